@@ -12,14 +12,15 @@ from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.verdict import token_ratio
 from arbitrage_cli.routing.agreement import agree
 from arbitrage_cli.runs.folder import Row, RunFolder, latest
+from arbitrage_cli.stats import rounding
 
 MOST_PROBLEMS = 40
-LOOKS = (8, 20, 30)
+LOOKS = (5, 8, 20, 30)
 """Numbers of problems after which a verdict may end the run: at each look luck may decide, so they are few."""
 
 
 def ways(base: Setup) -> str:
-    """The policies to compare with the target alone: those that these models can do."""
+    """The policies to compare, as `bench` takes them: the target alone, and those that these models can do."""
     speculative = [] if base.served else ["speculative"]
     routed = ["arbitrage@exact", "arbitrage@balanced"] if base.head else []
     return ",".join(["target", *speculative, *routed, "draft"])
@@ -32,7 +33,7 @@ def shuffled(selected: Selection) -> Selection:
 
 
 class Enough:
-    """Ends a run: when its time is up, or when a verdict can be given. The time begins with the first problem."""
+    """Ends a run when its time is up, or when the verdict is final. The time begins with the first problem."""
 
     def __init__(
         self, folder: RunFolder, num_routes: int, minutes: float, clock: Callable[[], float] = time.monotonic
@@ -47,8 +48,12 @@ class Enough:
         self.out_of_time = self._clock() - self._began > self._seconds
         return self.out_of_time or self.is_decided()
 
+    def seconds_left(self) -> float:
+        """The time after which no problem is begun."""
+        return self._seconds if self._began is None else max(0.0, self._began + self._seconds - self._clock())
+
     def is_decided(self) -> bool:
-        """Whether this is a number of problems to look at, and the verdict on them is one."""
+        """Whether this is one of the `LOOKS`, and the verdict is final."""
         run, rows = finished(self._folder, self._num_routes)
         if len(run["levels"]) not in LOOKS:
             return False
@@ -57,7 +62,7 @@ class Enough:
 
 
 def finished(folder: RunFolder, num_routes: int) -> tuple[dict[str, Any], list[Row]]:
-    """The run as if only those of its problems had been planned that every way has tried."""
+    """The run without the problems that are left, or that only some of the ways have tried; and its rows."""
     rows: list[Row] = list(latest(folder.rows))
     counts: dict[str, int] = {}
     for row in rows:
@@ -71,7 +76,7 @@ def findings(found: Mapping[str, Any], rows: Sequence[Row], *, of_code: bool) ->
     """What a reader should know before the advice: what tokens cost, and how often the draft agrees with the target."""
     facts = []
     if ratio := token_ratio(found):
-        facts.append(("costs", f"a token of the target costs {ratio:.2g} of the draft's"))
+        facts.append(("costs", f"a token of the target costs {rounding.number(ratio)} of the draft's"))
     draft = next((one for one in found["policies"] if one["policy"] == "draft"), None)
     if draft and draft["same_answers"] is not None:
         same = draft["ratios"]["same_answers"]

@@ -85,8 +85,17 @@ def plan_run(
     return BenchRun(session, selected.title, attempts, folder, *left_and_run)
 
 
-def measure(run: BenchRun, display: Display, timeout: float | None, enough: Callable[[], bool] = lambda: False) -> None:
-    """Make the attempts that are left, until there are `enough`. Loading and warm-up are not timed."""
+def measure(
+    run: BenchRun,
+    display: Display,
+    timeout: float | None,
+    enough: Callable[[], bool] = lambda: False,
+    seconds_left: Callable[[], float] = lambda: math.inf,
+) -> None:
+    """Make the attempts that are left, until there are `enough`, which takes no longer than `seconds_left`.
+
+    Loading and warm-up are not timed.
+    """
     session, limits = run.session, run.session.setup.limits
     with session.setup.task.open_grader() as grader:
         if not session.models:
@@ -95,7 +104,7 @@ def measure(run: BenchRun, display: Display, timeout: float | None, enough: Call
         for attempt in run.left.all:
             session.engines(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
-        executor = Executor(run.folder, display, _Progress(run), session.check_files)
+        executor = Executor(run.folder, display, _Progress(run, seconds_left), session.check_files)
         try:
             executor.run(run.left, bench.run, bench.row, limits)
         finally:
@@ -189,7 +198,8 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
 class _Progress:
     """How the policies stand, and how long the rest will take."""
 
-    def __init__(self, run: BenchRun) -> None:
+    def __init__(self, run: BenchRun, seconds_left: Callable[[], float]) -> None:
+        self._seconds_left = seconds_left
         self._title, self._planned = f"bench {run.title}", len(run.attempts)
         routes = list(dict.fromkeys(attempt.route for attempt in run.attempts))
         self._standings = Standings(routes, self._planned // len(routes), run.session.concurrency)
@@ -209,4 +219,5 @@ class _Progress:
         """What a display shows."""
         finished = self._planned - self._waiting.total()
         left = self._standings.seconds_left(self._waiting)
+        left = None if left is None else min(left, self._seconds_left())
         return RunProgress(self._title, finished, self._planned, self._standings.now(), left)

@@ -1,7 +1,7 @@
 """The options that commands share, in groups: each a frozen dataclass, and how a command line shows its fields."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -35,6 +35,17 @@ class Invocation:
     def count(self, flag: str) -> int:
         """How often a flag with a value was given."""
         return sum(part.partition("=")[0] == flag for part in self.arguments)
+
+    def given(self, *groups: Any, without: Collection[str] = ()) -> list[str]:
+        """The options of these groups that were given on the command line, as another command takes them."""
+        parts: list[str] = []
+        for group in groups:
+            for name, kind in get_type_hints(type(group), include_extras=True).items():
+                if name in self.flags and name not in without:
+                    value = getattr(group, name)
+                    on, _, off = kind.__metadata__[0].of(name, kind.__origin__).names[0].partition("/")
+                    parts += [on] if value is True else [off] if value is False else [on, str(value)]
+        return parts
 
     @property
     def command(self) -> list[str]:
@@ -245,8 +256,8 @@ class LoadingOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class MachineOptions(LoadingOptions):
-    """How models are loaded and run."""
+class ThreadOptions(LoadingOptions):
+    """The same with the number of threads."""
 
     threads: Annotated[
         int | None,
@@ -257,6 +268,12 @@ class MachineOptions(LoadingOptions):
             max=MAX_THREADS,
         ),
     ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOptions(ThreadOptions):
+    """How models are loaded and run."""
+
     concurrency: Annotated[
         str | None,
         _machine(

@@ -2,11 +2,14 @@
 
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from arbitrage_cli.app.completion import data_sets
 from arbitrage_cli.app.options import (
+    SOME_FAILED,
     BenchRoutingOptions,
     FolderOptions,
     GenerationOptions,
@@ -19,12 +22,15 @@ from arbitrage_cli.app.options import (
     ProblemOptions,
     RoutingOptions,
     RunCode,
+    ThreadOptions,
 )
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, only_figures_on_stdout, permitted, say, write_json
 from arbitrage_cli.display.text import is_drawable, one_line, write
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.runs.records import route_name
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.model_choice import ModelChoice
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from arbitrage_cli.types import ModelRole
 
 BUILT_IN_PROBLEMS = "builtin"
+BENCHMARK = "100"  # problems, if those that advise solves do not decide
 _PANEL = "Advice"
 
 
@@ -61,6 +68,39 @@ class AdviceOptions(FolderOptions):
     run_code: RunCode = None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user gave, and what it stands for."""
+
+    options: "RunOptions"
+    advice: AdviceOptions
+    choice: "ModelChoice"
+    selected: "Selection"
+
+    def arguments(self, *, with_head: bool = True) -> list[str]:
+        """The models, and what else was given that another command takes as well."""
+        invocation, models = self.options.invocation, self.options.models
+        named = invocation.flags & {"draft", "target", "pair"}
+        without = () if with_head else ("head",)
+        given = invocation.given(models, self.options.generation, self.options.machine, without=without)
+        return [*([] if named else self.choice.arguments), *given]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A run as far as all ways have tried its problems, and whether it ended because its time was up."""
+
+    folder: Path
+    run: dict[str, Any]
+    rows: Sequence["Row"]
+    out_of_time: bool
+
+    @property
+    def num_errors(self) -> int:
+        """How many attempts failed."""
+        return sum(row["status"] == "error" for row in self.rows)
+
+
 @command
 def advise(
     invocation: Invocation,
@@ -68,10 +108,10 @@ def advise(
     advice: AdviceOptions,
     models: HeadOptions,
     generation: GenerationOptions,
-    machine: MachineOptions,
+    machine: ThreadOptions,
     json_line: JsonFigures = False,
     output: OutputOptions,
-) -> None:
+) -> int:
     """Find out whether a pair pays on this machine, and how to use it: one sentence and one command line.
 
     It measures what tokens cost here, as arbitrage tune does. Then it solves 5 to 40 problems in each way, in turns: the target
@@ -103,22 +143,23 @@ def advise(
                 "--save needs a pair", "name these two models in pairs.toml, and give --pair NAME", option="save"
             )
         _measure_costs(choice, models, machine, display)
-        options = RunOptions(invocation, models, generation, machine, selected.dataset.task)
-        run, rows, out_of_time = _run(options, advice, selected, display)
-    made = figures(run, rows, out_of_time=out_of_time)
+        options = RunOptions(invocation, models, generation, MachineOptions(**asdict(machine)), selected.dataset.task)
+        asked = Asked(options, advice, choice, selected)
+        measured = _run(asked, display)
+    made = figures(measured.run, measured.rows, out_of_time=measured.out_of_time)
     if json_line:
         write_json(made)
     else:
-        following = _next(made["verdict"], choice, invocation, advice, out_of_time=out_of_time)
-        _show(made, findings(made, rows, of_code=task.name == "code"), following)
+        _show(made, findings(made, measured.rows, of_code=task.name == "code"), asked, measured)
+    if measured.num_errors:
+        say(f"errors: {measured.num_errors} (the same command tries these again)", output)
     if advice.save:
-        _save(made["verdict"], choice, output)
+        _save(made["verdict"], choice, models.head, output)
+    return SOME_FAILED if measured.num_errors else 0
 
 
-def _run(
-    options: "RunOptions", advice: AdviceOptions, selected: "Selection", display: Display
-) -> tuple[dict[str, Any], list["Row"], bool]:
-    """Solve problems in all ways until they decide, or the time is up: the run, its rows, and whether it was."""
+def _run(asked: Asked, display: Display) -> Measured:
+    """Solve problems in all ways until they decide, or the time is up."""
     from arbitrage_cli.app.advice import Enough, finished, ways
     from arbitrage_cli.app.bench_run import measure, plan_run
     from arbitrage_cli.app.selection import default_folder
@@ -126,6 +167,7 @@ def _run(
     from arbitrage_cli.app.setup import bench_setup, resumed_setup, solve_setup
     from arbitrage_cli.runs.folder import RunFolder
 
+    options, advice, selected = asked.options, asked.advice, asked.selected
     base = solve_setup(options, RoutingOptions(policy="target"))
     setup = bench_setup(options, BenchRoutingOptions(policy=ways(base)))
     setup = replace(setup, task=permitted(setup.task, advice.run_code))
@@ -138,11 +180,11 @@ def _run(
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if run.left.all and not (folder.rows and enough.is_decided()):
                     with only_figures_on_stdout():
-                        measure(run, display, None, enough)
-        return *finished(folder, len(setup.routes)), enough.out_of_time
+                        measure(run, display, None, enough, enough.seconds_left)
+        return Measured(path, *finished(folder, len(setup.routes)), enough.out_of_time)
 
 
-def _measure_costs(choice: "ModelChoice", models: HeadOptions, machine: MachineOptions, display: Display) -> None:
+def _measure_costs(choice: "ModelChoice", models: HeadOptions, machine: ThreadOptions, display: Display) -> None:
     """Measure the models that were not, as `arbitrage tune` does; with --threads, the run alone tells what tokens cost."""
     from arbitrage_cli.app.model_choice import load_options
     from arbitrage_cli.app.session import fetch
@@ -162,44 +204,66 @@ def _measure_costs(choice: "ModelChoice", models: HeadOptions, machine: MachineO
             raise errors[0]
 
 
-def _show(made: dict[str, Any], facts: list[tuple[str, str]], following: str) -> None:
+def _show(made: dict[str, Any], facts: list[tuple[str, str]], asked: Asked, measured: Measured) -> None:
     """The table without its verdict, which comes last, with the command line."""
     from arbitrage_cli.display import table
 
     table.write_table(made | {"verdict": None}, facts, sys.stdout, styled=is_drawable(sys.stdout))
-    text = made["verdict"]["text"] if made["verdict"] else "Only the target alone was tried."
-    write(sys.stdout, f"\n{one_line(text)}\n  {following}\n")
+    failed = f"{measured.num_errors} of {len(measured.rows)} attempts failed"
+    text = made["verdict"]["text"] if made["verdict"] else f"Nothing can be compared: {failed}."
+    write(sys.stdout, f"\n{one_line(text)}\n  {_next(made['verdict'], asked, measured)}\n")
 
 
-def _next(
-    verdict: dict[str, Any] | None,
-    choice: "ModelChoice",
-    invocation: Invocation,
-    advice: AdviceOptions,
-    *,
-    out_of_time: bool,
-) -> str:
+def _next(verdict: dict[str, Any] | None, asked: Asked, measured: Measured) -> str:
     """The command line that follows from a verdict: how to solve, or how to go on."""
-    if verdict is None or verdict["decision"] == "not decided":
-        if not out_of_time:
-            return "give --dataset a file with more questions"
-        more = [] if invocation.count("--minutes") else ["--minutes", f"{3 * advice.minutes:g}"]
-        return shlex.join([*invocation.command, *more])
-    policy, _, tau = (verdict["route"] or "target").partition("@")
-    return shlex.join(
-        ["arbitrage", "solve", *choice.arguments, "--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"]
-    )
+    invocation, advice, selected = asked.options.invocation, asked.advice, asked.selected
+    if verdict is None:
+        return invocation.resuming
+    if verdict["decision"] != "not decided":
+        return shlex.join(_solving(verdict["route"] or "target", asked))
+    if verdict["final"]:
+        return shlex.join(["arbitrage", "report", str(measured.folder), "-o", "report.html"])
+    if measured.out_of_time:
+        return invocation.resuming + ("" if invocation.count("--minutes") else f" --minutes {3 * advice.minutes:g}")
+    if len(selected.items) == len(selected.dataset.items):
+        return "give --dataset a file with more questions"
+    return shlex.join(_benchmarking(measured.run["policies"], asked))
 
 
-def _save(verdict: dict[str, Any] | None, choice: "ModelChoice", output: OutputOptions) -> None:
-    """Keep the advice with the pair, if there is any. OutputError."""
-    from arbitrage_cli.model_files.pairs import save_pair
+def _benchmarking(policies: Sequence[dict[str, Any]], asked: Asked) -> list[str]:
+    """The command that compares these policies on more problems."""
+    advice = asked.advice
+    return [
+        *("arbitrage", "bench", "--dataset", advice.dataset or BUILT_IN_PROBLEMS, "--limit", BENCHMARK),
+        *(["--map", advice.mapping] if advice.mapping else []),
+        *([f"--run-code={advice.run_code}"] if advice.run_code else []),
+        *(*asked.arguments(), "--policy"),
+        ",".join(route_name(one["policy"], one["tau"], one["tau_name"]) for one in policies),
+    ]
+
+
+def _solving(route: str, asked: Asked) -> list[str]:
+    """The command that solves a problem as it was measured."""
+    policy, _, tau = route.partition("@")
+    of_data = asked.selected.dataset.task if asked.options.generation.task is None else None
+    return [
+        *("arbitrage", "solve", *asked.arguments(with_head=POLICIES[policy].needs_head)),
+        *(["--task", of_data] if of_data else []),
+        *("--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"),
+    ]
+
+
+def _save(verdict: dict[str, Any] | None, choice: "ModelChoice", head: str | None, output: OutputOptions) -> None:
+    """Keep the advice with the pair, if there is any, with the head that was given if it needs one. OutputError."""
+    from arbitrage_cli.model_files.pairs import head_file, is_built_in, save_pair
     from arbitrage_cli.system.files import user_folder
 
     if verdict is None or verdict["decision"] == "not decided" or choice.pair is None:
         say("not saved: there is no verdict yet", output)
         return
     policy, _, tau = (verdict["route"] or "target").partition("@")
-    path = user_folder() / "pairs.toml"
-    save_pair(path, replace(choice.pair, policy=policy, tau=tau or None))
+    path, pair = user_folder() / "pairs.toml", replace(choice.pair, policy=policy, tau=tau or None)
+    if head and POLICIES[policy].needs_head:
+        pair = replace(pair, head=head if is_built_in(head) else str(head_file(head).absolute()))
+    save_pair(path, pair)
     say(f"saved in {path}: pair {choice.pair.name} uses policy {policy}" + f" at {tau}" * bool(tau), output)

@@ -94,7 +94,7 @@ def _verdict(found: Mapping["ModelRole", TunedModel], choice: "ModelChoice", inv
     from arbitrage_cli.routing.thresholds import usual_rows
     from arbitrage_cli.tuning.placement import costs_of
 
-    costs = costs_of({role: one.tuned for role, one in found.items()})
+    costs = costs_of({role: one.tuned for role, one in found.items() if one.steady})
     if costs is None:
         return
     ratio = costs.target_seconds_per_token / costs.draft_seconds_per_token

@@ -219,7 +219,9 @@ def _does_not_pay(ways: Sequence[Way], figures: Figures) -> list[str]:
         lost = f"No way here keeps the target's answers and is faster: {best.route} is {best.speed}, {best.answers}."
         return [lost, f"{STRONGER.capitalize()} change that."]
     ratio = token_ratio(figures)
-    why = f": a token of the target costs {rounding.number(ratio)} of the draft's; {_would_pay(others, ratio)}" if ratio else ""
+    why = (
+        f": a token of the target costs {rounding.number(ratio)} of the draft's{_would_pay(others, ratio)}" if ratio else ""
+    )
     best = max(others, key=lambda way: way.speedup)
     return [f"These two do not pay on this machine{why}.", f"The fastest way, {best.route}, is {best.speed}."]
 
@@ -228,8 +230,10 @@ def _would_pay(ways: Sequence[Way], ratio: float) -> str:
     """What would change the verdict that these ways do not pay at this ratio of costs."""
     needed = [found for way in ways if way.keeps_answers and (found := _ratio_needed(way, ratio))]
     if needed:
-        return f"from about {float(f'{min(needed):.2g}'):g} on they would"
-    return f"a faster draft would not change that, {STRONGER}"
+        return f"; from about {float(f'{min(needed):.2g}'):g} on they would"
+    if any(way.has_targets_text and not way.draft_share for way in ways):
+        return ", at which speculation proposes nothing; a faster draft might change that"
+    return f"; a faster draft would not change that, {STRONGER}"
 
 
 def _ratio_needed(way: Way, ratio: float) -> float | None:
@@ -240,4 +244,4 @@ def _ratio_needed(way: Way, ratio: float) -> float | None:
 
 def _count(number: int, noun: str) -> str:
     first, space, rest = noun.partition(" of ")
-    return f"{number} {first}{'s' * (number != 1)}{space}{rest}"
+    return f"{rounding.count(number, first)}{space}{rest}"

@@ -83,16 +83,18 @@ def read_pairs(user_file: Path | None = None) -> Pairs:
 
 
 def save_pair(path: Path, pair: Pair) -> None:
-    """Write a pair's policy and tau to its entry in the user's file, which is added if it is not there. OutputError, UsageError."""
+    """Write a pair's policy, tau and head to its entry in the user's file, or all of it if it has none there. OutputError."""
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         lines, key = text.splitlines(), pair.name if re.fullmatch("[A-Za-z0-9_-]+", pair.name) else json.dumps(pair.name)
-        kept = {name: value for name in ("policy", "tau") if (value := getattr(pair, name)) is not None}
-        if pair.name in tomllib.loads(text):
+        kept = {name: value for name in ("policy", "tau", "head") if (value := getattr(pair, name)) is not None}
+        if (entry := tomllib.loads(text).get(pair.name)) is not None:
+            changed = [name for name in ("policy", "tau", "head") if entry.get(name) != kept.get(name)]
             begin = next(index for index, line in enumerate(lines) if re.fullmatch(rf"\[{re.escape(key)}\]\s*(#.*)?", line))
             end = next((index for index in range(begin + 1, len(lines)) if lines[index].startswith("[")), len(lines))
-            own = [line for line in lines[begin + 1 : end] if not re.match(r"(policy|tau)\s*=", line)]
-            lines[begin + 1 : end] = [*(f"{name} = {_toml(value)}" for name, value in kept.items()), *own]
+            own = [line for line in lines[begin + 1 : end] if line.partition("=")[0].strip() not in changed]
+            new = [f"{name} = {_toml(kept[name])}" for name in changed if name in kept]
+            lines[begin + 1 : end] = [*new, *own]
         else:
             values = {one.name: getattr(pair, one.name) for one in fields(Pair) if one.name != "name"}
             lines += [

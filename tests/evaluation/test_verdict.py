@@ -115,6 +115,9 @@ def test_what_would_change_the_answer(name: str) -> None:
     assert hopeless is not None
     assert "they would" not in hopeless.text
     assert "a faster draft would not change that" in hopeless.text
+    idle = verdict(of(SLOW_DRAFT, slow | {"policy": "speculative", "time": time(0.0)}))
+    assert idle is not None
+    assert "speculation proposes nothing; a faster draft might change that" in idle.text
 
 
 def test_a_large_ratio_is_written_out() -> None:
