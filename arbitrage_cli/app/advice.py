@@ -27,7 +27,7 @@ def ways(base: Setup) -> str:
 
 
 def shuffled(selected: Selection) -> Selection:
-    """The same problems in an order that has nothing to do with theirs: the first few are a sample as well."""
+    """The same problems in an order that does not depend on the file's: the first few are a sample."""
     drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
     return replace(selected, items=drawn)
 

@@ -20,7 +20,6 @@ from arbitrage_cli.app.options import (
     Option,
     OutputOptions,
     ProblemOptions,
-    RoutingOptions,
     RunCode,
     ThreadOptions,
 )
@@ -164,11 +163,11 @@ def _run(asked: Asked, display: Display) -> Measured:
     from arbitrage_cli.app.bench_run import measure, plan_run
     from arbitrage_cli.app.selection import default_folder
     from arbitrage_cli.app.session import Session
-    from arbitrage_cli.app.setup import bench_setup, resumed_setup, solve_setup
+    from arbitrage_cli.app.setup import bench_setup, resumed_setup
     from arbitrage_cli.runs.folder import RunFolder
 
     options, advice, selected = asked.options, asked.advice, asked.selected
-    base = solve_setup(options, RoutingOptions(policy="target"))
+    base = bench_setup(options, BenchRoutingOptions(policy="target"))
     setup = bench_setup(options, BenchRoutingOptions(policy=ways(base)))
     setup = replace(setup, task=permitted(setup.task, advice.run_code))
     path = advice.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="advise--")

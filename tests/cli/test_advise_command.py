@@ -2,23 +2,37 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cli import Result, assert_refused
 from made_up_runs import Column, make_run, write_run_folder
 from test_tune_command import FAST_READER, Home
 
 from arbitrage_cli.app.advice import Enough, findings, finished
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.model_files.pairs import Pair, read_pairs, save_pair
+from arbitrage_cli.model_files.pairs import Pair, head_file, read_pairs, save_pair
 from arbitrage_cli.runs.folder import RunFolder
+from arbitrage_cli.runs.records import route_name
 
 COLUMNS: tuple[Column, ...] = (("target", None), ("draft", None), ("entropy", 0.5))
 MINE = Pair(
     "mine", "small.gguf", "large.gguf", ctx=2048, system="", chat_template_kwargs={"enable_thinking": False, "n": {"x": "y"}}
 )
+
+
+HEAD = "my head.safetensors"
+GIVEN = ("--pair", "builtin", "--offline", "--head", HEAD, "--max-tokens", "8", "--temperature", "0.5", "--ctx", "2048")
+WRONG: Mapping[str, int] = {"draft": 5}
+EXACT_PAYS = {"target": 1.0, "speculative": 0.8, "arbitrage@exact": 0.4, "arbitrage@balanced": 0.8, "draft": 0.1}
+NOTHING_PAYS = {**dict.fromkeys(EXACT_PAYS, 1.01), "target": 1.0}
+UNCLEAR = {**NOTHING_PAYS, "speculative": 1.85}
 
 
 @pytest.fixture
@@ -49,6 +63,9 @@ def test_the_last_lines_are_a_sentence_and_a_command(home: Home) -> None:
     assert found["n"] > before
     labels = [policy["policy"] for policy in found["policies"]]
     assert labels == ["target", "speculative", "arbitrage", "arbitrage", "draft"]
+    left = [int(seconds) for seconds in re.findall(r"about (\d+) s left", ended.err)]
+    assert left
+    assert max(left) <= 1
 
 
 def test_a_run_ends_when_its_time_is_up_or_its_problems_decide(folder: RunFolder) -> None:
@@ -58,8 +75,101 @@ def test_a_run_ends_when_its_time_is_up_or_its_problems_decide(folder: RunFolder
     ticks = itertools.count(0, 50)
     enough = Enough(folder, len(COLUMNS), minutes=1, clock=lambda: float(next(ticks)))
     assert enough.is_decided() == figures(run, rows)["verdict"]["final"]
+    assert enough.seconds_left() == 60
     verdicts = [enough() for _ in range(2)]
-    assert (verdicts[1], enough.out_of_time) == (True, True)
+    assert (verdicts[1], enough.out_of_time, enough.seconds_left()) == (True, True, 0)
+
+
+def as_if(folder: Path, count: int, seconds: Mapping[str, float], **changes: Any) -> None:
+    """Make of a run one of `count` problems that take each way this long, some three times; the draft gets some wrong.
+
+    Speculation takes as long on one problem as on another if it is `UNCLEAR`, so that its speed-up varies.
+    """
+    with RunFolder(folder) as opened:
+        assert opened.run is not None
+        names = {(one["policy"], one["tau"]): one["tau_name"] for one in opened.run["policies"]}
+        ways = {route_name(*key, names[key]): row for row in opened.rows if (key := (row["policy"], row["tau"])) in names}
+        rows = [
+            row
+            | {
+                "id": name,
+                "wall_seconds": seconds[way] * (1 if (seconds, way) == (UNCLEAR, "speculative") else 1 + index % 3),
+            }
+            | {"grade": {**row["grade"], "value": "incorrect" if index < WRONG.get(way, 0) else "correct"}}
+            | changes
+            for index, name in enumerate(list(opened.run["levels"])[:count])
+            for way, row in ways.items()
+        ]
+        opened.rewrite(rows)
+
+
+def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, **changes: Any) -> tuple[Result, list[str]]:
+    """What is said of such a run, and the command line at the end."""
+    shutil.copy(head_file("builtin:builtin"), home.folder / HEAD)
+    order = ("advise", "--output", "run", "--minutes", "0.01", *given)
+    home.run(*order, "-q")
+    as_if(home.folder / "run", count, seconds, **changes)
+    ended = home.run(*order, "--save")
+    return ended, shlex.split(ended.out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "said", "policy"),
+    [
+        (20, EXACT_PAYS, "Routing by arbitrage@exact pays here: 2.50", ["--policy", "arbitrage", "--tau", "exact"]),
+        (5, NOTHING_PAYS, "These two do not pay", ["--policy", "target"]),
+    ],
+    ids=["it pays", "it does not, as five problems show"],
+)
+def test_the_command_solves_as_was_measured_and_is_saved(
+    home: Home, count: int, seconds: Mapping[str, float], said: str, policy: list[str]
+) -> None:
+    """With the head that was given, if it is needed, and all that was given of how steps are written."""
+    ended, following = advised(home, count, seconds, *GIVEN)
+    assert (ended.code, said in ended.out) == (0, True), ended.err
+    routed = "--tau" in policy
+    given = [part for part in GIVEN if routed or part not in ("--head", HEAD)]
+    assert following[:2] == ["arbitrage", "solve"]
+    assert sorted(following[2:]) == sorted([*given, *policy, "PROBLEM"])
+    solved = home.run(*following[1:-1], "12 + 5", "--json")
+    assert (solved.code, solved.records[0]["policy"]) == (0, policy[1]), solved.err
+    saved = read_pairs(home.folder / "arbitrage" / "pairs.toml")["builtin"]
+    assert (saved.policy, saved.tau) == (policy[1], "exact" if routed else None)
+    assert saved.head == (str(home.folder / HEAD) if routed else read_pairs()["builtin"].head)
+
+
+def test_a_benchmark_decides_what_forty_problems_do_not(home: Home) -> None:
+    ended, following = advised(home, 40, UNCLEAR, *GIVEN)
+    assert "Not decided by 40 problems: speculative" in ended.out
+    assert following[:6] == ["arbitrage", "bench", "--dataset", "builtin", "--limit", "100"]
+    assert following[-2:] == ["--policy", ",".join(EXACT_PAYS)]
+    assert set(GIVEN) < set(following)
+    assert not (home.folder / "arbitrage" / "pairs.toml").exists()
+
+
+def test_answers_that_cannot_be_compared_decide_nothing(home: Home) -> None:
+    """Routing would pay if it kept the answers, which only a reader can tell."""
+    ungraded = {"value": "unscored", "answer": None, "explanation": ""}
+    seconds = {**EXACT_PAYS, "speculative": 1.01}
+    ended, following = advised(home, 8, seconds, "--task", "free", "--pair", "builtin", grade=ungraded, answer=None)
+    assert "Not decided by 8 problems: arbitrage@exact" in ended.out
+    assert following == ["arbitrage", "report", "run", "-o", "report.html"]
+    assert not (home.folder / "arbitrage" / "pairs.toml").exists()
+
+
+def test_a_run_of_errors_says_so_and_fails(home: Home) -> None:
+    """No problem fits into this context."""
+    ended = home.run("advise", "--minutes", "0.01", "--ctx", "64", "--system", "Add. " * 64)
+    *_, sentence, following = ended.out.splitlines()
+    assert ended.code == 1
+    number, of = map(int, re.findall(r"\d+", sentence))
+    assert number == of >= 5
+    assert following.split()[:2] == ["arbitrage", "advise"]
+
+
+def test_problems_are_solved_one_at_a_time(home: Home) -> None:
+    """Blocks of several would be too few to compare."""
+    assert_refused(home.run("advise", "--concurrency", "4"), 2, "", "--concurrency")
 
 
 def test_what_is_found_of_the_models(folder: RunFolder) -> None:
@@ -68,7 +178,7 @@ def test_what_is_found_of_the_models(folder: RunFolder) -> None:
     found = dict(findings(figures(run, rows), rows, of_code=False))
     answers = {(row["policy"], row["id"]): row["answer"] for row in rows}
     same = sum(answers["draft", name] == answers["target", name] for name in run["levels"])
-    assert found["costs"] == "a token of the target costs 3.5 of the draft's"
+    assert found["costs"] == "a token of the target costs 3.50 of the draft's"
     assert found["answers"] == f"the draft alone gives {same} of 8 answers of the target"
     assert found["steps"].endswith("of 8 first steps conclude the same in both models")
 
@@ -84,6 +194,8 @@ def test_advice_is_written_to_the_entry_of_the_pair(tmp_path: Path) -> None:
     save_pair(path, replace(read_pairs(path)["other"], policy="target"))
     assert read_pairs(path)["other"] == Pair("other", "a.gguf", "b.gguf", policy="target")
     assert "# of another\n[other] # pair\n" in path.read_text()
+    save_pair(path, replace(read_pairs(path)["other"], policy="arbitrage", head="other.safetensors"))
+    assert read_pairs(path)["other"] == Pair("other", "a.gguf", "b.gguf", policy="arbitrage", head="other.safetensors")
 
 
 def test_the_other_commands_follow_the_advice(home: Home) -> None:

@@ -13,6 +13,9 @@ from faults import write_problems
 from made_up_tuning import make_tuned
 from small_heads import write_head
 
+from arbitrage_cli.app.options import Invocation, LoadingOptions, OutputOptions, PairOptions
+from arbitrage_cli.cli import tune
+from arbitrage_cli.cli.tune import TunedModel
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.tuning.placement import machine_here, place
@@ -90,6 +93,19 @@ def test_each_number_of_threads_is_shown_and_one_is_chosen(tuned: tuple[Home, Re
     assert chosen == [one.threads for one in read_tuned(home.file)]
     assert result.out.count("flash-attention=false") == result.out.count("flash-attention=true") == 2
     assert max(map(len, lines[:-5])) < 80
+
+
+def test_nothing_is_concluded_from_a_disturbed_measurement(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def disturbed(role: ModelRole, *_: object) -> TunedModel:
+        return TunedModel(made_up(role, FAST_READER[role], 1), [], steady=False)
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home.folder))
+    monkeypatch.setattr(tune, "measure_model", disturbed)
+    tune.tune.__wrapped__(Invocation(), models=PairOptions(), loading=LoadingOptions(), output=OutputOptions())  # type: ignore[attr-defined]
+    assert capsys.readouterr().out.splitlines()[-1] == "not all was kept"
+    assert not read_tuned(home.file)
 
 
 def test_measurements_are_kept_by_sha256_and_machine(tuned: tuple[Home, Result]) -> None:
