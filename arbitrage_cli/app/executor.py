@@ -17,6 +17,7 @@ from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
 from arbitrage_cli.runs.folder import Key, Row, RunFolder
 from arbitrage_cli.runs.started import GIVEN_UP, StartedMarks
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Started, Trace
 
@@ -172,7 +173,7 @@ def _ended(attempt: Attempt, row: Row, progress: RunProgress) -> AttemptEnded:
     if row["status"] == "error":
         verdict, detail = "error", row["error"]
     elif "states" in row:
-        verdict, detail = "done", f"{len(row['states'])} states"
+        verdict, detail = "done", rounding.count(len(row["states"]), "state")
     else:
         verdict, detail = row["grade"]["value"], row["grade"]["answer"] or ""
     seconds = None if "throughput" in row else row.get("wall_seconds", row.get("seconds"))

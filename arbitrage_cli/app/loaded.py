@@ -19,6 +19,7 @@ from arbitrage_cli.rewards.batched import BatchRater
 from arbitrage_cli.rewards.questions import Judge, PrmStyle, ProcessReward
 from arbitrage_cli.rewards.served import ServedRater
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Cost, ModelRole
 
 
@@ -77,7 +78,7 @@ class LocalModel:
         """One line: name, size, and how it runs or what its server can do."""
         card = self.card
         layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
-        threads = f"{card.threads} thread{'s' if card.threads > 1 else ''}"
+        threads = rounding.count(card.threads, "thread")
         context = f"context {card.context_size}" + (f" of {card.kv_cache}" if card.kv_cache else "")
         return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
 

@@ -50,6 +50,7 @@ from arbitrage_cli.routing.head import Head
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import ANY_ROUTE, Route
 from arbitrage_cli.routing.thresholds import NAMES, SAME, NamedTaus
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.tasks.registry import find_task
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.tuning.placement import Placement, place
@@ -316,8 +317,8 @@ def _changed_names(listed: Listed, here: NamedTaus | None, kept: NamedTaus | Non
     if not here or not kept:
         return []
     return [
-        f"{name} is tau {kept.taus[name]:g} in this run, as when it began; by the costs of {here.costs_of} it would be "
-        f"{here.taus[name]:g}: to use that, give the run another folder (--output)"
+        f"{name} is tau {rounding.tau(kept.taus[name])} in this run, as when it began; by the costs of {here.costs_of} it would be "
+        f"{rounding.tau(here.taus[name])}: to use that, give the run another folder (--output)"
         for name in names_of_taus(listed)
         if here.taus[name] != kept.taus[name]
     ]

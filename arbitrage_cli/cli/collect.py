@@ -17,6 +17,7 @@ from arbitrage_cli.app.options import (
 )
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, open_folder, permitted, say
+from arbitrage_cli.stats import rounding
 
 
 @command
@@ -62,6 +63,6 @@ def collect(
         display.close()
     name = shlex.quote(str(path))
     begins = f"{name} has" if collection.has_grown else f"nothing to do: {name} has"
-    found = f"{collection.num_states} states of {collection.num_problems} problems"
+    found = f"{rounding.count(collection.num_states, 'state')} of {rounding.count(collection.num_problems, 'problem')}"
     say(f"{begins} {found}; to train on them: arbitrage train {name} -o head.safetensors", output)
     return SOME_FAILED if collection.has_errors else 0

@@ -22,6 +22,7 @@ from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Finished, ModelRole, Problem, Step, Trace
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def explain(
     if json_lines:
         _write(explanation_records(explanations, {"id": trace.problem.id, "head": head.card.name}))
         return
-    _write([f"head {one_line(head.card.name)}, tau = {tau:.4g}", "", *solution_lines(explanations, top)])
+    _write([f"head {one_line(head.card.name)}, tau = {rounding.tau(tau)}", "", *solution_lines(explanations, top)])
 
 
 def _problem(text: str) -> Problem:

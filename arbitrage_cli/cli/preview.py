@@ -53,7 +53,7 @@ def _plan(setup: "Setup", selected: "Selection", path: Path, samples: int) -> It
     yield "policies", ", ".join(f"{one.name}@{SAME}" if _is_open(one) else one.label for one in setup.routes)
     for role, source in setup.sources.items():
         yield role, f"{source}: {_size(source, offline=setup.offline)}"
-    yield "folder", f"{path}" + (f": {len(attempts) - len(todo)} attempts are done" if contents else "")
+    yield "folder", f"{path}" + (f": {rounding.count(len(attempts) - len(todo), 'attempt')} done" if contents else "")
     yield "attempts", f"{len(todo)} of {len(attempts)} to run"
     yield "time", _time(setup, todo, rows)
 

@@ -180,5 +180,5 @@ def _tau_lines(row: Card, names: Sequence[str]) -> Iterator[list[str]]:
         f"{rounding.points(row['change'] / 100)} [{interval}]",
         rounding.whole_percent(row["time"]),
     ]
-    yield [f"{row['tau']:.3g}", first, *cells]
+    yield [rounding.tau(row["tau"]), first, *cells]
     yield from (["", name, *[""] * len(cells)] for name in others)

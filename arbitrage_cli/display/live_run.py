@@ -61,11 +61,11 @@ class RunView(View):
             return Text("")
         several = len(self._in_flight) > 1
         problem, label = list(self._in_flight.items())[-1]
-        attempt = f"{len(self._in_flight)} problems at once" if several else problem
+        attempt = f"{rounding.count(len(self._in_flight), 'problem')} at once" if several else problem
         line = Text(f"{SPINNER[int(now * 4) % 4]} {one_line(f'{attempt}, {label}')}")
         if self._writer and not several:
             line.append(f"  step {self._step} ", "dim").append(self._writer, COLORS[self._writer])
-            line.append(f"  {self._num_tokens} tokens", "dim")
+            line.append(f"  {rounding.count(self._num_tokens, 'token')}", "dim")
         return line
 
     def _head(self, columns: int, now: float) -> Text:

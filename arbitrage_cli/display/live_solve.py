@@ -17,6 +17,7 @@ from arbitrage_cli.display.region import View
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import (
     Decided,
     Decision,
@@ -60,7 +61,7 @@ class _Solution:
         if self.is_rated:
             return "being rated"
         is_reading = self.num_unread > 1 and not self.num_tokens
-        return f"reading {self.num_unread} tokens" if is_reading else f"{self.num_tokens} tokens"
+        return f"reading {self.num_unread} tokens" if is_reading else rounding.count(self.num_tokens, "token")
 
     def start_step(self, event: Writing, now: float) -> None:
         """A model begins the step, or goes on reading before it."""
@@ -217,7 +218,9 @@ class SolveView(View):
         shown = max(1, min(self._run.concurrency, MAX_PROBLEMS, rows - 3))
         width = max(cell_len(solution.identifier) for solution in by_place.values())
         lines = [_problem_line(by_place.get(place), width, columns) for place in range(shown)]
-        head = f"{len(by_place)} problems at once" + (f", {shown} of them shown" if len(by_place) > shown else "")
+        head = f"{rounding.count(len(by_place), 'problem')} at once" + (
+            f", {shown} of them shown" if len(by_place) > shown else ""
+        )
         finished = Text(f"{head}; {wording.progress(self._totals, self._run, seconds)}", "bold")
         return [finished, *lines, Text(wording.tally(self._totals.figures), "dim")]
 

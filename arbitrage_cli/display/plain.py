@@ -59,7 +59,7 @@ class PlainDisplay:
             return
         if isinstance(run, RunProgress):
             done = f", {run.finished} of them done" if run.finished else ""
-            self._say(f"{one_line(run.title)}: {run.planned} attempts{done}")
+            self._say(f"{one_line(run.title)}: {rounding.count(run.planned, 'attempt')}{done}")
             return
         self._run, self._began = run, self._clock()
         for line in [*wording.opening(run), *([wording.SCRIPTED_NOTICE] if run.is_scripted else [])]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from arbitrage_cli.app.protocol import AttemptEnded, ServerInfo
 from arbitrage_cli.display.text import one_line, shortened
 from arbitrage_cli.model_files.hub import FileProgress
-from arbitrage_cli.runs.records import LIMITS, RunInfo, answer, problem_error
+from arbitrage_cli.runs.records import LIMITS, RunInfo, answer, problem_error, tau_words
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as figures_of
 from arbitrage_cli.stats import rounding
@@ -104,10 +104,10 @@ def opening(run: RunInfo) -> list[str]:
 def _rule(run: RunInfo) -> str:
     """What the policy does with a step."""
     if run.score_is is None and run.policy == "speculative":
-        return f"policy {run.policy}: the target writes every step, and the draft says what may come next"
-    if run.score_is is None:
+        return f"policy {run.policy}: the target's text but for near-ties, and the draft proposes what may come next"
+    if run.score_is is None or run.tau is None:
         return f"policy {run.policy}: the {run.policy} model alone writes every step"
-    shown = f"{run.tau_name} ({rounding.number(run.tau)})" if run.tau_name else f"{run.tau:g}"
+    shown = tau_words(run.tau, run.tau_name)
     head = f" (head {one_line(run.settings['head'])})" if run.settings.get("head") else ""
     return f"policy {run.policy}{head}: the target rewrites a step when the {run.score_is} is above tau = {shown}"
 
@@ -166,12 +166,12 @@ def is_same(decision: Decision) -> bool:
 def size(step: Step) -> str:
     """Tokens and seconds of one step, and whether it was stopped before it was finished."""
     ends = {"early": ", stopped early", "think_budget": ", the last thought allowed"}
-    return f"{step.num_tokens} tokens {step.seconds:.2f} s" + ends.get(step.stop, "")
+    return f"{rounding.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "")
 
 
 def tally(figures: Tally) -> str:
     """Steps accepted, tokens of each kind, and the models' decoding speeds."""
-    steps, tokens = f"{figures.target_steps} steps", []
+    steps, tokens = rounding.count(figures.target_steps, "step"), []
     if figures.drafted_steps:
         steps = f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
         tokens.append(f"drafted {figures.drafted_tokens}, wasted {figures.wasted_tokens}")

@@ -12,6 +12,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.accuracy import difference_interval
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.results import PolicyResults, Result, paired, results_by_policy, sums_by_problem
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import Ratio, bootstrap, mcnemar, ratio_of_sums
 
 
@@ -127,7 +128,7 @@ def _differing(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]
 def _notes(first: Row, second: Row, changed: set[str]) -> Iterator[str]:
     """What makes the two runs less comparable."""
     if changed:
-        yield f"{len(changed)} problems are left out: under the same id the runs have different questions."
+        yield f"Left out: {rounding.count(len(changed), 'problem')}, as under the same id the runs have different questions."
     differing = _differing(first["fingerprint"], second["fingerprint"])
     if differing:
         yield f"What they were made with differs: {'; '.join(differing)}."

@@ -24,6 +24,7 @@ from arbitrage_cli.evaluation.projection import (
 from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.runs.records import Level, tau_in_json
 from arbitrage_cli.runs.results import PolicyResults, Result, no_cycles, paired_done, results_by_policy
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import Ratio
 
 SCHEMA = 1
@@ -213,7 +214,7 @@ def _notes(scope: Scope, policies: Sequence[PolicyResults], made: Sequence[Mappi
     for one in made:
         if one["policy"] == "speculative" and one["texts_differ"]:
             notes.append(
-                f"{one['texts_differ']} texts of policy speculative differ from the target's: near-ties fell otherwise."
+                f"In {rounding.count(one['texts_differ'], 'text')} policy speculative differs from the target: near-ties fell otherwise."
             )
     if scope.target is None:
         notes.append("There is no result of policy target: without it there are no speed-ups and no differences.")
@@ -226,7 +227,7 @@ def _notes(scope: Scope, policies: Sequence[PolicyResults], made: Sequence[Mappi
     missing = sum(policy["missing"] for policy in made)
     if missing:
         notes.append(
-            f"The run is not complete: {missing} attempts are missing, and accuracies are over those that were made: "
+            f"The run is not complete, by {rounding.count(missing, 'attempt')}. Accuracies are over those that were made: "
             "policies may have been tried on different problems."
         )
     return notes
@@ -236,4 +237,5 @@ def _cut_notes(policies: Sequence[PolicyResults]) -> Iterable[str]:
     """One for each limit at which solutions were cut."""
     done = [result for policy in policies for result in policy.done]
     for flag, count in sorted(cut_by_limit(done).items()):
-        yield f"{count} of {len(done)} attempts were cut at the limit {flag}, and graded as they stood: raise {flag}."
+        cut = f"{count} of {rounding.count(len(done), 'attempt')}"
+        yield f"The limit {flag} cut {cut}: what was written by then is graded; raise {flag}."

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.runs.results import PolicyResults, Result, SampleKey, sums_by_problem
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, ratio_of_sums
 
 MIN_PROBLEMS = MIN_BLOCKS = 5
@@ -89,7 +90,9 @@ def throughput_notes(concurrency: int, policies: Sequence[PolicyResults], made: 
         notes.append(f"A ratio over fewer than {MIN_BLOCKS} blocks of problems has no interval: it takes more problems.")
     broken = sum(not _is_whole(block) for policy in policies for block in _blocks(policy).values())
     if broken:
-        notes.append(f"{broken} blocks were solved in more than one go; the time of interrupted attempts counts.")
+        notes.append(
+            f"More than one go was needed for {rounding.count(broken, 'block')} of problems; the time of interrupted attempts counts."
+        )
     return notes
 
 

@@ -12,6 +12,7 @@ from arbitrage_cli.routing.pair_costs import Costs
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.route import Route, parse_route
 from arbitrage_cli.routing.thresholds import ALWAYS, NAMES, NamedTaus, TauTable, tau_number
+from arbitrage_cli.stats import rounding
 
 DEFAULT_TAU = "exact"
 ON_CARD, HERE = "the head's card", "this machine"
@@ -93,7 +94,7 @@ def route_or_target_alone(route: Route, available: AvailableHead, *, is_open: bo
     fastest = available.table.time_alone(costs) if costs and is_known and is_open else 1.0
     if not escalates_all and (time is None or time < fastest):
         return route, None
-    warning = f"tau {route.tau:g} escalates every step"
+    warning = f"tau {rounding.tau(route.tau)} escalates every step"
     if not escalates_all:
         warning = f"at the costs of {available.costs_of} routing takes about {time:.2f} times as long as the target alone"
     if is_open and (escalates_all or is_known):

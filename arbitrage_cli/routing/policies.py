@@ -36,7 +36,7 @@ RewardKind = Literal["prm", "judge", "any"]
 class Policy:
     """A named way of sharing the steps. Without a router the first of `models` writes them all, and a second one speculates.
 
-    `score_is` describes what is compared with tau; `make_router` takes the seed. A policy that `needs_head` is given its router.
+    `score_is` is a noun phrase, without its article, for what is compared with tau; `make_router` takes the seed. A policy that `needs_head` is given its router.
     """
 
     name: str
@@ -128,8 +128,10 @@ def negative_logprob_or_wrong_equation(trace: Trace, draft: Step) -> float:
 _BOTH: tuple[ModelRole, ...] = ("draft", "target")
 _PROBABILITY, _ENTROPY = "probability that the target's step is better", "entropy of the step's first token (nats)"
 _MEAN, _WORST = "negative mean log-probability (nats/token)", "negative lowest log-probability of a token (nats)"
-_EQUATIONS = f"negative mean log-probability (nats/token), {WRONG_EQUATION:g} more if an equation is wrong"
-_MARK, _ADVANTAGE = "1 - the target's mark for the drafted step, as a share of 9", "advantage of the target's step"
+_EQUATIONS = f"{_MEAN} plus {WRONG_EQUATION:g} for a wrong equation"
+_DRAW, _ADVANTAGE = "number drawn at random from 0 to 1", "advantage of the target's step"
+_REWARD = "distance of the drafted step's reward from 1"
+_MARK = "share of the full mark (9) that the target takes off the drafted step"
 
 _ALL = (
     Policy("arbitrage", _BOTH, _PROBABILITY, reads_token_stats=True, needs_head=True),
@@ -146,8 +148,8 @@ _ALL = (
         lambda seed: by_token_stats(negative_logprob_or_wrong_equation),
         reads_token_stats=True,
     ),
-    Policy("random", _BOTH, "uniform draw", 0.7, lambda seed: by_first_token(uniform_draw(seed))),
-    Policy("rsd", _BOTH, "1 - reward of the drafted step", 0.3, lambda seed: by_reward(), reward="prm"),
+    Policy("random", _BOTH, _DRAW, 0.7, lambda seed: by_first_token(uniform_draw(seed))),
+    Policy("rsd", _BOTH, _REWARD, 0.3, lambda seed: by_reward(), reward="prm"),
     Policy("judge", _BOTH, _MARK, 0.22, lambda seed: by_reward(), reward="judge"),
     Policy("oracle", _BOTH, _ADVANTAGE, 0.0, reward="any"),
     Policy("draft", ("draft",)),

@@ -12,6 +12,7 @@ from typing import Any
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.runs.summary import BlockShare, Tally, tally
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Cost, Decision, Finished, Grade, ModelRole, Step, Trace
 
 SCHEMA = 1
@@ -57,13 +58,18 @@ class RunInfo:
 
 def route_name(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
     """A policy at a tau as a command takes it: `target`, `entropy@0.5`, `arbitrage@fast`. The tau is a number, or as a row has it."""
-    return policy if tau is None else f"{policy}@{tau_name or format(float(tau), 'g')}"
+    return policy if tau is None else f"{policy}@{tau_name or rounding.exact(float(tau))}"
+
+
+def tau_words(tau: float | str, tau_name: str | None = None) -> str:
+    """A tau with its name, if it has one: `0.5`, `fast (0.347)`, `exact (every step)` where no score is too small for it."""
+    number = rounding.tau(float(tau))
+    return f"{tau_name} ({number if float(tau) else 'every step'})" if tau_name else number
 
 
 def label(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
     """The same in tables and messages, where a tau with a name has its number too: `arbitrage@fast (0.347)`."""
-    number = f" ({float(tau):.3g})" if tau is not None and tau_name else ""
-    return route_name(policy, tau, tau_name) + number
+    return route_name(policy, tau) if tau is None or not tau_name else f"{policy}@{tau_words(tau, tau_name)}"
 
 
 def tau_in_json(tau: float | None) -> float | str | None:
@@ -178,8 +184,8 @@ def problem_error(finished: Finished) -> tuple[str, str] | None:
     if finished.error is not None:
         return str(finished.error), getattr(finished.error, "hint", "")
     if finished.trace.stop == "context":
-        count = len(finished.trace.decisions)
-        return f"the context was full after {count} step{'s' if count > 1 else ''}", "give a larger --ctx"
+        steps = rounding.count(len(finished.trace.decisions), "step")
+        return f"the context was full after {steps}", "give a larger --ctx"
     return None
 
 

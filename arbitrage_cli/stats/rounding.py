@@ -52,16 +52,32 @@ def number_range(interval: Ends) -> str:
     return "" if interval is None else f"[{number(interval[0])}-{number(interval[1])}]"
 
 
+def exact(value: float) -> str:
+    """The shortest text of this very number, and no exponent: `0.5`, `0.000012`, `1`, `inf`."""
+    return _plain(repr(value))
+
+
+def tau(value: float) -> str:
+    """A tau with three digits, and no exponent: `0.347`, `0.000012`, `1`, `inf`."""
+    return _plain(f"{value:.3g}")
+
+
+def _plain(text: str) -> str:
+    return f"{Decimal(text).normalize() + 0:f}".replace("Infinity", "inf")
+
+
 def compared(value: float, tau: float) -> tuple[str, str]:
     """Both with as many decimals as tau has in three digits, or more if it takes them to show which is greater."""
     if not math.isfinite(tau):
         return f"{value:.2f}", f"{tau:g}"
+    if not tau:
+        return number(float(value)), "0"
     exponent = Decimal(f"{tau:.3g}").as_tuple().exponent
     for decimals in range(max(2, -exponent if isinstance(exponent, int) else 2), MAX_DECIMALS):
         texts = f"{value:.{decimals}f}", f"{tau:.{decimals}f}"
         if (float(texts[0]) > float(texts[1])) == (value > tau):
             return texts
-    return repr(value), repr(tau)
+    return exact(value), exact(tau)
 
 
 def count(value: int, noun: str) -> str:

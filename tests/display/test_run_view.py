@@ -54,7 +54,7 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
     assert head == "bench set  " + "█" * 16 + "░" * 8 + "  4/6  00:30, about 1 min left"
     assert entropy == "  entropy@0.5   2/3    50%    3.00  1.50x       1"
     assert names.split() == ["done", "right", "s", "each", "speed", "failed"]
-    assert attempt[1:] == " p7, entropy@0.5  step 1 draft  1 tokens"
+    assert attempt[1:] == " p7, entropy@0.5  step 1 draft  1 token"
     assert last == "  last: p[2J1, entropy@0.5: incorrect (1 2), 12.3 s"
     view.display.close()
     assert view.lines == []

@@ -169,7 +169,7 @@ def test_rejected_draft_stays_visible_while_the_target_works(make_view: MakeView
         assert f"target  reading {num_unread} tokens" in view.screen.text
         assert is_struck(view.screen.screen, "2 + 2 = 5.")
     view.write(trace, "target", "2 + 2 =")
-    assert "target  1 tokens" in view.screen.text
+    assert "target  1 token" in view.screen.text
     assert is_struck(view.screen.screen, "2 + 2 = 5.")
     view.decide(trace, escalate())
     assert view.screen.text.count("2 + 2 = 5.") == view.screen.text.count("2 + 2 = 4.") == 1
@@ -214,7 +214,7 @@ def test_region_is_erased_whole_after_the_terminal_reflowed_it(
     assert flat(view.screen.text).count("The first step.") == 1
     assert flat(view.screen.text).endswith("The second step.")
     assert text[:10] not in view.screen.text
-    assert "draft   1 tokens" not in view.screen.text
+    assert "draft   1 token" not in view.screen.text
 
 
 # --- several problems at once
@@ -231,7 +231,7 @@ def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
     rows = view.screen.text.splitlines()[-5:]
     assert rows[0] == "3 problems at once; 0/7"
     assert [row.split() for row in rows[1:4]] == [
-        [f"p{number}", "1", "draft", "1", "tokens", "text", "of", f"p{number}"] for number in range(3)
+        [f"p{number}", "1", "draft", "1", "token", "text", "of", f"p{number}"] for number in range(3)
     ]
     view.decide(traces[1], accept(stop="end"))
     view.display.handle(finish(traces[1]))

@@ -111,7 +111,7 @@ def test_every_attempt_counts_exactly_once() -> None:
     assert target["accuracy"] == counts["correct"] / 20
     assert target["accuracy_interval"] == wilson(counts["correct"], 20)
     (note,) = figures(made.run, made.rows[:-1])["notes"]
-    assert "1 attempts are missing" in note
+    assert "by 1 attempt." in note
     assert made_figures(made)["notes"] == []
 
 

@@ -66,7 +66,7 @@ def run_of(rows: list[dict[str, Any]], columns: Iterable[Column] | None = None, 
 
 def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, samples: int = 1) -> dict[str, Any]:
     """run.json of a made-up run of these problems, each with its level."""
-    number = {"entropy": "entropy of the step's first token (nats)", "random": "uniform draw"}
+    number = {"entropy": "entropy of the step's first token (nats)", "random": "number drawn at random from 0 to 1"}
     return {
         "schema": 1,
         "tool": "0.0.0",

@@ -1,0 +1,54 @@
+"""Figures as text: three digits, no exponent, no false zero, and the plural where it belongs."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arbitrage_cli.runs.records import label, route_name
+from arbitrage_cli.stats import rounding
+
+TAUS = st.floats(-1e9, 1e9, allow_subnormal=False)
+
+
+@given(TAUS)
+def test_a_tau_has_three_digits_no_exponent_and_no_false_zero(tau: float) -> None:
+    text = rounding.tau(tau)
+    assert "e" not in text
+    assert len(text.lstrip("-").replace(".", "").strip("0")) <= 3
+    assert float(text) == pytest.approx(tau, rel=0.005, abs=0)
+
+
+@given(TAUS | st.just(math.inf) | st.just(-math.inf))
+def test_a_route_is_named_by_its_very_tau(tau: float) -> None:
+    policy, _, text = route_name("entropy", tau).partition("@")
+    assert (policy, float(text)) == ("entropy", tau)
+    assert "e" not in text
+
+
+@pytest.mark.parametrize(
+    ("tau", "name", "shown"),
+    [
+        (0.0213849, "balanced", "balanced (0.0214)"),
+        (0.000012, "30%", "30% (0.000012)"),
+        (0.0, "exact", "exact (every step)"),
+        (0.5, None, "0.5"),
+        ("inf", None, "inf"),
+    ],
+)
+def test_a_label_has_the_name_of_a_tau_and_its_number(tau: float | str, name: str | None, shown: str) -> None:
+    assert label("arbitrage", tau, name) == f"arbitrage@{shown}"
+
+
+@given(st.floats(0, 100), st.floats(-1, 100))
+def test_a_score_beside_tau_shows_which_is_greater(score: float, tau: float) -> None:
+    shown, beside = rounding.compared(score, tau)
+    assert "e" not in shown + beside
+    assert (float(shown.replace(",", "")) > float(beside)) == (score > tau)
+    assert (float(beside) == 0) == (tau == 0)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0 steps"), (1, "1 step"), (1200, "1,200 steps")])
+def test_one_has_no_plural(value: int, text: str) -> None:
+    assert rounding.count(value, "step") == text
