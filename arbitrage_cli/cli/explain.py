@@ -44,7 +44,8 @@ def explain(
 ) -> None:
     """Explain why each step was accepted or escalated: the probability, tau, and the features that counted most.
 
-    What a feature adds is in log-odds, against a step that is average in it. With --prm also what the oracle would have done.
+    What a feature adds is in log-odds, against a step that is average in it. The margin of a token is its lead over the next
+    likeliest. With --prm also what the oracle would have done.
 
     \b
     Examples:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from arbitrage_cli.display.feature_words import feature_words
 from arbitrage_cli.display.text import WIDTH, one_line
 from arbitrage_cli.routing.explain import Explanation
 from arbitrage_cli.runs.records import tau_in_json
@@ -69,5 +70,5 @@ def explanation_records(explanations: Sequence[Explanation], about: Mapping[str,
 
 
 def _feature_lines(parts: Sequence[tuple[str, float]], top: int) -> Iterator[str]:
-    words = ", ".join(f"{name} {part:+.2f}" for name, part in parts[:top])
+    words = "; ".join(f"{part:+.2f} {feature_words(name)}" for name, part in parts[:top])
     yield from textwrap.wrap(words, WIDTH, initial_indent="     ", subsequent_indent="     ")

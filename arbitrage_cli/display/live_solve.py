@@ -14,7 +14,7 @@ from rich.text import Text
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Shown
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.region import View
-from arbitrage_cli.display.text import one_line, safe
+from arbitrage_cli.display.text import first_line, one_line, safe
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
@@ -137,7 +137,7 @@ class SolveView(View):
         place = next(number for number in range(len(taken) + 1) if number not in taken)
         self._solutions[event.trace] = _Solution(one_line(problem.id), place)
         title = "Problem" if self._run.num_problems == 1 else f"Problem {one_line(problem.id)}"
-        return [Text(""), Text.assemble((f"{title}  ", "bold"), one_line(problem.question))]
+        return [Text(""), Text.assemble((f"{title}  ", "bold"), first_line(problem.question))]
 
     def _update(
         self, event: Writing | Wrote | Rating | Decided, solution: _Solution, columns: int, now: float

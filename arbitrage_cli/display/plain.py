@@ -9,7 +9,7 @@ from typing import TextIO
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, ServerInfo, Shown
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.text import one_line, safe, show, write
+from arbitrage_cli.display.text import first_line, one_line, safe, show, write
 from arbitrage_cli.model_files.hub import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
@@ -87,7 +87,7 @@ class PlainDisplay:
     def _show(self, event: Event, run: RunInfo) -> None:
         has_steps = self._verbosity > 1 or run.num_problems == 1
         if isinstance(event, Started) and has_steps:
-            self._say(f"problem {one_line(event.trace.problem.id)}: {one_line(event.trace.problem.question)}")
+            self._say(f"problem {one_line(event.trace.problem.id)}: {first_line(event.trace.problem.question)}")
         elif isinstance(event, Decided) and has_steps:
             self._show_decision(event, run)
         elif isinstance(event, Finished) and wording.failure(event):

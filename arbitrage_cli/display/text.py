@@ -16,6 +16,8 @@ WIDTH = 79
 """Of tables: they fit in 80 columns."""
 NARROWEST = 20
 """Columns of the narrowest terminal that text is laid out for."""
+MAX_LINE = 200
+"""Characters of a text that is shown by its first line."""
 
 _OBEYED = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -31,6 +33,13 @@ def safe(text: str) -> str:
 def one_line(text: str) -> str:
     """`safe` text with all white space runs, line feeds included, as single spaces."""
     return " ".join(safe(text).split())
+
+
+def first_line(text: str) -> str:
+    """The first line of a text as `one_line`, with a sign if anything is missing."""
+    line, _, rest = safe(text).strip().partition("\n")
+    line = one_line(line)
+    return line if len(line) <= MAX_LINE and not rest else f"{line[: MAX_LINE - 1].rstrip()}…"
 
 
 def aligned(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: Iterable[int] = (0,)) -> Iterator[str]:

@@ -104,7 +104,7 @@ def opening(run: RunInfo) -> list[str]:
 def _rule(run: RunInfo) -> str:
     """What the policy does with a step."""
     if run.score_is is None and run.policy == "speculative":
-        return f"policy {run.policy}: the target's text but for near-ties, and the draft proposes what may come next"
+        return f"policy {run.policy}: the draft proposes what may come next; the text is the target's but for near-ties"
     if run.score_is is None or run.tau is None:
         return f"policy {run.policy}: the {run.policy} model alone writes every step"
     shown = tau_words(run.tau, run.tau_name)

@@ -13,6 +13,7 @@ from screens import Clock, Screen, is_struck, make_screen
 
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
+from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Decision, ModelRole, Rating, Started, Trace, Writing, Wrote
 
@@ -120,7 +121,44 @@ def test_resize_during_a_run(tmp_path: Path) -> None:
     assert not terminal.screen.cursor.hidden
 
 
+LONG = "Ann has 3 apples. " * 30
+
+
+@pytest.mark.parametrize(
+    ("question", "shown"),
+    [
+        ("\n  Add  these. \n\n37 * 12", "Add these.\u2026"),
+        (LONG, f"{LONG[:199]}\u2026"),
+        ("2 + 2\n", "2 + 2"),
+    ],
+    ids=["lines", "long", "one line"],
+)
+def test_a_problem_is_shown_by_its_first_line(make_view: MakeView, question: str, shown: str) -> None:
+    view, plain = make_view(300), io.StringIO()
+    display = PlainDisplay(plain, io.StringIO())
+    display.begin(RUN)
+    display.handle(Started(view.start(question)))
+    assert view.screen.lines[-1] == f"Problem  {shown}"
+    assert plain.getvalue().splitlines()[-1] == f"problem 1: {shown}"
+
+
 # --- the region
+
+
+@pytest.mark.parametrize("then", ["begin", "note", "result", "close"])
+def test_a_line_about_loading_does_not_stay(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    """Nobody says that a load has ended: what comes next takes its place."""
+    screen, clock = make_screen(monkeypatch, 80, 24), Clock()
+    display, clock.now = LiveDisplay(screen, io.StringIO(), clock=clock), clock.now + REDRAW_SECONDS
+    display.loading("target", "large.gguf", 0.69)
+    assert screen.text == "loading  69% target large.gguf"
+    {
+        "begin": lambda: display.begin(RUN),
+        "note": lambda: display.note("a note"),
+        "result": lambda: display.result("349"),
+        "close": display.close,
+    }[then]()
+    assert "loading" not in screen.text
 
 
 def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:

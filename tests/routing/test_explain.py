@@ -1,6 +1,7 @@
 """Why steps were accepted or escalated: explanations, and what `arbitrage explain` shows."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from cli import run
 from test_head import make_draft, make_head
 
+from arbitrage_cli.display.feature_words import feature_words
 from arbitrage_cli.routing.explain import Explanation, explain_solution
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.head import Head
@@ -69,6 +71,13 @@ def test_thoughts_that_the_head_did_not_decide_are_not_explained() -> None:
     assert [one.position for one in explain_solution(knows, trace, 0.5)] == [0, 1]
 
 
+def test_every_feature_has_words_of_its_own() -> None:
+    words = [feature_words(name) for name in FEATURES]
+    assert len(set(words)) == len(FEATURES)
+    assert not [one for one in words if re.search(r"_|logprob|q\d|2nd|drafts", one)]
+    assert feature_words("digit_logprob_2nd_min") == "second lowest probability of digits"
+
+
 # --- the command
 
 
@@ -85,6 +94,7 @@ def test_command_explains_a_problem(head_file: Path) -> None:
     assert "head tiny, tau = 0" in found.out
     assert "  1  escalated  P 0." in found.out
     assert "37 * 12" in found.out
+    assert not re.search(r"[a-z]_[a-z]", found.out)
     records = run(*arguments, "--tau", "1", "--json").records
     assert {record["decision"] for record in records} == {"accept"}
     assert all(record["judgement"] is None for record in records)
