@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from arbitrage_cli.app.completion import data_sets, heads, pairs, policies
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Limits
 
 NOT_REPEATED = ("--fresh",)
@@ -20,9 +19,11 @@ SOME_FAILED = 1
 """The exit code if some problems failed and the others are done."""
 MAX_CONTEXT = 1 << 24  # tokens: above any model, and below what llama.cpp counts in
 MAX_THREADS = 512  # llama.cpp's own limit; it does not check it
-_DEFAULT_TAUS = ", ".join(
-    f"{name} {policy.default_tau:g}" for name, policy in POLICIES.items() if policy.default_tau is not None
+FIRST = (
+    *("dataset", "input", "draft", "target", "pair", "policy", "tau", "limit", "minutes", "save", "host", "port"),
+    *("output", "json"),
 )
+"""The options that people need first. The help of a command begins with those that it has, and has the others in panels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ class Option:
         return self.names[0].removeprefix("--").partition("/")[0]
 
     @property
+    def rank(self) -> int:
+        """Its place in --help, before the order of the command's own options."""
+        return FIRST.index(self.name) if self.name in FIRST else len(FIRST)
+
+    @property
     def variable(self) -> str | None:
         """Its environment variable."""
         return f"ARBITRAGE_{self.name.replace('-', '_').upper()}" if self.is_setting else None
@@ -149,8 +155,8 @@ class ModelOptions(HeadOptions):
 
 
 _TAU_HELP = (
-    "Threshold: a step is escalated if the router's score is above it (inf: never). With a head also exact (default), "
-    f"balanced, fast, or a budget such as 30%. Untuned defaults of the other policies: {_DEFAULT_TAUS}."
+    "Threshold: a step is escalated if its score is above it (inf: never). With a head also exact (default), balanced, fast, "
+    "or a budget such as 30%. Other policies have their own default: see arbitrage guide routing."
 )
 _EARLY_STOP_HELP = "Stop a drafted step that begins badly and call the target at once. Default: if that saves time."
 
@@ -170,9 +176,10 @@ class RoutingOptions(HeadRoutingOptions):
     policy: Annotated[
         str | None,
         _routing(
-            "What decides who writes a step. draft, target: that model alone; speculative: the target's text but for "
-            "near-ties, with tokens that the draft proposes. Default: arbitrage (entropy for scripted models).",
-            "|".join(POLICIES),
+            "What decides who writes a step. arbitrage: a head (default; scripted models: entropy); draft, target: that model "
+            "alone; speculative: the target's text but for near-ties, with tokens that the draft proposes. All: arbitrage "
+            "guide routing.",
+            "NAME",
             complete=policies,
         ),
     ] = None
@@ -185,9 +192,9 @@ class BenchRoutingOptions:
     policy: Annotated[
         str | None,
         _routing(
-            f"What to compare: any of {', '.join(POLICIES)}, each with a tau if it has one: entropy@0.5,entropy@1; @same is the "
-            "tau that escalates as many steps as arbitrage does. Default: target, draft, speculative if both are here, "
-            "arbitrage and logprob@same (entropy for scripted models).",
+            "What to compare: policies, each with a tau if it has one: target,arbitrage@fast,entropy@0.5; @same is the tau that "
+            "escalates as many steps as arbitrage does. Default: target, draft, speculative if both are here, arbitrage and "
+            "logprob@same (entropy for scripted models). All: arbitrage guide routing.",
             "NAME[@TAU],...",
             complete=policies,
         ),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from arbitrage_cli.app.options import Invocation, Option
+from arbitrage_cli.app.options import FIRST, Invocation, Option
 from arbitrage_cli.cli.settings import place_of, setting_of
 from arbitrage_cli.errors import UsageError
 
@@ -28,6 +28,7 @@ def command(function: Command) -> Command:
     takes_invocation = [name for name, hint in hints.items() if hint is Invocation]
     settings: dict[str, _Setting] = {}  # by the names of their fields
     parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+    ranks = {"context": -1}  # by parameter
 
     @functools.wraps(function)
     def run(context: typer.Context, **values: Any) -> int | None:
@@ -48,7 +49,9 @@ def command(function: Command) -> Command:
             settings[name] = _Setting(kind, option.of(name, kind), default)
         else:
             shown = Annotated[kind, _for_typer(option.of(name, kind))] if isinstance(option, Option) else annotation
+            ranks[name] = option.of(name, kind).rank if isinstance(option, Option) else len(FIRST)
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=shown))
+    parameters.sort(key=lambda one: ranks[one.name])
     setattr(run, "settings", {one.option.name: str(one.option.variable) for one in settings.values()})  # noqa: B010 - read by the settings files
     setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - Typer reads it
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -96,8 +99,9 @@ def _for_typer(one: Option) -> Any:
     return typer.Option(
         *one.names,
         envvar=one.variable,
+        show_envvar=False,
         help=one.help,
-        rich_help_panel=one.panel,
+        rich_help_panel=one.panel if one.rank == len(FIRST) else None,
         metavar=one.metavar,
         min=one.min,
         max=one.max,

@@ -43,7 +43,9 @@ def solve(
     *,
     input_file: Annotated[
         str | None,
-        typer.Option("--input", "-i", metavar="FILE", help="Problems: one a line, or JSONL. - is standard input."),
+        Option(
+            "Problems", "One problem a line, or JSONL; - is standard input.", "FILE", ("--input", "-i"), is_setting=False
+        ),
     ] = None,
     whole: Annotated[bool, Option("Problems", "The whole input is one problem, lines and all.")] = False,
     limit: Annotated[

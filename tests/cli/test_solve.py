@@ -203,14 +203,32 @@ def test_no_escape_bytes_without_a_terminal(arguments: list[str], env: dict[str,
 # --- help, version and completion
 
 
-def test_help_names_every_option_with_its_variable() -> None:
-    shown = run("solve", "--help", env={"COLUMNS": "200"}).out
-    options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", shown, re.MULTILINE))
-    assert {"--draft", "--target", "--policy", "--tau", "--json", "--ctx", "--temperature"} <= options
-    variables = set(re.findall(r"ARBITRAGE_[A-Z_]+", shown))
-    assert variables == {
-        "ARBITRAGE_" + name[2:].upper().replace("-", "_") for name in options - {"--help", "--input", "--output"}
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        ("solve", "input draft target pair policy tau limit output json"),
+        ("bench", "dataset draft target pair policy limit output json"),
+        ("advise", "dataset draft target pair minutes save output json"),
+        ("serve", "draft target pair policy tau host port"),
+    ],
+)
+def test_help_begins_with_what_people_need_first(command: str, first: str) -> None:
+    shown = run(command, "--help").out
+    options = re.findall(r"^  (?:-\w, )?--([a-z-]+)", shown, re.MULTILINE)
+    assert options[: len(first.split())] == first.split()
+    assert {"head", "ctx", "temperature", "debug"} <= set(options)
+    assert "env var" not in shown
+    assert "logprob-min" not in shown  # rare: in the guide
+
+
+def test_help_has_the_other_options_in_panels() -> None:
+    with Terminal("solve", "--help", columns=100, rows=150) as terminal:
+        assert terminal.wait() == 0
+    lines = terminal.text.splitlines()
+    place = {
+        word: next(number for number, line in enumerate(lines) if word in line) for word in ("--draft", " Models ", "--head")
     }
+    assert place["--draft"] < place[" Models "] < place["--head"]
 
 
 @pytest.mark.parametrize(
