@@ -126,7 +126,7 @@ class PairOptions:
     draft: Annotated[
         str | None,
         _models(
-            "Fast model: a GGUF file, user/repo[:quant] on the Hub, http://host:port/v1[#model], or scripted:draft.", "MODEL"
+            "Fast model: a GGUF file, user/repo:quant on the Hub, http://host:port/v1#model, or scripted:draft.", "MODEL"
         ),
     ] = None
     target: Annotated[str | None, _models("Strong model, named in the same ways, or scripted:target.", "MODEL")] = None

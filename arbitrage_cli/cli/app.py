@@ -51,8 +51,7 @@ def make_app() -> typer.Typer:
     )
     app.callback()(_root)
     for command in COMMANDS:
-        first = (command.__doc__ or "").partition("\n\n")[0]
-        app.command(command.__name__, short_help=" ".join(first.split()))(command)
+        app.command(command.__name__, short_help=(command.__doc__ or "").partition("\n\n")[0])(command)
     app.add_typer(models.make_group(), name="models")
     return app
 

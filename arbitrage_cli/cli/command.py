@@ -54,8 +54,15 @@ def command(function: Command) -> Command:
     parameters.sort(key=lambda one: ranks[one.name])
     setattr(run, "settings", {one.option.name: str(one.option.variable) for one in settings.values()})  # noqa: B010 - read by the settings files
     setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - Typer reads it
+    run.__doc__ = _in_paragraphs(function.__doc__ or "")
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _in_paragraphs(text: str) -> str:
+    """A docstring with each paragraph in one line, but for examples: drawn help would keep the line feeds."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(one if one.startswith("\b") else " ".join(one.split()) for one in paragraphs)
 
 
 def _options(

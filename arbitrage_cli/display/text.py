@@ -61,11 +61,25 @@ def shortened(text: str, width: int) -> str:
 
 
 def short_labels(labels: Sequence[str], room: int) -> list[str]:
-    """The labels as far as there is room: first a tau with a name loses its number, then all their middle."""
+    """The labels as far as there is room, and still different: a tau with a name loses its number, then all their middle.
+
+    The cut is as near to the middle as it leaves them different; if none does, they are cut at the end and numbered.
+    """
     shown = [one_line(label) for label in labels]
     brief = [label.rpartition(" (")[0] or label if len(label) > room else label for label in shown]
-    head = room // 2
-    return [label if len(label) <= room else f"{label[:head]}~{label[head + 1 - room :]}" for label in brief]
+    cuts = (
+        [_without_middle(label, head, room) for label in names]
+        for names in (brief, shown)
+        for head in sorted(range(room), key=lambda head: abs(head - room // 2))
+    )
+    numbered = [
+        _without_middle(f"{label}~{number}", room - 1 - len(str(number)), room) for number, label in enumerate(brief, 1)
+    ]
+    return next((cut for cut in cuts if len({*cut}) == len({*shown})), numbered)
+
+
+def _without_middle(label: str, head: int, room: int) -> str:
+    return label if len(label) <= room else f"{label[:head]}~{label[len(label) + head + 1 - room :]}"
 
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from arbitrage_cli.runs.records import route_name
+
 BLOCK = 1 << 18  # bytes of JSON, and as many more as its last attempt needs
 DIGITS = 4  # of the seconds in the index: more than are shown
 
@@ -52,8 +54,11 @@ class TracePacker:
         attempts = [[key[0], key[1], numbers[key[2]], *entry] for key, entry in self._attempts.items()]
         problems = [[name, level] for name, (_, level) in self._problems.items()]
         shown = ("label", "score_is", "tau", "policy")
+        names = [route_name(one["policy"], one["tau"], one["tau_name"]) for one in policies]
         return {
-            "policies": [{name: one[name] for name in shown} for one in policies],
+            "policies": [
+                {"name": name, **{key: one[key] for key in shown}} for name, one in zip(names, policies, strict=True)
+            ],
             "index": _packed(to_json({"problems": problems, "attempts": attempts})),
             "blocks": self._blocks,
         }

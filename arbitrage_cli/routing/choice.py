@@ -85,7 +85,7 @@ def route_or_target_alone(route: Route, available: AvailableHead, *, is_open: bo
 
     If the user left the routing open (`is_open`), the target then writes alone, with token-level speculation if that pays. So it does
     if that alone takes no longer than routing, which may lose something. This needs costs of this machine and a head of this pair. A
-    tau that escalates every step never routes, unless a policy was asked for: alone the target writes the same text in less time.
+    tau that escalates every step never routes, unless a policy was asked for: alone the target writes the same text, but for near-ties, in less time.
     """
     if not route.policy.needs_head or route.tau is None:
         return route, None
@@ -99,7 +99,7 @@ def route_or_target_alone(route: Route, available: AvailableHead, *, is_open: bo
         warning = f"at the costs of {available.costs_of} routing takes about {time:.2f} times as long as the target alone"
     if is_open and (escalates_all or is_known):
         alone = "speculative" if costs and costs.write < costs.target_seconds_per_token else "target"
-        how = " with token-level speculation" if alone == "speculative" else ""
+        how = " with token-level speculation, its own text but for near-ties" if alone == "speculative" else ""
         return Route(POLICIES[alone]), f"{warning}, so the target writes alone{how}; to route anyway: --policy arbitrage"
     return route, f"{warning}: --policy target"
 

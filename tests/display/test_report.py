@@ -274,7 +274,32 @@ def test_traces_have_what_explains_a_surprise() -> None:
         assert attempt["steps"] == row["steps"]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
+in_a_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
+
+
+def seen(made: MadeUp, folder: Path, *, link: str = "") -> Page:
+    """The page as a browser has it after it followed a link."""
+    (folder / "page.html").write_text(page_of(made), encoding="utf-8")
+    address = f"{(folder / 'page.html').as_uri()}{link and '#'}{link}"
+    browser = ("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom")
+    return Page(subprocess.run([*browser, address], capture_output=True, check=True, timeout=60).stdout.decode())
+
+
+def classes(page: Page, tag: str) -> list[str]:
+    return [attributes.get("class", "") for name, attributes in page.elements if name == tag]
+
+
+def opened(page: Page) -> list[int]:
+    """The places of the traces that are open."""
+    traces = [
+        attributes
+        for tag, attributes in page.elements
+        if tag == "details" and attributes.get("class", "").startswith("trace")
+    ]
+    return [place for place, attributes in enumerate(traces) if "open" in attributes]
+
+
+@in_a_browser
 def test_script_shows_texts_as_texts_and_follows_links(tmp_path: Path) -> None:
     """In a browser: texts of others are shown, and obeyed by nobody; a link opens the trace and leads to its step."""
     hostile = "".join([*BREAKOUTS, *HOSTILE.values(), *MARKUP])
@@ -282,17 +307,80 @@ def test_script_shows_texts_as_texts_and_follows_links(tmp_path: Path) -> None:
     for row in made.rows:
         row |= {"problem": hostile, "answer": hostile}
         row["steps"] = [row["steps"][0] | {"text": f"{hostile} {number}", "discarded": None} for number in (1, 2, 3)]
-    (tmp_path / "page.html").write_text(page_of(made), encoding="utf-8")
-    link = f"{(tmp_path / 'page.html').as_uri()}#{quote(made.rows[0]['id'])}/target/2"
-    browser = ("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom")
-    shown = subprocess.run([*browser, link], capture_output=True, check=True, timeout=60).stdout.decode()
-    parsed = Page(shown)
+    parsed = seen(made, tmp_path, link=f"{quote(made.rows[0]['id'])}/target/2")
     assert "img" not in {tag for tag, _ in parsed.elements}
     assert not [name for _, attributes in parsed.elements for name in attributes if name.startswith("on")]
     assert not OBEYED.search(parsed.text)
-    items = [attributes.get("class", "") for tag, attributes in parsed.elements if tag == "li"]
-    assert [name for name in items if name.startswith("step")] == ["step", "step here", "step"]
+    assert [name for name in classes(parsed, "li") if name.startswith("step")] == ["step", "step here", "step"]
     assert "<script>alert(1)</script>" in parsed.text
+
+
+def sampled_run() -> MadeUp:
+    """Samples of problems whose ids have slashes, by a policy at a tau with a name."""
+    made = make_run(2, columns=[("target", None), ("arbitrage", 0.0214)], samples=4)
+    made.run["policies"][1]["tau_name"] = "exact"
+    ids = {"made-up-0000": "test/1", "made-up-0001": "test/1/1"}
+    run = made.run | {"ids": [*ids.values()], "levels": dict.fromkeys(ids.values())}
+    return MadeUp(run, [row | {"id": ids[row["id"]]} for row in made.rows])
+
+
+@in_a_browser
+@pytest.mark.parametrize(
+    ("link", "place"),
+    [
+        ("test/1/arbitrage@exact/2", 1),
+        ("test%2F1/arbitrage%40exact%20(0.0214)/2", 1),
+        ("test/1/1/arbitrage@exact/sample3/2", 5),
+        ("test/1/target/sample2", 2),
+        ("test/1/target/sample9", None),
+    ],
+)
+def test_a_link_has_the_name_of_a_policy_and_the_sample(tmp_path: Path, link: str, place: int | None) -> None:
+    parsed = seen(sampled_run(), tmp_path, link=link)
+    assert opened(parsed) == ([] if place is None else [place])
+    assert classes(parsed, "li").count("step here") == link.endswith("/2")
+    own = [one for one in parsed.attributes("href") if "/" in one]
+    assert bool(own) == (place is not None)
+    assert all(("/sample" in one) == ("sample" in link) for one in own)
+
+
+@in_a_browser
+@pytest.mark.parametrize(
+    ("score", "tau", "shown"),
+    [
+        (0.18312, 0.18304, "0.1831 > tau 0.1830"),
+        (0.0001, 0.0, "0.000100 > tau 0"),
+        (0.2, "inf", "0.200 \u2264 tau inf"),
+    ],
+)
+def test_a_rounded_score_does_not_contradict_the_decision(
+    tmp_path: Path, score: float, tau: float | str, shown: str
+) -> None:
+    made = make_run(1, columns=[("entropy", tau)])
+    made.rows[0]["steps"] = [{**made.rows[0]["steps"][0], "score": score}]
+    assert shown in seen(made, tmp_path, link="made-up-0000/entropy@" + (f"{tau:g}" if tau != "inf" else "inf")).text
+
+
+@in_a_browser
+def test_j_and_k_go_from_trace_to_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past those that are shown at first; what was open is closed, and the next one opened."""
+    shutil.copytree(TEMPLATES, tmp_path / "templates")
+    press = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))"
+    driver = f"""
+    (async () => {{
+      const soon = () => new Promise((done) => setTimeout(done, 50));
+      while (!document.querySelector(".trace")) await soon();
+      for (const key of ["j", "o", ..."j".repeat(41), "k"]) {{
+        if (key === "o") document.activeElement.click();
+        else {press};
+        await soon();
+      }}
+    }})();
+    """
+    with (tmp_path / "templates" / "report.js").open("a", encoding="utf-8") as script:
+        script.write(driver)
+    monkeypatch.setattr("arbitrage_cli.display.page.TEMPLATES", tmp_path / "templates")
+    assert opened(seen(make_run(25, columns=[("target", None), ("draft", None)]), tmp_path)) == [40]
 
 
 def test_hundred_thousand_traces_have_room_in_a_page() -> None:

@@ -8,6 +8,7 @@ from made_up_runs import MadeUp, describe, make_run, run_of
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.display.table import write_comparison, write_table
+from arbitrage_cli.display.text import short_labels
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.definitions import COMPARED, DEFINITIONS
 from arbitrage_cli.evaluation.metrics import figures
@@ -122,3 +123,20 @@ def test_comparison_fits_and_is_defined() -> None:
     assert "3 only in the first run, 0 only in the second" in flat(text)
     for meaning in COMPARED.values():
         assert flat(meaning) in flat(text)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("arbitrage@0.123456", "arbitrage@0.923456"),
+        ("arbitrage@exact (0.0214)", "arbitrage@0.0214", "arbitrage@fast (0.347)", "target"),
+        ("logprob-min@0.123456", "logprob@0.123456", "logprob@0.23456"),
+        ("entropy@0.123451", "entropy@0.123452"),
+    ],
+)
+@pytest.mark.parametrize("room", [8, 12, 40])
+def test_short_labels_stay_different(labels: tuple[str, ...], room: int) -> None:
+    short = short_labels(labels, room)
+    assert len(set(short)) == len(labels)
+    assert all(len(one) <= room for one in short)
+    assert [one for one in labels if len(one) <= room] == [one for one in labels if one in short]

@@ -4,6 +4,7 @@
   const PAGE = 40; // traces that are added at once
   const LONG = 20000; // characters of a text that are shown at once
   const KEPT = 16; // unpacked blocks
+  const MAX_DECIMALS = 20;
   const NAMES = { correct: "correct", incorrect: "wrong", unscored: "unscored", error: "failed" };
   const SVG = "http://www.w3.org/2000/svg";
   const MATH = [
@@ -42,7 +43,11 @@
   function number(value) {
     if (value === null || value === undefined) return "–";
     if (value === 0) return "0";
-    return value.toFixed(Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value)))));
+    return value.toFixed(decimals(value));
+  }
+
+  function decimals(value) { // that show three digits of it
+    return Math.min(MAX_DECIMALS, Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value)))));
   }
 
   function amount(value, noun) {
@@ -209,21 +214,35 @@
     return search();
   }
 
-  function linkTo(trace, step) {
-    return `#${[trace.id, trace.policy.label, step].map(encodeURIComponent).join("/")}`;
+  function linkTo(trace, step) { // #problem/policy/step, or #problem/policy/sample3/step
+    const sample = trace.sample ? [`sample${trace.sample + 1}`] : [];
+    return `#${[trace.id, trace.policy.name, ...sample, step].map(encodeURIComponent).join("/")}`;
   }
 
-  async function follow() { // a link to #problem/policy or #problem/policy/step
-    let parts;
+  function linked(link) { // the trace and the step that it leads to; an id may have slashes
+    for (const trace of traces) {
+      for (const name of [trace.policy.name, trace.policy.label]) {
+        const begins = `${trace.id}/${name}`;
+        const rest = link.startsWith(begins) && link.slice(begins.length).match(/^(?:\/sample(\d+))?(?:\/(\d+))?$/);
+        if (rest && Number(rest[1] ?? 1) === trace.sample + 1) return [trace, rest[2]];
+      }
+    }
+    return [];
+  }
+
+  async function follow() {
+    let link;
     try {
-      parts = location.hash.slice(1).split("/").map(decodeURIComponent);
+      link = decodeURIComponent(location.hash.slice(1));
     } catch (error) { // not a link of this page
       return;
     }
-    const [id, label, step] = parts;
-    if (!traces.some((one) => one.id === id && one.policy.label === label)) return;
-    await showProblem(id);
-    const made = [...list.children].find((one) => one.trace.policy.label === label);
+    const [trace, step] = linked(link);
+    if (!trace) return;
+    await showProblem(trace.id);
+    const rowOf = () => [...list.children].find((one) => one.trace === trace);
+    while (!rowOf() && !more.hidden) await addPage();
+    const made = rowOf();
     if (!made) return;
     made.fill();
     made.open = true;
@@ -374,9 +393,15 @@
   function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", the last thought allowed" : ""}`; }
   function trimmed(content) { return (content ?? "").replace(/^\n+|\s+$/g, ""); }
 
-  function compared(tau, value) { // the score that decided, against tau
+  function compared(tau, value) { // the score that decided, against tau, in as many digits as show which is greater
     if (tau === null || tau === undefined) return number(value);
-    return `${number(value)} ${value > Number(String(tau).replace("inf", "Infinity")) ? ">" : "≤"} tau ${typeof tau === "number" ? Number(tau.toPrecision(3)) : tau}`;
+    const bound = Number(String(tau).replace("inf", "Infinity"));
+    const isAbove = value > bound;
+    const sign = isAbove ? ">" : "≤";
+    if (!bound || !Number.isFinite(bound)) return `${number(value)} ${sign} tau ${tau}`;
+    let digits = decimals(bound);
+    while (digits < MAX_DECIMALS && Number(value.toFixed(digits)) > Number(bound.toFixed(digits)) !== isAbove) digits += 1;
+    return `${value.toFixed(digits)} ${sign} tau ${bound.toFixed(digits)}`;
   }
 
   function result(trace, details) {
