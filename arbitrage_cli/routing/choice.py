@@ -85,7 +85,8 @@ def route_or_target_alone(route: Route, available: AvailableHead, *, is_open: bo
 
     If the user left the routing open (`is_open`), the target then writes alone, with token-level speculation if that pays. So it does
     if that alone takes no longer than routing, which may lose something. This needs costs of this machine and a head of this pair. A
-    tau that escalates every step never routes, unless a policy was asked for: alone the target writes the same text, but for near-ties, in less time.
+    tau that escalates every step never routes, unless a policy was asked for: alone the target writes the same text (but for near-ties)
+    in less time.
     """
     if not route.policy.needs_head or route.tau is None:
         return route, None
