@@ -124,7 +124,7 @@ def test_attempts_cut_at_a_limit_are_counted() -> None:
     counts = {
         flag: note for flag in ("--ctx", "max-steps", "--max-tokens") for note in made["notes"] if f"raise {flag}" in note
     }
-    assert {flag: note.split()[0] for flag, note in counts.items()} == {"--ctx": "1", "max-steps": "1", "--max-tokens": "2"}
+    assert {flag: note.split()[4] for flag, note in counts.items()} == {"--ctx": "1", "max-steps": "1", "--max-tokens": "2"}
 
 
 def test_difference_from_the_target_is_paired() -> None:
@@ -153,7 +153,7 @@ def test_likeness_to_the_target_is_counted() -> None:
     assert found["target"]["texts_differ"] is None
     changed = [{**row, "text": "another"} if row["policy"] == "speculative" else row for row in made.rows]
     (note,) = [note for note in made_figures(replace(made, rows=changed))["notes"] if "speculative" in note]
-    assert note.startswith("12 texts")
+    assert "12 texts" in note
 
 
 def graded(row: dict[str, Any], value: str, answer: str | None = None) -> dict[str, Any]:
