@@ -1,6 +1,6 @@
-"""What only the models' files say of a setup: whether solutions begin with thoughts, and with `sampling` how tokens are drawn."""
+"""What only the models themselves say of a setup: whether solutions begin with thoughts, and with `sampling` how tokens are drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,37 +19,59 @@ from arbitrage_cli.types import ModelRole
 THINK_CONTEXT_SIZE = 16384
 """The context of a pair that thinks, in tokens, if its models were trained for as much and none is given."""
 
+NOT_SHOWN = "its chat template does not show whether it thinks; if it does: --think on"
+
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 """What a file may say of sampling, and the option that it stands for. Penalties have none."""
 
 
-def with_files(setup: Setup, files: Mapping[ModelRole, str]) -> Setup:
-    """The setup with what the models' files say. Files that are not here yet say nothing. Errors: UsageError, ModelFileError."""
-    return _with_sampling(_with_thoughts(setup, files), files)
+PromptOf = Callable[[ModelRole], ChatPrompt]
+"""The prompt of a model on a server, which is asked for its chat template."""
+
+
+def with_files(setup: Setup, files: Mapping[ModelRole, str], prompt_of: PromptOf) -> Setup:
+    """The setup with what the models' files and servers say. Files that are not here yet say nothing.
+
+    Errors: UsageError, ModelFileError, ServerError.
+    """
+    return _with_sampling(_with_thoughts(setup, files, prompt_of), files)
 
 
 def thoughts_of(
     path: Path, variables: Mapping[str, Any] = MappingProxyType({}), instructions: str = INSTRUCTIONS
-) -> tuple[ThinkFormat | None, bool]:
-    """The format that a model's chat template has for thoughts, and whether the model thinks without being asked to."""
+) -> tuple[ThinkFormat | None, bool | None]:
+    """The format of a model's template for thoughts, and whether the model thinks by itself (None if that does not show it)."""
     template = read_header(path).metadata.get("tokenizer.chat_template")
     if not isinstance(template, str) or not any(form.end in template for form in FORMATS.values()):
         return None, False
     try:
         prompt = ChatPrompt(template, None, instructions=instructions, variables=variables)
-        return (prompt.think_format if prompt.think_format.end in template else None), prompt.thinks_by_itself
+        return prompt.own_format, prompt.thinks_by_itself
     except TemplateError:  # the model itself will be refused, with its name
         return None, False
 
 
-def _with_thoughts(setup: Setup, files: Mapping[ModelRole, str]) -> Setup:
+def _by_themselves(setup: Setup, files: Mapping[ModelRole, str], prompt_of: PromptOf) -> dict[str, bool | None]:
+    """Whether each model that writes thinks by itself. Servers are asked only if no file says so."""
+    writing = {setup.sources[role]: role for role in files if role != "prm"}
+    found: dict[str, bool | None] = {}
+    for source, role in writing.items():
+        for path in local_files(files[role])[:1]:
+            found[source] = thoughts_of(path, setup.load.template_variables, setup.system)[1]
+    if True not in found.values():
+        found |= {source: prompt_of(role).thinks_by_itself for source, role in writing.items() if role in setup.served}
+    return found
+
+
+def _with_thoughts(setup: Setup, files: Mapping[ModelRole, str], prompt_of: PromptOf) -> Setup:
     """The setup with the limits and the context of solutions that think, if they do."""
     writing = [path for role, source in files.items() if role != "prm" for path in local_files(source)[:1]]
     tokens, load = think_tokens(setup.generation), setup.load
-    if setup.generation.think is None and any(
-        thoughts_of(path, load.template_variables, setup.system)[1] for path in writing
-    ):
-        tokens = None
+    if setup.generation.think is None:
+        found = _by_themselves(setup, files, prompt_of)
+        tokens = None if True in found.values() else 0
+        unsure = [name for name, by_itself in found.items() if by_itself is None and tokens == 0]
+        setup = replace(setup, notes=[*setup.notes, *(f"{name}: {NOT_SHOWN}" for name in unsure)])
     if tokens == 0:
         return setup
     if load.context_size is None and writing:

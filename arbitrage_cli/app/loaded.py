@@ -6,7 +6,7 @@ from typing import Any
 
 from arbitrage_cli.errors import ServerError
 from arbitrage_cli.inference.backend import Backend
-from arbitrage_cli.inference.chat_template import Manner
+from arbitrage_cli.inference.chat_template import ChatPrompt, Manner
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
@@ -14,6 +14,7 @@ from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.model import ServedModel, describe, facts_about
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.speculation import Planner
+from arbitrage_cli.inference.thinking import ThinkFormat
 from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.rewards.batched import BatchRater
 from arbitrage_cli.rewards.questions import Judge, PrmStyle, ProcessReward
@@ -25,7 +26,7 @@ from arbitrage_cli.types import Cost, ModelRole
 
 @dataclass(frozen=True, slots=True)
 class WriterOptions:
-    """How a writer writes. `keep` is what stays in a cache from one problem to the next.
+    """How a writer writes. `keep` is what stays in a cache from one problem to the next; `think_formats` are those that were given.
 
     Without `shares_prompts`, routes do not find each other's prompts in a server's cache. Proposals are planned by `batch_costs`.
     """
@@ -35,6 +36,11 @@ class WriterOptions:
     keep: Keep = "beginning"
     shares_prompts: bool = True
     batch_costs: Mapping[ModelRole, BatchCosts] = field(default_factory=dict)
+    think_formats: Mapping[ModelRole, ThinkFormat | None] = field(default_factory=dict)
+
+    def manner_of(self, role: ModelRole) -> Manner:
+        """How this model writes."""
+        return replace(self.manner, think_format=self.think_formats.get(role))
 
 
 class LocalModel:
@@ -49,7 +55,7 @@ class LocalModel:
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
         """A writer that shares the model's cache with the others. If it `knows_speed`, that was measured."""
         if self._cache is None:
-            self._cache = self._make_cache(writing)
+            self._cache = self._make_cache(role, writing)
         engine = _engine(role, self._cache, writing, keep_token_stats=keep_token_stats)
         if knows_speed and self._measured:
             engine.use_measured(self._measured)
@@ -59,7 +65,7 @@ class LocalModel:
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         """A writer that shares nothing with others. That of the draft keeps token statistics."""
-        return _engine(role, self._make_cache(writing, first_sequence), writing, keep_token_stats=role == "draft")
+        return _engine(role, self._make_cache(role, writing, first_sequence), writing, keep_token_stats=role == "draft")
 
     def judge(self, first_sequence: int) -> Rater:
         """Rates steps with the digits that the model gives them. Errors: ModelUnsupportedError."""
@@ -86,8 +92,8 @@ class LocalModel:
         """What its server can do; None without a server."""
         return None
 
-    def _make_cache(self, writing: WriterOptions, first_sequence: int = 0) -> Cache:
-        return Cache(self._backend, writing.manner, keep=writing.keep, first_sequence=first_sequence)
+    def _make_cache(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Cache:
+        return Cache(self._backend, writing.manner_of(role), keep=writing.keep, first_sequence=first_sequence)
 
 
 class RemoteModel:
@@ -99,7 +105,11 @@ class RemoteModel:
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
         options = {"keep_token_stats": keep_token_stats, "shares_prompts": writing.shares_prompts}
-        return ServedWriter(role, self._model, writing.sampler, writing.manner, **options)
+        return ServedWriter(role, self._model, writing.sampler, writing.manner_of(role), **options)
+
+    def prompt(self, manner: Manner) -> ChatPrompt:
+        """Its prompt, which the server may be asked for. TemplateError, ServerError."""
+        return self._model.prompt(manner)
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         return self.writer(role, writing, keep_token_stats=role == "draft", knows_speed=False)

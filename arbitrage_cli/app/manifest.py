@@ -65,7 +65,12 @@ FIXED: Mapping[str, str] = {
     "llama-cpp-python": "machine.llama_cpp_python",
 }
 """What a run that is resumed must share, by its name in messages: paths in run.json. A value of None does not apply."""
-FIXED_OF_MODELS = {"{} model": "identity", "context size of the {}": "n_ctx", "number of threads of the {}": "threads"}
+FIXED_OF_MODELS = {
+    "{} model": "identity",
+    "think format of the {}": "think_format",
+    "context size of the {}": "n_ctx",
+    "number of threads of the {}": "threads",
+}
 
 
 def make_manifest(
@@ -239,6 +244,7 @@ def _model_facts(
     """What is known of a model before it is loaded; of a scripted model only its name."""
     source, context_size = setup.sources[role], setup.load.context_size
     facts: dict[str, Any] = {"source": source, "identity": source, "threads": threads}
+    facts |= {"think_format": form.name if (form := setup.think_format(role)) else "of the template"}
     facts |= dict.fromkeys(("file", "size", "sha256"))
     if is_scripted(source):
         return facts | {"n_ctx": context_size or DEFAULT_CONTEXT_SIZE}

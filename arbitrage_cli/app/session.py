@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,6 +25,7 @@ from arbitrage_cli.inference.kv_cache import Keep
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.inference.thinking import ThinkFormat
 from arbitrage_cli.inference.token_costs import BatchCosts
 from arbitrage_cli.model_files.pairs import find_files, is_scripted, local_files
 from arbitrage_cli.rewards.rollouts import Rollout
@@ -67,22 +68,32 @@ class Session:
         self._display = display
         self._stack = contextlib.ExitStack()
         shares = len(setup.routes) == 1 or keep == "conversation"
-        manner = Manner(setup.system, setup.task.step_end, setup.think_format)
-        self.writing = WriterOptions(setup.sampler, manner, keep, shares, self.batch_costs)
+        manner = Manner(setup.system, setup.task.step_end, skips_thoughts=setup.generation.think is not None)
+        formats: dict[ModelRole, ThinkFormat | None] = {role: setup.think_format(role) for role in ("draft", "target")}
+        self.writing = WriterOptions(setup.sampler, manner, keep, shares, self.batch_costs, formats)
 
     def __enter__(self) -> Self:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.push(self.__exit__)
+            self._prepare()
+            on_failure.pop_all()
+        return self
+
+    def _prepare(self) -> None:
         for note in self.setup.notes:
             self._display.note(note)
         costs_of = self.setup.named_taus.costs_of if self.setup.named_taus else self.setup.tau_costs
         if costs_of:
             log.info("named taus are chosen by the costs of %s", costs_of)
         self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
-        self.setup = with_files(self.setup, self.files)
+        shown = len(self.setup.notes)
+        self.setup = with_files(self.setup, self.files, lambda role: self._served[role].prompt(self.writing.manner_of(role)))
+        for note in self.setup.notes[shown:]:
+            self._display.note(note)
         self.writing = replace(self.writing, sampler=self.setup.sampler)
         self.engines = Writers(self.models, self.writing)
         self.batch_costs.update(self._placement.batch_costs)
         self._states = {path: state_of(path) for source in self.files.values() for path in local_files(source)}
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
@@ -131,18 +142,24 @@ class Session:
         self._warn_of_unused_variables()
         self._warn_of_another_pair()
 
-    def _reach_servers(self, policies: Iterable[Policy]) -> None:
-        """Find the models that are on servers, before others take their time to load. ServerError."""
+    @cached_property
+    def _served(self) -> Mapping[ModelRole, RemoteModel]:
+        """The models that are on servers, found when they are first needed. ServerError."""
         served = {role: self.setup.served[role] for role in self.setup.sources if role in self.setup.served}
         if not served:
-            return
+            return {}
         from arbitrage_cli.inference.servers.connection import Connection  # slow to import
         from arbitrage_cli.inference.servers.model import open_served
 
-        connection = self._stack.enter_context(contextlib.closing(Connection()))
+        connection, found = self._stack.enter_context(contextlib.closing(Connection())), dict[ModelRole, RemoteModel]()
         for role, wanted in served.items():
             self._display.loading(role, f"asking {wanted.address.host}", 0.0)
-            self.models[role] = RemoteModel(open_served(connection, wanted))
+            found[role] = RemoteModel(open_served(connection, wanted))
+        return found
+
+    def _reach_servers(self, policies: Iterable[Policy]) -> None:
+        """Find the models that are on servers, before others take their time to load. ServerError."""
+        self.models.update(self._served)
         if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:
             self.models["draft"].need_token_stats(needing[0])
 

@@ -87,9 +87,11 @@ class Setup:
     named_taus: NamedTaus | None = None
     notes: Sequence[str] = ()
 
-    @property
-    def think_format(self) -> ThinkFormat | None:
-        """How models mark thoughts, if that was given. UsageError."""
+    def think_format(self, role: ModelRole) -> ThinkFormat | None:
+        """How a model marks thoughts, if that was given: for it in the pair, else for both models. UsageError."""
+        pair = self.choice.pair if self.choice.is_pairs_own else None
+        if own := getattr(pair, f"{role}_think_format", None):
+            return format_named(own, option=None)
         name = self.generation.think_format
         return None if name is None else format_named(name)
 

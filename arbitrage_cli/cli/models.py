@@ -219,6 +219,7 @@ def _show_head(source: str, *, as_json: bool) -> None:
 
 
 def _show_served(source: str, *, as_json: bool) -> None:
+    from arbitrage_cli.inference.chat_template import Manner
     from arbitrage_cli.inference.servers.address import Address, Wanted, find_keys
     from arbitrage_cli.inference.servers.connection import Connection  # slow to import
     from arbitrage_cli.inference.servers.model import facts_about, open_served
@@ -226,7 +227,10 @@ def _show_served(source: str, *, as_json: bool) -> None:
     address = Address.parse(source)
     wanted = Wanted(address, find_keys({"target": address}, {}, os.environ).get("target"))
     with contextlib.closing(Connection()) as connection:
-        facts = facts_about(open_served(connection, wanted, needs_template=False))
+        model = open_served(connection, wanted, needs_template=False)
+        prompt = model.prompt(Manner())
+        thoughts = _thoughts_record(prompt.own_format, prompt.thinks_by_itself)
+    facts = {**facts_about(model), **thoughts}
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -241,6 +245,7 @@ def _show_served(source: str, *, as_json: bool) -> None:
             else "none: no draft for heads",
             "tokens": "counted by the server" if facts["counts_tokens"] else "counted here",
             "chat template": "known" if facts["has_template"] else "not shown: draft_template, target_template of a pair",
+            "thoughts": _thoughts_in_words(thoughts),
         },
     )
 
@@ -270,21 +275,36 @@ def _facts(source: str, context_size: int | None) -> Facts:
 
 def _record(source: str, facts: Facts, pair: Pair | None) -> dict[str, Any]:
     sizes = {"memory_bytes": facts.memory_bytes, "checkpoint_bytes": facts.checkpoint_bytes}
-    form, by_itself = _thoughts(facts, pair)
-    thoughts = {"think_format": form.name if form else None, "thinks_by_itself": by_itself}
-    return {"model": source, **asdict(facts), "files": [str(file) for file in facts.files], **sizes, **thoughts}
+    return {
+        "model": source,
+        **asdict(facts),
+        "files": [str(file) for file in facts.files],
+        **sizes,
+        **_thoughts(facts, pair),
+    }
 
 
-def _thoughts(facts: Facts, pair: Pair | None) -> "tuple[ThinkFormat | None, bool]":
+def _thoughts(facts: Facts, pair: Pair | None) -> dict[str, Any]:
     from arbitrage_cli.app.from_files import thoughts_of  # with NumPy
 
-    return thoughts_of(facts.files[0], (pair and pair.chat_template_kwargs) or {})
+    return _thoughts_record(*thoughts_of(facts.files[0], (pair and pair.chat_template_kwargs) or {}))
+
+
+def _thoughts_record(form: "ThinkFormat | None", by_itself: bool | None) -> dict[str, Any]:
+    """How a model's chat template marks thoughts, and whether the model thinks by itself; None if that is not shown."""
+    return {"think_format": form.name if form else None, "thinks_by_itself": by_itself}
+
+
+def _thoughts_in_words(record: Mapping[str, Any]) -> str:
+    if record["think_format"] is None:
+        return "none of its own"
+    when = {True: "by itself", False: "if asked: --think on", None: "if it does, which is not shown: --think on"}
+    return f"format {record['think_format']}, {when[record['thinks_by_itself']]}"
 
 
 def _advice(facts: Facts, pair: Pair | None) -> dict[str, str]:
     """What the chat template does about thoughts, and the numbers of sampling that the file has."""
-    form, by_itself = _thoughts(facts, pair)
-    thoughts = f"format {form.name}, {'by itself' if by_itself else 'if asked: --think on'}" if form else "none of its own"
+    thoughts = _thoughts_in_words(_thoughts(facts, pair))
     sampling = ", ".join(f"{name} {value:g}" for name, value in facts.sampling.items())
     return {"thoughts": thoughts, "sampling": f'{sampling}: used with sampling = "model"' if sampling else "not advised"}
 

@@ -33,11 +33,16 @@ MAX_LAYOUTS = 32
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How solutions are written: the system prompt, where a step ends, and how thoughts are marked (None: as the template shows)."""
+    """How solutions are written: the system prompt, where a step ends, and how thoughts are marked (None: as the template shows).
+
+    With `skips_thoughts`, an answer without thoughts begins with an empty phase also if the template does not show whether the model
+    thinks by itself.
+    """
 
     instructions: str = INSTRUCTIONS
     step_end: StepEnd = BLANK_LINE
     think_format: ThinkFormat | None = None
+    skips_thoughts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,14 @@ Messages = list[dict[str, str]]
 Render = Callable[[Messages, Mapping[str, Any]], str]
 """Renders messages with these variables, up to where the assistant writes. TemplateError; RoleRefusedError if it refuses them."""
 
-LOOKS_LIKE_CONTROL = re.compile(r"<\|[^|\n]{1,64}\|>|<\uff5c[^\uff5c\n]{1,64}\uff5c>|<[^<>\s]{1,64}>|\[/?[A-Z_]{1,32}\]")
-"""What control tokens look like in the vocabularies of chat models."""
+SURELY_CONTROL = re.compile(
+    r"<\|[^|\n]{1,64}\|>|<\uff5c[^\uff5c\n]{1,64}\uff5c>|<\|\w{3,32}>|<\w{3,32}\|>|</?s>|<(?:unk|pad|bos|eos|mask|fim_[a-z]+)>"
+    r"|\](?:~b\]|~!b\[|!\w~\[)|\[e~\[|\]<\][\w ]{1,32}\[>\["  # of MiniMax
+)
+"""Control tokens in the vocabularies of chat models that are hardly ever anything else."""
+
+LOOKS_LIKE_CONTROL = re.compile(rf"{SURELY_CONTROL.pattern}|<[^<>\s]{{1,64}}>|\[/?[a-z]?[A-Z_]{{1,32}}\]")
+"""What may be a control token."""
 
 _LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
@@ -102,8 +113,11 @@ class ChatPrompt:
         instructions: str = INSTRUCTIONS,
         variables: Mapping[str, Any] = MappingProxyType({}),
         think_format: ThinkFormat | None = None,
+        *,
+        skips_thoughts: bool = False,
     ) -> None:
         self._instructions = instructions.strip()
+        self._skips_thoughts = skips_thoughts
         self._template, self._variables = template, variables
         self._knows_controls = control_tokens is not None
         if control_tokens is None:
@@ -127,11 +141,17 @@ class ChatPrompt:
             return self._template or ""
         return self._shown((*ANSWERED, *ASKED)) + self._shown(ASKED, True) + self._shown(ASKED, False)
 
+    @property
+    def own_format(self) -> ThinkFormat | None:
+        """How the template itself marks thoughts; None if it knows none."""
+        return self.think_format if self.think_format.end in self._source else None
+
     @cached_property
-    def thinks_by_itself(self) -> bool:
-        """Whether the model thinks before it answers, if nothing else is asked of its template."""
+    def thinks_by_itself(self) -> bool | None:
+        """Whether the model thinks before it answers, if nothing else is asked of its template; None if that does not show it."""
         layout = self._layout(ASKED, self._instructions != "")
-        return thinks_by_itself(self._source, layout.text, layout.end, self.think_format)
+        without = self._shown(ASKED, False).rpartition(layout.slots[-1])[2]
+        return thinks_by_itself(self._source, layout.text, (layout.end, without), self.think_format)
 
     def of(self, problem: Problem) -> list[Segment]:
         """The prompt of a problem. ConversationError if the template cannot show its earlier turns or its system prompt."""
@@ -149,7 +169,7 @@ class ChatPrompt:
         If the solution `thinks`, the prompt ends where thoughts begin. TemplateError if the template does not show all messages.
         """
         roles = (*(turn.role for turn in turns), *ASKED)
-        switch = None if thinks == self.thinks_by_itself else thinks
+        switch = None if thinks == bool(self.thinks_by_itself) else thinks
         instructions = self._instructions if system is None else system.strip()
         layout = self._layout(roles, instructions != "", switch)
         messages = [*(turn.text for turn in turns), question]
@@ -178,7 +198,8 @@ class ChatPrompt:
             return "" if state == "thoughts" else form.opens
         if state == "thoughts":
             return f"\n{form.closes}"
-        return form.empty if state == "open" and self.thinks_by_itself else ""
+        by_itself = self._skips_thoughts if self.thinks_by_itself is None else self.thinks_by_itself
+        return form.empty if state == "open" and by_itself else ""
 
     def conversation(self, turns: Sequence[str], reply: str) -> list[Segment]:
         """The user's `turns`, each but the last answered with `reply`, up to where the assistant answers the last.

@@ -71,10 +71,10 @@ FORMATS: Mapping[str, ThinkFormat] = MappingProxyType({one.name: one for one in 
 _HARMONY_CHANNEL = "<|channel|>"
 
 
-def format_named(name: str) -> ThinkFormat:
-    """The format of that name. UsageError."""
+def format_named(name: str, option: str | None = "think-format") -> ThinkFormat:
+    """The format of that name. UsageError, which names the option that gave it."""
     if name not in FORMATS:
-        raise unknown("think format", name, FORMATS, option="think-format")
+        raise unknown("think format", name, FORMATS, option=option)
     return FORMATS[name]
 
 
@@ -93,18 +93,26 @@ PhaseState = Literal["thoughts", "answer", "open"]
 
 
 def state_after(prompt_end: str, form: ThinkFormat) -> PhaseState:
-    """Where the end of a prompt, after its last message, leaves the model."""
+    """Where the end of a prompt, after its last message, leaves the model: the last marker decides."""
     opened, closed = prompt_end.rfind(form.start), prompt_end.rfind(form.end)
     if form.ends_turns:
         return "thoughts" if opened >= 0 else "answer" if form.skips in prompt_end else "open"
-    if opened < 0:
+    if opened == closed:
         return "open"
-    return "answer" if closed > opened else "thoughts"
+    return "thoughts" if opened > closed else "answer"
 
 
-def thinks_by_itself(template: str, prompt: str, prompt_end: str, form: ThinkFormat) -> bool:
-    """Whether a model thinks before it answers this prompt, as far as its template shows."""
-    state = state_after(prompt_end, form)
-    if state != "open":
-        return state == "thoughts"
-    return form.asks in prompt if form.asks else form.ends_turns or form.end in template
+def thinks_by_itself(template: str, prompt: str, ends: tuple[str, str], form: ThinkFormat) -> bool | None:
+    """Whether a model thinks before it answers this prompt; None if its template does not show it.
+
+    `ends` are the end of the prompt, and the end of one for an answer without thoughts. A template that knows the marker `</think>`
+    proves nothing: models without thoughts have it too, for histories that others began. Other markers are of models that think.
+    """
+    usual, without = (state_after(end, form) for end in ends)
+    if usual != "open":
+        return usual == "thoughts"
+    if form.asks:
+        return form.asks in prompt
+    if form.ends_turns or without == "answer":
+        return True
+    return (None if form is THINK else True) if form.end in template else False

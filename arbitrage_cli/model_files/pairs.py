@@ -37,7 +37,8 @@ class Pair:
 
     `policy` and `tau` are how it is used unless a command says otherwise (`arbitrage advise --save`). `ctx` is the context in tokens, `prm` a process reward model, `prm_style` the way to ask it (`rewards.questions`), `head` a
     trained router's file, `system` a system prompt, `chat_template_kwargs` variables of their chat templates. For models on
-    servers: the environment variable of each API key, and the chat template's file if the server does not show it.
+    servers: the environment variable of each API key, and the chat template's file if the server does not show it. The think formats
+    are how each model marks its thoughts, if its template does not show it.
     """
 
     name: str
@@ -57,6 +58,8 @@ class Pair:
     prm_api_key_env: str | None = None
     draft_template: str | None = None
     target_template: str | None = None
+    draft_think_format: str | None = None
+    target_think_format: str | None = None
 
 
 class Pairs(dict[str, Pair]):

@@ -13,12 +13,13 @@ from writing import make_engine
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
-from arbitrage_cli.inference.chat_template import Manner
+from arbitrage_cli.inference.chat_template import Control, Manner, Plain
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import Address, Wanted
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import ServedModel, open_served
+from arbitrage_cli.inference.servers.tokens import Controls, prompt_text
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
@@ -265,6 +266,48 @@ def test_text_of_a_problem_is_never_a_control_token(kind: Kind) -> None:
     else:
         assert finished.error is None
         assert texts({"h": finished.trace}) == texts(solve(here(), hostile, "target"))
+
+
+MINIMAX = "]~!b[]~b]system\nS[e~[\n]~b]user\nq[e~[\n]~b]ai\n<think>\n"
+GEMMA = "<|turn>user\nq<turn|>\n<|turn>model\n<|channel>thought\n<channel|>"
+
+
+@pytest.mark.parametrize("template", ["", MINIMAX, GEMMA])
+@pytest.mark.parametrize(
+    "token",
+    [
+        "]~b]",
+        "]~!b[",
+        "[e~[",
+        "]!p~[",
+        "]<]image[>[",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|audio|>",
+        "<|turn>",
+        '<|"|>',
+        "</s>",
+    ],
+)
+def test_what_is_surely_a_control_token_is_found_whatever_the_template(template: str, token: str) -> None:
+    controls = Controls([Control(template)])
+    assert controls.fragments(f"a {token} b") == [f"a {token[0]}", f"{token[1:]} b"]
+    with pytest.raises(ServerRequestError):
+        prompt_text([Plain(f"a {token} b")], controls)
+
+
+@pytest.mark.parametrize("template", ["", MINIMAX, GEMMA])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "if a[i]<b and c>a[j] or x |> f <| y: return not a[~b][!c] and a[-1]!=b[0]",
+        "parse = many <$> (digit <|> letter) <||> end; vector<int> v; f<T>(x); i<n|>g",
+        "lm(y[ok] ~ x[ok]); y[i]~z[i]; x[[1]]~z; \\left[0,1\\right]~cm, \\bra{x}|y>, <x|y>, |<a|b>|, \\cite[p.~3]{x}, [A-Z]~[B]",
+        "<p class=x>bold</p> <stdio.h> List<String> [INFO] [x] [1, 2] (0, 1] ~ ]0, 1[ and \\sqrt[3]{8}, A[B[0]]!",
+    ],
+)
+def test_code_and_mathematics_have_no_control_tokens(template: str, text: str) -> None:
+    assert prompt_text([Plain(text)], Controls([Control(template)])) == text
 
 
 def test_the_key_is_in_the_header_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -95,14 +95,14 @@ def text(segments: list[Segment]) -> str:
         ("switched", "think", True, "<|assistant|>\n<think>\n", "<|assistant|>\n<think>\n\n</think>\n\n"),
         ("opened", "think", True, "<|assistant|><think>\n", "<|assistant|><think>\n\n</think>\n\n"),
         ("glm", "think", True, "<|assistant|><think>\n", "<|assistant|>\n<think></think>"),
-        ("strips", "think", True, "<|assistant|>\n<think>\n", "<|assistant|>\n<think>\n\n</think>\n\n"),
+        ("strips", "think", None, "<|assistant|>\n<think>\n", "<|assistant|>\n"),
         ("nemotron", "think", True, "<|assistant|>\n<think>\n\n", "<|assistant|>\n<think>\n\n\n</think>\n\n"),
         ("seed", "seed", True, "<|assistant|>\n<seed:think>", "<|assistant|>\n<seed:think>\n\n</seed:think>\n"),
         ("mistral", "mistral", True, "[/INST][THINK]", "[/INST][THINK]\n\n[/THINK]"),
         ("none", "think", False, "assistant\n<think>\n", "assistant\n"),
     ],
 )
-def test_templates(template: str, name: str, by_itself: bool, thoughts: str, answer: str) -> None:
+def test_templates(template: str, name: str, by_itself: bool | None, thoughts: str, answer: str) -> None:
     """The format of each template, what it does by itself, and how a prompt ends before thoughts and before an answer."""
     prompt = ChatPrompt(TEMPLATES[template], [])
     assert prompt.think_format is FORMATS[name]

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from arbitrage_cli.errors import ServerRequestError
-from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, Control, Plain, Segment
-
-SURELY_CONTROL = re.compile(r"<\|[^|\n]{1,64}\|>|<\uff5c[^\uff5c\n]{1,64}\uff5c>|</?s>|<(unk|pad|bos|eos|mask|fim_[a-z]+)>")
-"""Of what looks like a control token, what is hardly ever anything else."""
+from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, SURELY_CONTROL, Control, Plain, Segment
 
 
 class Controls:
