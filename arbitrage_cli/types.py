@@ -63,7 +63,8 @@ class Problem:
     """One question. Results refer to it by `id`.
 
     `turns` are the messages before the question, if it continues a conversation. `system` replaces the system prompt; None keeps it.
-    `think_tokens` are the most tokens of thoughts before the answer: 0 for none, None without a limit.
+    `think_tokens` are the most tokens of thoughts before the answer: 0 for none, None without a limit; `effort` is how much thought
+    a chat template is to ask for.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Problem:
     turns: tuple[Message, ...] = ()
     system: str | None = None
     think_tokens: int | None = 0
+    effort: str | None = None
 
     @property
     def thinks(self) -> bool:

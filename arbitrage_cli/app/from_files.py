@@ -25,16 +25,16 @@ _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p":
 """What a file may say of sampling, and the option that it stands for. Penalties have none."""
 
 
-PromptOf = Callable[[ModelRole], ChatPrompt]
-"""The prompt of a model on a server, which is asked for its chat template."""
+Thinks = Callable[[ModelRole], bool | None]
+"""Whether a model on a server thinks by itself."""
 
 
-def with_files(setup: Setup, files: Mapping[ModelRole, str], prompt_of: PromptOf) -> Setup:
+def with_files(setup: Setup, files: Mapping[ModelRole, str], thinks: Thinks) -> Setup:
     """The setup with what the models' files and servers say. Files that are not here yet say nothing.
 
     Errors: UsageError, ModelFileError, ServerError.
     """
-    return _with_sampling(_with_thoughts(setup, files, prompt_of), files)
+    return _with_sampling(_with_thoughts(setup, files, thinks), files)
 
 
 def thoughts_of(
@@ -51,7 +51,7 @@ def thoughts_of(
         return None, False
 
 
-def _by_themselves(setup: Setup, files: Mapping[ModelRole, str], prompt_of: PromptOf) -> dict[str, bool | None]:
+def _by_themselves(setup: Setup, files: Mapping[ModelRole, str], thinks: Thinks) -> dict[str, bool | None]:
     """Whether each model that writes thinks by itself. Servers are asked only if no file says so."""
     writing = {setup.sources[role]: role for role in files if role != "prm"}
     found: dict[str, bool | None] = {}
@@ -59,16 +59,16 @@ def _by_themselves(setup: Setup, files: Mapping[ModelRole, str], prompt_of: Prom
         for path in local_files(files[role])[:1]:
             found[source] = thoughts_of(path, setup.load.template_variables, setup.system)[1]
     if True not in found.values():
-        found |= {source: prompt_of(role).thinks_by_itself for source, role in writing.items() if role in setup.served}
+        found |= {source: thinks(role) for source, role in writing.items() if role in setup.served}
     return found
 
 
-def _with_thoughts(setup: Setup, files: Mapping[ModelRole, str], prompt_of: PromptOf) -> Setup:
+def _with_thoughts(setup: Setup, files: Mapping[ModelRole, str], thinks: Thinks) -> Setup:
     """The setup with the limits and the context of solutions that think, if they do."""
     writing = [path for role, source in files.items() if role != "prm" for path in local_files(source)[:1]]
     tokens, load = think_tokens(setup.generation), setup.load
     if setup.generation.think is None:
-        found = _by_themselves(setup, files, prompt_of)
+        found = _by_themselves(setup, files, thinks)
         tokens = None if True in found.values() else 0
         unsure = [name for name, by_itself in found.items() if by_itself is None and tokens == 0]
         setup = replace(setup, notes=[*setup.notes, *(f"{name}: {NOT_SHOWN}" for name in unsure)])

@@ -8,7 +8,7 @@ from arbitrage_cli.errors import ServerError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.chat_template import ChatPrompt, Manner
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache, Keep
+from arbitrage_cli.inference.kv_cache import Cache, Keep, chat_prompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.model import ServedModel, describe, facts_about
@@ -79,6 +79,10 @@ class LocalModel:
 
     def need_token_stats(self, policy: str) -> None:
         """ServerError if the policy reads log-probabilities that the model does not give."""
+
+    def prompt(self, manner: Manner) -> ChatPrompt:
+        """Its prompt. TemplateError."""
+        return chat_prompt(self._backend, manner)
 
     def describe(self) -> str:
         """One line: name, size, and how it runs or what its server can do."""

@@ -68,7 +68,7 @@ class Session:
         self._display = display
         self._stack = contextlib.ExitStack()
         shares = len(setup.routes) == 1 or keep == "conversation"
-        manner = Manner(setup.system, setup.task.step_end, skips_thoughts=setup.generation.think is not None)
+        manner = Manner(setup.system, setup.task.step_end, explicit_thoughts=setup.generation.think is not None)
         formats: dict[ModelRole, ThinkFormat | None] = {role: setup.think_format(role) for role in ("draft", "target")}
         self.writing = WriterOptions(setup.sampler, manner, keep, shares, self.batch_costs, formats)
 
@@ -87,7 +87,7 @@ class Session:
             log.info("named taus are chosen by the costs of %s", costs_of)
         self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
         shown = len(self.setup.notes)
-        self.setup = with_files(self.setup, self.files, lambda role: self._served[role].prompt(self.writing.manner_of(role)))
+        self.setup = with_files(self.setup, self.files, self._thinks_by_itself)
         for note in self.setup.notes[shown:]:
             self._display.note(note)
         self.writing = replace(self.writing, sampler=self.setup.sampler)
@@ -156,6 +156,9 @@ class Session:
             self._display.loading(role, f"asking {wanted.address.host}", 0.0)
             found[role] = RemoteModel(open_served(connection, wanted))
         return found
+
+    def _thinks_by_itself(self, role: ModelRole) -> bool | None:
+        return self._served[role].prompt(self.writing.manner_of(role)).thinks_by_itself
 
     def _reach_servers(self, policies: Iterable[Policy]) -> None:
         """Find the models that are on servers, before others take their time to load. ServerError."""

@@ -96,6 +96,11 @@ class Setup:
         return None if name is None else format_named(name)
 
     @property
+    def thinking(self) -> Limits:
+        """The bounds on a solution that is asked to think, also if others do not."""
+        return limits_of(self.generation, self.limits.think_tokens or None)
+
+    @property
     def route(self) -> Route:
         """The route of a command that has only one."""
         return self.routes[0]

@@ -69,6 +69,7 @@ def serve(
     _need_libraries()
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, serve_setup
+    from arbitrage_cli.inference.chat_template import Manner
     from arbitrage_cli.routing.route import ANY_ROUTE
     from arbitrage_cli.serving.app import Access, Bounds
     from arbitrage_cli.serving.requests import Defaults
@@ -84,7 +85,10 @@ def serve(
         bounds = Bounds(session.choose_concurrency(), server.queue, server.timeout)
         session.load()
         max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.values())
-        defaults = Defaults(menu, session.setup.limits, session.setup.sampler, max_chars)
+        knows_effort = any(model.prompt(Manner()).knows_effort for model in session.models.values())
+        defaults = Defaults(
+            menu, session.setup.limits, session.setup.thinking, session.setup.sampler, max_chars, knows_effort
+        )
         router = session.router(POLICIES["arbitrage"]) if setup.head else None
         service = Service(session.scheduler(route=ANY_ROUTE), router, defaults, bounds, access, display.handle)
         url = f"http://{_place(bound)}/v1"

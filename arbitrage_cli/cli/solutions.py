@@ -155,11 +155,13 @@ class Solutions:
     def take_earlier(self, problems: Problems, setup: Setup) -> int:
         """Take the results that the file has, and pass over their problems; returns how many.
 
-        UsageError if they are of other problems, or were made with something else.
+        UsageError if they are of other problems, or were made with something else. Servers are not asked here: see `check`.
         """
         if self._file is None:
             return 0
-        count, made_with = 0, _made_with(with_files(setup, setup.sources))
+        settings: Mapping[str, Any] = next((one["settings"] for one in self._file.records() if one.get("settings")), {})
+        thought = "think_tokens" in settings and settings["think_tokens"] is None
+        count, made_with = 0, _made_with(with_files(setup, setup.sources, lambda role: thought))
         for earlier, row in zip(self._file.records(), problems.rows(), strict=False):
             count += 1
             place = f"{self._file.path}: line {count}"
@@ -173,6 +175,11 @@ class Solutions:
             self._count(earlier)
             self._show(earlier)
         return count
+
+    def check(self, setup: Setup) -> None:
+        """UsageError if the results of the file were made with something else, now that servers were asked as well."""
+        for count, earlier in enumerate(self._file.records() if self._file else (), start=1):
+            _check_settings(earlier, _made_with(setup), f"{self._file.path if self._file else ''}: line {count}")
 
     def _pass_on(self, result: Record) -> None:
         with noted_signals():  # what is on the disk is counted

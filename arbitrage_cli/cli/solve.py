@@ -91,6 +91,7 @@ def solve(
         if num_known:
             session = stack.enter_context(Session(setup, display))
             follows = form == "text" and sys.stdout.isatty()
+            solutions.check(session.setup)
             run = _load(session, problems, num_known, num_earlier)
             run = replace(run, answers_follow=follows, shows_thoughts=not results.hide_thoughts)
             stack.enter_context(offering_to_resume(display, partial(_how_to_resume, solutions, invocation, problems)))

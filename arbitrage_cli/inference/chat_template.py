@@ -35,14 +35,14 @@ MAX_LAYOUTS = 32
 class Manner:
     """How solutions are written: the system prompt, where a step ends, and how thoughts are marked (None: as the template shows).
 
-    With `skips_thoughts`, an answer without thoughts begins with an empty phase also if the template does not show whether the model
-    thinks by itself.
+    With `explicit_thoughts` the user said whether to think: then the template is told so in any case, and an answer without thoughts
+    begins with an empty phase also if the template does not show whether the model thinks by itself.
     """
 
     instructions: str = INSTRUCTIONS
     step_end: StepEnd = BLANK_LINE
     think_format: ThinkFormat | None = None
-    skips_thoughts: bool = False
+    explicit_thoughts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,10 @@ class ChatPrompt:
         variables: Mapping[str, Any] = MappingProxyType({}),
         think_format: ThinkFormat | None = None,
         *,
-        skips_thoughts: bool = False,
+        explicit_thoughts: bool = False,
     ) -> None:
         self._instructions = instructions.strip()
-        self._skips_thoughts = skips_thoughts
+        self._explicit_thoughts = explicit_thoughts
         self._template, self._variables = template, variables
         self._knows_controls = control_tokens is not None
         if control_tokens is None:
@@ -144,7 +144,8 @@ class ChatPrompt:
     @property
     def own_format(self) -> ThinkFormat | None:
         """How the template itself marks thoughts; None if it knows none."""
-        return self.think_format if self.think_format.end in self._source else None
+        form = self.think_format
+        return form if form.end in self._source or form.start in self._source else None
 
     @cached_property
     def thinks_by_itself(self) -> bool | None:
@@ -153,25 +154,36 @@ class ChatPrompt:
         without = self._shown(ASKED, False).rpartition(layout.slots[-1])[2]
         return thinks_by_itself(self._source, layout.text, (layout.end, without), self.think_format)
 
+    @property
+    def knows_effort(self) -> bool:
+        """Whether the template asks for more or less thought."""
+        return self._shown(ASKED, None, "low") != self._shown(ASKED, None, "high")
+
     def of(self, problem: Problem) -> list[Segment]:
         """The prompt of a problem. ConversationError if the template cannot show its earlier turns or its system prompt."""
         try:
-            return self.segments(problem.question, problem.turns, problem.system, thinks=problem.thinks)
+            return self.segments(problem.question, problem.turns, problem.system, problem.effort, thinks=problem.thinks)
         except TemplateError as error:
             raise ConversationError(error.message, "begin a new conversation, or leave out the system prompt") from error
 
     def segments(
-        self, question: str, turns: Sequence[Message] = (), system: str | None = None, *, thinks: bool = False
+        self,
+        question: str,
+        turns: Sequence[Message] = (),
+        system: str | None = None,
+        effort: str | None = None,
+        *,
+        thinks: bool = False,
     ) -> list[Segment]:
         """Control tokens and plain text in order. Adjacent plain text, the template's and the user's, is joined.
 
-        `turns` are the messages before the question; `system` replaces the instructions.
+        `turns` are the messages before the question; `system` replaces the instructions; `effort` is the template's variable.
         If the solution `thinks`, the prompt ends where thoughts begin. TemplateError if the template does not show all messages.
         """
         roles = (*(turn.role for turn in turns), *ASKED)
-        switch = None if thinks == bool(self.thinks_by_itself) else thinks
+        switch = None if thinks == bool(self.thinks_by_itself) and not self._explicit_thoughts else thinks
         instructions = self._instructions if system is None else system.strip()
-        layout = self._layout(roles, instructions != "", switch)
+        layout = self._layout(roles, instructions != "", switch, effort)
         messages = [*(turn.text for turn in turns), question]
         texts = {**dict(zip(layout.slots, map(str.strip, messages), strict=True)), layout.system: instructions}
         segments: list[Segment] = []
@@ -198,7 +210,7 @@ class ChatPrompt:
             return "" if state == "thoughts" else form.opens
         if state == "thoughts":
             return f"\n{form.closes}"
-        by_itself = self._skips_thoughts if self.thinks_by_itself is None else self.thinks_by_itself
+        by_itself = self._explicit_thoughts if self.thinks_by_itself is None else self.thinks_by_itself
         return form.empty if state == "open" and by_itself else ""
 
     def conversation(self, turns: Sequence[str], reply: str) -> list[Segment]:
@@ -237,14 +249,20 @@ class ChatPrompt:
             else:
                 _append_plain(segments, piece)
 
-    def _shown(self, roles: Sequence[MessageRole], *switch: bool) -> str:
+    def _shown(self, roles: Sequence[MessageRole], switch: bool | None = None, effort: str | None = None) -> str:
         """The template's text with messages of these roles; empty if it does not show them."""
         try:
-            return self._layout(roles, self._instructions != "", *switch).text
+            return self._layout(roles, self._instructions != "", switch, effort).text
         except TemplateError:
             return ""
 
-    def _lay_out(self, roles: Sequence[MessageRole], has_instructions: bool, switch: bool | None = None) -> _Layout:
+    def _lay_out(
+        self,
+        roles: Sequence[MessageRole],
+        has_instructions: bool,
+        switch: bool | None = None,
+        effort: str | None = None,
+    ) -> _Layout:
         """The template with messages of these roles, after instructions. `switch` turns thoughts on or off, None neither."""
         slots = [_placeholder(f"message {place}") for place in range(len(roles))]
         system = _placeholder("instructions") if has_instructions else ""
@@ -254,7 +272,7 @@ class ChatPrompt:
         reason = "it does not show every message exactly once"
         for make in (_system_first, _within_first) if has_instructions else (_within_first,):
             try:
-                text = self._render(make(system, messages), switch)
+                text = self._render(make(system, messages), switch, effort)
             except RoleRefusedError as refusal:
                 reason = f"it refuses the messages ({refusal})"
                 continue
@@ -262,11 +280,13 @@ class ChatPrompt:
                 return _Layout(text, slots, system)
         raise _broken(reason)
 
-    def _render(self, messages: Messages, switch: bool | None = None) -> str:
-        switches = {} if switch is None else dict.fromkeys(SWITCHES, switch)
+    def _render(self, messages: Messages, switch: bool | None, effort: str | None) -> str:
+        variables: dict[str, Any] = {} if switch is None else dict.fromkeys(SWITCHES, switch)
+        if effort is not None:
+            variables["reasoning_effort"] = effort
         if callable(self._template):
-            return self._template(messages, switches)
-        return _render(self._template or "", messages, {**self._variables, **switches})
+            return self._template(messages, variables)
+        return _render(self._template or "", messages, {**self._variables, **variables})
 
 
 def _system_first(instructions: str, messages: Messages) -> Messages:

@@ -254,8 +254,10 @@ class Cache:
 def chat_prompt(backend: Backend, manner: Manner) -> ChatPrompt:
     """The prompt of a model, by its own template."""
     controls, markers = backend.tokenizer.control_tokens.keys(), backend.tokenizer.marker_tokens
-    variables, form, skips = backend.template_variables, manner.think_format, manner.skips_thoughts
-    return ChatPrompt(backend.chat_template, controls, markers, manner.instructions, variables, form, skips_thoughts=skips)
+    variables, form, skips = backend.template_variables, manner.think_format, manner.explicit_thoughts
+    return ChatPrompt(
+        backend.chat_template, controls, markers, manner.instructions, variables, form, explicit_thoughts=skips
+    )
 
 
 def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:

@@ -88,6 +88,14 @@ def find_format(template: str, special: Collection[str]) -> ThinkFormat:
     return THINK
 
 
+def without_thoughts(text: str) -> str:
+    """An answer without the thoughts that stand at its beginning, in any format."""
+    for form in _ALL:
+        if text.lstrip().startswith(form.start) and form.end in text:
+            return text.partition(form.closes.strip())[2].lstrip()
+    return text
+
+
 PhaseState = Literal["thoughts", "answer", "open"]
 """Where a rendered prompt leaves the model: in its thoughts, in its answer, or before either."""
 

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.thinking import without_thoughts
 from arbitrage_cli.routing.choice import Menu
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Limits, Message, Problem
@@ -26,6 +27,9 @@ Kind = Literal["chat", "text"]
 PAIR = "arbitrage"
 MAX_NAME = 100  # characters of a model's name
 MAX_IGNORED = 32  # names of fields that the header lists
+
+EFFORTS = frozenset(("minimal", "low", "medium", "high", "xhigh", "max"))
+"""How much thought a request may ask a chat template for; `none` asks for no thoughts."""
 
 HARMLESS = frozenset(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"))
 """Fields that never change an answer."""
@@ -68,13 +72,16 @@ class RefusedError(ArbitrageError):
 class Defaults:
     """What holds unless a request says otherwise. The limits are also the highest that a request may ask for.
 
-    Messages of more than `max_chars` do not fit in the context, and are refused before they are tokenized.
+    Messages of more than `max_chars` do not fit in the context, and are refused before they are tokenized. `thinking` are the limits
+    of a request that asks for thoughts; `knows_effort` is whether a chat template asks for more or less of them.
     """
 
     menu: Menu
     limits: Limits
+    thinking: Limits
     sampler: Sampler
     max_chars: int
+    knows_effort: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -143,6 +150,11 @@ class _Body(BaseModel):
         """A text has no place for thoughts."""
         return False
 
+    @property
+    def effort(self) -> str | None:
+        """How much thought is asked for."""
+        return None
+
 
 class _TextBody(_Body):
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
@@ -170,10 +182,12 @@ class _Said(BaseModel):
 
 
 class _TemplateVariables(BaseModel):
-    """Of the chat template. There is one that requests may set."""
+    """Of the chat template: those that requests may set."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     enable_thinking: bool | None = None
+    thinking: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class _ChatBody(_Body):
@@ -184,9 +198,13 @@ class _ChatBody(_Body):
     @property
     def thinks(self) -> bool | None:
         """Whether thoughts come before the answer; None if the request does not say."""
-        if self.chat_template_kwargs.enable_thinking is not None:
-            return self.chat_template_kwargs.enable_thinking
-        return None if self.reasoning_effort is None else self.reasoning_effort != "none"
+        switches = (self.chat_template_kwargs.enable_thinking, self.chat_template_kwargs.thinking)
+        by_effort = None if self.effort is None else self.effort != "none"
+        return next((switch for switch in switches if switch is not None), by_effort)
+
+    @property
+    def effort(self) -> str | None:
+        return self.chat_template_kwargs.reasoning_effort or self.reasoning_effort
 
     @property
     def unused(self) -> Iterable[str]:
@@ -206,30 +224,26 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         refuse(f"{'.'.join(map(str, first['loc'][:4]))}: {first['msg']}", str(first["loc"][0]))
     problem = _problem_of(read, identifier, defaults)
-    limits = defaults.limits
+    limits = defaults.thinking if read.thinks else defaults.limits
+    follows_effort = defaults.knows_effort and read.effort in EFFORTS
     model = defaults.menu.usual.policy.name if read.model is None else read.model
     return CompletionRequest(
         kind,
-        problem,
+        replace(problem, effort=read.effort if follows_effort else None),
         model,
         find_route(model, defaults.menu),
         replace(
             limits,
             max_tokens=int(min(read.most_tokens, limits.max_tokens)),
-            think_tokens=_think_tokens(read.thinks, limits.think_tokens),
+            think_tokens=0 if read.thinks is False else limits.think_tokens,
         ),
         replace(defaults.sampler, **read.model_dump(include={"temperature", "top_p", "seed"}, exclude_none=True)),
         (read.stop,) if isinstance(read.stop, str) else tuple(read.stop),
         streams=read.stream,
         shows_usage=read.stream_options.include_usage,
         shows_decisions=read.arbitrage,
-        ignored=read.ignored,
+        ignored=(*read.ignored, *(["reasoning_effort"] if not follows_effort and read.effort not in (None, "none") else [])),
     )
-
-
-def _think_tokens(thinks: bool | None, usual: int | None) -> int | None:
-    """The most tokens of thoughts: the server's own limit, if it has one, or none at all."""
-    return usual if thinks is None else (usual or None) if thinks else 0
 
 
 def refuse(message: str, parameter: str | None = None) -> NoReturn:
@@ -301,5 +315,5 @@ def _joined(messages: Iterable[_Said]) -> list[Message]:
     for said in messages:
         role: Literal["user", "assistant"] = "assistant" if said.role == "assistant" else "user"
         before = f"{joined.pop().text}\n\n" if joined and joined[-1].role == role else ""
-        joined.append(Message(role, before + said.text))
+        joined.append(Message(role, before + (without_thoughts(said.text) if role == "assistant" else said.text)))
     return joined

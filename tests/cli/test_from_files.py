@@ -54,6 +54,33 @@ def test_info_shows_thoughts_and_sampling(tiny: Mapping[str, Path], advised: Pat
     assert "format think, by itself" in shown
 
 
+@pytest.mark.parametrize(("think", "is_noted"), [((), True), (("--think", "off"), False)])
+def test_a_template_that_only_strips_thoughts_proves_none(
+    tiny: Mapping[str, Path], tmp_path: Path, think: tuple[str, ...], is_noted: bool
+) -> None:
+    template = str(entries(tiny["draft"])["tokenizer.chat_template"][1]) + "{# until </think> #}"
+    path = alter(tiny["draft"], tmp_path / "strips.gguf", {"tokenizer.chat_template": (Kind.STRING, template)})
+    result = solve(path, tiny["target"], "--json", *think)
+    assert result.code == 0, result.err
+    assert result.records[0]["settings"]["think_tokens"] == 0
+    assert (f"{path}: its chat template" in flat(result.err)) is is_noted
+    (record,) = run("models", "info", path, "--json").records
+    assert (record["models"][0]["think_format"], record["models"][0]["thinks_by_itself"]) == ("think", None)
+
+
+def test_each_model_of_a_pair_has_its_think_format(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "problems.jsonl").write_text('{"id": "p", "question": "1 + 1", "answer": "2"}\n')
+    models = {"draft": tiny["draft"], "target": tiny["target"]}
+    command = ("bench", "--pair", "mine", "--dataset", "problems.jsonl", "--policy", "draft,target", *SHORT, "-o", "run")
+    env = {**pair_named_mine(tmp_path, **models, target_think_format="mistral"), "ARBITRAGE_THINK_FORMAT": "seed"}
+    assert run(*command, cwd=tmp_path, env=env).code == 0
+    found = json.loads((tmp_path / "run" / "run.json").read_text())["models"]
+    assert {role: facts["think_format"] for role, facts in found.items()} == {"draft": "seed", "target": "mistral"}
+    assert_refused(run(*command, cwd=tmp_path, env={**env, "ARBITRAGE_THINK_FORMAT": "think"}), 2, "", "think format")
+    pair_named_mine(tmp_path, **models, target_think_format="mistrel")
+    assert_refused(run(*command, cwd=tmp_path, env=env), 2, "", "mistrel")
+
+
 def test_sampling_of_the_targets_file_is_used_by_both_models(tiny: Mapping[str, Path], advised: Path) -> None:
     """The numbers are recorded, and the text is that of the same numbers as options. A draft's own numbers are not used."""
     numbers = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0}

@@ -32,6 +32,33 @@ def test_a_local_draft_with_a_target_on_a_server(kind: Kind) -> None:
     assert record["timing"]["target"]["decode_tokens"] > 0
 
 
+def test_a_pair_thinks_if_a_served_model_does_by_itself() -> None:
+    with serving() as (server, address):
+        server.backend.chat_template = TEMPLATE + "<think>\n"
+        models = ("--draft", "scripted:draft", "--target", address, "--policy", "target", "--max-tokens", "40")
+        default, off = (run("solve", *models, *think, "--json", "1 + 1").records[0] for think in ((), ("--think", "off")))
+        (info,) = run("models", "info", address, "--json").records
+        shown = run("models", "info", address).out
+    assert (default["settings"]["think_tokens"], default["settings"]["max_steps"]) == (None, 1000)
+    assert default["steps"][0]["phase"] == "think"
+    assert (off["settings"]["think_tokens"], {step["phase"] for step in off["steps"]}) == (0, {"answer"})
+    assert (info["think_format"], info["thinks_by_itself"]) == ("think", True)
+    assert "format think, by itself" in shown
+
+
+def test_results_are_resumed_while_the_server_thinks_as_before(tmp_path: Path) -> None:
+    (tmp_path / "problems.txt").write_text("1 + 1\n2 + 2\n3 + 3\n")
+    with serving() as (server, address):
+        server.backend.chat_template = TEMPLATE + "<think>\n"
+        models = ("--draft", "scripted:draft", "--target", address, "--policy", "target", "--max-tokens", "40")
+        command = ("solve", *models, "-i", "problems.txt", "-o", "out.jsonl")
+        assert run(*command, "--limit", "1", cwd=tmp_path).code == 0
+        assert run(*command, "--limit", "2", cwd=tmp_path).code == 0
+        assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+        server.backend.chat_template = TEMPLATE
+        assert_refused(run(*command, cwd=tmp_path), 2, "", "line 1")
+
+
 def test_a_pair_of_servers_and_its_keys(tmp_path: Path) -> None:
     with serving(key=KEY) as (_, target), serving("llamacpp", key="sk-other") as (_, draft):
         settings = tmp_path / "arbitrage"

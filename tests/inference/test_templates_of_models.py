@@ -132,8 +132,22 @@ def test_a_conversation_with_and_without_thoughts(name: str) -> None:
 @pytest.mark.parametrize("name", ["LFM2.5-Instruct", "Nemotron-Super-v1.5", "DeepSeek-V3.1"])
 def test_who_wants_no_thoughts_gets_none_of_a_model_whose_template_does_not_show_it(name: str) -> None:
     by_itself, _, answer = PROMPTS[name]
-    prompt = ChatPrompt(TEMPLATES[name], [], instructions="S", skips_thoughts=True)
+    prompt = ChatPrompt(TEMPLATES[name], [], instructions="S", explicit_thoughts=True)
     assert text(prompt.segments("c", TURNS)) == answer + ("" if by_itself is False else "<think>\n\n</think>\n\n")
+
+
+def test_a_template_of_an_unknown_format_is_told_to_skip_thoughts() -> None:
+    template = "{{ messages[-1].content }}<|open|>{{ 'think' if thinking | default(true) else 'response' }}<|sep|>"
+    prompt = ChatPrompt(template, [], instructions="", explicit_thoughts=True)
+    assert (prompt.own_format, prompt.thinks_by_itself) == (None, False)
+    assert text(prompt.segments("c")) == "c<|open|>response<|sep|>"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_effort_is_for_templates_that_ask_for_more_or_less_thought(name: str) -> None:
+    prompt = ChatPrompt(TEMPLATES[name], [], instructions="S")
+    assert prompt.knows_effort is (name == "gpt-oss")
+    assert ("Reasoning: high" in text(prompt.segments("c", effort="high"))) is prompt.knows_effort
 
 
 @pytest.mark.parametrize(("name", "off"), [("GLM-4.7", "</think>"), ("SmolLM3", "<think>\n\n</think>\n")])

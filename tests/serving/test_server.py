@@ -13,12 +13,13 @@ import pytest
 from hash_language import SHORT, hash_engines, solve
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import CONCURRENCY, Gate, Served, chunks, refusal, serving, text_of
+from serving import CONCURRENCY, DEFAULTS, LONG, Gate, Served, chunks, refusal, serving, text_of
 
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.serving.answers import UntilStop
 from arbitrage_cli.serving.app import Access, Bounds
+from arbitrage_cli.serving.requests import read_request
 from arbitrage_cli.types import Message, Problem, RequestEnded
 
 KEY = "a key"
@@ -113,9 +114,28 @@ def test_a_text_completion(client: Served) -> None:
     assert found == expected(Problem("1", "question 0"))
 
 
-def test_a_conversation(client: Served) -> None:
-    """Earlier turns and the client's system prompt are part of the prompt; messages of one role in a row are joined."""
-    said = [("system", "Be"), ("developer", "brief."), ("user", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")]
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        "",
+        "<think>\nHm.\n</think>\n\n",
+        "\n<|channel>thought\nHm.<channel|>",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>",
+    ],
+)
+def test_a_conversation(client: Served, thoughts: str) -> None:
+    """Earlier turns and the client's system prompt are part of the prompt; messages of one role in a row are joined.
+
+    Thoughts of earlier answers are not.
+    """
+    said = [
+        ("system", "Be"),
+        ("developer", "brief."),
+        ("user", "a"),
+        ("user", "b"),
+        ("assistant", thoughts + "c"),
+        ("user", "d"),
+    ]
     answer = client.post(
         "/v1/chat/completions",
         json={"messages": [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]},
@@ -180,10 +200,10 @@ ON, OFF = {"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_k
         ({}, 30, 30),
         ({"reasoning_effort": "none"}, 30, 0),
         (OFF, 30, 0),
-        (OFF | {"reasoning_effort": "high"}, 30, 0),
+        (OFF | {"reasoning_effort": "none"}, 30, 0),
         ({}, 0, 0),
-        ({"reasoning_effort": "low"}, 30, 30),
-        ({"reasoning_effort": "low", "max_tokens": 9}, 0, 9),
+        ({"chat_template_kwargs": {"thinking": True}}, 30, 30),
+        ({"chat_template_kwargs": {"thinking": False}}, 30, 0),
         (ON | {"max_tokens": 9}, 0, 9),
     ],
 )
@@ -196,6 +216,25 @@ def test_requests_say_whether_to_think(
     assert details == {"reasoning_tokens": reasoning_tokens}
     assert ("reasoning_content" in response.json()["choices"][0]["message"]) == (reasoning_tokens > 0)
     assert "x-arbitrage-ignored" not in response.headers
+
+
+@pytest.mark.parametrize("effort", [{"reasoning_effort": "high"}, {"chat_template_kwargs": {"reasoning_effort": "high"}}])
+def test_effort_reaches_a_template_that_knows_it(client: Served, effort: dict[str, Any]) -> None:
+    """Any effort asks for thoughts; how much thought it asks for is ignored by other templates, and listed."""
+    response = client.ask(max_tokens=9, **effort)
+    assert response.json()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 9}
+    assert response.headers["x-arbitrage-ignored"] == "reasoning_effort"
+    body = json.dumps({"messages": USER, **effort}).encode()
+    read = read_request("chat", body, "1", replace(DEFAULTS, knows_effort=True))
+    assert (read.problem.effort, read.ignored) == ("high", ())
+    odd = read_request("chat", body.replace(b"high", b"<|end|>"), "1", replace(DEFAULTS, knows_effort=True))
+    assert (odd.problem.effort, odd.ignored) == (None, ("reasoning_effort",))
+
+
+def test_who_asks_for_thoughts_gets_the_limits_of_solutions_that_think(client: Served) -> None:
+    usage = client.ask(**ON).json()["usage"]
+    assert SHORT.max_tokens < usage["completion_tokens"] <= LONG.max_tokens
+    assert client.ask(**OFF).json()["usage"]["completion_tokens"] <= SHORT.max_tokens
 
 
 def test_how_tokens_are_drawn(client: Served) -> None:

@@ -23,7 +23,8 @@ from arbitrage_cli.types import ServingEvent
 
 CONCURRENCY = 4
 MENU = Menu(Route(POLICIES["entropy"], 1.5), AvailableHead(None, None))
-DEFAULTS = Defaults(MENU, SHORT, Sampler(), max_chars=20_000)
+LONG = replace(SHORT, max_steps=2 * SHORT.max_steps, max_tokens=2 * SHORT.max_tokens)
+DEFAULTS = Defaults(MENU, SHORT, LONG, Sampler(), max_chars=20_000)
 NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -97,7 +98,8 @@ def serving(
     failures: list[BaseException] = []
     events: list[ServingEvent] = []
     allowed, access = bounds or Bounds(concurrency), access or Access(None, NAMES)
-    defaults = replace(DEFAULTS, limits=replace(SHORT, think_tokens=think_tokens))
+    limits, thinking = replace(SHORT, think_tokens=think_tokens), replace(LONG, think_tokens=think_tokens or None)
+    defaults = replace(DEFAULTS, limits=limits, thinking=thinking)
     service = Service(scheduler, None, defaults, allowed, access, events.append)
     with closing(bind("127.0.0.1", 0)) as bound:
         bound.listen()
