@@ -232,9 +232,9 @@ def test_effort_reaches_a_template_that_knows_it(client: Served, effort: dict[st
 
 
 def test_who_asks_for_thoughts_gets_the_limits_of_solutions_that_think(client: Served) -> None:
-    usage = client.ask(**ON).json()["usage"]
-    assert SHORT.max_tokens < usage["completion_tokens"] <= LONG.max_tokens
-    assert client.ask(**OFF).json()["usage"]["completion_tokens"] <= SHORT.max_tokens
+    answer = client.ask("question 6", **ON).json()
+    assert SHORT.max_steps < answer["usage"]["accepted_steps"] + answer["usage"]["escalated_steps"] <= LONG.max_steps
+    assert (answer["choices"][0]["finish_reason"], bool(text_of(client.ask("question 6", **ON)))) == ("stop", True)
 
 
 def test_how_tokens_are_drawn(client: Served) -> None:
