@@ -220,7 +220,7 @@ def _next(verdict: dict[str, Any] | None, asked: Asked, measured: Measured) -> s
         return invocation.resuming
     if verdict["decision"] != "not decided":
         return shlex.join(_solving(verdict["route"] or "target", asked))
-    if verdict["final"]:
+    if verdict["needs_answers"]:
         return shlex.join(["arbitrage", "report", str(measured.folder), "-o", "report.html"])
     if measured.out_of_time:
         return invocation.resuming + ("" if invocation.count("--minutes") else f" --minutes {3 * advice.minutes:g}")
