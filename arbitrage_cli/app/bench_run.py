@@ -82,7 +82,7 @@ def plan_run(
         which = f"{known} of these {len(items)} problems"
         warnings = [f"head {head.card.name} was trained on {which}: it looks better here than it is"]
     left_and_run = begin(session, selected, folder, attempts, samples=samples, warnings=warnings, concurrency=concurrency)
-    return BenchRun(session, selected.title, attempts, folder, *left_and_run)
+    return BenchRun(session, f"bench {selected.title}", attempts, folder, *left_and_run)
 
 
 def measure(
@@ -200,7 +200,7 @@ class _Progress:
 
     def __init__(self, run: BenchRun, seconds_left: Callable[[], float]) -> None:
         self._seconds_left = seconds_left
-        self._title, self._planned = f"bench {run.title}", len(run.attempts)
+        self._title, self._planned = run.title, len(run.attempts)
         routes = list(dict.fromkeys(attempt.route for attempt in run.attempts))
         self._standings = Standings(routes, self._planned // len(routes), run.session.concurrency)
         self._waiting = Counter(attempt.route for attempt in run.left.all)

@@ -175,7 +175,7 @@ def _run(asked: Asked, display: Display) -> Measured:
         setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=None)
         enough = Enough(folder, len(setup.routes), advice.minutes)
         with Session(setup, display) as session:
-            run = plan_run(session, selected, folder)
+            run = replace(plan_run(session, selected, folder), title=f"advise {selected.title}")
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if run.left.all and not (folder.rows and enough.is_decided()):
                     with only_figures_on_stdout():
