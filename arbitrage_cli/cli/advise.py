@@ -78,11 +78,9 @@ class Asked:
 
     def arguments(self, *, with_head: bool = True) -> list[str]:
         """The models, and what else was given that another command takes as well."""
-        invocation, models = self.options.invocation, self.options.models
-        named = invocation.flags & {"draft", "target", "pair"}
-        without = () if with_head else ("head",)
-        given = invocation.given(models, self.options.generation, self.options.machine, without=without)
-        return [*([] if named else self.choice.arguments), *given]
+        options, named = self.options, self.options.invocation.flags & {"draft", "target", "pair"}
+        groups, without = (options.models, options.generation, options.machine), () if with_head else ("head",)
+        return [*([] if named else self.choice.arguments), *options.invocation.given(*groups, without=without)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +206,8 @@ def _show(made: dict[str, Any], facts: list[tuple[str, str]], asked: Asked, meas
     from arbitrage_cli.display import table
 
     table.write_table(made | {"verdict": None}, facts, sys.stdout, styled=is_drawable(sys.stdout))
-    failed = f"{measured.num_errors} of {len(measured.rows)} attempts failed"
-    text = made["verdict"]["text"] if made["verdict"] else f"Nothing can be compared: {failed}."
+    failed = f"Nothing can be compared: {measured.num_errors} of {len(measured.rows)} attempts failed."
+    text = made["verdict"]["text"] if made["verdict"] else failed
     write(sys.stdout, f"\n{one_line(text)}\n  {_next(made['verdict'], asked, measured)}\n")
 
 

@@ -175,7 +175,7 @@ def _way(policy: Figures) -> Way | None:
         return None
     interval = policy["speedup_interval"] or policy["throughput_ratio_interval"]
     name = None if policy["tau_name"] == SAME else policy["tau_name"]
-    lost = policy["ratios"]["answers_lost"]
+    lost, time = policy["ratios"]["answers_lost"], policy["time"]
     answers = {lost["denominator"]: "right answer", 0: "answer of the target"}  # by how many of them are known to be right
     return Way(
         route_name(policy["policy"], policy["tau"], name),
@@ -186,13 +186,8 @@ def _way(policy: Figures) -> Way | None:
         num_compared=lost["denominator"],
         num_lost=lost["numerator"],
         answer=answers.get(policy["answers_graded"], "answer"),
-        draft_share=_draft_share(policy["time"]),
+        draft_share=sum(time[f"draft_{kind}"] for kind in ("decode", "prefill", "verify")) / (time["wall"] or 1.0),
     )
-
-
-def _draft_share(time: Figures) -> float:
-    spent: float = sum(time[f"draft_{kind}"] for kind in ("decode", "prefill", "verify"))
-    return spent / time["wall"] if time["wall"] else 0.0
 
 
 def _pays(way: Way) -> str:
