@@ -1,49 +1,27 @@
 """The features of a step in words. A name is made of parts, and so are its words; some have words of their own."""
 
 _MEASURES = {"logprob": "probability", "entropy": "entropy", "margin": "margin"}
-_PLACES = {
-    "sum": "joint {}",
-    "mean": "mean {}",
-    "first": "{} of the first token",
-    "last": "{} of the last token",
-    "min": "lowest {}",
-    "2nd_min": "second lowest {}",
-    "max": "highest {}",
-    "2nd_max": "second highest {}",
-    "q10": "10% quantile of {}",
-    "q25": "25% quantile of {}",
-    "q50": "median {}",
-    "q75": "75% quantile of {}",
-    "q90": "90% quantile of {}",
-}
+_ENDS = {"min": "lowest", "max": "highest", "sum": "joint"}
 _OF = {
     "digit_": "of digits",
     "operator_": "of operators",
     "previous_draft_": "in the step before",
     "drafts_": "in all steps before",
+    "problem_": "of the problem",
 }
 _OWN = {
     "least_likely_position": "place of the least likely token",
-    "tokens": "tokens of the step",
-    "ends_solution": "ends the solution",
-    "cut_off": "was cut off",
-    "has_box": "has a boxed answer",
-    "is_thought": "is a thought",
-    "longest_number": "digits of its longest number",
+    "has_box": "boxed answer",
+    "is_thought": "it is a thought",
+    "longest_number": "digits of the longest number",
     "unseen_numbers": "numbers seen nowhere before",
-    "lines": "line feeds",
     "last_equation_wrong": "its last equation is wrong",
     "equation_error": "largest error of an equation",
-    "wrong_equations_before": "wrong equations before it",
     "unknown_operands": "operands neither given nor computed",
     "overused_operands": "operands used too often",
     "unused_numbers": "numbers not used yet",
     "unused_numbers_at_end": "numbers not used at the end",
-    "problem_length": "length of the problem",
-    "problem_numbers": "numbers in the problem",
-    "problem_longest_number": "digits of the problem's longest number",
-    "position": "number of steps before it",
-    "tokens_before": "tokens before it",
+    "position": "steps before",
     "previous_tokens": "tokens of the step before",
 }
 
@@ -56,4 +34,12 @@ def feature_words(name: str) -> str:
         if name.startswith(prefix):
             return f"{feature_words(name.removeprefix(prefix))} {of}"
     measure, _, place = name.partition("_")
-    return _PLACES[place].format(_MEASURES[measure]) if measure in _MEASURES else name.replace("_", " ")
+    return _at(place, _MEASURES[measure]) if measure in _MEASURES else name.replace("_", " ")
+
+
+def _at(place: str, measure: str) -> str:
+    if place.startswith("2nd_"):
+        return f"second {_at(place.removeprefix('2nd_'), measure)}"
+    if place in ("first", "last"):
+        return f"{measure} of the {place} token"
+    return f"{place[1:]}% quantile of {measure}" if place.startswith("q") else f"{_ENDS.get(place, place)} {measure}"
