@@ -125,11 +125,8 @@ def _refuse_repeated(invocation: Invocation) -> None:
 def _conclusion(run: "BenchRun") -> str:
     """Where the results are, and what to do with them."""
     folder = shlex.quote(str(run.folder.path))
-    done = (
-        f"{folder} has {rounding.count(len(run.attempts), 'attempt')}"
-        if run.left.all
-        else f"nothing to do: {folder} has all attempts"
-    )
+    begins = "" if run.left.all else "nothing to do: "
+    done = f"{begins}{folder} has {rounding.count(len(run.attempts), 'attempt')}"
     others = len((run.folder.run or {}).get("ids", ())) - len({attempt.item.problem.id for attempt in run.attempts})
     more = f", and those at {rounding.count(others, 'other problem')}" if others else ""
     errors = f"; errors: {count} (the same command tries these again)" if (count := run.num_errors) else ""

@@ -2,13 +2,8 @@
 
 _MEASURES = {"logprob": "probability", "entropy": "entropy", "margin": "margin"}
 _ENDS = {"min": "lowest", "max": "highest", "sum": "joint"}
-_OF = {
-    "digit_": "of digits",
-    "operator_": "of operators",
-    "previous_draft_": "in the step before",
-    "drafts_": "in all steps before",
-    "problem_": "of the problem",
-}
+_KINDS = {"digit_": "of digits", "operator_": "of operators", "problem_": "of the problem"}
+_EARLIER = {"previous_draft_": "in the step before", "drafts_": "in all steps before"}
 _OWN = {
     "least_likely_position": "place of the least likely token",
     "has_box": "boxed answer",
@@ -30,7 +25,7 @@ def feature_words(name: str) -> str:
     """What a feature is, such as `lowest probability of digits`."""
     if name in _OWN:
         return _OWN[name]
-    for prefix, of in _OF.items():
+    for prefix, of in (_KINDS | _EARLIER).items():
         if name.startswith(prefix):
             return f"{feature_words(name.removeprefix(prefix))} {of}"
     measure, _, place = name.partition("_")

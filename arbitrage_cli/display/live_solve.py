@@ -218,9 +218,8 @@ class SolveView(View):
         shown = max(1, min(self._run.concurrency, MAX_PROBLEMS, rows - 3))
         width = max(cell_len(solution.identifier) for solution in by_place.values())
         lines = [_problem_line(by_place.get(place), width, columns) for place in range(shown)]
-        head = f"{rounding.count(len(by_place), 'problem')} at once" + (
-            f", {shown} of them shown" if len(by_place) > shown else ""
-        )
+        some = f", {shown} of them shown" if len(by_place) > shown else ""
+        head = f"{rounding.count(len(by_place), 'problem')} at once{some}"
         finished = Text(f"{head}; {wording.progress(self._totals, self._run, seconds)}", "bold")
         return [finished, *lines, Text(wording.tally(self._totals.figures), "dim")]
 

@@ -90,9 +90,7 @@ def throughput_notes(concurrency: int, policies: Sequence[PolicyResults], made: 
         notes.append(f"A ratio over fewer than {MIN_BLOCKS} blocks of problems has no interval: it takes more problems.")
     broken = sum(not _is_whole(block) for policy in policies for block in _blocks(policy).values())
     if broken:
-        notes.append(
-            f"More than one go was needed for {rounding.count(broken, 'block')} of problems; the time of interrupted attempts counts."
-        )
+        notes.append(f"Interrupted and resumed: {rounding.count(broken, 'block')}; the time of interrupted attempts counts.")
     return notes
 
 

@@ -133,21 +133,17 @@ _DRAW, _ADVANTAGE = "number drawn at random from 0 to 1", "advantage of the targ
 _REWARD = "distance of the drafted step's reward from 1"
 _MARK = "share of the full mark (9) that the target takes off the drafted step"
 
+
+def _on_token_stats(name: str, score_is: str, default_tau: float, router: Router) -> Policy:
+    return Policy(name, _BOTH, score_is, default_tau, lambda seed: router, reads_token_stats=True)
+
+
 _ALL = (
     Policy("arbitrage", _BOTH, _PROBABILITY, reads_token_stats=True, needs_head=True),
-    Policy("entropy", _BOTH, _ENTROPY, 1.0, lambda seed: by_first_token(first_token_entropy), reads_token_stats=True),
-    Policy("logprob", _BOTH, _MEAN, 0.3, lambda seed: by_token_stats(mean_negative_logprob), reads_token_stats=True),
-    Policy(
-        "logprob-min", _BOTH, _WORST, 1.0, lambda seed: by_least_likely_token(max_negative_logprob), reads_token_stats=True
-    ),
-    Policy(
-        "equations",
-        _BOTH,
-        _EQUATIONS,
-        0.3,
-        lambda seed: by_token_stats(negative_logprob_or_wrong_equation),
-        reads_token_stats=True,
-    ),
+    _on_token_stats("entropy", _ENTROPY, 1.0, by_first_token(first_token_entropy)),
+    _on_token_stats("logprob", _MEAN, 0.3, by_token_stats(mean_negative_logprob)),
+    _on_token_stats("logprob-min", _WORST, 1.0, by_least_likely_token(max_negative_logprob)),
+    _on_token_stats("equations", _EQUATIONS, 0.3, by_token_stats(negative_logprob_or_wrong_equation)),
     Policy("random", _BOTH, _DRAW, 0.7, lambda seed: by_first_token(uniform_draw(seed))),
     Policy("rsd", _BOTH, _REWARD, 0.3, lambda seed: by_reward(), reward="prm"),
     Policy("judge", _BOTH, _MARK, 0.22, lambda seed: by_reward(), reward="judge"),

@@ -329,7 +329,7 @@ def sampled_run() -> MadeUp:
     ("link", "place"),
     [
         ("test/1/arbitrage@exact/2", 1),
-        ("test%2F1/arbitrage%40exact%20(0.0214)/2", 1),
+        ("test%2F1/arbitrage%40exact/2", 1),
         ("test/1/1/arbitrage@exact/sample3/2", 5),
         ("test/1/target/sample2", 2),
         ("test/1/target/sample9", None),

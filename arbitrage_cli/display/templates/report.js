@@ -221,11 +221,9 @@
 
   function linked(link) { // the trace and the step that it leads to; an id may have slashes
     for (const trace of traces) {
-      for (const name of [trace.policy.name, trace.policy.label]) {
-        const begins = `${trace.id}/${name}`;
-        const rest = link.startsWith(begins) && link.slice(begins.length).match(/^(?:\/sample(\d+))?(?:\/(\d+))?$/);
-        if (rest && Number(rest[1] ?? 1) === trace.sample + 1) return [trace, rest[2]];
-      }
+      const begins = `${trace.id}/${trace.policy.name}`;
+      const rest = link.startsWith(begins) && link.slice(begins.length).match(/^(?:\/sample(\d+))?(?:\/(\d+))?$/);
+      if (rest && Number(rest[1] ?? 1) === trace.sample + 1) return [trace, rest[2]];
     }
     return [];
   }
@@ -396,11 +394,10 @@
   function compared(tau, value) { // the score that decided, against tau, in as many digits as show which is greater
     if (tau === null || tau === undefined) return number(value);
     const bound = Number(String(tau).replace("inf", "Infinity"));
-    const isAbove = value > bound;
-    const sign = isAbove ? ">" : "≤";
+    const sign = value > bound ? ">" : "≤";
     if (!bound || !Number.isFinite(bound)) return `${number(value)} ${sign} tau ${tau}`;
     let digits = decimals(bound);
-    while (digits < MAX_DECIMALS && Number(value.toFixed(digits)) > Number(bound.toFixed(digits)) !== isAbove) digits += 1;
+    while (digits < MAX_DECIMALS && Number(value.toFixed(digits)) > Number(bound.toFixed(digits)) !== value > bound) digits += 1;
     return `${value.toFixed(digits)} ${sign} tau ${bound.toFixed(digits)}`;
   }
 
