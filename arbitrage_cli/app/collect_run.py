@@ -25,6 +25,7 @@ from arbitrage_cli.routing.states import State, state_to_json
 from arbitrage_cli.runs.folder import Row, RunFolder, latest
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error
 from arbitrage_cli.runs.summary import Standing, tally
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.held_signals import noted_signals
 from arbitrage_cli.tasks.task import Grader, reaches
 from arbitrage_cli.training.collect import better, collect
@@ -178,8 +179,8 @@ class Collection:
         if self._setup.reward != "rollout" or not any(batches):
             return {}
         self._display.note(
-            f"{sum(map(len, batches))} problems have no known answer: the target solves them first, and its own answers are "
-            "the ones to reach"
+            f"without a known answer: {rounding.count(sum(map(len, batches)), 'problem')}, which the target solves first: its own "
+            "answers are the ones to reach"
         )
         flow = partial(single, model="target")
         scheduler = Scheduler({"target": target}, flow, self._setup.limits, concurrency=self._session.concurrency)

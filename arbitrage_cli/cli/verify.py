@@ -17,6 +17,7 @@ from arbitrage_cli.errors import ArbitrageError, DamagedRunError, UsageError
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import head_file, hub_name, is_file, local_files, models_folder, read_pairs
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.files import sha256_of, user_folder
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _run(folder: Path) -> Iterator[Finding]:
         yield Finding("wrong", f"{folder / RESULTS}: line {bad.number}", bad.reason or "it is unfinished", again)
     try:
         _check_rows(folder, run, found)
-        yield Finding("ok", str(folder / RESULTS), f"the fields of {found.num_rows} rows")
+        yield Finding("ok", str(folder / RESULTS), f"the fields of {rounding.count(found.num_rows, 'row')}")
     except ArbitrageError as error:
         yield Finding("wrong", str(folder / RESULTS), error.message, error.hint)
     for role, model in run["models"].items():

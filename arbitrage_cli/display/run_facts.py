@@ -26,7 +26,7 @@ def headline(figures: Json) -> Iterable[str]:
     cut = sum(one["cut"] for one in figures["policies"])
     if cut:
         made = sum(one["n"] - one["missing"] for one in figures["policies"])
-        yield f"{cut} of {made} attempts ({rounding.percent(cut / made)}) ended at a limit, unfinished."
+        yield f"{cut} of {rounding.count(made, 'attempt')} ({rounding.percent(cut / made)}) ended at a limit, unfinished."
 
 
 def routed(policies: Sequence[Json]) -> Json | None:
