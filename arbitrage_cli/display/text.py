@@ -16,8 +16,7 @@ WIDTH = 79
 """Of tables: they fit in 80 columns."""
 NARROWEST = 20
 """Columns of the narrowest terminal that text is laid out for."""
-MAX_LINE = 200
-"""Characters of a text that is shown by its first line."""
+MAX_LINE = 200  # characters of a text that is shown by its first line
 
 _OBEYED = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
