@@ -19,6 +19,7 @@ from arbitrage_cli.evaluation.standings import Standings
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.thresholds import SAME
 from arbitrage_cli.runs.folder import Key, Row, RunFolder, key_of, latest
+from arbitrage_cli.system.machine import is_disturbing, logical_processors, watch_others
 from arbitrage_cli.tasks.task import Grader, reaches
 from arbitrage_cli.tuning.memory import AUTO, MOST
 from arbitrage_cli.types import Decided, ModelRole, Step, Trace
@@ -28,6 +29,8 @@ PILOT = 8
 TOO_LONG, LEAST_SECONDS = 2.0, 0.1
 """An attempt is slow if a model took this many times its usual time a token to decode, and that many seconds more."""
 SLOW = "attempts that took over twice the usual time a token, as other work disturbs them (--retry slow repeats them): "
+
+BUSY = "times may be too long, as other work kept processors busy all the time: on average "
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class BenchRun:
     folder: RunFolder
     left: Left
     manifest: Run
+    replaced: frozenset[Key] = frozenset()
+    """Attempts with rows, which are made again."""
 
     @property
     def how_to_resume(self) -> str:
@@ -67,11 +72,9 @@ def plan_run(
 ) -> BenchRun:
     """What there is to do. UsageError if the folder holds a run that was made with something else.
 
-    The rows of slow attempts are dropped if these are to be repeated. Models are loaded here only if a tau is to be found.
+    Models are loaded here only if a tau is to be found.
     """
     earlier, items = folder.run if folder.rows else None, selected.items
-    if retry_slow and (slow := slow_attempts(folder.rows)):
-        folder.rewrite([row for row in folder.rows if key_of(row) not in slow])
     most = len(items) if session.setup.concurrency == AUTO else MOST
     concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
     if any(one.tau is None and one.tau_name == SAME for one in session.setup.routes):
@@ -81,8 +84,11 @@ def plan_run(
     if head and (known := sum(head.card.known(item.problem.question for item in items))):
         which = f"{known} of these {len(items)} problems"
         warnings = [f"head {head.card.name} was trained on {which}: it looks better here than it is"]
-    left_and_run = begin(session, selected, folder, attempts, samples=samples, warnings=warnings, concurrency=concurrency)
-    return BenchRun(session, f"bench {selected.title}", attempts, folder, *left_and_run)
+    again = frozenset(one.key for one in attempts) & slow_attempts(folder.rows) if retry_slow else frozenset()
+    left_and_run = begin(
+        session, selected, folder, attempts, again, samples=samples, warnings=warnings, concurrency=concurrency
+    )
+    return BenchRun(session, selected.title, attempts, folder, *left_and_run, again)
 
 
 def measure(
@@ -104,18 +110,22 @@ def measure(
         for attempt in run.left.all:
             session.engines(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
+        if run.replaced:
+            run.folder.rewrite([row for row in run.folder.rows if key_of(row) not in run.replaced])
         executor = Executor(run.folder, display, _Progress(run, seconds_left), session.check_files)
+        others = watch_others()
         try:
             executor.run(run.left, bench.run, bench.row, limits)
         finally:
-            _warn_of_slow_attempts(run.folder)
+            _warn_of_other_work(run.folder, 0.0 if session.setup.served else others())
 
 
-def _warn_of_slow_attempts(folder: RunFolder) -> None:
-    """Keep in run.json how many attempts are slow, in place of an earlier count."""
+def _warn_of_other_work(folder: RunFolder, others: float) -> None:
+    """Keep in run.json how many attempts are slow, in place of an earlier count, and that others kept processors busy."""
     made, slow = folder.run or {}, slow_attempts(folder.rows)
-    others = [text for text in made["warnings"] if not text.startswith(SLOW)]
-    warnings = [*others, f"{SLOW}{len(slow)}"] if slow else others
+    busy = f"{BUSY}{others:.1f} of {logical_processors()}" if is_disturbing(others) else ""
+    kept = [text for text in made["warnings"] if not text.startswith((SLOW, BUSY) if busy else SLOW)]
+    warnings = [*kept, *([busy] if busy else []), *([f"{SLOW}{len(slow)}"] if slow else [])]
     if warnings != made["warnings"]:
         folder.save_run({**made, "warnings": warnings})
 
@@ -200,7 +210,7 @@ class _Progress:
 
     def __init__(self, run: BenchRun, seconds_left: Callable[[], float]) -> None:
         self._seconds_left = seconds_left
-        self._title, self._planned = run.title, len(run.attempts)
+        self._title, self._planned = f"bench {run.title}", len(run.attempts)
         routes = list(dict.fromkeys(attempt.route for attempt in run.attempts))
         self._standings = Standings(routes, self._planned // len(routes), run.session.concurrency)
         self._waiting = Counter(attempt.route for attempt in run.left.all)

@@ -1,12 +1,13 @@
 """Collects states: loads the models, measures what their tokens cost, keeps the states of each problem."""
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
 
-from arbitrage_cli.app.executor import Executor, Happening, begin, how_to_resume, marked
+from arbitrage_cli.app.executor import Executor, Happening, Left, begin, how_to_resume, marked
 from arbitrage_cli.app.manifest import Run, add_loaded
 from arbitrage_cli.app.options import CollectOptions
 from arbitrage_cli.app.protocol import Display, RunProgress
@@ -17,7 +18,7 @@ from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
+from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
@@ -35,6 +36,8 @@ MEASURED_PROBLEMS = 5
 """Problems that each model first solves alone, at most: what a token costs with one problem at a time."""
 MEASURED_SECONDS = 10.0
 """After this time a model's speed is known well enough."""
+PACE_PROBLEMS = 3
+"""After so many the pace is known."""
 ROUTE = Route(Policy(COLLECT, ("draft", "target")))
 """Of all attempts."""
 
@@ -50,6 +53,7 @@ class Collection:
         self._title, self._options, self._display = f"collect {selected.title}", options, display
         self._attempts = [Attempt(item, 0, ROUTE) for item in selected.items]
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
+        self._unanswered = {name for name, gold in self._golds.items() if not gold and session.setup.reward == "rollout"}
         self._states: dict[str, list[State]] = {}
         self._in_flight: dict[str, tuple[Attempt, Trace]] = {}
         reward = self._reward_facts()
@@ -92,31 +96,24 @@ class Collection:
             writers: dict[ModelRole, Writer] = {
                 role: session.models[role].own_writer(role, session.writing) for role in setup.route.policy.models
             }
-            self._golds |= self._target_answers(writers["target"], grader)
+            self._note_unanswered()
             costs = _known_costs(self._folder, self._manifest) or self._measure_costs(writers)
             loaded = add_loaded(self._manifest, session.models)
             self._folder.save_run({**loaded, "costs": costs, "protections": list(grader.protections)})
             if isinstance(rater, Rollout) and samplers[0] == setup.sampler:
                 writers["target"] = Recalling(writers["target"], rater)
-            self._execute(writers, rater)
+            self._execute(writers, rater, grader)
 
-    def _execute(self, writers: Mapping[ModelRole, Writer], rater: Rater | None) -> None:
+    def _execute(self, writers: Mapping[ModelRole, Writer], rater: Rater | None, grader: Grader) -> None:
         """Keep each problem as soon as it is solved; if the run is broken off, those in flight with the states they have."""
         limits = self._setup.limits
-
-        def make_flow(trace: Trace) -> Flow:
-            return collect(trace, better, self._states.setdefault(trace.problem.id, []).append)
-
-        scheduler = Scheduler(writers, make_flow, limits, concurrency=self._session.concurrency, rater=rater)
-        executor = Executor(
-            self._folder,
-            self._display,
-            _Progress(self._title, len(self._attempts), len(self._left.all), self._held),
-            self._session.check_files,
-            self._is_better,
+        scheduler = Scheduler(writers, self._collecting, limits, concurrency=self._session.concurrency, rater=rater)
+        progress = _Progress(
+            self._left, len(self._attempts), self._held, self._title, self._session.concurrency, self._display.note
         )
+        executor = Executor(self._folder, self._display, progress, self._session.check_files, self._is_better)
         try:
-            executor.run(self._left, partial(self._solve, scheduler), self._row, limits)
+            executor.run(self._left, partial(self._solve, scheduler, grader), self._row, limits)
         finally:
             with noted_signals(), contextlib.suppress(OutputError):  # if that is what broke it off, it is shown already
                 for name, (attempt, trace) in list(self._in_flight.items()):
@@ -124,19 +121,39 @@ class Collection:
                         error = None if trace.finished else InterruptedRunError("broken off")
                         executor.keep(attempt, self._row(attempt, Finished(trace, error)))
 
-    def _solve(self, scheduler: Scheduler, attempts: Sequence[Attempt]) -> Generator[Happening, None, None]:
+    def _solve(self, scheduler: Scheduler, grader: Grader, attempts: Sequence[Attempt]) -> Generator[Happening, None, None]:
+        """Collect the states of these problems; the target alone solves one without a known answer before."""
         by_id = {attempt.item.problem.id: attempt for attempt in attempts}
-        with contextlib.closing(scheduler.run([attempt.item.problem for attempt in attempts])) as events:
+        jobs = deque(self._job(attempt.item.problem) for attempt in attempts)
+        taken = (jobs.popleft() for _ in iter(jobs.__len__, 0))  # those too that come in meanwhile
+        with contextlib.closing(scheduler.run_jobs(taken, lambda: bool(jobs))) as events:
             for event in events:
-                attempt = by_id[event.trace.problem.id]
+                name = event.trace.problem.id
+                attempt = by_id[name]
+                if isinstance(event, Finished) and name in self._unanswered and not event.error:
+                    self._unanswered.remove(name)
+                    answer = grader.grade(event.trace.text, {}).answer
+                    self._golds[name] = {"answer": answer} if answer else {}
+                    jobs.appendleft(self._job(attempt.item.problem))
+                    continue
                 if isinstance(event, Started):
-                    self._in_flight[event.trace.problem.id] = attempt, event.trace
+                    goes_on = name in self._in_flight
+                    self._in_flight[name] = attempt, event.trace
+                    if goes_on:
+                        continue
                     yield Began(attempt)
                 yield event
                 if isinstance(event, Finished):
                     yield Ended(attempt, self._row(attempt, event))
-                    del self._in_flight[event.trace.problem.id]  # now it has its row
-                    self._states.pop(event.trace.problem.id, None)
+                    del self._in_flight[name]  # now it has its row
+                    self._states.pop(name, None)
+
+    def _job(self, problem: Problem) -> Job:
+        flow = partial(single, model="target") if problem.id in self._unanswered else self._collecting
+        return Job(problem, flow, self._setup.limits)
+
+    def _collecting(self, trace: Trace) -> Flow:
+        return collect(trace, better, self._states.setdefault(trace.problem.id, []).append)
 
     def _row(self, attempt: Attempt, event: Finished) -> dict[str, Any]:
         error = attempt_error(event)
@@ -170,23 +187,15 @@ class Collection:
         facts: dict[str, Any] = {"kind": self._setup.reward}
         if self._setup.reward == "rollout":
             facts |= {"rollouts": self._options.rollouts, "temperature": _temperature(self._options)}
-            facts |= {} if all(self._golds.values()) else {"answers": "target"}
+            facts |= {"answers": "target"} if self._unanswered else {}
         return facts
 
-    def _target_answers(self, target: Writer, grader: Grader) -> dict[str, Any]:
-        """The answers to reach of problems without a known one: those that the target itself gives."""
-        batches = [[one.item.problem for one in batch if not one.item.gold] for batch in self._left.batches]
-        if self._setup.reward != "rollout" or not any(batches):
-            return {}
-        self._display.note(
-            f"without a known answer: {rounding.count(sum(map(len, batches)), 'problem')}, which the target solves first: its own "
-            "answers are the ones to reach"
-        )
-        flow = partial(single, model="target")
-        scheduler = Scheduler({"target": target}, flow, self._setup.limits, concurrency=self._session.concurrency)
-        ended = [event.trace for batch in batches for event in self._events(scheduler, batch) if isinstance(event, Finished)]
-        answers = {trace.problem.id: grader.grade(trace.text, {}).answer for trace in ended}
-        return {name: {"answer": answer} for name, answer in answers.items() if answer}
+    def _note_unanswered(self) -> None:
+        if count := len(self._unanswered & {attempt.item.problem.id for attempt in self._left.all}):
+            self._display.note(
+                f"without a known answer: {rounding.count(count, 'problem')}; the target solves each first, and its own answer is "
+                "the one to reach"
+            )
 
     def _measure_costs(self, engines: Mapping[ModelRole, Writer]) -> dict[str, float]:
         """Seconds per token of each model alone, one problem at a time, over some problems and at least one step of each."""
@@ -210,10 +219,13 @@ def _temperature(options: CollectOptions) -> float:
 
 
 class _Progress:
-    """How far a run is, and how long it will still take. `held` has the states of each problem."""
+    """How far a run is, and how long it will still take, which `note` is told once. `held` has the states of each problem."""
 
-    def __init__(self, title: str, planned: int, num_left: int, held: Mapping[str, int]) -> None:
-        self._title, self._planned, self._left, self._held = title, planned, num_left, held
+    def __init__(
+        self, left: Left, planned: int, held: Mapping[str, int], title: str, concurrency: int, note: Callable[[str], None]
+    ) -> None:
+        self._left, self._planned, self._held, self._title = len(left.all), planned, held, title
+        self._others, self._note = concurrency - 1, note
         self._began = perf_counter()
         self._finished = self._errors = 0
 
@@ -221,13 +233,23 @@ class _Progress:
         """Count a problem that was tried."""
         self._finished += 1
         self._errors += row["status"] == "error"
+        if self._finished == PACE_PROBLEMS < self._left:
+            others = rounding.count(self._left - self._finished, "more problem")
+            self._note(f"about {rounding.duration(self._seconds_left or 0.0)} for {others}; Ctrl-C keeps what is collected")
 
     def now(self) -> RunProgress:
         """What a display shows."""
-        each = (perf_counter() - self._began) / self._finished if self._finished else None
         tried = self._planned - self._left + self._finished
         standing = Standing(f"{sum(self._held.values())} states", self._planned, tried, tried - self._errors)
-        return RunProgress(self._title, tried, self._planned, [standing], each and each * (self._left - self._finished))
+        return RunProgress(self._title, tried, self._planned, [standing], self._seconds_left)
+
+    @property
+    def _seconds_left(self) -> float | None:
+        """By the pace so far, once it is known: those in flight are half done."""
+        left = self._left - self._finished
+        begun = min(self._others, left) / 2
+        each = (perf_counter() - self._began) / (self._finished + begun) if self._finished >= PACE_PROBLEMS else None
+        return each and each * (left - begun)
 
 
 def _known_costs(folder: RunFolder, manifest: Run) -> Any:

@@ -76,13 +76,18 @@ def begin(
     selected: Selection,
     folder: RunFolder,
     attempts: Sequence[Attempt],
+    again: frozenset[Key] = frozenset(),
     *,
     samples: int = 1,
     warnings: Sequence[str] = (),
     **details: Any,
 ) -> tuple[Left, Run]:
-    """What is left of a run, and its manifest. UsageError if the folder holds a run that was made with something else."""
-    todo = left(attempts, folder.statuses, folder.started.crashes)
+    """What is left of a run, with attempts that are made `again`, and its manifest.
+
+    UsageError if the folder holds a run that was made with something else.
+    """
+    statuses = {key: status for key, status in folder.statuses.items() if key not in again}
+    todo = left(attempts, statuses, folder.started.crashes)
     run = session.manifest(reads_models=bool(todo.all))
     run["sampling"]["samples"], run["warnings"] = samples, [*warnings]
     ids, grader = [item.problem.id for item in selected.items], session.setup.task.grader_version()

@@ -1,17 +1,21 @@
 """Which models and which head a command uses: named one by one or as a pair, in a flag, the environment or a file. Loads none."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from arbitrage_cli.app.options import HeadOptions, Invocation, LoadingOptions, ModelOptions, PairOptions
-from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.model_files.checksums import sha256_seen
+from arbitrage_cli.model_files.checksums import sha256_seen, unchanged_sha256
+from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import (
     DEFAULT_PAIR,
     UNIVERSAL_HEAD,
     Pair,
+    Pairs,
     find_pair,
     head_file,
     is_scripted,
@@ -68,7 +72,7 @@ def choose_pair(invocation: Invocation, options: PairOptions) -> Pair | None:
     models = (options.draft, options.target)
     if any(models) and (not options.pair or (all(models) and "pair" not in invocation.flags)):
         return None
-    return find_pair(options.pair or DEFAULT_PAIR, read_pairs(user_folder() / "pairs.toml"))
+    return find_pair(options.pair or DEFAULT_PAIR, _pairs())
 
 
 def choose_models(invocation: Invocation, options: PairOptions, task: str | None = None) -> ModelChoice:
@@ -91,13 +95,12 @@ def choice_of_states(folder: Path, head: str | None) -> ModelChoice:
     run = read_run_folder(folder, COLLECT).run
     recorded = run["models"]
     models: Models = {role: recorded.get(role, {}).get("source") for role in ("draft", "target", "prm")}
-    pairs = read_pairs(user_folder() / "pairs.toml").values()
-    pair = next((one for one in pairs if _is_pair(one, models)), None)
+    pair = next((one for one in _pairs().values() if _is_pair(one, models)), None)
     return ModelChoice(pair, models, head or default_head(pair, models, run.get("task")))
 
 
 def default_head(pair: Pair | None, models: Models, task: str | None = None) -> str | None:
-    """The pair's own head for the task if these are its models, else a shipped one for files with these checksums, else the universal one.
+    """The pair's own head for the task if these are its models, else one for files with these checksums, else the universal one.
 
     None for scripted models, which compute nothing.
     """
@@ -111,21 +114,46 @@ def default_head(pair: Pair | None, models: Models, task: str | None = None) -> 
 
 
 def _head_of_files(models: Models) -> str | None:
-    """The shipped head that was trained on exactly these files, whatever their names; None if none was, or they are not here."""
-    from arbitrage_cli.routing.head_file import load  # slow to import
+    """The head that was trained on exactly these files, whatever their names: of the user's pairs, else a shipped one.
 
+    None if none was, or they are not here.
+    """
     files = {role: local_files(source) for role in ("draft", "target") if (source := models[role])}
     if len(files) < 2 or not all(files.values()):
         return None
-    try:
-        found = {role: sha256_seen(paths) for role, paths in files.items()}
-    except (OSError, ModelFileError):  # loading them reports it
-        return None
-    for name in shipped_heads():
-        pairs = load(head_file(name)).card.pairs
-        if name != UNIVERSAL_HEAD and any(all(pair[role]["sha256"] == found[role] for role in found) for pair in pairs):
-            return name
+    with contextlib.suppress(OSError, ModelFileError):  # loading them reports it
+        for name in _heads():
+            if any(all(_is_model(pair[role], paths) for role, paths in files.items()) for pair in _trained_on(name)):
+                return name
     return None
+
+
+def _heads() -> Iterator[str]:
+    with contextlib.suppress(UsageError):  # a command that needs the user's pairs reports it
+        yield from (pair.head for pair in reversed(_pairs().values()) if pair.head)
+    yield from shipped_heads()
+
+
+def _trained_on(head: str) -> Sequence[Mapping[str, Any]]:
+    """The pairs of a head's card; none of the universal head, which is for others, and of a head that cannot be read."""
+    from arbitrage_cli.routing.head_file import load  # slow to import
+
+    with contextlib.suppress(UsageError, RouterError):
+        return load(head_file(head)).card.pairs if head != UNIVERSAL_HEAD else ()
+    return ()
+
+
+def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:
+    """Whether a card's model is these files. New ones are read only if they have its name: that takes as long as loading."""
+    sha256 = unchanged_sha256(files)
+    if sha256 is None and read_facts(files).name == model.get("name"):
+        sha256 = sha256_seen(files)
+    return sha256 is not None and sha256 == model.get("sha256")
+
+
+def _pairs() -> Pairs:
+    """All pairs, the user's own included. UsageError."""
+    return read_pairs(user_folder() / "pairs.toml")
 
 
 def needed_models(policies: Iterable[Policy], models: Models, reward: str | None = None) -> dict[ModelRole, str]:

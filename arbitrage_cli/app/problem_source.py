@@ -7,14 +7,16 @@ import re
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from arbitrage_cli.app.arrivals import Arrivals, count_lines
 from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
+from arbitrage_cli.data.rows import Dataset, Form, parse_mapping
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.system.files import MAX_TEXT_BYTES
 from arbitrage_cli.types import Problem
@@ -22,6 +24,7 @@ from arbitrage_cli.types import Problem
 MAX_BAD_LINES = 20
 """A file whose first lines cannot be used, this many, is not a file of problems."""
 
+TABLES = (".csv", ".parquet")
 InputLine = Problem | BadLine
 
 
@@ -40,8 +43,9 @@ class Problems:
         stack: contextlib.ExitStack,
         *,
         is_whole: bool = False,
+        table: Dataset | None = None,
     ) -> None:
-        """Open the source, which may be one problem as a whole. UsageError if there is no source, or two.
+        """Open the source, which may be one problem as a whole, or a `table` that was read. UsageError if there is none, or two.
 
         `display` shows lines that cannot be used.
         """
@@ -60,13 +64,17 @@ class Problems:
         if problem is not None and self.is_single:
             self._rows = self._checked(iter([_from_argument(problem)]))
             return
+        places = range_of(limit) if limit else slice(None)
+        if table:
+            found = [item.problem for item in table.items[places]]
+            self.total, self._rows = len(found), self._checked(iter(found))
+            return
         self._name = input_file or "standard input"
         stream = _open_input(input_file if problem is None else "-", stack)
-        places = range_of(limit) if limit else slice(None)
         lines = count_lines(stream)
         self.total = None if lines is None else len(range(lines)[places])
         self._arrivals = Arrivals(stream, self._name)
-        self._rows = self._checked(itertools.islice(read_problems(self._arrivals), places.start, places.stop))
+        self._rows = self._checked(itertools.islice(read_problems(self._arrivals, self._on_gap), places.start, places.stop))
 
     def rows(self) -> Iterator[InputLine]:
         """The rows that are left: problems, and unusable lines, which were reported."""
@@ -118,6 +126,9 @@ class Problems:
         if not num_rows:
             raise UsageError("the input has no problem", "give one problem a line, or JSONL")
 
+    def _on_gap(self) -> None:
+        self._display.note("a blank line: each line is a problem of its own; if these lines are one problem: --whole")
+
     def _with_own_id(self, problem: Problem) -> Problem:
         """The problem; an id that an earlier one has gets a number: results are told apart by it."""
         own = problem.id
@@ -131,6 +142,20 @@ class Problems:
     @property
     def _is_next_here(self) -> bool:
         return self._arrivals is None or self._arrivals.is_ready
+
+
+def read_table(input_file: str | None, mapping: str | None, forms: Sequence[Form]) -> Dataset | None:
+    """The data set in a file of problems that is a table: CSV or parquet, or one whose fields are named; None for others.
+
+    UsageError.
+    """
+    is_file = input_file not in (None, "-")
+    if mapping and not is_file:
+        raise UsageError("--map names the fields of a file", "give --input FILE", option="map")
+    if not is_file or not (mapping or Path(str(input_file)).suffix.lower() in TABLES):
+        return None
+    path, names = str(Path(str(input_file)).expanduser().absolute()), parse_mapping(mapping) if mapping else {}
+    return load_dataset(path, offline=True, mapping=names, needs_answers=False, forms=forms)
 
 
 def range_of(limit: str) -> slice:

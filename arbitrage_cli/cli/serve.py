@@ -104,8 +104,8 @@ def _need_libraries() -> None:
     try:
         from arbitrage_cli.serving import server  # noqa: F401
     except ImportError as error:
-        hint = 'pip install "starlette>=1.0.1" "uvicorn>=0.40"'
-        raise UsageError(f"arbitrage serve needs libraries that are not installed ({error})", hint) from error
+        reason = f"arbitrage serve needs libraries that are not installed ({error})"
+        raise UsageError(reason, 'pip install ".[all]"') from error
 
 
 def _api_key(file: Path | None) -> str | None:

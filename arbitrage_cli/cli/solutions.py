@@ -19,6 +19,7 @@ from arbitrage_cli.cli.output import InOrder
 from arbitrage_cli.cli.solution_file import ANOTHER, Record, SolutionFile
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.problems import BadLine
+from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
@@ -37,7 +38,7 @@ SLOWER, ENOUGH_TOKENS = 1.1, 64  # times as long as the target alone would take,
 class KnownAnswers(AbstractContextManager["KnownAnswers"]):
     """Counts right answers, of the problems of a file that has them. Programs are not run for that."""
 
-    def __init__(self, input_file: str | None, task: Task) -> None:
+    def __init__(self, input_file: str | None, task: Task, table: Dataset | None = None) -> None:
         self.num_graded = self.num_right = 0
         self._golds: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._stack = contextlib.ExitStack()
@@ -45,7 +46,7 @@ class KnownAnswers(AbstractContextManager["KnownAnswers"]):
             return
         with contextlib.suppress(UsageError):  # lines that are no problems have results of their own
             path = str(Path(str(input_file)).expanduser().absolute())
-            items = load_dataset(path, offline=True, needs_answers=False, forms=task.forms).items
+            items = (table or load_dataset(path, offline=True, needs_answers=False, forms=task.forms)).items
             self._golds = {(one.problem.id, one.problem.question): one.gold for one in items if one.gold}
         if self._golds:
             self._grader = self._stack.enter_context(task.open_grader())

@@ -22,7 +22,7 @@ from arbitrage_cli.app.options import (
     RoutingOptions,
     SamplingOptions,
 )
-from arbitrage_cli.app.problem_source import Problems
+from arbitrage_cli.app.problem_source import Problems, read_table
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, say
@@ -44,10 +44,14 @@ def solve(
     input_file: Annotated[
         str | None,
         Option(
-            "Problems", "One problem a line, or JSONL; - is standard input.", "FILE", ("--input", "-i"), is_setting=False
+            "Problems", "Lines, JSONL, CSV or parquet; - is standard input.", "FILE", ("--input", "-i"), is_setting=False
         ),
     ] = None,
     whole: Annotated[bool, Option("Problems", "The whole input is one problem, lines and all.")] = False,
+    mapping: Annotated[
+        str | None,
+        Option("Problems", "Names of a file's fields: question=prompt.", "FIELD=NAME,...", ("--map",), is_setting=False),
+    ] = None,
     limit: Annotated[
         str | None, Option("Problems", "The first N lines, or 10-20: the 10th to the 20th.", "N|FIRST-LAST")
     ] = None,
@@ -81,13 +85,14 @@ def solve(
     setup = solve_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        problems = Problems(problem, input_file, limit, display, stack, is_whole=whole)
+        table = None if whole else read_table(input_file, mapping, setup.task.forms)
+        problems = Problems(problem, input_file, limit, display, stack, is_whole=whole, table=table)
         file = stack.enter_context(SolutionFile(results.output_file)) if results.output_file else None
-        known = stack.enter_context(KnownAnswers(None if whole else input_file, setup.task))
+        known = stack.enter_context(KnownAnswers(None if whole else input_file, setup.task, table))
         solutions = stack.enter_context(Solutions(display, form, file, known, is_single=problems.is_single))
         num_earlier = solutions.take_earlier(problems, setup)
         # Read ahead before models are loaded: there may be no problem.
-        num_known = problems.look_ahead(1 if setup.concurrency == "1" else MOST)
+        num_known = problems.look_ahead(2 if setup.concurrency == "1" else MOST)
         if num_known:
             session = stack.enter_context(Session(setup, display))
             follows = form == "text" and sys.stdout.isatty()

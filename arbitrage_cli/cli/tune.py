@@ -18,15 +18,12 @@ from arbitrage_cli.errors import ModelMemoryError, OutputError, UsageError
 from arbitrage_cli.inference.open import load_llama, try_model
 from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.system.machine import cores_in_use
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.model_choice import ModelChoice
     from arbitrage_cli.inference.backend import Options
     from arbitrage_cli.tuning.store import Speeds, Tuned
     from arbitrage_cli.types import ModelRole
-
-BUSY = 0.5  # cores that others use
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +117,12 @@ def measure_and_keep(
     from arbitrage_cli.tuning.store import check_place, keep_tuned
 
     check_place(tuned_file())
-    in_use = cores_in_use()
-    if in_use is not None and in_use > BUSY:
-        display.note(
-            f"other processes use the processor (a load of {in_use:.1f}): what is measured now may not hold; "
-            "stop them, and measure again with arbitrage tune"
-        )
     found: dict[ModelRole, TunedModel] = {}
     errors = []
     for role, path in paths.items():
         found[role] = measure_model(role, path, load, display)
         if not found[role].steady:
-            display.note(f"other work disturbs the {role}: no two measurements agree, so none is kept; try again later")
+            display.note(f"other work disturbs the {role}, so what was measured is not kept; stop it, then: arbitrage tune")
             continue
         try:
             keep_tuned(tuned_file(), [found[role].tuned])
@@ -143,7 +134,7 @@ def measure_and_keep(
 def measure_model(role: "ModelRole", path: str, load: "Options", display: Display) -> TunedModel:
     """Measure a model file with each number of threads, and with what else can be tried. Errors: ModelError, ComputeError."""
     from arbitrage_cli.system.files import sha256_of
-    from arbitrage_cli.system.machine import default_threads
+    from arbitrage_cli.system.machine import default_threads, is_disturbing, watch_others
     from arbitrage_cli.tuning.measure import thread_counts, try_threads
     from arbitrage_cli.tuning.memory import check_memory, memory_needed
     from arbitrage_cli.tuning.placement import loading_of, machine_here
@@ -153,7 +144,9 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Displa
     files = local_files(path)
     sha256 = sha256_of(files, lambda fraction: display.loading(role, f"checking {files[0].name}", fraction))
     with _opened(role, path, load, display) as backend:
+        others = watch_others()
         tried = try_threads(backend, thread_counts(default_threads()))
+        is_steady = tried.steady and not is_disturbing(others())
         name, on_gpu = backend.card.name, backend.card.gpu_layers != 0
     trials = [Trial(count, "", speeds) for count, speeds in tried.speeds.items()]
     for settings, changes in _variants(load, on_gpu=on_gpu).items():
@@ -162,7 +155,7 @@ def measure_model(role: "ModelRole", path: str, load: "Options", display: Displa
             trials.append(Trial(tried.threads, settings, try_threads(backend, [tried.threads]).chosen))
     created = datetime.now(UTC).isoformat(timespec="seconds")
     tuned = Tuned(machine_here(), sha256, loading_of(load), name, tried.threads, tried.chosen, created)
-    return TunedModel(tuned, trials, tried.steady)
+    return TunedModel(tuned, trials, is_steady)
 
 
 def _variants(load: "Options", *, on_gpu: bool) -> Mapping[str, Mapping[str, Any]]:

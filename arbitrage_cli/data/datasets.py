@@ -151,6 +151,6 @@ def _load_pyarrow(name: str) -> tuple[type[Exception], Any]:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        hint = 'pip install "pyarrow>=18"'
-        raise UsageError(f"{name} is a parquet file, and pyarrow cannot be loaded ({error})", hint) from error
+        reason = f"{name} is a parquet file, and pyarrow cannot be loaded ({error})"
+        raise UsageError(reason, 'pip install ".[all]"') from error
     return pa.ArrowException, parquet.ParquetFile

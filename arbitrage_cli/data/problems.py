@@ -6,6 +6,7 @@ others go on. Does not know what an answer means.
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,18 +47,24 @@ class UnusableError(ValueError):
     """Why a line or row is not a problem."""
 
 
-def read_problems(stream: LineReader) -> Iterator[Problem | BadLine]:
+def read_problems(stream: LineReader, on_gap: Callable[[], None] = lambda: None) -> Iterator[Problem | BadLine]:
     """The problems of a stream of UTF-8 text: JSONL if the first line that is not blank begins a JSON object, else plain text.
 
     A JSON object has its question under `problem` or `question`, and may have an `id` or `unique_id`; the default id is the
-    line's number. Blank lines are skipped.
+    line's number. Blank lines are skipped; `on_gap` is called at the first one between lines of text.
     """
     is_jsonl: bool | None = None
+    following = math.inf
 
     def parse(number: int, text: str) -> Problem:
-        nonlocal is_jsonl
+        nonlocal is_jsonl, following
         if is_jsonl is None:
             is_jsonl = _BEGINS_OBJECT.match(text) is not None
+            following = math.inf if is_jsonl else number
+        if number > following:
+            on_gap()
+            following = math.inf
+        following += 1
         return _from_json(text, number) if is_jsonl else make_problem(text, str(number))
 
     return _parse_lines(stream, parse)

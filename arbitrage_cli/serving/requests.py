@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from arbitrage_cli.data.problems import make_problem
@@ -121,6 +121,8 @@ class _Body(BaseModel):
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1), AfterValidator(lambda count: max(0, count))] | None = None  # -1: all of them
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     max_tokens: Literal[-1] | Annotated[int, Field(ge=1)] = -1  # of llama.cpp's clients: no limit
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -237,7 +239,10 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
             max_tokens=int(min(read.most_tokens, limits.max_tokens)),
             think_tokens=0 if read.thinks is False else limits.think_tokens,
         ),
-        replace(defaults.sampler, **read.model_dump(include={"temperature", "top_p", "seed"}, exclude_none=True)),
+        replace(
+            defaults.sampler,
+            **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
+        ),
         (read.stop,) if isinstance(read.stop, str) else tuple(read.stop),
         streams=read.stream,
         shows_usage=read.stream_options.include_usage,

@@ -4,11 +4,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 MEMORY = Path("/proc/meminfo")
+STAT = Path("/proc/stat")
 
 
 def default_threads() -> int:
@@ -24,12 +27,25 @@ def logical_processors() -> int:
     return os.cpu_count() or 1
 
 
-def cores_in_use() -> float | None:
-    """The system's count of processors that were busy in the last minute; None if it has none."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return None
+def watch_others() -> Callable[[], float]:
+    """Begin to watch other processes: what it returns says how many processors they have kept busy since, on average.
+
+    0 on a system that does not count it; Linux does.
+    """
+    began, before = time.monotonic(), seconds_of_others()
+    return lambda: max(0.0, seconds_of_others() - before) / max(1e-3, time.monotonic() - began)
+
+
+def is_disturbing(others: float) -> bool:
+    """Whether work of others on so many processors makes a difference. The system counts a process's own time not quite exactly."""
+    return others > max(0.5, 0.1 * logical_processors())
+
+
+def seconds_of_others() -> float:
+    """The time that processors have spent on other processes, and other machines on these processors; 0 if it is not counted."""
+    user, nice, system, _, _, *interrupts = [int(text) for text in _read(STAT).split()[1:9]] or [0] * 5
+    own = os.times()
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - sum(own[:4])
 
 
 def total_memory() -> int | None:

@@ -47,7 +47,7 @@ class Collected:
 
     `part` (n,) is the split, `pair` (n,) the index of each state's models in `pairs`. `is_whole` (n,): its solution was collected to
     its end. Heads learn from the other states as well, but what a tau does is measured on whole solutions. `questions` are the
-    problems by their numbers.
+    problems by their numbers, `facts` the run.json of a run of each pair.
     """
 
     features: Floats
@@ -62,6 +62,7 @@ class Collected:
     questions: tuple[str, ...]
     step_end: StepEnd = BLANK_LINE
     solutions: tuple[Solution, ...] = ()
+    facts: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def weight(self) -> NDArray[np.float64]:
@@ -199,6 +200,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         tuple(numbers),
         runs[0].step_end,
         tuple(solution for _, solution in solutions),
+        tuple(next(run.facts for run in runs if run.pair == pair) for pair in pairs),
     )
 
 

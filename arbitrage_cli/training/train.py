@@ -22,6 +22,7 @@ from arbitrage_cli.routing.thresholds import TauTable
 from arbitrage_cli.stats.ranking import Truth, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
+from arbitrage_cli.training.shortage import MIN_CLASS, collect_more
 from arbitrage_cli.training.tau_tables import Beginnings, make_table, spread_taus
 
 Numbers = NDArray[np.float64]
@@ -39,7 +40,6 @@ BASELINES: Mapping[str, Mapping[str, float]] = {
 COMPARED = (*BASELINES, "random")
 """What a head must be better than to be worth training."""
 
-MIN_CLASS = 10  # states of each class in each part
 COLLECT_TO_THE_END = "run the command that collected them again: it resumes"
 
 
@@ -101,7 +101,7 @@ def with_taus(head: Head, collected: Collected, costs: Costs | None = None, *, n
     if not collected.is_whole.any():
         raise UsageError("no solution of these runs was collected to its end", COLLECT_TO_THE_END)
     chosen = collected.is_whole & ~np.array(head.card.known(collected.questions))[collected.outcomes.problem]
-    _check_part(collected.outcomes.advantage[chosen] > 0, "to calibrate on", "problems new to the head", len(chosen))
+    _check_part(collected, chosen, "to calibrate on", "problems new to the head")
     about = {
         "runs": list(collected.runs),
         "rewards": list(collected.rewards),
@@ -148,17 +148,17 @@ class _Learner:
 
     def check(self) -> None:
         """UsageError if a part, or a pair in it, has too few states to learn from."""
-        collected, is_better = self.collected, self.collected.outcomes.advantage > 0
+        collected = self.collected
         for part, called in enumerate(SPLIT):
             chosen = collected.part == part
-            _check_part(is_better[chosen], "to train on", f"the {called} part", len(chosen))
+            _check_part(collected, chosen, "to train on", f"the {called} part")
             if part != TRAINING and not (collected.is_whole & chosen).any():
                 reason = f"no solution of the {called} part was collected to its end, so taus cannot be measured"
                 raise UsageError(reason, COLLECT_TO_THE_END)
             # With several pairs each counts the same, so none may have only a few states.
             for index in np.unique(collected.pair[chosen]) if len(collected.pairs) > 1 and part != TEST else ():
                 of = f"the {called} part of draft {collected.pairs[index]['draft']['name']}"
-                _check_part(is_better[chosen & (collected.pair == index)], "to train on", of, len(chosen))
+                _check_part(collected, chosen & (collected.pair == index), "to train on", of)
 
     def candidates(self, on_progress: Progress) -> list[Candidate]:
         """All recipes, the simple ones first; of each form, the best penalty."""
@@ -196,12 +196,14 @@ class _Learner:
         return Examples(self.collected.features[chosen], truth.is_better, weights)
 
 
-def _check_part(labels: NDArray[np.bool_], what_for: str, of: str, num_states: int) -> None:
+def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str, of: str) -> None:
+    labels = collected.outcomes.advantage[chosen] > 0
     for members, what in ((labels, "with"), (~labels, "without")):
         if members.sum() < MIN_CLASS:
+            total = len(collected.part)
             raise UsageError(
-                f"too few states {what_for}: {int(members.sum())} {what} an advantage in {of}, of {num_states} states in all",
-                "collect more problems: arbitrage collect",
+                f"too few states {what_for}: {int(members.sum())} {what} an advantage in {of}, of {total} states in all",
+                collect_more(collected, chosen),
             )
 
 

@@ -193,13 +193,19 @@ def test_a_tau_above_which_a_number_of_scores_is() -> None:
     assert [sum(score > tau_above(scores, count) for score in scores) for count in range(5)] == [0, 1, 2, 3, 4]
 
 
-def test_slow_attempts_are_counted_and_made_again(copy: Path) -> None:
-    """One attempt took four times its policy's usual time: run.json says so until it is repeated."""
-    rows = rows_of(copy / "run")
+def slow_down(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the run, after one attempt of the target's took four times its usual time."""
+    rows = rows_of(folder / "run")
     slow = next(row for row in rows if row["policy"] == "target")
     cost = slow["timing"]["target"]
     cost["decode_seconds"] = 4 * cost["decode_seconds"] + 1.0
-    (copy / "run" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def test_slow_attempts_are_counted_and_made_again(copy: Path) -> None:
+    """run.json says so until they are repeated."""
+    rows = slow_down(copy)
     assert slow_attempts(rows) == {("p0", 0, "target", None)}
     assert bench(copy, "--limit", "1-3", "--samples", "2", "-q").code == 0
     assert "--retry slow" in run_json(copy)["warnings"][-1]
@@ -207,6 +213,26 @@ def test_slow_attempts_are_counted_and_made_again(copy: Path) -> None:
     assert bench(copy, "--samples", "2", "--retry", "slow", "-q").code == 0
     made = rows_of(copy / "run")
     assert (len(made), slow_attempts(made), run_json(copy)["warnings"]) == (18, set(), [])
+
+
+@pytest.mark.parametrize(
+    ("others", "code"), [(("--temperature", "0.5"), 2), (("--ids", "p1"), 0)], ids=["other settings", "other problems"]
+)
+def test_slow_attempts_that_are_not_made_again_stay(copy: Path, others: tuple[str, ...], code: int) -> None:
+    before = slow_down(copy)
+    assert bench(copy, "--retry", "slow", *others, "-q").code == code
+    assert rows_of(copy / "run") == before
+
+
+def test_work_of_others_is_a_warning_of_the_run(here: Path) -> None:
+    """It stays when the run is resumed in peace, and has one line however often it is disturbed."""
+    assert bench(here, "--limit", "1-2", "-q", load=40.0).code == 0
+    assert "40.0 of" in run_json(here)["warnings"][0]
+    for limit, load in (("1-3", 50.0), ("1-3", 0.0)):
+        shown = bench(here, "--limit", limit, "--samples", "2", load=load)
+        (warning,) = run_json(here)["warnings"]
+        assert "50.0 of" in warning
+        assert warning in flat(shown.out)
 
 
 def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:

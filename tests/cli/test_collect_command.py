@@ -73,6 +73,24 @@ def test_problem_that_ends_the_process_ends_as_an_error(tmp_path: Path, known: b
     assert {row["status"] for row in rows_of(tmp_path / "run")} == {"done"}
 
 
+def test_answers_of_the_target_are_kept_with_their_states(tmp_path: Path) -> None:
+    """The target solves one problem after the other, each before its states are collected: what breaks the run off loses one."""
+    write_problems(tmp_path / "problems.jsonl", 8)
+    questions = [json.loads(line)["question"] for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps({"question": one}) + "\n" for one in questions))
+    assert run(*COLLECT, "--concurrency", "1", cwd=tmp_path, die_on=questions[7]).code == -signal.SIGABRT
+    kept = rows_of(tmp_path / "run")
+    assert [(row["id"], row["status"]) for row in kept] == [(str(number), "done") for number in range(1, 8)]
+    assert all(state["target_reward"] == 1.0 for row in kept for state in row["states"])
+
+
+def test_expected_time_is_shown_once_the_pace_is_known(tmp_path: Path) -> None:
+    write_problems(tmp_path / "problems.jsonl", 5)
+    lines = [line for line in run(*COLLECT[:-1], cwd=tmp_path).err.splitlines() if "left" in line or "Ctrl-C" in line]
+    assert [line.split(" ")[0] for line in lines] == ["about", "3/5", "4/5"]
+    assert lines[0].endswith(" for 2 more problems; Ctrl-C keeps what is collected")
+
+
 def test_more_rollouts_at_once_than_llama_has_sequences_for_are_refused(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", 16)
     command = ("collect", "--pair", "builtin", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")

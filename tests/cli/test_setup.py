@@ -1,11 +1,13 @@
 """`Setup`: a command line, resolved without loading a model."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli import pair_named_mine
 from small_heads import write_head
 
 from arbitrage_cli.app.model_choice import choose_models
@@ -19,8 +21,11 @@ from arbitrage_cli.app.options import (
 )
 from arbitrage_cli.app.setup import RunOptions, Setup, bench_setup, collect_setup, resumed_setup, solve_setup
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.model_files.checksums import unchanged_sha256
+from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import head_file
 from arbitrage_cli.routing.thresholds import SAME
+from arbitrage_cli.system.files import sha256_of
 
 SCRIPTED = ModelOptions(pair="scripted")
 
@@ -63,6 +68,24 @@ def test_files_of_a_known_pair_have_its_head_whatever_their_names(tmp_path: Path
     known = choose_models(Invocation(), ModelOptions(draft=draft, target=mine))
     other = choose_models(Invocation(), ModelOptions(draft=draft, target=draft))
     assert (known.head_source, other.head_source) == ("builtin:builtin", "builtin:universal")
+
+
+def test_files_of_a_pair_of_the_users_have_its_head(tmp_path: Path, tiny: Mapping[str, Path]) -> None:
+    """A pair whose head is not there changes nothing; a model of another name is not even read."""
+    files = {role: tiny[role] for role in ("draft", "target")}
+    facts = {role: {"name": read_facts([file]).name, "sha256": sha256_of([file])} for role, file in files.items()}
+    head = tmp_path / "mine.safetensors"
+    pair_named_mine(tmp_path, draft="old-name.gguf", target=files["target"], head=head)
+    named = ModelOptions(draft=str(files["draft"]), target=str(files["target"]))
+    assert choose_models(Invocation(), named).head_source == "builtin:universal"
+    write_head(head, pair=facts)
+    assert choose_models(Invocation(), named).head_source == str(head)
+    write_head(head, pair={role: {**one, "sha256": "0" * 64} for role, one in facts.items()})
+    assert choose_models(Invocation(), named).head_source == "builtin:universal"
+    unread = Path(shutil.copy(files["draft"], tmp_path / "new.gguf"))
+    write_head(head, pair={role: {**one, "name": "another"} for role, one in facts.items()})
+    choose_models(Invocation(), replace(named, draft=str(unread)))
+    assert unchanged_sha256([unread]) is None
 
 
 def test_only_the_models_that_are_needed_are_sources() -> None:

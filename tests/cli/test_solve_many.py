@@ -44,6 +44,40 @@ def test_known_answers_are_counted_at_the_end(tmp_path: Path) -> None:
     assert "known answers" not in solve("1 + 1").err
 
 
+CSV = 'n,prompt,gold\na,"1 + 1",2\nb,"37 * 12\n- 95",349\nc,2 + 2,5\n'
+
+
+def test_a_table_has_a_header_and_known_answers(tmp_path: Path) -> None:
+    """A question may have lines of its own; --map names the fields, as for a data set, also those of JSONL."""
+    (tmp_path / "in.csv").write_text(CSV)
+    rows = [{"n": "a", "prompt": "1 + 1", "gold": "2"}, {"n": "c", "prompt": "2 + 2", "gold": "5"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mapped = ("--map", "question=prompt,answer=gold,id=n")
+    found = solve("--input", "in.csv", *mapped, "--json", cwd=tmp_path)
+    assert [(row["id"], row["answer"]) for row in found.records] == [("a", "2"), ("b", "349"), ("c", "4")]
+    assert "2 of 3 problems with known answers solved right" in found.err
+    assert [row["id"] for row in solve("--input", "in.csv", *mapped, "--limit", "2-3", "--json", cwd=tmp_path).records] == [
+        "b",
+        "c",
+    ]
+    assert [row["id"] for row in solve("--input", "in.jsonl", *mapped, "--json", cwd=tmp_path).records] == ["a", "c"]
+    assert_refused(solve("--input", "in.csv", cwd=tmp_path), 2, "", "prompt", "--map")
+    assert_refused(solve("1 + 1", *mapped, cwd=tmp_path), 2, "", "--input")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_hinted"),
+    [
+        ("1 + 1\n\n2 + 2\n\n3 + 3\n", True),
+        ("1 + 1\n2 + 2\n\n", False),
+        ('{"problem": "1 + 1"}\n\n{"problem": "2"}\n', False),
+    ],
+    ids=["text", "at the end", "JSONL"],
+)
+def test_a_blank_line_within_text_is_pointed_out_once(text: str, is_hinted: bool) -> None:
+    assert solve(stdin=text.encode()).err.count("--whole") == is_hinted
+
+
 # --- one result a line of the input
 
 

@@ -160,6 +160,13 @@ def test_unwritable_place_or_damaged_file_is_refused_before_measuring(home: Home
         assert_refused(home.run(*command), 2, "", "tuned.json")
 
 
+def test_what_was_measured_beside_other_work_is_not_kept(home: Home) -> None:
+    """Also if it is equally slow all the time."""
+    busy = home.run(*ONE, load=40.0)
+    assert (busy.code, "not all was kept" in busy.out, home.file.exists()) == (0, True, False)
+    assert "other work disturbs the target" in flat(busy.err)
+
+
 # --- threads
 
 

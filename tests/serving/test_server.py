@@ -240,8 +240,17 @@ def test_who_asks_for_thoughts_gets_the_limits_of_solutions_that_think(client: S
 def test_how_tokens_are_drawn(client: Served) -> None:
     """A request brings its own temperature and seed, and its limit; that of the server cannot be exceeded."""
     sampler = Sampler(temperature=1.0, top_p=0.9, seed=7)
-    answer = client.ask(temperature=1, top_p=0.9, seed=7)
+    answer = client.ask(temperature=1, top_p=0.9, seed=7, top_k=-1)
     assert text_of(answer) == expected(Problem("1", "question 0"), sampler=sampler)
+    for fields in ({"top_k": 2}, {"min_p": 0.5}):
+        answer = client.ask(temperature=1, seed=7, **fields)
+        assert "x-arbitrage-ignored" not in answer.headers
+        drawn = Sampler(temperature=1.0, seed=7, **fields)
+        assert (
+            text_of(answer)
+            == expected(Problem("1", "question 0"), sampler=drawn)
+            != text_of(client.ask(temperature=1, seed=7))
+        )
     short = client.ask(max_completion_tokens=5).json()
     assert (short["usage"]["completion_tokens"], short["choices"][0]["finish_reason"]) == (5, "length")
     assert client.ask(max_tokens=10**9).json()["usage"]["completion_tokens"] <= SHORT.max_tokens + SHORT.max_step_tokens
@@ -289,6 +298,8 @@ USER = [{"role": "user", "content": "1"}]
         ({"temperature": 3}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"top_p": -0.1}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"seed": 2**63}, "seed"),
@@ -343,7 +354,7 @@ def test_fields_that_are_ignored_are_listed(client: Served) -> None:
         "stop": None,
         "temperature": None,
     }
-    fields: dict[str, Any] = {"top_k": 40, "min_p": 0.05, "cache_prompt": True}
+    fields: dict[str, Any] = {"repeat_penalty": 1.1, "cache_prompt": True}
     answer = client.ask(user="me", max_tokens=-1, **nothing)
     assert "x-arbitrage-ignored" not in answer.headers
     for stream in (False, True):

@@ -28,6 +28,7 @@ from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Deadline, Floats
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.scripted import Arithmetic, Continuation, ScriptedBackend
+from arbitrage_cli.system import machine
 
 FAILURES = {"full": errno.ENOSPC, "io": errno.EIO, "read-only": errno.EROFS}
 TOO_LONG = 120.0  # seconds: a run that hangs is killed too
@@ -179,7 +180,8 @@ def make_noise(text: str) -> None:
 
 
 def pretend_load(load: float) -> None:
-    setattr(os, "getloadavg", lambda: (load, load, load))  # noqa: B010 - mypy minds an assignment
+    """Other processes keep so many processors busy."""
+    setattr(machine, "seconds_of_others", lambda: load * time.monotonic())  # noqa: B010 - mypy minds an assignment
 
 
 def at_call(name: str, number: int, happens: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """Training on states whose best possible router is known: what is learned, what it may look at, and what is refused."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,30 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) ->
     even = replace(collected.outcomes, draft_reward=collected.outcomes.target_reward)
     with pytest.raises(UsageError, match="0 with an advantage"):
         train_on(replace(collected, outcomes=even))
+
+
+COMMAND = ["arbitrage", "collect", "--dataset", "a b.jsonl", "--limit=10", "--fresh", "-o", "run"]
+
+
+@pytest.mark.parametrize(
+    ("count", "more"),
+    [(900, ["--dataset", "a b.jsonl", "-o", "run", "--limit"]), (12, ["--dataset", "OTHERS.jsonl", "-o", "runs/others"])],
+    ids=["of the same data set", "of another"],
+)
+def test_too_few_states_name_the_command_that_adds_enough(tmp_path: Path, count: int, more: list[str]) -> None:
+    facts = {
+        "command": COMMAND,
+        "ids": [str(number) for number in range(10)],
+        "dataset": {"name": "a", "revision": None, "sha256": "0" * 64, "count": count},
+    }
+    with pytest.raises(UsageError) as raised:
+        train_on(read_states([write_run(tmp_path / "few", questions(10), changes=facts)]))
+    said, command = str(raised.value.hint).split(": ", 1)
+    number = int(said.split()[2])
+    total = [str(10 + number)] if more[-1] == "--limit" else []
+    assert shlex.split(command) == ["arbitrage", "collect", *more, *total]
+    train_on(read_states([write_run(tmp_path / "enough", questions(2 * number))]))
+    assert number < 200
 
 
 def test_what_nothing_can_be_learned_from_is_refused() -> None:
