@@ -78,7 +78,7 @@ def figures(
         policies = results_by_policy(run, rows)
         scope = _scope(run, policies, prices, speeds)
         made = [_policy_figures(policy, scope) for policy in policies]
-        found = verdict({"policies": made}, out_of_time=out_of_time)
+        found = verdict({"policies": made, "samples": scope.samples}, out_of_time=out_of_time)
         return {
             "schema": SCHEMA,
             "dataset": run["dataset"]["name"],

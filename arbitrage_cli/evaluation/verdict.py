@@ -30,19 +30,20 @@ STRONGER = "a draft that agrees with the target more often might"
 class Way:
     """A policy beside the target alone: how many times as fast, with its interval, and the answers that it loses.
 
-    `num_lost` of `num_compared` problems: `answer` says which answers these are. `draft_share` is the part of its time that the
-    draft takes.
+    `num_lost` of `num_compared` attempts: `answer` says which answers these are. A problem has as many attempts as there are `samples`.
+    `draft_share` is the part of its time that the draft takes.
     """
 
     route: str
     policy: str
     speedup: float
     interval: tuple[float, float] | None
-    num_problems: int
+    num_attempts: int
     num_compared: int
     num_lost: int
     answer: str
     draft_share: float
+    samples: int = 1
 
     @property
     def is_not_worth_it(self) -> bool:
@@ -67,7 +68,9 @@ class Way:
     @property
     def is_known(self) -> bool:
         """Whether there are enough problems to advise it: more if its answers are not the target's."""
-        return self.num_problems >= MIN_PROBLEMS if self.has_targets_text else self.num_compared >= MIN_FOR_ANSWERS
+        if self.has_targets_text:
+            return self.num_attempts >= MIN_PROBLEMS * self.samples
+        return self.num_compared >= MIN_FOR_ANSWERS * self.samples
 
     @property
     def keeps_answers(self) -> bool:
@@ -78,7 +81,7 @@ class Way:
     @property
     def may_keep_answers(self) -> bool:
         """The same, unless that is unknown, and but for one answer that may be lost by chance while few were compared."""
-        by_chance = self.num_lost <= 1 and self.num_compared < MIN_FOR_ANSWERS and self.policy != "draft"
+        by_chance = self.num_lost <= 1 and self.num_compared < MIN_FOR_ANSWERS * self.samples and self.policy != "draft"
         return self.keeps_answers or by_chance or not self.is_comparable
 
     @property
@@ -95,9 +98,10 @@ class Way:
         if not self.is_comparable:
             return "and its answers cannot be compared"
         lost = _count(self.num_lost, self.answer) if self.num_lost else f"no {self.answer}"
-        if self.num_compared == self.num_problems:
-            return f"{lost} lost in {_count(self.num_problems, 'problem')}"
-        return f"{lost} lost in the {self.num_compared} of {self.num_problems} problems that can be compared"
+        unit = "problem" if self.samples == 1 else "attempt"
+        if self.num_compared == self.num_attempts:
+            return f"{lost} lost in {_count(self.num_attempts, unit)}"
+        return f"{lost} lost in the {self.num_compared} of {self.num_attempts} {unit}s that can be compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ def verdict(figures: Figures, *, out_of_time: bool = False) -> Verdict | None:
         faster = max([best, *promising], key=lambda way: way.speedup)
         more = f" {faster.route} is {faster.speed} so far; more problems would decide it." if not faster.is_known else ""
         return Verdict("pays", _pays(best) + more, best.route, final=not more)
-    count = min(way.num_problems for way in ways)
+    count = min(way.num_attempts // way.samples for way in ways)
     undecided = [way for way in ways if not way.is_not_worth_it and way.may_keep_answers]
     if undecided or count < MIN_TO_REFUSE:
         return _not_decided(undecided or ways, count, out_of_time=out_of_time)
@@ -156,7 +160,9 @@ def advice_of_taus(named: Mapping[str, float], rows: Sequence[Figures]) -> str:
 def ways_of(figures: Figures) -> list[Way]:
     """The policies that could be used in the target's place, in the order of the run. The oracle could not."""
     return [
-        way for one in figures["policies"] if one["policy"] not in ("target", "oracle") and (way := _way(one)) is not None
+        way
+        for one in figures["policies"]
+        if one["policy"] not in ("target", "oracle") and (way := _way(one, figures["samples"])) is not None
     ]
 
 
@@ -167,7 +173,7 @@ def token_ratio(figures: Figures) -> float | None:
     return draft / target if draft and target else None
 
 
-def _way(policy: Figures) -> Way | None:
+def _way(policy: Figures, samples: int) -> Way | None:
     speedup = policy["speedup"] or policy["throughput_ratio"]
     if not speedup or policy["accuracy_difference"] is None:
         return None
@@ -180,11 +186,12 @@ def _way(policy: Figures) -> Way | None:
         policy["policy"],
         speedup,
         interval and tuple(interval),
-        num_problems=policy["ratios"]["accuracy_difference"]["denominator"],
+        num_attempts=policy["ratios"]["accuracy_difference"]["denominator"],
         num_compared=lost["denominator"],
         num_lost=lost["numerator"],
         answer=answers.get(policy["answers_graded"], "answer"),
         draft_share=sum(time[f"draft_{kind}"] for kind in ("decode", "prefill", "verify")) / (time["wall"] or 1.0),
+        samples=samples,
     )
 
 

@@ -43,13 +43,22 @@ def lost_of(lost: int, problems: int = 20, *, compared: int | None = None, grade
 
 def of(*policies: dict[str, Any]) -> dict[str, Any]:
     target = policy("target", 1.0, None, target_tokens_per_second=10.0, accuracy_difference=None)
-    return {"policies": [target, *policies]}
+    return {"policies": [target, *policies], "samples": 1}
 
 
 SPECULATIVE = policy("speculative", 1.5, (1.4, 1.6))
 BALANCED = policy("arbitrage", 2.1, (1.8, 2.4), tau_name="balanced", problems=20)
 EXACT = policy("arbitrage", 2.0, (1.7, 2.3), tau_name="exact", problems=20)
 SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=14.0)
+
+
+@pytest.mark.parametrize(("samples", "decision"), [(1, "pays"), (2, "not decided")])
+def test_samples_make_no_problems(samples: int, decision: str) -> None:
+    """Attempts at the same problem say less than attempts at others."""
+    found = verdict(of(BALANCED | lost_of(0, 38)) | {"samples": samples})
+    assert found is not None
+    assert found.decision == decision
+    assert ("38 attempts" in found.text) == (samples == 2)
 
 
 @pytest.mark.parametrize(
