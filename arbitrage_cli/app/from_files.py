@@ -9,7 +9,7 @@ from typing import Any
 from arbitrage_cli.app.options import check_bounds
 from arbitrage_cli.app.setup import Setup, limits_of, sampler_of, think_tokens
 from arbitrage_cli.errors import TemplateError, UsageError
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Manner
 from arbitrage_cli.inference.thinking import FORMATS, ThinkFormat
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.gguf import read_header
@@ -25,12 +25,8 @@ _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p":
 """What a file may say of sampling, and the option that it stands for. Penalties have none."""
 
 
-Thinks = Callable[[ModelRole], bool | None]
-"""Whether a model on a server thinks by itself."""
-
-
-def with_files(setup: Setup, files: Mapping[ModelRole, str], thinks: Thinks) -> Setup:
-    """The setup with what the models' files and servers say. Files that are not here yet say nothing.
+def with_files(setup: Setup, files: Mapping[ModelRole, str], thinks: Callable[[ModelRole], bool | None]) -> Setup:
+    """The setup with what the files that are here say, and servers: whether a model there `thinks` by itself.
 
     Errors: UsageError, ModelFileError, ServerError.
     """
@@ -45,37 +41,27 @@ def thoughts_of(
     if not isinstance(template, str) or not any(form.end in template for form in FORMATS.values()):
         return None, False
     try:
-        prompt = ChatPrompt(template, None, instructions=instructions, variables=variables)
+        prompt = ChatPrompt(template, None, (), Manner(instructions), variables)
         return prompt.own_format, prompt.thinks_by_itself
     except TemplateError:  # the model itself will be refused, with its name
         return None, False
 
 
-def _by_themselves(setup: Setup, files: Mapping[ModelRole, str], thinks: Thinks) -> dict[str, bool | None]:
-    """Whether each model that writes thinks by itself. Servers are asked only if no file says so."""
-    writing = {setup.sources[role]: role for role in files if role != "prm"}
-    found: dict[str, bool | None] = {}
-    for source, role in writing.items():
-        for path in local_files(files[role])[:1]:
-            found[source] = thoughts_of(path, setup.load.template_variables, setup.system)[1]
-    if True not in found.values():
-        found |= {source: thinks(role) for source, role in writing.items() if role in setup.served}
-    return found
-
-
-def _with_thoughts(setup: Setup, files: Mapping[ModelRole, str], thinks: Thinks) -> Setup:
-    """The setup with the limits and the context of solutions that think, if they do."""
-    writing = [path for role, source in files.items() if role != "prm" for path in local_files(source)[:1]]
+def _with_thoughts(setup: Setup, files: Mapping[ModelRole, str], thinks: Callable[[ModelRole], bool | None]) -> Setup:
+    """The setup with the limits and the context of solutions that think, if they do. Servers are asked only if no file says so."""
+    here = {role: path for role, source in files.items() if role != "prm" for path in local_files(source)[:1]}
     tokens, load = think_tokens(setup.generation), setup.load
     if setup.generation.think is None:
-        found = _by_themselves(setup, files, thinks)
+        found = {role: thoughts_of(path, load.template_variables, setup.system)[1] for role, path in here.items()}
+        if True not in found.values():
+            found |= {role: thinks(role) for role in files if role != "prm" and role in setup.served}
         tokens = None if True in found.values() else 0
-        unsure = [name for name, by_itself in found.items() if by_itself is None and tokens == 0]
-        setup = replace(setup, notes=[*setup.notes, *(f"{name}: {NOT_SHOWN}" for name in unsure)])
+        unsure = [setup.sources[role] for role, by_itself in found.items() if by_itself is None and tokens == 0]
+        setup = replace(setup, notes=[*setup.notes, *(f"{source}: {NOT_SHOWN}" for source in dict.fromkeys(unsure))])
     if tokens == 0:
         return setup
-    if load.context_size is None and writing:
-        trained = [read_facts([path]).trained_context_size or THINK_CONTEXT_SIZE for path in writing]
+    if load.context_size is None and here:
+        trained = [read_facts([path]).trained_context_size or THINK_CONTEXT_SIZE for path in here.values()]
         load = replace(load, context_size=min(THINK_CONTEXT_SIZE, *trained))
     return replace(setup, load=load, limits=limits_of(setup.generation, tokens))
 

@@ -256,10 +256,7 @@ class LoadingOptions:
 
     gpu_layers: Annotated[int | None, _setting(min=-1)] = None
     ctx: Annotated[
-        int | None,
-        _machine(
-            "Context in tokens. Default: 4096, or 16384 with thoughts; less if the model has less.", min=64, max=MAX_CONTEXT
-        ),
+        int | None, _machine("Context in tokens. Default: at most 4096, or 16384 with thoughts.", min=64, max=MAX_CONTEXT)
     ] = None
     flash_attention: Annotated[bool | None, _setting()] = None
     kv_type: Annotated[Literal["auto", "f16", "q8_0", "q4_0", "f32"], _setting()] = "auto"

@@ -73,27 +73,23 @@ class Session:
         self.writing = WriterOptions(setup.sampler, manner, keep, shares, self.batch_costs, formats)
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as on_failure:
-            on_failure.push(self.__exit__)
-            self._prepare()
-            on_failure.pop_all()
-        return self
-
-    def _prepare(self) -> None:
         for note in self.setup.notes:
             self._display.note(note)
         costs_of = self.setup.named_taus.costs_of if self.setup.named_taus else self.setup.tau_costs
         if costs_of:
             log.info("named taus are chosen by the costs of %s", costs_of)
         self.files = fetch(self.setup.sources, self._display, offline=self.setup.offline)
-        shown = len(self.setup.notes)
-        self.setup = with_files(self.setup, self.files, self._thinks_by_itself)
-        for note in self.setup.notes[shown:]:
-            self._display.note(note)
-        self.writing = replace(self.writing, sampler=self.setup.sampler)
-        self.engines = Writers(self.models, self.writing)
-        self.batch_costs.update(self._placement.batch_costs)
-        self._states = {path: state_of(path) for source in self.files.values() for path in local_files(source)}
+        with contextlib.ExitStack() as on_failure:
+            on_failure.push(self.__exit__)
+            self.setup = with_files(replace(self.setup, notes=()), self.files, self._thinks_by_itself)
+            for note in self.setup.notes:
+                self._display.note(note)
+            self.writing = replace(self.writing, sampler=self.setup.sampler)
+            self.engines = Writers(self.models, self.writing)
+            self.batch_costs.update(self._placement.batch_costs)
+            self._states = {path: state_of(path) for source in self.files.values() for path in local_files(source)}
+            on_failure.pop_all()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()

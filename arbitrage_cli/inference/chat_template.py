@@ -18,7 +18,15 @@ from typing import Any
 
 from arbitrage_cli.errors import ConversationError, TemplateError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.inference.thinking import FORCED_END, SWITCHES, ThinkFormat, find_format, state_after, thinks_by_itself
+from arbitrage_cli.inference.thinking import (
+    FORCED_END,
+    ThinkFormat,
+    Variables,
+    find_format,
+    state_after,
+    thinks_by_itself,
+    variables_for,
+)
 from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.types import Message, MessageRole, Problem, Step
 
@@ -43,6 +51,9 @@ class Manner:
     step_end: StepEnd = BLANK_LINE
     think_format: ThinkFormat | None = None
     explicit_thoughts: bool = False
+
+
+USUAL = Manner()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +121,17 @@ class ChatPrompt:
         template: str | Render | None,
         control_tokens: Collection[str] | None,
         marker_tokens: Collection[str] = (),
-        instructions: str = INSTRUCTIONS,
+        manner: Manner = USUAL,
         variables: Mapping[str, Any] = MappingProxyType({}),
-        think_format: ThinkFormat | None = None,
-        *,
-        explicit_thoughts: bool = False,
     ) -> None:
-        self._instructions = instructions.strip()
-        self._explicit_thoughts = explicit_thoughts
+        self._instructions, self._explicit_thoughts = manner.instructions.strip(), manner.explicit_thoughts
         self._template, self._variables = template, variables
         self._knows_controls = control_tokens is not None
         if control_tokens is None:
-            control_tokens = LOOKS_LIKE_CONTROL.findall(instructions)
+            control_tokens = LOOKS_LIKE_CONTROL.findall(manner.instructions)
         special = [*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)]
         self._layout = lru_cache(MAX_LAYOUTS)(self._lay_out)
-        self.think_format = think_format or find_format(self._source, special)
+        self.think_format = manner.think_format or find_format(self._source, special)
         own_text = (
             self._layout(ASKED, self._instructions != "").text
             + self._shown((*ANSWERED, *ASKED))
@@ -139,7 +146,7 @@ class ChatPrompt:
         """The template. If it is rendered elsewhere: what it shows in a conversation, and with thoughts on and off."""
         if not callable(self._template):
             return self._template or ""
-        return self._shown((*ANSWERED, *ASKED)) + self._shown(ASKED, True) + self._shown(ASKED, False)
+        return self._shown((*ANSWERED, *ASKED)) + "".join(self._shown(ASKED, variables_for(on)) for on in (True, False))
 
     @property
     def own_format(self) -> ThinkFormat | None:
@@ -151,13 +158,13 @@ class ChatPrompt:
     def thinks_by_itself(self) -> bool | None:
         """Whether the model thinks before it answers, if nothing else is asked of its template; None if that does not show it."""
         layout = self._layout(ASKED, self._instructions != "")
-        without = self._shown(ASKED, False).rpartition(layout.slots[-1])[2]
+        without = self._shown(ASKED, variables_for(False)).rpartition(layout.slots[-1])[2]
         return thinks_by_itself(self._source, layout.text, (layout.end, without), self.think_format)
 
     @property
     def knows_effort(self) -> bool:
         """Whether the template asks for more or less thought."""
-        return self._shown(ASKED, None, "low") != self._shown(ASKED, None, "high")
+        return len({self._shown(ASKED, variables_for(effort=effort)) for effort in ("low", "high")}) > 1
 
     def of(self, problem: Problem) -> list[Segment]:
         """The prompt of a problem. ConversationError if the template cannot show its earlier turns or its system prompt."""
@@ -183,7 +190,7 @@ class ChatPrompt:
         roles = (*(turn.role for turn in turns), *ASKED)
         switch = None if thinks == bool(self.thinks_by_itself) and not self._explicit_thoughts else thinks
         instructions = self._instructions if system is None else system.strip()
-        layout = self._layout(roles, instructions != "", switch, effort)
+        layout = self._layout(roles, instructions != "", variables_for(switch, effort))
         messages = [*(turn.text for turn in turns), question]
         texts = {**dict(zip(layout.slots, map(str.strip, messages), strict=True)), layout.system: instructions}
         segments: list[Segment] = []
@@ -249,21 +256,15 @@ class ChatPrompt:
             else:
                 _append_plain(segments, piece)
 
-    def _shown(self, roles: Sequence[MessageRole], switch: bool | None = None, effort: str | None = None) -> str:
+    def _shown(self, roles: Sequence[MessageRole], variables: Variables = ()) -> str:
         """The template's text with messages of these roles; empty if it does not show them."""
         try:
-            return self._layout(roles, self._instructions != "", switch, effort).text
+            return self._layout(roles, self._instructions != "", variables).text
         except TemplateError:
             return ""
 
-    def _lay_out(
-        self,
-        roles: Sequence[MessageRole],
-        has_instructions: bool,
-        switch: bool | None = None,
-        effort: str | None = None,
-    ) -> _Layout:
-        """The template with messages of these roles, after instructions. `switch` turns thoughts on or off, None neither."""
+    def _lay_out(self, roles: Sequence[MessageRole], has_instructions: bool, variables: Variables = ()) -> _Layout:
+        """The template with messages of these roles, after instructions, if there are any."""
         slots = [_placeholder(f"message {place}") for place in range(len(roles))]
         system = _placeholder("instructions") if has_instructions else ""
         if self._template is None:
@@ -272,7 +273,7 @@ class ChatPrompt:
         reason = "it does not show every message exactly once"
         for make in (_system_first, _within_first) if has_instructions else (_within_first,):
             try:
-                text = self._render(make(system, messages), switch, effort)
+                text = self._render(make(system, messages), dict(variables))
             except RoleRefusedError as refusal:
                 reason = f"it refuses the messages ({refusal})"
                 continue
@@ -280,10 +281,7 @@ class ChatPrompt:
                 return _Layout(text, slots, system)
         raise _broken(reason)
 
-    def _render(self, messages: Messages, switch: bool | None, effort: str | None) -> str:
-        variables: dict[str, Any] = {} if switch is None else dict.fromkeys(SWITCHES, switch)
-        if effort is not None:
-            variables["reasoning_effort"] = effort
+    def _render(self, messages: Messages, variables: Mapping[str, Any]) -> str:
         if callable(self._template):
             return self._template(messages, variables)
         return _render(self._template or "", messages, {**self._variables, **variables})

@@ -19,13 +19,12 @@ from typing import Literal
 
 from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Tokenizer, earlier
-from arbitrage_cli.inference.chat_template import ChatPrompt, Control, Manner, Segment
+from arbitrage_cli.inference.chat_template import USUAL, ChatPrompt, Control, Manner, Segment
 from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.types import Phase, Problem, Step, StepStop, Trace
 
 READ_TOKENS = 128  # at once: someone who waits for text sees that it goes on
-USUAL = Manner()
 MIN_SHARED = 16  # tokens that are worth reading by themselves
 
 Keep = Literal["nothing", "beginning", "conversation"]
@@ -254,10 +253,7 @@ class Cache:
 def chat_prompt(backend: Backend, manner: Manner) -> ChatPrompt:
     """The prompt of a model, by its own template."""
     controls, markers = backend.tokenizer.control_tokens.keys(), backend.tokenizer.marker_tokens
-    variables, form, skips = backend.template_variables, manner.think_format, manner.explicit_thoughts
-    return ChatPrompt(
-        backend.chat_template, controls, markers, manner.instructions, variables, form, explicit_thoughts=skips
-    )
+    return ChatPrompt(backend.chat_template, controls, markers, manner, backend.template_variables)
 
 
 def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:

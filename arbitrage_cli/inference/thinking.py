@@ -15,8 +15,14 @@ from arbitrage_cli.errors import unknown
 FORCED_END = "\n\nI have thought long enough. I answer now.\n"
 """What stands between thoughts that were cut at their budget and the end of the phase."""
 
-SWITCHES = ("enable_thinking", "thinking")
-"""The variables by which chat templates switch thoughts on and off."""
+Variables = tuple[tuple[str, bool | str], ...]
+"""Variables of a chat template, with their values."""
+
+
+def variables_for(on: bool | None = None, effort: str | None = None) -> Variables:
+    """What switches thoughts on and off in chat templates, and asks for more or less of them; None for as they do by themselves."""
+    switches: Variables = () if on is None else (("enable_thinking", on), ("thinking", on))
+    return switches if effort is None else (*switches, ("reasoning_effort", effort))
 
 
 @dataclass(frozen=True, slots=True)

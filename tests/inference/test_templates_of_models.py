@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from arbitrage_cli.inference.chat_template import ChatPrompt, Segment
+from arbitrage_cli.inference.chat_template import ChatPrompt, Manner, Segment
 from arbitrage_cli.types import Message
 
 TURNS = (Message("user", "a"), Message("assistant", "b"))
@@ -123,7 +123,7 @@ def text(segments: list[Segment]) -> str:
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_conversation_with_and_without_thoughts(name: str) -> None:
     by_itself, thoughts, answer = PROMPTS[name]
-    prompt = ChatPrompt(TEMPLATES[name], [], instructions="S")
+    prompt = ChatPrompt(TEMPLATES[name], [], manner=Manner("S"))
     assert prompt.thinks_by_itself is by_itself
     assert text(prompt.segments("c", TURNS, thinks=True)) == thoughts
     assert text(prompt.segments("c", TURNS, thinks=False)) == answer
@@ -132,26 +132,26 @@ def test_a_conversation_with_and_without_thoughts(name: str) -> None:
 @pytest.mark.parametrize("name", ["LFM2.5-Instruct", "Nemotron-Super-v1.5", "DeepSeek-V3.1"])
 def test_who_wants_no_thoughts_gets_none_of_a_model_whose_template_does_not_show_it(name: str) -> None:
     by_itself, _, answer = PROMPTS[name]
-    prompt = ChatPrompt(TEMPLATES[name], [], instructions="S", explicit_thoughts=True)
+    prompt = ChatPrompt(TEMPLATES[name], [], manner=Manner("S", explicit_thoughts=True))
     assert text(prompt.segments("c", TURNS)) == answer + ("" if by_itself is False else "<think>\n\n</think>\n\n")
 
 
 def test_a_template_of_an_unknown_format_is_told_to_skip_thoughts() -> None:
     template = "{{ messages[-1].content }}<|open|>{{ 'think' if thinking | default(true) else 'response' }}<|sep|>"
-    prompt = ChatPrompt(template, [], instructions="", explicit_thoughts=True)
+    prompt = ChatPrompt(template, [], manner=Manner("", explicit_thoughts=True))
     assert (prompt.own_format, prompt.thinks_by_itself) == (None, False)
     assert text(prompt.segments("c")) == "c<|open|>response<|sep|>"
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_effort_is_for_templates_that_ask_for_more_or_less_thought(name: str) -> None:
-    prompt = ChatPrompt(TEMPLATES[name], [], instructions="S")
+    prompt = ChatPrompt(TEMPLATES[name], [], manner=Manner("S"))
     assert prompt.knows_effort is (name == "gpt-oss")
     assert ("Reasoning: high" in text(prompt.segments("c", effort="high"))) is prompt.knows_effort
 
 
 @pytest.mark.parametrize(("name", "off"), [("GLM-4.7", "</think>"), ("SmolLM3", "<think>\n\n</think>\n")])
 def test_variables_of_a_pair_switch_thoughts_off(name: str, off: str) -> None:
-    prompt = ChatPrompt(TEMPLATES[name], [], instructions="S", variables={"enable_thinking": False})
+    prompt = ChatPrompt(TEMPLATES[name], [], manner=Manner("S"), variables={"enable_thinking": False})
     assert prompt.thinks_by_itself is False
     assert text(prompt.segments("c")).endswith(off)

@@ -126,7 +126,7 @@ def test_the_vocabulary_tells_the_format_if_the_template_does_not() -> None:
 
 
 def test_a_format_by_name() -> None:
-    assert ChatPrompt(CHATML, [], think_format=format_named("mistral")).think_format.end == "[/THINK]"
+    assert ChatPrompt(CHATML, [], manner=Manner(think_format=format_named("mistral"))).think_format.end == "[/THINK]"
     with pytest.raises(UsageError) as caught:
         format_named("mistrel")
     assert caught.value.option == "think-format"

@@ -75,8 +75,7 @@ class ServedModel:
     def prompt(self, manner: Manner) -> ChatPrompt:
         """The prompt of this model. TemplateError if its template cannot be used."""
         template = self.wanted.template or (self._render_there if not self.dialect.is_plain else None)
-        variables, form, skips = self.wanted.template_variables, manner.think_format, manner.explicit_thoughts
-        return ChatPrompt(template, None, (), manner.instructions, variables, form, explicit_thoughts=skips)
+        return ChatPrompt(template, None, (), manner, self.wanted.template_variables)
 
     async def tokenize(self, text: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
         """Token ids of a text. Errors as `write`."""
