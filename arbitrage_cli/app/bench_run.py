@@ -88,7 +88,7 @@ def plan_run(
     left_and_run = begin(
         session, selected, folder, attempts, again, samples=samples, warnings=warnings, concurrency=concurrency
     )
-    return BenchRun(session, selected.title, attempts, folder, *left_and_run, again)
+    return BenchRun(session, f"bench {selected.title}", attempts, folder, *left_and_run, again)
 
 
 def measure(
@@ -210,7 +210,7 @@ class _Progress:
 
     def __init__(self, run: BenchRun, seconds_left: Callable[[], float]) -> None:
         self._seconds_left = seconds_left
-        self._title, self._planned = f"bench {run.title}", len(run.attempts)
+        self._title, self._planned = run.title, len(run.attempts)
         routes = list(dict.fromkeys(attempt.route for attempt in run.attempts))
         self._standings = Standings(routes, self._planned // len(routes), run.session.concurrency)
         self._waiting = Counter(attempt.route for attempt in run.left.all)

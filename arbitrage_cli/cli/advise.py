@@ -173,7 +173,7 @@ def _run(asked: Asked, display: Display) -> Measured:
         setup = resumed_setup(setup, folder.run if folder.rows else None, early_stop=None)
         enough = Enough(folder, len(setup.routes), advice.minutes)
         with Session(setup, display) as session:
-            run = plan_run(session, selected, folder)
+            run = replace(plan_run(session, selected, folder), title=f"advise {selected.title}")
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if run.left.all and not (folder.rows and enough.is_decided()):
                     with only_figures_on_stdout():
@@ -218,7 +218,7 @@ def _next(verdict: dict[str, Any] | None, asked: Asked, measured: Measured) -> s
         return invocation.resuming
     if verdict["decision"] != "not decided":
         return shlex.join(_solving(verdict["route"] or "target", asked))
-    if verdict["final"]:
+    if verdict["needs_answers"]:
         return shlex.join(["arbitrage", "report", str(measured.folder), "-o", "report.html"])
     if measured.out_of_time:
         return invocation.resuming + ("" if invocation.count("--minutes") else f" --minutes {3 * advice.minutes:g}")

@@ -108,13 +108,15 @@ class Way:
 class Verdict:
     """What was decided, in a sentence, and the route to use as a command takes it; None for the target alone.
 
-    It is `final` if more problems are not expected to find a better way.
+    It is `final` if more problems are not expected to find a better way. It `needs_answers` if the best way so far is one whose
+    answers cannot be compared.
     """
 
     decision: Decision
     text: str
     route: str | None = None
     final: bool = True
+    needs_answers: bool = False
 
 
 def verdict(figures: Figures, *, out_of_time: bool = False) -> Verdict | None:
@@ -203,15 +205,14 @@ def _pays(way: Way) -> str:
 
 
 def _not_decided(ways: Sequence[Way], count: int, *, out_of_time: bool) -> Verdict:
-    """It is final if all that is open is what answers are worth that nothing can be compared with."""
-    best = max(ways, key=lambda way: (way.policy != "draft", way.keeps_answers, way.speedup))
+    """It is final if nothing can be told of the answers of any way."""
+    best = max(ways, key=lambda way: (way.policy != "draft", way.keeps_answers or not way.is_comparable, way.speedup))
     so_far = f"{best.route} is {best.speed} so far, {best.answers}"
     reason = f"Out of time after {_count(count, 'problem')}" if out_of_time else f"Not decided by {_count(count, 'problem')}"
-    is_open = any(way.is_comparable for way in ways)
-    needed = "More problems" if is_open else "Answers that can be compared"
-    return Verdict(
-        "not decided", f"{reason}: {so_far}. {needed} would decide it.", final=count >= MIN_PROBLEMS and not is_open
-    )
+    needs_answers = count >= MIN_PROBLEMS and not best.is_comparable
+    needed = "Answers that can be compared" if needs_answers else "More problems"
+    final = needs_answers and not any(way.is_comparable for way in ways)
+    return Verdict("not decided", f"{reason}: {so_far}. {needed} would decide it.", None, final, needs_answers)
 
 
 def _does_not_pay(ways: Sequence[Way], figures: Figures) -> list[str]:

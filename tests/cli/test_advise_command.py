@@ -63,6 +63,7 @@ def test_the_last_lines_are_a_sentence_and_a_command(home: Home) -> None:
     assert found["n"] > before
     labels = [policy["policy"] for policy in found["policies"]]
     assert labels == ["target", "speculative", "arbitrage", "arbitrage", "draft"]
+    assert "\nadvise builtin, a sample of 40 of 500: 200 attempts\n" in f"\n{ended.err}"
     left = [int(seconds) for seconds in re.findall(r"about (\d+) s left", ended.err)]
     assert left
     assert max(left) <= 1

@@ -176,7 +176,9 @@ def test_more_problems_help_only_if_their_answers_can_be_compared() -> None:
     """Twenty problems without one are enough to say so; a few are not, nor is a way that keeps the target's text."""
     routed, open_one = BALANCED | lost_of(0, compared=0), policy("speculative", 1.2, (0.9, 1.5))
     several = (of(routed), of(routed | lost_of(0, 5, compared=0)), of(routed, open_one))
-    assert [found.final for one in several if (found := verdict(one))] == [True, False, False]
+    found_of = [found for one in several if (found := verdict(one))]
+    assert [one.final for one in found_of] == [True, False, False]
+    assert [one.needs_answers for one in found_of] == [True, False, True]
     found = verdict(of(routed))
     assert found is not None
     assert "cannot be compared" in found.text
