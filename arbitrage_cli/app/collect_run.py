@@ -96,7 +96,9 @@ class Collection:
             writers: dict[ModelRole, Writer] = {
                 role: session.models[role].own_writer(role, session.writing) for role in setup.route.policy.models
             }
-            self._note_unanswered()
+            if count := len(self._unanswered & {attempt.item.problem.id for attempt in self._left.all}):
+                known = f"without a known answer: {rounding.count(count, 'problem')}"
+                self._display.note(f"{known}; the target solves each first, and its own answer is the one to reach")
             costs = _known_costs(self._folder, self._manifest) or self._measure_costs(writers)
             loaded = add_loaded(self._manifest, session.models)
             self._folder.save_run({**loaded, "costs": costs, "protections": list(grader.protections)})
@@ -189,13 +191,6 @@ class Collection:
             facts |= {"rollouts": self._options.rollouts, "temperature": _temperature(self._options)}
             facts |= {"answers": "target"} if self._unanswered else {}
         return facts
-
-    def _note_unanswered(self) -> None:
-        if count := len(self._unanswered & {attempt.item.problem.id for attempt in self._left.all}):
-            self._display.note(
-                f"without a known answer: {rounding.count(count, 'problem')}; the target solves each first, and its own answer is "
-                "the one to reach"
-            )
 
     def _measure_costs(self, engines: Mapping[ModelRole, Writer]) -> dict[str, float]:
         """Seconds per token of each model alone, one problem at a time, over some problems and at least one step of each."""

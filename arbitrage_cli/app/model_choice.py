@@ -122,25 +122,22 @@ def _head_of_files(models: Models) -> str | None:
     if len(files) < 2 or not all(files.values()):
         return None
     with contextlib.suppress(OSError, ModelFileError):  # loading them reports it
-        for name in _heads():
-            if any(all(_is_model(pair[role], paths) for role, paths in files.items()) for pair in _trained_on(name)):
+        for name, pair in _trained_heads():
+            if all(_is_model(pair[role], paths) for role, paths in files.items()):
                 return name
     return None
 
 
-def _heads() -> Iterator[str]:
-    with contextlib.suppress(UsageError):  # a command that needs the user's pairs reports it
-        yield from (pair.head for pair in reversed(_pairs().values()) if pair.head)
-    yield from shipped_heads()
-
-
-def _trained_on(head: str) -> Sequence[Mapping[str, Any]]:
-    """The pairs of a head's card; none of the universal head, which is for others, and of a head that cannot be read."""
+def _trained_heads() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The heads that can be read, but for the universal one, each with every pair of models that it was trained on."""
     from arbitrage_cli.routing.head_file import load  # slow to import
 
-    with contextlib.suppress(UsageError, RouterError):
-        return load(head_file(head)).card.pairs if head != UNIVERSAL_HEAD else ()
-    return ()
+    names = shipped_heads()
+    with contextlib.suppress(UsageError):  # a command that needs the user's pairs reports it
+        names = [*(pair.head for pair in reversed(_pairs().values()) if pair.head), *names]
+    for name in names:
+        with contextlib.suppress(UsageError, RouterError):
+            yield from ((name, pair) for pair in load(head_file(name)).card.pairs if name != UNIVERSAL_HEAD)
 
 
 def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:

@@ -145,17 +145,16 @@ class Problems:
 
 
 def read_table(input_file: str | None, mapping: str | None, forms: Sequence[Form]) -> Dataset | None:
-    """The data set in a file of problems that is a table: CSV or parquet, or one whose fields are named; None for others.
-
-    UsageError.
-    """
-    is_file = input_file not in (None, "-")
-    if mapping and not is_file:
+    """The data set in a file that is a table: CSV or parquet, or one whose fields are named; None for others. UsageError."""
+    name = input_file or "-"
+    if mapping and name == "-":
         raise UsageError("--map names the fields of a file", "give --input FILE", option="map")
-    if not is_file or not (mapping or Path(str(input_file)).suffix.lower() in TABLES):
+    if not mapping and not name.lower().endswith(TABLES):
         return None
-    path, names = str(Path(str(input_file)).expanduser().absolute()), parse_mapping(mapping) if mapping else {}
-    return load_dataset(path, offline=True, mapping=names, needs_answers=False, forms=forms)
+    names = parse_mapping(mapping) if mapping else {}
+    with contextlib.ExitStack() as stack:
+        _open_input(name, stack)  # reports a file that is not there as any other
+    return load_dataset(name, offline=True, mapping=names, needs_answers=False, forms=forms)
 
 
 def range_of(limit: str) -> slice:

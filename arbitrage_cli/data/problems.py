@@ -63,8 +63,7 @@ def read_problems(stream: LineReader, on_gap: Callable[[], None] = lambda: None)
             following = math.inf if is_jsonl else number
         if number > following:
             on_gap()
-            following = math.inf
-        following += 1
+        following = math.inf if number > following else following + 1
         return _from_json(text, number) if is_jsonl else make_problem(text, str(number))
 
     return _parse_lines(stream, parse)
