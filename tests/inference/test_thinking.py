@@ -1,13 +1,14 @@
 """Thoughts: the formats of chat templates, and the phases of solutions by models that mark them differently."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
-from fake_server import HashServer, Kind, transport
+from fake_server import Answer, HashServer, Kind, transport
 from hash_language import ForgetfulEngine, HashBackend, Recording, events_of, solve
 from tiny_gguf import CHATML
 from writing import recite
@@ -363,6 +364,22 @@ def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think
     kept = [decision.kept for trace in found for decision in trace.decisions]
     assert {(step.model, step.phase) for step in kept} >= {("target", "think"), ("target", "answer"), ("draft", "answer")}
     assert {step.stop for step in kept} & {"thought", "think_budget"}
+
+
+@pytest.mark.parametrize(("kind", "field"), [("vllm", "skip_special_tokens"), ("llamacpp", "preserved_tokens")])
+def test_a_server_that_ignores_what_shows_the_end_of_thoughts_is_refused(kind: Kind, field: str) -> None:
+    """By the ids of what it writes."""
+    server = HashServer(kind, Thinker(GEMMA, "target"))
+    answer = server.handle
+
+    def ignore(path: str, body: dict[str, Any] | None, headers: Mapping[str, str]) -> Answer:
+        return answer(path, body and {name: value for name, value in body.items() if name != field}, headers)
+
+    server.handle = ignore  # type: ignore[method-assign]
+    with served(server, GEMMA) as writer:
+        events = events_of({"target": writer}, [Problem("p", "1 + 1")], "target", limits=long(None))
+        assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError]
+        assert solve({"target": writer}, [Problem("p", "1 + 1")], "target", limits=long(0))["p"].text
 
 
 def test_a_server_that_hides_where_thoughts_end_is_refused() -> None:

@@ -129,10 +129,7 @@ class ServedWriter:
         """
         segments, form = self._prompt.of(problem), self._prompt.think_format
         if problem.thinks and self._model.dialect.is_plain and form is not THINK:
-            raise ServerRequestError(
-                f"{self._model.host.name} does not show '{form.end}', which ends the thoughts of {self._model.name}",
-                "use vLLM, SGLang or llama-server, or --think off",
-            )
+            raise self._hides_end()
         marks = [Control(form.opens + form.closes)] if problem.thinks else []
         self._slots[slot] = _Slot(problem, segments, self._model.controls([*segments, *marks]), sampler or self._sampler)
 
@@ -248,12 +245,24 @@ class ServedWriter:
         return form.end if phase == "think" or form.ends_turns else ""
 
     async def _own_ids(self, step: Step, ids: list[int]) -> list[int]:
-        """The ids of a step without the marker's; none if it may share tokens with the text, which is tokenized again then."""
-        if step.stop != "thought" or not ids:
+        """The ids of a step without the marker's; none if it may share tokens with the text, which is tokenized again then.
+
+        ServerRequestError if the server drew the marker, and did not stop there.
+        """
+        if step.phase == "answer" or not ids:
             return ids
         if self._think_end_ids is None:
             self._think_end_ids = await self._model.tokenize(self._prompt.think_format.end, is_template=True)
-        return ids[:-1] if ids[-1:] == self._think_end_ids else []
+        end, before = self._think_end_ids, ids[:-1] if step.stop == "thought" else ids
+        if len(end) == 1 and end[0] in before:
+            raise self._hides_end()
+        return before if step.stop != "thought" or ids[-1:] == end else []
+
+    def _hides_end(self) -> ServerRequestError:
+        return ServerRequestError(
+            f"{self._model.host.name} does not show '{self._prompt.think_format.end}', which ends the thoughts of {self._model.name}",
+            "use a newer vLLM, SGLang or llama-server, or --think off",
+        )
 
     def _completion(self, opened: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int) -> TextRequest:
         """The next request of a step: its prompt, and what was written of it already."""
