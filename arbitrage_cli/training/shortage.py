@@ -1,4 +1,4 @@
-"""About how many more problems it takes if there are too few states to train on, and the command that adds them."""
+"""How many problems are missing, at least, if there are too few states to train on, and the command that adds them."""
 
 import math
 import shlex
@@ -27,7 +27,7 @@ def collect_more(collected: Collected, chosen: NDArray[np.bool_]) -> str:
         elif not equals:
             next(parts, None)
     command = [*kept, *(word for name, value in changes.items() if value for word in (name, value))]
-    return f"collect about {number} more problems: {shlex.join(command)}"
+    return f"collect at least {number} more problems: {shlex.join(command)}"
 
 
 def _num_missing(collected: Collected, chosen: NDArray[np.bool_]) -> int:

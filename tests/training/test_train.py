@@ -227,7 +227,7 @@ def test_too_few_states_name_the_command_that_adds_enough(tmp_path: Path, count:
     with pytest.raises(UsageError) as raised:
         train_on(read_states([write_run(tmp_path / "few", questions(10), changes=facts)]))
     said, command = str(raised.value.hint).split(": ", 1)
-    number = int(said.split()[2])
+    number = int(said.split()[3])
     total = [str(10 + number)] if more[-1] == "--limit" else []
     assert shlex.split(command) == ["arbitrage", "collect", *more, *total]
     train_on(read_states([write_run(tmp_path / "enough", questions(2 * number))]))
