@@ -97,8 +97,14 @@ def progress(totals: Totals, run: RunInfo, seconds: float) -> str:
 
 
 def opening(run: RunInfo) -> list[str]:
-    """One line for each model, and one for the policy."""
-    return [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]
+    """One line for each model, and one for the policy; and one if thoughts are routed in another way."""
+    lines = [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]
+    if "think_least" in run.settings and run.thoughts_tau not in (None, run.tau) and math.isfinite(run.thoughts_tau or 0.0):
+        share = f"{1 - (run.thoughts_tau or 0.0):.0%}"
+        lines.append(
+            f"thoughts: the target rewrites about {share}, those that begin with the most entropy; the head knows none"
+        )
+    return lines
 
 
 def _rule(run: RunInfo) -> str:

@@ -81,6 +81,16 @@ def test_each_model_of_a_pair_has_its_think_format(tiny: Mapping[str, Path], tmp
     assert_refused(run(*command, cwd=tmp_path, env=env), 2, "", "mistrel")
 
 
+@pytest.mark.parametrize(
+    ("options", "share"), [((), "30%"), (("--tau", "60%"), "60%"), (("--tau", "inf"), None), (("--policy", "entropy"), None)]
+)
+def test_how_thoughts_are_routed_is_said(options: tuple[str, ...], share: str | None) -> None:
+    """If the head, which has seen none, does not decide about them."""
+    result = run("solve", "1 + 1", "--think", "20", "--max-tokens", "40", *options)
+    said = [line for line in result.err.splitlines() if line.startswith("thoughts: ")]
+    assert (len(said), share in "".join(said) if share else True) == (share is not None, True)
+
+
 def test_sampling_of_the_targets_file_is_used_by_both_models(tiny: Mapping[str, Path], advised: Path) -> None:
     """The numbers are recorded, and the text is that of the same numbers as options. A draft's own numbers are not used."""
     numbers = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0}
