@@ -43,7 +43,7 @@ MAX_CHECKPOINTS = 8
 
 
 def num_checkpoints(state_bytes: int) -> int:
-    """How many checkpoints of this size a sequence keeps: two in any case, of the shared beginning and of the latest step."""
+    """How many checkpoints of this size a sequence keeps: two in any case, of the latest step and of one place before it."""
     return max(2, min(MAX_CHECKPOINTS, CHECKPOINT_BYTES // max(1, state_bytes)))
 
 
@@ -63,8 +63,8 @@ class Problem:
     """One question. Results refer to it by `id`.
 
     `turns` are the messages before the question, if it continues a conversation. `system` replaces the system prompt; None keeps it.
-    `think_tokens` are the most tokens of thoughts before the answer: 0 for none, None without a limit; `effort` is how much thought
-    a chat template is to ask for.
+    `think_tokens` are the most tokens of thoughts before the answer: 0 for none, None without a limit. Whether there are any is
+    `explicit` if it was asked for, and not left to the models. `effort` is how much thought a chat template is to ask for.
     """
 
     id: str
@@ -73,6 +73,7 @@ class Problem:
     system: str | None = None
     think_tokens: int | None = 0
     effort: str | None = None
+    explicit: bool = False
 
     @property
     def thinks(self) -> bool:

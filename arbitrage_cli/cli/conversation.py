@@ -44,7 +44,7 @@ class Conversation:
         self._router = session.router(POLICIES["arbitrage"]) if session.setup.head else None
         self._scheduler = session.scheduler(route=ANY_ROUTE)
         self._run = session.run_info(num_problems=1)
-        self._shown: Route | None = None  # by the display, as how the next turn is routed
+        self._shown: tuple[Route, str | None] | None = None  # by the display, as how the next turn is routed
         self._turns: list[Finished] = []
         self.route = menu.usual
 
@@ -107,10 +107,10 @@ class Conversation:
         return finished
 
     def _show(self, route: Route) -> None:
-        if route != self._shown:
+        if (route, route.tau_name) != self._shown:
             self._display.begin(_run_info(self._run, route, self._router))
             self._run = replace(self._run, descriptions={})  # once is enough
-            self._shown = route
+            self._shown = (route, route.tau_name)
 
     # --- commands
 

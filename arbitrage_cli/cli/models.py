@@ -229,8 +229,9 @@ def _show_served(source: str, *, as_json: bool) -> None:
     with contextlib.closing(Connection()) as connection:
         model = open_served(connection, wanted, needs_template=False)
         prompt = model.prompt(Manner())
-        thoughts = _thoughts_record(prompt.own_format, prompt.thinks_by_itself)
-    facts = {**facts_about(model), **thoughts}
+    facts = facts_about(model)
+    by_itself = prompt.thinks_by_itself if facts["has_template"] else None
+    facts |= (thoughts := _thoughts_record(prompt.own_format, by_itself))
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -245,7 +246,7 @@ def _show_served(source: str, *, as_json: bool) -> None:
             else "none: no draft for heads",
             "tokens": "counted by the server" if facts["counts_tokens"] else "counted here",
             "chat template": "known" if facts["has_template"] else "not shown: draft_template, target_template of a pair",
-            "thoughts": _thoughts_in_words(thoughts),
+            "thoughts": _thoughts_in_words(thoughts) if facts["has_template"] else "not shown",
         },
     )
 

@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import pairwise
@@ -164,13 +164,17 @@ class ChatPrompt:
     @property
     def knows_effort(self) -> bool:
         """Whether the template asks for more or less thought."""
-        return len({self._shown(ASKED, variables_for(effort=effort)) for effort in ("low", "high")}) > 1
+        low, high = (self._shown(ASKED, variables_for(effort=effort)) for effort in ("low", "high"))
+        return low != high and bool(low and high)
 
     def of(self, problem: Problem) -> list[Segment]:
         """The prompt of a problem. ConversationError if the template cannot show its earlier turns or its system prompt."""
+        switches = {"thinks": problem.thinks, "explicit": problem.explicit}
         try:
-            return self.segments(problem.question, problem.turns, problem.system, problem.effort, thinks=problem.thinks)
+            return self.segments(problem.question, problem.turns, problem.system, problem.effort, **switches)
         except TemplateError as error:
+            if problem.effort is not None:  # the template may refuse this one
+                return self.of(replace(problem, effort=None))
             raise ConversationError(error.message, "begin a new conversation, or leave out the system prompt") from error
 
     def segments(
@@ -181,14 +185,17 @@ class ChatPrompt:
         effort: str | None = None,
         *,
         thinks: bool = False,
+        explicit: bool = False,
     ) -> list[Segment]:
         """Control tokens and plain text in order. Adjacent plain text, the template's and the user's, is joined.
 
         `turns` are the messages before the question; `system` replaces the instructions; `effort` is the template's variable.
-        If the solution `thinks`, the prompt ends where thoughts begin. TemplateError if the template does not show all messages.
+        If the solution `thinks`, the prompt ends where thoughts begin; `explicit` is as `explicit_thoughts` of a `Manner`.
+        TemplateError if the template does not show all messages.
         """
+        explicit = explicit or self._explicit_thoughts
         roles = (*(turn.role for turn in turns), *ASKED)
-        switch = None if thinks == bool(self.thinks_by_itself) and not self._explicit_thoughts else thinks
+        switch = None if thinks == bool(self.thinks_by_itself) and not explicit else thinks
         instructions = self._instructions if system is None else system.strip()
         layout = self._layout(roles, instructions != "", variables_for(switch, effort))
         messages = [*(turn.text for turn in turns), question]
@@ -199,7 +206,7 @@ class ChatPrompt:
                 self._append_data(segments, texts[piece])
             else:
                 self._append_template_text(segments, piece)
-        self._append_template_text(segments, self._phase_beginning(layout, thinks=thinks))
+        self._append_template_text(segments, self._phase_beginning(layout, thinks=thinks, explicit=explicit))
         return segments
 
     def after(self, step: Step) -> list[Segment]:
@@ -210,14 +217,14 @@ class ChatPrompt:
             self._append_template_text(segments, forced + self.think_format.closes)
         return segments
 
-    def _phase_beginning(self, layout: "_Layout", *, thinks: bool) -> str:
+    def _phase_beginning(self, layout: "_Layout", *, thinks: bool, explicit: bool) -> str:
         """What the prompt still lacks before thoughts or an answer."""
         form, state = self.think_format, state_after(layout.end, self.think_format)
         if thinks:
             return "" if state == "thoughts" else form.opens
         if state == "thoughts":
             return f"\n{form.closes}"
-        by_itself = self._explicit_thoughts if self.thinks_by_itself is None else self.thinks_by_itself
+        by_itself = explicit if self.thinks_by_itself is None else self.thinks_by_itself
         return form.empty if state == "open" and by_itself else ""
 
     def conversation(self, turns: Sequence[str], reply: str) -> list[Segment]:

@@ -12,7 +12,7 @@ from arbitrage_cli.types import num_checkpoints
 
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
-    """The state of a sequence that held `position` tokens. The latest one that is `pinned` stays."""
+    """The state of a sequence that held `position` tokens. The latest one that is `pinned` stays, if two may."""
 
     position: int
     state: State

@@ -165,7 +165,7 @@ class Cache:
         held, num_needed = (left.held, left.num_needed) if left else ([], 0)
         common = _common_prefix(prompt, held)
         goes_on = common >= num_needed
-        if (end := common if goes_on else min(common, num_shared)) < len(held):
+        if (end := common if goes_on else num_shared if common >= num_shared else 0) < len(held):
             self.memory.cut(self._first + slot, held, end)
         num_needed = min(num_needed, len(held)) if goes_on else 0
         question_end, sequence = len(prompt) - num_last, self._first + slot

@@ -97,8 +97,9 @@ def find_format(template: str, special: Collection[str]) -> ThinkFormat:
 def without_thoughts(text: str) -> str:
     """An answer without the thoughts that stand at its beginning, in any format."""
     for form in _ALL:
-        if text.lstrip().startswith(form.start) and form.end in text:
-            return text.partition(form.closes.strip())[2].lstrip()
+        thoughts, end, answer = text.lstrip().partition(form.closes.strip())
+        if thoughts.startswith(form.start) and end:
+            return answer.lstrip()
     return text
 
 

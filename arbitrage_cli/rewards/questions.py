@@ -56,7 +56,7 @@ class Judge(Question):
         """The step comes last, so that the text before it is read only once."""
         question, solution = trace.problem.question.strip(), trace.written.strip()
         text = f"Problem: {question}\n\nSolution so far:\n\n{solution}\n\nNext step:\n\n{step.text.strip()}"
-        return prompt.segments(text), ""
+        return prompt.segments(text, explicit=True), ""
 
     def reward(self, weights: Sequence[float]) -> float:
         return sum(digit * weight for digit, weight in enumerate(weights)) / sum(weights) / (len(self.answers) - 1)

@@ -15,8 +15,8 @@ from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards, Writer
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.types import Cost, Decision, Phase, Problem, Step, Trace
 
-Place = tuple[str, str, Phase]
-"""What a continuation depends on: the thoughts so far, the answer so far, and the phase of the next step."""
+Place = tuple[str, str, Phase, bool]
+"""What a continuation depends on: thoughts and answer so far, the phase of the next step, and whether thoughts were ended by force."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,8 @@ class _Path:
 
 
 def _place(trace: Trace) -> Place:
-    return trace.thoughts, trace.text, trace.phase
+    is_forced = any(decision.kept.stop == "think_budget" for decision in trace.decisions)
+    return trace.thoughts, trace.text, trace.phase, is_forced
 
 
 class Rollout:

@@ -227,11 +227,12 @@ def read_request(kind: Kind, body: bytes, identifier: str, defaults: Defaults) -
         refuse(f"{'.'.join(map(str, first['loc'][:4]))}: {first['msg']}", str(first["loc"][0]))
     problem = _problem_of(read, identifier, defaults)
     limits = defaults.thinking if read.thinks else defaults.limits
+    explicit = read.thinks is not None and (kind == "chat" or defaults.limits.think_tokens != 0)
     follows_effort = defaults.knows_effort and read.effort in EFFORTS
     model = defaults.menu.usual.policy.name if read.model is None else read.model
     return CompletionRequest(
         kind,
-        replace(problem, effort=read.effort if follows_effort else None),
+        replace(problem, effort=read.effort if follows_effort else None, explicit=explicit),
         model,
         find_route(model, defaults.menu),
         replace(

@@ -4,11 +4,14 @@ Each is shortened to what it does with text; tools and images are left out.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from arbitrage_cli.inference.chat_template import ChatPrompt, Manner, Segment
-from arbitrage_cli.types import Message
+from arbitrage_cli.inference.thinking import without_thoughts
+from arbitrage_cli.rewards.questions import Judge
+from arbitrage_cli.types import Cost, Limits, Message, Problem, Step, Trace
 
 TURNS = (Message("user", "a"), Message("assistant", "b"))
 STRIPPED = "{% set text = m.content.split('</think>')[-1].strip() if '</think>' in m.content else m.content %}"
@@ -132,8 +135,41 @@ def test_a_conversation_with_and_without_thoughts(name: str) -> None:
 @pytest.mark.parametrize("name", ["LFM2.5-Instruct", "Nemotron-Super-v1.5", "DeepSeek-V3.1"])
 def test_who_wants_no_thoughts_gets_none_of_a_model_whose_template_does_not_show_it(name: str) -> None:
     by_itself, _, answer = PROMPTS[name]
+    without = answer + ("" if by_itself is False else "<think>\n\n</think>\n\n")
     prompt = ChatPrompt(TEMPLATES[name], [], manner=Manner("S", explicit_thoughts=True))
-    assert text(prompt.segments("c", TURNS)) == answer + ("" if by_itself is False else "<think>\n\n</think>\n\n")
+    assert text(prompt.segments("c", TURNS)) == without
+    usual = ChatPrompt(TEMPLATES[name], [], manner=Manner("S"))
+    problem = Problem("1", "c", TURNS)
+    assert [text(usual.of(replace(problem, explicit=explicit))) for explicit in (False, True)] == [answer, without]
+
+
+def test_the_judge_wants_no_thoughts() -> None:
+    """Else a model whose template does not show them might think where its mark is read."""
+    prompt = ChatPrompt(TEMPLATES["Nemotron-Super-v1.5"], [], manner=Manner("S"))
+    segments, _ = Judge().ask(prompt, Trace(Problem("1", "c"), Limits()), Step("draft", "x", 1, Cost(), "separator"))
+    assert text(segments).endswith("<think>\n\n</think>\n\n")
+
+
+def test_an_effort_that_a_template_refuses_is_left_out() -> None:
+    template = "{% if reasoning_effort == 'low' %}{{ raise_exception('no') }}{% endif %}{{ messages[-1].content }}:"
+    prompt = ChatPrompt(template, [], manner=Manner(""))
+    assert not prompt.knows_effort
+    assert text(prompt.of(Problem("1", "c", effort="low"))) == "c:"
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("<think>\nhm\n</think>\n\n42", "42"),
+        ("[THINK]hm[/THINK]42", "42"),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>42", "42"),
+        ("<|channel|>analysis<|message|>hm<|end|>\n42", None),  # the answer has no mark of its own: it is not lost
+        ("<think> is a tag", None),
+        ("42 </think>", None),
+    ],
+)
+def test_thoughts_in_an_earlier_answer_are_dropped(said: str, answer: str | None) -> None:
+    assert without_thoughts(said) == (said if answer is None else answer)
 
 
 def test_a_template_of_an_unknown_format_is_told_to_skip_thoughts() -> None:

@@ -465,7 +465,9 @@ def collected(*, recalls: bool) -> list[tuple[str, str, str, float, float]]:
     writers: dict[ModelRole, Writer] = {**made, "target": Recalling(made["target"], rollout) if recalls else made["target"]}
     found: list[State] = []
     num_checked = 0
-    scheduler = Scheduler(writers, lambda trace: collect(trace, better, found.append), replace(long(120), max_tokens=240), rater=rollout)
+    scheduler = Scheduler(
+        writers, lambda trace: collect(trace, better, found.append), replace(long(120), max_tokens=240), rater=rollout
+    )
     for event in scheduler.run([Problem(str(number), f"question {number}") for number in range(2)]):
         if isinstance(event, Finished):
             assert event.error is None

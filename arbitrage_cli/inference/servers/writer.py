@@ -164,9 +164,9 @@ class ServedWriter:
     async def _answer(self, slot: int, opened: _Slot, request: WriteStep) -> SlotUpdate:
         """A step, or the error if it is of this problem only."""
         try:
-            step, ids = await self._write(slot, opened, request)
+            step, writing = await self._write(slot, opened, request)
             self._costs.add(step.cost)
-            opened.written = (step, await self._own_ids(step, ids))
+            opened.written = (step, await self._own_ids(step, writing))
             return SlotUpdate(slot, step=step)
         except ProblemError as error:
             return SlotUpdate(slot, error=error)
@@ -175,8 +175,8 @@ class ServedWriter:
         opened.news.append(update)
         self._model.connection.notify()
 
-    async def _write(self, slot: int, opened: _Slot, request: WriteStep) -> tuple[Step, list[int]]:
-        """Write a step; ask again while it ended too soon. Returns it with its ids. ContextFullError, ServerRequestError."""
+    async def _write(self, slot: int, opened: _Slot, request: WriteStep) -> tuple[Step, _Writing]:
+        """Write a step; ask again while it ended too soon. Returns it with what came of it. ContextFullError, ServerRequestError."""
         trace = request.trace
         budget, is_last_thought = trace.next_budget
         prompt = await self._prompt_of(opened, trace)
@@ -199,7 +199,7 @@ class ServedWriter:
             stop = "think_budget"
         elif stop == "budget" and writing.num_tokens >= room:
             stop = "context"
-        return self._finish(writing, stop), writing.ids
+        return self._finish(writing, stop), writing
 
     async def _read(self, slot: int, opened: _Slot, writing: _Writing, wanted: TextRequest) -> StepStop | None:
         """Read one answer into the step. Returns why the step ended; None if the server stopped before its end."""
@@ -244,17 +244,18 @@ class ServedWriter:
         form = self._prompt.think_format
         return form.end if phase == "think" or form.ends_turns else ""
 
-    async def _own_ids(self, step: Step, ids: list[int]) -> list[int]:
+    async def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
         """The ids of a step without the marker's; none if it may share tokens with the text, which is tokenized again then.
 
-        ServerRequestError if the server drew the marker, and did not stop there.
+        ServerRequestError if the server drew the marker, and did not show it.
         """
+        ids = writing.ids
         if step.phase == "answer" or not ids:
             return ids
         if self._think_end_ids is None:
             self._think_end_ids = await self._model.tokenize(self._prompt.think_format.end, is_template=True)
         end, before = self._think_end_ids, ids[:-1] if step.stop == "thought" else ids
-        if len(end) == 1 and end[0] in before:
+        if len(end) == 1 and end[0] in before and not writing.text.has_marker:
             raise self._hides_end()
         return before if step.stop != "thought" or ids[-1:] == end else []
 
