@@ -29,8 +29,7 @@ PILOT = 8
 TOO_LONG, LEAST_SECONDS = 2.0, 0.1
 """An attempt is slow if a model took this many times its usual time a token to decode, and that many seconds more."""
 SLOW = "attempts that took over twice the usual time a token, as other work disturbs them (--retry slow repeats them): "
-
-BUSY = "times may be too long, as other work kept processors busy all the time: on average "
+BUSY = "times may be too long, as other work kept processors busy: on average "
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +116,18 @@ def measure(
         try:
             executor.run(run.left, bench.run, bench.row, limits)
         finally:
-            _warn_of_other_work(run.folder, 0.0 if session.setup.served else others())
+            _warn_of_other_work(run.folder, 0.0 if session.setup.served else others(), forget=bool(run.replaced))
 
 
-def _warn_of_other_work(folder: RunFolder, others: float) -> None:
-    """Keep in run.json how many attempts are slow, in place of an earlier count, and that others kept processors busy."""
+def _warn_of_other_work(folder: RunFolder, others: float, *, forget: bool) -> None:
+    """Keep in run.json how many attempts are slow, in place of an earlier count, and that others kept processors busy.
+
+    If slow attempts were made again and none is slow now, forget that others did so before.
+    """
     made, slow = folder.run or {}, slow_attempts(folder.rows)
     busy = f"{BUSY}{others:.1f} of {logical_processors()}" if is_disturbing(others) else ""
-    kept = [text for text in made["warnings"] if not text.startswith((SLOW, BUSY) if busy else SLOW)]
+    replaced = (SLOW, BUSY) if busy or (forget and not slow) else (SLOW,)
+    kept = [text for text in made["warnings"] if not text.startswith(replaced)]
     warnings = [*kept, *([busy] if busy else []), *([f"{SLOW}{len(slow)}"] if slow else [])]
     if warnings != made["warnings"]:
         folder.save_run({**made, "warnings": warnings})

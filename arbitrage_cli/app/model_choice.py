@@ -9,6 +9,7 @@ from typing import Any
 from arbitrage_cli.app.options import HeadOptions, Invocation, LoadingOptions, ModelOptions, PairOptions
 from arbitrage_cli.errors import ModelFileError, RouterError, UsageError
 from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.checksums import sha256_seen, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import (
@@ -129,15 +130,17 @@ def _head_of_files(models: Models) -> str | None:
 
 
 def _trained_heads() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The heads that can be read, but for the universal one, each with every pair of models that it was trained on."""
+    """The heads for text that can be read, but for the universal one, each with every pair of models that it was trained on."""
     from arbitrage_cli.routing.head_file import load  # slow to import
 
-    names = shipped_heads()
+    names = [name for name in shipped_heads() if name != UNIVERSAL_HEAD]
     with contextlib.suppress(UsageError):  # a command that needs the user's pairs reports it
         names = [*(pair.head for pair in reversed(_pairs().values()) if pair.head), *names]
     for name in names:
         with contextlib.suppress(UsageError, RouterError):
-            yield from ((name, pair) for pair in load(head_file(name)).card.pairs if name != UNIVERSAL_HEAD)
+            card = load(head_file(name)).card
+            if card.step_end == BLANK_LINE:  # not one for code
+                yield from ((name, pair) for pair in card.pairs)
 
 
 def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:

@@ -224,6 +224,8 @@ def _next(verdict: dict[str, Any] | None, asked: Asked, measured: Measured) -> s
         return invocation.resuming + ("" if invocation.count("--minutes") else f" --minutes {3 * advice.minutes:g}")
     if len(selected.items) == len(selected.dataset.items):
         return "give --dataset a file with more questions"
+    if not all(item.gold for item in selected.dataset.items):
+        return "arbitrage guide benchmarks"  # a benchmark needs answers, and the guide says where they come from
     return shlex.join(_benchmarking(measured.run["policies"], asked))
 
 

@@ -105,7 +105,7 @@ def _need_libraries() -> None:
         from arbitrage_cli.serving import server  # noqa: F401
     except ImportError as error:
         reason = f"arbitrage serve needs libraries that are not installed ({error})"
-        raise UsageError(reason, 'pip install ".[all]"') from error
+        raise UsageError(reason, 'pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
 
 
 def _api_key(file: Path | None) -> str | None:

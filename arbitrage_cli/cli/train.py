@@ -62,7 +62,7 @@ def train(
 ) -> None:
     """Train a router's head on collected states, and show how good it is on problems it never saw.
 
-    Needs scikit-learn: pip install ".[all]". Heads are chosen on a part of the problems that they were not trained
+    Needs scikit-learn: pip install "scikit-learn>=1.7". Heads are chosen on a part of the problems that they were not trained
     on, and measured on a third part.
 
     \b

@@ -152,5 +152,5 @@ def _load_pyarrow(name: str) -> tuple[type[Exception], Any]:
         from pyarrow import parquet
     except ImportError as error:
         reason = f"{name} is a parquet file, and pyarrow cannot be loaded ({error})"
-        raise UsageError(reason, 'pip install ".[all]"') from error
+        raise UsageError(reason, 'pip install "pyarrow>=18"') from error
     return pa.ArrowException, parquet.ParquetFile

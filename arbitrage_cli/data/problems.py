@@ -6,7 +6,6 @@ others go on. Does not know what an answer means.
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,19 +53,22 @@ def read_problems(stream: LineReader, on_gap: Callable[[], None] = lambda: None)
     line's number. Blank lines are skipped; `on_gap` is called at the first one between lines of text.
     """
     is_jsonl: bool | None = None
-    following = math.inf
+    has_gap: bool | None = False  # None once it was reported
+
+    def on_blank() -> None:
+        nonlocal has_gap
+        has_gap = has_gap if has_gap is None else is_jsonl is False
 
     def parse(number: int, text: str) -> Problem:
-        nonlocal is_jsonl, following
+        nonlocal is_jsonl, has_gap
         if is_jsonl is None:
             is_jsonl = _BEGINS_OBJECT.match(text) is not None
-            following = math.inf if is_jsonl else number
-        if number > following:
+        if has_gap:
+            has_gap = None
             on_gap()
-        following = math.inf if number > following else following + 1
         return _from_json(text, number) if is_jsonl else make_problem(text, str(number))
 
-    return _parse_lines(stream, parse)
+    return _parse_lines(stream, parse, on_blank)
 
 
 def read_json_rows(stream: LineReader) -> Iterator[tuple[int, Mapping[str, Any]] | BadLine]:
@@ -98,7 +100,9 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode()
 
 
-def _parse_lines(stream: LineReader, parse: Callable[[int, str], T]) -> Iterator[T | BadLine]:
+def _parse_lines(
+    stream: LineReader, parse: Callable[[int, str], T], on_blank: Callable[[], None] = lambda: None
+) -> Iterator[T | BadLine]:
     """Parse the lines that are not blank. A JSON list in place of lines is one bad line."""
     is_first = True
     for number, line in _lines(stream):
@@ -110,6 +114,8 @@ def _parse_lines(stream: LineReader, parse: Callable[[int, str], T]) -> Iterator
             if text:
                 is_first = False
                 yield parse(number, text)
+            else:
+                on_blank()
         except UnusableError as error:
             yield BadLine(number, str(error))
 

@@ -13,7 +13,7 @@ DEFINITIONS: Mapping[str, str] = MappingProxyType(
         f"paired (Newcombe); {_SAME_IN_ALL_PROBLEMS} difference.",
         "same_answers": "Answers that are the same text as the target's / attempts that both finished and the target answered.",
         "answers_lost": "Answers that are wrong and the target's right, or not the same text as the target's if no right one is known / "
-        "attempts in which there is an answer of the target to compare with.",
+        "attempts in which there is an answer of the target to compare with. With a temperature, less those gained.",
         "answers_graded": "Attempts among these whose right answer is known.",
         "texts_differ": "Solutions whose text is not the target's, of the attempts that both finished. Policy speculative has some "
         "where two tokens were almost equally likely.",

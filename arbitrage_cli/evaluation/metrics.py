@@ -47,6 +47,7 @@ class Scope:
     levels: Mapping[str, Level]
     planned: Mapping[Level, int]
     samples: int
+    is_sampled: bool
     prices: Prices | None
     speeds: GivenSpeeds | None
     tokens_missing: bool
@@ -101,6 +102,7 @@ def _scope(
         levels=run["levels"],
         planned=Counter(run["levels"].values()),
         samples=run["sampling"]["samples"],
+        is_sampled=run["sampling"]["temperature"] > 0,
         prices=prices if counts else None,
         speeds=speeds if counts else None,
         tokens_missing=not counts and bool(prices or speeds),
@@ -127,7 +129,7 @@ def _policy_figures(policy: PolicyResults, scope: Scope) -> dict[str, Any]:
         **_with_ratios(
             accuracy(policy.results.values(), len(scope.levels) * scope.samples, scope.samples)
             | accuracy_difference(policy, scope.target, scope.samples)
-            | likeness(policy, scope.target)
+            | likeness(policy, scope.target, is_sampled=scope.is_sampled)
             | dict.fromkeys((*THROUGHPUT, *LATENCY))
             | (speed.throughput(policy, scope.target) if scope.is_throughput else _latency(policy, scope))
             | _routing(policy)

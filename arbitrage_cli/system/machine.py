@@ -42,10 +42,13 @@ def is_disturbing(others: float) -> bool:
 
 
 def seconds_of_others() -> float:
-    """The time that processors have spent on other processes, and other machines on these processors; 0 if it is not counted."""
-    user, nice, system, _, _, *interrupts = [int(text) for text in _read(STAT).split()[1:9]] or [0] * 5
-    own = os.times()
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - sum(own[:4])
+    """The time that the processors of this process have spent on others, and other machines on them; 0 if it is not counted."""
+    here = {f"cpu{number}" for number in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
+    lines = [line.split() for line in _read(STAT).splitlines()]
+    busy = [
+        int(count) for name, *counts in lines if name in here for count in (*counts[:3], *counts[5:8])
+    ]  # not idle, not waiting
+    return sum(busy) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4]) if busy else 0.0
 
 
 def total_memory() -> int | None:

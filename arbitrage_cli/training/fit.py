@@ -118,7 +118,7 @@ def _sklearn(module: str) -> ModuleType:
         return importlib.import_module(f"sklearn.{module}")
     except ImportError as error:
         raise UsageError(
-            f"training needs scikit-learn, and it cannot be loaded ({error})", 'pip install ".[all]"'
+            f"training needs scikit-learn, and it cannot be loaded ({error})", 'pip install "scikit-learn>=1.7"'
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ def collect_more(collected: Collected, chosen: NDArray[np.bool_]) -> str:
     """What to do about too few states of the pair of the chosen ones (n,)."""
     pair = collected.pair[chosen][0] if chosen.any() else 0
     number, facts = _num_missing(collected, collected.pair == pair), collected.facts[pair]
-    total = len(facts["ids"]) + number
-    changes = {"--limit": f"{total}", "--ids": ""}
-    if total > facts["dataset"]["count"]:
+    total, command = len(facts["ids"]) + number, facts["command"]
+    given = dict(pairwise(word for part in command for word in part.split("=", 1)))
+    first, _, last = given.get("--limit", "").rpartition("-")
+    changes = {"--limit": f"{first}-{int(last) + number}" if first else f"{total}"}
+    if total > facts["dataset"]["count"] or "--ids" in given:
         changes = {"--dataset": "OTHERS.jsonl", "-o": "runs/others", "--output": "", "--limit": "", "--ids": ""}
-    kept, parts = [], iter(facts["command"])
+    kept, parts = [], iter(command)
     for part in parts:
         name, equals, _ = part.partition("=")
         if name not in changes:

@@ -233,6 +233,9 @@ def test_work_of_others_is_a_warning_of_the_run(here: Path) -> None:
         (warning,) = run_json(here)["warnings"]
         assert "50.0 of" in warning
         assert warning in flat(shown.out)
+    slow_down(here)
+    assert bench(here, "--samples", "2", "--retry", "slow", "-q").code == 0
+    assert run_json(here)["warnings"] == []
 
 
 def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:

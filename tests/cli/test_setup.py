@@ -80,6 +80,8 @@ def test_files_of_a_pair_of_the_users_have_its_head(tmp_path: Path, tiny: Mappin
     assert choose_models(Invocation(), named).head_source == "builtin:universal"
     write_head(head, pair=facts)
     assert choose_models(Invocation(), named).head_source == str(head)
+    write_head(head, pair=facts, data={"step_end": {"separator": "\n", "least": 1}})  # of code
+    assert choose_models(Invocation(), named).head_source == "builtin:universal"
     write_head(head, pair={role: {**one, "sha256": "0" * 64} for role, one in facts.items()})
     assert choose_models(Invocation(), named).head_source == "builtin:universal"
     unread = Path(shutil.copy(files["draft"], tmp_path / "new.gguf"))

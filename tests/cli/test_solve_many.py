@@ -72,11 +72,12 @@ def test_a_table_has_a_header_and_known_answers(tmp_path: Path) -> None:
         ("1 + 1\n\n2 + 2\n\n3 + 3\n", True),
         ("1 + 1\n2 + 2\n\n", False),
         ('{"problem": "1 + 1"}\n\n{"problem": "2"}\n', False),
+        ("1 + 1\n\xff\n2 + 2\n", False),
     ],
-    ids=["text", "at the end", "JSONL"],
+    ids=["text", "at the end", "JSONL", "a line that is no text"],
 )
 def test_a_blank_line_within_text_is_pointed_out_once(text: str, is_hinted: bool) -> None:
-    assert solve(stdin=text.encode()).err.count("--whole") == is_hinted
+    assert solve(stdin=text.encode("latin-1")).err.count("--whole") == is_hinted
 
 
 # --- one result a line of the input

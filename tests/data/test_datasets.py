@@ -123,7 +123,7 @@ def test_without_pyarrow(served: FakeHub, tmp_path: Path) -> None:
     for name in (*filter(is_parquet, PUBLISHED), str(tmp_path / "rows.jsonl")):
         with pytest.raises(UsageError, match="is a parquet file") as caught:
             load_dataset(name, offline=False)
-        assert caught.value.hint == 'pip install ".[all]"'
+        assert caught.value.hint == 'pip install "pyarrow>=18"'
     assert not served.requests
     offer(served, "math500", MATH)
     assert len(load_dataset("math500", offline=False).items) == 1

@@ -182,6 +182,9 @@ def test_a_lost_answer_is_not_made_up_for_by_a_gained_one() -> None:
     rows += [graded(make_row(9, 0, ALONE[0]), "correct"), failed(make_row(9, 0, ALONE[1]))]
     draft = by_label(figures_of(rows))["draft"]
     assert draft["ratios"]["answers_lost"] == {"numerator": 3, "denominator": 7}
+    made = run_of(rows)
+    sampled = replace(made, run={**made.run, "sampling": {**made.run["sampling"], "temperature": 0.7}})
+    assert by_label(made_figures(sampled))["draft"]["ratios"]["answers_lost"] == {"numerator": 2, "denominator": 7}
     assert draft["answers_graded"] == 5
     assert draft["ratios"]["accuracy_difference"] == {"numerator": 0, "denominator": 10}
 

@@ -14,7 +14,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Linux machine without files that say anything, which has 64 processors."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
-    for name in ("CPUS", "CGROUP", "MEMORY"):
+    for name in ("CPUS", "CGROUP", "MEMORY", "STAT"):
         monkeypatch.setattr(machine, name, tmp_path / name)
     return tmp_path
 
@@ -48,6 +48,18 @@ def cores(*siblings: str) -> dict[str, str]:
 def test_threads(root: Path, files: dict[str, str], threads: int) -> None:
     write(root, files)
     assert machine.default_threads() == threads
+
+
+def test_work_of_others_is_counted_on_the_processors_of_this_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on those of a host's other containers; idle time and waiting for disks do not count."""
+    ticks, own = os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1}, raising=False)
+    fields = [1000, 100, 10, 7777, 7777, 5, 4, 3, 0, 0]
+    busy = " ".join(str(ticks * number) for number in fields)
+    write(root, {"STAT": f"cpu  {busy}\ncpu0 {busy}\ncpu1 {busy}\nintr 1 2 3\n"})
+    assert machine.seconds_of_others() == pytest.approx(1122 - own, abs=2)
+    write(root, {"STAT": ""})
+    assert machine.seconds_of_others() == 0
 
 
 @pytest.mark.parametrize(

@@ -210,17 +210,22 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) ->
         train_on(replace(collected, outcomes=even))
 
 
-COMMAND = ["arbitrage", "collect", "--dataset", "a b.jsonl", "--limit=10", "--fresh", "-o", "run"]
+MORE, OTHERS = ["-o", "run", "--limit"], ["-o", "runs/others"]
 
 
 @pytest.mark.parametrize(
-    ("count", "more"),
-    [(900, ["--dataset", "a b.jsonl", "-o", "run", "--limit"]), (12, ["--dataset", "OTHERS.jsonl", "-o", "runs/others"])],
-    ids=["of the same data set", "of another"],
+    ("count", "chosen", "more"),
+    [
+        (900, "--limit=10", ["--dataset", "a b.jsonl", *MORE]),
+        (900, "--limit=21-30", ["--dataset", "a b.jsonl", *MORE]),
+        (900, "--ids=1,2,3,4,5,6,7,8,9,10", ["--dataset", "OTHERS.jsonl", *OTHERS]),
+        (12, "--limit=10", ["--dataset", "OTHERS.jsonl", *OTHERS]),
+    ],
+    ids=["of the same data set", "after a range", "chosen by name", "of another"],
 )
-def test_too_few_states_name_the_command_that_adds_enough(tmp_path: Path, count: int, more: list[str]) -> None:
+def test_too_few_states_name_the_command_that_adds_enough(tmp_path: Path, count: int, chosen: str, more: list[str]) -> None:
     facts = {
-        "command": COMMAND,
+        "command": ["arbitrage", "collect", "--dataset", "a b.jsonl", chosen, "--fresh", "-o", "run"],
         "ids": [str(number) for number in range(10)],
         "dataset": {"name": "a", "revision": None, "sha256": "0" * 64, "count": count},
     }
@@ -228,7 +233,7 @@ def test_too_few_states_name_the_command_that_adds_enough(tmp_path: Path, count:
         train_on(read_states([write_run(tmp_path / "few", questions(10), changes=facts)]))
     said, command = str(raised.value.hint).split(": ", 1)
     number = int(said.split()[3])
-    total = [str(10 + number)] if more[-1] == "--limit" else []
+    total = [f"21-{30 + number}" if "21" in chosen else str(10 + number)] if more[-1] == "--limit" else []
     assert shlex.split(command) == ["arbitrage", "collect", *more, *total]
     train_on(read_states([write_run(tmp_path / "enough", questions(2 * number))]))
     assert number < 200
