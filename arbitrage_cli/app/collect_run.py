@@ -37,7 +37,7 @@ MEASURED_PROBLEMS = 5
 MEASURED_SECONDS = 10.0
 """After this time a model's speed is known well enough."""
 PACE_PROBLEMS = 3
-"""After so many the pace is known."""
+"""Once this many are finished, the pace is known."""
 ROUTE = Route(Policy(COLLECT, ("draft", "target")))
 """Of all attempts."""
 

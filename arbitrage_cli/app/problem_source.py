@@ -41,16 +41,12 @@ class Problems:
         limit: str | None,
         display: Display,
         stack: contextlib.ExitStack,
-        *,
-        is_whole: bool = False,
         table: Dataset | None = None,
     ) -> None:
-        """Open the source, which may be one problem as a whole, or a `table` that was read. UsageError if there is none, or two.
+        """Open the source, which may be a `table` that was read. UsageError if there is none, or two.
 
         `display` shows lines that cannot be used.
         """
-        if is_whole:
-            problem, input_file = _whole_input(problem, input_file, limit, stack), None
         if problem is not None and input_file is not None:
             raise UsageError("a problem and --input were both given", "give one of them")
         self.num_unusable = 0
@@ -166,7 +162,7 @@ def range_of(limit: str) -> slice:
     return slice(first - 1, last)
 
 
-def _whole_input(problem: str | None, input_file: str | None, limit: str | None, stack: contextlib.ExitStack) -> str:
+def whole_input(problem: str | None, input_file: str | None, limit: str | None, stack: contextlib.ExitStack) -> str:
     """The text of a file or of standard input as one problem. UsageError if it is another's, is empty, or is not UTF-8."""
     if problem not in (None, "-") or limit is not None:
         raise UsageError("it is for one problem in a file or a pipe", "leave out the other one", option="whole")

@@ -22,7 +22,7 @@ from arbitrage_cli.app.options import (
     RoutingOptions,
     SamplingOptions,
 )
-from arbitrage_cli.app.problem_source import Problems, read_table
+from arbitrage_cli.app.problem_source import Problems, read_table, whole_input
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import command_display, offering_to_resume, say
@@ -85,10 +85,12 @@ def solve(
     setup = solve_setup(RunOptions(invocation, models, generation, machine), routing)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        table = None if whole else read_table(input_file, mapping, setup.task.forms)
-        problems = Problems(problem, input_file, limit, display, stack, is_whole=whole, table=table)
+        if whole:
+            problem, input_file = whole_input(problem, input_file, limit, stack), None
+        table = read_table(input_file, mapping, setup.task.forms)
+        problems = Problems(problem, input_file, limit, display, stack, table)
         file = stack.enter_context(SolutionFile(results.output_file)) if results.output_file else None
-        known = stack.enter_context(KnownAnswers(None if whole else input_file, setup.task, table))
+        known = stack.enter_context(KnownAnswers(input_file, setup.task, table))
         solutions = stack.enter_context(Solutions(display, form, file, known, is_single=problems.is_single))
         num_earlier = solutions.take_earlier(problems, setup)
         # Read ahead before models are loaded: there may be no problem.

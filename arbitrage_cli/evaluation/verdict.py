@@ -205,7 +205,7 @@ def _pays(way: Way) -> str:
 
 
 def _not_decided(ways: Sequence[Way], count: int, *, out_of_time: bool) -> Verdict:
-    """It is final if nothing can be told of the answers of any way."""
+    """It is final if the answers of no way can be compared."""
     best = max(ways, key=lambda way: (way.policy != "draft", way.keeps_answers or not way.is_comparable, way.speedup))
     so_far = f"{best.route} is {best.speed} so far, {best.answers}"
     reason = f"Out of time after {_count(count, 'problem')}" if out_of_time else f"Not decided by {_count(count, 'problem')}"

@@ -37,7 +37,7 @@ def watch_others() -> Callable[[], float]:
 
 
 def is_disturbing(others: float) -> bool:
-    """Whether work of others on so many processors makes a difference. The system counts a process's own time not quite exactly."""
+    """Whether measurements suffer if other processes keep this many processors busy. Less may be an error in counting one's own time."""
     return others > max(0.5, 0.1 * logical_processors())
 
 

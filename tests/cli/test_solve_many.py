@@ -74,7 +74,7 @@ def test_a_table_has_a_header_and_known_answers(tmp_path: Path) -> None:
         ('{"problem": "1 + 1"}\n\n{"problem": "2"}\n', False),
         ("1 + 1\n\xff\n2 + 2\n", False),
     ],
-    ids=["text", "at the end", "JSONL", "a line that is no text"],
+    ids=["text", "at the end", "JSONL", "a line that is not text"],
 )
 def test_a_blank_line_within_text_is_pointed_out_once(text: str, is_hinted: bool) -> None:
     assert solve(stdin=text.encode("latin-1")).err.count("--whole") == is_hinted

@@ -82,7 +82,7 @@ def test_digits_and_operators_are_seen_apart() -> None:
 
 @pytest.mark.parametrize("pieces", [(), ("a", "b", "c", "d", "e", "f")])
 def test_no_digit_is_as_good_as_a_certain_one(pieces: Sequence[str]) -> None:
-    """Where there are none, or it is not known which tokens they are, nothing speaks against them; the share says so."""
+    """A step without digits, or whose pieces are unknown, counts as certain of them; the share is 0."""
     found = named(make(shown=token_stats(pieces)))
     assert (found["digit_share"], found["digit_logprob_mean"], found["digit_logprob_min"]) == (0, 0, MAX_LOG_ODDS)
     assert found["digit_entropy_max"] == approx(CERTAIN_ENTROPY)
