@@ -102,7 +102,7 @@ class RemoteModel:
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
-        self.card, self.chat_template = model.card, model.chat_template
+        self.card, self.chat_template = model.card, model.source.template
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
         options = {"keep_token_stats": keep_token_stats, "shares_prompts": writing.shares_prompts}

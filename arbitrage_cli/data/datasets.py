@@ -21,22 +21,20 @@ MAX_CELLS = 1 << 23
 _PARQUET_MAGIC = b"PAR1"
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 
-PUBLISHED: Mapping[str, HubName] = MappingProxyType(
-    {
-        name: HubName(repo, file, kind="dataset")
-        for name, repo, file in (
-            ("math500", "HuggingFaceH4/MATH-500", "test.jsonl"),
-            ("gsm8k", "openai/gsm8k", "main/test-00000-of-00001.parquet"),
-            ("olympiadbench", "Hothan/OlympiadBench", "OlympiadBench/OE_TO_maths_en_COMP/OE_TO_maths_en_COMP.parquet"),
-            ("aime24", "HuggingFaceH4/aime_2024", "data/train-00000-of-00001.parquet"),
-            ("aime25", "math-ai/aime25", "test.jsonl"),
-            ("amc23", "math-ai/amc23", "test-00000-of-00001.parquet"),
-            ("humaneval", "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet"),
-            ("mbpp", "google-research-datasets/mbpp", "sanitized/test-00000-of-00001.parquet"),
-            ("arc", "allenai/ai2_arc", "ARC-Challenge/test-00000-of-00001.parquet"),
-        )
-    }
-)
+PUBLISHED: Mapping[str, HubName] = {
+    name: HubName(repo, file, kind="dataset")
+    for name, repo, file in (
+        ("math500", "HuggingFaceH4/MATH-500", "test.jsonl"),
+        ("gsm8k", "openai/gsm8k", "main/test-00000-of-00001.parquet"),
+        ("olympiadbench", "Hothan/OlympiadBench", "OlympiadBench/OE_TO_maths_en_COMP/OE_TO_maths_en_COMP.parquet"),
+        ("aime24", "HuggingFaceH4/aime_2024", "data/train-00000-of-00001.parquet"),
+        ("aime25", "math-ai/aime25", "test.jsonl"),
+        ("amc23", "math-ai/amc23", "test-00000-of-00001.parquet"),
+        ("humaneval", "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet"),
+        ("mbpp", "google-research-datasets/mbpp", "sanitized/test-00000-of-00001.parquet"),
+        ("arc", "allenai/ai2_arc", "ARC-Challenge/test-00000-of-00001.parquet"),
+    )
+}
 """The supported data sets on the Hub. `data.rows` knows their field names."""
 
 SHIPPED = ("builtin", "builtin-dev")
@@ -54,10 +52,10 @@ def load_dataset(
     needs_answers: bool = True,
     forms: Sequence[Form] = (),
 ) -> Dataset:
-    """Load a data set by name or path. A data set on the Hub is downloaded if it is not in the cache.
+    """Load a data set by name or path, and download it if it is not in the cache.
 
-    `make_dataset` describes `mapping`, `needs_answers` and `forms`; the first two apply only to files. Raises UsageError if
-    the data set is unknown or invalid, and the errors of `hub.find`.
+    `mapping` and `needs_answers` apply only to files; see `make_dataset`. Raises UsageError if the data set is unknown or
+    invalid, and the errors of `hub.find`.
     """
     if mapping and name_or_path in DATASETS:
         raise UsageError(f"--map is for files, not for the data set {name_or_path}", "leave out --map")
@@ -116,14 +114,13 @@ def _text_rows(path: Path) -> Rows:
         yield from ((number, {"question": line.strip()}) for number, line in enumerate(stream, start=1) if line.strip())
 
 
-_OTHER_ROWS: Mapping[str, Callable[[Path], Rows]] = MappingProxyType({".csv": _csv_rows, ".txt": _text_rows})
+_OTHER_ROWS: Mapping[str, Callable[[Path], Rows]] = {".csv": _csv_rows, ".txt": _text_rows}
 
 
 def _parquet_rows(path: Path) -> Rows:
     """Yield the rows of a parquet file and their numbers, one at a time.
 
-    Strings stay dictionary-encoded until their row is read, because a small file can repeat one cell any number of times.
-    Raises UsageError if pyarrow is not installed or cannot read the file, or if the file exceeds the limits.
+    Strings stay dictionary-encoded until their row is read, because a small file can repeat a cell any number of times.
     """
     pa, parquet = _load_pyarrow(path.name)
     number = 0
@@ -145,7 +142,6 @@ def _parquet_rows(path: Path) -> Rows:
 
 
 def _check_declared_size(path: Path, metadata: Any) -> None:
-    """Raise UsageError if a parquet file declares more bytes or cells than a data set may have."""
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
     if sum(chunk.total_uncompressed_size for chunk in chunks) > MAX_TEXT:
@@ -159,10 +155,7 @@ def _too_large(path: Path, limit: str) -> UsageError:
 
 
 class _ToPython:
-    """Converts the cells of a file to Python values.
-
-    Raises UsageError if the cells have more than MAX_TEXT characters in total.
-    """
+    """Converts the cells of a file to Python values, up to MAX_TEXT characters in total."""
 
     def __init__(self, pa: Any, path: Path) -> None:
         self._pa, self._path, self._num_characters = pa, path, 0
@@ -181,10 +174,7 @@ class _ToPython:
 
 
 def _load_pyarrow(name: str) -> tuple[Any, Any]:
-    """Import and return pyarrow and its parquet module, which are optional.
-
-    Raises UsageError if they are not installed.
-    """
+    """Import pyarrow, which is optional, and its parquet module."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

@@ -1,14 +1,12 @@
 """Reads problems from lines of text or JSON.
 
-Lines are read lazily, so that each problem in a pipe is yielded before the next is written. An invalid line is yielded as a
-`BadLine`, and reading continues after it.
+Lines are read lazily, so that each problem in a pipe is yielded before the next is written.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
 
 from arbitrage_cli.inference.thinking import without_thoughts
@@ -18,9 +16,7 @@ T = TypeVar("T")
 
 MAX_LINE_BYTES = 1 << 20
 
-PROBLEM_FIELDS: Mapping[str, Sequence[str]] = MappingProxyType(
-    {"question": ("problem", "question"), "id": ("id", "unique_id")}
-)
+PROBLEM_FIELDS: Mapping[str, Sequence[str]] = {"question": ("problem", "question"), "id": ("id", "unique_id")}
 """The accepted field names, in order of precedence."""
 
 _BEGINS_OBJECT = re.compile(r'\{\s*["}]')  # not a set such as {1, 2, 3}
@@ -28,7 +24,7 @@ _BEGINS_OBJECT = re.compile(r'\{\s*["}]')  # not a set such as {1, 2, 3}
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is not a valid problem: its number, counted from 1, and the reason."""
+    """A line that is not a valid problem. Lines are counted from 1."""
 
     number: int
     reason: str
@@ -41,15 +37,14 @@ class LineReader(Protocol):
 
 
 class UnusableError(ValueError):
-    """Raised if a line or row is not a valid problem. The message states the reason."""
+    """Raised if a line or row is not a valid problem."""
 
 
 def read_problems(stream: LineReader, on_gap: Callable[[], None] = lambda: None) -> Iterator[Problem | BadLine]:
     """Yield a problem for each non-blank line of UTF-8 text.
 
-    The input is JSONL if the first non-blank line begins like a JSON object. Each object has a field `problem` or
-    `question`, and optionally `id` or `unique_id`. The default id is the line number. `on_gap` is called if there are blank
-    lines between lines of plain text.
+    The input is JSONL if its first non-blank line begins like a JSON object. The default id is the line number. `on_gap` is
+    called if there are blank lines between lines of plain text.
     """
     is_json: bool | None = None
 
@@ -71,15 +66,11 @@ def read_problems(stream: LineReader, on_gap: Callable[[], None] = lambda: None)
 
 
 def read_json_rows(stream: LineReader) -> Iterator[tuple[int, Mapping[str, Any]] | BadLine]:
-    """Yield the number and the JSON object of each non-blank line of UTF-8 text."""
     return _parsed(stream, lambda number, text, follows_gap: (number, _json_object(text)))
 
 
 def make_problem(question: str, identifier: str) -> Problem:
-    """Return a problem.
-
-    White space around the question is removed. Raises UnusableError if the question is empty, too long, or contains NUL.
-    """
+    """Return a problem. Raises UnusableError if the question is empty, is too long or contains NUL."""
     question = question.strip()
     if not question:
         raise UnusableError("the problem is empty")
@@ -91,10 +82,7 @@ def make_problem(question: str, identifier: str) -> Problem:
 
 
 def make_conversation(messages: Sequence[tuple[str, str]], identifier: str) -> Problem:
-    """Return a problem made from (role, text) messages. The last message is the question.
-
-    Raises UnusableError if a system message follows another message, or if the last message is not the user's.
-    """
+    """Return a problem made from (role, text) messages, the last of which is the question. Raises UnusableError."""
     system = [text for role, text in messages if role in ("system", "developer")]
     rest = messages[len(system) :]
     if any(role in ("system", "developer") for role, _ in rest):
@@ -117,12 +105,10 @@ def _joined(messages: Sequence[tuple[str, str]]) -> list[Message]:
 
 
 def find_text(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """Return the first string among the values of these fields."""
     return next((row[name] for name in names if isinstance(row.get(name), str)), None)
 
 
 def find_id(row: Mapping[str, Any], names: Sequence[str], number: int) -> str:
-    """Return the first integer or non-blank string among the values of these fields, or else the row number."""
     values = (row.get(name) for name in names)
     usable = (value for value in values if type(value) is int or (isinstance(value, str) and value.strip()))
     return encodable(str(next(usable, number)))
@@ -134,11 +120,7 @@ def encodable(text: str) -> str:
 
 
 def _parsed(stream: LineReader, parse: Callable[[int, str, bool], T]) -> Iterator[T | BadLine]:
-    """Call `parse` for each non-blank line with its number, its text, and whether blank lines precede it.
-
-    A line that raises UnusableError is yielded as a BadLine. A JSON list in place of JSON lines is yielded as a single
-    BadLine.
-    """
+    """Call `parse` for each non-blank line with its number, its text, and whether blank lines precede it."""
     last = 0
     for number, line in enumerate(_cut_lines(stream), start=1):
         before = last
@@ -182,11 +164,7 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = (
-            error.msg
-            if isinstance(error, json.JSONDecodeError)
-            else "nested too deeply, or contains a number that is too long"
-        )
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or a number is too long"
         raise UnusableError(f"not valid JSON ({reason})") from error
     if not isinstance(row, dict):
         raise UnusableError("not a JSON object")

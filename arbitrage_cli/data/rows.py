@@ -1,7 +1,4 @@
-"""Converts rows to a data set: problems with their correct answers.
-
-A single invalid row makes the whole data set invalid.
-"""
+"""Converts rows to a data set: problems with their correct answers. A single invalid row makes the data set invalid."""
 
 import hashlib
 import json
@@ -15,9 +12,7 @@ from arbitrage_cli.data.problems import PROBLEM_FIELDS, BadLine, UnusableError, 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem
 
-FIELDS: Mapping[str, Sequence[str]] = MappingProxyType(
-    {**PROBLEM_FIELDS, "answer": ("answer", "final_answer"), "level": ("level",)}
-)
+FIELDS: Mapping[str, Sequence[str]] = {**PROBLEM_FIELDS, "answer": ("answer", "final_answer"), "level": ("level",)}
 """The accepted field names, in order of precedence; the first field with a value is used."""
 
 FORMAT = 'use parquet, or JSONL with an object such as {"question": "2 + 3?", "answer": "5"} on each line'
@@ -28,9 +23,9 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A row format that a task's data sets use. A row matches if it contains all `fields`.
+    """A row format that a task's data sets use, for rows that contain all `fields`.
 
-    `read` returns a row's question and gold, or raises UnusableError. `id` names the field that contains the problem's id.
+    `read` returns a row's question and gold answer. `id` names the field that contains the problem's id.
     """
 
     task: str
@@ -41,10 +36,9 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A problem, and the gold that answers are graded against.
+    """A problem and its gold answer, which is empty if the correct answer is unknown.
 
-    The gold is empty if the correct answer is unknown. By default, it contains `answer` (a string, a number, or a list of
-    these) and optionally `unit`. If the row matches a `Form`, the form determines the gold.
+    By default, the gold answer contains `answer` (a string, a number, or a list of these) and optionally `unit`.
     """
 
     problem: Problem
@@ -54,11 +48,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Problems in order.
-
-    `sha256` is the hash of all ids, questions and golds. `task` is the task of the rows' `Form`, if any. `revision` is the
-    commit on the Hub.
-    """
+    """Problems in order. `task` is the task of the rows' `Form`, and `revision` is the commit on the Hub."""
 
     name: str
     items: tuple[Item, ...]
@@ -67,7 +57,6 @@ class Dataset:
     task: str | None = None
 
     def sha256_of_first(self, count: int) -> str:
-        """Return the sha256 of a data set that contains only the first `count` problems."""
         return _sha256(self.items[:count])
 
 
@@ -96,8 +85,7 @@ def make_dataset(
     """Convert numbered rows to a data set.
 
     `mapping` overrides the names in FIELDS. Without a mapping, all rows are read with the first of `forms` that matches the
-    first row. The default id of a problem is the row number. Raises UsageError if there are no rows, an id occurs twice, or
-    a row lacks its question or a required answer.
+    first row. Raises UsageError if there are no rows, an id occurs twice, or a row lacks its question or a required answer.
     """
     items: dict[str, tuple[int, Item]] = {}
     bad: list[BadLine] = []
@@ -162,10 +150,9 @@ def _require(row: Row, names: Iterable[str]) -> None:
 
 
 def _has_value(value: Any) -> bool:
-    """Return whether the value is present: not null, blank or NaN (which some programs write instead of null)."""
     if isinstance(value, str):
         return bool(value.strip())
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
+    return value is not None and not (isinstance(value, float) and math.isnan(value))  # some programs write NaN for null
 
 
 def _answer(value: Any) -> Any:
@@ -183,7 +170,6 @@ def _is_answer(value: Any) -> bool:
 
 
 def _sha256(items: Iterable[Item]) -> str:
-    """Hash [[id, question, gold], ...] as canonical JSON: ASCII, with sorted keys and without white space."""
     rows = [[item.problem.id, item.problem.question, item.gold] for item in items]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 

@@ -47,14 +47,13 @@ class Identity:
     is_damaged: bool
 
     def check(self) -> None:
-        """Raise ModelFileError if the file is damaged."""
         if self.is_damaged:
             hint = "reinstall arbitrage" if self.origin == "shipped" else "download the file again; the disk may be failing"
             raise ModelFileError(f"{self.path}: the sha256 differs from the {self.origin} one", hint)
 
 
 def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
-    """Hash the file, and compare its sha256 with the expected one. Raises ModelFileError if the file cannot be read."""
+    """Hash the file, and compare its sha256 with the expected one."""
     try:
         known: dict[Origin, str | None] = {
             "shipped": _shipped_sha256(path),
@@ -69,7 +68,7 @@ def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
 
 
 def check_file(path: Path, checksum: str | None, cache: Path, on_progress: OnProgress) -> None:
-    """Raise ModelFileError and remove the file from the cache if its checksum (a sha256 or a git id) is wrong.
+    """Remove the file from the cache and raise ModelFileError if its checksum (a sha256 or a git id) is wrong.
 
     A verified file is not hashed again until its size, mtime or inode changes.
     """
@@ -109,10 +108,7 @@ def _unreadable(path: Path, error: OSError) -> ModelFileError:
 
 
 def sha256_seen(files: Sequence[Path]) -> str:
-    """Return the sha256 of the concatenated files. The files are not read again until a size, mtime or inode changes.
-
-    Raises ModelFileError or OSError if a file cannot be read.
-    """
+    """Return the sha256 of the concatenated files, which are read again only if a size, mtime or inode has changed."""
     known = unchanged_sha256(files)
     if known is None:
         known = sha256_of(files)
@@ -121,14 +117,13 @@ def sha256_seen(files: Sequence[Path]) -> str:
 
 
 def unchanged_sha256(files: Sequence[Path]) -> str | None:
-    """Return the recorded sha256 of the files, or None if a file has changed since. Raises OSError if a file is missing."""
+    """Return the recorded sha256 of the files, or None if a file has changed since."""
     note = read_note(_SEEN, _names(files))
     is_same = isinstance(note, dict) and note.get("files") == [state_of(path) for path in files]
     return str(note["checksum"]) if is_same else None
 
 
 def published_sha256(path: Path) -> str | None:
-    """Return the sha256 that the Hub publishes for a file in its cache."""
     return next(filter(SHA256.fullmatch, reversed(known_checksums(path))), None)
 
 
@@ -143,7 +138,7 @@ def known_checksums(path: Path) -> list[str]:
 
 
 def _shipped_sha256(path: Path) -> str | None:
-    """Return the sha256 of a shipped file from the table in `models/README.md`, or None for other files."""
+    """Return the sha256 that `models/README.md` lists for a shipped file, or None for other files."""
     if path.resolve().parent != models_folder().resolve():
         return None
     table = (models_folder() / "README.md").read_text(encoding="utf-8")

@@ -1,7 +1,4 @@
-"""Reads facts about a model from the headers of its GGUF files: size, context, vocabulary and memory.
-
-Reading is fast and works for models that do not fit in memory, because llama.cpp is not started.
-"""
+"""Reads facts about a model from the headers of its GGUF files, also if the model does not fit in memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +28,7 @@ class Facts:
     """Facts about a model. A fact is None if the files do not contain it.
 
     `context_size` is the number of tokens in the context that would be allocated, and `kv_bytes` is the size of its KV cache
-    in f16. `state_bytes` is the size of the recurrent layers' state per sequence. `sampling` contains the sampling
-    parameters that the model's makers recommend.
+    in f16. `state_bytes` is the size of the recurrent layers' state per sequence.
     """
 
     files: tuple[Path, ...]
@@ -56,19 +52,13 @@ class Facts:
 
     @property
     def memory_bytes(self) -> int | None:
-        """The size of the weights, KV cache, state and checkpoints in memory.
-
-        Compute buffers need a few hundred megabytes more.
-        """
+        """The weights, KV cache, state and checkpoints. Compute buffers need a few hundred megabytes more."""
         held = self.state_bytes + self.checkpoint_bytes
         return None if self.kv_bytes is None else self.file_bytes + self.kv_bytes + held
 
 
 def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
-    """Read the headers of a model's files, in order.
-
-    Raises ModelFileError if a file is missing, incomplete or not a GGUF file.
-    """
+    """Read the headers of a model's files, in order. Raises ModelFileError if a file is missing or damaged."""
     if not files:
         raise ModelFileError("the model is not on this machine", "check the path or the name")
     headers = [read_header(path) for path in files]
@@ -95,7 +85,7 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
 
 
 def _sampling(header: Header) -> dict[str, int | float]:
-    """Return the recommended sampling parameters, rounded to the seven digits of a 32-bit float."""
+    """Return the recommended sampling parameters, rounded to the precision of a 32-bit float."""
     return {
         name.removeprefix(_SAMPLING): value if isinstance(value, int) else float(f"{value:.7g}")
         for name, value in header.metadata.items()
@@ -104,7 +94,7 @@ def _sampling(header: Header) -> dict[str, int | float]:
 
 
 def _kv_numbers(header: Header) -> int | None:
-    """Return how many numbers the KV cache holds per token in all layers, or None if the header lacks the sizes."""
+    """Return how many numbers the KV cache holds per token in all layers."""
     if header.architecture in _RECURRENT_ALONE:
         return 0
     width, heads = header.number("embedding_length"), _per_layer(header, "attention.head_count")
@@ -134,10 +124,6 @@ def _state_numbers(header: Header) -> int:
 
 
 def _is_recurrent(header: Header, layer: int) -> bool:
-    """Return whether the layer has a recurrent state.
-
-    In some hybrid models, every layer has both a recurrent state and attention.
-    """
     kv_heads, forward = header.numbers("attention.head_count_kv"), header.numbers("feed_forward_length")
     if layer < len(kv_heads):
         only_forward = layer < len(forward) and forward[layer] > 0 and min(forward) == 0  # Nemotron-H
@@ -147,7 +133,7 @@ def _is_recurrent(header: Header, layer: int) -> bool:
 
 
 def _per_layer(header: Header, name: str) -> tuple[int, ...] | None:
-    """Return one number per layer, from a single number or a list in the header. Returns None if the header has neither."""
+    """Return one number per layer, from a number or a list in the header."""
     layers, number, numbers = header.number("block_count"), header.number(name), header.numbers(name)
     if layers and number:
         return (number,) * layers

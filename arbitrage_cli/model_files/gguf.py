@@ -53,16 +53,13 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        """llama.cpp's name for the architecture, which is the prefix of architecture-specific metadata keys."""
         return str(self.metadata.get("general.architecture"))
 
     def number(self, name: str) -> int | None:
-        """Return an architecture-specific metadata value if it is a positive integer, else None."""
         value = self.metadata.get(f"{self.architecture}.{name}")
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
     def numbers(self, name: str) -> tuple[int, ...]:
-        """Return an architecture-specific metadata value if it is a short array of integers, else None."""
         return self.lists.get(f"{self.architecture}.{name}", ())
 
 
@@ -94,7 +91,7 @@ def _check_magic(path: Path, start: bytes) -> None:
 
 
 class _DamageError(Exception):
-    """Raised if a header is damaged. The message states the reason."""
+    """Raised if a header is damaged."""
 
 
 class _Reader:
@@ -132,10 +129,7 @@ class _Reader:
             raise _DamageError(f"unknown value type {kind}")
 
     def _read_array(self, key: str) -> None:
-        """Read an array.
-
-        Only short integer arrays are stored. Nested arrays are refused, as in llama.cpp.
-        """
+        """Read an array. Only short integer arrays are stored. Nested arrays are refused, as in llama.cpp."""
         kind, length = self._integer("<I"), self._integer("<Q")
         self._array_lengths[key] = length
         if length > MAX_ARRAY:
@@ -166,7 +160,7 @@ class _Reader:
         return sum(elements for _, elements in tensors)
 
     def _tensor(self, alignment: int) -> tuple[int, int]:
-        """Return where a tensor's data ends, and how many elements it has."""
+        """Return the position where a tensor's data ends, and how many elements the tensor has."""
         self._string()
         dimensions = self._integer("<I")
         if not 1 <= dimensions <= 4:
@@ -181,7 +175,7 @@ class _Reader:
         return offset + elements // max(block, 1) * size, elements
 
     def _take(self, length: int) -> int:
-        """Skip `length` bytes, and return the position where they start."""
+        """Skip `length` bytes, and return the position before them."""
         start = self._at
         if length > self._size - start:
             raise _DamageError("the file ends inside the header")

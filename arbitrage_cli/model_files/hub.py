@@ -35,10 +35,7 @@ class PublishedFile:
 
 
 def locate(name: HubName) -> tuple[Path, ...]:
-    """Return the files in the cache, in order, or () if a part is missing.
-
-    Makes no request, and does not verify the files.
-    """
+    """Return the unverified files in the cache, in order, or () if a part is missing. Makes no request."""
     commit = name.revision
     if not GIT_ID.fullmatch(commit):
         with contextlib.suppress(OSError, ValueError):
@@ -53,8 +50,7 @@ def locate(name: HubName) -> tuple[Path, ...]:
 def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
     """Return the verified files, and download them only if they are not in the cache.
 
-    A model file needs a published sha256; a data set file may have a git id instead. Raises HubError if a download fails, or
-    ModelFileError if a checksum differs or is unknown.
+    Raises HubError if a download fails, or ModelFileError if a checksum differs or is unknown.
     """
     paths = locate(name)
     for path in paths:
@@ -64,10 +60,7 @@ def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_p
 
 
 def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
-    """Return the verified files of the current version on the Hub.
-
-    Files that are not in the cache are downloaded. Raises the same errors as `find`.
-    """
+    """Return the verified files of the current version on the Hub, like `find`."""
     if _is_offline(name, offline):
         return find(name, on_progress=on_progress)
     with hub_errors(name):
@@ -83,7 +76,7 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
 
 
 def preview(name: HubName, *, offline: bool = False) -> dict[PublishedFile, bool]:
-    """Return the files that `fetch` would return, and whether each is in the cache. Raises HubError if the request fails."""
+    """Return the files that `fetch` would return, and whether each is in the cache."""
     if _is_offline(name, offline):
         return {PublishedFile(path.name, path.stat().st_size, path.resolve().name): True for path in locate(name)}
     with hub_errors(name):
@@ -93,7 +86,6 @@ def preview(name: HubName, *, offline: bool = False) -> dict[PublishedFile, bool
 
 
 def commit_of(name: HubName, path: Path) -> str:
-    """Return the commit of a file in the cache."""
     return path.relative_to(_cache(name) / "snapshots").parts[0]
 
 
@@ -107,7 +99,6 @@ def _cache(name: HubName) -> Path:
 
 
 def _is_offline(name: HubName, requested: bool) -> bool:
-    """Return whether only the cache may be used. If so, raises HubError if the cache lacks the files."""
     is_offline = requested or bool(hub_settings().is_offline_mode())
     if is_offline and not locate(name):
         command = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"
@@ -117,12 +108,10 @@ def _is_offline(name: HubName, requested: bool) -> bool:
 
 
 def _is_checksum(name: HubName, text: str) -> bool:
-    """Return whether the text is an accepted checksum: a sha256, or a git id for a data set."""
     return bool(SHA256.fullmatch(text) or (name.kind == "dataset" and GIT_ID.fullmatch(text)))
 
 
 def _published(name: HubName) -> tuple[str, list[PublishedFile]]:
-    """Request the commit of the revision, and the files of the model or data set."""
     from huggingface_hub import HfApi
 
     timeout = hub_settings().HF_HUB_DOWNLOAD_TIMEOUT
@@ -144,18 +133,13 @@ def _published_file(name: HubName, file: Any) -> PublishedFile:
 
 
 def _download(name: HubName, file: PublishedFile, commit: str, on_progress: OnProgress) -> None:
-    """Download a file into the cache, or wait while another process downloads it."""
+    """Download a file into the cache, or wait until another process has downloaded it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import silent_tqdm
 
     on_progress(FileProgress("downloading", file.name, 0, file.size))
 
     class Bar(silent_tqdm):
-        """The progress bar that huggingface_hub updates.
-
-        Compressed bytes and speeds, which Xet also reports, are ignored.
-        """
-
         done = 0
 
         def update(self, n: float | None = 1) -> None:

@@ -20,7 +20,7 @@ MAX_RESPONSE_BYTES = 1 << 24  # of the API; real responses have some kilobytes
 
 
 def _check_response(response: Any) -> None:
-    """Raise HubError if a commit or an ETag would be unsafe as a path, or ValueError if an API response is too large."""
+    """Refuse a commit or an ETag that would be unsafe as a path, and an API response that is too large."""
     used = ("X-Repo-Commit", "X-Linked-ETag", "ETag") if response.status_code < 400 else ("X-Repo-Commit",)
     if response.request.method == "HEAD" and not all(_SAFE.fullmatch(response.headers.get(name, "")) for name in used):
         raise HubError(f"{_host()} sends a name that could lead out of the cache", "check HF_ENDPOINT")
@@ -34,10 +34,7 @@ def _check_response(response: Any) -> None:
 
 
 def find_token() -> str | bool:
-    """Return the user's token, or False if there is none.
-
-    Raises HubError if the token is malformed or would be sent unencrypted.
-    """
+    """Return the user's token, or False if there is none. Raises HubError if sending the token would be unsafe."""
     endpoint = urlsplit(hub_settings().ENDPOINT)
     from huggingface_hub.utils import get_token_to_send
 
@@ -50,7 +47,7 @@ def find_token() -> str | bool:
 
 
 def _host() -> str:
-    """The Hub's host name, which messages show instead of the full address, because the address may contain a password."""
+    """Return the Hub's host name for messages, because the full address may contain a password."""
     return str(urlsplit(hub_settings().ENDPOINT).hostname)
 
 

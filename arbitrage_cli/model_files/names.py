@@ -1,7 +1,6 @@
 """Parses the names of models and data sets on the Hugging Face Hub, and selects their files in a repository.
 
-File names from the Hub are not trusted: a name that leads out of its folder is an error. This module makes no requests and
-opens no files.
+File names from the Hub are not trusted. A name that leads out of its folder is refused.
 """
 
 import re
@@ -37,15 +36,11 @@ class HubName:
         return self.kind == "dataset" or self.selector.lower().endswith(".gguf")
 
     def admits(self, file: str) -> bool:
-        """Return whether the file has a suffix that is allowed for `kind`."""
         return file.lower().endswith(".gguf" if self.kind == "model" else (".jsonl", ".parquet"))
 
 
 def parse_name(source: str) -> HubName | None:
-    """Parse `user/repo[:quant][@revision]` or `user/repo:file.gguf[@revision]`; return None for a path.
-
-    Raises UsageError if the quantization, file name or revision is invalid.
-    """
+    """Parse `user/repo[:quant][@revision]` or `user/repo:file.gguf[@revision]`; return None for a path."""
     match = _NAME.fullmatch(source)
     if not match or ".." in match["repo"] or "--" in match["repo"] or match["repo"].lower().endswith(".gguf"):
         return None
@@ -62,10 +57,7 @@ def parse_name(source: str) -> HubName | None:
 
 
 def find_model(name: HubName, files: Iterable[str]) -> tuple[str, ...]:
-    """Return the named model's files, in order, or () if no model matches.
-
-    Raises HubError if several models match.
-    """
+    """Return the named model's files, in order, or () if no model matches. Raises HubError if several models match."""
     groups: dict[tuple[str, str], list[str]] = {}
     for file in sorted(filter(name.admits, files)):
         part = _PART.fullmatch(file)
@@ -86,21 +78,16 @@ def parts(file: str) -> tuple[str, ...]:
 
 
 def is_complete(model: Sequence[str]) -> bool:
-    """Return whether all parts are present."""
     return tuple(model) == parts(model[0])
 
 
 def choose(name: HubName, files: Sequence[str]) -> tuple[str, ...]:
-    """Return the named model's files. Raises HubError if no complete model or several models match."""
+    """Return the named model's files. Raises HubError unless exactly one complete model matches."""
     model = find_model(name, files)
     if not model:
         available = ", ".join(sorted(filter(name.admits, files)))
-        hint = (
-            f"available: {available}"
-            if available
-            else "the repository has no suitable files; most GGUF repositories have a name that ends in -GGUF"
-        )
-        raise HubError(f"{name.repo} has no {name.selector}", hint)
+        hint = "the repository has no suitable files; most GGUF repositories have a name that ends in -GGUF"
+        raise HubError(f"{name.repo} has no {name.selector}", f"available: {available}" if available else hint)
     if not is_complete(model):
         raise HubError(f"{name.repo} lacks parts of {model[0]}", "use another quantization")
     for file in model:
@@ -109,7 +96,6 @@ def choose(name: HubName, files: Sequence[str]) -> tuple[str, ...]:
 
 
 def _refuse_unsafe(file: str, error: type[UsageError | HubError]) -> None:
-    """Raise `error` if the file name could lead out of a folder on any operating system."""
     folders = file.split("/")
     is_anchored = any(pure(name).anchor for pure in (PurePosixPath, PureWindowsPath) for name in (file, *folders))
     if is_anchored or "\\" in file or not file.isprintable() or any(name in ("", ".", "..") for name in folders):

@@ -33,11 +33,10 @@ _ADVICE = ("policy", "tau", "router")  # the fields that `arbitrage advise --sav
 
 @dataclass(frozen=True, slots=True)
 class PairEntry:
-    """A draft and a target, with the options to use for them. An option that is None has its default value.
+    """A draft and a target, with the options to use for them unless a command overrides them.
 
-    `policy` and `tau` are used unless a command overrides them. `ctx` is the context window in tokens, `prm` a process
-    reward model, `prm_style` a prompt style from `rewards.questions`, and `router` the file of a trained router. For models
-    on servers, `*_api_key_env` names the environment variable of the API key and `*_template` the file of the chat template.
+    `ctx` is the context window in tokens, and `prm_style` a prompt style from `rewards.questions`. For models on servers,
+    `*_api_key_env` names the environment variable of the API key, and `*_template` the file of the chat template.
     `*_think_format` names the thinking format of a model if its chat template does not reveal it.
     """
 
@@ -73,17 +72,13 @@ class Pairs(dict[str, PairEntry]):
         self.broken: dict[str, UsageError] = {}
 
     def named(self, name: str) -> PairEntry | None:
-        """Return the pair with this name, or None if there is none. Raises UsageError if the entry is invalid."""
         if name in self.broken:
             raise self.broken[name]
         return self.get(name)
 
 
 def read_pairs(user_file: Path | None = None) -> Pairs:
-    """Return the shipped pairs and the pairs in the user's file, which replace shipped pairs of the same name.
-
-    Raises UsageError if a file is not valid TOML.
-    """
+    """Return the shipped pairs and the pairs in the user's file, which replace shipped pairs of the same name."""
     pairs = Pairs()
     _read(models_folder() / "pairs.toml", pairs)
     if user_file is not None and user_file.is_file():
@@ -92,15 +87,11 @@ def read_pairs(user_file: Path | None = None) -> Pairs:
 
 
 def user_pairs() -> Pairs:
-    """Return the shipped pairs and the user's own pairs. Raises UsageError if a file is not valid TOML."""
     return read_pairs(user_folder() / PAIRS_FILE)
 
 
 def save_pair(path: Path, pair: PairEntry) -> None:
-    """Write a pair's policy, tau and router to the user's file.
-
-    If the file has no entry for the pair, writes the whole pair. Raises OutputError if the file cannot be read or written.
-    """
+    """Write a pair's policy, tau and router to the user's file, or the whole pair if the file does not contain the pair."""
     advice = _toml_lines(pair, _ADVICE)
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -122,14 +113,12 @@ def _toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """Format a string, a number, a boolean or a table as inline TOML."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{json.dumps(name)} = {_toml(inner)}" for name, inner in value.items()) + " }"
     return json.dumps(value)
 
 
 def find_pair(name: str, pairs: Pairs) -> PairEntry:
-    """Return the pair with this name. Raises UsageError if no pair has the name, or if its entry is invalid."""
     pair = pairs.named(name)
     if pair is None:
         raise unknown("pair", name, pairs, option="pair")
@@ -141,12 +130,10 @@ def is_scripted(source: str) -> bool:
 
 
 def is_served(source: str) -> bool:
-    """Return whether the model is on a server, as in `http://host:port/v1#model`."""
     return source.startswith(("http://", "https://"))
 
 
 def is_file(source: str) -> bool:
-    """Return whether the model is a GGUF file, on this machine or on the Hub."""
     return not is_scripted(source) and not is_served(source)
 
 
@@ -155,7 +142,6 @@ def is_built_in(source: str) -> bool:
 
 
 def router_file(source: str) -> Path:
-    """Return the file of a trained router, which is given as a path or as `builtin:NAME`."""
     return _path(source, ".safetensors")
 
 
@@ -176,9 +162,9 @@ def local_files(source: str) -> tuple[Path, ...]:
 
 
 def find_files(source: str, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
-    """Return the model's files, and download them if necessary. Returns () for scripted models and models on servers.
+    """Return the model's files, and download them if necessary. Return () for scripted models and models on servers.
 
-    A path is returned even if no file exists there. Raises UsageError if the name is invalid, and the errors of `hub.find`.
+    A path is returned even if no file exists there.
     """
     name = hub_name(source)
     if name:
@@ -208,7 +194,6 @@ def _exists(source: str) -> bool:
 
 
 def _read(path: Path, pairs: Pairs) -> None:
-    """Add the pairs in a file, replacing existing pairs of the same name."""
     try:
         tables = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, a number too long

@@ -38,7 +38,6 @@ class BatchRater:
     def __init__(
         self, backend: Backend, question: Question, first_sequence: int = 0, *, clock: Clock = time.perf_counter
     ) -> None:
-        """Raises ModelUnsupportedError if one of the question's answers is not a single token."""
         self._backend = backend
         self._question = question
         self._answers = [_single_token(backend, answer) for answer in question.answers]
@@ -73,10 +72,7 @@ class BatchRater:
         return self._try(requests)
 
     def check(self) -> None:
-        """Rate a correct and a wrong step. Raises ModelUnsupportedError if a process reward model gives no answers.
-
-        This check ignores a context that is too small, which is reported later for each problem.
-        """
+        """Rate a correct and a wrong step. Raises ModelUnsupportedError if a process reward model gives no answers."""
         trace = Trace(TEST_QUESTION, Limits())
         self.open(0, TEST_QUESTION)
         with suppress(ContextFullError):
@@ -118,10 +114,7 @@ class BatchRater:
         return [RewardUpdate(slot, rewards) for (slot, _), rewards in zip(requests, found, strict=True)]
 
     def _rate(self, requests: Sequence[tuple[int, RateSteps]]) -> list[StepRewards]:
-        """Rate the first steps of all requests in one batch, and then the second steps.
-
-        The steps of a request share a sequence, so they cannot be in the same batch.
-        """
+        """Rate the first steps of all requests in one batch, then the second steps, because both share a sequence."""
         values: list[list[float]] = [[] for _ in requests]
         costs = [Cost() for _ in requests]
         for number in range(max(len(request.steps) for _, request in requests)):
@@ -134,10 +127,7 @@ class BatchRater:
         return [StepRewards(tuple(rewards), cost) for rewards, cost in zip(values, costs, strict=True)]
 
     def _logits(self, texts: Mapping[int, list[int]]) -> tuple[Floats, Cost]:
-        """Return the next-token logits (n, n_vocab) for n texts, which are given as token IDs by slot, and the cost.
-
-        Raises ContextFullError, TimedOutError or ComputeError.
-        """
+        """Return the next-token logits (n, n_vocab) for n texts, which are given as token ids by slot, and the cost."""
         began = self._clock()
         num_read = sum(self._read(slot, ids) for slot, ids in texts.items())
         read = self._clock()
@@ -155,7 +145,7 @@ class BatchRater:
         return logits, Cost(num_read, read - began, len(texts), self._clock() - read)
 
     def _read(self, slot: int, ids: list[int]) -> int:
-        """Prefill all uncached tokens except the last token, and return the number of prefilled tokens."""
+        """Prefill all uncached tokens except the last, and return how many were prefilled."""
         card = self._backend.card
         if len(ids) > card.context_size:
             raise ContextFullError(

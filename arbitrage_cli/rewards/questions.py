@@ -1,7 +1,4 @@
-"""The questions that raters ask a model about a step.
-
-The reward is computed from the probabilities of the possible answers.
-"""
+"""The questions that raters ask a model about a step. Rewards are computed from the probabilities of the answers."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -19,10 +16,9 @@ log = logging.getLogger("arbitrage.rewards")
 
 
 class Question(ABC):
-    """A question about a step. Each possible answer in `answers` is a single token.
+    """A question about a step. Each possible answer is a single token.
 
-    If the mean total probability of the answers is below `min_share`, the model is considered unable to answer. `hint` says
-    what to do in this case.
+    A model whose answers have a mean total probability below `min_share` cannot answer. `hint` says what to do then.
     """
 
     answers: Sequence[str]
@@ -36,7 +32,7 @@ class Question(ABC):
 
     @abstractmethod
     def reward(self, weights: Sequence[float]) -> float:
-        """Return the reward, from 0 to 1, given the unnormalized probabilities of the answers."""
+        """Return a reward from 0 to 1, given the unnormalized probabilities of the answers."""
 
     @abstractmethod
     def report_silence(self, model: str, share: float) -> None:
@@ -74,12 +70,11 @@ class Judge(Question):
 
 
 class ProcessReward(Question):
-    """Asks a process reward model for the answer `+` or `-` after a step.
+    """Asks a process reward model for the answer `+` or `-` after a step, and returns the probability of `+`.
 
-    The reward is the probability of `+` divided by the sum of both probabilities. In style `turns`
-    (RLHFlow/Llama3.1-8B-PRM-Deepseek-Data), each step is a user turn, and the assistant has answered `+` to all earlier
-    steps. The first turn also contains the question. In style `steps` (the built-in model), the solution is one assistant
-    turn, and the answer takes the place of the next step.
+    In style `turns` (RLHFlow/Llama3.1-8B-PRM-Deepseek-Data), each step is a user turn, and the assistant has answered `+` to
+    all earlier steps. In style `steps` (the built-in model), the solution is one assistant turn, and the answer takes the
+    place of the next step.
     """
 
     answers = ("+", "-")
@@ -93,9 +88,8 @@ class ProcessReward(Question):
 
     def ask(self, prompt: ChatPrompt, trace: Trace, step: Step) -> tuple[list[Segment], str]:
         if self._style == "steps":
-            return prompt.segments(Problem("", trace.problem.question)), trace.followed_by(
-                step
-            ).written.rstrip() + BLANK_LINE.separator
+            solution = trace.followed_by(step).written.rstrip()
+            return prompt.segments(Problem("", trace.problem.question)), solution + BLANK_LINE.separator
         first, *others = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
         return prompt.conversation([f"{trace.problem.question.strip()} {first}", *others], self.answers[0]), ""
 

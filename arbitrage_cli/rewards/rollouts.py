@@ -1,7 +1,4 @@
-"""Computes rewards from rollouts: the target completes the solution after a rated step, and the answer is graded.
-
-Rollouts of different problems run concurrently.
-"""
+"""Computes rewards from rollouts: the target completes the solution after a rated step, and the answer is graded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +18,6 @@ Prefix = tuple[str, str, Phase, bool]
 
 @dataclass(slots=True)
 class _Request:
-    """A pending request: the prefix after each of its steps, and the cost so far."""
-
     request: RateSteps
     prefixes: list[Prefix]
     cost: Cost = field(default_factory=Cost)
@@ -36,9 +31,8 @@ def _prefix(trace: Trace) -> Prefix:
 class Rollout:
     """A `Rater` whose reward is the share of the target's continuations that reach the known answer, as in Math-Shepherd.
 
-    `engines` run the target: either one greedy engine, or several engines that sample with samplers of their own.
-    `is_right(id, text)` grades a solution. An engine's continuation depends only on the prefix, so one rollout determines
-    the outcome of every prefix on its path.
+    `engines` run the target: either one greedy engine or several engines that sample. A continuation depends only on its
+    prefix, so one rollout determines the outcome of every prefix on its path.
     """
 
     waits_for_many = False
@@ -110,7 +104,6 @@ class Rollout:
             outcomes[prefix] = self._is_right(trace.problem.id, trace.text)
 
     def _follow(self, update: SlotUpdate, index: int) -> None:
-        """Record an engine's step and start the next step. Raises ProblemError if the engine failed."""
         if update.error is not None:
             raise update.error
         if update.step is None:
@@ -138,10 +131,7 @@ class Rollout:
 
 
 class Recalling:
-    """Wraps the target's engine, and reuses steps that a `Rollout` has already written.
-
-    The rollout's first engine must use the same sampler as the wrapped engine.
-    """
+    """Wraps the target's engine and reuses the steps of a `Rollout`, whose first engine must use the same sampler."""
 
     def __init__(self, engine: Writer, rollout: Rollout) -> None:
         self._engine = engine

@@ -29,7 +29,6 @@ class ServedRater:
     waits_for_many = False
 
     def __init__(self, model: ServedModel, question: Question) -> None:
-        """Raises ModelUnsupportedError if the server sends no log-probabilities."""
         if not model.num_alternatives:
             raise ModelUnsupportedError(
                 f"{model.host.name} sends no log-probabilities, which are needed to rate steps",
@@ -88,7 +87,6 @@ class ServedRater:
         return self._question.reward(self._weights(tokens[0])), cost
 
     def _weights(self, token: Token) -> list[float]:
-        """Return the weight of each answer. Raises ServerRequestError if missing answers could have too much weight."""
         known = {text.strip(): math.exp(value) for text, value in reversed(token.alternatives)}
         weights = [known.get(answer, 0.0) for answer in self._question.answers]
         unknown = weights.count(0.0) * min(known.values())

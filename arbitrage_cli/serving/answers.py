@@ -31,7 +31,7 @@ class StopFilter:
         self.is_stopped = False
 
     def add(self, part: str) -> str:
-        """Add text. Return the characters that can be sent now."""
+        """Add text and return the characters that can be sent now."""
         if self.is_stopped:
             return ""
         text = self._held + part
@@ -42,7 +42,6 @@ class StopFilter:
         return text[:end]
 
     def finish(self) -> str:
-        """Return the characters that are still held back at the end of the text."""
         held, self._held = self._held, ""
         return held
 
@@ -65,9 +64,9 @@ class Answer:
         return self._filter.is_stopped
 
     def take(self, report: Progress) -> Json | None:
-        """Add a report, and return the chunk to send, or None if there is nothing to send.
+        """Add a report. Return the chunk to send, or None if there is nothing to send.
 
-        Raises RefusedError if a step is written again and its text differs from tokens that were already sent.
+        Raises RefusedError if a step is written again with a text that differs from the tokens already sent.
         """
         if isinstance(report, Decision):
             return self._add_step(report)
@@ -136,7 +135,6 @@ class Answer:
         return "stop" if finished is None or finished.trace.stop == "end" else "length"
 
     def _usage(self, finished: Finished | None) -> Json:
-        """The token counts of the kept text, plus fields about each model's work."""
         decisions, kept = self._trace.decisions, self._trace.num_tokens
         figures, verdicts = tally(decisions), [decision.verdict for decision in decisions]
         prompt = (finished and finished.prompt_tokens) or _num_prompt_tokens(decisions)
@@ -154,16 +152,12 @@ class Answer:
 
 
 def _num_prompt_tokens(decisions: list[Decision]) -> int:
-    """Return the first step's number of prompt tokens, including cached tokens."""
     written = [step for decision in decisions[:1] for step in (decision.draft, decision.target) if step]
     return written[0].cost.prefill_tokens + written[0].cost.cached_tokens if written else 0
 
 
 def refusal_of(finished: Finished) -> RefusedError | None:
-    """Return the error response for a failed solution.
-
-    A solution that filled the context after at least one step is not a failure.
-    """
+    """Return the error response for a failed solution. A solution that filled the context has not failed."""
     error = finished.error
     if error is None or (isinstance(error, ContextFullError) and finished.trace.decisions):
         return None

@@ -34,10 +34,7 @@ STATUS_CLIENT_CLOSED = 499  # as in nginx
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits on requests.
-
-    At most `running` requests are answered at once, and `waiting` more can be queued. `seconds` is the timeout of a request.
-    """
+    """Limits on requests: how many are answered at once, how many more can wait, their timeout, and their size."""
 
     running: int
     waiting: int = 64
@@ -49,17 +46,14 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Access control: the required API key, and the host names that a request may address.
-
-    If either is empty, it is not checked.
-    """
+    """The required API key and the host names that a request may address. An empty value is not checked."""
 
     api_key: str | None = None
     hosts: Sequence[str] = ()
 
 
 def make_app(defaults: Defaults, worker: Worker, bounds: Bounds, access: Access) -> ASGIApp:
-    """Create the application. Every path except /health requires the API key, even a path that does not exist."""
+    """Create the application. Every path except /health requires the API key."""
     endpoints = Endpoints(defaults, worker, bounds)
     routes = [
         HttpRoute("/health", endpoints.health),
@@ -133,11 +127,10 @@ class Endpoints:
             headers = {"x-arbitrage-ignored": ", ".join(chat.ignored)} if chat.ignored else {}
             if not chat.streams:
                 return _json_response(await _unless_disconnected(request, call.answer()), headers=headers)
-            first = await _unless_disconnected(request, call.next_or_none())
+            first = await _unless_disconnected(request, call.next_or_none())  # an early error can still set the HTTP status
             return EventStream(call.stream(first), stack.pop_all(), headers)
 
     def _begin(self, chat: ChatRequest) -> "Call":
-        """Queue a request. Raises RefusedError if the queue is full or the server is shutting down."""
         if len(self._open) >= self._bounds.running + self._bounds.waiting:
             message = f"the queue is full: {len(self._open)} requests are running or waiting"
             raise RefusedError(message, "retry later", status=429, kind="rate_limit_error", code="queue_full")
@@ -164,7 +157,6 @@ class Call:
         self.ticket = Ticket(chat, bounds.seconds, self._deliver)
 
     async def answer(self) -> Json:
-        """Return the complete response. Raises RefusedError if the request times out or its solution fails."""
         try:
             async with asyncio.timeout(self._bounds.seconds):
                 while not self._answer.is_stopped:
@@ -176,10 +168,7 @@ class Call:
         return self._answer.complete(None)
 
     async def next_or_none(self) -> Progress | None:
-        """Return the next report, or None after `keep_alive_seconds`.
-
-        The first report is awaited before the stream begins, so that an early error can still set the HTTP status.
-        """
+        """Return the next report, or None after `keep_alive_seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._bounds.keep_alive_seconds):
                 return await self._next()
@@ -236,10 +225,7 @@ class EventStream(StreamingResponse):
 
 
 async def _read_body(request: Request, bounds: Bounds) -> bytes:
-    """Read a request body.
-
-    Raises RefusedError if its media type is not JSON, if it is too large, or if it arrives too slowly.
-    """
+    """Read a request body. Raises RefusedError if it is not JSON, too large or too slow."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RefusedError("the body must be JSON", "set the header Content-Type: application/json", status=415)
     too_large = RefusedError(f"the body is larger than {bounds.body_bytes:,} bytes", status=413)
@@ -258,7 +244,7 @@ async def _read_body(request: Request, bounds: Bounds) -> bytes:
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the result of `work`. If the client disconnects first, cancels `work` and raises ClientDisconnect."""
+    """Return the result of `work`. If the client disconnects first, cancel `work` and raise ClientDisconnect."""
     task, disconnected = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait((task, disconnected), return_when=asyncio.FIRST_COMPLETED)

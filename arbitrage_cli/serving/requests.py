@@ -1,14 +1,12 @@
 """Parses and checks the body of a request. Errors are in OpenAI's format.
 
-Fields that request another kind of answer, such as tools or several choices, are refused. Other unknown fields are ignored
-and listed in a response header.
+Fields that request another kind of answer, such as tools, are refused. A response header lists other unknown fields.
 """
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -29,23 +27,21 @@ EFFORTS = frozenset(("minimal", "low", "medium", "high", "xhigh", "max"))
 
 HARMLESS = frozenset(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"))
 """Fields that cannot change an answer. They are ignored, but not listed as ignored."""
-NEUTRAL: Mapping[str, Any] = MappingProxyType(
-    {
-        "n": 1,
-        "tools": [],
-        "functions": [],
-        "logprobs": False,
-        "response_format": {"type": "text"},
-        "modalities": ["text"],
-        "grammar": "",
-        "json_schema": {},
-    }
-)
-"""Unsupported fields. Each is accepted only with the value given here, which has no effect."""
+NEUTRAL: Mapping[str, Any] = {
+    "n": 1,
+    "tools": [],
+    "functions": [],
+    "logprobs": False,
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "grammar": "",
+    "json_schema": {},
+}
+"""Unsupported fields. Each is accepted only with this value, which has no effect."""
 
 
 class RefusedError(ArbitrageError):
-    """Raised if a request is refused, with the fields of an OpenAI error."""
+    """The refusal of a request, with the fields of an OpenAI error."""
 
     def __init__(
         self,
@@ -65,8 +61,8 @@ class RefusedError(ArbitrageError):
 class Defaults:
     """The server's settings, which a request may override within the limits.
 
-    `thinking` holds the limits for requests that turn thinking on. Conversations of more than `max_chars` characters are
-    refused without being tokenized. `supports_effort` is true if a chat template accepts `reasoning_effort`.
+    `thinking` applies to requests that turn thinking on. Conversations of more than `max_chars` characters are refused
+    without being tokenized. `supports_effort` is true if a chat template accepts `reasoning_effort`.
     """
 
     menu: Menu
@@ -78,13 +74,12 @@ class Defaults:
 
     @property
     def names(self) -> list[str]:
-        """The model names that the server lists: policies and tau presets."""
         return list(dict.fromkeys([PAIR, *self.menu.names]))
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A checked request. `problem.id` is the request id; `model` is the model name in the request."""
+    """A checked request. `problem.id` is the id of the request."""
 
     problem: Problem
     model: str
@@ -173,7 +168,7 @@ class _Body(BaseModel):
 
 
 def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatRequest:
-    """Parse and check the JSON body of a request. Raises RefusedError if the request is invalid or not supported."""
+    """Parse and check the JSON body of a request. Raises RefusedError if the body is invalid or not supported."""
     try:
         read = _Body.model_validate(_read_object(body))
     except ValidationError as error:
@@ -206,10 +201,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
 
 
 def find_route(name: str, menu: Menu) -> Route:
-    """Return the route for a model name.
-
-    The name `arbitrage` selects the server's default route. Raises RefusedError if the name is unknown.
-    """
+    """Return the route for a model name. `arbitrage` selects the server's default route."""
     try:
         if len(name) > MAX_NAME:
             raise UsageError(f"a model name has at most {MAX_NAME} characters, found {len(name)}")
@@ -219,7 +211,7 @@ def find_route(name: str, menu: Menu) -> Route:
 
 
 def _read_object(body: bytes) -> dict[str, Any]:
-    """Return the fields that are not null. Raises RefusedError if the body is not a JSON object, or uses an unsupported field."""
+    """Return the fields that are not null. Raises RefusedError for the first unsupported field."""
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:

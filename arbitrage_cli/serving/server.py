@@ -57,8 +57,7 @@ class HttpServer(uvicorn.Server):
 class Protocol(H11Protocol):
     """uvicorn's HTTP protocol, limited to `MAX_CONNECTIONS` clients.
 
-    At the limit, a new connection closes the oldest idle connection. A connection is idle until the header of a request is
-    complete.
+    At the limit, a new connection closes the oldest connection that has not sent the complete header of a request.
     """
 
     _began = 0.0
@@ -67,19 +66,15 @@ class Protocol(H11Protocol):
         self._began = time.monotonic()
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            idle = [
-                other for other in self.connections if isinstance(other, Protocol) and other.conn.their_state is h11.IDLE
-            ]
+            others = (other for other in self.connections if isinstance(other, Protocol))
+            idle = [other for other in others if other.conn.their_state is h11.IDLE]
             oldest = min(idle, key=lambda connection: connection._began)  # noqa: SLF001 - same class
             self.connections.discard(oldest)
             oldest.transport.close()
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket that is not yet listening.
-
-    Port 0 selects a free port. Raises UsageError if the address cannot be used.
-    """
+    """Return a bound socket that is not yet listening. Port 0 selects a free port."""
     with _as_usage_error(f"{host} port {port}"):
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind)
@@ -89,7 +84,6 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def listen(bound: socket.socket) -> None:
-    """Start listening. Raises UsageError if another process listens on the same address."""
     host, port = bound.getsockname()[:2]
     with _as_usage_error(f"{host} port {port}"):
         bound.listen(BACKLOG)
@@ -126,10 +120,7 @@ class Service:
         self._http = HttpServer(config)
 
     def run(self, bound: socket.socket, observe: Observe) -> None:
-        """Serve until a signal arrives or `drain` is called, then finish open requests.
-
-        Raises the same errors as `Worker.run`.
-        """
+        """Serve until a signal arrives or `drain` is called, then finish open requests. Raises the errors of `Worker.run`."""
         hold_signals = partial(signal.pthread_sigmask, signal.SIG_BLOCK, ENDING)  # the main thread handles them
         with ThreadPoolExecutor(1, "models", initializer=hold_signals) as pool:
             working = pool.submit(self._worker.run, observe)

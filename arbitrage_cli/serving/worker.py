@@ -23,9 +23,9 @@ Report = Writing | Wrote | Decision | Finished | None
 
 
 class Ticket:
-    """A queued or running request. `deliver` is called with its reports, in the models' thread.
+    """A queued or running request. `deliver` is called in the models' thread.
 
-    A cancelled ticket's deadline counts as passed, so that the scheduler ends the request as if it had timed out.
+    The deadline of a cancelled ticket has passed, so that the scheduler ends the request as if it had timed out.
     """
 
     def __init__(self, request: ChatRequest, seconds: float, deliver: Callable[[Report], None]) -> None:
@@ -51,7 +51,7 @@ class Intake:
         return len(self._waiting)
 
     def put(self, ticket: Ticket) -> bool:
-        """Queue a ticket. Return False if the intake is closed."""
+        """Queue a ticket. Return False if the intake is closed to new tickets."""
         with self._changed:
             if not self._is_closed:
                 self._waiting.append(ticket)
@@ -83,7 +83,7 @@ class Intake:
 
 
 class Worker:
-    """Solves the problems in its intake. `scorer` is the scorer of the trained router, or None if there is no router."""
+    """Solves the problems in its intake. Without a trained router, `scorer` is None."""
 
     def __init__(self, scheduler: Scheduler, scorer: Scorer | None) -> None:
         self._scheduler = scheduler
@@ -96,10 +96,7 @@ class Worker:
         return len(self._tickets)
 
     def run(self, observe: Observe) -> None:
-        """Answer requests until the intake is closed and empty.
-
-        Raises ArbitrageError if the models can no longer be used.
-        """
+        """Answer requests until the intake is closed and empty. Raises ArbitrageError if a model fails permanently."""
         try:
             with contextlib.closing(self._scheduler.run_jobs(self._jobs(), self.intake.is_ready)) as events:
                 for event in events:

@@ -16,7 +16,7 @@ KEY_VARIABLE = "ARBITRAGE_API_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The base URL of an API, usually ending in `/v1`, and a model name. The name is optional if the server has only one model."""
+    """The base URL of an API and a model name, which is optional if the server has only one model."""
 
     base: str
     model: str | None = None
@@ -39,7 +39,6 @@ class Address:
 
     @property
     def root(self) -> str:
-        """The base URL without `/v1`, for endpoints outside OpenAI's API."""
         return self.base.removesuffix("/v1")
 
     @property
@@ -48,14 +47,13 @@ class Address:
 
     @property
     def is_exposed(self) -> bool:
-        """Whether requests cross a public network unencrypted."""
         parts = urlsplit(self.base)
         return parts.scheme == "http" and not _is_private(str(parts.hostname))
 
 
 @dataclass(frozen=True, slots=True)
 class ServedSource:
-    """A model on a server and its settings. `template` overrides the server's chat template."""
+    """A model on a server. `template` replaces the server's chat template."""
 
     address: Address
     key: str | None = field(default=None, repr=False)
@@ -67,9 +65,10 @@ class ServedSource:
 def find_keys(
     addresses: Mapping[ModelRole, Address], variables: Mapping[ModelRole, str | None], environment: Mapping[str, str]
 ) -> dict[ModelRole, str]:
-    """Return each role's API key. The pair's environment variable has precedence, then the role's, then the shared one.
+    """Return each role's API key from the environment variable of the pair, of the role, or of all roles, in this order.
 
-    Raises UsageError if a pair's variable is not set, a key is invalid, or the shared key would be sent to several servers.
+    Raises UsageError if the pair's variable is not set, if a key is invalid, or if several servers would receive the shared
+    key.
     """
     keys: dict[ModelRole, str] = {}
     are_several = len({address.host for address in addresses.values()}) > 1

@@ -1,8 +1,7 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
-Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx. The delay follows exponential backoff with
-jitter, or `Retry-After` if it is longer. API keys are sent only in the `Authorization` header. Redirects are not followed, and
-error messages never include requests.
+Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx, with exponential backoff and jitter, or after
+`Retry-After`. API keys are sent only in the `Authorization` header. Redirects are not followed, and no error shows a request.
 """
 
 import asyncio
@@ -45,7 +44,6 @@ WAIT_SECONDS = 0.05
 NOTE_SECONDS = 10.0  # shorter pauses are not reported
 POOLS = 16  # clients used in turn, because httpcore searches all connections of a pool per request: 256 in one pool take 3x as long
 TOO_LONG = re.compile("context[ _](length|size)|exceed_context_size|maximum context|longer than the model", re.IGNORECASE)
-"""Matches context overflow errors of vLLM, OpenAI, llama-server and SGLang."""
 TOPIC_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")  # by which vLLM's router and SGLang's gateway choose a replica
 
 log = logging.getLogger("arbitrage.servers")
@@ -63,7 +61,7 @@ class Host:
     paused_until: float = 0.0
 
     def redacted(self, text: str) -> str:
-        """Shorten a server's text to one line and remove the API key, which some servers echo."""
+        """Shorten a server's text to one line and remove the API key, which some servers repeat."""
         return " ".join((text.replace(self.key, "***") if self.key else text).split())[:300]
 
 
@@ -71,7 +69,7 @@ class Host:
 class Request:
     """A POST request, or a GET request if `body` is None. Trial requests have short timeouts and few retries.
 
-    Requests for one problem have the same `topic`, so that a load balancer can send them to the replica that cached the prompt.
+    All requests for a problem have the same `topic`, so that a load balancer can choose the replica that cached the prompt.
     """
 
     url: str
@@ -125,7 +123,6 @@ class Connection:
             self._loop.close()
 
     async def fetch(self, host: Host, request: Request) -> Json:
-        """Send a request that is not streamed, and return the response. Raises the same errors as `send`."""
         answers: list[Json] = []
         await self.send(host, request, answers.append)
         return answers[0]
@@ -134,7 +131,7 @@ class Connection:
         """Send a request and pass the JSON objects of the response to `take`. `restart` is called before each retry.
 
         Raises ContextFullError if the text is too long; ServerRequestError if only this request failed; ServerError if the
-        server cannot be used. Propagates errors from `take`.
+        server cannot be used.
         """
         num_tries = 0
         while True:
@@ -189,10 +186,7 @@ class Connection:
             self._notices.append(f"{host.name} is reachable again")
 
     def _delay(self, host: Host, request: Request, failure: "_RetryableError", num_tries: int) -> float:
-        """Return the delay before a retry, in seconds.
-
-        Raises ServerRequestError after too many attempts; ServerError if requests have failed for `GONE_SECONDS`.
-        """
+        """Return the delay before a retry, in seconds. Raises an error if the request should not be sent again."""
         if request.is_trial and (failure.is_down or num_tries >= MAX_TRIALS):
             hint = "check the address and that the server is running"
             raise ServerRequestError(f"{host.name} {failure}", hint, status=failure.status)
@@ -254,13 +248,13 @@ class Pending(Generic[T]):
             future.cancel()
 
     def results(self) -> list[T]:
-        """Remove and return the available results. If a coroutine failed, raises its error."""
+        """Remove and return the available results. Raises the error of a coroutine that failed."""
         ended = [slot for slot, future in self._futures.items() if future.done()]
         return [self._futures.pop(slot).result() for slot in ended]
 
 
 class _RetryableError(Exception):
-    """A failure that may be temporary. `retry_after` is the delay requested by the server, in seconds."""
+    """A failure that may be temporary."""
 
     def __init__(self, reason: str, *, retry_after: float = 0.0, is_down: bool = False, status: int = 0) -> None:
         super().__init__(reason)
@@ -310,7 +304,6 @@ def _error_in_answer(host: Host, error: object) -> Exception:
 
 
 async def _objects(response: "httpx2.Response", *, is_streamed: bool) -> AsyncIterator[Json]:
-    """Yield the JSON object of a response, or all objects of a stream. The stream must be complete."""
     import httpx2
 
     if not is_streamed:

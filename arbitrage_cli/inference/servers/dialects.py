@@ -1,7 +1,6 @@
 """Converts requests to the JSON format of each kind of server, and parses the responses. Sends nothing.
 
-`Completions` is OpenAI's `/completions`; its subclasses are for vLLM, SGLang and llama-server. Parsing a response in an unknown
-format raises KeyError, TypeError, ValueError or AttributeError.
+Parsing a response in an unknown format raises KeyError, TypeError, ValueError or AttributeError.
 """
 
 import math
@@ -20,9 +19,7 @@ Json = Mapping[str, Any]
 MAX_COUNT = 1 << 40  # tokens
 MAX_LOGPROB, MIN_LOGPROB = 0.01, -1000.0  # nats; rounding errors may exceed 0
 MIN_ALTERNATIVES = 2  # needed for a margin
-VOCABULARY_SIZE = (
-    1 << 17
-)  # if unknown; twice as many tokens add 0.35 r nats to an entropy, r being the probability outside the top k
+VOCABULARY_SIZE = 1 << 17  # if unknown; twice as many add 0.35 r nats to an entropy, with probability r outside the top k
 
 Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 Ending = Literal["separator", "end", "length"]
@@ -33,7 +30,7 @@ Ending = Literal["separator", "end", "length"]
 class TextRequest:
     """A request to continue a prompt (token ids or text) up to `stop` or `marker`, which may be a control token.
 
-    Requests with different cache keys do not share a prompt cache. `is_first` is true for the first request with a cache key.
+    Requests with different cache keys do not share a prompt cache.
     """
 
     model: str
@@ -100,16 +97,16 @@ class Completions:
         return f"{base}/completions"
 
     def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> tuple[str, dict[str, Any]]:
-        """Return the path and body of a tokenization request. The response contains `tokens`."""
+        """Return the path and body of a tokenization request."""
         return "tokenize", {"model": model, "prompt": text, "add_special_tokens": False}
 
     def rendering(self, model: str, messages: Sequence[Json], variables: Json) -> tuple[str, dict[str, Any]]:
-        """Return the path and body of a chat template request. The response contains `prompt` or `tokens`."""
+        """Return the path and body of a request that applies the chat template."""
         options = {"chat_template_kwargs": dict(variables)} if variables else {}
         return "tokenize", {"model": model, "messages": list(messages), "add_generation_prompt": True, **options}
 
     def read_facts(self, facts: Json) -> tuple[str, int | None]:
-        """Return the server version and the context size, if known, from the response to `facts_path`."""
+        """Return the server version and, if known, the context size."""
         return str(facts.get("version") or ""), None
 
     def body(self, request: TextRequest) -> dict[str, Any]:
@@ -133,7 +130,7 @@ class Completions:
 
 
 class Vllm(Completions):
-    """vLLM, which supports token ids, stop strings in the response, and cache salts. vLLM ignores SGLang's fields."""
+    """vLLM. It ignores SGLang's fields."""
 
     name = "vLLM"
     is_plain = False
@@ -159,14 +156,14 @@ class Vllm(Completions):
 
 
 class Sglang(Vllm):
-    """SGLang, which ignores unknown fields and has its own equivalents of vLLM's fields."""
+    """SGLang, which ignores vLLM's fields."""
 
     name = "SGLang"
     facts_path = "get_server_info"
 
 
 class LlamaServer(Completions):
-    """llama.cpp's `/completion`. The response omits the stop string and, unless it is streamed, the stop string's log-probabilities."""
+    """llama.cpp's `/completion`. Responses omit the stop string. Without streaming, they also omit its log-probabilities."""
 
     name = "llama-server"
     is_plain = False
@@ -309,10 +306,9 @@ def _ranked(alternatives: Any) -> tuple[tuple[str, float], ...]:
 def token_stats(tokens: Sequence[Token], k: int, vocabulary_size: int = VOCABULARY_SIZE) -> TokenStats:
     """Compute the statistics of a step from the top k tokens. Raises ValueError if a token has fewer than two alternatives.
 
-    Log-probabilities and margins are exact. The entropy of the tokens outside the top k is estimated as the mean of a lower
-    and an upper bound, -r ln min(r, p_k) and -r ln(r / (V - k)). Here, r is the total probability of these tokens, p_k is
-    the probability of the k-th token, and V is the vocabulary size. With k = 20, the root mean square error was 0.011 nats
-    on 1,668 tokens of a real draft.
+    The entropy of the other tokens is estimated as the mean of a lower and an upper bound, -r ln min(r, p_k) and -r ln(r /
+    (V - k)), where r is their total probability, p_k the probability of the k-th token and V the vocabulary size. With k =
+    20, the root mean square error was 0.011 nats on 1,668 tokens of a real draft.
     """
     if not tokens or min(len(token.alternatives) for token in tokens) < MIN_ALTERNATIVES:
         raise ValueError("the response lacks log-probabilities of the top tokens")
@@ -326,7 +322,6 @@ def token_stats(tokens: Sequence[Token], k: int, vocabulary_size: int = VOCABULA
 
 
 def entropy(log_probabilities: Sequence[float], vocabulary_size: int) -> float:
-    """Estimate the entropy at a position, in nats, from the log-probabilities of the top k tokens."""
     top = [(math.exp(value), value) for value in log_probabilities]
     known = -sum(p * value for p, value in top if p > 0)
     rest = 1.0 - sum(p for p, _ in top)

@@ -1,7 +1,7 @@
 """Sends requests for a model on a server, and tests the server's features with a trial step.
 
 A trial is needed because servers ignore unknown fields. Data that contains the text of a control token is split and tokenized
-in parts. If the server does not accept token ids, such data is refused.
+in parts, or refused if the server does not accept token ids.
 """
 
 import asyncio
@@ -60,7 +60,6 @@ class Controls:
         return [match for match in found if match[0] in self._own or SURELY_CONTROL.fullmatch(match[0])]
 
     def fragments(self, text: str) -> list[str]:
-        """Split the text so that no part contains a control token."""
         return cut_inside(text, self.find(text))
 
 
@@ -92,20 +91,14 @@ class ServedModel:
 
     @property
     def has_template(self) -> bool:
-        return self.chat_template is not None or not self.dialect.is_plain
-
-    @property
-    def chat_template(self) -> str | None:
-        """The chat template set by the user, or None to use the server's template."""
-        return self.source.template
+        return self.source.template is not None or not self.dialect.is_plain
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Create the model's prompt builder. May send requests. Raises TemplateError if the chat template cannot be used."""
-        template = self.chat_template or (None if self.dialect.is_plain else self._render)
+        """Create the model's prompt builder. May send requests."""
+        template = self.source.template or (None if self.dialect.is_plain else self._render)
         return ChatPrompt(template, None, (), style, self.source.template_variables)
 
     async def tokenize(self, text: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
-        """Tokenize a text. Raises the same errors as `Connection.send`."""
         answer = await self._post(*self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins))
         with _parsing(self.host):
             ids = [int(token) for token in answer["tokens"]]
@@ -142,8 +135,6 @@ class ServedModel:
         is_trial: bool = False,
         topic: str = "",
     ) -> None:
-        """Send a request and pass the pieces of the response to `take`, like `Connection.send`."""
-
         def take_answer(answer: Json) -> bool | None:
             with _parsing(self.host):
                 piece = self.dialect.read(answer)
@@ -154,7 +145,6 @@ class ServedModel:
         await self.connection.send(self.host, sent, take_answer, restart)
 
     def _render(self, messages: Messages, variables: Mapping[str, Any]) -> str:
-        """Apply the server's chat template. Raises RoleRefusedError if the template rejects the messages."""
         return self.connection.run(self._rendered(messages, {**self.source.template_variables, **variables}))
 
     async def _rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
@@ -196,7 +186,6 @@ def open_served(connection: Connection, source: ServedSource, *, needs_template:
 
 
 def facts_about(model: ServedModel) -> dict[str, Any]:
-    """Return facts about the model, its server and the tested features for a run's records."""
     return {
         "model": model.name,
         "server": model.card.description,
@@ -253,7 +242,7 @@ def _choose(host: Host, models: Models, name: str | None) -> ListedModel:
 
 
 async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
-    """Test a model with a trial step, requesting as many log-probabilities as possible. Return the model with the features found."""
+    """Test a model with a trial step, first with as many log-probabilities as possible."""
     prompt = await model.prompt_of(segments)
     most = model.dialect.max_alternatives
     for number in dict.fromkeys((most, min(most, 5))):

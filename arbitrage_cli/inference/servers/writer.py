@@ -34,8 +34,6 @@ MAX_BLANK_ANSWERS = 4  # in a row
 
 @dataclass(slots=True)
 class _Slot:
-    """A problem, its prompt, and the ids of its steps."""
-
     number: int
     problem: Problem
     segments: list[Segment]
@@ -50,8 +48,6 @@ class _Slot:
 
 @dataclass(slots=True)
 class _Writing:
-    """A step in progress."""
-
     began: float
     text: StepText
     phase: Phase
@@ -68,7 +64,6 @@ class _Writing:
 
     @property
     def stop(self) -> StepStop | None:
-        """The reason why the step ends, or None if it continues."""
         return text_end(self.text, self.ids or self.pieces, self.phase)
 
     def copy(self) -> "_Writing":
@@ -78,7 +73,6 @@ class _Writing:
         return copied
 
     def add(self, piece: Piece) -> str:
-        """Add a piece and return the characters that belong to the step."""
         self.ids += piece.ids
         self.tokens += piece.tokens
         if not piece.text:
@@ -125,8 +119,7 @@ class ServedWriter:
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Assign a problem to a slot. The scheduler enforces the deadline.
 
-        Raises ConversationError if the chat template cannot render the problem; ServerRequestError if the problem requires
-        thinking but the server cannot show where thinking ends.
+        Raises ServerRequestError if the problem requires thinking but the server cannot show where thinking ends.
         """
         segments, form = self._prompt.of(problem), self._prompt.think_format
         if problem.thinks and self._model.dialect.is_plain and form is not THINK:
@@ -140,7 +133,7 @@ class ServedWriter:
         self._slots.pop(slot, None)
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-        """Start a step without using its proposal. Returns 0, because the number of tokens to prefill is unknown."""
+        """Start a step without using its proposal. Return 0, because the number of tokens to prefill is unknown."""
         self._pending.begin(slot, self._answer(self._slots[slot], request))
         return 0
 
@@ -191,7 +184,6 @@ class ServedWriter:
     async def _write_until_end(
         self, slot: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int
     ) -> tuple[_Writing, StepStop]:
-        """Send requests until the step ends or has `max_tokens` tokens. Raises ServerRequestError after too many blank responses."""
         num_blank = 0
         while num_blank < MAX_BLANK_ANSWERS:
             num_left = max_tokens - writing.num_tokens
@@ -235,7 +227,7 @@ class ServedWriter:
         return writing.stop == "loop" or (writing.text.ended and self._model.dialect.is_plain)
 
     def _stop(self, writing: _Writing, ending: Ending | None, separator: str) -> StepStop | None:
-        """Return why the step ends, or None if it continues. Raises ServerRequestError if the text contradicts `ending`."""
+        """Return why the step ends, or None if it continues."""
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
         if ending != "separator" and not writing.text.has_marker:
@@ -249,10 +241,7 @@ class ServedWriter:
         return form.end if phase == "think" or form.ends_turns else ""
 
     async def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
-        """Return a step's ids without those of its marker, or [] if the text must be tokenized again.
-
-        Raises ServerRequestError if the server sampled the marker but did not show it.
-        """
+        """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
         ids = writing.ids
         if step.phase == "answer" or not ids:
             return ids
@@ -288,7 +277,7 @@ class ServedWriter:
         )
 
     async def _prompt_of(self, slot: _Slot, trace: Trace) -> list[int] | str:
-        """Return the prompt and the kept steps. They are token ids if the server accepts ids, otherwise text."""
+        """Return the prompt and the kept steps."""
         if self._model.dialect.is_plain:
             kept = [decision.kept for decision in trace.decisions]
             steps = [segment for step in kept for segment in (Plain(step.text), *self._prompt.after(step))]
@@ -303,7 +292,6 @@ class ServedWriter:
         return slot.steps.after(slot.prompt)
 
     def _room(self, prompt: list[int] | str) -> int:
-        """Return the number of tokens left in the context, or the whole context size if the prompt is text."""
         size = self._model.card.context_size
         if isinstance(prompt, str):
             return size
@@ -348,6 +336,5 @@ def _without_end_token(piece: Piece, marker: str) -> Piece:
 
 
 def _seed(seed: int, question: str, position: int) -> int:
-    """Return the seed for a request, which depends on the sampler's seed, the question and the position."""
     key = f"{seed}/{question}/{position}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) >> 1
