@@ -1,7 +1,4 @@
-"""Writes the card of a router to the terminal: its training, its quality, and the effect of each tau.
-
-Text in a card is escaped, because cards are read from untrusted files.
-"""
+"""Writes the card of a router to the terminal: its training, its quality, and the effect of each tau."""
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +12,7 @@ from arbitrage_cli.stats import rounding
 DIGEST = 12  # characters of a checksum
 SHOWN_TAUS = 10  # taus in the table, in addition to presets
 
-MEASURES = {"auc": ("AUC", 3), "spearman": ("Spearman", 2), "ece": ("calibration error", 3)}
-"""The heading of each measure, and its number of decimals."""
+MEASURES = {"auc": ("AUC", 3), "spearman": ("Spearman", 2), "ece": ("calibration error", 3)}  # heading and decimals
 LEGEND = (
     "calls: escalated / all steps; wasted: escalated steps that gain nothing / calls",
     "caught: escalated / all steps worth escalating",
@@ -33,7 +29,6 @@ def write_summary(card: Card, rows: Rows, stream: TextIO) -> None:
 
 
 def preset_sentence(named: Mapping[str, float], rows: Rows) -> str:
-    """Return a sentence about the preset that a router's threshold table recommends."""
     if any(row["time"] is None for row in rows if row["tau"] in named.values()):
         return "No preset is recommended because token costs are unknown. To measure them, run arbitrage advise --costs"
     if (found := best_preset(named, rows)) is None:
@@ -120,7 +115,7 @@ def _measures(test: Mapping[str, Card]) -> Iterator[str]:
 
 
 def _figure(figure: Sequence[float | None] | None, digits: int) -> str:
-    """Format a figure such as `0.941 [0.93 0.95]`. The interval has no dash, because figures may be negative."""
+    """Format a figure and its interval, such as `0.941 [0.93 0.95]`."""
     known = [f"{round(value, digits) + 0.0:.{digits}f}" for value in figure or () if value is not None]  # no negative zero
     return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [rounding.UNKNOWN])[0]
 
@@ -134,13 +129,6 @@ def _taus(card: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
     yield from wrapped(
         f"effect of tau, estimated from {rounding.count(taus['num_solutions'], 'solution')} of {one_line(source)}"
     )
-    yield from _tau_table(taus, rows, named_only=named_only)
-    yield from () if named_only else LEGEND
-    time = f"relative to the target alone, {costs}" if taus["costs"] else "unknown for your models"
-    yield from wrapped(f"reward: points per solution [95% interval over problems]; time: {time}")
-
-
-def _tau_table(taus: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
     names: dict[float, list[str]] = {}
     for name, tau in taus["named"].items():
         names.setdefault(tau, []).append(name)
@@ -149,10 +137,13 @@ def _tau_table(taus: Card, rows: Rows, *, named_only: bool = False) -> Iterator[
     shown = [row for row in rows if row["tau"] in others or row["tau"] in names]
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "time"]
     yield from aligned(headings, [cells for row in shown for cells in _tau_lines(row, names.get(row["tau"], []))])
+    yield from () if named_only else LEGEND
+    time = f"relative to the target alone, {costs}" if taus["costs"] else "unknown for your models"
+    yield from wrapped(f"reward: points per solution [95% interval over problems]; time: {time}")
 
 
 def _tau_lines(row: Card, names: Sequence[str]) -> Iterator[list[str]]:
-    """Yield one line per preset of a tau. The first line also shows the tau and its figures."""
+    """Yield a line for each preset of a tau. The first line also shows the tau and its figures."""
     first, *others = names or [""]
     interval = " ".join(rounding.points(end / 100) for end in row["change_interval"])
     cells = [

@@ -1,7 +1,4 @@
-"""Builds the report's charts: accuracy against time, and accuracy by level.
-
-Positions are percentages of a chart's width and height.
-"""
+"""Builds the report's charts: accuracy against time, and accuracy by level. Positions are percentages of a chart's size."""
 
 import itertools
 import math
@@ -13,16 +10,12 @@ from typing import Any, Literal, Self
 from arbitrage_cli.display.text import shortened
 from arbitrage_cli.stats import rounding
 
-_CIRCLE = "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z"
-_SQUARE = "M-4.4 -4.4h8.8v8.8h-8.8z"
-_TRIANGLE = "M0 -6l6 10.8h-12z"
-_DIAMOND = "M0 -6.2l6.2 6.2l-6.2 6.2l-6.2 -6.2z"
-SHAPES: Mapping[str, str] = {
-    **dict.fromkeys(("arbitrage", "judge", "random"), _DIAMOND),
-    **dict.fromkeys(("equations", "logprob", "entropy"), _SQUARE),
-    **dict.fromkeys(("oracle", "rsd", "logprob-min"), _TRIANGLE),
+CIRCLE = "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z"
+SHAPES: Mapping[str, str] = {  # SVG paths around the origin, by policy; others have a circle
+    **dict.fromkeys(("arbitrage", "judge", "random"), "M0 -6.2l6.2 6.2l-6.2 6.2l-6.2 -6.2z"),
+    **dict.fromkeys(("equations", "logprob", "entropy"), "M-4.4 -4.4h8.8v8.8h-8.8z"),
+    **dict.fromkeys(("oracle", "rsd", "logprob-min"), "M0 -6l6 10.8h-12z"),
 }
-"""The mark of each policy as an SVG path around the origin; a circle if it is not listed. The style sheet sets the colours."""
 
 MODELS = ("draft", "target")
 NUM_TICKS = 6  # approximate number of intervals
@@ -34,7 +27,7 @@ LABEL_SPOTS: Sequence[tuple[float, float, Literal["start", "middle", "end"]]] = 
     *((-6.0, -7.0, "end"), (7.0, 16.0, "start"), (9.0, 4.0, "start"), (-9.0, 4.0, "end")),
     *((0.0, -10.0, "middle"), (0.0, 20.0, "middle")),
 )
-"""Label positions relative to the mark, in order of preference. The first positions avoid rising lines."""
+"""Label positions relative to the mark. The preferred positions come first, which avoid rising lines."""
 LEVEL_LETTERS = 60  # total letters below the axis of levels
 
 Json = Mapping[str, Any]
@@ -45,16 +38,8 @@ Line = tuple[str, Point, Point]  # style, start and end
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """A policy's appearance in all charts. The style sheet sets its colour, and `path` draws its mark."""
-
-    policy: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
 class Label:
-    """The text beside a mark, and its offset from the mark in pixels."""
+    """The text beside a mark. `x` and `y` are pixels from the mark."""
 
     text: str
     x: float
@@ -64,12 +49,9 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A mark in a chart.
+    """A mark in a chart. `x` and `y` contain its position, followed by the ends of the interval if known."""
 
-    `x` and `y` contain its position, followed by the ends of the interval if it is known. `title` describes the figures.
-    """
-
-    series: Series
+    policy: str
     x: Sequence[float]
     y: Sequence[float]
     title: str
@@ -78,7 +60,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart: marks and lines between two axes."""
+    """Marks and lines between two axes."""
 
     title: str
     x_title: str
@@ -89,16 +71,13 @@ class Chart:
     lines: Sequence[Line] = ()
 
 
-def series_of(figures: Json) -> Series:
-    return Series(figures["policy"], SHAPES.get(figures["policy"], _CIRCLE))
+def path_of(policy: str) -> str:
+    return SHAPES.get(policy, CIRCLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Maps numbers to percentages of an axis whose ticks are round numbers.
-
-    As in SVG, a vertical scale starts at the top.
-    """
+    """Maps numbers to percentages of an axis with round ticks. As in SVG, a vertical axis starts at the top."""
 
     low: float
     step: float
@@ -107,7 +86,6 @@ class Scale:
 
     @classmethod
     def around(cls, values: Iterable[float], *, is_vertical: bool = False) -> Self:
-        """Return a scale that contains these numbers. There must be at least one."""
         shown = list(values)
         low, high = min(shown), max(shown)
         raw = max(high - low, abs(high) / 10, 1e-9) / NUM_TICKS
@@ -121,17 +99,13 @@ class Scale:
         return round(100 - position if self.is_vertical else position, 2)
 
     def ticks(self, unit: str = "") -> list[Tick]:
-        """Return the position and text of each tick. The step between ticks determines the number of decimals."""
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
         values = (self.low + index * self.step for index in range(self.num_steps + 1))
         return [(self(value), f"{value + 0.0:.{digits}f}{unit}") for value in values]
 
 
 def accuracy_chart(policies: Sequence[Json]) -> Chart | None:
-    """Return a chart of accuracy against time.
-
-    Time is relative to that of the target alone, or in mean seconds if the run has no target.
-    """
+    """Return a chart of accuracy against the time relative to the target alone, or without a target, in mean seconds."""
     is_relative = any(policy["speedup"] is not None for policy in policies)
     time = "speedup" if is_relative else "seconds_mean"
     shown = [policy for policy in policies if policy["accuracy"] is not None and policy[time]]
@@ -142,7 +116,7 @@ def accuracy_chart(policies: Sequence[Json]) -> Chart | None:
     x_scale = Scale.around(itertools.chain(*times))
     y_scale = Scale.around(itertools.chain(*accuracies), is_vertical=True)
     marks = [
-        Mark(series_of(policy), [*map(x_scale, x)], [*map(y_scale, y)], _title(policy, x[0], is_relative=is_relative))
+        Mark(policy["policy"], [*map(x_scale, x)], [*map(y_scale, y)], _title(policy, x[0], is_relative=is_relative))
         for policy, x, y in zip(shown, times, accuracies, strict=True)
     ]
     x_title = "time relative to the target alone" if is_relative else "mean seconds per problem"
@@ -160,10 +134,7 @@ def _texts(policies: Sequence[Json]) -> list[str]:
 
 
 def _labelled(marks: Sequence[Mark], texts: Sequence[str]) -> list[Mark]:
-    """Add labels to the marks, so that nothing overlaps in the narrowest chart.
-
-    A mark gets no label if there is no room for it.
-    """
+    """Label each mark that has room for a label in the narrowest chart."""
     taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in map(_pixels, marks)]
     labelled = []
     for mark, text in zip(marks, texts, strict=True):
@@ -216,15 +187,14 @@ def _accuracy_text(figures: Json) -> str:
 
 def _chord(marks: Sequence[Mark]) -> list[Line]:
     """Return the line from the draft alone to the target alone: the results of choosing a model at random."""
-    alone = {mark.series.policy: mark for mark in marks}
+    alone = {mark.policy: mark for mark in marks}
     return _joined("chord", [alone[role] for role in MODELS]) if alone.keys() >= set(MODELS) else []
 
 
 def _curves(marks: Sequence[Mark]) -> list[Line]:
-    grouped: dict[Series, list[Mark]] = {}
-    for mark in sorted(marks, key=lambda mark: mark.x[0]):
-        grouped.setdefault(mark.series, []).append(mark)
-    return [line for series, own in grouped.items() for line in _joined(f"curve {series.policy}", own)]
+    ordered = sorted(marks, key=lambda mark: (mark.policy, mark.x[0]))
+    grouped = itertools.groupby(ordered, key=lambda mark: mark.policy)
+    return [line for policy, own in grouped for line in _joined(f"curve {policy}", [*own])]
 
 
 def _joined(style: str, marks: Sequence[Mark]) -> list[Line]:
@@ -244,7 +214,7 @@ def level_chart(policies: Sequence[Json]) -> Chart | None:
         if own and own["accuracy"] is not None:
             x = slot * (place + 0.15 + 0.7 * (index + 0.5) / len(shown))
             title = f"{policy['label']}, level {level}: {_accuracy_text(own)}, {own['correct']}/{own['n']}"
-            marks.append(Mark(series_of(policy), [round(x, 2)], [*map(scale, _accuracy(own))], title))
+            marks.append(Mark(policy["policy"], [round(x, 2)], [*map(scale, _accuracy(own))], title))
     letters = max(2, LEVEL_LETTERS // len(levels))
     ticks = [(round(slot * (place + 0.5), 2), shortened(level, letters)) for place, level in enumerate(levels)]
     return Chart("Accuracy by level", "level", "accuracy", ticks, scale.ticks("%"), marks)

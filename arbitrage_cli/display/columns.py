@@ -1,11 +1,7 @@
-"""Defines the columns of the tables in the terminal and the HTML report.
-
-Cells are formatted from the JSON of `figures` or of a comparison.
-"""
+"""Defines the columns of the tables in the terminal and in the HTML report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.stats import rounding
@@ -21,7 +17,7 @@ TIME_PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its heading, the key of its definition, and functions that format the figure and its interval or counts."""
+    """A column. `definition` is a key of DEFINITIONS; `show` and `beside` format a figure and its interval or counts."""
 
     heading: str
     definition: str
@@ -49,7 +45,6 @@ def _ranged(heading: str, definition: str, show: tuple[Show, Show], of: str = ""
 
 
 def _with_parts(heading: str, name: str, show: Show = rounding.percent) -> Column:
-
     def parts(figures: Json) -> str:
         if figures[name] is None:
             return ""
@@ -98,7 +93,6 @@ TERMINAL: Sequence[Column] = (
     *PRICE,
     _value("accepted", "acceptance_rate", rounding.whole_percent),
 )
-"""The columns of the table in the terminal, which fit in 80 characters."""
 
 PAGE: Mapping[str, Sequence[Column]] = {
     "Accuracy and time": (
@@ -124,7 +118,6 @@ PAGE: Mapping[str, Sequence[Column]] = {
         *PRICE,
     ),
 }
-"""The tables of the HTML report, by caption."""
 
 COMPARISON: Sequence[Column] = (
     Column("n", "compared_accuracy", lambda entry: str(entry["n"])),
@@ -134,56 +127,37 @@ COMPARISON: Sequence[Column] = (
     _ranged("speed-up", "seconds_ratio", TIMES),
 )
 
+_BOOTSTRAP = "with several samples per problem, bootstrap over problems unless all have the same"
+_OVER_PROBLEMS = "Interval: 95%, paired bootstrap over problems."
 
-_BOOTSTRAP = "bootstrap over problems if there are several samples per problem, unless all problems have the same"
-
-DEFINITIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "accuracy": "Correct answers / attempts made. In a complete run, the attempts are problems x samples. Unscored answers and "
-        f"errors are counted as incorrect. Interval: 95%, Wilson; {_BOOTSTRAP} share.",
-        "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts made by both. Interval: 95%, "
-        f"paired (Newcombe); {_BOOTSTRAP} difference.",
-        "same_answers": "Share of answers that are identical to the target's, among the attempts that both finished and the target answered.",
-        "answers_lost": "Attempts that the target alone answers correctly and this policy does not / attempts compared. If the "
-        "right answer is unknown, an answer that differs from the target's is lost. At a temperature "
-        "above 0, gained answers are subtracted.",
-        "answers_graded": "Number of compared attempts whose right answer is known.",
-        "texts_differ": "Solutions that differ from the target's, among the attempts that both finished. With policy speculative, "
-        "solutions can differ where two tokens are almost equally likely.",
-        "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. "
-        "Incomplete solutions are graded too.",
-        "seconds_mean": "Wall-clock seconds / attempts, over all finished attempts. Excludes loading, grading and display.",
-        "speedup": "Seconds of the target alone / seconds of this policy, each summed over the attempts that both finished; "
-        "above 1 is faster. Interval: 95%, paired bootstrap over problems.",
-        "problems_per_second": "Finished attempts / wall-clock seconds of their blocks, in which several problems are solved at "
-        "once. The seconds include failed attempts and exclude loading, grading and display.",
-        "throughput_ratio": "Problems per second of this policy / of the target alone, over the blocks with the same attempts; "
-        "above 1 is faster. Interval: 95%, paired bootstrap over blocks; none with fewer than 5 blocks.",
-        "blocks_compared": "Number of blocks for which the target alone has the same attempts.",
-        "acceptance_rate": "Accepted steps / drafted steps.",
-        "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
-        "target_call_rate": "Ratio of the steps that the target wrote (kept or discarded) to the kept steps.",
-        "wasted_draft_tokens": "Drafted tokens in discarded steps, summed over the finished attempts. Excludes tokens drafted for "
-        "speculation.",
-        "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
-        "target_tokens_per_second": "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
-        "price": "Price of the prompt and completion tokens of all models, at the given prices / finished attempts. Tables show the "
-        "price per 1,000 attempts.",
-        "saving": "1 - price of this policy / price of the target alone, each summed over the attempts that both finished. "
-        "Interval: 95%, paired bootstrap over problems.",
-        "time": "Wall-clock seconds of the finished attempts, by activity. `rest` is the time of all other activities.",
-        "by_level": "Accuracy on the planned problems of one level, with the number of correct answers and attempts.",
-    }
-)
-
-COMPARED: Mapping[str, str] = MappingProxyType(
-    {
-        "compared_accuracy": "(Correct answers of the second run - of the first) / attempts made by both, in percentage "
-        f"points. Interval: 95%, paired (Newcombe); {_BOOTSTRAP} difference.",
-        "mcnemar_p": "Probability of a split at least this uneven among the attempts that only one run got right, if both runs are "
-        "equally good (exact McNemar test, two-sided).",
-        "seconds_ratio": "Seconds of the first run / seconds of the second, over the attempts that both finished; above 1, the "
-        "second is faster. Interval: 95%, paired bootstrap over problems.",
-    }
-)
-"""Definitions of the columns that compare two runs."""
+DEFINITIONS: Mapping[str, str] = {
+    "accuracy": "Correct answers / attempts made; planned attempts are problems x samples. Unscored answers and errors count "
+    f"as incorrect. Interval: 95%, Wilson; {_BOOTSTRAP} share.",
+    "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts made by both. Interval: 95%, "
+    f"paired (Newcombe); {_BOOTSTRAP} difference.",
+    "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. They are graded too.",
+    "seconds_mean": "Wall-clock seconds / attempts, over all finished attempts. Excludes loading, grading and display.",
+    "speedup": "Seconds of the target alone / seconds of this policy, each summed over the attempts that both finished; "
+    f"above 1 is faster. {_OVER_PROBLEMS}",
+    "problems_per_second": "Finished attempts / wall-clock seconds of their blocks of concurrent problems. Includes failed "
+    "attempts, and excludes loading, grading and display.",
+    "throughput_ratio": "Problems per second of this policy / of the target alone, over the blocks with the same attempts; "
+    "above 1 is faster. Interval: 95%, paired bootstrap over blocks; none with fewer than 5 blocks.",
+    "acceptance_rate": "Accepted steps / drafted steps.",
+    "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
+    "target_call_rate": "Steps that the target wrote (kept or discarded) / kept steps.",
+    "wasted_draft_tokens": "Tokens of discarded drafted steps, over the finished attempts. Excludes tokens drafted for speculation.",
+    "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
+    "target_tokens_per_second": "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
+    "price": "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",
+    "saving": "1 - price of this policy / price of the target alone, each summed over the attempts that both finished. "
+    f"{_OVER_PROBLEMS}",
+    "time": "Wall-clock seconds of the finished attempts, by activity. `rest` is the time of all other activities.",
+    "by_level": "Accuracy on the planned problems of one level, with the number of correct answers and attempts.",
+    "compared_accuracy": "(Correct answers of the second run - of the first) / attempts made by both, in percentage points. "
+    f"Interval: 95%, paired (Newcombe); {_BOOTSTRAP} difference.",
+    "mcnemar_p": "Probability of a split at least this uneven among the attempts that only one run got right, if both runs are "
+    "equally good (exact McNemar test, two-sided).",
+    "seconds_ratio": "Seconds of the first run / seconds of the second, over the attempts that both finished; above 1, the "
+    f"second is faster. {_OVER_PROBLEMS}",
+}

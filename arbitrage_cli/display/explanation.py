@@ -9,15 +9,14 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Attribution, Cost, Decision, Trace
 
-TOP = 5
-"""The number of features named in an explanation."""
+TOP = 5  # features named in an explanation
 MARGIN = " " * 5
 
 _MEASURES = {"logprob": "probability", "entropy": "entropy", "margin": "margin"}
 _ENDS = {"min": "lowest", "max": "highest", "sum": "joint"}
 _KINDS = {"digit_": "of digits", "operator_": "of operators", "problem_": "of the problem"}
 _EARLIER = {"previous_draft_": "in the previous step", "drafts_": "in all previous steps"}
-_OWN = {
+_OWN = {  # other names are split into words and parts
     "least_likely_position": "position of the least likely token",
     "has_box": "boxed answer",
     "is_thought": "thinking phase",
@@ -26,14 +25,10 @@ _OWN = {
     "last_equation_wrong": "wrong last equation",
     "equation_error": "largest equation error",
     "unknown_operands": "operands neither given nor computed",
-    "overused_operands": "overused operands",
-    "unused_numbers": "unused numbers",
-    "unused_numbers_at_end": "unused numbers at the end",
     "position": "earlier steps",
     "limit": "limit of log-odds",
     "previous_tokens": "tokens of the previous step",
 }
-"""Descriptions of feature names and of their parts."""
 
 
 def solution_lines(trace: Trace, run: RunInfo, width: int) -> Iterator[str]:
@@ -47,7 +42,7 @@ def solution_lines(trace: Trace, run: RunInfo, width: int) -> Iterator[str]:
 
 
 def step_lines(trace: Trace, position: int, run: RunInfo, width: int = WIDTH) -> Iterator[str]:
-    """Yield the explanation of a decision: the log-odds of the router's score, and the cost of each model."""
+    """Yield the log-odds of the router's score, and the cost of each model."""
     attribution = run.explain(trace, position) if run.explain else None
     for text in (log_odds(attribution) if attribution else "", costs(trace.decisions[position])):
         yield from textwrap.wrap(text, width, initial_indent=MARGIN, subsequent_indent=MARGIN)
@@ -74,15 +69,10 @@ def costs(decision: Decision) -> str:
 
 
 def _spent(cost: Cost) -> str:
-    kinds = {
-        "prefill": (cost.prefill_tokens, cost.prefill_seconds),
-        "verify": (cost.verify_tokens, cost.verify_seconds),
-        "decode": (cost.decode_tokens, cost.decode_seconds),
-    }
     return ", ".join(
-        f"{kind} {rounding.count(tokens, 'token')} {rounding.number(1000 * seconds)} ms"
-        for kind, (tokens, seconds) in kinds.items()
-        if tokens
+        f"{kind} {rounding.count(tokens, 'token')} {rounding.number(1000 * getattr(cost, f'{kind}_seconds'))} ms"
+        for kind in ("prefill", "verify", "decode")
+        if (tokens := getattr(cost, f"{kind}_tokens"))
     )
 
 

@@ -14,7 +14,6 @@ from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.model_files.pairs import PairEntry, hub_name, local_files
 from arbitrage_cli.runs.records import label
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.rounding import size_words
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench_run import Preview
@@ -25,7 +24,7 @@ Fact = tuple[str, str]  # a name and a text
 
 
 def headline(figures: Json) -> Iterable[str]:
-    """Yield the verdict (or a policy's accuracy if there is no verdict), and the share of attempts that reached a limit."""
+    """Yield the verdict or a policy's accuracy, and the share of attempts that reached a limit."""
     policy = next((policy for policy in figures["policies"] if policy["kind"] != "single"), None)
     if figures["verdict"]:
         yield sentence(figures["verdict"])
@@ -75,7 +74,7 @@ def other_facts(run: Json) -> Iterable[Fact]:
 
 
 def run_lines(record: Json) -> tuple[str, str]:
-    """Return the title and the description of a run listed by `list_runs`."""
+    """Return the title and the description of a run from `list_runs`."""
     days = timedelta(seconds=record["age_seconds"]).days
     age = rounding.count(days, "day") if days else rounding.duration(record["age_seconds"])
     done = f"  {record['done']}/{record['planned']} done" if "done" in record else ""
@@ -101,7 +100,6 @@ def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
 
 
 def _availability(source: str, *, offline: bool) -> str:
-    """Describe the location and size of a model's files."""
     if files := local_files(source):
         return f"on this machine, {rounding.size_words(sum(file.stat().st_size for file in files))}"
     name = hub_name(source)
@@ -136,7 +134,6 @@ ORIGINS = {
 
 
 def block(title: str, facts: Iterable[Fact]) -> str:
-    """Return the title, followed by an indented line for each fact."""
     return "\n".join([one_line(title), *(f"  {name:<14} {one_line(value)}" for name, value in facts)])
 
 
@@ -150,11 +147,13 @@ def pair_line(model: Json) -> str:
 
 def file_facts(model: Json) -> Iterator[Fact]:
     files, parameters = model["files"], model["num_parameters"]
-    kv, total = (size_words(model[name]) if model[name] is not None else "unknown" for name in ("kv_bytes", "memory_bytes"))
+    kv, total = (
+        rounding.size_words(model[name]) if model[name] is not None else "unknown" for name in ("kv_bytes", "memory_bytes")
+    )
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     sampling = ", ".join(f"{name} {value:g}" for name, value in model["sampling"].items())
     trained = f"trained with {model['trained_context_size'] or 'an unknown number of'} tokens"
-    yield "file", f"{files[0]}{more}, {size_words(model['file_bytes'])}"
+    yield "file", f"{files[0]}{more}, {rounding.size_words(model['file_bytes'])}"
     yield "name", model["name"]
     yield "architecture", model["architecture"] or "unknown"
     yield "parameters", f"{parameters / 1e9:.2f} billion" if parameters >= 1e7 else str(parameters)
@@ -165,17 +164,17 @@ def file_facts(model: Json) -> Iterator[Fact]:
         "yes" if model["has_template"] else "none; system prompt and problem are joined as plain text",
     )
     yield "vocabulary", f"{model['vocabulary_size'] or 'no'} tokens"
-    yield "memory", f"{total}: weights {size_words(model['file_bytes'])}, KV cache {kv}{_recurrent(model)}"
+    yield "memory", f"{total}: weights {rounding.size_words(model['file_bytes'])}, KV cache {kv}{_recurrent(model)}"
     yield "thinking", _thinking(model)
     yield "sampling", f'{sampling}; used with sampling = "model"' if sampling else "no recommendation"
 
 
 def together(record: Json) -> Iterator[Fact]:
-    """Yield the memory that all models need together, and the pair's router."""
+    """Yield the memory that all models need, and the pair's router."""
     needed, present = record["memory_bytes"], record["machine_bytes"]
     fits = "" if needed is None or present is None else "; it fits" if needed < present else "; IT DOES NOT FIT"
-    known = "unknown" if needed is None else size_words(needed)
-    yield "memory", f"{known} of {size_words(present) if present else 'an unknown amount'}{fits}"
+    known = "unknown" if needed is None else rounding.size_words(needed)
+    yield "memory", f"{known} of {rounding.size_words(present) if present else 'an unknown amount'}{fits}"
     if record["router"]:
         yield "router", f"{record['router']}; to show its card: arbitrage models info {record['router']}"
 
@@ -187,7 +186,6 @@ def identity_fact(identity: Identity) -> Fact:
 
 
 def served_facts(model: Json) -> Iterator[Fact]:
-    """Yield the capabilities of a model on a server."""
     logprobs, shows_template = model["log_probabilities"], model["has_template"]
     yield "server", f"{model['server']} at {model['host']}"
     yield "context", f"{model['context_size']} tokens"
@@ -208,5 +206,5 @@ def _thinking(model: Json) -> str:
 def _recurrent(model: Json) -> str:
     if not model["state_bytes"]:
         return ""
-    num, size = model["checkpoint_bytes"] // model["state_bytes"], size_words(model["state_bytes"])
+    num, size = model["checkpoint_bytes"] // model["state_bytes"], rounding.size_words(model["state_bytes"])
     return f", recurrent state {size}, and up to {num} checkpoints of the same size"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TextIO
 
-from rich.cells import cell_len
+from rich.cells import chop_cells
 from rich.console import Console
 from rich.text import Text
 
@@ -22,25 +22,16 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import ModelRole, RequestEnded
 
 REDRAW_SECONDS = 0.08
-PLAIN = str.maketrans(
-    {"\N{FULL BLOCK}": "#", "\N{LIGHT SHADE}": ".", "\N{HORIZONTAL ELLIPSIS}": "~", "\N{LESS-THAN OR EQUAL TO}": "<="}
-)
-"""ASCII replacements for characters that the stream cannot encode."""
+PLAIN = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})
 
 
 class View(Protocol):
-    """Supplies the lines of a display.
-
-    `region` returns the lines to redraw; `begin`, `handle`, `end` and `close` return lines that stay.
-    """
-
-    def begin(self) -> list[Text]: ...
+    """The lines of a display: `region` returns lines to redraw; `handle`, `end` and `close` return permanent lines."""
 
     def handle(self, event: Shown, columns: int, now: float) -> list[Text]: ...
 
     def may_wait(self, event: Shown) -> bool:
         """Return whether the event is so frequent that it can wait for the next redraw."""
-        ...
 
     def region(self, columns: int, rows: int, now: float) -> list[Text]: ...
 
@@ -78,11 +69,11 @@ class LiveDisplay:
             self.note(text)
 
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
-        if isinstance(run, ServerInfo):
-            self._stays += [Text(line, "dim") for line in wording.serving(run)]
+        if isinstance(run, RunProgress):
+            self._view = RunView(run, self._clock())
         else:
-            self._view = RunView(run, self._clock()) if isinstance(run, RunProgress) else SolveView(run)
-            self._stays += self._view.begin()
+            self._view = SolveView(run) if isinstance(run, RunInfo) else None
+            self._stays += [Text(line, "dim") for line in wording.opening(run)]
         self._draw_view()
 
     def handle(self, event: Shown) -> None:
@@ -123,10 +114,9 @@ class LiveDisplay:
 
 
 class _Region:
-    """A region at the bottom of a terminal that is redrawn below lines that stay.
+    """A region at the bottom of a terminal that is redrawn below permanent lines.
 
-    The cursor is hidden while the region is shown. The class replaces `rich.live`, which miscounts its lines when the
-    terminal gets narrower, and leaves copies of them behind. Each update is a single `write`.
+    It replaces `rich.live`, which leaves copies of lines behind when the terminal gets narrower.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -143,9 +133,11 @@ class _Region:
         return max(columns, 8), max(rows, 2)
 
     def update(self, above: Sequence[Text], lines: Sequence[Text]) -> None:
-        """Print `above`, wrapped between words. Draw `lines` below it, with each line truncated to one row."""
+        """Print `above`, wrapped between words, and draw `lines` below it, each truncated to one row."""
         columns, rows = self._console.size = self.size
-        shown = [_cut(line, columns - 1) for line in lines[: rows - 1]]
+        shown = lines[: rows - 1]
+        for line in shown:
+            line.truncate(columns - 1, overflow="ellipsis")
         with self._console.capture() as capture:
             for text in above:
                 self._console.print(text)
@@ -156,7 +148,6 @@ class _Region:
         self._drawn = [self._encodable(line.plain) for line in shown]
 
     def _encodable(self, text: str) -> str:
-        """Replace characters that the stream cannot encode with others of equal width."""
         encoding = self._stream.encoding or "utf-8"
         try:
             text.encode(encoding)
@@ -165,29 +156,7 @@ class _Region:
         return text
 
     def _erase(self, columns: int) -> str:
-        """Return the codes that clear the region row by row.
-
-        If the region were cleared at once, tmux would keep its text in the history. A terminal that has become narrower has
-        wrapped the drawn lines.
-        """
         if not self._drawn:
             return ""
-        rows = sum(_num_rows(line, columns) for line in self._drawn)
-        return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (rows - 1)
-
-
-def _num_rows(line: str, columns: int) -> int:
-    """Return the number of rows that a line occupies. A wide character that does not fit moves to the next row."""
-    rows, column = 1, 0
-    for character in line:
-        width = cell_len(character)
-        if column + width > columns:
-            rows, column = rows + 1, 0
-        column += width
-    return rows
-
-
-def _cut(line: Text, columns: int) -> Text:
-    cut = line.copy()
-    cut.truncate(columns, overflow="ellipsis")
-    return cut
+        rows = sum(max(1, len(chop_cells(line, columns))) for line in self._drawn)  # a narrower terminal wraps drawn lines
+        return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (rows - 1)  # row by row: otherwise, tmux keeps the text in its history

@@ -30,9 +30,6 @@ class RunView:
         self._num_tokens = 0
         self._last = ""
 
-    def begin(self) -> list[Text]:
-        return []
-
     def handle(self, event: Shown, columns: int, now: float) -> list[Text]:
         if isinstance(event, AttemptStarted):
             self._in_flight[event.problem] = event.label
@@ -76,10 +73,6 @@ class RunView:
         return line
 
     def _head(self, columns: int, now: float) -> Text:
-        """Return a line with the title, a progress bar, counts and times.
-
-        In a narrow terminal, the bar is shortened first, then the title.
-        """
         progress = self._progress
         clock = str(timedelta(seconds=int(now - self._began))).removeprefix("0:")
         rest = Text(f"  {progress.finished}/{progress.planned}  {clock}")
@@ -88,7 +81,7 @@ class RunView:
             rest.append(f", about {rounding.duration(left)} left", "bold")
         title = Text(one_line(progress.title), "bold")
         title.truncate(max(1, columns - rest.cell_len), overflow="ellipsis")
-        room = min(BAR, columns - title.cell_len - 2 - rest.cell_len)
+        room = min(BAR, columns - title.cell_len - 2 - rest.cell_len)  # a narrow terminal shortens the bar, then the title
         if room <= 0:
             return title + rest
         full = round(room * progress.finished / progress.planned) if progress.planned else room
@@ -96,7 +89,6 @@ class RunView:
 
 
 def _standing_lines(standings: Sequence[Standing], columns: int) -> list[tuple[str, str]]:
-    """Return the table of policies as styled lines. Labels are shortened to fit."""
     at_once = any(row.concurrency > 1 for row in standings)
     cells = {
         "done": [f"{row.tried}/{row.planned}" for row in standings],
@@ -114,7 +106,6 @@ def _standing_lines(standings: Sequence[Standing], columns: int) -> list[tuple[s
 
 
 def _pace(standing: Standing, *, at_once: bool) -> str:
-    """Return problems per second or seconds per problem, or an empty string if unknown."""
     if not standing.done or standing.seconds is None:
         return ""
     return rounding.number(standing.done / standing.seconds if at_once else standing.seconds / standing.done)

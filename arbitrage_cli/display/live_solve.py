@@ -1,7 +1,6 @@
-"""The live view of problems that are being solved. Finished steps scroll up, and the region shows the current step.
+"""The live view of problems that are being solved: finished steps scroll up, and the region shows the current step.
 
-When several problems are solved at once, each finished step shows the id of its problem, and the region has one row per
-problem.
+When several problems are solved at once, the region has a row for each problem.
 """
 
 import re
@@ -42,7 +41,7 @@ COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta"}
 
 @dataclass(slots=True)
 class _Solution:
-    """A problem that is being solved, and its current step."""
+    """The current step of a problem."""
 
     identifier: str
     row: int  # in the region
@@ -73,7 +72,7 @@ class _Solution:
 
 
 class SolveView:
-    """The view of problems."""
+    """A view of problems that are being solved."""
 
     def __init__(self, run: RunInfo) -> None:
         self._run = run
@@ -81,9 +80,6 @@ class SolveView:
         self._totals = wording.Totals()
         self._is_shared = run.concurrency > 1
         self._began: float | None = None
-
-    def begin(self) -> list[Text]:
-        return [Text(line, "dim") for line in wording.opening(self._run)]
 
     def handle(self, event: Shown, columns: int, now: float) -> list[Text]:
         if isinstance(event, AttemptStarted | AttemptEnded | RequestEnded):
@@ -153,7 +149,9 @@ class SolveView:
         if kept.phase == "think":
             if not self._run.shows_thoughts:
                 return []
-            body = _folded(_rows(kept.text, columns, "dim"))
+            body = _rows(kept.text, columns, "dim")
+            if (hidden := len(body) - THOUGHT_ROWS) > 1:
+                body[THOUGHT_ROWS:] = [Text(f"{' ' * INDENT}… {hidden} more lines of thinking", "dim")]
         elif discarded is None or wording.is_same(decision):
             body = _rows(kept.text, columns, "")
         else:
@@ -165,7 +163,6 @@ class SolveView:
         return [head, *body, *(Text(line, "dim") for line in explanation)]
 
     def _head(self, number: str, decision: Decision, columns: int) -> Text:
-        """Return the writer, the decision, and as many other facts as fit."""
         kept, discarded = decision.kept, decision.discarded
         color = "green" if decision.verdict == "accept" else "yellow"
         writer = Text.assemble((number, "bold"), (f"{kept.model:<6}", COLORS[kept.model]))
@@ -206,7 +203,6 @@ class SolveView:
         return f"{wording.progress(self._totals, self._run, seconds)}; {wording.tally(self._totals.figures)}"
 
     def _shared_lines(self, columns: int, rows: int, seconds: float) -> list[Text]:
-        """Return a row for each problem that is being solved, and the tally of all problems."""
         if not self._solutions:
             return []
         by_row = {solution.row: solution for solution in self._solutions.values()}
@@ -220,7 +216,6 @@ class SolveView:
 
 
 def _writing_lines(solution: _Solution, footer: str, columns: int, rows: int, now: float) -> list[Text]:
-    """Return the name of the writer, the end of the step's text, and a footer of up to two rows."""
     if solution.writer is None:
         return []
     head = Text.assemble((f"{solution.step_number:>3}  ", "bold"), (f"{solution.writer:<6}", COLORS[solution.writer]))
@@ -230,13 +225,6 @@ def _writing_lines(solution: _Solution, footer: str, columns: int, rows: int, no
     body = _last_rows(solution.draft_text, columns, stream_room // 2 if solution.draft_text else 0, "dim strike")
     body += _last_rows(solution.text, columns, stream_room - len(body), "dim" if solution.is_thought else "")
     return [head, *body, *_rows(footer, columns, "dim")[: min(FOOTER_ROWS, room - len(body))]]
-
-
-def _folded(rows: list[Text]) -> list[Text]:
-    hidden = len(rows) - THOUGHT_ROWS
-    if hidden <= 1:
-        return rows
-    return [*rows[:THOUGHT_ROWS], Text(f"{' ' * INDENT}… {hidden} more lines of thinking", "dim")]
 
 
 def _problem_line(solution: _Solution | None, width: int, columns: int) -> Text:
@@ -254,7 +242,7 @@ def _problem_line(solution: _Solution | None, width: int, columns: int) -> Text:
 
 
 def _rows(text: str | Text, columns: int, style: str, mark: str = " ") -> list[Text]:
-    """Wrap a step's text into indented rows without blank lines. `mark` is part of the indentation."""
+    """Wrap a text into rows without blank lines, indented by a margin that contains `mark`."""
     width = max(columns - INDENT - 1, 4)
     console = Console(width=width, highlight=False, markup=False)
     whole = Text(safe(text).expandtabs(4), style) if isinstance(text, str) else text

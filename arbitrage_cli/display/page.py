@@ -1,8 +1,7 @@
-"""Renders the report of a run as a self-contained HTML file, which is safe to open even if it contains hostile text.
+"""Renders the report of a run as a self-contained HTML file that is safe to open even if a model wrote hostile text.
 
-The template draws charts and tables, and a script shows the traces. A Content Security Policy allows only that script and
-one style sheet, by hash, and blocks the network. The template engine escapes text from models, problems and files, and the
-script inserts traces as plain text.
+The template escapes all text, and a script inserts the traces as plain text. A Content Security Policy blocks the network
+and allows only that script and one style sheet, by hash.
 """
 
 import base64
@@ -16,7 +15,6 @@ from typing import Any
 import jinja2
 
 from arbitrage_cli.display import charts, columns, facts, traces
-from arbitrage_cli.display.charts import Series, series_of
 from arbitrage_cli.display.columns import DEFINITIONS, Column
 from arbitrage_cli.display.table import size_of
 from arbitrage_cli.display.text import safe
@@ -29,23 +27,20 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FigureTable:
-    """A table with a row for each policy. A cell contains a figure and its interval or counts."""
+    """A table with a row for each policy: the policy, its label, and each figure with its interval or counts."""
 
     caption: str
     columns: Sequence[Column]
-    rows: Sequence[tuple[Series, str, Sequence[tuple[str, str]]]]
+    rows: Sequence[tuple[str, str, Sequence[tuple[str, str]]]]
 
     @property
     def has_beside(self) -> list[bool]:
-        """For each column, whether it has intervals or counts, which are shown in a separate column."""
+        """For each column, whether it has intervals or counts."""
         return [any(beside for _, beside in column) for column in zip(*(cells for _, _, cells in self.rows), strict=True)]
 
 
 def render(run: Json, figures: Json, packed: Json) -> str:
-    """Return the HTML report of a run.
-
-    Store it as UTF-8. `run` is the content of run.json, and `packed` the result of `TracePacker.packed`.
-    """
+    """Return an HTML report, given the content of run.json, the figures, and the result of `TracePacker.packed`."""
     style = _template_text("report.css")
     script = "\n".join(map(_template_text, ("temml.min.js", "report.js")))  # Temml 0.13.5 from npm: LaTeX to MathML
     template = _environment().get_template("report.html")
@@ -72,7 +67,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: safe(value) if type(value) is str else value,  # Markup is a subclass
     )
-    environment.filters["typeset"] = _typeset
+    environment.filters |= {"typeset": _typeset, "path": charts.path_of}
     return environment
 
 
@@ -102,7 +97,7 @@ def _view(run: Json, figures: Json) -> dict[str, Any]:
         "other_facts": [*facts.other_facts(run)],
         "notes": figures["notes"],
         "is_throughput": figures["concurrency"] > 1,
-        "series": list(dict.fromkeys(map(series_of, policies))),
+        "names": list(dict.fromkeys(policy["policy"] for policy in policies)),
         "front": charts.accuracy_chart(policies),
         "levels": levels,
         "tables": tables,
@@ -113,6 +108,4 @@ def _view(run: Json, figures: Json) -> dict[str, Any]:
 def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> FigureTable:
     rows = [policy for policy in policies if columns.known(shown, [policy])]
     kept = columns.known(shown, rows)
-    return FigureTable(
-        caption, kept, [(series_of(row), row["label"], [column.cell(row) for column in kept]) for row in rows]
-    )
+    return FigureTable(caption, kept, [(row["policy"], row["label"], [column.cell(row) for column in kept]) for row in rows])

@@ -17,8 +17,7 @@ from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Decided, Event, Finished, ModelRole, RequestEnded, Started
 
-LOADING_SECONDS = 5.0
-"""The minimum time between two progress lines of a download or of loading a model."""
+LOADING_SECONDS = 5.0  # minimum time between progress lines of a download or a model that is loaded
 
 
 class PlainDisplay:
@@ -61,14 +60,9 @@ class PlainDisplay:
             self.note(text)
 
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
-        if isinstance(run, RunProgress):
-            done = f", {run.finished} of them done" if run.finished else ""
-            lines = [f"{one_line(run.title)}: {rounding.count(run.planned, 'attempt')}{done}"]
-        elif isinstance(run, ServerInfo):
-            lines = wording.serving(run)
-        else:
-            self._run, self._began, lines = run, self._clock(), wording.opening(run)
-        for line in lines:
+        if isinstance(run, RunInfo):
+            self._run, self._began = run, self._clock()
+        for line in wording.opening(run):
             self._say(line)
 
     def handle(self, event: Shown) -> None:

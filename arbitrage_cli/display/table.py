@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 from arbitrage_cli.app.sentences import sentence
 from arbitrage_cli.display import columns
-from arbitrage_cli.display.columns import COMPARED, DEFINITIONS, Column
+from arbitrage_cli.display.columns import DEFINITIONS, Column
 from arbitrage_cli.display.text import aligned, one_line, short_labels, width_of, wrapped, write
 from arbitrage_cli.stats import rounding
 
@@ -21,9 +21,9 @@ Line = tuple[str, str]  # a line and its style: empty, "bold" or "dim"
 def write_table(
     figures: Figures, facts: Iterable[tuple[str, str]], stream: TextIO, *, explain: bool = False, styled: bool = False
 ) -> None:
-    """Write the facts about the run, the table and the notes. If `explain` is true, also write the definition of each column.
+    """Write the facts, the table and the notes, and with `explain` the definition of each column.
 
-    If `styled` is true, use escape codes. Raises the same errors as `write`.
+    Raises the same errors as `write`.
     """
     _write(_lines(figures, facts, width_of(stream), explain=explain), stream, styled=styled)
 
@@ -46,17 +46,13 @@ def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
     write(stream, capture.get())
 
 
-def _main_columns(figures: Figures) -> list[Column]:
-    """Return the known columns. If there are prices, they replace the seconds, because both do not fit."""
-    shown = columns.known(columns.TERMINAL, figures["policies"])
-    return [column for column in shown if not (column is columns.SECONDS and columns.PRICE[0] in shown)]
-
-
 def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, explain: bool) -> Iterator[Line]:
     yield f"{one_line(figures['dataset'])}: {size_of(figures)}", "bold"
     yield from _paragraphs((f"{name:<8} {one_line(text)}" for name, text in facts), width, "dim")
     yield "", ""
-    shown = _main_columns(figures)
+    shown = columns.known(columns.TERMINAL, figures["policies"])
+    if columns.PRICE[0] in shown and columns.SECONDS in shown:  # both do not fit
+        shown.remove(columns.SECONDS)
     yield from _table(shown, figures["policies"], [policy["label"] for policy in figures["policies"]], width)
     meanings = (f"{column.heading}: {DEFINITIONS[column.definition]}" for column in shown if explain)
     if figures["verdict"]:
@@ -71,7 +67,7 @@ def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, ex
 
 
 def size_of(figures: Figures) -> str:
-    """Return the size of a run, such as `40 of 500 problems x 3 samples, 2 at once`."""
+    """Return a run's size, such as `40 of 500 problems x 3 samples, 2 at once`."""
     whole = rounding.count(figures["dataset_size"], "problem")
     problems = whole if figures["n"] == figures["dataset_size"] else f"{figures['n']:,} of {whole}"
     samples = f" x {figures['samples']} samples" if figures["samples"] > 1 else ""
@@ -82,10 +78,7 @@ def size_of(figures: Figures) -> str:
 def _table(
     shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str], width: int, corner: str = "policy"
 ) -> Iterator[Line]:
-    """Yield the table, and a second table for intervals that do not fit in the first.
-
-    If the columns are still too wide, the last ones are dropped.
-    """
+    """Yield a table, and a second table for intervals that do not fit. Omit the last columns if they still do not fit."""
     headings, below = [column.heading for column in shown], set[int]()
     cells = [[" ".join(filter(None, column.cell(record))) for record in records] for column in shown]
     room_for_labels = min(MAX_LABEL, max(map(len, labels), default=0))
@@ -153,4 +146,4 @@ def _comparison_lines(comparison: Figures, width: int, *, explain: bool) -> Iter
     notes = [*itertools.chain(*map(_changes, comparison["policies"])), *comparison["notes"]]
     yield from _paragraphs(map(one_line, notes), width)
     meanings = {column.definition: column.heading for column in columns.COMPARISON} if explain else {}
-    yield from _paragraphs((f"{heading}: {COMPARED[name]}" for name, heading in meanings.items()), width, "dim")
+    yield from _paragraphs((f"{heading}: {DEFINITIONS[name]}" for name, heading in meanings.items()), width, "dim")

@@ -12,10 +12,7 @@ from typing import TextIO
 
 from arbitrage_cli.errors import OutputError, ReaderGoneError
 
-WIDTH = 79
-"""The maximum width of tables, in columns."""
-NARROWEST = 20
-"""The minimum width of tables, in columns."""
+WIDTH, NARROWEST = 79, 20  # maximum and minimum width of tables, in columns
 MAX_LINE = 200  # characters
 
 _CONTROL = ("Cc", "Cs")  # Unicode categories of control characters and lone surrogates
@@ -32,12 +29,12 @@ def safe(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return the text as one line, sanitized by `safe`. Each run of white space becomes one space."""
+    """Return the text as one sanitized line with single spaces."""
     return " ".join(safe(text).split())
 
 
 def first_line(text: str) -> str:
-    """Return the first line of a text. If the line is truncated, it ends in an ellipsis."""
+    """Return the first line of a text. An ellipsis marks omitted text."""
     line, _, rest = safe(text).strip().partition("\n")
     line = one_line(line)
     return line if len(line) <= MAX_LINE and not rest else f"{line[: MAX_LINE - 1].rstrip()}…"
@@ -53,15 +50,14 @@ def aligned(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: Ite
 
 
 def shortened(text: str, width: int) -> str:
-    """Truncate the text to `width` characters. A truncated text ends in `~`."""
     return text if len(text) <= width else f"{text[: width - 1]}~"
 
 
 def short_labels(labels: Sequence[str], room: int) -> list[str]:
     """Return distinct labels of at most `room` characters.
 
-    A long label first loses the number of a named tau, then characters as near to the middle as possible. If no cut keeps
-    the labels distinct, they are truncated and numbered.
+    A long label loses the number of a named tau, then characters near its middle. If the labels are still not distinct, they
+    are truncated and numbered.
     """
     shown = [one_line(label) for label in labels]
     brief = [label.rpartition(" (")[0] or label if len(label) > room else label for label in shown]
@@ -81,17 +77,15 @@ def _without_middle(label: str, head: int, room: int) -> str:
 
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:
-    """Wrap a paragraph, and indent its continuation lines."""
     return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def is_drawable(stream: TextIO | None) -> bool:
-    """Return whether a stream is a terminal that supports escape codes. Rich handles NO_COLOR."""
-    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    """Return whether a stream is a terminal that supports escape codes."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"  # Rich handles NO_COLOR
 
 
 def width_of(stream: TextIO) -> int:
-    """Return the maximum width of tables on a stream: `WIDTH`, or less in a narrow terminal."""
     try:
         columns = os.get_terminal_size(stream.fileno()).columns
         return min(WIDTH, max(NARROWEST, columns - 1)) if columns else WIDTH
@@ -100,17 +94,14 @@ def width_of(stream: TextIO) -> int:
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write and flush.
-
-    Raises ReaderGoneError if the reader closed the pipe, or OutputError if writing fails for another reason.
-    """
+    """Write and flush. Raises ReaderGoneError if the reader closed the pipe, or OutputError if writing fails."""
     with writing():
         stream.write(text)
         stream.flush()
 
 
 def show(stream: TextIO, text: str) -> None:
-    """Write and flush the text, and ignore errors."""
+    """Write and flush. Errors are ignored."""
     with suppress(OSError):
         stream.write(text)
         stream.flush()
@@ -118,7 +109,6 @@ def show(stream: TextIO, text: str) -> None:
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Convert an OSError to a ReaderGoneError or an OutputError."""
     try:
         yield
     except BrokenPipeError as error:

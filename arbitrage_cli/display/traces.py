@@ -1,7 +1,6 @@
 """Packs the traces of a report row by row, so that an HTML page can contain 100,000 traces.
 
-The page contains an index for searching and sorting, and compressed blocks with the texts of consecutive attempts. A script
-in the page unpacks blocks on demand and sanitizes the texts.
+The page contains an index for searching and sorting, and compressed blocks of texts that a script unpacks on demand.
 """
 
 import base64
@@ -21,7 +20,7 @@ Json = Mapping[str, Any]
 
 
 class TracePacker:
-    """Packs the rows of a run, in any order. If an attempt has several rows, the last row is used."""
+    """Packs the rows of a run, in any order. The last row of an attempt counts."""
 
     def __init__(self) -> None:
         self._problems: dict[str, tuple[int, Any]] = {}  # index and level by ID
@@ -34,9 +33,9 @@ class TracePacker:
         """Yield the rows unchanged, and pack each row before the next is read."""
         for row in rows:
             yield row
-            self.add(row)
+            self._add(row)
 
-    def add(self, row: Json) -> None:
+    def _add(self, row: Json) -> None:
         problem, _ = self._problems.setdefault(row["id"], (len(self._problems), row["level"]))
         self._attempts[problem, row["sample"], (row["policy"], row["tau"])] = _entry(row, self._num_rows)
         self._parts.append(to_json(_attempt(row)))
@@ -46,24 +45,19 @@ class TracePacker:
             self._close_block()
 
     def packed(self, policies: Sequence[Json]) -> dict[str, Any]:
-        """Return the data that the page's script reads.
-
-        `blocks` contains pairs of the index of the first attempt and the packed attempts.
-        """
+        """Return the data for the page's script. A block is the index of its first attempt, and its packed attempts."""
         if self._parts:
             self._close_block()
         numbers = {(policy["policy"], policy["tau"]): number for number, policy in enumerate(policies)}
-        attempts = [[key[0], key[1], numbers[key[2]], *entry] for key, entry in self._attempts.items()]
+        attempts = [[problem, sample, numbers[of], *entry] for (problem, sample, of), entry in self._attempts.items()]
         problems = [[name, level] for name, (_, level) in self._problems.items()]
-        shown = ("label", "score_is", "tau", "policy")
+        shown = [
+            {key: policy[key] for key in ("label", "score_is", "tau", "policy")}
+            | {"name": route_name(policy["policy"], policy["tau"], policy["tau_name"])}
+            for policy in policies
+        ]
         return {
-            "policies": [
-                {
-                    "name": route_name(policy["policy"], policy["tau"], policy["tau_name"]),
-                    **{key: policy[key] for key in shown},
-                }
-                for policy in policies
-            ],
+            "policies": shown,
             "index": _packed(to_json({"problems": problems, "attempts": attempts})),
             "blocks": self._blocks,
         }
@@ -74,7 +68,7 @@ class TracePacker:
 
 
 def embedded(data: Any) -> str:
-    """Return ASCII JSON for a script element. No character in it can end the element or begin a comment."""
+    """Return ASCII JSON that cannot end a script element or begin a comment."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -86,10 +80,8 @@ def _packed(data: bytes) -> str:
 def _entry(row: Json, number: int) -> list[Any]:
     """Return an index entry: verdict, wall-clock seconds, seconds in steps, target steps, and attempt index."""
     is_done = row["status"] == "done"
-    written, calls = 0.0, 0
-    for step in row["steps"]:
-        calls += step["model"] == "target"
-        written += step["seconds"] + (step["discarded"]["seconds"] if step["discarded"] else 0)
+    written = sum(version["seconds"] for step in row["steps"] for version in (step, step["discarded"]) if version)
+    calls = sum(step["model"] == "target" for step in row["steps"])
     seconds = round(row["wall_seconds"], DIGITS) if is_done and row["throughput"] is None else None
     return [row["grade"]["value"] if is_done else "error", seconds, round(written, DIGITS), calls, number]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from arbitrage_cli.app.options import ResultFormat
-from arbitrage_cli.app.protocol import AttemptEnded, ServerInfo
+from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress, read_note, write_note
 from arbitrage_cli.routing.policies import POLICIES
@@ -28,7 +28,7 @@ SCRIPTED_NOTICE = (
 
 
 def is_due(reminder: str) -> bool:
-    """Return True once a day for each reminder."""
+    """Return whether a reminder has not been shown today, and record that it is shown."""
     today = time.strftime("%Y-%m-%d")
     if read_note("reminders", [reminder]) == today:
         return False
@@ -45,7 +45,7 @@ class Pace:
         self._start = (0.0, 0)
 
     def is_new(self, progress: FileProgress) -> bool:
-        """Return whether this is the first report about a file. If it is, start measuring the pace."""
+        """Return whether this is the first report about a file, and if so, start measuring its pace."""
         is_new = self._file != (progress.activity, progress.file)
         if is_new:
             self._file, self._start = (progress.activity, progress.file), (self._clock(), progress.done)
@@ -91,7 +91,7 @@ class Totals:
         return "; ".join([counts, tally(self.figures), f"{self.figures.seconds:.2f} s"])
 
     def slowness(self, run: RunInfo) -> str:
-        """Return a note the first time that the policy turns out slower than the target alone, else an empty string."""
+        """Return a note the first time that the policy is slower than the target alone; else an empty string."""
         is_slow = self.tokens >= ENOUGH_TOKENS and self.seconds > SLOWER * self.alone > 0
         if self.is_slowness_shown or not is_slow or run.policy == "target" or run.is_scripted:
             return ""
@@ -112,8 +112,13 @@ def progress(totals: Totals, run: RunInfo, seconds: float) -> str:
     return f"{done}/{run.num_problems}" + (f", about {rounding.duration(left)} left" if left else "")
 
 
-def opening(run: RunInfo) -> list[str]:
-    """Return lines about each model, the policy, thinking, and scripted models."""
+def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
+    """Return the lines that introduce the models and the policy, a run, or a server."""
+    if isinstance(run, ServerInfo):
+        return [*opening(run.run), f"listening at {run.url}; models: {', '.join(run.names)}"]
+    if isinstance(run, RunProgress):
+        done = f", {run.finished} of them done" if run.finished else ""
+        return [f"{one_line(run.title)}: {rounding.count(run.planned, 'attempt')}{done}"]
     lines = [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]
     if "think_least" in run.settings and run.thoughts_tau not in (None, run.tau) and math.isfinite(run.thoughts_tau or 0.0):
         share = f"{1 - (run.thoughts_tau or 0.0):.0%}"
@@ -124,7 +129,6 @@ def opening(run: RunInfo) -> list[str]:
 
 
 def _rule(run: RunInfo) -> str:
-    """Return a line about the policy."""
     if POLICIES[run.policy].speculates:
         return (
             f"policy {run.policy}: the target verifies draft tokens; the output is that of the target alone, except where two tokens "
@@ -137,10 +141,6 @@ def _rule(run: RunInfo) -> str:
     return f"policy {run.policy}{router}: the target rewrites a step if the {run.score_is} is above tau = {tau}"
 
 
-def serving(server: ServerInfo) -> list[str]:
-    return [*opening(server.run), f"listening at {server.url}; models: {', '.join(server.names)}"]
-
-
 def request(ended: RequestEnded) -> str:
     """Return a line about a request, such as `chatcmpl-1f..., arbitrage@fast: accepted 4/5 steps (80%); ...; 3.21 s`."""
     trace, error = ended.finished.trace, ended.finished.error
@@ -150,7 +150,6 @@ def request(ended: RequestEnded) -> str:
 
 
 def compared(routed: Finished, alone: Finished, answer: Callable[[Finished], str]) -> str:
-    """Compare an answer and its time with those of the target alone."""
     texts = [answer(finished) for finished in (routed, alone)]
     verdict = f"same answer: {texts[0]}" if texts[0] == texts[1] else f"{texts[0]}; the target alone: {texts[1]}"
     seconds = [tally_of(finished.trace.decisions).seconds for finished in (routed, alone)]
@@ -172,10 +171,7 @@ def _tau(decision: Decision, run: RunInfo) -> float | None:
 
 
 def bar(decision: Decision, run: RunInfo) -> str:
-    """Return the score as a bar with tau in the middle.
-
-    Returns an empty string if there is no score, or if tau is infinite or not positive.
-    """
+    """Return the score as a bar with tau in the middle; empty if there is no score, or if tau is infinite or not positive."""
     tau = _tau(decision, run)
     if decision.score is None or tau is None or not 0 < tau < math.inf:
         return ""
@@ -184,7 +180,6 @@ def bar(decision: Decision, run: RunInfo) -> str:
 
 
 def is_same(decision: Decision) -> bool:
-    """Return whether the target repeated the discarded text."""
     return decision.discarded is not None and decision.discarded.text.strip() == decision.kept.text.strip()
 
 
@@ -195,7 +190,6 @@ def size(step: Step) -> str:
 
 
 def tally(figures: Tally) -> str:
-    """Return the number of accepted steps, and each model's tokens and decoding speed."""
     steps, tokens = rounding.count(figures.target_steps, "step"), []
     if figures.drafted_steps:
         steps = f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
@@ -210,14 +204,12 @@ def tally(figures: Tally) -> str:
 
 
 def _speed(role: ModelRole, cost: Cost) -> str:
-    """Return the decoding speed of a model, or an empty string if it decoded nothing."""
     if cost.tokens_per_second is None:
         return ""
     return f"{role} {'about ' * (cost.decode_tokens < FEW)}{cost.tokens_per_second:.1f} tokens/s"
 
 
 def failure(finished: Finished) -> str:
-    """Return a line with the error of a problem and the hint, or an empty string if there was no error."""
     error = problem_error(finished)
     return one_line(f"problem {finished.trace.problem.id}: {'; '.join(filter(None, error))}") if error else ""
 
@@ -240,7 +232,6 @@ def result(record: Mapping[str, Any], form: ResultFormat, *, is_single: bool) ->
 
 
 def in_one_line(answer: str) -> str:
-    """Return an answer as one line of at most `MAX_ANSWER` characters."""
     return shortened(one_line(answer), MAX_ANSWER)
 
 

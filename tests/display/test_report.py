@@ -412,7 +412,7 @@ def test_labels_are_taus_or_names_and_overlap_nothing() -> None:
     assert chart is not None
     for mark in chart.marks:
         number = mark.title.partition("@")[2].partition(":")[0]
-        assert mark.label is None or mark.label.text == (number or mark.series.policy)
+        assert mark.label is None or mark.label.text == (number or mark.policy)
     assert sum(mark.label is not None for mark in chart.marks) >= len(chart.marks) - 1
     assert not any(style == "front" for style, _, _ in chart.lines)
 

@@ -8,7 +8,7 @@ from made_up_runs import MadeUp, describe, make_run, run_of
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.app.sentences import sentence
-from arbitrage_cli.display.columns import COMPARED, DEFINITIONS, DIFFERENCE, PRICE
+from arbitrage_cli.display.columns import COMPARISON, DEFINITIONS, DIFFERENCE, PRICE
 from arbitrage_cli.display.table import write_comparison, write_table
 from arbitrage_cli.display.text import short_labels
 from arbitrage_cli.evaluation.comparison import compare_runs
@@ -122,8 +122,8 @@ def test_comparison_fits_and_is_defined() -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("entropy@0.5 ")]
     assert line.split()[1] == "9"
     assert "3 only in the first run, 0 only in the second" in flat(text)
-    for meaning in COMPARED.values():
-        assert flat(meaning) in flat(text)
+    for column in COMPARISON:
+        assert flat(DEFINITIONS[column.definition]) in flat(text)
 
 
 @pytest.mark.parametrize(
