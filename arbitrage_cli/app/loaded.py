@@ -25,11 +25,10 @@ from arbitrage_cli.types import Cost, ModelRole
 
 @dataclass(frozen=True, slots=True)
 class WriterOptions:
-    """Options of a writer. `keep` selects which part of a KV cache is kept between problems. `think_formats` override the
-    formats in the chat templates.
+    """The options of writers.
 
-    If `shares_prompts` is false, each route has separate prompt prefixes in a server's cache. `batch_costs` are used to plan
-    speculation.
+    `keep` selects which part of a KV cache is kept between problems. If `shares_prompts` is false, each route has separate
+    prompt prefixes in a server's cache. `think_formats` override the formats in the chat templates.
     """
 
     sampler: Sampler
@@ -54,7 +53,7 @@ class LocalModel:
         self.card, self.chat_template = backend.card, backend.chat_template
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
-        """Return a writer that uses the model's shared cache. If `knows_speed` is true, the model's speed is measured once."""
+        """Return a writer that uses the model's shared cache. If `knows_speed` is true, the speed is measured once."""
         if self._cache is None:
             self._cache = self._make_cache(role, writing)
         engine = _engine(role, self._cache, writing, keep_token_stats=keep_token_stats)
@@ -65,21 +64,20 @@ class LocalModel:
         return engine
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
-        """Return a writer with its own cache. Draft writers keep token statistics."""
         return _engine(role, self._make_cache(role, writing, first_sequence), writing, keep_token_stats=role == "draft")
 
     def rater(self, question: Question, first_sequence: int = 0) -> Rater:
-        """Return a rater that asks the model this question. Raises ModelUnsupportedError if the model cannot answer it."""
+        """Return a rater. Raises ModelUnsupportedError if the model cannot answer the question."""
         rater = BatchRater(self._backend, question, first_sequence)
         if isinstance(question, ProcessReward):
             rater.check()
         return rater
 
     def need_token_stats(self, policy: str) -> None:
-        """Raise ServerError if the policy needs log-probabilities that the server does not send."""
+        """Raise ServerError if a server does not send the log-probabilities that the policy needs."""
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Return the model's prompt. Raises TemplateError if the chat template cannot be used."""
+        """Return the prompt. Raises TemplateError if the chat template cannot be used."""
         return chat_prompt(self._backend, style)
 
     def describe(self) -> str:
@@ -90,7 +88,6 @@ class LocalModel:
         return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
 
     def served_facts(self) -> Mapping[str, Any] | None:
-        """Return the features of the server, or None for a local model."""
         return None
 
     def _make_cache(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Cache:
@@ -109,7 +106,7 @@ class RemoteModel:
         return ServedWriter(role, self._model, writing.sampler, writing.style_of(role), **options)
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Return the model's prompt, which may require a server request. Raises TemplateError or ServerError."""
+        """Return the prompt, which may require a server request. Raises TemplateError or ServerError."""
         return self._model.prompt(style)
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
@@ -137,10 +134,9 @@ Model = LocalModel | RemoteModel
 
 
 class Writers:
-    """Creates separate writers for each route and sample. All writers share the loaded models.
+    """Creates writers. Each route and sample has its own, because an engine learns from the text it writes.
 
-    An engine learns from the text it writes. Routes have separate writers so that a policy's cost does not depend on the
-    other policies in a benchmark. Writers of one model may run one after another, but may not alternate within a problem.
+    Writers that share a model may run one after another, but may not alternate within a problem.
     """
 
     def __init__(self, models: Mapping[ModelRole, Model], writing: WriterOptions) -> None:
@@ -149,7 +145,7 @@ class Writers:
         self._made: dict[tuple[ModelRole, int, Route | None], Writer] = {}
 
     def __call__(self, route: Route | None, sample: int = 0) -> dict[ModelRole, Writer]:
-        """Return a route's writers, or writers shared by all routes if `route` is None. Sample k uses seed + k."""
+        """Return a route's writers, or writers shared by all routes if `route` is None."""
         roles: tuple[ModelRole, ...] = route.policy.models if route else ("draft", "target")
         return {role: self._writer(role, route, sample) for role in roles}
 

@@ -40,10 +40,9 @@ UNIVERSAL = (
     "to train a router, use arbitrage collect and arbitrage train"
 )
 PAIR_SETTINGS = ("ctx", "system", "chat_template_kwargs")
-"""The keys in a pair's entry that set model options."""
 
 Models = Mapping[ModelRole, str | None]
-"""The model of each role, as named by the user, or None if the role has no model."""
+"""The model of each role, as named by the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,6 @@ class ModelChoice:
 
     @property
     def names(self) -> list[str]:
-        """The parts of a run folder's name: the pair, or else the draft and target."""
         return [self.pair.name] if self.pair and self.is_pairs_own else list(self.writing.values())
 
     @property
@@ -68,12 +66,11 @@ class ModelChoice:
 
     @property
     def writing(self) -> dict[ModelRole, str]:
-        """The draft and target by role. Roles without a model are omitted."""
+        """The draft and the target, if they were named."""
         return {role: source for role, source in self.models.items() if source and role != "prm"}
 
     @property
     def is_pairs_own(self) -> bool:
-        """Whether the draft and target are the pair's models."""
         return _is_pair(self.pair, self.models)
 
 
@@ -99,7 +96,6 @@ def choose_models(explicit: frozenset[str], options: RouterOptions, task: str | 
 
 
 def choice_of_states(folder: Path) -> ModelChoice:
-    """Return the models recorded in a `collect` run and, if any, the user's pair that contains them."""
     recorded = read_run_folder(folder, COLLECT).run["models"]
     models: Models = {role: recorded.get(role, {}).get("source") for role in ("draft", "target", "prm")}
     pair = next((pair for pair in user_pairs().values() if _is_pair(pair, models)), None)
@@ -107,7 +103,7 @@ def choice_of_states(folder: Path) -> ModelChoice:
 
 
 def _default_router(pair: PairEntry | None, models: Models, task: str | None = None) -> str | None:
-    """Return the pair's router, a router trained on these models, or the universal router; None for code or scripted models."""
+    """Return the pair's router, a router trained on these models, or the universal router. Code has no default router."""
     if task == "code":
         return None
     if pair and pair.router and _is_pair(pair, models):
@@ -118,7 +114,6 @@ def _default_router(pair: PairEntry | None, models: Models, task: str | None = N
 
 
 def _router_of_files(models: Models) -> str | None:
-    """Return a router trained on these models, matched by checksum rather than name, or None."""
     files = {role: local_files(source) for role in ("draft", "target") if (source := models[role])}
     if len(files) < 2 or not all(files.values()):
         return None
@@ -130,7 +125,7 @@ def _router_of_files(models: Models) -> str | None:
 
 
 def _trained_routers() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each text router once for each of its training pairs. The universal router and unreadable files are skipped."""
+    """Yield each readable text router except the universal one, once for each of its training pairs."""
     from arbitrage_cli.routing.router import load  # slow to import
 
     names = [name for name in shipped_routers() if name != UNIVERSAL_ROUTER]
@@ -144,7 +139,7 @@ def _trained_routers() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:
-    """Return whether these are a card model's files. If no checksum is known, files are read only if the name matches."""
+    """Return whether the checksums match. A file is read only if its checksum is unknown and its name matches."""
     sha256 = unchanged_sha256(files)
     if sha256 is None and read_facts(files).name == model.get("name"):
         sha256 = sha256_seen(files)
@@ -152,7 +147,7 @@ def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:
 
 
 def needed_models(policies: Iterable[Policy], models: Models, reward: str | None = None) -> dict[ModelRole, str]:
-    """Return the models that the policies need, draft first. Raises UsageError if a needed model was not named."""
+    """Return the models that the policies need. Raises UsageError if a needed model was not named."""
     needed: dict[ModelRole, str] = {}
     for policy in policies:
         for role in (*policy.models, *(("prm",) if needs_prm(policy, reward) else ())):
@@ -168,7 +163,6 @@ def needs_prm(policy: Policy, reward: str | None) -> bool:
 
 
 def load_options(pair: PairEntry | None, machine: LoadingOptions, threads: int | None = None) -> Options:
-    """Return the options for loading models, with the pair's template variables. The pair's context size is the default."""
     return Options(
         pair.ctx if pair and machine.ctx is None else machine.ctx,
         threads,
@@ -196,7 +190,7 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
 
 
 def served_models(choice: ModelChoice, load: Options, environment: Mapping[str, str]) -> dict[ModelRole, ServedSource]:
-    """Return the address, API key and chat template of each model on a server. Raises UsageError if any of them is invalid."""
+    """Return the models on servers. Raises UsageError if an address, API key or chat template is invalid."""
     addresses = {role: _address(role, source) for role, source in choice.models.items() if source and is_served(source)}
     pair = choice.pair if choice.is_pairs_own else None
     keys = find_keys(addresses, {role: getattr(pair, f"{role}_api_key_env", None) for role in addresses}, environment)
@@ -213,7 +207,6 @@ def served_models(choice: ModelChoice, load: Options, environment: Mapping[str, 
 
 
 def refuse_on_servers(policies: Iterable[Policy], sources: Mapping[ModelRole, str]) -> None:
-    """Raise UsageError if a policy speculates and a model is on a server."""
     served = [role for role, source in sources.items() if is_served(source)]
     for policy in policies:
         if policy.speculates and served:
@@ -261,7 +254,6 @@ def warnings_about(
     uses_router: bool,
     threads: int | None,
 ) -> Iterator[str]:
-    """Yield warnings about the required models (`sources` and `served`), the router and the number of threads."""
     with_key = {model.address.host for model in served if model.key}
     for host in dict.fromkeys(model.address.host for model in served if model.address.is_exposed):
         sent = "problems and the API key" if host in with_key else "problems"

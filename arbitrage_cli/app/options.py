@@ -21,7 +21,7 @@ FIRST = (
     *("dataset", "input", "draft", "target", "pair", "policy", "tau", "limit", "minutes", "save", "host", "port"),
     *("output", "json"),
 )
-"""The options at the top of every --help, in order. Other options are shown in panels below."""
+"""The options at the top of every --help, in order."""
 
 
 def given_options(explicit: Collection[str], *groups: Any) -> list[str]:
@@ -42,17 +42,15 @@ def resuming(command: Sequence[str]) -> str:
 
 
 RewardSource = Literal["prm", "rollout"]
-"""The source of step rewards: a process reward model, or rollouts that are checked against the known answer."""
+"""A process reward model, or rollouts that are checked against the known answer."""
 ResultFormat = Literal["text", "json", "tsv"]
-"""The format of solved problems on standard output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """The command-line form of an option: its help panel, bounds, and names (default: the parameter's name).
 
-    `complete` returns shell completions. If `is_setting` is false, only a flag can set the option. If `is_flag` is false,
-    the option has no flag and is documented in `arbitrage guide settings`.
+    If `is_setting` is false, only a flag can set the option. If `is_flag` is false, only a setting can.
     """
 
     panel: str
@@ -66,7 +64,7 @@ class Option:
     is_flag: bool = True
 
     def of(self, parameter: str, kind: Any) -> "Option":
-        """Return a copy of the option with its names filled in. An optional bool has two flags, --name and --no-name."""
+        """Return a copy with names. An optional bool has two flags, --name and --no-name."""
         name = f"--{parameter.replace('_', '-')}"
         return replace(self, names=self.names or (f"{name}/--no{name[1:]}" if kind == bool | None else name,))
 
@@ -77,7 +75,6 @@ class Option:
 
     @property
     def rank(self) -> int:
-        """The position in --help."""
         return FIRST.index(self.name) if self.name in FIRST else len(FIRST)
 
     @property
@@ -95,14 +92,14 @@ Group = TypeVar("Group")
 
 
 def check(group: Group) -> Group:
-    """Check and return an option group. Raises UsageError if a field has the wrong type or is out of bounds."""
+    """Return the option group. Raises UsageError if a field has the wrong type or is out of bounds."""
     for name, kind in get_type_hints(type(group), include_extras=True).items():
         read_value(kind.__origin__, kind.__metadata__[0], name, getattr(group, name), strict=True)
     return group
 
 
 def read_value(kind: Any, option: Option, name: str, value: Any, *, strict: bool = False) -> Any:
-    """Convert a value to the option's type, or only check it if `strict`. Raises UsageError if the value is invalid."""
+    """Convert a value to the option's type. If `strict` is true, the value must already have this type."""
     if value is None:
         return None
     from pydantic import Field, TypeAdapter, ValidationError  # slow to import
@@ -122,7 +119,6 @@ def complete_pairs(typed: str) -> list[str]:
 
 
 def complete_policies(typed: str) -> list[str]:
-    """Complete the last policy of a comma-separated list."""
     before, comma, last = typed.rpartition(",")
     return [f"{before}{comma}{name}" for name in _beginning(last, POLICIES)]
 

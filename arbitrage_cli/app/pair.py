@@ -38,15 +38,13 @@ log = logging.getLogger("arbitrage")
 
 
 class Pair(contextlib.AbstractContextManager["Pair"]):
-    """A loaded draft and target. Calls run one at a time, in one thread, and accept `CallOptions`."""
+    """A draft and a target, loaded by `open_pair`. Calls run one at a time, in one thread, and accept `CallOptions`."""
 
     def __init__(self, setup: Setup, defaults: Mapping[str, Any]) -> None:
-        """Use `open_pair` instead."""
         self._setup, self._defaults = setup, defaults
         self._stack = contextlib.ExitStack()
         self._schedulers: dict[str | None, Scheduler] = {}  # by the source of rewards
         self._events: Generator[Event, None, None] | None = None
-        self._is_busy = False
         self._session = self._load()
         self._is_closed = False
 
@@ -158,18 +156,17 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
     def _run(self, call: Call, jobs: Iterable[Job]) -> Generator[Event, None, None]:
         self._check_free()
-        self._is_busy = True
+        self._events = self._scheduler(call).run_jobs(jobs)
         try:
-            self._events = self._scheduler(call).run_jobs(jobs)
             with contextlib.closing(self._events):
                 yield from self._events
             if self._is_closed:
                 raise UsageError("this pair was closed before the problem was solved")
         finally:
-            self._is_busy, self._events = False, None
+            self._events = None
 
     def _check_free(self) -> None:
-        if self._is_closed or self._is_busy:
+        if self._is_closed or self._events is not None:
             raise UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
 
     def _scheduler(self, call: Call) -> Scheduler:
@@ -183,10 +180,9 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
 
 class Conversation:
-    """A conversation with a pair. Failed questions are not remembered."""
+    """A conversation, made by `Pair.conversation`. Failed questions are not remembered."""
 
     def __init__(self, solve: Callable[[Call, Problem], Solution], call: Call, setup: Setup) -> None:
-        """Use `Pair.conversation` instead."""
         self._solve, self._call = solve, call
         self._turns = Turns(setup.sources, log.warning, call.system)
 
@@ -197,7 +193,6 @@ class Conversation:
         return solution
 
     def clear(self) -> None:
-        """Forget all questions and answers."""
         self._turns.clear()
 
 
@@ -240,7 +235,7 @@ def open_pair(
 
 
 def _jobs(call: Call, questions: Iterable[Question], in_order: InOrder[Solution]) -> Iterator[Job]:
-    """Yield a job for each valid question. For each invalid question, add a solution with an error."""
+    """Yield a job for each valid question, and add a solution with an error for the others."""
     for number, question in enumerate(questions, start=1):
         try:
             yield call.job(call.problem(question, str(number)))

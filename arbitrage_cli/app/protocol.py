@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # NumPy is slow to import
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """The progress of a run. `finished` and `planned` count attempts; `seconds_left` is an estimate."""
+    """The progress of a run. `finished` and `planned` count attempts."""
 
     title: str
     finished: int
@@ -32,7 +32,7 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """The start of an attempt: the problem id and the policy's label."""
+    """The start of an attempt."""
 
     problem: str
     label: str
@@ -40,11 +40,7 @@ class AttemptStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """The end of an attempt whose row is stored.
-
-    `verdict` is the grade or "error"; `detail` is the answer or the error message. `seconds` is None if several problems were
-    solved at once.
-    """
+    """The end of an attempt. `verdict` is the grade or "error", and `detail` is the answer or the error message."""
 
     problem: str
     label: str
@@ -56,7 +52,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """A running server: its URL and the model names that it accepts."""
+    """A running server and the model names that it accepts."""
 
     url: str
     names: Sequence[str]
@@ -85,13 +81,9 @@ class Watcher(Protocol):
 class Display(Watcher, Protocol):
     """The display of one command. `close` restores the terminal and may be called more than once."""
 
-    def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
-        """Show that the models are loaded and work is starting."""
-
+    def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None: ...
     def handle(self, event: Shown) -> None: ...
-
-    def end(self) -> None:
-        """Show the summary after the last problem."""
+    def end(self) -> None: ...
 
     def result(self, text: str) -> None:
         """Write a line to standard output without disturbing the progress display."""

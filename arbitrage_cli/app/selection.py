@@ -22,7 +22,7 @@ DIGEST = 8  # characters of the checksum in a shortened name
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A data set and the problems to solve: all of them, those with certain ids, or a sample."""
+    """A data set and the problems to solve."""
 
     dataset: Dataset
     items: Sequence[Item]
@@ -63,15 +63,11 @@ def default_folder(dataset: str, choice: ModelChoice, *, prefix: str = "", concu
 
 
 def _is_sample(limit: str | None) -> bool:
-    """Return whether a limit is a number of problems rather than a range."""
     return limit is not None and "-" not in limit
 
 
 def _sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """Draw `count` problems, balanced across levels. For the same seed, a larger sample contains every smaller one.
-
-    Each level's problems are ordered by checksum and spread evenly over a list, so every prefix of the list is balanced.
-    """
+    """Draw `count` problems, balanced across levels. For the same seed, a larger sample contains every smaller one."""
     drawn = sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item.problem.id}".encode()).digest())
     sizes, taken = Counter(item.level for item in items), Counter[str | int | None]()
     places: dict[str, float] = {}

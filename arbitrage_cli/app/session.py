@@ -1,7 +1,4 @@
-"""Fetches, checks, loads and closes the models of a `Setup`.
-
-A session provides writers, raters, schedulers and the manifest. Sessions work the same way for every command.
-"""
+"""Fetches, checks, loads and closes the models of a `Setup`, and provides their writers, raters and schedulers."""
 
 import contextlib
 import logging
@@ -43,18 +40,14 @@ log = logging.getLogger("arbitrage.session")
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """Options for rollouts, which write one continuation per sampler. `is_right` receives a problem id and a solution."""
+    """Rollouts write one continuation per sampler. `is_right` receives a problem id and a solution."""
 
     is_right: Callable[[str, str], bool]
     samplers: Sequence[Sampler] = (Sampler(),)
 
 
 class Session:
-    """The models of a setup. Entering the session fetches and checks the files, `load` loads the models, and leaving the
-    session closes them.
-
-    `keep` selects which part of the KV caches is kept between problems.
-    """
+    """The models of a setup. Entering the session fetches the files, and leaving it closes the models."""
 
     def __init__(self, setup: Setup, display: Watcher, *, keep: Keep = "prefix") -> None:
         self.setup = setup
@@ -94,9 +87,7 @@ class Session:
         self._stack.close()
 
     def check_files(self) -> None:
-        """Raise ModelFileError if a model file has changed since the session began. llama.cpp maps files into memory, so a
-        change affects results.
-        """
+        """Raise ModelFileError if a file has changed. llama.cpp maps files into memory, so a change affects results."""
         for path, state in self._file_states.items():
             if not path.exists() or state_of(path) != state:
                 hint = "restore the original file, which was used for the results so far, and run the command again"
@@ -120,11 +111,11 @@ class Session:
         return self.concurrency
 
     def manifest(self, routes: Sequence[Route], *, reads_models: bool = True) -> Run:
-        """Return the manifest for these routes. If `reads_models` is false, files with a known checksum are not read again."""
+        """Return the manifest. If `reads_models` is false, files with a known checksum are not read again."""
         return make_manifest(self.resolved, routes, self._placement, self._display.loading, reads_models=reads_models)
 
     def resume(self, run: Run | None) -> None:
-        """Use the threads and token costs recorded in a run, so that its models compute and speculate as they did before."""
+        """Use the threads and token costs recorded in a run, so that its models compute as they did before."""
         if not run:
             return
         self._batch_costs.update({role: BatchCosts(**costs) for role, costs in (run.get("batch_costs") or {}).items()})
@@ -181,14 +172,12 @@ class Session:
             self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)), role in placed.measured)
 
     def scorer(self, policy: Policy) -> Scorer | None:
-        """Return the router's scorer if the policy needs a router, otherwise None."""
         return need_router(self.setup.router).scorer() if policy.needs_router else None
 
     def rater(self, policy: Policy, rollouts: Rollouts | None = None) -> Rater | None:
         """Return the step rater for this policy, or None if the policy needs no rewards.
 
-        Writers use the first `concurrency` sequences of a model, and raters use the others. Raises UsageError if there is no
-        reward source; ModelUnsupportedError if the process reward model cannot rate steps.
+        Raises UsageError if there is no reward source; ModelUnsupportedError if the process reward model cannot rate steps.
         """
         kind = policy.reward if policy.reward != "any" else self.setup.reward
         if policy.reward is None:
@@ -203,7 +192,7 @@ class Session:
         raise UsageError(f"policy {policy.name} needs a reward source", hint)
 
     def scheduler(self, route: Route | None = None, rater: Rater | None = None) -> Scheduler:
-        """Return a scheduler for a route. If `route` is None, jobs provide their own flows, and `rater` rates steps."""
+        """Return a scheduler. If `route` is None, jobs provide their own flows, and `rater` rates steps."""
         writers = self.engines(route)
         return Scheduler(
             writers,
@@ -215,7 +204,6 @@ class Session:
         )
 
     def flow(self, route: Route, sampler: Sampler | None = None) -> Callable[[Trace], Flow]:
-        """Return a function that creates a problem's flow on this route."""
         seed = (sampler or self.resolved.sampler).seed
         return partial(route.flow, seed=seed, scorer=self.scorer(route.policy))
 
@@ -227,7 +215,6 @@ class Session:
         limits: Limits | None = None,
         sampler: Sampler | None = None,
     ) -> RunInfo:
-        """Return the run settings for records and displays, by default those of the session."""
         chosen, drawn = route or self.setup.route, sampler or self.resolved.sampler
         return RunInfo(
             policy=chosen.policy.name,
@@ -252,10 +239,9 @@ class Session:
         return [route.policy for route in self.setup.routes]
 
     def _rollout(self, rollouts: Rollouts) -> Rollout:
-        firsts = range(self.concurrency, self.concurrency * (len(rollouts.samplers) + 1), self.concurrency)
-        writers = [
-            self.models["target"].own_writer("target", replace(self.writing, sampler=sampler), first)
-            for sampler, first in zip(rollouts.samplers, firsts, strict=True)
+        writers = [  # policies use the first sequences
+            self.models["target"].own_writer("target", replace(self.writing, sampler=sampler), self.concurrency * number)
+            for number, sampler in enumerate(rollouts.samplers, start=1)
         ]
         return Rollout(writers, rollouts.is_right)
 
@@ -280,7 +266,7 @@ class Session:
 
 
 def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) -> dict[ModelRole, str]:
-    """Download missing files and return each model's first file. Names of scripted or served models stay unchanged."""
+    """Download missing files. Return each model's first file, or the name of a scripted or served model."""
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
         files = find_files(source, offline=offline, on_progress=display.fetching)
@@ -293,7 +279,6 @@ def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) 
 def _num_sequences(
     policies: Iterable[Policy], reward: str | None, rollouts: int = 1, concurrency: int = 1
 ) -> dict[ModelRole, int]:
-    """Return the number of sequences that each model needs to write and rate `concurrency` problems at once."""
     kinds = {policy.reward for policy in policies}
     extra = int("judge" in kinds) + (rollouts if "any" in kinds and reward == "rollout" else 0)
     return {"draft": concurrency, "target": (1 + extra) * concurrency, "prm": concurrency}

@@ -1,5 +1,4 @@
-"""Turns options into a `Setup`, which describes what a command runs. Models are not read; only the router's small file is
-loaded.
+"""Turns options into a `Setup`, which describes what a command runs. Only the router's small file is loaded.
 
 `resolve` adds settings from the model files. This module imports NumPy, so commands import it only when they need it.
 """
@@ -70,7 +69,7 @@ DEFAULTS = Limits()
 THINK_STEPS, THINK_TOKENS = 1000, 16384
 """The default limits on steps and tokens for solutions with thinking."""
 THINK_CONTEXT_SIZE = 16384
-"""The default context size, in tokens, for models that think. It is reduced for models trained with a smaller context."""
+"""The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
 
 UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
 
@@ -82,8 +81,7 @@ _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p":
 class RunOptions:
     """The options shared by all commands that use models. `task` overrides the task in `generation`.
 
-    `explicit` contains the names of options that were set by flags or arguments, not by settings. `command` is the command
-    line, if any.
+    `explicit` contains the names of options that were set by flags or arguments, not by settings.
     """
 
     models: RouterOptions
@@ -96,7 +94,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """The part of a setup that is the same for all policies. `served` describes the models on servers."""
+    """The part of a setup that is the same for all policies."""
 
     options: RunOptions
     choice: ModelChoice
@@ -109,7 +107,6 @@ class Basis:
 
     @property
     def available_router(self) -> AvailableRouter:
-        """The router, if there is one, and the token costs on this machine."""
         return AvailableRouter(self.router, self.choice.router_source, self.placement.costs)
 
     @property
@@ -121,7 +118,7 @@ class Basis:
         return instructions if pair is None or pair.system is None else pair.system
 
     def think_format(self, role: ModelRole) -> ThinkFormat | None:
-        """Return the thinking format set for a model by its pair or an option. Raises UsageError if the format is unknown."""
+        """Return the format set by the pair or an option. Raises UsageError if it is unknown."""
         pair = self.choice.pair if self.choice.is_pairs_own else None
         if pairs_own := getattr(pair, f"{role}_think_format", None):
             return format_named(pairs_own, option=None)
@@ -131,11 +128,10 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class Setup(Basis):
-    """What a command runs, before its model files are read. `Resolved` adds settings from these files.
+    """What a command runs, before its model files are read.
 
     `sources` contains the required models, as named by the user. `reward` is the reward source for policies that accept any
-    source. `parsed_routes` contains the policies of a benchmark, and `named_taus` the taus of their presets. `notes` contains
-    warnings.
+    source. `parsed_routes` contains the policies of a benchmark, and `named_taus` the taus of their presets.
     """
 
     routes: Sequence[Route]
@@ -164,7 +160,6 @@ class Setup(Basis):
 
     @property
     def deciding_router(self) -> Router | None:
-        """The router if any policy uses it, otherwise None."""
         return self.router if any(route.policy.needs_router for route in self.routes) else None
 
 
@@ -172,7 +167,7 @@ class Setup(Basis):
 
 
 def for_solve(options: RunOptions, routing: RoutingOptions) -> Setup:
-    """Return the setup for a policy and its tau. Raises UsageError if an option is invalid or not used."""
+    """Return the setup for a policy. Raises UsageError if an option is invalid or not used."""
     basis = _basis(options)
     route, warnings = _route_and_warnings(basis, routing, options.explicit)
     return _setup(basis, [route], warnings=warnings)
@@ -189,7 +184,7 @@ def for_pair(options: RunOptions, routing: RoutingOptions) -> Setup:
 
 
 def for_serve(options: RunOptions, routing: RoutingOptions, *, concurrency: str) -> tuple[Setup, Menu]:
-    """Return a setup with both models, and the routes that users can select. Raises the same errors as `for_solve`."""
+    """Return the setup and the routes that users can select. Raises the same errors as `for_solve`."""
     basis = _basis(options, concurrency)
     route, warnings = _route_and_warnings(basis, routing, options.explicit)
     setup = _setup(basis, [route, Route(choose_policy(None, basis.router))], warnings=warnings)
@@ -198,7 +193,7 @@ def for_serve(options: RunOptions, routing: RoutingOptions, *, concurrency: str)
 
 
 def for_bench(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
-    """Return the setup for comparing several policies. Raises the same errors as `for_solve`."""
+    """Return the setup for a comparison of policies. Raises the same errors as `for_solve`."""
     basis = _basis(options)
     parsed = parse_routes(_default_policies(basis) if routing.policy is None else routing.policy)
     named = basis.available_router.named_taus if presets_in(parsed) else None
@@ -210,7 +205,7 @@ def for_bench(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
 
 
 def for_resumed_bench(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bool | None) -> Setup:
-    """Return the setup to resume a benchmark with the run's presets and, unless an option sets it, its early stopping."""
+    """Return the setup to resume a benchmark with the run's presets and, unless an option is set, its early stopping."""
     if not run:
         return setup
     current, kept = setup.named_taus, NamedTaus(run["named_taus"], run["tau_costs"]) if run.get("named_taus") else None
@@ -226,7 +221,7 @@ def for_resumed_bench(setup: Setup, run: Mapping[str, Any] | None, *, early_stop
 
 
 def for_collect(options: RunOptions, collect: CollectOptions) -> Setup:
-    """Return the setup for `collect`, in which both models write every step. Raises the same errors as `for_solve`."""
+    """Return the setup for `collect`. Raises the same errors as `for_solve`."""
     _refuse(options.explicit, "router", "collect uses no router")
     if collect.reward == "rollout":
         _refuse(options.explicit, "prm", "rollouts rate the steps", "leave it out, or use --reward prm")
@@ -236,7 +231,6 @@ def for_collect(options: RunOptions, collect: CollectOptions) -> Setup:
 
 
 def route_for(basis: Basis, routing: RoutingOptions, explicit: frozenset[str]) -> Route:
-    """Return the route for these options. Raises UsageError if an option is invalid, or is in `explicit` but not used."""
     routing = _with_pairs_routing(routing, basis.choice)
     policy = choose_policy(routing.policy or _policy_without_router(basis), basis.router)
     _refuse_unused([policy], explicit)
@@ -249,13 +243,12 @@ def sampler_of(generation: GenerationOptions) -> Sampler:
 
 
 def limits_of(generation: GenerationOptions, think_tokens: int | None = 0) -> Limits:
-    """Return the solution limits, with defaults that depend on thinking."""
     steps, tokens = (DEFAULTS.max_steps, DEFAULTS.max_tokens) if think_tokens == 0 else (THINK_STEPS, THINK_TOKENS)
     return Limits(generation.max_steps or steps, generation.max_tokens or tokens, generation.max_step_tokens, think_tokens)
 
 
 def think_tokens(generation: GenerationOptions) -> int | None:
-    """Return the maximum number of thinking tokens: None if unlimited, 0 if thinking is off. Raises UsageError."""
+    """Return the maximum number of thinking tokens: None if unlimited, 0 if thinking is off."""
     match generation.think:
         case None | "off":
             return 0
@@ -288,7 +281,6 @@ def _basis(options: RunOptions, default_concurrency: str = "1") -> Basis:
 def _setup(
     basis: Basis, routes: Sequence[Route], *, reward: str | None = None, warnings: Sequence[str] = (), **details: Any
 ) -> Setup:
-    """Return the setup for these routes and their models. `reward` is used by policies that accept any reward source."""
     policies = [route.policy for route in routes]
     sources = needed_models(policies, basis.choice.models, reward)
     refuse_on_servers(policies, sources)
@@ -310,21 +302,19 @@ def _route_and_warnings(basis: Basis, routing: RoutingOptions, explicit: frozens
 
 
 def _with_pairs_routing(routing: RoutingOptions, choice: ModelChoice) -> RoutingOptions:
-    """Return the options, using the pair's policy and tau if neither is set."""
     if choice.pair is None or not choice.is_pairs_own or (routing.policy, routing.tau) != (None, None):
         return routing
     return replace(routing, policy=choice.pair.policy, tau=choice.pair.tau)
 
 
 def _policy_without_router(basis: Basis) -> str | None:
-    """Return the task's default policy if there is no router, otherwise None. On servers, `target` replaces speculation."""
+    """Return the task's default policy if there is no router. On servers, `target` replaces speculation."""
     if basis.router:
         return None
     return "target" if POLICIES[basis.task.policy].speculates and basis.served else basis.task.policy
 
 
 def _default_policies(basis: Basis) -> str:
-    """Return the default policies of a benchmark. If there is a router, they include `logprob` at the same escalation rate."""
     speculative = ["speculative"] if not basis.served and basis.concurrency == "1" else []
     policy = _policy_without_router(basis) or choose_policy(None, basis.router).name
     baseline = [f"logprob@{SAME}"] if POLICIES[policy].needs_router else []
@@ -332,7 +322,7 @@ def _default_policies(basis: Basis) -> str:
 
 
 def _early_stop(option: bool | None, basis: Basis, *policies: Policy) -> bool | None:
-    """Return the option, or False if the draft is on a server. Raises UsageError if early stops were requested there."""
+    """Return the option, or False if the draft is on a server, where it cannot be stopped."""
     draft = basis.choice.models["draft"]
     if not draft or not is_served(draft):
         return option
@@ -361,7 +351,7 @@ def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward:
 
 
 def _refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "leave it out") -> None:
-    """Raise UsageError if this option was set explicitly. A setting is ignored, because it may be meant for other commands."""
+    """Raise UsageError if this option was set explicitly. A setting may be meant for other commands, so it is ignored."""
     if name in explicit:
         raise UsageError(reason, hint, option=name)
 
@@ -396,8 +386,7 @@ class Resolved:
 def resolve(setup: Setup, files: Mapping[ModelRole, str], server_thinks: Callable[[ModelRole], bool | None]) -> Resolved:
     """Complete a setup with thinking, context size and sampling settings from the model files on this machine.
 
-    `server_thinks` returns whether a model on a server thinks by default. Raises UsageError or ModelFileError if a file cannot
-    be used, and the same errors as `server_thinks`.
+    Raises UsageError or ModelFileError if a file cannot be used, and the same errors as `server_thinks`.
     """
     generation = setup.options.generation
     paths: dict[ModelRole, Path] = {
@@ -437,10 +426,7 @@ def _with_thinking_context(load: Options, paths: Mapping[ModelRole, Path]) -> Op
 
 
 def _with_sampling(setup: Setup, files: Mapping[ModelRole, str]) -> GenerationOptions:
-    """Return the options, adding the sampling settings in the target's file if `sampling` requests them.
-
-    Explicit options take precedence. Both models use the same settings, because random draws depend only on the position.
-    """
+    """Add the sampling settings in the target's file if `sampling` requests them. Explicit options take precedence."""
     generation = setup.options.generation
     role: ModelRole = "target" if "target" in files else "draft"
     paths = local_files(files[role])

@@ -1,8 +1,7 @@
 """Runs policies side by side, and measures the time of each attempt.
 
 All policies solve a block of problems before the next block begins. Their order rotates, so a slowdown of the machine
-affects all of them. A block is one problem if problems are solved one at a time. A throughput run, which solves several
-problems at once, uses larger blocks to limit the time that slots are idle at the end of a block.
+affects all of them. A block is a single problem, except in a throughput run, which solves several problems at once.
 """
 
 import contextlib
@@ -31,20 +30,14 @@ from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Start
 ROUNDS = 4  # the number of problems in a block per slot
 
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
-"""Grades a solution's text against `Item.gold`.
-
-Raises ProblemError if the grader fails; the attempt is then recorded as an error.
-"""
-
-EnginesFor = Callable[[Route, int], Mapping[ModelRole, Writer]]  # returns idle engines for a policy and a sample index
+"""Grades a solution's text against `Item.gold`. Raises ProblemError if the grader fails."""
+EnginesFor = Callable[[Route, int], Mapping[ModelRole, Writer]]
+"""Returns idle engines for a policy and a sample index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt to solve one problem with one policy. The seed of sample k is the run's seed plus k.
-
-    Consecutive attempts with the same block, sample and route run together.
-    """
+    """One attempt to solve a problem. Consecutive attempts with the same block, sample and route run together."""
 
     item: Item
     sample: int
@@ -83,10 +76,7 @@ def plan(items: Sequence[Item], routes: Sequence[Route], samples: int, concurren
 
 
 def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
-    """Split items into blocks of one problem, or of ROUNDS problems per slot if several are solved at once.
-
-    The last block also contains the remainder.
-    """
+    """Split items into blocks of one problem, or of ROUNDS problems per slot. The last block contains the remainder."""
     size = 1 if concurrency == 1 else ROUNDS * concurrency
     starts = range(0, max(len(items) - size, 0) + 1, size)
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
@@ -96,9 +86,8 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
 class Bench:
     """Runs attempts, up to `concurrency` at a time.
 
-    `seed` is the seed of sample 0. An attempt fails after `timeout` seconds. `scorer_for` returns the scorer for a policy
-    that needs a router, and `rater_for` returns the rater for a policy that needs rewards. `enough` is called before each
-    block; if it returns true, the run ends.
+    Sample k uses the seed `seed + k`. An attempt fails after `timeout` seconds. `enough` is called before each block; if it
+    returns true, the run ends.
     """
 
     engines_for: EnginesFor
@@ -114,10 +103,7 @@ class Bench:
     enough: Callable[[], bool] = lambda: False
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
-        """Run the attempts block by block.
-
-        A ProblemError is recorded in the attempt's row. Other errors end the run.
-        """
+        """Run the attempts. A ProblemError is recorded in the attempt's row; other errors end the run."""
         for _, block in itertools.groupby(attempts, key=lambda attempt: attempt.block):
             if self.enough():
                 return
@@ -167,7 +153,6 @@ class Bench:
                 yield Ended(current.attempt, self.row(current.attempt, event, **measured))
 
     def row(self, attempt: Attempt, finished: Finished, **measured: Any) -> Row:
-        """Grade an attempt and return its row. If the grader fails, the row records an error."""
         route, item = attempt.route, attempt.item
         grade = None
         if not attempt_error(finished):
@@ -182,7 +167,7 @@ class Bench:
         return make_row(finished, run, sample=attempt.sample, level=item.level, gold=item.gold, grade=grade, **measured)
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
-        """Yield each event with the total seconds spent waiting for events so far, excluding the caller's time."""
+        """Yield each event with the total seconds so far, excluding the caller's time."""
         now = 0.0
         while True:
             began = self.clock()
@@ -232,10 +217,7 @@ class _InFlight:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A policy's progress: attempt counts, and the total time of the finished attempts in seconds.
-
-    Unknown figures are None.
-    """
+    """A policy's progress: attempt counts, and the total seconds of the finished attempts."""
 
     label: str
     planned: int
@@ -249,17 +231,14 @@ class Standing:
 
 @dataclass(slots=True)
 class _Sums:
-    """Running totals of one policy.
-
-    `shared` and `shared_target` are the policy's and the target's total seconds for the attempts that both finished.
-    """
+    """Running totals of one policy."""
 
     tried: set[SampleKey] = field(default_factory=set)
     done: dict[SampleKey, float] = field(default_factory=dict)  # the wall-clock seconds
     correct: int = 0
     seconds: float = 0.0
-    shared: float = 0.0
-    shared_target: float = 0.0
+    shared: float = 0.0  # of the attempts that the target finished too
+    shared_target: float = 0.0  # the target's time for these attempts
 
 
 class Standings:
@@ -272,7 +251,6 @@ class Standings:
         self._target = next((sums for route, sums in self._sums.items() if route.policy.name == "target"), None)
 
     def add(self, attempt: Attempt, row: Mapping[str, Any]) -> None:
-        """Add the row of an attempt. An attempt that is retried after an error counts once."""
         sums = self._sums[attempt.route]
         key = attempt.item.problem.id, attempt.sample
         sums.tried.add(key)
@@ -287,22 +265,15 @@ class Standings:
                 compared.shared_target += self._target.done[key]
 
     def now(self) -> list[Standing]:
-        return [
-            Standing(
-                label=route.label,
-                planned=self._planned,
-                tried=len(sums.tried),
-                done=len(sums.done),
-                correct=sums.correct,
-                seconds=sums.seconds,
-                speedup=sums.shared_target / sums.shared if self._concurrency == 1 and sums.shared > 0 else None,
-                concurrency=self._concurrency,
-            )
-            for route, sums in self._sums.items()
-        ]
+        return [self._standing(route, sums) for route, sums in self._sums.items()]
+
+    def _standing(self, route: Route, sums: _Sums) -> Standing:
+        speedup = sums.shared_target / sums.shared if self._concurrency == 1 and sums.shared > 0 else None
+        counts = self._planned, len(sums.tried), len(sums.done), sums.correct
+        return Standing(route.label, *counts, sums.seconds, speedup, self._concurrency)
 
     def seconds_left(self, waiting: Mapping[Route, int]) -> float | None:
-        """Estimate the seconds needed for the remaining attempts of all routes; None if no attempt has finished yet."""
+        """Estimate the seconds needed for the remaining attempts; None if no attempt has finished yet."""
         means = {route: sums.seconds / len(sums.done) for route, sums in self._sums.items() if sums.done}
         if not means:
             return None

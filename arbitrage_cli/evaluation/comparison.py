@@ -10,7 +10,6 @@ from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.accuracy import difference_interval
-from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy, sums_by_problem
 from arbitrage_cli.stats import rounding
@@ -20,10 +19,8 @@ from arbitrage_cli.stats.intervals import Ratio, bootstrap, mcnemar, ratio_of_su
 def compare_runs(first_run: Row, first_rows: Iterable[Row], second_run: Row, second_rows: Iterable[Row]) -> dict[str, Any]:
     """Return the comparison as JSON.
 
-    Policies with equal taus are compared, or else policies with the same preset. If each run has a single policy, these two
-    are always compared.
-
-    Raises UsageError if the runs have no policy or no problem in common.
+    Policies with equal taus are compared, or else policies with the same preset. Two runs with a single policy each are
+    always comparable. Raises UsageError if the runs have no policy or no problem in common.
     """
     first, second = results_by_policy(first_run, first_rows), results_by_policy(second_run, second_rows)
     changed = _changed_questions(first, second)
@@ -54,14 +51,9 @@ def _without(problems: set[str], policy: PolicyResults) -> PolicyResults:
 def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> list[tuple[PolicyResults, PolicyResults]]:
     if len(first) == len(second) == 1:
         return [(first[0], second[0])]
-    by_tau = {(policy.policy, policy.tau): policy for policy in second}
-    by_name: dict[tuple[Policy, str | None], PolicyResults] = {
-        (policy.policy, policy.tau_name): policy for policy in second if policy.tau_name
-    }
-    found = [
-        (policy, by_tau.get((policy.policy, policy.tau)) or by_name.get((policy.policy, policy.tau_name)))
-        for policy in first
-    ]
+    by_tau: dict[Any, PolicyResults] = {(policy.policy, policy.tau): policy for policy in second}
+    by_name: dict[Any, PolicyResults] = {(policy.policy, policy.tau_name): policy for policy in second if policy.tau_name}
+    found = [(one, by_tau.get((one.policy, one.tau)) or by_name.get((one.policy, one.tau_name))) for one in first]
     pairs = [(policy, other) for policy, other in found if other]
     if not pairs:
         names = ["; ".join(policy.label for policy in policies) for policies in (first, second)]
@@ -73,8 +65,7 @@ def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> l
 
 def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyResults, PolicyResults]]) -> Iterator[str]:
     compared = {id(policy) for pair in pairs for policy in pair}
-    names = dict.fromkeys(policy.label for policy in policies if id(policy) not in compared)
-    if names:
+    if names := dict.fromkeys(policy.label for policy in policies if id(policy) not in compared):
         yield f"Not compared, because only one run has them: {', '.join(names)}."
 
 

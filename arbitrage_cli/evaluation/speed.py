@@ -34,10 +34,7 @@ def latency(policy: PolicyResults, target: PolicyResults | None) -> dict[str, An
 
 
 def speedup(pairs: Paired, cost: Callable[[Result], float] = _wall_seconds) -> tuple[Ratio | None, Interval | None]:
-    """Return the target's cost divided by the policy's cost, with an interval.
-
-    The interval is None for the target itself, or if there are fewer than MIN_PROBLEMS problems.
-    """
+    """Return the target's cost divided by the policy's cost, with an interval if there are MIN_PROBLEMS problems."""
     if not pairs:
         return None, None
     table = sums_by_problem(((own.key[0], [cost(target), cost(own)]) for own, target in pairs), 2)

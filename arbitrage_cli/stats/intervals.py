@@ -22,14 +22,13 @@ MAX_DRAWS = 1 << 22  # per batch of resamples; limits memory without changing re
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A numerator and a denominator."""
+    """A quotient. `value` is None if the denominator is 0."""
 
     numerator: float
     denominator: float
 
     @property
     def value(self) -> float | None:
-        """The quotient; None if the denominator is 0."""
         return self.numerator / self.denominator if self.denominator > 0 else None
 
 
@@ -47,11 +46,10 @@ def wilson(successes: float, trials: float) -> Interval | None:
 
 
 def paired_difference(both: float, first_only: float, second_only: float, neither: float) -> Interval | None:
-    """Return the interval of the first proportion minus the second; None if there are no trials.
+    """Return the interval for the difference of two proportions of the same trials; None if there are no trials.
 
-    Both proportions refer to the same trials. The method is Newcombe's hybrid of two Wilson intervals (method 10 in
-    Statistics in Medicine 17 (1998), 2635-2650). Unlike a bootstrap interval, it has a positive width even if no trial
-    differs.
+    This is Newcombe's hybrid of two Wilson intervals (method 10 in Statistics in Medicine 17 (1998), 2635-2650). Unlike a
+    bootstrap interval, it has a positive width even if no trial differs.
     """
     trials = both + first_only + second_only + neither
     first, second = wilson(both + first_only, trials), wilson(both + second_only, trials)
@@ -94,7 +92,7 @@ def resampled_sums(columns: Floats) -> Floats:
 
 @lru_cache(maxsize=1)
 def _times_drawn(count: int) -> NDArray[np.uint8]:
-    """Return how often each resample draws each row, as (RESAMPLES, count). All policies of a run share these draws."""
+    """Return how often each resample draws each row, with shape (RESAMPLES, count). All policies share these draws."""
     generator = np.random.default_rng(SEED)
     batch = max(1, MAX_DRAWS // max(1, count))
     times = np.empty((RESAMPLES, count), np.uint8)

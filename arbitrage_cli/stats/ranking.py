@@ -28,7 +28,7 @@ MEASURES = ("auc", "spearman", "ece")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value with its 95% confidence interval across problems. Undefined numbers are None."""
+    """A value with its 95% confidence interval across problems."""
 
     value: float | None
     low: float | None = None
@@ -37,10 +37,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """For each of n states, the advantage, whether it is positive, and the index of the problem.
-
-    `selection_score` weights each state by `weight`, if given.
-    """
+    """The advantage of each of n states, and the index of its problem. `weight` only affects `selection_score`."""
 
     advantage: Floats
     is_better: NDArray[np.bool_]
@@ -56,10 +53,7 @@ def measure(score: Floats, truth: Truth, *, is_probability: bool = False) -> dic
 
 
 def selection_score(score: Floats, truth: Truth) -> float:
-    """Return the score used to select routers: the mean of the AUC and the mean recall at RATES.
-
-    The score is NaN unless both classes occur.
-    """
+    """Return the mean of the AUC and the mean recall at RATES; NaN unless both classes occur."""
     return float(_selection_scores(score, truth, np.ones((1, len(score))))[0])
 
 
@@ -71,7 +65,6 @@ def selection_score_gaps(better: Floats, worse: Floats, truth: Truth) -> Floats:
 
 
 def selection_lead(better: Floats, worse: Floats, truth: Truth) -> Figure:
-    """Return the first selection score minus the second, with a paired interval across problems."""
     lead = selection_score(better, truth) - selection_score(worse, truth)
     gaps = selection_score_gaps(better, worse, truth) if len(np.unique(truth.problem)) > 1 else ()
     return _figure(np.array([lead, *gaps]))
@@ -90,10 +83,7 @@ def _resamples(problem: NDArray[np.int64]) -> Iterator[Floats]:
 
 
 def _figure(values: Floats) -> Figure:
-    """Return the first value, with an interval computed from the others, which are resamples.
-
-    Up to 10% of the resamples may be undefined.
-    """
+    """Return the first value, with the interval of the others, of which up to 10% may be undefined."""
     if not np.isfinite(values[0]):
         return Figure(None)
     others = values[1:][np.isfinite(values[1:])]
@@ -104,10 +94,7 @@ def _figure(values: Floats) -> Figure:
 
 
 class _Ranking:
-    """Computes running sums over the states, from the highest score to the lowest.
-
-    The sums (r, groups + 1) start at 0 and have one entry for each group of ties.
-    """
+    """Computes running sums (r, groups + 1) over the states, from the highest score to the lowest. Ties form one group."""
 
     def __init__(self, score: Floats, weights: Floats) -> None:
         self._order = np.argsort(-score, kind="stable")
@@ -125,7 +112,7 @@ class _Ranking:
         return np.array([np.interp(np.multiply(RATES, total[-1]), total, running) for total, running in pairs])
 
     def ranks(self) -> Floats:
-        """Return the ranks (r, n) of the states, starting with the highest score. Tied states share their mean rank."""
+        """Return the ranks (r, n), starting with the highest score. Tied states share their mean rank."""
         middles = (self.total[:, 1:] + self.total[:, :-1]) / 2
         lengths = np.diff(self._starts, append=len(self._order))
         ranks = np.empty_like(self._weights)
@@ -166,7 +153,6 @@ def _recalls(ranking: _Ranking, truth: Truth) -> Floats:
 
 
 def _correlation(first: Floats, second: Floats, weights: Floats) -> Floats:
-    """Return the weighted Pearson correlation of the rows. For ranks, this is Spearman's correlation."""
     total = weights.sum(axis=1, keepdims=True)
     a = first - (weights * first).sum(axis=1, keepdims=True) / total
     b = second - (weights * second).sum(axis=1, keepdims=True) / total

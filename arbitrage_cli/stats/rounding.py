@@ -10,10 +10,7 @@ Interval = Sequence[float] | None
 
 
 def number(value: float | None) -> str:
-    """Format a quantity with three significant digits and no exponent: `0.0123`, `21.4`, `1,433`.
-
-    Integers keep all digits.
-    """
+    """Format a quantity with three significant digits: `0.0123`, `21.4`. Integers keep all digits: `1,433`."""
     if value is None:
         return UNKNOWN
     if isinstance(value, int):
@@ -43,12 +40,10 @@ def points(difference: float | None) -> str:
 
 
 def points_range(interval: Interval) -> str:
-    """Format an interval of differences as `[-3.4 to +1.0]`; None becomes an empty string."""
     return "" if interval is None else f"[{points(interval[0])} to {points(interval[1])}]"
 
 
 def number_range(interval: Interval) -> str:
-    """Format an interval of quantities as `[1.52-17.7]`; None becomes an empty string."""
     return "" if interval is None else f"[{number(interval[0])}-{number(interval[1])}]"
 
 
@@ -58,7 +53,6 @@ def exact(value: float) -> str:
 
 
 def tau(value: float) -> str:
-    """Format a tau with three significant digits and no exponent: `0.347`, `0.000012`, `1`, `inf`."""
     return _plain(f"{value:.3g}")
 
 
@@ -81,7 +75,6 @@ def compared(value: float, tau: float) -> tuple[str, str]:
 
 
 def count(value: int, noun: str) -> str:
-    """Format a count with its noun: `1 problem`, `2 problems`."""
     return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
 
