@@ -164,7 +164,7 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or a number is too long"
+        reason = getattr(error, "msg", "nested too deeply, or contains a number that is too long")
         raise UnusableError(f"not valid JSON ({reason})") from error
     if not isinstance(row, dict):
         raise UnusableError("not a JSON object")
