@@ -9,7 +9,7 @@
         x <- x + z
 
 A flow is a generator that yields requests (`WriteStep` or `RateSteps`) and receives finished steps or rewards. It neither
-runs models nor reads the clock; the scheduler drives one flow per problem.
+runs models nor reads the clock. The scheduler drives one flow per problem.
 """
 
 import math
@@ -21,15 +21,14 @@ from typing import Any
 
 from arbitrage_cli.types import Decision, ModelRole, Phase, Step, Trace
 
-ScoreOf = Callable[[Trace, Step], float]
-"""Computes a score from the trace so far and a drafted step with token statistics."""
+ScoreOf = Callable[[Trace, Step], float]  # of a drafted step with token statistics
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyStop:
     """A rule that stops a drafted step as soon as the score of a prefix exceeds `tau`.
 
-    `is_due(n)` says whether to compute the score after n tokens. A stopped step is always escalated, so `tau` must be at
+    `is_due` decides whether to compute the score after n tokens. A stopped step is always escalated, so `tau` must be at
     least the policy's tau.
     """
 
@@ -58,7 +57,7 @@ class WriteStep:
 
 @dataclass(frozen=True, slots=True)
 class RateSteps:
-    """A request to rate each of `steps` as the next step of `trace`. The answer is a tuple of rewards from 0 to 1."""
+    """A request to rate each of `steps` as the next step of `trace`. The response is a tuple of rewards from 0 to 1."""
 
     trace: Trace
     steps: tuple[Step, ...]
@@ -120,10 +119,7 @@ def oracle(trace: Trace, tau: float) -> Flow:
 
 
 def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
-    """Let one model write every step.
-
-    If `speculates` is true, the flow uses token-level speculative decoding (arXiv 2211.17192).
-    """
+    """Let one model write every step, optionally with token-level speculative decoding (arXiv 2211.17192)."""
     while not trace.finished:
         step: Step = yield WriteStep(model, trace, speculates=speculates)
         draft, target = (step, None) if model == "draft" else (None, step)
@@ -131,7 +127,6 @@ def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
 
 
 def by_token_stats(score_of: ScoreOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Scorer:
-    """Return a scorer that needs only the trace and the drafted step."""
 
     def score(trace: Trace, draft: Step) -> Generator[RateSteps, Any, float]:
         yield from ()
@@ -141,7 +136,7 @@ def by_token_stats(score_of: ScoreOf, early_stop: Callable[[float], EarlyStop] |
 
 
 def by_first_token(score_of: ScoreOf) -> Scorer:
-    """Return a scorer for scores that depend only on the first token, so a step can be stopped after this token."""
+    """Return a scorer for scores of the first token. Steps can be stopped after this token."""
     return by_token_stats(score_of, lambda tau: EarlyStop(score_of, tau, lambda num_tokens: num_tokens == 1))
 
 
@@ -171,7 +166,7 @@ def first_token_entropy(trace: Trace, draft: Step) -> float:
 
 
 def mean_negative_logprob(trace: Trace, draft: Step) -> float:
-    """Return the mean negative log-probability of the drafted tokens, in nats."""
+    """Return the mean negative log-probability of the drafted tokens in nats."""
     return -fmean(draft.known_token_stats.log_probabilities)
 
 
@@ -181,9 +176,9 @@ def max_negative_logprob(trace: Trace, draft: Step) -> float:
 
 
 def uniform_draw(seed: int) -> ScoreOf:
-    """Return a function that computes a random score from 0 to 1 from the seed, the question and the step's index.
+    """Return random scores from 0 to 1, drawn from the seed, the question and the step's index.
 
-    The scores are uniformly distributed, so the expected escalation rate is 1 - tau.
+    The expected escalation rate is 1 - tau.
     """
 
     def draw(trace: Trace, draft: Step) -> float:

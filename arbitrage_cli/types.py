@@ -11,43 +11,34 @@ from typing import Literal
 ModelRole = Literal["draft", "target", "prm"]
 
 Phase = Literal["think", "answer"]
-"""The phases of a solution: optional thinking, then the answer."""
 
 StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "thought", "think_budget"]
 """The reason why a step ended.
 
-A step ends at a separator, at the end of the sequence, when it reaches its token budget, when the context is full, or when
-it repeats tokens (`loop`).
-
-`early`: the step was stopped before its end and will be escalated. `thought`: the model ended its thinking. `think_budget`:
-thinking reached its maximum number of tokens. The answer begins after a `thought` or `think_budget` stop.
+- `separator`, `end`: the model finished the step or the sequence.
+- `budget`, `context`: the step reached its token limit or filled the context.
+- `loop`: the model repeated itself.
+- `early`: the step was stopped because it will be escalated.
+- `thought`, `think_budget`: the model ended its thinking, or thinking reached its token limit. The answer follows.
 """
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
-"""The reason why a solution ended: the end of the sequence, or a limit."""
 
 DEFAULT_CONTEXT_SIZE = 4096
 
+# Bytes per number in the KV cache by format, including block scales.
 KV_BYTES: Mapping[str, float] = MappingProxyType({"auto": 2.0, "f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32})
-"""Bytes per number in the KV cache by format, including block scales."""
 
-CACHED_BYTES = 32 << 20
-"""Bytes of weights that usually fit in a processor's cache."""
+CACHED_BYTES = 32 << 20  # bytes of weights that usually fit in a processor's cache
 
-TESTED_BINDINGS = ("0.3.36",)
-"""Tested versions of llama-cpp-python. With any other version, models must first reproduce a known text."""
+TESTED_BINDINGS = ("0.3.36",)  # versions of llama-cpp-python; with others, models must first reproduce a known text
 
-CHECKPOINT_BYTES = 512 << 20
-"""Maximum size of the checkpoints of one sequence, for models that cannot remove the latest tokens from their state."""
-
+CHECKPOINT_BYTES = 512 << 20  # per sequence, for models that cannot remove the latest tokens from their state
 MAX_CHECKPOINTS = 8
 
 
 def num_checkpoints(state_bytes: int) -> int:
-    """Return how many checkpoints of this size a sequence keeps.
-
-    The minimum is two: one for the latest step, and one for an earlier position.
-    """
+    """Return how many checkpoints of this size a sequence keeps: at least the latest step and an earlier position."""
     return max(2, min(MAX_CHECKPOINTS, CHECKPOINT_BYTES // max(1, state_bytes)))
 
 
@@ -64,7 +55,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its own settings. Results refer to a problem by its `id`.
+    """A question with its own settings.
 
     `turns` are the earlier messages of a conversation. `system` replaces the system prompt; None keeps it. `think_tokens` is
     the maximum number of thinking tokens: 0 disables thinking, and None sets no limit. `explicit` is true if the user chose
@@ -86,10 +77,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits on the kept steps and tokens of one solution.
-
-    If `think_tokens` is None, only the other limits restrict thinking.
-    """
+    """Limits on the kept steps and tokens of one solution. If `think_tokens` is None, thinking has no limit of its own."""
 
     max_steps: int = 100
     max_tokens: int = 4096
@@ -114,9 +102,7 @@ class TokenStats:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Tokens and seconds that a model spent on a step.
-
-    Tokens and seconds are divided into prefill, decode (one token at a time), and verification of draft tokens.
+    """The tokens and seconds that a model spent on a step: prefill, decode (one token at a time), and verification.
 
     `verify_tokens` draft tokens were verified in `verify_batches` batches, and `verify_kept` of them became part of the
     step. `cached_tokens` are prompt tokens that a server found in its prefix cache.
@@ -131,10 +117,6 @@ class Cost:
     verify_kept: int = 0
     cached_tokens: int = 0
     verify_batches: int = 0
-
-    def __repr__(self) -> str:
-        spent = {name: value for name in Cost.__slots__ if (value := getattr(self, name))}
-        return f"Cost({', '.join(f'{name}={round(value, 6)}' for name, value in spent.items())})"
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, name) + getattr(other, name) for name in Cost.__slots__))
@@ -151,10 +133,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """A step as written by one model. `text` excludes thinking markers.
+    """A step as written by one model.
 
-    `num_tokens` includes the end-of-sequence token. `speculation_cost` is the draft's cost of proposing tokens for this
-    target step.
+    `text` excludes thinking markers; `num_tokens` includes the end-of-sequence token. `speculation_cost` is the draft's cost
+    of proposing tokens for this target step.
     """
 
     model: ModelRole
@@ -172,7 +154,7 @@ class Step:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the model ended the step itself before reaching a limit."""
+        """Whether the model ended the step itself."""
         return self.stop in ("separator", "end", "thought")
 
     @property
@@ -181,7 +163,6 @@ class Step:
 
     @property
     def known_token_stats(self) -> TokenStats:
-        """The token statistics. Raises ValueError if none were recorded."""
         if self.token_stats is None:
             raise ValueError("the token statistics of the drafted step were not recorded")
         return self.token_stats
@@ -191,8 +172,8 @@ class Step:
 class Decision:
     """The steps that were written for one position, and the step that was kept.
 
-    `score` is the score that was compared with tau. `advantage` is the target step's reward minus the drafted step's reward;
-    None unless both steps were rated.
+    `score` was compared with tau. `advantage` is the target step's reward minus the drafted step's; None unless both steps
+    were rated.
     """
 
     kept: Step
@@ -214,9 +195,9 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """A router's log-odds as the sum of an average step's log-odds and the contribution of each feature.
+    """A router's log-odds as the sum of an average step's log-odds and the contributions of `features`.
 
-    `features` contains names and contributions, sorted by descending absolute contribution.
+    The largest absolute contributions come first.
     """
 
     log_odds: float
@@ -240,7 +221,7 @@ class Trace:
 
     @property
     def text(self) -> str:
-        """The text of the answer, without thinking."""
+        """The answer, without thinking."""
         return self._text_of("answer")
 
     @property
@@ -252,7 +233,6 @@ class Trace:
 
     @property
     def written(self) -> str:
-        """Thinking and answer, separated by a blank line."""
         return "\n\n".join(filter(None, (self.thoughts.rstrip(), self.text)))
 
     @property
@@ -294,10 +274,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """The grade of a solution, the answer found in it, and the reason for the grade.
-
-    The value is `unscored` if the answer could not be compared.
-    """
+    """The grade of a solution, and the answer found in it. It is `unscored` if the answer could not be compared."""
 
     value: Literal["correct", "incorrect", "unscored"]
     answer: str | None
@@ -349,11 +326,10 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Event: a problem was solved, or failed with `error`.
+    """Event: a problem was solved, or failed with `error` after the steps in its trace.
 
-    The trace of a failed problem contains the steps kept before the failure. `target_alone_seconds` estimates, from measured
-    speeds, how long the target alone would need for the same text. The estimate is None if the target was not loaded, or if
-    it solved other problems at the same time. `prompt_tokens` is the first prompt token count that a model reported.
+    `target_alone_seconds` estimates how long the target alone would need for the same text; None if the target was not
+    loaded, or if it solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported.
     """
 
     trace: Trace
@@ -368,10 +344,7 @@ Event = Started | Writing | Rating | Wrote | Decided | Finished
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """Event: a request ended `seconds` after its arrival.
-
-    `is_cancelled` is true if the client disconnected before the request ended.
-    """
+    """Event: a request ended `seconds` after its arrival, or was cancelled because the client disconnected."""
 
     model: str
     finished: Finished
@@ -380,4 +353,3 @@ class RequestEnded:
 
 
 ServingEvent = Event | RequestEnded
-"""The events of a server: the events of its problems, and the end of each request."""

@@ -20,8 +20,7 @@ FORGETS = "the built-in models do not support conversations, so each question is
 class Turns:
     """The questions and answers of a conversation.
 
-    The built-in models were not trained on conversations and would answer the first question again. Each question is
-    therefore sent to them separately, and `note` reports this once.
+    The built-in models were not trained on conversations, so they receive each question alone, and `note` reports this once.
     """
 
     def __init__(self, sources: Mapping[ModelRole, str], note: Callable[[str], None], system: str | None = None) -> None:
@@ -31,7 +30,7 @@ class Turns:
         self._answered: tuple[Message, ...] = ()
 
     def problem(self, question: str) -> Problem:
-        """Convert the next question to a problem. Raises UsageError if the question is not valid text."""
+        """Raises UsageError if the question is not valid text."""
         try:
             problem = make_problem(question, str(self._num_questions + 1))
         except ValueError as error:
@@ -51,14 +50,14 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A solved question and the settings used. `run.explain` is None if no router was used."""
+    """A solved question and its settings."""
 
     finished: Finished
     run: RunInfo
 
 
 class RoutedConversation:
-    """A conversation whose `route` may change between questions. The display shows each step."""
+    """A conversation whose `route` may change between questions."""
 
     def __init__(self, session: Session, menu: Menu, display: Display) -> None:
         self.route = menu.default
@@ -71,12 +70,12 @@ class RoutedConversation:
         self._last: Answer | None = None
 
     def choose(self, name: str) -> None:
-        """Select the route for the next questions, such as `arbitrage@fast`. Raises UsageError if it is not in the menu."""
+        """Select a route such as `arbitrage@fast`. Raises UsageError if it is not in the menu."""
         self.route = self.menu.find(name)
         self.show_route()
 
     def ask(self, question: str) -> Finished:
-        """Answer a question and, if there is no error, remember the answer. Raises UsageError if the question is invalid."""
+        """Answer a question and remember the answer. Raises UsageError if the question is not valid text."""
         route, router = self.route, self._setup.router
         finished = self._solve(self._turns.problem(question), route)
         if finished.error is None:
@@ -93,7 +92,7 @@ class RoutedConversation:
         return self._last
 
     def ask_target(self) -> Finished:
-        """Answer the last question with the target. The answer is not remembered. Raises UsageError if there is no question."""
+        """Let the target answer the last question, without remembering its answer. Raises UsageError if there is none."""
         return self._solve(self.last.finished.trace.problem, self.menu.find("target"))
 
     def clear(self) -> None:
@@ -101,12 +100,10 @@ class RoutedConversation:
         self._last = None
 
     def answer(self, finished: Finished) -> str:
-        """Return the solution's final answer, or its whole text if it has none."""
         text = finished.trace.text
         return self._setup.task.find_answer(text) or text.strip()
 
     def show_route(self) -> None:
-        """Show the current route unless it is already displayed."""
         self._show(self.route)
 
     def close_view(self) -> None:

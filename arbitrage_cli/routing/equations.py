@@ -49,14 +49,12 @@ _LEVELS: tuple[Mapping[str, Callable[[Any, Any], Value]], ...] = (
     {"+": operator.add, "-": operator.sub},
     {"*": operator.mul, "/": Fraction},
 )
-_COMPUTING = (
+_COMPUTING = (  # words that change the value of an adjacent number
     "of times twice thrice half double triple third thirds quarter quarters plus minus divided multiplied squared cubed than "
     "dozen dozens hundred thousand million billion k percent cent cents pair pairs score th st nd rd"
 )
 _COMPUTES = frozenset(_COMPUTING.split())
-"""Words that change the value of an adjacent number."""
-_CONTINUES = _COMPUTES | {"and", "per", "by", "over", "to", "from", "between"}
-"""Words after which no new expression begins."""
+_CONTINUES = _COMPUTES | {"and", "per", "by", "over", "to", "from", "between"}  # no new expression begins after these words
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +90,8 @@ class _Side(NamedTuple):
     places: int | None
 
 
-class _UnreadableError(Exception):
-    """An expression is ambiguous."""
+class _AmbiguousError(Exception):
+    pass
 
 
 @lru_cache(maxsize=1 << 10)
@@ -123,21 +121,30 @@ def _number(text: str) -> Value:
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    text, previous = _FRACTION_OF.sub(r"\1 * ", text), "break"
+    text = _FRACTION_OF.sub(r"\1 * ", text)
+    last_kind = "break"
     for match in _TOKEN.finditer(text):
         kind, piece = str(match.lastgroup), match.group()
-        if kind == "skip" or (piece == "\n" and previous == "operator"):
+        is_inside_expression = piece == "\n" and last_kind == "operator"
+        if kind == "skip" or is_inside_expression:
             continue
-        number = piece.rstrip(".,") if kind == "number" else ""
-        if number and (len(number) > MAX_DIGITS or not _NUMBER.fullmatch(number)):
-            kind = "unknown"
-        if kind == "operator" and previous == "break" and text[match.end() : match.end() + 1].isspace():
-            kind = "unknown"  # a bullet
-        yield _Token(kind, "" if kind == "unknown" else _SIGNS.get(piece, number or piece))
-        previous = kind
-        if number and number != piece:
-            previous = "break"
-            yield _Token(previous)
+        is_bullet = kind == "operator" and last_kind == "break" and text[match.end() : match.end() + 1].isspace()
+        if kind == "number":
+            tokens = _number_tokens(piece)
+        elif kind == "unknown" or is_bullet:
+            tokens = [_Token("unknown")]
+        else:
+            tokens = [_Token(kind, _SIGNS.get(piece, piece))]
+        yield from tokens
+        last_kind = tokens[-1].kind
+
+
+def _number_tokens(piece: str) -> list[_Token]:
+    """Return the number, and a break if a comma or a full stop follows it."""
+    number = piece.rstrip(".,")
+    is_readable = len(number) <= MAX_DIGITS and _NUMBER.fullmatch(number)
+    token = _Token("number", number) if is_readable else _Token("unknown")
+    return [token] if number == piece else [token, _Token("break")]
 
 
 def _without_last_side(tokens: list[_Token]) -> list[_Token]:
@@ -149,10 +156,7 @@ def _without_last_side(tokens: list[_Token]) -> list[_Token]:
 
 
 def _equations(tokens: Sequence[_Token]) -> Iterator[Equation]:
-    """Yield the equations between adjacent sides of a chain.
-
-    At least one side of an equation must contain more than one number.
-    """
+    """Yield the equations between adjacent sides of a chain, unless both sides are single numbers."""
     places = [-1, *(index for index, token in enumerate(tokens) if token.kind == "equal"), len(tokens)]
     ends = [_ends(tokens[start + 1 : end]) for start, end in pairwise(places)]
     has_percent = any(token.kind == "percent" for token in tokens)
@@ -184,7 +188,7 @@ def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, is_rough:
 
 
 def _ends(tokens: Sequence[_Token]) -> tuple[_Side | None, _Side | None]:
-    """Return the first and the last expression on a side of an equation. They are usually the same."""
+    """Return the first and the last expression on a side of an equation, which are usually the same."""
     first, *others = _pieces(tokens)
     start = _read(first)
     return start, _read(others[-1]) if others else start
@@ -230,7 +234,7 @@ def _read(tokens: Sequence[_Token]) -> _Side | None:
     left = deque(tokens)
     try:
         value = Fraction(_value(left))
-    except (_UnreadableError, IndexError, ZeroDivisionError):
+    except (_AmbiguousError, IndexError, ZeroDivisionError):
         return None
     texts = [token.text for token in tokens if token.kind == "number"]
     units = frozenset(token.text.lower().rstrip("s") for token in tokens if token.kind == "word")
@@ -263,14 +267,14 @@ def _factor(tokens: deque[_Token]) -> Value:
         if unit.kind == "percent":
             value *= Fraction(1, 100)
         elif len(unit.text) == 1 or unit.text.lower() in _COMPUTES:
-            raise _UnreadableError
+            raise _AmbiguousError
     return value
 
 
 def _group(opening: _Token, tokens: deque[_Token]) -> Value:
     if opening.kind != "open":
-        raise _UnreadableError
+        raise _AmbiguousError
     value = _value(tokens)
     if tokens.popleft().kind != "close":
-        raise _UnreadableError
+        raise _AmbiguousError
     return value

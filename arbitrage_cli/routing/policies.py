@@ -1,7 +1,7 @@
 """The table of policies, with the score, default tau, models and rewards of each policy.
 
-To add a policy, write its score function in `arbitrage.py`, add an entry to the table below, and describe the policy in the
-guide `routing`. The mark and the colour for charts are optional (`display/charts.py`, `report.css`).
+To add a policy, write its score function in `arbitrage.py`, add it to the table, and describe it in the guide `routing`. Its
+mark and colour in charts are optional (`display/charts.py`, `report.css`).
 """
 
 import math
@@ -35,11 +35,10 @@ RewardKind = Literal["prm", "judge", "any"]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy in the table of policies.
+    """An entry in the table of policies.
 
-    If the kind is `single`, the first model writes every step, and an optional second model proposes tokens. `score_is`
-    describes the score as a noun phrase without an article. `make_scorer` returns the scorer for a seed; if `needs_router`
-    is true, a trained router provides the scorer instead.
+    If the kind is `single`, the first model writes every step, and an optional second model proposes tokens. `score_is` is a
+    noun phrase without an article. `make_scorer` takes a seed; if `needs_router` is true, a router provides the scorer.
     """
 
     name: str
@@ -59,7 +58,6 @@ class Policy:
 
     @property
     def speculates(self) -> bool:
-        """Whether the target writes every step and verifies tokens that the draft proposes."""
         return self.kind == "single" and len(self.models) > 1
 
     @property
@@ -68,8 +66,7 @@ class Policy:
         return self.needs_router or (self.make_scorer is not None and self.make_scorer(0).early_stop is not None)
 
 
-WRONG_EQUATION = 100.0
-"""The score added for a wrong equation. It exceeds any mean negative log-probability."""
+WRONG_EQUATION = 100.0  # the score added for a wrong equation; it exceeds any mean negative log-probability
 
 
 def negative_logprob_or_wrong_equation(trace: Trace, draft: Step) -> float:

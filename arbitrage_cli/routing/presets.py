@@ -1,8 +1,8 @@
-"""The table of taus in a router's card, and the presets `exact`, `balanced` and `fast` that are chosen from it.
+"""Chooses the presets `exact`, `balanced` and `fast` from the table of taus in a router's card.
 
-Each row of the table describes the expected effect of one tau: escalated steps, change in reward, and tokens. The figures
-apply to problems like those from which the table was made. Token costs convert tokens to time. A preset is the fastest tau
-whose loss stays within a limit, so presets depend on the costs. `training.tau_tables` makes the table.
+1. `training.tau_tables` measures the effect of each tau: escalated steps, change in reward, and tokens (`TauRow`).
+2. The token costs of a machine (`Costs`) convert a row's tokens to time (`TauTable.time`).
+3. A preset is the fastest tau whose loss stays within a limit (`choose_presets`).
 """
 
 import math
@@ -15,17 +15,11 @@ import numpy as np
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.stats.intervals import Interval
 
-ALWAYS, NEVER = 0.0, 1.0
-"""The tau that escalates every step, and the tau that accepts every step."""
+ALWAYS, NEVER = 0.0, 1.0  # the taus that escalate every step and no step
 
-EXACT_TOLERANCE = 0.5  # points of reward
-LOSSES: Mapping[str, float] = {"balanced": 0.1, "fast": 0.5}  # shares of the target's lead over the draft
-PRESETS = ("exact", *LOSSES)
-"""The names of the presets, from strictest to least strict.
-
-`exact` is the fastest tau with an expected loss of at most `EXACT_TOLERANCE` points of the target's reward. `LOSSES`
-contains the maximum losses of the other presets.
-"""
+EXACT_TOLERANCE = 0.5  # the maximum loss of preset `exact`, in points of reward
+LOSSES: Mapping[str, float] = {"balanced": 0.1, "fast": 0.5}  # maximum losses, as shares of the target's lead over the draft
+PRESETS = ("exact", *LOSSES)  # from strictest to least strict
 
 MATCH_RATE, MAX_SPECULATED = 0.8, 16  # assumed for speculation: share of accepted draft tokens, and draft tokens per batch
 FOUND_IN_TIME = 0.6  # share of the tokens common to draft and target steps that are verified: 67% on the Qwen pair
@@ -47,10 +41,10 @@ class Costs:
 
     @property
     def verify(self) -> float:
-        """Seconds per token that the target verifies; by default, the mean of its prefill and decode costs."""
-        between = (self.target_prefill_seconds_per_token + self.target_seconds_per_token) / 2
-        known = self.target_verify_seconds_per_token
-        return between if known is None else known
+        """Seconds per token that the target verifies; the mean of its prefill and decode costs if unknown."""
+        if self.target_verify_seconds_per_token is not None:
+            return self.target_verify_seconds_per_token
+        return (self.target_prefill_seconds_per_token + self.target_seconds_per_token) / 2
 
     @property
     def write(self) -> float:
@@ -61,27 +55,9 @@ class Costs:
             for count in range(MAX_SPECULATED + 1)
         )
 
-    @property
-    def alone(self) -> float:
-        """Seconds per token if the target decodes alone."""
-        return self.target_seconds_per_token + TOKEN_SECONDS
-
-    def drafting(self, num_read: float, num_written: float) -> float:
-        written = num_written * (self.draft_seconds_per_token + TOKEN_SECONDS)
-        return num_read * self.draft_prefill_seconds_per_token + written
-
-    def targeting(self, num_read: float, num_written: float, num_shared: float) -> float:
-        """Return the target's time in seconds for these token counts.
-
-        The target can verify shared tokens, because the drafted step also contains these tokens.
-        """
-        saved = FOUND_IN_TIME * num_shared * SAVED * max(0.0, self.write - self.verify)
-        written = num_written * (self.write + TOKEN_SECONDS) - saved
-        return num_read * self.target_prefill_seconds_per_token + written
-
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "Costs":
-        """Read costs from a mapping, ignoring other keys. Raises ValueError if a required cost is missing or invalid."""
+        """Read costs and ignore other keys. Raises ValueError if a required cost is missing or invalid."""
         names = [cost.name for cost in fields(Costs) if found.get(cost.name) is not None]
         try:
             costs = Costs(**{name: float(found[name]) for name in names})
@@ -96,13 +72,12 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class TauRow:
-    """The expected effect of one tau. Rates are per step; other figures are means per solution.
+    """The expected effect of one tau. Token counts and `looks` are means per solution.
 
-    `wasted` is the share of escalated steps that have no advantage; None if no steps are escalated. `recall` is the share of
-    steps with an advantage that are escalated; None if no steps have an advantage. `change` is the reward minus the target's
-    reward, in points (hundredths), with a confidence interval across problems. `target_verify_tokens` counts the target's
-    tokens that the draft proposes, and `target_tokens` counts all other tokens of the target. `looks` counts how often the
-    router scores unfinished steps.
+    `wasted` is the share of escalated steps without an advantage; None if no steps are escalated. `recall` is the share of
+    steps with an advantage that are escalated; None if there are none. `change` is the reward minus the target's reward in
+    points (hundredths), with a confidence interval across problems. `target_verify_tokens` counts the target's tokens that
+    the draft also wrote; `target_tokens` counts the others. `looks` counts the scores of unfinished steps.
     """
 
     tau: float
@@ -121,7 +96,7 @@ class TauRow:
 
 @dataclass(frozen=True, slots=True)
 class NamedTaus:
-    """The taus of the presets, and the source of the token costs that were used to choose the presets."""
+    """The taus of the presets, and the source of the token costs for which they were chosen."""
 
     taus: Mapping[str, float]
     costs_of: str
@@ -132,8 +107,7 @@ class TauTable:
     """A table of taus in ascending order, from `ALWAYS` to `NEVER`.
 
     `steps`, `prompt_tokens` and `alone_tokens` (written by the target alone) are means per solution. `named` maps each
-    preset to its tau. `early` contains rows for the same taus with early stops; it is empty if the effect of early stops was
-    not measured.
+    preset to its tau. `early` contains rows for the same taus with early stops; it is empty if they were not measured.
     """
 
     rows: tuple[TauRow, ...]
@@ -152,23 +126,26 @@ class TauTable:
     def time(self, row: TauRow) -> float | None:
         """Return the expected time per solution relative to the target alone; None if the costs are unknown."""
         costs = self.costs
-        if costs is None:
+        if costs is None or self.alone_seconds <= 0:
             return None
-        written = row.target_tokens + row.target_verify_tokens
-        routed = (
-            costs.drafting(row.draft_prefill_tokens + self.prompt_tokens, row.draft_tokens)
-            + costs.targeting(row.target_prefill_tokens, written, row.target_verify_tokens)
-            + (self.steps * DECISION_SECONDS)
-            + (row.looks * LOOK_SECONDS)
-        )
-        alone = self.prompt_tokens * costs.target_prefill_seconds_per_token + self.alone_tokens * costs.alone
-        return routed / alone if alone > 0 else None
+        drafting = (row.draft_prefill_tokens + self.prompt_tokens) * costs.draft_prefill_seconds_per_token
+        drafting += row.draft_tokens * (costs.draft_seconds_per_token + TOKEN_SECONDS)
+        targeting = row.target_prefill_tokens * costs.target_prefill_seconds_per_token
+        targeting += (row.target_tokens + row.target_verify_tokens) * (costs.write + TOKEN_SECONDS)
+        saved = FOUND_IN_TIME * row.target_verify_tokens * SAVED * max(0.0, costs.write - costs.verify)
+        deciding = self.steps * DECISION_SECONDS + row.looks * LOOK_SECONDS
+        return (drafting + targeting - saved + deciding) / self.alone_seconds
+
+    @property
+    def alone_seconds(self) -> float:
+        """The expected seconds per solution of the target alone, without speculation; 0 if the costs are unknown."""
+        if self.costs is None:
+            return 0.0
+        prompt = self.prompt_tokens * self.costs.target_prefill_seconds_per_token
+        return prompt + self.alone_tokens * (self.costs.target_seconds_per_token + TOKEN_SECONDS)
 
     def time_alone(self) -> float:
-        """Return the expected time of policy `speculative` relative to the target alone.
-
-        The ratio is 1 if the policy saves no time, or if the costs are unknown.
-        """
+        """Return the expected time of policy `speculative` relative to the target alone: at most 1, and 1 if unknown."""
         costs = self.costs
         if costs is None:
             return 1.0
@@ -177,7 +154,7 @@ class TauTable:
         return min(1.0, (read + speculating) / (read + self.alone_tokens * costs.target_seconds_per_token))
 
     def faster_row(self, tau: float) -> TauRow:
-        """Return the row of the nearest tau, with early stops if they save time."""
+        """Return the row of the nearest tau, with early stops if they save time at this tau."""
         return self.row_at(tau, stops_early=self.early_stop_pays([tau]))
 
     def early_stop_pays(self, taus: Iterable[float]) -> bool:
@@ -187,10 +164,7 @@ class TauTable:
         return with_stops < without
 
     def resolve(self, text: str) -> float:
-        """Return the tau for a number, a preset, or a budget such as `30%` (the target's share of the steps).
-
-        Raises UsageError if the text is invalid.
-        """
+        """Convert a number, a preset, or a budget such as `30%` to a tau. Raises UsageError if the text is invalid."""
         if text in self.named:
             return self.named[text]
         hint = f"use a number, a budget such as 30%, or one of: {', '.join(self.named)}"
@@ -198,15 +172,11 @@ class TauTable:
         return self.at_budget(number / 100) if text.endswith("%") else number
 
     def at_costs(self, costs: Costs | None) -> "TauTable":
-        """Return a table with the given costs, and with presets chosen for these costs."""
         table = replace(self, costs=costs)
         return replace(table, named=choose_presets(table))
 
     def at_budget(self, share: float) -> float:
-        """Return the tau at which the target writes this share of the steps, interpolated between rows.
-
-        Raises UsageError if the share is not between 0 and 1.
-        """
+        """Interpolate the tau at which the target writes this share of the steps. Raises UsageError if there is none."""
         if not 0 <= share <= 1:
             hint = "use the target's share of the steps, such as 30%"
             raise UsageError(f"budget {share * 100:g}% is not between 0% and 100%", hint, option="tau")
@@ -219,7 +189,7 @@ class TauTable:
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "TauTable":
-        """Read a table that `to_json` wrote. Raises RouterError if it is invalid."""
+        """Raises RouterError if the table is invalid."""
         try:
             rows, early = (_rows_from_json(found.get(name, ())) for name in ("rows", "early"))
             costs = None if found["costs"] is None else Costs.from_json(found["costs"])
@@ -235,19 +205,18 @@ class TauTable:
 
 
 def choose_presets(table: TauTable) -> dict[str, float]:
-    """Return the tau of each preset. No preset is slower than a stricter preset.
-
-    If the costs are unknown, the escalation rate is used in place of the time.
-    """
-    lead = max(0.0, -table.rows[-1].change)
+    """Return the tau of each preset. If the costs are unknown, the tau that escalates the fewest steps is chosen."""
+    lead = max(0.0, -table.rows[-1].change)  # of the target over the draft
+    max_losses = {"exact": EXACT_TOLERANCE, **{name: share * lead for name, share in LOSSES.items()}}
 
     def time(row: TauRow) -> float:
         known = table.time(table.faster_row(row.tau))
         return row.escalation_rate if known is None else known
 
     chosen, found = table.rows[0], {}
-    for name, loss in {"exact": EXACT_TOLERANCE, **{name: share * lead for name, share in LOSSES.items()}}.items():
-        chosen = min([chosen, *(row for row in table.rows if row.change >= -loss)], key=time)
+    for name, max_loss in max_losses.items():
+        # A less strict preset is never slower, because the tau of the stricter preset is among its candidates.
+        chosen = min([chosen, *(row for row in table.rows if row.change >= -max_loss)], key=time)
         found[name] = chosen.tau
     return found
 
@@ -263,12 +232,7 @@ def parse_number(text: str, hint: str) -> float:
 
 
 def card_rows(taus: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a card's table for display, including the `time` of each row.
-
-    A row includes early stops if they save time.
-
-    Raises RouterError if the table is invalid.
-    """
+    """Return the rows of a card's table and their `time` for display. Raises RouterError if the table is invalid."""
     table = TauTable.from_json(taus)
     rows = [table.faster_row(row.tau) for row in table.rows]
     return [{**asdict(row), "time": table.time(row)} for row in rows]

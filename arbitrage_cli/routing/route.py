@@ -1,8 +1,7 @@
 """Converts a route such as `entropy@0.5` to the flow that solves a problem.
 
-`parse_route` looks up the policy in the table of policies (`policies.py`). `resolve_tau` converts the tau to a number, and
-looks up presets such as `exact` in the router's table of taus (`presets.py`). `Route.flow` creates the flow
-(`arbitrage.py`).
+`parse_route` finds the policy (`policies.py`), `resolve_tau` converts presets such as `exact` to numbers (`presets.py`), and
+`Route.flow` creates the flow (`arbitrage.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,20 +19,16 @@ from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Phase, Step, Trace
 
 DEFAULT_TAU = "exact"
-
-SAME = "same"
-"""The tau at which a policy without a router escalates as many steps as policy `arbitrage` does in the same benchmark."""
-
-THOUGHTS_SHARE = 0.3
-"""The share of thinking steps that the target writes if the router was not trained on thinking."""
+SAME = "same"  # the tau at which a policy escalates as many steps as policy `arbitrage` does in the same benchmark
+THOUGHTS_SHARE = 0.3  # the share of thinking steps that the target writes if the router was not trained on thinking
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """A policy with its tau.
 
-    `tau_name` is the preset or budget from which the tau was set. If `stops_early` is true, a drafted step may be escalated
-    before its end.
+    `tau_name` is the preset or budget that the tau was resolved from. If `stops_early` is true, a drafted step may be
+    escalated before its end.
     """
 
     policy: Policy
@@ -43,24 +38,21 @@ class Route:
 
     @property
     def is_open(self) -> bool:
-        """Whether the tau is determined at the start of a benchmark, as for `logprob@same`."""
+        """Whether the tau is still unknown, as for `logprob@same` before the benchmark."""
         return self.tau is None and self.tau_name is not None
 
     @property
     def label(self) -> str:
-        """The route's name in tables and messages, such as `arbitrage@fast (0.347)`."""
+        """The name in tables and messages, such as `arbitrage@fast (0.347)`."""
         return label(self.policy.name, self.tau, self.tau_name)
 
     @property
     def name(self) -> str:
-        """The route's name on the command line, such as `target` or `arbitrage@fast`."""
+        """The name on the command line, such as `arbitrage@fast`."""
         return route_name(self.policy.name, self.tau, self.tau_name)
 
     def flow(self, trace: Trace, seed: int, scorer: Scorer | None = None) -> Flow:
-        """Return the flow that solves `trace`.
-
-        Raises ValueError if the policy requires a tau or a router's `scorer` and there is none.
-        """
+        """Return the flow that solves `trace`. Raises ValueError if a required tau or `scorer` is missing."""
         policy, tau = self.policy, self.tau
         if policy.kind == "single":
             return single(trace, policy.models[0], speculates=policy.speculates)
@@ -76,7 +68,7 @@ class Route:
         return self._routed(trace, chosen, tau)
 
     def thoughts_tau(self, scorer: Scorer | None) -> float | None:
-        """Return the tau for thinking steps. It differs from `tau` only if the router was not trained on thinking."""
+        """Return the tau for thinking steps, which differs from `tau` if the router was not trained on thinking."""
         if self.tau is None or not self.policy.needs_router or scorer is None or scorer.routes_thoughts:
             return self.tau
         return self._entropy_tau(self.tau)
@@ -111,10 +103,7 @@ ParsedRoute = tuple[Policy, str | None]
 
 
 def parse_route(text: str) -> ParsedRoute:
-    """Parse `POLICY` or `POLICY@TAU`.
-
-    Raises UsageError if the policy is unknown, or if the text contains a tau for a policy that has no tau.
-    """
+    """Parse `POLICY` or `POLICY@TAU`. Raises UsageError if the policy is unknown or takes no tau."""
     name, at, tau = (part.strip() for part in text.partition("@"))
     policy = find_policy(name)
     if at and not policy.has_tau:
@@ -123,10 +112,7 @@ def parse_route(text: str) -> ParsedRoute:
 
 
 def parse_routes(text: str) -> list[ParsedRoute]:
-    """Parse a list such as `target,entropy,logprob@0.2`.
-
-    Raises UsageError if the list is empty or contains an invalid route.
-    """
+    """Parse a list such as `target,logprob@0.2`. Raises UsageError if the list is empty or contains an invalid route."""
     parsed = [parse_route(part) for part in map(str.strip, text.split(",")) if part]
     if not parsed:
         raise UsageError("the list of policies is empty", "choose from: " + ", ".join(POLICIES), option="policy")
@@ -140,7 +126,7 @@ def parse_routes(text: str) -> list[ParsedRoute]:
 
 
 def preset_or_budget(policy: Policy, tau: str | None) -> str | None:
-    """Return the preset or budget that the tau or default tau names; None if the tau is a number."""
+    """Return the preset or budget that the tau names; None if the tau is a number."""
     name = tau or DEFAULT_TAU
     return name if policy.needs_router and (name in PRESETS or name.endswith("%")) else None
 
@@ -167,15 +153,12 @@ class AvailableRouter:
 
     @property
     def is_universal(self) -> bool:
-        """Whether the router was trained on other pairs. If so, the costs on its card do not apply to this pair."""
+        """Whether the router was trained on other pairs, so that the costs on its card do not apply to this pair."""
         return self.source == UNIVERSAL_ROUTER
 
     @property
     def table(self) -> TauTable:
-        """The table of taus, with this machine's costs if known, otherwise with the costs on the router's card.
-
-        Raises UsageError if there is no router.
-        """
+        """The table of taus at this machine's costs, or at the card's costs. Raises UsageError if there is no router."""
         table = TauTable.from_json(need_router(self.router).card.taus)
         return table.at_costs(self.costs) if self.costs or self.is_universal else table
 
@@ -199,8 +182,7 @@ class AvailableRouter:
         table, row = self.table, self.row_of(route)
         shares = {"target": 1.0, "draft": table.time(table.rows[-1]), "speculative": table.time_alone()}
         share = table.time(row) if row else shares.get(route.policy.name)
-        alone = table.prompt_tokens * self.costs.target_prefill_seconds_per_token + table.alone_tokens * self.costs.alone
-        return share and share * alone
+        return share and share * table.alone_seconds
 
 
 def need_router(router: Router | None) -> Router:
@@ -213,18 +195,12 @@ def need_router(router: Router | None) -> Router:
 
 
 def choose_policy(name: str | None, router: Router | None) -> Policy:
-    """Return the policy with this name. The default is `arbitrage` if there is a router, otherwise `entropy`.
-
-    Raises UsageError if the policy is unknown.
-    """
+    """Find a policy. The default is `arbitrage`, or `entropy` without a router. Raises UsageError for an unknown name."""
     return find_policy(name) if name is not None else POLICIES["arbitrage" if router else "entropy"]
 
 
 def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> float | None:
-    """Return the tau, or the policy's default tau, as a number; None if the policy has no tau.
-
-    Raises UsageError if the tau is invalid for this policy.
-    """
+    """Return the tau as a number; None if the policy has no tau. Raises UsageError if the tau is invalid."""
     if not policy.has_tau:
         return None
     if tau is None and policy.default_tau is not None:
@@ -251,10 +227,9 @@ def make_route(policy: Policy, tau: str | None, available: AvailableRouter, *, e
 def make_routes(
     parsed: Sequence[ParsedRoute], router: Router | None, named: NamedTaus | None, same: Mapping[str, float] | None = None
 ) -> list[Route]:
-    """Return the routes of a benchmark, without duplicates. Raises the same errors as `resolve_tau`.
+    """Return the routes of a benchmark, without duplicates. Raises UsageError if a tau is invalid.
 
-    `named` contains the taus of the presets. `same` maps policies to the taus that were found for `@same`. Budgets are
-    resolved with the costs on the router's card.
+    `same` maps policies to the taus that were found for `@same`. Budgets are resolved with the costs on the router's card.
     """
 
     def route(policy: Policy, tau: str | None) -> Route:
@@ -269,10 +244,10 @@ def make_routes(
 
 
 def stops_early(option: bool | None, routes: Sequence[Route], available: AvailableRouter) -> bool | None:
-    """Return whether drafted steps are stopped early; None if no policy supports it.
+    """Return whether drafted steps are stopped early; None if no policy supports early stops.
 
-    If `option` is None, steps are stopped early if this saves time. The universal router stops no steps early by default,
-    because its table was not measured on this pair.
+    If `option` is None, early stops are used if they save time according to the router's table. The table of the universal
+    router was not measured on this pair, so it does not count.
     """
     stopping = [route for route in routes if route.policy.can_stop_early]
     if not stopping or option is not None:
@@ -323,7 +298,7 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_open: 
 
 
 class Menu:
-    """The routes that a request or a chat turn can select by name. `default` is the route chosen on the command line."""
+    """The routes that a request or a chat turn can select by name. `default` is the route from the command line."""
 
     def __init__(
         self, default: Route, available: AvailableRouter, *, early_stop: bool | None = None, speculates: bool = True
@@ -347,12 +322,12 @@ class Menu:
 
     @property
     def names(self) -> list[str]:
-        """The names that `find` accepts, starting with the default policy. Numeric taus are not listed."""
+        """The names that `find` accepts, without numeric taus. The first one is the default policy."""
         presets = [f"{name}@{tau}" for name in self._policies if POLICIES[name].needs_router for tau in PRESETS]
         return list(dict.fromkeys([self.default.policy.name, *self._policies, *presets]))
 
     def find(self, name: str) -> Route:
-        """Return the route with this name. Raises UsageError for an unknown policy or an invalid tau."""
+        """Raises UsageError if the policy is unknown or the tau is invalid."""
         if name.partition("@")[0] not in self._policies:
             raise unknown("model", name, self.names)
         policy, tau = parse_route(name)

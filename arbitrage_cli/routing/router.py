@@ -1,10 +1,7 @@
 """The trained router, which estimates the probability that the target's step is better than a drafted step.
 
-Its network reads the features of the drafted step. It is linear or has one hidden layer. Its inputs are standardised, and
-its output is calibrated.
-
-A router file is a safetensors file that contains the arrays. Its metadata contains the card as JSON, and a sha256 of the
-arrays and the card. Reading a router file never executes code, and all content is checked before use.
+A router file is a safetensors file with the arrays of the network. Its metadata contains the card as JSON, and a sha256 of
+the arrays and the card. Reading a router file never executes code, and all content is checked before use.
 """
 
 import hashlib
@@ -36,13 +33,12 @@ LOOK_EVERY = 2  # tokens between two scores of an unfinished step
 ODDS = 1.5  # factor on the odds of tau for unfinished steps, which the router was not trained on
 LEAST_THOUGHTS = 100  # thinking steps in the training states of a router that routes thinking
 
-ModelFacts = Mapping[str, Any]
-"""The `name` and `sha256` of a model file. The sha256 is None for a scripted model."""
+ModelFacts = Mapping[str, Any]  # the `name` and `sha256` of a model file; the sha256 of a scripted model is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """A network that computes log-odds from d inputs. It is linear or has one hidden layer of h rectified units.
+    """A network that computes log-odds from d inputs, with one hidden layer of h rectified units or none.
 
     `mean` and `scale` have shape (d,). `layer` contains the weights (d, h) and biases (h,) of the units; None if the network
     is linear. `output` has shape (h,), or (d,) if the network is linear. All arrays are float32.
@@ -55,7 +51,7 @@ class Network:
     layer: tuple[Floats, Floats] | None = None
 
     def standardised(self, inputs: Floats) -> Floats:
-        """Return inputs (..., d) in standard deviations from the mean, clipped to `MAX_INPUT`."""
+        """Convert inputs (..., d) to standard deviations from the mean, clipped to `MAX_INPUT`."""
         scaled: Floats = (inputs - self.mean) / self.scale
         np.minimum(scaled, MAX_INPUT, out=scaled)
         return np.maximum(scaled, -MAX_INPUT, out=scaled)
@@ -69,7 +65,7 @@ class Network:
         return result
 
     def moved(self, slope: float, shift: float) -> "Network":
-        """Return a network whose log-odds are `slope` times the log-odds of this network, plus `shift`."""
+        """Return a network whose log-odds are `slope` times these log-odds plus `shift`."""
         output: Floats = self.output * np.float32(slope)
         return replace(self, output=output, output_bias=self.output_bias * slope + shift)
 
@@ -93,10 +89,9 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class RouterCard:
-    """The description of a router: its features, its training data, its quality on test problems, and its table of taus.
+    """The description of a router, including its quality on test problems (`metrics`) and its table of taus.
 
-    `pairs` lists the model pairs that wrote the training and test states. The other mappings contain JSON values written by
-    `training`.
+    `pairs` lists the model pairs that wrote the training and test states. `training.train` writes the other mappings.
     """
 
     name: str
@@ -117,13 +112,12 @@ class RouterCard:
 
     @property
     def knows_thoughts(self) -> bool:
-        """Whether the router was trained on thinking."""
         thoughts = self.data.get("thoughts")
         return isinstance(thoughts, int) and thoughts >= LEAST_THOUGHTS
 
     @property
     def step_end(self) -> StepEnd:
-        """Where steps ended in the training states."""
+        """The end of steps in the training states."""
         return StepEnd(**self.data["step_end"]) if "step_end" in self.data else BLANK_LINE
 
     def to_json(self) -> dict[str, Any]:
@@ -138,7 +132,6 @@ class Router:
         self._columns = np.array([FEATURES.index(name) for name in card.features])
 
     def scorer(self) -> Scorer:
-        """Return the scorer of policy `arbitrage`, whose score is `probability`."""
         scorer = by_token_stats(self.probability, lambda tau: EarlyStop(self.probability, clearly_above(tau), is_due))
         return replace(scorer, routes_thoughts=self.card.knows_thoughts)
 
@@ -153,15 +146,15 @@ class Router:
         return probability
 
     def probabilities(self, rows: Floats) -> NDArray[np.float64]:
-        """Return the probabilities (...) for rows (..., n_features) of all `FEATURES`."""
+        """Return the probabilities (...) for rows (..., n_features) with the columns `FEATURES`."""
         log_odds = self.network.log_odds(rows[..., self._columns]).astype(np.float64)
         return 1.0 / (1.0 + np.exp(-np.clip(log_odds, -MAX_LOG_ODDS, MAX_LOG_ODDS)))
 
     def explain(self, trace: Trace, position: int) -> Attribution | None:
         """Return the contribution of each feature to the score at this position; None if the router did not score this step.
 
-        `average_step` includes rounding errors. If the log-odds are clipped to `MAX_LOG_ODDS`, the difference is listed as
-        the contribution `limit`. Raises ValueError if the draft has no token statistics.
+        If the log-odds exceed `MAX_LOG_ODDS`, the difference is listed as the contribution `limit`. Raises ValueError if the
+        draft has no token statistics.
         """
         draft = trace.decisions[position].draft
         if draft is None or (draft.phase == "think" and not self.card.knows_thoughts):
@@ -197,10 +190,7 @@ class Router:
 
 
 def digest_of_problem(question: str) -> str:
-    """Return the digest of a problem in a card.
-
-    The digest has 8 hex digits, so about one in a million new problems matches one of 4,000 known problems by chance.
-    """
+    """Return 8 hex digits. About one in a million new problems matches one of 4,000 known problems by chance."""
     return hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
@@ -209,7 +199,7 @@ def text_of(card: RouterCard) -> str:
 
 
 def digest_of(card: str, arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Return the sha256 of a card's text and the arrays, including their names, types and shapes."""
+    """Return the sha256 of a card's text and of the arrays with their names, types and shapes."""
     digest = hashlib.sha256(card.encode())
     for name in sorted(arrays):
         array = arrays[name]
@@ -223,10 +213,7 @@ def is_due(num_tokens: int) -> bool:
 
 
 def clearly_above(tau: float) -> float:
-    """Return the probability above which an unfinished step is stopped.
-
-    A tau that is not between 0 and 1 is returned unchanged.
-    """
+    """Return the probability above which an unfinished step is stopped. Taus outside 0 to 1 are unchanged."""
     return ODDS * tau / (1 + (ODDS - 1) * tau) if 0 < tau < 1 else tau
 
 
@@ -234,7 +221,7 @@ def clearly_above(tau: float) -> float:
 
 
 class _RefusedError(Exception):
-    """The reason why a file is not a valid router."""
+    pass
 
 
 def save(router: Router, path: Path) -> None:
@@ -250,7 +237,7 @@ def save(router: Router, path: Path) -> None:
 
 
 def load(path: Path) -> Router:
-    """Read a router. Raises UsageError if the file cannot be read; RouterError, with the reason, if it is invalid."""
+    """Read a router file. Raises UsageError if it cannot be read; RouterError if it is invalid."""
     try:
         return _decode(_read(path))
     except _RefusedError as reason:

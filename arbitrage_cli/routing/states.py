@@ -1,7 +1,6 @@
 """A state is a step that both models wrote from the same text, with both rewards. Routers are trained on states.
 
-A state stores the drafted step and its token statistics. Features are computed during training, so new features do not
-require collecting states again.
+States store token statistics rather than features, so new features do not require collecting states again.
 """
 
 import base64
@@ -47,7 +46,7 @@ class State:
 
     @property
     def advantage(self) -> float:
-        """The target's reward minus the draft's, rounded so that equal differences compare equal."""
+        """The difference of the rewards, rounded so that equal differences compare equal."""
         return round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS)
 
     @property
@@ -59,8 +58,7 @@ class State:
     def shared_tokens(self) -> int:
         """The estimated number of target tokens that the drafted step would propose correctly.
 
-        The estimate does not depend on a vocabulary. It counts words, symbols and digits instead of tokens, each weighted by
-        its length.
+        The estimate compares words, symbols and digits instead of tokens, so it does not depend on a vocabulary.
         """
         numbers: dict[str, int] = {}
         drafted, written = (
@@ -75,8 +73,7 @@ class State:
 def collect(trace: Trace, observe: Callable[[State], None]) -> Flow:
     """Write every step with both models, keep the better step, and pass each state to `observe`.
 
-    If the rewards are equal, the drafted step is kept. Identical steps are rated once. The draft must record token
-    statistics.
+    Equal rewards keep the drafted step. The draft must record token statistics.
     """
     while not trace.finished:
         draft: Step = yield WriteStep("draft", trace)
@@ -99,7 +96,7 @@ def collect(trace: Trace, observe: Callable[[State], None]) -> Flow:
 
 
 def features_of(question: str, states: Sequence[State]) -> Floats:
-    """Return the features (n, n_features) of the states of one solution, in order."""
+    """Return the features (n, n_features) of the states of one solution."""
     trace, rows = Trace(Problem("", question), Limits()), [np.empty((0, len(FEATURES)), np.float32)]
     for state in states:
         rows.append(features(trace, state.draft)[None])
@@ -117,20 +114,13 @@ def prefixes_of(question: str, states: Sequence[State]) -> Iterator[tuple[int, i
 
 
 def _prefix(draft: Step, num_tokens: int) -> Step:
-    whole = draft.known_token_stats
-    numbers = {name: getattr(whole, name)[:num_tokens] for name in STATS}
-    pieces = whole.pieces[:num_tokens]
-    return replace(
-        draft,
-        text="".join(pieces),
-        num_tokens=num_tokens,
-        stop="early",
-        token_stats=TokenStats(**numbers, pieces=pieces),
-    )
+    token_stats = draft.known_token_stats
+    first = TokenStats(**{name: getattr(token_stats, name)[:num_tokens] for name in (*STATS, "pieces")})
+    return replace(draft, text="".join(first.pieces), num_tokens=num_tokens, stop="early", token_stats=first)
 
 
 def state_to_json(state: State) -> dict[str, Any]:
-    """Return the state as JSON. Raises ValueError if a number in it is invalid."""
+    """Raises ValueError if a number in the state is invalid."""
     _check(state)
     token_stats = state.draft.known_token_stats
     return {
@@ -151,7 +141,7 @@ def state_to_json(state: State) -> dict[str, Any]:
 
 
 def state_from_json(entry: Mapping[str, Any]) -> State:
-    """Read a state written by `state_to_json`. Raises ValueError, with the reason, if it is invalid."""
+    """Raises ValueError if the state is invalid."""
     try:
         texts = [entry["draft_text"], entry["target_text"], *entry["pieces"]]
         if not all(isinstance(text, str) for text in texts):

@@ -26,10 +26,7 @@ _DEFINITION = re.compile(r"^\s*(?:async\s+def|def|class)\s", re.MULTILINE)
 
 
 def find_program(text: str) -> str | None:
-    """Return the last code block with a definition.
-
-    If there is none, returns the last code block, or the whole text. Skips blank blocks.
-    """
+    """Return the last code block with a definition; without one, the last code block, or the whole text."""
     blocks: list[str] = [block.rstrip() for block in _BLOCK.findall(text) or [text] if block.strip()]
     return next(reversed([block for block in blocks if _DEFINITION.search(block)] or blocks), None)
 

@@ -38,10 +38,7 @@ class _Grader:
 
 
 def _read(row: Row) -> tuple[str, dict[str, Any]]:
-    """Return the question, followed by the choices with their letters.
-
-    `choices` is a list, or an object that contains the lists `text` and `label` (as in ARC).
-    """
+    """Read a row whose `choices` are a list, or an object with the lists `text` and `label` (as in ARC)."""
     choices = row["choices"]
     texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (choices, None)
     if not isinstance(texts, list) or not 1 < len(texts) <= len(string.ascii_uppercase):
@@ -53,7 +50,6 @@ def _read(row: Row) -> tuple[str, dict[str, Any]]:
 
 
 def _letter(answer: Any, letters: str, labels: list[Any]) -> str:
-    """Return the letter of a choice, given its index (from 0) or its label."""
     if type(answer) is int and 0 <= answer < len(letters):
         return letters[answer]
     if answer in labels:

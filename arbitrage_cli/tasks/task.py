@@ -12,10 +12,7 @@ from arbitrage_cli.types import Grade
 
 
 class Grader(Protocol):
-    """Grades solutions.
-
-    `protections` names the mechanisms that isolate programs under test. They are recorded with each run.
-    """
+    """Grades solutions. `protections` names the mechanisms that isolate programs under test."""
 
     @property
     def protections(self) -> Sequence[str]: ...
@@ -30,7 +27,7 @@ class Task:
 
     `instructions` is the system prompt. `find_answer` returns the answer in a solution, or None. `grader_version` returns
     the versions of everything that grades depend on. `runs_code` is true if grading runs model-written programs. `policy` is
-    the default policy for pairs without a router. The task is the default for data sets whose rows match one of `forms`.
+    the default without a router. The task is the default for data sets whose rows match one of `forms`.
     """
 
     name: str

@@ -29,10 +29,7 @@ COLUMNS = ("draft_reward", "target_reward", "draft_tokens", "target_tokens", "ta
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CollectedSolution:
-    """The states of one problem in a run, in order.
-
-    `is_whole` is false if the run was interrupted before the solution was finished.
-    """
+    """The states of one problem in a run. `is_whole` is false if the solution was not finished."""
 
     id: str
     question: str
@@ -44,9 +41,8 @@ class CollectedSolution:
 class Collected:
     """The n states of one or more runs.
 
-    `features` has shape (n, n_features); `part`, `pair` (an index into `pairs`) and `is_whole` have shape (n,). Tables of
-    taus are made only from whole solutions. `outcomes.problem` is an index into `questions`. `facts` contains one run.json
-    for each pair.
+    `features` has shape (n, n_features); `part`, `pair` (an index into `pairs`) and `is_whole` have shape (n,).
+    `outcomes.problem` is an index into `questions`. `facts` contains one run.json for each pair.
     """
 
     features: Floats
@@ -65,7 +61,7 @@ class Collected:
 
     @property
     def weight(self) -> NDArray[np.float64]:
-        """The weights (n,) of the states. Their mean is 1, and all pairs have the same total weight in each part."""
+        """The weights (n,) of the states. In each part, the mean is 1 and all pairs have the same total weight."""
         weight = np.ones(len(self.part))
         for part in np.unique(self.part):
             pairs, index, counts = np.unique(self.pair[self.part == part], return_inverse=True, return_counts=True)
@@ -75,27 +71,29 @@ class Collected:
     def prefixes(self, chosen: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.int64], NDArray[np.float64]]:
         """Return the m prefixes that a router scores in the chosen drafted steps.
 
-        The arrays contain the features (m, n_features), the state's index among the chosen states (m,), and the token count
-        (m,).
+        The arrays are the features (m, n_features), the state's index among the chosen states (m,), and the token count (m,).
         """
-        number, start = np.cumsum(chosen) - 1, 0
-        rows: list[Floats] = [np.empty((0, len(FEATURES)), np.float32)]
-        found: list[tuple[int, int]] = []
+        rank = np.cumsum(chosen) - 1  # the index of a state among the chosen states
+        rows: list[Floats] = []
+        states: list[int] = []
+        lengths: list[float] = []
+        start = 0
         for solution in self.solutions:
             end = start + len(solution.states)
             prefixes = prefixes_of(solution.question, solution.states) if chosen[start:end].any() else ()
             for index, num_tokens, row in prefixes:
                 if chosen[start + index]:
-                    rows.append(row[None])
-                    found.append((int(number[start + index]), num_tokens))
+                    rows.append(row)
+                    states.append(int(rank[start + index]))
+                    lengths.append(num_tokens)
             start = end
-        state, tokens = np.array(found, np.int64).reshape(-1, 2).T
-        return np.concatenate(rows), state, tokens.astype(np.float64)
+        features = np.array(rows, np.float32).reshape(-1, len(FEATURES))
+        return features, np.array(states, np.int64), np.array(lengths, np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CollectedRun:
-    """A run folder of `arbitrage collect`: its run.json, and the solutions that have states."""
+    """The run.json (`facts`) and the solutions with states of a run folder of `arbitrage collect`."""
 
     path: Path
     facts: Mapping[str, Any]
@@ -108,15 +106,11 @@ class CollectedRun:
 
     @property
     def step_end(self) -> StepEnd:
-        separator, least = (
-            self.facts.get("step_separator", BLANK_LINE.separator),
-            self.facts.get("step_least", BLANK_LINE.least),
-        )
-        return StepEnd(separator, least)
+        return StepEnd(self.facts["step_separator"], self.facts["step_least"])
 
     @property
     def pair(self) -> dict[str, Any]:
-        """The models in the format of a router card, without file paths."""
+        """The models as recorded in a router card, without file paths."""
         models = {role: self.facts["models"][role] for role in ("draft", "target")}
         return {
             role: {"name": model.get("name") or model.get("source"), "sha256": model.get("sha256")}
@@ -125,10 +119,10 @@ class CollectedRun:
 
 
 def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> Collected:
-    """Read run folders of `arbitrage collect`. Problems that occur in `test_folders` belong to the test part.
+    """Read run folders of `arbitrage collect`. Problems in `test_folders` belong to the test part.
 
-    Raises UsageError if a folder is not a run of `arbitrage collect`, a solution occurs twice, or runs end their steps
-    differently; DamagedRunError if a file is damaged.
+    Raises UsageError if a folder is not a run of `arbitrage collect`, if a solution occurs twice, or if steps end differently;
+    DamagedRunError if a file is damaged.
     """
     runs = [read_run(folder) for folder in folders] + [read_run(folder, is_test=True) for folder in test_folders]
     _refuse_duplicates(runs)
@@ -173,39 +167,42 @@ def _refuse_duplicates(runs: Sequence[CollectedRun]) -> None:
 
 
 def _join(runs: Sequence[CollectedRun]) -> Collected:
-    solutions = [(run, solution) for run in runs for solution in run.solutions]
-    states = [state for _, solution in solutions for state in solution.states]
-    lengths = [len(solution.states) for _, solution in solutions]
-    numbers: dict[str, int] = {}
-    problems = [numbers.setdefault(solution.question, len(numbers)) for _, solution in solutions]
-    tested = frozenset(solution.question for run, solution in solutions if run.is_test)
+    of_runs = [(run, solution) for run in runs for solution in run.solutions]
+    solutions = tuple(solution for _, solution in of_runs)
+    lengths = [len(solution.states) for solution in solutions]
+    questions = tuple(dict.fromkeys(solution.question for solution in solutions))
+    index_of = {question: index for index, question in enumerate(questions)}
+    tested = frozenset(solution.question for run, solution in of_runs if run.is_test)
     pairs = _distinct(run.pair for run in runs)
     outcomes = Outcomes(
-        np.repeat(np.arange(len(solutions)), lengths),
-        np.repeat(problems, lengths),
-        *(np.array([getattr(state, name) for state in states], np.float64) for name in COLUMNS),
+        solution=np.repeat(np.arange(len(solutions)), lengths),
+        problem=np.repeat([index_of[solution.question] for solution in solutions], lengths),
+        **{
+            name: np.array([getattr(state, name) for solution in solutions for state in solution.states], np.float64)
+            for name in COLUMNS
+        },
     )
     return Collected(
-        np.concatenate([features_of(solution.question, solution.states) for _, solution in solutions]),
-        outcomes,
-        np.array([part_of(question, tested) for question in numbers])[outcomes.problem],
-        np.repeat([pairs.index(run.pair) for run, _ in solutions], lengths),
-        np.repeat([solution.is_whole for _, solution in solutions], lengths),
-        tuple(_about(run) for run in runs),
-        pairs,
-        _distinct(dict(run.facts["reward"]) for run in runs),
-        _mean_costs(runs),
-        tuple(numbers),
-        runs[0].step_end,
-        tuple(solution for _, solution in solutions),
-        tuple(next(run.facts for run in runs if run.pair == pair) for pair in pairs),
+        features=np.concatenate([features_of(solution.question, solution.states) for solution in solutions]),
+        outcomes=outcomes,
+        part=np.array([part_of(question, tested) for question in questions])[outcomes.problem],
+        pair=np.repeat([pairs.index(run.pair) for run, _ in of_runs], lengths),
+        is_whole=np.repeat([solution.is_whole for solution in solutions], lengths),
+        runs=tuple(_about(run) for run in runs),
+        pairs=pairs,
+        rewards=_distinct(dict(run.facts["reward"]) for run in runs),
+        costs=_mean_costs(runs),
+        questions=questions,
+        step_end=runs[0].step_end,
+        solutions=solutions,
+        facts=tuple(next(run.facts for run in runs if run.pair == pair) for pair in pairs),
     )
 
 
 def part_of(question: str, tested: frozenset[str] = frozenset()) -> int:
-    """Return the part that a problem belongs to, which depends only on its text.
+    """Return the part of a problem, which depends only on its text.
 
-    If there are `tested` problems, they form the test part, and all other problems belong to training or validation.
+    If there are `tested` problems, only these form the test part.
     """
     if question in tested:
         return TEST

@@ -73,7 +73,7 @@ class Outcomes:
 
 
 def chance(curve: Numbers, number: Numbers) -> Numbers:
-    """Return the probabilities (r, n) that the curves (r, 2) give at the numbers (n,)."""
+    """Return the probabilities (r, n) of the curves (r, 2) at the numbers (n,)."""
     values: Numbers = 1 / (1 + np.exp(-(curve[:, :1] + curve[:, 1:] * number)))
     return values
 
@@ -81,7 +81,7 @@ def chance(curve: Numbers, number: Numbers) -> Numbers:
 def fit_curves(number: Numbers, share: Numbers, weight: Numbers, prior: Prior) -> Numbers:
     """Fit a curve to the shares (n,) for each row of weights (r, n), and return the curves (r, 2).
 
-    Each curve is the maximum a posteriori estimate, computed by Newton's method.
+    The curves are maximum a posteriori estimates, computed by Newton's method.
     """
     mean, precision = np.array(prior.mean), np.array(prior.deviation) ** -2.0
     inputs = np.stack([np.ones_like(number), number], axis=1)
@@ -96,7 +96,7 @@ def fit_curves(number: Numbers, share: Numbers, weight: Numbers, prior: Prior) -
 
 
 class ExpectedLoss:
-    """Estimates changes in reward from the router's probabilities (n,) and the outcomes of n states."""
+    """Estimates changes in reward from a router's probabilities (n,) and the outcomes of n states."""
 
     def __init__(self, probability: Numbers, outcomes: Outcomes) -> None:
         clipped = np.clip(probability, NEAREST, 1 - NEAREST)
@@ -124,10 +124,7 @@ class ExpectedLoss:
         return float(changes[0]), float(low), float(high)
 
     def _observed(self, accepted: NDArray[np.bool_]) -> Numbers:
-        """Return the change (solutions,) in each solution's reward, based on the recorded rewards.
-
-        The changed rewards are clipped to the range from 0 to 1.
-        """
+        """Return the change (solutions,) in each solution's reward, computed from the recorded rewards."""
         lost = np.add.reduceat(np.where(accepted, self._advantage, 0.0), self._starts)
         return np.clip(self._alone - lost, 0.0, 1.0) - self._alone
 

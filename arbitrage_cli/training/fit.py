@@ -17,8 +17,7 @@ from arbitrage_cli.routing.router import Network
 Numbers = NDArray[np.float64]
 Labels = NDArray[np.bool_]
 
-Parameters = tuple[Floats, Floats, Floats, float]
-"""The weights (d, h) and biases (h,) of the units, and the weights (h,) and bias of the output."""
+Parameters = tuple[Floats, Floats, Floats, float]  # the weights (d, h) and biases (h,) of the units, and those of the output
 
 INVERSE_PENALTIES = (0.001, 0.03, 1.0)  # C in scikit-learn's logistic regression
 PENALTIES = (2.0, 8.0, 30.0)  # alpha in scikit-learn's networks
@@ -69,10 +68,9 @@ def balanced(labels: Labels, groups: NDArray[np.int64]) -> Numbers:
 
 
 def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, members: int = 1) -> Network:
-    """Fit a network.
+    """Fit a logistic regression, or the average of `members` networks.
 
-    If the network has a hidden layer, training stops when the validation loss stops falling, and `members` networks are
-    averaged.
+    Training of a network stops when the validation loss stops falling.
     """
     mean = training.inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
     spread = training.inputs.std(axis=0, dtype=np.float64).astype(np.float32)
@@ -94,9 +92,9 @@ def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, mem
 
 
 def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | None = None) -> tuple[float, float]:
-    """Return the slope and shift that calibrate log-odds. Raises UsageError if the slope is not positive.
+    """Return the slope and shift of Platt scaling (J. Platt, Probabilistic outputs for support vector machines, 1999).
 
-    J. Platt, Probabilistic outputs for support vector machines (1999).
+    Raises UsageError if the slope is not positive.
     """
     examples = Examples(log_odds[:, None].astype(np.float32), labels, np.ones(len(labels)) if weights is None else weights)
     (slope,), bias = _fit_line(examples, NO_PENALTY)

@@ -1,7 +1,5 @@
 """Makes tables of taus from recorded states.
 
-For each tau, a table contains the escalation rate, the expected change in reward, and the tokens per solution.
-
 If a reward is the share of the target's continuations that reach the right answer, the losses of a solution add up to the
 difference in accuracy (the performance difference lemma, Kakade and Langford 2002). This assumes that the router visits the
 recorded states.
@@ -22,17 +20,14 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefixes:
-    """The prefixes of drafted steps that a router scores.
-
-    The columns (m,) are the index of the state, the number of tokens, and the probability.
-    """
+    """The m prefixes of drafted steps that a router scores. `state` contains indices of states."""
 
     state: NDArray[np.int64]
     tokens: NDArray[np.float64]
     probability: NDArray[np.float64]
 
     def stops(self, tau: float, num_states: int) -> NDArray[np.float64]:
-        """Return the number of tokens after which each step (n,) is stopped, or infinity if the step is not stopped."""
+        """Return the token counts (n,) at which steps are stopped, or infinity."""
         stops = np.full(num_states, np.inf)
         above = self.probability > clearly_above(tau)
         np.minimum.at(stops, self.state[above], self.tokens[above])
@@ -46,10 +41,7 @@ def make_table(
     costs: Costs | None,
     prefixes: Prefixes | None = None,
 ) -> TauTable:
-    """Return a table of these taus plus `ALWAYS` and `NEVER`, with its presets.
-
-    If `prefixes` are given, the table also contains rows for early stops.
-    """
+    """Return a table of these taus plus `ALWAYS` and `NEVER`. Rows with early stops require `prefixes`."""
     taus = sorted({ALWAYS, NEVER, *map(float, taus)})
     loss = ExpectedLoss(probability, outcomes)
     rows = [_row(tau, probability > tau, outcomes, loss) for tau in taus]
@@ -68,10 +60,7 @@ def make_table(
 
 
 def spread_taus(probability: Numbers, count: int = 20) -> list[float]:
-    """Return taus that divide the states, or the sum of their probabilities, into equal parts.
-
-    Taus are rounded to three significant digits.
-    """
+    """Return taus that divide the states, or the sum of their probabilities, into equal parts."""
     rising = np.sort(probability)
     shares = np.linspace(0, 1, count + 1)[1:-1]
     by_loss = np.interp(shares * rising.sum(), rising.cumsum(), rising)

@@ -1,8 +1,7 @@
 """Trains a router on collected states: fits networks, then chooses, calibrates and measures one of them.
 
-Networks are fitted to the training part. The validation part is used to decide when fitting stops, to choose a network, and
-to calibrate it. The test part is used only to measure the router. The table of taus is made from the validation and test
-parts. Training is deterministic.
+Networks are fitted to the training part. The validation part decides when fitting stops, which network is chosen, and how it
+is calibrated. The test part only measures the router. The table of taus is made from both. Training is deterministic.
 """
 
 import math
@@ -28,16 +27,13 @@ from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
 Numbers = NDArray[np.float64]
 Progress = Callable[[str], None]
 
-BASELINES: Mapping[str, Mapping[str, float]] = {
+BASELINES: Mapping[str, Mapping[str, float]] = {  # scores as weighted sums of features
     "lowest logprob": {"logprob_min": -1},
     "mean logprob": {"logprob_mean": -1},
     "equations": {"logprob_mean": -1, "wrong_equations": WRONG_EQUATION},
     "entropy": {"entropy_first": 1},
 }
-"""Baseline scores that need no router, as weighted sums of features."""
-
-COMPARED = (*BASELINES, "random")
-"""Baselines that a useful router should outperform."""
+COMPARED = (*BASELINES, "random")  # a useful router outperforms all of them
 
 MIN_CLASS = 10  # states per class in each part
 COLLECT_TO_THE_END = "rerun the command that collected the states to resume the run"
@@ -45,7 +41,7 @@ COLLECT_TO_THE_END = "rerun the command that collected the states to resume the 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A trained network, with its log-odds and selection score on the validation part."""
+    """A fitted network, with its log-odds and selection score on the validation part."""
 
     recipe: Recipe
     network: Network
@@ -90,10 +86,10 @@ def train(
 
 
 def with_taus(router: Router, collected: Collected, costs: Costs | None = None, *, name: str | None = None) -> Router:
-    """Return the router with a table of taus made from other states.
+    """Return the router with a table of taus made from other states, without the problems that it was trained on.
 
-    The table uses `costs`, or the collected costs if `costs` is None. Problems that the router was trained on are excluded.
-    Raises RouterError if steps end differently than in the router's training states; UsageError if there are too few states.
+    The default `costs` are those of the runs. Raises RouterError if steps end differently than in the training states;
+    UsageError if there are too few states.
     """
     router.check_steps(collected.step_end)
     if not collected.is_whole.any():
@@ -152,7 +148,6 @@ def _learn(collected: Collected, recipe: Recipe, seed: int, members: int = 1) ->
 
 
 def _examples(collected: Collected, part: int) -> Examples:
-    """Return the examples of a part. Each class of each pair has the same total weight."""
     chosen, is_better = collected.part == part, _truth_of(collected, part).is_better
     return Examples(collected.features[chosen], is_better, balanced(is_better, collected.pair[chosen]))
 
@@ -167,7 +162,6 @@ def _truth_of(collected: Collected, part: int) -> Truth:
 
 
 def _check(collected: Collected) -> None:
-    """Raise UsageError if a part, or a pair in training or validation, has too few states."""
     for part, called in enumerate(SPLIT):
         chosen = collected.part == part
         _check_part(collected, chosen, "to train on", f"the {called} part")
@@ -189,7 +183,6 @@ def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str, 
 
 
 def _collect_more(collected: Collected, chosen: NDArray[np.bool_]) -> str:
-    """Return a hint that says how many more problems the pair of the chosen states needs, and how to collect them."""
     pair = collected.pair[chosen][0] if chosen.any() else 0
     number, facts = _num_missing(collected, collected.pair == pair), collected.facts[pair]
     total = len(facts["ids"]) + number
@@ -257,10 +250,7 @@ def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
 
 
 def scores(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
-    """Return the scores (n,) that the router and each baseline give to the states.
-
-    `rsd` uses the true reward of the drafted step.
-    """
+    """Return the scores (n,) of the router and the baselines. `rsd` uses the true reward of the drafted step."""
     columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}
     return {

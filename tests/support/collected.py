@@ -10,6 +10,7 @@ import numpy as np
 from made_up_runs import describe
 from numpy.typing import NDArray
 
+from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES, features
 from arbitrage_cli.routing.states import State, state_to_json
 from arbitrage_cli.runs.folder import RunFolder
@@ -97,6 +98,8 @@ def write_run(
         "kind": "collect",
         "models": models,
         "fingerprint": {"seed": folder.name},
+        "step_separator": BLANK_LINE.separator,
+        "step_least": BLANK_LINE.least,
         "reward": {"kind": "prm", "name": "made up"},
         "costs": COSTS,
     }
