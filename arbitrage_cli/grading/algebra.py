@@ -1,8 +1,4 @@
-"""Compares expressions with math-verify, in a child process that forks for each comparison (`system.child`).
-
-Because math-verify processes untrusted model output, the fork must not evaluate text as code, start processes, write files
-or use the network.
-"""
+"""Compares expressions with math-verify in a child process, which may not evaluate code, write files or use the network."""
 
 import logging
 import os
@@ -16,12 +12,11 @@ _REFUSED = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "su
 _DECIMALS = 12  # decimal places that must agree with an exact number such as \\sqrt{2}
 _PRECISION = 30
 _CAPITAL = re.compile(r"(\\[a-zA-Z]+)|([A-DF-Z])(?! ?_)")  # E is Euler's number in math-verify
+# Compared before the first request, because some of SymPy's lazy imports evaluate text
 _WARM_UP_PAIRS = (("\\sqrt{8}", "2\\sqrt{2}"), ("y=2x", "2y=4x"), ("(0,1)", "0<x<1"), ("x^2-1", "(x+1)(x-1)"))
-"""A comparison made before the first request, because some of SymPy's lazy imports evaluate text."""
 
 
 def load() -> Callable[[str, str], str]:
-    """Import the libraries. Return a function that compares an answer with the gold answer."""
     sys.dont_write_bytecode = True
     algebra = Algebra()
 
@@ -33,7 +28,6 @@ def load() -> Callable[[str, str], str]:
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """Raise PermissionError if an audit event is a forbidden operation."""
     if event == "compile":  # a module is compiled under its path, text for eval under <string>
         is_refused = str(arguments[1]).startswith("<")
     elif event == "open":
@@ -45,7 +39,7 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 class Algebra:
-    """Wraps math-verify and corrects its known errors. Only LaTeX is parsed, because the plain-text parser uses eval."""
+    """Corrects known errors of math-verify. Only LaTeX is parsed, because the plain-text parser uses eval."""
 
     def __init__(self) -> None:
         import sympy
@@ -90,7 +84,7 @@ class Algebra:
         return found[0] if found else None
 
     def _as_solutions(self, value: Any) -> Any:
-        """Return the solution set of alternatives such as `x < 2 \\text{ or } x > 3`. Returns any other value unchanged."""
+        """Convert alternatives such as `x < 2 \\text{ or } x > 3` to their solution set."""
         parts = value.args if isinstance(value, self._sympy.FiniteSet) else ()
         are_relations = bool(parts) and all(isinstance(part, self._sympy.Rel | self._sympy.And) for part in parts)
         return self._sympy.Union(*(part.as_set() for part in parts)) if are_relations else value
@@ -103,7 +97,7 @@ class Algebra:
         return self._sympy.Float(text) if "." in text else self._sympy.Integer(int(text))
 
     def _is_really_equal(self, gold: Any, answer: Any) -> bool:
-        """Check a verdict of "equal", which can be wrong for tiny numbers and for equations without real solutions."""
+        """Reject math-verify's wrong matches between tiny numbers and between equations without real solutions."""
         sympy = self._sympy
         if any(isinstance(side, sympy.Eq) for side in (gold, answer)):
             if not all(isinstance(side, sympy.Eq) for side in (gold, answer)):
@@ -126,7 +120,7 @@ def _is_misread(gold: str, answer: str) -> bool:
 
 
 def _expand_signs(text: str) -> str:
-    """Return `1 + x, 1 - x` for `1 \\pm x`, which math-verify supports only outside brackets."""
+    """Return `1 + x, 1 - x` for `1 \\pm x`, because math-verify supports the sign only outside brackets."""
     return ", ".join(text.replace("\\pm", sign) for sign in "+-") if text.count("\\pm") == 1 else text
 
 

@@ -1,7 +1,6 @@
-"""Compares an answer with the gold answer as text, plain numbers and units. Evaluates nothing.
+"""Compares an answer with the gold answer as text, plain numbers and units, without evaluating expressions.
 
-Roots, symbols, lists, intervals and matrices are left to computer algebra. In case of doubt, answers count as different: a
-wrong "equal" is worse than a wrong "different".
+When in doubt, answers are treated as different, because a false match is worse than a missed match.
 """
 
 import re
@@ -14,10 +13,7 @@ MAX_LENGTH = 1000  # characters; longer answers are compared as plain text
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A verdict and the rule that it is based on.
-
-    If `is_equal` is None, computer algebra must compare `gold` and `answer`.
-    """
+    """A verdict and its rule. If `is_equal` is None, computer algebra must compare `gold` and `answer`."""
 
     is_equal: bool | None
     rule: str
@@ -26,7 +22,7 @@ class Comparison:
 
 
 def compare(gold: str, answer: str, unit: str = "") -> Comparison:
-    """Compare an answer with the gold answer. `unit` is the gold answer's unit, which is used if its text contains none."""
+    """Compare an answer with the gold answer. `unit` applies if the text of the gold answer contains no unit."""
     if max(len(gold), len(answer)) > MAX_LENGTH:
         return Comparison(gold.strip() == answer.strip(), "long text")
     gold, answer = normalise(gold), normalise(answer)
@@ -106,10 +102,7 @@ def _without_names(text: str) -> str:
 
 
 def _is_words(text: str) -> bool:
-    """Return whether a text consists of words.
-
-    Up to three letters count as a product of variables, unless they are in `\\text`.
-    """
+    """Return whether a text consists of words. Up to three letters are treated as a product, except in `\\text`."""
     bare = _TEXT.sub(r"\1", text)
     word = r"[^\W\d_]" if bare != text else r"[^\W\d_]{4}|\b[A-Z][a-z]|^(?:yes|no)$|\d:\d\d"
     return bool(re.fullmatch(r"[\w .,'\"&:()-]+", bare) and re.search(word, bare))
@@ -121,7 +114,7 @@ def _fold_words(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit's dimension, and its size relative to the dimension's base unit. The dimension of an unknown unit is ""."""
+    """A unit's dimension ("" if unknown), and its size relative to the dimension's base unit."""
 
     dimension: str = ""
     size: Fraction = Fraction(1)
@@ -179,7 +172,7 @@ def _measure(words: str, power: str | None) -> Unit:
 
 
 def _parse_number(text: str) -> Fraction | None:
-    """Return the exact value of an integer, decimal, fraction, mixed number, or ratio in lowest terms; otherwise None."""
+    """Parse an integer, decimal, fraction, mixed number, or ratio in lowest terms."""
     text = _THOUSANDS.sub(lambda found: re.sub("[, ]", "", found[0]), text)
     if not (found := _NUMBER.fullmatch(_FRACTION.sub(r" \1/\2", text).strip())):
         return None
@@ -193,9 +186,9 @@ def _parse_number(text: str) -> Fraction | None:
 
 
 def _is_same_quantity(gold: Fraction, gold_unit: Unit, answer: Fraction, answer_unit: Unit) -> bool:
-    """Return whether two quantities are equal.
+    """Compare two quantities. A unit is ignored if it is unknown or missing from one quantity.
 
-    Units that are unknown, or that only one quantity has, are ignored. 25% equals 1/4 and 25, but 0.5% does not equal 0.5.
+    25% equals 1/4 and 25, but 0.5% does not equal 0.5.
     """
     are_equal = gold * gold_unit.size == answer * answer_unit.size
     dimensions = gold_unit.dimension, answer_unit.dimension

@@ -1,9 +1,7 @@
-"""Runs a program and its tests in one process.
+"""Runs a program and its tests. `python -c` executes this source in the sandbox, where the package is not installed.
 
-This source is run by `python -c` in the sandbox, where the package is not installed. The input is a length, a JSON job of
-that length, and a secret. The secret is read only after all tests have passed. The output is "started", followed by a JSON
-line: ["passed", secret], or the kind and reason of a failure. The program can change anything in this process, so `main`
-stores the functions that it needs later before it runs the program.
+The input is a length, a JSON job of that length, and a secret, which is read only after all tests have passed. The output is
+"started", followed by a JSON line: ["passed", secret], or the kind and reason of a failure.
 """
 
 import faulthandler
@@ -25,7 +23,7 @@ _VERDICT, _SECRET = 61, 62  # file descriptors
 
 
 def main() -> None:
-    """Run the job, write the verdict, and end the process at once, so that the program's exit handlers do not run."""
+    # The program can replace anything in this process, so the functions that are needed afterwards are stored.
     read, write, leave, dumps, extract = os.read, os.write, os._exit, json.dumps, traceback.extract_tb
     os.dup2(1, _VERDICT)
     os.dup2(0, _SECRET)
@@ -33,9 +31,8 @@ def main() -> None:
     for stream in (0, 1, 2):
         os.dup2(os.open(os.devnull, os.O_RDWR), stream)
     for name, limit in job["limits"].items():
-        hard = (
-            resource.RLIM_INFINITY if name == "RLIMIT_CPU" else limit
-        )  # a SIGKILL at the hard limit would look like one from outside
+        # The SIGKILL at a hard CPU limit would look like one from outside.
+        hard = resource.RLIM_INFINITY if name == "RLIMIT_CPU" else limit
         resource.setrlimit(getattr(resource, name), (limit, hard))
     faulthandler.register(signal.SIGXCPU, _VERDICT, all_threads=False)  # works inside C code
     write(_VERDICT, b"started")
@@ -48,7 +45,7 @@ def main() -> None:
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are failures too
         verdict = _describe(error, [line for line in extract(error.__traceback__) if line.filename in (_PROGRAM, _TESTS)])
     write(_VERDICT, ("\n" + dumps(verdict)).encode())
-    leave(0)
+    leave(0)  # without the program's exit handlers
 
 
 def _read(size: int) -> bytes:
@@ -59,7 +56,7 @@ def _read(size: int) -> bytes:
 
 
 def _run(preamble: str, program: str, tests: str) -> None:
-    """Run the program, then the tests. The tests can use the program's names, but the program cannot use theirs."""
+    """Run the program, then the tests. The tests can use the program's names, but not vice versa."""
     module = ModuleType("program")
     sys.modules["program"] = module  # dataclasses and pickle look up the module here
     linecache.cache[_TESTS] = len(tests), None, tests.splitlines(keepends=True), _TESTS
@@ -70,7 +67,7 @@ def _run(preamble: str, program: str, tests: str) -> None:
 
 
 def _describe(error: BaseException, lines: Sequence[traceback.FrameSummary]) -> list[str]:
-    """Return the kind of a failure and its reason. `lines` are the traceback entries for the program and its tests."""
+    """Return the kind and reason of a failure. `lines` are the traceback entries for the program and its tests."""
     if isinstance(error, SystemExit):
         return ["ended", "ended its process (SystemExit)"]
     if isinstance(error, AssertionError) and lines and lines[-1].filename == _TESTS:

@@ -9,10 +9,7 @@ _MARKS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def boxed_answer(text: str) -> str | None:
-    """Return the content of the last `\\boxed{...}` that is complete and not blank.
-
-    If boxes are nested, returns the content of the outer box.
-    """
+    """Return the content of the last `\\boxed{...}` that is complete and not blank. Of nested boxes, the outer one counts."""
     boxes: list[tuple[int, int]] = []  # start and end of each complete box's content
     opened: list[int | None] = []  # per open brace, the start of its box's content; None for a brace without a box
     for mark in _MARKS.finditer(text):
@@ -31,7 +28,7 @@ def boxed_answer(text: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """The final answer of a solution, if there is one, and a description of where it was found or searched for."""
+    """The final answer of a solution, and a description of where it was found or searched for."""
 
     answer: str | None
     how: str
@@ -53,10 +50,7 @@ _MAX_SEARCHED = 50_000  # characters at the end of a text without a box
 
 
 def final_answer(text: str) -> Extracted:
-    """Return the last box that is not blank.
-
-    If there is none, return the text after the last "the answer is", or the last number.
-    """
+    """Return the last box that is not blank; otherwise the text after the last "the answer is", or the last number."""
     if (boxed := boxed_answer(text)) is not None:
         return Extracted(boxed, IN_BOX)
     text = text[-_MAX_SEARCHED:]
@@ -69,7 +63,6 @@ def final_answer(text: str) -> Extracted:
 
 
 def _sentence_at(text: str, start: int) -> str:
-    """Return the formula or sentence that begins at `start`, without the final period."""
     rest = text[start : start + _MAX_SENTENCE].lstrip()
     if enclosed := _ENCLOSED.match(rest):
         return next(filter(None, enclosed.groups()), "").strip()
@@ -80,17 +73,14 @@ def _sentence_at(text: str, start: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A gold answer, and its unit if the data set stores it separately.
-
-    If there are several answers, they are separated by commas, and all are required.
-    """
+    """A gold answer, and its unit if the data set stores the unit separately. Several required answers are separated by commas."""
 
     answer: str | None
     unit: str = ""
 
 
 def gold_answer(row: Mapping[str, Any]) -> Gold:
-    """Return the gold answer in `final_answer` or `answer`: text, a number, a list of both, or GSM8K's `#### 18`."""
+    """Return the gold answer in `final_answer` or `answer`, which may be text, a number, a list, or GSM8K's `#### 18`."""
     texts = next(filter(None, (_gold_texts(row.get(name)) for name in ("final_answer", "answer"))), [])
     unit = row.get("unit")
     return Gold(", ".join(texts) or None, unit.strip() if isinstance(unit, str) else "")
@@ -108,7 +98,7 @@ def _gold_texts(value: object) -> list[str]:
 
 
 def shown(text: str, width: int = 60) -> str:
-    """Return the text as one line of at most `width` characters. Unprintable characters are escaped."""
+    """Return the text as one line of at most `width` characters, with unprintable characters escaped."""
     start = " ".join(text[: 4 * width].split())
     safe = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in start)
     return safe if len(safe) <= width and len(text) <= 4 * width else f"{safe[:width]}…"

@@ -1,7 +1,6 @@
 """Grades mathematical solutions with our own rules, or with math-verify if the rules cannot decide.
 
-An answer such as `9^{9^{9^9}}` would keep math-verify busy forever, so it runs in a child process with limited time and
-memory.
+Because an answer such as `9^{9^{9^9}}` would never finish, math-verify runs in a child process with limits.
 """
 
 from collections.abc import Mapping
@@ -16,9 +15,9 @@ from arbitrage_cli.grading.extract import IN_BOX, final_answer, gold_answer, sho
 from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.types import Grade
 
-RULES_VERSION = 2
-"""The version of our own rules, which increases with every change that can change a grade."""
+RULES_VERSION = 2  # incremented whenever a change may affect grades
 
+# Outcomes that are not verdicts, but that a retry would not change
 _UNDECIDED: Mapping[str, str] = MappingProxyType(
     {
         "unreadable gold": "math-verify cannot read the gold answer",
@@ -28,7 +27,6 @@ _UNDECIDED: Mapping[str, str] = MappingProxyType(
         "time": "math-verify timed out",
     }
 )
-"""Outcomes that are not verdicts, but that a retry would not change."""
 
 
 def grader_version() -> str:
@@ -38,11 +36,7 @@ def grader_version() -> str:
 
 
 class MathGrader:
-    """Grades answers. As a context manager, it stops its child process on exit.
-
-    `seconds` limits the processor time of one comparison by math-verify; the limit on wall-clock time is five times as high.
-    `memory` limits how many bytes of address space a comparison may add to the child process (Linux only).
-    """
+    """Grades answers. `seconds` and `memory` limit each comparison by math-verify as described in `Child`."""
 
     protections = ()  # runs no programs
 
@@ -56,10 +50,7 @@ class MathGrader:
         self._child.close()
 
     def grade(self, text: str, row: Mapping[str, Any]) -> Grade:
-        """Grade the final answer of a solution against the gold answer in a data set row (see `gold_answer`).
-
-        Raises ProblemError if the child process is killed twice, because the answer is then not graded.
-        """
+        """Grade a solution's final answer against `gold_answer(row)`. Raises ProblemError if the child process is killed twice."""
         found, gold = final_answer(text), gold_answer(row)
         if gold.answer is None:
             return Grade("unscored", found.answer, "no gold answer in the data set")

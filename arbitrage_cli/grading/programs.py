@@ -17,8 +17,8 @@ from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.grading.extract import shown
 from arbitrage_cli.system.child import WALL_FACTOR, ChildError, Process, how
 
+# `failed` means a false assertion, `error` an exception, and `ended` that the program ended its process.
 VerdictValue = Literal["passed", "failed", "error", "time", "memory", "ended"]
-"""`failed`: an assertion is false. `error`: an exception. `ended`: the program ended its process."""
 
 _DRIVER = Path(__file__).with_name("driver.py")
 _PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
@@ -37,10 +37,7 @@ _KILLED = (-9, 128 + 9)  # exit status of a killed process, directly and from bu
 
 @dataclass(frozen=True, slots=True)
 class Tests:
-    """Test code with assertions, from a data set.
-
-    `preamble` is code that the program needs: the imports and helper functions in the prompt.
-    """
+    """Test code with assertions. `preamble` contains the imports and helper functions in the prompt."""
 
     script: str
     preamble: str = ""
@@ -58,11 +55,10 @@ class ProgramVerdict:
 
 @dataclass(frozen=True, slots=True)
 class ProgramRunner:
-    """Runs programs in a sandbox.
+    """Runs programs in a sandbox, or with resource limits only if the command prefix `sandbox` is empty.
 
-    `sandbox` is a command prefix. If it is empty, only the resource limits protect the machine. `seconds` limits the
-    processor time of a program and all its tests; the limit on wall-clock time is five times as high. `memory` limits the
-    address space of each process, in bytes (Linux only).
+    `seconds` limits the processor time of a program and its tests; the wall-clock limit is five times as high. `memory`
+    limits the address space of each process in bytes (Linux only).
     """
 
     sandbox: Sequence[str]
@@ -118,10 +114,7 @@ def _environment() -> dict[str, str]:
 
 
 def _read_verdict(output: bytes, secret: str) -> ProgramVerdict | None:
-    """Parse the last line of output.
-
-    The tests passed only if the line contains the secret, because the program can write anything else.
-    """
+    """Parse the last line of output. Only the secret proves that the tests passed, because the program can write any other line."""
     try:
         line = json.loads(output.rpartition(b"\n")[2])
     except (ValueError, RecursionError):
@@ -135,7 +128,7 @@ def _read_verdict(output: bytes, secret: str) -> ProgramVerdict | None:
 
 
 def _is_stopped(process_id: int) -> bool:
-    """Return whether the program or its bubblewrap process is stopped. A sandboxed program cannot stop itself."""
+    """Return whether the program or its bubblewrap process is stopped, which a sandboxed program cannot do itself."""
     try:
         while True:
             name, _, rest = Path(f"/proc/{process_id}/stat").read_text().partition("(")[2].rpartition(")")
@@ -149,10 +142,7 @@ def _is_stopped(process_id: int) -> bool:
 
 
 def find_sandbox() -> list[str]:
-    """Test bubblewrap once, and return the command prefix of a sandbox.
-
-    Raises UsageError if bubblewrap does not work on this machine.
-    """
+    """Return the command prefix of a sandbox. Raises UsageError if bubblewrap does not work on this machine."""
     if sys.platform != "linux":
         raise _no_sandbox("programs can be sandboxed on Linux only", "")
     program = shutil.which("bwrap")
@@ -181,11 +171,10 @@ def _no_sandbox(reason: str, hint: str) -> UsageError:
 
 
 def _sandbox(program: str) -> Iterator[str]:
-    """Yield a bubblewrap command.
+    """Yield a bubblewrap command without network or other processes, with a /tmp in memory and Python's files read-only.
 
-    The sandbox has no network, no other processes, a /tmp in memory, and read-only access to Python's files. If the user is
-    root, programs run as user `nobody`, because root is exempt from the limit on processes. Python may then be in root's
-    home folder, which this user cannot read, so an outer bubblewrap mounts it first.
+    If the user is root, programs run as `nobody`, because root is exempt from the limit on processes. An outer bubblewrap
+    first mounts Python's files, which may be in root's home folder.
     """
     above = ["/dev", "/tmp", *(str(path) for path in reversed(Path(sys.base_prefix).parents[:-1]))]  # noqa: S108
     folders = [word for path in above for word in ("--perms", "0755", "--dir", path)]  # accessible to nobody

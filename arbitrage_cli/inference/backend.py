@@ -1,4 +1,4 @@
-"""The interface between the engine and a loaded model: token ids in, logits out. All backends pass the same contract tests."""
+"""The interface between the engine and a loaded model: token ids in, logits out."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,10 +19,7 @@ MAX_SEQUENCES = 256  # per model; llama.cpp's maximum
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Describes a loaded model. `context_size` is the number of tokens per sequence.
-
-    `kv_cache` is the KV cache's number format, or "keys/values" if the formats differ.
-    """
+    """Describes a loaded model. `context_size` is in tokens per sequence. `kv_cache` is a format, or "keys/values" if they differ."""
 
     source: str
     name: str
@@ -39,9 +36,8 @@ class ModelCard:
 class Options:
     """Options for loading a model. The backend chooses a value for each option that is None.
 
-    A `gpu_layers` of -1 offloads all layers. `context_size` is the number of tokens per sequence. `kv_type` is f16, q8_0,
-    q4_0, f32 or auto. The default, auto, uses f16, but stores keys as q8_0 if the CPU processes them faster.
-    `template_variables` are passed to the chat template.
+    `context_size` is in tokens per sequence. A `gpu_layers` of -1 offloads all layers. The `kv_type` auto means f16, with keys
+    in q8_0 if the CPU processes them faster.
     """
 
     context_size: int | None = None
@@ -55,7 +51,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A time limit of `seconds` for a problem. The limit has passed once `clock()` exceeds `at`."""
+    """A time limit of `seconds` for one problem, which ends at time `at`."""
 
     at: float
     seconds: float
@@ -83,36 +79,34 @@ class Tokenizer(Protocol):
 
     @property
     def marker_tokens(self) -> Collection[str]:
-        """The texts of user-defined tokens, except whitespace. `tokenize` always converts each such text to a single token."""
+        """The texts of user-defined tokens, except whitespace. `tokenize` always returns a single token for each."""
 
     @property
     def prefix_token(self) -> int | None:
         """The token that every prompt must begin with, if any."""
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
-        """Tokenize plain text. Set `continues` if the text follows other text."""
+        """Tokenize plain text, which follows other text if `continues` is true."""
 
     def piece(self, token: int) -> bytes:
-        """Return the token's text as bytes, empty for control tokens."""
+        """Return the token's bytes, which are empty for control tokens."""
 
-    def is_end(self, token: int) -> bool:
-        """Return whether the token ends the sequence."""
+    def is_end(self, token: int) -> bool: ...
 
 
 class States(Protocol):
     """Saves and restores the sequences of a model that cannot remove trailing tokens."""
 
-    def num_held(self, sequence: int) -> int:
-        """Return the number of tokens in the sequence."""
+    def num_held(self, sequence: int) -> int: ...
 
     def save(self, sequence: int) -> State: ...
 
     def restore(self, sequence: int, position: int, state: State) -> None:
-        """Roll the sequence back to `position`, where `state` was saved. Earlier tokens must not have changed since then."""
+        """Roll back to `position`, where `state` was saved. Earlier tokens must not have changed since then."""
 
 
 class Backend(Protocol):
-    """One loaded model with a context for several sequences, numbered from 0. Not thread-safe."""
+    """A loaded model with a context for several sequences, numbered from 0. Not thread-safe."""
 
     @property
     def card(self) -> ModelCard: ...
@@ -125,7 +119,7 @@ class Backend(Protocol):
 
     @property
     def template_variables(self) -> Mapping[str, Any]:
-        """Variables for the chat template: `bos_token`, `eos_token` and those in `Options`."""
+        """The variables in `Options`, and `bos_token` and `eos_token`."""
 
     @property
     def states(self) -> States | None:
@@ -134,22 +128,20 @@ class Backend(Protocol):
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         """Append `tokens` to a sequence that holds `position` tokens, without computing logits.
 
-        Raises ContextFullError if the tokens do not fit in the context, TimedOutError if the deadline passes, and
-        ComputeError if the computation fails. After an error, the sequence is unchanged, unless the backend has `states`. In
-        that case, the caller must restore or empty the sequence.
+        Raises ContextFullError if the tokens do not fit; TimedOutError if the deadline passes; ComputeError if the computation
+        fails. After an error, the sequence is unchanged. If the backend has `states`, the caller must restore the sequence.
         """
 
     def decode(
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
     ) -> Floats:
-        """Append a batch of n tokens (at most MAX_DECODE) to sequences, at least one token to each.
+        """Append n tokens (at most MAX_DECODE) to sequences and return the logits (n, n_vocab) after each token.
 
-        Returns logits of shape (n, n_vocab), in which row i predicts the token after token i. The array is a view that is
-        valid until the next call. With one token per sequence, the deadline may be ignored. Raises the same errors as
-        `read`.
+        The array is valid until the next call. With one token per sequence, the deadline may be ignored. Raises the same
+        errors as `read`.
         """
 
     def drop(self, sequence: int, position: int) -> None:
-        """Remove all tokens of a sequence from `position` on."""
+        """Remove a sequence's tokens from `position` on."""
 
     def close(self) -> None: ...

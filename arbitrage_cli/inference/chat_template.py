@@ -1,4 +1,4 @@
-"""Builds prompts with the model's chat template. Control tokens are recognized only in the template's text, never in the user's."""
+"""Builds prompts with the model's chat template. Control tokens are recognized only in the template's own text."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ INSTRUCTIONS = "Please reason step by step, and put your final answer within \\b
 class PromptStyle:
     """Settings for prompts. If `think_format` is None, the format is detected in the template.
 
-    Set `explicit_thoughts` if the user turned thinking on or off. The template's thinking variable is then always set, and
+    `explicit_thoughts` is true if the user turned thinking on or off. The template's thinking variable is then always set, and
     an answer without thinking begins with an empty thinking phase even if the model's default is unknown.
     """
 
@@ -36,7 +36,7 @@ DEFAULT_STYLE = PromptStyle()
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """The text of a control token in the template, or any template text if the control tokens are unknown."""
+    """A control token in the template. If the control tokens are unknown, all template text is of this type."""
 
     text: str
 
@@ -60,12 +60,11 @@ LOOKS_LIKE_CONTROL = re.compile(rf"{SURELY_CONTROL.pattern}|<[^<>\s]{{1,64}}>|\[
 
 
 class ChatPrompt:
-    """Builds prompts for one model. A prompt ends where the assistant begins to write.
+    """Builds one model's prompts, which end where the assistant begins to write.
 
     If the template does not support system messages, the instructions are placed before the question. `control_tokens` is
     None if a server with an unknown vocabulary renders the template. The tokenizer recognizes `marker_tokens` even in plain
-    text, so questions and steps are split inside these markers. If the model thinks, the prompt ends where thinking begins;
-    `after` returns the text between thinking and the answer.
+    text, so questions and steps are split inside these markers.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class ChatPrompt:
 
     @property
     def own_format(self) -> ThinkFormat | None:
-        """The thinking format, or None if the template does not contain it."""
+        """The thinking format; None if the template does not contain it."""
         form, source = self.think_format, self._layouts.source
         return form if form.end in source or form.start in source else None
 
@@ -114,7 +113,6 @@ class ChatPrompt:
 
     @property
     def supports_effort(self) -> bool:
-        """Whether the template supports a reasoning effort."""
         low, high = (self._layouts.shown(QUESTION, variables_for(effort=effort)) for effort in ("low", "high"))
         return low != high and bool(low and high)
 
@@ -128,7 +126,7 @@ class ChatPrompt:
             raise ConversationError(error.message, "start a new conversation, or omit the system prompt") from error
 
     def segments(self, problem: Problem) -> list[Segment]:
-        """Return the prompt as control tokens and plain text. Raises TemplateError if the template does not render every message."""
+        """Return a problem's prompt. Raises TemplateError if the template does not render every message."""
         explicit = problem.explicit or self._explicit_thoughts
         roles = (*(turn.role for turn in problem.turns), *QUESTION)
         switch = None if problem.thinks == bool(self.thinks_by_itself) and not explicit else problem.thinks
@@ -146,7 +144,7 @@ class ChatPrompt:
         return segments
 
     def after(self, step: Step) -> list[Segment]:
-        """Return the text to insert after a kept step. It ends thinking after the last thought and is otherwise empty."""
+        """Return the text between a kept step and the next step, which ends thinking after the last thought."""
         segments: list[Segment] = []
         if step.ends_thoughts:
             forced = FORCED_END if step.stop == "think_budget" else ""
@@ -154,7 +152,6 @@ class ChatPrompt:
         return segments
 
     def _phase_start(self, layout: Layout, *, thinks: bool, explicit: bool) -> str:
-        """Return the text to append to the prompt to start thinking or the answer."""
         form, state = self.think_format, self.think_format.state_after(layout.end)
         if thinks:
             return "" if state == "thoughts" else form.opens
@@ -206,7 +203,6 @@ def cut_inside(text: str, matches: Iterable[re.Match[str]]) -> list[str]:
 
 
 def _any_of(texts: Iterable[str], *, overlapping: bool = False) -> re.Pattern[str]:
-    """Return a pattern that matches any of the texts, longer texts first. If `overlapping` is true, matches may overlap."""
     found = sorted((text for text in texts if text), key=len, reverse=True)
     pattern = "(" + "|".join(map(re.escape, found)) + ")"
     return re.compile((f"(?={pattern})" if overlapping else pattern) if found else "(?!)")

@@ -1,7 +1,6 @@
 """Rolls sequences back by removing trailing tokens, or by restoring a checkpoint if the model cannot remove tokens.
 
-A checkpoint is a copy of the recurrent layers' state. Checkpoint sizes range from a few kilobytes to 200 MB, but do not
-depend on the number of tokens.
+A checkpoint is a copy of the recurrent layers' state: a few kilobytes to 200 MB, regardless of the number of tokens.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ class _Checkpoint:
 
 
 class Checkpoints:
-    """Prefills and rolls back sequences, updating the caller's lists of held ids. Keeps at most `most` checkpoints per sequence."""
+    """Prefills and rolls back sequences, and updates the lists of held ids. Keeps at most `most` checkpoints per sequence."""
 
     def __init__(self, backend: Backend, most: int | None = None) -> None:
         self._backend = backend
@@ -41,7 +40,7 @@ class Checkpoints:
         held += tokens
 
     def cut(self, sequence: int, held: list[int], position: int) -> None:
-        """Remove all ids from `position` on, or restore an earlier checkpoint if the model cannot remove trailing tokens."""
+        """Remove all ids from `position` on. If the model cannot remove them, restore the latest earlier checkpoint."""
         if not self._states:
             self._backend.drop(sequence, position)
             del held[position:]
@@ -51,8 +50,8 @@ class Checkpoints:
     def save(self, sequence: int, position: int, *, pinned: bool = False) -> None:
         """Save a checkpoint of a sequence that holds `position` tokens, unless the model can remove trailing tokens.
 
-        If there are too many checkpoints, the oldest one is evicted. The latest pinned checkpoint is never evicted. If none
-        is pinned, the first one is kept, because it may hold the prefix of every prompt.
+        Surplus checkpoints are evicted, the oldest first. The latest pinned checkpoint is never evicted. If none is pinned,
+        the first checkpoint is kept, because it may hold the prefix of every prompt.
         """
         if not self._states or not position or self._most == 0:
             return

@@ -1,7 +1,7 @@
 """Prefills, decodes and draws tokens to write steps with one model.
 
-After a verified proposal, tokens are drawn from the same logits and with the same random numbers as in ordinary decoding. If
-the model computes the same logits in a batch, a proposal therefore does not change the text.
+Verification uses the same random numbers as ordinary decoding, so a proposal does not change the text if the model computes
+the same logits in a batch.
 """
 
 import logging
@@ -39,8 +39,8 @@ class OpenProblem:
 class StepInProgress:
     """A step that is being written.
 
-    `unread` is never empty and contains the ids to compute before the next token is drawn. `proposal` is used for the first
-    `max_proposed` tokens of the step. `cost` excludes decoding.
+    `unread` contains the ids, at least one, to compute before the next token is drawn. `proposal` applies to the first
+    `max_proposed` tokens. `cost` excludes decoding.
     """
 
     opened: OpenProblem
@@ -78,7 +78,6 @@ class StepInProgress:
 
 
 def is_loop(tokens: Sequence[object]) -> bool:
-    """Return whether a step ends in a loop, as defined by `LOOP` and `TIMES`. `tokens` may be ids or texts."""
     if len(tokens) < LOOP:
         return False
     for period in range(1, len(tokens) // TIMES + 1):
@@ -90,7 +89,7 @@ def is_loop(tokens: Sequence[object]) -> bool:
 
 
 def text_end(text: StepText, tokens: Sequence[object], phase: Phase) -> StepStop | None:
-    """Return why a step's text ends the step, or None if the step continues. `tokens` may be ids or texts."""
+    """Return why the text ends the step; None if the step continues. `tokens` may be ids or texts."""
     if text.has_marker:
         return "thought" if phase == "think" else "end"
     if text.ended:
@@ -99,7 +98,7 @@ def text_end(text: StepText, tokens: Sequence[object], phase: Phase) -> StepStop
 
 
 def step_end(stop: StepStop | None, *, is_spent: bool, is_last_thought: bool, is_full: bool) -> StepStop | None:
-    """Return why a step ends, or None if it continues. `is_spent` refers to the token budget."""
+    """Combine `stop`, the reason found in the text, with the token budget and the context size."""
     if stop in ("thought", "end"):
         return stop
     if is_spent and is_last_thought:
@@ -120,14 +119,14 @@ class Decoder:
         self._reported: set[int] = set()  # control tokens that were warned about
 
     def read(self, step: StepInProgress) -> None:
-        """Prefill some unread tokens. The last one is always decoded, so that statistics do not depend on the cache."""
+        """Prefill some unread tokens, but not the last one, which is always decoded so that statistics do not depend on the cache."""
         began = self._clock()
         num_read = step.opened.cached.read(step.unread[:-1])
         del step.unread[:num_read]
         step.cost += Cost(prefill_tokens=num_read, prefill_seconds=self._clock() - began)
 
     def decode(self, steps: Sequence[StepInProgress], rows: Sequence[list[int]]) -> list[list[str]]:
-        """Decode a batch. For each step, draw tokens until one differs from the step's row. Return the texts of the drawn tokens."""
+        """Decode a batch. For each step, draw tokens until one differs from the step's row, and return the tokens' texts."""
         logits = self._cache.decode([(step.opened.cached, tokens) for step, tokens in zip(steps, rows, strict=True)])
         drawn: list[list[str]] = []
         row = 0
@@ -146,7 +145,7 @@ class Decoder:
         sampler: Sampler,
         should_continue: Callable[[Floats, int], bool],
     ) -> Cost:
-        """Prefill `unread` and decode up to `max_tokens` tokens outside a step, while `should_continue(logits, token)` is true."""
+        """Prefill `unread` and decode tokens outside a step, while `should_continue(logits, token)` returns true."""
         *before, token = unread
         num_read, num_decoded = len(before), 0
         began = self._clock()
@@ -163,7 +162,6 @@ class Decoder:
         return Cost(num_read, read - began, num_decoded, self._clock() - read)
 
     def _draw_while_proposed(self, step: StepInProgress, tokens: list[int], logits: Floats, row: int) -> list[str]:
-        """Draw a token after each of `tokens` until one differs from the next of `tokens`. Their logits begin at `row`."""
         texts: list[str] = []
         for index, token in enumerate(tokens, start=row):
             if texts and (step.stop or token != step.unread[0]):
@@ -173,7 +171,7 @@ class Decoder:
         return texts
 
     def _draw(self, step: StepInProgress, logits: Floats) -> str:
-        """Draw the next token from `logits` (n_vocab,), set `step.stop` if the step ends, and return the token's text."""
+        """Draw the next token from `logits` (n_vocab,) and return its text. Sets `step.stop` if the step ends."""
         token = step.opened.sampler.choose(logits, step.opened.cached.problem.question, len(step.opened.cached.held))
         if step.proposal:
             step.opened.acceptance.follow(step.proposal, token)
@@ -204,8 +202,4 @@ class Decoder:
         texts = [text for text, control in self._tokenizer.control_tokens.items() if control == token]
         if texts and token not in self._reported:
             self._reported.add(token)
-            log.warning(
-                "%s wrote the control token %s, which has no text and is missing from the results",
-                self._name,
-                texts[0],
-            )
+            log.warning("%s wrote the control token %s, which has no text and is not in the results", self._name, texts[0])

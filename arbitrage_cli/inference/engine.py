@@ -1,12 +1,10 @@
-"""Writes steps with one model, for many problems at once.
+"""Writes steps with one model, for many problems at once. Steps enter and leave the engine as text; token ids stay inside.
 
-Each tick advances all started steps by one batch: unread tokens are prefilled, then tokens are decoded until the step ends or
-is stopped early. Steps enter and leave the engine as text; token ids stay inside.
+Each tick advances all started steps by one batch, which prefills unread tokens or decodes tokens.
 
 A rejected draft step becomes the target's proposal: the target verifies the step's tokens in batches and keeps the tokens
 that it would have drawn itself. If the target's text departs from the proposal, the draft can continue the new text. This is
-speculative decoding (arXiv 2211.17192) with text instead of tokens. Prompt lookup also proposes tokens that followed the
-same words earlier in the text.
+speculative decoding (arXiv 2211.17192) with text instead of tokens.
 """
 
 import time
@@ -33,9 +31,9 @@ UNSURE = 0.6  # a continuation ends when the joint probability of its tokens fal
 
 @dataclass(frozen=True, slots=True)
 class SlotUpdate:
-    """The effect of a tick on one slot. Either a token was drawn, or `num_unread` tokens remain to be prefilled.
+    """The effect of a tick on one slot: a token was drawn, `num_unread` tokens remain to be prefilled, or the step failed.
 
-    `step` is set if the token ended the step, and `error` if the step failed.
+    `step` is set if the token ended the step.
     """
 
     slot: int
@@ -86,7 +84,7 @@ class Engine:
 
     @property
     def seconds_per_token(self) -> float:
-        """The planner's estimate of the time to decode a single token; 0 if unknown."""
+        """The estimated time to decode a single token; 0 if unknown."""
         return self._planner.costs.decode_seconds
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
@@ -100,10 +98,7 @@ class Engine:
     # --- writing steps
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-        """Start the requested step, which `tick` writes. Return the number of unread tokens.
-
-        Raises ContextFullError if the context has no room for another token.
-        """
+        """Start the requested step and return the number of unread tokens. Raises ContextFullError if the context is full."""
         trace, opened = request.trace, self._slots[slot]
         unread, room = opened.cached.prepare(trace)
         phase, (budget, is_last_thought) = trace.phase, trace.next_budget
@@ -134,13 +129,13 @@ class Engine:
         return Proposal(tokens, opened.history)
 
     def tick(self) -> list[SlotUpdate]:
-        """Advance every step by prefilling unread tokens or by decoding. All decoding steps share one batch."""
+        """Advance every step by one batch. All decoding steps share a batch."""
         reading = [slot for slot, step in self._steps.items() if len(step.unread) > 1]
         decoding = [slot for slot, step in self._steps.items() if len(step.unread) == 1]
         return [update for slot in reading for update in self._try(self._read, [slot])] + self._try(self._decode, decoding)
 
     def _try(self, work: Callable[[list[int]], list[SlotUpdate]], slots: list[int]) -> list[SlotUpdate]:
-        """Call `work` with all slots. If this fails, try each slot separately, so that only the failing problem ends.
+        """Call `work` with all slots. If the call fails, try each slot separately, so that only the failing problem is aborted.
 
         A failing step is first retried without its proposal, because the model might never write the proposed text.
         """
@@ -184,7 +179,6 @@ class Engine:
         return updates
 
     def _finish(self, slot: int) -> Step | None:
-        """Return the slot's step if it has ended or is stopped early, otherwise None."""
         step = self._steps[slot]
         if step.stop is None and self._stops_early(step):
             step.stop = "early"
@@ -200,7 +194,7 @@ class Engine:
         return written
 
     def _stops_early(self, step: StepInProgress) -> bool:
-        """Return whether to stop a step early. Steps are never stopped inside a character, because statistics need its text."""
+        # Statistics need the text of every token, so steps are not stopped inside a character.
         if step.early_stop is None or step.text.is_inside_character or not step.early_stop.is_due(len(step.tokens)):
             return False
         token_stats = self._token_stats(step)
@@ -218,7 +212,7 @@ class Engine:
     def speculate(self, slot: int, trace: Trace, prefix: str, max_tokens: int) -> tuple[str, Cost]:
         """Continue the `prefix` of another model's step by at most `max_tokens`, as long as this model is confident.
 
-        Returns the continuation, which is not stored, and its cost. Raises ContextFullError if the context is full.
+        Returns the continuation and its cost. Raises ContextFullError if the context is full.
         """
         if slot in self._steps:
             raise ValueError(f"slot {slot} is already writing a step")
@@ -239,7 +233,6 @@ class Engine:
         return text.so_far[len(prefix) :], cost
 
     def _ask_speculator(self, slot: int) -> None:
-        """Ask the speculator to continue the step if this is likely to save time."""
         step = self._steps[slot]
         place = step.place
         if step.speculator is None or (place.num_left and place.source != "lookup") or step.text.is_inside_character:
@@ -269,7 +262,7 @@ class Engine:
         return self._token_costs.seconds_alone(own, len(cached.prompt) - cached.num_reused, num_tokens)
 
     def measure(self) -> Cost:
-        """Measure how long the model takes to prefill and decode a short prompt. `seconds_alone` uses the result."""
+        """Measure the time to prefill and decode a short prompt, which `seconds_alone` uses."""
         self.cache.clear_first_slot()
         try:
             cached = self.cache.open(0, MEASURED)
@@ -296,5 +289,5 @@ class Engine:
 
 
 def as_speculator(draft: object) -> Speculator | None:
-    """Return the draft if it is an engine and its model can remove trailing tokens, otherwise None."""
+    """Return the draft if it is an engine whose model can remove trailing tokens, otherwise None."""
     return draft if isinstance(draft, Engine) and draft.cache.backend.states is None else None

@@ -1,14 +1,14 @@
 """Keeps one model's KV cache consistent with the traces of the problems in flight.
 
 Before a step is written, the cached ids are compared with the required ids. Cached ids after the first difference are dropped,
-and missing ids are returned for prefill. Steps written by this model keep their ids; other text is tokenized.
+and missing ids are returned for prefill.
 
-A model with recurrent layers cannot remove trailing tokens, so it is rolled back to a checkpoint. Checkpoints are saved
-after the shared prompt prefix and before each step. In a conversation, checkpoints are also saved at the end and after the
-latest question, because later prompts omit earlier thinking.
+A model that cannot remove trailing tokens is rolled back to a checkpoint. Checkpoints are saved after the shared prompt prefix
+and before each step. In a conversation, checkpoints are also saved at the end and after the latest question, because later
+prompts omit earlier thinking.
 
-The prefix shared by all prompts is prefilled separately. Later tokens are therefore computed in the same batches whether or
-not the prefix was cached.
+The prefix shared by all prompts is prefilled separately, so that the batches of later tokens do not depend on whether the
+prefix was cached.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +30,7 @@ Keep = Literal["nothing", "prefix", "conversation"]  # the ids that stay in a sl
 
 
 class StepIds:
-    """The token ids of the steps in one trace. Steps written by this model keep their ids; other steps are tokenized."""
+    """The token ids of the steps in one trace. Steps written by this model keep their ids; other steps must be tokenized."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Step, list[int]]] = []
@@ -40,7 +40,7 @@ class StepIds:
         self._written = (step, ids)
 
     def missing(self, trace: Trace) -> Iterator[tuple[Step, list[int]]]:
-        """Forget steps that are not in the trace. Yield each new step with its ids, or with [] if another model wrote it."""
+        """Forget steps that are not in the trace. Yield each new step with its ids, or with [] if another model wrote the step."""
         kept = [decision.kept for decision in trace.decisions]
         is_known = (step is known for step, (known, _) in zip(kept, self._steps, strict=False))
         del self._steps[sum(takewhile(bool, is_known)) :]
@@ -57,11 +57,11 @@ class StepIds:
 
 @dataclass(slots=True, eq=False)
 class CachedProblem:
-    """A problem's prompt, and its token ids in the backend's sequence (`held`).
+    """A problem's prompt, and the ids in the backend's sequence (`held`).
 
-    All prompts share the first `num_shared` ids. `num_reused` ids were already cached when the problem was opened. A later
-    prompt continues this conversation if it begins with the first `num_needed` ids of `held`. `question_end` is the index of
-    the first id after the question. `last_index` is the index of the last id before the current step.
+    All prompts share the first `num_shared` ids. `num_reused` ids were cached before the problem. A later prompt continues
+    this conversation if it begins with the first `num_needed` ids of `held`. `question_end` is the index of the first id after
+    the question, and `last_index` the index of the last id before the current step.
     """
 
     cache: "Cache"
@@ -80,8 +80,8 @@ class CachedProblem:
     def prepare(self, trace: Trace, prefix: str = "") -> tuple[list[int], int]:
         """Drop the cached ids that differ from the ids of the trace and of the next step's `prefix`.
 
-        Returns the ids to compute and the number of tokens that fit after them. The last id is always computed, because its
-        logits are needed. Raises ContextFullError if the context is full.
+        Returns the ids to compute, at least one, and the number of tokens that fit after them. Raises ContextFullError if the
+        context is full.
         """
         size = self.cache.context_size
         required = self._ids_of(trace) + self.cache.step_ids(prefix)
@@ -98,7 +98,7 @@ class CachedProblem:
         return required[len(self.held) :], size - len(required)
 
     def read(self, tokens: list[int]) -> int:
-        """Prefill the first tokens and return how many were prefilled. Raises the same errors as `Backend.read`."""
+        """Prefill some of the tokens and return their number. Raises the same errors as `Backend.read`."""
         memory, start = self.cache.memory, len(self.held)
         ends = [self.num_shared]
         if self.cache.keeps == "conversation" and not memory.drops_tails:
@@ -110,7 +110,7 @@ class CachedProblem:
         return most
 
     def cut(self, position: int) -> None:
-        """Remove all ids from `position` on. Removing ids costs time but never changes the text."""
+        """Remove all ids from `position` on, which never changes the text."""
         self.cache.memory.cut(self.sequence, self.held, position)
 
     def remember(self, step: Step, tokens: list[int]) -> None:
@@ -131,10 +131,9 @@ class CachedProblem:
 
 
 class Cache:
-    """The KV cache of one model, with one sequence per slot. `slot` is the index of a problem in flight.
+    """The KV cache of one model. Slot n, for the nth problem in flight, uses the backend's sequence `first_sequence` + n.
 
-    Slot n uses the backend's sequence `first_sequence` + n, so two caches can share a backend. If ids are kept after a problem,
-    no other cache may use the same sequences, even between problems. Each slot keeps at most `most_checkpoints` checkpoints.
+    Caches may share a backend. If ids are kept after a problem, no other cache may ever use their sequences.
     """
 
     def __init__(
@@ -160,7 +159,7 @@ class Cache:
         self._closed: dict[int, CachedProblem] = {}  # by free slot
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> CachedProblem:
-        """Start a problem. Raises ContextFullError if the prompt fills the context; ConversationError if the template rejects it."""
+        """Start a problem. Raises ContextFullError if its prompt is too long; ConversationError if the template rejects the prompt."""
         prompt = self.prompt_ids(problem)
         if len(prompt) >= self.context_size:
             raise ContextFullError(
@@ -186,7 +185,7 @@ class Cache:
     def _reuse(self, slot: int, prompt: list[int], num_shared: int) -> tuple[list[int], int]:
         """Drop the cached ids that this prompt cannot reuse. Return the reused ids and their `num_needed`.
 
-        A prompt that continues the conversation reuses the common prefix; any other prompt reuses at most the shared prefix.
+        Only a prompt that continues the conversation reuses more than the shared prefix.
         """
         last = self._closed.pop(slot, None)
         if last is None:
@@ -211,7 +210,7 @@ class Cache:
         self.memory.cut(self._first, [], 0)
 
     def decode(self, batch: Sequence[tuple[CachedProblem, list[int]]]) -> Floats:
-        """Decode the tokens of all problems in one batch. The caller must add the tokens that it keeps to `held`."""
+        """Decode the tokens of all problems in one batch. The caller must add the kept tokens to `held`."""
         for cached, _ in batch:
             if len(cached.held) == cached.last_index:
                 self.memory.save(cached.sequence, cached.last_index)
@@ -241,7 +240,7 @@ class Cache:
         return "thought" if phase == "think" else "end"
 
     def proposed_ids(self, text: str, phase: Phase, prefix: str = "") -> list[int]:
-        """Tokenize a proposed step, or its text after `prefix`, without the token that ends the step."""
+        """Tokenize a proposed step, or its continuation after `prefix`, without the token that ends the step."""
         return self.before_end(self.step_ids(text), self.step_text(phase, prefix))
 
     def before_end(self, tokens: list[int], text: StepText) -> list[int]:
@@ -249,7 +248,7 @@ class Cache:
         return tokens[: text.num_before_end(map(self.backend.tokenizer.piece, tokens))] if tokens else tokens
 
     def _shared_ids(self, problem: Problem) -> tuple[list[int], int]:
-        """Return the prefix that similar prompts share, or [] if it is short, and the length of their shared suffix."""
+        """Return the prefix that similar prompts share, or [] if the prefix is short, and the length of their shared suffix."""
         if problem.thinks not in self._shared:
             thoughts = None if problem.thinks else 0
             first, second = (self.prompt_ids(Problem("", question, think_tokens=thoughts)) for question in ("a", "1"))
@@ -264,7 +263,7 @@ def chat_prompt(backend: Backend, style: PromptStyle) -> ChatPrompt:
 
 
 def prompt_ids(backend: Backend, segments: Iterable[Segment]) -> list[int]:
-    """Return the token ids of a prompt. Raises ModelUnsupportedError if the tokenizer returns no tokens."""
+    """Tokenize a prompt. Raises ModelUnsupportedError if the tokenizer returns no tokens."""
     tokenizer = backend.tokenizer
     ids = segment_ids(tokenizer, segments)
     prefix = tokenizer.prefix_token

@@ -1,4 +1,4 @@
-"""Renders chat templates with placeholders, so that templates never receive the user's text. The result is a `Layout`.
+"""Renders chat templates with placeholders, so that templates never receive the user's text.
 
 Because templates come from model files, they are rendered in a sandboxed child process with limited time and memory.
 """
@@ -21,8 +21,7 @@ MAX_RENDER_BYTES = 256 << 20
 MAX_LAYOUTS = 32  # cached per model; also the number of cached renderings
 
 Messages = list[dict[str, str]]
-Render = Callable[[Messages, Mapping[str, Any]], str]
-"""Renders messages with template variables, up to where the assistant begins to write. Raises the same errors as `render`."""
+Render = Callable[[Messages, Mapping[str, Any]], str]  # takes template variables; raises the same errors as `render`
 
 QUESTION: tuple[MessageRole, ...] = ("user",)
 CONVERSATION: tuple[MessageRole, ...] = ("user", "assistant", "user")
@@ -30,7 +29,7 @@ CONVERSATION: tuple[MessageRole, ...] = ("user", "assistant", "user")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A rendered template. `slots` are the placeholders for messages, and `system` is the placeholder for instructions, if any."""
+    """A rendered template. `slots` are the placeholders for messages, and `system` is the placeholder for instructions."""
 
     text: str
     slots: Sequence[str]
@@ -42,10 +41,7 @@ class Layout:
 
 
 class Layouts:
-    """The layouts of one model's template, or plain question-and-answer layouts if there is no template.
-
-    `template` is either the template's text, which is rendered with `variables`, or a function that lets a server render it.
-    """
+    """The layouts of one model's template, or plain question-and-answer layouts if there is no template."""
 
     def __init__(self, template: str | Render | None, variables: Mapping[str, Any], *, has_instructions: bool) -> None:
         self._template, self._variables, self._has_instructions = template, variables, has_instructions
@@ -54,21 +50,18 @@ class Layouts:
 
     @cached_property
     def source(self) -> str:
-        """The template's text.
-
-        If a server renders the template, the text is a rendered conversation followed by prompts with thinking on and off.
-        """
+        """The template's text, or rendered examples with thinking on and off if a server renders the template."""
         if not callable(self._template):
             return self._template or ""
         return self.shown(CONVERSATION) + "".join(self.shown(QUESTION, variables_for(on)) for on in (True, False))
 
     @property
     def question(self) -> Layout:
-        """The layout of a single question. Raises TemplateError if the template cannot render it."""
+        """The layout of a single question. Raises TemplateError if rendering fails."""
         return self.of(QUESTION, self._has_instructions)
 
     def shown(self, roles: Sequence[MessageRole], variables: Variables = ()) -> str:
-        """Return the text of rendered messages with these roles, or "" if rendering fails."""
+        """Return rendered messages with these roles, or "" if rendering fails."""
         try:
             return self.of(roles, self._has_instructions, variables).text
         except TemplateError:
@@ -111,14 +104,14 @@ def _without_template(roles: Sequence[MessageRole], texts: Sequence[str]) -> str
 
 
 class RoleRefusedError(Exception):
-    """The template called `raise_exception`, as many templates do for system messages."""
+    """Raised if the template calls `raise_exception`, as many templates do for system messages."""
 
 
 @cache
 def _placeholder(name: str) -> str:
-    """Return a random string of letters, so that no text contains it and trimming, quoting or escaping does not change it.
+    """Return random letters, which no text contains and which trimming, quoting and escaping do not change.
 
-    The placeholder for a name is constant, so that models with the same template share renderings.
+    A name's placeholder is constant, so that models with the same template share renderings.
     """
     return "slot" + "".join(secrets.choice(ascii_lowercase) for _ in range(24))
 
@@ -144,7 +137,7 @@ def _rendered(template: str, arguments: str) -> tuple[str, str]:
 
 @cache
 def renderer() -> Child:
-    """Return the child process that renders all templates. It ends with this process. Starting it early saves time."""
+    """Return the child process that renders all templates."""
     return Child("arbitrage_cli.inference.rendering:load", seconds=MAX_RENDER_SECONDS, memory=MAX_RENDER_BYTES)
 
 

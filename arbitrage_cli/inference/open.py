@@ -1,8 +1,7 @@
 """Opens GGUF models and scripted models by name.
 
-llama.cpp ends the process on some damaged files, so each file that is new on this machine is first tried in a separate process.
-Files that pass are recorded with their sha256 and the llama-cpp-python version. Failures are not recorded, because the machine
-may be the cause.
+llama.cpp ends the process on some damaged files, so each new file is first tried in a separate process. Files that pass are
+recorded with their sha256 and the llama-cpp-python version. Failures are not recorded, because the machine may be the cause.
 """
 
 import functools
@@ -37,7 +36,7 @@ log = logging.getLogger("arbitrage.models")
 
 
 def open_model(source: str, options: "Options", progress: Callable[[float], None] | None = None) -> "Backend":
-    """Load a model, downloading it if necessary. `progress` is called with fractions from 0 to 1.
+    """Load a model, downloading the model if necessary. `progress` is called with fractions from 0 to 1.
 
     Raises ModelError if the model cannot be downloaded or loaded; UsageError if the name is unknown.
     """
@@ -55,7 +54,7 @@ def open_model(source: str, options: "Options", progress: Callable[[float], None
 
 @functools.cache
 def try_binding() -> None:
-    """Check an untested llama-cpp-python once with built-in models and known texts. Raises ModelError if the texts differ."""
+    """Check an untested llama-cpp-python with the built-in models. Raises ModelError if they do not write their known texts."""
     version = importlib.metadata.version("llama-cpp-python")
     if version not in TESTED_BINDINGS:
         tested = ", ".join(TESTED_BINDINGS)
@@ -65,14 +64,14 @@ def try_binding() -> None:
 
 
 def try_model(source: str, options: "Options") -> None:
-    """Try a model that is new on this machine in a separate process. Raises ModelError if the trial fails."""
+    """In a separate process, try a model that is new on this machine. Raises ModelError if the trial fails."""
     files = local_files(source)
     if files and not files[0].resolve().is_relative_to(models_folder().resolve()):
         _try_files(files, options.gpu_layers)
 
 
 def load_llama() -> ModuleType:
-    """Import the llama.cpp backend, which is slow, and return its module. Raises ModelUnsupportedError if the import fails."""
+    """Import the llama.cpp backend, which is slow. Raises ModelUnsupportedError if the import fails."""
     try:
         from arbitrage_cli.inference.llama import backend as llama
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -84,7 +83,6 @@ def load_llama() -> ModuleType:
 
 
 def _try_files(files: Sequence[Path], gpu_layers: int | None) -> None:
-    """Try a model in a separate process, unless it has passed before. Raises ModelFileError if the process crashes or exceeds a limit."""
     for path in files:
         read_header(path)
     version = importlib.metadata.version("llama-cpp-python")

@@ -5,20 +5,13 @@ from typing import Literal, NamedTuple, get_args
 
 REJOIN = 2  # matching tokens in a row after which a text has rejoined its proposal
 
+# The draft's step; this step after the text departed from it and returned; the draft's continuation of the text; `History`
 Source = Literal["drafted", "rejoined", "speculated", "lookup"]
-"""The source of the next proposed tokens.
-
-- drafted: the draft's step
-- rejoined: the draft's step, after the text departed from it and returned to it
-- speculated: the draft's continuation of the new text
-- lookup: an earlier occurrence of the last two tokens in the prompt or solution
-"""
-
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 class Place(NamedTuple):
-    """A position in a proposal, with counts of the remaining tokens and the preceding matches."""
+    """A position in a proposal: counts of remaining tokens and preceding matches."""
 
     num_left: int
     num_matched: int
@@ -53,8 +46,8 @@ class _Proposed:
 class _Drafted(_Proposed):
     """A drafted step.
 
-    Once the text departs from the step, nothing is proposed until the text's last `REJOIN` tokens occur in the step. If they
-    occur several times, the occurrence whose position is nearest to the text's length is used.
+    Once the text departs from the step, nothing is proposed until the text's last `REJOIN` tokens occur in the step. Of
+    several occurrences, the one nearest to the text's length is used.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -74,10 +67,9 @@ class _Drafted(_Proposed):
 
 
 class History(_Proposed):
-    """Prompt lookup (arXiv 2304.04487) in all of one problem's tokens, including those of rejected steps.
+    """Prompt lookup (arXiv 2304.04487): proposes the tokens that followed an earlier occurrence of the last two tokens.
 
-    Proposes the tokens that followed an earlier occurrence of the last two tokens. Two tokens suffice, because the planner
-    learns how acceptance depends on the number of matches.
+    Rejected steps are included. Two tokens suffice, because the planner learns how acceptance depends on the number of matches.
     """
 
     def __init__(self, tokens: Iterable[int]) -> None:
@@ -98,7 +90,7 @@ class History(_Proposed):
             self._next, self.num_matched = (length + 1, 0) if found is None else (found, 2)
 
     def catch_up(self, unread: Sequence[int]) -> None:
-        """Add the tokens that the model must prefill next, unless they were already added."""
+        """Add the tokens that the model must prefill next, unless they are already included."""
         if self.tokens[-len(unread) :] != unread:
             self._extend(unread)
 
@@ -108,7 +100,7 @@ class History(_Proposed):
 
 
 class Proposal:
-    """Proposes tokens from the drafted step while the text matches it, then from the draft's continuation or `history`."""
+    """Proposes tokens from the drafted step while the text matches the step, then from the draft's continuation or `history`."""
 
     def __init__(self, tokens: Sequence[int] = (), history: History | None = None) -> None:
         self._drafted, self._speculated, self._history = _Drafted(tokens), _Proposed((), "speculated"), history
@@ -124,7 +116,7 @@ class Proposal:
         return self._chosen.upcoming(count)
 
     def speculate(self, tokens: Sequence[int]) -> None:
-        """Propose the draft's continuation until the text departs from it or rejoins the drafted step."""
+        """Propose the draft's continuation until the text departs from the continuation or rejoins the drafted step."""
         self._speculated = _Proposed(tokens, "speculated")
 
     def follow(self, token: int) -> bool | None:

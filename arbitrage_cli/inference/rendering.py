@@ -1,7 +1,6 @@
-"""Renders chat templates in a child process of `layouts`.
+"""Renders chat templates, which may be malicious, in a child process with limited time and memory.
 
-Templates come from model files and may be malicious. Jinja's sandbox denies access to Python; the child process limits time and
-memory.
+Jinja's sandbox denies access to Python.
 """
 
 import json
@@ -19,11 +18,10 @@ PROMPT_DATE = date(2024, 7, 26)  # for templates; fixed, because a prompt must n
 
 
 class _RefusedError(Exception):
-    """The template called `raise_exception`."""
+    """Raised if the template calls `raise_exception`."""
 
 
 def load() -> Callable[[str, str], tuple[str, str]]:
-    """Return the function that `system.child` calls in the child process."""
     return _outcome
 
 

@@ -1,7 +1,6 @@
 """Chooses tokens from logits, greedily or by sampling with temperature, top-k, top-p and min-p.
 
-Each random number depends only on the seed, the question and the token's position. Discarded text, other problems in flight
-and interruptions therefore have no effect.
+Each random number depends only on the seed, the question and the token's position, never on discarded text or other problems.
 """
 
 import hashlib
@@ -20,13 +19,10 @@ TAIL = 20.0  # tokens less likely than e^-TAIL times the top token are never dra
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Sampling settings. Temperature 0 chooses the token with the highest logit, or the first of several such tokens.
+    """Sampling settings. Temperature 0 chooses the first token with the highest logit.
 
-    At other temperatures, the filters are applied in this order:
-
-    - `top_k` keeps the most likely tokens (0 keeps all).
-    - `top_p` keeps the most likely tokens with this total probability.
-    - `min_p` keeps the tokens that are at least `min_p` times as likely as the top token.
+    Otherwise, `top_k` (0 for no limit), `top_p` and `min_p` are applied in this order. Tokens pass the `min_p` filter if they are
+    at least `min_p` times as likely as the top token.
     """
 
     temperature: float = 0.0
@@ -56,15 +52,14 @@ class Sampler:
 
 
 def probability_of(token: int, logits: Floats) -> float:
-    """Return the probability of a token at temperature 1, given logits (n_vocab,)."""
+    """Return a token's probability at temperature 1, given logits (n_vocab,)."""
     return float(1.0 / np.exp(np.minimum(logits - logits[token], MAX_EXPONENT)).sum())
 
 
 def _inverse_cdf(scaled: npt.NDArray[np.float64], sampler: Sampler, uniform: float) -> int:
     """Filter the tokens with the sampler's settings, and return the index of the token at the quantile `uniform` (0 to 1).
 
-    `scaled` contains the logits, divided by the temperature and shifted so that the highest is 0. Tokens are sorted by
-    descending probability, then by index.
+    `scaled` contains the logits, divided by the temperature and shifted so that the highest is 0.
     """
     weights = np.exp(scaled)
     order = np.argsort(-weights, kind="stable")[: sampler.top_k or None]

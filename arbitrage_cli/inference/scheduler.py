@@ -1,6 +1,6 @@
 """Solves many problems at once by running their flows on the engines, and yields events.
 
-In each tick, every busy engine and the rater advance by one batch. The flows whose steps or rewards are ready then resume.
+In each tick, every busy engine and the rater advance by one batch. Flows resume when their steps or rewards are ready.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ from arbitrage_cli.types import (
 
 @dataclass(frozen=True, slots=True)
 class StepRewards:
-    """The rewards (0 to 1) of the steps in one request, and the cost of computing them."""
+    """The rewards (0 to 1) of the steps in one request, and their cost."""
 
     values: tuple[float, ...]
     cost: Cost
@@ -41,7 +41,7 @@ class StepRewards:
 
 @dataclass(frozen=True, slots=True)
 class RewardUpdate:
-    """The response to one slot's request, which is either rewards or an error."""
+    """The response to one slot's request: rewards or an error."""
 
     slot: int
     rewards: StepRewards | None = None
@@ -52,12 +52,11 @@ class Solver(Protocol):
     """An engine or a rater. `slot` is the index of a problem in flight."""
 
     @property
-    def busy(self) -> bool:
-        """Whether any request is pending."""
+    def busy(self) -> bool: ...
 
     @property
     def wait(self) -> Callable[[], None] | None:
-        """A function that waits briefly for a server response, or None for local models, which never wait."""
+        """A function that waits briefly for a server response, or None for local models."""
 
     def close(self, slot: int) -> None:
         """Forget a problem and cancel its request."""
@@ -89,10 +88,9 @@ class Rater(Solver, Protocol):
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
 
     def start(self, slot: int, request: RateSteps) -> None:
-        """Start the request of a slot, which `tick` answers. Raises ProblemError if the steps cannot be rated."""
+        """Start a request, which `tick` answers. Raises ProblemError if the steps cannot be rated."""
 
-    def tick(self) -> Sequence[RewardUpdate]:
-        """Advance by one batch. Return the results of completed and failed requests."""
+    def tick(self) -> Sequence[RewardUpdate]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +116,9 @@ class _InFlight:
 
 
 class Scheduler:
-    """Solves problems, all with one policy (`run`) or each with its own policy (`run_jobs`).
+    """Solves up to `concurrency` problems at once. Each problem occupies a slot in every engine.
 
-    Up to `concurrency` problems are in flight at once, and each occupies a slot in every engine. A `rater` is required if flows
-    request rewards. The `speculator` continues steps that have no proposal or have departed from it.
+    A `rater` is required if flows request rewards. The `speculator` continues steps that have no matching proposal.
     """
 
     def __init__(
@@ -144,16 +141,15 @@ class Scheduler:
         self._in_flight: dict[int, _InFlight] = {}
 
     def run(self, problems: Iterable[Problem], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
-        """Solve all problems with the scheduler's flow and limits, as described in `run_jobs`."""
+        """Solve all problems with the scheduler's flow and limits. See `run_jobs`."""
         jobs = (Job(problem, self._make_flow, self._limits) for problem in problems)
         return self.run_jobs(jobs, is_ready)
 
     def run_jobs(self, jobs: Iterable[Job], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
-        """Run all jobs. A job is taken when a slot is free, unless `is_ready` returns false because taking it would block.
+        """Run all jobs. A job is taken when a slot is free and `is_ready` returns true, which means that `jobs` will not block.
 
-        A ProblemError, such as TimedOutError at the job's deadline, ends only its problem and is recorded in
-        `Finished.error`. Any other error ends the run. All problems in flight are first finished with this error, so that
-        their steps are not lost.
+        A ProblemError, such as TimedOutError at the job's deadline, ends only its problem. Any other error ends the run, after
+        all problems in flight are finished with this error, so that their steps are not lost.
         """
         waiting = iter(jobs)
         exhausted = False
@@ -205,7 +201,6 @@ class Scheduler:
             yield from self._take_rewards(rater.tick())
 
     def _wait(self) -> None:
-        """Wait for a server if no local model is computing."""
         busy = [solver for solver in self._solvers() if solver.busy]
         waits = [solver.wait for solver in busy if solver.wait]
         if waits and len(waits) == len(busy):
@@ -233,7 +228,6 @@ class Scheduler:
         yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
 
     def _resume(self, flight: _InFlight, response: Step | tuple[float, ...] | None) -> Iterator[Event]:
-        """Send a flow the response to its request, report its decisions, and start its next request."""
         flight.waits_for_rewards = False
         try:
             request = flight.flow.send(response)

@@ -1,7 +1,6 @@
-"""Finds the end of a step: a blank line or the end of the sequence (arXiv 2512.05033, section 3).
+"""Finds the end of a step in its text: a blank line or the end of the sequence (arXiv 2512.05033, section 3).
 
-Separators are searched for in the text, because many vocabularies merge them with preceding characters (".\\n\\n" is one
-token).
+Tokens cannot mark the end, because many vocabularies merge separators with preceding characters (".\\n\\n" is one token).
 """
 
 import codecs
@@ -29,14 +28,13 @@ THOUGHT_END = StepEnd("\n\n", 100)  # measured: "Step length while thinking" in 
 
 
 class StepText:
-    """The text of a step that is being written.
+    """The text of a step that is being written. A character appears once all its bytes have been added.
 
-    Bytes are added token by token; a character appears once all its bytes have been added. Blank lines before the first visible
-    character do not end the step. The token that completes the separator ends the step and belongs to it.
+    Separators before the first visible character do not end the step.
     """
 
     def __init__(self, prefix: str = "", end: StepEnd = BLANK_LINE, marker: str = "") -> None:
-        """`prefix` is the text written so far. The `marker` ends the step's phase and is not part of the text."""
+        """`prefix` is the text so far. The `marker` ends the step's phase and is not part of the text."""
         self._end, self._marker = end, marker
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._withheld = ""  # the last characters, if they may begin the marker
@@ -59,7 +57,6 @@ class StepText:
         return self.has_marker or (self._has_separator and not self._withheld)
 
     def num_before_end(self, pieces: Iterable[bytes]) -> int:
-        """Return how many pieces can be added before the step ends."""
         trial, number = copy.deepcopy(self), 0
         for piece in pieces:
             trial.add(piece)
@@ -70,11 +67,11 @@ class StepText:
 
     @property
     def is_inside_character(self) -> bool:
-        """Whether the last character is incomplete. If so, the step must not stop yet."""
+        """Whether the last character is incomplete, so that the step must not stop yet."""
         return 0 < len(self._decoder.getstate()[0]) < MAX_CHARACTER_BYTES
 
     def finish(self) -> str:
-        """Return the whole text. An incomplete last character is replaced by U+FFFD."""
+        """Return the whole text, with U+FFFD for an incomplete last character."""
         self.so_far += self._withheld + self._decoder.decode(b"", final=True)
         return self.so_far
 
@@ -88,7 +85,7 @@ class StepText:
 
 
 def _before_marker(text: str, marker: str) -> tuple[str, bool, str]:
-    """Return the text before the marker, whether the marker was found, and any trailing text that may begin the marker."""
+    """Return the text before the marker, whether the marker was found, and trailing text that may begin the marker."""
     before, found, _ = text.partition(marker)
     if found:
         return before, True, ""
@@ -97,5 +94,5 @@ def _before_marker(text: str, marker: str) -> tuple[str, bool, str]:
 
 
 def num_begun(text: str, marker: str) -> int:
-    """Return how many trailing characters may be the beginning of the marker."""
+    """Return the number of trailing characters that may begin the marker."""
     return next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)

@@ -1,8 +1,7 @@
-"""Defines how models mark their thinking, and detects a model's thinking format. To add a format, add it to `FORMATS` before
-`THINK`, and to the table in the guide `models`.
+"""Defines how models mark their thinking, and detects a model's thinking format.
 
-A solution may begin with a thinking phase. Each step belongs to a phase (`Step.phase`), but each model marks phases in its
-own format. Draft and target can therefore use different formats, and markers are never passed between models.
+Each model marks phases in its own format, and markers are never passed between models. To add a format, add an entry to
+`FORMATS` before `THINK`, and to the table in the guide `models`.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,15 +11,14 @@ from typing import Literal
 
 from arbitrage_cli.errors import unknown
 
-FORCED_END = "\n\nI have thought long enough. I answer now.\n"
-"""The text inserted before the end marker when the budget of thinking tokens is used up."""
+FORCED_END = "\n\nI have thought long enough. I answer now.\n"  # inserted when the thinking budget is used up
 
 Variables = tuple[tuple[str, bool | str], ...]
 PhaseState = Literal["thoughts", "answer", "open"]  # what the model writes next after a prompt
 
 
 def variables_for(on: bool | None = None, effort: str | None = None) -> Variables:
-    """Return chat template variables for thinking and reasoning effort. An argument of None keeps the template's default."""
+    """Return chat template variables. An argument of None keeps the template's default."""
     switches: Variables = () if on is None else (("enable_thinking", on), ("thinking", on))
     return switches if effort is None else (*switches, ("reasoning_effort", effort))
 
@@ -30,9 +28,8 @@ class ThinkFormat:
     """A chat template's markers for a thinking phase.
 
     `opens` begins the phase. The model writes `end` to end the phase; `closes` is the text from `end` to the answer. `skips`
-    begins an answer without thinking; the default is an empty phase. `asks` is the text with which some templates turn on
-    thinking. `shown_by` is the marker that identifies the format; the default is `end`. If `ends_turns` is true, the model also
-    ends answers with `end`.
+    begins an answer without thinking (default: an empty phase). Some templates turn on thinking with the text `asks`.
+    `shown_by` identifies the format (default: `end`). If `ends_turns` is true, the model also ends answers with `end`.
     """
 
     name: str
@@ -49,7 +46,7 @@ class ThinkFormat:
         return self.opens.strip()
 
     def state_after(self, prompt_end: str) -> PhaseState:
-        """Return the phase that follows a prompt, given the text after its last message."""
+        """Return the phase that follows a prompt, given the text after the prompt's last message."""
         opened, closed = prompt_end.rfind(self.start), prompt_end.rfind(self.end)
         if self.ends_turns:
             return "thoughts" if opened >= 0 else "answer" if self.skips in prompt_end else "open"

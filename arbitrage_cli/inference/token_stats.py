@@ -13,7 +13,7 @@ LOWEST = np.finfo(np.float32).min
 
 
 class Recorder:
-    """Computes the statistics of one step, a chunk of tokens at a time."""
+    """Computes the statistics of one step in chunks of tokens."""
 
     def __init__(self, vocabulary_size: int) -> None:
         shape = (max(1, CHUNK_BYTES // (vocabulary_size * 4)), vocabulary_size)
@@ -57,8 +57,7 @@ class Recorder:
 def _measure(shifted: Floats, tokens: list[int], top: list[int], scratch: Floats) -> Floats:
     """Return log-probabilities, entropies in nats, and margins of the top two tokens as an array (3, n).
 
-    `shifted` (n, n_vocab) contains logits, shifted so that the highest is 0. `scratch` is a reusable array of the same
-    shape. With a vocabulary of 150,000 tokens, allocating arrays would take longer than the arithmetic.
+    `shifted` (n, n_vocab) contains logits, shifted so that the highest is 0. `scratch` has the same shape and is overwritten.
     """
     rows = np.arange(len(tokens))
     total = np.exp(shifted, out=scratch).sum(axis=1)

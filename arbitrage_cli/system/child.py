@@ -1,7 +1,6 @@
 """Runs functions in child processes with limits on wall-clock time, processor time and memory.
 
-`Child` runs a function in a new interpreter; `Process` runs any command. Arguments and answers are JSON, because a child may
-be hostile, and unpickling its answer could run code in this process.
+Arguments and answers are JSON, because unpickling a hostile child's answer could run code in this process.
 """
 
 import contextlib
@@ -35,8 +34,7 @@ _PASSED_ON = ("PYTHON", "PATH", "HOME", "LANG", "LC_", "LD_", "DYLD_")  # enviro
 class ChildError(Exception):
     """Raised if a child does not answer.
 
-    `cause` is "time" or "memory" if the function exceeded that limit, and "crash" if it ended the process. `cause` is
-    "machine" if the process was killed, stopped or starved from outside; a retry may then succeed.
+    If `cause` is "machine", the process was killed, stopped or starved from outside, so a retry may succeed.
     """
 
     def __init__(self, cause: Cause, message: str) -> None:
@@ -45,10 +43,7 @@ class ChildError(Exception):
 
 
 class Process(contextlib.AbstractContextManager["Process"]):
-    """A process whose input and output are pipes.
-
-    Closing it kills all processes in its session. Deadlines are `perf_counter` times.
-    """
+    """A process with pipes for input and output. Deadlines are `perf_counter` times."""
 
     def __init__(
         self,
@@ -79,7 +74,7 @@ class Process(contextlib.AbstractContextManager["Process"]):
         self.close()
 
     def close(self) -> None:
-        """Kill the process if it is running, and close its pipes."""
+        """Kill all processes in the session and close the pipes."""
         if self._process.poll() is None:  # the process id is not reused before `wait`
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.id, signal.SIGKILL)
@@ -88,19 +83,19 @@ class Process(contextlib.AbstractContextManager["Process"]):
         self._output.close()
 
     def write(self, data: bytes, deadline: float) -> None:
-        """Write the data. If the process ends first, the rest is dropped. Raises TimeoutError at the deadline."""
+        """Write the data until the process ends. Raises TimeoutError at the deadline."""
         with contextlib.suppress(BrokenPipeError):
             while data:
                 _await(self._input, select.POLLOUT, deadline)
                 data = data[os.write(self._input.fileno(), data) :]
 
     def read(self, deadline: float) -> bytes:
-        """Return the next output, or b"" at the end. Raises TimeoutError at the deadline."""
+        """Return the next output, or b"" at the end of the output. Raises TimeoutError at the deadline."""
         _await(self._output, select.POLLIN, deadline)
         return os.read(self._output.fileno(), _CHUNK)
 
     def wait(self, deadline: float) -> int:
-        """Return the exit status, which is negative if a signal ended the process. Raises TimeoutError at the deadline."""
+        """Return the exit status, or the negated number of the signal. Raises TimeoutError at the deadline."""
         try:
             return self._process.wait(max(0, deadline - time.perf_counter()))
         except subprocess.TimeoutExpired as error:
@@ -117,9 +112,8 @@ def _await(stream: IO[bytes], event: int, deadline: float) -> None:
 class Child(contextlib.AbstractContextManager["Child"]):
     """A function that runs in a child process. Threads may share it.
 
-    `make` is the "module:name" of a factory, which the process calls to get the function. If `is_kept` is true, the process
-    calls the factory once and forks for each call, so that calls do not affect each other. Otherwise, each call starts a new
-    process, which graphics drivers need because they do not survive a fork.
+    `make` is the "module:name" of a factory that returns the function. If `is_kept` is true, the process calls the factory
+    once and forks for each call. Otherwise, each call starts a new process, because graphics drivers do not survive a fork.
 
     A call may use `seconds` of processor time, `wall_seconds` of wall-clock time (default: WALL_FACTOR times `seconds`), and
     `memory` more bytes of address space than before the call (Linux only; None for no limit).
@@ -147,16 +141,13 @@ class Child(contextlib.AbstractContextManager["Child"]):
         self.close()
 
     def close(self) -> None:
-        """End the process. The next call starts a new process."""
+        """End the process, which the next call restarts."""
         if self._process:
             self._process.close()
         self._process, self._unread = None, b""
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call the function.
-
-        A kept process is restarted once after a "machine" failure. Raises ChildError if the child does not answer.
-        """
+        """Call the function, with one retry after a "machine" failure of a kept process. Raises ChildError if there is no answer."""
         request = json.dumps([self._seconds, self._wall_seconds, self._memory, arguments]).encode() + b"\n"
         with self._lock:
             try:
@@ -181,7 +172,7 @@ class Child(contextlib.AbstractContextManager["Child"]):
                 self.close()
 
     def start(self) -> Process:
-        """Return the process, and start it if necessary. It may not be ready yet. Raises ChildError if it cannot start."""
+        """Return the process, which may still be starting. Raises ChildError if the process cannot start."""
         with self._lock:
             if self._process is None:
                 root = str(Path(__file__).parents[2])
@@ -201,7 +192,6 @@ class Child(contextlib.AbstractContextManager["Child"]):
         return process
 
     def _outcome(self, process: Process, deadline: float) -> tuple[int, list[Any]]:
-        """Return a call's exit status and answers. A successful call has exactly one answer."""
         answers: list[Any] = []
         while line := self._line(process, deadline):
             match line:
@@ -239,7 +229,7 @@ class Child(contextlib.AbstractContextManager["Child"]):
             -signal.SIGKILL: ("machine", "the process was killed"),
             _NO_MEMORY: (
                 "memory",
-                f"more than {self._memory >> 20} MB of memory needed" if self._memory else "out of memory",
+                f"needed more than {self._memory >> 20} MB of memory" if self._memory else "out of memory",
             ),
         }
         raise ChildError(*reasons.get(code, ("crash", f"the process ended itself ({how(code)})")))
@@ -254,12 +244,12 @@ def _in_time(late: str) -> Iterator[None]:
 
 
 def how(code: int) -> str:
-    """Return the name of the signal, or the exit status as text."""
+    """Describe an exit status, which is negative if a signal ended the process."""
     return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
 def limit_memory(more: int) -> None:
-    """Limit the address space of this process to `more` bytes above its current size, if the system supports it."""
+    """Limit the address space of this process to `more` bytes above its current size, if the system supports such limits."""
     with contextlib.suppress(OSError, ValueError):
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -268,10 +258,10 @@ def limit_memory(more: int) -> None:
 
 
 def answer_requests(make: str, mode: str) -> None:
-    """Answer requests until the input ends. This function runs in the child.
+    """Answer requests in the child until the input ends.
 
-    A request is the line [seconds, wall seconds, bytes, arguments]. The answer is the line ["answer", value]. In "fork"
-    mode, the line ["ended", status] follows.
+    A request is the line [seconds, wall seconds, bytes, arguments]. The answer is the line ["answer", value], followed in
+    "fork" mode by ["ended", status].
     """
     answers = os.dup(1)
     os.dup2(2, 1)  # the function's prints must not mix with answers

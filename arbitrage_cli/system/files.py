@@ -25,11 +25,7 @@ MAX_TEXT_BYTES = 1 << 26  # of a file that is read at once
 
 
 def open_regular(path: Path, most: int | None = MAX_TEXT_BYTES) -> BinaryIO:
-    """Open an untrusted file.
-
-    Raises OSError if it is not a regular file, or if it has more than `most` bytes (None for no limit). Pipes and devices
-    are refused, because they can block or never end.
-    """
+    """Open an untrusted file. Raises OSError if the file is not regular or has more than `most` bytes (None for no limit)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # do not wait for the writer of a pipe
     stream = os.fdopen(descriptor, "rb") if stat.S_ISREG((found := os.fstat(descriptor)).st_mode) else None
     if stream is None:
@@ -42,13 +38,13 @@ def open_regular(path: Path, most: int | None = MAX_TEXT_BYTES) -> BinaryIO:
 
 
 def read_regular(path: Path, most: int = MAX_TEXT_BYTES) -> bytes:
-    """Return an untrusted file's content. Raises the same errors as `open_regular`."""
+    """Read an untrusted file. Raises the same errors as `open_regular`."""
     with open_regular(path, most) as stream:
         return stream.read(most)
 
 
 def read_text(path: Path, most: int = MAX_TEXT_BYTES) -> str:
-    """Return an untrusted file's text. Raises ValueError if the text is not UTF-8, and the errors of `open_regular`."""
+    """Read an untrusted text file. Raises the errors of `open_regular`, and ValueError if the text is not UTF-8."""
     return read_regular(path, most).decode("utf-8")
 
 
@@ -59,9 +55,9 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 
 
 def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lambda fraction: None) -> str:
-    """Return the sha256 of the concatenated files. Raises ModelFileError if a file cannot be read.
+    """Return the sha256 of the concatenated files. `on_progress` is called with fractions from 0 to 1.
 
-    `on_progress` receives the fraction of the bytes that have been read.
+    Raises ModelFileError if a file cannot be read.
     """
     digest = hashlib.sha256()
     done = 0
@@ -80,16 +76,13 @@ def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lamb
 
 
 def state_of(path: Path) -> dict[str, int]:
-    """Return the size, mtime and inode of a file; a new content normally changes at least one of them."""
+    """Return the properties of a file that normally change with its content."""
     status = path.stat()
     return {"size": status.st_size, "mtime": status.st_mtime_ns, "inode": status.st_ino}
 
 
 def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> None:
-    """Replace a file's content atomically and durably: readers see either the old or the new content.
-
-    A symlink is followed. Pipes and devices are written to, not replaced. Raises OSError if the file cannot be written.
-    """
+    """Replace a file's content atomically and durably. Symlinks are followed; pipes and devices are written to, not replaced."""
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
@@ -112,13 +105,12 @@ def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> No
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of the data."""
     while data:
         data = data[os.write(descriptor, data) :]
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents durably."""
+    """Create a folder and its parents durably."""
     missing = [new for new in (folder, *folder.parents) if not new.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for new in missing:
@@ -126,7 +118,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder to disk."""
+    """Flush a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -143,20 +135,14 @@ def user_folder() -> Path:
 
 
 def models_folder() -> Path:
-    """Return the `models/` folder that ships with the program.
-
-    The folder is inside an installed package, or next to the package in a checkout.
-    """
+    """Return the folder of the built-in models. In a checkout, the folder is next to the package."""
     package = Path(__file__).parents[1]
     inside = package / "models"
     return inside if inside.is_dir() else package.parent / "models"
 
 
 def checked(kind: type[T], value: object) -> T:
-    """Validate the value as a record, without type coercion.
-
-    If the value is invalid, raises a ValueError that names the field.
-    """
+    """Validate the value as a record, without type coercion. Raises ValueError, naming the field, if the value is invalid."""
     from pydantic import ValidationError  # slow to import
 
     record: Any = kind  # for mypy, a type of T is not hashable
@@ -177,7 +163,7 @@ def _adapter(kind: type[Any]) -> "TypeAdapter[Any]":
 
 
 def reason_of(error: "ValidationError") -> str:
-    """Return the first error's message, after the name of the invalid field."""
+    """Return the first error's field and message."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]

@@ -21,23 +21,20 @@ def default_threads() -> int:
 
 
 def logical_processors() -> int:
-    """Return how many logical processors this process may use."""
+    """Return the number of logical processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def watch_others() -> Callable[[], float]:
-    """Start watching the load.
-
-    The returned function gives the average number of processors kept busy by other processes (Linux only; else 0).
-    """
+    """Return a function that returns how many processors other processes have kept busy since (Linux only; otherwise 0)."""
     began, before = time.monotonic(), seconds_of_others()
     return lambda: max(0.0, seconds_of_others() - before) / max(1e-3, time.monotonic() - began)
 
 
 def is_disturbing(others: float) -> bool:
-    """Return whether a load of `others` processors distorts measurements. A smaller load is within the measuring error."""
+    """Return whether a load of `others` processors distorts measurements."""
     return others > max(0.5, 0.1 * logical_processors())
 
 
@@ -45,14 +42,13 @@ def seconds_of_others() -> float:
     """Return the processor seconds spent on other processes and virtual machines, or 0 if unknown."""
     usable = {f"cpu{number}" for number in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
     lines = [line.split() for line in _read(STAT).splitlines()]
-    busy = [
-        int(count) for name, *counts in lines if name in usable for count in (*counts[:3], *counts[5:8])
-    ]  # without idle and I/O wait
+    # Columns 3 and 4 are idle time and I/O wait.
+    busy = [int(count) for name, *counts in lines if name in usable for count in (*counts[:3], *counts[5:8])]
     return sum(busy) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4]) if busy else 0.0
 
 
 def total_memory() -> int | None:
-    """Return the bytes of physical memory, or the container's limit if it is lower. Returns None if unknown."""
+    """Return the bytes of physical memory, or the container's limit if it is lower; None if unknown."""
     return _least(_physical_memory(), _cgroup_limit())
 
 
@@ -68,7 +64,7 @@ def gpu_shares_memory() -> bool:
 
 
 def processor_features() -> frozenset[str]:
-    """Return the names of the processor's instruction sets (Linux only; else empty)."""
+    """Return the names of the processor's instruction sets (Linux only; otherwise empty)."""
     return frozenset(_cpu_info("flags").split())
 
 
@@ -81,13 +77,12 @@ def processor_name() -> str:
 
 
 def _cpu_info(field: str) -> str:
-    """Return the field's first value in /proc/cpuinfo, or an empty string."""
     lines = (line.partition(":") for line in _read(Path("/proc/cpuinfo")).splitlines())
     return next((text.strip() for name, _, text in lines if name.strip() == field and text.strip()), "")
 
 
 def _physical_cores() -> int | None:
-    """Return the number of cores, or None if unknown. On Apple silicon, only performance cores are counted."""
+    """Return the number of cores; None if unknown. On Apple silicon, only performance cores are counted."""
     if sys.platform == "darwin":
         return _number(_sysctl("hw.perflevel0.physicalcpu")) or _number(_sysctl("hw.physicalcpu"))
     siblings = {_read(path) for path in CPUS.glob("cpu[0-9]*/topology/thread_siblings_list")}
@@ -95,7 +90,7 @@ def _physical_cores() -> int | None:
 
 
 def _cgroup_quota() -> int | None:
-    """Return the CPU quota of the cgroup (version 2), rounded down but at least 1, or None if there is no quota."""
+    """Return the CPU quota of the cgroup (version 2), rounded down but at least 1; None if there is no quota."""
     quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
     cpus, unit = _number(quota), _number(period)
     return max(1, cpus // unit) if cpus is not None and unit else None
@@ -113,7 +108,7 @@ def _cgroup_limit() -> int | None:
 
 
 def _cgroup_memory() -> int | None:
-    """Return the free bytes within the cgroup's limit, or None if there is no limit. The file cache is counted as free."""
+    """Return the free bytes within the cgroup's limit, including the file cache; None if there is no limit."""
     limit, now = _cgroup_limit(), _number(_read(CGROUP / "memory.current"))
     if limit is None or now is None:
         return None
@@ -132,7 +127,6 @@ def _read(path: Path) -> str:
 
 
 def _field(path: Path, name: str) -> int | None:
-    """Return the number after the name on the line that starts with the name."""
     lines = (line.split() for line in _read(path).splitlines())
     return next((_number(words[1]) for words in lines if len(words) > 1 and words[0] == name), None)
 

@@ -1,7 +1,4 @@
-"""Handles Ctrl-C, SIGTERM, SIGHUP and Ctrl-Z, and defers signals during code that must not be interrupted.
-
-The first signal saves and ends a run; a second signal ends it at once.
-"""
+"""Handles Ctrl-C, SIGTERM, SIGHUP and Ctrl-Z. The first signal saves and ends a run; a second signal ends it at once."""
 
 import ctypes
 import signal
@@ -15,7 +12,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption(BaseException):
-    """A signal that ends the run."""
+    """Raised for a signal that ends the run."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -24,7 +21,7 @@ class Interruption(BaseException):
 
 @contextmanager
 def interruptible(on_signal: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Raise `Interruption` for signals that end a run. These signals and Ctrl-Z call `on_signal` first."""
+    """Raise `Interruption` for signals that end a run, after calling `on_signal`. Ctrl-Z also calls `on_signal`."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
@@ -56,10 +53,7 @@ def interruptible(on_signal: Callable[[], None] = lambda: None) -> Iterator[None
 
 
 def handle_once(number: int, handler: Callable[[int, FrameType | None], object]) -> None:
-    """Handle a signal once.
-
-    The next signal kills the process. With glibc, this works even while C code runs and Python's handlers are not called.
-    """
+    """Handle a signal once; the next one kills the process. With glibc, this also works while C code is running."""
     signal.signal(number, handler)
     rearm = getattr(ctypes.CDLL(None), "sysv_signal", None)
     if rearm:
@@ -70,10 +64,9 @@ def handle_once(number: int, handler: Callable[[int, FrameType | None], object])
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Yield a list that collects SIGINT, SIGTERM and SIGHUP, and raise them again at the end.
+    """Collect SIGINT, SIGTERM and SIGHUP in a list, and raise them again at the end. A second signal kills the process.
 
-    A second signal of the same kind kills the process. If a signal handler raised an exception in a callback from C code,
-    the exception would be lost. The callback should therefore check the list, and make the C code stop.
+    An exception from a signal handler would be lost in a callback from C code. Callbacks should therefore check the list.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -1,7 +1,4 @@
-"""Runs GGUF models with llama.cpp's C API, which only this package uses.
-
-The C API changes almost monthly, so `check_binding` rejects unknown structure layouts before a model is loaded.
-"""
+"""Runs GGUF models with llama.cpp's C API."""
 
 import ctypes
 import functools
@@ -43,7 +40,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     def __init__(self, path: Path, options: Options, *, progress: Callable[[float], None] | None = None) -> None:
         """Load the model and allocate its context. `progress` is called with fractions from 0 to 1.
 
-        Raises the same errors as `load_model` and `new_context`; ModelUnsupportedError if the model's design is unsupported.
+        Raises the errors of `load_model` and `new_context`, and ModelUnsupportedError if the model's design is unsupported.
         """
         self._context: Any = None
         self._model: Any = None
@@ -66,15 +63,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             self._num_sequences = options.num_sequences
             self._context_size = self._choose_context_size(options)
             self._attention = self._choose_attention(options)
-            self._context = new_context(
-                path,
-                self._model,
-                self._context_size,
-                self._threads,
-                options,
-                self._attention,
-                share_cache=self._shares_cache(),
-            )
+            size, shares = self._context_size, self._shares_cache()
+            self._context = new_context(path, self._model, size, self._threads, options, self._attention, share_cache=shares)
             self._memory = c.llama_get_memory(self._context)
             self._batch = _Batch(BATCH_SIZE)
             self._template_variables = options.template_variables
@@ -173,12 +163,9 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         return size
 
     def _choose_attention(self, options: Options) -> Attention:
-        """Return the attention settings from the options. The default for narrow heads on a CPU is `NARROW_ATTENTION`.
-
-        With AVX-512, llama.cpp multiplies half-precision keys 64 numbers at a time, and the remaining numbers one by one.
-        With q8_0 keys, no numbers remain. In addition, flash attention processes batches of fewer than 64 tokens one token
-        at a time. For measurements, see tests/benchmarks/README.md.
-        """
+        # With AVX-512, llama.cpp multiplies half-precision keys 64 numbers at a time, and the remaining numbers one by one.
+        # With q8_0 keys, no numbers remain. Flash attention processes small batches one token at a time.
+        # Measured: tests/benchmarks/README.md.
         is_free = options.kv_type == "auto" and options.flash_attention is None
         if is_free and self._gpu_layers == 0 and self._head_width() == NARROW_HEAD:
             return NARROW_ATTENTION
@@ -259,7 +246,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
 
     @contextmanager
     def _abortable(self, deadline: Deadline | None) -> Iterator[None]:
-        """Let Ctrl-C, SIGTERM and the deadline interrupt a computation. On a GPU, they take effect only afterwards."""
+        """Let signals and the deadline interrupt a computation. On a GPU, they take effect only afterwards."""
         with noted_signals() as noted:
             callback = c.ggml_abort_callback(lambda data: bool(noted) or (deadline is not None and deadline.has_passed))
             c.llama_set_abort_callback(self._context, callback, None)
@@ -269,7 +256,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
                 c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
 
     def _logits(self, count: int) -> Floats:
-        """Return a view of `count` rows of logits. Views are cached, because creating a view is slow compared with a small model."""
+        """Return a view of `count` rows of logits. Views are cached, because creating one takes longer than a tiny model's token."""
         pointer = c.llama_get_logits(self._context)
         if not pointer:
             raise ComputeError(f"{self._path.name}: llama.cpp returned no logits", "please report this")
@@ -287,7 +274,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         return buffer.value.decode("utf-8", errors="replace") if length > 0 else ""
 
     def _describe(self) -> str:
-        """Return the model's architecture, size and quantization. If the file does not label its size, llama.cpp guesses."""
+        """Return the model's architecture, size and quantization. llama.cpp guesses a size that the file does not state."""
         buffer = ctypes.create_string_buffer(256)
         c.llama_model_desc(self._model, buffer, len(buffer))
         architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
@@ -321,7 +308,7 @@ def _bytes_of(state: State) -> Any:
 
 
 class _Batch:
-    """A `llama_batch` with one sequence per token. Array pointers are cached, because ctypes creates a new pointer at each access."""
+    """A `llama_batch` with one sequence per token. Pointers are cached, because ctypes creates a new one at each access."""
 
     def __init__(self, size: int) -> None:
         self.struct = c.llama_batch_init(size, 0, 1)
@@ -344,7 +331,7 @@ class _Batch:
 
 
 def system_info() -> str:
-    """Return the GPU support and CPU instruction sets of the llama.cpp build."""
+    """Describe the GPU support and CPU instruction sets of the llama.cpp build."""
     gpu = gpu_names()
     words = f"with GPU support ({gpu})" if gpu else "without GPU support"
     return f"{words}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
@@ -366,10 +353,9 @@ def _gpus() -> list[tuple[int, str]]:
 
 
 def gpu_names() -> str:
-    """Return the names of the GPUs that llama.cpp can offload layers to, or "" if there are none."""
+    """Return the names of the GPUs that llama.cpp can offload layers to."""
     return ", ".join(name for _, name in _gpus())
 
 
 def has_own_gpu() -> bool:
-    """Return whether llama.cpp can offload layers to a GPU with its own memory."""
     return any(kind == OWN_GPU for kind, _ in _gpus())

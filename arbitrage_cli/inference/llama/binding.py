@@ -1,4 +1,4 @@
-"""Checks that the installed llama-cpp-python is compatible, because its C structures change almost monthly. Loads no model.
+"""Checks that the installed llama-cpp-python is compatible, because its C structures change almost monthly.
 
 ctypes silently accepts unknown attribute names on a structure, so every field is checked before use.
 """
@@ -16,6 +16,7 @@ from arbitrage_cli.types import TESTED_BINDINGS
 
 INSTALL = f'pip install "llama-cpp-python=={TESTED_BINDINGS[-1]}"'
 
+# All names that this package uses from llama-cpp-python. A test compares this list with the code.
 NAMES = """
 GGML_TYPE_F32 GGML_TYPE_F16 GGML_TYPE_Q8_0 GGML_TYPE_Q4_0 LLAMA_POOLING_TYPE_NONE LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 LLAMA_TOKEN_ATTR_CONTROL LLAMA_TOKEN_ATTR_UNKNOWN LLAMA_TOKEN_ATTR_USER_DEFINED LLAMA_VOCAB_TYPE_NONE LLAMA_VOCAB_TYPE_SPM
@@ -29,10 +30,10 @@ llama_state_seq_get_size_ext llama_state_seq_set_data_ext llama_supports_gpu_off
 llama_tokenize llama_vocab_bos llama_vocab_eos llama_vocab_get_add_bos llama_vocab_get_attr llama_vocab_get_text
 llama_vocab_is_eog llama_vocab_n_tokens llama_vocab_type
 """
-"""All names that this package uses from llama-cpp-python. A test compares this list with the code."""
 
 BATCH_FIELDS = ("n_tokens", "token", "pos", "n_seq_id", "seq_id", "logits")
 
+# Default field values of each structure. A missing or extra field would shift later values.
 CONTEXT_DEFAULTS = {
     "n_ctx": 512,
     "n_batch": 2048,
@@ -60,7 +61,6 @@ MODEL_DEFAULTS = {
     "use_extra_bufts": True,
     "no_host": False,
 }
-"""Default values of fields throughout each structure. A missing or extra field would shift the values of all later fields."""
 
 
 def check_binding() -> None:
@@ -74,7 +74,7 @@ def check_binding() -> None:
 
 
 def set_fields(structure: ctypes.Structure, values: Mapping[str, Any]) -> None:
-    """Set fields of a C structure. Raises ModelUnsupportedError if the structure lacks a field."""
+    """Set fields of a C structure. Raises ModelUnsupportedError if a field does not exist."""
     _check_fields(type(structure), values)
     for name, value in values.items():
         setattr(structure, name, value)

@@ -1,4 +1,4 @@
-"""Loads a model with llama.cpp and allocates its context. Checks the binding and forwards llama.cpp's messages first."""
+"""Loads a model with llama.cpp and allocates its context."""
 
 import functools
 import importlib.metadata
@@ -40,7 +40,7 @@ class Attention:
 def start_llama() -> object:
     """Check the binding, forward llama.cpp's messages to `logging` and start its backends, once per process.
 
-    Returns llama.cpp's log callback, so that the function's cache keeps the callback alive.
+    Returns the log callback, so that the function's cache keeps the callback alive.
     """
     check_binding()
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # otherwise an abort starts a debugger that writes to standard output
@@ -60,7 +60,7 @@ def start_llama() -> object:
 
 
 def gpu_layers(options: Options) -> int:
-    """Return the number of layers to offload. If GPU offloading is supported, the default is -1, which means all layers."""
+    """Return the number of layers to offload. The default is -1, for all layers, if the build supports offloading."""
     if not c.llama_supports_gpu_offload():
         if options.gpu_layers:
             log.warning("llama.cpp was built without GPU support; ignoring the setting gpu-layers")
@@ -69,10 +69,7 @@ def gpu_layers(options: Options) -> int:
 
 
 def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:
-    """Load a llama.cpp model, which the caller must free. `progress` is called with fractions from 0 to 1.
-
-    Raises ModelFileError if llama.cpp cannot load the file, and propagates errors from `progress`.
-    """
+    """Load a llama.cpp model, which the caller must free. Raises ModelFileError on failure, and the errors of `progress`."""
     failures: list[ArbitrageError] = []  # the display may raise, but no exception may leave a callback
 
     def report(fraction: float, data: object) -> bool:

@@ -53,9 +53,8 @@ class LlamaTokenizer:
         """The texts of the template variables `bos_token` and `eos_token`, if the file defines these tokens."""
         ids = {"bos_token": c.llama_vocab_bos(self._vocabulary), "eos_token": c.llama_vocab_eos(self._vocabulary)}
         texts = {name: self._text(token) for name, token in ids.items() if token >= 0}
-        return {
-            name: text for name, text in texts.items() if text in self.control_tokens
-        }  # otherwise llama.cpp guessed the token
+        # llama.cpp guesses tokens that are not control tokens.
+        return {name: text for name, text in texts.items() if text in self.control_tokens}
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
         if continues and c.llama_vocab_type(self._vocabulary) == c.LLAMA_VOCAB_TYPE_SPM:
@@ -85,7 +84,7 @@ class LlamaTokenizer:
             self._token_buffer = (c.llama_token * -found)()  # llama.cpp returned the required size, negated
 
     def _tokenize_continuation(self, text: str) -> list[int]:
-        """Tokenize after a guard character and remove the guard's tokens, because SentencePiece inserts a space before every text."""
+        """Tokenize after a guard character and remove the guard's tokens, because SentencePiece begins every text with a space."""
         for guard in "\n.0":
             head, tokens = self._tokenize(guard), self._tokenize(guard + text)
             if tokens[: len(head)] == head:  # otherwise the text merged with the guard

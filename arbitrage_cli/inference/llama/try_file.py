@@ -1,7 +1,4 @@
-"""Tries a model file in a separate process, which the file may crash. Loads the file, tokenizes text and decodes a few tokens.
-
-`inference.open` starts the process. llama.cpp writes its messages to standard error.
-"""
+"""Tries a model file in a separate process, which the file may crash. `inference.open` starts the process."""
 
 import logging
 import resource
@@ -30,28 +27,24 @@ NUM_READ, NUM_TOKENS = 8, 4
 MAX_NOISE = 1 << 20  # bytes
 _SOME = (range(1, 0x800), range(0x800, 0xD800, 0x800), range(0xE000, 0x10000, 0x1000), range(0x10000, 0x110000, 0x10000))
 _ALL_BYTES = [chr(code) for codes in _SOME for code in codes]
+# Contains every byte that occurs in UTF-8. If the vocabulary lacks one of these bytes, llama.cpp ends the process.
 ODD = "".join(_ALL_BYTES) + " ".join(_ALL_BYTES)
-"""A text that contains every byte that occurs in UTF-8. If the vocabulary lacks one of these bytes, llama.cpp ends the process."""
 
 QUESTION = Problem("", "12 + 30 - 7")
+# The built-in models' texts with a tested version of llama-cpp-python. The answers are wrong, because the instructions are
+# missing. The top two logits differ by at least 0.6 nats for every token, whereas kernels differ by a few hundredths.
 WRITTEN = {
     "draft.gguf": "12 - 7 = 5\n\nThe answer is \\boxed{5}.",
     "target.gguf": "3 + 3 = 6\n\nThe answer is \\boxed{6}.",
 }
-"""The text that each built-in model writes with a tested version of llama-cpp-python. The answers are wrong, because the
-instructions are missing.
-
-The top two logits differ by at least 0.6 nats for every token, whereas kernels differ by a few hundredths.
-"""
 
 
 def load() -> Callable[[str, int, int | None], tuple[str, str, str]]:
-    """Return the function that `system.child` calls in the child process."""
     return try_file
 
 
 def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, str]:
-    """Return the class, message and hint of the error that the file causes, or empty strings. `memory` is in bytes."""
+    """Load the file, tokenize and decode. Return the error's class, message and hint, or empty strings. `memory` is in bytes."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))
     if not gpu_names():  # GPU drivers reserve large address ranges
@@ -79,7 +72,7 @@ def use(path: Path, options: Options) -> None:
 
 
 def check_known_text(path: Path, backend: Backend) -> None:
-    """Raise ModelUnsupportedError if a built-in model does not write its recorded text."""
+    """Raise ModelUnsupportedError if the file is a built-in model that does not write its recorded text."""
     if path.resolve().parent != models_folder().resolve() or path.name not in WRITTEN:
         return
     engine = Engine("draft", Cache(backend), Sampler())
