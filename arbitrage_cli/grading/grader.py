@@ -4,9 +4,10 @@ Because an answer such as `9^{9^{9^9}}` would never finish, math-verify runs in 
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.grading.algebra import MAKE
@@ -35,16 +36,13 @@ def grader_version() -> str:
     return ", ".join([f"rules {RULES_VERSION}", *(f"{name} {version(name)}" for name in names)])
 
 
-class MathGrader:
+class MathGrader(AbstractContextManager["MathGrader"]):
     """Grades answers. `seconds` and `memory` limit each comparison by math-verify as described in `Child`."""
 
     protections = ()  # runs no programs
 
     def __init__(self, *, seconds: float = 2.5, memory: int = 300 << 20) -> None:
         self._child = Child(MAKE, seconds=seconds, memory=memory)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._child.close()

@@ -48,7 +48,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         self._views: dict[tuple[int, int], Floats] = {}  # by address and number of rows
         self._path = path
         self.states: LlamaStates | None = None
-        if read_header(path).metadata.get("general.architecture") in ("rwkv7", "arwkv7"):
+        self._header = read_header(path)
+        if self._header.architecture in ("rwkv7", "arwkv7"):
             raise ModelUnsupportedError(
                 f"{path.name}: RWKV 7 is not supported, because llama.cpp computes different logits each time for the same tokens",
                 "use another model, such as Llama, Qwen3, Qwen3.5, Gemma, gpt-oss, LFM2, Granite or Mamba",
@@ -91,7 +92,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     def card(self) -> ModelCard:
         return ModelCard(
             source=str(self._path),
-            name=self._metadata("general.name") or self._path.stem,
+            name=str(self._header.metadata.get("general.name") or self._path.stem),
             description=self._describe(),
             context_size=self._context_size,
             trained_context_size=int(c.llama_model_n_ctx_train(self._model)),
@@ -149,7 +150,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
 
     def _refuse_unsupported(self) -> None:
         model, name = self._model, self._path.name
-        is_causal = self._own_metadata("attention.causal") != "false"
+        is_causal = self._header.metadata.get(f"{self._header.architecture}.attention.causal", True)
         if c.llama_model_has_encoder(model) or c.llama_model_is_diffusion(model) or not is_causal:
             raise ModelUnsupportedError(f"{name}: not a decoder-only language model", "use a chat or instruct model")
         if self.tokenizer.is_empty:
@@ -167,16 +168,11 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         # With q8_0 keys, no numbers remain. Flash attention processes small batches one token at a time.
         # Measured: tests/benchmarks/README.md.
         is_free = options.kv_type == "auto" and options.flash_attention is None
-        if is_free and self._gpu_layers == 0 and self._head_width() == NARROW_HEAD:
+        width = int(c.llama_model_n_embd(self._model)) // max(1, int(c.llama_model_n_head(self._model)))
+        if is_free and self._gpu_layers == 0 and (self._header.number("attention.key_length") or width) == NARROW_HEAD:
             return NARROW_ATTENTION
         kind = "f16" if options.kv_type == "auto" else options.kv_type
         return Attention(options.flash_attention, kind, kind)
-
-    def _head_width(self) -> int:
-        length = self._own_metadata("attention.key_length")
-        if length.isdigit():
-            return int(length)
-        return int(c.llama_model_n_embd(self._model)) // max(1, int(c.llama_model_n_head(self._model)))
 
     def _shares_cache(self) -> bool:
         """Return whether all sequences share one KV cache, so that llama.cpp computes each batch in one pass.
@@ -185,7 +181,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         costs more time than sharing saves. Without flash attention, a shared cache needs a lot of memory, except with narrow
         heads and few tokens. LongRoPE models never share a cache, because their rotation depends on the cache size.
         """
-        if self._own_metadata("rope.scaling.original_context_length"):
+        if self._header.number("rope.scaling.original_context_length"):
             return False  # a LongRoPE model
         if self._attention == NARROW_ATTENTION:
             return self._num_sequences * self._context_size <= FEW_CELLS
@@ -265,20 +261,12 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             self._views[key] = np.ctypeslib.as_array(pointer, (count, self.tokenizer.size))
         return self._views[key]
 
-    def _own_metadata(self, key: str) -> str:
-        return self._metadata(f"{self._metadata('general.architecture')}.{key}")
-
-    def _metadata(self, key: str) -> str:
-        buffer = ctypes.create_string_buffer(1024)
-        length = c.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", errors="replace") if length > 0 else ""
-
     def _describe(self) -> str:
         """Return the model's architecture, size and quantization. llama.cpp guesses a size that the file does not state."""
         buffer = ctypes.create_string_buffer(256)
         c.llama_model_desc(self._model, buffer, len(buffer))
         architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
-        return f"{architecture} {self._metadata('general.size_label') or size} {quantization}"
+        return f"{architecture} {self._header.metadata.get('general.size_label') or size} {quantization}"
 
 
 class LlamaStates:
