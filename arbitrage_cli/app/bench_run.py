@@ -31,8 +31,10 @@ PILOT = 8
 """The number of problems that the router's policy solves, without timing, to compute the tau of `@same`."""
 TOO_LONG, LEAST_SECONDS = 2.0, 0.1
 """An attempt is slow if decoding took more than `TOO_LONG` times the usual time, and at least `LEAST_SECONDS` longer."""
-SLOW = "attempts slowed down by other load to more than twice the usual time per token (use --retry slow to repeat them): "
-BUSY = "times may be too long because other programs kept processors busy: on average "
+SLOW = (
+    "attempts that other load slowed down to more than twice the usual time per token (to repeat them, use --retry slow): "
+)
+BUSY = "times may be inflated, because other programs used the CPU: on average "
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def begin(
 
 
 def give_up(problem: Problem, limits: Limits, started: StartedMarks) -> Finished:
-    error = ProblemError(f"given up because the process crashed {MAX_CRASHES} times while solving this problem")
+    error = ProblemError(f"skipped, because the process crashed {MAX_CRASHES} times while solving this problem")
     started.end(problem.id)
     return Finished(Trace(problem, limits), error)
 

@@ -200,9 +200,9 @@ def resume(earlier: Run, now: Run, folder: Path) -> Run:
     merged["sampling"]["samples"] = max(earlier["sampling"]["samples"], now["sampling"]["samples"])
     if added:
         names = ", ".join(label(listed["policy"], listed["tau"], listed["tau_name"]) for listed in added)
-        merged["warnings"].append(f"policies measured later than the others, possibly at a different machine speed: {names}")
+        merged["warnings"].append(f"policies measured after the others, so the machine's speed may have changed: {names}")
     if earlier["tool"] != now["tool"]:
-        merged["warnings"].append(f"made with two versions of arbitrage: {earlier['tool']} and {now['tool']}")
+        merged["warnings"].append(f"the results come from two versions of arbitrage:  {earlier['tool']} and {now['tool']}")
     return merged | {"planned": len(merged["ids"]), "warnings": list(dict.fromkeys(merged["warnings"]))}
 
 

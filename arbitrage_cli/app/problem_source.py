@@ -51,7 +51,7 @@ class Problems:
         """
         input_file, limit = options.input_file, options.limit
         if problem is not None and input_file is not None:
-            raise UsageError("a problem and --input were both given", "give one of them")
+            raise UsageError("a problem argument and --input cannot be combined", "give one of them")
         if options.whole:
             problem, input_file = _whole_input(problem, input_file, limit, stack), None
         table = _read_table(input_file, options.mapping, forms)

@@ -33,7 +33,7 @@ def check_destination(output: Path, *, force: bool) -> None:
         hint = f"for example -o {output.stem or 'router'}{SUFFIX}"
         raise UsageError(f"{output}: the name of a router file must end in {SUFFIX}", hint, option="output_file")
     if output.exists() and not force:
-        raise UsageError(f"{output} exists", "replace it with --force, or use another file (--output)")
+        raise UsageError(f"{output} exists", "overwrite it with --force, or use another file (--output)")
     if not os.access(output.parent, os.W_OK):
         raise OutputError(f"{output}: the folder does not exist or is not writable", "use another path (--output)")
 
@@ -59,7 +59,7 @@ def with_new_presets(
     if len(states.pairs) > 1:
         raise UsageError("the runs use different pairs", "presets depend on the pair, so use runs of a single pair")
     if known := sum(old.card.known(states.questions)):
-        on_progress(f"left out {known} of {len(states.questions)} problems, because the router was trained on them")
+        on_progress(f"excluded {known} of {len(states.questions)} problems, because the router was trained on them")
     return with_taus(old, states, _costs_on_this_machine(runs[0], machine), name=name)
 
 

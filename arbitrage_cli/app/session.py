@@ -90,7 +90,7 @@ class Session:
         """Raise ModelFileError if a file has changed. llama.cpp maps files into memory, so a change affects results."""
         for path, state in self._file_states.items():
             if not path.exists() or state_of(path) != state:
-                hint = "restore the original file, which was used for the results so far, and run the command again"
+                hint = "restore the original file, and run the command again"
                 raise ModelFileError(f"{path}: the file changed while it was in use", hint)
 
     @property
@@ -125,7 +125,9 @@ class Session:
         for role, count in self._placement.threads.items():
             if role in current and count != current[role]:
                 threads = rounding.count(count, "thread")
-                self._display.note(f"this run keeps {threads} for the {role}; a new run would use {current[role]}")
+                self._display.note(
+                    f"the resumed run uses {threads} for the {role}, as before; a new run would use {current[role]}"
+                )
 
     def load(self, policies: Iterable[Policy] | None = None, *, rollouts: int = 1) -> None:
         """Load the models with enough sequences for these policies (default: all policies)."""

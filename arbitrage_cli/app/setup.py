@@ -224,7 +224,7 @@ def for_collect(options: RunOptions, collect: CollectOptions) -> Setup:
     """Return the setup for `collect`. Raises the same errors as `for_solve`."""
     _refuse(options.explicit, "router", "collect uses no router")
     if collect.reward == "rollout":
-        _refuse(options.explicit, "prm", "rollouts rate the steps", "leave it out, or use --reward prm")
+        _refuse(options.explicit, "prm", "rollouts rate the steps", "omit it, or use --reward prm")
     else:
         _refuse(options.explicit, "rollouts", "a process reward model rates the steps", "use --reward rollout")
     return _setup(_basis(options, "8"), [Route(POLICIES["oracle"], 0.0)], reward=collect.reward)
@@ -347,7 +347,7 @@ def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward:
     names = list(dict.fromkeys(policy.name for policy in policies))
     subject = f"policy {names[0]} does" if len(names) == 1 else f"policies {', '.join(names)} do"
     for name in (name for name, is_used in uses.items() if not is_used):
-        _refuse(explicit, name, f"{subject} not use it", "leave it out, or choose another --policy")
+        _refuse(explicit, name, f"{subject} not use it", "omit it, or choose another --policy")
 
 
 def _refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "leave it out") -> None:
@@ -361,8 +361,8 @@ def _changed_presets(parsed: Sequence[ParsedRoute], current: NamedTaus | None, k
     if not current or not kept:
         return []
     return [
-        f"this run keeps tau {rounding.tau(kept.taus[name])} for {name}; at the token costs of {current.costs_of}, it would "
-        f"be {rounding.tau(current.taus[name])}; for the new tau, use another folder (--output)"
+        f"the resumed run uses tau {rounding.tau(kept.taus[name])} for {name}, as before; with the token costs of "
+        f"{current.costs_of}, tau is {rounding.tau(current.taus[name])}; to use it, choose another folder (--output)"
         for name in presets_in(parsed)
         if current.taus[name] != kept.taus[name]
     ]

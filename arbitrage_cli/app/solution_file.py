@@ -37,7 +37,7 @@ class SolutionFile(AbstractContextManager["SolutionFile"]):
             hint = f"{ANOTHER}; to write only answers, use --format {'tsv' if path.suffix != '.txt' else 'text'} > FILE"
             raise UsageError(f"{path}: records are written as JSONL, not as {path.suffix[1:]}", hint, option="output_file")
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: not a regular file, so the command could not resume", ANOTHER)
+            raise UsageError(f"{path}: not a regular file, so the command could not be resumed", ANOTHER)
         self._is_new = not path.exists()
         with contextlib.ExitStack() as stack:
             with self._raising(UsageError, "cannot be written", ANOTHER):

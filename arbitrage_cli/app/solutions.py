@@ -101,7 +101,7 @@ class Solutions(AbstractContextManager["Solutions"]):
             return f"{done} saved in {self._file.path}; to resume: {resuming(setup.options.command)}"
         if problems.is_single or problems.is_typed or not self.num_done or isinstance(error, OutputError):
             return ""
-        return f"{done} went to standard output; use -o FILE.jsonl to be able to resume"
+        return f"{done} went to standard output; to be able to resume, use -o FILE.jsonl"
 
     def _finish(self, event: Finished, run: RunInfo) -> None:
         """Store and show a problem's result. The file omits interrupted problems, so that a resumed run solves them."""

@@ -25,7 +25,7 @@ from arbitrage_cli.errors import UsageError, unknown
 
 HELP = ["-h", "--help"]
 RUN_CODE = "--run-code=sandboxed"
-"""The meaning of `--run-code` without a value: Typer does not support options with an optional value."""
+"""The expansion of a bare `--run-code`, because Typer does not support optional values."""
 SET_UP = "Set up"
 PANELS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Solve": (solve, chat, serve),
@@ -33,7 +33,7 @@ PANELS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Train": (collect, train),
     SET_UP: (doctor, guide),
 }
-"""The commands in each panel of --help, in order. A command has the name of its function."""
+"""The commands in each panel of --help, in display order. Each command is named after its function."""
 
 
 def make_app() -> typer.Typer:

@@ -19,7 +19,7 @@ SINGLE_OPTIONS = {
     "--router": "measure each router in a folder of its own (--output), then run arbitrage compare FIRST SECOND",
     "--policy": "separate policies with commas: --policy target,draft",
 }
-"""Options that cannot be repeated, each with the hint to show if a user repeats it."""
+"""Options that cannot be repeated, each with a hint for users who repeat it."""
 
 
 @command

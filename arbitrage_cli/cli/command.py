@@ -30,7 +30,7 @@ class Invocation:
 
 
 Command = Callable[..., int | None]
-"""A command; returns an exit code, or None for success."""
+"""A command that returns an exit code, or None for success."""
 
 
 def command(function: Command) -> Command:

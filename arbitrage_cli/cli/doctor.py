@@ -20,7 +20,7 @@ from arbitrage_cli.system.machine import default_threads, processor_features, pr
 from arbitrage_cli.tuning.store import read_tuned
 
 WIDE = {"avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI"}
-"""Linux's names of CPU features, each with llama.cpp's name."""
+"""Linux CPU feature names, mapped to llama.cpp's names."""
 
 PACKAGES = ("llama-cpp-python", "typer", "rich", "numpy", "huggingface-hub", "jinja2")
 

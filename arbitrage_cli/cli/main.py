@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = "close other programs, use a smaller --ctx or --concurrency, or raise the limit (ulimit -v)"
             return _show(ModelMemoryError("out of memory", hint), debug=_is_debugging(arguments))
         except Exception as error:  # noqa: BLE001 - a defect of this program also gets one line and a hint
-            hint = "this is a defect: please report it with the output of ARBITRAGE_DEBUG=1"
+            hint = "this is a bug: please set ARBITRAGE_DEBUG=1, run the command again, and report the output"
             wrapped = DefectError(f"unexpected {type(error).__name__}: {error}", hint)
             wrapped.__cause__ = error
             return _show(wrapped, debug=_is_debugging(arguments))

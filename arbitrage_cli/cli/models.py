@@ -60,7 +60,9 @@ def pull(
             "Models", "Also download the pair's process reward model, which policies rsd and oracle need.", is_setting=False
         ),
     ] = False,
-    dry_run: Annotated[bool, Option("Models", "Only show the files and their sizes.", is_setting=False)] = False,
+    dry_run: Annotated[
+        bool, Option("Models", "Show the files and their sizes, but download nothing.", is_setting=False)
+    ] = False,
     offline: Annotated[bool, Option("Models", "Never contact the Hub.")] = False,
     output: OutputOptions,
 ) -> None:
@@ -130,7 +132,7 @@ def info(
     routers = [router for name in names if (router := model_info.router_named(name))]
     served = [name for name in names if is_served(name)]
     if (routers or served) and len(routers) + len(served) < len(names):
-        raise UsageError("routers and models on servers cannot be combined with model files", "use separate commands")
+        raise UsageError("routers and server models cannot be combined with model files", "use separate commands")
     for router in routers:
         _show_router(router, as_json=as_json)
     for source in served:

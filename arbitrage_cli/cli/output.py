@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 PATIENCE = 1000
-"""How many milliseconds to wait when the pipe of standard error is full."""
+"""Milliseconds to wait if the pipe of standard error is full."""
 
 
 @contextlib.contextmanager
@@ -205,9 +205,9 @@ def permitted(task: Task, run_code: str | None) -> Task:
     from arbitrage_cli.grading.programs import find_sandbox
 
     find_sandbox()
-    if run_code is None and not _is_confirmed(f"Task {task.name} runs programs written by models in bubblewrap."):
-        hint = 'use --run-code, or run-code = "sandboxed" in a settings file; see arbitrage guide code'
-        raise UsageError(f"task {task.name} runs programs written by models on this machine", hint)
+    if run_code is None and not _is_confirmed(f"Task {task.name} runs model-written programs in bubblewrap."):
+        hint = 'use --run-code, or set run-code = "sandboxed" in a settings file; see arbitrage guide code'
+        raise UsageError(f"task {task.name} runs model-written programs on this machine", hint)
     return task
 
 

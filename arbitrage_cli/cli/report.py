@@ -38,7 +38,9 @@ def report(
     opens: Annotated[
         bool, Option("Output", "Open the page in a browser. Default file: report.html in the run folder.", names=("--open",))
     ] = False,
-    regrade: Annotated[bool, Option("Grading", "Grade all answers again first; needs no model.", is_setting=False)] = False,
+    regrade: Annotated[
+        bool, Option("Grading", "Grade all answers again first, without loading models.", is_setting=False)
+    ] = False,
     run_code: RunCode = None,
     figures: FigureOptions,
     output: OutputOptions,
@@ -77,7 +79,7 @@ def report(
         show_figures(contents.run, contents.rows, figures)
     for role, path, problem in altered_files(contents.run):
         say(
-            f"the run's {role}, {path}, is {problem}: figures are correct, but the run cannot be resumed without the original file",
+            f"the {role} file {path} is {problem}: the figures are correct, but to resume the run, restore the original file",
             output,
         )
 
@@ -133,9 +135,11 @@ def _list(folder: Path | None, *, as_json: bool, is_only_list: bool) -> None:
 
     records = list_runs(folder or FOLDER)
     if not records and folder:
-        raise UsageError(f"{folder}: this folder contains no run", "give the output folder of arbitrage bench")
+        raise UsageError(f"{folder}: the folder contains no run", "use the output folder of arbitrage bench")
     if not is_only_list:
-        raise UsageError("only --json can be used to list runs", f"name a run: arbitrage report {folder or FOLDER}/NAME")
+        raise UsageError(
+            "only --json can be used when listing runs", f"name a run: arbitrage report {folder or FOLDER}/NAME"
+        )
     if as_json:
         write_json(records)
         return

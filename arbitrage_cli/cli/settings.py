@@ -21,7 +21,7 @@ from arbitrage_cli.system.files import read_text, user_folder
 PROJECT_FILE = "arbitrage.toml"
 PREFIX = "ARBITRAGE_"
 FLAGS_ONLY = ("--debug",)
-"""Options that have an environment variable, but cannot be set in settings files."""
+"""Options with an environment variable that cannot be set in settings files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def _dashed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         option = name.replace("_", "-")
         if option in dashed:
-            raise UsageError(f"{path}: '{option}' is set twice, with dashes and with underscores", "keep one of them")
+            raise UsageError(f"{path}: '{option}' is set twice: with dashes and with underscores", "keep one of them")
         dashed[option] = json.dumps(value, default=str) if isinstance(value, dict) else value
     return dashed
 

@@ -55,7 +55,10 @@ def train(
 
     if training.source:
         if unused := {"test", "seed"} & invocation.flags:
-            raise UsageError(f"--{min(unused)} has no effect with --from", "omit it, because recalibration does not train")
+            raise UsageError(
+                f"--{min(unused)} has no effect with --from",
+                "omit this option, because recalibration does not train the router",
+            )
         router = with_new_presets(training.source, runs, machine, name=name, on_progress=report)
     else:
         command, test = invocation.command, training.test or []

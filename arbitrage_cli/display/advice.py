@@ -33,7 +33,7 @@ def findings(figures: Json) -> list[tuple[str, str]]:
     draft = next((entry for entry in figures["policies"] if entry["policy"] == "draft"), None)
     if draft and draft["same_answers"] is not None:
         same = draft["ratios"]["same_answers"]
-        counts = f"{same['numerator']:.0f} of {same['denominator']:.0f}"
+        counts = f"{same['numerator']:.0f} of {same['denominator']:.0f} answers"
         facts.append(("answers", f"the draft and the target agree on {counts}"))
     return facts
 

@@ -14,8 +14,8 @@ SHOWN_TAUS = 10  # taus in the table, in addition to presets
 
 MEASURES = {"auc": ("AUC", 3), "spearman": ("Spearman", 2), "ece": ("calibration error", 3)}  # heading and decimals
 LEGEND = (
-    "calls: escalated / all steps; wasted: escalated steps that gain nothing / calls",
-    "caught: escalated / all steps worth escalating",
+    "calls: escalated steps / all steps; wasted: calls that gain nothing / calls",
+    "caught: escalated steps worth escalating / steps worth escalating",
 )
 
 Card = Mapping[str, Any]
@@ -30,11 +30,11 @@ def write_summary(card: Card, rows: Rows, stream: TextIO) -> None:
 
 def preset_sentence(named: Mapping[str, float], rows: Rows) -> str:
     if any(row["time"] is None for row in rows if row["tau"] in named.values()):
-        return "No preset is recommended because token costs are unknown. To measure them, run arbitrage advise --costs"
+        return "No preset is recommended, because token costs are unknown. To measure them, run arbitrage advise --costs"
     if (found := best_preset(named, rows)) is None:
-        return "According to the router's threshold table, no preset saves time while keeping the target's rewards."
+        return "According to the router's threshold table, no preset saves time without lowering the reward."
     name, row = found
-    gain = f"{row['time']:.0%} of the target's time, and {row['change']:+.1f} points in reward"
+    gain = f"it takes {row['time']:.0%} of the target's time and changes the reward by {row['change']:+.1f} points"
     return f"According to the router's threshold table, use --tau {name}: {gain}."
 
 
@@ -73,7 +73,7 @@ def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
     data, metrics = card["data"], card["metrics"]
     architecture = metrics["architecture"]
     units = architecture["recipe"]["units"]
-    form = f"{architecture['members']} networks of {units} units, averaged" if units else "logistic regression"
+    form = f"average of {architecture['members']} networks with {units} units each" if units else "logistic regression"
     yield "router", f"{form}; calibration: {metrics['calibration']}"
     yield "sha256", sha256
     yield "created", f"{card['created']}, with arbitrage {card['version']}"
@@ -89,10 +89,8 @@ def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
         share = rounding.percent(part["improvable"] / part["states"])
         counts = f"{rounding.count(part['problems'], 'problem')}, {rounding.count(part['states'], 'state')}"
         yield name, f"{counts}, {share} worth escalating"
-    tested = (
-        "other data" if any(run["is_test"] for run in data["runs"]) else "the same data set only; other data may be harder"
-    )
-    yield "limits", f"works with any draft, but figures are for these models; tested on {tested}"
+    tested = "other data" if any(run["is_test"] for run in data["runs"]) else "other problems of the same data set only"
+    yield "limits", f"works with any draft, but the figures are for these models; tested on {tested}"
 
 
 def _verdict(card: Card) -> list[str]:

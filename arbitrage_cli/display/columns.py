@@ -127,37 +127,37 @@ COMPARISON: Sequence[Column] = (
     _ranged("speed-up", "seconds_ratio", TIMES),
 )
 
-_BOOTSTRAP = "with several samples per problem, bootstrap over problems unless all have the same"
+_BOOTSTRAP = "bootstrap over problems if problems have several samples that differ"
 _OVER_PROBLEMS = "Interval: 95%, paired bootstrap over problems."
 
 DEFINITIONS: Mapping[str, str] = {
-    "accuracy": "Correct answers / attempts made; planned attempts are problems x samples. Unscored answers and errors count "
-    f"as incorrect. Interval: 95%, Wilson; {_BOOTSTRAP} share.",
-    "accuracy_difference": "(Correct answers of this policy - of the target alone) / attempts made by both. Interval: 95%, "
-    f"paired (Newcombe); {_BOOTSTRAP} difference.",
+    "accuracy": "Correct answers / attempts. Unscored answers and errors count as incorrect. Interval: 95%, Wilson, or "
+    f"{_BOOTSTRAP}.",
+    "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
+    f"Interval: 95%, paired (Newcombe), or {_BOOTSTRAP}.",
     "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. They are graded too.",
-    "seconds_mean": "Wall-clock seconds / attempts, over all finished attempts. Excludes loading, grading and display.",
-    "speedup": "Seconds of the target alone / seconds of this policy, each summed over the attempts that both finished; "
-    f"above 1 is faster. {_OVER_PROBLEMS}",
-    "problems_per_second": "Finished attempts / wall-clock seconds of their blocks of concurrent problems. Includes failed "
-    "attempts, and excludes loading, grading and display.",
-    "throughput_ratio": "Problems per second of this policy / of the target alone, over the blocks with the same attempts; "
-    "above 1 is faster. Interval: 95%, paired bootstrap over blocks; none with fewer than 5 blocks.",
+    "seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
+    "speedup": "Seconds of the target alone / seconds of this policy, over the attempts that both finished; above 1 is faster. "
+    f"{_OVER_PROBLEMS}",
+    "problems_per_second": "Finished attempts / wall-clock seconds of their blocks. A block is a group of problems that are solved "
+    "at once. Its time includes failed attempts, but not loading, grading and display.",
+    "throughput_ratio": "Problems per second of this policy / problems per second of the target alone, over blocks with the same "
+    "attempts; above 1 is faster. Interval: 95%, paired bootstrap over blocks, if there are at least 5 blocks.",
     "acceptance_rate": "Accepted steps / drafted steps.",
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
-    "target_call_rate": "Steps that the target wrote (kept or discarded) / kept steps.",
-    "wasted_draft_tokens": "Tokens of discarded drafted steps, over the finished attempts. Excludes tokens drafted for speculation.",
+    "target_call_rate": "Steps written by the target, including discarded steps / kept steps.",
+    "wasted_draft_tokens": "Tokens in discarded drafted steps of finished attempts. Excludes tokens drafted for speculation.",
     "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
     "target_tokens_per_second": "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
     "price": "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",
-    "saving": "1 - price of this policy / price of the target alone, each summed over the attempts that both finished. "
+    "saving": "1 - price of this policy / price of the target alone, over the attempts that both finished. "
     f"{_OVER_PROBLEMS}",
     "time": "Wall-clock seconds of the finished attempts, by activity. `rest` is the time of all other activities.",
     "by_level": "Accuracy on the planned problems of one level, with the number of correct answers and attempts.",
-    "compared_accuracy": "(Correct answers of the second run - of the first) / attempts made by both, in percentage points. "
-    f"Interval: 95%, paired (Newcombe); {_BOOTSTRAP} difference.",
-    "mcnemar_p": "Probability of a split at least this uneven among the attempts that only one run got right, if both runs are "
-    "equally good (exact McNemar test, two-sided).",
-    "seconds_ratio": "Seconds of the first run / seconds of the second, over the attempts that both finished; above 1, the "
-    f"second is faster. {_OVER_PROBLEMS}",
+    "compared_accuracy": "(Correct answers in the second run - correct answers in the first run) / attempts made in both, in "
+    f"percentage points. Interval: 95%, paired (Newcombe), or {_BOOTSTRAP}.",
+    "mcnemar_p": "Exact two-sided McNemar test: among the attempts that only one run solved, the probability of a split at least "
+    "as uneven as this one if both runs are equally good.",
+    "seconds_ratio": "Seconds of the first run / seconds of the second run, over the attempts that both finished; above 1, the "
+    f"second run is faster. {_OVER_PROBLEMS}",
 }

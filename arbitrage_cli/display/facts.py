@@ -199,7 +199,7 @@ def served_facts(model: Json) -> Iterator[Fact]:
 def _thinking(model: Json) -> str:
     if model["think_format"] is None:
         return "no"
-    when = {True: "by default", False: "with --think on", None: "if --think on is used; the default is unknown"}
+    when = {True: "by default", False: "with --think on", None: "with --think on; the default is unknown"}
     return f"format {model['think_format']}, {when[model['thinks_by_itself']]}"
 
 

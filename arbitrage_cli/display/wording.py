@@ -22,7 +22,7 @@ MAX_ANSWER = 80  # characters
 FEW = 16  # tokens; the speed of fewer tokens is shown as approximate
 SLOWER, ENOUGH_TOKENS = 1.1, 64  # a ratio of times above which a policy is slow, and the tokens needed to tell
 SCRIPTED_NOTICE = (
-    "These scripted models are not language models, and only solve one line of arithmetic. "
+    "These scripted models are not language models. They only solve one-line arithmetic. "
     "To use language models: --draft DRAFT.gguf --target TARGET.gguf"
 )
 
@@ -98,7 +98,7 @@ class Totals:
         self.is_slowness_shown = True
         percent = f"{self.seconds / self.alone - 1:.0%}"
         return (
-            f"policy {run.policy} is about {percent} slower here than the target alone (estimate): "
+            f"policy {run.policy} is about {percent} slower than the target alone (estimate): "
             "use --policy target, or run arbitrage advise"
         )
 
@@ -123,7 +123,7 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
     if "think_least" in run.settings and run.thoughts_tau not in (None, run.tau) and math.isfinite(run.thoughts_tau or 0.0):
         share = f"{1 - (run.thoughts_tau or 0.0):.0%}"
         lines.append(
-            f"this router was not trained on thinking: about {share} of the thinking steps are rewritten, based on entropy"
+            f"this router was not trained on thinking, so about {share} of the thinking steps are escalated, based on entropy"
         )
     return [*lines, SCRIPTED_NOTICE] if run.is_scripted and run.descriptions else lines
 

@@ -66,7 +66,7 @@ def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> l
 def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyResults, PolicyResults]]) -> Iterator[str]:
     compared = {id(policy) for pair in pairs for policy in pair}
     if names := dict.fromkeys(policy.label for policy in policies if id(policy) not in compared):
-        yield f"Not compared, because only one run has them: {', '.join(names)}."
+        yield f"Not compared, because they occur in only one run: {', '.join(names)}."
 
 
 def _compare(first: PolicyResults, second: PolicyResults, *, is_timed: bool) -> dict[str, Any]:

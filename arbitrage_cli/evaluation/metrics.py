@@ -113,11 +113,11 @@ def figures(
     found = verdict({"policies": made, "samples": samples}, out_of_time=out_of_time)
     notes = list(_notes(run, policies, made))
     if target is None:
-        notes.append("There are no speed-ups or differences, because the run has no results for policy target.")
+        notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")
     if prices and not usable_prices:
-        notes.append("There are no prices, because a server in this run does not report token counts.")
+        notes.append("Prices are unavailable, because a server in this run does not report token counts.")
     elif prices and any(map(is_idle, policies)):
-        notes.append("Policy speculative drafted no tokens in this run, so it has no price.")
+        notes.append("Policy speculative drafted no tokens in this run, so its price is unknown.")
     return {
         "schema": SCHEMA,
         "dataset": run["dataset"]["name"],
@@ -200,7 +200,7 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
     done = [result for policy in policies for result in policy.done]
     for flag, count in sorted(cut_by_limit(done).items()):
         cut = f"{count} of {rounding.count(len(done), 'attempt')}"
-        yield f"The limit {flag} was reached in {cut}, and the unfinished solutions were graded; raise {flag}."
+        yield f"The limit {flag} was reached in {cut}. The unfinished solutions were graded. To finish them, raise {flag}."
     if concurrency_of(run) > 1:
         yield from speed.throughput_notes(concurrency_of(run), policies, made)
     for policy in made:

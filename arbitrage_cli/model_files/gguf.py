@@ -35,7 +35,7 @@ _BYTES_OF_BLOCK = {
     | {29: 56, 34: 54, 35: 66},
 }
 _BLOCKS = {kind: (block, size) for block, sizes in _BYTES_OF_BLOCK.items() for kind, size in sizes.items()}
-"""The elements and the bytes per block, by ggml type number."""
+"""Elements and bytes per block, by ggml type number."""
 
 
 @dataclass(frozen=True, slots=True)

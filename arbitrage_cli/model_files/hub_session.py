@@ -40,7 +40,7 @@ def find_token() -> str | bool:
 
     token = get_token_to_send(None)
     if token and endpoint.scheme != "https" and endpoint.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise HubError(f"a token is not sent to {_host()} over http", "use https in HF_ENDPOINT, or unset HF_TOKEN")
+        raise HubError(f"cannot send the Hub token to {_host()} over http", "use https in HF_ENDPOINT, or unset HF_TOKEN")
     if token and not re.fullmatch(r"[\x21-\x7e]+", token):
         raise HubError("the Hub token contains invalid characters", "correct HF_TOKEN, or run `hf auth login`")
     return token or False

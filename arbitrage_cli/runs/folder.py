@@ -247,7 +247,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.started.load()
         if crashes := self.started.crashes:
             num = count(len(crashes), "problem")
-            self.notes.append(f"a process died while solving {num}; the remaining attempts will run last, one at a time")
+            self.notes.append(f"a process died while solving {num}; its remaining attempts run last, one at a time")
         self._open_results()
 
     def _replaced(self) -> list[tuple[Path, Path]]:

@@ -36,7 +36,7 @@ BASELINES: Mapping[str, Mapping[str, float]] = {  # scores as weighted sums of f
 COMPARED = (*BASELINES, "random")  # a useful router outperforms all of them
 
 MIN_CLASS = 10  # states per class in each part
-COLLECT_TO_THE_END = "rerun the command that collected the states to resume the run"
+COLLECT_TO_THE_END = "to resume the run, repeat the command that collected the states"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,7 +178,7 @@ def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str, 
     labels = collected.outcomes.advantage[chosen] > 0
     for members, what in ((labels, "with"), (~labels, "without")):
         if members.sum() < MIN_CLASS:
-            found = f"{int(members.sum())} {what} an advantage in {of}, out of {len(collected.part)} states in total"
+            found = f"{int(members.sum())} {what} an advantage in {of}, among {len(collected.part)} states in total"
             raise UsageError(f"too few states {what_for}: {found}", _collect_more(collected, chosen))
 
 

@@ -81,7 +81,7 @@ def measure_and_keep(
             keep_tuned(tuned_file(), [found[role].tuned])
         else:
             note(
-                f"the {role}'s costs were not saved because other programs were running; stop them, then run arbitrage advise --costs"
+                f"the {role}'s token costs were not saved, because other programs were running; stop them, then run arbitrage advise --costs"
             )
     return found
 

@@ -40,7 +40,7 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         ([*SOLVE[:-1], ""], "", "the problem is empty", ""),
         ([*SOLVE[:-1], " \t\n "], "", "the problem is empty", ""),
         ([*SOLVE[:-1], "two.jsonl"], "", "", "--input"),
-        ([*SOLVE, "--input", "two.jsonl"], "", "a problem and --input were both given", ""),
+        ([*SOLVE, "--input", "two.jsonl"], "", "a problem argument and --input", ""),
         *(
             ([*SOLVE[:-1], "-q", "--input", name], "", f"{name}: ", "")
             for name in ("no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem", "/dev/zero")
@@ -70,7 +70,7 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         (["bench", *SHORT, "--policy", "rsd", "--prm", "no.gguf"], "", "no.gguf", ""),
         (["collect", *SHORT, *PAIR, "--reward", "rollout"], "", "no.gguf", ""),
         (["advise", "--costs", *PAIR], "", "no.gguf", ""),
-        (["report", "nowhere"], "", "nowhere: this folder contains no run", ""),
+        (["report", "nowhere"], "", "nowhere: ", ""),
     ],
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
 )

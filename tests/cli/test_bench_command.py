@@ -278,7 +278,7 @@ def test_policy_needs_its_models_and_no_others(here: Path) -> None:
     later = run(*arguments, "--policy", "target", "--target", "scripted:target", cwd=here)
     assert later.code == 0
     assert list(run_json(here / "run")["models"]) == ["draft", "target"]
-    assert "measured later" in run_json(here / "run")["warnings"][0]
+    assert "target" in run_json(here / "run")["warnings"][0]
 
 
 # --- resuming

@@ -63,7 +63,7 @@ def gpu_layers(options: Options) -> int:
     """Return the number of layers to offload. The default is -1, for all layers, if the build supports offloading."""
     if not c.llama_supports_gpu_offload():
         if options.gpu_layers:
-            log.warning("llama.cpp was built without GPU support; ignoring the setting gpu-layers")
+            log.warning("llama.cpp was built without GPU support, so the setting gpu-layers is ignored")
         return 0
     return -1 if options.gpu_layers is None else options.gpu_layers
 
@@ -126,7 +126,7 @@ def new_context(
     reason = next(reversed(messages), "no reason reported")
     raise ModelMemoryError(
         f"{path}: cannot allocate a context of {parameters.n_ctx} tokens ({reason[:200]})",
-        "use a smaller --ctx; KV types except f16 may need the setting flash-attention = true",
+        "use a smaller --ctx; KV types other than f16 may need the setting flash-attention = true",
     )
 
 

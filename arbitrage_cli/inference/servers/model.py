@@ -202,7 +202,7 @@ def describe(model: ServedModel) -> str:
     facts = facts_about(model)
     return (
         f"{model.name} ({facts['server']} at {facts['host']}; context {facts['context_size']}, "
-        f"prompts as {facts['continues']}, {model.num_alternatives or 'no'} log-probabilities per token)"
+        f"prompt format {facts['continues']}, {model.num_alternatives or 'no'} log-probabilities per token)"
     )
 
 
