@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from arbitrage_cli.app.manifest import Run, resume, with_grown, with_problems
+from arbitrage_cli.app.manifest import Run, problem_facts, resume, with_fingerprint, with_grown
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
@@ -97,7 +97,7 @@ def begin(
     run = session.manifest(routes, reads_models=bool(todo.all))
     run["sampling"]["samples"], run["warnings"] = samples, [*warnings]
     ids, grader = [item.problem.id for item in selected.items], session.setup.task.grader_version()
-    run = with_problems(run, selected.dataset, ids, grader=grader, **details)
+    run = with_fingerprint({**run, **problem_facts(selected.dataset, ids), "grader": grader, **details})
     if folder.rows and folder.run:
         run = resume(with_grown(folder.run, selected.dataset), run, folder.path)
     return todo, run

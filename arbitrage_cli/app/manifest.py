@@ -39,12 +39,14 @@ Run = dict[str, Any]
 """The contents of run.json."""
 OnReading = Callable[[ModelRole, str, float], None]
 """Called while a model file is read, with the role, the current activity and the completed fraction."""
-_HINT = "use another folder (--output), start over (--fresh), or restore the original settings"
+_HINT = "use another --output, or the original settings"
 MAX_SHOWN = 80  # characters; longer values are shown as a checksum
 
 
 FIXED: Mapping[str, str] = {
     "data set": "dataset.sha256",
+    "policy": "route.policy",
+    "tau": "route.tau",
     "task": "task",
     "grader": "grader",
     "system prompt": "prompt.system",
@@ -125,12 +127,15 @@ def make_manifest(
     }
 
 
-def with_problems(run: Run, dataset: Dataset, ids: Sequence[str], **details: Any) -> Run:
-    """Return the manifest with the data set, the command's `details`, and a fingerprint of all fixed fields."""
+def problem_facts(dataset: Dataset, ids: Sequence[str]) -> Run:
     levels = {item.problem.id: item.level for item in dataset.items}
-    problems = {"ids": list(ids), "levels": {name: levels[name] for name in ids}, "planned": len(ids)}
-    full = {**run, "dataset": _dataset_facts(dataset), **problems, **details}
-    return full | {"fingerprint": {name: _text(value) for name, value in _fixed(full).items()}}
+    facts = {"ids": list(ids), "levels": {name: levels[name] for name in ids}, "planned": len(ids)}
+    return {"dataset": _dataset_facts(dataset), **facts}
+
+
+def with_fingerprint(run: Run) -> Run:
+    """Return the manifest with the values of all fixed fields, in short."""
+    return run | {"fingerprint": {name: _text(value) for name, value in _fixed(run).items()}}
 
 
 def record_settings(setup: Setup, route: Route, limits: Limits, sampler: Sampler) -> dict[str, Any]:
@@ -177,23 +182,24 @@ def _check_served(role: ModelRole, before: Mapping[str, Any] | None, now: Mappin
         if before[name] != now[name]:
             raise UsageError(
                 f"{role} server: {name} changed from {before[name]} to {now[name]} since this run began",
-                "serve the same model with the same settings, or use another folder (--output)",
+                "serve the same model with the same settings, or use another --output",
             )
 
 
-def resume(earlier: Run, now: Run, folder: Path) -> Run:
+def resume(earlier: Run, now: Run, place: Path) -> Run:
     """Merge the manifests of a resumed run. Raises UsageError naming the first fixed field that differs."""
     before, after = _fixed(earlier), _fixed(now)
     for name in (name for name in before if name in after):
-        hint = f"grade the answers again: arbitrage report {folder} --regrade"
-        refuse_change(str(folder), {name: before[name]}, {name: after[name]}, hint if name == "grader" else _HINT)
+        was, is_now = _text(before[name]), _text(after[name])
+        if was != is_now:
+            hint = f"grade the answers again: arbitrage report {place} --regrade" if name == "grader" else _HINT
+            raise UsageError(f"{place}: {name} changed from {was} to {is_now}", hint)
     known = {(listed["policy"], listed["tau"]) for listed in earlier["policies"]}
     added = [listed for listed in now["policies"] if (listed["policy"], listed["tau"]) not in known]
     merged = _joined(earlier, now) | {
         "created": earlier["created"],
         "named_taus": earlier.get("named_taus") or now.get("named_taus"),
         "batch_costs": {**now.get("batch_costs", {}), **earlier.get("batch_costs", {})},
-        "ids": list(dict.fromkeys([*earlier["ids"], *now["ids"]])),
         "policies": [*earlier["policies"], *added],
         "warnings": [*earlier["warnings"], *now["warnings"]],
     }
@@ -202,8 +208,11 @@ def resume(earlier: Run, now: Run, folder: Path) -> Run:
         names = ", ".join(label(listed["policy"], listed["tau"], listed["tau_name"]) for listed in added)
         merged["warnings"].append(f"policies measured after the others, so the machine's speed may have changed: {names}")
     if earlier["tool"] != now["tool"]:
-        merged["warnings"].append(f"the results come from two versions of arbitrage:  {earlier['tool']} and {now['tool']}")
-    return merged | {"planned": len(merged["ids"]), "warnings": list(dict.fromkeys(merged["warnings"]))}
+        merged["warnings"].append(f"the results come from two versions of arbitrage: {earlier['tool']} and {now['tool']}")
+    if "ids" in now:
+        merged["ids"] = list(dict.fromkeys([*earlier["ids"], *now["ids"]]))
+        merged["planned"] = len(merged["ids"])
+    return merged | {"warnings": list(dict.fromkeys(merged["warnings"]))}
 
 
 def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,14 +235,6 @@ def with_grown(earlier: Run, dataset: Dataset) -> Run:
 
 def with_grader(run: Run, version: str) -> Run:
     return {**run, "grader": version, "fingerprint": {**run["fingerprint"], "grader": _text(version)}}
-
-
-def refuse_change(place: str, before: Mapping[str, Any], now: Mapping[str, Any], hint: str) -> None:
-    """Raise UsageError naming the first value that differs from `before`."""
-    for name, value in now.items():
-        earlier, later = _text(before.get(name)), _text(value)
-        if earlier != later:
-            raise UsageError(f"{place}: {name.replace('_', ' ')} changed from {earlier} to {later}", hint)
 
 
 # --- the parts

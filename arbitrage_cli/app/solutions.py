@@ -1,4 +1,8 @@
-"""Solves problems and outputs the results in order, optionally to a file from which the command can resume."""
+"""Solves problems and outputs the results in order, optionally to a file from which the command can resume.
+
+The file is JSONL: one record per input line, in order. If a problem failed, the next command tries it again; until that
+command ends, the file has both records, and the later one counts.
+"""
 
 import contextlib
 import itertools
@@ -10,24 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.executor import give_up, marked
-from arbitrage_cli.app.manifest import record_settings, refuse_change
+from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_fingerprint
 from arbitrage_cli.app.options import InputOptions, resuming
 from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import Resolved, Setup, resolve
+from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.app.solution import InOrder
-from arbitrage_cli.app.solution_file import ANOTHER, Record, SolutionFile
+from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.data.problems import BadLine
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
-from arbitrage_cli.runs.records import RunInfo, record, tau_in_json, to_json, unusable_record
+from arbitrage_cli.runs.folder import RUN, Key, RunFolder, key_of, latest
+from arbitrage_cli.runs.records import SOLVE, RunInfo, record, tau_in_json, unusable_record
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.tuning.memory import MOST
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Started
 
+Record = Mapping[str, Any]
+ANOTHER = "use another file: --output FILE.jsonl"
+OTHER_FORMATS = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
 MAX_SHOWN = 60  # characters of a value in a message
 
 
@@ -43,25 +51,43 @@ def solve_problems(
     """Solve problems from an argument, a file or standard input, and write the results to `path` if it is set."""
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, source, setup.task.forms, display, stack)
-        file = stack.enter_context(SolutionFile(path)) if path else None
-        solutions = stack.enter_context(Solutions(display, show, file))
+        folder = stack.enter_context(_open_file(path, display)) if path else None
+        solutions = stack.enter_context(Solutions(display, show, path, folder))
         solutions.solve(setup, problems, describe)
     return solutions
 
 
-class Solutions(AbstractContextManager["Solutions"]):
-    """Passes results to `show` in problem order and counts all results, earlier results and errors."""
+def _open_file(path: Path, display: Display) -> AbstractContextManager[RunFolder]:
+    """Open or create a file of results with its run folder. Raises UsageError if `solve -o` did not write the file."""
+    if path.suffix.lower() in OTHER_FORMATS:
+        hint = f"{ANOTHER}; to write only answers, use --format {'tsv' if path.suffix != '.txt' else 'text'} > FILE"
+        raise UsageError(f"{path}: records are written as JSONL, not as {path.suffix[1:]}", hint, option="output_file")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: not a regular file, so the command could not resume", ANOTHER)
+    folder = path.with_name(f"{path.name}.run")
+    if path.exists() and path.stat().st_size and not (folder / RUN).exists():
+        message = f"{path}: the file has content, but {folder / RUN}, which describes results of arbitrage solve, is missing"
+        raise UsageError(message, ANOTHER)
+    return open_run(folder, display, kind=SOLVE, results=path)
 
-    def __init__(self, display: Display, show: Callable[[Record], None], file: SolutionFile | None) -> None:
-        self.num_done = self.num_earlier = self.num_failed = 0
-        self._display, self._show, self._file = display, show, file
-        self._in_order = InOrder[Record]()
-        self._crashes = file.started.crashes if file else {}
+
+class Solutions(AbstractContextManager["Solutions"]):
+    """Passes results to `show` in problem order and counts all results, new results and errors."""
+
+    def __init__(
+        self, display: Display, show: Callable[[Record], None], path: Path | None, folder: RunFolder | None
+    ) -> None:
+        self.num_done = self.num_new = self.num_failed = 0
+        self._display, self._show, self._path, self._folder = display, show, path, folder
+        self._in_order = InOrder[tuple[Record, bool]]()  # results, and whether they are new
+        self._crashes = folder.started.crashes if folder else {}
+        self._num_earlier = 0
+        self._again: dict[Key, Problem] = {}  # problems that failed before
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OutputError):  # an output error is already being raised
-            for result in self._in_order.rest() if self._file is None else ():
-                self._pass_on(result)
+            for result in self._in_order.rest() if self._folder is None else ():
+                self._pass_on(*result)
 
     def solve(self, setup: Setup, problems: Problems, describe: Callable[[RunInfo], RunInfo]) -> None:
         """Solve the problems that have no result. Models are loaded only if there are such problems.
@@ -69,20 +95,28 @@ class Solutions(AbstractContextManager["Solutions"]):
         `describe` extends the run description passed to the display. Raises UsageError if the file contains results of other
         problems or settings, and the same errors as `Session` and `Scheduler.run`.
         """
-        self.num_earlier = self._take_earlier(problems, setup)
-        num_known = problems.look_ahead(2 if setup.concurrency == "1" else MOST)
-        if not num_known:
-            deque(problems.usable(self._add_unusable), maxlen=0)
+        self._match_earlier(problems)
+        num_known = len(self._again) + problems.look_ahead(2 if setup.concurrency == "1" else MOST)
+        if not num_known and self._folder is None:
+            deque(self._unsolved(problems), maxlen=0)
             return
         with Session(setup, self._display) as session:
-            self._check(session.resolved)
-            session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
-            session.load()
-            run = describe(replace(session.run_info(num_problems=problems.total), num_done=self.num_earlier))
+            manifest = self._manifest(session, reads_models=bool(num_known))
+            if num_known:
+                session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
+                session.load()
+            if self._folder:
+                self._folder.save_run(add_loaded(manifest, session.models))
             with offering_to_resume(self._display, lambda error: self._how_to_resume(setup, problems, error)):
-                self._solve(session, problems, run)
+                if num_known:
+                    self._solve(session, problems, describe)
+                else:
+                    deque(self._unsolved(problems), maxlen=0)
+        self._remove_replaced()
 
-    def _solve(self, session: Session, problems: Problems, run: RunInfo) -> None:
+    def _solve(self, session: Session, problems: Problems, describe: Callable[[RunInfo], RunInfo]) -> None:
+        num_done = self._num_earlier - len(self._again)
+        run = describe(replace(session.run_info(num_problems=problems.total), num_done=num_done))
         self._display.begin(run)
         events = self._events(session.scheduler(session.setup.route), problems, run, session.resolved.limits)
         with contextlib.closing(events):
@@ -91,44 +125,53 @@ class Solutions(AbstractContextManager["Solutions"]):
                 if isinstance(event, Started):
                     self._in_order.started(event.trace)
                 elif isinstance(event, Finished):
+                    session.check_files()
                     self._finish(event, run)
         self._display.end()
 
     def _how_to_resume(self, setup: Setup, problems: Problems, error: BaseException) -> str:
         """Return a note about the results and how to resume; "" if nothing can be resumed or standard output is closed."""
-        done = rounding.count(self.num_done, "result")
-        if self._file:
-            return f"{done} saved in {self._file.path}; to resume: {resuming(setup.options.command)}"
+        if self._folder:
+            done = rounding.count(len(self._folder.statuses), "result")
+            return f"{done} saved in {self._path}; to resume: {resuming(setup.options.command)}"
         if problems.is_single or problems.is_typed or not self.num_done or isinstance(error, OutputError):
             return ""
+        done = rounding.count(self.num_done, "result")
         return f"{done} went to standard output; to be able to resume, use -o FILE.jsonl"
 
     def _finish(self, event: Finished, run: RunInfo) -> None:
         """Store and show a problem's result. The file omits interrupted problems, so that a resumed run solves them."""
-        if self._file is None or event.error is None or isinstance(event.error, ProblemError):
-            self._in_order.finished(event.trace, record(event, run))
+        if self._folder is None or event.error is None or isinstance(event.error, ProblemError):
+            self._in_order.finished(event.trace, (record(event, run), True))
             self._pass_on_ready()
 
-    def _add_unusable(self, line: BadLine) -> None:
-        self._in_order.add(unusable_record(line.number, line.reason))
+    def _add(self, result: Record, *, is_new: bool = True) -> None:
+        """Add a result that needs no solving."""
+        self._in_order.add((result, is_new))
         self._pass_on_ready()
+
+    def _unsolved(self, problems: Problems) -> Iterator[Problem]:
+        """Yield the problems that have no result or an error. Add other results and invalid lines in their places."""
+        for earlier in itertools.islice(self._earlier(), self._num_earlier):
+            if problem := self._again.get(key_of(earlier)):
+                yield problem
+            else:
+                self._add(earlier, is_new=False)
+        yield from problems.usable(lambda line: self._add(unusable_record(line.number, line.reason)))
 
     def _events(
         self, scheduler: Scheduler, problems: Problems, run: RunInfo, limits: Limits
     ) -> Generator[Event, None, None]:
-        usable = problems.usable(self._add_unusable)
-        if self._file is None:
-            return scheduler.run(usable, problems.is_ready)
-        attempted = self._without_given_up(usable, run, limits)
-        return marked(self._file.started, scheduler.run(attempted, lambda: self._is_ready(problems)))
+        if self._folder is None:
+            return scheduler.run(self._unsolved(problems), problems.is_ready)
+        attempted = self._without_given_up(self._unsolved(problems), run, limits)
+        return marked(self._folder.started, scheduler.run(attempted, lambda: self._is_ready(problems)))
 
     def _without_given_up(self, problems: Iterable[Problem], run: RunInfo, limits: Limits) -> Iterator[Problem]:
         """Yield the problems. If a problem crashed the process several times, add a result with an error instead."""
         for problem in problems:
-            if self._file and self._crashes.get(problem.id, 0) >= MAX_CRASHES:
-                self._file.started.begin(problem.id)  # the result is final, so its crashes are forgotten
-                self._in_order.add(record(give_up(problem, limits, self._file.started), run))
-                self._pass_on_ready()
+            if self._folder and self._crashes.get(problem.id, 0) >= MAX_CRASHES:
+                self._add(record(give_up(problem, limits, self._folder.started), run))
             else:
                 yield problem
 
@@ -136,71 +179,51 @@ class Solutions(AbstractContextManager["Solutions"]):
         """Return whether another problem may start now. Problems that crashed the process are solved one at a time."""
         return not any(count < MAX_CRASHES for count in self._crashes.values()) and problems.is_ready()
 
-    def _take_earlier(self, problems: Problems, setup: Setup) -> int:
-        """Show the results in the file, skip their problems, and return how many there are. Servers are not contacted yet."""
-        if self._file is None:
-            return 0
-        settings: Mapping[str, Any] = next((row["settings"] for row in self._file.records() if row.get("settings")), {})
-        thought = "think_tokens" in settings and settings["think_tokens"] is None
-        count, current = 0, _settings_of(resolve(setup, setup.sources, lambda role: thought))
-        for earlier, row in zip(self._file.records(), problems.rows(), strict=False):
-            count += 1
-            place = f"{self._file.path}: line {count}"
-            if not _is_result_of(earlier, row):
-                raise UsageError(
-                    f"{place}: found the result of another problem, '{str(earlier['id'])[:MAX_SHOWN]}'", ANOTHER
-                )
-            _check_settings(earlier, current, place)
-        for earlier in itertools.islice(self._file.records(), count):
-            self._count(earlier)
-            self._show(earlier)
-        return count
+    def _earlier(self) -> Iterator[Record]:
+        return latest(self._folder.rows if self._folder else ())
 
-    def _check(self, resolved: Resolved) -> None:
-        """Raise UsageError if the results in the file have different settings, now that the server settings are known."""
-        for count, earlier in enumerate(self._file.records() if self._file else (), start=1):
-            _check_settings(earlier, _settings_of(resolved), f"{self._file.path if self._file else ''}: line {count}")
+    def _match_earlier(self, problems: Problems) -> None:
+        """Skip the problems that have results in the file, and remember those that failed."""
+        for earlier, line in zip(self._earlier(), problems.rows(), strict=False):
+            self._num_earlier += 1
+            if not _is_result_of(earlier, line):
+                other = f"found the result of another problem, '{str(earlier['id'])[:MAX_SHOWN]}'"
+                raise UsageError(f"{self._path}: line {self._num_earlier}: {other}", ANOTHER)
+            if isinstance(line, Problem) and earlier["status"] == "error":
+                self._again[key_of(earlier)] = line
+
+    def _manifest(self, session: Session, *, reads_models: bool) -> Run:
+        """Return the manifest of the results in the file. Raises UsageError if they were made with different settings."""
+        if self._folder is None or self._path is None:
+            return {}
+        earlier, route = self._folder.run if self._folder.rows else None, session.setup.route
+        session.resume(earlier)
+        run = session.manifest([route], reads_models=reads_models)
+        details = {"kind": SOLVE, "route": {"policy": route.policy.name, "tau": tau_in_json(route.tau)}}
+        run = with_fingerprint(run | details)
+        return resume(earlier, run, self._path) if earlier else run
+
+    def _remove_replaced(self) -> None:
+        """Remove errors from the file if the problem was tried again later."""
+        folder = self._folder
+        if folder and sum(1 for _ in folder.rows) > len(folder.statuses):
+            folder.rewrite(latest(folder.rows))
 
     def _pass_on_ready(self) -> None:
-        for result in self._in_order.ready():
-            self._pass_on(result)
+        for result, is_new in self._in_order.ready():
+            self._pass_on(result, is_new)
 
-    def _pass_on(self, result: Record) -> None:
+    def _pass_on(self, result: Record, is_new: bool) -> None:
         with noted_signals():  # a result on the disk must be counted
-            if self._file:
-                self._file.append(to_json(result))
-            self._count(result)
+            if self._folder and is_new:
+                self._folder.append(result)
+            self.num_done += 1
+            self.num_new += is_new
+            self.num_failed += result["error"] is not None
         self._show(result)
-
-    def _count(self, result: Record) -> None:
-        self.num_done += 1
-        self.num_failed += result["error"] is not None
 
 
 def _is_result_of(result: Record, row: InputLine) -> bool:
     if isinstance(row, BadLine):
         return result["problem"] is None and result["id"] == str(row.number)
     return (result["id"], result["problem"]) == (row.id, row.question)
-
-
-def _settings_of(resolved: Resolved) -> Mapping[str, Any]:
-    """Return the settings that affect solutions, keyed by their names in records."""
-    setup, route, sampler = resolved.setup, resolved.setup.route, resolved.sampler
-    return {
-        "policy": route.policy.name,
-        "tau": tau_in_json(route.tau),
-        "draft": setup.sources.get("draft"),
-        "target": setup.sources.get("target"),
-        "temperature": sampler.temperature,
-        "seed": sampler.seed,
-        **record_settings(setup, route, resolved.limits, sampler),
-    }
-
-
-def _check_settings(result: Record, current: Mapping[str, Any], place: str) -> None:
-    """Raise UsageError if a result was made with different settings. The concurrency may differ: it does not affect results."""
-    if settings := result.get("settings"):
-        names = [name for name in {**current, **settings} if name != "concurrency"]
-        before = {name: {**result, **settings}.get(name) for name in names}
-        hint = f"{ANOTHER}; or use the original settings"
-        refuse_change(place, before, {name: current.get(name) for name in names}, hint)

@@ -18,9 +18,11 @@ from arbitrage_cli.tasks.task import Task
 
 
 @contextlib.contextmanager
-def open_run(path: Path, display: Display, *, kind: str = BENCH, fresh: bool = False) -> Iterator[RunFolder]:
+def open_run(
+    path: Path, display: Display, *, kind: str = BENCH, fresh: bool = False, results: Path | None = None
+) -> Iterator[RunFolder]:
     """Open and lock a run folder and show its notes. Raises the same errors as `RunFolder`."""
-    with RunFolder(path, kind=kind, fresh=fresh) as folder:
+    with RunFolder(path, kind=kind, fresh=fresh, results=results) as folder:
         for note in folder.notes:
             display.note(note)
         yield folder

@@ -16,7 +16,7 @@ from arbitrage_cli.stats import rounding
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.setup import Setup
-    from arbitrage_cli.app.solution_file import Record
+    from arbitrage_cli.app.solutions import Record
     from arbitrage_cli.runs.records import RunInfo
 
 
@@ -67,8 +67,9 @@ def solve(
         describe = partial(_describe, setup, results, form)
         solved = solve_problems(setup, problem, source, results.output_file, display, show, describe)
     if results.output_file:
-        status = "" if solved.num_done > solved.num_earlier else "nothing to do: "
-        has = f"{results.output_file} has {rounding.count(solved.num_done, 'result')}"
+        status = "" if solved.num_new else "nothing to do: "
+        errors = f", {rounding.count(solved.num_failed, 'error')}" if solved.num_failed else ""
+        has = f"{results.output_file} has {rounding.count(solved.num_done, 'result')}{errors}"
         say(f"{status}{has}; to print the answers, add --format text to the same command", output)
     return options.SOME_FAILED if solved.num_failed else 0
 

@@ -2,7 +2,7 @@
 
 Once `append` returns, the row survives a killed process and a power failure. When a writer opens the folder, it moves
 invalid lines to another file. A reader changes nothing, and rejects invalid lines. It skips an unfinished last line, because
-another process may still be writing it.
+another process may still be writing it. For `solve -o FILE`, the rows are in FILE, and the other files in FILE.run.
 
     run.json                   replaced atomically; written before the first row
     results.jsonl              one row per line, append-only; replaced as a whole by --regrade
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError
-from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, label, to_json
+from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, SOLVE, label, to_json
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.stats.rounding import count
 from arbitrage_cli.system.files import make_folder, open_regular, read_regular, sync_folder, write_all, write_atomically
@@ -36,6 +36,7 @@ MAX_LINE = 1 << 26
 
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_ELSEWHERE = "use another --output"
 _RESTORE = "restore it from a copy, or rerun the command that created the run to repeat these attempts"
 _START_AGAIN = "restore it from a copy, or rerun the command that created the run with --fresh, which renames the old files"
 
@@ -87,13 +88,21 @@ class BadRow(NamedTuple):
 
 def key_of(row: Row) -> Key:
     """Return the key of a row. A later row replaces an earlier row with the same key."""
-    return row["id"], row["sample"], row["policy"], row["tau"]
+    return row["id"], row.get("sample", 0), row["policy"], row["tau"]
 
 
 def latest(rows: Rows | Sequence[Row]) -> Iterator[Row]:
-    """Yield the last row for each key."""
-    places = {key_of(row): place for place, row in enumerate(rows)}
-    return (row for place, row in enumerate(rows) if places[key_of(row)] == place)
+    """Yield the last row for each key, in the order of the first rows."""
+    keys: set[Key] = set()
+    later: dict[Key, Row] = {}
+    for row in rows:
+        if (key := key_of(row)) in keys:
+            later[key] = row
+        keys.add(key)
+    for row in rows:
+        if (key := key_of(row)) in keys:
+            keys.remove(key)
+            yield later.pop(key, row)
 
 
 def has_run(folder: Path) -> bool:
@@ -117,15 +126,18 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
     """
     with _raising(UsageError, f"{folder}: cannot be read", "use another folder"):
         found = [path for path in folder.iterdir() if has_run(path)] if folder.is_dir() else []
-    return sorted(map(_listing_record, found), key=lambda record: record["age_seconds"])
+    return sorted(filter(None, map(_listing_record, found)), key=lambda record: record["age_seconds"])
 
 
-def _listing_record(folder: Path) -> dict[str, Any]:
+def _listing_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a run, or None for a run of `solve`, whose rows are elsewhere."""
     newest = max((folder / name).stat().st_mtime for name in (RUN, RESULTS) if (folder / name).exists())
     record: dict[str, Any] = {"folder": str(folder), "age_seconds": max(0, round(time.time() - newest))}
     try:
         with _reading(folder):
             run = _read_run(folder, None)
+            if run.get("kind") == SOLVE:
+                return None
             statuses, _ = _find_rows(folder / RESULTS, run.get("kind", BENCH))
     except ArbitrageError as error:
         return record | {"error": error.message}
@@ -153,15 +165,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     was found and set aside when the folder was opened.
     """
 
-    def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False) -> None:
+    def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False, results: Path | None = None) -> None:
         """Create or open the folder, lock it, and set invalid lines aside.
 
-        If `fresh` is true, `save_run` sets all files aside instead. Raises UsageError if the folder cannot be written to, is
-        locked by another process, or contains a run of another kind; DamagedRunError if run.json is damaged.
+        If `fresh` is true, `save_run` sets all files aside instead. `results` is a file of the user that has the rows; only
+        an unfinished last line is set aside. Raises UsageError if the folder cannot be written to, is locked by another
+        process, or contains a run of another kind; DamagedRunError if run.json or a line of `results` is damaged.
         """
         self.path = folder
         self._kind = kind
-        self._results = folder / RESULTS
+        self._is_users = results is not None
+        self._results = results or folder / RESULTS
         self._descriptor: int | None = None
         self.started = StartedMarks(folder / STARTED)
         self._is_fresh = fresh
@@ -170,8 +184,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.run: dict[str, Any] | None = None
         self.rows = Rows()
         self.statuses: dict[Key, str] = {}
-        with _raising(UsageError, f"{folder}: cannot be used for a run", "use another folder: --output FOLDER"):
-            self._is_new = not folder.exists()
+        with _raising(UsageError, f"{self._results.parent}: cannot be used for a run", _ELSEWHERE):
+            self._is_new = not (folder.exists() or self._results.exists())
             make_folder(folder)
             self._lock: int | None = _lock(folder)
             try:
@@ -232,14 +246,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             raise
         self.statuses[key_of(row)] = row["status"]
 
-    def rewrite(self, rows: Sequence[Row]) -> None:
+    def rewrite(self, rows: Iterable[Row]) -> None:
         with self._writing(self._results):
             write_atomically(self._results, b"".join(map(encode, rows)))
             self.statuses, _ = _find_rows(self._results, self._kind)
             self._open_results()
 
     def _open(self) -> None:
-        _refuse_links(self.path)
+        _refuse_links(self.path, self._results)
         if self._is_fresh:
             self.notes += [f"{old} will be kept as {aside.name}" for old, aside in self._replaced()]
             return
@@ -259,6 +273,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             return
         self.run = _read_run(self.path, self._kind)
         self.statuses, bad = _find_rows(self._results, self._kind)
+        if self._is_users and any(row.reason for row in bad):
+            raise DamagedRunError(
+                f"{self._results}: {_listed(bad)}", "restore the file from a copy, or use another --output"
+            )
         if bad:
             aside, numbers = _free_name(self._results, "torn"), {row.number for row in bad}
             write_atomically(aside, b"".join(row.line for row in bad))
@@ -323,7 +341,7 @@ def _find_rows(path: Path, kind: str) -> tuple[dict[Key, str], list[BadRow]]:
 def _reading(folder: Path, kind: str = BENCH) -> Iterator[None]:
     hint = f"use the folder of a run; arbitrage {kind} creates run folders in runs/"
     with _raising(UsageError, f"{folder}: cannot be read", hint):
-        _refuse_links(folder)
+        _refuse_links(folder, folder / RESULTS)
         if not has_run(folder):
             raise UsageError(f"{folder}: contains no run", hint)
         yield
@@ -369,16 +387,16 @@ def _lock(folder: Path) -> int:
         os.close(descriptor)
         if not isinstance(error, BlockingIOError):
             raise
-        hint = "wait until it ends, or use another folder: --output FOLDER"
+        hint = f"wait until it ends, or {_ELSEWHERE}"
         raise UsageError(f"{folder}: another process is writing to this run", hint) from error
     return descriptor
 
 
-def _refuse_links(folder: Path) -> None:
+def _refuse_links(folder: Path, results: Path) -> None:
     """Raise UsageError if a file of the run is a symbolic link, because following it would change a file elsewhere."""
-    for path in (folder / name for name in (RESULTS, RUN, STARTED)):
+    for path in (results, folder / RUN, folder / STARTED):
         if path.is_symlink():
-            raise UsageError(f"{path}: symbolic links are not supported", "use another folder: --output FOLDER")
+            raise UsageError(f"{path}: symbolic links are not supported", _ELSEWHERE)
 
 
 def _free_name(path: Path, suffix: str) -> Path:

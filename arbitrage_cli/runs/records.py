@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # slow to import
 
 SCHEMA: Literal[1] = 1
 """The schema of rows and run.json. Folders with another schema are rejected."""
-BENCH, COLLECT = "bench", "collect"
+BENCH, COLLECT, SOLVE = "bench", "collect", "solve"
 """The kinds of runs, named after the commands that create them. The run.json of a benchmark omits the kind."""
 
 Level = str | int | None
@@ -111,6 +111,7 @@ def _solved(finished: Finished, run: RunInfo) -> "Solved":
         "text": trace.text,
         "answer": run.answer(trace),
         "stop": trace.stop,
+        "status": "error" if attempt_error(finished) else "done",
         "error": error[0] if error else None,
         "steps": _steps(trace, run),
         "acceptance_rate": figures.acceptance_rate,
@@ -126,8 +127,8 @@ def _solved(finished: Finished, run: RunInfo) -> "Solved":
 
 def unusable_record(number: int, reason: str) -> dict[str, Any]:
     """Return a record for an invalid input line, so that each input line has an output line."""
-    error = f"line {number}: {reason}"
-    return {"id": str(number), "problem": None, "text": "", "answer": None, "stop": None, "error": error, "steps": []}
+    made = {"id": str(number), "status": "error", "error": f"line {number}: {reason}", "text": "", "steps": []}
+    return made | dict.fromkeys(("problem", "answer", "stop", "policy", "tau"))
 
 
 def row(
@@ -159,7 +160,6 @@ def row(
         "level": level,
         "gold": gold,
         "grade": asdict(grade) if grade else None,
-        "status": "error" if failure else "done",
         "error": failure,
         "stop": "context" if isinstance(finished.error, ContextFullError) and not failure else solved["stop"],
         "wall_seconds": wall_seconds,

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeA
 from typing_extensions import TypedDict
 
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.runs.records import BENCH, COLLECT, Level
+from arbitrage_cli.runs.records import BENCH, COLLECT, SOLVE, Level
 from arbitrage_cli.runs.summary import BlockShare
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.types import Cost, Grade, ModelRole, Phase, StepStop, TraceStop
@@ -17,6 +17,7 @@ _CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
 
 Json = dict[str, Any]
 Tau = float | Literal["inf", "-inf"] | None
+Status = Literal["done", "error"]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 
@@ -87,6 +88,7 @@ class Solved(TypedDict):
     text: str
     answer: str | None
     stop: TraceStop | None
+    status: Status
     error: str | None
     steps: list[KeptStep]
     acceptance_rate: float | None
@@ -114,7 +116,6 @@ class Attempted(Solved):
 
     schema: Literal[1]
     sample: Count
-    status: Literal["done", "error"]
     level: Level
     gold: Json
     grade: Annotated[Json, _fields_of(Grade)] | None
@@ -131,7 +132,7 @@ class Collected(TypedDict):
     sample: Count
     policy: PolicyName
     tau: Tau
-    status: Literal["done", "error"]
+    status: Status
     error: str | None
     level: Level
     question: str
@@ -142,13 +143,17 @@ class Collected(TypedDict):
 
 @with_config({**_CONFIG, "extra": "allow"})
 class _SolutionLine(TypedDict):
+    """The fields of a `solve` record that are read. `problem` and `policy` are None for an invalid input line."""
+
     id: str
     problem: str | None
+    policy: PolicyName | None
+    tau: Tau
     text: str
     answer: str | None
+    status: Status
     error: str | None
     steps: list[Json]
-    settings: NotRequired[Json]
 
 
 class _PolicyEntry(TypedDict):
@@ -193,31 +198,32 @@ class _Machine(TypedDict):
     cpu: str | None
 
 
-class _Run(TypedDict):
+@with_config({**_CONFIG, "extra": "allow"})
+class _SolveRun(TypedDict):
     schema: Literal[1]
     tool: str
     command: list[str]
     created: str
     policies: list[_PolicyEntry]
+    models: dict[str, _Model]
     router: _Named | None
-    dataset: _DataSet
-    ids: list[str]
-    levels: dict[str, Level]
-    planned: Count
-    grader: str
     sampling: _Sampling
     limits: Json
     context: Json
     machine: _Machine
     warnings: list[str]
     fingerprint: dict[str, str]
-    concurrency: NotRequired[Annotated[int, Field(ge=1)] | None]
     task: NotRequired[str]
 
 
 @with_config({**_CONFIG, "extra": "allow"})
-class _BenchRun(_Run):
-    models: dict[str, _Model]
+class _BenchRun(_SolveRun):
+    dataset: _DataSet
+    ids: list[str]
+    levels: dict[str, Level]
+    planned: Count
+    grader: str
+    concurrency: NotRequired[Annotated[int, Field(ge=1)] | None]
 
 
 class _Pair(TypedDict):
@@ -227,15 +233,18 @@ class _Pair(TypedDict):
 
 
 @with_config({**_CONFIG, "extra": "allow"})
-class _CollectRun(_Run):
-    models: _Pair
+class _CollectRun(_BenchRun):
+    models: _Pair  # type: ignore[misc]  # narrower than a dict
     reward: Json
     costs: NotRequired[Json]
 
 
-_ROWS = MappingProxyType({BENCH: TypeAdapter[Any](Attempted), COLLECT: TypeAdapter[Any](Collected)})
-_SOLUTION = TypeAdapter[Any](_SolutionLine)
-_RUNS = MappingProxyType({BENCH: TypeAdapter[Any](_BenchRun), COLLECT: TypeAdapter[Any](_CollectRun)})
+_ROWS = MappingProxyType(
+    {BENCH: TypeAdapter[Any](Attempted), COLLECT: TypeAdapter[Any](Collected), SOLVE: TypeAdapter[Any](_SolutionLine)}
+)
+_RUNS = MappingProxyType(
+    {BENCH: TypeAdapter[Any](_BenchRun), COLLECT: TypeAdapter[Any](_CollectRun), SOLVE: TypeAdapter[Any](_SolveRun)}
+)
 
 
 def read_row(line: bytes, kind: str) -> Json:
@@ -246,15 +255,10 @@ def read_row(line: bytes, kind: str) -> Json:
     return row
 
 
-def read_solution(line: bytes) -> Json:
-    """Parse a record of `solve -o`. Raises ValueError, with the reason, if the record is invalid."""
-    return _checked(_SOLUTION, line)
-
-
 def check_run(data: bytes, kind: str) -> None:
     """Raise ValueError, with the reason, if `data` is not a valid run.json of this kind."""
-    if kind not in (BENCH, COLLECT):
-        raise ValueError(f"kind: expected {BENCH} or {COLLECT}")
+    if kind not in _RUNS:
+        raise ValueError(f"kind: expected {', '.join(_RUNS)}")
     _checked(_RUNS[kind], data)
 
 

@@ -2,14 +2,17 @@
 
 import io
 import json
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, assert_refused, decide, escalate, finish, make_trace, many_problems, solve
-from faults import essence, write_rows
+from cli import Result, assert_refused, decide, escalate, finish, make_trace, many_problems, run, solve
+from fake_server import Answer, HashServer, on_loopback
+from faults import essence, set_aside, write_rows
+from hash_language import HashBackend
 
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.runs.records import RunInfo
@@ -111,13 +114,13 @@ def test_limit_takes_lines(here: Path, limit: str, ids: list[str]) -> None:
 
 
 def test_results_go_to_a_file_and_nothing_to_standard_output(here: Path) -> None:
-    straight = solve_file(here, "-q")
-    result = solve_file(here, "-o", "out.jsonl")
+    straight = solve_file(here, "-q", "--limit", "3")
+    result = solve_file(here, "-o", "out.jsonl", "--limit", "3")
     assert (result.code, result.out) == (1, "")
     assert essence(records_of(here / "out.jsonl")) == essence(straight.records)
     before = (here / "out.jsonl").read_bytes()
-    again = solve_file(here, "-o", "out.jsonl", "--format", "text")
-    assert (again.code, again.out.splitlines()) == (1, ["2", "", "349", ""])
+    again = solve_file(here, "-o", "out.jsonl", "--limit", "3", "--format", "text")
+    assert (again.code, again.out.splitlines()) == (1, ["2", "", "349"])
     assert "nothing to do" in again.err
     assert (here / "out.jsonl").read_bytes() == before
 
@@ -125,16 +128,15 @@ def test_results_go_to_a_file_and_nothing_to_standard_output(here: Path) -> None
 @pytest.mark.parametrize("cut", [0, 1, 200])
 def test_same_command_goes_on_behind_the_last_whole_line(here: Path, cut: int) -> None:
     many_problems(here / "in.jsonl", 12)
-    assert solve_file(here, "-o", "whole.jsonl", "-q").code == 0
-    whole = (here / "whole.jsonl").read_bytes()
+    assert solve_file(here, "-o", "out.jsonl", "-q").code == 0
+    whole = (here / "out.jsonl").read_bytes()
     begun = b"".join(whole.splitlines(keepends=True)[:5]) + whole.splitlines(keepends=True)[5][:cut]
     (here / "out.jsonl").write_bytes(begun)
     result = solve_file(here, "-o", "out.jsonl", "--concurrency", "3")
     assert (result.code, result.err.count("answer")) == (0, 7 + 1)
     assert (here / "out.jsonl").read_bytes().startswith(b"".join(whole.splitlines(keepends=True)[:5]))
-    assert [one["text"] for one in records_of(here / "out.jsonl")] == [
-        one["text"] for one in records_of(here / "whole.jsonl")
-    ]
+    texts = [json.loads(line)["text"] for line in whole.splitlines()]
+    assert [one["text"] for one in records_of(here / "out.jsonl")] == texts
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,9 @@ def test_problem_that_ends_the_process_ends_as_an_error(here: Path, flags: tuple
     records = records_of(here / "out.jsonl")
     assert [bool(one["error"]) for one in records] == [False, False, True, False, False, False]
     assert "crashed 3 times" in records[2]["error"]
-    assert sorted(path.name for path in here.iterdir()) == ["in.jsonl", "out.jsonl"]
+    assert solve_file(here, *command).code == 0  # the same command tries it again
+    assert set_aside(here / "out.jsonl.run") == []
+    assert [one["answer"] for one in records_of(here / "out.jsonl")] == [str(n * 12 - 95) for n in range(101, 107)]
 
 
 @pytest.mark.parametrize(
@@ -168,19 +172,55 @@ def test_problem_that_ends_the_process_ends_as_an_error(here: Path, flags: tuple
         (["--tau", "3"], "tau changed from 1.0 to 3.0"),
         (["--seed", "3"], "seed changed"),
         (["--policy", "target"], "policy changed"),
-        (["--system", "Be brief."], "system changed"),
+        (["--system", "Be brief."], "system prompt changed"),
+        (["--task", "free"], "task changed"),
+        (["--ctx", "2000"], "context size of the draft changed"),
         (["--limit", "2-9"], "another problem"),
     ],
 )
 def test_file_of_something_else_is_refused(here: Path, arguments: list[str], word: str) -> None:
     assert solve_file(here, "-o", "out.jsonl", "--limit", "1", "-q").code == 0
     before = (here / "out.jsonl").read_bytes()
-    assert_refused(solve_file(here, "-o", "out.jsonl", *arguments), 2, "out.jsonl: line 1: ", word)
+    assert_refused(solve_file(here, "-o", "out.jsonl", *arguments), 2, "out.jsonl: ", word)
     assert (here / "out.jsonl").read_bytes() == before
 
 
+def test_a_model_replaced_at_its_path_is_refused(here: Path, tiny: Mapping[str, Path]) -> None:
+    model = here / "model.gguf"
+    shutil.copy(tiny["draft"], model)
+    command = ("solve", "--policy", "draft", "--draft", "model.gguf", "-i", "in.jsonl", "-o", "out.jsonl", "--threads", "1")
+    assert run(*command, "--max-tokens", "4", "--limit", "1", cwd=here).code == 0
+    shutil.copy(tiny["target"], model)
+    assert_refused(run(*command, "--max-tokens", "4", cwd=here), 2, "out.jsonl: draft model changed")
+    assert len(records_of(here / "out.jsonl")) == 1
+
+
+def test_problems_that_failed_are_tried_again_in_their_places(tmp_path: Path) -> None:
+    """Answers are not tried again."""
+    (tmp_path / "in.txt").write_text("".join(f"question {number}\n" for number in range(5)))
+    server = HashServer("vllm", HashBackend("target"))
+    failing = ["question 1", "question 3"]
+    failure = Answer([{"error": {"message": "no memory"}}], 400)
+    server.faults = lambda: failure if any(asked in server.text_of(server.bodies[-1]["prompt"]) for asked in failing) else None
+    with on_loopback(server) as address:
+        models = ("--draft", "scripted:draft", "--target", address, "--policy", "target", "--max-tokens", "8")
+        command = ("solve", *models, "-i", "in.txt", "-o", "out.jsonl", "--format", "tsv")
+        failed = run(*command, "--limit", "4", cwd=tmp_path)
+        first = records_of(tmp_path / "out.jsonl")
+        failing.clear()
+        resumed = run(*command, cwd=tmp_path)
+    assert (failed.code, [one["status"] for one in first].count("error")) == (1, 2), failed.err
+    assert (resumed.code, "nothing to do" in resumed.err) == (0, False), resumed.err
+    records = records_of(tmp_path / "out.jsonl")
+    assert [(one["id"], one["error"]) for one in records] == [(str(number), None) for number in range(1, 6)]
+    assert [line.split("\t")[0] for line in resumed.out.splitlines()] == ["1", "2", "3", "4", "5"]
+    assert [now for now, before in zip(records, first, strict=False) if before["status"] == "done"] == [
+        one for one in first if one["status"] == "done"
+    ]
+
+
 def test_only_a_file_of_results_is_written_to(here: Path) -> None:
-    assert_refused(solve_file(here, "-o", "in.jsonl"), 2, "in.jsonl: line 1 ", "arbitrage solve")
+    assert_refused(solve_file(here, "-o", "in.jsonl"), 2, "in.jsonl: ", "run.json")
     for path in (".", "/dev/zero"):  # a device may be read without end
         assert_refused(solve_file(here, "-o", path), 2, f"{path}: ")
     assert_refused(solve("--input", "none", "-o", "out.jsonl", cwd=here), 2, "none: ")
@@ -188,11 +228,16 @@ def test_only_a_file_of_results_is_written_to(here: Path) -> None:
     assert not (here / "out.jsonl").exists()
 
 
-@pytest.mark.parametrize("text", ["my notes", '{"id": 1}', '{"id": "a", "steps": []}'])
-def test_file_without_a_line_end_is_not_cut(here: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["my notes", '{"id": 1}', '{"id": "a", "steps": []}\n'])
+def test_file_of_somebody_else_is_not_changed(here: Path, text: str) -> None:
+    """This holds too if the file takes the place of results."""
     (here / "mine").write_text(text)
-    assert_refused(solve_file(here, "-o", "mine"), 2, "mine: line 1 ", "arbitrage solve")
-    assert (here / "mine").read_text() == text
+    assert_refused(solve_file(here, "-o", "mine"), 2, "mine: ", "run.json")
+    assert [path.name for path in here.iterdir() if path.name.startswith("mine")] == ["mine"]
+    assert solve_file(here, "-o", "out.jsonl", "--limit", "1").code == 0
+    (here / "out.jsonl").write_text(f"{text}\n\n")
+    assert_refused(solve_file(here, "-o", "out.jsonl"), 5, "out.jsonl: line 1: ")
+    assert ((here / "mine").read_text(), (here / "out.jsonl").read_text()) == (text, f"{text}\n\n")
 
 
 @pytest.mark.parametrize(("alone", "policy", "notes"), [(20.0, "entropy", 1), (24.9, "entropy", 0), (20.0, "target", 0)])

@@ -43,6 +43,7 @@ def test_record_of_a_routed_problem() -> None:
         "text": "2 + 2 = 4.\n\nSo \\boxed{4}.",
         "answer": "4",
         "stop": "end",
+        "status": "done",
         "error": None,
         "steps": [
             {

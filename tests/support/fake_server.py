@@ -117,7 +117,7 @@ class HashServer:
         return Answer([{"tokens": ids, "count": len(ids), "max_model_len": self.backend.card.context_size}])
 
     def _detokenize(self, body: Body) -> Answer:
-        return Answer([{"prompt": self._text_of(body["tokens"])}])
+        return Answer([{"prompt": self.text_of(body["tokens"])}])
 
     def _tokenize_llama(self, body: Body) -> Answer:
         return Answer([{"tokens": self._ids(body["content"], with_controls=body.get("parse_special", True))}])
@@ -258,7 +258,7 @@ class HashServer:
             ids += [controls[piece]] if piece in controls else tokenizer.tokenize(piece, continues=bool(ids))
         return ids
 
-    def _text_of(self, ids: list[int]) -> str:
+    def text_of(self, ids: list[int]) -> str:
         names = {token: text for text, token in self.backend.tokenizer.control_tokens.items()}
         return b"".join(names[one].encode() if one in names else self.backend.tokenizer.piece(one) for one in ids).decode()
 
