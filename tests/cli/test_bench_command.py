@@ -355,7 +355,7 @@ def test_fresh_sets_the_old_run_aside(copy: Path) -> None:
 )
 def test_run_is_resumed_only_with_the_same_settings(copy: Path, arguments: list[str], field: str) -> None:
     files = files_of(copy / "run")
-    assert_refused(bench(copy, *arguments), 2, "", field, "changed from", "--fresh")
+    assert_refused(bench(copy, *arguments), 2, "", field, "changed from", "--output")
     assert files_of(copy / "run") == files
 
 
