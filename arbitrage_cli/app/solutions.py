@@ -63,7 +63,7 @@ def _open_file(path: Path, display: Display) -> AbstractContextManager[RunFolder
         hint = f"{ANOTHER}; to write only answers, use --format {'tsv' if path.suffix != '.txt' else 'text'} > FILE"
         raise UsageError(f"{path}: records are written as JSONL, not as {path.suffix[1:]}", hint, option="output_file")
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: not a regular file, so the command could not resume", ANOTHER)
+        raise UsageError(f"{path}: not a regular file, so the command could not be resumed", ANOTHER)
     folder = path.with_name(f"{path.name}.run")
     if path.exists() and path.stat().st_size and not (folder / RUN).exists():
         message = f"{path}: the file has content, but {folder / RUN}, which describes results of arbitrage solve, is missing"

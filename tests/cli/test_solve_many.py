@@ -201,7 +201,9 @@ def test_problems_that_failed_are_tried_again_in_their_places(tmp_path: Path) ->
     server = HashServer("vllm", HashBackend("target"))
     failing = ["question 1", "question 3"]
     failure = Answer([{"error": {"message": "no memory"}}], 400)
-    server.faults = lambda: failure if any(asked in server.text_of(server.bodies[-1]["prompt"]) for asked in failing) else None
+    server.faults = lambda: (
+        failure if any(asked in server.text_of(server.bodies[-1]["prompt"]) for asked in failing) else None
+    )
     with on_loopback(server) as address:
         models = ("--draft", "scripted:draft", "--target", address, "--policy", "target", "--max-tokens", "8")
         command = ("solve", *models, "-i", "in.txt", "-o", "out.jsonl", "--format", "tsv")
