@@ -135,7 +135,7 @@ def test_unwritable_place_or_damaged_file_is_refused_before_measuring(home: Home
 def test_what_was_measured_beside_other_work_is_not_kept(home: Home) -> None:
     busy = home.run(*ONE, load=40.0)
     assert (busy.code, "not all costs were kept" in busy.out, read_tuned(home.file)) == (0, True, [])
-    assert "the target's costs were not saved" in flat(busy.err)
+    assert "the target's token costs were not saved" in flat(busy.err)
     assert "draft tokens" not in busy.out
 
 
@@ -185,7 +185,7 @@ def test_a_run_keeps_the_threads_that_it_began_with_and_says_so(home: Home) -> N
     assert home.run(*BENCH, "--policy", "target").code == 0
     home.pretend(FAST_READER)
     resumed = home.run(*BENCH, "--policy", "target,draft")
-    assert (resumed.code, "keeps 2 threads for the target" in flat(resumed.err)) == (0, True)
+    assert (resumed.code, "uses 2 threads for the target" in flat(resumed.err)) == (0, True)
     assert {role: model["threads"] for role, model in run_json(home.folder / "run")["models"].items()} == THREADS
 
 
@@ -277,7 +277,7 @@ def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, router: str) 
     again = home.run(*routed, "arbitrage@exact")
     assert again.code == 0, again.err
     assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
-    assert "keeps tau 0.3 for exact" in flat(again.err)
+    assert "uses tau 0.3 for exact" in flat(again.err)
     other = home.run(*BENCH[:-1], "--router", "builtin:universal", "--policy", "arbitrage@exact")
     assert (other.code, "router changed" in flat(other.err), "this run keeps" in flat(other.err)) == (2, True, False)
     assert home.run(*routed, "arbitrage@fast,arbitrage@0.5").code == 0

@@ -174,7 +174,7 @@ def test_model_file_that_is_not_the_recorded_one_is_named(folder: Path, tmp_path
     for content in (b"a larger model", b"b model"):
         model.write_bytes(content)
         shown = run("report", folder)
-        assert (shown.code, f"{model}, is changed" in shown.err) == (0, True)
+        assert (shown.code, f"{model} is changed" in shown.err) == (0, True)
     model.unlink()
-    assert f"{model}, is missing" in run("report", folder).err
+    assert f"{model} is missing" in run("report", folder).err
     assert run("report", folder, "-q").err == ""
