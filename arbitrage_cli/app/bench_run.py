@@ -261,6 +261,7 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
         rater_for=lambda policy: raters[policy.name],
         concurrency=session.concurrency,
         find_answer=session.setup.task.find_answer,
+        timer=session.timer,
     )
 
 

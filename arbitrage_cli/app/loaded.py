@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arbitrage_cli.errors import ServerError
-from arbitrage_cli.inference.backend import Backend
+from arbitrage_cli.inference.backend import Backend, clock_for
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep, chat_prompt
@@ -68,7 +68,7 @@ class LocalModel:
 
     def rater(self, question: Question, first_sequence: int = 0) -> Rater:
         """Return a rater. Raises ModelUnsupportedError if the model cannot answer the question."""
-        rater = BatchRater(self._backend, question, first_sequence)
+        rater = BatchRater(self._backend, question, first_sequence, clock=clock_for(self.card))
         if isinstance(question, ProcessReward):
             rater.check()
         return rater
@@ -162,4 +162,5 @@ class Writers:
 def _engine(role: ModelRole, cache: Cache, writing: WriterOptions, *, keep_token_stats: bool) -> Engine:
     costs = writing.batch_costs.get(role)
     planner = Planner(costs, prompt_lookup=role == "target") if costs else None
-    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner)
+    clock = clock_for(cache.backend.card)
+    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner, clock=clock)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from time import perf_counter
 from typing import Self
 
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
@@ -15,6 +16,7 @@ from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.setup import Setup, resolve
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.inference.backend import clock_for
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.kv_cache import Keep
@@ -235,6 +237,12 @@ class Session:
             concurrency=self.concurrency,
             find_answer=self.setup.task.find_answer,
         )
+
+    @property
+    def timer(self) -> Callable[[], float]:
+        """The clock that all models use, or a wall clock if they use several."""
+        clocks = {clock_for(model.card) if isinstance(model, LocalModel) else perf_counter for model in self.models.values()}
+        return clocks.pop() if len(clocks) == 1 else perf_counter
 
     @property
     def _policies(self) -> list[Policy]:

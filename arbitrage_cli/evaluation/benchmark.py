@@ -24,7 +24,7 @@ from arbitrage_cli.runs.folder import Key, Row
 from arbitrage_cli.runs.records import RunInfo, attempt_error, seconds_of, tau_in_json
 from arbitrage_cli.runs.records import row as make_row
 from arbitrage_cli.runs.results import SampleKey
-from arbitrage_cli.runs.summary import BlockShare
+from arbitrage_cli.runs.summary import BlockShare, tally
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
 ROUNDS = 4  # the number of problems in a block per slot
@@ -86,8 +86,8 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
 class Bench:
     """Runs attempts, up to `concurrency` at a time.
 
-    Sample k uses the seed `seed + k`. An attempt fails after `timeout` seconds. `enough` is called before each block; if it
-    returns true, the run ends.
+    Sample k uses the seed `seed + k`. An attempt fails after `timeout` seconds. `timer` measures scores and the program.
+    `enough` is called before each block; if it returns true, the run ends.
     """
 
     engines_for: EnginesFor
@@ -100,6 +100,7 @@ class Bench:
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer
     clock: Callable[[], float] = time.perf_counter
+    timer: Callable[[], float] = time.perf_counter
     enough: Callable[[], bool] = lambda: False
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
@@ -113,7 +114,7 @@ class Bench:
     def _solve_block(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
         route, sample = block[0].route, block[0].sample
         scorer, engines = self.scorer_for(route.policy), self.engines_for(route, sample)
-        in_flight = {attempt.item.problem.id: _InFlight(attempt, self.clock) for attempt in block}
+        in_flight = {attempt.item.problem.id: _InFlight(attempt, self.timer) for attempt in block}
 
         def make_flow(trace: Trace) -> Flow:
             return in_flight[trace.problem.id].follow(route.flow(trace, self.seed + sample, scorer))
@@ -137,10 +138,10 @@ class Bench:
 
     def _follow(self, events: Iterator[Event], in_flight: dict[str, "_InFlight"]) -> Iterator[Began | Event | Ended]:
         size, last_end = len(in_flight), 0.0  # seconds since the block began
-        for event, now in self._timed(events):
+        for event, now, timed in self._timed(events):
             current = in_flight[event.trace.problem.id]
             if isinstance(event, Started):
-                current.began = now
+                current.began, current.timer_began = now, timed
                 yield Began(current.attempt)
             yield event
             if isinstance(event, Finished):
@@ -150,6 +151,8 @@ class Bench:
                 last_end = now
                 del in_flight[event.trace.problem.id]
                 measured = {"wall_seconds": now - current.began, "router_seconds": current.router_seconds, "share": share}
+                if share is None:
+                    measured["program_seconds"] = current.program_seconds(event, timed)
                 yield Ended(current.attempt, self.row(current.attempt, event, **measured))
 
     def row(self, attempt: Attempt, finished: Finished, **measured: Any) -> Row:
@@ -166,16 +169,17 @@ class Bench:
         )  # rows omit temperature and seed
         return make_row(finished, run, sample=attempt.sample, level=item.level, gold=item.gold, grade=grade, **measured)
 
-    def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float]]:
-        """Yield each event with the total seconds so far, excluding the caller's time."""
-        now = 0.0
+    def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float, float]]:
+        """Yield each event with the total seconds so far, by clock and by timer, excluding the caller's time."""
+        now = timed = 0.0
         while True:
-            began = self.clock()
+            began, timer_began = self.clock(), self.timer()
             event = next(events, None)
+            timed += self.timer() - timer_began
             now += self.clock() - began
             if event is None:
                 return
-            yield event, now
+            yield event, now, timed
 
 
 @dataclass(slots=True)
@@ -183,8 +187,9 @@ class _InFlight:
     """An attempt in progress."""
 
     attempt: Attempt
-    clock: Callable[[], float]
+    timer: Callable[[], float]
     began: float = 0.0  # seconds since the start of the block
+    timer_began: float = 0.0
     router_seconds: float = 0.0  # time in which the policy scored steps and decided, without model time
 
     def follow(self, flow: Flow) -> Flow:
@@ -192,14 +197,19 @@ class _InFlight:
         with contextlib.closing(flow):
             answer: Step | tuple[float, ...] | None = None
             while True:
-                began = self.clock()
+                began = self.timer()
                 try:
                     request = flow.send(answer)
                 except StopIteration:
                     return
                 finally:
-                    self.router_seconds += self.clock() - began
+                    self.router_seconds += self.timer() - began
                 answer = yield self._with_timed_scores(request)
+
+    def program_seconds(self, finished: Finished, timed: float) -> float:
+        """Return the time outside models and policy. The time of a model that has another clock is not exact."""
+        model_seconds = tally(finished.trace.decisions, finished.reward_cost).seconds
+        return max(0.0, timed - self.timer_began - model_seconds - self.router_seconds)
 
     def _with_timed_scores(self, request: WriteStep | RateSteps) -> WriteStep | RateSteps:
         if isinstance(request, RateSteps) or request.early_stop is None:
@@ -207,9 +217,9 @@ class _InFlight:
         score_of = request.early_stop.score_of
 
         def timed(trace: Trace, prefix: Step) -> float:
-            began = self.clock()
+            began = self.timer()
             score = score_of(trace, prefix)
-            self.router_seconds += self.clock() - began
+            self.router_seconds += self.timer() - began
             return score
 
         return replace(request, early_stop=replace(request.early_stop, score_of=timed))

@@ -15,6 +15,7 @@ from arbitrage_cli.evaluation import speed
 from arbitrage_cli.evaluation.accuracy import accuracy, compared_with_target, cut_by_limit
 from arbitrage_cli.evaluation.speed import speedup
 from arbitrage_cli.evaluation.verdict import verdict
+from arbitrage_cli.evaluation.work import token_ratio, with_computed_seconds
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import Level, tau_in_json
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, results_by_policy
@@ -90,8 +91,11 @@ def counts_tokens(run: Mapping[str, Any]) -> bool:
 SCHEMA = 1
 
 THROUGHPUT = ("problems_per_second", "throughput_ratio", "throughput_ratio_interval", "blocks_compared")
-LATENCY = ("seconds_mean", "speedup", "speedup_interval")
-"""The time figures of throughput runs (problems per second) and of other runs (seconds per problem)."""
+LATENCY = tuple(f"{kind}{name}" for kind in ("", "measured_") for name in ("seconds_mean", "speedup", "speedup_interval"))
+"""The time figures of throughput runs (problems per second) and of other runs (seconds per problem).
+
+Seconds and speed-ups are computed from the counted work; those with the prefix `measured_` are clock times.
+"""
 
 
 def figures(
@@ -106,11 +110,14 @@ def figures(
     `out_of_time` is true if a time limit ended the run. Raises the same errors as `results_by_policy`.
     """
     policies = results_by_policy(run, rows)
+    if concurrency_of(run) == 1:
+        policies = with_computed_seconds(run, policies)
     samples = run["sampling"]["samples"]
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
     usable_prices = prices if counts_tokens(run) else None
     made = [_policy_figures(policy, target, run, usable_prices) for policy in policies]
     found = verdict({"policies": made, "samples": samples}, out_of_time=out_of_time)
+    ratio, ratio_interval = token_ratio(policies)
     notes = list(_notes(run, policies, made))
     if target is None:
         notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")
@@ -127,6 +134,8 @@ def figures(
         "samples": samples,
         "concurrency": concurrency_of(run),
         "policies": made,
+        "token_ratio": ratio and ratio.value,
+        "token_ratio_interval": ratio_interval,
         "notes": [*notes, *run["warnings"]],
         "verdict": found and asdict(found),
     }

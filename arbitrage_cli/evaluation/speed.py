@@ -27,18 +27,26 @@ def _wall_seconds(result: Result) -> float:
     return result.seconds or 0.0
 
 
+def _computed_seconds(result: Result) -> float:
+    return result.computed_seconds or 0.0
+
+
 def latency(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
-    ratio, interval = speedup(paired_done(policy, target) if target else [])
-    mean = Ratio(math.fsum(map(_wall_seconds, policy.done)), len(policy.done))
-    return {"seconds_mean": mean, "speedup": ratio, "speedup_interval": interval}
+    """Return the mean seconds and the speed-up, both computed from the counted work and as measured by the clock."""
+    pairs, found = paired_done(policy, target) if target else [], dict[str, Any]()
+    for prefix, seconds in (("", _computed_seconds), ("measured_", _wall_seconds)):
+        ratio, interval = speedup(pairs, seconds)
+        mean = Ratio(math.fsum(map(seconds, policy.done)), len(policy.done))
+        found |= {f"{prefix}seconds_mean": mean, f"{prefix}speedup": ratio, f"{prefix}speedup_interval": interval}
+    return found
 
 
-def speedup(pairs: Paired, cost: Callable[[Result], float] = _wall_seconds) -> tuple[Ratio | None, Interval | None]:
+def speedup(pairs: Paired, cost: Callable[[Result], float]) -> tuple[Ratio | None, Interval | None]:
     """Return the target's cost divided by the policy's cost, with an interval if there are MIN_PROBLEMS problems."""
     if not pairs:
         return None, None
     table = sums_by_problem(((own.key[0], [cost(target), cost(own)]) for own, target in pairs), 2)
-    can_vary = len(table) >= MIN_PROBLEMS and not np.array_equal(*table.T)
+    can_vary = len(table) >= MIN_PROBLEMS and any(own is not target for own, target in pairs)
     return Ratio(*(math.fsum(column) for column in table.T)), bootstrap(table, ratio_of_sums) if can_vary else None
 
 

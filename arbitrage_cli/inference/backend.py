@@ -32,6 +32,14 @@ class ModelCard:
     kv_cache: str = ""
 
 
+def clock_for(card: ModelCard) -> Callable[[], float]:
+    """Return the clock for a model's work.
+
+    On a processor, this is the processor time of the computing thread, to which other programs do not add.
+    """
+    return time.thread_time if card.gpu_layers == 0 else time.perf_counter
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Options for loading a model. The backend chooses a value for each option that is None.

@@ -141,18 +141,21 @@ def row(
     grade: Grade | None,
     wall_seconds: float = 0.0,
     router_seconds: float = 0.0,
+    program_seconds: float | None = None,
     share: BlockShare | None = None,
 ) -> "Attempted":
     """Return the row of one benchmark attempt.
 
-    `router_seconds` is the part of `wall_seconds` that the policy spent on decisions. `grade` is None if there is nothing to
-    grade. `share` is None if problems are solved one at a time. An attempt that filled the context has status `done`, like
+    `router_seconds` is the time that the policy spent on decisions, and `program_seconds` the time outside models and policy.
+    `grade` is None if there is nothing to grade. `share` is None if problems are solved one at a time. An attempt that filled the context has status `done`, like
     an attempt that reached another limit; any other failure has status `error`.
     """
     failure = attempt_error(finished)
     solved = _solved(finished, run)
     if run.score_is:
         solved["timing"]["router"] = {"seconds": router_seconds}
+    if program_seconds is not None:
+        solved["timing"]["program"] = {"seconds": program_seconds}
     return {
         **solved,
         "schema": SCHEMA,

@@ -19,7 +19,7 @@ from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.records import label
 from arbitrage_cli.runs.summary import NO_COST, BlockShare, Tally, tally, total
 from arbitrage_cli.stats.intervals import Floats
-from arbitrage_cli.types import Cost, Decision, Step
+from arbitrage_cli.types import Cost, Decision, ModelRole, Step
 
 COST_FIELDS = tuple(field.name for field in fields(Cost))
 Outcome = Literal["correct", "incorrect", "unscored", "error"]
@@ -28,9 +28,11 @@ SampleKey = tuple[str, int]  # problem ID and sample index, which all policies s
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The fields of a row that are used for statistics. `seconds` is None if the attempt failed.
+    """The fields of a row that are used for statistics.
 
-    `question` and `text` are checksums. `share` is None unless several problems were solved at once.
+    `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model, including
+    discarded steps and speculation. `program_seconds` is the time outside models and router. `computed_seconds` is set by
+    `evaluation.work`. `question` and `text` are checksums. `share` is None unless several problems were solved at once.
     """
 
     key: SampleKey
@@ -40,10 +42,14 @@ class Result:
     tally: Tally
     kept_steps: int
     router_seconds: float
+    program_seconds: float
+    work: Sequence[tuple[ModelRole, Cost]]
+    num_scores: int
     question: int
     text: int
     answer: str | None
     share: BlockShare | None = None
+    computed_seconds: float | None = None
 
     @property
     def is_correct(self) -> bool:
@@ -198,11 +204,21 @@ def _read_result(row: Row) -> Result:
         tally=tally(decisions, Cost(**reward)),
         kept_steps=len(decisions),
         router_seconds=timing["router"]["seconds"] if "router" in timing else 0.0,
+        program_seconds=timing["program"]["seconds"] if "program" in timing else 0.0,
+        work=_work(decisions),
+        num_scores=sum(decision.score is not None for decision in decisions),
         question=_checksum(row["problem"]),
         text=_checksum(row["text"]),
         answer=row["answer"],
         share=BlockShare(**row["throughput"]) if row["throughput"] else None,
     )
+
+
+def _work(decisions: Iterable[Decision]) -> list[tuple[ModelRole, Cost]]:
+    steps = [step for decision in decisions for step in (decision.draft, decision.target) if step]
+    return [(step.model, step.cost) for step in steps] + [
+        ("draft", step.speculation_cost) for step in steps if step.speculation_cost != NO_COST
+    ]
 
 
 def _checksum(text: str) -> int:

@@ -69,11 +69,12 @@ class ExplainedStep(KeptStep):
 
 
 class Timing(TypedDict):
-    """Tokens and seconds spent by each model, by the router, and on rating steps."""
+    """Tokens and seconds spent by each model, by the router, on rating steps, and by the rest of the program."""
 
     draft: Annotated[Json, _fields_of(Cost, decode_tokens_per_second=Seconds | None)]
     target: Annotated[Json, _fields_of(Cost, decode_tokens_per_second=Seconds | None)]
     router: NotRequired[dict[Literal["seconds"], Seconds]]
+    program: NotRequired[dict[Literal["seconds"], Seconds]]
     reward: NotRequired[Annotated[Json, _fields_of(Cost, decode_tokens_per_second=Seconds | None, seconds=Seconds)]]
 
 

@@ -93,16 +93,22 @@ def as_if(folder: Path, count: int, seconds: Mapping[str, float], **changes: Any
         rows_of = {route_name(*key, names[key]): row for row in opened.rows if (key := (row["policy"], row["tau"])) in names}
         rows = [
             row
-            | {
-                "id": name,
-                "wall_seconds": seconds[label] * (1 if (seconds, label) == (UNCLEAR, "speculative") else 1 + index % 3),
-            }
+            | taking(row, seconds[label] * (1 if (seconds, label) == (UNCLEAR, "speculative") else 1 + index % 3))
+            | {"id": name}
             | {"grade": {**row["grade"], "value": "incorrect" if index < WRONG.get(label, 0) else "correct"}}
             | changes
             for index, name in enumerate(list(opened.run["levels"])[:count])
             for label, row in rows_of.items()
         ]
         opened.rewrite(rows)
+
+
+def taking(row: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """The changes with which an attempt takes these seconds: the target decodes a token in each millisecond."""
+    cost = {"decode_tokens": round(1000 * seconds), "decode_seconds": seconds}
+    step = {**row["steps"][0], "model": "target", "cost": cost, "speculation_cost": None, "discarded": None}
+    timing = {**row["timing"], "router": {"seconds": 0.0}, "program": {"seconds": 0.0}}
+    return {"wall_seconds": seconds, "steps": [step], "timing": timing}
 
 
 def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, **changes: Any) -> tuple[Result, list[str]]:

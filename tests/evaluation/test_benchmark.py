@@ -335,9 +335,10 @@ def test_router_time_is_that_of_the_decision() -> None:
         return 0.0
 
     policy = Policy("slow", "routed", ("draft", "target"), "nothing", 0.5, lambda seed: by_token_stats(slow_router))
-    row = only_row(scripted_bench(clock=clock), column=Route(policy, 0.5))
+    row = only_row(scripted_bench(clock=clock, timer=clock), column=Route(policy, 0.5))
     assert row["timing"]["router"] == {"seconds": 3.0 * len(row["steps"])}
     assert row["wall_seconds"] == 3.0 * len(row["steps"])
+    assert row["timing"]["program"] == {"seconds": 0.0}
 
 
 def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""Computed time: the counted work of attempts at unit costs that a disturbed step does not change."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from made_up_runs import DRAFT_TOKEN, TARGET_TOKEN, MadeUp, make_run
+
+from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation.speed import speedup
+from arbitrage_cli.evaluation.work import with_computed_seconds
+from arbitrage_cli.runs.results import paired_done, results_by_policy
+
+ALONE = (("target", None), ("draft", None))
+COLUMNS = (*ALONE, ("entropy", 0.5))
+
+
+def policies(made: MadeUp, changed: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[str, Any]]:
+    """Return the figures of each policy after a change of some rows."""
+    rows = copy.deepcopy(made.rows)
+    for row in rows:
+        changed(row)
+    found: list[dict[str, Any]] = figures(made.run, rows)["policies"]
+    return found
+
+
+def slow_down(row: dict[str, Any], factor: float) -> None:
+    """Multiply all times of a row."""
+    costs = [one["cost"] for step in row["steps"] for one in (step, step["discarded"]) if one]
+    for cost in (*costs, *row["timing"].values()):
+        cost |= {name: factor * value for name, value in cost.items() if name.endswith("seconds")}
+    row["wall_seconds"] *= factor
+
+
+def test_on_a_quiet_machine_the_computed_time_is_the_measured_time() -> None:
+    for policy in policies(make_run(20, columns=COLUMNS, drift=0.0)):
+        assert policy["seconds_mean"] == pytest.approx(policy["measured_seconds_mean"], rel=0.01)
+        assert policy["speedup"] == pytest.approx(policy["measured_speedup"], rel=0.01)
+
+
+def test_a_freeze_changes_no_computed_time() -> None:
+    made = make_run(20, columns=COLUMNS)
+    frozen = made.rows[4]["id"], made.rows[4]["policy"]
+
+    def freeze(row: dict[str, Any]) -> None:
+        if (row["id"], row["policy"]) == frozen:
+            slow_down(row, 100.0)
+
+    for before, after in zip(policies(made), policies(made, freeze), strict=True):
+        assert after["seconds_mean"] == pytest.approx(before["seconds_mean"], rel=1e-3)
+        assert (after["measured_seconds_mean"] > 2 * before["measured_seconds_mean"]) == (before["policy"] == frozen[1])
+
+
+def test_a_uniform_slowdown_changes_no_speedup() -> None:
+    made = make_run(20, columns=COLUMNS)
+    for before, after in zip(policies(made), policies(made, lambda row: slow_down(row, 3.0)), strict=True):
+        assert after["seconds_mean"] == pytest.approx(3 * before["seconds_mean"])
+        assert after["speedup"] == pytest.approx(before["speedup"])
+
+
+def test_the_same_work_at_other_costs() -> None:
+    made = make_run(20, columns=ALONE)
+    results = results_by_policy(made.run, made.rows)
+    found = []
+    for factor in (1.0, 2.0):
+        target, draft = with_computed_seconds(made.run, results, {"target": factor})
+        ratio, _ = speedup(paired_done(draft, target), lambda result: result.computed_seconds or 0.0)
+        found.append(ratio.value if ratio else None)
+    assert found[0] is not None
+    assert found[1] == pytest.approx(2 * found[0])
+
+
+def test_the_cost_of_a_target_token_has_an_interval() -> None:
+    made = figures((run := make_run(10, columns=ALONE)).run, run.rows)
+    assert made["token_ratio"] == pytest.approx(TARGET_TOKEN / DRAFT_TOKEN)
+    assert made["token_ratio_interval"] == pytest.approx([TARGET_TOKEN / DRAFT_TOKEN] * 2)
+    alone = make_run(10, columns=ALONE[:1])
+    assert figures(alone.run, alone.rows)["token_ratio"] is None
