@@ -279,7 +279,7 @@ def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, router: str) 
     assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
     assert "uses tau 0.3 for exact" in flat(again.err)
     other = home.run(*BENCH[:-1], "--router", "builtin:universal", "--policy", "arbitrage@exact")
-    assert (other.code, "router changed" in flat(other.err), "this run keeps" in flat(other.err)) == (2, True, False)
+    assert (other.code, "router changed" in flat(other.err), "resumed run uses" in flat(other.err)) == (2, True, False)
     assert home.run(*routed, "arbitrage@fast,arbitrage@0.5").code == 0
     assert [one["tau"] for one in run_json(home.folder / "run")["policies"]] == [0.3, 0.5]
     assert run_json(home.folder / "run")["tau_costs"] == "the router's card"
