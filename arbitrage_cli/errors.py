@@ -131,13 +131,13 @@ class InterruptedRunError(ArbitrageError):
 
 
 class DefectError(ArbitrageError):
-    """A bug in this program."""
+    """A bug in arbitrage."""
 
     exit_code = 70
 
 
 MAX_SHOWN = 100
-"""Maximum number of characters of an unknown name in an error."""
+"""The maximum length of an unknown name in an error."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = None) -> UsageError:

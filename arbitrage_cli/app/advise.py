@@ -56,9 +56,9 @@ from arbitrage_cli.types import ModelRole
 
 MOST_PROBLEMS = 40
 LOOKS = (5, 8, 20, 30)
-"""The numbers of problems after which a verdict may end the run. There are few, because each look may be wrong by chance."""
+"""Problem counts at which a verdict may end the run. There are few, because each check may be wrong by chance."""
 BENCHMARK = 100
-"""The number of problems in the suggested benchmark if `MOST_PROBLEMS` problems give no decision."""
+"""Problems in the suggested benchmark if `MOST_PROBLEMS` problems do not lead to a decision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,7 @@ def request_of(
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The verdict on a pair and the benchmark figures that support it. `verdict` is None if every attempt failed.
-
-    `command` is the command line to run next, or "" if more questions are needed first.
-    """
+    """The verdict on a pair (None if every attempt failed), its figures, and the command to run next ("" if none)."""
 
     verdict: Verdict | None
     figures: Mapping[str, Any]
@@ -119,7 +116,6 @@ class Advice:
 
     @property
     def num_errors(self) -> int:
-        """The number of failed attempts."""
         return sum(one["errors"] for one in self.figures["policies"])
 
     @property
@@ -138,7 +134,7 @@ class Advice:
 
     @property
     def speedup(self) -> float | None:
-        """The speed-up of the best policy over the target alone."""
+        """The speed-up over the target alone."""
         return self.verdict.best.speedup if self.verdict else None
 
     @property
@@ -160,10 +156,9 @@ class Advice:
 
 
 def advise(request: AdviceRequest, display: Display) -> Advice:
-    """Measure missing token costs, compare the policies, and return the advice. Repeating a request resumes an interrupted run.
+    """Measure missing token costs and compare the policies. A repeated request resumes an interrupted run.
 
-    Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model cannot be
-    used.
+    Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
     options, routing = replace(request.options, task=request.task), BenchRoutingOptions(policy=_policies(request.choice))
     for_bench(options, routing)  # refuses wrong options before anything is measured
@@ -194,10 +189,7 @@ def advise_on(
     minutes: float = 10.0,
     display: Display,
 ) -> Advice:
-    """Return advice based on questions, each a string or a mapping that may include an answer. The run folder is temporary.
-
-    Raises UsageError if a question is invalid, and the same errors as `advise`.
-    """
+    """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
     rows = ({"question": one} if isinstance(one, str) else one for one in questions)
     dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
     selected = Selection(dataset, dataset.items[:MOST_PROBLEMS])
@@ -208,16 +200,15 @@ def advise_on(
 def measure_costs(
     choice: ModelChoice, loading: LoadingOptions, display: Watcher, *, offline: bool
 ) -> dict[ModelRole, ModelCosts]:
-    """Measure and store the token costs of both models.
-
-    Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
+    """Measure and store the token costs of both models. Raises UsageError if a model is not local; OutputError if storing
+    fails.
     """
     paths = fetch(_local_models(choice), display, offline=offline)
     return measure_and_keep(paths, load_options(choice.pair, loading), display.loading, display.note)
 
 
 def forget_costs(choice: ModelChoice) -> int:
-    """Remove the stored costs of both models and return how many measurements were removed."""
+    """Remove the stored costs of both models. Return the number of removed measurements."""
     return forget_tuned(
         tuned_file(), {sha256_seen(files) for one in _local_models(choice).values() if (files := local_files(one))}
     )
@@ -256,7 +247,6 @@ class Enough:
         return self.out_of_time or self.is_decided()
 
     def seconds_left(self) -> float:
-        """Return the seconds left in which new problems may start."""
         return self._seconds if self._began is None else max(0.0, self._began + self._seconds - self._clock())
 
     def is_decided(self) -> bool:
@@ -280,7 +270,6 @@ def finished(folder: RunFolder, num_routes: int) -> tuple[dict[str, Any], list[R
 
 
 def _policies(choice: ModelChoice) -> str:
-    """Return the policies that this pair supports, in the syntax of `bench --policy`."""
     on_server = any(source and is_served(source) for source in choice.models.values())
     speculative = [] if on_server else ["speculative"]
     routed = ["arbitrage@exact", "arbitrage@balanced"] if choice.router_source else []
@@ -288,7 +277,6 @@ def _policies(choice: ModelChoice) -> str:
 
 
 def _local_models(choice: ModelChoice) -> dict[ModelRole, str]:
-    """Return the draft and the target. Raises UsageError if llama.cpp cannot run a model on this machine."""
     found = choice.writing
     for source in found.values():
         if not is_file(source):

@@ -28,7 +28,7 @@ from arbitrage_cli.tuning.memory import AUTO, MOST
 from arbitrage_cli.types import Decided, ModelRole, Step, Trace
 
 PILOT = 8
-"""The number of problems that the router's policy solves, without timing, to compute the tau of `@same`."""
+"""Problems that the router's policy solves, without timing, to compute the tau of `@same`."""
 TOO_LONG, LEAST_SECONDS = 2.0, 0.1
 """An attempt is slow if decoding took more than `TOO_LONG` times the usual time, and at least `LEAST_SECONDS` longer."""
 SLOW = (
@@ -58,7 +58,6 @@ class BenchRun:
 
     @property
     def selected(self) -> tuple[Run, Iterator[Row]]:
-        """The contents of run.json and the rows, limited to the selected problems."""
         run, ids = self.folder.run or {}, {attempt.item.problem.id for attempt in self.attempts}
         levels = {name: level for name, level in run.get("levels", {}).items() if name in ids}
         return {**run, "levels": levels}, (row for row in self.folder.rows if row["id"] in ids)
@@ -91,10 +90,7 @@ def run_bench(
 def plan_run(
     session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1, retry_slow: bool = False
 ) -> BenchRun:
-    """Plan a benchmark. Models are loaded only if a tau must be computed for `@same`.
-
-    Raises UsageError if the folder contains a run with different settings.
-    """
+    """Plan a benchmark. Models are loaded only for `@same`. Raises UsageError if the settings of an earlier run differ."""
     earlier, items = folder.run if folder.rows else None, selected.items
     session.resume(earlier)
     most = len(items) if session.setup.concurrency == AUTO else MOST
@@ -137,7 +133,6 @@ def preview(setup: Setup, selected: Selection, path: Path, samples: int) -> Prev
 
 
 def _expected(route: Route, setup: Setup, rows: Iterable[Row]) -> float | None:
-    """Return the mean time of earlier attempts on this route or, if there are none, the router's estimate."""
     key = route.policy.name, tau_in_json(route.tau)
     own = [row["wall_seconds"] for row in rows if row["status"] == "done" and (row["policy"], row["tau"]) == key]
     alike = next(one for one in setup.routes if one.policy.needs_router) if route.is_open else route
@@ -171,10 +166,7 @@ def measure(
 
 
 def _warn_of_other_work(folder: RunFolder, others: float, *, forget: bool) -> None:
-    """Record the number of slow attempts and the processor load of other programs in run.json.
-
-    If `forget` is true and no attempts are slow now, an earlier warning about other programs is removed.
-    """
+    """Record slow attempts and the load of other programs in run.json. `forget` removes an outdated warning."""
     made, slow = folder.run or {}, slow_attempts(folder.rows)
     busy = f"{BUSY}{others:.1f} of {logical_processors()}" if is_disturbing(others) else ""
     replaced = (SLOW, BUSY) if busy or (forget and not slow) else (SLOW,)
@@ -204,10 +196,7 @@ def slow_attempts(rows: Iterable[Row]) -> set[Key]:
 
 
 def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:
-    """Return the routes, with each `@same` tau chosen to escalate as many steps as the router's policy.
-
-    The taus are computed from the scores of steps drafted under the router's policy on a few problems.
-    """
+    """Return the routes. Each `@same` tau escalates as many steps as the router's policy does on a few problems."""
     routes, seed = session.setup.routes, session.resolved.sampler.seed
     routed = next(one for one in routes if one.policy.needs_router)
     session.load()
@@ -225,7 +214,6 @@ def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:
 
 
 def _scores(scorer: Scorer, drafts: Iterable[tuple[Trace, Step]]) -> list[float]:
-    """Score drafted steps with a scorer that makes no model requests."""
     scores = []
     for trace, draft in drafts:
         try:
@@ -236,10 +224,7 @@ def _scores(scorer: Scorer, drafts: Iterable[tuple[Trace, Step]]) -> list[float]
 
 
 def tau_above(scores: Sequence[float], count: int) -> float:
-    """Return a tau that exactly `count` scores exceed: the midpoint between two adjacent scores, rounded to four digits.
-
-    Returns -inf if `count` equals the number of scores.
-    """
+    """Return a tau that exactly `count` scores exceed, rounded to four digits; -inf if all scores exceed it."""
     ordered = [-math.inf, *sorted(scores), 2 * max(scores, default=-math.inf)]
     return float(f"{(ordered[-count - 2] + ordered[-count - 1]) / 2:.4g}")
 

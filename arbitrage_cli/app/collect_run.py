@@ -30,10 +30,9 @@ from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Started, Trace
 
 MEASURED_PROBLEMS, MEASURED_SECONDS = 5, 10.0
-"""Limits on the problems and seconds used to measure each model's token costs."""
 ROLLOUT_TEMPERATURE = 0.7  # with more than one rollout
 PACE_PROBLEMS = 3
-"""The number of finished problems after which the remaining time is estimated."""
+"""Finished problems after which the remaining time is estimated."""
 
 
 class Collection:
@@ -76,7 +75,6 @@ class Collection:
         return how_to_resume(num_done, len(self._attempts), "problems", self._folder.path, command)
 
     def run(self) -> None:
-        """Load the models and collect the states of the remaining problems."""
         if not self._todo.all:
             return
         session, setup, options = self._session, self._setup, self._options
@@ -139,7 +137,6 @@ class Collection:
                     yield from self._reported(attempt, event)
 
     def _reported(self, attempt: Attempt, event: Event) -> Iterator[Happening]:
-        """Yield the event, along with the start or end of its attempt."""
         name = attempt.item.problem.id
         if isinstance(event, Started):
             has_begun = name in self._in_flight
@@ -252,7 +249,6 @@ class _Progress:
 
 
 def _known_costs(folder: RunFolder, manifest: Run) -> Any:
-    """Return the run's stored token costs, or None."""
     earlier = folder.run or {}
     return earlier.get("costs") if folder.rows or earlier.get("fingerprint") == manifest["fingerprint"] else None
 

@@ -51,7 +51,7 @@ class Remaining:
 
     @property
     def batches(self) -> Iterator[Sequence[Attempt]]:
-        """The remaining attempts, in order. Attempts in the same batch may run concurrently."""
+        """Yield the attempts in order. Attempts in the same batch may run concurrently."""
         yield from ([self.together] if self.together else [])
         yield from ([attempt] for attempt in self.alone)
 
@@ -88,10 +88,7 @@ def begin(
     warnings: Sequence[str] = (),
     **details: Any,
 ) -> tuple[Remaining, Run]:
-    """Return a run's remaining attempts, including those in `again`, and its manifest.
-
-    Raises UsageError if the folder contains a run with different settings.
-    """
+    """Return the remaining attempts, including `again`, and the manifest. Raises UsageError if an earlier run differs."""
     statuses = {key: status for key, status in folder.statuses.items() if key not in again}
     todo = remaining(attempts, statuses, folder.started.crashes)
     run = session.manifest(routes, reads_models=bool(todo.all))
@@ -110,10 +107,7 @@ def give_up(problem: Problem, limits: Limits, started: StartedMarks) -> Finished
 
 
 def marked(started: StartedMarks, events: Generator[T, None, None], *, makes_rows: bool = True) -> Generator[T, None, None]:
-    """Yield the events and mark each problem on disk while it is being solved.
-
-    If `makes_rows` is false, as when token costs are measured, a problem's earlier crashes still count.
-    """
+    """Yield the events, and mark each problem on disk while it is solved. Without `makes_rows`, earlier crashes still count."""
     end = started.end if makes_rows else started.leave
     with contextlib.closing(events):
         for event in events:

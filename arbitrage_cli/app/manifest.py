@@ -36,9 +36,8 @@ from arbitrage_cli.tuning.placement import Placement
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, Limits, ModelRole
 
 Run = dict[str, Any]
-"""The contents of run.json."""
 OnReading = Callable[[ModelRole, str, float], None]
-"""Called while a model file is read, with the role, the current activity and the completed fraction."""
+"""A callback for reading a model file: its role, the current activity and the completed fraction."""
 _HINT = "use another --output, or the original settings"
 MAX_SHOWN = 80  # characters; longer values are shown as a checksum
 
@@ -216,7 +215,6 @@ def resume(earlier: Run, now: Run, place: Path) -> Run:
 
 
 def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings. Values in `now` take precedence unless they are None."""
     joined = dict(earlier)
     for name, value in now.items():
         if isinstance(value, Mapping) and isinstance(earlier.get(name), Mapping):
@@ -309,7 +307,6 @@ def _get(run: Any, path: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Format a value for comparison and messages, abbreviating checksums and replacing long text by its checksum."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     if re.fullmatch("[0-9a-f]{64}", text):
         return f"sha256 {text[:16]}"

@@ -42,7 +42,6 @@ UNIVERSAL = (
 PAIR_SETTINGS = ("ctx", "system", "chat_template_kwargs")
 
 Models = Mapping[ModelRole, str | None]
-"""The model of each role, as named by the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,6 @@ class ModelChoice:
 
     @property
     def writing(self) -> dict[ModelRole, str]:
-        """The draft and the target, if they were named."""
         return {role: source for role, source in self.models.items() if source and role != "prm"}
 
     @property
@@ -75,7 +73,6 @@ class ModelChoice:
 
 
 def _choose_pair(explicit: frozenset[str], options: RouterOptions) -> PairEntry | None:
-    """Return the named pair, the built-in pair if no model is named, or None if models are named without --pair."""
     models = (options.draft, options.target)
     if any(models) and (not options.pair or (all(models) and "pair" not in explicit)):
         return None

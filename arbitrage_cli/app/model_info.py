@@ -57,12 +57,10 @@ def names_to_fetch(name: str, *, with_prm: bool = False) -> list[HubName]:
 
 
 def how_to_name() -> str:
-    """Return a hint that explains how to name a model or pair."""
     return "use a Hub model (user/repo:quant) or a pair: " + ", ".join(user_pairs())
 
 
 def router_named(name: str) -> str | None:
-    """Return the --router value for a router name or file, or None if there is no such router."""
     shipped = f"{BUILT_IN}{name}"
     if name.endswith(".safetensors") or name in shipped_routers():
         return name
@@ -70,10 +68,7 @@ def router_named(name: str) -> str | None:
 
 
 def describe_router(source: str) -> Json:
-    """Return a router's card, its sha256 and where its file comes from.
-
-    Raises RouterError if the file is damaged; ModelFileError if a shipped router was changed.
-    """
+    """Return a router's card, sha256 and origin. Raises RouterError or ModelFileError if the file is damaged."""
     from arbitrage_cli.routing.route import AvailableRouter  # with NumPy
     from arbitrage_cli.routing.router import load
 

@@ -14,7 +14,6 @@ from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Limits
 
 SOME_FAILED = 1
-"""The exit code if some problems failed."""
 MAX_CONTEXT = 1 << 24  # tokens; above any model, and within llama.cpp's integers
 MAX_THREADS = 512  # llama.cpp's limit, which it does not check
 FIRST = (
@@ -37,7 +36,6 @@ def given_options(explicit: Collection[str], *groups: Any) -> list[str]:
 
 
 def resuming(command: Sequence[str]) -> str:
-    """Return the shell command that resumes a run."""
     return shlex.join(part for part in command if part != "--fresh")
 
 
@@ -79,7 +77,6 @@ class Option:
 
     @property
     def variable(self) -> str | None:
-        """The environment variable, or None if the option is not a setting."""
         return f"ARBITRAGE_{self.name.replace('-', '_').upper()}" if self.is_setting else None
 
 

@@ -113,7 +113,7 @@ class Session:
         return self.concurrency
 
     def manifest(self, routes: Sequence[Route], *, reads_models: bool = True) -> Run:
-        """Return the manifest. If `reads_models` is false, files with a known checksum are not read again."""
+        """Return the manifest. If `reads_models` is false, known checksums are not computed again."""
         return make_manifest(self.resolved, routes, self._placement, self._display.loading, reads_models=reads_models)
 
     def resume(self, run: Run | None) -> None:

@@ -32,7 +32,6 @@ ROUNDS = 4  # the number of problems in a block per slot
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
 """Grades a solution's text against `Item.gold`. Raises ProblemError if the grader fails."""
 EnginesFor = Callable[[Route, int], Mapping[ModelRole, Writer]]
-"""Returns idle engines for a policy and a sample index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +183,6 @@ class Bench:
 
 @dataclass(slots=True)
 class _InFlight:
-    """An attempt in progress."""
-
     attempt: Attempt
     timer: Callable[[], float]
     began: float = 0.0  # seconds since the start of the block
@@ -193,7 +190,7 @@ class _InFlight:
     router_seconds: float = 0.0  # time in which the policy scored steps and decided, without model time
 
     def follow(self, flow: Flow) -> Flow:
-        """Yield the requests of a flow, and measure the time from each answer to the next request."""
+        """Yield a flow's requests, and measure the time from each response to the next request."""
         with contextlib.closing(flow):
             answer: Step | tuple[float, ...] | None = None
             while True:
@@ -241,8 +238,6 @@ class Standing:
 
 @dataclass(slots=True)
 class _Sums:
-    """Running totals of one policy."""
-
     tried: set[SampleKey] = field(default_factory=set)
     done: dict[SampleKey, float] = field(default_factory=dict)  # the wall-clock seconds
     correct: int = 0

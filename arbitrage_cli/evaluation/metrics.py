@@ -46,10 +46,7 @@ Prices = Mapping[ModelRole, Price]
 
 
 def parse_prices(text: str) -> Prices:
-    """Parse `draft=PROMPT/COMPLETION,target=PROMPT/CACHED/COMPLETION`.
-
-    Models that are not listed are free. Raises UsageError if the text is invalid.
-    """
+    """Parse prices such as `draft=0.02/0.10`. Models without a price are free. Raises UsageError if the text is invalid."""
     found: dict[ModelRole, Price] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
@@ -62,7 +59,7 @@ def parse_prices(text: str) -> Prices:
 
 
 def price_figures(policy: PolicyResults, target: PolicyResults | None, prices: Prices | None) -> dict[str, Any]:
-    """Return the mean price of an attempt and the saving relative to the target. Figures are None if there are no prices."""
+    """Return the mean price of an attempt, and the saving relative to the target."""
     if prices is None or is_idle(policy):
         return dict.fromkeys(PRICED)
 
@@ -105,10 +102,7 @@ def figures(
     prices: Prices | None = None,
     out_of_time: bool = False,
 ) -> dict[str, Any]:
-    """Return all figures of a run as JSON. The order of the rows does not matter.
-
-    `out_of_time` is true if a time limit ended the run. Raises the same errors as `results_by_policy`.
-    """
+    """Return all figures of a run as JSON. Raises the same errors as `results_by_policy`."""
     policies = results_by_policy(run, rows)
     if concurrency_of(run) == 1:
         policies = with_computed_seconds(run, policies)
@@ -187,7 +181,6 @@ def _routing(policy: PolicyResults) -> dict[str, Any]:
 
 
 def _rate(tokens: int, seconds: float) -> Ratio | None:
-    """Return tokens per second, or None if the model decoded no tokens."""
     return Ratio(tokens, seconds) if tokens else None
 
 

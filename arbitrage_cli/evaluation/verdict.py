@@ -42,12 +42,10 @@ class Candidate:
 
     @property
     def is_too_slow(self) -> bool:
-        """Whether the speed-up interval lies below MIN_SPEEDUP."""
         return self.interval is not None and self.interval[1] < MIN_SPEEDUP
 
     @property
     def is_faster(self) -> bool:
-        """Whether the speed-up interval lies above 1 and reaches MIN_SPEEDUP."""
         return self.interval is not None and self.interval[0] > 1 and not self.is_too_slow
 
     @property
@@ -67,10 +65,7 @@ class Candidate:
 
     @property
     def keeps_answers(self) -> bool:
-        """Whether the policy loses at most MAX_LOST of the answers.
-
-        The policy `draft` must not lose any answers, because the target does not check its steps.
-        """
+        """Whether the policy loses at most MAX_LOST of the answers, or none for `draft`, whose steps are not checked."""
         allowed = 0.0 if self.policy == "draft" else MAX_LOST * self.num_compared
         return self.has_targets_text or (self.is_comparable and self.num_lost <= allowed)
 
@@ -119,10 +114,7 @@ def verdict(figures: Figures, *, out_of_time: bool = False) -> Verdict | None:
 
 
 def best_preset(named: Mapping[str, float], rows: Sequence[Figures]) -> tuple[str, Figures] | None:
-    """Return the best preset in a router's table of taus, with its row.
-
-    Return None if no preset has a speed-up of at least MIN_SPEEDUP and loses at most MAX_POINTS.
-    """
+    """Return the best preset and its row; None if no preset reaches MIN_SPEEDUP and loses at most MAX_POINTS."""
     found = [(name, row) for name, tau in named.items() for row in rows if row["tau"] == tau and row["time"] is not None]
     good = [(name, row) for name, row in found if row["change"] >= -MAX_POINTS and row["time"] * MIN_SPEEDUP < 1]
     if not good:
@@ -133,7 +125,6 @@ def best_preset(named: Mapping[str, float], rows: Sequence[Figures]) -> tuple[st
 
 
 def candidates_of(figures: Figures) -> list[Candidate]:
-    """Return the policies considered as replacements for the target alone. The oracle is excluded."""
     return [
         candidate
         for policy in figures["policies"]

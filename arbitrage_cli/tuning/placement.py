@@ -39,10 +39,7 @@ def tuned_file() -> Path:
 
 
 def machine_here() -> Machine:
-    """Return a description of this machine, including its GPUs.
-
-    Raises ModelUnsupportedError if llama.cpp cannot be imported.
-    """
+    """Return a description of this machine. Raises ModelUnsupportedError if llama.cpp cannot be imported."""
     version = importlib.metadata.version("llama-cpp-python")
     return Machine(processor_name(), default_threads(), version, load_llama().gpu_names())
 
@@ -77,9 +74,8 @@ def _batch_costs(sources: Mapping[ModelRole, str], tuned: Mapping[ModelRole, Tun
 
 
 def _threads(source: str, load: Options) -> int:
-    """Return the requested number of threads, or the default.
-
-    A model that fits in a processor's cache gets one thread, because several threads would mostly wait for each other.
+    """Return the number of threads. A model that fits in a processor's cache gets one, because more would wait for each
+    other.
     """
     if is_scripted(source):
         return SCRIPTED_THREADS
@@ -88,13 +84,11 @@ def _threads(source: str, load: Options) -> int:
 
 
 def find_measurement(sha256: str | None, load: Options) -> Tuned | None:
-    """Return this machine's measurement of the model with this sha256, or None."""
     key = machine_here(), sha256, loading_of(load)
     return next((tuned for tuned in read_tuned(tuned_file()) if tuned.key == key), None)
 
 
 def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
-    """Return the pair's token costs, or None if a model was not measured."""
     if not tuned.keys() >= {"draft", "target"}:
         return None
     draft, target = tuned["draft"].speeds, tuned["target"].speeds
