@@ -99,10 +99,6 @@ class ServerRequestError(ProblemError):
         self.status = status
 
 
-class ScriptEndedError(ProblemError):
-    """A scripted model has no continuation for this text."""
-
-
 class OutputError(ArbitrageError):
     """Results cannot be written, for example because the disk is full."""
 

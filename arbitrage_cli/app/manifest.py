@@ -26,14 +26,14 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.model_files.checksums import published_sha256, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
+from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import SCHEMA, label, tau_in_json
 from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.tuning.placement import Placement
-from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, Limits, ModelRole
+from arbitrage_cli.types import Limits, ModelRole
 
 Run = dict[str, Any]
 OnReading = Callable[[ModelRole, str, float], None]
@@ -246,9 +246,7 @@ def _model_facts(
     facts: dict[str, Any] = {"source": source, "identity": source, "threads": threads}
     facts |= {"think_format": form.name if (form := setup.think_format(role)) else "of the template"}
     facts |= dict.fromkeys(("file", "size", "sha256"))
-    if is_scripted(source):
-        return facts | {"n_ctx": context_size or DEFAULT_CONTEXT_SIZE}
-    if is_served(source):
+    if not is_file(source):
         return facts | {"n_ctx": context_size, "threads": None}
     files = local_files(resolved.files[role])
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}

@@ -140,13 +140,9 @@ class RouterOptions:
 
     draft: Annotated[
         str | None,
-        _models(
-            "Fast model: a GGUF file, user/repo:quant on the Hub, http://host:port/v1#model, or scripted:draft.", "MODEL"
-        ),
+        _models("Fast model: a GGUF file, user/repo:quant on the Hub, or http://host:port/v1#model.", "MODEL"),
     ] = None
-    target: Annotated[str | None, _models("Strong model, in the same format as --draft, or scripted:target.", "MODEL")] = (
-        None
-    )
+    target: Annotated[str | None, _models("Strong model, in the same format as --draft.", "MODEL")] = None
     pair: Annotated[
         str | None, _models("Pair of draft and target models; see arbitrage models list.", "NAME", complete=complete_pairs)
     ] = None
@@ -183,8 +179,7 @@ class RoutingOptions:
         str | None,
         _routing(
             "Routing policy: arbitrage (a trained router), draft or target (one model alone), speculative (the target "
-            "verifies draft tokens), or another policy from arbitrage guide routing. Default: arbitrage; for scripted "
-            "models, entropy.",
+            "verifies draft tokens), or another policy from arbitrage guide routing. Default: arbitrage.",
             "NAME",
             complete=complete_policies,
         ),
@@ -200,7 +195,7 @@ class BenchRoutingOptions:
         _routing(
             "Policies to compare, each with an optional tau, such as target,arbitrage@fast,entropy@0.5. @same escalates as "
             "many steps as arbitrage. Default: target, draft, speculative (only for local models), arbitrage and "
-            "logprob@same; for scripted models, entropy instead of the last two.",
+            "logprob@same.",
             "NAME[@TAU],...",
             complete=complete_policies,
         ),

@@ -25,7 +25,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.speculation import BatchCosts
 from arbitrage_cli.inference.thinking import ThinkFormat
-from arbitrage_cli.model_files.pairs import find_files, is_built_in, is_scripted, local_files
+from arbitrage_cli.model_files.pairs import find_files, is_built_in, local_files
 from arbitrage_cli.rewards.questions import Judge, ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import Policy
@@ -232,7 +232,6 @@ class Session:
             | {"concurrency": self.concurrency},
             models=self.setup.sources,
             descriptions={role: self.models[role].describe() for role in chosen.policy.models},
-            is_scripted=any(map(is_scripted, self.setup.sources.values())),
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.setup.task.find_answer,
@@ -276,7 +275,7 @@ class Session:
 
 
 def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) -> dict[ModelRole, str]:
-    """Download missing files. Return each model's first file, or the name of a scripted or served model."""
+    """Download missing files. Return each model's first file, or its name if it has no file."""
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
         files = find_files(source, offline=offline, on_progress=display.fetching)

@@ -41,7 +41,6 @@ class RunInfo:
     models: Mapping[ModelRole, str] = field(default_factory=dict)  # names given by the user
     descriptions: Mapping[ModelRole, str] = field(default_factory=dict)  # from the model files
     settings: Mapping[str, Any] = field(default_factory=dict)  # all other settings that affect the text
-    is_scripted: bool = False
     num_problems: int | None = None  # None if unknown in advance
     num_done: int = 0  # by an earlier command
     tau_name: str | None = None

@@ -10,14 +10,12 @@ from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.speculation import BatchCosts, costs_by_size
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.pairs import is_scripted, is_served, local_files
+from arbitrage_cli.model_files.pairs import is_served, local_files
 from arbitrage_cli.routing.presets import Costs
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads, processor_name
 from arbitrage_cli.tuning.store import FILE_NAME, Loading, Machine, Tuned, read_tuned
 from arbitrage_cli.types import CACHED_BYTES, ModelRole
-
-SCRIPTED_THREADS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +75,6 @@ def _threads(source: str, load: Options) -> int:
     """Return the number of threads. A model that fits in a processor's cache gets one, because more would wait for each
     other.
     """
-    if is_scripted(source):
-        return SCRIPTED_THREADS
     size = sum(file.stat().st_size for file in local_files(source))
     return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())
 

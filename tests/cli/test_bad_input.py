@@ -46,7 +46,7 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
             for name in ("no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem", "/dev/zero")
         ),
         (["solve", "1 + 1", "--draft", "scripted:draft"], "", "policy entropy needs a target model", ""),
-        (["solve", "1 + 1", *MODELS[2:]], "", "policy entropy needs a draft model", "--pair scripted"),
+        (["solve", "1 + 1", *MODELS[2:]], "", "policy entropy needs a draft model", "--draft MODEL"),
         ([*DRAFT_ALONE, "scripted:oracle"], "", "", "scripted:target"),
         ([*DRAFT_ALONE, "x.gguf"], "", "x.gguf: no such file", ""),
         ([*DRAFT_ALONE, "."], "", ".", "path"),

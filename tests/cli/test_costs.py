@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, assert_refused, flat, run
+from cli import MODELS, Result, assert_refused, flat, run
 from faults import run_json, write_problems
 from made_up_tuning import make_tuned
 from small_routers import write_router
@@ -112,8 +112,8 @@ def test_one_model_is_measured_alone_as_json(home: Home) -> None:
 
 
 def test_demo_models_are_refused(home: Home) -> None:
-    assert_refused(home.run("advise", "--costs", "--pair", "scripted"), 2, "", "scripted:draft")
-    assert home.run("solve", "5 + 6", "--pair", "scripted", without=["llama_cpp"]).code == 0
+    assert_refused(home.run("advise", "--costs", *MODELS), 2, "", "scripted:draft")
+    assert home.run("solve", "5 + 6", *MODELS, without=["llama_cpp"]).code == 0
     assert not home.file.exists()
 
 

@@ -27,7 +27,7 @@ from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.route import SAME
 from arbitrage_cli.system.files import sha256_of
 
-SCRIPTED = ModelOptions(pair="scripted")
+SCRIPTED = ModelOptions(draft="scripted:draft", target="scripted:target")
 
 
 @pytest.fixture(autouse=True)

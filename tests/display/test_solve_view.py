@@ -39,7 +39,6 @@ def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> Non
         assert terminal.wait() == 0
     shown = flat(terminal.text)
     for text in (
-        "These scripted models are not language models",
         f"Problem {QUESTION}",
         "37 * 12 = 454.",
         "37 * 12 = 444.",

@@ -9,6 +9,7 @@ from faults import results
 from hash_language import HashBackend, Recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_models import open_scripted
 from writing import make_engine
 
 from arbitrage_cli.app.executor import remaining
@@ -21,7 +22,6 @@ from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route

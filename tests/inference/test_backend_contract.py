@@ -19,6 +19,7 @@ import pytest
 from gguf import GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_models import Continuation, ScriptedBackend, ScriptEndedError
 
 from arbitrage_cli.errors import (
     ArbitrageError,
@@ -28,14 +29,12 @@ from arbitrage_cli.errors import (
     ModelFileError,
     ModelMemoryError,
     ModelUnsupportedError,
-    ScriptEndedError,
     TimedOutError,
 )
 from arbitrage_cli.inference import llama
 from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, Options, State
 from arbitrage_cli.inference.llama.backend import LlamaBackend, LlamaStates
 from arbitrage_cli.inference.llama.binding import NAMES, check_binding, set_fields
-from arbitrage_cli.inference.scripted import Continuation, ScriptedBackend
 from arbitrage_cli.model_files.facts import read_facts
 
 LLAMA_FOLDER = Path(llama.__file__).parent

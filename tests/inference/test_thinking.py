@@ -11,6 +11,7 @@ import pytest
 from fake_server import Answer, HashServer, Kind, opened_model
 from hash_language import ForgetfulEngine, HashBackend, Recording, events_of, solve
 from marks import rarely
+from scripted_models import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from tiny_gguf import CHATML
 from writing import recite
 
@@ -22,7 +23,6 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
-from arbitrage_cli.inference.scripted import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, ThinkFormat, find_format, format_named

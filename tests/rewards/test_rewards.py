@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_server import HashServer, Kind, opened_model
 from hash_language import CONTROLS, LETTERS, SHORT, HashBackend, StaleBackend, ticking_clock
+from scripted_models import TEMPLATE, ByteTokenizer
 from writing import PROBLEM, foreign, make_engine, write
 
 from arbitrage_cli.arbitrage import RateSteps
@@ -19,7 +20,6 @@ from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler, StepRewards, Writer
-from arbitrage_cli.inference.scripted import TEMPLATE, ByteTokenizer
 from arbitrage_cli.rewards.batched import ENOUGH_ANSWERS, BatchRater
 from arbitrage_cli.rewards.questions import Judge, PrmStyle, ProcessReward, Question
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout

@@ -23,6 +23,7 @@ PROGRAM = (sys.executable, "-m", "arbitrage_cli")
 MODELS = ("--draft", "scripted:draft", "--target", "scripted:target")
 TIMEOUT = 30.0
 HERE = Path(__file__).parent  # the default working folder of runs: it has no arbitrage.toml
+SETTINGS = HERE / "settings"  # with the pair `scripted`
 CLOSED, BROKEN = "closed", "broken"  # a stream that is closed, and a pipe without a reader
 
 QUESTION = "What is 37 * 12 - 95?"
@@ -43,8 +44,9 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     merged: dict[str, str | None] = {name: text for name, text in os.environ.items() if not name.startswith(unwanted)}
     merged |= {
         "TERM": "xterm-256color",
+        "PYTHONPATH": str(HERE),  # with the backend of the scripted models
         "PYTHONUTF8": "1",
-        "XDG_CONFIG_HOME": "/nowhere",
+        "XDG_CONFIG_HOME": str(SETTINGS),
         "XDG_CACHE_HOME": cache_folder(),
     } | dict(changes or {})
     return {name: text for name, text in merged.items() if text is not None}
@@ -96,7 +98,7 @@ class Program:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment({"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}),
+            env=environment({"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}"}),
         )
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scripted_models import ByteTokenizer
 
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
 from arbitrage_cli.errors import ContextFullError
@@ -24,7 +25,6 @@ from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
-from arbitrage_cli.inference.scripted import ByteTokenizer
 from arbitrage_cli.inference.speculation import BatchCosts, Planner, Speculator
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up_tuning import HERE, make_tuned
+from scripted_models import Continuation, ScriptedBackend
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.inference.scripted import Continuation, ScriptedBackend
 from arbitrage_cli.tuning.measure import thread_counts, try_threads
 from arbitrage_cli.tuning.store import keep_tuned, read_tuned
 

@@ -1,4 +1,4 @@
-"""A deterministic model that follows a script, for tests and for trying the program without a language model.
+"""A deterministic model that follows a script, registered as a backend like that of any other package (see dist-info).
 
 The models `scripted:draft` and `scripted:target` solve one line of arithmetic. The draft makes mistakes in long
 multiplications, and begins them with low confidence.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arbitrage_cli.errors import ContextFullError, ProblemError, ScriptEndedError, UsageError
+from arbitrage_cli.errors import ContextFullError, ConversationError, ProblemError, UsageError
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, States
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
@@ -24,6 +24,10 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+class ScriptEndedError(ConversationError):
+    """A script has no continuation for this text."""
 
 
 @dataclass(frozen=True, slots=True)
