@@ -1,7 +1,7 @@
 """Runs the remaining attempts of `bench` and `collect`, storing a row for each.
 
-Each problem is marked on disk while it is being solved. If the process crashes, a resumed run retries the problem last and
-alone. After several crashes, the problem is recorded as an error.
+If the process crashes while it solves a problem, a resumed run retries the problem last and alone. After several crashes, the
+problem is recorded as an error.
 """
 
 import contextlib
@@ -26,16 +26,8 @@ T = TypeVar("T")
 Happening = Began | Event | Ended
 
 
-class Store(Protocol):
-    """Stores rows and marks problems in progress."""
-
-    @property
-    def started(self) -> StartedMarks: ...
-    def append(self, row: Row) -> None: ...
-
-
 class Progress(Protocol):
-    """The progress of a run."""
+    """Counts the finished attempts of a run."""
 
     def add(self, attempt: Attempt, row: Row) -> None: ...
     def now(self) -> RunProgress: ...
@@ -43,7 +35,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """The attempts that have no result yet. Problems that crashed the process are solved alone or given up."""
+    """The attempts without a result. Problems that crashed the process are solved alone or given up."""
 
     given_up: Sequence[Attempt]
     together: Sequence[Attempt]
@@ -61,7 +53,7 @@ class Remaining:
 
 
 def remaining(attempts: Sequence[Attempt], statuses: Mapping[Key, str], crashes: Mapping[str, int]) -> Remaining:
-    """Return the attempts that have no result yet, then those that ended in an error."""
+    """Return the attempts that have no row, then the attempts that ended in an error."""
     missing = [attempt for attempt in attempts if attempt.key not in statuses]
     todo = missing + [attempt for attempt in attempts if statuses.get(attempt.key) == "error"]
     crashed = [
@@ -122,11 +114,11 @@ def marked(started: StartedMarks, events: Generator[T, None, None], *, makes_row
 class Executor:
     """Runs attempts, storing and displaying each row as soon as its attempt finishes.
 
-    `check_files` is called before a row is stored, and raises an error if a model file has changed. A row is not stored if
-    `kept` returns False for it.
+    `check_files` is called before a row is stored, and raises an error if a model file has changed. Only rows for which
+    `kept` returns True are stored.
     """
 
-    store: Store
+    store: RunFolder
     display: Display
     progress: Progress
     check_files: Callable[[], None]
@@ -139,7 +131,7 @@ class Executor:
         row_of: Callable[[Attempt, Finished], Row],
         limits: Limits,
     ) -> None:
-        """Run the remaining attempts. `solve` runs a batch; `row_of` creates the row for an attempt that is given up."""
+        """Run the remaining attempts. `solve` runs a batch; `row_of` returns the row of an attempt that is given up."""
         self.display.begin(self.progress.now())
         for attempt in todo.given_up:
             self.keep(attempt, row_of(attempt, give_up(attempt.item.problem, limits, self.store.started)))
