@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 from arbitrage_cli.app.executor import Executor, Remaining, begin, how_to_resume, remaining
 from arbitrage_cli.app.manifest import Run, add_loaded
-from arbitrage_cli.app.options import BenchOptions, resuming
+from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display, RunProgress, offering_to_resume
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
@@ -19,21 +19,20 @@ from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Standings, plan
+from arbitrage_cli.evaluation.work import DISTURBED, with_computed_seconds
 from arbitrage_cli.routing.route import SAME, Route
 from arbitrage_cli.runs.folder import RUN, Key, Row, RunFolder, key_of, latest, read_run_folder
 from arbitrage_cli.runs.records import tau_in_json
+from arbitrage_cli.runs.results import concurrency_of, results_by_policy
 from arbitrage_cli.system.machine import is_disturbing, logical_processors, watch_others
 from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.tuning.memory import AUTO, MOST
-from arbitrage_cli.types import Decided, ModelRole, Step, Trace
+from arbitrage_cli.types import Decided, Step, Trace
 
 PILOT = 8
 """Problems that the router's policy solves, without timing, to compute the tau of `@same`."""
-TOO_LONG, LEAST_SECONDS = 2.0, 0.1
-"""An attempt is slow if decoding took more than `TOO_LONG` times the usual time, and at least `LEAST_SECONDS` longer."""
-SLOW = (
-    "attempts that other load slowed down to more than twice the usual time per token (to repeat them, use --retry slow): "
-)
+HICCUP = 0.1  # seconds; shorter delays do not make an attempt slow
+SLOW = f"attempts that took more than {DISTURBED:g} times their computed time (to repeat them, use --retry slow): "
 BUSY = "times may be inflated, because other programs used the CPU: on average "
 
 
@@ -52,9 +51,7 @@ class BenchRun:
     @property
     def how_to_resume(self) -> str:
         num_safe = len({attempt.key for attempt in self.attempts} & self.folder.statuses.keys())
-        return how_to_resume(
-            num_safe, len(self.attempts), "attempts", self.folder.path, resuming(self.session.setup.options.command)
-        )
+        return how_to_resume(num_safe, len(self.attempts), "attempts", self.folder.path, self.session.setup)
 
     @property
     def selected(self) -> tuple[Run, Iterator[Row]]:
@@ -103,7 +100,11 @@ def plan_run(
     if router and (known := sum(router.card.known(item.problem.question for item in items))):
         which = f"{known} of these {len(items)} problems"
         warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
-    again = frozenset(one.key for one in attempts) & slow_attempts(folder.rows) if retry_slow else frozenset()
+    again = (
+        frozenset(one.key for one in attempts) & slow_attempts(earlier, folder.rows)
+        if retry_slow and earlier
+        else frozenset()
+    )
     left_and_run = begin(
         session, selected, folder, attempts, routes, again, samples=samples, warnings=warnings, concurrency=concurrency
     )
@@ -167,7 +168,8 @@ def measure(
 
 def _warn_of_other_work(folder: RunFolder, others: float, *, forget: bool) -> None:
     """Record slow attempts and the load of other programs in run.json. `forget` removes an outdated warning."""
-    made, slow = folder.run or {}, slow_attempts(folder.rows)
+    made = folder.run or {}
+    slow = slow_attempts(made, folder.rows)
     busy = f"{BUSY}{others:.1f} of {logical_processors()}" if is_disturbing(others) else ""
     replaced = (SLOW, BUSY) if busy or (forget and not slow) else (SLOW,)
     kept = [text for text in made["warnings"] if not text.startswith(replaced)]
@@ -176,23 +178,16 @@ def _warn_of_other_work(folder: RunFolder, others: float, *, forget: bool) -> No
         folder.save_run({**made, "warnings": warnings})
 
 
-def slow_attempts(rows: Iterable[Row]) -> set[Key]:
-    """Return the attempts in which a model decoded much more slowly than it usually does. Concurrent attempts are ignored."""
-    roles: tuple[ModelRole, ...] = ("draft", "target")
-    costs = {
-        (key_of(row), role): (row["timing"][role]["decode_seconds"], row["timing"][role]["decode_tokens"])
-        for row in rows
-        for role in roles
-        if row["status"] == "done" and row["throughput"] is None and row["timing"][role]["decode_tokens"]
+def slow_attempts(run: Run, rows: Iterable[Row]) -> set[Key]:
+    """Return the attempts that took much longer than their computed time. Concurrent attempts have no computed time."""
+    if concurrency_of(run) > 1:
+        return set()
+    return {
+        (*result.key, policy.policy.name, tau_in_json(policy.tau))
+        for policy in with_computed_seconds(run, results_by_policy(run, rows))
+        for result in policy.done
+        if (result.seconds or 0.0) > DISTURBED * (result.computed_seconds or 0.0) + HICCUP
     }
-    found: set[Key] = set()
-    for role in roles:
-        own = {key: cost for (key, of), cost in costs.items() if of == role}
-        usual = median([seconds / tokens for seconds, tokens in own.values()]) if own else 0.0
-        for key, (seconds, tokens) in own.items():
-            if seconds > max(TOO_LONG * usual * tokens, usual * tokens + LEAST_SECONDS):
-                found.add(key)
-    return found
 
 
 def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:

@@ -7,12 +7,15 @@ problem is recorded as an error.
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from arbitrage_cli.app.manifest import Run, problem_facts, resume, with_fingerprint, with_grown
+from arbitrage_cli.app.options import resuming
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
+from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
 from arbitrage_cli.routing.route import Route
@@ -158,8 +161,9 @@ class Executor:
             self.display.handle(happening)
 
 
-def how_to_resume(num_safe: int, planned: int, what: str, path: object, command: str) -> str:
+def how_to_resume(num_safe: int, planned: int, what: str, path: Path, setup: Setup) -> str:
     """Return a note about the stored results and how to resume the run, or "" if nothing is stored yet."""
+    command = resuming(setup.options.command)
     return f"{num_safe} of {planned} {what} are saved in {path}; to resume: {command}" if num_safe else ""
 
 
