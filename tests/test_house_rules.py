@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "arbitrage_cli"
 README = ROOT / "README.md"
 GUIDES = PACKAGE / "guides"
-OUTERMOST = ("cli.main", "grading.driver", "system.child")
+OUTERMOST = ("cli.main", "grading.driver", "inference.rendering", "system.child")
 """Where a process ends: the program's own, that of a tested program, and a fork that answers its parent."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

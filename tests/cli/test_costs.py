@@ -291,6 +291,6 @@ def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, m
     large = tmp_path / "large.gguf"
     with large.open("wb") as file:
         file.truncate(CACHED_BYTES + 1)
-    models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large), "prm": "scripted:draft"}
-    assert place(models, Options()).threads == {"draft": 1, "target": 8, "prm": 1}
-    assert place(models, Options(threads=3)).threads == {"draft": 3, "target": 3, "prm": 1}
+    models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large)}
+    assert place(models, Options()).threads == {"draft": 1, "target": 8}
+    assert place(models, Options(threads=3)).threads == {"draft": 3, "target": 3}

@@ -174,7 +174,6 @@ def test_problem_that_ends_the_process_ends_as_an_error(here: Path, flags: tuple
         (["--policy", "target"], "policy changed"),
         (["--system", "Be brief."], "system prompt changed"),
         (["--task", "free"], "task changed"),
-        (["--ctx", "2000"], "context size of the draft changed"),
         (["--limit", "2-9"], "another problem"),
     ],
 )
