@@ -85,7 +85,10 @@ class Answer:
         text = decision.kept.text
         if not text.startswith(self._sent):
             raise RefusedError(
-                "the connection to a model server broke, and its new text differs", "retry", status=502, kind="server_error"
+                "the connection to a model server broke, and the text of the retry differs",
+                "retry",
+                status=502,
+                kind="server_error",
             )
         rest, self._written, self._sent = text[len(self._sent) :], "", ""
         self._trace.add(decision)

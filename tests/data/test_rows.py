@@ -54,11 +54,11 @@ def test_row(row: dict[str, Any], expected: Item) -> None:
         (b"\xff", "not UTF-8"),
         (b'{"problem": "q", "answer": 9' + b"9" * 5000 + b"}", "a number that is too long"),
         (b"x" * (MAX_LINE_BYTES + 1), "longer than"),
-        ({"answer": "4"}, "no text under 'problem' or 'question'; found answer"),
-        ({"problem": ["q"], "answer": "4"}, "no text under"),
+        ({"answer": "4"}, "no text in 'problem' or 'question'; found answer"),
+        ({"problem": ["q"], "answer": "4"}, "no text in"),
         ({"problem": " ", "answer": "4"}, "the problem is empty"),
         ({"problem": "a\0b", "answer": "4"}, "NUL"),
-        ({"problem": "q"}, "no answer under 'answer' or 'final_answer'; found problem"),
+        ({"problem": "q"}, "no answer in 'answer' or 'final_answer'; found problem"),
         *(({"problem": "q", "answer": answer}, "no answer") for answer in (" ", math.nan)),
         *(
             ({"problem": "q", "answer": answer}, "the answer is")

@@ -249,10 +249,10 @@ REFUSALS = {
     "file forbidden": (Failure(403, path="/resolve/"), "HTTP 403", "hf auth login"),
     "file missing": (Failure(404, {"X-Error-Code": "EntryNotFound"}, path="/resolve/"), "HTTP 404", "check the name"),
     "file without commit": (Failure(200, path="/resolve/"), "X-Repo-Commit", "check the name"),
-    "no hub": (Failure(200, body="<html>Welcome to the hotel's WiFi</html>"), "not a response from a Hub", "HF_ENDPOINT"),
-    "other json": (Failure(200, body='{"a": 1}'), "not a response from a Hub", "HF_ENDPOINT"),
-    "nested json": (Failure(200, body="[" * 100_000), "not a response from a Hub", "HF_ENDPOINT"),
-    "long number": (Failure(200, body="9" * 5000), "not a response from a Hub", "HF_ENDPOINT"),
+    "no hub": (Failure(200, body="<html>Welcome to the hotel's WiFi</html>"), "not from a Hub server", "HF_ENDPOINT"),
+    "other json": (Failure(200, body='{"a": 1}'), "not from a Hub server", "HF_ENDPOINT"),
+    "nested json": (Failure(200, body="[" * 100_000), "not from a Hub server", "HF_ENDPOINT"),
+    "long number": (Failure(200, body="9" * 5000), "not from a Hub server", "HF_ENDPOINT"),
 }
 
 
@@ -374,5 +374,5 @@ def test_answer_over_the_limit(served: FakeHub, monkeypatch: pytest.MonkeyPatch)
     served.surplus_of_api = b" " * 5000
     assert hub.preview(NAME)
     monkeypatch.setattr(hub_session, "MAX_RESPONSE_BYTES", 5000)
-    with pytest.raises(HubError, match="not a response from a Hub"):
+    with pytest.raises(HubError, match="not from a Hub server"):
         hub.preview(NAME)
