@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -80,7 +80,7 @@ def run_bench(
             run = plan_run(session, selected, folder, samples=options.samples, retry_slow=options.retry == "slow")
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if run.todo.all:
-                    measure(run, display, options.timeout)
+                    measure(run, display, Pace(options.timeout))
     return run
 
 
@@ -140,25 +140,40 @@ def _expected(route: Route, setup: Setup, rows: Iterable[Row]) -> float | None:
     return mean(own) if own else setup.available_router.expected_seconds(alike)
 
 
-def measure(
-    run: BenchRun,
-    display: Display,
-    timeout: float | None,
-    enough: Callable[[], bool] = lambda: False,
-    seconds_left: Callable[[], float] = lambda: math.inf,
-) -> None:
-    """Run the remaining attempts until `enough` returns True. `seconds_left` limits the displayed time estimate."""
+class Pace:
+    """Decides which attempts a run makes, and how long. By default, it makes all of them, each limited to `timeout` seconds."""
+
+    def __init__(self, timeout: float | None = None) -> None:
+        self._timeout = timeout
+
+    def is_needed(self, attempt: Attempt) -> bool:
+        return True
+
+    def seconds_for(self) -> float | None:
+        """Return the time limit of the next attempt, or None."""
+        return self._timeout
+
+    def seconds_left(self) -> float:
+        return math.inf
+
+    def keeps(self, row: Row) -> bool:
+        """Return whether the row of an attempt is stored."""
+        return True
+
+
+def measure(run: BenchRun, display: Display, pace: Pace) -> None:
+    """Run the remaining attempts at this pace."""
     session, limits = run.session, run.session.resolved.limits
     with session.setup.task.open_grader() as grader:
         if not session.models:
             session.load({attempt.route.policy for attempt in run.todo.all})
-        bench = replace(_make_bench(run, grader, timeout), enough=enough)
+        bench = _make_bench(run, grader, pace)
         for attempt in run.todo.all:
             session.engines(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
         if run.replaced:
             run.folder.rewrite([row for row in run.folder.rows if key_of(row) not in run.replaced])
-        executor = Executor(run.folder, display, _Progress(run, seconds_left), session.check_files)
+        executor = Executor(run.folder, display, _Progress(run, pace), session.check_files, pace.keeps)
         others = watch_others()
         try:
             executor.run(run.todo, bench.run, bench.row, limits)
@@ -224,7 +239,7 @@ def tau_above(scores: Sequence[float], count: int) -> float:
     return float(f"{(ordered[-count - 2] + ordered[-count - 1]) / 2:.4g}")
 
 
-def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
+def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:
     session, resolved = run.session, run.session.resolved
     policies = {attempt.route.policy.name: attempt.route.policy for attempt in run.todo.all}
     golds = {attempt.item.problem.id: attempt.item.gold for attempt in run.todo.all}
@@ -236,7 +251,8 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
         grader.grade,
         resolved.limits,
         resolved.sampler.seed,
-        timeout,
+        pace.seconds_for,
+        is_needed=pace.is_needed,
         scorer_for=lambda policy: scorers[policy.name],
         rater_for=lambda policy: raters[policy.name],
         concurrency=session.concurrency,
@@ -246,8 +262,8 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
 
 
 class _Progress:
-    def __init__(self, run: BenchRun, seconds_left: Callable[[], float]) -> None:
-        self._seconds_left = seconds_left
+    def __init__(self, run: BenchRun, pace: Pace) -> None:
+        self._pace = pace
         self._title, self._planned = run.title, len(run.attempts)
         routes = list(dict.fromkeys(attempt.route for attempt in run.attempts))
         self._standings = Standings(routes, self._planned // len(routes), run.session.concurrency)
@@ -265,5 +281,5 @@ class _Progress:
     def now(self) -> RunProgress:
         finished = self._planned - self._waiting.total()
         left = self._standings.seconds_left(self._waiting)
-        left = None if left is None else min(left, self._seconds_left())
+        left = None if left is None else min(left, self._pace.seconds_left())
         return RunProgress(self._title, finished, self._planned, self._standings.now(), left)

@@ -498,7 +498,7 @@ class AdviceOptions(FolderOptions):
         _advice("Field names in the file, such as question=prompt,answer=gold.", "FIELD=NAME,...", names=("--map",)),
     ] = None
     minutes: Annotated[
-        float, _advice("Time limit in minutes, after which no new problem is started.", min=0.001, max=10_000)
+        float, _advice("Time limit in minutes, including loading and the measurement of token costs.", min=0.001, max=10_000)
     ] = 10.0
     save: Annotated[
         bool, _advice("Save the advice in the pair's entry in pairs.toml, so that other commands use it by default.")

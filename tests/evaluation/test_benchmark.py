@@ -345,7 +345,7 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     clock = Clock()
     slow_down(monkeypatch, clock, Engine)
     attempts = plan([item(0, "37 * 12 - 95"), item(1, "1 + 3")], (TARGET,), 1)
-    happenings = list(scripted_bench(clock=clock, timeout=50.0).run(attempts))
+    happenings = list(scripted_bench(clock=clock, seconds_for=lambda: 50.0).run(attempts))
     kinds = [type(one) for one in happenings]
     assert kinds[kinds.index(Ended) + 1] is Began  # nothing more is done for it
     late, solved = (one.row for one in happenings if isinstance(one, Ended))
