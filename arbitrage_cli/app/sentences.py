@@ -73,6 +73,9 @@ def _answers(candidate: Json) -> str:
         return "but its answers cannot be compared"
     kind = {compared: "right answer", 0: "target answer"}.get(candidate["num_graded"], "answer")
     lost = rounding.count(candidate["num_lost"], kind) if candidate["num_lost"] else f"no {kind}"
-    if compared == attempts:
-        return f"with {lost} lost in {rounding.count(attempts, 'attempt')}"
-    return f"with {lost} lost ({compared} of {rounding.count(attempts, 'attempt')} have comparable answers)"
+    made = rounding.count(attempts, "problem" if attempts == candidate["num_problems"] else "attempt")
+    return (
+        f"with {lost} lost in {made}"
+        if compared == attempts
+        else f"with {lost} lost ({compared} of {made} have comparable answers)"
+    )
