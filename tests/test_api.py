@@ -275,7 +275,6 @@ def test_models_that_rate_steps_are_loaded_when_they_are_named() -> None:
 
 
 def test_two_pairs_of_real_models_are_open_at_once() -> None:
-    """Solving more problems at once changes no text."""
     questions: list[Question] = ["What is 5 + 6?", "What is 12 * 3?"]
     with (
         open_pair(threads=1, ctx=512, tau="30%", concurrency=2) as pair,

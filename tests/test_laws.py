@@ -422,8 +422,6 @@ Solve = Callable[..., list[Event]]
 
 @pytest.fixture(scope="module")
 def in_llama(tiny: Mapping[str, Path]) -> Solve:
-    """Solve the problems and return the events."""
-
     @functools.cache
     def events(
         pair: tuple[str, str],

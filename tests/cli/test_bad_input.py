@@ -194,7 +194,6 @@ def test_file_name_cannot_drive_the_terminal(flags: list[str]) -> None:
 
 
 def test_input_that_is_no_text_ends_early(tmp_path: Path) -> None:
-    """A binary file is refused early, without one message per line."""
     (tmp_path / "model.bin").write_bytes(b"\xff\xfe\x00\n" * 5000)
     result = solve("--input", "model.bin", cwd=tmp_path)
     assert (result.code, result.out) == (USAGE, "")

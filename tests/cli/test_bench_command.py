@@ -197,7 +197,6 @@ def slow_down(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_slow_attempts_are_counted_and_made_again(copy: Path) -> None:
-    """run.json says so until they are repeated."""
     rows = slow_down(copy)
     assert slow_attempts(run_json(copy / "run"), rows) == {("p0", 0, "target", None)}
     assert bench(copy, "--limit", "1-3", "--samples", "2", "-q").code == 0

@@ -27,8 +27,6 @@ THREADS = {"draft": 1, "target": 2}
 
 
 class Home:
-    """A user's settings folder, and commands that find it."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "arbitrage" / "tuned.json"
@@ -39,7 +37,6 @@ class Home:
         return run(*arguments, cwd=self.folder, env={**own, **(env or {})}, **order)
 
     def pretend(self, speeds: Mapping[str, Speeds], threads: Mapping[str, int] = ALONE) -> None:
-        """Keep made-up measurements of the built-in models on this machine."""
         keep_tuned(self.file, [made_up(role, speeds[role], threads[role]) for role in ("draft", "target")])
 
 

@@ -99,7 +99,6 @@ def test_bad_data_set(rows: list[bytes | dict[str, Any]], message: str) -> None:
 
 
 def test_sha256() -> None:
-    """The sha256 covers ids, questions, answers and their order, but no other fields."""
     first, second = {**GOOD, "id": "a"}, {**GOOD, "id": "b", "final_answer": "5"}
     known = dataset(first, second).sha256
     assert known == hashlib.sha256(b'[["a","q",{"answer":"4"}],["b","q",{"answer":"4"}]]').hexdigest()

@@ -74,7 +74,6 @@ def backend(opened: Backend) -> Backend:
 
 
 def prompt(backend: Backend, question: str = "ab") -> list[int]:
-    """Token ids of a prompt. The scripted model requires control tokens."""
     ids = backend.tokenizer.tokenize(question, continues=False)
     if "<|assistant|>" in backend.tokenizer.control_tokens:
         user, assistant = (backend.tokenizer.control_tokens[f"<|{role}|>"] for role in ("user", "assistant"))
@@ -83,7 +82,6 @@ def prompt(backend: Backend, question: str = "ab") -> list[int]:
 
 
 def after(backend: Backend, sequence: int, tokens: list[int], *, held: int = 0) -> Floats:
-    """Append tokens after `held` others and return the logits after the last one."""
     if len(tokens) > 1:
         backend.read(sequence, held, tokens[:-1])
     output = backend.decode([sequence], [held + len(tokens) - 1], tokens[-1:])
@@ -332,7 +330,6 @@ def test_a_script_may_be_certain() -> None:
 
 
 def refused(kind: type[ArbitrageError], path: Path, options: Options | None = None) -> str:
-    """Return the message of the error that loading raises."""
     with pytest.raises(kind) as caught:
         LlamaBackend(path, options or Options(CONTEXT, threads=1)).close()
     assert caught.value.hint

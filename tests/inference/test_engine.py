@@ -338,7 +338,6 @@ class Paced:
 
 
 def test_measuring() -> None:
-    """A slow model decodes few tokens."""
     slow = make_engine("draft", scripted(repeat("abc ")), Sampler(), instructions="", clock=ticking_clock())
     assert slow.measure().decode_tokens == 4
     backend = HashBackend()

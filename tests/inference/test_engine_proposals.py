@@ -93,7 +93,6 @@ def test_a_proposal_changes_no_step(
     speculated: tuple[int, str] | None,
     copies: bool,
 ) -> None:
-    """Law 5, step by step."""
     options: dict[str, Any] = {"instructions": "", "keep_token_stats": True}
     plain = make_engine("target", MAKERS[name](context), sampler, proposals="none", **options)
     costs = CHEAP_BATCHES if seed is None else random_costs(seed)

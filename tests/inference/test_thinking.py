@@ -372,7 +372,6 @@ def steps(trace: Trace) -> list[tuple[object, ...]]:
 
 
 def router_route(tau: float, *, knows_thoughts: bool = False) -> list[Trace]:
-    """Solve problems with a router that scores every step 0.5."""
     scorer = replace(by_token_stats(lambda trace, draft: 0.5), routes_thoughts=knows_thoughts)
     problems = [Problem(str(number), f"question {number}") for number in range(2)]
     return [*solve(engines("seed", "switched"), problems, "arbitrage", tau, limits=long(None), scorer=scorer).values()]
@@ -407,7 +406,6 @@ def test_a_budget_holds_for_thoughts_too(tau_name: str | None, tau: float) -> No
 
 
 def verdicts(entropies: Sequence[float]) -> list[bool]:
-    """Return whether the target writes each thought, given the entropies of the draft's."""
     trace = Trace(Problem("1", "?"), Limits())
     for entropy in entropies:
         draft = Step("draft", "So it is.", 1, Cost(), "separator", TokenStats([-1.0], [entropy], [1.0]), phase="think")
@@ -429,7 +427,6 @@ def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: Mo
 
 
 def collected(*, recalls: bool) -> list[tuple[str, str, str, float, float]]:
-    """Return phase, texts and rewards of the collected states."""
     made = engines("switched", "switched")
     rollout = Rollout([engines("switched", "switched")["target"]], lambda _name, answer: len(answer) % 2 == 0)
     writers: dict[ModelRole, Writer] = {**made, "target": Recalling(made["target"], rollout) if recalls else made["target"]}

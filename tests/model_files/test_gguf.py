@@ -52,7 +52,6 @@ def layers(count: int) -> bytes:
 
 
 def refusal(path: Path) -> str:
-    """Return the error message, which is one line that contains the path."""
     with pytest.raises(ModelFileError) as caught:
         read_header(path)
     assert "\n" not in caught.value.message
@@ -163,7 +162,6 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_files_say_what_is_wrong(data: bytes, says: str, tmp_path: Path) -> None:
-    """H1 and H3: other file types, and impossible counts, lengths and offsets."""
     assert says in refusal_of(data, tmp_path)
 
 

@@ -172,7 +172,6 @@ def test_wrong_checksum_removes_nothing_outside_the_cache(served: FakeHub, tmp_p
 
 @pytest.mark.parametrize(("name", "size"), [(NAME, len(DATA)), (SMALL, 5000)], ids=["model", "small"])
 def test_broken_connection(served: FakeHub, monkeypatch: pytest.MonkeyPatch, name: HubName, size: int) -> None:
-    """A broken download resumes, and progress is reported up to the last byte."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     served.cuts = [size // 2]
@@ -289,7 +288,6 @@ def test_token_stays_secret(
 
 @pytest.mark.parametrize("token", [TOKEN, "", None])
 def test_token_over_http(served: FakeHub, monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
-    """Without a token, http is allowed."""
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)

@@ -125,7 +125,6 @@ def test_row_is_the_record_with_what_was_attempt() -> None:
     ids=["filled", "no room for what was accepted", "no room for the prompt", "two lines", "no words"],
 )
 def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | None, stop: str | None) -> None:
-    """A full context window is a limit. Any other failure is an error of one line."""
     made = row(finished, RUN, **attempt())
     assert (made["status"], made["error"], made["stop"]) == (status, error, stop)
 

@@ -151,12 +151,10 @@ def shared_program() -> Program:
 
 
 def run(*arguments: str | bytes | Path, **options: Any) -> Result:
-    """Run one command line to its end, with the options of `Program.run`."""
     return shared_program().run(*arguments, **options)
 
 
 def pair_named_mine(folder: Path, **entry: object) -> dict[str, str | None]:
-    """Write a user's pair `mine`, and return the environment that finds it."""
     (folder / "arbitrage").mkdir(exist_ok=True)
     values = {name: json.dumps(str(value) if isinstance(value, Path) else value) for name, value in entry.items()}
     lines = [f"{name} = {value}\n" for name, value in values.items()]
@@ -277,7 +275,6 @@ class Terminal:
 
 
 def scrollback(screen: Any) -> str:
-    """Return the scroll-back and the screen, without trailing blanks."""
     past = ["".join(row[column].data for column in range(screen.columns)) for row in screen.history.top]
     return "\n".join(line.rstrip() for line in [*past, *screen.display]).rstrip()
 

@@ -76,7 +76,6 @@ def warm_up() -> None:
 
 
 def run_and_exit(order: Mapping[str, Any]) -> None:
-    """Run in the child, and exit without returning to the server's loop."""
     code: Any = 70
     try:
         code = run(order)
@@ -200,7 +199,6 @@ def pretend_load(load: float) -> None:
 
 
 def at_call(name: str, number: int, happens: Callable[[], None]) -> None:
-    """Run an action at the `number`-th call of a function or method, named `package.module.function`."""
     owner, _, function = name.rpartition(".")
     holder = pkgutil.resolve_name(owner)
     real = getattr(holder, function)
@@ -220,7 +218,6 @@ def send(signals: Sequence[int]) -> None:
 
 
 def alter(path: Path) -> None:
-    """Change one byte at the end of a file."""
     with path.open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"!")

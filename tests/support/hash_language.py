@@ -38,7 +38,6 @@ SHORT = Limits(max_steps=6, max_tokens=120, max_step_tokens=40)
 
 @functools.lru_cache(50_000)
 def _noise(digest: bytes, count: int) -> npt.NDArray[np.float64]:
-    """Return random numbers seeded by the text."""
     rng = np.random.default_rng(int.from_bytes(digest))
     return rng.normal(0.0, rng.uniform(0.5, 4.0), count)
 
@@ -176,7 +175,6 @@ class Recording:
         self._backend.close()
 
     def count(self, *names: str) -> int:
-        """Return the number of tokens in calls of these names."""
         return sum(len(call.tokens) for call in self.calls if call.name in names)
 
 
@@ -228,7 +226,6 @@ def events_of(
     stops_early: bool = False,
     speculates: bool = False,
 ) -> list[Event]:
-    """Solve the problems and return all events."""
     chosen = POLICIES[policy]
     tau = chosen.default_tau if tau is None else tau
     used = {role: engines[role] for role in chosen.models}
@@ -244,7 +241,6 @@ def events_of(
 def solve(
     engines: Mapping[ModelRole, Writer], problems: Iterable[Problem], policy: str, tau: float | None = None, **options: Any
 ) -> dict[str, Trace]:
-    """Return the traces by problem id. No problem may fail."""
     finished = [event for event in events_of(engines, problems, policy, tau, **options) if isinstance(event, Finished)]
     assert [event.error for event in finished] == [None] * len(finished)
     return {event.trace.problem.id: event.trace for event in finished}

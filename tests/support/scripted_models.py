@@ -76,8 +76,6 @@ class ByteTokenizer:
 
 
 class ScriptedBackend:
-    """A `Backend` that follows a script."""
-
     chat_template: str | None = TEMPLATE
     states: States | None = None
 
@@ -139,7 +137,6 @@ class ScriptedBackend:
         return logits
 
     def _split(self, cells: list[int]) -> tuple[str, str, int]:
-        """Return the last question, the solution so far, and the number of bytes in its incomplete last character."""
         controls, roles, current = self.tokenizer.control_tokens, dict[int, list[int]](), list[int]()
         first = min(controls.values())  # control tokens have the highest ids
         for token in cells:
@@ -157,7 +154,6 @@ class ScriptedBackend:
 
 
 def open_scripted(source: str, options: Options) -> ScriptedBackend:
-    """Return a scripted model by name. Raises UsageError if the name is unknown."""
     if source == "scripted:draft":
         return ScriptedBackend(source, Arithmetic(reliable=False), options)
     if source == "scripted:target":
@@ -201,7 +197,6 @@ class Arithmetic:
 
 
 def _expression(question: str) -> str:
-    """Return the question's first expression, without spaces. Raises ScriptEndedError if there is none."""
     plain = question.translate(str.maketrans("\u00d7\u00b7\u2212", "**-"))
     for found in re.findall(r"[\d(-][\d\s()+*/-]*", plain[:10_000]):
         if len(found) <= 200 and _EXPRESSION.fullmatch(found.strip()):
