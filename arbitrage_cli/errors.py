@@ -99,6 +99,10 @@ class ServerRequestError(ProblemError):
         self.status = status
 
 
+class ScriptEndedError(ProblemError):
+    """A scripted model has no continuation for this text."""
+
+
 class OutputError(ArbitrageError):
     """Results cannot be written, for example because the disk is full."""
 
@@ -127,13 +131,13 @@ class InterruptedRunError(ArbitrageError):
 
 
 class DefectError(ArbitrageError):
-    """A bug in arbitrage."""
+    """A bug in this program."""
 
     exit_code = 70
 
 
 MAX_SHOWN = 100
-"""The maximum length of an unknown name in an error."""
+"""Maximum number of characters of an unknown name in an error."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = None) -> UsageError:

@@ -12,7 +12,7 @@ ModelRole = Literal["draft", "target", "prm"]
 
 Phase = Literal["think", "answer"]
 
-StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "thought", "think_budget"]
+StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "thought", "think_budget", "answered"]
 """The reason why a step ended.
 
 - `separator`, `end`: the model finished the step or the sequence.
@@ -20,6 +20,7 @@ StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "th
 - `loop`: the model repeated itself.
 - `early`: the step was stopped because it will be escalated.
 - `thought`, `think_budget`: the model ended its thinking, or thinking reached its token limit. The answer follows.
+- `answered`: trial answers showed that more thinking would not change the answer, so the answer follows.
 """
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
@@ -77,12 +78,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits on the kept steps and tokens of one solution. If `think_tokens` is None, thinking has no limit of its own."""
+    """Limits on the kept steps and tokens of one solution.
+
+    If `think_tokens` is None, thinking has no limit of its own. If `trial_answers` is true, thinking ends when trial answers
+    agree.
+    """
 
     max_steps: int = 100
     max_tokens: int = 4096
     max_step_tokens: int = 512
     think_tokens: int | None = 0
+    trial_answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +133,7 @@ class Cost:
 
     @property
     def tokens_per_second(self) -> float | None:
+        """Decoding speed; None if it was not measured."""
         return self.decode_tokens / self.decode_seconds if self.decode_tokens and self.decode_seconds > 0 else None
 
 
@@ -149,10 +156,11 @@ class Step:
 
     @property
     def ends_thoughts(self) -> bool:
-        return self.stop in ("thought", "think_budget")
+        return self.stop in ("thought", "think_budget", "answered")
 
     @property
     def is_whole(self) -> bool:
+        """Whether the model ended the step itself."""
         return self.stop in ("separator", "end", "thought")
 
     @property
@@ -166,12 +174,21 @@ class Step:
         return self.token_stats
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A trial answer after a thought; None if the model wrote no answer."""
+
+    answer: str | None
+    model: ModelRole
+    cost: Cost
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
     """The steps that were written for one position, and the step that was kept.
 
     `score` was compared with tau. `advantage` is the target step's reward minus the drafted step's; None unless both steps
-    were rated.
+    were rated. `trial` is the trial answer after the kept step, if the policy requested one.
     """
 
     kept: Step
@@ -179,6 +196,7 @@ class Decision:
     target: Step | None = None
     score: float | None = None
     advantage: float | None = None
+    trial: Trial | None = None
 
     @property
     def discarded(self) -> Step | None:
@@ -219,6 +237,7 @@ class Trace:
 
     @property
     def text(self) -> str:
+        """The answer, without thinking."""
         return self._text_of("answer")
 
     @property

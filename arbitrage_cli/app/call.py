@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from arbitrage_cli.app.model_choice import needed_models, refuse_on_servers
 from arbitrage_cli.app.options import GenerationOptions, RoutingOptions, check
@@ -33,7 +33,8 @@ class CallOptions(TypedDict, total=False):
     - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
     - `tau` is the threshold: a number, a preset (`"exact"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
     - `early_stop` stops a drafted step as soon as it is likely to be escalated.
-    - `think` turns thinking on or off, or sets the maximum number of thinking tokens.
+    - `think` turns thinking on or off, or sets the maximum number of thinking tokens. With `"auto"`, thinking ends when trial
+      answers agree.
     - `max_tokens` limits the whole solution, including thinking.
     - `temperature` (0 is greedy), `top_p` and `seed` control sampling.
     - `system` replaces the task's system prompt.
@@ -42,7 +43,7 @@ class CallOptions(TypedDict, total=False):
     policy: str | None
     tau: float | str | None
     early_stop: bool | None
-    think: bool | int | None
+    think: bool | int | Literal["auto"] | None
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -51,7 +52,7 @@ class CallOptions(TypedDict, total=False):
 
 
 def without_none(options: CallOptions) -> dict[str, Any]:
-    """Return the options that are not None. Raises TypeError for an unknown name."""
+    """Return the options that are not None. Raises TypeError if a name is unknown."""
     for name in options.keys() - CallOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument '{name}'")
     return {name: value for name, value in options.items() if value is not None}
@@ -73,14 +74,14 @@ def generation_of(defaults: GenerationOptions, options: Mapping[str, Any]) -> Ge
             named["think"] = "on" if switch else "off"
         case int(limit):
             named["think"] = str(limit)
-        case other if other is not None:
-            raise UsageError(f"expected a bool or a number of tokens, found {other!r}", option="think")
+        case other if other not in (None, "auto"):
+            raise UsageError(f'expected a bool, a number of tokens or "auto", found {other!r}', option="think")
     return check(replace(defaults, **named))
 
 
 @contextlib.contextmanager
 def python_errors() -> Iterator[None]:
-    """Name Python arguments in error hints, instead of command-line options."""
+    """In error hints, name Python arguments instead of command-line options."""
     try:
         yield
     except ArbitrageError as error:
@@ -101,7 +102,10 @@ class Call:
     run: RunInfo
 
     def problem(self, question: Question, identifier: str) -> Problem:
-        """Convert a question to a problem. Raises UsageError if the question is invalid."""
+        """Convert a question to a problem.
+
+        The question's own id and system prompt take precedence. Raises UsageError if the question is invalid.
+        """
         problem = _read_question(question, identifier)
         system = self.system if problem.system is None else problem.system
         return replace(problem, system=system, explicit=problem.explicit or self.is_thinking_explicit)

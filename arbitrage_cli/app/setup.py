@@ -79,7 +79,10 @@ _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p":
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """The options shared by all commands that use models. `explicit` names the options that were set by flags or arguments."""
+    """The options shared by all commands that use models. `task` overrides the task in `generation`.
+
+    `explicit` contains the names of options that were set by flags or arguments, not by settings.
+    """
 
     models: RouterOptions
     generation: GenerationOptions
@@ -108,6 +111,7 @@ class Basis:
 
     @property
     def system(self) -> str:
+        """The system prompt: the user's if set, else the pair's, else the task's."""
         pair, instructions = self.choice.pair, self.task.instructions
         if self.options.generation.system is not None:
             return self.options.generation.system
@@ -149,6 +153,7 @@ class Setup(Basis):
 
     @property
     def tau_costs(self) -> str | None:
+        """The source of the token costs that determine the presets, or None if no route uses a preset."""
         if self.named_taus:
             return self.named_taus.costs_of
         return self.available_router.costs_of if any(route.tau_name in PRESETS for route in self.routes) else None
@@ -239,7 +244,13 @@ def sampler_of(generation: GenerationOptions) -> Sampler:
 
 def limits_of(generation: GenerationOptions, think_tokens: int | None = 0) -> Limits:
     steps, tokens = (DEFAULTS.max_steps, DEFAULTS.max_tokens) if think_tokens == 0 else (THINK_STEPS, THINK_TOKENS)
-    return Limits(generation.max_steps or steps, generation.max_tokens or tokens, generation.max_step_tokens, think_tokens)
+    return Limits(
+        generation.max_steps or steps,
+        generation.max_tokens or tokens,
+        generation.max_step_tokens,
+        think_tokens,
+        trial_answers=generation.think == "auto" and think_tokens != 0,
+    )
 
 
 def think_tokens(generation: GenerationOptions) -> int | None:
@@ -247,11 +258,11 @@ def think_tokens(generation: GenerationOptions) -> int | None:
     match generation.think:
         case None | "off":
             return 0
-        case "on":
+        case "on" | "auto":
             return None
         case text if text.isascii() and text.isdigit() and len(text) < 10:
             return int(text)
-    hint = "use on, off, or the maximum number of thinking tokens, such as 2000"
+    hint = "use on, off, auto, or the maximum number of thinking tokens, such as 2000"
     raise UsageError(f"invalid value '{generation.think}'", hint, option="think")
 
 
@@ -317,6 +328,7 @@ def _default_policies(basis: Basis) -> str:
 
 
 def _early_stop(option: bool | None, basis: Basis, *policies: Policy) -> bool | None:
+    """Return the option, or False if the draft is on a server, where it cannot be stopped."""
     draft = basis.choice.models["draft"]
     if not draft or not is_served(draft):
         return option
@@ -330,6 +342,7 @@ def _with_early_stop(routes: Sequence[Route], early: bool | None) -> list[Route]
 
 
 def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward: str | None = None) -> None:
+    """Raise UsageError if an option was set explicitly but no policy uses it."""
     uses = {
         "tau": any(policy.has_tau for policy in policies),
         "router": any(policy.needs_router for policy in policies),

@@ -99,6 +99,7 @@ class InOrder(Generic[T]):
         self._num_started = self._num_passed = 0
 
     def started(self, trace: Trace) -> None:
+        """Reserve the next position for a problem."""
         self._places[trace] = self._num_started
         self._num_started += 1
 
@@ -117,6 +118,6 @@ class InOrder(Generic[T]):
             yield self._held.pop(self._num_passed - 1)
 
     def rest(self) -> Iterator[T]:
-        """Yield all remaining results in order."""
+        """Remove and yield all remaining results in order, after a run ends early."""
         for place in sorted(self._held):
             yield self._held.pop(place)

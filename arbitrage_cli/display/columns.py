@@ -94,6 +94,7 @@ TERMINAL: Sequence[Column] = (
     RATIO,
     *PRICE,
     _value("accepted", "acceptance_rate", rounding.whole_percent),
+    _value("thinking", "thinking_tokens_mean"),
 )
 
 PAGE: Mapping[str, Sequence[Column]] = {
@@ -114,6 +115,7 @@ PAGE: Mapping[str, Sequence[Column]] = {
         _with_parts("stopped early", "stopped_early_rate"),
         _with_parts("target calls per step", "target_call_rate", rounding.number),
         _value("wasted draft tokens", "wasted_draft_tokens"),
+        _with_parts("thinking tokens", "thinking_tokens_mean", rounding.number),
     ),
     "Time: mean seconds per attempt": [Column(part.replace("_", " "), "time", _part(part)) for part in TIME_PARTS],
     "Speed and price": (
@@ -140,13 +142,14 @@ DEFINITIONS: Mapping[str, str] = {
     "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
     f"Interval: 95%, paired (Newcombe), or {_BOOTSTRAP}.",
     "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. They are graded too.",
-    "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
-    "times the unit costs measured in the run. Steps that took more than twice the usual time do not affect the unit costs.",
+    "seconds_mean": "Computed seconds / finished attempts. An attempt's computed time is its counted work (tokens in prefill, "
+    "decoding and verification, scores) at the run's unit costs. Steps that took more than twice the usual time do not affect "
+    "the unit costs.",
     "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both finished; "
     f"above 1 is faster. {_OVER_PROBLEMS}",
     "measured_seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
     "measured_speedup": "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that both "
-    f"finished; above 1 is faster. {_OVER_PROBLEMS}",
+    f"finished. {_OVER_PROBLEMS}",
     "problems_per_second": "Finished attempts / wall-clock seconds of their blocks. A block is a group of problems that are solved "
     "at once. Its time includes failed attempts, but not loading, grading and display.",
     "throughput_ratio": "Problems per second of this policy / problems per second of the target alone, over blocks with the same "
@@ -155,6 +158,7 @@ DEFINITIONS: Mapping[str, str] = {
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
     "target_call_rate": "Steps written by the target, including discarded steps / kept steps.",
     "wasted_draft_tokens": "Tokens in discarded drafted steps of finished attempts. Excludes tokens drafted for speculation.",
+    "thinking_tokens_mean": "Thinking tokens in kept steps / finished attempts.",
     "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
     "target_tokens_per_second": "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
     "price": "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",

@@ -184,7 +184,8 @@ class SolveView:
         if not event.trace.decisions:
             return [headline]
         figures = tally(event.trace.decisions, event.reward_cost)
-        fact = Text(f"{figures.seconds:.2f} s; {wording.tally(figures)}", "dim")
+        facts = (f"{figures.seconds:.2f} s", wording.thinking(event.trace), wording.tally(figures))
+        fact = Text("; ".join(filter(None, facts)), "dim")
         has_answer = not failure and self._run.answer(event.trace) and not wording.ending(event)
         return [fact] if has_answer and self._run.answers_follow and not self._is_shared else [headline, fact]
 
@@ -199,7 +200,8 @@ class SolveView:
 
     def _footer(self, trace: Trace, seconds: float) -> str:
         if self._run.num_problems == 1:
-            return f"{seconds:.0f} s; {wording.tally(tally(trace.decisions))}"
+            facts = (f"{seconds:.0f} s", wording.thinking(trace), wording.tally(tally(trace.decisions)))
+            return "; ".join(filter(None, facts))
         return f"{wording.progress(self._totals, self._run, seconds)}; {wording.tally(self._totals.figures)}"
 
     def _shared_lines(self, columns: int, rows: int, seconds: float) -> list[Text]:

@@ -129,6 +129,7 @@ class PlainDisplay:
         facts = [
             f"answer {wording.in_one_line(found)}" if found else "no answer found",
             wording.ending(finished),
+            wording.thinking(finished.trace),
             wording.tally(figures),
             f"{figures.seconds:.2f} s",
         ]

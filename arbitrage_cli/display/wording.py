@@ -15,13 +15,16 @@ from arbitrage_cli.runs.records import LIMITS, RunInfo, problem_error, tau_words
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as tally_of
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step
+from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
 
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
 FEW = 16  # tokens; the speed of fewer tokens is shown as approximate
-SLOWER = 1.1  # ratio of times above which a policy is slow
-ENOUGH_TOKENS, ENOUGH_SECONDS = 64, 5.0  # needed to judge whether a policy is slow
+SLOWER, ENOUGH_TOKENS = 1.1, 64  # a ratio of times above which a policy is slow, and the tokens needed to tell
+SCRIPTED_NOTICE = (
+    "These scripted models are not language models. They only solve one-line arithmetic. "
+    "To use language models: --draft DRAFT.gguf --target TARGET.gguf"
+)
 
 
 def is_due(reminder: str) -> bool:
@@ -89,9 +92,8 @@ class Totals:
 
     def slowness(self, run: RunInfo) -> str:
         """Return a note the first time that the policy is slower than the target alone; else an empty string."""
-        is_enough = self.tokens >= ENOUGH_TOKENS and self.seconds >= ENOUGH_SECONDS
-        is_slow = is_enough and self.seconds > SLOWER * self.alone > 0
-        if self.is_slowness_shown or not is_slow or run.policy == "target":
+        is_slow = self.tokens >= ENOUGH_TOKENS and self.seconds > SLOWER * self.alone > 0
+        if self.is_slowness_shown or not is_slow or run.policy == "target" or run.is_scripted:
             return ""
         self.is_slowness_shown = True
         percent = f"{self.seconds / self.alone - 1:.0%}"
@@ -123,7 +125,7 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
         lines.append(
             f"this router was not trained on thinking, so about {share} of the thinking steps are escalated, based on entropy"
         )
-    return lines
+    return [*lines, SCRIPTED_NOTICE] if run.is_scripted and run.descriptions else lines
 
 
 def _rule(run: RunInfo) -> str:
@@ -183,8 +185,22 @@ def is_same(decision: Decision) -> bool:
 
 def size(step: Step) -> str:
     """Return a step's token count, its seconds, and the limit that stopped it."""
-    ends = {"early": ", stopped early", "think_budget": ", thinking limit reached"}
+    ends = {"early": ", stopped early", "think_budget": ", thinking limit reached", "answered": ", answer known"}
     return f"{rounding.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "")
+
+
+def thinking(trace: Trace) -> str:
+    """Return the tokens of both phases, such as `412 thinking tokens (the answer 18 came twice), 35 answer tokens`."""
+    decisions = [decision for decision in trace.decisions if decision.kept.phase == "think"]
+    if not decisions:
+        return ""
+    last = decisions[-1]
+    ends = {"think_budget": " (limit reached)"}
+    if last.trial:
+        ends["answered"] = f" (the answer {in_one_line(last.trial.answer or '')} came twice)"
+    tokens = sum(decision.kept.num_tokens for decision in decisions)
+    answer = rounding.count(trace.num_tokens - tokens, "answer token")
+    return f"{rounding.count(tokens, 'thinking token')}{ends.get(last.kept.stop, '')}, {answer}"
 
 
 def tally(figures: Tally) -> str:

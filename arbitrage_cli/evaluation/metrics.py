@@ -13,7 +13,6 @@ from typing import Any
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation import speed
 from arbitrage_cli.evaluation.accuracy import accuracy, compared_with_target, cut_by_limit
-from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.speed import speedup
 from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.evaluation.work import token_ratio, with_computed_seconds
@@ -47,7 +46,10 @@ Prices = Mapping[ModelRole, Price]
 
 
 def parse_prices(text: str) -> Prices:
-    """Parse prices such as `draft=0.02/0.10`. Models without a price are free. Raises UsageError if the text is invalid."""
+    """Parse `draft=PROMPT/COMPLETION,target=PROMPT/CACHED/COMPLETION`.
+
+    Models that are not listed are free. Raises UsageError if the text is invalid.
+    """
     found: dict[ModelRole, Price] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
@@ -60,7 +62,7 @@ def parse_prices(text: str) -> Prices:
 
 
 def price_figures(policy: PolicyResults, target: PolicyResults | None, prices: Prices | None) -> dict[str, Any]:
-    """Return the mean price of an attempt, and the saving relative to the target."""
+    """Return the mean price of an attempt and the saving relative to the target. Figures are None if there are no prices."""
     if prices is None or is_idle(policy):
         return dict.fromkeys(PRICED)
 
@@ -101,8 +103,12 @@ def figures(
     rows: Iterable[Mapping[str, Any]],
     *,
     prices: Prices | None = None,
+    out_of_time: bool = False,
 ) -> dict[str, Any]:
-    """Return all figures of a run as JSON. Raises the same errors as `results_by_policy`."""
+    """Return all figures of a run as JSON. The order of the rows does not matter.
+
+    `out_of_time` is true if a time limit ended the run. Raises the same errors as `results_by_policy`.
+    """
     policies = results_by_policy(run, rows)
     if concurrency_of(run) == 1:
         policies = with_computed_seconds(run, policies)
@@ -110,9 +116,8 @@ def figures(
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
     usable_prices = prices if counts_tokens(run) else None
     made = [_policy_figures(policy, target, run, usable_prices) for policy in policies]
+    found = verdict({"policies": made, "samples": samples}, out_of_time=out_of_time)
     ratio, ratio_interval = token_ratio(policies)
-    judged = {"policies": made, "samples": samples, "token_ratio": ratio and ratio.value}
-    found = verdict(judged, expected_effects(run)) if target else None
     notes = list(_notes(run, policies, made))
     if target is None:
         notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")
@@ -129,7 +134,7 @@ def figures(
         "samples": samples,
         "concurrency": concurrency_of(run),
         "policies": made,
-        "token_ratio": judged["token_ratio"],
+        "token_ratio": ratio and ratio.value,
         "token_ratio_interval": ratio_interval,
         "notes": [*notes, *run["warnings"]],
         "verdict": found and asdict(found),
@@ -176,13 +181,14 @@ def _routing(policy: PolicyResults) -> dict[str, Any]:
         "stopped_early_rate": Ratio(total.stopped_steps, total.drafted_steps),
         "target_call_rate": Ratio(total.target_steps, sum(result.kept_steps for result in policy.done)),
         "wasted_draft_tokens": total.wasted_tokens,
+        "thinking_tokens_mean": _rate(total.thinking_tokens, len(policy.done)),
         "draft_tokens_per_second": _rate(draft.decode_tokens, draft.decode_seconds),
         "target_tokens_per_second": _rate(target.decode_tokens, target.decode_seconds),
     }
 
 
-def _rate(tokens: int, seconds: float) -> Ratio | None:
-    return Ratio(tokens, seconds) if tokens else None
+def _rate(tokens: int, per: float) -> Ratio | None:
+    return Ratio(tokens, per) if tokens else None
 
 
 def _by_level(policy: PolicyResults, levels: Mapping[str, Level], samples: int) -> dict[str, Any] | None:

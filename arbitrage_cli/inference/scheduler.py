@@ -113,6 +113,7 @@ class _InFlight:
     num_reported: int = 0
     reward_cost: Cost = field(default_factory=Cost)
     waits_for_rewards: bool = False
+    writes_trial: bool = False
 
 
 class Scheduler:
@@ -210,6 +211,8 @@ class Scheduler:
         flight = self._in_flight[update.slot]
         if update.error is not None:
             yield self._finish(flight, update.error)
+        elif flight.writes_trial:
+            yield from self._resume(flight, update.step) if update.step else ()
         elif update.num_unread:
             yield Writing(flight.trace, role, update.num_unread)
         else:
@@ -248,9 +251,11 @@ class Scheduler:
                 return
             speculator = self._speculator if request.proposal or request.speculates else None
             num_unread = self._engines[request.model].start(flight.slot, request, speculator)
+            flight.writes_trial = request.is_trial
         except ProblemError as error:
             yield self._finish(flight, error)
-        else:
+            return
+        if not request.is_trial:
             yield Writing(flight.trace, request.model, num_unread)
 
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:

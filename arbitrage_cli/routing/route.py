@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from arbitrage_cli.arbitrage import Flow, Scorer, arbitrage, by_first_token, first_token_entropy, oracle, single
+from arbitrage_cli.arbitrage import Flow, Keep, Scorer, add, arbitrage, by_first_token, first_token_entropy, oracle, single
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.presets import ALWAYS, PRESETS, Costs, NamedTaus, TauRow, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
+from arbitrage_cli.routing.trial_answers import TrialAnswers
 from arbitrage_cli.runs.records import label, route_name
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Phase, Step, Trace
@@ -51,21 +52,22 @@ class Route:
         """The name on the command line, such as `arbitrage@fast`."""
         return route_name(self.policy.name, self.tau, self.tau_name)
 
-    def flow(self, trace: Trace, seed: int, scorer: Scorer | None = None) -> Flow:
+    def flow(self, trace: Trace, seed: int, scorer: Scorer | None = None, trial_answers: TrialAnswers | None = None) -> Flow:
         """Return the flow that solves `trace`. Raises ValueError if a required tau or `scorer` is missing."""
         policy, tau = self.policy, self.tau
+        keep = trial_answers.keep if trial_answers and trace.limits.trial_answers else add
         if policy.kind == "single":
-            return single(trace, policy.models[0], speculates=policy.speculates)
+            return single(trace, policy.models[0], speculates=policy.speculates, keep=keep)
         if tau is None:
             raise ValueError(f"policy {policy.name} needs a tau")
         if policy.kind == "oracle":
-            return oracle(trace, tau)
+            return oracle(trace, tau, keep)
         chosen = policy.make_scorer(seed) if policy.make_scorer else scorer
         if chosen is None:
             raise ValueError(f"policy {policy.name} needs a router")
         if trace.problem.thinks and not chosen.routes_thoughts:
-            return self._thinking_by_entropy(trace, chosen, tau)
-        return self._routed(trace, chosen, tau)
+            return self._thinking_by_entropy(trace, chosen, tau, keep)
+        return self._routed(trace, chosen, tau, None, keep)
 
     def thoughts_tau(self, scorer: Scorer | None) -> float | None:
         """Return the tau for thinking steps, which differs from `tau` if the router was not trained on thinking."""
@@ -79,12 +81,12 @@ class Route:
         share = float(name[:-1]) / 100 if name.endswith("%") else THOUGHTS_SHARE
         return 1 - share if 0 < tau < 1 else inf if tau >= 1 else -inf
 
-    def _routed(self, trace: Trace, scorer: Scorer, tau: float, phase: Phase | None = None) -> Flow:
-        return arbitrage(trace, scorer if self.stops_early else replace(scorer, early_stop=None), tau, phase)
+    def _routed(self, trace: Trace, scorer: Scorer, tau: float, phase: Phase | None, keep: Keep) -> Flow:
+        return arbitrage(trace, scorer if self.stops_early else replace(scorer, early_stop=None), tau, phase, keep)
 
-    def _thinking_by_entropy(self, trace: Trace, scorer: Scorer, tau: float) -> Flow:
-        yield from self._routed(trace, by_first_token(entropy_rank), self._entropy_tau(tau), "think")
-        yield from self._routed(trace, scorer, tau)
+    def _thinking_by_entropy(self, trace: Trace, scorer: Scorer, tau: float, keep: Keep) -> Flow:
+        yield from self._routed(trace, by_first_token(entropy_rank), self._entropy_tau(tau), "think", keep)
+        yield from self._routed(trace, scorer, tau, None, keep)
 
 
 def entropy_rank(trace: Trace, draft: Step) -> float:
@@ -188,7 +190,7 @@ class AvailableRouter:
 def need_router(router: Router | None) -> Router:
     if router is None:
         raise UsageError(
-            "policy arbitrage needs a trained router, and there is none for these models or this task",
+            "policy arbitrage needs a trained router, and scripted models have none",
             "use --router FILE.safetensors (train one with arbitrage collect and arbitrage train), or another --policy",
         )
     return router
@@ -265,14 +267,19 @@ def stops_early(option: bool | None, routes: Sequence[Route], available: Availab
 def route_or_target_alone(route: Route, available: AvailableRouter, *, is_open: bool) -> tuple[Route, str | None]:
     """Return the route, and a warning if it is expected to be slower than the target alone.
 
-    If the user chose no routing options (`is_open`), the target alone replaces a slower route, with speculation if that is
-    faster still.
+    If the user chose no routing options (`is_open`), the target alone replaces the route in two cases, with speculation if
+    it is faster:
+
+    - The tau escalates every step, so both routes write the same text except at near-ties.
+    - The target alone is expected to be as fast. The costs must have been measured on this machine, and the router must not
+      be universal.
     """
     row, costs = available.row_of(route), available.costs
     if row is None or route.tau is None:
         return route, None
     time, escalates_all = available.table.time(row), route.tau <= ALWAYS
-    fastest = available.table.time_alone() if costs and is_open else 1.0
+    is_known = costs is not None and not available.is_universal
+    fastest = available.table.time_alone() if is_known and is_open else 1.0
     if not escalates_all and (time is None or time < fastest):
         return route, None
     if escalates_all or time is None:
@@ -282,7 +289,7 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_open: 
     else:
         basis = "" if costs else " (not measured on this machine)"
         warning = f"routing is probably {time - 1:.0%} slower than the target alone{basis}"
-    if not is_open:
+    if not is_open or not (escalates_all or is_known):
         return route, f"{warning}; faster: --policy target"
     alone = POLICIES["speculative" if costs and costs.write < costs.target_seconds_per_token else "target"]
     how = " with speculation (same output, except where two tokens are almost equally likely)" if alone.speculates else ""

@@ -13,10 +13,20 @@ from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.runs.summary import BlockShare, Tally, tally
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.types import Attribution, Cost, Decision, Finished, Grade, ModelRole, Step, Trace
+from arbitrage_cli.types import Attribution, Cost, Decision, Finished, Grade, ModelRole, Step, Trace, Trial
 
 if TYPE_CHECKING:  # slow to import
-    from arbitrage_cli.runs.schema import Attempted, ExplainedStep, KeptStep, Solution, Solved, Tau, Timing, Written
+    from arbitrage_cli.runs.schema import (
+        Attempted,
+        ExplainedStep,
+        KeptStep,
+        Solution,
+        Solved,
+        Tau,
+        Timing,
+        TrialAnswer,
+        Written,
+    )
 
 SCHEMA: Literal[1] = 1
 """The schema of rows and run.json. Folders with another schema are rejected."""
@@ -41,6 +51,7 @@ class RunInfo:
     models: Mapping[ModelRole, str] = field(default_factory=dict)  # names given by the user
     descriptions: Mapping[ModelRole, str] = field(default_factory=dict)  # from the model files
     settings: Mapping[str, Any] = field(default_factory=dict)  # all other settings that affect the text
+    is_scripted: bool = False
     num_problems: int | None = None  # None if unknown in advance
     num_done: int = 0  # by an earlier command
     tau_name: str | None = None
@@ -56,7 +67,7 @@ class RunInfo:
 
 
 def route_name(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
-    """Return a route as a value for `--policy`, such as `entropy@0.5`."""
+    """Return a route as a value for `--policy`, such as `entropy@0.5`. An infinite tau may be given as text."""
     return policy if tau is None else f"{policy}@{tau_name or rounding.exact(float(tau))}"
 
 
@@ -125,6 +136,7 @@ def _solved(finished: Finished, run: RunInfo) -> "Solved":
 
 
 def unusable_record(number: int, reason: str) -> dict[str, Any]:
+    """Return a record for an invalid input line, so that each input line has an output line."""
     made = {"id": str(number), "status": "error", "error": f"line {number}: {reason}", "text": "", "steps": []}
     return made | dict.fromkeys(("problem", "answer", "stop", "policy", "tau"))
 
@@ -142,9 +154,11 @@ def row(
     program_seconds: float | None = None,
     share: BlockShare | None = None,
 ) -> "Attempted":
-    """Return the row of a benchmark attempt.
+    """Return the row of one benchmark attempt.
 
     `router_seconds` is the time that the policy spent on decisions, and `program_seconds` the time outside models and policy.
+    `grade` is None if there is nothing to grade. `share` is None if problems are solved one at a time. An attempt that filled the context has status `done`, like
+    an attempt that reached another limit; any other failure has status `error`.
     """
     failure = attempt_error(finished)
     solved = _solved(finished, run)
@@ -167,12 +181,15 @@ def row(
 
 
 def seconds_of(row: Mapping[str, Any]) -> float:
-    """Return the seconds that an attempt adds to the time of a run; if it ran with others, its share of their time."""
+    """Return the seconds that an attempt adds to the time of a run.
+
+    If several problems were solved at once, this is the attempt's share of the block's time.
+    """
     return float(row["throughput"]["seconds"] if row["throughput"] else row["wall_seconds"])
 
 
 def attempt_error(finished: Finished) -> str | None:
-    """Return a one-line reason why an attempt has no result. A full context is a result, like any other limit."""
+    """Return a one-line reason why an attempt has no result; None if the attempt has a result."""
     if finished.error is None or (isinstance(finished.error, ContextFullError) and finished.trace.decisions):
         return None
     return " ".join(str(finished.error).split()) or type(finished.error).__name__
@@ -201,12 +218,14 @@ def _steps(trace: Trace, run: RunInfo) -> "list[KeptStep]":
 
 
 def step_record(decision: Decision) -> "KeptStep":
+    trial = decision.trial
     return {
         **_written(decision.kept),
         "decision": decision.verdict,
         "score": decision.score,
         "advantage": decision.advantage,
         "discarded": _written(decision.discarded) if decision.discarded else None,
+        "trial": None if trial is None else _trial_record(trial),
     }
 
 
@@ -221,6 +240,10 @@ def _written(step: Step) -> "Written":
         "cost": _cost_record(step.cost),
         "speculation_cost": _cost_record(step.speculation_cost) or None,
     }
+
+
+def _trial_record(trial: Trial) -> "TrialAnswer":
+    return {"answer": trial.answer, "model": trial.model, "cost": _cost_record(trial.cost)}
 
 
 def _cost_record(cost: Cost) -> dict[str, Any]:

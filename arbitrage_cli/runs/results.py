@@ -1,4 +1,7 @@
-"""Reads the results of a run from its rows, grouped by policy and tau."""
+"""Reads the results of a run from its rows, grouped by policy and tau.
+
+A result describes one attempt to solve one problem with one policy at one tau.
+"""
 
 import gc
 import zlib
@@ -16,7 +19,7 @@ from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.records import label
 from arbitrage_cli.runs.summary import NO_COST, BlockShare, Tally, tally, total
 from arbitrage_cli.stats.intervals import Floats
-from arbitrage_cli.types import Cost, Decision, ModelRole, Step
+from arbitrage_cli.types import Cost, Decision, ModelRole, Step, Trial
 
 COST_FIELDS = tuple(field.name for field in fields(Cost))
 Outcome = Literal["correct", "incorrect", "unscored", "error"]
@@ -28,8 +31,9 @@ class Result:
     """The fields of a row that are used for statistics.
 
     `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model, including
-    discarded steps and speculation. `program_seconds` is the time outside models and router. `computed_seconds` is set by
-    `evaluation.work`. `question` and `text` are checksums. `share` is None unless several problems were solved at once.
+    discarded steps, speculation and trial answers. `program_seconds` is the time outside models and router.
+    `computed_seconds` is set by `evaluation.work`. `question` and `text` are checksums. `share` is None unless several problems
+    were solved at once.
     """
 
     key: SampleKey
@@ -108,17 +112,23 @@ def results_by_policy(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]])
 
 
 def concurrency_of(run: Mapping[str, Any]) -> int:
+    """Return how many problems a run solved at once."""
     return run.get("concurrency") or 1
 
 
 @contextmanager
 def no_cycles() -> Iterator[None]:
-    """Disable the garbage collector, which would take a third of the time for a large run. The records have no cycles."""
+    """Disable the garbage collector, which would take a third of the time for a large run.
+
+    The records contain no cycles.
+    """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def decisions_of(row: Row) -> list[Decision]:
@@ -128,7 +138,8 @@ def decisions_of(row: Row) -> list[Decision]:
 def _decision(record: Row) -> Decision:
     kept, discarded = _step(record), record["discarded"] and _step(record["discarded"])
     by_model = {step.model: step for step in (kept, discarded) if step}
-    return Decision(kept, by_model.get("draft"), by_model.get("target"), record["score"], record["advantage"])
+    trial = Trial(**tried | {"cost": Cost(**tried["cost"])}) if (tried := record["trial"]) else None
+    return Decision(kept, by_model.get("draft"), by_model.get("target"), record["score"], record["advantage"], trial)
 
 
 def _step(record: Row) -> Step:
@@ -143,12 +154,15 @@ def paired(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Re
 
 
 def paired_done(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:
-    """Return pairs of results for the attempts that both policies finished."""
+    """Return pairs of results for the attempts that both policies finished. Times are compared only for these pairs."""
     return [(result, other) for result, other in paired(first, second) if result.is_done and other.is_done]
 
 
 def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -> Floats:
-    """Return the sums (problems, width) over each problem's samples, which are the units for resampling."""
+    """Return the sums (problems, width) over each problem's samples, sorted by problem ID.
+
+    The rows are the units for resampling.
+    """
     sums: dict[str, Sequence[float]] = {}
     for problem, numbers in values:
         before = sums.get(problem)
@@ -157,6 +171,7 @@ def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -
 
 
 def _policy_of(record: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Return the policy and tau of a row or of an entry in run.json. JSON stores an infinite tau as text."""
     return record["policy"], None if record["tau"] is None else float(record["tau"])
 
 
@@ -202,10 +217,11 @@ def _read_result(row: Row) -> Result:
 
 
 def _work(decisions: Iterable[Decision]) -> list[tuple[ModelRole, Cost]]:
-    steps = [step for decision in decisions for step in (decision.draft, decision.target) if step]
-    return [(step.model, step.cost) for step in steps] + [
-        ("draft", step.speculation_cost) for step in steps if step.speculation_cost != NO_COST
-    ]
+    made = list(decisions)
+    steps = [step for decision in made for step in (decision.draft, decision.target) if step]
+    trials = [decision.trial for decision in made if decision.trial]
+    work = [(step.model, step.cost) for step in steps] + [(trial.model, trial.cost) for trial in trials]
+    return work + [("draft", step.speculation_cost) for step in steps if step.speculation_cost != NO_COST]
 
 
 def _checksum(text: str) -> int:

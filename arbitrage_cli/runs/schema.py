@@ -53,13 +53,22 @@ class Written(TypedDict):
     speculation_cost: Annotated[Json, _fields_of(Cost, total=False)] | None
 
 
+class TrialAnswer(TypedDict):
+    """A trial answer. The answer is None if the model wrote none."""
+
+    answer: str | None
+    model: ModelRole
+    cost: Annotated[Json, _fields_of(Cost, total=False)]
+
+
 class KeptStep(Written):
-    """A kept step, and the discarded step if both models wrote one."""
+    """A kept step, the discarded step if both models wrote one, and the trial answer after the kept step."""
 
     decision: Literal["accept", "escalate"] | None
     score: float | None
     advantage: float | None
     discarded: Written | None
+    trial: TrialAnswer | None
 
 
 class ExplainedStep(KeptStep):
@@ -100,7 +109,7 @@ class Solved(TypedDict):
 
 
 class Solution(Solved):
-    """A record that `solve` writes."""
+    """A record written by `solve`."""
 
     score_is: str | None
     temperature: float
@@ -113,7 +122,7 @@ class Solution(Solved):
 
 @with_config({**_CONFIG, "extra": "forbid"})
 class Attempted(Solved):
-    """A row that `bench` writes."""
+    """A row written by `bench`."""
 
     schema: Literal[1]
     sample: Count
@@ -126,7 +135,7 @@ class Attempted(Solved):
 
 @with_config({**_CONFIG, "extra": "forbid"})
 class Collected(TypedDict):
-    """A row that `collect` writes."""
+    """A row written by `collect`."""
 
     schema: Literal[1]
     id: str

@@ -1,20 +1,23 @@
-"""Counts the steps, tokens and time of the draft and the target, for live events and for the rows of a run."""
+"""Counts the steps, tokens and time of the draft and the target.
+
+The same functions are used for live events and for the rows of a run.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from operator import add, attrgetter
 from typing import Any
 
-from arbitrage_cli.types import Cost, Decision
+from arbitrage_cli.types import Cost, Decision, Step, Trial
 
 NO_COST = Cost()
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Totals of several steps. Costs and drafted tokens include discarded steps.
+    """Totals of several steps. Costs and drafted tokens include discarded steps, and costs include trial answers.
 
-    `stopped_steps` are drafted steps that were stopped early. `reward_cost` is the cost of rating steps.
+    `stopped_steps` are drafted steps that were stopped early. `thinking_tokens` counts kept steps. `reward_cost` is the cost of rating steps.
     """
 
     drafted_steps: int = 0
@@ -24,6 +27,7 @@ class Tally:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     target_tokens: int = 0
+    thinking_tokens: int = 0
     draft_cost: Cost = field(default_factory=Cost)
     target_cost: Cost = field(default_factory=Cost)
     reward_cost: Cost = field(default_factory=Cost)
@@ -37,6 +41,7 @@ class Tally:
 
     @property
     def acceptance_rate(self) -> float | None:
+        """Accepted steps divided by drafted steps; None if no steps were drafted."""
         return self.accepted_steps / self.drafted_steps if self.drafted_steps else None
 
     @property
@@ -45,6 +50,7 @@ class Tally:
 
     @property
     def seconds(self) -> float:
+        """The total model time, including discarded steps and the rating of steps."""
         return self.draft_cost.seconds + self.target_cost.seconds + self.reward_cost.seconds
 
 
@@ -66,6 +72,7 @@ def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST) -> Tally:
     drafts = [decision.draft for decision in made if decision.draft]
     targets = [decision.target for decision in made if decision.target]
     accepted = [decision.kept for decision in made if decision.kept is decision.draft]
+    work: list[Step | Trial] = [*drafts, *targets, *(decision.trial for decision in made if decision.trial)]
     speculation = [step.speculation_cost for step in targets]
     return Tally(
         drafted_steps=len(drafts),
@@ -75,8 +82,9 @@ def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST) -> Tally:
         drafted_tokens=sum(step.num_tokens for step in drafts),
         accepted_tokens=sum(step.num_tokens for step in accepted),
         target_tokens=sum(step.num_tokens for step in targets),
-        draft_cost=_sum_costs([*(step.cost for step in drafts), *speculation]),
-        target_cost=_sum_costs([step.cost for step in targets]),
+        thinking_tokens=sum(decision.kept.num_tokens for decision in made if decision.kept.phase == "think"),
+        draft_cost=_sum_costs([*(one.cost for one in work if one.model == "draft"), *speculation]),
+        target_cost=_sum_costs([one.cost for one in work if one.model == "target"]),
         reward_cost=reward_cost,
     )
 

@@ -63,6 +63,7 @@ CHOICE = Task(
     find_letter,
     lambda: nullcontext(_Grader()),
     lambda: "choice 1",
+    answer_opening="The answer is \\boxed{",
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read),
         Form("choice", frozenset(("question", "choices", "answerKey")), _read),

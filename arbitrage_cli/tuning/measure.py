@@ -36,6 +36,7 @@ TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
 
 Clock = Callable[[], float]
 OnLoading = Callable[[ModelRole, str, float], None]
+"""A progress callback for checking and loading a model: its role, a description, and the fraction done."""
 
 
 class Threaded(Backend, Protocol):
@@ -45,7 +46,7 @@ class Threaded(Backend, Protocol):
 
 
 class Trials(NamedTuple):
-    """A model's speeds by number of threads, the chosen number, and whether its two best turns agree."""
+    """A model's speeds by number of threads, the chosen number, and whether two turns agree on its speeds."""
 
     speeds: Mapping[int, Speeds]
     threads: int
@@ -54,7 +55,10 @@ class Trials(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelCosts:
-    """A model's measurement, which is stored if it is steady, and its speeds with each number of threads."""
+    """A model's measurement and its speeds with each number of threads.
+
+    The measurement is stored if `is_steady` is true.
+    """
 
     tuned: Tuned
     speeds: Mapping[int, Speeds]
@@ -64,9 +68,10 @@ class ModelCosts:
 def measure_and_keep(
     paths: Mapping[ModelRole, str], load: Options, on_loading: OnLoading, note: Callable[[str], None]
 ) -> dict[ModelRole, ModelCosts]:
-    """Measure models and store the measurements. A measurement that other work disturbed is noted instead of stored.
+    """Measure models and store the measurements.
 
-    Raises OutputError or UsageError if measurements cannot be stored, and any error from loading or running a model.
+    A measurement disturbed by other work on the machine is not stored, and a note reports it. Raises OutputError or
+    UsageError if measurements cannot be stored, and any error from loading or running a model.
     """
     keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be read or written
     found: dict[ModelRole, ModelCosts] = {}
@@ -172,7 +177,10 @@ def _tokens(backend: Backend, count: int) -> list[int]:
 
 
 def _seconds(work: Callable[[], None], clock: Clock) -> float:
-    """Return the mean time of a call, measured for MIN_SECONDS after a warm-up, or of the first call if it is long."""
+    """Return the mean time of a call, measured for MIN_SECONDS after a warm-up.
+
+    If the first call takes at least LONG_SECONDS, returns the time of that call.
+    """
     began = clock()
     work()
     first = clock() - began

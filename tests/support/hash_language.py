@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scripted_models import ByteTokenizer
 
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
 from arbitrage_cli.errors import ContextFullError
@@ -25,9 +24,11 @@ from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
+from arbitrage_cli.inference.scripted import ByteTokenizer
 from arbitrage_cli.inference.speculation import BatchCosts, Planner, Speculator
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.trial_answers import TrialAnswers
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
 
 LETTERS = "abcdefghijklmnop "
@@ -38,6 +39,7 @@ SHORT = Limits(max_steps=6, max_tokens=120, max_step_tokens=40)
 
 @functools.lru_cache(50_000)
 def _noise(digest: bytes, count: int) -> npt.NDArray[np.float64]:
+    """Return random numbers seeded by the text."""
     rng = np.random.default_rng(int.from_bytes(digest))
     return rng.normal(0.0, rng.uniform(0.5, 4.0), count)
 
@@ -175,6 +177,7 @@ class Recording:
         self._backend.close()
 
     def count(self, *names: str) -> int:
+        """Return the number of tokens in calls of these names."""
         return sum(len(call.tokens) for call in self.calls if call.name in names)
 
 
@@ -225,13 +228,15 @@ def events_of(
     scorer: Scorer | None = None,
     stops_early: bool = False,
     speculates: bool = False,
+    trial_answers: TrialAnswers | None = None,
 ) -> list[Event]:
+    """Solve the problems and return all events."""
     chosen = POLICIES[policy]
     tau = chosen.default_tau if tau is None else tau
     used = {role: engines[role] for role in chosen.models}
 
     def make_flow(trace: Trace) -> Flow:
-        return Route(chosen, tau, stops_early=stops_early).flow(trace, seed, scorer)
+        return Route(chosen, tau, stops_early=stops_early).flow(trace, seed, scorer, trial_answers)
 
     speculator = as_speculator(used.get("draft")) if speculates else None
     scheduler = Scheduler(used, make_flow, limits, concurrency=concurrency, speculator=speculator)
@@ -241,6 +246,7 @@ def events_of(
 def solve(
     engines: Mapping[ModelRole, Writer], problems: Iterable[Problem], policy: str, tau: float | None = None, **options: Any
 ) -> dict[str, Trace]:
+    """Return the traces by problem id. No problem may fail."""
     finished = [event for event in events_of(engines, problems, policy, tau, **options) if isinstance(event, Finished)]
     assert [event.error for event in finished] == [None] * len(finished)
     return {event.trace.problem.id: event.trace for event in finished}

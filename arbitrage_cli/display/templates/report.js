@@ -392,12 +392,13 @@
   }
 
   function who(step) { return element("span", `who ${step.model}`, step.model); }
-  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking limit reached" : ""}`; }
+  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking budget reached" : step.stop === "answered" ? ", answer known" : ""}`; }
   function spent(step) { // the cost of a step by activity
     const of = (cost) => ["prefill", "verify", "decode"].filter((part) => cost[`${part}_tokens`]).map((part) =>
       `${part} ${amount(cost[`${part}_tokens`], "token")}${part === "verify" ? ` (${cost.verify_kept ?? 0} kept)` : ""} ${number(cost[`${part}_seconds`] ?? 0)} s`);
     const speculation = step.speculation_cost ? [`draft speculation: ${of(step.speculation_cost).join(", ")}`] : [];
-    return element("p", "hint spent", [...of(step.cost), ...speculation].join(" · "));
+    const trial = step.trial ? [`trial answer ${plain(step.trial.answer ?? "missing")}: ${of(step.trial.cost).join(", ")}`] : [];
+    return element("p", "hint spent", [...of(step.cost), ...speculation, ...trial].join(" · "));
   }
   function trimmed(content) { return (content ?? "").replace(/^\n+|\s+$/g, ""); }
 
@@ -421,8 +422,17 @@
     add("reason", details.explanation);
     add("error", details.error);
     add("stopped by", details.stop === "end" || !details.stop ? null : details.stop);
+    add("thinking", thinking(details.steps));
     add("target alone", trace.target && `${named(trace.target)}${trace.target.seconds === null ? "" : `, ${number(trace.target.seconds)} s`}`);
     return made;
+  }
+
+  function thinking(steps) {
+    const thoughts = steps.filter((step) => step.phase === "think");
+    if (!thoughts.length) return null;
+    const { stop, trial } = thoughts.at(-1);
+    const reason = stop === "answered" ? ` (the answer ${plain(trial?.answer ?? "")} came twice)` : stop === "think_budget" ? " (limit reached)" : "";
+    return `${amount(thoughts.reduce((sum, step) => sum + step.tokens, 0), "token")}${reason}`;
   }
 
   // --- hints below tables wider than the screen

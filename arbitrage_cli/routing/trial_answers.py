@@ -1,0 +1,78 @@
+"""Ends thinking as soon as the answer is known, as in DEER (arXiv 2504.15895).
+
+After some thoughts a model writes a trial answer: it closes the thinking, begins the answer in the form of the task, and
+writes at most `MAX_TOKENS` tokens. Two equal trial answers in a row end the thinking; otherwise the trial is forgotten.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from arbitrage_cli.arbitrage import EarlyStop, Flow, WriteStep
+from arbitrage_cli.types import Cost, Decision, ModelRole, Step, Trace, Trial
+
+FIRST = 32  # thinking tokens before the first trial
+SPACING = 0.25  # thinking tokens between two trials, as a share of the thinking tokens so far
+AGREEING = 2  # equal trial answers in a row that end the thinking
+MAX_TOKENS = 20  # of a trial answer
+
+
+@dataclass(frozen=True, slots=True)
+class TrialAnswers:
+    """Adds decisions to a trace, and ends the thinking when the trial answers of `model` agree.
+
+    A trial answer begins with `opening`. `find_answer` returns None while the answer is incomplete.
+    """
+
+    model: ModelRole
+    opening: str
+    find_answer: Callable[[str], str | None]
+
+    def keep(self, trace: Trace, decision: Decision) -> Flow:
+        if is_due(trace, decision.kept):
+            trial_step: Step = yield self._request(trace.followed_by(decision.kept))
+            answer = self.find_answer(self.opening + trial_step.text)
+            trial = Trial(answer, self.model, trial_step.cost)
+            decision = replace(decision, trial=trial)
+            if agree([*trials_of(trace), trial]):
+                decision = _closed(decision)
+        trace.add(decision)
+
+    def _request(self, trace: Trace) -> WriteStep:
+        closed = trace.followed_by(Step(self.model, "", 0, Cost(), "answered", phase="think"))
+        opened = closed.followed_by(Step(self.model, self.opening, 0, Cost(), "separator"))
+        limits = replace(trace.limits, max_step_tokens=MAX_TOKENS)
+        trial = Trace(opened.problem, limits, opened.decisions)
+        return WriteStep(self.model, trial, early_stop=EarlyStop(self._is_complete, 0.0, lambda num: True), is_trial=True)
+
+    def _is_complete(self, trace: Trace, prefix: Step) -> float:
+        return self.find_answer(self.opening + prefix.text) is not None
+
+
+def is_due(trace: Trace, kept: Step) -> bool:
+    """Return whether to try an answer after this step, which `trace` does not contain yet."""
+    if kept.phase != "think" or not kept.is_whole or kept.ends_thoughts:
+        return False
+    tried_at = [tokens for tokens, decision in zip(_tokens_until(trace), trace.decisions, strict=True) if decision.trial]
+    num_tokens = trace.num_tokens + kept.num_tokens
+    return num_tokens >= (tried_at[-1] * (1 + SPACING) if tried_at else FIRST)
+
+
+def agree(trials: Sequence[Trial]) -> bool:
+    answers = [trial.answer for trial in trials[-AGREEING:]]
+    return len(answers) == AGREEING and None not in answers and len(set(answers)) == 1
+
+
+def trials_of(trace: Trace) -> list[Trial]:
+    return [decision.trial for decision in trace.decisions if decision.trial]
+
+
+def _tokens_until(trace: Trace) -> list[int]:
+    return list(accumulate(decision.kept.num_tokens for decision in trace.decisions))
+
+
+def _closed(decision: Decision) -> Decision:
+    kept = replace(decision.kept, stop="answered")
+    named: dict[str, Any] = {kept.model: kept}
+    return replace(decision, kept=kept, **named)
