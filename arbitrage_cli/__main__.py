@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 def main() -> int:
-    """Run the command line and return the exit code. Ctrl-C, SIGTERM and SIGHUP interrupt the command at any time."""
+    """Run the command line and return the exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _interrupt)

@@ -99,10 +99,6 @@ class ServerRequestError(ProblemError):
         self.status = status
 
 
-class ScriptEndedError(ProblemError):
-    """A scripted model has no continuation for this text."""
-
-
 class OutputError(ArbitrageError):
     """Results cannot be written, for example because the disk is full."""
 
@@ -131,13 +127,13 @@ class InterruptedRunError(ArbitrageError):
 
 
 class DefectError(ArbitrageError):
-    """A bug in this program."""
+    """A bug in arbitrage."""
 
     exit_code = 70
 
 
 MAX_SHOWN = 100
-"""Maximum number of characters of an unknown name in an error."""
+"""The maximum length of an unknown name in an error."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = None) -> UsageError:

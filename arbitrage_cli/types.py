@@ -133,7 +133,6 @@ class Cost:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Decoding speed; None if it was not measured."""
         return self.decode_tokens / self.decode_seconds if self.decode_tokens and self.decode_seconds > 0 else None
 
 
@@ -160,7 +159,6 @@ class Step:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the model ended the step itself."""
         return self.stop in ("separator", "end", "thought")
 
     @property
@@ -237,7 +235,6 @@ class Trace:
 
     @property
     def text(self) -> str:
-        """The answer, without thinking."""
         return self._text_of("answer")
 
     @property

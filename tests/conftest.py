@@ -15,6 +15,7 @@ from tiny_gguf import write_all
 
 def pytest_configure() -> None:
     """Have signals end what the tests start: a shell that starts them in the background, or nohup, has them ignored by children too."""
+    os.environ["XDG_CONFIG_HOME"] = str(Path(__file__).parent / "support" / "settings")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

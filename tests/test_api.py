@@ -276,7 +276,6 @@ def test_models_that_rate_steps_are_loaded_when_they_are_named() -> None:
 
 
 def test_two_pairs_of_real_models_are_open_at_once() -> None:
-    """Solving more problems at once changes no text."""
     questions: list[Question] = ["What is 5 + 6?", "What is 12 * 3?"]
     with (
         open_pair(threads=1, ctx=512, tau="30%", concurrency=2) as pair,
@@ -291,8 +290,8 @@ def test_advice_is_found_with_the_models_of_the_pair(tmp_path: Path, monkeypatch
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     with open_pair(threads=1, ctx=512, max_tokens=8, concurrency=2) as pair:
         advice = pair.advise(["What is 5 + 6?", {"question": "What is 7 + 6?", "answer": "13"}], minutes=0.01)
-        assert (advice.is_decided, advice.policy) == (False, None)
-        assert advice.speedup is not None
+        assert advice.policy in ("target", "speculative", "arbitrage", "draft")
+        assert 0.5 <= advice.confidence <= 1
         assert f"{advice.speedup:.3g}" in advice.sentence
         with pytest.raises(UsageError):
             pair.advise([{"text": "no question"}])

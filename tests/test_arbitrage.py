@@ -73,12 +73,10 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Write
 
 
 def models(requests: Iterable[WriteStep | RateSteps]) -> list[str]:
-    """Return the recipients of a flow's requests, in order."""
     return ["rater" if isinstance(request, RateSteps) else request.model for request in requests]
 
 
 def route(number: float, tau: float) -> tuple[Trace, list[WriteStep | RateSteps]]:
-    """Drive a flow with one drafted step that ends the sequence, and with the target's step if it is requested."""
     trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
     flow = arbitrage(trace, by_token_stats(lambda _trace, _draft: number), tau)
     return trace, drive(flow, [draft, target] if number > tau else [draft])
@@ -156,7 +154,6 @@ def test_why_a_solution_ends(limits: Limits, last: StepStop, stop: str) -> None:
 
 @pytest.mark.parametrize("model", ["draft", "target"])
 def test_one_model_alone(model: ModelRole) -> None:
-    """There is no score, and the step is recorded under the model that wrote it."""
     trace = new_trace()
     requests = drive(Route(POLICIES[model]).flow(trace, 0), [step(model), step(model, "end")])
     assert set(models(requests)) == {model}
@@ -202,7 +199,6 @@ def test_a_number_that_is_known_early_stops_the_step_early(policy: str, places: 
 
 @pytest.mark.parametrize("policy", ["entropy", "random", "logprob-min", "logprob", "oracle", "draft", "target"])
 def test_steps_are_finished_unless_they_may_be_stopped(policy: str) -> None:
-    """Steps are always finished if their score needs the whole step."""
     for stops_early in (False, True) if policy in ("logprob", "oracle", "draft", "target") else (False,):
         request = next(Route(POLICIES[policy], 0.5, stops_early=stops_early).flow(new_trace(), 0))
         assert isinstance(request, WriteStep)

@@ -55,7 +55,6 @@ def solve(*arguments: str, stdin: bytes = b"") -> Result:
 
 @pytest.fixture(scope="module")
 def recipe() -> Iterator[Callable[[str], ModuleType]]:
-    """Import a module of the recipe, which is not part of the package."""
     folder = MODELS / "recipe"
     if not folder.exists():
         pytest.skip("the recipe is not here")
@@ -70,13 +69,11 @@ def recipe() -> Iterator[Callable[[str], ModuleType]]:
 
 @pytest.fixture(scope="module")
 def generate(recipe: Callable[[str], ModuleType]) -> ModuleType:
-    """The generator of the problems."""
     return recipe("generate")
 
 
 @pytest.fixture(scope="module")
 def backends() -> Iterator[dict[ModelRole, LlamaBackend]]:
-    """Both models, loaded once."""
     options = Options(threads=1, num_sequences=SLOTS)
     opened = {role: LlamaBackend(find_files(f"builtin:{role}")[0], options) for role in ROLES}
     yield opened
@@ -93,7 +90,6 @@ def texts(
     concurrency: int = 1,
     proposals: Proposals = "drafted",
 ) -> dict[str, str]:
-    """Return the text of each problem's solution."""
     engines = {
         role: make_engine(
             role, backends[role], Sampler(), instructions="", keep_token_stats=role == "draft", proposals=proposals
@@ -106,7 +102,6 @@ def texts(
 
 
 def some_problems(each: int = 2) -> list[Problem]:
-    """Return this many problems of every level."""
     by_level = itertools.groupby(rows("builtin-dev"), key=lambda row: row["level"])
     return [Problem(row["id"], row["problem"]) for _, level in by_level for row in itertools.islice(level, each)]
 
@@ -245,7 +240,6 @@ def test_the_router_is_of_this_pair() -> None:
 
 
 def test_heads_of_pairs_ship() -> None:
-    """Each router has its pair's name, one draft and target, presets, and no local path."""
     with_routers = [pair for pair in read_pairs().values() if pair.router]
     assert {pair.name for pair in with_routers} == {"builtin", "qwen2.5-coder"}
     for pair in with_routers:
@@ -285,7 +279,6 @@ def test_figures_of_routers_are_those_of_their_cards() -> None:
 
 
 def test_models_without_a_router_have_the_universal_one() -> None:
-    """A warning and the record name the universal router."""
     target = str(find_files("builtin:target")[0])
     result = solve("5 + 6", "--json", "--system", "", "--draft", target, "--target", target)
     (record,) = result.records

@@ -58,7 +58,6 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def spans(text: str) -> list[str]:
-    """Return the words in backticks outside of code blocks."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
 

@@ -59,7 +59,6 @@ def make_run(text: str = "") -> RunInfo:
 
 
 def show_everywhere(display: Display, text: str) -> None:
-    """Show the text in names, problems, steps, errors, notes and attempts of a run."""
     display.loading("draft", f"file {text}", 1.0)
     display.begin(make_run(text))
     trace = make_trace(question=f"question {text}", identifier=f"id {text}")
@@ -86,7 +85,6 @@ def shown_plainly(text: str) -> str:
 
 
 def shown_live(text: str) -> str:
-    """Return the output of the live view, with a redraw between any two events."""
     stream, ticks = io.StringIO(), iter(range(1_000_000))
     show_everywhere(LiveDisplay(stream, io.StringIO(), clock=lambda: next(ticks) * REDRAW_SECONDS * 2), text)
     return stream.getvalue()

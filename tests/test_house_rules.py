@@ -1,7 +1,6 @@
 """The house rules for files and documents. import-linter checks the imports."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from cli import environment
 
 from arbitrage_cli.cli.app import make_app
 from arbitrage_cli.routing.policies import POLICIES
@@ -18,13 +18,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "arbitrage_cli"
 README = ROOT / "README.md"
 GUIDES = PACKAGE / "guides"
-OUTERMOST = ("cli.main", "grading.driver", "system.child")
+OUTERMOST = ("cli.main", "grading.driver", "inference.rendering", "system.child")
 """Where a process ends: the program's own, that of a tested program, and a fork that answers its parent."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """Return a module's name below the package, such as `backends.llama`."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -129,6 +128,5 @@ def test_the_fork_server_never_runs_llama_cpp() -> None:
         "import fork_server; from arbitrage_cli.inference.llama.loading import start_llama;"
         "fork_server.warm_up(); print(start_llama.cache_info().misses)"
     )
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "PATH": os.environ["PATH"]}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "0\n"), ended.stderr

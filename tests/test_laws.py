@@ -41,6 +41,7 @@ from hash_language import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from marks import rarely
+from scripted_models import open_scripted
 from writing import make_engine
 
 from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_token_stats, mean_negative_logprob
@@ -50,7 +51,6 @@ from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
-from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.inference.speculation import BatchCosts, Planner
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Step, Trace, Wrote
@@ -422,8 +422,6 @@ Solve = Callable[..., list[Event]]
 
 @pytest.fixture(scope="module")
 def in_llama(tiny: Mapping[str, Path]) -> Solve:
-    """Solve the problems and return the events."""
-
     @functools.cache
     def events(
         pair: tuple[str, str],

@@ -1,15 +1,17 @@
-"""Recommends a policy for a pair: measures token costs, then compares policies on a few problems until one is clearly best."""
+"""Recommends a policy for a pair: measures token costs, then compares policies on a few problems within a time limit."""
 
 import hashlib
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from arbitrage_cli.app.bench_run import measure, plan_run
+from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
+from arbitrage_cli.app.executor import Remaining
 from arbitrage_cli.app.model_choice import ModelChoice, choose_models, load_options
 from arbitrage_cli.app.options import (
     AdviceOptions,
@@ -21,7 +23,6 @@ from arbitrage_cli.app.options import (
     RouterOptions,
     ThreadOptions,
     given_options,
-    resuming,
 )
 from arbitrage_cli.app.protocol import Display, Watcher, offering_to_resume
 from arbitrage_cli.app.selection import Selection, default_folder, read_problems
@@ -30,9 +31,11 @@ from arbitrage_cli.app.session import Session, fetch
 from arbitrage_cli.app.setup import RunOptions, for_bench, for_resumed_bench
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.data.rows import make_dataset
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import DefectError, UsageError
+from arbitrage_cli.evaluation.benchmark import Attempt
+from arbitrage_cli.evaluation.expected import expected_effects, route_of
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.evaluation.verdict import Verdict, verdict
+from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import (
     PairEntry,
@@ -44,8 +47,9 @@ from arbitrage_cli.model_files.pairs import (
     save_pair,
 )
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.runs.folder import Row, RunFolder, latest
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.routing.presets import PRESETS
+from arbitrage_cli.routing.route import DEFAULT_TAU
+from arbitrage_cli.runs.folder import Row, latest
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.tasks import FORMS, find_task
 from arbitrage_cli.tasks.task import Task
@@ -55,10 +59,7 @@ from arbitrage_cli.tuning.store import forget_tuned
 from arbitrage_cli.types import ModelRole
 
 MOST_PROBLEMS = 40
-LOOKS = (5, 8, 20, 30)
-"""The numbers of problems after which a verdict may end the run. There are few, because each look may be wrong by chance."""
-BENCHMARK = 100
-"""The number of problems in the suggested benchmark if `MOST_PROBLEMS` problems give no decision."""
+LONGEST = 0.2  # the maximum share of the time for one attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,81 +109,132 @@ def request_of(
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The verdict on a pair and the benchmark figures that support it. `verdict` is None if every attempt failed.
+    """The verdict on a pair, and the benchmark figures that support it. `command` is the command line that follows it."""
 
-    `command` is the command line to run next, or "" if more questions are needed first.
-    """
-
-    verdict: Verdict | None
+    verdict: Verdict
     figures: Mapping[str, Any]
     command: str
 
     @property
     def num_errors(self) -> int:
-        """The number of failed attempts."""
         return sum(one["errors"] for one in self.figures["policies"])
 
     @property
-    def is_decided(self) -> bool:
-        return self.verdict is not None and self.verdict.decision != "not decided"
-
-    @property
-    def policy(self) -> str | None:
-        """The recommended policy, or None if there is no decision."""
-        return self._route[0] if self.is_decided else None
+    def policy(self) -> str:
+        """The recommended policy: `target` if no other policy is worth using."""
+        return self.verdict.route.partition("@")[0]
 
     @property
     def tau(self) -> str | None:
         """The recommended preset or threshold, or None if the policy has no tau."""
-        return self._route[1] or None
+        return self.verdict.route.partition("@")[2] or None
 
     @property
-    def speedup(self) -> float | None:
-        """The speed-up of the best policy over the target alone."""
-        return self.verdict.best.speedup if self.verdict else None
+    def confidence(self) -> float:
+        """The probability that the recommendation is right, from 0.5 to 1."""
+        return self.verdict.confidence
 
     @property
-    def interval(self) -> tuple[float, float] | None:
-        """The 95% confidence interval of the speed-up, or None if there are too few problems."""
-        return self.verdict.best.interval if self.verdict else None
+    def speedup(self) -> float:
+        """The speed-up over the target alone: of the recommended policy, or of the most promising policy if it is the target."""
+        return self.verdict.best.speedup
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the speed-up."""
+        return self.verdict.best.interval
+
+    @property
+    def saving(self) -> float | None:
+        """The share of the target's price that this policy saves, or None if there are no prices."""
+        return self.verdict.best.saving
 
     @property
     def sentence(self) -> str:
         """The verdict as a sentence."""
-        if not self.verdict:
-            return f"There is nothing to compare: {rounding.count(self.num_errors, 'attempt')} failed."
-        return sentence(self.figures["verdict"])
-
-    @property
-    def _route(self) -> tuple[str, str]:
-        policy, _, tau = ((self.verdict.route if self.verdict else None) or "target").partition("@")
-        return policy, tau
+        return sentence(asdict(self.verdict))
 
 
 def advise(request: AdviceRequest, display: Display) -> Advice:
-    """Measure missing token costs, compare the policies, and return the advice. Repeating a request resumes an interrupted run.
+    """Measure missing token costs and compare the policies. A repeated request adds problems.
 
-    Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model cannot be
-    used.
+    Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
-    options, routing = replace(request.options, task=request.task), BenchRoutingOptions(policy=_policies(request.choice))
+    ends = time.monotonic() + 60 * request.minutes
+    options, routing = replace(request.options, task=request.task), BenchRoutingOptions(policy=_policies(request))
     for_bench(options, routing)  # refuses wrong options before anything is measured
     _measure_missing_costs(request, display)
     setup = for_bench(options, routing)
     path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")
     with open_run(path, display, fresh=request.fresh) as folder:
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
-        enough = Enough(folder, len(setup.routes), request.minutes)
         with Session(setup, display) as session:
             run = plan_run(session, shuffled(request.selected), folder)
-            run = replace(run, title=f"advise {request.selected.title}")
+            run = replace(run, title=f"advise {request.selected.title}", todo=_draft_last(run.todo))
+            pace = AdvicePace(run, ends)
             with offering_to_resume(display, lambda error: run.how_to_resume):
-                if run.todo.all and not (folder.rows and enough.is_decided()):
-                    measure(run, display, None, enough, enough.seconds_left)
-        made, rows = finished(folder, len(setup.routes))
-    found = figures(made, rows, out_of_time=enough.out_of_time)
-    decided = verdict(found, out_of_time=enough.out_of_time)
-    return Advice(decided, found, _command(request, decided, path))
+                if any(map(pace.is_needed, run.todo.all)):
+                    measure(run, display, pace)
+            found, decided = pace.judged()
+    return Advice(decided, found, _command(request, decided.route))
+
+
+class AdvicePace(Pace):
+    """Selects the attempts that may change the verdict, until the time is over.
+
+    Policies that are hopeless at these costs are not run. The draft alone is run last, on problems that the target has solved.
+    """
+
+    def __init__(self, run: BenchRun, ends: float, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._run, self._ends, self._clock = run, ends, clock
+        self._longest = LONGEST * self.seconds_left()
+        self._block: int | None = None
+        self._is_open = True
+        self._hopeless = {one.route for one in self.judged()[1].candidates if one.is_fast < HOPELESS}
+
+    def is_needed(self, attempt: Attempt) -> bool:
+        if self.seconds_left() <= 0 or attempt.route.name in self._hopeless:
+            return False
+        if attempt.route.policy.name == "draft":
+            return self._may_use_draft(attempt.item.problem.id)
+        if self._block != attempt.block:
+            self._block, self._is_open = attempt.block, not self.judged()[1].is_final
+        return self._is_open
+
+    def seconds_for(self) -> float:
+        return max(0.0, min(self._longest, self.seconds_left()))
+
+    def seconds_left(self) -> float:
+        return self._ends - self._clock()
+
+    def keeps(self, row: Row) -> bool:
+        """Return whether a row is stored. An attempt that failed because the time is over is forgotten."""
+        return row["status"] == "done" or self.seconds_left() > 0
+
+    def judged(self) -> tuple[dict[str, Any], Verdict]:
+        """Return the figures and the verdict on the problems that the policies before the draft have attempted."""
+        run = self._run.folder.run or self._run.manifest
+        rows: list[Row] = list(latest(self._run.folder.rows))
+        tried = {route_of(row) for row in rows} | {"target"}
+        counts = Counter(row["id"] for row in rows if row["policy"] != "draft")
+        levels = {name: level for name, level in run["levels"].items() if counts[name] == len(tried - {"draft"})}
+        made = {
+            **run,
+            "levels": levels,
+            "policies": [one for one in run["policies"] if route_of(one) in tried],
+            "skipped": [one for one in run["policies"] if route_of(one) not in tried],
+        }
+        found = figures(made, [row for row in rows if row["id"] in levels])
+        decided = verdict(found, expected_effects(made))
+        if decided is None:
+            raise DefectError("advice without a policy to compare")
+        return found, decided
+
+    def _may_use_draft(self, problem: str) -> bool:
+        _, decided = self.judged()
+        draft = next(one for one in decided.candidates if one.policy == "draft")
+        return draft.confidence >= HOPELESS and problem in {row["id"] for row in self._run.folder.rows}
 
 
 def advise_on(
@@ -194,10 +246,7 @@ def advise_on(
     minutes: float = 10.0,
     display: Display,
 ) -> Advice:
-    """Return advice based on questions, each a string or a mapping that may include an answer. The run folder is temporary.
-
-    Raises UsageError if a question is invalid, and the same errors as `advise`.
-    """
+    """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
     rows = ({"question": one} if isinstance(one, str) else one for one in questions)
     dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
     selected = Selection(dataset, dataset.items[:MOST_PROBLEMS])
@@ -208,16 +257,15 @@ def advise_on(
 def measure_costs(
     choice: ModelChoice, loading: LoadingOptions, display: Watcher, *, offline: bool
 ) -> dict[ModelRole, ModelCosts]:
-    """Measure and store the token costs of both models.
-
-    Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
+    """Measure and store the token costs of both models. Raises UsageError if a model is not local; OutputError if storing
+    fails.
     """
     paths = fetch(_local_models(choice), display, offline=offline)
     return measure_and_keep(paths, load_options(choice.pair, loading), display.loading, display.note)
 
 
 def forget_costs(choice: ModelChoice) -> int:
-    """Remove the stored costs of both models and return how many measurements were removed."""
+    """Remove the stored costs of both models. Return the number of removed measurements."""
     return forget_tuned(
         tuned_file(), {sha256_seen(files) for one in _local_models(choice).values() if (files := local_files(one))}
     )
@@ -225,7 +273,7 @@ def forget_costs(choice: ModelChoice) -> int:
 
 def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> Path:
     """Save the recommended policy, and its router if it needs one, to the pair's entry in pairs.toml."""
-    policy = advice.policy or "target"
+    policy = advice.policy
     path, changed = user_folder() / "pairs.toml", replace(pair, policy=policy, tau=advice.tau)
     if router and POLICIES[policy].needs_router:
         changed = replace(changed, router=router if is_built_in(router) else str(router_file(router).absolute()))
@@ -239,56 +287,23 @@ def shuffled(selected: Selection) -> Selection:
     return replace(selected, items=drawn)
 
 
-class Enough:
-    """Decides when a run stops: at a final verdict, or at a time limit that starts with the first problem."""
-
-    def __init__(
-        self, folder: RunFolder, num_routes: int, minutes: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._folder, self._num_routes, self._seconds, self._clock = folder, num_routes, 60 * minutes, clock
-        self._began: float | None = None
-        self.out_of_time = False
-
-    def __call__(self) -> bool:
-        if self._began is None:
-            self._began = self._clock()
-        self.out_of_time = self._clock() - self._began > self._seconds
-        return self.out_of_time or self.is_decided()
-
-    def seconds_left(self) -> float:
-        """Return the seconds left in which new problems may start."""
-        return self._seconds if self._began is None else max(0.0, self._began + self._seconds - self._clock())
-
-    def is_decided(self) -> bool:
-        """Return whether the verdict is final; it is checked only at the problem counts in `LOOKS`."""
-        run, rows = finished(self._folder, self._num_routes)
-        if len(run["levels"]) not in LOOKS:
-            return False
-        found = verdict(figures(run, rows))
-        return found is not None and found.final
+def _policies(request: AdviceRequest) -> str:
+    """Return the policies to compare, in the syntax of `bench --policy`. The draft alone is compared if answers are known."""
+    choice, pair = request.choice, request.choice.pair if request.choice.is_pairs_own else None
+    speculative = [] if any(source and is_served(source) for source in choice.models.values()) else ["speculative"]
+    preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
+    others = [*speculative, *([f"arbitrage@{preset}"] if choice.router_source else [])]
+    draft = ["draft"] if any(item.gold for item in request.selected.items) or not others else []
+    return ",".join(["target", *others, *draft])
 
 
-def finished(folder: RunFolder, num_routes: int) -> tuple[dict[str, Any], list[Row]]:
-    """Return the run and its rows, limited to problems that every policy has attempted."""
-    rows: list[Row] = list(latest(folder.rows))
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["id"]] = counts.get(row["id"], 0) + 1
-    run = folder.run or {}
-    levels = {name: level for name, level in run["levels"].items() if counts.get(name) == num_routes}
-    return {**run, "levels": levels}, [row for row in rows if row["id"] in levels]
-
-
-def _policies(choice: ModelChoice) -> str:
-    """Return the policies that this pair supports, in the syntax of `bench --policy`."""
-    on_server = any(source and is_served(source) for source in choice.models.values())
-    speculative = [] if on_server else ["speculative"]
-    routed = ["arbitrage@exact", "arbitrage@balanced"] if choice.router_source else []
-    return ",".join(["target", *speculative, *routed, "draft"])
+def _draft_last(todo: Remaining) -> Remaining:
+    """Move the attempts of the draft alone to the end, where they are made one by one."""
+    others = [one for one in todo.together if one.route.policy.name != "draft"]
+    return replace(todo, together=others, alone=[*todo.alone, *(one for one in todo.together if one not in others)])
 
 
 def _local_models(choice: ModelChoice) -> dict[ModelRole, str]:
-    """Return the draft and the target. Raises UsageError if llama.cpp cannot run a model on this machine."""
     found = choice.writing
     for source in found.values():
         if not is_file(source):
@@ -306,30 +321,14 @@ def _measure_missing_costs(request: AdviceRequest, display: Display) -> None:
         measure_costs(choice, machine, display, offline=offline)
 
 
-def _command(request: AdviceRequest, verdict: Verdict | None, folder: Path) -> str:
-    """Return the next command line: `solve` with the recommended policy, or a command that helps to reach a decision."""
-    options, selected = request.options, request.selected
-    if verdict is None:
-        return resuming(options.command)
-    if verdict.decision != "not decided":
-        return shlex.join(_solving(verdict.route or "target", request))
-    if verdict.needs_answers:
-        return shlex.join(["arbitrage", "report", str(folder), "-o", "report.html"])
-    if verdict.out_of_time:
-        return resuming(options.command) + ("" if "minutes" in options.explicit else f" --minutes {3 * request.minutes:g}")
-    if len(selected.items) == len(selected.dataset.items):
-        return ""
-    if not all(item.gold for item in selected.dataset.items):
-        return "arbitrage guide benchmarks"  # a benchmark needs answers, and the guide says where they come from
-    bench = ["arbitrage", "bench", *request.problem_arguments, "--limit", str(BENCHMARK)]
-    return shlex.join([*bench, *request.arguments(), "--policy", _policies(request.choice)])
-
-
-def _solving(route: str, request: AdviceRequest) -> list[str]:
+def _command(request: AdviceRequest, route: str) -> str:
+    """Return the command line that solves a problem with the recommended policy."""
     policy, _, tau = route.partition("@")
     of_data = request.selected.dataset.task if request.options.generation.task is None else None
-    return [
-        *("arbitrage", "solve", *request.arguments(with_router=POLICIES[policy].needs_router)),
-        *(["--task", of_data] if of_data else []),
-        *("--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"),
-    ]
+    return shlex.join(
+        [
+            *("arbitrage", "solve", *request.arguments(with_router=POLICIES[policy].needs_router)),
+            *(["--task", of_data] if of_data else []),
+            *("--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"),
+        ]
+    )

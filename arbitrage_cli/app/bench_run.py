@@ -3,14 +3,14 @@
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 from arbitrage_cli.app.executor import Executor, Remaining, begin, how_to_resume, remaining
 from arbitrage_cli.app.manifest import Run, add_loaded
-from arbitrage_cli.app.options import BenchOptions, resuming
+from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display, RunProgress, offering_to_resume
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
@@ -19,21 +19,20 @@ from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Standings, plan
+from arbitrage_cli.evaluation.work import DISTURBED, with_computed_seconds
 from arbitrage_cli.routing.route import SAME, Route
 from arbitrage_cli.runs.folder import RUN, Key, Row, RunFolder, key_of, latest, read_run_folder
 from arbitrage_cli.runs.records import tau_in_json
+from arbitrage_cli.runs.results import concurrency_of, results_by_policy
 from arbitrage_cli.system.machine import is_disturbing, logical_processors, watch_others
 from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.tuning.memory import AUTO, MOST
-from arbitrage_cli.types import Decided, ModelRole, Step, Trace
+from arbitrage_cli.types import Decided, Step, Trace
 
 PILOT = 8
-"""The number of problems that the router's policy solves, without timing, to compute the tau of `@same`."""
-TOO_LONG, LEAST_SECONDS = 2.0, 0.1
-"""An attempt is slow if decoding took more than `TOO_LONG` times the usual time, and at least `LEAST_SECONDS` longer."""
-SLOW = (
-    "attempts that other load slowed down to more than twice the usual time per token (to repeat them, use --retry slow): "
-)
+"""Problems that the router's policy solves, without timing, to compute the tau of `@same`."""
+HICCUP = 0.1  # seconds; shorter delays do not make an attempt slow
+SLOW = f"attempts that took more than {DISTURBED:g} times their computed time (to repeat them, use --retry slow): "
 BUSY = "times may be inflated, because other programs used the CPU: on average "
 
 
@@ -52,13 +51,10 @@ class BenchRun:
     @property
     def how_to_resume(self) -> str:
         num_safe = len({attempt.key for attempt in self.attempts} & self.folder.statuses.keys())
-        return how_to_resume(
-            num_safe, len(self.attempts), "attempts", self.folder.path, resuming(self.session.setup.options.command)
-        )
+        return how_to_resume(num_safe, len(self.attempts), "attempts", self.folder.path, self.session.setup)
 
     @property
     def selected(self) -> tuple[Run, Iterator[Row]]:
-        """The contents of run.json and the rows, limited to the selected problems."""
         run, ids = self.folder.run or {}, {attempt.item.problem.id for attempt in self.attempts}
         levels = {name: level for name, level in run.get("levels", {}).items() if name in ids}
         return {**run, "levels": levels}, (row for row in self.folder.rows if row["id"] in ids)
@@ -84,17 +80,14 @@ def run_bench(
             run = plan_run(session, selected, folder, samples=options.samples, retry_slow=options.retry == "slow")
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if run.todo.all:
-                    measure(run, display, options.timeout)
+                    measure(run, display, Pace(options.timeout))
     return run
 
 
 def plan_run(
     session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1, retry_slow: bool = False
 ) -> BenchRun:
-    """Plan a benchmark. Models are loaded only if a tau must be computed for `@same`.
-
-    Raises UsageError if the folder contains a run with different settings.
-    """
+    """Plan a benchmark. Models are loaded only for `@same`. Raises UsageError if the settings of an earlier run differ."""
     earlier, items = folder.run if folder.rows else None, selected.items
     session.resume(earlier)
     most = len(items) if session.setup.concurrency == AUTO else MOST
@@ -107,7 +100,11 @@ def plan_run(
     if router and (known := sum(router.card.known(item.problem.question for item in items))):
         which = f"{known} of these {len(items)} problems"
         warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
-    again = frozenset(one.key for one in attempts) & slow_attempts(folder.rows) if retry_slow else frozenset()
+    again = (
+        frozenset(one.key for one in attempts) & slow_attempts(earlier, folder.rows)
+        if retry_slow and earlier
+        else frozenset()
+    )
     left_and_run = begin(
         session, selected, folder, attempts, routes, again, samples=samples, warnings=warnings, concurrency=concurrency
     )
@@ -137,32 +134,46 @@ def preview(setup: Setup, selected: Selection, path: Path, samples: int) -> Prev
 
 
 def _expected(route: Route, setup: Setup, rows: Iterable[Row]) -> float | None:
-    """Return the mean time of earlier attempts on this route or, if there are none, the router's estimate."""
     key = route.policy.name, tau_in_json(route.tau)
     own = [row["wall_seconds"] for row in rows if row["status"] == "done" and (row["policy"], row["tau"]) == key]
     alike = next(one for one in setup.routes if one.policy.needs_router) if route.is_open else route
     return mean(own) if own else setup.available_router.expected_seconds(alike)
 
 
-def measure(
-    run: BenchRun,
-    display: Display,
-    timeout: float | None,
-    enough: Callable[[], bool] = lambda: False,
-    seconds_left: Callable[[], float] = lambda: math.inf,
-) -> None:
-    """Run the remaining attempts until `enough` returns True. `seconds_left` limits the displayed time estimate."""
+class Pace:
+    """Decides which attempts a run makes, and how long. By default, it makes all of them, each limited to `timeout` seconds."""
+
+    def __init__(self, timeout: float | None = None) -> None:
+        self._timeout = timeout
+
+    def is_needed(self, attempt: Attempt) -> bool:
+        return True
+
+    def seconds_for(self) -> float | None:
+        """Return the time limit of the next attempt, or None."""
+        return self._timeout
+
+    def seconds_left(self) -> float:
+        return math.inf
+
+    def keeps(self, row: Row) -> bool:
+        """Return whether the row of an attempt is stored."""
+        return True
+
+
+def measure(run: BenchRun, display: Display, pace: Pace) -> None:
+    """Run the remaining attempts at this pace."""
     session, limits = run.session, run.session.resolved.limits
     with session.setup.task.open_grader() as grader:
         if not session.models:
             session.load({attempt.route.policy for attempt in run.todo.all})
-        bench = replace(_make_bench(run, grader, timeout), enough=enough)
+        bench = _make_bench(run, grader, pace)
         for attempt in run.todo.all:
             session.engines(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
         if run.replaced:
             run.folder.rewrite([row for row in run.folder.rows if key_of(row) not in run.replaced])
-        executor = Executor(run.folder, display, _Progress(run, seconds_left), session.check_files)
+        executor = Executor(run.folder, display, _Progress(run, pace), session.check_files, pace.keeps)
         others = watch_others()
         try:
             executor.run(run.todo, bench.run, bench.row, limits)
@@ -171,11 +182,9 @@ def measure(
 
 
 def _warn_of_other_work(folder: RunFolder, others: float, *, forget: bool) -> None:
-    """Record the number of slow attempts and the processor load of other programs in run.json.
-
-    If `forget` is true and no attempts are slow now, an earlier warning about other programs is removed.
-    """
-    made, slow = folder.run or {}, slow_attempts(folder.rows)
+    """Record slow attempts and the load of other programs in run.json. `forget` removes an outdated warning."""
+    made = folder.run or {}
+    slow = slow_attempts(made, folder.rows)
     busy = f"{BUSY}{others:.1f} of {logical_processors()}" if is_disturbing(others) else ""
     replaced = (SLOW, BUSY) if busy or (forget and not slow) else (SLOW,)
     kept = [text for text in made["warnings"] if not text.startswith(replaced)]
@@ -184,30 +193,20 @@ def _warn_of_other_work(folder: RunFolder, others: float, *, forget: bool) -> No
         folder.save_run({**made, "warnings": warnings})
 
 
-def slow_attempts(rows: Iterable[Row]) -> set[Key]:
-    """Return the attempts in which a model decoded much more slowly than it usually does. Concurrent attempts are ignored."""
-    roles: tuple[ModelRole, ...] = ("draft", "target")
-    costs = {
-        (key_of(row), role): (row["timing"][role]["decode_seconds"], row["timing"][role]["decode_tokens"])
-        for row in rows
-        for role in roles
-        if row["status"] == "done" and row["throughput"] is None and row["timing"][role]["decode_tokens"]
+def slow_attempts(run: Run, rows: Iterable[Row]) -> set[Key]:
+    """Return the attempts that took much longer than their computed time. Concurrent attempts have no computed time."""
+    if concurrency_of(run) > 1:
+        return set()
+    return {
+        (*result.key, policy.policy.name, tau_in_json(policy.tau))
+        for policy in with_computed_seconds(run, results_by_policy(run, rows))
+        for result in policy.done
+        if (result.seconds or 0.0) > DISTURBED * (result.computed_seconds or 0.0) + HICCUP
     }
-    found: set[Key] = set()
-    for role in roles:
-        own = {key: cost for (key, of), cost in costs.items() if of == role}
-        usual = median([seconds / tokens for seconds, tokens in own.values()]) if own else 0.0
-        for key, (seconds, tokens) in own.items():
-            if seconds > max(TOO_LONG * usual * tokens, usual * tokens + LEAST_SECONDS):
-                found.add(key)
-    return found
 
 
 def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:
-    """Return the routes, with each `@same` tau chosen to escalate as many steps as the router's policy.
-
-    The taus are computed from the scores of steps drafted under the router's policy on a few problems.
-    """
+    """Return the routes. Each `@same` tau escalates as many steps as the router's policy does on a few problems."""
     routes, seed = session.setup.routes, session.resolved.sampler.seed
     routed = next(one for one in routes if one.policy.needs_router)
     session.load()
@@ -225,7 +224,6 @@ def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:
 
 
 def _scores(scorer: Scorer, drafts: Iterable[tuple[Trace, Step]]) -> list[float]:
-    """Score drafted steps with a scorer that makes no model requests."""
     scores = []
     for trace, draft in drafts:
         try:
@@ -236,15 +234,12 @@ def _scores(scorer: Scorer, drafts: Iterable[tuple[Trace, Step]]) -> list[float]
 
 
 def tau_above(scores: Sequence[float], count: int) -> float:
-    """Return a tau that exactly `count` scores exceed: the midpoint between two adjacent scores, rounded to four digits.
-
-    Returns -inf if `count` equals the number of scores.
-    """
+    """Return a tau that exactly `count` scores exceed, rounded to four digits; -inf if all scores exceed it."""
     ordered = [-math.inf, *sorted(scores), 2 * max(scores, default=-math.inf)]
     return float(f"{(ordered[-count - 2] + ordered[-count - 1]) / 2:.4g}")
 
 
-def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
+def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:
     session, resolved = run.session, run.session.resolved
     policies = {attempt.route.policy.name: attempt.route.policy for attempt in run.todo.all}
     golds = {attempt.item.problem.id: attempt.item.gold for attempt in run.todo.all}
@@ -256,7 +251,8 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
         grader.grade,
         resolved.limits,
         resolved.sampler.seed,
-        timeout,
+        pace.seconds_for,
+        is_needed=pace.is_needed,
         scorer_for=lambda policy: scorers[policy.name],
         rater_for=lambda policy: raters[policy.name],
         concurrency=session.concurrency,
@@ -266,8 +262,8 @@ def _make_bench(run: BenchRun, grader: Grader, timeout: float | None) -> Bench:
 
 
 class _Progress:
-    def __init__(self, run: BenchRun, seconds_left: Callable[[], float]) -> None:
-        self._seconds_left = seconds_left
+    def __init__(self, run: BenchRun, pace: Pace) -> None:
+        self._pace = pace
         self._title, self._planned = run.title, len(run.attempts)
         routes = list(dict.fromkeys(attempt.route for attempt in run.attempts))
         self._standings = Standings(routes, self._planned // len(routes), run.session.concurrency)
@@ -285,5 +281,5 @@ class _Progress:
     def now(self) -> RunProgress:
         finished = self._planned - self._waiting.total()
         left = self._standings.seconds_left(self._waiting)
-        left = None if left is None else min(left, self._seconds_left())
+        left = None if left is None else min(left, self._pace.seconds_left())
         return RunProgress(self._title, finished, self._planned, self._standings.now(), left)

@@ -52,7 +52,7 @@ class CallOptions(TypedDict, total=False):
 
 
 def without_none(options: CallOptions) -> dict[str, Any]:
-    """Return the options that are not None. Raises TypeError if a name is unknown."""
+    """Return the options that are not None. Raises TypeError for an unknown name."""
     for name in options.keys() - CallOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument '{name}'")
     return {name: value for name, value in options.items() if value is not None}
@@ -81,7 +81,7 @@ def generation_of(defaults: GenerationOptions, options: Mapping[str, Any]) -> Ge
 
 @contextlib.contextmanager
 def python_errors() -> Iterator[None]:
-    """In error hints, name Python arguments instead of command-line options."""
+    """Name Python arguments in error hints, instead of command-line options."""
     try:
         yield
     except ArbitrageError as error:
@@ -102,10 +102,7 @@ class Call:
     run: RunInfo
 
     def problem(self, question: Question, identifier: str) -> Problem:
-        """Convert a question to a problem.
-
-        The question's own id and system prompt take precedence. Raises UsageError if the question is invalid.
-        """
+        """Convert a question to a problem. Raises UsageError if the question is invalid."""
         problem = _read_question(question, identifier)
         system = self.system if problem.system is None else problem.system
         return replace(problem, system=system, explicit=problem.explicit or self.is_thinking_explicit)

@@ -9,7 +9,7 @@ from typing import Any
 
 from arbitrage_cli.app.executor import Executor, Happening, Remaining, begin, how_to_resume, marked
 from arbitrage_cli.app.manifest import Run, add_loaded
-from arbitrage_cli.app.options import CollectOptions, resuming
+from arbitrage_cli.app.options import CollectOptions
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
@@ -30,10 +30,9 @@ from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Started, Trace
 
 MEASURED_PROBLEMS, MEASURED_SECONDS = 5, 10.0
-"""Limits on the problems and seconds used to measure each model's token costs."""
 ROLLOUT_TEMPERATURE = 0.7  # with more than one rollout
 PACE_PROBLEMS = 3
-"""The number of finished problems after which the remaining time is estimated."""
+"""Finished problems after which the remaining time is estimated."""
 
 
 class Collection:
@@ -72,11 +71,9 @@ class Collection:
     @property
     def how_to_resume(self) -> str:
         num_done = sum(self._folder.statuses.get(attempt.key) == "done" for attempt in self._attempts)
-        command = resuming(self._setup.options.command)
-        return how_to_resume(num_done, len(self._attempts), "problems", self._folder.path, command)
+        return how_to_resume(num_done, len(self._attempts), "problems", self._folder.path, self._setup)
 
     def run(self) -> None:
-        """Load the models and collect the states of the remaining problems."""
         if not self._todo.all:
             return
         session, setup, options = self._session, self._setup, self._options
@@ -105,9 +102,7 @@ class Collection:
         """Store each problem as soon as it is solved. If the run is interrupted, store the states of unfinished problems."""
         limits = self._session.resolved.limits
         scheduler = Scheduler(writers, self._collecting, limits, concurrency=self._session.concurrency, rater=rater)
-        progress = _Progress(
-            self._todo, len(self._attempts), self._held, self._title, self._session.concurrency, self._display.note
-        )
+        progress = _Progress(self._todo, len(self._attempts), self._held, self._title, self._session.concurrency)
         executor = Executor(self._folder, self._display, progress, self._session.check_files, self._is_better)
         try:
             executor.run(self._todo, partial(self._solve, scheduler, grader), self._row, limits)
@@ -139,7 +134,6 @@ class Collection:
                     yield from self._reported(attempt, event)
 
     def _reported(self, attempt: Attempt, event: Event) -> Iterator[Happening]:
-        """Yield the event, along with the start or end of its attempt."""
         name = attempt.item.problem.id
         if isinstance(event, Started):
             has_begun = name in self._in_flight
@@ -213,29 +207,15 @@ def _temperature(options: CollectOptions) -> float:
 class _Progress:
     """The progress of a collection. It shows one time estimate. `held` maps each problem id to its number of states."""
 
-    def __init__(
-        self,
-        todo: Remaining,
-        planned: int,
-        held: Mapping[str, int],
-        title: str,
-        concurrency: int,
-        note: Callable[[str], None],
-    ) -> None:
+    def __init__(self, todo: Remaining, planned: int, held: Mapping[str, int], title: str, concurrency: int) -> None:
         self._left, self._planned, self._held, self._title = len(todo.all), planned, held, title
-        self._others, self._note = concurrency - 1, note
+        self._others = concurrency - 1
         self._began = perf_counter()
         self._finished = self._errors = 0
 
     def add(self, attempt: Attempt, row: Row) -> None:
         self._finished += 1
         self._errors += row["status"] == "error"
-        if self._finished == PACE_PROBLEMS < self._left:
-            others = rounding.count(self._left - self._finished, "more problem")
-            self._note(
-                f"about {rounding.duration(self._seconds_left or 0.0)} for {others}; Ctrl-C stops and keeps the collected "
-                "states"
-            )
 
     def now(self) -> RunProgress:
         tried = self._planned - self._left + self._finished
@@ -252,7 +232,6 @@ class _Progress:
 
 
 def _known_costs(folder: RunFolder, manifest: Run) -> Any:
-    """Return the run's stored token costs, or None."""
     earlier = folder.run or {}
     return earlier.get("costs") if folder.rows or earlier.get("fingerprint") == manifest["fingerprint"] else None
 

@@ -30,7 +30,6 @@ class Turns:
         self._answered: tuple[Message, ...] = ()
 
     def problem(self, question: str) -> Problem:
-        """Raises UsageError if the question is not valid text."""
         try:
             problem = make_problem(question, str(self._num_questions + 1))
         except ValueError as error:

@@ -1,18 +1,21 @@
 """Runs the remaining attempts of `bench` and `collect`, storing a row for each.
 
-Each problem is marked on disk while it is being solved. If the process crashes, a resumed run retries the problem last and
-alone. After several crashes, the problem is recorded as an error.
+If the process crashes while it solves a problem, a resumed run retries the problem last and alone. After several crashes, the
+problem is recorded as an error.
 """
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from arbitrage_cli.app.manifest import Run, problem_facts, resume, with_fingerprint, with_grown
+from arbitrage_cli.app.options import resuming
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
+from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
 from arbitrage_cli.routing.route import Route
@@ -26,16 +29,8 @@ T = TypeVar("T")
 Happening = Began | Event | Ended
 
 
-class Store(Protocol):
-    """Stores rows and marks problems in progress."""
-
-    @property
-    def started(self) -> StartedMarks: ...
-    def append(self, row: Row) -> None: ...
-
-
 class Progress(Protocol):
-    """The progress of a run."""
+    """Counts the finished attempts of a run."""
 
     def add(self, attempt: Attempt, row: Row) -> None: ...
     def now(self) -> RunProgress: ...
@@ -43,7 +38,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """The attempts that have no result yet. Problems that crashed the process are solved alone or given up."""
+    """The attempts without a result. Problems that crashed the process are solved alone or given up."""
 
     given_up: Sequence[Attempt]
     together: Sequence[Attempt]
@@ -51,7 +46,7 @@ class Remaining:
 
     @property
     def batches(self) -> Iterator[Sequence[Attempt]]:
-        """The remaining attempts, in order. Attempts in the same batch may run concurrently."""
+        """Yield the attempts in order. Attempts in the same batch may run concurrently."""
         yield from ([self.together] if self.together else [])
         yield from ([attempt] for attempt in self.alone)
 
@@ -61,7 +56,7 @@ class Remaining:
 
 
 def remaining(attempts: Sequence[Attempt], statuses: Mapping[Key, str], crashes: Mapping[str, int]) -> Remaining:
-    """Return the attempts that have no result yet, then those that ended in an error."""
+    """Return the attempts that have no row, then the attempts that ended in an error."""
     missing = [attempt for attempt in attempts if attempt.key not in statuses]
     todo = missing + [attempt for attempt in attempts if statuses.get(attempt.key) == "error"]
     crashed = [
@@ -88,10 +83,7 @@ def begin(
     warnings: Sequence[str] = (),
     **details: Any,
 ) -> tuple[Remaining, Run]:
-    """Return a run's remaining attempts, including those in `again`, and its manifest.
-
-    Raises UsageError if the folder contains a run with different settings.
-    """
+    """Return the remaining attempts, including `again`, and the manifest. Raises UsageError if an earlier run differs."""
     statuses = {key: status for key, status in folder.statuses.items() if key not in again}
     todo = remaining(attempts, statuses, folder.started.crashes)
     run = session.manifest(routes, reads_models=bool(todo.all))
@@ -110,10 +102,7 @@ def give_up(problem: Problem, limits: Limits, started: StartedMarks) -> Finished
 
 
 def marked(started: StartedMarks, events: Generator[T, None, None], *, makes_rows: bool = True) -> Generator[T, None, None]:
-    """Yield the events and mark each problem on disk while it is being solved.
-
-    If `makes_rows` is false, as when token costs are measured, a problem's earlier crashes still count.
-    """
+    """Yield the events, and mark each problem on disk while it is solved. Without `makes_rows`, earlier crashes still count."""
     end = started.end if makes_rows else started.leave
     with contextlib.closing(events):
         for event in events:
@@ -128,11 +117,11 @@ def marked(started: StartedMarks, events: Generator[T, None, None], *, makes_row
 class Executor:
     """Runs attempts, storing and displaying each row as soon as its attempt finishes.
 
-    `check_files` is called before a row is stored, and raises an error if a model file has changed. A row is not stored if
-    `kept` returns False for it.
+    `check_files` is called before a row is stored, and raises an error if a model file has changed. Only rows for which
+    `kept` returns True are stored.
     """
 
-    store: Store
+    store: RunFolder
     display: Display
     progress: Progress
     check_files: Callable[[], None]
@@ -145,7 +134,7 @@ class Executor:
         row_of: Callable[[Attempt, Finished], Row],
         limits: Limits,
     ) -> None:
-        """Run the remaining attempts. `solve` runs a batch; `row_of` creates the row for an attempt that is given up."""
+        """Run the remaining attempts. `solve` runs a batch; `row_of` returns the row of an attempt that is given up."""
         self.display.begin(self.progress.now())
         for attempt in todo.given_up:
             self.keep(attempt, row_of(attempt, give_up(attempt.item.problem, limits, self.store.started)))
@@ -172,8 +161,9 @@ class Executor:
             self.display.handle(happening)
 
 
-def how_to_resume(num_safe: int, planned: int, what: str, path: object, command: str) -> str:
+def how_to_resume(num_safe: int, planned: int, what: str, path: Path, setup: Setup) -> str:
     """Return a note about the stored results and how to resume the run, or "" if nothing is stored yet."""
+    command = resuming(setup.options.command)
     return f"{num_safe} of {planned} {what} are saved in {path}; to resume: {command}" if num_safe else ""
 
 

@@ -106,7 +106,7 @@ class RemoteModel:
         return ServedWriter(role, self._model, writing.sampler, writing.style_of(role), **options)
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Return the prompt, which may require a server request. Raises TemplateError or ServerError."""
+        """Return the prompt, which may need a server request. Raises TemplateError or ServerError."""
         return self._model.prompt(style)
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:

@@ -26,19 +26,18 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.model_files.checksums import published_sha256, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.pairs import is_file, is_scripted, is_served, local_files
+from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import SCHEMA, label, tau_in_json
 from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.tuning.placement import Placement
-from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, Limits, ModelRole
+from arbitrage_cli.types import Limits, ModelRole
 
 Run = dict[str, Any]
-"""The contents of run.json."""
 OnReading = Callable[[ModelRole, str, float], None]
-"""Called while a model file is read, with the role, the current activity and the completed fraction."""
+"""A callback for reading a model file: its role, the current activity and the completed fraction."""
 _HINT = "use another --output, or the original settings"
 MAX_SHOWN = 80  # characters; longer values are shown as a checksum
 
@@ -217,7 +216,6 @@ def resume(earlier: Run, now: Run, place: Path) -> Run:
 
 
 def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings. Values in `now` take precedence unless they are None."""
     joined = dict(earlier)
     for name, value in now.items():
         if isinstance(value, Mapping) and isinstance(earlier.get(name), Mapping):
@@ -249,9 +247,7 @@ def _model_facts(
     facts: dict[str, Any] = {"source": source, "identity": source, "threads": threads}
     facts |= {"think_format": form.name if (form := setup.think_format(role)) else "of the template"}
     facts |= dict.fromkeys(("file", "size", "sha256"))
-    if is_scripted(source):
-        return facts | {"n_ctx": context_size or DEFAULT_CONTEXT_SIZE}
-    if is_served(source):
+    if not is_file(source):
         return facts | {"n_ctx": context_size, "threads": None}
     files = local_files(resolved.files[role])
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
@@ -310,7 +306,6 @@ def _get(run: Any, path: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Format a value for comparison and messages, abbreviating checksums and replacing long text by its checksum."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     if re.fullmatch("[0-9a-f]{64}", text):
         return f"sha256 {text[:16]}"

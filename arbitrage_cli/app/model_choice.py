@@ -18,8 +18,9 @@ from arbitrage_cli.model_files.pairs import (
     DEFAULT_PAIR,
     UNIVERSAL_ROUTER,
     PairEntry,
+    backend_of,
     find_pair,
-    is_scripted,
+    is_file,
     is_served,
     local_files,
     router_file,
@@ -42,7 +43,6 @@ UNIVERSAL = (
 PAIR_SETTINGS = ("ctx", "system", "chat_template_kwargs")
 
 Models = Mapping[ModelRole, str | None]
-"""The model of each role, as named by the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,6 @@ class ModelChoice:
 
     @property
     def writing(self) -> dict[ModelRole, str]:
-        """The draft and the target, if they were named."""
         return {role: source for role, source in self.models.items() if source and role != "prm"}
 
     @property
@@ -75,7 +74,6 @@ class ModelChoice:
 
 
 def _choose_pair(explicit: frozenset[str], options: RouterOptions) -> PairEntry | None:
-    """Return the named pair, the built-in pair if no model is named, or None if models are named without --pair."""
     models = (options.draft, options.target)
     if any(models) and (not options.pair or (all(models) and "pair" not in explicit)):
         return None
@@ -103,12 +101,15 @@ def choice_of_states(folder: Path) -> ModelChoice:
 
 
 def _default_router(pair: PairEntry | None, models: Models, task: str | None = None) -> str | None:
-    """Return the pair's router, a router trained on these models, or the universal router. Code has no default router."""
+    """Return the pair's router, a router trained on these models, or the universal router.
+
+    Code and models of registered backends have no default router.
+    """
     if task == "code":
         return None
     if pair and pair.router and _is_pair(pair, models):
         return pair.router
-    if any(source and is_scripted(source) for source in models.values()):
+    if any(source and backend_of(source) for source in models.values()):
         return None
     return _router_of_files(models) or UNIVERSAL_ROUTER
 
@@ -182,7 +183,7 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
         rollouts = "; bench and collect also support --reward rollout" if policy.reward == "any" else ""
         hint = f"use --prm MODEL, or a --pair with a process reward model (builtin, llama3){rollouts}"
         return UsageError(f"policy {policy.name} needs a process reward model", hint)
-    hint = f"use --{role} MODEL.gguf or --pair NAME (see arbitrage models list); for a demo, use --pair scripted"
+    hint = f"use --{role} MODEL.gguf or --pair NAME (see arbitrage models list)"
     return UsageError(f"policy {policy.name} needs a {role} model", hint)
 
 
@@ -265,7 +266,7 @@ def warnings_about(
     with contextlib.suppress(OSError, RuntimeError):  # loading the models reports the error
         yield from _unusual_pair(sources)
     processors = logical_processors()
-    if threads and threads > processors and not all(map(is_scripted, sources.values())):
+    if threads and threads > processors and any(map(is_file, sources.values())):
         yield f"{threads} threads are slow on {processors} logical processors; use --threads {processors} or fewer"
 
 

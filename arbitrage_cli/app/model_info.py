@@ -15,7 +15,6 @@ from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
     PairEntry,
     hub_name,
-    is_scripted,
     local_files,
     router_file,
     shipped_routers,
@@ -29,7 +28,7 @@ Json = dict[str, Any]
 def pair_models(pair: PairEntry) -> list[Json]:
     """Describe a pair's models and router, and whether each is stored on this machine."""
     sources = {"draft": pair.draft, "target": pair.target, "prm": pair.prm}
-    here = {role: is_scripted(source) or bool(local_files(source)) for role, source in sources.items() if source}
+    here = {role: bool(local_files(source)) for role, source in sources.items() if source}
     if pair.router:
         sources["router"], here["router"] = pair.router, router_file(pair.router).is_file()
     return [{"role": role, "model": sources[role], "here": is_here} for role, is_here in here.items()]
@@ -51,18 +50,16 @@ def names_to_fetch(name: str, *, with_prm: bool = False) -> list[HubName]:
             )
         sources.append(pair.prm)
     for source in sources:
-        if not (hub_name(source) or is_scripted(source) or local_files(source)):
+        if not (hub_name(source) or local_files(source)):
             raise UsageError(f"'{source}' is not a pair, a file or a name on the Hub", how_to_name())
     return [wanted for source in sources if (wanted := hub_name(source))]
 
 
 def how_to_name() -> str:
-    """Return a hint that explains how to name a model or pair."""
     return "use a Hub model (user/repo:quant) or a pair: " + ", ".join(user_pairs())
 
 
 def router_named(name: str) -> str | None:
-    """Return the --router value for a router name or file, or None if there is no such router."""
     shipped = f"{BUILT_IN}{name}"
     if name.endswith(".safetensors") or name in shipped_routers():
         return name
@@ -70,10 +67,7 @@ def router_named(name: str) -> str | None:
 
 
 def describe_router(source: str) -> Json:
-    """Return a router's card, its sha256 and where its file comes from.
-
-    Raises RouterError if the file is damaged; ModelFileError if a shipped router was changed.
-    """
+    """Return a router's card, sha256 and origin. Raises RouterError or ModelFileError if the file is damaged."""
     from arbitrage_cli.routing.route import AvailableRouter  # with NumPy
     from arbitrage_cli.routing.router import load
 
@@ -104,7 +98,7 @@ def describe_served(source: str) -> Json:
 def describe_models(names: Sequence[str]) -> Json:
     """Return facts about model files and the total memory that they need.
 
-    Raises ModelFileError if a GGUF file is missing or invalid; UsageError if a model is scripted.
+    Raises ModelFileError if a GGUF file is missing or invalid.
     """
     pair = user_pairs().named(names[0])
     facts = {source: _facts(source, pair.ctx if pair else None) for name in names for source in sources_of(name)}
@@ -125,8 +119,6 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
 
 
 def _facts(source: str, context_size: int | None) -> Facts:
-    if is_scripted(source):
-        raise UsageError(f"{source} is a scripted model and has no file", "name a GGUF file or another pair")
     files = local_files(source)
     if not files and hub_name(source):
         raise ModelFileError(f"{source} is not on this machine", f"download it: arbitrage models pull {source}")

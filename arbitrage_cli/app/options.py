@@ -14,7 +14,6 @@ from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Limits
 
 SOME_FAILED = 1
-"""The exit code if some problems failed."""
 MAX_CONTEXT = 1 << 24  # tokens; above any model, and within llama.cpp's integers
 MAX_THREADS = 512  # llama.cpp's limit, which it does not check
 FIRST = (
@@ -37,7 +36,6 @@ def given_options(explicit: Collection[str], *groups: Any) -> list[str]:
 
 
 def resuming(command: Sequence[str]) -> str:
-    """Return the shell command that resumes a run."""
     return shlex.join(part for part in command if part != "--fresh")
 
 
@@ -79,7 +77,6 @@ class Option:
 
     @property
     def variable(self) -> str | None:
-        """The environment variable, or None if the option is not a setting."""
         return f"ARBITRAGE_{self.name.replace('-', '_').upper()}" if self.is_setting else None
 
 
@@ -143,13 +140,9 @@ class RouterOptions:
 
     draft: Annotated[
         str | None,
-        _models(
-            "Fast model: a GGUF file, user/repo:quant on the Hub, http://host:port/v1#model, or scripted:draft.", "MODEL"
-        ),
+        _models("Fast model: a GGUF file, user/repo:quant on the Hub, or http://host:port/v1#model.", "MODEL"),
     ] = None
-    target: Annotated[str | None, _models("Strong model, in the same format as --draft, or scripted:target.", "MODEL")] = (
-        None
-    )
+    target: Annotated[str | None, _models("Strong model, in the same format as --draft.", "MODEL")] = None
     pair: Annotated[
         str | None, _models("Pair of draft and target models; see arbitrage models list.", "NAME", complete=complete_pairs)
     ] = None
@@ -186,8 +179,7 @@ class RoutingOptions:
         str | None,
         _routing(
             "Routing policy: arbitrage (a trained router), draft or target (one model alone), speculative (the target "
-            "verifies draft tokens), or another policy from arbitrage guide routing. Default: arbitrage; for scripted "
-            "models, entropy.",
+            "verifies draft tokens), or another policy from arbitrage guide routing. Default: arbitrage.",
             "NAME",
             complete=complete_policies,
         ),
@@ -203,7 +195,7 @@ class BenchRoutingOptions:
         _routing(
             "Policies to compare, each with an optional tau, such as target,arbitrage@fast,entropy@0.5. @same escalates as "
             "many steps as arbitrage. Default: target, draft, speculative (only for local models), arbitrage and "
-            "logprob@same; for scripted models, entropy instead of the last two.",
+            "logprob@same.",
             "NAME[@TAU],...",
             complete=complete_policies,
         ),
@@ -507,7 +499,7 @@ class AdviceOptions(FolderOptions):
         _advice("Field names in the file, such as question=prompt,answer=gold.", "FIELD=NAME,...", names=("--map",)),
     ] = None
     minutes: Annotated[
-        float, _advice("Time limit in minutes, after which no new problem is started.", min=0.001, max=10_000)
+        float, _advice("Time limit in minutes, including loading and the measurement of token costs.", min=0.001, max=10_000)
     ] = 10.0
     save: Annotated[
         bool, _advice("Save the advice in the pair's entry in pairs.toml, so that other commands use it by default.")

@@ -235,7 +235,6 @@ def open_pair(
 
 
 def _jobs(call: Call, questions: Iterable[Question], in_order: InOrder[Solution]) -> Iterator[Job]:
-    """Yield a job for each valid question, and add a solution with an error for the others."""
     for number, question in enumerate(questions, start=1):
         try:
             yield call.job(call.problem(question, str(number)))

@@ -23,7 +23,7 @@ from arbitrage_cli.system.files import MAX_TEXT_BYTES
 from arbitrage_cli.types import Problem
 
 MAX_BAD_LINES = 20
-"""An input is rejected if this many lines at its start are all invalid."""
+"""The input is rejected if this many lines at its start are all invalid."""
 CHUNK = 1 << 16  # bytes
 
 TABLES = (".csv", ".parquet")
@@ -45,10 +45,7 @@ class Problems:
         display: Display,
         stack: contextlib.ExitStack,
     ) -> None:
-        """Open the source. Table rows must have one of these `forms`. The display shows a note for each invalid line.
-
-        Raises UsageError if there is no source, if there are several, or if the source cannot be read.
-        """
+        """Open the source. Raises UsageError if there is no source, if there are several, or if it cannot be read."""
         input_file, limit = options.input_file, options.limit
         if problem is not None and input_file is not None:
             raise UsageError("a problem argument and --input cannot be combined", "give one of them")
@@ -83,7 +80,6 @@ class Problems:
         self._rows = self._checked(itertools.islice(read_problems(self._lines, self._on_gap), places.start, places.stop))
 
     def rows(self) -> Iterator[InputLine]:
-        """Yield the remaining problems and invalid lines."""
         return iter(lambda: self._ahead.popleft() if self._ahead else next(self._rows, None), None)
 
     def usable(self, on_bad_line: Callable[[BadLine], None]) -> Iterator[Problem]:
@@ -117,7 +113,6 @@ class Problems:
         return self._lines is None or self._lines.is_ready
 
     def _checked(self, rows: Iterator[InputLine]) -> Iterator[InputLine]:
-        """Yield the rows. Problem ids are made unique, and a note is shown for each invalid line."""
         num_rows = num_bad = 0
         for row in rows:
             num_rows += 1
@@ -154,10 +149,7 @@ class Problems:
 
 
 class LineSource:
-    """Reads lines from a file or pipe and checks whether the next line is available.
-
-    Bypasses buffered streams, because they do not expose their buffers. `name` is used in error messages.
-    """
+    """Reads lines from an unbuffered file or pipe, so that it knows whether the next line is available."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._descriptor, self._name = stream.fileno(), name
@@ -165,10 +157,7 @@ class LineSource:
         self._ended = False
 
     def readline(self, limit: int, /) -> bytes:
-        """Return the next line, or its first `limit` bytes. The result is empty at the end of the input.
-
-        Raises UsageError if the input cannot be read.
-        """
+        """Return up to `limit` bytes of the next line; b"" at the end. Raises UsageError if the input cannot be read."""
         while not self._ended and b"\n" not in self._held[:limit] and len(self._held) < limit:
             self._receive()
         end = self._held.find(b"\n", 0, limit) + 1 or limit
@@ -263,10 +252,7 @@ def _from_argument(problem: str) -> Problem:
 
 
 def _open_input(name: str | None, stack: contextlib.ExitStack) -> BinaryIO:
-    """Open a file, or standard input if the name is `-` or None.
-
-    If the name is None, standard input must be a pipe or a file, because other inputs may never end.
-    """
+    """Open a file, or standard input if the name is `-`. Without a name, standard input must be a pipe or a file."""
     if name not in (None, "-"):
         try:
             stream = stack.enter_context(Path(str(name)).expanduser().open("rb"))

@@ -24,11 +24,7 @@ ROLES: tuple[ModelRole, ...] = ("draft", "target")
 
 
 def check_destination(output: Path, *, force: bool) -> None:
-    """Check that a router can be written to this file.
-
-    Raises UsageError if the suffix is wrong, or the file exists and `force` is false; OutputError if the folder is not
-    writable.
-    """
+    """Raise UsageError if the suffix is wrong or the file exists without `force`; OutputError if it is not writable."""
     if output.suffix != SUFFIX:
         hint = f"for example -o {output.stem or 'router'}{SUFFIX}"
         raise UsageError(f"{output}: the name of a router file must end in {SUFFIX}", hint, option="output_file")
@@ -50,10 +46,9 @@ def train_router(
 def with_new_presets(
     source: str, runs: Sequence[Path], machine: AccelerationOptions, *, name: str, on_progress: Progress
 ) -> Router:
-    """Return the router with presets recomputed from the states in `runs`.
+    """Return the router with presets recomputed from `runs`, without the problems on which it was trained.
 
-    Token costs measured on this machine are used if available. Problems on which the router was trained are left out. Raises
-    UsageError if the runs use different pairs, and the same errors as `with_taus`.
+    Raises UsageError if the runs use different pairs, and the same errors as `with_taus`.
     """
     old, states = load(router_file(source)), read_states(runs)
     if len(states.pairs) > 1:
@@ -71,5 +66,4 @@ def _costs_on_this_machine(folder: Path, machine: AccelerationOptions) -> Costs 
 
 
 def bench_command(run: Path, router: Path) -> list[str]:
-    """Return the command line that benchmarks a router with the models of a run."""
     return ["arbitrage", "bench", *choice_of_states(run).arguments, "--dataset", "OTHERS.jsonl", "--router", str(router)]

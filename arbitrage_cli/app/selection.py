@@ -30,7 +30,6 @@ class Selection:
 
     @property
     def title(self) -> str:
-        """The title for displays, such as `builtin, a sample of 30 of 500`."""
         if len(self.items) == len(self.dataset.items):
             return self.dataset.name
         return f"{self.dataset.name}, {'a sample of ' * self.is_sample}{len(self.items)} of {len(self.dataset.items)}"

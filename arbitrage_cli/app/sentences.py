@@ -8,59 +8,61 @@ from arbitrage_cli.stats import rounding
 
 Json = Mapping[str, Any]  # a verdict or a candidate from `figures`
 
-BETTER_DRAFT = "a draft that agrees with the target more often"
+CERTAIN = 0.985  # the confidence from which an answer is not called probable
 
 
 def sentence(verdict: Json) -> str:
-    words = {"pays": _pays, "not decided": _not_decided}
-    return words.get(verdict["decision"], _does_not_pay)(verdict)
+    """Return the answer, its confidence and the figures behind it."""
+    adverb, chance = confidence(verdict["confidence"])
+    candidates = verdict["candidates"]
+    if verdict["route"] == "target":
+        speeds = "; ".join(f"{_name(one)} {_speed(one)}{_drawback(one)}" for one in candidates)
+        return f"{adverb} not worth it ({chance}): {speeds}. Use the target alone.{_outlook(verdict)}"
+    best = next(one for one in candidates if one["route"] == verdict["route"])
+    saving = best["saving"]
+    price = f" and saves {rounding.percent(saving)} of its price {rounding.percent_range(best['saving_interval'])}"
+    speed = f"{_speed(best)} the target's speed {rounding.number_range(best['interval'])}"
+    money = "" if saving is None else price.rstrip()
+    return f"{adverb} worth it ({chance}): {_name(best)} reaches {speed}{money}, {_answers(best)}."
 
 
-def costs_sentence(ratio: float) -> str:
-    return f"a target token costs {rounding.number(ratio)} draft tokens"
+def confidence(probability: float) -> tuple[str, str]:
+    """Return an adverb for an answer with this probability, and the probability in words, which is never rounded up."""
+    if probability >= CERTAIN:
+        return "Almost certainly", "99 in 100"
+    return "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"
 
 
-def _pays(verdict: Json) -> str:
-    best, faster = verdict["best"], verdict["faster"]
-    if best["policy"] == "draft":
-        result = "The draft alone is enough for these problems"
-    else:
-        name = "Speculation" if POLICIES[best["policy"]].speculates else f"Routing with {best['route']}"
-        result = f"{name} is worth it on this machine"
-    more = f" {faster['route']} runs at {_speed(faster)} so far; more problems are needed to decide." if faster else ""
-    return f"{result}: {_speed(best)}, {_answers(best)}.{more}"
+def costs_sentence(ratio: float, interval: rounding.Interval = None) -> str:
+    bounds = rounding.number_range(interval)
+    return f"a target token costs {rounding.number(ratio)} draft tokens{bounds and f' {bounds}'}"
 
 
-def _not_decided(verdict: Json) -> str:
-    best, after = verdict["best"], rounding.count(verdict["num_problems"], "problem")
-    reason = "Out of time" if verdict["out_of_time"] else "Not decided"
-    needed = "Comparable answers" if verdict["needs_answers"] else "More problems"
-    so_far = f"{best['route']} runs at {_speed(best)} so far, {_answers(best)}"
-    return f"{reason} after {after}: {so_far}. {needed} are needed to decide."
-
-
-def _does_not_pay(verdict: Json) -> str:
-    best, ratio = verdict["best"], verdict["token_ratio"]
-    if verdict["loses_answers"]:
-        runs = f"{best['route']} runs at {_speed(best)}, {_answers(best)}"
-        lost = f"No policy is faster while keeping the target's answers: {runs}."
-        return f"{lost} {BETTER_DRAFT.capitalize()} might change that."
-    why = f": {costs_sentence(ratio)}{_outlook(verdict)}" if ratio else "."
-    return f"This pair is not worth using on this machine{why} The fastest policy, {best['route']}, runs at {_speed(best)}."
-
-
-def _outlook(verdict: Json) -> str:
-    if verdict["ratio_needed"]:
-        needed = float(f"{verdict['ratio_needed']:.2g}")
-        return f"; it would be worth using from about {needed:g}."
-    if verdict["is_idle"]:
-        return ", too few for speculation to draft tokens. A faster draft might change that."
-    return f". A faster draft would not change that; {BETTER_DRAFT} might."
+def _name(candidate: Json) -> str:
+    if candidate["policy"] == "draft":
+        return "the draft alone"
+    return "speculation" if POLICIES[candidate["policy"]].speculates else f"routing with {candidate['route']}"
 
 
 def _speed(candidate: Json) -> str:
-    interval = rounding.number_range(candidate["interval"])
-    return f"{rounding.number(candidate['speedup'])}x the target's speed{f' {interval}' if interval else ''}"
+    return f"{rounding.number(candidate['speedup'])}x" + ("" if candidate["num_problems"] else " (expected)")
+
+
+def _drawback(candidate: Json) -> str:
+    """Return why a candidate that is fast enough is not recommended."""
+    if candidate["is_fast"] < candidate["is_safe"]:
+        return ""
+    return f", {_answers(candidate)}" if candidate["num_lost"] else ", but it may lose answers"
+
+
+def _outlook(verdict: Json) -> str:
+    ratio, needed = verdict["token_ratio"], verdict["ratio_needed"]
+    if not ratio:
+        return ""
+    change = (
+        f"from about {float(f'{needed:.2g}'):g}, the pair would be worth it" if needed else "a faster draft is not enough"
+    )
+    return f" {costs_sentence(ratio).capitalize()}; {change}."
 
 
 def _answers(candidate: Json) -> str:
@@ -69,10 +71,11 @@ def _answers(candidate: Json) -> str:
     compared, attempts = candidate["num_compared"], candidate["num_attempts"]
     if not compared:
         return "but its answers cannot be compared"
-    graded = candidate["num_graded"]
-    kind = {compared: "right answer", 0: "target answer"}.get(graded, "answer")
+    kind = {compared: "right answer", 0: "target answer"}.get(candidate["num_graded"], "answer")
     lost = rounding.count(candidate["num_lost"], kind) if candidate["num_lost"] else f"no {kind}"
-    unit = "problem" if candidate["samples"] == 1 else "attempt"
-    if compared == attempts:
-        return f"with {lost} lost in {rounding.count(attempts, unit)}"
-    return f"with {lost} lost ({compared} of {attempts} {unit}s have comparable answers)"
+    made = rounding.count(attempts, "problem" if attempts == candidate["num_problems"] else "attempt")
+    return (
+        f"with {lost} lost in {made}"
+        if compared == attempts
+        else f"with {lost} lost ({compared} of {made} have comparable answers)"
+    )

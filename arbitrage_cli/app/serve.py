@@ -73,10 +73,7 @@ def _api_key(file: Path | None) -> str | None:
 
 
 def _host_names(bound: socket, options: ServerOptions, key: str | None) -> tuple[str, ...]:
-    """Return the accepted Host headers, or an empty tuple to accept all headers.
-
-    Raises UsageError if other machines could connect without an API key and --no-api-key is not set.
-    """
+    """Return the accepted Host headers, or () to accept all. Raises UsageError if a public address has no API key."""
     if ip_address(bound.getsockname()[0]).is_loopback:
         return (*LOOPBACK, options.host)
     if key is None and not options.no_api_key:

@@ -25,7 +25,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.speculation import BatchCosts
 from arbitrage_cli.inference.thinking import ThinkFormat
-from arbitrage_cli.model_files.pairs import find_files, is_built_in, is_scripted, local_files
+from arbitrage_cli.model_files.pairs import find_files, is_built_in, local_files
 from arbitrage_cli.rewards.questions import Judge, ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import Policy
@@ -114,7 +114,7 @@ class Session:
         return self.concurrency
 
     def manifest(self, routes: Sequence[Route], *, reads_models: bool = True) -> Run:
-        """Return the manifest. If `reads_models` is false, files with a known checksum are not read again."""
+        """Return the manifest. If `reads_models` is false, known checksums are not computed again."""
         return make_manifest(self.resolved, routes, self._placement, self._display.loading, reads_models=reads_models)
 
     def resume(self, run: Run | None) -> None:
@@ -235,7 +235,6 @@ class Session:
             | {"concurrency": self.concurrency},
             models=self.setup.sources,
             descriptions={role: self.models[role].describe() for role in chosen.policy.models},
-            is_scripted=any(map(is_scripted, self.setup.sources.values())),
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.setup.task.find_answer,
@@ -279,7 +278,7 @@ class Session:
 
 
 def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) -> dict[ModelRole, str]:
-    """Download missing files. Return each model's first file, or the name of a scripted or served model."""
+    """Download missing files. Return each model's first file, or its name if it has no file."""
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
         files = find_files(source, offline=offline, on_progress=display.fetching)

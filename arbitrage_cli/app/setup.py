@@ -79,10 +79,7 @@ _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p":
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """The options shared by all commands that use models. `task` overrides the task in `generation`.
-
-    `explicit` contains the names of options that were set by flags or arguments, not by settings.
-    """
+    """The options shared by all commands that use models. `explicit` names the options that were set by flags or arguments."""
 
     models: RouterOptions
     generation: GenerationOptions
@@ -111,7 +108,6 @@ class Basis:
 
     @property
     def system(self) -> str:
-        """The system prompt: the user's if set, else the pair's, else the task's."""
         pair, instructions = self.choice.pair, self.task.instructions
         if self.options.generation.system is not None:
             return self.options.generation.system
@@ -153,7 +149,6 @@ class Setup(Basis):
 
     @property
     def tau_costs(self) -> str | None:
-        """The source of the token costs that determine the presets, or None if no route uses a preset."""
         if self.named_taus:
             return self.named_taus.costs_of
         return self.available_router.costs_of if any(route.tau_name in PRESETS for route in self.routes) else None
@@ -328,7 +323,6 @@ def _default_policies(basis: Basis) -> str:
 
 
 def _early_stop(option: bool | None, basis: Basis, *policies: Policy) -> bool | None:
-    """Return the option, or False if the draft is on a server, where it cannot be stopped."""
     draft = basis.choice.models["draft"]
     if not draft or not is_served(draft):
         return option
@@ -342,7 +336,6 @@ def _with_early_stop(routes: Sequence[Route], early: bool | None) -> list[Route]
 
 
 def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward: str | None = None) -> None:
-    """Raise UsageError if an option was set explicitly but no policy uses it."""
     uses = {
         "tau": any(policy.has_tau for policy in policies),
         "router": any(policy.needs_router for policy in policies),

@@ -99,7 +99,6 @@ class InOrder(Generic[T]):
         self._num_started = self._num_passed = 0
 
     def started(self, trace: Trace) -> None:
-        """Reserve the next position for a problem."""
         self._places[trace] = self._num_started
         self._num_started += 1
 
@@ -118,6 +117,6 @@ class InOrder(Generic[T]):
             yield self._held.pop(self._num_passed - 1)
 
     def rest(self) -> Iterator[T]:
-        """Remove and yield all remaining results in order, after a run ends early."""
+        """Yield all remaining results in order."""
         for place in sorted(self._held):
             yield self._held.pop(place)

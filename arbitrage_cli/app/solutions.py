@@ -146,7 +146,6 @@ class Solutions(AbstractContextManager["Solutions"]):
             self._pass_on_ready()
 
     def _add(self, result: Record, *, is_new: bool = True) -> None:
-        """Add a result that needs no solving."""
         self._in_order.add((result, is_new))
         self._pass_on_ready()
 
@@ -176,7 +175,7 @@ class Solutions(AbstractContextManager["Solutions"]):
                 yield problem
 
     def _is_ready(self, problems: Problems) -> bool:
-        """Return whether another problem may start now. Problems that crashed the process are solved one at a time."""
+        """Return whether another problem may start. Problems that crashed the process run alone."""
         return not any(count < MAX_CRASHES for count in self._crashes.values()) and problems.is_ready()
 
     def _earlier(self) -> Iterator[Record]:

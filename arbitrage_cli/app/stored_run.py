@@ -44,7 +44,7 @@ def regrade(folder: RunFolder, task: Task) -> list[tuple[Row, Row]]:
 
 
 class AlteredFile(NamedTuple):
-    """A model file that differs from the one recorded in a run."""
+    """A model file that differs from the file recorded in a run."""
 
     role: str
     path: Path
@@ -52,10 +52,7 @@ class AlteredFile(NamedTuple):
 
 
 def altered_files(run: Mapping[str, Any]) -> Iterator[AlteredFile]:
-    """Yield the model files that differ from those recorded in a run.
-
-    Sizes are always compared; checksums are compared only if a file is newer than the run.
-    """
+    """Yield the model files that changed. Checksums are compared only for files that are newer than the run."""
     created = datetime.fromisoformat(run["created"]).timestamp()
     for role, model in run["models"].items():
         if not model.get("file"):

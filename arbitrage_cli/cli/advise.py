@@ -28,8 +28,9 @@ def advise(
 ) -> int:
     """Find out whether a pair is worth using on this machine, and with which policy.
 
-    Measures token costs first, and stores them for other commands. Then solves 5 to 40 problems with the target alone,
-    speculation, routing and the draft alone, until the result is clear. The same command resumes an interrupted run.
+    Measures token costs first, and stores them for other commands. Then solves up to 40 problems with the target alone,
+    speculation, routing and the draft alone, until the answer is sure or the time is over. The answer always has a
+    confidence. The same command adds more problems.
 
     \b
     Examples:
@@ -63,8 +64,6 @@ def _save(advice: "Advice", pair: "PairEntry", router: str | None) -> str:
     """Save the advice in the pair's entry, and return a message for the user."""
     from arbitrage_cli.app.advise import save_advice
 
-    if not advice.is_decided:
-        return "not saved, because there is no verdict yet"
     path = save_advice(advice, pair, router)
     return f"saved in {path}: pair {pair.name} uses policy {advice.policy}" + (f" at {advice.tau}" if advice.tau else "")
 

@@ -16,7 +16,7 @@ from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName
-from arbitrage_cli.model_files.pairs import hub_name, is_scripted, is_served, local_files, user_pairs
+from arbitrage_cli.model_files.pairs import hub_name, is_served, local_files, user_pairs
 from arbitrage_cli.stats import rounding
 
 SOME_MISSING = 1
@@ -100,7 +100,7 @@ def _show_sizes(names: Iterable[HubName], *, offline: bool) -> None:
 @command
 def path(name: Name, *, debug: Debug = False) -> int:
     """Print the paths of a pair's or a model's files. The exit code is 1 if a file is not on this machine."""
-    sources = {source: local_files(source) for source in model_info.sources_of(name) if not is_scripted(source)}
+    sources = {source: local_files(source) for source in model_info.sources_of(name)}
     for source, files in sources.items():
         for file in files:
             typer.echo(str(file))

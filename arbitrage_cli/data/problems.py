@@ -59,7 +59,7 @@ def read_problems(stream: LineReader, on_gap: Callable[[], None] = lambda: None)
         row = _json_object(text)
         question = find_text(row, PROBLEM_FIELDS["question"])
         if question is None:
-            raise UnusableError('no text under "problem" or "question"')
+            raise UnusableError('no text in the field "problem" or "question"')
         return make_problem(question, find_id(row, PROBLEM_FIELDS["id"], number))
 
     return _parsed(stream, parse)

@@ -8,7 +8,6 @@ from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.sentences import costs_sentence
 from arbitrage_cli.display.table import write_table
 from arbitrage_cli.display.text import aligned, is_drawable, one_line, write
-from arbitrage_cli.evaluation.verdict import token_ratio
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import ModelCosts
 from arbitrage_cli.tuning.placement import costs_of, tuned_file
@@ -21,15 +20,13 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     """Write the table, the verdict and the next command. Raises the same errors as `write`."""
     figures = advice.figures
     write_table({**figures, "verdict": None}, findings(figures), stream, styled=is_drawable(stream))
-    write(
-        stream,
-        f"\n{one_line(advice.sentence)}\n  {advice.command or 'use --dataset with a file that contains more questions'}\n",
-    )
+    write(stream, f"\n{one_line(advice.sentence)}\n  {advice.command}\n")
 
 
 def findings(figures: Json) -> list[tuple[str, str]]:
     """Return facts about the token costs, and about how often the draft and the target agree on an answer."""
-    facts = [("costs", costs_sentence(ratio))] if (ratio := token_ratio(figures)) else []
+    ratio, interval = figures["token_ratio"], figures["token_ratio_interval"]
+    facts = [("costs", costs_sentence(ratio, interval))] if ratio else []
     draft = next((entry for entry in figures["policies"] if entry["policy"] == "draft"), None)
     if draft and draft["same_answers"] is not None:
         same = draft["ratios"]["same_answers"]

@@ -142,14 +142,13 @@ DEFINITIONS: Mapping[str, str] = {
     "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
     f"Interval: 95%, paired (Newcombe), or {_BOOTSTRAP}.",
     "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. They are graded too.",
-    "seconds_mean": "Computed seconds / finished attempts. An attempt's computed time is its counted work (tokens in prefill, "
-    "decoding and verification, scores) at the run's unit costs. Steps that took more than twice the usual time do not affect "
-    "the unit costs.",
+    "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
+    "times the unit costs measured in the run. Steps that took more than twice the usual time do not affect the unit costs.",
     "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both finished; "
     f"above 1 is faster. {_OVER_PROBLEMS}",
     "measured_seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
     "measured_speedup": "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that both "
-    f"finished. {_OVER_PROBLEMS}",
+    f"finished; above 1 is faster. {_OVER_PROBLEMS}",
     "problems_per_second": "Finished attempts / wall-clock seconds of their blocks. A block is a group of problems that are solved "
     "at once. Its time includes failed attempts, but not loading, grading and display.",
     "throughput_ratio": "Problems per second of this policy / problems per second of the target alone, over blocks with the same "

@@ -20,11 +20,8 @@ from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelR
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
 FEW = 16  # tokens; the speed of fewer tokens is shown as approximate
-SLOWER, ENOUGH_TOKENS = 1.1, 64  # a ratio of times above which a policy is slow, and the tokens needed to tell
-SCRIPTED_NOTICE = (
-    "These scripted models are not language models. They only solve one-line arithmetic. "
-    "To use language models: --draft DRAFT.gguf --target TARGET.gguf"
-)
+SLOWER = 1.1  # ratio of times above which a policy is slow
+ENOUGH_TOKENS, ENOUGH_SECONDS = 64, 5.0  # needed to judge whether a policy is slow
 
 
 def is_due(reminder: str) -> bool:
@@ -92,8 +89,9 @@ class Totals:
 
     def slowness(self, run: RunInfo) -> str:
         """Return a note the first time that the policy is slower than the target alone; else an empty string."""
-        is_slow = self.tokens >= ENOUGH_TOKENS and self.seconds > SLOWER * self.alone > 0
-        if self.is_slowness_shown or not is_slow or run.policy == "target" or run.is_scripted:
+        is_enough = self.tokens >= ENOUGH_TOKENS and self.seconds >= ENOUGH_SECONDS
+        is_slow = is_enough and self.seconds > SLOWER * self.alone > 0
+        if self.is_slowness_shown or not is_slow or run.policy == "target":
             return ""
         self.is_slowness_shown = True
         percent = f"{self.seconds / self.alone - 1:.0%}"
@@ -125,7 +123,7 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
         lines.append(
             f"this router was not trained on thinking, so about {share} of the thinking steps are escalated, based on entropy"
         )
-    return [*lines, SCRIPTED_NOTICE] if run.is_scripted and run.descriptions else lines
+    return lines
 
 
 def _rule(run: RunInfo) -> str:

@@ -62,10 +62,7 @@ def compared_with_target(
 
 
 def _is_lost(result: Result, target: Result) -> bool:
-    """Return whether the target's answer is correct but this answer is not.
-
-    If the target's answer is not graded, any different answer counts as lost.
-    """
+    """Return whether the target's answer is correct and this answer is not. An ungraded answer is lost if it differs."""
     return target.is_correct and not result.is_correct if target.is_graded else result.answer != target.answer
 
 

@@ -32,7 +32,6 @@ ROUNDS = 4  # the number of problems in a block per slot
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
 """Grades a solution's text against `Item.gold`. Raises ProblemError if the grader fails."""
 EnginesFor = Callable[[Route, int], Mapping[ModelRole, Writer]]
-"""Returns idle engines for a policy and a sample index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +85,28 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
 class Bench:
     """Runs attempts, up to `concurrency` at a time.
 
-    Sample k uses the seed `seed + k`. An attempt fails after `timeout` seconds. `timer` measures scores and the program.
-    `enough` is called before each block; if it returns true, the run ends.
+    Sample k uses the seed `seed + k`. `seconds_for` returns the time limit of the next attempt, or None. `timer` measures
+    scores and the program. Attempts for which `is_needed` is false are skipped.
     """
 
     engines_for: EnginesFor
     grade: GradeSolution
     limits: Limits
     seed: int
-    timeout: float | None = None
+    seconds_for: Callable[[], float | None] = lambda: None
     scorer_for: Callable[[Policy], Scorer | None] = lambda policy: None
     rater_for: Callable[[Policy], Rater | None] = lambda policy: None
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer
     clock: Callable[[], float] = time.perf_counter
     timer: Callable[[], float] = time.perf_counter
-    enough: Callable[[], bool] = lambda: False
+    is_needed: Callable[[Attempt], bool] = lambda attempt: True
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
         """Run the attempts. A ProblemError is recorded in the attempt's row; other errors end the run."""
-        for _, block in itertools.groupby(attempts, key=lambda attempt: attempt.block):
-            if self.enough():
-                return
-            for _, together in itertools.groupby(block, key=lambda attempt: (attempt.sample, attempt.route)):
-                yield from self._solve_block(list(together))
+        for _, together in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.route)):
+            if needed := [attempt for attempt in together if self.is_needed(attempt)]:
+                yield from self._solve_block(needed)
 
     def _solve_block(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
         route, sample = block[0].route, block[0].sample
@@ -134,7 +131,8 @@ class Bench:
             raise DefectError("the scheduler lost a problem")
 
     def _deadline(self) -> Deadline | None:
-        return Deadline(self.clock() + self.timeout, self.timeout, self.clock) if self.timeout else None
+        seconds = self.seconds_for()
+        return Deadline(self.clock() + seconds, seconds, self.clock) if seconds is not None else None
 
     def _follow(self, events: Iterator[Event], in_flight: dict[str, "_InFlight"]) -> Iterator[Began | Event | Ended]:
         size, last_end = len(in_flight), 0.0  # seconds since the block began
@@ -184,8 +182,6 @@ class Bench:
 
 @dataclass(slots=True)
 class _InFlight:
-    """An attempt in progress."""
-
     attempt: Attempt
     timer: Callable[[], float]
     began: float = 0.0  # seconds since the start of the block
@@ -193,7 +189,7 @@ class _InFlight:
     router_seconds: float = 0.0  # time in which the policy scored steps and decided, without model time
 
     def follow(self, flow: Flow) -> Flow:
-        """Yield the requests of a flow, and measure the time from each answer to the next request."""
+        """Yield a flow's requests, and measure the time from each response to the next request."""
         with contextlib.closing(flow):
             answer: Step | tuple[float, ...] | None = None
             while True:
@@ -241,8 +237,6 @@ class Standing:
 
 @dataclass(slots=True)
 class _Sums:
-    """Running totals of one policy."""
-
     tried: set[SampleKey] = field(default_factory=set)
     done: dict[SampleKey, float] = field(default_factory=dict)  # the wall-clock seconds
     correct: int = 0

@@ -13,6 +13,7 @@ from typing import Any
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation import speed
 from arbitrage_cli.evaluation.accuracy import accuracy, compared_with_target, cut_by_limit
+from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.speed import speedup
 from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.evaluation.work import token_ratio, with_computed_seconds
@@ -46,10 +47,7 @@ Prices = Mapping[ModelRole, Price]
 
 
 def parse_prices(text: str) -> Prices:
-    """Parse `draft=PROMPT/COMPLETION,target=PROMPT/CACHED/COMPLETION`.
-
-    Models that are not listed are free. Raises UsageError if the text is invalid.
-    """
+    """Parse prices such as `draft=0.02/0.10`. Models without a price are free. Raises UsageError if the text is invalid."""
     found: dict[ModelRole, Price] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
@@ -62,7 +60,7 @@ def parse_prices(text: str) -> Prices:
 
 
 def price_figures(policy: PolicyResults, target: PolicyResults | None, prices: Prices | None) -> dict[str, Any]:
-    """Return the mean price of an attempt and the saving relative to the target. Figures are None if there are no prices."""
+    """Return the mean price of an attempt, and the saving relative to the target."""
     if prices is None or is_idle(policy):
         return dict.fromkeys(PRICED)
 
@@ -103,12 +101,8 @@ def figures(
     rows: Iterable[Mapping[str, Any]],
     *,
     prices: Prices | None = None,
-    out_of_time: bool = False,
 ) -> dict[str, Any]:
-    """Return all figures of a run as JSON. The order of the rows does not matter.
-
-    `out_of_time` is true if a time limit ended the run. Raises the same errors as `results_by_policy`.
-    """
+    """Return all figures of a run as JSON. Raises the same errors as `results_by_policy`."""
     policies = results_by_policy(run, rows)
     if concurrency_of(run) == 1:
         policies = with_computed_seconds(run, policies)
@@ -116,8 +110,9 @@ def figures(
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
     usable_prices = prices if counts_tokens(run) else None
     made = [_policy_figures(policy, target, run, usable_prices) for policy in policies]
-    found = verdict({"policies": made, "samples": samples}, out_of_time=out_of_time)
     ratio, ratio_interval = token_ratio(policies)
+    judged = {"policies": made, "samples": samples, "token_ratio": ratio and ratio.value}
+    found = verdict(judged, expected_effects(run)) if target else None
     notes = list(_notes(run, policies, made))
     if target is None:
         notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")
@@ -134,7 +129,7 @@ def figures(
         "samples": samples,
         "concurrency": concurrency_of(run),
         "policies": made,
-        "token_ratio": ratio and ratio.value,
+        "token_ratio": judged["token_ratio"],
         "token_ratio_interval": ratio_interval,
         "notes": [*notes, *run["warnings"]],
         "verdict": found and asdict(found),

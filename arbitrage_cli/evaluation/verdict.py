@@ -1,128 +1,207 @@
-"""Decides from a run's figures whether a pair is worth using, and with which policy.
+"""Judges whether a pair is worth using on this machine, and with which policy.
 
-A policy is worth using if its speed-up interval lies above 1 and reaches MIN_SPEEDUP, and if it loses almost no correct
-answers. A few problems are enough to measure a speed-up but not an accuracy, so lost answers are counted instead.
-`app.sentences` turns the verdict into text.
+The answer is a probability, so there is one after any number of problems. Before the first problem, it follows from the
+expected effect of each policy (`evaluation.expected`); every solved problem adds evidence. A policy is worth using if its
+speed-up is at least MIN_SPEEDUP and it loses at most MAX_LOST of the target's answers. `app.sentences` turns the verdict
+into text.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
+
+from arbitrage_cli.evaluation.expected import UNKNOWN, Expected, route_of
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.route import SAME
-from arbitrage_cli.runs.records import route_name
+from arbitrage_cli.routing.route import DEFAULT_TAU
+from arbitrage_cli.stats.intervals import Interval, Z
 
 Figures = Mapping[str, Any]
-Decision = Literal["pays", "does not pay", "not decided"]
 
-MIN_TO_REFUSE = 5  # minimum problems to decide that no policy pays
-MIN_PROBLEMS = 8  # minimum problems to decide that a policy pays
-MIN_FOR_ANSWERS = 20  # minimum compared answers for a policy whose answers may differ from the target's
 MIN_SPEEDUP = 1.1  # minimum speed-up of a policy worth using
-SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
 MAX_LOST = 0.05  # maximum share of lost answers
+SURE = 0.95  # confidence at which more problems are not needed
+HOPELESS = 0.02  # confidence below which a policy is not run
+SPREAD, SPREAD_PROBLEMS = 0.3, 5.0
+"""The assumed standard deviation of a problem's log speed-up, and the number of problems that the assumption counts for."""
+GRID = 4000  # points of the numerical integration
+
+SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
 MAX_POINTS = 1.0  # maximum loss of a preset, in percentage points of the target's reward
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A policy considered as a replacement for the target alone."""
+    """A policy considered as a replacement for the target alone.
+
+    `speedup` and `interval` are those of the run, or the expected ones before the first problem. `is_fast` and `is_safe` are
+    the probabilities that the policy reaches MIN_SPEEDUP, and that it loses at most MAX_LOST of the answers.
+    """
 
     route: str
     policy: str
     speedup: float
-    interval: tuple[float, float] | None
-    num_attempts: int
-    num_compared: int  # attempts with comparable answers
-    num_lost: int  # compared attempts that lost the target's answer
-    num_graded: int  # compared attempts with a known right answer
-    draft_share: float  # the draft's share of the policy's time
-    samples: int = 1  # attempts per problem
+    interval: Interval
+    is_fast: float
+    is_safe: float
+    num_problems: int = 0
+    num_compared: int = 0  # attempts with comparable answers
+    num_lost: int = 0  # compared attempts that lost the target's answer
+    num_graded: int = 0  # compared attempts with a known right answer
+    num_attempts: int = 0
+    saving: float | None = None  # of the target's price
+    saving_interval: Interval | None = None
+    draft_share: float | None = None  # the draft's share of the policy's time
 
     @property
-    def is_too_slow(self) -> bool:
-        """Whether the speed-up interval lies below MIN_SPEEDUP."""
-        return self.interval is not None and self.interval[1] < MIN_SPEEDUP
+    def confidence(self) -> float:
+        """The probability that the policy is worth using."""
+        return self.is_fast * self.is_safe
 
     @property
-    def is_faster(self) -> bool:
-        """Whether the speed-up interval lies above 1 and reaches MIN_SPEEDUP."""
-        return self.interval is not None and self.interval[0] > 1 and not self.is_too_slow
-
-    @property
-    def has_targets_text(self) -> bool:
-        """Whether the policy writes the same text as the target, so that answers need not be compared."""
-        return POLICIES[self.policy].speculates
-
-    @property
-    def is_comparable(self) -> bool:
-        return self.has_targets_text or self.num_compared > 0
-
-    @property
-    def is_known(self) -> bool:
-        if self.has_targets_text:
-            return self.num_attempts >= MIN_PROBLEMS * self.samples
-        return self.num_compared >= MIN_FOR_ANSWERS * self.samples
-
-    @property
-    def keeps_answers(self) -> bool:
-        """Whether the policy loses at most MAX_LOST of the answers.
-
-        The policy `draft` must not lose any answers, because the target does not check its steps.
-        """
-        allowed = 0.0 if self.policy == "draft" else MAX_LOST * self.num_compared
-        return self.has_targets_text or (self.is_comparable and self.num_lost <= allowed)
-
-    @property
-    def may_keep_answers(self) -> bool:
-        """Whether more problems could show that the policy keeps the answers."""
-        by_chance = self.num_lost <= 1 and self.num_compared < MIN_FOR_ANSWERS * self.samples and self.policy != "draft"
-        return self.keeps_answers or by_chance or not self.is_comparable
+    def gain(self) -> float:
+        return self.confidence * math.log(max(1.0, self.speedup))
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A decision and the figures behind it."""
+    """The answer for a pair: the policy to use, and the probability that this is right.
 
-    decision: Decision
-    best: Candidate  # the candidate that decided
+    `candidates` are in descending order of confidence. `ratio_needed` is the number of draft tokens that a target token would
+    have to cost for the pair to be worth using; None if no cost would suffice, or if it is unknown.
+    """
+
+    route: str  # "target" if no candidate is worth using
+    confidence: float
     num_problems: int
-    route: str | None = None  # policy and tau to use; None stands for the target alone
-    final: bool = True  # more problems are not expected to change the decision
-    needs_answers: bool = False  # the best candidate's answers cannot be compared
-    out_of_time: bool = False
-    faster: Candidate | None = None  # a faster candidate with too few problems to recommend it
-    loses_answers: bool = False  # the pair is fast but loses answers
-    token_ratio: float | None = None  # the cost of a target token in draft tokens
-    ratio_needed: float | None = None  # the minimum token ratio at which the pair would pay
-    is_idle: bool = False  # speculation drafted no tokens at these costs
+    candidates: tuple[Candidate, ...]
+    token_ratio: float | None = None
+    ratio_needed: float | None = None
+
+    @property
+    def best(self) -> Candidate:
+        """The recommended candidate, or the most promising one if the target alone is recommended."""
+        return next((one for one in self.candidates if one.route == self.route), self.candidates[0])
+
+    @property
+    def is_worth_it(self) -> bool:
+        return self.route != "target"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the answer is sure, and no other candidate might be clearly faster."""
+        possible = [one for one in self.candidates if one.confidence > 1 - SURE]
+        return self.confidence >= SURE and not any(one.speedup > SIMILAR * self.best.speedup for one in possible)
 
 
-def verdict(figures: Figures, *, out_of_time: bool = False) -> Verdict | None:
-    """Return the verdict on a run; None if the run has no policy to compare with the target alone."""
-    candidates = candidates_of(figures)
+def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | None:
+    """Return the verdict on a run. `expected` has the policies by route, including those that were not run.
+
+    Return None if there is no policy to compare with the target alone.
+    """
+    made = {route_of(policy): policy for policy in figures["policies"]}
+    routes = {route: route.partition("@")[0] for route in (*expected, *made)}
+    found = [
+        _candidate(route, policy, made.get(route), expected.get(route, UNKNOWN), figures)
+        for route, policy in routes.items()
+        if policy != "target" and POLICIES[policy].kind != "oracle"
+    ]
+    candidates = sorted(_considered(found), key=lambda one: one.confidence, reverse=True)
     if not candidates:
         return None
-    count = min(candidate.num_attempts // candidate.samples for candidate in candidates)
-    promising = [candidate for candidate in candidates if candidate.is_faster and candidate.keeps_answers]
-    paying = [candidate for candidate in promising if candidate.is_known]
-    if paying:
-        best = _best(paying)
-        fastest = max([best, *promising], key=lambda candidate: candidate.speedup)
-        faster = None if fastest.is_known else fastest
-        return Verdict("pays", best, count, best.route, final=faster is None, faster=faster)
-    undecided = [candidate for candidate in candidates if not candidate.is_too_slow and candidate.may_keep_answers]
-    if undecided or count < MIN_TO_REFUSE:
-        return _not_decided(undecided or candidates, count, out_of_time=out_of_time)
-    return _does_not_pay(candidates, count, token_ratio(figures))
+    count = max(one.num_problems for one in candidates)
+    ratio, likely = figures["token_ratio"], [one for one in candidates if one.confidence >= 0.5]
+    if likely:
+        best = max(likely, key=lambda one: one.gain)
+        return Verdict(best.route, best.confidence, count, tuple(candidates), ratio)
+    confidence = max(0.5, math.prod(1 - one.confidence for one in candidates))
+    return Verdict("target", confidence, count, tuple(candidates), ratio, _ratio_needed(candidates, ratio))
+
+
+def chance_of_speedup(
+    expected: Expected, speedup: float | None = None, interval: Interval | None = None, count: int = 0
+) -> float:
+    """Return the probability of a speed-up of at least MIN_SPEEDUP after `count` problems.
+
+    Log speed-ups are assumed to be normally distributed. The spread between problems follows from the 95% interval.
+    """
+    if expected.most < MIN_SPEEDUP:
+        return 0.0
+    precision, mean = expected.spread**-2, math.log(expected.speedup)
+    if speedup and count:
+        between = SPREAD_PROBLEMS * SPREAD**2
+        if interval and interval[0] > 0:
+            between += count * count * (math.log(interval[1] / interval[0]) / (2 * Z)) ** 2
+        weight = count * (SPREAD_PROBLEMS + (count if interval else 0)) / between
+        mean = (precision * mean + weight * math.log(speedup)) / (precision + weight)
+        precision += weight
+    return math.erfc((math.log(MIN_SPEEDUP) - mean) * math.sqrt(precision / 2)) / 2
+
+
+def chance_of_few_lost(expected: Expected, num_lost: float, num_compared: float) -> float:
+    """Return the probability that at most MAX_LOST of the answers are lost, from a beta distribution of the share."""
+    lost = expected.loss * expected.answers + num_lost
+    kept = (1 - expected.loss) * expected.answers + num_compared - num_lost
+    shares = (np.arange(GRID) + 0.5) / GRID
+    logs = lost * np.log(shares) + kept * np.log1p(-shares)
+    weights = np.exp(logs - logs.max())
+    return float(weights[shares <= MAX_LOST].sum() / weights.sum())
+
+
+def _candidate(route: str, policy: str, made: Figures | None, expected: Expected, figures: Figures) -> Candidate:
+    keeps_text = POLICIES[policy].speculates
+    speedup = made and (made["speedup"] or made["throughput_ratio"])
+    if not made or not speedup or made["accuracy_difference"] is None:
+        is_safe = 1.0 if keeps_text else chance_of_few_lost(expected, 0, 0)
+        return Candidate(route, policy, expected.speedup, expected.interval, chance_of_speedup(expected), is_safe)
+    interval, samples = made["speedup_interval"] or made["throughput_ratio_interval"], figures["samples"]
+    lost, attempts = made["ratios"]["answers_lost"], made["ratios"]["accuracy_difference"]["denominator"]
+    count, time = attempts // samples, made["time"]
+    share = sum(time[f"draft_{kind}"] for kind in ("decode", "prefill", "verify")) / (time["wall"] or 1.0)
+    is_idle = keeps_text and not share  # speculation that drafts nothing
+    num_lost, num_compared = lost["numerator"], lost["denominator"]
+    return Candidate(
+        route,
+        policy,
+        speedup,
+        tuple(interval) if interval else expected.interval,
+        0.0 if is_idle else chance_of_speedup(expected, speedup, interval, count),
+        1.0 if keeps_text else chance_of_few_lost(expected, num_lost / samples, num_compared / samples),
+        count,
+        num_compared,
+        num_lost,
+        made["answers_graded"],
+        attempts,
+        made["saving"],
+        made["saving_interval"] and tuple(made["saving_interval"]),
+        share,
+    )
+
+
+def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Leave out the lossy presets of a policy if its lossless preset is a candidate, so that advice does not alternate."""
+    lossless = {one.policy for one in candidates if one.route.endswith(f"@{DEFAULT_TAU}")}
+    return [one for one in candidates if one.policy not in lossless or one.route.endswith(f"@{DEFAULT_TAU}")]
+
+
+def _ratio_needed(candidates: Sequence[Candidate], ratio: float | None) -> float | None:
+    """Return the least token ratio at which a faster draft would make a candidate that keeps the answers worth using.
+
+    The speed-up is taken from the lower half of its interval, because the ratio depends strongly on it.
+    """
+    needed = [
+        ratio * one.draft_share / left
+        for one in candidates
+        if ratio and one.draft_share and one.is_safe >= 0.5
+        if (left := math.sqrt(one.speedup * one.interval[0]) / MIN_SPEEDUP - 1 + one.draft_share) > 0
+    ]
+    return min(needed, default=None)
 
 
 def best_preset(named: Mapping[str, float], rows: Sequence[Figures]) -> tuple[str, Figures] | None:
-    """Return the best preset in a router's table of taus, with its row.
-
-    Return None if no preset has a speed-up of at least MIN_SPEEDUP and loses at most MAX_POINTS.
-    """
+    """Return the best preset and its row; None if no preset reaches MIN_SPEEDUP and loses at most MAX_POINTS."""
     found = [(name, row) for name, tau in named.items() for row in rows if row["tau"] == tau and row["time"] is not None]
     good = [(name, row) for name, row in found if row["change"] >= -MAX_POINTS and row["time"] * MIN_SPEEDUP < 1]
     if not good:
@@ -130,75 +209,3 @@ def best_preset(named: Mapping[str, float], rows: Sequence[Figures]) -> tuple[st
     least = min(row["time"] for _, row in good)
     near = [(name, row) for name, row in good if row["time"] <= SIMILAR * least]
     return max(near, key=lambda preset: (min(0.0, preset[1]["change"]), -preset[1]["time"]))
-
-
-def candidates_of(figures: Figures) -> list[Candidate]:
-    """Return the policies considered as replacements for the target alone. The oracle is excluded."""
-    return [
-        candidate
-        for policy in figures["policies"]
-        if policy["policy"] != "target"
-        and POLICIES[policy["policy"]].kind != "oracle"
-        and (candidate := _candidate(policy, figures["samples"])) is not None
-    ]
-
-
-def token_ratio(figures: Figures) -> float | None:
-    """Return the target's time per token divided by the draft's; None unless the run has both policies."""
-    alone = {policy["policy"]: policy for policy in figures["policies"] if policy["policy"] in ("draft", "target")}
-    draft, target = (alone.get(role, {}).get(f"{role}_tokens_per_second") for role in ("draft", "target"))
-    return draft / target if draft and target else None
-
-
-def _candidate(policy: Figures, samples: int) -> Candidate | None:
-    speedup = policy["speedup"] or policy["throughput_ratio"]
-    if not speedup or policy["accuracy_difference"] is None:
-        return None
-    interval = policy["speedup_interval"] or policy["throughput_ratio_interval"]
-    name = None if policy["tau_name"] == SAME else policy["tau_name"]
-    lost, time = policy["ratios"]["answers_lost"], policy["time"]
-    return Candidate(
-        route_name(policy["policy"], policy["tau"], name),
-        policy["policy"],
-        speedup,
-        interval and tuple(interval),
-        num_attempts=policy["ratios"]["accuracy_difference"]["denominator"],
-        num_compared=lost["denominator"],
-        num_lost=lost["numerator"],
-        num_graded=policy["answers_graded"],
-        draft_share=sum(time[f"draft_{kind}"] for kind in ("decode", "prefill", "verify")) / (time["wall"] or 1.0),
-        samples=samples,
-    )
-
-
-def _best(paying: Sequence[Candidate]) -> Candidate:
-    fastest = max(candidate.speedup for candidate in paying)
-    near = [candidate for candidate in paying if candidate.speedup * SIMILAR >= fastest]
-    return min(near, key=lambda candidate: (0 if candidate.has_targets_text else candidate.num_lost, -candidate.speedup))
-
-
-def _not_decided(candidates: Sequence[Candidate], count: int, *, out_of_time: bool) -> Verdict:
-    others = [candidate for candidate in candidates if candidate.policy != "draft"] or candidates
-    best = max(others, key=lambda candidate: (candidate.keeps_answers or not candidate.is_comparable, candidate.speedup))
-    needs_answers = count >= MIN_PROBLEMS and not best.is_comparable
-    final = needs_answers and not any(candidate.is_comparable for candidate in candidates)
-    return Verdict("not decided", best, count, final=final, needs_answers=needs_answers, out_of_time=out_of_time)
-
-
-def _does_not_pay(candidates: Sequence[Candidate], count: int, ratio: float | None) -> Verdict:
-    others = [candidate for candidate in candidates if candidate.policy != "draft"] or candidates
-    if fast := [candidate for candidate in others if not candidate.is_too_slow]:
-        return Verdict("does not pay", min(fast, key=lambda candidate: candidate.num_lost), count, loses_answers=True)
-    best = max(others, key=lambda candidate: candidate.speedup)
-    needed = [
-        found for candidate in others if ratio and candidate.keeps_answers and (found := _ratio_needed(candidate, ratio))
-    ]
-    is_idle = any(candidate.has_targets_text and not candidate.draft_share for candidate in others)
-    ratio_needed = min(needed, default=None)
-    return Verdict("does not pay", best, count, token_ratio=ratio, ratio_needed=ratio_needed, is_idle=is_idle)
-
-
-def _ratio_needed(candidate: Candidate, ratio: float) -> float | None:
-    """Return the token ratio at which a faster draft would raise the speed-up to MIN_SPEEDUP; None if no draft could."""
-    left = candidate.speedup / MIN_SPEEDUP - 1 + candidate.draft_share
-    return ratio * candidate.draft_share / left if left > 0 else None

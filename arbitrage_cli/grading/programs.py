@@ -144,7 +144,7 @@ def _is_stopped(process_id: int) -> bool:
 def find_sandbox() -> list[str]:
     """Return the command prefix of a sandbox. Raises UsageError if bubblewrap does not work on this machine."""
     if sys.platform != "linux":
-        raise _no_sandbox("programs can be sandboxed on Linux only", "")
+        raise _no_sandbox("programs can be sandboxed only on Linux", "")
     program = shutil.which("bwrap")
     if not program:
         raise _no_sandbox("bubblewrap is not installed", "run sudo apt install bubblewrap or sudo dnf install bubblewrap; ")

@@ -1,4 +1,4 @@
-"""Opens GGUF models and scripted models by name.
+"""Opens GGUF models, and models of registered backends, by name.
 
 llama.cpp ends the process on some damaged files, so each new file is first tried in a separate process. Files that pass are
 recorded with their sha256 and the llama-cpp-python version. Failures are not recorded, because the machine may be the cause.
@@ -19,7 +19,7 @@ from arbitrage_cli.errors import ModelFileError, ModelUnsupportedError
 from arbitrage_cli.inference.layouts import renderer
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_header
-from arbitrage_cli.model_files.pairs import find_files, is_scripted, local_files
+from arbitrage_cli.model_files.pairs import backend_of, find_files, local_files
 from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import TESTED_BINDINGS
@@ -40,10 +40,9 @@ def open_model(source: str, options: "Options", progress: Callable[[float], None
 
     Raises ModelError if the model cannot be downloaded or loaded; UsageError if the name is unknown.
     """
-    if is_scripted(source):
-        from arbitrage_cli.inference.scripted import open_scripted
-
-        return open_scripted(source, options)
+    if registered := backend_of(source):
+        make: Callable[[str, Options], Backend] = registered.load()
+        return make(source, options)
     path = find_files(source)[0]
     try_binding()
     try_model(source, options)

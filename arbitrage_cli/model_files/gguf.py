@@ -107,13 +107,13 @@ class _Reader:
     def header(self) -> Header:
         version = self._integer("<I")
         if version not in (2, 3):
-            raise _DamageError(f"version {version}; expected 2 or 3")
+            raise _DamageError(f"unsupported version {version}; expected 2 or 3")
         num_tensors, num_entries = self._count("tensors"), self._count("metadata entries")
         for _ in range(num_entries):
             self._read_entry()
         layers = self._metadata.get(f"{self._metadata.get('general.architecture')}.block_count")
         if isinstance(layers, int) and not 1 <= layers <= MAX_LAYERS:
-            raise _DamageError(f"{layers} layers; expected 1 to {MAX_LAYERS}")
+            raise _DamageError(f"the model has {layers} layers; expected 1 to {MAX_LAYERS}")
         num_parameters = self._read_tensors(num_tensors)
         return Header(num_parameters, self._metadata, self._array_lengths, self._lists, self._size)
 
@@ -133,11 +133,11 @@ class _Reader:
         kind, length = self._integer("<I"), self._integer("<Q")
         self._array_lengths[key] = length
         if length > MAX_ARRAY:
-            raise _DamageError(f"an array of {length} elements; limit {MAX_ARRAY}")
+            raise _DamageError(f"an array has {length} elements; the limit is {MAX_ARRAY}")
         if kind == _STRING:
             self._strings_left -= length
             if self._strings_left < 0:
-                raise _DamageError(f"more than {MAX_STRINGS} strings in arrays")
+                raise _DamageError(f"the arrays contain more than {MAX_STRINGS} strings")
             for _ in range(length):
                 self._take(self._integer("<Q"))
         elif kind in _SCALARS:
@@ -164,10 +164,10 @@ class _Reader:
         self._string()
         dimensions = self._integer("<I")
         if not 1 <= dimensions <= 4:
-            raise _DamageError(f"a tensor of {dimensions} dimensions; expected 1 to 4")
+            raise _DamageError(f"a tensor has {dimensions} dimensions; expected 1 to 4")
         shape = [self._integer("<Q") for _ in range(dimensions)]
         if any(length >= 1 << 40 for length in shape):
-            raise _DamageError("a tensor dimension of 2^40 or more")
+            raise _DamageError("a tensor dimension is 2^40 or more")
         kind, offset, elements = self._integer("<I"), self._integer("<Q"), math.prod(shape)
         if offset % alignment:
             raise _DamageError(f"tensor offset {offset} is not aligned")
@@ -192,15 +192,15 @@ class _Reader:
     def _count(self, what: str) -> int:
         count = self._integer("<Q")
         if count > MAX_ENTRIES:
-            raise _DamageError(f"{count} {what}; limit {MAX_ENTRIES}")
+            raise _DamageError(f"the file has {count} {what}; the limit is {MAX_ENTRIES}")
         return count
 
     def _string(self) -> str:
         length = self._integer("<Q")
         if length > MAX_STRING:
-            raise _DamageError(f"a string of {length} bytes; limit {MAX_STRING}")
+            raise _DamageError(f"a string has {length} bytes; the limit is {MAX_STRING}")
         self._text_left -= length
         if self._text_left < 0:
-            raise _DamageError(f"more than {MAX_TEXT} bytes of text")
+            raise _DamageError(f"the header has more than {MAX_TEXT} bytes of text")
         start = self._take(length)
         return self._data[start : start + length].decode("utf-8", errors="replace")

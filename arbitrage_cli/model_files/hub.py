@@ -118,7 +118,7 @@ def _published(name: HubName) -> tuple[str, list[PublishedFile]]:
     api: Any = HfApi(hub_settings().ENDPOINT, token=find_token())
     info = api.repo_info(name.repo, repo_type=name.kind, revision=name.revision, files_metadata=True, timeout=timeout)
     if not GIT_ID.fullmatch(info.sha):
-        raise ValueError("the commit is not a git id")
+        raise ValueError("the commit is not a git hash")
     files = {file.rfilename: file for file in info.siblings}
     return info.sha, [_published_file(name, files[file]) for file in choose(name, list(files))]
 
@@ -126,7 +126,7 @@ def _published(name: HubName) -> tuple[str, list[PublishedFile]]:
 def _published_file(name: HubName, file: Any) -> PublishedFile:
     size, checksum = (file.lfs.size, file.lfs.sha256) if file.lfs else (file.size, file.blob_id)
     if not checksum or not _is_checksum(name, checksum):
-        raise HubError(f"{name.repo} publishes no sha256 of {file.rfilename}", "use a repository that publishes checksums")
+        raise HubError(f"{name.repo} publishes no sha256 for {file.rfilename}", "use a repository that publishes checksums")
     if not 0 <= size < 1 << 63:
         raise ValueError("the size is out of range")
     return PublishedFile(file.rfilename, int(size), checksum)

@@ -23,7 +23,7 @@ def _check_response(response: Any) -> None:
     """Refuse a commit or an ETag that would be unsafe as a path, and an API response that is too large."""
     used = ("X-Repo-Commit", "X-Linked-ETag", "ETag") if response.status_code < 400 else ("X-Repo-Commit",)
     if response.request.method == "HEAD" and not all(_SAFE.fullmatch(response.headers.get(name, "")) for name in used):
-        raise HubError(f"{_host()} sends a name that could lead out of the cache", "check HF_ENDPOINT")
+        raise HubError(f"{_host()} sent a name that may point outside the cache", "check HF_ENDPOINT")
     if str(response.url).startswith(f"{hub_settings().ENDPOINT}/api/"):
         body = bytearray()
         for chunk in response.iter_bytes():
@@ -84,7 +84,10 @@ def hub_errors(name: HubName) -> Iterator[None]:
             raise _http_error(name, cause.response) from None  # the cause may contain the token
         reason, hint = str(cause) or type(cause).__name__, "check the name and the network, and try again"
         if isinstance(cause, _NOT_A_HUB):
-            reason, hint = "not a response from a Hub", "check HF_ENDPOINT, and whether your network requires a login"
+            reason, hint = (
+                "the response is not from a Hub server",
+                "check HF_ENDPOINT, and whether your network requires a login",
+            )
         elif isinstance(cause, UserWarning) or (isinstance(cause, OSError) and cause.errno):
             hint = "free disk space or change the permissions of the cache, or set HF_HOME to another folder"
         raise HubError(f"{name} cannot be downloaded from {_host()} ({reason})", hint) from cause

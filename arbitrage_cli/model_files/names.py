@@ -99,7 +99,7 @@ def _refuse_unsafe(file: str, error: type[UsageError | HubError]) -> None:
     folders = file.split("/")
     is_anchored = any(pure(name).anchor for pure in (PurePosixPath, PureWindowsPath) for name in (file, *folders))
     if is_anchored or "\\" in file or not file.isprintable() or any(name in ("", ".", "..") for name in folders):
-        raise error(f"refused file name '{file}'", "use a file name that does not lead out of the cache folder")
+        raise error(f"unsafe file name '{file}'", "use a path inside the repository")
 
 
 def _has_quant(file: str, name: HubName) -> bool:

@@ -3,11 +3,13 @@
 Pairs are defined in `models/pairs.toml`, which ships with the program, and in the user's own file.
 """
 
+import functools
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.names import HubName, parse_name, parts
 from arbitrage_cli.system.files import checked, models_folder, read_text, user_folder, write_atomically
 
-SCRIPTED = "scripted:"
 BUILT_IN = "builtin:"  # builtin:draft is draft.gguf in the models folder
+
+BACKENDS = "arbitrage.backends"
+"""The entry-point group in which other packages register backends."""
 
 PAIRS_FILE = "pairs.toml"
 DEFAULT_PAIR = "builtin"
@@ -125,8 +129,15 @@ def find_pair(name: str, pairs: Pairs) -> PairEntry:
     return pair
 
 
-def is_scripted(source: str) -> bool:
-    return source.startswith(SCRIPTED)
+def backend_of(source: str) -> EntryPoint | None:
+    """Return the registered backend that opens the model, or None if there is none."""
+    name, colon, _ = source.partition(":")
+    return _registered_backend(name) if colon and name.isidentifier() else None
+
+
+@functools.cache
+def _registered_backend(name: str) -> EntryPoint | None:
+    return next(iter(entry_points(group=BACKENDS, name=name)), None)
 
 
 def is_served(source: str) -> bool:
@@ -134,7 +145,7 @@ def is_served(source: str) -> bool:
 
 
 def is_file(source: str) -> bool:
-    return not is_scripted(source) and not is_served(source)
+    return not is_served(source) and backend_of(source) is None
 
 
 def is_built_in(source: str) -> bool:
@@ -162,7 +173,7 @@ def local_files(source: str) -> tuple[Path, ...]:
 
 
 def find_files(source: str, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
-    """Return the model's files, and download them if necessary. Return () for scripted models and models on servers.
+    """Return the model's files, and download them if necessary. Return () for models that have no file.
 
     A path is returned even if no file exists there.
     """

@@ -190,7 +190,7 @@ class AvailableRouter:
 def need_router(router: Router | None) -> Router:
     if router is None:
         raise UsageError(
-            "policy arbitrage needs a trained router, and scripted models have none",
+            "policy arbitrage needs a trained router, and there is none for these models or this task",
             "use --router FILE.safetensors (train one with arbitrage collect and arbitrage train), or another --policy",
         )
     return router
@@ -267,19 +267,14 @@ def stops_early(option: bool | None, routes: Sequence[Route], available: Availab
 def route_or_target_alone(route: Route, available: AvailableRouter, *, is_open: bool) -> tuple[Route, str | None]:
     """Return the route, and a warning if it is expected to be slower than the target alone.
 
-    If the user chose no routing options (`is_open`), the target alone replaces the route in two cases, with speculation if
-    it is faster:
-
-    - The tau escalates every step, so both routes write the same text except at near-ties.
-    - The target alone is expected to be as fast. The costs must have been measured on this machine, and the router must not
-      be universal.
+    If the user chose no routing options (`is_open`), the target alone replaces a slower route, with speculation if that is
+    faster still.
     """
     row, costs = available.row_of(route), available.costs
     if row is None or route.tau is None:
         return route, None
     time, escalates_all = available.table.time(row), route.tau <= ALWAYS
-    is_known = costs is not None and not available.is_universal
-    fastest = available.table.time_alone() if is_known and is_open else 1.0
+    fastest = available.table.time_alone() if costs and is_open else 1.0
     if not escalates_all and (time is None or time < fastest):
         return route, None
     if escalates_all or time is None:
@@ -289,7 +284,7 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_open: 
     else:
         basis = "" if costs else " (not measured on this machine)"
         warning = f"routing is probably {time - 1:.0%} slower than the target alone{basis}"
-    if not is_open or not (escalates_all or is_known):
+    if not is_open:
         return route, f"{warning}; faster: --policy target"
     alone = POLICIES["speculative" if costs and costs.write < costs.target_seconds_per_token else "target"]
     how = " with speculation (same output, except where two tokens are almost equally likely)" if alone.speculates else ""

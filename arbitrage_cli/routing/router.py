@@ -33,7 +33,7 @@ LOOK_EVERY = 2  # tokens between two scores of an unfinished step
 ODDS = 1.5  # factor on the odds of tau for unfinished steps, which the router was not trained on
 LEAST_THOUGHTS = 100  # thinking steps in the training states of a router that routes thinking
 
-ModelFacts = Mapping[str, Any]  # the `name` and `sha256` of a model file; the sha256 of a scripted model is None
+ModelFacts = Mapping[str, Any]  # the `name` and `sha256` of a model; the sha256 is None if the model has no file
 
 
 @dataclass(frozen=True, slots=True, eq=False)

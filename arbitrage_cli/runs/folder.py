@@ -45,10 +45,7 @@ Key = tuple[str, int, str, float | str | None]  # the attempt that a row belongs
 
 
 class Rows(Iterable[dict[str, Any]]):
-    """The rows of a file, which are read and validated on each iteration.
-
-    Iteration skips an unfinished last line, and raises DamagedRunError if any other line is invalid.
-    """
+    """The rows of a file, which each iteration reads and validates. Raises DamagedRunError if a finished line is invalid."""
 
     def __init__(self, path: Path | None = None, kind: str = BENCH) -> None:
         self._path, self._kind = path, kind
@@ -69,14 +66,14 @@ class Rows(Iterable[dict[str, Any]]):
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The contents of run.json, and the rows of the run."""
+    """The contents of run.json, and the rows."""
 
     run: dict[str, Any]
     rows: Rows
 
 
 class BadRow(NamedTuple):
-    """An invalid line of results.jsonl with its 1-based number. The reason is empty for an unfinished line."""
+    """An invalid line with its 1-based number. The reason is empty for an unfinished line."""
 
     number: int
     line: bytes
@@ -120,10 +117,7 @@ def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return a record for each run folder directly below `folder`, newest first.
-
-    If a run cannot be read, its record contains an `error`. Raises UsageError if `folder` cannot be read.
-    """
+    """Return a record for each run folder directly below `folder`, newest first. Raises UsageError."""
     with _raising(UsageError, f"{folder}: cannot be read", "use another folder"):
         found = [path for path in folder.iterdir() if has_run(path)] if folder.is_dir() else []
     return sorted(filter(None, map(_listing_record, found)), key=lambda record: record["age_seconds"])
@@ -161,8 +155,7 @@ def encode(row: Row) -> bytes:
 class RunFolder(AbstractContextManager["RunFolder"]):
     """A run folder, locked for writing by this process until it is closed.
 
-    `statuses` maps each key to the status of its last row. `started` marks the problems in progress. `notes` describe what
-    was found and set aside when the folder was opened.
+    `statuses` maps each key to the status of its last row. `notes` describe damage and earlier crashes.
     """
 
     def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False, results: Path | None = None) -> None:
@@ -198,7 +191,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.close()
 
     def close(self) -> None:
-        """Unlock the folder. Remove the folder if it was created for a run that never began."""
+        """Unlock the folder. Remove it if it was created for a run that never began."""
         self._close_results()
         if self._lock is None:
             return
@@ -212,7 +205,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._lock = None
 
     def save_run(self, run: Row) -> None:
-        """Replace run.json atomically. Raises OutputError if writing fails."""
         data = to_json(run, indent=1).encode() + b"\n"
         if self.run == (content := json.loads(data)):
             return
@@ -227,10 +219,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.run = content
 
     def append(self, row: Row) -> None:
-        """Add a row and sync it to disk.
-
-        Raises OutputError if writing fails or an earlier write failed. In both cases, the file does not contain the row.
-        """
+        """Add a row and sync it to disk. Raises OutputError if this or an earlier write fails; the row is then not added."""
         if self._descriptor is None:
             raise OutputError(f"{self._results}: an earlier row could not be written", f"rerun {self._again} to resume")
         start = os.fstat(self._descriptor).st_size
@@ -302,7 +291,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, split only at newlines. Raises DamagedRunError if a line is too long."""
     with suppress(FileNotFoundError), open_regular(path, MAX_RESULTS) as stream:
         for number, line in enumerate(iter(partial(stream.readline, MAX_LINE), b""), start=1):
             if len(line) == MAX_LINE:
@@ -364,7 +352,7 @@ def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
         if run.get("schema") == SCHEMA:
             check_run(data, made_by)
     except FileNotFoundError as error:
-        raise DamagedRunError(f"{path}: missing, but {RESULTS} has rows", _START_AGAIN) from error
+        raise DamagedRunError(f"{path} is missing, but {RESULTS} has rows", _START_AGAIN) from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path}: {error}", _START_AGAIN) from error
     if run.get("schema") != SCHEMA:
@@ -379,7 +367,6 @@ def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
 
 
 def _lock(folder: Path) -> int:
-    """Lock the folder and return the descriptor. Raises UsageError if another process holds the lock."""
     descriptor = os.open(folder / LOCK, _WRITE | os.O_CREAT | os.O_NONBLOCK, 0o666)  # opening a named pipe must not block
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -393,7 +380,7 @@ def _lock(folder: Path) -> int:
 
 
 def _refuse_links(folder: Path, results: Path) -> None:
-    """Raise UsageError if a file of the run is a symbolic link, because following it would change a file elsewhere."""
+    """Raise UsageError if a file of the run is a symbolic link, because writing would change a file elsewhere."""
     for path in (results, folder / RUN, folder / STARTED):
         if path.is_symlink():
             raise UsageError(f"{path}: symbolic links are not supported", _ELSEWHERE)

@@ -51,7 +51,6 @@ class RunInfo:
     models: Mapping[ModelRole, str] = field(default_factory=dict)  # names given by the user
     descriptions: Mapping[ModelRole, str] = field(default_factory=dict)  # from the model files
     settings: Mapping[str, Any] = field(default_factory=dict)  # all other settings that affect the text
-    is_scripted: bool = False
     num_problems: int | None = None  # None if unknown in advance
     num_done: int = 0  # by an earlier command
     tau_name: str | None = None
@@ -67,7 +66,7 @@ class RunInfo:
 
 
 def route_name(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
-    """Return a route as a value for `--policy`, such as `entropy@0.5`. An infinite tau may be given as text."""
+    """Return a route as a value for `--policy`, such as `entropy@0.5`."""
     return policy if tau is None else f"{policy}@{tau_name or rounding.exact(float(tau))}"
 
 
@@ -136,7 +135,6 @@ def _solved(finished: Finished, run: RunInfo) -> "Solved":
 
 
 def unusable_record(number: int, reason: str) -> dict[str, Any]:
-    """Return a record for an invalid input line, so that each input line has an output line."""
     made = {"id": str(number), "status": "error", "error": f"line {number}: {reason}", "text": "", "steps": []}
     return made | dict.fromkeys(("problem", "answer", "stop", "policy", "tau"))
 
@@ -154,11 +152,9 @@ def row(
     program_seconds: float | None = None,
     share: BlockShare | None = None,
 ) -> "Attempted":
-    """Return the row of one benchmark attempt.
+    """Return the row of a benchmark attempt.
 
     `router_seconds` is the time that the policy spent on decisions, and `program_seconds` the time outside models and policy.
-    `grade` is None if there is nothing to grade. `share` is None if problems are solved one at a time. An attempt that filled the context has status `done`, like
-    an attempt that reached another limit; any other failure has status `error`.
     """
     failure = attempt_error(finished)
     solved = _solved(finished, run)
@@ -181,15 +177,12 @@ def row(
 
 
 def seconds_of(row: Mapping[str, Any]) -> float:
-    """Return the seconds that an attempt adds to the time of a run.
-
-    If several problems were solved at once, this is the attempt's share of the block's time.
-    """
+    """Return the seconds that an attempt adds to the time of a run; if it ran with others, its share of their time."""
     return float(row["throughput"]["seconds"] if row["throughput"] else row["wall_seconds"])
 
 
 def attempt_error(finished: Finished) -> str | None:
-    """Return a one-line reason why an attempt has no result; None if the attempt has a result."""
+    """Return a one-line reason why an attempt has no result. A full context is a result, like any other limit."""
     if finished.error is None or (isinstance(finished.error, ContextFullError) and finished.trace.decisions):
         return None
     return " ".join(str(finished.error).split()) or type(finished.error).__name__

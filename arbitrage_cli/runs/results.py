@@ -1,7 +1,4 @@
-"""Reads the results of a run from its rows, grouped by policy and tau.
-
-A result describes one attempt to solve one problem with one policy at one tau.
-"""
+"""Reads the results of a run from its rows, grouped by policy and tau."""
 
 import gc
 import zlib
@@ -112,23 +109,17 @@ def results_by_policy(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]])
 
 
 def concurrency_of(run: Mapping[str, Any]) -> int:
-    """Return how many problems a run solved at once."""
     return run.get("concurrency") or 1
 
 
 @contextmanager
 def no_cycles() -> Iterator[None]:
-    """Disable the garbage collector, which would take a third of the time for a large run.
-
-    The records contain no cycles.
-    """
-    was_enabled = gc.isenabled()
+    """Disable the garbage collector, which would take a third of the time for a large run. The records have no cycles."""
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()
 
 
 def decisions_of(row: Row) -> list[Decision]:
@@ -154,15 +145,12 @@ def paired(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Re
 
 
 def paired_done(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:
-    """Return pairs of results for the attempts that both policies finished. Times are compared only for these pairs."""
+    """Return pairs of results for the attempts that both policies finished."""
     return [(result, other) for result, other in paired(first, second) if result.is_done and other.is_done]
 
 
 def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -> Floats:
-    """Return the sums (problems, width) over each problem's samples, sorted by problem ID.
-
-    The rows are the units for resampling.
-    """
+    """Return the sums (problems, width) over each problem's samples, which are the units for resampling."""
     sums: dict[str, Sequence[float]] = {}
     for problem, numbers in values:
         before = sums.get(problem)
@@ -171,7 +159,6 @@ def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -
 
 
 def _policy_of(record: Mapping[str, Any]) -> tuple[str, float | None]:
-    """Return the policy and tau of a row or of an entry in run.json. JSON stores an infinite tau as text."""
     return record["policy"], None if record["tau"] is None else float(record["tau"])
 
 

@@ -109,7 +109,7 @@ class Solved(TypedDict):
 
 
 class Solution(Solved):
-    """A record written by `solve`."""
+    """A record that `solve` writes."""
 
     score_is: str | None
     temperature: float
@@ -122,7 +122,7 @@ class Solution(Solved):
 
 @with_config({**_CONFIG, "extra": "forbid"})
 class Attempted(Solved):
-    """A row written by `bench`."""
+    """A row that `bench` writes."""
 
     schema: Literal[1]
     sample: Count
@@ -135,7 +135,7 @@ class Attempted(Solved):
 
 @with_config({**_CONFIG, "extra": "forbid"})
 class Collected(TypedDict):
-    """A row written by `collect`."""
+    """A row that `collect` writes."""
 
     schema: Literal[1]
     id: str

@@ -35,31 +35,25 @@ class StartedMarks:
 
     def begin(self, problem: str) -> None:
         self._in_flight.add(problem)
-        self._write("began", problem, self.crashes.get(problem, 0))
+        self._write(problem, self.crashes.get(problem, 0), runs=True)
 
     def end(self, problem: str) -> None:
-        """Remove the mark of a problem whose row was written.
-
-        If the problem had crashed too often to be retried, the next command tries it again.
-        """
+        """Remove the mark of a problem whose row was written. If it was given up, the next command tries it once more."""
         if problem in self._in_flight:
             self._in_flight.remove(problem)
             self.crashes.pop(problem, None)
-            self._write("ended", problem, 0)
+            self._write(problem, None)
         elif self.crashes.get(problem, 0) >= MAX_CRASHES:
             self.crashes[problem] = MAX_CRASHES - 1
-            self._write("known", problem, MAX_CRASHES - 1)
+            self._write(problem, MAX_CRASHES - 1)
 
     def leave(self, problem: str) -> None:
-        """Remove the mark of a problem whose row was not written. Earlier crashes of the problem still count."""
+        """Remove the mark of a problem whose row was not written. Its earlier crashes still count."""
         self._in_flight.discard(problem)
-        if problem in self.crashes:
-            self._write("known", problem, self.crashes[problem])
-        else:
-            self._write("ended", problem, 0)
+        self._write(problem, self.crashes.get(problem))
 
     def close(self) -> None:
-        """Remove the marks of this process. Delete the file if there were no crashes."""
+        """Remove the marks of this process."""
         with suppress(OSError):
             if self._descriptor is not None:
                 faulthandler.disable()
@@ -69,32 +63,30 @@ class StartedMarks:
             if not self.crashes:
                 self._path.unlink(missing_ok=True)
 
-    def _write(self, event: str, problem: str, count: int) -> None:
+    def _write(self, problem: str, count: int | None, *, runs: bool = False) -> None:
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self._path, _WRITE, 0o666)
                 self._rewrite(self._descriptor)
                 faulthandler.enable(self._descriptor, all_threads=False)
-            write_all(self._descriptor, _line(event, problem, count))
+            write_all(self._descriptor, _line(problem, count, runs))
         except OSError as error:
             hint = "earlier results are safe: free disk space, then rerun the same command to resume"
             raise OutputError(f"{self._path}: cannot be written ({error.strerror or error})", hint) from error
 
     def _rewrite(self, descriptor: int) -> None:
         os.ftruncate(descriptor, 0)
-        write_all(descriptor, b"".join(_line("known", problem, count) for problem, count in self.crashes.items()))
+        write_all(descriptor, b"".join(_line(problem, count) for problem, count in self.crashes.items()))
 
 
-def _line(event: str, problem: str, count: int) -> bytes:
-    return json.dumps([event, problem, count]).encode() + b"\n"
+def _line(problem: str, count: int | None, runs: bool = False) -> bytes:
+    """Return a mark: a problem, its earlier crashes (None if they are forgotten), and whether it is in progress."""
+    return json.dumps([problem, count, runs]).encode() + b"\n"
 
 
 def _read(path: Path) -> dict[str, int]:
-    """Return the number of crashes of each problem.
-
-    Invalid lines are skipped, because a lost mark causes at most one more crash.
-    """
-    crashes: dict[str, int] = {}
+    """Return the number of crashes of each problem. A lost mark causes at most one more crash."""
+    crashes: dict[str, int | None] = {}
     in_flight: set[str] = set()
     try:
         lines = read_regular(path).split(b"\n")
@@ -102,19 +94,13 @@ def _read(path: Path) -> dict[str, int]:
         return {}
     for line in lines:
         if line.startswith(_CRASH):
-            crashes |= {problem: crashes[problem] + 1 for problem in in_flight}
+            crashes |= {problem: (crashes[problem] or 0) + 1 for problem in in_flight}
             in_flight.clear()
         try:
             match json.loads(line):
-                case ["ended", str(problem), int()]:
-                    in_flight.discard(problem)
-                    crashes.pop(problem, None)
-                case ["known", str(problem), int(count)]:
-                    in_flight.discard(problem)
-                    crashes[problem] = count
-                case ["began", str(problem), int(count)]:
-                    in_flight.add(problem)
+                case [str(problem), int() | None as count, bool(runs)]:
+                    (in_flight.add if runs else in_flight.discard)(problem)
                     crashes[problem] = count
         except (ValueError, RecursionError):
             continue
-    return crashes
+    return {problem: count for problem, count in crashes.items() if count is not None}

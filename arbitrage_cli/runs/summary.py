@@ -1,7 +1,4 @@
-"""Counts the steps, tokens and time of the draft and the target.
-
-The same functions are used for live events and for the rows of a run.
-"""
+"""Counts the steps, tokens and time of the draft and the target, for live events and for the rows of a run."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -41,7 +38,6 @@ class Tally:
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Accepted steps divided by drafted steps; None if no steps were drafted."""
         return self.accepted_steps / self.drafted_steps if self.drafted_steps else None
 
     @property
@@ -50,7 +46,6 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """The total model time, including discarded steps and the rating of steps."""
         return self.draft_cost.seconds + self.target_cost.seconds + self.reward_cost.seconds
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from arbitrage_cli.errors import ContextFullError, ConversationError, ScriptEndedError, TimedOutError
+from arbitrage_cli.errors import ContextFullError, ConversationError, TimedOutError
 from arbitrage_cli.inference.step_text import num_begun
 from arbitrage_cli.runs.records import step_record
 from arbitrage_cli.runs.summary import tally
@@ -85,7 +85,10 @@ class Answer:
         text = decision.kept.text
         if not text.startswith(self._sent):
             raise RefusedError(
-                "the connection to a model server broke, and its new text differs", "retry", status=502, kind="server_error"
+                "the connection to a model server broke, and the text of the retry differs",
+                "retry",
+                status=502,
+                kind="server_error",
             )
         rest, self._written, self._sent = text[len(self._sent) :], "", ""
         self._trace.add(decision)
@@ -164,7 +167,7 @@ def refusal_of(finished: Finished) -> RefusedError | None:
     if isinstance(error, TimedOutError):
         return timed_out()
     message, hint = str(error), getattr(error, "hint", "")
-    if isinstance(error, ContextFullError | ConversationError | ScriptEndedError):
+    if isinstance(error, ContextFullError | ConversationError):
         code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
         return RefusedError(message, hint, code=code, parameter="messages")
     return RefusedError(message, hint, status=500, kind="server_error")

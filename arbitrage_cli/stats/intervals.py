@@ -104,7 +104,7 @@ def _times_drawn(count: int) -> NDArray[np.uint8]:
 
 
 def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats]) -> Interval | None:
-    """Return the percentile interval of a statistic that maps column sums (resamples, k) to values (resamples,).
+    """Return the percentile interval of a statistic of column sums (resamples, k).
 
     Return None if there are fewer than two rows, or if a resample has a denominator of 0.
     """

@@ -15,7 +15,7 @@ from arbitrage_cli.stats.intervals import Floats
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # escalation rates over which the selection score averages recall
 
 ADVANTAGE_DIGITS = 9
-"""Advantages are rounded to this many decimals, because means of equal rewards may differ in the last bits."""
+"""Decimals to which advantages are rounded, because means of equal rewards may differ in the last bits."""
 
 BINS = 10  # equal-width bins of the calibration error
 RESAMPLES = 1000
@@ -23,7 +23,7 @@ SEED = 0
 MAX_CELLS = 1 << 18  # per batch of resamples; limits memory without changing results
 
 MEASURES = ("auc", "spearman", "ece")
-"""The AUC for predicting an advantage, the rank correlation of score and advantage, and the expected calibration error."""
+"""AUC for predicting an advantage, rank correlation of score and advantage, and expected calibration error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,6 @@ def _resamples(problem: NDArray[np.int64]) -> Iterator[Floats]:
 
 
 def _figure(values: Floats) -> Figure:
-    """Return the first value, with the interval of the others, of which up to 10% may be undefined."""
     if not np.isfinite(values[0]):
         return Figure(None)
     others = values[1:][np.isfinite(values[1:])]
@@ -139,7 +138,7 @@ def _selection_scores(score: Floats, truth: Truth, weights: Floats) -> Floats:
 
 
 def _auc(ranking: _Ranking, truth: Truth) -> Floats:
-    """Return the area under the ROC curve: the Mann-Whitney statistic, with each tie counted as half."""
+    """Return the area under the ROC curve. Each tie counts as half."""
     better, others = ranking.sums(truth.is_better.astype(np.float64)), ranking.sums((~truth.is_better).astype(np.float64))
     area = (np.diff(others, axis=1) * (better[:, 1:] + better[:, :-1]) / 2).sum(axis=1)
     auc: Floats = area / (better[:, -1] * others[:, -1])

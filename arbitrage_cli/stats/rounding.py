@@ -30,12 +30,12 @@ def whole_percent(share: float | None) -> str:
 
 
 def percent_range(interval: Interval) -> str:
-    """Format an interval of shares as `[79-86]`; None becomes an empty string."""
+    """Format an interval of shares: `[79-86]`."""
     return "" if interval is None else f"[{100 * interval[0]:.0f}-{100 * interval[1]:.0f}]"
 
 
 def points(difference: float | None) -> str:
-    """Format a difference of shares in percentage points with its sign: `-1.2`."""
+    """Format a difference of shares in percentage points: `-1.2`."""
     return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 

@@ -36,7 +36,6 @@ TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
 
 Clock = Callable[[], float]
 OnLoading = Callable[[ModelRole, str, float], None]
-"""A progress callback for checking and loading a model: its role, a description, and the fraction done."""
 
 
 class Threaded(Backend, Protocol):
@@ -46,7 +45,7 @@ class Threaded(Backend, Protocol):
 
 
 class Trials(NamedTuple):
-    """A model's speeds by number of threads, the chosen number, and whether two turns agree on its speeds."""
+    """A model's speeds by number of threads, the chosen number, and whether its two best turns agree."""
 
     speeds: Mapping[int, Speeds]
     threads: int
@@ -55,10 +54,7 @@ class Trials(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelCosts:
-    """A model's measurement and its speeds with each number of threads.
-
-    The measurement is stored if `is_steady` is true.
-    """
+    """A model's measurement, which is stored if it is steady, and its speeds with each number of threads."""
 
     tuned: Tuned
     speeds: Mapping[int, Speeds]
@@ -68,10 +64,9 @@ class ModelCosts:
 def measure_and_keep(
     paths: Mapping[ModelRole, str], load: Options, on_loading: OnLoading, note: Callable[[str], None]
 ) -> dict[ModelRole, ModelCosts]:
-    """Measure models and store the measurements.
+    """Measure models and store the measurements. A measurement that other work disturbed is noted instead of stored.
 
-    A measurement disturbed by other work on the machine is not stored, and a note reports it. Raises OutputError or
-    UsageError if measurements cannot be stored, and any error from loading or running a model.
+    Raises OutputError or UsageError if measurements cannot be stored, and any error from loading or running a model.
     """
     keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be read or written
     found: dict[ModelRole, ModelCosts] = {}
@@ -177,10 +172,7 @@ def _tokens(backend: Backend, count: int) -> list[int]:
 
 
 def _seconds(work: Callable[[], None], clock: Clock) -> float:
-    """Return the mean time of a call, measured for MIN_SECONDS after a warm-up.
-
-    If the first call takes at least LONG_SECONDS, returns the time of that call.
-    """
+    """Return the mean time of a call, measured for MIN_SECONDS after a warm-up, or of the first call if it is long."""
     began = clock()
     work()
     first = clock() - began

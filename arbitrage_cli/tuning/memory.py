@@ -50,7 +50,6 @@ class Need:
 
     @property
     def most(self) -> int:
-        """The largest number of problems for which llama.cpp has enough sequences."""
         return min(self.cap, MAX_SEQUENCES // self.sequences) if self.sequences else self.cap
 
     @property
@@ -62,14 +61,10 @@ class Need:
         return self.each - self.gpu_each
 
     def of(self, concurrency: int) -> int:
-        """Return the bytes of the machine's own memory that `concurrency` problems need."""
         return self.host_weights + concurrency * self.host_each
 
     def largest_within(self, room: float) -> int:
-        """Return how many problems fit in `room` bytes of the machine's own memory, at most `most`.
-
-        Returns at most 1 if the size of the KV cache is unknown.
-        """
+        """Return how many problems fit in `room` bytes, at most `most`; at most 1 if the size of the KV cache is unknown."""
         left, most = room - self.host_weights, self.most if self.is_known else 1
         if not self.host_each:
             return most if left >= 0 else 0
@@ -77,10 +72,7 @@ class Need:
 
 
 def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: Mapping[ModelRole, int]) -> Need:
-    """Return the memory that the models need.
-
-    `num_sequences` is the number of sequences per problem for each model. Raises ModelFileError if a file is invalid.
-    """
+    """Return the required memory, given the sequences per problem of each model. Raises ModelFileError if a file is invalid."""
     need = Need(0, 0, sequences=0, cap=MOST if any(map(is_served, found.values())) else MOST_HERE)
     for role, source in found.items():
         if not is_file(source):
@@ -104,8 +96,7 @@ def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: 
 def check_memory(need: Need) -> None:
     """Raise ModelMemoryError if one problem needs more memory than the machine has. Warn if it needs more than is free.
 
-    Without this check, the system might grant the memory and kill the process later. A shortage of free memory only slows
-    the program down.
+    Otherwise, the system might grant the memory and kill the process later.
     """
     total, free = total_memory(), available_memory()
     message = (
@@ -161,7 +152,6 @@ def _what_fits(need: Need, memory: int) -> str:
 
 
 def _share_on_gpu(facts: Facts, load: Options) -> float:
-    """Return the share of a model's layers in a GPU's own memory, counting the output as a layer."""
     if load.gpu_layers == 0 or gpu_shares_memory() or not load_llama().has_own_gpu():
         return 0.0
     if load.gpu_layers is None or load.gpu_layers < 0:

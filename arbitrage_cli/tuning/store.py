@@ -33,7 +33,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """The options that a model was loaded with. None stands for llama.cpp's default."""
+    """The options for loading a model. None stands for llama.cpp's default."""
 
     gpu_layers: int | None = None
     flash_attention: bool | None = None
@@ -58,10 +58,7 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The best number of threads for a model, and its speeds with that number.
-
-    `sha256` is the hash of the model's concatenated files, and `created` is an ISO 8601 date.
-    """
+    """The best number of threads for a model, and its speeds. `sha256` is the hash of the model's concatenated files."""
 
     machine: Machine
     sha256: str

@@ -54,8 +54,6 @@ START_SECONDS, ANSWER_SECONDS, END_SECONDS = 300, 1800, 10
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A solution of one problem."""
-
     text: str
     is_correct: bool
     seconds: float
@@ -143,7 +141,6 @@ def solver_of_policy(bench: Bench, column: Route) -> Solver:
 
 
 def servers(files: Mapping[ModelRole, Path], instructions: str, arguments: argparse.Namespace) -> dict[str, Server]:
-    """Return both modes of the server, not started yet."""
     threads = str(arguments.threads)
     plain = ["-m", str(files["target"]), "-t", threads, "-tb", threads, "-c", str(arguments.ctx)]
     drafting = ["-md", str(files["draft"]), "--spec-draft-n-max", str(arguments.draft_max)]

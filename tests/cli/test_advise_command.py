@@ -1,28 +1,23 @@
 """`arbitrage advise`: what it runs, when it stops, what it says last, and what it keeps."""
 
-import itertools
 import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 from cli import Result, assert_refused
-from made_up_runs import Column, make_run, write_run_folder
 from test_costs import FAST_READER, Home
 
-from arbitrage_cli.app.advise import Enough, finished
-from arbitrage_cli.display.advice import findings
-from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.model_files.pairs import PairEntry, read_pairs, router_file, save_pair
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import route_name
 
-COLUMNS: tuple[Column, ...] = (("target", None), ("draft", None), ("entropy", 0.5))
 MINE = PairEntry(
     "mine", "small.gguf", "large.gguf", ctx=2048, system="", chat_template_kwargs={"enable_thinking": False, "n": {"x": "y"}}
 )
@@ -31,9 +26,8 @@ MINE = PairEntry(
 ROUTER = "my router.safetensors"
 GIVEN = ("--pair", "builtin", "--offline", "--router", ROUTER, "--max-tokens", "8", "--temperature", "0.5", "--ctx", "2048")
 WRONG: Mapping[str, int] = {"draft": 5}
-EXACT_PAYS = {"target": 1.0, "speculative": 0.8, "arbitrage@exact": 0.4, "arbitrage@balanced": 0.8, "draft": 0.1}
+EXACT_PAYS = {"target": 1.0, "speculative": 0.8, "arbitrage@exact": 0.4, "draft": 0.1}
 NOTHING_PAYS = {**dict.fromkeys(EXACT_PAYS, 1.01), "target": 1.0}
-UNCLEAR = {**NOTHING_PAYS, "speculative": 1.85}
 
 
 @pytest.fixture
@@ -43,57 +37,36 @@ def home(tmp_path: Path) -> Home:
     return made
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[RunFolder]:
-    made = make_run(9, columns=COLUMNS)
-    write_run_folder(tmp_path / "run", replace(made, rows=made.rows[:-1]))
-    with RunFolder(tmp_path / "run") as opened:
-        yield opened
-
-
-def test_the_last_lines_are_a_sentence_and_a_command(home: Home) -> None:
-    """When time runs out at once, the same command resumes, and an undecided verdict is not saved."""
-    ended = home.run("advise", "--minutes", "0.001", "--save", "--offline")
-    assert ended.code == 0
+def test_there_is_an_answer_within_the_time(home: Home) -> None:
+    """A second is too little for one problem, and the same command adds problems. Nothing that failed for lack of time counts."""
+    began = monotonic()
+    ended = home.run("advise", "--minutes", "0.001", "--offline")
+    assert monotonic() - began < 30
+    assert ended.code == 0, ended.err
     *_, sentence, following = ended.stdout.decode().splitlines()
-    assert sentence.startswith("Out of time after")
-    assert following.split()[:2] == ["arbitrage", "advise"]
-    assert not (home.folder / "arbitrage" / "pairs.toml").exists()
-    again = home.run("advise", "--minutes", "0.001", "--json")
-    found, before = json.loads(again.stdout), int(sentence.split()[4])
-    assert found["n"] > before
-    labels = [policy["policy"] for policy in found["policies"]]
-    assert labels == ["target", "speculative", "arbitrage", "arbitrage", "draft"]
-    assert "\nadvise builtin, a sample of 40 of 500: 200 attempts\n" in f"\n{ended.err}"
-    left = [int(seconds) for seconds in re.findall(r"about (\d+) s left", ended.err)]
+    assert " in 10" in sentence
+    assert following.split()[:2] == ["arbitrage", "solve"]
+    again = home.run("advise", "--minutes", "0.1", "--json")
+    found = json.loads(again.stdout)
+    assert found["n"] > 0
+    assert 0.5 <= found["verdict"]["confidence"] <= 1
+    assert {policy["policy"] for policy in found["policies"]} <= {"target", "speculative", "arbitrage", "draft"}
+    assert sum(policy["errors"] for policy in found["policies"]) == 0
+    assert "\nadvise builtin, a sample of 40 of 500: 160 attempts\n" in f"\n{again.err}"
+    left = [int(seconds) for seconds in re.findall(r"about (\d+) s left", again.err)]
     assert left
-    assert max(left) <= 1
-
-
-def test_a_run_ends_when_its_time_is_up_or_its_problems_decide(folder: RunFolder) -> None:
-    """Nine problems were started, and eight were solved with every policy. The ninth is not shown."""
-    run, rows = finished(folder, len(COLUMNS))
-    assert (len(run["levels"]), len(rows)) == (8, 24)
-    ticks = itertools.count(0, 50)
-    enough = Enough(folder, len(COLUMNS), minutes=1, clock=lambda: float(next(ticks)))
-    assert enough.is_decided() == figures(run, rows)["verdict"]["final"]
-    assert enough.seconds_left() == 60
-    verdicts = [enough() for _ in range(2)]
-    assert (verdicts[1], enough.out_of_time, enough.seconds_left()) == (True, True, 0)
+    assert max(left) <= 6
 
 
 def as_if(folder: Path, count: int, seconds: Mapping[str, float], **changes: Any) -> None:
-    """Rewrite a run to `count` problems with these seconds per policy, up to three times as many, and some wrong drafts.
-
-    With `UNCLEAR`, speculation takes the same time on every problem, so its speed-up varies.
-    """
+    """Rewrite a run to `count` problems with these seconds per policy, up to three times as many, and some wrong drafts."""
     with RunFolder(folder) as opened:
         assert opened.run is not None
         names = {(one["policy"], one["tau"]): one["tau_name"] for one in opened.run["policies"]}
         rows_of = {route_name(*key, names[key]): row for row in opened.rows if (key := (row["policy"], row["tau"])) in names}
         rows = [
             row
-            | taking(row, seconds[label] * (1 if (seconds, label) == (UNCLEAR, "speculative") else 1 + index % 3))
+            | taking(row, seconds[label] * (1 + index % 3))
             | {"id": name}
             | {"grade": {**row["grade"], "value": "incorrect" if index < WRONG.get(label, 0) else "correct"}}
             | changes
@@ -113,10 +86,10 @@ def taking(row: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
 def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, **changes: Any) -> tuple[Result, list[str]]:
     shutil.copy(router_file("builtin:builtin"), home.folder / ROUTER)
-    order = ("advise", "--output", "run", "--minutes", "0.01", *given)
-    home.run(*order, "-q")
+    order = ("advise", "--output", "run", *given, "--minutes")
+    home.run(*order, "0.3", "-q")
     as_if(home.folder / "run", count, seconds, **changes)
-    ended = home.run(*order, "--save")
+    ended = home.run(*order, "0.001", "--save")
     return ended, shlex.split(ended.out.splitlines()[-1])
 
 
@@ -126,12 +99,12 @@ def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, *
         (
             20,
             EXACT_PAYS,
-            "Routing with arbitrage@exact is worth it on this machine: 2.50x",
+            "worth it (9 in 10): routing with arbitrage@exact reaches 2.50x the target's speed",
             ["--policy", "arbitrage", "--tau", "exact"],
         ),
-        (5, NOTHING_PAYS, "This pair is not worth using", ["--policy", "target"]),
+        (5, NOTHING_PAYS, "not worth it (", ["--policy", "target"]),
     ],
-    ids=["it pays", "it does not, as five problems show"],
+    ids=["worth it", "not worth it"],
 )
 def test_the_command_solves_as_was_measured_and_is_saved(
     home: Home, count: int, seconds: Mapping[str, float], said: str, policy: list[str]
@@ -150,45 +123,15 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     assert saved.router == (str(home.folder / ROUTER) if routed else read_pairs()["builtin"].router)
 
 
-def test_a_benchmark_decides_what_forty_problems_do_not(home: Home) -> None:
-    ended, following = advised(home, 40, UNCLEAR, *GIVEN)
-    assert "Not decided after 40 problems: speculative" in ended.out
-    assert following[:6] == ["arbitrage", "bench", "--dataset", "builtin", "--limit", "100"]
-    assert following[-2:] == ["--policy", ",".join(EXACT_PAYS)]
-    assert set(GIVEN) < set(following)
-    assert not (home.folder / "arbitrage" / "pairs.toml").exists()
-
-
-def test_answers_that_cannot_be_compared_decide_nothing(home: Home) -> None:
-    """Routing would pay if it kept the answers, which only a reader can tell."""
-    ungraded = {"value": "unscored", "answer": None, "explanation": ""}
-    seconds = {**EXACT_PAYS, "speculative": 1.01}
-    ended, following = advised(home, 8, seconds, "--task", "free", "--pair", "builtin", grade=ungraded, answer=None)
-    assert "Not decided after 8 problems: arbitrage@exact" in ended.out
-    assert following == ["arbitrage", "report", "run", "-o", "report.html"]
-    assert not (home.folder / "arbitrage" / "pairs.toml").exists()
-
-
 def test_a_run_of_errors_says_so_and_fails(home: Home) -> None:
-    ended = home.run("advise", "--minutes", "0.01", "--ctx", "64", "--system", "Add. " * 64)
-    *_, sentence, following = ended.out.splitlines()
-    assert ended.code == 1
-    assert int(re.findall(r"\d+", sentence)[0]) >= 5
-    assert following.split()[:2] == ["arbitrage", "advise"]
+    ended = home.run("advise", "--minutes", "0.2", "--ctx", "64", "--system", "Add. " * 64)
+    assert (ended.code, " in 10" in ended.out) == (1, True)
+    assert int(re.findall(r"(\d+) errors", ended.err)[-1]) >= 5
 
 
 def test_problems_are_solved_one_at_a_time(home: Home) -> None:
     """Blocks of several would be too few to compare."""
     assert_refused(home.run("advise", "--concurrency", "4"), 2, "", "--concurrency")
-
-
-def test_what_is_found_of_the_models(folder: RunFolder) -> None:
-    run, rows = finished(folder, len(COLUMNS))
-    found = dict(findings(figures(run, rows)))
-    answers = {(row["policy"], row["id"]): row["answer"] for row in rows}
-    same = sum(answers["draft", name] == answers["target", name] for name in run["levels"])
-    assert found["costs"] == "a target token costs 3.50 draft tokens"
-    assert found["answers"] == f"the draft and the target agree on {same} of 8"
 
 
 def test_advice_is_written_to_the_entry_of_the_pair(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
             for name in ("no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem", "/dev/zero")
         ),
         (["solve", "1 + 1", "--draft", "scripted:draft"], "", "policy entropy needs a target model", ""),
-        (["solve", "1 + 1", *MODELS[2:]], "", "policy entropy needs a draft model", "--pair scripted"),
+        (["solve", "1 + 1", *MODELS[2:]], "", "policy entropy needs a draft model", "--draft MODEL"),
         ([*DRAFT_ALONE, "scripted:oracle"], "", "", "scripted:target"),
         ([*DRAFT_ALONE, "x.gguf"], "", "x.gguf: no such file", ""),
         ([*DRAFT_ALONE, "."], "", ".", "path"),
@@ -194,7 +194,6 @@ def test_file_name_cannot_drive_the_terminal(flags: list[str]) -> None:
 
 
 def test_input_that_is_no_text_ends_early(tmp_path: Path) -> None:
-    """A binary file is refused early, without one message per line."""
     (tmp_path / "model.bin").write_bytes(b"\xff\xfe\x00\n" * 5000)
     result = solve("--input", "model.bin", cwd=tmp_path)
     assert (result.code, result.out) == (USAGE, "")

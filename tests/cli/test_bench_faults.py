@@ -241,7 +241,6 @@ def test_unusable_folder_is_refused_before_any_model_is_opened(here: Path) -> No
 )
 @pytest.mark.parametrize("flags", [(), *rarely((("--fresh",),))], ids=["usual", "fresh"])
 def test_signal_keeps_whole_rows(here: Path, golden: Golden, signals: Sequence[int], code: int, flags: tuple[str]) -> None:
-    """After a signal, the message says how to resume without --fresh. A second signal ends the run at once."""
     result = run(*BENCH[:-1], *flags, cwd=here, interrupt_in=APPEND, call=3, signals=signals)
     assert (result.code, result.out) in [(code, ""), (130, "")]
     rows = results(rows_of_whole_lines(here / "run"))

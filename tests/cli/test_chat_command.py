@@ -75,7 +75,9 @@ def test_ctrl_c_stops_a_turn_and_keeps_the_chat() -> None:
         terminal.process.send("nonsense")
         terminal.wait_until(lambda: terminal.text.endswith("nonsense"))  # readline listens
         terminal.process.sendintr()
-        terminal.wait_until(lambda: terminal.text.count("stopped;") == 2 and terminal.text.endswith("entropy@1>"))
+        terminal.wait_until(
+            lambda: terminal.text.replace("\n", "").count("stopped;") == 2 and terminal.text.endswith("entropy@1>")
+        )
         assert "nonsensestopped" not in terminal.text
         terminal.process.sendline(QUESTION)
         terminal.wait_until(lambda: f"answer {RIGHT}" in terminal.text and terminal.text.endswith("entropy@1>"))

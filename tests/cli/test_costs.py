@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, assert_refused, flat, run
+from cli import MODELS, Result, assert_refused, flat, run
 from faults import run_json, write_problems
 from made_up_tuning import make_tuned
 from small_routers import write_router
@@ -27,8 +27,6 @@ THREADS = {"draft": 1, "target": 2}
 
 
 class Home:
-    """A user's settings folder, and commands that find it."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "arbitrage" / "tuned.json"
@@ -39,7 +37,6 @@ class Home:
         return run(*arguments, cwd=self.folder, env={**own, **(env or {})}, **order)
 
     def pretend(self, speeds: Mapping[str, Speeds], threads: Mapping[str, int] = ALONE) -> None:
-        """Keep made-up measurements of the built-in models on this machine."""
         keep_tuned(self.file, [made_up(role, speeds[role], threads[role]) for role in ("draft", "target")])
 
 
@@ -112,8 +109,8 @@ def test_one_model_is_measured_alone_as_json(home: Home) -> None:
 
 
 def test_demo_models_are_refused(home: Home) -> None:
-    assert_refused(home.run("advise", "--costs", "--pair", "scripted"), 2, "", "scripted:draft")
-    assert home.run("solve", "5 + 6", "--pair", "scripted", without=["llama_cpp"]).code == 0
+    assert_refused(home.run("advise", "--costs", *MODELS), 2, "", "scripted:draft")
+    assert home.run("solve", "5 + 6", *MODELS, without=["llama_cpp"]).code == 0
     assert not home.file.exists()
 
 
@@ -279,7 +276,7 @@ def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, router: str) 
     assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
     assert "uses tau 0.3 for exact" in flat(again.err)
     other = home.run(*BENCH[:-1], "--router", "builtin:universal", "--policy", "arbitrage@exact")
-    assert (other.code, "router changed" in flat(other.err), "this run keeps" in flat(other.err)) == (2, True, False)
+    assert (other.code, "router changed" in flat(other.err), "resumed run uses" in flat(other.err)) == (2, True, False)
     assert home.run(*routed, "arbitrage@fast,arbitrage@0.5").code == 0
     assert [one["tau"] for one in run_json(home.folder / "run")["policies"]] == [0.3, 0.5]
     assert run_json(home.folder / "run")["tau_costs"] == "the router's card"
@@ -291,6 +288,6 @@ def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, m
     large = tmp_path / "large.gguf"
     with large.open("wb") as file:
         file.truncate(CACHED_BYTES + 1)
-    models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large), "prm": "scripted:draft"}
-    assert place(models, Options()).threads == {"draft": 1, "target": 8, "prm": 1}
-    assert place(models, Options(threads=3)).threads == {"draft": 3, "target": 3, "prm": 1}
+    models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large)}
+    assert place(models, Options()).threads == {"draft": 1, "target": 8}
+    assert place(models, Options(threads=3)).threads == {"draft": 3, "target": 3}

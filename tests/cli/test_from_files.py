@@ -28,7 +28,6 @@ def advised(tiny: Mapping[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def thinker(tiny: Mapping[str, Path], tmp_path: Path) -> Path:
-    """A model that thinks without being asked to."""
     template = str(entries(tiny["draft"])["tokenizer.chat_template"][1]) + "<think>\n{# until </think> #}"
     return alter(tiny["draft"], tmp_path / "thinker.gguf", {"tokenizer.chat_template": (Kind.STRING, template)})
 
@@ -85,7 +84,6 @@ def test_each_model_of_a_pair_has_its_think_format(tiny: Mapping[str, Path], tmp
     ("options", "share"), [((), "30%"), (("--tau", "60%"), "60%"), (("--tau", "inf"), None), (("--policy", "entropy"), None)]
 )
 def test_how_thoughts_are_routed_is_said(options: tuple[str, ...], share: str | None) -> None:
-    """If the router, which has seen none, does not decide about them."""
     result = run("solve", "1 + 1", "--think", "20", "--max-tokens", "40", *options)
     said = [line for line in result.err.splitlines() if "not trained on thinking" in line]
     assert (len(said), share in "".join(said) if share else True) == (share is not None, True)

@@ -113,12 +113,10 @@ def test_dry_run_shows_what_would_be_fetched(pair: HubFixture) -> None:
     assert_refused(pair.run("models", "pull", "mine", "--dry-run", "--offline"), MODEL, "", "not on this machine")
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("scripted", 0), ("scripted:draft", 0), ("lama3", USAGE), ("missing.gguf", USAGE)]
-)
-def test_only_names_of_models_and_pairs_are_pulled(place: HubFixture, name: str, code: int) -> None:
-    assert place.run("models", "pull", name).code == code
-    assert place.run("models", "path", name).code == (RUN_FAILED if code else 0)
+@pytest.mark.parametrize("name", ["scripted:draft", "lama3", "missing.gguf"])
+def test_only_names_of_models_and_pairs_are_pulled(place: HubFixture, name: str) -> None:
+    assert place.run("models", "pull", name).code == USAGE
+    assert place.run("models", "path", name).code == RUN_FAILED
     assert not place.hub.requests
 
 

@@ -108,7 +108,6 @@ AGE = 3.2 * 24 * 3600  # seconds
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A folder with a benchmark, collected states, and a damaged run."""
     write_run_folder(tmp_path / "runs" / "one", make_run(3, columns=[("target", None), ("entropy", 0.5)]))
     write_run_folder(tmp_path / "runs" / "bad", make_run(1))
     (tmp_path / "runs" / "bad" / "run.json").write_text("{}")

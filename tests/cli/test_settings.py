@@ -114,7 +114,7 @@ def test_error_in_a_settings_file_names_the_file_and_the_setting(
 def test_error_in_the_users_own_file_names_that_file(quick_path: Path, setting: str, place: str) -> None:
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
     env = write_settings(quick_path, "", setting)
-    result = run(*BENCH, "--pair", "scripted", cwd=quick_path, env=env)
+    result = run(*BENCH, *MODELS, cwd=quick_path, env=env)
     assert_refused(result, 2, f"{quick_path / 'arbitrage' / 'config.toml'}: {place}: ")
 
 

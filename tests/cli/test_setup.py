@@ -27,7 +27,7 @@ from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.route import SAME
 from arbitrage_cli.system.files import sha256_of
 
-SCRIPTED = ModelOptions(pair="scripted")
+SCRIPTED = ModelOptions(draft="scripted:draft", target="scripted:target")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,6 @@ def test_models_named_one_by_one_replace_those_of_the_default_pair() -> None:
 
 
 def test_files_of_a_known_pair_have_its_router_whatever_their_names(tmp_path: Path) -> None:
-    """By their checksums; if one of them is another, the universal router decides."""
     for role in ("draft", "target"):
         shutil.copy(router_file(f"builtin:{role}").with_suffix(".gguf"), tmp_path / f"my-{role}.gguf")
     mine, draft = (str(tmp_path / f"my-{role}.gguf") for role in ("target", "draft"))

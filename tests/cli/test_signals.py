@@ -194,7 +194,6 @@ def test_signal_while_llama_cpp_writes_a_message_is_not_lost() -> None:
 
 
 def wait_until_pipe_is_full(process: "subprocess.Popen[bytes]") -> None:
-    """Wait until the unread bytes of the process's stdout have not grown for half a second."""
     assert process.stdout is not None
     seen, since = 0, time.monotonic()
     while not seen or time.monotonic() - since < 0.5:

@@ -174,7 +174,6 @@ def test_problem_that_ends_the_process_ends_as_an_error(here: Path, flags: tuple
         (["--policy", "target"], "policy changed"),
         (["--system", "Be brief."], "system prompt changed"),
         (["--task", "free"], "task changed"),
-        (["--ctx", "2000"], "context size of the draft changed"),
         (["--limit", "2-9"], "another problem"),
     ],
 )
@@ -196,7 +195,6 @@ def test_a_model_replaced_at_its_path_is_refused(here: Path, tiny: Mapping[str, 
 
 
 def test_problems_that_failed_are_tried_again_in_their_places(tmp_path: Path) -> None:
-    """Answers are not tried again."""
     (tmp_path / "in.txt").write_text("".join(f"question {number}\n" for number in range(5)))
     server = HashServer("vllm", HashBackend("target"))
     failing = ["question 1", "question 3"]
@@ -232,7 +230,6 @@ def test_only_a_file_of_results_is_written_to(here: Path) -> None:
 
 @pytest.mark.parametrize("text", ["my notes", '{"id": 1}', '{"id": "a", "steps": []}\n'])
 def test_file_of_somebody_else_is_not_changed(here: Path, text: str) -> None:
-    """This holds too if the file takes the place of results."""
     (here / "mine").write_text(text)
     assert_refused(solve_file(here, "-o", "mine"), 2, "mine: ", "run.json")
     assert [path.name for path in here.iterdir() if path.name.startswith("mine")] == ["mine"]

@@ -89,7 +89,6 @@ def test_a_router_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.mark.parametrize("setting", [None, "sandboxed"])
 def test_programs_run_in_the_sandbox(tmp_path: Path, setting: str | None) -> None:
-    """Allowed by the flag alone, or by a settings file; the run names the protections."""
     sandbox_or_skip()
     write_rows(tmp_path / "rows.jsonl", [MBPP])
     if setting:

@@ -60,7 +60,6 @@ def jsonl(*rows: dict[str, Any]) -> bytes:
 
 
 def parquet(*rows: dict[str, Any]) -> bytes:
-    """Return a parquet file of these rows, or skip the test without pyarrow."""
     pa = pytest.importorskip("pyarrow")
     file = BytesIO()
     pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(list(rows)), file, row_group_size=2)
@@ -196,7 +195,6 @@ def test_small_parquet_file_with_gigabytes_of_text(tmp_path: Path, field: str) -
 
 @pytest.mark.parametrize("limit", ["MAX_TEXT", "MAX_CELLS"])
 def test_parquet_file_over_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    """The declared size is checked before any cell is read."""
     (tmp_path / "rows.parquet").write_bytes(parquet({"question": "q", "answer": "4"}))
     assert load_dataset(str(tmp_path / "rows.parquet"), offline=True).items
     monkeypatch.setattr(datasets, limit, 1)

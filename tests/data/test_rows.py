@@ -54,11 +54,11 @@ def test_row(row: dict[str, Any], expected: Item) -> None:
         (b"\xff", "not UTF-8"),
         (b'{"problem": "q", "answer": 9' + b"9" * 5000 + b"}", "a number that is too long"),
         (b"x" * (MAX_LINE_BYTES + 1), "longer than"),
-        ({"answer": "4"}, "no text under 'problem' or 'question'; found answer"),
-        ({"problem": ["q"], "answer": "4"}, "no text under"),
+        ({"answer": "4"}, "no text in 'problem' or 'question'; found answer"),
+        ({"problem": ["q"], "answer": "4"}, "no text in"),
         ({"problem": " ", "answer": "4"}, "the problem is empty"),
         ({"problem": "a\0b", "answer": "4"}, "NUL"),
-        ({"problem": "q"}, "no answer under 'answer' or 'final_answer'; found problem"),
+        ({"problem": "q"}, "no answer in 'answer' or 'final_answer'; found problem"),
         *(({"problem": "q", "answer": answer}, "no answer") for answer in (" ", math.nan)),
         *(
             ({"problem": "q", "answer": answer}, "the answer is")
@@ -99,7 +99,6 @@ def test_bad_data_set(rows: list[bytes | dict[str, Any]], message: str) -> None:
 
 
 def test_sha256() -> None:
-    """The sha256 covers ids, questions, answers and their order, but no other fields."""
     first, second = {**GOOD, "id": "a"}, {**GOOD, "id": "b", "final_answer": "5"}
     known = dataset(first, second).sha256
     assert known == hashlib.sha256(b'[["a","q",{"answer":"4"}],["b","q",{"answer":"4"}]]').hexdigest()

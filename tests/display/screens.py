@@ -15,8 +15,6 @@ from arbitrage_cli.types import Decision, ModelRole, Started, Trace, Writing, Wr
 
 
 class Screen(io.StringIO):
-    """A terminal that draws written text and keeps a scroll-back."""
-
     def __init__(self, columns: int, rows: int) -> None:
         super().__init__()
         self.num_writes = 0
@@ -46,7 +44,6 @@ class Screen(io.StringIO):
 
     @property
     def lines(self) -> list[str]:
-        """Return the lines that are not blank."""
         return [line for line in self.text.splitlines() if line]
 
     def _show(self, columns: int, rows: int) -> None:
@@ -56,7 +53,6 @@ class Screen(io.StringIO):
 
 
 def make_screen(monkeypatch: pytest.MonkeyPatch, columns: int, rows: int) -> Screen:
-    """Make a screen of this size the terminal, in a neutral environment."""
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -87,8 +83,6 @@ def is_struck(screen: pyte.Screen, text: str) -> bool:
 
 
 class Clock:
-    """A clock that advances only when a test sets it."""
-
     def __init__(self) -> None:
         self.now = 100.0
 

@@ -39,8 +39,6 @@ VOID = {"meta", "link", "input", "br", "hr", "img"}
 
 
 class Page(HTMLParser):
-    """A parsed page: elements with attributes, texts of scripts and styles, and unclosed elements."""
-
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
         self.elements: list[tuple[str, dict[str, str]]] = []
@@ -81,13 +79,11 @@ class Page(HTMLParser):
 
     @property
     def data(self) -> Any:
-        """Return the JSON in the page."""
         (text,) = [text for tag, attributes, text in self.raw if attributes.get("type") == "application/json"]
         return json.loads(text)
 
     @property
     def run(self) -> dict[str, Any]:
-        """Return the traces of the script: problems and attempts from the index, and from the blocks."""
         packed = self.data
         attempts = [attempt for _, block in packed["blocks"] for attempt in unpacked(block)]
         return {"policies": packed["policies"], **unpacked(packed["index"]), "blocks": attempts}
@@ -130,7 +126,6 @@ RUNS = {
 
 
 def hostile_run(text: str) -> MadeUp:
-    """Return a run with the text in every field that comes from outside."""
     made = make_run(2, columns=[("target", None), ("entropy", 0.5)])
     made.run["dataset"] |= {"name": text, "sha256": text}
     made.run["command"] = ["arbitrage", text]
@@ -274,7 +269,6 @@ has_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="no br
 
 
 def seen(made: MadeUp, folder: Path, *, link: str = "") -> Page:
-    """Return the page in a browser after following a link."""
     (folder / "page.html").write_text(page_of(made), encoding="utf-8")
     address = f"{(folder / 'page.html').as_uri()}{link and '#'}{link}"
     browser = ("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom")
@@ -286,7 +280,6 @@ def classes(page: Page, tag: str) -> list[str]:
 
 
 def opened(page: Page) -> list[int]:
-    """Return the positions of open traces."""
     traces = [
         attributes
         for tag, attributes in page.elements
@@ -298,7 +291,6 @@ def opened(page: Page) -> list[int]:
 @pytest.mark.slow
 @has_browser
 def test_script_shows_texts_as_texts_and_follows_links(tmp_path: Path) -> None:
-    """In a browser, hostile text is shown but not executed, and a link opens the trace at its step."""
     hostile = "".join([*BREAKOUTS, *HOSTILE.values(), *MARKUP])
     made = hostile_run("h")
     for row in made.rows:
@@ -313,7 +305,6 @@ def test_script_shows_texts_as_texts_and_follows_links(tmp_path: Path) -> None:
 
 
 def sampled_run() -> MadeUp:
-    """Return samples of problems whose ids contain slashes, by a policy at a preset."""
     made = make_run(2, columns=[("target", None), ("arbitrage", 0.0214)], samples=4)
     made.run["policies"][1]["tau_name"] = "exact"
     ids = {"made-up-0000": "test/1", "made-up-0001": "test/1/1"}

@@ -39,7 +39,6 @@ def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> Non
         assert terminal.wait() == 0
     shown = flat(terminal.text)
     for text in (
-        "These scripted models are not language models",
         f"Problem {QUESTION}",
         "37 * 12 = 454.",
         "37 * 12 = 444.",
@@ -102,7 +101,6 @@ def test_a_problem_is_shown_by_its_first_line(make_view: MakeView, question: str
 
 @pytest.mark.parametrize("then", ["begin", "note", "result", "close"])
 def test_a_line_about_loading_does_not_stay(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
-    """The next output replaces a line about loading, because no event reports the end of a load."""
     screen, clock = make_screen(monkeypatch, 80, 24), Clock()
     display, clock.now = LiveDisplay(screen, io.StringIO(), clock=clock), clock.now + REDRAW_SECONDS
     display.loading("target", "large.gguf", 0.69)

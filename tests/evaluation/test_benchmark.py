@@ -9,6 +9,7 @@ from faults import results
 from hash_language import HashBackend, Recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_models import open_scripted
 from writing import make_engine
 
 from arbitrage_cli.app.executor import remaining
@@ -21,7 +22,6 @@ from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scripted import open_scripted
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
@@ -39,13 +39,11 @@ def item(number: int = 0, question: str | None = None, answer: str = "4") -> Ite
 
 
 def grade(text: str, gold: Mapping[str, Any]) -> Grade:
-    """Return the grade `correct` if the text contains the gold answer."""
     is_right = str(gold["answer"]) in text
     return Grade("correct" if is_right else "incorrect", text[-5:] or None, "looked for it")
 
 
 def writers(backends: Mapping[ModelRole, Backend], sampler: Sampler | None = None) -> Writers:
-    """Writers over these backends, as a session makes them."""
     models: dict[ModelRole, Model] = {role: LocalModel(backend) for role, backend in backends.items()}
     return Writers(models, WriterOptions(sampler or Sampler(), PromptStyle()))
 
@@ -66,7 +64,6 @@ def hash_bench(sampler: Sampler | None = None, concurrency: int = 1, **options: 
 
 
 def scripted_bench(**options: Any) -> Bench:
-    """A bench of the two scripted models."""
     backends: dict[ModelRole, Backend] = {
         "draft": open_scripted("scripted:draft", Options()),
         "target": open_scripted("scripted:target", Options()),
@@ -88,8 +85,6 @@ def only_row(bench: Bench, question: str = "37 * 12 - 95", column: Route = ENTRO
 
 
 class Clock:
-    """A clock that advances only when a test sets it."""
-
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -200,7 +195,6 @@ def test_rewards_and_their_cost_are_in_the_row() -> None:
 
 
 def make_rollout() -> Rollout:
-    """Make a rater that scores a step by whether the target reaches the right answer from it."""
     engine = make_engine("target", open_scripted("scripted:target", Options()), Sampler())
     return Rollout([engine], lambda identifier, text: "349" in text)
 
@@ -233,7 +227,6 @@ ATTEMPTS = plan([item(number) for number in range(3)], (TARGET, ENTROPY, RANDOM)
 
 @pytest.fixture(scope="module")
 def golden() -> Mapping[tuple[Any, ...], Any]:
-    """The results of all attempts in the planned order."""
     return results(rows(hash_bench(WARM), ATTEMPTS))
 
 
@@ -308,7 +301,6 @@ def test_shares_add_up_to_the_time_of_a_block(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wall time excludes the time for displaying events, grading answers and writing rows."""
     clock = Clock()
     ticks = slow_down(monkeypatch, clock, Engine)
 
@@ -327,7 +319,6 @@ def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_router_time_is_that_of_the_decision() -> None:
-    """Router time is a part of the wall time and excludes the models' time."""
     clock = Clock()
 
     def slow_router(trace: Trace, draft: Step) -> float:
@@ -345,7 +336,7 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     clock = Clock()
     slow_down(monkeypatch, clock, Engine)
     attempts = plan([item(0, "37 * 12 - 95"), item(1, "1 + 3")], (TARGET,), 1)
-    happenings = list(scripted_bench(clock=clock, timeout=50.0).run(attempts))
+    happenings = list(scripted_bench(clock=clock, seconds_for=lambda: 50.0).run(attempts))
     kinds = [type(one) for one in happenings]
     assert kinds[kinds.index(Ended) + 1] is Began  # nothing more is done for it
     late, solved = (one.row for one in happenings if isinstance(one, Ended))
@@ -359,7 +350,6 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def standings_of(*attempts: tuple[int, Route, float, str]) -> Standings:
-    """Standings after these attempts, each with its problem's number, seconds and verdict."""
     standings = Standings((TARGET, ENTROPY), 3)
     for number, policy, seconds, verdict in attempts:
         status, grade = ("error", None) if verdict == "error" else ("done", {"value": verdict})

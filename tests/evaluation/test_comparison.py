@@ -16,7 +16,6 @@ def compared(first: MadeUp, second: MadeUp) -> dict[str, Any]:
 
 
 def with_verdicts(made: MadeUp, verdicts: str, seconds: float = 1.0) -> MadeUp:
-    """Return the run with each attempt correct (+) or wrong (-), with the given times."""
     values = {"+": "correct", "-": "incorrect"}
     rows = [
         {**one, "wall_seconds": seconds, "grade": {"value": values[verdict], "answer": None, "explanation": ""}}

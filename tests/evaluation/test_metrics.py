@@ -39,7 +39,6 @@ def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def row_of(finished: Finished, seconds: float = 1.0) -> dict[str, Any]:
-    """Return the row that a benchmark writes, after JSON."""
     run = RunInfo("entropy", "entropy (nats)", 1.0, 0.0, 0)
     made = row(finished, run, sample=0, level=None, gold={"answer": "4"}, grade=SCORE, wall_seconds=seconds)
     read: dict[str, Any] = json.loads(json.dumps(made))
@@ -141,7 +140,6 @@ def test_difference_from_the_target_is_paired() -> None:
 
 
 def test_likeness_to_the_target_is_counted() -> None:
-    """The number of differing texts, which characterizes speculation, and the number of equal answers."""
     made = make_run(12, columns=[("target", None), ("draft", None), ("speculative", None)])
     texts = {(row["id"], row["policy"]): (row["text"], row["answer"]) for row in made.rows}
     found = {policy["policy"]: policy for policy in made_figures(made)["policies"]}
@@ -263,7 +261,6 @@ def test_levels_add_up_to_the_whole() -> None:
 
 
 def test_levels_are_in_the_order_of_their_numbers() -> None:
-    """Level 10 comes after level 9, and names come after numbers."""
     levels = [10, 9, "hard", 1, "--5", "\u00b2", 10**400]
     rows = [make_row(index, 0, ("target", None)) | {"level": level} for index, level in enumerate(levels)]
     (target,) = figures_of(rows)["policies"]

@@ -67,7 +67,6 @@ def test_savings_are_against_the_target_on_the_same_attempts() -> None:
 
 
 def test_scoring_of_steps_has_its_price() -> None:
-    """The prompt tokens of a process reward model are priced."""
     made = make_run(4, columns=[("target", None)])
     for row in made.rows:
         row["timing"]["reward"] = {"seconds": 1.0, **asdict(Cost(prefill_tokens=500, prefill_seconds=1.0))}

@@ -16,7 +16,6 @@ SECONDS = {"target": 2.0, "draft": 0.25, "entropy": 1.0}  # that a problem adds 
 
 
 def made_up(count: int = 40, size: int = 8, concurrency: int = 2) -> MadeUp:
-    """Return a throughput run in blocks of `size` problems, with equal shares of the block's time."""
     made = make_run(count, columns=COLUMNS)
     rows = [
         {**row, "throughput": {"block": index // len(COLUMNS) // size, "of": size, "seconds": SECONDS[row["policy"]]}}

@@ -1,29 +1,45 @@
-"""The verdict on a pair, from made-up figures: worth it, not worth it, not decided, out of time."""
+"""The verdict on a pair: its answer, its confidence, and whether that confidence holds."""
 
+import math
+import random
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from arbitrage_cli.evaluation.verdict import Verdict, best_preset, token_ratio, verdict
+from arbitrage_cli.evaluation.expected import Expected
+from arbitrage_cli.evaluation.verdict import (
+    MAX_LOST,
+    MIN_SPEEDUP,
+    SURE,
+    Verdict,
+    best_preset,
+    chance_of_few_lost,
+    chance_of_speedup,
+    verdict,
+)
 
 Interval = tuple[float, float] | None
+CARD = Expected(1.3, 0.25, loss=0.005, answers=30)
+NOTHING: Mapping[str, Expected] = {}
+EXPECTED: Mapping[str, Expected] = {"arbitrage@exact": CARD}
 
 
 def policy(
-    name: str, speedup: float | None, interval: Interval, lost: int = 0, problems: int = 12, **more: Any
+    name: str, speedup: float | None, interval: Interval, lost: int = 0, problems: int = 20, **more: Any
 ) -> dict[str, Any]:
     return {
         "policy": name,
         "tau": 0.2 if name == "arbitrage" else None,
-        "tau_name": None,
+        "tau_name": "exact" if name == "arbitrage" else None,
         "speedup": speedup,
         "speedup_interval": interval,
         "throughput_ratio": None,
         "throughput_ratio_interval": None,
         "accuracy_difference": 0.0,
-        "draft_tokens_per_second": None,
-        "target_tokens_per_second": None,
-        "time": time(0.0),
+        "saving": None,
+        "saving_interval": None,
+        "time": time(0.5),
         **lost_of(lost, problems),
         **more,
     }
@@ -34,129 +50,135 @@ def time(draft: float) -> dict[str, float]:
     return {"wall": 10.0, "draft_decode": 8 * draft, "draft_prefill": 2 * draft, "draft_verify": 0.0}
 
 
-def lost_of(lost: int, problems: int = 20, *, compared: int | None = None, graded: int | None = None) -> dict[str, Any]:
+def lost_of(lost: int, problems: int = 20, *, compared: int | None = None) -> dict[str, Any]:
     count = problems if compared is None else compared
     difference, answers = {"numerator": 0, "denominator": problems}, {"numerator": lost, "denominator": count}
-    graded = count if graded is None else graded
-    return {"ratios": {"accuracy_difference": difference, "answers_lost": answers}, "answers_graded": graded}
+    return {"ratios": {"accuracy_difference": difference, "answers_lost": answers}, "answers_graded": count}
 
 
-def of(*policies: dict[str, Any]) -> dict[str, Any]:
-    target = policy("target", 1.0, None, target_tokens_per_second=10.0, accuracy_difference=None)
-    return {"policies": [target, *policies], "samples": 1}
-
-
-SPECULATIVE = policy("speculative", 1.5, (1.4, 1.6))
-BALANCED = policy("arbitrage", 2.1, (1.8, 2.4), tau_name="balanced", problems=20)
-EXACT = policy("arbitrage", 2.0, (1.7, 2.3), tau_name="exact", problems=20)
-SLOW_DRAFT = policy("draft", 1.05, (1.0, 1.09), lost=4, draft_tokens_per_second=14.0)
-
-
-def verdict_on(*policies: dict[str, Any], **options: bool) -> Verdict:
-    found = verdict(of(*policies), **options)
+def verdict_on(*policies: dict[str, Any], samples: int = 1, expected: Mapping[str, Expected] = NOTHING) -> Verdict:
+    target = policy("target", 1.0, None, accuracy_difference=None)
+    found = verdict({"policies": [target, *policies], "samples": samples, "token_ratio": 1.4}, expected)
     assert found is not None
     return found
 
 
-@pytest.mark.parametrize(("samples", "decision"), [(1, "pays"), (2, "not decided")])
-def test_samples_make_no_problems(samples: int, decision: str) -> None:
-    """Samples of one problem do not count as several problems."""
-    found = verdict(of(BALANCED | lost_of(0, 38)) | {"samples": samples})
-    assert found is not None
-    assert (found.decision, found.best.samples, found.num_problems) == (decision, samples, 38 // samples)
+SPECULATIVE = policy("speculative", 1.5, (1.4, 1.6))
+BALANCED = policy("arbitrage", 2.5, (2.2, 2.8), tau_name="balanced")
+EXACT = policy("arbitrage", 2.0, (1.7, 2.3))
+SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
 
 
 @pytest.mark.parametrize(
-    ("policies", "decision", "route"),
+    ("policies", "route"),
     [
-        ([SPECULATIVE], "pays", "speculative"),
-        ([SPECULATIVE, BALANCED], "pays", "arbitrage@balanced"),
-        ([SPECULATIVE, BALANCED | lost_of(1, 12)], "pays", "speculative"),
-        ([BALANCED | lost_of(1, 20)], "pays", "arbitrage@balanced"),
-        ([BALANCED | lost_of(1), EXACT], "pays", "arbitrage@exact"),
-        ([BALANCED | lost_of(1) | {"speedup": 3.0}, EXACT], "pays", "arbitrage@balanced"),
-        ([policy("draft", 3.0, (2.5, 3.5), problems=20)], "pays", "draft"),
-        ([policy("draft", 3.0, (2.5, 3.5), problems=19)], "not decided", None),
-        ([policy("draft", 3.0, (2.5, 3.5), lost=1, problems=40)], "does not pay", None),
-        ([policy("speculative", 0.8, (0.7, 0.9)), SLOW_DRAFT], "does not pay", None),
-        ([policy("speculative", 1.2, (0.9, 1.5))], "not decided", None),
-        ([policy("speculative", 1.5, (1.4, 1.6), problems=7)], "not decided", None),
-        ([policy("speculative", 0.97, (0.94, 1.0), problems=5), SLOW_DRAFT], "does not pay", None),
-        ([policy("speculative", 0.97, (0.94, 1.0), problems=4), SLOW_DRAFT], "not decided", None),
-        ([BALANCED | lost_of(1, 7)], "not decided", None),
-        ([BALANCED | lost_of(2, 7)], "does not pay", None),
-        ([policy("speculative", 1.5, None)], "not decided", None),
-        ([policy("speculative", 1.05, (1.02, 1.08))], "does not pay", None),
-        ([BALANCED | lost_of(0, compared=0)], "not decided", None),
-        ([policy("draft", 3.0, (2.5, 3.5)) | lost_of(0, compared=0)], "not decided", None),
-        ([BALANCED | lost_of(0, compared=19)], "not decided", None),
-        ([BALANCED | lost_of(1, 40, compared=20)], "pays", "arbitrage@balanced"),
-        ([SPECULATIVE, BALANCED | lost_of(0, compared=0)], "pays", "speculative"),
-        ([policy("oracle", 3.0, (2.0, 4.0)), policy("speculative", 0.8, (0.7, 0.9))], "does not pay", None),
-        (
-            [policy("speculative", None, None, throughput_ratio=1.5, throughput_ratio_interval=(1.2, 1.8))],
-            "pays",
-            "speculative",
-        ),
+        ([SPECULATIVE], "speculative"),
+        ([SPECULATIVE, EXACT], "arbitrage@exact"),
+        ([SPECULATIVE, EXACT | lost_of(4)], "speculative"),
+        ([EXACT, BALANCED], "arbitrage@exact"),
+        ([BALANCED], "arbitrage@balanced"),
+        ([SLOW, BALANCED], "target"),
+        ([policy("speculative", 1.02, (1.0, 1.04)), SLOW], "target"),
+        ([policy("speculative", 1.5, None, problems=1), SLOW], "speculative"),
+        ([policy("speculative", 1.5, None, time=time(0.0))], "target"),
+        ([policy("draft", 3.0, (2.5, 3.5), lost=2), SLOW], "target"),
+        ([policy("draft", 3.0, (2.5, 3.5), problems=40), SLOW], "draft"),
+        ([policy("oracle", 3.0, (2.0, 4.0)), SLOW], "target"),
+        ([policy("speculative", None, None, throughput_ratio=1.5, throughput_ratio_interval=(1.3, 1.8))], "speculative"),
     ],
     ids=[
-        "the target's own text", "the fastest", "but not if it loses answers", "one of twenty may be lost", "one that is about as fast and loses none", "but not a slow one", "the draft alone", "with too few problems for answers",
-        "which must lose none", "nothing is faster", "an interval around 1", "too few problems", "few problems show what is slow", "but not fewer",
-        "one answer may be lost by chance", "two are not", "no interval",
-        "faster, but not worth it", "nothing to compare with", "nor for the draft", "too few answers to compare", "enough of them",
-        "answers that cannot be compared",
-        "the oracle is no candidate", "problems a second",
+        "the target's own text", "the fastest", "but not if it loses answers", "the lossless preset", "another one that was asked for",
+        "but not instead of the lossless one", "nothing is faster", "one problem", "speculation that drafts nothing",
+        "a draft that loses answers", "the draft alone", "the oracle is no candidate", "problems per second",
     ],
 )  # fmt: skip
-def test_what_is_decided(policies: list[dict[str, Any]], decision: str, route: str | None) -> None:
-    found = verdict_on(*policies)
-    assert (found.decision, found.route) == (decision, route)
+def test_the_route_to_use(policies: list[dict[str, Any]], route: str) -> None:
+    expected = {f"arbitrage@{one['tau_name']}": CARD for one in policies if one["policy"] == "arbitrage"}
+    found = verdict_on(*policies, expected=expected)
+    assert (found.route, found.is_worth_it, found.confidence >= 0.5) == (route, route != "target", True)
+
+
+def test_there_is_an_answer_before_the_first_problem() -> None:
+    """It follows from the costs alone, and a policy that cannot reach the speed-up makes it certain."""
+    likely = verdict_on(expected={"arbitrage@exact": Expected(2.0, 0.2, loss=0.0, answers=60)})
+    assert (likely.route, likely.num_problems, likely.confidence > 0.9) == ("arbitrage@exact", 0, True)
+    hopeless = verdict_on(expected={"arbitrage@exact": Expected(1.0, 0.5, most=1.05), "speculative": Expected(0.9, 0.05)})
+    assert (hopeless.route, hopeless.is_final, round(hopeless.confidence, 2)) == ("target", True, 1.0)
+
+
+def test_more_evidence_is_more_certain() -> None:
+    for speedup in (0.7, 0.9, 1.0, 1.3, 1.6):
+        interval = speedup / 1.1, speedup * 1.1
+        chances = [chance_of_speedup(Expected(), speedup, interval, count) for count in (5, 10, 20, 40)]
+        assert chances == sorted(chances, reverse=speedup < MIN_SPEEDUP)
+    chances = [chance_of_speedup(CARD, speedup, None, 3) for speedup in (0.5, 0.9, 1.0, 1.2, 2.0)]
+    assert chances == sorted(chances)
+    lost = [chance_of_few_lost(CARD, lost, 20) for lost in range(6)]
+    assert lost == sorted(lost, reverse=True)
+    kept = [chance_of_few_lost(CARD, 0, compared) for compared in (0, 10, 20, 40)]
+    assert kept == sorted(kept)
+    assert lost[0] > 0.8 > 0.2 > lost[4]
+
+
+def test_samples_are_not_problems() -> None:
+    one, two = (verdict_on(EXACT, samples=samples, expected=EXPECTED) for samples in (1, 2))
+    assert (one.num_problems, two.num_problems) == (20, 10)
+    assert two.confidence < one.confidence
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.2, -0.2], ids=["the card is right", "too low", "too high"])
+def test_the_confidence_holds(bias: float) -> None:
+    """Of the claims of 9 in 10, at least 8 in 10 are right, and of all claims as many as they say, within a tenth.
+
+    In each simulation, the true speed-ups are drawn around what was expected, and problems vary around them. A claim is right
+    if the route reaches the speed-up and keeps the answers, or if no route does.
+    """
+    dice, claims = random.Random(1), list[tuple[float, bool]]()
+    for _ in range(600):
+        names = {"speculative": Expected(dice.uniform(0.8, 1.6), 0.15), "arbitrage": Expected(dice.uniform(0.5, 2.0), 0.25)}
+        truth = {name: one.speedup * math.exp(dice.gauss(bias, one.spread)) for name, one in names.items()}
+        loss = {"speculative": 0.0, "arbitrage": dice.betavariate(1, 30)}
+        problems = dice.randint(0, 20)
+        made = [simulated(dice, name, truth[name], loss[name], problems) for name in names] if problems else []
+        found = verdict_on(*made, expected={"speculative": names["speculative"], "arbitrage@exact": names["arbitrage"]})
+        good = {name for name in names if truth[name] >= MIN_SPEEDUP and loss[name] <= MAX_LOST}
+        claims.append((found.confidence, found.best.policy in good if found.is_worth_it else not good))
+    sure = [is_right for confidence, is_right in claims if confidence >= 0.9]
+    assert len(sure) > 150
+    assert sum(sure) / len(sure) >= 0.8
+    if not bias:
+        said, held = sum(confidence for confidence, _ in claims), sum(is_right for _, is_right in claims)
+        assert held >= said - 0.1 * len(claims)
+
+
+def simulated(dice: random.Random, name: str, speedup: float, loss: float, problems: int) -> dict[str, Any]:
+    ratios = [math.log(speedup) + dice.gauss(0, 0.3) for _ in range(problems)]
+    mean = sum(ratios) / problems
+    error = math.sqrt(sum((one - mean) ** 2 for one in ratios) / problems / max(1, problems - 1))
+    interval = None if problems < 5 else (math.exp(mean - 1.96 * error), math.exp(mean + 1.96 * error))
+    lost = sum(dice.random() < loss for _ in range(problems))
+    return policy(name, math.exp(mean), interval, lost, problems)
+
+
+def test_a_run_ends_when_the_answer_is_sure() -> None:
+    """A faster policy that is not known yet keeps the question open."""
+    known = policy("speculative", 1.5, (1.45, 1.55))
+    assert verdict_on(known).is_final
+    open_one = verdict_on(known, policy("arbitrage", 2.2, (1.5, 3.0), problems=6), expected=EXPECTED)
+    assert (open_one.confidence >= SURE, open_one.is_final) == (True, False) or open_one.route == "arbitrage@exact"
 
 
 @pytest.mark.parametrize("name", ["arbitrage", "speculative"])
 def test_what_would_change_the_answer(name: str) -> None:
     """The cost ratio at which the pair would reach 1.1: the draft's half of the time is then short enough.
 
-    With s the speed-up, r the ratio and r' the one that is needed: s / (1/2 + 1/2 * r / r') = 1.1.
+    With s a cautious speed-up, r the ratio and r' the one that is needed: s / (1/2 + 1/2 * r / r') = 1.1.
     """
-    slow = policy(name, 0.8, (0.7, 0.9), problems=20, time=time(0.5))
-    found = verdict_on(SLOW_DRAFT, slow)
-    assert token_ratio(of(SLOW_DRAFT)) == found.token_ratio == pytest.approx(1.4)
-    assert found.ratio_needed == pytest.approx(1.4 / 2 / (0.8 / 1.1 - 0.5))
-    hopeless = verdict_on(SLOW_DRAFT, slow | {"time": time(0.2)})
-    assert (hopeless.ratio_needed, hopeless.is_idle, hopeless.best.route) == (None, False, found.best.route)
-    assert verdict_on(SLOW_DRAFT, slow | {"policy": "speculative", "time": time(0.0)}).is_idle
-
-
-def test_a_faster_policy_that_is_not_known_yet_keeps_the_question_open() -> None:
-    """Eight problems decide that speculation is worth it, but not whether routing keeps the answers."""
-    open_one, closed = (verdict_on(SPECULATIVE, BALANCED | lost_of(0, count)) for count in (8, 20))
-    assert (open_one.route, open_one.final) == ("speculative", False)
-    assert open_one.faster is not None
-    assert open_one.faster.route == "arbitrage@balanced"
-    assert (closed.route, closed.final, closed.faster) == ("arbitrage@balanced", True, None)
-
-
-def test_time_that_ran_out_is_named() -> None:
-    few = policy("speculative", 1.5, (1.4, 1.6), problems=3), policy("draft", 3.0, None, problems=3)
-    found, other = verdict_on(*few, out_of_time=True), verdict_on(*few)
-    assert found.decision == other.decision == "not decided"
-    assert (found.out_of_time, other.out_of_time, found.num_problems, found.best.route) == (True, False, 3, "speculative")
-
-
-def test_a_fast_policy_that_loses_answers_is_told_from_a_slow_one() -> None:
-    found = verdict_on(BALANCED | lost_of(2, 40, compared=21))
-    assert (found.decision, found.loses_answers) == ("does not pay", True)
-    assert (found.best.num_lost, found.best.num_compared, found.best.num_attempts) == (2, 21, 40)
-    assert not verdict_on(SLOW_DRAFT, policy("speculative", 0.8, (0.7, 0.9))).loses_answers
-
-
-def test_more_problems_help_only_if_their_answers_can_be_compared() -> None:
-    """Twenty problems without comparable answers stop the run. A few, or a policy that keeps the target's text, do not."""
-    routed, open_one = BALANCED | lost_of(0, compared=0), policy("speculative", 1.2, (0.9, 1.5))
-    found = [verdict_on(routed), verdict_on(routed | lost_of(0, 5, compared=0)), verdict_on(routed, open_one)]
-    assert [one.final for one in found] == [True, False, False]
-    assert [one.needs_answers for one in found] == [True, False, True]
+    expected = EXPECTED if name == "arbitrage" else NOTHING
+    slow = policy(name, 0.8, (0.7, 0.9))
+    found, hopeless = (verdict_on(one, expected=expected) for one in (slow, slow | {"time": time(0.2)}))
+    assert found.ratio_needed == pytest.approx(1.4 / 2 / (math.sqrt(0.8 * 0.7) / 1.1 - 0.5))
+    assert hopeless.ratio_needed is None
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ COLUMNS = (*ALONE, ("entropy", 0.5))
 
 
 def policies(made: MadeUp, changed: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[str, Any]]:
-    """Return the figures of each policy after a change of some rows."""
     rows = copy.deepcopy(made.rows)
     for row in rows:
         changed(row)
@@ -26,7 +25,6 @@ def policies(made: MadeUp, changed: Callable[[dict[str, Any]], None] = lambda ro
 
 
 def slow_down(row: dict[str, Any], factor: float) -> None:
-    """Multiply all times of a row."""
     costs = [one["cost"] for step in row["steps"] for one in (step, step["discarded"]) if one]
     for cost in (*costs, *row["timing"].values()):
         cost |= {name: factor * value for name, value in cost.items() if name.endswith("seconds")}

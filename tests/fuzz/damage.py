@@ -30,7 +30,6 @@ TEMPLATES = (
 
 
 def header_bytes(draw: random.Random, source: Path, target: Path) -> None:
-    """Replace one to four bytes of the header."""
     data = bytearray(source.read_bytes())
     end = GGUFReader(source).data_offset
     for _ in range(draw.randint(1, 4)):
@@ -39,7 +38,6 @@ def header_bytes(draw: random.Random, source: Path, target: Path) -> None:
 
 
 def metadata(draw: random.Random, source: Path, target: Path) -> None:
-    """Change or remove one or two entries, or the architecture."""
     changes: dict[str, Entry | None] = {}
     known = entries(source)
     for name in draw.sample(sorted(known), draw.randint(1, 2)):
@@ -83,14 +81,12 @@ def _fitting(kind: Kind, number: int) -> int | bool:
 
 
 def truncation(draw: random.Random, source: Path, target: Path) -> None:
-    """Cut off the end, or overwrite it with zeros."""
     data = source.read_bytes()
     end = draw.randrange(len(data))
     target.write_bytes(data[:end] + bytes(draw.choice([0, 0, len(data) - end, ALIGNMENT])))
 
 
 def tensor_data(draw: random.Random, source: Path, target: Path) -> None:
-    """Overwrite weights with NaN, zeros or noise."""
     data = bytearray(source.read_bytes())
     start = GGUFReader(source).data_offset
     for _ in range(draw.choice([1, 10, 1000])):
@@ -101,7 +97,6 @@ def tensor_data(draw: random.Random, source: Path, target: Path) -> None:
 
 
 def template(draw: random.Random, source: Path, target: Path) -> None:
-    """Replace the chat template with a hostile one, or prepend a part of one."""
     right = entries(source)["tokenizer.chat_template"][1]
     text = draw.choice(TEMPLATES) + draw.choice(["", right]) + draw.choice(["", "{% endfor %}", "{{", "{% if x %}"])
     alter(source, target, {"tokenizer.chat_template": (Kind.STRING, text)})

@@ -73,7 +73,6 @@ def timed(check: Check, example: Any) -> None:
 
 
 def changed(data: bytes) -> st.SearchStrategy[bytes]:
-    """Replace, add or remove some bytes."""
     place = st.integers(0, len(data))
     edits = st.tuples(
         place, st.integers(0, 9), st.one_of(st.binary(max_size=8), st.sampled_from([b"\n", b'"', b"1e999", b"[" * 999]))
@@ -89,7 +88,6 @@ def changed(data: bytes) -> st.SearchStrategy[bytes]:
 
 
 def words(*parts: str) -> st.SearchStrategy[str]:
-    """Join these parts and random text."""
     return st.lists(st.sampled_from(parts) | st.text(max_size=3) | st.integers().map(str), max_size=30).map("".join)
 
 
@@ -101,7 +99,6 @@ json_values = st.recursive(
 
 
 def altered(answer: Any) -> st.SearchStrategy[Any]:
-    """Replace or remove some values of the JSON."""
     if isinstance(answer, dict):
         inner = {name: altered(value) for name, value in answer.items()}
         return st.one_of(st.fixed_dictionaries({}, optional=inner), *[st.fixed_dictionaries(inner)] * 4, json_values)
@@ -114,7 +111,6 @@ def altered(answer: Any) -> st.SearchStrategy[Any]:
 
 
 def test_model_files(tiny: Mapping[str, Path], quick_path: Path) -> None:
-    """The program survives any model file, and reports what is wrong with it."""
     cache = {"XDG_CACHE_HOME": str(quick_path / "cache")}
     command = ("solve", "--policy", "draft", "--threads", "1", "--max-tokens", "4", "-q", "--draft")
 

@@ -140,7 +140,6 @@ def test_a_reward_is_right_or_wrong_or_an_error(grader: MathGrader) -> None:
 
 
 def test_version_names_what_verdicts_depend_on() -> None:
-    """Another version of math-verify is another grader."""
     assert f"math-verify {version('math-verify')}" in grader_version()
     assert grader_version().startswith("rules ")
 

@@ -138,7 +138,6 @@ LONG = ("ignores its limit", "output without end")
 
 @pytest.mark.parametrize("name", [*(name for name in HOSTILE if name not in LONG), *rarely(*LONG)])
 def test_hostile_program_is_held(runner: ProgramRunner, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hostile program fails the test and cannot reach its aim."""
     (tmp_path / "answer.txt").write_text("1")
     monkeypatch.setenv(VARIABLE, "1")
     if name == "sleep":
@@ -158,7 +157,6 @@ def test_hostile_program_is_held(runner: ProgramRunner, name: str, tmp_path: Pat
 
 
 def found(mark: str) -> int | None:
-    """The process with this text in its environment."""
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if mark.encode() in path.read_bytes():

@@ -17,7 +17,6 @@ LIMITS = {"ARBITRAGE_MAX_STEPS": "4", "ARBITRAGE_MAX_STEP_TOKENS": "12"}
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", HINTS)
 def test_an_architecture_solves_problems(architecture: str, tmp_path: Path) -> None:
-    """As draft and target, one problem alone and two at once, without an error."""
     path = tmp_path / f"{architecture}.gguf"
     folders = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, str(Path(tiny_architectures.__file__)), str(path), architecture]

@@ -19,6 +19,7 @@ import pytest
 from gguf import GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_models import Continuation, ScriptedBackend, ScriptEndedError
 
 from arbitrage_cli.errors import (
     ArbitrageError,
@@ -28,14 +29,12 @@ from arbitrage_cli.errors import (
     ModelFileError,
     ModelMemoryError,
     ModelUnsupportedError,
-    ScriptEndedError,
     TimedOutError,
 )
 from arbitrage_cli.inference import llama
 from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, Options, State
 from arbitrage_cli.inference.llama.backend import LlamaBackend, LlamaStates
 from arbitrage_cli.inference.llama.binding import NAMES, check_binding, set_fields
-from arbitrage_cli.inference.scripted import Continuation, ScriptedBackend
 from arbitrage_cli.model_files.facts import read_facts
 
 LLAMA_FOLDER = Path(llama.__file__).parent
@@ -75,7 +74,6 @@ def backend(opened: Backend) -> Backend:
 
 
 def prompt(backend: Backend, question: str = "ab") -> list[int]:
-    """Token ids of a prompt. The scripted model requires control tokens."""
     ids = backend.tokenizer.tokenize(question, continues=False)
     if "<|assistant|>" in backend.tokenizer.control_tokens:
         user, assistant = (backend.tokenizer.control_tokens[f"<|{role}|>"] for role in ("user", "assistant"))
@@ -84,7 +82,6 @@ def prompt(backend: Backend, question: str = "ab") -> list[int]:
 
 
 def after(backend: Backend, sequence: int, tokens: list[int], *, held: int = 0) -> Floats:
-    """Append tokens after `held` others and return the logits after the last one."""
     if len(tokens) > 1:
         backend.read(sequence, held, tokens[:-1])
     output = backend.decode([sequence], [held + len(tokens) - 1], tokens[-1:])
@@ -333,7 +330,6 @@ def test_a_script_may_be_certain() -> None:
 
 
 def refused(kind: type[ArbitrageError], path: Path, options: Options | None = None) -> str:
-    """Return the message of the error that loading raises."""
     with pytest.raises(kind) as caught:
         LlamaBackend(path, options or Options(CONTEXT, threads=1)).close()
     assert caught.value.hint

@@ -225,7 +225,6 @@ def test_a_template_must_show_every_message(template: str) -> None:
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Child]:
-    """A renderer with a time limit of a quarter of a second."""
     with Child("arbitrage_cli.inference.rendering:load", seconds=0.25, memory=layouts.MAX_RENDER_BYTES) as child:
         child(CHATML, "[[], {}]")
         yield child
@@ -233,7 +232,6 @@ def impatient() -> Iterator[Child]:
 
 @pytest.fixture
 def hurry(impatient: Child, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails if rendering exceeds its time or memory."""
     monkeypatch.setattr(layouts, "renderer", lambda: impatient)
     tracemalloc.start()
     began = time.monotonic()

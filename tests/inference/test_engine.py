@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from hash_language import CONTROLS, HashBackend, Recording, Recurrent, events_of, hash_engines, ticking_clock
+from scripted_models import ByteTokenizer, Continuation, Script, ScriptEndedError
 from writing import (
     OTHER,
     PROBLEM,
@@ -27,7 +28,7 @@ from writing import (
 )
 
 from arbitrage_cli.arbitrage import WriteStep, single
-from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ScriptEndedError, TimedOutError
+from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TimedOutError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
@@ -35,7 +36,6 @@ from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
-from arbitrage_cli.inference.scripted import ByteTokenizer, Continuation, Script
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Cost, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
@@ -338,7 +338,6 @@ class Paced:
 
 
 def test_measuring() -> None:
-    """A slow model decodes few tokens."""
     slow = make_engine("draft", scripted(repeat("abc ")), Sampler(), instructions="", clock=ticking_clock())
     assert slow.measure().decode_tokens == 4
     backend = HashBackend()

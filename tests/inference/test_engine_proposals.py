@@ -7,6 +7,7 @@ import pytest
 from hash_language import CHEAP_BATCHES, HashBackend, Recording, random_costs, ticking_clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_models import Continuation, ScriptEndedError
 from writing import (
     OTHER,
     PROBLEM,
@@ -25,11 +26,10 @@ from writing import (
 )
 
 from arbitrage_cli.arbitrage import EarlyStop, WriteStep
-from arbitrage_cli.errors import ContextFullError, ScriptEndedError
+from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scripted import Continuation
 from arbitrage_cli.inference.speculation import BatchCosts, Speculator
 from arbitrage_cli.types import Cost, Limits, Step, Trace
 
@@ -93,7 +93,6 @@ def test_a_proposal_changes_no_step(
     speculated: tuple[int, str] | None,
     copies: bool,
 ) -> None:
-    """Law 5, step by step."""
     options: dict[str, Any] = {"instructions": "", "keep_token_stats": True}
     plain = make_engine("target", MAKERS[name](context), sampler, proposals="none", **options)
     costs = CHEAP_BATCHES if seed is None else random_costs(seed)

@@ -95,7 +95,6 @@ def test_two_served_models_and_the_laws(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_storm_of_faults_changes_no_text(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor any number: what came before a stream broke is forgotten."""
     monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
     expected = solve(here(), PROBLEMS, "draft")
     server = HashServer(kind, HashBackend("draft"))
@@ -134,8 +133,6 @@ def test_a_server_samples_as_it_is_asked_to(kind: Kind) -> None:
 
 
 class Looping(HashBackend):
-    """Writes the same twenty letters for ever."""
-
     def _compute(self, sequence: int) -> Any:
         logits = super()._compute(sequence)
         logits[ord("a") + len(self.cells[sequence]) % 20] = 100.0
@@ -186,7 +183,6 @@ STALLED = Answer([{"choices": [{"index": 0, "text": "a", "finish_reason": None}]
 
 
 def test_an_answer_that_is_no_longer_wanted_is_hung_up_on() -> None:
-    """And the next problem in its slot gets nothing of it."""
     server = HashServer("vllm", HashBackend("target"))
     with opened_model(server) as model:
         expected = events_of({"target": served("target", model)}, PROBLEMS[:1], "target")

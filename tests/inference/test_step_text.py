@@ -12,7 +12,6 @@ LINES = StepEnd("\n", 10)
 
 
 def write(*pieces: bytes, end: StepEnd = BLANK_LINE) -> tuple[str, int | None]:
-    """Return the text, and the number of pieces after which it ended."""
     step = StepText(end=end)
     for number, piece in enumerate(pieces, start=1):
         step.add(piece)

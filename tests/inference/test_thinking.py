@@ -11,6 +11,7 @@ import pytest
 from fake_server import Answer, HashServer, Kind, opened_model
 from hash_language import ForgetfulEngine, HashBackend, Recording, events_of, solve
 from marks import rarely
+from scripted_models import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from tiny_gguf import CHATML
 from writing import recite
 
@@ -22,7 +23,6 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
-from arbitrage_cli.inference.scripted import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, ThinkFormat, find_format, format_named
@@ -372,7 +372,6 @@ def steps(trace: Trace) -> list[tuple[object, ...]]:
 
 
 def router_route(tau: float, *, knows_thoughts: bool = False) -> list[Trace]:
-    """Solve problems with a router that scores every step 0.5."""
     scorer = replace(by_token_stats(lambda trace, draft: 0.5), routes_thoughts=knows_thoughts)
     problems = [Problem(str(number), f"question {number}") for number in range(2)]
     return [*solve(engines("seed", "switched"), problems, "arbitrage", tau, limits=long(None), scorer=scorer).values()]
@@ -407,7 +406,6 @@ def test_a_budget_holds_for_thoughts_too(tau_name: str | None, tau: float) -> No
 
 
 def verdicts(entropies: Sequence[float]) -> list[bool]:
-    """Return whether the target writes each thought, given the entropies of the draft's."""
     trace = Trace(Problem("1", "?"), Limits())
     for entropy in entropies:
         draft = Step("draft", "So it is.", 1, Cost(), "separator", TokenStats([-1.0], [entropy], [1.0]), phase="think")
@@ -429,7 +427,6 @@ def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: Mo
 
 
 def collected(*, recalls: bool) -> list[tuple[str, str, str, float, float]]:
-    """Return phase, texts and rewards of the collected states."""
     made = engines("switched", "switched")
     rollout = Rollout([engines("switched", "switched")["target"]], lambda _name, answer: len(answer) % 2 == 0)
     writers: dict[ModelRole, Writer] = {**made, "target": Recalling(made["target"], rollout) if recalls else made["target"]}

@@ -16,7 +16,6 @@ def record(logits: Floats, tokens: list[int]) -> TokenStats:
 
 
 def expected(logits: Floats, tokens: list[int]) -> tuple[list[float], list[float], list[float]]:
-    """The definitions of log-probability, entropy and margin."""
     log_p = logits.astype(np.float64)
     log_p = log_p - np.log(np.exp(log_p - log_p.max(1, keepdims=True)).sum(1, keepdims=True)) - log_p.max(1, keepdims=True)
     entropies = -(np.exp(log_p) * log_p).sum(1)

@@ -52,7 +52,6 @@ def layers(count: int) -> bytes:
 
 
 def refusal(path: Path) -> str:
-    """Return the error message, which is one line that contains the path."""
     with pytest.raises(ModelFileError) as caught:
         read_header(path)
     assert "\n" not in caught.value.message
@@ -141,13 +140,13 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
         (gguf(num_entries=10_001), "10001 metadata entries"),
         (gguf(*(tensor(b"", (1,), 0) for _ in range(20_000)), b"\0" * 64, num_tensors=20_000), "20000 tensors"),
         *((layers(value), f"{value} layers") for value in (0, 513, 2**31 - 1)),
-        (gguf(string(b"key", 2**63), b"\0" * 64, num_entries=1), "string of"),
-        (gguf(string(b"key", HUGE), b"\0" * 64, num_entries=1), "string of"),
+        (gguf(string(b"key", 2**63), b"\0" * 64, num_entries=1), "string has"),
+        (gguf(string(b"key", HUGE), b"\0" * 64, num_entries=1), "string has"),
         (gguf(entry(b"k", STRING, string(b"text", 1 << 20)), num_entries=1), "ends inside the header"),
         (gguf(entry(b"k", 13, b"\0" * 8), num_entries=1), "unknown value type 13"),
         (gguf(entry(b"k", ARRAY, array(77, 3)), num_entries=1), "unknown value type 77"),
-        (gguf(entry(b"k", ARRAY, array(UINT64, 2**61)), num_entries=1), "array of"),
-        (gguf(entry(b"k", ARRAY, array(STRING, HUGE)), num_entries=1), "array of"),
+        (gguf(entry(b"k", ARRAY, array(UINT64, 2**61)), num_entries=1), "array has"),
+        (gguf(entry(b"k", ARRAY, array(STRING, HUGE)), num_entries=1), "array has"),
         (gguf(entry(b"k", ARRAY, array(UINT64, 1 << 20)), num_entries=1), "ends inside the header"),
         (gguf(entry(b"k", ARRAY, array(ARRAY, 1) * 2), num_entries=1), "unknown value type 9 in an array"),
         *(
@@ -163,7 +162,6 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_files_say_what_is_wrong(data: bytes, says: str, tmp_path: Path) -> None:
-    """H1 and H3: other file types, and impossible counts, lengths and offsets."""
     assert says in refusal_of(data, tmp_path)
 
 

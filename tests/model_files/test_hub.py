@@ -172,7 +172,6 @@ def test_wrong_checksum_removes_nothing_outside_the_cache(served: FakeHub, tmp_p
 
 @pytest.mark.parametrize(("name", "size"), [(NAME, len(DATA)), (SMALL, 5000)], ids=["model", "small"])
 def test_broken_connection(served: FakeHub, monkeypatch: pytest.MonkeyPatch, name: HubName, size: int) -> None:
-    """A broken download resumes, and progress is reported up to the last byte."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     served.cuts = [size // 2]
@@ -249,10 +248,10 @@ REFUSALS = {
     "file forbidden": (Failure(403, path="/resolve/"), "HTTP 403", "hf auth login"),
     "file missing": (Failure(404, {"X-Error-Code": "EntryNotFound"}, path="/resolve/"), "HTTP 404", "check the name"),
     "file without commit": (Failure(200, path="/resolve/"), "X-Repo-Commit", "check the name"),
-    "no hub": (Failure(200, body="<html>Welcome to the hotel's WiFi</html>"), "not a response from a Hub", "HF_ENDPOINT"),
-    "other json": (Failure(200, body='{"a": 1}'), "not a response from a Hub", "HF_ENDPOINT"),
-    "nested json": (Failure(200, body="[" * 100_000), "not a response from a Hub", "HF_ENDPOINT"),
-    "long number": (Failure(200, body="9" * 5000), "not a response from a Hub", "HF_ENDPOINT"),
+    "no hub": (Failure(200, body="<html>Welcome to the hotel's WiFi</html>"), "not from a Hub server", "HF_ENDPOINT"),
+    "other json": (Failure(200, body='{"a": 1}'), "not from a Hub server", "HF_ENDPOINT"),
+    "nested json": (Failure(200, body="[" * 100_000), "not from a Hub server", "HF_ENDPOINT"),
+    "long number": (Failure(200, body="9" * 5000), "not from a Hub server", "HF_ENDPOINT"),
 }
 
 
@@ -289,7 +288,6 @@ def test_token_stays_secret(
 
 @pytest.mark.parametrize("token", [TOKEN, "", None])
 def test_token_over_http(served: FakeHub, monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
-    """Without a token, http is allowed."""
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
@@ -374,5 +372,5 @@ def test_answer_over_the_limit(served: FakeHub, monkeypatch: pytest.MonkeyPatch)
     served.surplus_of_api = b" " * 5000
     assert hub.preview(NAME)
     monkeypatch.setattr(hub_session, "MAX_RESPONSE_BYTES", 5000)
-    with pytest.raises(HubError, match="not a response from a Hub"):
+    with pytest.raises(HubError, match="not from a Hub server"):
         hub.preview(NAME)

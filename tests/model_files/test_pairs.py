@@ -6,16 +6,16 @@ import pytest
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.names import HubName
-from arbitrage_cli.model_files.pairs import PairEntry, find_files, find_pair, hub_name, is_scripted, local_files, read_pairs
+from arbitrage_cli.model_files.pairs import PairEntry, find_files, find_pair, hub_name, local_files, read_pairs
 
 
 def test_shipped_pairs() -> None:
     pairs = read_pairs()
-    assert set(pairs) == {"builtin", "scripted", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
+    assert set(pairs) == {"builtin", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
     for pair in pairs.values():
         assert pair.notes
         for source in (pair.draft, pair.target):
-            assert is_scripted(source) or hub_name(source) or all(path.is_file() for path in find_files(source))
+            assert hub_name(source) or all(path.is_file() for path in find_files(source))
 
 
 def test_own_pairs(tmp_path: Path) -> None:

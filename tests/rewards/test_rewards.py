@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_server import HashServer, Kind, opened_model
 from hash_language import CONTROLS, LETTERS, SHORT, HashBackend, StaleBackend, ticking_clock
+from scripted_models import TEMPLATE, ByteTokenizer
 from writing import PROBLEM, foreign, make_engine, write
 
 from arbitrage_cli.arbitrage import RateSteps
@@ -19,7 +20,6 @@ from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler, StepRewards, Writer
-from arbitrage_cli.inference.scripted import TEMPLATE, ByteTokenizer
 from arbitrage_cli.rewards.batched import ENOUGH_ANSWERS, BatchRater
 from arbitrage_cli.rewards.questions import Judge, PrmStyle, ProcessReward, Question
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
@@ -93,7 +93,6 @@ def test_the_thoughts_before_a_step_are_shown(question: Question) -> None:
 
 
 def score(rater: Rater, requests: Mapping[int, RateSteps]) -> dict[int, StepRewards]:
-    """Return the rewards of each slot, all requested at once. Raises the error of any slot."""
     found: dict[int, StepRewards] = {}
     for slot, request in requests.items():
         rater.start(slot, request)
@@ -148,7 +147,6 @@ def test_the_reward_is_the_share_of_plus_after_the_step() -> None:
 
 
 def test_style_steps_reads_the_solution_as_it_is() -> None:
-    """The assistant's turn is the solution with a blank line after the step, where the verdict is read."""
     backend = Opinionated()
     rater = opened(prm(backend, "steps"))
     user, assistant, _ = backend.tokenizer.control_tokens.values()
@@ -160,7 +158,6 @@ def test_style_steps_reads_the_solution_as_it_is() -> None:
 
 @all_raters
 def test_what_was_scored_before_does_not_matter(make: Callable[[Backend], Rater]) -> None:
-    """The cache changes no reward, in any order and for two steps at the same position."""
     rater = opened(make(Opinionated()))
     for number, text in [(2, "ab.\n\n"), (0, "cd.\n\n"), (2, "abc.\n\n"), (1, STEPS[1]), (2, "a.\n\n"), (2, STEPS[2])]:
         trace = trace_of(*STEPS[:number])
@@ -200,8 +197,6 @@ def test_the_cost_of_scoring_is_counted() -> None:
 
 
 def test_a_model_without_the_signs_cannot_score() -> None:
-    """A vocabulary without the tokens `+` and `-` is refused when the model is opened."""
-
     class Doubling(ByteTokenizer):
         def tokenize(self, text: str, *, continues: bool) -> list[int]:
             return super().tokenize(text, continues=continues) * 2
@@ -226,7 +221,6 @@ def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
 
 
 def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """If digits have almost no probability, the target still judges, and there is one warning."""
     rater = opened(judge(Constant(-20.0), 0))
     with caplog.at_level(logging.WARNING, "arbitrage"):
         for number in range(2 * ENOUGH_ANSWERS):
@@ -237,7 +231,6 @@ def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture
 
 @all_raters
 def test_what_is_no_number_is_no_reward(make: Callable[[Backend], Rater]) -> None:
-    """A NaN is a model error instead of a reward of 0."""
     with pytest.raises(ComputeError, match="not numbers"):
         score_one(opened(make(Constant(math.nan))), trace_of(), STEPS[0])
 
@@ -264,7 +257,6 @@ def target(sampler: Sampler | None = None, **more: Any) -> Engine:
 def run(
     policy: str, problems: Sequence[Problem], rater: Rater | None, writer: Writer | None = None, concurrency: int = 0
 ) -> Iterator[Event]:
-    """Solve the problems, by default all at once, with toy models and these rewards, and return the events."""
     concurrency = concurrency or len(problems)
     engines: dict[ModelRole, Writer] = {
         "draft": make_engine("draft", HashBackend(num_sequences=concurrency), Sampler()),

@@ -18,8 +18,6 @@ UNICODE = {"*": "\u00d7", "/": "\u00f7", "-": "\u2212"}
 
 @dataclass(frozen=True)
 class Operation:
-    """A sign between two expressions."""
-
     sign: str
     left: "Expression"
     right: "Expression"
@@ -35,7 +33,6 @@ expressions: st.SearchStrategy[Expression] = st.recursive(
 
 
 def value_of(expression: Expression) -> Fraction:
-    """Evaluate the expression in Python. Raises ZeroDivisionError if a divisor is 0."""
     if isinstance(expression, Fraction):
         return expression
     left, right = value_of(expression.left), value_of(expression.right)
@@ -43,7 +40,6 @@ def value_of(expression: Expression) -> Fraction:
 
 
 def number_text(number: Fraction, *, commas: bool) -> str:
-    """Format a decimal of at most two places."""
     text = f"{float(number):,.2f}".rstrip("0").rstrip(".")
     return text if commas else text.replace(",", "")
 
@@ -162,7 +158,6 @@ PIECES = "5|12|3.|1,000| | + |-|*| = |(|)|\\frac{|}|%| apples|.|, |\n|x|of"
 
 @given(st.lists(st.sampled_from(PIECES.split("|")), max_size=40).map("".join), st.integers(0, 200))
 def test_a_beginning_states_nothing_that_the_whole_does_not(text: str, length: int) -> None:
-    """Equations found in an unfinished text are found in the finished text too, in the same order."""
     found = check_equations(text[:length], is_whole=False)
     assert check_equations(text)[: len(found)] == found
 
@@ -171,7 +166,6 @@ def test_a_beginning_states_nothing_that_the_whole_does_not(text: str, length: i
     "unit", ["(", "-", "\n", "\n ", "x", "a-", "\\text{", "% ", "1/", "1 + 1 = 2 = ", "\\frac{1}{", "9", "=", " "]
 )
 def test_any_text_is_read_in_little_time(unit: str) -> None:
-    """Repetitions do not slow the check down, because text beyond the limit is not read."""
     text = unit * (2 * MAX_CHARACTERS // len(unit))
     began = time.process_time()
     for whole in (f"5 + 3 = {text}", f"{text} = 8"):

@@ -69,7 +69,6 @@ def test_a_limit_of_the_log_odds_is_a_part() -> None:
 
 
 def test_solution_is_explained_as_it_was_decided() -> None:
-    """Each step is explained with the features that the router had when it decided."""
     router, trace = make_router(), new_trace()
     scores = []
     for log_probability in (-0.5, -3.0):

@@ -139,7 +139,6 @@ def test_a_beginning_is_not_blamed_for_what_it_has_not_written() -> None:
 
 
 def test_drafted_steps_are_remembered() -> None:
-    """The features include the last step's numbers and the worst of all steps."""
     good = TokenStats((-0.1, -0.1), (0.2, 0.1), (1.0, 1.0))
     found = named(make(shown=token_stats()), accepted(make(shown=token_stats())), accepted(make(shown=good, tokens=2)))
     assert (found["position"], found["tokens_before"]) == (2, approx(math.log1p(8)))

@@ -54,7 +54,6 @@ def make_outcomes(solutions: int = 60, seed: int = 0, *, repeats: int = 1) -> tu
 
 
 def simulate(escalated: list[bool], outcomes: Outcomes) -> dict[str, float]:
-    """Return the tokens of both models, simulated step by step."""
     sums = dict.fromkeys(("draft", "draft_prefill", "target", "verify", "prefill"), 0.0)
     unread = 0.0
     for index, is_escalated in enumerate(escalated):
@@ -180,7 +179,6 @@ def test_rows_of_early_stops_are_what_a_run_would_do(tau: float) -> None:
 
 
 def is_clear(probability: float, tau: float) -> bool:
-    """Return whether the odds exceed 1.5 times the odds of tau."""
     return probability * (1 - tau) > 1.5 * tau * (1 - probability)
 
 
@@ -208,7 +206,6 @@ def test_resolve_takes_names_and_numbers() -> None:
 
 
 def test_budget_is_a_share_of_the_steps() -> None:
-    """A budget is the tau that escalates this share of the recorded states, interpolated between two rows."""
     probability, outcomes = make_outcomes(500)
     table = make_table(probability, outcomes, spread_taus(probability), COSTS)
     assert table.at_budget(0.0) == NEVER  # though another tau may do the same on these states

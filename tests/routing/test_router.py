@@ -74,7 +74,6 @@ def new_trace() -> Trace:
 
 @every_router
 def test_score_is_what_the_arrays_say(make: Callable[[], Router]) -> None:
-    """Scores agree with the formulas in double precision."""
     router, trace, draft = make(), new_trace(), make_draft()
     chosen = [FEATURES.index(name) for name in router.card.features]
     inputs = features(trace, draft)[chosen].astype(np.float64)
@@ -88,7 +87,6 @@ def test_score_is_what_the_arrays_say(make: Callable[[], Router]) -> None:
 
 @every_router
 def test_one_and_many_are_the_same(make: Callable[[], Router]) -> None:
-    """The batch probabilities used in training equal the single ones used in routing."""
     router, trace = make(), new_trace()
     drafts = [make_draft(-0.3 * number) for number in range(6)]
     rows = np.stack([features(trace, draft) for draft in drafts])
@@ -172,7 +170,6 @@ def rewritten(router: Router, path: Path, arrays: Mapping[str, NDArray[Any]] | N
 
 
 def refused(path: Path) -> str:
-    """Return the error message, which is one line."""
     with pytest.raises(RouterError) as caught:
         load(path)
     assert caught.value.exit_code == 3
@@ -188,8 +185,6 @@ def test_rewritten_router_is_accepted_if_nothing_is_wrong(tmp_path: Path) -> Non
 
 
 class Dangerous:
-    """Runs a program when it is unpickled."""
-
     def __init__(self, canary: Path) -> None:
         self.canary = canary
 
@@ -250,7 +245,6 @@ def test_other_files_are_no_routers(tmp_path: Path, data: bytes) -> None:
 
 
 def test_only_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
-    """Folders, devices, pipes, huge files and missing files are usage errors."""
     huge, pipe = tmp_path / "huge", tmp_path / "pipe"
     with huge.open("wb") as stream:
         stream.truncate(MAX_FILE_BYTES + 1)

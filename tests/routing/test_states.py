@@ -61,7 +61,6 @@ def test_a_thought_stays_one() -> None:
     ids=["the same", "parted", "back", "nothing alike", "nothing drafted", "nothing written"],
 )
 def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share: float) -> None:
-    """The shared prefix and the text after a rejoin count, as shares of the target's tokens."""
     state = replace(STATE, draft=replace(STATE.draft, text=drafted), target_text=written, target_tokens=1000)
     assert state.shared_tokens == int(1000 * share)
 

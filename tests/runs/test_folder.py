@@ -32,7 +32,6 @@ def make_row(number: int = 0, status: str = "done", **more: Any) -> dict[str, An
 
 
 def begin(path: Path, rows: int = 3) -> list[dict[str, Any]]:
-    """Write a finished run, and return its rows."""
     made = [make_row(number) for number in range(rows)]
     with RunFolder(path) as folder:
         folder.save_run(RUN)
@@ -42,7 +41,6 @@ def begin(path: Path, rows: int = 3) -> list[dict[str, Any]]:
 
 
 def read_all(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a folder, whose file is opened late."""
     return list(read_run_folder(path).rows)
 
 
@@ -258,7 +256,6 @@ def test_run_json_of_another_form_is_damage(quick_path: Path, content: bytes, wo
 
 
 def test_another_schema_is_refused(quick_path: Path) -> None:
-    """A folder of another version of the program is refused as such, and not reported as damaged."""
     with RunFolder(quick_path / "run") as folder:
         folder.save_run(RUN | {"schema": 9})
     with pytest.raises(UsageError, match="schema 9"):
@@ -290,7 +287,6 @@ def test_fresh_sets_aside_what_was_there(quick_path: Path) -> None:
 
 
 def test_run_that_never_began_leaves_no_folder(quick_path: Path) -> None:
-    """A folder that was created for a run that never started is removed. An existing folder stays."""
     with RunFolder(quick_path / "run"):
         pass
     assert not (quick_path / "run").exists()
@@ -305,7 +301,6 @@ def test_run_that_never_began_leaves_no_folder(quick_path: Path) -> None:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Replace a function of `os` until the test ends."""
     yield partial(monkeypatch.setattr, os)
     monkeypatch.undo()
 
@@ -334,7 +329,6 @@ def test_row_that_was_written_in_part_is_taken_back(quick_path: Path, failing: C
 
 
 def test_failed_sync_is_final(quick_path: Path, failing: Callable[..., None]) -> None:
-    """A row whose sync fails does not count, and the sync is not retried."""
     rows = begin(quick_path / "run")
     calls: list[int] = []
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_runs import decisions
 
-from arbitrage_cli.errors import ContextFullError, ScriptEndedError
+from arbitrage_cli.errors import ContextFullError, ConversationError
 from arbitrage_cli.runs.folder import encode
 from arbitrage_cli.runs.records import BENCH, RunInfo, problem_error, record, row, to_json
 from arbitrage_cli.runs.schema import read_row
@@ -121,13 +121,12 @@ def test_row_is_the_record_with_what_was_attempt() -> None:
         (finish(make_trace(accept(stop="context"))), "done", None, "context"),
         (finish(make_trace(accept()), ContextFullError("too long")), "done", None, "context"),
         (finish(make_trace(), ContextFullError("too long")), "error", "too long", None),
-        (finish(make_trace(accept()), ScriptEndedError("nothing\nto say")), "error", "nothing to say", None),
+        (finish(make_trace(accept()), ConversationError("nothing\nto say")), "error", "nothing to say", None),
         (finish(make_trace(accept()), ValueError()), "error", "ValueError", None),
     ],
     ids=["filled", "no room for what was accepted", "no room for the prompt", "two lines", "no words"],
 )
 def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | None, stop: str | None) -> None:
-    """A full context window is a limit. Any other failure is an error of one line."""
     made = row(finished, RUN, **attempt())
     assert (made["status"], made["error"], made["stop"]) == (status, error, stop)
 

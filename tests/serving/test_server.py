@@ -33,7 +33,6 @@ def client() -> Iterator[Served]:
 
 
 def expected(problem: Problem, policy: str = "entropy", tau: float | None = 1.5, **options: Any) -> str:
-    """Return the text of the same problem, solved alone."""
     sampler = options.pop("sampler", None)
     return solve(hash_engines(sampler), [problem], policy, tau, **options)[problem.id].text
 
@@ -43,7 +42,6 @@ def text_of_stream(response: httpx2.Response) -> str:
 
 
 def wait_until(client: Served, condition: Callable[[int, int], bool]) -> None:
-    """Wait until the condition holds for the numbers of running and waiting requests."""
     for _ in range(1000):
         if condition(*client.load()):
             return
@@ -198,7 +196,6 @@ ON, OFF = {"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_k
 def test_requests_say_whether_to_think(
     client: Served, thinker: Served, fields: dict[str, Any], usual: int, reasoning_tokens: int
 ) -> None:
-    """Requests turn thinking on or off, within the server's own limit."""
     response = (thinker if usual else client).ask(**fields)
     details = response.json()["usage"]["completion_tokens_details"]
     assert details == {"reasoning_tokens": reasoning_tokens}
@@ -226,7 +223,6 @@ def test_who_asks_for_thoughts_gets_the_limits_of_solutions_that_think(client: S
 
 
 def test_how_tokens_are_drawn(client: Served) -> None:
-    """A request sets its temperature, seed and token limit, up to the server's own limit."""
     sampler = Sampler(temperature=1.0, top_p=0.9, seed=7)
     answer = client.ask(temperature=1, top_p=0.9, seed=7, top_k=-1)
     assert text_of(answer) == expected(Problem("1", "question 0"), sampler=sampler)
@@ -322,7 +318,6 @@ def test_unknown_models(client: Served, model: str) -> None:
 
 
 def test_fields_that_are_ignored_are_listed(client: Served) -> None:
-    """Unsupported fields of llama.cpp clients are listed, except null and values without effect."""
     nothing = {
         "n": 1,
         "tools": [],
@@ -403,7 +398,6 @@ def test_a_defect_is_logged_and_answered(
 
 
 def test_the_key() -> None:
-    """All paths except /health need the key. No response contains the key."""
     with serving(access=Access(KEY)) as client:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}):
             response = client.get("/v1/models", headers=headers)
@@ -467,7 +461,6 @@ def test_a_full_queue() -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 2], ids=["waits", "runs"])
 def test_a_request_that_takes_too_long(concurrency: int) -> None:
-    """The request is refused, and its place becomes free, whether it had a slot or not."""
     gate = Gate()
     gate.close()
     bounds = Bounds(concurrency, seconds=0.3)

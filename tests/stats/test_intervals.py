@@ -82,7 +82,6 @@ def test_resamples_are_the_same_each_time_and_keep_rows_together() -> None:
 
 
 def test_bootstrap_of_a_ratio_covers_the_true_one() -> None:
-    """About 95% of the intervals of 200 simulated runs contain the true ratio of 2."""
     generator = np.random.default_rng(7)
     hits = 0
     for _ in range(200):

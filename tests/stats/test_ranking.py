@@ -62,7 +62,6 @@ def test_intervals_are_over_problems() -> None:
 
 
 def test_interval_covers_the_truth() -> None:
-    """About 95% of the intervals of small samples contain the AUC of a large sample."""
     number, truth = make(40_000, 1000, rounded=False)
     large = pytest.importorskip("sklearn.metrics").roc_auc_score(truth.is_better, number)
     found = [measure(*make(200, seed, rounded=False))["auc"] for seed in range(12)]

@@ -23,6 +23,7 @@ PROGRAM = (sys.executable, "-m", "arbitrage_cli")
 MODELS = ("--draft", "scripted:draft", "--target", "scripted:target")
 TIMEOUT = 30.0
 HERE = Path(__file__).parent  # the default working folder of runs: it has no arbitrage.toml
+SETTINGS = HERE / "settings"  # with the pair `scripted`
 CLOSED, BROKEN = "closed", "broken"  # a stream that is closed, and a pipe without a reader
 
 QUESTION = "What is 37 * 12 - 95?"
@@ -43,8 +44,9 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     merged: dict[str, str | None] = {name: text for name, text in os.environ.items() if not name.startswith(unwanted)}
     merged |= {
         "TERM": "xterm-256color",
+        "PYTHONPATH": str(HERE),  # with the backend of the scripted models
         "PYTHONUTF8": "1",
-        "XDG_CONFIG_HOME": "/nowhere",
+        "XDG_CONFIG_HOME": str(SETTINGS),
         "XDG_CACHE_HOME": cache_folder(),
     } | dict(changes or {})
     return {name: text for name, text in merged.items() if text is not None}
@@ -96,7 +98,7 @@ class Program:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment({"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}),
+            env=environment({"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}"}),
         )
 
     def close(self) -> None:
@@ -149,12 +151,10 @@ def shared_program() -> Program:
 
 
 def run(*arguments: str | bytes | Path, **options: Any) -> Result:
-    """Run one command line to its end, with the options of `Program.run`."""
     return shared_program().run(*arguments, **options)
 
 
 def pair_named_mine(folder: Path, **entry: object) -> dict[str, str | None]:
-    """Write a user's pair `mine`, and return the environment that finds it."""
     (folder / "arbitrage").mkdir(exist_ok=True)
     values = {name: json.dumps(str(value) if isinstance(value, Path) else value) for name, value in entry.items()}
     lines = [f"{name} = {value}\n" for name, value in values.items()]
@@ -275,7 +275,6 @@ class Terminal:
 
 
 def scrollback(screen: Any) -> str:
-    """Return the scroll-back and the screen, without trailing blanks."""
     past = ["".join(row[column].data for column in range(screen.columns)) for row in screen.history.top]
     return "\n".join(line.rstrip() for line in [*past, *screen.display]).rstrip()
 

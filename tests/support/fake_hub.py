@@ -69,7 +69,6 @@ class FakeHub:
         return [request for request in files if request.host == "cdn" or request.path.endswith(tuple(self.in_git))]
 
     def push(self) -> None:
-        """Give the repositories another commit, as when something was pushed to them."""
         self.sha = hashlib.sha1(self.sha.encode()).hexdigest()  # noqa: S324
 
     def info(self, repo: str) -> dict[str, Any]:

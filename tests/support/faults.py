@@ -35,7 +35,6 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def essence(value: Any) -> Any:
-    """Return the parts of a value that are equal in any two runs: everything except times."""
     if isinstance(value, Mapping):
         return {name: essence(part) for name, part in value.items() if name not in TIMES}
     if isinstance(value, list):

@@ -27,13 +27,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripted_models import Arithmetic, Continuation, ScriptedBackend
+
 from arbitrage_cli.cli.main import main
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Deadline, Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.inference.scripted import Arithmetic, Continuation, ScriptedBackend
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.system import machine
 from arbitrage_cli.system.files import models_folder
@@ -66,7 +67,8 @@ def warm_up() -> None:
     with quiet[0], quiet[1], tempfile.TemporaryDirectory() as folder:
         problems = Path(folder) / "problems.jsonl"
         problems.write_text('{"question": "1 + 1", "answer": "2"}\n')
-        main(["bench", "--dataset", str(problems), "--pair", "scripted", "-q", "-o", f"{folder}/run"])
+        code = main(["bench", "--dataset", str(problems), "--pair", "scripted", "-q", "-o", f"{folder}/run"])
+    assert code == 0
     load_llama()
     template = read_header(models_folder() / "draft.gguf").metadata["tokenizer.chat_template"]
     for variables in ({}, {"eos_token": "<|end|>"}):  # before a model is loaded its tokens are not known
@@ -74,7 +76,6 @@ def warm_up() -> None:
 
 
 def run_and_exit(order: Mapping[str, Any]) -> None:
-    """Run in the child, and exit without returning to the server's loop."""
     code: Any = 70
     try:
         code = run(order)
@@ -198,7 +199,6 @@ def pretend_load(load: float) -> None:
 
 
 def at_call(name: str, number: int, happens: Callable[[], None]) -> None:
-    """Run an action at the `number`-th call of a function or method, named `package.module.function`."""
     owner, _, function = name.rpartition(".")
     holder = pkgutil.resolve_name(owner)
     real = getattr(holder, function)
@@ -218,7 +218,6 @@ def send(signals: Sequence[int]) -> None:
 
 
 def alter(path: Path) -> None:
-    """Change one byte at the end of a file."""
     with path.open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"!")

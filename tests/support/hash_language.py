@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scripted_models import ByteTokenizer
 
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
 from arbitrage_cli.errors import ContextFullError
@@ -24,7 +25,6 @@ from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
-from arbitrage_cli.inference.scripted import ByteTokenizer
 from arbitrage_cli.inference.speculation import BatchCosts, Planner, Speculator
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
@@ -39,7 +39,6 @@ SHORT = Limits(max_steps=6, max_tokens=120, max_step_tokens=40)
 
 @functools.lru_cache(50_000)
 def _noise(digest: bytes, count: int) -> npt.NDArray[np.float64]:
-    """Return random numbers seeded by the text."""
     rng = np.random.default_rng(int.from_bytes(digest))
     return rng.normal(0.0, rng.uniform(0.5, 4.0), count)
 
@@ -177,7 +176,6 @@ class Recording:
         self._backend.close()
 
     def count(self, *names: str) -> int:
-        """Return the number of tokens in calls of these names."""
         return sum(len(call.tokens) for call in self.calls if call.name in names)
 
 
@@ -230,7 +228,6 @@ def events_of(
     speculates: bool = False,
     trial_answers: TrialAnswers | None = None,
 ) -> list[Event]:
-    """Solve the problems and return all events."""
     chosen = POLICIES[policy]
     tau = chosen.default_tau if tau is None else tau
     used = {role: engines[role] for role in chosen.models}
@@ -246,7 +243,6 @@ def events_of(
 def solve(
     engines: Mapping[ModelRole, Writer], problems: Iterable[Problem], policy: str, tau: float | None = None, **options: Any
 ) -> dict[str, Trace]:
-    """Return the traces by problem id. No problem may fail."""
     finished = [event for event in events_of(engines, problems, policy, tau, **options) if isinstance(event, Finished)]
     assert [event.error for event in finished] == [None] * len(finished)
     return {event.trace.problem.id: event.trace for event in finished}

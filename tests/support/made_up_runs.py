@@ -146,7 +146,6 @@ def make_row(index: int, sample: int, column: Column, *, levels: int = 5, drift:
 
 
 def failed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of an attempt that failed before its first step."""
     timing = dict.fromkeys(("draft", "target"), _with_speed(Cost()))
     return {
         **row,
@@ -204,7 +203,6 @@ def decisions(draw: st.DrawFn) -> Decision:
 def _step(
     dice: random.Random, difficulty: float, policy: str, tau: float | str | None, first: int, second: int
 ) -> dict[str, Any]:
-    """Make one kept step. All policies draw the same random numbers, so that they differ only in their decisions."""
     draft_tokens, target_tokens = dice.randint(18, 60), dice.randint(18, 60)
     draft_is_right = dice.random() > 0.34 * difficulty
     target_is_right = dice.random() > 0.06 * difficulty

@@ -29,7 +29,6 @@ def process_of(child: Child) -> int | None:
 
 
 def is_running(process_id: int) -> bool:
-    """Return whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -37,7 +36,6 @@ def is_running(process_id: int) -> bool:
 
 
 def awaited(condition: Callable[[], int | None]) -> int:
-    """Wait for a result of the condition, and return it."""
     until, pause = time.monotonic() + 20, threading.Event()
     while (answer := condition()) is None and time.monotonic() < until:
         pause.wait(0.01)

@@ -37,7 +37,6 @@ class Gate:
         self.open, self.close = self._opened.set, self._opened.clear
 
     def backend(self, *arguments: Any, **options: Any) -> HashBackend:
-        """A backend that decodes only while the gate is open."""
         opened = self._opened
 
         class Gated(HashBackend):
@@ -62,13 +61,11 @@ class Served(httpx2.Client):
         return self.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
 
     def load(self) -> tuple[int, int]:
-        """Return the numbers of running and waiting requests."""
         health = self.get("/health").json()
         return health["running"], health["waiting"]
 
 
 def text_of(response: httpx2.Response) -> str:
-    """Return the text of a complete answer."""
     text: str = response.json()["choices"][0]["message"]["content"]
     return text
 
@@ -126,7 +123,6 @@ def serving(
 
 
 def refusal(response: httpx2.Response) -> Mapping[str, Any]:
-    """Return the error of a refused request."""
     error: Mapping[str, Any] = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error

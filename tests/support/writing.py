@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from hash_language import CHEAP_BATCHES, HashBackend, Proposals, planner
+from scripted_models import Continuation, Script, ScriptedBackend
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Backend, Floats, Options
@@ -11,7 +12,6 @@ from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scripted import Continuation, Script, ScriptedBackend
 from arbitrage_cli.inference.speculation import BatchCosts
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace

@@ -38,7 +38,6 @@ def expected(world: tuple[Array, Array, Array, Array], tau: float) -> tuple[floa
 
 @functools.cache
 def truth(tau: float) -> float:
-    """Return the loss of accepting steps up to this tau, simulated step by step in many solutions."""
     probability, *_ = world(100_000, 99)
     rng = np.random.default_rng(1)
     chance = np.where(probability <= tau, probability, 0.0).reshape(-1, STEPS)

@@ -29,7 +29,6 @@ def train_on(collected: Collected) -> Router:
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
-    """3,000 states of 600 problems."""
     return read_states([write_run(tmp_path_factory.mktemp("runs") / "run", questions(600), WORLD)])
 
 
@@ -69,7 +68,6 @@ def test_router_is_near_the_best_possible(collected: Collected, router: Router) 
 
 
 def test_baselines_are_the_plain_numbers(collected: Collected, router: Router) -> None:
-    """The baselines are the first token's entropy, the lowest and mean log-probability, and 1 - the draft's reward."""
     found = router.card.metrics["test"]
     testing = collected.part == TEST
     columns = dict(zip(FEATURES, collected.features[testing].T.astype(np.float64), strict=True))
@@ -173,7 +171,6 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
 
 
 def test_given_test_is_the_whole_test(tmp_path: Path) -> None:
-    """Problems of the test run are used for the test only, even if another run contains them."""
     learned = write_run(tmp_path / "learned", questions(200))
     tested = write_run(tmp_path / "tested", questions(100, start=150))
     found = read_states([learned], [tested])
@@ -227,7 +224,6 @@ def test_too_few_states_name_the_command_that_adds_enough(tmp_path: Path, count:
 
 
 def test_what_nothing_can_be_learned_from_is_refused() -> None:
-    """Training fails if higher log-odds mean a lower share of gains."""
     rng = np.random.default_rng(0)
     log_odds = rng.normal(size=300)
     with pytest.raises(UsageError, match="learned nothing"):
@@ -238,7 +234,6 @@ def test_what_nothing_can_be_learned_from_is_refused() -> None:
 
 
 def test_calibration_finds_the_line() -> None:
-    """A linear error in the log-odds is corrected."""
     rng = np.random.default_rng(1)
     true = rng.normal(-1.5, 1.5, 40_000)
     is_better = rng.random(len(true)) < 1 / (1 + np.exp(-true))

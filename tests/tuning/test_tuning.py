@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up_tuning import HERE, make_tuned
+from scripted_models import Continuation, ScriptedBackend
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.inference.scripted import Continuation, ScriptedBackend
 from arbitrage_cli.tuning.measure import thread_counts, try_threads
 from arbitrage_cli.tuning.store import keep_tuned, read_tuned
 
@@ -22,8 +22,6 @@ Seconds = Callable[[int], float]  # per token, by number of threads
 
 
 class Slow(ScriptedBackend):
-    """A backend with a clock and speeds of its own."""
-
     def __init__(self, decode: Seconds, read: Seconds, context_size: int = 512) -> None:
         super().__init__("slow", lambda question, solution: Continuation("", 1.0), Options(context_size))
         self._decode_seconds, self._read_seconds = decode, read
@@ -58,7 +56,6 @@ def tune(decode: Seconds, read: Seconds, cores: int = 8) -> tuple[int, Slow]:
 
 
 def test_turns_that_disagree_are_not_to_be_trusted() -> None:
-    """Each turn is slower than the one before, so no turn confirms the best one."""
     turns = itertools.count()
     slow = [Slow(lambda threads: 1.5 ** next(turns), lambda threads: 0.1), Slow(lambda threads: 1.0, lambda threads: 0.1)]
     disturbed, quiet = (try_threads(backend, [1], clock=backend.clock) for backend in slow)
@@ -77,7 +74,6 @@ def test_turns_that_disagree_are_not_to_be_trusted() -> None:
     ],
 )
 def test_the_least_number_that_is_about_as_fast_as_any(decode: Seconds, read: Seconds, threads: int) -> None:
-    """Decoding and prefill count together."""
     chosen, backend = tune(decode, read)
     assert chosen == threads
     assert backend.threads == threads

@@ -392,7 +392,7 @@
   }
 
   function who(step) { return element("span", `who ${step.model}`, step.model); }
-  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking budget reached" : step.stop === "answered" ? ", answer known" : ""}`; }
+  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking limit reached" : step.stop === "answered" ? ", answer known" : ""}`; }
   function spent(step) { // the cost of a step by activity
     const of = (cost) => ["prefill", "verify", "decode"].filter((part) => cost[`${part}_tokens`]).map((part) =>
       `${part} ${amount(cost[`${part}_tokens`], "token")}${part === "verify" ? ` (${cost.verify_kept ?? 0} kept)` : ""} ${number(cost[`${part}_seconds`] ?? 0)} s`);

@@ -1,4 +1,4 @@
-"""A deterministic model that follows a script, for tests and for trying the program without a language model.
+"""A deterministic model that follows a script, registered as a backend like that of any other package (see dist-info).
 
 The models `scripted:draft` and `scripted:target` solve one line of arithmetic. The draft makes mistakes in long
 multiplications, and begins them with low confidence.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arbitrage_cli.errors import ContextFullError, ProblemError, ScriptEndedError, UsageError
+from arbitrage_cli.errors import ContextFullError, ConversationError, ProblemError, UsageError
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, States
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
 
@@ -24,6 +24,10 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+class ScriptEndedError(ConversationError):
+    """A script has no continuation for this text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,6 @@ class ByteTokenizer:
 
 
 class ScriptedBackend:
-    """A `Backend` that follows a script."""
-
     chat_template: str | None = TEMPLATE
     states: States | None = None
 
@@ -135,7 +137,6 @@ class ScriptedBackend:
         return logits
 
     def _split(self, cells: list[int]) -> tuple[str, str, int]:
-        """Return the last question, the solution so far, and the number of bytes in its incomplete last character."""
         controls, roles, current = self.tokenizer.control_tokens, dict[int, list[int]](), list[int]()
         first = min(controls.values())  # control tokens have the highest ids
         for token in cells:
@@ -153,7 +154,6 @@ class ScriptedBackend:
 
 
 def open_scripted(source: str, options: Options) -> ScriptedBackend:
-    """Return a scripted model by name. Raises UsageError if the name is unknown."""
     if source == "scripted:draft":
         return ScriptedBackend(source, Arithmetic(reliable=False), options)
     if source == "scripted:target":
@@ -197,7 +197,6 @@ class Arithmetic:
 
 
 def _expression(question: str) -> str:
-    """Return the question's first expression, without spaces. Raises ScriptEndedError if there is none."""
     plain = question.translate(str.maketrans("\u00d7\u00b7\u2212", "**-"))
     for found in re.findall(r"[\d(-][\d\s()+*/-]*", plain[:10_000]):
         if len(found) <= 200 and _EXPRESSION.fullmatch(found.strip()):

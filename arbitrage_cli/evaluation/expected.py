@@ -1,0 +1,124 @@
+"""Predicts the effect of a policy on a machine before it has solved a problem.
+
+Speculation is predicted from unit costs and typical acceptance rates, routing from the router's table of taus at these costs.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from arbitrage_cli.evaluation.work import unit_costs_of
+from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.presets import Costs, TauTable
+from arbitrage_cli.routing.route import SAME
+from arbitrage_cli.runs.records import route_name
+from arbitrage_cli.stats.intervals import Interval, Z
+from arbitrage_cli.types import ModelRole
+
+MATCH_RATES, MOST_MATCHES = (0.5, 0.75, 0.9), 0.97
+"""Acceptance rates of draft tokens: 10%, 50% and 90% of all pairs have at most these rates; and the best case."""
+QUANTILE = 1.2816  # the 90% quantile of the normal distribution
+PROMPT_TOKENS, WRITTEN_TOKENS = 100.0, 200.0  # of a problem, if there is no router whose table has them
+CARD_SPREAD, OTHER_SPREAD = 0.25, 0.5
+"""The standard deviation of log speed-ups around a card's prediction, for its own pairs and for other pairs."""
+CARD_ANSWERS, OTHER_ANSWERS = 30, 10  # the maximum number of answers that a card's expected loss counts for
+DRAFT_LOSS = 0.1  # the expected share of answers that the draft alone loses
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The expected effect of a policy: a log-normal speed-up of at most `most`, and a share of lost answers.
+
+    `speedup` is the median, and `spread` is the standard deviation of its logarithm. `loss` counts for `answers` answers.
+    """
+
+    speedup: float = 1.0
+    spread: float = 0.7
+    most: float = math.inf
+    loss: float = 0.05
+    answers: float = 4.0
+
+    @property
+    def interval(self) -> Interval:
+        low, high = (self.speedup * math.exp(sign * Z * self.spread) for sign in (-1, 1))
+        return low, max(low, min(high, self.most))
+
+
+UNKNOWN = Expected()
+
+
+def expected_effects(run: Mapping[str, Any]) -> dict[str, Expected]:
+    """Return the expected effect of each policy in run.json, by route. `skipped` contains policies that were not run."""
+    units, card = unit_costs_of(run), (run["router"] or {}).get("card")
+    table = TauTable.from_json(card["taus"]) if card else None
+    if {"draft", "target"} <= units.keys():
+        table = table and table.at_costs(_costs(units["draft"], units["target"]))
+    is_own = card is not None and any(_is_pair(run["models"], pair) for pair in card["pairs"])
+    return {
+        route_of(entry): _expected(entry, units, table, is_own=is_own)
+        for entry in (*run["policies"], *run.get("skipped", ()))
+        if entry["policy"] != "target"
+    }
+
+
+def _expected(
+    entry: Mapping[str, Any], units: Mapping[ModelRole, UnitCosts], table: TauTable | None, *, is_own: bool
+) -> Expected:
+    policy = POLICIES[entry["policy"]]
+    if policy.speculates:
+        return _speculation(units, table)
+    most = _of_draft(units, table)
+    if policy.name == "draft":
+        return Expected(most or 1.0, OTHER_SPREAD, loss=DRAFT_LOSS, answers=OTHER_ANSWERS)
+    if not policy.needs_router or table is None:
+        return Expected(most=most * math.exp(OTHER_SPREAD)) if most else UNKNOWN
+    row = table.faster_row(float(entry["tau"]))
+    time, spread = table.time(row), CARD_SPREAD if is_own else OTHER_SPREAD
+    answers = min(table.num_solutions, CARD_ANSWERS) if is_own else OTHER_ANSWERS
+    loss = max(0.0, -row.change / 100)
+    if not time or not most:
+        return Expected(spread=OTHER_SPREAD, loss=loss, answers=answers)
+    return Expected(1 / time, spread, most * math.exp(spread), loss, answers)
+
+
+def _speculation(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -> Expected:
+    if not {"draft", "target"} <= units.keys():
+        return UNKNOWN
+    low, middle, high, most = (_speculative_speedup(units, table, rate) for rate in (*MATCH_RATES, MOST_MATCHES))
+    spread = math.log(high / low) / (2 * QUANTILE)
+    return Expected(middle, max(spread, CARD_SPREAD / 2), most)
+
+
+def _speculative_speedup(units: Mapping[ModelRole, UnitCosts], table: TauTable | None, match_rate: float) -> float:
+    """Return the speed-up with the best number of draft tokens per batch, each accepted at this rate after the one before."""
+    draft, target = units["draft"], units["target"]
+    read, written = (table.prompt_tokens, table.alone_tokens) if table else (PROMPT_TOKENS, WRITTEN_TOKENS)
+    per_token = min(
+        (target.batch(1 + count) + count * draft.decode) / sum(match_rate**power for power in range(1 + count))
+        for count in range(ROWS[-1])
+    )
+    alone = read * target.prefill_token + written * target.decode
+    return alone / (read * (target.prefill_token + draft.prefill_token) + written * per_token)
+
+
+def _of_draft(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -> float | None:
+    """Return the speed-up if the draft writes everything."""
+    if table and (time := table.time(table.rows[-1])):
+        return 1 / time
+    return units["target"].decode / units["draft"].decode if {"draft", "target"} <= units.keys() else None
+
+
+def _costs(draft: UnitCosts, target: UnitCosts) -> Costs:
+    verify = target.batches[-1] / ROWS[-1]
+    return Costs(draft.decode, target.decode, target.prefill_token, draft.prefill_token, verify)
+
+
+def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:
+    return all(models.get(role, {}).get("sha256") == pair[role]["sha256"] is not None for role in ("draft", "target"))
+
+
+def route_of(entry: Mapping[str, Any]) -> str:
+    """Return the route of a row, or of a policy in run.json or in the figures, as a value for `--policy`."""
+    return route_name(entry["policy"], entry["tau"], None if entry["tau_name"] == SAME else entry["tau_name"])
