@@ -136,12 +136,11 @@ class Advice:
 
     @property
     def speedup(self) -> float:
-        """The speed-up over the target alone: of the recommended policy, or of the most promising policy if it is the target."""
+        """The speed-up of the recommended policy, or of the most promising policy if the target is recommended."""
         return self.verdict.best.speedup
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the speed-up."""
         return self.verdict.best.interval
 
     @property
@@ -151,12 +150,11 @@ class Advice:
 
     @property
     def sentence(self) -> str:
-        """The verdict as a sentence."""
         return sentence(asdict(self.verdict))
 
 
 def advise(request: AdviceRequest, display: Display) -> Advice:
-    """Measure missing token costs and compare the policies. A repeated request adds problems.
+    """Measure missing token costs and compare the policies. To add problems, repeat the request.
 
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
@@ -209,7 +207,7 @@ class AdvicePace(Pace):
         return self._ends - self._clock()
 
     def keeps(self, row: Row) -> bool:
-        """Return whether a row is stored. An attempt that failed because the time is over is forgotten."""
+        """Return whether a row is stored, unlike the row of an attempt that failed at the time limit."""
         return row["status"] == "done" or self.seconds_left() > 0
 
     def judged(self) -> tuple[dict[str, Any], Verdict]:
@@ -228,7 +226,7 @@ class AdvicePace(Pace):
         found = figures(made, [row for row in rows if row["id"] in levels])
         decided = verdict(found, expected_effects(made))
         if decided is None:
-            raise DefectError("advice without a policy to compare")
+            raise DefectError("advise has no policy to compare")
         return found, decided
 
     def _may_use_draft(self, problem: str) -> bool:

@@ -66,7 +66,7 @@ def _open_file(path: Path, display: Display) -> AbstractContextManager[RunFolder
         raise UsageError(f"{path}: not a regular file, so the command could not be resumed", ANOTHER)
     folder = path.with_name(f"{path.name}.run")
     if path.exists() and path.stat().st_size and not (folder / RUN).exists():
-        message = f"{path}: the file has content, but {folder / RUN}, which describes results of arbitrage solve, is missing"
+        message = f"{path}: the file is not empty, but {folder / RUN}, written by arbitrage solve -o, is missing"
         raise UsageError(message, ANOTHER)
     return open_run(folder, display, kind=SOLVE, results=path)
 

@@ -29,8 +29,8 @@ def advise(
     """Find out whether a pair is worth using on this machine, and with which policy.
 
     Measures token costs first, and stores them for other commands. Then solves up to 40 problems with the target alone,
-    speculation, routing and the draft alone, until the answer is sure or the time is over. The answer always has a
-    confidence. The same command adds more problems.
+    speculation, routing and the draft alone, until the answer is clear or the time limit is reached. The answer includes a
+    confidence. To add problems, repeat the command.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ SHOWN_TAUS = 10  # taus in the table, in addition to presets
 MEASURES = {"auc": ("AUC", 3), "spearman": ("Spearman", 2), "ece": ("calibration error", 3)}  # heading and decimals
 LEGEND = (
     "calls: escalated steps / all steps; wasted: calls that gain nothing / calls",
-    "caught: escalated steps worth escalating / steps worth escalating",
+    "caught: steps worth escalating that are escalated / steps worth escalating",
 )
 
 Card = Mapping[str, Any]

@@ -27,7 +27,7 @@ LABEL_SPOTS: Sequence[tuple[float, float, Literal["start", "middle", "end"]]] = 
     *((-6.0, -7.0, "end"), (7.0, 16.0, "start"), (9.0, 4.0, "start"), (-9.0, 4.0, "end")),
     *((0.0, -10.0, "middle"), (0.0, 20.0, "middle")),
 )
-"""Label positions relative to the mark. The preferred positions come first, which avoid rising lines."""
+"""Label positions relative to the mark, in order of preference. The first positions avoid rising lines."""
 LEVEL_LETTERS = 60  # total letters below the axis of levels
 
 Json = Mapping[str, Any]

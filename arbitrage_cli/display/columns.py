@@ -133,7 +133,7 @@ COMPARISON: Sequence[Column] = (
     _ranged("speed-up", "seconds_ratio", TIMES),
 )
 
-_BOOTSTRAP = "bootstrap over problems if problems have several samples that differ"
+_BOOTSTRAP = "bootstrap over problems if there are several samples per problem"
 _OVER_PROBLEMS = "Interval: 95%, paired bootstrap over problems."
 
 DEFINITIONS: Mapping[str, str] = {

@@ -18,7 +18,7 @@ from arbitrage_cli.stats.intervals import Interval, Z
 from arbitrage_cli.types import ModelRole
 
 MATCH_RATES, MOST_MATCHES = (0.5, 0.75, 0.9), 0.97
-"""Acceptance rates of draft tokens: 10%, 50% and 90% of all pairs have at most these rates; and the best case."""
+"""The 10%, 50% and 90% quantiles of acceptance rates of draft tokens over all pairs, and the best case."""
 QUANTILE = 1.2816  # the 90% quantile of the normal distribution
 PROMPT_TOKENS, WRITTEN_TOKENS = 100.0, 200.0  # of a problem, if there is no router whose table has them
 CARD_SPREAD, OTHER_SPREAD = 0.25, 0.5
@@ -31,7 +31,7 @@ DRAFT_LOSS = 0.1  # the expected share of answers that the draft alone loses
 class Expected:
     """The expected effect of a policy: a log-normal speed-up of at most `most`, and a share of lost answers.
 
-    `speedup` is the median, and `spread` is the standard deviation of its logarithm. `loss` counts for `answers` answers.
+    `speedup` is the median, and `spread` is the standard deviation of its logarithm. `loss` has the weight of `answers` measured answers.
     """
 
     speedup: float = 1.0

@@ -1,7 +1,7 @@
 """Judges whether a pair is worth using on this machine, and with which policy.
 
-The answer is a probability, so there is one after any number of problems. Before the first problem, it follows from the
-expected effect of each policy (`evaluation.expected`); every solved problem adds evidence. A policy is worth using if its
+The answer is a probability, which is known after any number of problems. Before the first problem, it is based on the
+expected effect of each policy (`evaluation.expected`). Each solved problem adds evidence. A policy is worth using if its
 speed-up is at least MIN_SPEEDUP and it loses at most MAX_LOST of the target's answers. `app.sentences` turns the verdict
 into text.
 """
@@ -25,7 +25,7 @@ MAX_LOST = 0.05  # maximum share of lost answers
 SURE = 0.95  # confidence at which more problems are not needed
 HOPELESS = 0.02  # confidence below which a policy is not run
 SPREAD, SPREAD_PROBLEMS = 0.3, 5.0
-"""The assumed standard deviation of a problem's log speed-up, and the number of problems that the assumption counts for."""
+"""The prior standard deviation of a problem's log speed-up, and the number of problems that the prior counts as."""
 GRID = 4000  # points of the numerical integration
 
 SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
