@@ -31,6 +31,7 @@ from arbitrage_cli.stats.rounding import count
 from arbitrage_cli.system.files import make_folder, open_regular, read_regular, sync_folder, write_all, write_atomically
 
 RUN, RESULTS, STARTED, LOCK = "run.json", "results.jsonl", "started.jsonl", "lock"
+NEW_RUN = "run.json.new"
 MAX_RESULTS = 1 << 34  # bytes
 MAX_LINE = 1 << 26
 
@@ -210,13 +211,19 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             return
         with self._writing(self.path / RUN):
             if self._is_fresh and self.run is None:  # the old run is kept until a new run begins
-                for old, aside in self._replaced():  # results.jsonl first: run.json alone is a valid run
-                    old.replace(aside)
-                (self.path / STARTED).unlink(missing_ok=True)
-                sync_folder(self.path)
-                self._open_results()
-            write_atomically(self.path / RUN, data)
+                self._replace_run(data)
+            else:
+                write_atomically(self.path / RUN, data)
         self.run = content
+
+    def _replace_run(self, data: bytes) -> None:
+        write_atomically(self.path / NEW_RUN, data)  # first, because the disk may be full
+        for old in (self._results, self.path / RUN):  # results.jsonl first: run.json alone is a valid run
+            if old.exists():
+                old.replace(_free_name(old, "old"))
+        (self.path / STARTED).unlink(missing_ok=True)
+        (self.path / NEW_RUN).replace(self.path / RUN)
+        self._open_results()
 
     def append(self, row: Row) -> None:
         """Add a row and sync it to disk. Raises OutputError if this or an earlier write fails; the row is then not added."""
@@ -244,7 +251,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def _open(self) -> None:
         _refuse_links(self.path, self._results)
         if self._is_fresh:
-            self.notes += [f"{old} will be kept as {aside.name}" for old, aside in self._replaced()]
             return
         self._read()
         self.started.load()
@@ -252,9 +258,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             num = count(len(crashes), "problem")
             self.notes.append(f"a process died while solving {num}; its remaining attempts run last, one at a time")
         self._open_results()
-
-    def _replaced(self) -> list[tuple[Path, Path]]:
-        return [(path, _free_name(path, "old")) for path in (self._results, self.path / RUN) if path.exists()]
 
     def _read(self) -> None:
         has_rows = self._results.exists() and self._results.stat().st_size

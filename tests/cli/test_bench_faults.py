@@ -177,7 +177,7 @@ def test_report_through_a_link_into_a_run_is_refused(here: Path) -> None:
 def test_rows_without_run_json_are_refused_until_a_fresh_start(here: Path) -> None:
     bench(here)
     (here / "run" / "run.json").unlink()
-    assert_refused(bench(here), 5, "run/run.json: ")
+    assert_refused(bench(here), 5, "run/run.json ")
     assert bench(here, "--fresh").code == 0
     assert set_aside(here / "run") == ["results.jsonl.old-1"]
 

@@ -279,11 +279,25 @@ def test_fresh_sets_aside_what_was_there(quick_path: Path) -> None:
     rows = begin(quick_path / "run")
     with RunFolder(quick_path / "run", fresh=True) as folder:
         assert (folder.run, list(folder.rows)) == (None, [])
-        assert len(folder.notes) == 2
         folder.save_run(RUN)
     assert set_aside(quick_path / "run") == ["results.jsonl.old-1", "run.json.old-1"]
     old = (quick_path / "run" / "results.jsonl.old-1").read_bytes()
     assert old == b"".join(map(encode, rows))
+
+
+def test_fresh_start_on_a_full_disk_keeps_the_run(quick_path: Path, failing: Callable[..., None]) -> None:
+    rows = begin(quick_path / "run")
+    write = os.write
+
+    def fail(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with RunFolder(quick_path / "run", fresh=True) as folder:
+        failing("write", fail)
+        with pytest.raises(OutputError, match="No space left"):
+            folder.save_run(RUN)
+        failing("write", write)
+    assert (reopened(quick_path / "run"), set_aside(quick_path / "run")) == (rows, [])
 
 
 def test_run_that_never_began_leaves_no_folder(quick_path: Path) -> None:
