@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.stats.intervals import Interval
+from arbitrage_cli.system.files import checked
 
 ALWAYS, NEVER = 0.0, 1.0  # the taus that escalate every step and no step
 
@@ -191,15 +192,15 @@ class TauTable:
     def from_json(found: Mapping[str, Any]) -> "TauTable":
         """Raises RouterError if the table is invalid."""
         try:
-            rows, early = (_rows_from_json(found.get(name, ())) for name in ("rows", "early"))
-            costs = None if found["costs"] is None else Costs.from_json(found["costs"])
-            table = TauTable(**{**found, "rows": rows, "costs": costs, "early": early})
-            taus = [row.tau for row in rows]
-            if early and [row.tau for row in early] != taus:
+            table = checked(TauTable, found)
+            taus = [row.tau for row in table.rows]
+            if table.costs:
+                Costs.from_json(asdict(table.costs))
+            if table.early and [row.tau for row in table.early] != taus:
                 raise ValueError("the taus of the rows with and without early stops differ")
-            if len(rows) < 2 or sorted(taus) != taus or not all(map(math.isfinite, [*taus, *table.named.values()])):
+            if len(taus) < 2 or sorted(taus) != taus or not all(map(math.isfinite, [*taus, *table.named.values()])):
                 raise ValueError("expected at least 2 finite taus in ascending order")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except ValueError as error:
             raise RouterError(f"invalid table of taus in the router ({error})", "train it again: arbitrage train") from error
         return table
 
@@ -236,8 +237,3 @@ def card_rows(taus: Mapping[str, Any]) -> list[dict[str, Any]]:
     table = TauTable.from_json(taus)
     rows = [table.faster_row(row.tau) for row in table.rows]
     return [{**asdict(row), "time": table.time(row)} for row in rows]
-
-
-def _rows_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[TauRow, ...]:
-    found = [TauRow(**row) for row in rows]
-    return tuple(replace(row, change_interval=(row.change_interval[0], row.change_interval[1])) for row in found)
