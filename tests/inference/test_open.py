@@ -16,6 +16,7 @@ from arbitrage_cli.errors import ModelError, ModelFileError
 from arbitrage_cli.inference import open as opening
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import try_model
+from arbitrage_cli.system.files import models_folder
 
 DRAFT = ("solve", "--policy", "draft", "--threads", "1", "--max-tokens", "4", "--draft")
 TOKENS, MODEL, SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.model", "tokenizer.ggml.scores"
@@ -63,6 +64,13 @@ def test_every_byte_is_tried(byte: str, tiny: Mapping[str, Path], tmp_path: Path
     others = [token if token != byte else "another" for token in tokens]
     path = alter(tiny["spm"], tmp_path / "bad.gguf", {TOKENS: (kind, (inner, others))})
     assert_refused(run(*DRAFT, path, "1 + 1", env={"XDG_CACHE_HOME": cache}), 3, str(path), "SIGABRT", "unordered_map")
+
+
+def test_a_first_token_that_the_file_lacks_is_left_out(tmp_path: Path, cache: str) -> None:
+    """llama.cpp adds the first token of a tokenizer of this name, but the file has no such token."""
+    path = alter(models_folder() / "draft.gguf", tmp_path / "odd.gguf", {MODEL: (Kind.STRING, "gemma4")})
+    result = run(*DRAFT, path, "1 + 1", env={"XDG_CACHE_HOME": cache})
+    assert (result.code, result.err.count("report this")) == (0, 0), result.err
 
 
 def test_file_is_tried_once_whatever_its_name(

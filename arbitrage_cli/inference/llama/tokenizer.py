@@ -46,7 +46,8 @@ class LlamaTokenizer:
 
     @property
     def prefix_token(self) -> int | None:
-        return int(c.llama_vocab_bos(self._vocabulary)) if c.llama_vocab_get_add_bos(self._vocabulary) else None
+        token = int(c.llama_vocab_bos(self._vocabulary))  # may be missing, in which case llama.cpp returns -1
+        return token if token >= 0 and c.llama_vocab_get_add_bos(self._vocabulary) else None
 
     @property
     def named_tokens(self) -> Mapping[str, str]:

@@ -62,7 +62,7 @@ def use(path: Path, options: Options) -> None:
         tokens = backend.tokenizer.tokenize(ODD, continues=False)
         tokens += backend.tokenizer.tokenize(ODD, continues=True)
         with suppress(TemplateError):  # reported when the template is used
-            tokens += prompt_ids(backend, chat_prompt(backend, PromptStyle("")).segments(Problem("", ODD)))
+            tokens = prompt_ids(backend, chat_prompt(backend, PromptStyle("")).segments(Problem("", ODD))) + tokens
         held = len(tokens[:NUM_READ])
         backend.read(0, 0, tokens[:held])
         token = backend.tokenizer.any_token
