@@ -24,7 +24,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Paths of tiny GGUF files: draft, target, spm, base, nan, recurrent, hybrid, embedding."""
+    """Paths of tiny GGUF files: draft, target, spm, base, recurrent, hybrid, embedding."""
     return write_all(tmp_path_factory.mktemp("models"))
 
 

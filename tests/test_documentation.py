@@ -104,9 +104,6 @@ def test_variables_and_settings_exist(page: Path) -> None:
         assert names.union(*tables) <= known, block
 
 
-# --- single words
-
-
 def names_in_source() -> Iterator[str]:
     """Short texts, fields, parameters and the API's methods in the package's source: what a user can type, read or call."""
     for path in PACKAGE.rglob("*.py"):

@@ -90,9 +90,6 @@ def shown_live(text: str) -> str:
     return stream.getvalue()
 
 
-# --- nothing is obeyed
-
-
 @hostile
 def test_plain_view_passes_on_nothing_that_a_terminal_obeys(text: str) -> None:
     shown = shown_plainly(text)
@@ -162,9 +159,6 @@ def scrollback_of(output: str) -> str:
     screen = pyte.HistoryScreen(200, 50, history=10_000)
     pyte.Stream(screen).feed(output.replace("\n", "\r\n"))
     return scrollback(screen)
-
-
-# --- through the command line
 
 
 def test_hostile_problem_from_a_pipe_reaches_no_terminal() -> None:

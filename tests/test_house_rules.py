@@ -50,9 +50,6 @@ def test_slow_imports_wait_until_they_are_needed(statement: str, slow: str) -> N
 every_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
 
 
-# --- each file
-
-
 @every_module
 def test_every_error_is_caught_in_one_place_only(path: Path) -> None:
     for node in ast.walk(tree_of(path)):
@@ -81,9 +78,6 @@ def test_top_level_holds_only_the_files_of_the_design() -> None:
         pytest.skip("not a git checkout")
     found = {name.split("/")[0] for name in tracked.stdout.splitlines()}
     assert {name for name in found if not name.startswith(".")} <= {*wanted.split()}
-
-
-# --- the documents
 
 
 def text_of(*paths: Path) -> str:

@@ -135,27 +135,6 @@ def test_the_law_notices_a_stale_cache() -> None:
     assert texts(remembering) != texts(forgetting)
 
 
-def test_sampling_is_reproducible() -> None:
-    one, again, other = (hash_engines(Sampler(temperature=1.0, seed=seed)) for seed in (1, 1, 2))
-    first = texts(solve(one, PROBLEMS, "random", 0.5))
-    assert texts(solve(again, PROBLEMS, "random", 0.5)) == first
-    assert texts(solve(other, PROBLEMS, "random", 0.5)) != first
-
-
-def test_sampling_ignores_what_was_thrown_away() -> None:
-    sampler = Sampler(temperature=1.0, seed=4)
-    other_draft = make_engine("draft", HashBackend("another draft"), sampler, keep_token_stats=True)
-    usual, unusual = hash_engines(sampler), hash_engines(sampler) | {"draft": other_draft}
-    assert texts(solve(usual, PROBLEMS, "random", -1.0)) == texts(solve(unusual, PROBLEMS, "random", -1.0))
-
-
-def test_sampling_ignores_order() -> None:
-    sampler = Sampler(temperature=1.0, seed=5)
-    forward = solve(hash_engines(sampler, num_sequences=3), PROBLEMS, "random", 0.5, concurrency=3)
-    backward = solve(hash_engines(sampler, num_sequences=3), PROBLEMS[::-1], "random", 0.5, concurrency=3)
-    assert texts(forward) == texts(backward)
-
-
 def test_the_target_reads_nothing_before_the_first_escalation() -> None:
     target = Recording(HashBackend("target"))
     engines = hash_engines() | {"target": make_engine("target", target, Sampler())}

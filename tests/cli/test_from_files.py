@@ -146,9 +146,6 @@ def test_collect_thinks_if_a_model_does_by_itself(tiny: Mapping[str, Path], thin
     assert states["default"] == states["on"] != states["off"]
 
 
-# --- variables for chat templates, of a pair
-
-
 THINK = {"enable_thinking": True}
 
 

@@ -6,8 +6,8 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,22 +121,20 @@ def test_only_names_of_models_and_pairs_are_pulled(place: HubFixture, name: str)
 
 
 @contextmanager
-def pulling(place: HubFixture, number: int = 1) -> Iterator[Sequence["subprocess.Popen[bytes]"]]:
-    """Processes that pull one model and have all of them got halfway, or wait for another to."""
+def pulling(place: HubFixture) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that has pulled half of a model."""
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     place.hub.gate = threading.Event()
-    with ExitStack() as stack:
-        processes = [stack.enter_context(start("models", "pull", DRAFT, env=place.env())) for _ in range(number)]
+    with start("models", "pull", DRAFT, env=place.env()) as process:
         assert place.hub.is_halfway.wait(20)
-        for process in processes:
-            assert process.stderr
-            while b"downloading" not in process.stderr.readline():
-                pass
-        yield processes
+        assert process.stderr
+        while b"downloading" not in process.stderr.readline():
+            pass
+        yield process
 
 
 def test_killed_pull_has_fetched_nothing_and_can_be_repeated(place: HubFixture) -> None:
-    with pulling(place) as (process,):
+    with pulling(place) as process:
         process.send_signal(signal.SIGKILL)
     assert place.hub.gate
     place.hub.gate.set()

@@ -100,9 +100,6 @@ def test_compare_shows_both_runs_as_a_table_or_a_line(folder: Path, tmp_path: Pa
     assert record["policies"][0]["accuracy_difference"] == 0.0
 
 
-# --- a list of runs
-
-
 AGE = 3.2 * 24 * 3600  # seconds
 
 
@@ -136,9 +133,6 @@ def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], he
     (here / "runs" / "bad" / "run.json").write_bytes(encode(run_json))
     shown = run("report", cwd=here)
     assert (shown.code, "runs/one  6/6 done" in shown.out, "runs/bad, " in shown.out) == (0, True, True)
-
-
-# --- what is wrong with a run
 
 
 @pytest.mark.parametrize(

@@ -46,24 +46,6 @@ def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
     assert solve(QUESTION, env={"ARBITRAGE_MAX_STEPS": "1"}).out == "37 * 12 = 444.\n"  # no boxed answer: the text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "place", "words"),
-    [
-        ((QUESTION, *MODELS, "--prm", "none.gguf"), "--prm: policy entropy", ()),
-        ((QUESTION, "--limit", "3"), "--limit: ", ("one problem",)),
-        (("-i", "three.txt", "--limit", "10-20"), "--limit: ", ("before line 10",)),
-        (("-i", "three.txt", "-o", "out.csv"), "--output: out.csv", ("JSONL", "--format tsv")),
-        ((QUESTION, "--tau", "130%"), "--tau: budget 130%", ("100%",)),
-    ],
-)
-def test_what_cannot_be_used_is_refused(
-    tmp_path: Path, arguments: tuple[str, ...], place: str, words: tuple[str, ...]
-) -> None:
-    (tmp_path / "three.txt").write_text("1 + 1\n2 + 2\n3 + 3\n")
-    assert_refused(run("solve", *arguments, cwd=tmp_path), 2, place, *words)
-    assert [path.name for path in tmp_path.iterdir()] == ["three.txt"]
-
-
 # --- policies and tau
 
 

@@ -70,9 +70,6 @@ def test_a_blank_line_within_text_is_pointed_out_once(text: str, is_hinted: bool
     assert solve(stdin=text.encode("latin-1")).err.count("--whole") == is_hinted
 
 
-# --- one result a line of the input
-
-
 @pytest.mark.parametrize("concurrency", ["1", "3"])
 def test_every_line_has_a_result_in_its_place(here: Path, concurrency: str) -> None:
     result = solve_file(here, "-q", "--concurrency", concurrency)
@@ -108,9 +105,6 @@ def test_formats_that_contradict_each_other(here: Path) -> None:
 @pytest.mark.parametrize(("limit", "ids"), [("1", ["a"]), ("3-9", ["a", "5"])])
 def test_limit_takes_lines(here: Path, limit: str, ids: list[str]) -> None:
     assert [record["id"] for record in solve_file(here, "-q", "--limit", limit).records] == ids
-
-
-# --- a file of results
 
 
 def test_results_go_to_a_file_and_nothing_to_standard_output(here: Path) -> None:

@@ -84,9 +84,6 @@ def test_a_router_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tm
         for_solve(options("code", draft="a.gguf", target="b.gguf", router=router), RoutingOptions())
 
 
-# --- programs run only if the user allows it: on the command line, in a settings file, or when asked
-
-
 @pytest.mark.parametrize("setting", [None, "sandboxed"])
 def test_programs_run_in_the_sandbox(tmp_path: Path, setting: str | None) -> None:
     sandbox_or_skip()

@@ -123,9 +123,6 @@ def test_missing_scikit_learn_is_an_error_that_says_what_to_install(folder: Path
     assert_refused(found, 2, "", "pip install", "scikit-learn")
 
 
-# --- presets made again
-
-
 WORLD = World(bias=-1.0, weights=(("entropy_first", 1.5),))
 OTHER = {"draft": {"name": "Other draft", "sha256": "a" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
 

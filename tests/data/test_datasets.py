@@ -83,9 +83,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
         yield served
 
 
-# --- from the Hub
-
-
 @pytest.mark.parametrize("name", GOLDS)
 def test_published_data_set(served: FakeHub, name: str) -> None:
     offer(served, name, ROWS[name])
@@ -143,9 +140,6 @@ def test_shipped_data_set(models: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is missing from this installation") as caught:
         load_dataset(name, offline=True)
     assert str(models) in caught.value.message
-
-
-# --- files
 
 
 @pytest.mark.parametrize("name", GOLDS)

@@ -115,9 +115,6 @@ def test_sha256() -> None:
     assert len({known, *(other.sha256 for other in others)}) == len(others) + 1
 
 
-# --- other names for fields
-
-
 def test_mapping() -> None:
     row = {"prompt": "q", "gold": "4", "key": "k", "hard": 3, "problem": "another", "answer": "5", "id": "i", "level": 1}
     assert item(row, question="prompt", answer="gold") == Item(Problem("i", "q"), {"answer": "4"}, 1)

@@ -73,9 +73,6 @@ def test_several_at_once_are_counted(make_view: MakeView) -> None:
     assert view.screen.lines[-1] == "  last: p1, target: correct (7)"
 
 
-# --- plain lines
-
-
 PROGRESS = RunProgress("bench odd\nset", 4, 6, (), seconds_left=90.0)
 ENDED = AttemptEnded("p\u2028\x1b[2J1", "entropy@0.5", "incorrect", "1\n2 \u202e", 12.34, PROGRESS)
 

@@ -1,13 +1,10 @@
 """Figures of throughput runs: block statistics, missing figures, and notes."""
 
-import io
 from typing import Any
 
 import pytest
 from made_up_runs import MadeUp, failed, make_run
 
-from arbitrage_cli.display.columns import DEFINITIONS
-from arbitrage_cli.display.table import write_table
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.metrics import figures
 
@@ -57,19 +54,6 @@ def test_failed_attempts_that_were_tried_again_cost_time_as_well() -> None:
         assert draft["ratios"]["problems_per_second"] == {"numerator": 40, "denominator": 70.0}
         assert (draft["throughput_ratio"], draft["blocks_compared"]) == (pytest.approx(8 / 7), 5)
         assert any("1 block " in note for note in figures(made.run, rows)["notes"])
-
-
-def test_table_of_a_throughput_run() -> None:
-    made = made_up()
-    stream = io.StringIO()
-    write_table(figures_of(made), [], stream, explain=True)
-    text = stream.getvalue()
-    assert text.startswith("made-up: 40 problems, 2 at once\n")
-    line, _ = [line for line in text.splitlines() if line.startswith("draft ")]  # the second is its interval
-    assert line.split()[-4:] == ["4.00", "8.00", "[8.00-8.00]", "100%"]
-    assert max(map(len, text.splitlines())) < 80
-    assert " ".join(DEFINITIONS["throughput_ratio"].split()) in " ".join(text.split())
-    assert "mean s" not in text
 
 
 @pytest.mark.parametrize("order", [1, -1])

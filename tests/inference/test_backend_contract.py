@@ -19,7 +19,7 @@ import pytest
 from gguf import GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_models import Continuation, ScriptedBackend, ScriptEndedError
+from scripted_models import Continuation, ScriptedBackend
 
 from arbitrage_cli.errors import (
     ArbitrageError,
@@ -47,9 +47,6 @@ DECODE = "arbitrage_cli.inference.llama.backend.c.llama_decode"
 
 
 def letters(question: str, solution: str) -> Continuation:
-    """A script whose letters depend on the whole text. It cannot continue after `?`."""
-    if solution.endswith("?"):
-        raise ScriptEndedError("nothing to say")
     number = sum(index * ord(letter) for index, letter in enumerate(question + "/" + solution, start=1))
     return Continuation("abcdefghijklm"[number % 13], 0.5 + number % 7 / 20)
 
@@ -304,28 +301,6 @@ def test_template_variables_of_the_user(name: str, tiny: Mapping[str, Path]) -> 
         assert backend.template_variables == {**wanted, **plain.template_variables}
 
 
-# --- the scripted backend
-
-
-@pytest.mark.parametrize(("sequences", "text"), [([1, 2], "b?"), ([1, 1, 1], "a?b")], ids=["of a batch", "within several"])
-def test_a_script_that_ends_changes_nothing(sequences: list[int], text: str) -> None:
-    backend = open_backend("scripted", {})
-    start = prompt(backend)
-    fresh = after(backend, 0, [*start, ord("b")])
-    for sequence in (1, 2):
-        backend.read(sequence, 0, start)
-    positions = [len(start) + index if len(set(sequences)) == 1 else len(start) for index in range(len(text))]
-    with pytest.raises(ScriptEndedError):
-        backend.decode(sequences, positions, [*map(ord, text)])
-    assert_close(fresh, after(backend, 1, [ord("b")], held=len(start)))
-
-
-def test_a_script_may_be_certain() -> None:
-    backend = ScriptedBackend("sure", lambda question, solution: Continuation("a", 1.0), Options(CONTEXT))
-    logits = after(backend, 0, prompt(backend))
-    assert int(logits.argmax()) == ord("a")
-
-
 # --- llama.cpp: loading
 
 
@@ -335,20 +310,6 @@ def refused(kind: type[ArbitrageError], path: Path, options: Options | None = No
     assert caught.value.hint
     assert path.name in caught.value.message
     return caught.value.message
-
-
-def test_a_file_that_is_missing_or_no_model(tmp_path: Path) -> None:
-    path = tmp_path / "page.gguf"
-    assert "No such file" in refused(ModelFileError, path)
-    path.write_text("<!DOCTYPE html><title>Sign in</title>")
-    assert "web page" in refused(ModelFileError, path)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9, 0.999])
-def test_a_truncated_file(tiny: Mapping[str, Path], tmp_path: Path, share: float) -> None:
-    whole, path = tiny["draft"].read_bytes(), tmp_path / "cut.gguf"
-    path.write_bytes(whole[: int(len(whole) * share)])
-    refused(ModelFileError, path)
 
 
 def header_only(path: Path, architecture: str) -> Path:

@@ -157,8 +157,6 @@ def test_a_broken_template_is_one_clear_error(broken: str) -> None:
     assert caught.value.hint
 
 
-# --- conversations
-
 TURNS = (Message("user", "1 + 1"), Message("assistant", "2"))
 
 
@@ -218,9 +216,6 @@ def test_a_template_must_show_every_message(template: str) -> None:
     assert "2 + 2" in text(prompt.segments(Problem("", "2 + 2")))
     with pytest.raises(TemplateError):
         prompt.segments(Problem("", "2 + 2", TURNS))
-
-
-# --- hostile templates
 
 
 @pytest.fixture(scope="module")

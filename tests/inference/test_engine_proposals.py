@@ -242,9 +242,6 @@ def test_proposals_of_several_problems_share_a_batch() -> None:
     assert sum(step.seconds for step in steps.values()) == pytest.approx(calls + 3)  # a second each, three for finishing
 
 
-# --- steps that are stopped early
-
-
 def stop_at(*places: int, number: float = 1.0) -> EarlyStop:
     """Stop at the first of these numbers of tokens."""
     return EarlyStop(lambda trace, beginning: number, 0.5, lambda num_tokens: num_tokens in places)

@@ -105,12 +105,13 @@ def test_a_continuation_is_proposed_until_the_text_leaves_it() -> None:
     assert (proposal.place(9).source, proposal.upcoming(9)) == ("rejoined", [*map(ord, "defgh")])
 
 
-def copied_after(told: str, written: str, *, proposal: str = "") -> tuple[str, int]:
-    """Return the lookup after a prompt and a text, and the number of matches. Tokens are characters."""
-    following = Proposal([*map(ord, proposal)], History(map(ord, told)))
+def following(written: str, *, proposal: str = "", told: str | None = None) -> tuple[str, int]:
+    """Return what is proposed after a text, with a history if `told` is not None, and the number of matches. Tokens are characters."""
+    history = History(map(ord, told)) if told is not None else None
+    proposed = Proposal([*map(ord, proposal)], history)
     for character in written:
-        following.follow(ord(character))
-    return "".join(map(chr, following.upcoming(99))), following.place(99).num_matched
+        proposed.follow(ord(character))
+    return "".join(map(chr, proposed.upcoming(99))), proposed.place(99).num_matched
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def copied_after(told: str, written: str, *, proposal: str = "") -> tuple[str, i
     ids=["new", "two tokens", "more of them", "gone", "back elsewhere", "the latest place", "of its own"],
 )  # fmt: skip
 def test_what_is_copied(told: str, written: str, upcoming: str, num_matched: int) -> None:
-    assert copied_after(told, written) == (upcoming, num_matched)
+    assert following(written, told=told) == (upcoming, num_matched)
 
 
 def time_of_speculation(draft: float, batches: tuple[float, float], match: float) -> float:
@@ -164,14 +165,6 @@ def test_speculation_saves_time_or_never_costs_much(
     assert time_of_speculation(draft, batches, match) < share
 
 
-def proposed_after(proposal: str, written: str) -> str:
-    """Return the proposed text. Tokens are characters."""
-    following = Proposal([*map(ord, proposal)])
-    for character in written:
-        following.follow(ord(character))
-    return "".join(map(chr, following.upcoming(99)))
-
-
 @pytest.mark.parametrize(
     ("written", "upcoming"),
     [
@@ -192,7 +185,7 @@ def proposed_after(proposal: str, written: str) -> str:
     ],
 )  # fmt: skip
 def test_what_is_proposed_next(written: str, upcoming: str) -> None:
-    assert proposed_after("we add 3 and 4, so 3 and 4 is 7", written) == upcoming
+    assert following(written, proposal="we add 3 and 4, so 3 and 4 is 7")[0] == upcoming
 
 
 @given(st.text("ab", max_size=12), st.text("ab", max_size=12))

@@ -198,9 +198,6 @@ def test_as_many_layers_as_llama_cpp_takes(tmp_path: Path) -> None:
     assert read_facts([tmp_path / "many.gguf"]).num_layers == 512
 
 
-# --- large and empty (sparse files: they take no disk space)
-
-
 def test_a_vocabulary_of_millions_is_refused_early(tmp_path: Path) -> None:
     """Walking 64 MB of empty strings would take seconds."""
     path = tmp_path / "sparse.gguf"

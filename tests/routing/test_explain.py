@@ -106,9 +106,6 @@ def test_shown_figures_add_up() -> None:
     assert sum(figures) == pytest.approx(total)
 
 
-# --- the flag
-
-
 @pytest.fixture
 def scripted(tmp_path: Path) -> tuple[str, ...]:
     save(make_router(taus=TAUS), tmp_path / "router.safetensors")

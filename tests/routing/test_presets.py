@@ -110,9 +110,6 @@ def test_a_token_is_decoded_or_speculated_on() -> None:
     assert COSTS.verify == 6.0  # not measured: between reading and writing
 
 
-# --- names
-
-
 def make_row(tau: float, rate: float, change: float) -> TauRow:
     zeros = dict.fromkeys((one.name for one in fields(TauRow)), 0.0)
     changes: dict[str, Any] = {
@@ -214,9 +211,6 @@ def test_budget_is_a_share_of_the_steps() -> None:
     for wrong in (-0.1, 1.1):
         with pytest.raises(UsageError):
             table.at_budget(wrong)
-
-
-# --- as JSON
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,6 @@ def new_trace() -> Trace:
     return Trace(Problem("p", "1 + 2"), Limits(max_steps=2))
 
 
-# --- the number
-
-
 @every_router
 def test_score_is_what_the_arrays_say(make: Callable[[], Router]) -> None:
     router, trace, draft = make(), new_trace(), make_draft()
@@ -142,9 +139,6 @@ def test_no_number_is_an_error() -> None:
     draft = make_draft(entropy=math.nan)
     with pytest.raises(ComputeError):
         make_router().probability(new_trace(), draft)
-
-
-# --- files
 
 
 @every_router

@@ -164,9 +164,6 @@ def test_error_of_a_problem_says_what_to_do(finished: Finished, error: tuple[str
     assert problem_error(finished) == error
 
 
-# --- figures: sums over decisions
-
-
 @given(st.lists(decisions(), min_size=1))
 def test_figures_add_up(made: list[Decision]) -> None:
     figures = tally(made)

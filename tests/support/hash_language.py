@@ -110,7 +110,6 @@ class Recurrent(HashBackend):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.states = self
-        self.num_restored = 0
 
     def drop(self, sequence: int, position: int) -> None:
         assert position == 0, "a tail cannot be dropped"
@@ -127,7 +126,6 @@ class Recurrent(HashBackend):
         assert len(cells) == position
         assert self.cells[sequence][:position] == cells, "the tokens before it were forgotten in between"
         self.cells[sequence] = cells
-        self.num_restored += 1
 
 
 class StaleBackend(HashBackend):

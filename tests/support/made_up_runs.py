@@ -176,8 +176,6 @@ def unpacked(text: str) -> Any:
     return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
-# --- decisions
-
 costs = st.builds(Cost, *(kind for _ in range(3) for kind in (st.integers(0, 500), st.floats(0, 50))), st.integers(0, 100))
 
 
@@ -195,9 +193,6 @@ def decisions(draw: st.DrawFn) -> Decision:
         Decision(draft, draft=draft, target=target),
     ]
     return draw(st.sampled_from(kinds))
-
-
-# --- steps
 
 
 def _step(

@@ -88,13 +88,6 @@ def write_base(path: Path) -> Path:
     return finish(_llama(path, "tiny base", width=32, biases=biases, seed=4, context=256), vocabulary)
 
 
-def write_not_a_number(path: Path) -> Path:
-    """A model of which one weight in the last norm is NaN, so that every logit is."""
-    vocabulary = byte_level(["Ċ Ċ"], ["<|endoftext|>"])
-    biases = np.zeros(len(vocabulary.types), np.float32)
-    return finish(_llama(path, "tiny nan", width=32, biases=biases, seed=5, norm=np.nan), vocabulary)
-
-
 def write_embedding(path: Path) -> Path:
     """A model that is not causal, as embedding models are."""
     vocabulary = byte_level(["Ċ Ċ"], ["<|endoftext|>"])
@@ -177,7 +170,6 @@ WRITERS = {
     "target": write_target,
     "spm": write_spm,
     "base": write_base,
-    "nan": write_not_a_number,
     "recurrent": write_recurrent,
     "hybrid": write_hybrid,
     "embedding": write_embedding,
@@ -216,9 +208,7 @@ def _writing(vocabulary: Vocabulary, *, step_end: str, end: str, also: Sequence[
     return biases
 
 
-def _llama(
-    path: Path, name: str, *, width: int, biases: Array, seed: int, context: int = 2048, norm: float = 1.0
-) -> GGUFWriter:
+def _llama(path: Path, name: str, *, width: int, biases: Array, seed: int, context: int = 2048) -> GGUFWriter:
     """A Llama-architecture model of 2 layers and 4 heads: its settings and weights; the vocabulary is still missing."""
     rng, inner, layers = np.random.default_rng(seed), 2 * width, 2
     writer = GGUFWriter(path, "llama")
@@ -240,7 +230,7 @@ def _llama(
     output = weights(len(biases), width, 0.6)
     output[:, 0] = biases
     writer.add_tensor("token_embd.weight", embeddings)
-    writer.add_tensor("output_norm.weight", np.full(width, norm, np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
     writer.add_tensor("output.weight", output)
     for layer in range(layers):
         into_residual = {"attn_output": weights(width, width, 0.5), "ffn_down": weights(width, inner, 0.3)}

@@ -92,9 +92,6 @@ def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) ->
         backend.read(0, 0, [1, 2, 3])
 
 
-# --- what is kept
-
-
 def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     elsewhere = make_tuned(machine=replace(HERE, cores=2))
