@@ -1,6 +1,6 @@
 """The models that a session has loaded, in this process or on a server, and their writers and raters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,10 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep, chat_prompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
-from arbitrage_cli.inference.servers.model import ServedModel, describe, facts_about
+from arbitrage_cli.inference.servers.chat import Chat
+from arbitrage_cli.inference.servers.chat_writer import ChatWriter
+from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.trial import describe, facts_about
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.speculation import BatchCosts, Planner
 from arbitrage_cli.inference.thinking import ThinkFormat
@@ -37,6 +40,7 @@ class WriterOptions:
     shares_prompts: bool = True
     batch_costs: Mapping[ModelRole, BatchCosts] = field(default_factory=dict)
     think_formats: Mapping[ModelRole, ThinkFormat | None] = field(default_factory=dict)
+    may_be_complete: Callable[[str], bool] = lambda text: True  # of the text of a solution
 
     def style_of(self, role: ModelRole) -> PromptStyle:
         return replace(self.style, think_format=self.think_formats.get(role))
@@ -103,7 +107,10 @@ class RemoteModel:
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
         options = {"keep_token_stats": keep_token_stats, "shares_prompts": writing.shares_prompts}
-        return ServedWriter(role, self._model, writing.sampler, writing.style_of(role), **options)
+        model, sampler, style = self._model, writing.sampler, writing.style_of(role)
+        if isinstance(model.dialect, Chat):
+            return ChatWriter(role, model, model.dialect, sampler, style, writing.may_be_complete, **options)
+        return ServedWriter(role, model, sampler, style, **options)
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
         """Return the prompt, which may need a server request. Raises TemplateError or ServerError."""

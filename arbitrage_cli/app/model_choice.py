@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.options import LoadingOptions, ModelOptions, RouterOptions
-from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, UsageError
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, UsageError, unknown
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
+from arbitrage_cli.inference.servers.chat import CONTINUATIONS
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.checksums import sha256_seen, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
@@ -194,6 +195,9 @@ def served_models(choice: ModelChoice, load: Options, environment: Mapping[str, 
     """Return the models on servers. Raises UsageError if an address, API key or chat template is invalid."""
     addresses = {role: _address(role, source) for role, source in choice.models.items() if source and is_served(source)}
     pair = choice.pair if choice.is_pairs_own else None
+    continuation = pair.target_continuation if pair else None
+    if continuation and continuation not in CONTINUATIONS:
+        raise unknown("target_continuation", continuation, CONTINUATIONS)
     keys = find_keys(addresses, {role: getattr(pair, f"{role}_api_key_env", None) for role in addresses}, environment)
     return {
         role: ServedSource(
@@ -202,6 +206,7 @@ def served_models(choice: ModelChoice, load: Options, environment: Mapping[str, 
             _read_template(role, pair) if pair else None,
             {} if role == "prm" else load.template_variables,
             load.context_size,
+            continuation if role == "target" else None,
         )
         for role, address in addresses.items()
     }
@@ -255,10 +260,8 @@ def warnings_about(
     uses_router: bool,
     threads: int | None,
 ) -> Iterator[str]:
-    with_key = {model.address.host for model in served if model.key}
     for host in dict.fromkeys(model.address.host for model in served if model.address.is_exposed):
-        sent = "problems and the API key" if host in with_key else "problems"
-        yield f"{host}: {sent} are sent unencrypted (http); use https"
+        yield f"{host}: problems are sent unencrypted (http); use https"
     if choice.pair:
         yield from _borrowed_settings(sources, choice.pair)
     if uses_router and choice.router_source == UNIVERSAL_ROUTER:

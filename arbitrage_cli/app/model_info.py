@@ -83,12 +83,12 @@ def describe_served(source: str) -> Json:
     from arbitrage_cli.inference.chat_template import PromptStyle
     from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
     from arbitrage_cli.inference.servers.connection import Connection  # slow to import
-    from arbitrage_cli.inference.servers.model import facts_about, open_served
+    from arbitrage_cli.inference.servers.trial import facts_about, open_served
 
     address = Address.parse(source)
     served = ServedSource(address, find_keys({"target": address}, {}, os.environ).get("target"))
     with contextlib.closing(Connection()) as connection:
-        model = open_served(connection, served, needs_template=False)
+        model = open_served(connection, served)
         prompt = model.prompt(PromptStyle())
     facts = facts_about(model)
     form, by_itself = prompt.own_format, prompt.thinks_by_itself if facts["has_template"] else None

@@ -64,7 +64,7 @@ class Session:
         shares = len(setup.routes) == 1 or keep == "conversation"
         style = PromptStyle(setup.system, setup.task.step_end, explicit_thoughts=setup.options.generation.think is not None)
         formats: dict[ModelRole, ThinkFormat | None] = {role: setup.think_format(role) for role in ("draft", "target")}
-        self.writing = WriterOptions(Sampler(), style, keep, shares, self._batch_costs, formats)
+        self.writing = WriterOptions(Sampler(), style, keep, shares, self._batch_costs, formats, setup.task.may_be_complete)
 
     def __enter__(self) -> Self:
         if any(map(is_built_in, self.setup.sources.values())):
@@ -150,12 +150,12 @@ class Session:
         if not served:
             return {}
         from arbitrage_cli.inference.servers.connection import Connection  # slow to import
-        from arbitrage_cli.inference.servers.model import open_served
+        from arbitrage_cli.inference.servers.trial import open_served
 
         connection, found = self._stack.enter_context(contextlib.closing(Connection())), dict[ModelRole, RemoteModel]()
         for role, source in served.items():
             self._display.loading(role, f"asking {source.address.host}", 0.0)
-            found[role] = RemoteModel(open_served(connection, source))
+            found[role] = RemoteModel(open_served(connection, source, role))
         return found
 
     def _server_thinks(self, role: ModelRole) -> bool | None:

@@ -41,7 +41,8 @@ class PairEntry:
 
     `ctx` is the context window in tokens, and `prm_style` a prompt style from `rewards.questions`. For models on servers,
     `*_api_key_env` names the environment variable of the API key, and `*_template` the file of the chat template.
-    `*_think_format` names the thinking format of a model if its chat template does not reveal it.
+    `target_continuation` names a convention in `inference.servers.chat`, and `target_price` contains dollars per million
+    prompt tokens, cached prompt tokens and completion tokens. `*_think_format` names the thinking format of a model if its chat template does not reveal it.
     """
 
     name: str
@@ -61,6 +62,8 @@ class PairEntry:
     prm_api_key_env: str | None = None
     draft_template: str | None = None
     target_template: str | None = None
+    target_continuation: str | None = None
+    target_price: str | None = None
     draft_think_format: str | None = None
     target_think_format: str | None = None
 

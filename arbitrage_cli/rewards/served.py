@@ -14,6 +14,7 @@ from arbitrage_cli.errors import ModelUnsupportedError, ProblemError, ServerRequ
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import Plain, PromptStyle, Segment
 from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
+from arbitrage_cli.inference.servers.chat import Chat
 from arbitrage_cli.inference.servers.connection import Pending
 from arbitrage_cli.inference.servers.dialects import Piece, TextRequest, Token, Usage
 from arbitrage_cli.inference.servers.model import ServedModel
@@ -29,9 +30,9 @@ class ServedRater:
     waits_for_many = False
 
     def __init__(self, model: ServedModel, question: Question) -> None:
-        if not model.num_alternatives:
+        if not model.num_alternatives or isinstance(model.dialect, Chat):
             raise ModelUnsupportedError(
-                f"{model.host.name} sends no log-probabilities, which are needed to rate steps",
+                f"{model.host.name} cannot rate steps, which requires log-probabilities and /completions",
                 "enable them on the server, or use another server",
             )
         self._model = model

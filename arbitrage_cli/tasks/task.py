@@ -42,6 +42,10 @@ class Task:
     forms: tuple[Form, ...] = ()
     answer_opening: str = ""
 
+    def may_be_complete(self, text: str) -> bool:
+        """Return whether a solution may be complete, which is unknown for tasks without answers."""
+        return self.name == "free" or self.find_answer(text) is not None
+
 
 def is_correct(grader: Grader, text: str, gold: Mapping[str, Any]) -> bool:
     """Return whether a solution is correct. Raises ProblemError if it cannot be graded."""

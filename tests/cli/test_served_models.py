@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cli import assert_refused, pair_named_mine, run
+from fake_chat import Api, ChatServer
 from fake_server import HashServer, Kind, on_loopback, storm
 from faults import rows_of, run_json, write_problems
 from hash_language import TEMPLATE, HashBackend
@@ -137,3 +138,36 @@ def test_a_key_for_one_server_is_not_sent_to_two() -> None:
     assert_refused(result, 2, "", "ARBITRAGE_DRAFT_API_KEY")
     assert not one.headers
     assert not other.headers
+
+
+def test_a_key_is_not_sent_unencrypted_to_another_network() -> None:
+    arguments = ("solve", "--draft", "scripted:draft", "--target", "http://models.example.com/v1#toy", "1 + 1")
+    result = run(*arguments, env={"ARBITRAGE_TARGET_API_KEY": KEY})
+    assert_refused(result, 2, "", "https")
+    assert KEY not in result.err
+
+
+@pytest.mark.parametrize("continues", ["trailing", "prefix", "partial", "final", None])
+def test_a_local_draft_with_a_target_behind_a_chat_api(continues: str | None) -> None:
+    with on_loopback(ChatServer(Api(continues), key=KEY)) as address:
+        models, env = ("--draft", "scripted:draft", "--target", f"{address}#toy"), {"ARBITRAGE_API_KEY": KEY}
+        result = run("solve", *models, "--tau", "0", "--json", "--debug", "What is 1 + 1?", env=env)
+        (info,) = run("models", "info", address, "--json", env=env).records
+    assert result.code == 0, result.err
+    assert result.records[0]["timing"]["target"]["decode_tokens"] > 0
+    assert info["continues"] == f"chat messages ({continues or 'instructed'})"
+    assert info["continues"] in result.err
+    assert KEY not in f"{result.out}{result.err}{info}"
+
+
+def test_a_pair_fixes_how_its_target_is_continued(tmp_path: Path) -> None:
+    with on_loopback(ChatServer(Api("partial"))) as address:
+        models = {"draft": "scripted:draft", "target": address}
+        arguments = ("solve", "--pair", "mine", "--policy", "target", "--json", "1 + 1")
+        assert_refused(
+            run(*arguments, env=pair_named_mine(tmp_path, **models, target_continuation="prefix")), 3, "", "prefix"
+        )
+        assert_refused(
+            run(*arguments, env=pair_named_mine(tmp_path, **models, target_continuation="none")), 2, "", "trailing"
+        )
+        assert run(*arguments, env=pair_named_mine(tmp_path, **models, target_continuation="partial")).code == 0

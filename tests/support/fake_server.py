@@ -24,7 +24,8 @@ from hash_language import TEMPLATE, HashBackend
 from arbitrage_cli.inference.layouts import render
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection
-from arbitrage_cli.inference.servers.model import ServedModel, open_served
+from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.trial import open_served
 
 Kind = Literal["vllm", "sglang", "llamacpp", "plain"]
 KINDS: tuple[Kind, ...] = ("vllm", "sglang", "llamacpp", "plain")
@@ -301,11 +302,16 @@ def transport(server: HashServer) -> httpx2.MockTransport:
 
 @contextlib.contextmanager
 def opened_model(
-    server: HashServer, *, name: str | None = None, template: str = TEMPLATE, key: str | None = None
+    server: HashServer,
+    *,
+    name: str | None = None,
+    template: str | None = TEMPLATE,
+    key: str | None = None,
+    continuation: str | None = None,
 ) -> Iterator[ServedModel]:
     """A model of the server, reached without a network. A plain server needs the template."""
     address = Address.parse(f"http://toy:1/v1#{name}" if name else "http://toy:1/v1")
-    source = ServedSource(address, template=template if server.kind == "plain" else None, key=key)
+    source = ServedSource(address, template=template if server.kind == "plain" else None, key=key, continuation=continuation)
     with contextlib.closing(Connection(transport(server))) as connection:
         yield open_served(connection, source)
 

@@ -53,13 +53,14 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class ServedSource:
-    """A model on a server. `template` replaces the server's chat template."""
+    """A model on a server. `template` replaces the server's chat template, and `continuation` names a convention in `chat`."""
 
     address: Address
     key: str | None = field(default=None, repr=False)
     template: str | None = None
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     context_size: int | None = None
+    continuation: str | None = None
 
 
 def find_keys(
@@ -67,8 +68,8 @@ def find_keys(
 ) -> dict[ModelRole, str]:
     """Return each role's API key from the environment variable of the pair, of the role, or of all roles, in this order.
 
-    Raises UsageError if the pair's variable is not set, if a key is invalid, or if several servers would receive the shared
-    key.
+    Raises UsageError if the pair's variable is not set, if a key is invalid or would be sent unencrypted, or if several
+    servers would receive the shared key.
     """
     keys: dict[ModelRole, str] = {}
     are_several = len({address.host for address in addresses.values()}) > 1
@@ -82,6 +83,8 @@ def find_keys(
         key = key or environment.get(KEY_VARIABLE)
         if key and not re.fullmatch(r"[\x21-\x7e]+", key):
             raise UsageError(f"the API key of the {role} ({address.host}) contains invalid characters", "set it again")
+        if key and address.is_exposed:
+            raise UsageError(f"the API key of the {role} would be sent to {address.host} unencrypted", "use https")
         if key:
             keys[role] = key
     return keys

@@ -5,6 +5,7 @@ Requests are retried after broken connections and after HTTP 408, 425, 429 and 5
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -17,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
@@ -150,8 +152,8 @@ class Connection:
             async with asyncio.timeout(seconds), self._open(host, request) as response:
                 await _check(host, response)
                 async for answer in _objects(response, is_streamed=request.is_streamed):
-                    if "error" in answer and "choices" not in answer:
-                        raise _error_in_answer(host, answer["error"])
+                    if error := answer.get("error"):
+                        raise _error_in_answer(host, error)
                     self._note_answer(host)
                     if take(answer):
                         return
@@ -253,6 +255,10 @@ class Pending(Generic[T]):
         return [self._futures.pop(slot).result() for slot in ended]
 
 
+class NotFoundError(ServerError):
+    """Raised for HTTP 404."""
+
+
 class _RetryableError(Exception):
     """A failure that may be temporary."""
 
@@ -266,9 +272,7 @@ async def _check(host: Host, response: "httpx2.Response") -> None:
     if response.is_success:
         return
     if status in RETRIED or status >= 500:
-        header = response.headers.get("Retry-After", "")
-        seconds = min(float(header), GONE_SECONDS) if re.fullmatch("[0-9]{1,6}", header) else 0.0
-        raise _RetryableError(f"responded with HTTP {status}", retry_after=seconds, status=status)
+        raise _RetryableError(f"responded with HTTP {status}", retry_after=_retry_after(response.headers), status=status)
     host.failing_since = None
     if response.is_redirect:
         raise ServerError(f"{host.name} redirects to another address", "use that address")
@@ -278,10 +282,21 @@ async def _check(host: Host, response: "httpx2.Response") -> None:
         hint = "set the API key in ARBITRAGE_API_KEY, ARBITRAGE_DRAFT_API_KEY or ARBITRAGE_TARGET_API_KEY"
         raise ServerError(message, hint)
     if status not in (400, 413, 422):
-        raise ServerError(message, "check the address, which usually ends in /v1, and that the server is running")
+        kind = NotFoundError if status == 404 else ServerError
+        raise kind(message, "check the address, which usually ends in /v1, and that the server is running")
     if TOO_LONG.search(text):
         raise ContextFullError(message, "use a shorter problem")
     raise ServerRequestError(message, status=status)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Return the delay that the server requests, in seconds: a number, or a date. OpenAI also sends milliseconds."""
+    with contextlib.suppress(ValueError, OverflowError):
+        milliseconds, value = headers.get("retry-after-ms", ""), headers.get("Retry-After", "")
+        is_number = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", milliseconds or value)
+        seconds = float(milliseconds or value) if is_number else parsedate_to_datetime(value).timestamp() - time.time()
+        return min(max(seconds / 1000 if milliseconds else seconds, 0.0), GONE_SECONDS)
+    return 0.0
 
 
 def _text_of_error(body: str) -> str:

@@ -5,7 +5,7 @@ Parsing a response in an unknown format raises KeyError, TypeError, ValueError o
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, AliasChoices, AliasPath, BaseModel, ConfigDict, Field
@@ -22,19 +22,37 @@ MIN_ALTERNATIVES = 2  # needed for a margin
 VOCABULARY_SIZE = 1 << 17  # if unknown; twice as many add 0.35 r nats to an entropy, with probability r outside the top k
 
 Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
-Ending = Literal["separator", "end", "length"]
-"""The reason why a server stopped: a stop string, the end of the sequence, or `max_tokens`."""
+Ending = Literal["separator", "end", "length", "stop"]
+"""The reason why a server stopped: a stop string, the end of the sequence, `max_tokens`, or one of the first two (`stop`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """The messages of a chat, and the text with which the assistant's answer begins."""
+
+    messages: Sequence[Json]
+    written: str = ""
+
+    def __add__(self, text: str) -> "Dialogue":
+        return replace(self, written=self.written + text)
+
+    def __len__(self) -> int:
+        return len(self.written)
+
+
+Prompt = Sequence[int] | str | Dialogue
+"""A prompt as token ids or as text, or the messages of a chat."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """A request to continue a prompt (token ids or text) up to `stop` or `marker`, which may be a control token.
+    """A request to continue a prompt up to `stop` or `marker`, which may be a control token.
 
     Requests with different cache keys do not share a prompt cache.
     """
 
     model: str
-    prompt: Sequence[int] | str
+    prompt: Prompt
     max_tokens: int
     sampler: Sampler = field(default_factory=Sampler)
     num_alternatives: int = 0
@@ -48,6 +66,13 @@ class TextRequest:
     def stops(self) -> list[str]:
         return [self.stop, self.marker] if self.marker else [self.stop]
 
+    @property
+    def dialogue(self) -> Dialogue:
+        """The prompt. Raises TypeError unless it is a chat."""
+        if not isinstance(self.prompt, Dialogue):
+            raise TypeError("a chat needs messages")
+        return self.prompt
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -58,24 +83,35 @@ class Token:
     alternatives: tuple[tuple[str, float], ...] = ()
 
 
+_CACHED = AliasChoices(  # OpenAI's field, DeepSeek's and Moonshot's
+    AliasPath("prompt_tokens_details", "cached_tokens"), "prompt_cache_hit_tokens", "cached_tokens"
+)
+
+
 class Usage(BaseModel):
     """The token counts of a response. `prompt` includes the `cached` tokens."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
     prompt: Count = Field(validation_alias="prompt_tokens")
-    cached: Count | None = Field(default=None, validation_alias=AliasPath("prompt_tokens_details", "cached_tokens"))
+    cached: Count | None = Field(default=None, validation_alias=_CACHED)
     written: Count | None = Field(default=None, validation_alias="completion_tokens")
+    thinking: Count | None = Field(default=None, validation_alias=AliasPath("completion_tokens_details", "reasoning_tokens"))
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A chunk of a response. `ending` is set in the last chunk that contains text."""
+    """A chunk of a response. `ending` is set in the last chunk that contains text.
+
+    `thinks` is true if the server reports thinking. `failure` is the reason why the server refused to complete its response.
+    """
 
     text: str = ""
     ids: tuple[int, ...] = ()
     tokens: tuple[Token, ...] = ()
     ending: Ending | None = None
     usage: Usage | None = None
+    thinks: bool = False
+    failure: str = ""
 
 
 class Completions:
@@ -110,7 +146,7 @@ class Completions:
         return str(facts.get("version") or ""), None
 
     def body(self, request: TextRequest) -> dict[str, Any]:
-        body = {**self.own_fields, **_sampling(request), "max_tokens": request.max_tokens}
+        body = {**self.own_fields, **sampling(request), "max_tokens": request.max_tokens}
         if request.num_alternatives:
             body["logprobs"] = request.num_alternatives
         if request.is_streamed:
@@ -186,7 +222,7 @@ class LlamaServer(Completions):
         return str(facts.get("build_info") or ""), facts["default_generation_settings"]["n_ctx"]  # per slot
 
     def body(self, request: TextRequest) -> dict[str, Any]:
-        body = {**_sampling(request), "n_predict": request.max_tokens, "stop": request.stops, **self.own_fields}
+        body = {**sampling(request), "n_predict": request.max_tokens, "stop": request.stops, **self.own_fields}
         if request.marker:
             body["preserved_tokens"] = [request.marker]
         if request.num_alternatives:
@@ -210,9 +246,9 @@ class LlamaServer(Completions):
 DIALECTS: Mapping[str, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "llamacpp": LlamaServer}  # by `owned_by`
 
 
-def _sampling(request: TextRequest) -> dict[str, Any]:
-    sampling = {name: value for name, value in asdict(request.sampler).items() if value or name not in ("top_k", "min_p")}
-    return {"model": request.model, "prompt": request.prompt, "stream": request.is_streamed, **sampling}
+def sampling(request: TextRequest) -> dict[str, Any]:
+    drawn = {name: value for name, value in asdict(request.sampler).items() if value or name not in ("top_k", "min_p")}
+    return {"model": request.model, "prompt": request.prompt, "stream": request.is_streamed, **drawn}
 
 
 def dialect_of(models: "Models") -> Completions:
@@ -228,7 +264,9 @@ class ListedModel(BaseModel):
 
     id: str
     owned_by: str | None = None
-    max_model_len: int | None = None
+    max_model_len: int | None = Field(  # of vLLM, OpenRouter, and Mistral
+        default=None, validation_alias=AliasChoices("max_model_len", "context_length", "max_context_length")
+    )
     trained_context_size: int | None = Field(default=None, validation_alias=AliasPath("meta", "n_ctx_train"))
     vocabulary_size: int | None = Field(default=None, validation_alias=AliasPath("meta", "n_vocab"))
 
@@ -251,7 +289,9 @@ class _Entry(BaseModel):
         return Token(self.token, self.logprob, _ranked((other.token, other.logprob) for other in self.top_logprobs or ()))
 
 
-class _LogProbabilities(BaseModel):
+class LogProbabilities(BaseModel):
+    """The log-probabilities of a response, in the format of chats or of completions."""
+
     content: list[_Entry] | None = None  # in the format of chats
     tokens: list[str] = []
     token_logprobs: list[_LogProbability] = []
@@ -269,7 +309,7 @@ class _Choice(BaseModel):
     finish_reason: Literal["stop", "length"] | None = None
     stopped_by: Any = Field(default=None, validation_alias=AliasChoices("stop_reason", "matched_stop"))  # vLLM; SGLang
     token_ids: list[int] | None = None
-    logprobs: _LogProbabilities | None = None
+    logprobs: LogProbabilities | None = None
 
 
 class _Completion(BaseModel):

@@ -1,19 +1,18 @@
-"""Sends requests for a model on a server, and tests the server's features with a trial step.
+"""Sends requests for a model on a server.
 
-A trial is needed because servers ignore unknown fields. Data that contains the text of a control token is split and tokenized
-in parts, or refused if the server does not accept token ids.
+Data that contains the text of a control token is split and tokenized in parts, or refused if the server does not accept token
+ids.
 """
 
 import asyncio
 import contextlib
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
+from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.backend import ModelCard
 from arbitrage_cli.inference.chat_template import (
     LOOKS_LIKE_CONTROL,
@@ -29,22 +28,12 @@ from arbitrage_cli.inference.layouts import Messages, RoleRefusedError
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.servers.connection import Connection, Host, Json, Request
 from arbitrage_cli.inference.servers.dialects import (
-    MIN_ALTERNATIVES,
-    VOCABULARY_SIZE,
     Completions,
-    ListedModel,
-    Models,
     Piece,
     TextRequest,
-    dialect_of,
 )
-from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, Problem
 
-TRIAL_QUESTION = "What is 2 + 3?"
-TRIAL_TOKENS = 32
 TEMPLATE_REFUSED = frozenset({400, 422, 500})  # HTTP status if a chat template raises an error
-
-log = logging.getLogger("arbitrage.servers")
 
 
 class Controls:
@@ -100,7 +89,7 @@ class ServedModel:
 
     async def tokenize(self, text: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
         answer = await self._post(*self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins))
-        with _parsing(self.host):
+        with parsing(self.host):
             ids = [int(token) for token in answer["tokens"]]
         return ids[1:] if begins and ids[:1] == ids[1:2] else ids  # server and template may both add the first token
 
@@ -136,8 +125,10 @@ class ServedModel:
         topic: str = "",
     ) -> None:
         def take_answer(answer: Json) -> bool | None:
-            with _parsing(self.host):
+            with parsing(self.host):
                 piece = self.dialect.read(answer)
+            if piece.failure:
+                raise ServerRequestError(f"{self.host.name} ended its response with '{piece.failure}'", "change the problem")
             return take(piece)
 
         url = self.dialect.url(self.source.address.base, self.source.address.root)
@@ -150,12 +141,12 @@ class ServedModel:
     async def _rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
         try:
             answer = await self._post(*self.dialect.rendering(self.name, messages, variables))
-            with _parsing(self.host):
+            with parsing(self.host):
                 if "prompt" in answer:
                     return str(answer["prompt"])
                 ids = [int(token) for token in answer["tokens"]]
             text = await self._post("detokenize", {"model": self.name, "tokens": ids})
-            with _parsing(self.host):
+            with parsing(self.host):
                 return str(text["prompt"] if "prompt" in text else text["text"])
         except ServerRequestError as error:
             if error.status not in TEMPLATE_REFUSED:
@@ -167,103 +158,8 @@ class ServedModel:
         return await self.connection.fetch(self.host, request)
 
 
-def open_served(connection: Connection, source: ServedSource, *, needs_template: bool = True) -> ServedModel:
-    """Find a model on a server and test it with a trial step. Raises ServerError or TemplateError if the model cannot be used."""
-    host = Host(source.address.host, source.key)
-    try:
-        model = connection.run(_find(connection, host, source))
-        if needs_template and not model.has_template:
-            raise ServerError(
-                f"{host.name} ({model.dialect.name}) does not provide the chat template of {model.name}",
-                "set draft_template or target_template in the pair to a Jinja file or a GGUF file of the same model",
-            )
-        segments = model.prompt(PromptStyle("")).segments(Problem("", TRIAL_QUESTION))
-        model = connection.run(_tested(model, segments))
-    except ProblemError as error:
-        raise ServerError(error.message, error.hint) from error
-    log.info("%s", describe(model))
-    return model
-
-
-def facts_about(model: ServedModel) -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "server": model.card.description,
-        "host": model.host.name,
-        "context_size": model.card.context_size,
-        "continues": "text" if model.dialect.is_plain else "token ids",
-        "log_probabilities": model.num_alternatives,
-        "counts_tokens": model.reports_usage,
-        "has_template": model.has_template,
-    }
-
-
-def describe(model: ServedModel) -> str:
-    facts = facts_about(model)
-    return (
-        f"{model.name} ({facts['server']} at {facts['host']}; context {facts['context_size']}, "
-        f"prompt format {facts['continues']}, {model.num_alternatives or 'no'} log-probabilities per token)"
-    )
-
-
-async def _find(connection: Connection, host: Host, source: ServedSource) -> ServedModel:
-    async def get(url: str) -> Json:
-        return await connection.fetch(host, Request(url, is_trial=True))
-
-    answer = await get(f"{source.address.base}/models")
-    with _parsing(host):
-        models = Models.model_validate(answer)
-    found, dialect = _choose(host, models, source.address.model), dialect_of(models)
-    facts = await get(f"{source.address.root}/{dialect.facts_path}") if dialect.facts_path else {}
-    with _parsing(host):
-        version, context = dialect.read_facts(facts)
-        limits = [int(limit) for limit in (found.max_model_len, context, source.context_size) if limit]
-    card = ModelCard(
-        source=source.address.base,
-        name=found.id,
-        description=f"{dialect.name} {version}".strip(),
-        context_size=min(limits, default=DEFAULT_CONTEXT_SIZE),
-        trained_context_size=found.trained_context_size or 0,
-        vocabulary_size=found.vocabulary_size or VOCABULARY_SIZE,
-        threads=0,
-        gpu_layers=0,
-    )
-    return ServedModel(connection, host, source, dialect, card)
-
-
-def _choose(host: Host, models: Models, name: str | None) -> ListedModel:
-    found = {model.id: model for model in models.data}
-    if name is None and len(found) == 1:
-        return models.data[0]
-    if name not in found:
-        problem = f"has no model '{name}'" if name else f"has {len(found) or 'no'} models"
-        raise ServerError(f"{host.name} {problem}", f"append # and a model name to the address: {', '.join([*found][:20])}")
-    return found[name]
-
-
-async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
-    """Test a model with a trial step, first with as many log-probabilities as possible."""
-    prompt = await model.prompt_of(segments)
-    most = model.dialect.max_alternatives
-    for number in dict.fromkeys((most, min(most, 5))):
-        with contextlib.suppress(ServerRequestError):
-            return await _test(model, prompt, number)
-    return await _test(model, prompt, 0)
-
-
-async def _test(model: ServedModel, prompt: list[int] | str, num_alternatives: int) -> ServedModel:
-    request = TextRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=num_alternatives, is_streamed=True)
-    pieces: list[Piece] = []
-    await model.write(request, pieces.append, pieces.clear, is_trial=True)
-    if not any(piece.text for piece in pieces):
-        raise ServerError(f"{model.host.name}: {model.name} writes no text", "use a chat model that has a chat template")
-    received = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
-    usage = not model.dialect.is_plain and any(piece.usage for piece in pieces)  # plain streams are closed before usage
-    return replace(model, num_alternatives=received if received >= MIN_ALTERNATIVES else 0, reports_usage=usage)
-
-
 @contextlib.contextmanager
-def _parsing(host: Host) -> Iterator[None]:
+def parsing(host: Host) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:

@@ -21,7 +21,7 @@ from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import StepIds
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.connection import Pending
-from arbitrage_cli.inference.servers.dialects import Ending, Piece, TextRequest, Token, Usage, token_stats
+from arbitrage_cli.inference.servers.dialects import Dialogue, Ending, Piece, Prompt, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
 from arbitrage_cli.inference.speculation import Speculator, TokenCosts
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
@@ -33,7 +33,9 @@ MAX_BLANK_ANSWERS = 4  # in a row
 
 
 @dataclass(slots=True)
-class _Slot:
+class Slot:
+    """A problem, its prompt, and the ids of its steps."""
+
     number: int
     problem: Problem
     segments: list[Segment]
@@ -47,7 +49,9 @@ class _Slot:
 
 
 @dataclass(slots=True)
-class _Writing:
+class StepSoFar:
+    """A step in progress."""
+
     began: float
     text: StepText
     phase: Phase
@@ -66,7 +70,7 @@ class _Writing:
     def stop(self) -> StepStop | None:
         return text_end(self.text, self.ids or self.pieces, self.phase)
 
-    def copy(self) -> "_Writing":
+    def copy(self) -> "StepSoFar":
         copied = copy.copy(self)
         copied.text, copied.usages = copy.deepcopy(self.text), [*self.usages]
         copied.ids, copied.tokens, copied.pieces = [*self.ids], [*self.tokens], [*self.pieces]
@@ -108,7 +112,7 @@ class ServedWriter:
         self._shares_prompts = shares_prompts
         self._think_end_ids: list[int] | None = None
         self._costs = TokenCosts()
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[int, Slot] = {}
         self._pending: Pending[SlotUpdate] = Pending(model.connection)
         self.wait: Callable[[], None] | None = model.connection.wait
 
@@ -126,7 +130,7 @@ class ServedWriter:
             raise self._hidden_end()
         marks = [Control(form.opens + form.closes)] if problem.thinks else []
         controls = self._model.controls([*segments, *marks])
-        self._slots[slot] = _Slot(slot, problem, segments, controls, sampler or self._sampler)
+        self._slots[slot] = Slot(slot, problem, segments, controls, sampler or self._sampler)
 
     def close(self, slot: int) -> None:
         self._pending.cancel(slot)
@@ -153,7 +157,7 @@ class ServedWriter:
 
     # --- in the connection's thread
 
-    async def _answer(self, slot: _Slot, request: WriteStep) -> SlotUpdate:
+    async def _answer(self, slot: Slot, request: WriteStep) -> SlotUpdate:
         try:
             step, writing = await self._write(slot, request)
             self._costs.add(step.cost)
@@ -162,17 +166,17 @@ class ServedWriter:
         except ProblemError as error:
             return SlotUpdate(slot.number, error=error)
 
-    def _report(self, slot: _Slot, text: str = "", num_unread: int = 0) -> None:
+    def _report(self, slot: Slot, text: str = "", num_unread: int = 0) -> None:
         slot.updates.append(SlotUpdate(slot.number, text, num_unread))
         self._model.connection.notify()
 
-    async def _write(self, slot: _Slot, request: WriteStep) -> tuple[Step, _Writing]:
+    async def _write(self, slot: Slot, request: WriteStep) -> tuple[Step, StepSoFar]:
         trace = request.trace
         budget, is_last_thought = trace.next_budget
         prompt = await self._prompt_of(slot, trace)
         room = self._room(prompt)
         end = THOUGHT_END if trace.phase == "think" else self._step_end
-        writing = _Writing(time.perf_counter(), StepText("", end, self._marker(trace.phase)), trace.phase)
+        writing = StepSoFar(time.perf_counter(), StepText("", end, self._marker(trace.phase)), trace.phase)
         writing, stop = await self._write_until_end(slot, prompt, writing, min(budget, room))
         at_limit = stop == "budget"
         is_spent = budget <= room and (at_limit or writing.num_tokens >= budget)
@@ -182,8 +186,8 @@ class ServedWriter:
         return self._finish(writing, reason or stop), writing
 
     async def _write_until_end(
-        self, slot: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int
-    ) -> tuple[_Writing, StepStop]:
+        self, slot: Slot, prompt: Prompt, writing: StepSoFar, max_tokens: int
+    ) -> tuple[StepSoFar, StepStop]:
         num_blank = 0
         while num_blank < MAX_BLANK_ANSWERS:
             num_left = max_tokens - writing.num_tokens
@@ -196,18 +200,21 @@ class ServedWriter:
             num_blank = num_blank + 1 if writing.text.so_far.strip() == before else 0
         raise ServerRequestError(f"{self._model.name} writes only blank lines")
 
-    async def _continue(self, slot: _Slot, before: _Writing, request: TextRequest) -> tuple[_Writing, StepStop | None]:
+    async def _continue(self, slot: Slot, before: StepSoFar, request: TextRequest) -> tuple[StepSoFar, StepStop | None]:
         """Continue a step with one request. Return the step and, if it has ended, the reason."""
-        writing, ending = before.copy(), None
-        usage: Usage | None = None
+        writing, ending, usage, own = before.copy(), None, None, self._own_text(request)
 
         def restart() -> None:
-            nonlocal writing
-            writing = before.copy()
+            nonlocal writing, own
+            writing, own = before.copy(), self._own_text(request)
             self._report(slot, num_unread=1)
 
         def take(piece: Piece) -> bool:
             nonlocal ending, usage
+            piece = own(piece)
+            if self._model.dialect.is_plain:  # chunks may contain several tokens
+                num_before = writing.text.num_before_end(character.encode("utf-8", "replace") for character in piece.text)
+                piece = replace(piece, text=piece.text[: num_before + 1])
             if request.marker and piece.ending == "end":
                 piece = _without_end_token(piece, request.marker)
             if text := writing.add(piece):
@@ -221,18 +228,22 @@ class ServedWriter:
         if self._closes(writing):
             return writing, writing.stop
         writing.usages += [usage] if usage else []
-        return writing, self._stop(writing, ending, request.stop)
+        return writing, await self._stop(slot, writing, ending, request)
 
-    def _closes(self, writing: _Writing) -> bool:
+    def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
+        """Return a function that removes text from the pieces of a response if this text does not belong to the step."""
+        return lambda piece: piece
+
+    def _closes(self, writing: StepSoFar) -> bool:
         return writing.stop == "loop" or (writing.text.ended and self._model.dialect.is_plain)
 
-    def _stop(self, writing: _Writing, ending: Ending | None, separator: str) -> StepStop | None:
+    async def _stop(self, slot: Slot, writing: StepSoFar, ending: Ending | None, request: TextRequest) -> StepStop | None:
         """Return why the step ends, or None if it continues."""
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
         if ending != "separator" and not writing.text.has_marker:
             return "budget" if ending != "end" else "thought" if writing.phase == "think" else "end"
-        if writing.text.so_far.strip() and not writing.text.so_far.endswith(separator) and not writing.text.ended:
+        if writing.text.so_far.strip() and not writing.text.so_far.endswith(request.stop) and not writing.text.ended:
             raise ServerRequestError(f"{self._model.host.name} omitted the stop string ({self._step_end}) from its response")
         return writing.stop
 
@@ -240,7 +251,7 @@ class ServedWriter:
         form = self._prompt.think_format
         return form.end if phase == "think" or form.ends_turns else ""
 
-    async def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
+    async def _own_ids(self, step: Step, writing: StepSoFar) -> list[int]:
         """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
         ids = writing.ids
         if step.phase == "answer" or not ids:
@@ -258,10 +269,10 @@ class ServedWriter:
             "use a newer version of vLLM, SGLang or llama-server, or --think off",
         )
 
-    def _request(self, slot: _Slot, prompt: list[int] | str, writing: _Writing, max_tokens: int) -> TextRequest:
+    def _request(self, slot: Slot, prompt: Prompt, writing: StepSoFar, max_tokens: int) -> TextRequest:
         dialect, sampler = self._model.dialect, slot.sampler
         is_first, slot.is_new = slot.is_new, False
-        text = prompt + writing.text.so_far if isinstance(prompt, str) else prompt + writing.ids
+        text = prompt + writing.text.so_far if isinstance(prompt, str | Dialogue) else [*prompt, *writing.ids]
         k = self._model.num_alternatives if self._keep_token_stats else 0
         return TextRequest(
             self._model.name,
@@ -276,7 +287,7 @@ class ServedWriter:
             marker=self._marker(writing.phase),
         )
 
-    async def _prompt_of(self, slot: _Slot, trace: Trace) -> list[int] | str:
+    async def _prompt_of(self, slot: Slot, trace: Trace) -> Prompt:
         """Return the prompt and the kept steps."""
         if self._model.dialect.is_plain:
             kept = [decision.kept for decision in trace.decisions]
@@ -291,9 +302,9 @@ class ServedWriter:
             slot.steps.add(step, ids)
         return slot.steps.after(slot.prompt)
 
-    def _room(self, prompt: list[int] | str) -> int:
+    def _room(self, prompt: Prompt) -> int:
         size = self._model.card.context_size
-        if isinstance(prompt, str):
+        if isinstance(prompt, str | Dialogue):
             return size
         if len(prompt) >= size:
             raise ContextFullError(
@@ -302,7 +313,7 @@ class ServedWriter:
             )
         return size - len(prompt)
 
-    def _finish(self, writing: _Writing, stop: StepStop) -> Step:
+    def _finish(self, writing: StepSoFar, stop: StepStop) -> Step:
         try:
             k, size = self._model.num_alternatives, self._model.card.vocabulary_size
             stats = token_stats(writing.tokens, k, size) if self._keep_token_stats else None
@@ -312,7 +323,7 @@ class ServedWriter:
         return Step(self._role, text, count, _cost(writing), stop, stats, phase=writing.phase)
 
 
-def _cost(writing: _Writing) -> Cost:
+def _cost(writing: StepSoFar) -> Cost:
     """Return the server's token counts and locally measured times. The time before the first text counts as prefill."""
     now = time.perf_counter()
     num_cached = sum(usage.cached or 0 for usage in writing.usages)

@@ -1,0 +1,248 @@
+"""Finds a model on a server, and tests the server's features with short requests, because servers ignore unknown fields."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
+from arbitrage_cli.inference.backend import ModelCard
+from arbitrage_cli.inference.chat_template import PromptStyle, Segment
+from arbitrage_cli.inference.servers.address import ServedSource
+from arbitrage_cli.inference.servers.chat import CONTINUATIONS, INSTRUCTED, NO_THINKING, OPTIONAL, Chat
+from arbitrage_cli.inference.servers.connection import Connection, Host, Json, NotFoundError, Request
+from arbitrage_cli.inference.servers.dialects import (
+    MIN_ALTERNATIVES,
+    VOCABULARY_SIZE,
+    Completions,
+    Dialogue,
+    ListedModel,
+    Models,
+    Piece,
+    Prompt,
+    TextRequest,
+    dialect_of,
+)
+from arbitrage_cli.inference.servers.model import ServedModel, parsing
+from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole, Problem
+
+TRIAL_QUESTION = "What is 2 + 3?"
+TRIAL_TOKENS = 32
+CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
+FIELD_REFUSED = frozenset({400, 422})
+MESSAGE_REFUSED = FIELD_REFUSED | {500}  # some servers report errors of a chat template as 500
+
+QUESTION = Dialogue([{"role": "user", "content": TRIAL_QUESTION}])
+COUNTING = Dialogue([{"role": "user", "content": "Count from one to ten, in words."}], "One, two, three, fo")
+REST = "ur"  # a model that begins a new answer does not begin inside a word
+AFTER_STEP = replace(QUESTION, written="I add the two numbers.\n\n")
+
+log = logging.getLogger("arbitrage.servers")
+
+
+def open_served(connection: Connection, source: ServedSource, role: ModelRole = "target") -> ServedModel:
+    """Find a model on a server and test it. Raises ServerError or TemplateError if the model cannot be used."""
+    host = Host(source.address.host, source.key)
+    try:
+        model = connection.run(_find(connection, host, source))
+        if isinstance(model.dialect, Chat):
+            try:
+                model = connection.run(_adapted(model, model.dialect, source.continuation))
+            except NotFoundError as error:
+                hint = (
+                    "check the address; for a server that supports only /completions, set draft_template or target_template"
+                )
+                raise ServerError(error.message, hint) from error
+            if role == "draft" and not model.num_alternatives:
+                raise ServerError(
+                    f"{host.name} sends no log-probabilities, so {model.name} cannot be the draft",
+                    "use it as the target; if the server supports /completions, set draft_template in the pair",
+                )
+        else:
+            segments = model.prompt(PromptStyle("")).segments(Problem("", TRIAL_QUESTION))
+            model = connection.run(_tested(model, segments))
+    except ProblemError as error:
+        raise ServerError(error.message, error.hint) from error
+    log.info("%s", describe(model))
+    return model
+
+
+def facts_about(model: ServedModel) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "server": model.card.description,
+        "host": model.host.name,
+        "context_size": model.card.context_size,
+        "continues": _continues(model.dialect),
+        "log_probabilities": model.num_alternatives,
+        "counts_tokens": model.reports_usage,
+        "has_template": model.has_template,
+    }
+
+
+def describe(model: ServedModel) -> str:
+    facts = facts_about(model)
+    return (
+        f"{model.name} ({facts['server']} at {facts['host']}; context {facts['context_size']}, "
+        f"prompt format {facts['continues']}, {model.num_alternatives or 'no'} log-probabilities per token)"
+    )
+
+
+def _continues(dialect: Completions) -> str:
+    if isinstance(dialect, Chat):
+        return f"chat messages ({dialect.continuation.name})"
+    return "text" if dialect.is_plain else "token ids"
+
+
+async def _find(connection: Connection, host: Host, source: ServedSource) -> ServedModel:
+    async def get(url: str) -> Json:
+        return await connection.fetch(host, Request(url, is_trial=True))
+
+    try:
+        answer = await get(f"{source.address.base}/models")
+    except NotFoundError:
+        if source.address.model is None:
+            raise
+        answer = {"data": [{"id": source.address.model}]}
+    with parsing(host):
+        models = Models.model_validate(answer)
+    found, dialect = _choose(host, models, source.address.model), dialect_of(models)
+    if source.continuation or (dialect.is_plain and not source.template):
+        dialect = Chat(variables=source.template_variables)
+    facts = await get(f"{source.address.root}/{dialect.facts_path}") if dialect.facts_path else {}
+    with parsing(host):
+        version, context = dialect.read_facts(facts)
+        limits = [int(limit) for limit in (found.max_model_len, context, source.context_size) if limit]
+    card = ModelCard(
+        source=source.address.base,
+        name=found.id,
+        description=f"{dialect.name} {version}".strip(),
+        context_size=min(limits, default=CHAT_CONTEXT_SIZE if isinstance(dialect, Chat) else DEFAULT_CONTEXT_SIZE),
+        trained_context_size=found.trained_context_size or 0,
+        vocabulary_size=found.vocabulary_size or VOCABULARY_SIZE,
+        threads=0,
+        gpu_layers=0,
+    )
+    return ServedModel(connection, host, source, dialect, card)
+
+
+def _choose(host: Host, models: Models, name: str | None) -> ListedModel:
+    found = {model.id: model for model in models.data}
+    if name is None and len(found) == 1:
+        return models.data[0]
+    if name not in found:
+        problem = f"has no model '{name}'" if name else f"has {len(found) or 'no'} models"
+        raise ServerError(f"{host.name} {problem}", f"append # and a model name to the address: {', '.join([*found][:20])}")
+    return found[name]
+
+
+async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
+    """Test a model with a trial step, first with as many log-probabilities as possible."""
+    prompt = await model.prompt_of(segments)
+    most = model.dialect.max_alternatives
+    for number in dict.fromkeys((most, min(most, 5))):
+        with contextlib.suppress(ServerRequestError):
+            return await _test(model, prompt, number)
+    return await _test(model, prompt, 0)
+
+
+async def _test(model: ServedModel, prompt: Prompt, num_alternatives: int) -> ServedModel:
+    request = TextRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=num_alternatives, is_streamed=True)
+    pieces: list[Piece] = []
+    await model.write(request, pieces.append, pieces.clear, is_trial=True)
+    if not any(piece.text for piece in pieces):
+        raise ServerError(f"{model.host.name}: {model.name} writes no text", "use a chat model that has a chat template")
+    return _with_features(model, pieces, counts_tokens=not model.dialect.is_plain)  # plain streams are closed before usage
+
+
+def _with_features(model: ServedModel, pieces: Sequence[Piece], *, counts_tokens: bool) -> ServedModel:
+    received = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
+    usage = counts_tokens and any(piece.usage for piece in pieces)
+    return replace(model, num_alternatives=received if received >= MIN_ALTERNATIVES else 0, reports_usage=usage)
+
+
+# --- chat APIs
+
+
+async def _adapted(model: ServedModel, chat: Chat, continuation: str | None) -> ServedModel:
+    """Find the fields that the server accepts, and how it continues a text."""
+    chat, pieces = await _without_thinking(model, chat)
+    chat = await _continuing(model, chat, continuation)
+    for field in ("temperature", "top_p", "seed"):
+        if field in chat.omitted:
+            log.warning("%s does not accept %s, so the samples differ from the requested ones", model.host.name, field)
+    if chat.is_instructed and not continuation:
+        log.warning(
+            "%s cannot continue a text, so %s is instructed to write each step, which may be less accurate",
+            model.host.name,
+            model.name,
+        )
+    return _with_features(replace(model, dialect=chat), pieces, counts_tokens=chat.can_stop)
+
+
+async def _without_thinking(model: ServedModel, chat: Chat) -> tuple[Chat, list[Piece]]:
+    for no_thinking in NO_THINKING:
+        with _refusable(FIELD_REFUSED if no_thinking else frozenset()):
+            tried, pieces = await _ask(model, replace(chat, no_thinking=no_thinking), QUESTION)
+            text = _text_of(pieces).lstrip()
+            if text and not text.startswith("<think>") and not any(piece.thinks for piece in pieces):
+                return tried, pieces
+    raise ServerError(
+        f"{model.host.name}: {model.name} thinks before it answers, and no known field turns this off",
+        "use a model without thinking, because the program cannot continue hidden thinking",
+    )
+
+
+async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:
+    """Return the chat with the first convention that continues a text, or with the convention of this name."""
+    for own in [CONTINUATIONS[name]] if name else CONTINUATIONS.values():
+        tried = replace(chat, continuation=own)
+        if own is INSTRUCTED:
+            return tried
+        with _refusable(MESSAGE_REFUSED):
+            tried, pieces = await _ask(model, tried, COUNTING)
+            text = _text_of(pieces)
+            if name or text.removeprefix(COUNTING.written).lstrip().startswith(REST):
+                return await _after_separator(model, replace(tried, repeats=text.startswith(COUNTING.written)))
+    raise ServerError(f'{model.host.name} rejects target_continuation = "{name}"', "remove this setting from the pair")
+
+
+async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
+    """Find out whether the server keeps the separator at the end of the text to continue."""
+    text = ""
+    with _refusable(MESSAGE_REFUSED):  # Anthropic rejects white space at the end
+        chat, pieces = await _ask(model, chat, AFTER_STEP, stop=BLANK_LINE.separator)
+        text = _text_of(pieces).removeprefix(AFTER_STEP.written)
+    return replace(chat, trims=not text.strip() or text.startswith("\n"))
+
+
+async def _ask(model: ServedModel, chat: Chat, dialogue: Dialogue, stop: str = "") -> tuple[Chat, list[Piece]]:
+    """Send a trial request, and omit the optional fields that the server rejects."""
+    while True:
+        pieces: list[Piece] = []
+        k = chat.max_alternatives
+        request = TextRequest(model.name, dialogue, TRIAL_TOKENS, num_alternatives=k, is_streamed=True, stop=stop)
+        try:
+            await replace(model, dialect=chat).write(request, pieces.append, pieces.clear, is_trial=True)
+            return chat, pieces
+        except ServerRequestError as error:
+            rejected = {name for name in OPTIONAL if re.search(rf"\b(top_)?{name}\b", error.message)} - chat.omitted
+            if error.status not in FIELD_REFUSED or not rejected:
+                raise
+            chat = replace(chat, omitted=chat.omitted | rejected)
+
+
+@contextlib.contextmanager
+def _refusable(statuses: Collection[int]) -> Iterator[None]:
+    try:
+        yield
+    except ServerRequestError as error:
+        if error.status not in statuses:
+            raise
+
+
+def _text_of(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)

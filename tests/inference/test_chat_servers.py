@@ -1,0 +1,221 @@
+"""Targets behind chat APIs write what engines write here, whatever the API's conventions; what cannot be continued is an error."""
+
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from fake_chat import Api, ChatServer, chunk
+from fake_server import Answer, Body, opened_model
+from hash_language import events_of, solve, texts
+from test_servers import PROBLEMS, here
+
+from arbitrage_cli.errors import ModelUnsupportedError, ServerError, ServerRequestError
+from arbitrage_cli.inference.chat_template import PromptStyle
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.servers.chat import END, Chat
+from arbitrage_cli.inference.servers.chat_writer import ChatWriter
+from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.trial import facts_about, open_served
+from arbitrage_cli.rewards.questions import Judge
+from arbitrage_cli.rewards.served import ServedRater
+from arbitrage_cli.types import Event, Finished, Limits, Problem, Step
+
+STYLE = PromptStyle()
+APIS = {
+    "llama-server": Api("trailing", repeats=True),
+    "OpenRouter": Api("trailing", usage="with text"),
+    "Mistral": Api("prefix", repeats=True, rejects=("continue_final_message", "seed", "logprobs")),
+    "DeepSeek": Api("prefix", thinks_unless={"thinking": {"type": "disabled"}}),
+    "Moonshot": Api("partial", usage="none"),
+    "vLLM": Api("final", names_stop=True),
+    "without stop": Api("trailing", rejects=("stop",)),
+    "ignored stop": Api("trailing", ignores_stop=True),
+}
+
+
+def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> ChatWriter:
+    assert isinstance(model.dialect, Chat)
+    return ChatWriter("target", model, model.dialect, Sampler(), style, lambda text: True, **options)
+
+
+def failures(events: list[Event]) -> list[Exception | None]:
+    return [event.error for event in events if isinstance(event, Finished)]
+
+
+@pytest.mark.parametrize("name", APIS)
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(name: str, concurrency: int) -> None:
+    expected = solve(here(), PROBLEMS, "entropy", 1.0)
+    with opened_model(ChatServer(APIS[name]), template=None) as model:
+        found = solve({**here(concurrency), "target": writer(model)}, PROBLEMS, "entropy", 1.0, concurrency=concurrency)
+    assert texts(found) == texts(expected)
+    assert facts_about(model)["continues"] == f"chat messages ({APIS[name].continues})"
+
+
+def test_white_space_at_the_end_is_not_sent_to_an_api_that_refuses_it() -> None:
+    server = ChatServer(Api("trailing", trims=True, refuses_space=True))
+    with opened_model(server, template=None) as model:
+        assert isinstance(model.dialect, Chat)
+        assert model.dialect.trims
+        found = solve({**here(), "target": writer(model)}, PROBLEMS, "entropy", 1.0)
+    sent = [body for body in server.bodies if body["max_tokens"] != 32 and body["messages"][-1]["role"] == "assistant"]
+    assert sent
+    assert all(body["messages"][-1]["content"] == body["messages"][-1]["content"].rstrip() for body in sent)
+    assert not any("stop" in body for body in sent)  # the separator is the first thing that is written
+    assert not any("\n\n\n" in trace.text for trace in found.values())
+
+
+def test_thinking_is_turned_off_or_refused() -> None:
+    with opened_model(ChatServer(Api(thinks_unless={"reasoning_effort": "none"})), template=None) as model:
+        assert isinstance(model.dialect, Chat)
+        assert model.dialect.no_thinking == {"reasoning_effort": "none"}
+    with pytest.raises(ServerError), opened_model(ChatServer(Api(thinks_unless={"unknown": 1})), template=None):
+        pass
+
+
+def test_rejected_fields_are_omitted() -> None:
+    server = ChatServer(Api(rejects=("max_tokens", "temperature", "top_p", "logprobs", "stream_options")))
+    with opened_model(server, template=None) as model:
+        assert texts(solve({"target": writer(model)}, PROBLEMS[:2], "target")) == texts(
+            solve(here(), PROBLEMS[:2], "target")
+        )
+    assert server.bodies[-1].keys() == {"model", "stream", "messages", "max_completion_tokens"} | (
+        server.bodies[-1].keys() & {"stop"}
+    )
+
+
+def test_the_convention_of_a_pair_is_used_without_a_test() -> None:
+    with opened_model(ChatServer(Api("partial")), template=None, continuation="partial") as model:
+        assert facts_about(model)["continues"] == "chat messages (partial)"
+    with pytest.raises(ServerError), opened_model(ChatServer(Api("partial")), template=None, continuation="prefix"):
+        pass
+
+
+def instructed(*answers: list[str]) -> tuple[Api, list[Body]]:
+    """Return an API that continues nothing and gives these answers after the trial, and the requests for them."""
+    remaining, asked = iter(answers), list[Body]()
+
+    def says(body: Body) -> list[str]:
+        if body["max_tokens"] == 32:
+            return ["5"]
+        asked.append(body)
+        return next(remaining)
+
+    return Api(None, says=says), asked
+
+
+def events_with(api: Api, problem: Problem = PROBLEMS[0]) -> list[Event]:
+    with opened_model(ChatServer(api), template=None) as model:
+        return events_of({"target": writer(model)}, [problem], "target")
+
+
+def test_a_model_that_no_convention_continues_is_instructed(caplog: pytest.LogCaptureFixture) -> None:
+    first = "To begin, we add the two numbers that the problem names."
+    api, asked = instructed([first], [first, "\n\n", "They are 5.", f" {END}"])
+    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    assert finished.trace.text == f"{first}\n\nThey are 5. "
+    assert [decision.kept.stop for decision in finished.trace.decisions] == ["separator", "end"]
+    assert [body["messages"][-1]["role"] for body in asked] == ["user", "user"]
+    assert first in asked[1]["messages"][-1]["content"]
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+
+def test_a_solution_that_is_begun_again_is_tried_once_more_and_then_fails() -> None:
+    first = "To begin, we add the two numbers that the problem names."
+    again = [first[:48], " which are 2 and 3."]
+    api, asked = instructed([first], again, [f"They are 5.{END}"])
+    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    assert finished.trace.text == f"{first}\n\nThey are 5."
+    api, asked = instructed([first], again, again)
+    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    assert isinstance(finished.error, ServerRequestError)
+    assert finished.trace.text == f"{first}\n\n"
+    assert len(asked) == 3
+
+
+ONE_STEP = Limits(1, 120, 40)
+
+
+def step_from(chunks: list[Body]) -> Step:
+    """Return the step that a target writes if the API sends these chunks."""
+    server = ChatServer(Api())
+    with opened_model(server, template=None) as model:
+        server.faults = lambda: Answer(chunks, is_streamed=True)
+        finished = events_of({"target": writer(model)}, PROBLEMS[:1], "target", limits=ONE_STEP)[-1]
+    assert isinstance(finished, Finished)
+    return finished.trace.decisions[0].kept
+
+
+@pytest.mark.parametrize(
+    "cached", [{"prompt_tokens_details": {"cached_tokens": 20}}, {"prompt_cache_hit_tokens": 20}, {"cached_tokens": 20}]
+)
+def test_cached_tokens_are_counted_under_each_name(cached: Body) -> None:
+    usage = {"prompt_tokens": 30, "completion_tokens": 2, **cached}
+    cost = step_from([chunk({"content": "one"}), chunk({}, "length"), {"choices": [], "usage": usage}]).cost
+    assert (cost.prefill_tokens, cost.cached_tokens, cost.decode_tokens) == (10, 20, 2)
+
+
+def test_a_chunk_ends_at_the_separator() -> None:
+    step = step_from([chunk({"content": "one\n\ntwo"}), chunk({}, "stop")])
+    assert (step.text, step.stop) == ("one\n\n", "separator")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason"),
+    [
+        ([chunk({"content": "I "}), chunk({}, "content_filter")], "content_filter"),
+        ([chunk({"refusal": "I cannot help."}), chunk({}, "stop")], "refusal"),
+        ([chunk({}, "tool_calls")], "tool_calls"),
+        ([chunk({"content": "So"}), chunk({}, "insufficient_system_resource")], "insufficient_system_resource"),
+    ],
+)
+def test_an_api_that_refuses_ends_the_step_under_the_name_of_its_reason(chunks: list[Body], reason: str) -> None:
+    server = ChatServer(Api())
+    with opened_model(server, template=None) as model:
+        server.faults = lambda: Answer(chunks, is_streamed=True)
+        (finished,) = [
+            event for event in events_of({"target": writer(model)}, PROBLEMS[:1], "target") if isinstance(event, Finished)
+        ]
+    assert isinstance(finished.error, ServerRequestError)
+    assert f"'{reason}'" in finished.error.message
+
+
+SOON = {"Retry-After": "0.001"}
+FAULTS = [
+    Answer([{"error": {"message": "slow down"}}], 429, SOON),
+    Answer([{"error": {"message": "slow down"}}], 429, {"retry-after-ms": "1"}),
+    Answer([{"error": {"message": "slow down"}}], 429, {"Retry-After": formatdate(time.time() - 5, usegmt=True)}),
+    Answer([{"error": {"message": "overloaded"}}], 529, {"Retry-After": "soon"}),
+    Answer([chunk({"content": "I"}), {"error": {"code": 502, "message": "down"}, "choices": []}], is_streamed=True),
+    Answer([chunk({"content": "I"})], is_streamed=True, cut=1),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_a_chat_api_change_no_text(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+    server, faults = ChatServer(Api()), iter([fault] * 3)
+    with opened_model(server, template=None) as model:
+        server.faults = lambda: next(faults, None)
+        found = solve({"target": writer(model)}, PROBLEMS[:2], "target")
+    assert texts(found) == texts(solve(here(), PROBLEMS[:2], "target"))
+
+
+def test_a_chat_api_continues_thinking_as_text() -> None:
+    problem = Problem("t", "question", think_tokens=None)
+    with opened_model(server := ChatServer(Api()), template=None) as model:
+        events = events_of({"target": writer(model)}, [problem], "target", limits=Limits(4, 120, 40, None))
+    assert isinstance(events[-1], Finished)
+    assert events[-1].error is None
+    thought, *_ = events[-1].trace.decisions
+    assert thought.kept.phase == "think"
+    assert thought.kept.text.rstrip() in server.bodies[-1]["messages"][-1]["content"]
+
+
+def test_a_chat_api_is_no_draft_without_log_probabilities_and_rates_nothing() -> None:
+    with opened_model(ChatServer(Api()), template=None) as model:
+        with pytest.raises(ServerError):
+            open_served(model.connection, model.source, "draft")
+        with pytest.raises(ModelUnsupportedError):
+            ServedRater(model, Judge())
