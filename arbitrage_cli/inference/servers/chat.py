@@ -6,7 +6,7 @@ step. Most chat APIs omit the stop string and report `stop` both for a stop stri
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from os.path import commonprefix
 from typing import Any, ClassVar
 
 from pydantic import AliasChoices, BaseModel, Field
@@ -24,13 +24,13 @@ from arbitrage_cli.inference.servers.dialects import (
 )
 
 END = "[END]"  # written by an instructed model after its last step
-FIRST_STEP = "{question}\n\nWrite only the first step of the solution, in one paragraph. {rules}"
+RULES = f"in one paragraph, and repeat nothing. If this step completes the solution, write {END} after it."
+FIRST_STEP = f"{{question}}\n\nWrite only the first step of the solution, {RULES}"
 NEXT_STEP = (
     "{question}\n\nThis is the beginning of a solution:\n\n{written}\n\n"
-    "Continue the solution exactly where it stops. Write only the next step, in one paragraph, without repeating anything. {rules}"
+    f"Continue the solution exactly where it stops. Write only the next step, {RULES}"
 )
-RULES = f"If this step completes the solution, write {END} after it."
-MAX_COMMON = 40  # characters; a longer common beginning of an answer and the steps so far is no coincidence
+MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
 ENDINGS: Mapping[str, Ending] = {"stop": "stop", "eos": "end", "end_turn": "end", "length": "length", "max_tokens": "length"}
 """The endings of complete steps, by finish reason. All other reasons are failures."""
@@ -58,18 +58,16 @@ class Continuation:
 
 
 INSTRUCTED = Continuation("instructed")  # OpenAI, Gemini, Claude since 4.6
-CONTINUATIONS: Mapping[str, Continuation] = MappingProxyType(
-    {
-        own.name: own
-        for own in (
-            Continuation("trailing"),  # llama-server, OpenRouter, Claude before 4.6
-            Continuation("prefix", {"prefix": True}),  # Mistral; DeepSeek at https://api.deepseek.com/beta
-            Continuation("partial", {"partial": True}),  # Moonshot, Qwen on DashScope
-            Continuation("final", request={"continue_final_message": True, "add_generation_prompt": False}),  # vLLM, SGLang
-            INSTRUCTED,
-        )
-    }
-)
+CONTINUATIONS: Mapping[str, Continuation] = {
+    own.name: own
+    for own in (
+        Continuation("trailing"),  # llama-server, OpenRouter, Claude before 4.6
+        Continuation("prefix", {"prefix": True}),  # Mistral; DeepSeek at https://api.deepseek.com/beta
+        Continuation("partial", {"partial": True}),  # Moonshot, Qwen on DashScope
+        Continuation("final", request={"continue_final_message": True, "add_generation_prompt": False}),  # vLLM, SGLang
+        INSTRUCTED,
+    )
+}
 """The known conventions, in the order in which they are tried."""
 
 
@@ -83,9 +81,8 @@ class Chat(Completions):
 
     name: ClassVar[str] = "chat API"
     max_alternatives: ClassVar[int] = 20
-    continuation: Continuation = INSTRUCTED
+    continuation: Continuation = CONTINUATIONS["trailing"]
     no_thinking: Json = field(default_factory=dict)
-    variables: Json = field(default_factory=dict)  # of the chat template
     omitted: frozenset[str] = frozenset()
     repeats: bool = False
     trims: bool = False
@@ -103,33 +100,26 @@ class Chat(Completions):
         return f"{base}/chat/completions"
 
     def body(self, request: TextRequest) -> dict[str, Any]:
-        dialogue = request.dialogue
-        drawn = {name: value for name, value in sampling(request).items() if name != "prompt"}
-        if not request.sampler.temperature:
-            drawn = {name: value for name, value in drawn.items() if name not in ("seed", "top_p")}
-        body = {**drawn, "messages": self._messages(dialogue), "stream_options": {"include_usage": True}}
-        body["max_tokens"] = request.max_tokens
+        unused = {"prompt", *(() if request.sampler.temperature else ("seed", "top_p")), *self.omitted}
+        body = {**sampling(request), "max_tokens": request.max_tokens, "stream_options": {"include_usage": True}}
         if request.stop and self.can_stop:
             body["stop"] = [request.stop]
         if request.num_alternatives and "logprobs" not in self.omitted:
             body |= {"logprobs": True, "top_logprobs": request.num_alternatives}
-        if self.variables:
-            body["chat_template_kwargs"] = dict(self.variables)
         if "max_tokens" in self.omitted:
             body["max_completion_tokens"] = request.max_tokens
-        continued = self.continuation.request if dialogue.written else {}
-        return {name: value for name, value in body.items() if name not in self.omitted} | {**continued, **self.no_thinking}
+        used = {name: value for name, value in body.items() if name not in unused}
+        continued = self.continuation.request if request.dialogue.written else {}
+        return {**used, "messages": self._messages(request.dialogue), **continued, **self.no_thinking}
 
     def _messages(self, dialogue: Dialogue) -> list[Json]:
+        written = dialogue.written.rstrip() if self.trims else dialogue.written
         if self.is_instructed:
             *before, last = dialogue.messages
-            form = NEXT_STEP if dialogue.written else FIRST_STEP
-            text = form.format(question=last["content"], written=dialogue.written.rstrip(), rules=RULES)
+            text = (NEXT_STEP if written else FIRST_STEP).format(question=last["content"], written=written.rstrip())
             return [*before, {"role": "user", "content": text}]
-        if not dialogue.written:
-            return list(dialogue.messages)
-        written = dialogue.written.rstrip() if self.trims else dialogue.written
-        return [*dialogue.messages, {"role": "assistant", "content": written, **self.continuation.message}]
+        unfinished = {"role": "assistant", "content": written, **self.continuation.message}
+        return [*dialogue.messages, *([unfinished] if written else [])]
 
     def read(self, answer: Json) -> Piece:
         read = _Chunk.model_validate(answer)
@@ -142,20 +132,15 @@ class Chat(Completions):
             stopped = isinstance(choice.stopped_by, str) or choice.native_finish_reason == "stop_sequence"
             ending = "separator" if stopped else ENDINGS.get(reason, "stop")
             failure = failure or ("" if reason in ENDINGS else reason)
-        thinks = thinks or bool(delta.reasoning or delta.text(of="thinking"))
         tokens = choice.logprobs.read() if choice.logprobs else ()
-        return Piece(delta.text(of="text"), (), tokens, ending, read.usage, thinks=thinks, failure=failure)
+        thinks = thinks or bool(delta.reasoning)
+        return Piece(delta.content or "", (), tokens, ending, read.usage, thinks=thinks, failure=failure)
 
 
 class _Delta(BaseModel):
-    content: str | list[dict[str, Any]] | None = None  # a list in Mistral's thinking models
+    content: str | None = None
     reasoning: Any = Field(default=None, validation_alias=AliasChoices("reasoning_content", "reasoning"))
     refusal: str | None = None
-
-    def text(self, of: str) -> str:
-        if isinstance(self.content, list):
-            return "".join(str(part.get(of) or "") for part in self.content if part.get("type") == of)
-        return self.content or "" if of == "text" else ""
 
 
 class _Choice(BaseModel):
@@ -172,36 +157,28 @@ class _Chunk(BaseModel):
 
 
 class OwnText:
-    """Removes the text so far from the beginning of a response.
-
-    Raises NotContinuedError if the response repeats a different text.
-    """
+    """Removes the text so far from the pieces of a response, and the separator if it ends the text so far."""
 
     def __init__(self, written: str, chat: Chat) -> None:
         self._sent = written.rstrip() if chat.trims or chat.is_instructed else written
-        self._repeats, self._is_checked = chat.repeats, not self._sent
-        self._is_stripped = not ((chat.trims or chat.is_instructed) and written != self._sent)
-        self._held = ""
+        self._repeats, self._is_compared, self._held = chat.repeats, not self._sent, ""
+        self._skipped = "\n" if written != self._sent else ""
 
     def __call__(self, piece: Piece) -> Piece:
-        """Return the piece with the text that belongs to the step. Text is held back until it differs from the text so far."""
+        """Hold text back until it differs from the text so far. Raises NotContinuedError if only its beginning is the same."""
         text = piece.text
-        if not self._is_checked:
+        if not self._is_compared:
             self._held += text
-            if piece.ending is None and len(self._held) < len(self._sent) and self._sent.startswith(self._held):
+            num_common = len(commonprefix([self._held, self._sent]))  # noqa: RUF071 - texts, not paths
+            if piece.ending is None and num_common == len(self._held) < len(self._sent):
                 return replace(piece, text="")
-            text, self._is_checked = self._without_repetition(self._held), True
-        if not self._is_stripped and (text := text.lstrip("\n")):
-            self._is_stripped = True
+            is_repetition = self._repeats or num_common >= MAX_COMMON
+            if is_repetition and num_common < len(self._sent):
+                raise NotContinuedError
+            text, self._is_compared = self._held[num_common if is_repetition else 0 :], True
+        if text := text.lstrip(self._skipped):
+            self._skipped = ""
         return replace(piece, text=text)
-
-    def _without_repetition(self, text: str) -> str:
-        pairs = enumerate(zip(text, self._sent, strict=False))
-        num_common = next((index for index, (one, other) in pairs if one != other), min(len(text), len(self._sent)))
-        is_repetition = self._repeats or num_common >= MAX_COMMON
-        if is_repetition and num_common < len(self._sent):
-            raise NotContinuedError
-        return text[num_common:] if is_repetition else text
 
 
 class NotContinuedError(Exception):

@@ -283,7 +283,8 @@ async def _check(host: Host, response: "httpx2.Response") -> None:
         raise ServerError(message, hint)
     if status not in (400, 413, 422):
         kind = NotFoundError if status == 404 else ServerError
-        raise kind(message, "check the address, which usually ends in /v1, and that the server is running")
+        templates = "for a server without chat completions, set draft_template or target_template in the pair"
+        raise kind(message, f"check the address, which usually ends in /v1; {templates}")
     if TOO_LONG.search(text):
         raise ContextFullError(message, "use a shorter problem")
     raise ServerRequestError(message, status=status)

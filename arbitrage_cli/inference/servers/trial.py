@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +32,7 @@ from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole, Problem
 TRIAL_QUESTION = "What is 2 + 3?"
 TRIAL_TOKENS = 32
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
-FIELD_REFUSED = frozenset({400, 422})
-MESSAGE_REFUSED = FIELD_REFUSED | {500}  # some servers report errors of a chat template as 500
+REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
 
 QUESTION = Dialogue([{"role": "user", "content": TRIAL_QUESTION}])
 COUNTING = Dialogue([{"role": "user", "content": "Count from one to ten, in words."}], "One, two, three, fo")
@@ -49,13 +48,7 @@ def open_served(connection: Connection, source: ServedSource, role: ModelRole = 
     try:
         model = connection.run(_find(connection, host, source))
         if isinstance(model.dialect, Chat):
-            try:
-                model = connection.run(_adapted(model, model.dialect, source.continuation))
-            except NotFoundError as error:
-                hint = (
-                    "check the address; for a server that supports only /completions, set draft_template or target_template"
-                )
-                raise ServerError(error.message, hint) from error
+            model = connection.run(_adapted(model, model.dialect, source.continuation))
             if role == "draft" and not model.num_alternatives:
                 raise ServerError(
                     f"{host.name} sends no log-probabilities, so {model.name} cannot be the draft",
@@ -111,7 +104,7 @@ async def _find(connection: Connection, host: Host, source: ServedSource) -> Ser
         models = Models.model_validate(answer)
     found, dialect = _choose(host, models, source.address.model), dialect_of(models)
     if source.continuation or (dialect.is_plain and not source.template):
-        dialect = Chat(variables=source.template_variables)
+        dialect = Chat()
     facts = await get(f"{source.address.root}/{dialect.facts_path}") if dialect.facts_path else {}
     with parsing(host):
         version, context = dialect.read_facts(facts)
@@ -184,9 +177,11 @@ async def _adapted(model: ServedModel, chat: Chat, continuation: str | None) -> 
 
 
 async def _without_thinking(model: ServedModel, chat: Chat) -> tuple[Chat, list[Piece]]:
+    variables = dict(model.source.template_variables)
     for no_thinking in NO_THINKING:
-        with _refusable(FIELD_REFUSED if no_thinking else frozenset()):
-            tried, pieces = await _ask(model, replace(chat, no_thinking=no_thinking), QUESTION)
+        with _refusable() if no_thinking else contextlib.nullcontext():
+            fields = {"chat_template_kwargs": variables, **no_thinking} if variables else no_thinking
+            tried, pieces = await _ask(model, replace(chat, no_thinking=fields), QUESTION)
             text = _text_of(pieces).lstrip()
             if text and not text.startswith("<think>") and not any(piece.thinks for piece in pieces):
                 return tried, pieces
@@ -202,7 +197,7 @@ async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:
         tried = replace(chat, continuation=own)
         if own is INSTRUCTED:
             return tried
-        with _refusable(MESSAGE_REFUSED):
+        with _refusable():
             tried, pieces = await _ask(model, tried, COUNTING)
             text = _text_of(pieces)
             if name or text.removeprefix(COUNTING.written).lstrip().startswith(REST):
@@ -213,7 +208,7 @@ async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:
 async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
     """Find out whether the server keeps the separator at the end of the text to continue."""
     text = ""
-    with _refusable(MESSAGE_REFUSED):  # Anthropic rejects white space at the end
+    with _refusable():  # Anthropic rejects white space at the end
         chat, pieces = await _ask(model, chat, AFTER_STEP, stop=BLANK_LINE.separator)
         text = _text_of(pieces).removeprefix(AFTER_STEP.written)
     return replace(chat, trims=not text.strip() or text.startswith("\n"))
@@ -230,17 +225,17 @@ async def _ask(model: ServedModel, chat: Chat, dialogue: Dialogue, stop: str = "
             return chat, pieces
         except ServerRequestError as error:
             rejected = {name for name in OPTIONAL if re.search(rf"\b(top_)?{name}\b", error.message)} - chat.omitted
-            if error.status not in FIELD_REFUSED or not rejected:
+            if error.status not in REFUSED or not rejected:
                 raise
             chat = replace(chat, omitted=chat.omitted | rejected)
 
 
 @contextlib.contextmanager
-def _refusable(statuses: Collection[int]) -> Iterator[None]:
+def _refusable() -> Iterator[None]:
     try:
         yield
     except ServerRequestError as error:
-        if error.status not in statuses:
+        if error.status not in REFUSED:
             raise
 
 
