@@ -96,7 +96,6 @@ def route(number: float, tau: float) -> tuple[Trace, list[WriteStep | RateSteps]
     ],
 )
 def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) -> None:
-    """A tie or a NaN accepts the draft. An escalation records both steps and the score."""
     trace, requests = route(number, tau)
     (decision,) = trace.decisions
     assert decision.score == pytest.approx(number, nan_ok=True)
@@ -146,7 +145,6 @@ def test_a_discarded_end_does_not_finish_the_solution() -> None:
     ],
 )
 def test_why_a_solution_ends(limits: Limits, last: StepStop, stop: str) -> None:
-    """The end of the sequence takes precedence over limits, and the flow requests nothing more."""
     trace = new_trace(limits)
     drive(single(trace, "target"), [step("target", tokens=3), step("target", last, tokens=3)])
     assert (trace.stop, trace.num_tokens) == (stop, 6)
@@ -164,7 +162,6 @@ def test_one_model_alone(model: ModelRole) -> None:
 
 
 def test_speculative_is_the_target_alone_with_a_draft_that_speculates() -> None:
-    """The draft writes no step but is loaded."""
     trace, policy = new_trace(), POLICIES["speculative"]
     requests = drive(Route(policy).flow(trace, 0), [step("target"), step("target", "end")])
     assert requests == [WriteStep("target", trace, speculates=True)] * 2
@@ -239,7 +236,6 @@ def test_a_reward_below_one_minus_tau_escalates(reward: float, kept: str) -> Non
     [((0.2, 0.9), 0.0, "target"), ((0.9, 0.2), 0.0, "draft"), ((0.5, 0.5), 0.0, "draft"), ((0.2, 0.9), 0.8, "draft")],
 )
 def test_the_oracle_keeps_the_target_for_its_advantage(rewards: tuple[float, float], tau: float, kept: str) -> None:
-    """Both steps are written and scored, and a tie accepts the draft. The advantage is recorded without a probability."""
     trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
     requests = drive(oracle(trace, tau), [draft, target, rewards])
     assert requests == [

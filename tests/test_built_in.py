@@ -160,7 +160,6 @@ def test_large_models_solve_many_at_once_too(
 
 
 def test_their_narrow_heads_have_an_attention_of_their_own(backends: dict[ModelRole, LlamaBackend]) -> None:
-    """The KV cache of narrow attention heads writes the same texts as f16, and options replace it."""
     problems = some_problems()
     assert {backend.card.kv_cache for backend in backends.values()} == {"q8_0/f16"}
     options = Options(threads=1, kv_type="f16", num_sequences=SLOTS)
@@ -179,7 +178,6 @@ def test_the_data_sets_come_from_the_recipe(generate: ModuleType) -> None:
 
 
 def test_no_held_out_problem_is_trained_on(generate: ModuleType) -> None:
-    """Training excludes held-out problems even with other names and things. The two held-out sets share no problem."""
     held_out = {name: {problem.key for problem in generate.held_out(name)} for name in ("test", "dev")}
     assert not held_out["test"] & held_out["dev"]
     trained_on = {problem.key for problem in itertools.islice(generate.training_problems(1), 4000)}
@@ -226,7 +224,6 @@ def test_the_readme_of_the_models_is_true() -> None:
 
 
 def test_the_router_is_of_this_pair() -> None:
-    """The router was trained on the shipped files and decides by default. The record names models, policy and router."""
     pair = read_pairs()["builtin"]
     assert pair.router
     router = load(router_file(pair.router))
@@ -253,7 +250,6 @@ def test_heads_of_pairs_ship() -> None:
 
 
 def test_figures_of_routers_are_those_of_their_cards() -> None:
-    """Figures in the guide and in the tables of models/README.md equal those of the cards."""
     guide = (Path(arbitrage_cli.__file__).parent / "guides" / "training.md").read_text(encoding="utf-8")
     readme = (MODELS / "README.md").read_text(encoding="utf-8")
     names = ("builtin", "qwen2.5-coder", "universal")
@@ -287,7 +283,6 @@ def test_models_without_a_router_have_the_universal_one() -> None:
 
 
 def test_a_benchmark_on_what_the_router_was_trained_on_says_so(quick_path: Path) -> None:
-    """A note counts the training problems in a run, whatever their ids and the file name."""
     first, other = (item.problem.question for item in load_dataset("builtin", offline=True).items[:2])
     router = str(write_router(quick_path / "seen.safetensors", data={"learned": digest_of_problem(first)}))
     rows = ({"question": one, "answer": "1"} for one in (first, other))

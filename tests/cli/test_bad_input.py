@@ -12,7 +12,6 @@ from cli import (
     ESCAPE,
     MODELS,
     QUESTION,
-    Result,
     assert_refused,
     many_problems,
     read_line,
@@ -117,9 +116,6 @@ def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
     assert int(peak.group(1)) < 100_000  # without the line it is about 50,000
 
 
-# --- problems that cannot be solved
-
-
 @pytest.mark.parametrize(
     ("problem", "flags"),
     [(b"Who wrote Faust?", ()), (b"[" * 100_000, ()), (b"1 + 1 " * 100, ("--ctx", "128"))],
@@ -142,9 +138,6 @@ def test_steps_are_kept_when_the_context_fills_up() -> None:
     assert record["steps"]
     assert record["error"]
     assert "--ctx" in result.err
-
-
-# --- standard streams that are closed or broken
 
 
 def test_reader_that_takes_one_line_and_leaves_ends_the_run_silently(tmp_path: Path) -> None:
@@ -180,9 +173,6 @@ def test_character_that_stdout_cannot_encode_does_not_fail_the_run() -> None:
     assert "= 7." in result.out
 
 
-# --- --debug
-
-
 def test_debug_shows_the_traceback_before_the_message() -> None:
     result = solve(QUESTION, "--policy", "best", "--debug")
     assert result.code == USAGE
@@ -204,8 +194,6 @@ def test_input_that_is_no_text_ends_early(tmp_path: Path) -> None:
     assert (result.code, result.out) == (USAGE, "")
     assert len(result.err.splitlines()) < 50
 
-
-# --- standard output that is closed, full, or without a reader, of every command
 
 COMMANDS = (
     ("doctor",),
@@ -232,23 +220,21 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_no_defect(result: Result) -> None:
-    assert not [word for word in ("defect", "Traceback", "Exception ignored") if word in result.err]
-
-
+@pytest.mark.parametrize(
+    ("stdout", "code", "place", "word"),
+    [
+        (CLOSED, USAGE, "standard output is closed", "> FILE"),
+        ("/dev/full", RUN_FAILED, "", "No space left on device"),
+    ],
+    ids=["closed", "full"],
+)
 @each_command
-def test_closed_output_is_one_error_with_a_hint(here: Path, arguments: tuple[str, ...]) -> None:
-    result = run(*arguments, cwd=here, stdout=CLOSED)
-    assert_no_defect(result)
-    assert_refused(result, USAGE, "standard output is closed", "> FILE")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
-@each_command
-def test_full_device_gives_the_systems_reason(here: Path, arguments: tuple[str, ...]) -> None:
-    result = run(*arguments, cwd=here, stdout="/dev/full")
-    assert_no_defect(result)
-    assert_refused(result, RUN_FAILED, "", "No space left on device")
+def test_output_that_cannot_be_written_is_one_error(
+    here: Path, arguments: tuple[str, ...], stdout: str, code: int, place: str, word: str
+) -> None:
+    result = run(*arguments, cwd=here, stdout=stdout)
+    assert not [word for word in ("defect", "Exception ignored") if word in result.err]
+    assert_refused(result, code, place, word)
 
 
 @each_command

@@ -322,7 +322,6 @@ def test_blob_of_the_hub_whose_name_is_not_its_sha256_is_not_measured(here: Path
 
 @pytest.mark.parametrize("flags", [(), ("--concurrency", "2")], ids=["one at a time", "two at once"])
 def test_problem_that_ends_the_process_ends_as_an_error(here: Path, golden: Golden, flags: tuple[str, ...]) -> None:
-    """After three crashes it is given up, the rest of the run is done, and later commands try it again."""
     deadly = {"die_on": "12 * 34"}
     assert [bench(here, *flags, **deadly).code for _ in range(4)] == [*[-signal.SIGABRT] * 3, 1]
     rows = {(row["id"], row["policy"]): row for row in rows_of(here / "run")}

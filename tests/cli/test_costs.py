@@ -68,9 +68,6 @@ def threads_of(record: Mapping[str, Any]) -> list[int]:
     return [int(record["models"][role].split(" thread")[0].split()[-1]) for role in ("draft", "target")]
 
 
-# --- measuring
-
-
 def test_costs_are_shown_for_each_number_of_threads_and_kept_by_sha256_and_machine(tuned: tuple[Home, Result]) -> None:
     home, result = tuned
     assert result.code == 0
@@ -134,9 +131,6 @@ def test_what_was_measured_beside_other_work_is_not_kept(home: Home) -> None:
     assert (busy.code, "not all costs were kept" in busy.out, read_tuned(home.file)) == (0, True, [])
     assert "the target's token costs were not saved" in flat(busy.err)
     assert "draft tokens" not in busy.out
-
-
-# --- threads
 
 
 def test_each_model_runs_with_its_measured_threads_unless_a_setting_says_otherwise(home: Home) -> None:
@@ -207,9 +201,6 @@ def test_a_run_keeps_the_costs_that_it_began_with(home: Home) -> None:
     home.pretend(SLOW_VERIFIER)
     assert home.run(*BENCH, "--policy", "speculative").code == 0
     assert run_json(home.folder / "run")["batch_costs"] == began
-
-
-# --- taus
 
 
 @pytest.fixture

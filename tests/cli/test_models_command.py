@@ -69,9 +69,6 @@ def pair(place: HubFixture, tiny: Mapping[str, Path]) -> HubFixture:
     return place
 
 
-# --- list, pull, path
-
-
 def test_list_shows_pairs_and_what_is_here_without_the_hub(pair: HubFixture) -> None:
     shown = pair.run("models", "list")
     assert (shown.code, shown.err) == (0, "")
@@ -152,9 +149,6 @@ def test_offline_never_asks_the_hub(place: HubFixture, command: tuple[str, ...])
     assert not place.hub.requests
 
 
-# --- info
-
-
 def test_info_is_read_from_the_header(tiny: Mapping[str, Path]) -> None:
     (record,) = run("models", "info", str(tiny["draft"]), "--json").records
     (model,) = record["models"]
@@ -198,9 +192,6 @@ def test_name_of_a_model_cannot_drive_the_terminal(tiny: Mapping[str, Path], tmp
     assert ESCAPE not in shown.stdout
 
 
-# --- whether a file is the published one
-
-
 def files(*names: str | Path) -> tuple[int, list[dict[str, Any]]]:
     result = run("models", "info", *names, "--json")
     return result.code, result.records[0]["files"]
@@ -239,9 +230,6 @@ def test_bit_that_flips_after_the_first_use_is_damage(tiny: Mapping[str, Path], 
     code, (found,) = files(model)
     assert (code, found["origin"], found["is_damaged"]) == (MODEL, "recorded", True)
     assert "DAMAGED" in run("models", "info", model).out
-
-
-# --- solve
 
 
 def test_solve_fetches_models_of_the_hub_once(pair: HubFixture) -> None:

@@ -69,7 +69,6 @@ def test_page_that_cannot_be_written_is_an_error_and_nothing_is_left(folder: Pat
 
 @pytest.mark.parametrize("name", ["results.jsonl", "run.json", "lock", "report.pdf", "report", "results.html.jsonl"])
 def test_file_that_is_no_page_is_refused(folder: Path, name: str) -> None:
-    """So a page never takes the place of a file of a run."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert_refused(run("report", folder, "-o", folder / name), 2, f"{folder / name}: ", ".html")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -46,7 +46,6 @@ def test_it_answers_and_ends_when_it_is_told_to() -> None:
 
 
 def test_a_signal_ends_no_computation() -> None:
-    """Models that compute with several threads of their own let open requests end, too."""
     with served("--threads", "2", models=("--pair", "builtin")) as (process, client), ThreadPoolExecutor(16) as pool:
         asked = [
             pool.submit(

@@ -29,9 +29,6 @@ def solve(
     return record
 
 
-# --- where a value comes from
-
-
 def test_flag_wins_over_environment_over_project_over_own_file(tmp_path: Path) -> None:
     files = {"settings": "seed = 2\nmax-steps = 2\n", "own": "seed = 1\nmax-steps = 1\ntemperature = 0.5\n"}
     environment: dict[str, str | None] = {"ARBITRAGE_SEED": "3"}
@@ -64,9 +61,6 @@ def test_variable_that_is_not_a_setting_is_named_once() -> None:
     ]
 
 
-# --- settings that conflict
-
-
 @pytest.mark.parametrize(
     ("settings", "tau"),
     [
@@ -77,9 +71,6 @@ def test_variable_that_is_not_a_setting_is_named_once() -> None:
 )
 def test_setting_that_does_not_apply_is_ignored(tmp_path: Path, settings: str, tau: float) -> None:
     assert solve(tmp_path, "--policy", "entropy", settings=settings)["tau"] == tau
-
-
-# --- the place that an error names
 
 
 @pytest.mark.parametrize(
@@ -124,9 +115,6 @@ def test_error_names_a_variable_or_a_flag_if_it_comes_from_there(tmp_path: Path)
     assert_refused(run(*solving, env={"ARBITRAGE_MAX_STEPS": "high"}), 2, "ARBITRAGE_MAX_STEPS: ")
     (tmp_path / "arbitrage.toml").write_text('policy = "best"\nconcurrency = "better"\n')
     assert_refused(run(*solving, "--policy", "better", cwd=tmp_path), 2, "--policy: ")
-
-
-# --- a command's own table
 
 
 def test_table_of_a_command_wins_over_the_top_level_for_it_alone(quick_path: Path) -> None:

@@ -32,9 +32,6 @@ def solve_one(*arguments: str, **options: Any) -> dict[str, Any]:
     return record
 
 
-# --- one problem
-
-
 def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
     result = solve(QUESTION)
     assert (result.code, result.out) == (0, f"{RIGHT}\n")
@@ -46,9 +43,6 @@ def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
     assert solve(QUESTION, env={"ARBITRAGE_MAX_STEPS": "1"}).out == "37 * 12 = 444.\n"  # no boxed answer: the text
 
 
-# --- policies and tau
-
-
 def test_policy_speculative_writes_the_targets_text() -> None:
     record, alone = solve_one("--policy", "speculative"), solve_one("--policy", "target")
     assert record["text"] == alone["text"]
@@ -57,9 +51,6 @@ def test_policy_speculative_writes_the_targets_text() -> None:
     several = solve("--policy", "speculative", "--concurrency", "2", stdin=b"1 + 2\n3 + 4\n")
     assert "one problem at a time" in flat(several.err)
     assert "one problem at a time" not in flat(solve(QUESTION, "--policy", "speculative").err)
-
-
-# --- where problems come from
 
 
 @pytest.mark.parametrize("arguments", [["-"], ["--input", "-"], ["-i", "-"], ["--input", "problems.txt"]])
@@ -100,9 +91,6 @@ def test_each_record_is_written_while_the_pipe_is_open(concurrency: str) -> None
         assert process.wait(10) == 0
 
 
-# --- several at once
-
-
 @pytest.mark.parametrize("concurrency", ["3", "auto"])
 def test_several_at_once_come_out_in_order(concurrency: str) -> None:
     lines = b"37 * 12 - 95 + 4 * 4\n1 + 1\nwho?\n2 + 2\n\n3 + 3 * 7\n9 * 9\n"
@@ -139,9 +127,6 @@ def test_models_that_are_too_large_are_refused_before_they_are_loaded(command: t
     assert re.search("need .* has ", flat(result.err))
 
 
-# --- what is shown
-
-
 def test_many_problems_end_with_their_total() -> None:
     result = solve(stdin=b"37 * 12\nwho?\n1 + 1\n")
     assert result.err.splitlines()[-1].startswith("3 problems, 1 failed; accepted 3/4 steps (75%); ")
@@ -161,9 +146,6 @@ def test_the_built_in_models_are_named_once_a_day_and_never_if_quiet(tmp_path: P
     assert said == [0, 1, 0]
     nowhere = run(*command, env={"XDG_CACHE_HOME": "/dev/null"})
     assert (nowhere.code, nowhere.err.count(BUILT_IN), len(BUILT_IN) < 80) == (0, 1, True)
-
-
-# --- help, version and completion
 
 
 @pytest.mark.parametrize(

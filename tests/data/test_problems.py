@@ -20,9 +20,6 @@ def questions(rows: list[Problem | BadLine]) -> list[str]:
     return [row.question for row in rows if isinstance(row, Problem)]
 
 
-# --- plain lines
-
-
 def test_plain_lines() -> None:
     assert read(b"one", b"", b"  two  ", b"\t") == [Problem("1", "one"), Problem("3", "two")]
 
@@ -35,9 +32,6 @@ def test_lines_end_at_line_feeds_only() -> None:
 @pytest.mark.parametrize("line", [b"[1, 2, 3] has which mean?", b"[x]", b'"quoted"', b"-5 + 3", b"(1)", b"3", b"{1, 2}"])
 def test_plain_problem_that_resembles_json(line: bytes) -> None:
     assert questions(read(line)) == [line.decode()]
-
-
-# --- JSON lines
 
 
 @pytest.mark.parametrize(
@@ -80,9 +74,6 @@ def test_json_list_is_one_bad_line(lines: list[bytes]) -> None:
     (bad,) = read(*lines)
     assert isinstance(bad, BadLine)
     assert "JSON list" in bad.reason
-
-
-# --- bounds
 
 
 def test_longest_line() -> None:

@@ -354,7 +354,6 @@ def test_a_rounded_score_does_not_contradict_the_decision(
 @pytest.mark.slow
 @has_browser
 def test_j_and_k_go_from_trace_to_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keys go beyond the traces shown first, close the open trace and open the next one."""
     shutil.copytree(TEMPLATES, tmp_path / "templates")
     press = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))"
     driver = f"""

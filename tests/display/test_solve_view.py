@@ -30,9 +30,6 @@ def make_view(monkeypatch: pytest.MonkeyPatch) -> MakeView:
     return lambda columns=80, rows=24, run=RUN: View(make_screen(monkeypatch, columns, rows), run)
 
 
-# --- a run in a terminal
-
-
 @pytest.mark.parametrize(("columns", "rows"), [SIZES[0], *rarely(SIZES[1])])
 def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> None:
     with Terminal("solve", *MODELS, QUESTION, columns=columns, rows=rows) as terminal:
@@ -94,9 +91,6 @@ def test_a_problem_is_shown_by_its_first_line(make_view: MakeView, question: str
     display.handle(Started(view.start(question)))
     assert view.screen.lines[-1] == f"Problem  {shown}"
     assert plain.getvalue().splitlines()[-1] == f"problem 1: {shown}"
-
-
-# --- the region
 
 
 @pytest.mark.parametrize("then", ["begin", "note", "result", "close"])
@@ -207,8 +201,6 @@ def test_region_is_erased_whole_after_the_terminal_reflowed_it(
     assert text[:10] not in view.screen.text
     assert "draft   1 token" not in view.screen.text
 
-
-# --- several problems at once
 
 SHARED = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=7, concurrency=3)
 

@@ -105,9 +105,6 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: type[Engine |
     return ticked
 
 
-# --- the plan
-
-
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 3))
 def test_plan_has_everything_once_and_takes_turns(num_items: int, num_columns: int, samples: int) -> None:
     items, columns = [item(number) for number in range(num_items)], ALL[:num_columns]
@@ -153,9 +150,6 @@ def test_a_problem_at_which_a_process_died_comes_last_and_alone() -> None:
     assert len({one.block for one in found.all}) == 4
 
 
-# --- what a row tells
-
-
 def test_row_of_a_routed_attempt() -> None:
     row = only_row(scripted_bench(), column=Route(POLICIES["entropy"], 0.3))
     assert row["status"] == "done"
@@ -173,8 +167,6 @@ def test_row_of_a_routed_attempt() -> None:
 
 
 def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
-    """If grading fails, the attempt keeps its steps, has no score, and is retried when the run resumes."""
-
     def failing(text: str, gold: Mapping[str, Any]) -> Grade:
         raise ProblemError("the answer cannot be graded: math-verify was killed (signal 9)")
 
@@ -204,8 +196,6 @@ def make_rollout() -> Rollout:
     [(ComputeError("llama.cpp failed"), ("p0", "error", "llama.cpp failed")), (InterruptedRunError("interrupted"), None)],
 )
 def test_what_ends_a_run(monkeypatch: pytest.MonkeyPatch, error: Exception, row: tuple[str, ...] | None) -> None:
-    """A failed computation ends the run after an error row. An interruption leaves no row, and the attempt is repeated."""
-
     def fail(engine: Engine) -> None:
         raise error
 
@@ -216,9 +206,6 @@ def test_what_ends_a_run(monkeypatch: pytest.MonkeyPatch, error: Exception, row:
     ended = [(one.row["id"], one.row["status"], one.row["error"]) for one in seen if isinstance(one, Ended)]
     assert ended == ([row] if row else [])
     assert sum(isinstance(one, Began) for one in seen) == 1
-
-
-# --- results depend on nothing but the problem
 
 
 WARM = Sampler(temperature=0.8, seed=3)
@@ -273,9 +260,6 @@ def test_policies_learn_nothing_from_each_other() -> None:
     assert estimates == [estimates[0]] * 2 != [None] * 2
 
 
-# --- several at once
-
-
 def test_several_at_once_give_the_same_rows() -> None:
     items = [item(number) for number in range(9)]
     alone = results(rows(hash_bench(), plan(items, (TARGET, RANDOM), 1)))
@@ -287,7 +271,6 @@ def test_several_at_once_give_the_same_rows() -> None:
 
 
 def test_shares_add_up_to_the_time_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row of a throughput run has its block, the block's size, and its share of the block's time."""
     clock = Clock()
     ticks = slow_down(monkeypatch, clock, Engine)
     made = rows(hash_bench(concurrency=2, clock=clock), plan([item(number) for number in range(16)], (TARGET,), 1, 2))
@@ -295,9 +278,6 @@ def test_shares_add_up_to_the_time_of_a_block(monkeypatch: pytest.MonkeyPatch) -
     assert sum(row["throughput"]["seconds"] for row in made) == len(ticks)
     assert sum(row["wall_seconds"] for row in made) > len(ticks)
     assert only_row(scripted_bench(), column=TARGET)["throughput"] is None
-
-
-# --- what is timed
 
 
 def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,9 +324,6 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     assert late["steps"]
     assert late["wall_seconds"] == 51.0
     assert (solved["status"], solved["grade"]["value"]) == ("done", "correct")
-
-
-# --- standings of the policies during a run
 
 
 def standings_of(*attempts: tuple[int, Route, float, str]) -> Standings:

@@ -68,7 +68,6 @@ def test_what_makes_runs_less_comparable_is_noted() -> None:
 
 
 def test_samples_are_paired_and_not_tested_as_if_independent() -> None:
-    """With several samples per problem there is an interval over problems but no McNemar p-value."""
     first = make_run(10, columns=[("draft", None)], samples=3)
     second = MadeUp(first.run, [unscored(one) if index % 4 == 0 else one for index, one in enumerate(first.rows)])
     (entry,) = compared(first, second)["policies"]

@@ -45,9 +45,6 @@ def row_of(finished: Finished, seconds: float = 1.0) -> dict[str, Any]:
     return read
 
 
-# --- law 6: what was written gives the figures of what happened
-
-
 @given(st.lists(decisions()))
 def test_row_has_the_tally_of_its_decisions(made: list[Decision]) -> None:
     """Law 6: the tally from a row, after JSON, equals the tally of the decisions exactly."""
@@ -90,13 +87,9 @@ def test_rates_are_those_of_the_tally() -> None:
 
 
 def test_model_that_decoded_nothing_has_no_speed() -> None:
-    """The speed is unknown rather than 0, even if verifying a whole step took time."""
     verified = Step("target", "4.", 3, Cost(decode_seconds=0.25, verify_tokens=3, verify_seconds=0.5, verify_kept=3), "end")
     (policy,) = figures_of([row_of(finish(make_trace(Decision(verified, target=verified))))])["policies"]
     assert (policy["draft_tokens_per_second"], policy["target_tokens_per_second"]) == (None, None)
-
-
-# --- accuracy
 
 
 def test_every_attempt_counts_exactly_once() -> None:
@@ -212,7 +205,6 @@ def test_samples_are_resampled_by_problem() -> None:
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_problems_that_were_not_reached_are_in_no_accuracy(samples: int) -> None:
-    """Planned problems without an attempt do not lower the accuracy."""
     made = make_run(10, columns=TARGET_ONLY, samples=samples)
     levels = made.run["levels"] | {f"later {number}": 1 for number in range(30)}
     (target,) = figures({**made.run, "levels": levels}, made.rows)["policies"]
@@ -220,9 +212,6 @@ def test_problems_that_were_not_reached_are_in_no_accuracy(samples: int) -> None
     (whole,) = made_figures(made)["policies"]
     assert target["accuracy"] == whole["accuracy"] == target["correct"] / (10 * samples)
     assert target["accuracy_interval"] == whole["accuracy_interval"]
-
-
-# --- time
 
 
 def test_speedup_is_over_what_both_finished() -> None:
@@ -265,9 +254,6 @@ def test_levels_are_in_the_order_of_their_numbers() -> None:
     rows = [make_row(index, 0, ("target", None)) | {"level": level} for index, level in enumerate(levels)]
     (target,) = figures_of(rows)["policies"]
     assert list(target["by_level"]) == ["1", "9", "10", "--5", str(10**400), "hard", "\u00b2"]
-
-
-# --- the whole
 
 
 @settings(deadline=None, max_examples=10, phases=[Phase.generate])  # a failure is the same in any order

@@ -42,7 +42,6 @@ def test_problems_per_second_and_their_ratio() -> None:
 
 
 def test_failed_attempts_that_were_tried_again_cost_time_as_well() -> None:
-    """The time of a failed attempt counts in its block, whichever of its rows is read first."""
     made = made_up()
     number = next(index for index, row in enumerate(made.rows) if row["policy"] == "draft")
     row = made.rows[number]

@@ -107,9 +107,6 @@ def altered(answer: Any) -> st.SearchStrategy[Any]:
     return st.one_of(st.just(answer), json_values)
 
 
-# --- files
-
-
 def test_model_files(tiny: Mapping[str, Path], quick_path: Path) -> None:
     cache = {"XDG_CACHE_HOME": str(quick_path / "cache")}
     command = ("solve", "--policy", "draft", "--threads", "1", "--max-tokens", "4", "-q", "--draft")
@@ -204,9 +201,6 @@ def test_problems_and_data_sets() -> None:
     )
 
 
-# --- answers of others
-
-
 def test_answers_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = {"rfilename": "model-Q4_0.gguf", "size": 1, "lfs": {"size": 1, "sha256": "a" * 64, "pointerSize": 130}}
     answer = {"id": "user/repo", "sha": "b" * 40, "siblings": [file]}
@@ -241,8 +235,6 @@ def test_answers_of_servers() -> None:
 
     fuzz(altered(answer), check, corpus=[answer])
 
-
-# --- what models write
 
 MATHS = "\\boxed{|}|\\frac{|{|^|9^{9^{9^9}}|(10^8)!|\\sqrt{|=| + |*|/|(|)|,|.|\\pi|x"
 

@@ -37,9 +37,6 @@ def fresh() -> Iterator[MathGrader]:
         yield own
 
 
-# --- verdicts
-
-
 @pytest.mark.parametrize(
     ("text", "row", "score"),
     [
@@ -127,7 +124,6 @@ def test_equal_expressions(grader: MathGrader, gold: str, answer: str) -> None:
     ],
 )
 def test_different_expressions(grader: MathGrader, gold: str, answer: str) -> None:
-    """Also those that math-verify finds equal by default: capitals, tiny numbers, roundings, equations."""
     assert grader.grade(f"\\boxed{{{answer}}}", {"answer": gold}).value == "incorrect"
 
 
@@ -143,8 +139,6 @@ def test_version_names_what_verdicts_depend_on() -> None:
     assert f"math-verify {version('math-verify')}" in grader_version()
     assert grader_version().startswith("rules ")
 
-
-# --- hostile answers
 
 HOSTILE = {
     "tower": FOR_EVER,
@@ -217,9 +211,6 @@ def test_fork_may_only_compute(tmp_path: Path, code: str) -> None:
     assert done.returncode == 1
     assert b"PermissionError" in done.stderr
     assert not canary.exists()
-
-
-# --- a child that fails
 
 
 def child_of(grader: MathGrader) -> int:

@@ -25,9 +25,6 @@ def runner() -> ProgramRunner:
     return ProgramRunner(sandbox_or_skip(), seconds=1, memory=256 << 20)
 
 
-# --- verdicts
-
-
 @pytest.mark.parametrize(
     ("program", "script", "value", "reason"),
     [
@@ -153,9 +150,6 @@ def test_hostile_program_is_held(runner: ProgramRunner, name: str, tmp_path: Pat
     assert all(reason in verdict.reason for reason in reasons), verdict
 
 
-# --- the machine's errors
-
-
 def found(mark: str) -> int | None:
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -200,9 +194,6 @@ def test_nothing_is_left_when_the_parent_is_killed(runner: ProgramRunner, tmp_pa
 def test_program_that_cannot_be_started_is_an_error(sandbox: list[str], reason: str) -> None:
     with pytest.raises(ProblemError, match=reason):
         ProgramRunner(sandbox).run(GOOD, WANTS_2)
-
-
-# --- without a sandbox
 
 
 @pytest.mark.parametrize(

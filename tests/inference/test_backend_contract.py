@@ -416,7 +416,6 @@ def test_names_that_the_binding_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("text", [None, "12 + 30 = 42"])
 def test_a_version_that_was_not_tested(text: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An untested version must write a known text in another process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code = "import sys, importlib.metadata as m\nfrom arbitrage_cli.inference import open\n"
     code += "open.TESTED_BINDINGS = ('0.1',)\n"

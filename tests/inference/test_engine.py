@@ -386,7 +386,6 @@ class NotANumber(HashBackend):
 
 
 def test_nan_logits_end_the_run() -> None:
-    """The error ends the run, and `Finished` has the steps kept until then."""
     broken = make_engine("draft", NotANumber(), Sampler(), instructions="")
     scheduler = Scheduler({"draft": broken}, lambda trace: single(trace, "draft"), Limits(max_step_tokens=3))
     events: list[Event] = []

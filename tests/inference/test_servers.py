@@ -50,7 +50,6 @@ def test_a_served_target_writes_what_an_engine_writes(kind: Kind, concurrency: i
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_served_step_goes_on_behind_a_separator_that_comes_too_early(kind: Kind) -> None:
-    """A server stops at each; the step ends where an engine's does."""
     words = StepEnd(" ", 20)
     expected = solve(here(step_end=words), PROBLEMS, "entropy", 1.0)
     with opened_model(HashServer(kind, HashBackend("target"))) as model:
@@ -81,7 +80,6 @@ def test_a_served_draft_writes_and_measures_what_an_engine_does(kind: Kind) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_served_models_and_the_laws(kind: Kind) -> None:
-    """Many at once as one by one; tau inf is the draft alone, a tau below every number the target alone."""
     with (
         opened_model(HashServer(kind, HashBackend("draft"))) as draft,
         opened_model(HashServer(kind, HashBackend("target"))) as target,

@@ -45,11 +45,7 @@ def cached_files() -> list[str]:
     return sorted(path.name for path in Path(constants.HF_HUB_CACHE).glob("*--*/blobs/*"))
 
 
-# --- the cache
-
-
 def test_second_use_makes_no_request(served: FakeHub) -> None:
-    """A verified file is not hashed again until it changes."""
     first = hub.find(NAME)
     served.requests.clear()
     seen: list[FileProgress] = []
@@ -107,9 +103,6 @@ def test_fetch_looks_for_a_newer_version(served: FakeHub) -> None:
     assert hub.find(LARGE) == (new,)
 
 
-# --- checksums
-
-
 @pytest.mark.parametrize("name", [NAME, LARGE, SMALL], ids=["model", "large", "small"])
 def test_wrong_bytes(served: FakeHub, name: HubName) -> None:
     served.corrupt = True
@@ -122,7 +115,6 @@ def test_wrong_bytes(served: FakeHub, name: HubName) -> None:
 
 @pytest.mark.parametrize("name", [NAME, LARGE, SMALL], ids=["model", "large", "small"])
 def test_file_of_another_program(served: FakeHub, name: HubName) -> None:
-    """A file that was never verified is verified without a request, and removed if it is damaged."""
     file = FILE if name == NAME else name.selector
     path = Path(hf_hub_download(name.repo, file, repo_type=name.kind))
     served.requests.clear()
@@ -135,7 +127,6 @@ def test_file_of_another_program(served: FakeHub, name: HubName) -> None:
 
 
 def test_no_published_checksum(served: FakeHub) -> None:
-    """Nothing is downloaded without a published checksum. A model needs a sha256."""
     served.in_git = {FILE}
     with pytest.raises(HubError, match="publishes no sha256"):
         hub.fetch(NAME)
@@ -165,9 +156,6 @@ def test_wrong_checksum_removes_nothing_outside_the_cache(served: FakeHub, tmp_p
     with pytest.raises(ModelFileError):
         hub.find(NAME)
     assert mine.read_bytes() == DATA[:-1] + b"!"
-
-
-# --- downloads that go wrong
 
 
 @pytest.mark.parametrize(("name", "size"), [(NAME, len(DATA)), (SMALL, 5000)], ids=["model", "small"])
@@ -233,9 +221,6 @@ def test_two_at_once(served: FakeHub) -> None:
     assert results[0] == results[1]
     assert results[0][0].read_bytes() == DATA
     assert len(served.downloads()) == 1
-
-
-# --- refusals, and the token
 
 
 REFUSALS = {
@@ -314,9 +299,6 @@ def test_malformed_endpoint(endpoint: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert "HF_ENDPOINT" in done.stdout, done.stderr
     assert TOKEN not in done.stdout + done.stderr
-
-
-# --- hostile answers
 
 
 def each_file(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:

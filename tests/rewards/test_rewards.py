@@ -81,7 +81,6 @@ def trace_of(*texts: str, problem: Problem = PROBLEM) -> Trace:
     "question", [Judge(), ProcessReward("turns"), ProcessReward("steps")], ids=["judge", "turns", "steps"]
 )
 def test_the_thoughts_before_a_step_are_shown(question: Question) -> None:
-    """The prompt of every rater contains the thoughts before a thought or a step of the answer."""
     thought = replace(foreign("first thought\n\n"), phase="think")
     last = replace(foreign("last thought"), phase="think", stop="thought")
     problem = replace(PROBLEM, think_tokens=None)
@@ -209,7 +208,6 @@ def test_a_model_without_the_signs_cannot_score() -> None:
 
 @pytest.mark.parametrize("style", ["turns", "steps"])
 def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
-    """A model that gives the signs almost no probability is refused before the first problem, or after a few steps."""
     other = {"turns": "steps", "steps": "turns"}[style]
     rater = opened(prm(Constant(-20.0), style))
     with pytest.raises(ModelUnsupportedError) as caught:
@@ -281,8 +279,6 @@ def test_a_full_context_ends_one_problem_only() -> None:
 
 @all_raters
 def test_a_deadline_ends_one_problem_only(make: Callable[[Backend], Rater]) -> None:
-    """The backend aborts a computation past one problem's deadline. The other problem in the batch has no deadline."""
-
     class Slow(Opinionated):
         def decode(self, *batch: Any, deadline: Deadline | None = None) -> Any:
             if deadline:
@@ -312,7 +308,6 @@ def written_alone(text: str) -> str:
 
 
 def test_a_rollout_goes_on_as_the_target_would() -> None:
-    """The reward is 1 if the whole solution is right, and otherwise 0. Known outcomes are reused."""
     solutions = [written_alone("ab.\n\n"), written_alone("cd.\n\n")]
     seen: list[tuple[str, str]] = []
 
@@ -340,7 +335,6 @@ def test_a_rollout_answers_for_every_text_on_its_path() -> None:
 
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(0.8, 1.0, 3)])
 def test_what_a_rollout_wrote_is_not_written_again(sampler: Sampler) -> None:
-    """The target's steps and rewards do not change, and the target writes only the first step of each solution."""
     problems = [Problem(str(number), f"question {number}") for number in range(3)]
 
     def decisions(*, recalls: bool) -> tuple[list[tuple[str, str, float | None]], int]:
@@ -362,7 +356,6 @@ def test_what_a_rollout_wrote_is_not_written_again(sampler: Sampler) -> None:
 
 
 def test_no_rollout_waits_for_those_of_other_problems() -> None:
-    """Other problems get their rewards during a long rollout, and all rewards equal those of one problem at a time."""
     problems = [Problem(str(number), "question " * (number + 1)) for number in range(3)]
 
     def advantages(concurrency: int) -> tuple[dict[str, list[float | None]], bool]:

@@ -61,7 +61,6 @@ def write(expression: Expression, style: str) -> str:
 
 @given(expressions, expressions, st.sampled_from(["plain", "latex", "unicode", "units"]), st.booleans())
 def test_equations_are_checked_as_fractions_are(left: Expression, right: Expression, style: str, same: bool) -> None:
-    """An equation of two expressions is right if and only if Python's fractions are equal. Divisions by 0 are skipped."""
     assume(isinstance(left, Operation) and isinstance(right, Operation))
     found = check_equations(f"So we get: {write(left, style)} = {write(left if same else right, style)}.\n\n")
     try:
@@ -78,7 +77,6 @@ def test_equations_are_checked_as_fractions_are(left: Expression, right: Express
 
 @given(expressions, st.integers(-3, 3))
 def test_a_stated_result_is_right_if_it_is_the_value(expression: Expression, off_by: int) -> None:
-    """A number on the right side is the result. Without parentheses, operators bind as in Python."""
     assume(isinstance(expression, Operation))
     try:
         value = value_of(expression) + off_by
@@ -147,7 +145,6 @@ def test_what_is_not_certain_is_left_out(text: str) -> None:
 
 
 def test_operands_are_those_of_what_is_computed() -> None:
-    """A chain has the operands of its first side."""
     found = check_equations("88 * 77 = 88 * 70 + 88 * 7 = 6776. Then 6776 - 0.5 = 6775.5")
     assert [equation.operands for equation in found] == [(88, 77), (), (6776, Fraction(1, 2))]
     assert numbers_in("She has $1,234.50 and 20% of 3 y1 2nd") == (Fraction("1234.5"), 20, 3, 2)
@@ -178,7 +175,6 @@ def test_any_text_is_read_in_little_time(unit: str) -> None:
     ("text", "stop", "number"), [("5 + 3 = 8", "end", 0.5), ("5 + 3 = 9", "end", 100.5), ("5 + 3 = 9", "early", 0.5)]
 )
 def test_policy_equations_goes_by_log_probability_unless_one_is_wrong(text: str, stop: StepStop, number: float) -> None:
-    """An unfinished equation is not wrong."""
     trace = Trace(Problem("p", "5 + 3?"), Limits())
     draft = Step("draft", text, 2, Cost(), stop, TokenStats((-0.25, -0.75), (0.1, 0.1), (1.0, 1.0)))
     scorer = POLICIES["equations"].make_scorer

@@ -82,7 +82,6 @@ def test_digits_and_operators_are_seen_apart() -> None:
 
 @pytest.mark.parametrize("pieces", [(), ("a", "b", "c", "d", "e", "f")])
 def test_no_digit_is_as_good_as_a_certain_one(pieces: Sequence[str]) -> None:
-    """A step without digits, or with unknown pieces, has certain digits and a share of 0."""
     found = named(make(shown=token_stats(pieces)))
     assert (found["digit_share"], found["digit_logprob_mean"], found["digit_logprob_min"]) == (0, 0, MAX_LOG_ODDS)
     assert found["digit_entropy_max"] == approx(CERTAIN_ENTROPY)
@@ -122,7 +121,6 @@ def test_stated_arithmetic_is_checked() -> None:
     ],
 )
 def test_where_operands_come_from(text: str, unknown: int, overused: int, unused: int) -> None:
-    """Operands come from the question and from results, each as often as it occurs. Unused numbers count too."""
     question = "Anna has 12 apples and 30 pears, and eats 5. How many are left?"
     before = accepted(make(text="12 + 30 = 42\n\n"))
     found = named(make(text=text, shown=token_stats(), stop="end"), before, question=question)

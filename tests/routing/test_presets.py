@@ -89,7 +89,6 @@ def test_row_is_what_a_run_would_do(tau: float) -> None:
 
 
 def test_time_is_a_share_of_the_target_alone() -> None:
-    """The time has each model's token costs. The target alone prefills the prompt and writes every step."""
     probability, outcomes = make_outcomes()
     table = make_table(probability, outcomes, [0.5], COSTS)
     sums = simulate((probability > 0.5).tolist(), outcomes)
@@ -143,7 +142,6 @@ def test_names_by_their_definitions() -> None:
 
 @pytest.mark.parametrize("tau", [0.0, 0.3, 0.7])
 def test_rows_of_early_stops_are_what_a_run_would_do(tau: float) -> None:
-    """A step is escalated if its prefix or its end is. If its prefix is, the rest is neither drafted nor shared."""
     probability, outcomes = make_outcomes()
     rng = np.random.default_rng(1)
     looks = [(index, number) for index, count in enumerate(outcomes.draft_tokens) for number in range(2, int(count), 2)]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_routers import make_table, write_router
@@ -15,16 +16,20 @@ from arbitrage_cli.routing.router import Router, load
 SLOW_DRAFT = Costs(draft_seconds_per_token=0.9, target_seconds_per_token=1.0, target_prefill_seconds_per_token=0.5)
 
 
+def available_router(folder: Path, **changes: Any) -> AvailableRouter:
+    small = load(write_router(folder / "router.safetensors"))
+    table = replace(make_table(), **changes)
+    return AvailableRouter(Router(small.network, replace(small.card, taus=table.to_json())), "router.safetensors")
+
+
 @pytest.mark.parametrize("source", ["router.safetensors", UNIVERSAL_ROUTER])
 @pytest.mark.parametrize(("is_open", "policy"), [(True, "target"), (False, "arbitrage")])
 def test_a_tau_that_escalates_every_step_is_the_target_alone(
     tmp_path: Path, *, is_open: bool, policy: str, source: str
 ) -> None:
     """The target alone gives the same text in less time, even if costs are unknown. Explicit routing gets a warning."""
-    small = load(write_router(tmp_path / "router.safetensors"))
-    table = replace(make_table(), costs=SLOW_DRAFT, named={"exact": 0.0, "balanced": 0.3, "fast": 0.6})
-    router = Router(small.network, replace(small.card, taus=table.to_json()))
-    available = AvailableRouter(router, source)
+    named = {"exact": 0.0, "balanced": 0.3, "fast": 0.6}
+    available = replace(available_router(tmp_path, costs=SLOW_DRAFT, named=named), source=source)
     route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], "0", available), available, is_open=is_open)
     assert (route.policy.name, route.tau) == (policy, None if policy == "target" else 0.0)
     assert warning is not None
@@ -33,10 +38,7 @@ def test_a_tau_that_escalates_every_step_is_the_target_alone(
 @pytest.mark.parametrize(("is_open", "name"), [(True, "target"), (False, "arbitrage@exact")])
 def test_routing_that_is_slower_is_no_default(tmp_path: Path, *, is_open: bool, name: str) -> None:
     """This holds at the costs of another machine, too, if those of this machine are not known."""
-    small = load(write_router(tmp_path / "router.safetensors"))
-    table = replace(make_table(), costs=SLOW_DRAFT)
-    router = Router(small.network, replace(small.card, taus=table.to_json()))
-    available = AvailableRouter(router, "router.safetensors")
+    available = available_router(tmp_path, costs=SLOW_DRAFT)
     route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_open=is_open)
     assert route.name == name
     assert warning is not None
@@ -46,15 +48,13 @@ def test_routing_that_is_slower_is_no_default(tmp_path: Path, *, is_open: bool, 
 def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, policy: str) -> None:
     """Routing that saves less time than speculation is not used, because it may lose answers."""
     costs = Costs(0.02, 1.0, 0.01, target_verify_seconds_per_token=verify)
-    small = load(write_router(tmp_path / "router.safetensors"))
     written = (40.0, 8.0, 8.0, 0.0)
     rows = tuple(
         replace(row, draft_tokens=600.0, target_tokens=count, target_verify_tokens=0.0)
         for row, count in zip(make_table().rows, written, strict=True)
     )
     table = replace(make_table(), rows=rows, costs=costs)
-    router = Router(small.network, replace(small.card, taus=table.to_json()))
-    available = AvailableRouter(router, "router.safetensors", costs)
+    available = replace(available_router(tmp_path, rows=rows, costs=costs), costs=costs)
     routed = table.time(table.row_at(0.3))
     assert table.at_costs(costs).named["exact"] == 0.3
     assert routed is not None

@@ -121,7 +121,6 @@ def test_a_step_is_stopped_at_clearly_more_than_tau(tau: float, stopping: float)
 @every_router
 @pytest.mark.parametrize("slope", [1e-3, 1.0, 1e6])
 def test_probabilities_rise_with_the_log_odds_and_stay_between_the_ends(make: Callable[[], Router], slope: float) -> None:
-    """Probabilities lie between 0 and 1, exclusively. A calibration changes no order."""
     router = make()
     moved = Router(router.network.moved(slope, -0.5), router.card)
     rows = np.random.default_rng(0).normal(0, 2, (50, len(FEATURES))).astype(np.float32)

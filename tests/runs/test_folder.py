@@ -49,9 +49,6 @@ def reopened(path: Path, **options: Any) -> list[dict[str, Any]]:
         return list(folder.rows)
 
 
-# --- what was written is there
-
-
 def test_what_was_appended_is_there_again(quick_path: Path) -> None:
     rows = [make_row(number) for number in range(len(ODD_TEXTS))]
     with RunFolder(quick_path / "run") as folder:
@@ -65,7 +62,6 @@ def test_what_was_appended_is_there_again(quick_path: Path) -> None:
 
 
 def test_rows_of_a_large_run_are_not_held_in_memory(quick_path: Path) -> None:
-    """Rows that the process appended itself are not held in memory either."""
     text = "2 + 2 = 4. " * 100_000
     tracemalloc.start()
     try:
@@ -128,11 +124,7 @@ def test_everything_is_on_the_disk_when_it_is_said_to_be(quick_path: Path, monke
         assert calls == ["write", "fsync"]
 
 
-# --- truncation and odd tails
-
-
 def test_truncation_anywhere(quick_path: Path) -> None:
-    """Wherever the file is truncated, complete rows are kept, the rest is set aside, and rows can be appended."""
     rows = begin(quick_path / "run")
     path = quick_path / "run" / "results.jsonl"
     whole = path.read_bytes()
@@ -149,9 +141,6 @@ def test_truncation_anywhere(quick_path: Path) -> None:
         torn = quick_path / "run" / "results.jsonl.torn-1"
         assert (torn.read_bytes() if torn.exists() else b"") == tail
         torn.unlink(missing_ok=True)
-
-
-# --- lines that are not rows
 
 
 def altered(**changes: Any) -> bytes:
@@ -203,7 +192,6 @@ def test_line_that_is_not_a_row_is_named_and_set_aside(quick_path: Path, line: b
 
 @pytest.mark.parametrize("name", ["results.jsonl", "run.json"])
 def test_link_pipe_and_device_are_refused_at_once(quick_path: Path, name: str) -> None:
-    """Readers and writers refuse them. The file behind a link is neither truncated nor extended."""
     begin(quick_path / "run")
     own, other = quick_path / "run" / name, quick_path / "other"
     other.write_bytes(before := own.read_bytes() + b"torn")
@@ -261,9 +249,6 @@ def test_run_json_of_another_form_is_damage(quick_path: Path, content: bytes, wo
             open_it(quick_path / "run")
 
 
-# --- beginning again, and not at all
-
-
 def test_the_lock_is_released_with_its_process(quick_path: Path) -> None:
     code = (
         "import os, signal; from pathlib import Path; from arbitrage_cli.runs.folder import RunFolder;"
@@ -309,9 +294,6 @@ def test_run_that_never_began_leaves_no_folder(quick_path: Path) -> None:
     assert (quick_path / "mine").exists()
 
 
-# --- writing that fails
-
-
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     yield partial(monkeypatch.setattr, os)
@@ -319,7 +301,6 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 
 def test_row_that_was_written_in_part_is_taken_back(quick_path: Path, failing: Callable[..., None]) -> None:
-    """A partial row on a full disk is removed, the error says what to do, and nothing is appended afterwards."""
     rows = begin(quick_path / "run")
     write, written = os.write, list[int]()
 

@@ -113,7 +113,6 @@ def test_tokens_that_are_surely_kept_are_streamed_as_they_are_written(client: Se
     ],
 )
 def test_a_conversation(client: Served, thoughts: str) -> None:
-    """The prompt has earlier turns and the client's system prompt, but no thoughts. Successive messages of a role are joined."""
     said = [
         ("system", "Be"),
         ("developer", "brief."),
@@ -156,7 +155,6 @@ THOUGHTFUL = replace(SHORT, think_tokens=30)
 
 @pytest.mark.parametrize("model", ["target", "entropy"])
 def test_thoughts_are_apart_from_the_answer(thinker: Served, model: str) -> None:
-    """Thinking is separate in whole and streamed responses. It counts as tokens, and stop strings apply to the answer only."""
     problem = Problem("1", "question 0")
     trace = solve(hash_engines(), [problem], model, 1.5, limits=THOUGHTFUL)["1"]
     assert trace.thoughts
@@ -205,7 +203,6 @@ def test_requests_say_whether_to_think(
 
 @pytest.mark.parametrize("effort", [{"reasoning_effort": "high"}, {"chat_template_kwargs": {"reasoning_effort": "high"}}])
 def test_effort_reaches_a_template_that_knows_it(client: Served, effort: dict[str, Any]) -> None:
-    """Any effort turns thinking on. Templates without effort levels ignore the level, and it is listed as ignored."""
     response = client.ask(max_tokens=9, **effort)
     assert response.json()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 9}
     assert response.headers["x-arbitrage-ignored"] == "reasoning_effort"
@@ -474,7 +471,6 @@ def test_a_request_that_takes_too_long(concurrency: int) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_clients_that_hang_up_leave_nothing(stream: bool) -> None:
-    """Waiting requests are dropped at once, and running ones after the current batch."""
     gate = Gate()
     with serving(gate=gate, bounds=Bounds(100, keep_alive_seconds=0.01 if stream else 5)) as client:
         expected_text = text_of(client.ask())

@@ -122,7 +122,6 @@ def test_the_gold_of_code_is_its_tests(row: dict[str, Any], script: str, preambl
 
 
 def test_without_tests_the_program_to_reach_is_another_one() -> None:
-    """Layout and comments do not matter."""
     assert grade(CODE, RIGHT, {}) == "unscored"
     assert grade(CODE, RIGHT, {"answer": "def half(n):  # half\n    return (n // 2)"}) == "correct"
     assert grade(CODE, RIGHT, {"answer": "def half(n):\n    return n / 2"}) == "incorrect"

@@ -45,7 +45,6 @@ def run(answers: Sequence[Step | tuple[float, ...]]) -> tuple[Trace, list[State]
 
 
 def test_the_better_step_is_kept() -> None:
-    """A tie keeps the draft."""
     answers: list[Step | tuple[float, ...]] = [
         draft_step("ab"),
         target_step("cd"),
@@ -62,7 +61,6 @@ def test_the_better_step_is_kept() -> None:
 
 
 def test_a_state_has_what_a_router_reads_and_what_both_steps_cost() -> None:
-    """A state has the drafted step's token statistics, both steps' tokens, and the target's prompt and shared tokens."""
     _, (state,), _ = run([draft_step("12 x", "end"), target_step("12 y 34567", "end"), (0.0, 1.0)])
     assert state.draft.known_token_stats == TokenStats((-0.1, -2.0), (0.2, 0.7), (1.0, 0.5), pieces=("1", "2 x"))
     assert (state.position, state.draft_tokens, state.target_tokens, state.target_prefill_tokens) == (0, 2, 10, 7)

@@ -50,11 +50,7 @@ def truth_of(collected: Collected, part: int) -> Truth:
     return Truth(outcomes.advantage, outcomes.advantage > 0, outcomes.problem)
 
 
-# --- what is learned
-
-
 def test_router_is_near_the_best_possible(collected: Collected, router: Router) -> None:
-    """On unseen problems the router is nearly as good as the true probabilities."""
     testing = collected.part == TEST
     best = np.array([WORLD.probability(row) for row in collected.features[testing]])
     truth = truth_of(collected, TEST)
@@ -84,7 +80,6 @@ def test_baselines_are_the_plain_numbers(collected: Collected, router: Router) -
 
 
 def test_nothing_is_taken_from_the_test(collected: Collected, router: Router) -> None:
-    """Other rewards on the test problems change neither the router nor its calibration."""
     outcomes = collected.outcomes
     testing = collected.part == TEST
     swapped = replace(
@@ -134,11 +129,7 @@ def test_router_learns_from_thoughts_what_is_different_about_them(tmp_path: Path
         assert found[thoughts == is_thought].mean() == pytest.approx(true[thoughts == is_thought].mean(), abs=0.05)
 
 
-# --- the split
-
-
 def test_split_is_by_the_problems_text(tmp_path: Path) -> None:
-    """All states of a problem are in one part, whatever its id and run. The parts have about 60, 20 and 20%."""
     asked = questions(300)
     first = write_run(tmp_path / "first", asked, ids=[f"a{number}" for number in range(300)])
     second = write_run(tmp_path / "second", list(reversed(asked)), ids=[f"b{number}" for number in range(300)])
@@ -177,9 +168,6 @@ def test_given_test_is_the_whole_test(tmp_path: Path) -> None:
     assert int((found.part == TEST).sum()) == 5 * (50 + 100)
     assert {part_of(question, frozenset(questions(100, start=150))) for question in questions(150)} == {TRAINING, VALIDATION}
     assert found.runs[1]["is_test"]
-
-
-# --- what is refused
 
 
 @pytest.mark.parametrize(
@@ -230,9 +218,6 @@ def test_what_nothing_can_be_learned_from_is_refused() -> None:
         calibrate(log_odds, rng.random(300) < 1 / (1 + np.exp(log_odds)))
 
 
-# --- calibration, weights, choice
-
-
 def test_calibration_finds_the_line() -> None:
     rng = np.random.default_rng(1)
     true = rng.normal(-1.5, 1.5, 40_000)
@@ -241,7 +226,6 @@ def test_calibration_finds_the_line() -> None:
 
 
 def test_each_pair_counts_the_same_in_each_part(tmp_path: Path) -> None:
-    """Pairs have equal weight whatever their number of states. With one pair every state has weight 1."""
     other = {"draft": {"name": "Other", "sha256": "0" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
     few = write_run(tmp_path / "few", questions(60), changes={"models": other})
     found = read_states([few, write_run(tmp_path / "many", questions(300, start=60))])
@@ -262,7 +246,6 @@ def test_weights_balance_the_classes_of_each_group() -> None:
 
 
 def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> None:
-    """Incomplete solutions are used for training, but not for the effects of taus."""
     is_whole = collected.outcomes.solution % 3 > 0
     found = train_on(replace(collected, is_whole=is_whole))
     assert found.card.data["parts"]["training"]["states"] == int((collected.part == TRAINING).sum())
@@ -321,7 +304,6 @@ def test_smaller_router_wins_unless_the_larger_is_clearly_better() -> None:
 
 
 def test_taus_for_other_states(collected: Collected, router: Router, tmp_path: Path) -> None:
-    """The network stays, and the taus are estimated from another run at the costs of another machine."""
     other = read_states([write_run(tmp_path / "run", questions(100, start=1000), World(bias=-4.0))])
     costs = Costs(1.0, 2.0, 1.0)
     found = with_taus(router, other, costs)
