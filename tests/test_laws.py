@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hash_language import (
     CHEAP_BATCHES,
@@ -27,6 +28,7 @@ from hash_language import (
     Proposals,
     Recording,
     Recurrent,
+    Rollback,
     StaleBackend,
     Wavering,
     events_of,
@@ -46,6 +48,7 @@ from writing import make_engine
 
 from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_token_stats, mean_negative_logprob
 from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -281,14 +284,20 @@ def test_no_clock_decides_what_is_proposed(
 # --- models that cannot drop a tail, in the toy language
 
 
+@pytest.mark.parametrize("make", [Recurrent, Rollback])
 @quick
 @given(problems(1, 5), policies, samplers, st.integers(1, 3), st.sampled_from(["nothing", "prefix", "conversation"]))
-def test_checkpoints_are_invisible(
-    some: list[Problem], routing: tuple[str, float], sampler: Sampler, concurrency: int, keep: Keep
+def test_rolling_back_is_invisible(
+    make: type[Recurrent],
+    some: list[Problem],
+    routing: tuple[str, float],
+    sampler: Sampler,
+    concurrency: int,
+    keep: Keep,
 ) -> None:
     """Laws 1, 4, 5 and 7."""
     expected = solve(hash_engines(sampler), some, *routing)
-    chosen: dict[str, Any] = {"make": Recurrent, "num_sequences": concurrency, "keep": keep, "clock": ticking_clock()}
+    chosen: dict[str, Any] = {"make": make, "num_sequences": concurrency, "keep": keep, "clock": ticking_clock()}
     for most in (None, 0, 1, 2):
         engines = hash_engines(sampler, most_checkpoints=most, **chosen)
         found = solve(engines, some, *routing, concurrency=concurrency, speculates=True)
@@ -296,6 +305,40 @@ def test_checkpoints_are_invisible(
     engines = hash_engines(sampler, most_checkpoints=2, **chosen)
     stopped = solve(engines, some, *routing, concurrency=concurrency, stops_early=True)
     assert texts(stopped) == texts(solve(hash_engines(sampler), some, *routing))
+
+
+def test_rejected_tokens_are_dropped_without_a_checkpoint() -> None:
+    expected, engines = hash_engines(), hash_engines(make=Rollback)
+    found = solve(engines, PROBLEMS, "random", 0.3, speculates=True)
+    assert texts(found) == texts(solve(expected, PROBLEMS, "random", 0.3))
+    steps = [decision.target for trace in found.values() for decision in trace.decisions if decision.target]
+    cost = sum((step.cost for step in steps), Cost())
+    backend = engines["target"].cache.backend
+    assert isinstance(backend, Rollback)
+    assert backend.num_restored == 0
+    assert cost.verify_tokens > cost.verify_kept > 0
+    assert 0 < backend.num_dropped <= cost.verify_batches
+
+
+class Careless(Rollback):
+    """Claims that it can drop a whole batch, as llama.cpp does (its issue 26695)."""
+
+    def can_drop(self, sequence: int, position: int) -> bool:
+        return position == self._first.get(sequence) or super().can_drop(sequence, position)
+
+
+@pytest.mark.parametrize(("make", "is_right"), [(Rollback, True), (Careless, False)])
+def test_the_first_token_of_a_batch_is_never_dropped(make: type[Rollback], is_right: bool) -> None:
+    backend, fresh, held, prompt = make(), HashBackend(), list[int](), [*b"question"]
+    memory, length = Checkpoints(backend), len(prompt)
+    memory.read(0, held, prompt)
+    memory.save(0, length)
+    backend.decode([0, 0, 0], range(length, length + 3), [*b"abc"])
+    memory.cut(0, held, length)
+    fresh.read(0, 0, prompt)
+    logits, expected = (one.decode([0], [length], [*b"d"]) for one in (backend, fresh))
+    assert held == prompt
+    assert np.array_equal(logits, expected) == is_right
 
 
 def test_checkpoints_save_reading() -> None:

@@ -54,6 +54,7 @@ class Options:
     flash_attention: bool | None = None
     kv_type: str = "auto"
     num_sequences: int = 1
+    rollback: int = 0
     template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -103,7 +104,14 @@ class Tokenizer(Protocol):
 
 
 class States(Protocol):
-    """Saves and restores the sequences of a model that cannot remove trailing tokens."""
+    """Rolls back the sequences of a model that cannot remove arbitrary trailing tokens."""
+
+    @property
+    def most_dropped(self) -> int:
+        """The maximum number of tokens that `drop` can remove from a batch."""
+
+    def can_drop(self, sequence: int, position: int) -> bool:
+        """Return whether `drop` can remove the tokens from `position` on. At best, `drop` keeps the latest batch's first token."""
 
     def num_held(self, sequence: int) -> int: ...
 
@@ -131,7 +139,7 @@ class Backend(Protocol):
 
     @property
     def states(self) -> States | None:
-        """The saved states, or None if `drop` accepts any position. Otherwise, `drop` accepts only position 0."""
+        """The saved states, or None if `drop` accepts any position. Otherwise, `drop` accepts position 0 and if `can_drop`."""
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         """Append `tokens` to a sequence that holds `position` tokens, without computing logits.

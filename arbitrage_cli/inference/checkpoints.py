@@ -1,4 +1,4 @@
-"""Rolls sequences back by removing trailing tokens, or by restoring a checkpoint if the model cannot remove tokens.
+"""Rolls sequences back by removing trailing tokens, or by restoring a checkpoint if the model cannot remove the tokens.
 
 A checkpoint is a copy of the recurrent layers' state: a few kilobytes to 200 MB, regardless of the number of tokens.
 """
@@ -34,17 +34,24 @@ class Checkpoints:
         try:
             self._backend.read(sequence, len(held), tokens, deadline=deadline)
         except BaseException:
-            if self._states:  # some of the tokens may have been prefilled
-                self._roll_back(sequence, held, len(held))
+            self.recover(sequence, held)
             raise
         held += tokens
 
+    def recover(self, sequence: int, held: list[int]) -> None:
+        """Restore a checkpoint after an error, because the model may have computed some of the tokens."""
+        if self._states:
+            self._roll_back(sequence, held, len(held))
+
     def cut(self, sequence: int, held: list[int], position: int) -> None:
         """Remove all ids from `position` on. If the model cannot remove them, restore the latest earlier checkpoint."""
-        if not self._states:
+        states, position = self._states, min(position, len(held))
+        if states and position and states.num_held(sequence) == position:
+            return
+        if not states or states.can_drop(sequence, position):
             self._backend.drop(sequence, position)
             del held[position:]
-        elif not position or self._states.num_held(sequence) != min(position, len(held)):
+        else:
             self._roll_back(sequence, held, position)
 
     def save(self, sequence: int, position: int, *, pinned: bool = False) -> None:

@@ -39,17 +39,17 @@ class OpenProblem:
 class StepInProgress:
     """A step that is being written.
 
-    `unread` contains the ids, at least one, to compute before the next token is drawn. `proposal` applies to the first
-    `max_proposed` tokens. `cost` excludes decoding.
+    `proposal` applies to the first `max_proposed` tokens, and a batch verifies at most `max_verified`. `cost` excludes
+    decoding.
     """
 
     opened: OpenProblem
     trace: Trace
-    unread: list[int]
     max_tokens: int
     recorder: Recorder | None
     proposal: Proposal
     max_proposed: int
+    max_verified: int
     text: StepText
     phase: Phase = "answer"
     is_last_thought: bool = False  # the thinking budget ends with `max_tokens`
@@ -63,7 +63,7 @@ class StepInProgress:
 
     @property
     def place(self) -> Place:
-        return self.proposal.place(self.max_proposed - len(self.tokens))
+        return self.proposal.place(min(self.max_verified, self.max_proposed - len(self.tokens)))
 
     @property
     def total_cost(self) -> Cost:
@@ -121,8 +121,7 @@ class Decoder:
     def read(self, step: StepInProgress) -> None:
         """Prefill some unread tokens, but not the last one, which is always decoded so that statistics do not depend on the cache."""
         began = self._clock()
-        num_read = step.opened.cached.read(step.unread[:-1])
-        del step.unread[:num_read]
+        num_read = step.opened.cached.read(step.opened.cached.unread[:-1])
         step.cost += Cost(prefill_tokens=num_read, prefill_seconds=self._clock() - began)
 
     def decode(self, steps: Sequence[StepInProgress], rows: Sequence[list[int]]) -> list[list[str]]:
@@ -134,19 +133,18 @@ class Decoder:
             drawn.append(self._draw_while_proposed(step, tokens, logits, row))
             row += len(tokens)
             if len(drawn[-1]) < len(tokens):
-                self._cache.backend.drop(step.opened.cached.sequence, len(step.opened.cached.held))
+                step.opened.cached.cut(len(step.opened.cached.held))
         return drawn
 
     def write_on(
         self,
         cached: CachedProblem,
-        unread: list[int],
         max_tokens: int,
         sampler: Sampler,
         should_continue: Callable[[Floats, int], bool],
     ) -> Cost:
-        """Prefill `unread` and decode tokens outside a step, while `should_continue(logits, token)` returns true."""
-        *before, token = unread
+        """Prefill unread tokens and decode outside a step, while `should_continue(logits, token)` returns true."""
+        *before, token = cached.unread
         num_read, num_decoded = len(before), 0
         began = self._clock()
         while before:
@@ -164,7 +162,7 @@ class Decoder:
     def _draw_while_proposed(self, step: StepInProgress, tokens: list[int], logits: Floats, row: int) -> list[str]:
         texts: list[str] = []
         for index, token in enumerate(tokens, start=row):
-            if texts and (step.stop or token != step.unread[0]):
+            if texts and (step.stop or token != step.tokens[-1]):
                 break
             step.opened.cached.held.append(token)
             texts.append(self._draw(step, logits[index]))
@@ -176,7 +174,7 @@ class Decoder:
         if step.proposal:
             step.opened.acceptance.follow(step.proposal, token)
         step.tokens.append(token)
-        step.unread = [token]
+        step.opened.cached.required.append(token)
         if step.recorder:
             step.recorder.add(logits, token)
         step.stop = self._cache.ends(step.phase, token)

@@ -18,7 +18,7 @@ from arbitrage_cli.inference.decoding import Clock, Decoder, OpenProblem, StepIn
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.proposals import History, Proposal
 from arbitrage_cli.inference.sampling import Sampler, probability_of
-from arbitrage_cli.inference.speculation import BatchCosts, Planner, Speculator, TokenCosts
+from arbitrage_cli.inference.speculation import MAX_ROWS, BatchCosts, Planner, Speculator, TokenCosts
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Limits, ModelRole, Phase, Problem, Step, TokenStats, Trace
 
@@ -47,8 +47,8 @@ class Engine:
     """Writes steps with the model of a `Cache`. `slot` is the index of a problem in flight.
 
     Engines may share a cache only if they never solve problems at the same time. Nothing is proposed without a `planner`, or
-    if the model cannot remove trailing tokens, because rejecting a token would then require a checkpoint. A draft should not
-    use prompt lookup. With 4-bit weights, verification changes its log-probabilities, which routers use, by up to 0.1 nats.
+    if the model cannot remove rejected tokens without a checkpoint. A draft should not use prompt lookup. With 4-bit weights,
+    verification changes the log-probabilities, which routers use, by up to 0.1 nats.
     """
 
     wait = None  # local models never wait
@@ -67,7 +67,9 @@ class Engine:
         self._sampler = sampler
         self._keep_token_stats = keep_token_stats
         self._clock = clock
-        self._planner = planner if planner and not cache.backend.states else Planner(BatchCosts())
+        states = cache.backend.states
+        self._max_verified = states.most_dropped if states else MAX_ROWS
+        self._planner = planner if planner and self._max_verified else Planner(BatchCosts())
         self._token_costs = TokenCosts()
         self.cache = cache
         self._decoder = Decoder(cache, clock)
@@ -100,17 +102,17 @@ class Engine:
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
         """Start the requested step and return the number of unread tokens. Raises ContextFullError if the context is full."""
         trace, opened = request.trace, self._slots[slot]
-        unread, room = opened.cached.prepare(trace)
+        room, unread = opened.cached.prepare(trace), opened.cached.unread
         phase, (budget, is_last_thought) = trace.phase, trace.next_budget
         recorder = Recorder(self.card.vocabulary_size) if self._keep_token_stats else None
         self._steps[slot] = StepInProgress(
             opened=opened,
             trace=trace,
-            unread=unread,
             max_tokens=budget,
             recorder=recorder,
             proposal=self._proposal(opened, request.proposal, unread, phase),
             max_proposed=min(budget, room) - 1,  # the step ends with the token after them
+            max_verified=self._max_verified,
             text=self.cache.step_text(phase),
             phase=phase,
             is_last_thought=is_last_thought,
@@ -130,8 +132,8 @@ class Engine:
 
     def tick(self) -> list[SlotUpdate]:
         """Advance every step by one batch. All decoding steps share a batch."""
-        reading = [slot for slot, step in self._steps.items() if len(step.unread) > 1]
-        decoding = [slot for slot, step in self._steps.items() if len(step.unread) == 1]
+        reading = [slot for slot, step in self._steps.items() if len(step.opened.cached.unread) > 1]
+        decoding = [slot for slot in self._steps if slot not in reading]
         return [update for slot in reading for update in self._try(self._read, [slot])] + self._try(self._decode, decoding)
 
     def _try(self, work: Callable[[list[int]], list[SlotUpdate]], slots: list[int]) -> list[SlotUpdate]:
@@ -145,19 +147,24 @@ class Engine:
             return work(slots)
         except ProblemError as error:
             if len(slots) > 1:
-                return [update for slot in slots for update in self._try(work, [slot])]
+                return [update for slot in slots for update in self._try(self._advance, [slot])]
             step = self._steps[slots[0]]
             if step.proposal:
                 step.proposal, step.speculator = Proposal(), None
-                return self._try(work, slots)
+                return self._try(self._advance, slots)
             del self._steps[slots[0]]
             return [SlotUpdate(slots[0], error=error)]
+
+    def _advance(self, slots: list[int]) -> list[SlotUpdate]:
+        """Prefill or decode. After an error, a step may have unread tokens again, because a checkpoint was restored."""
+        is_ready = len(self._steps[slots[0]].opened.cached.unread) == 1
+        return self._decode(slots) if is_ready else self._read(slots)
 
     def _read(self, slots: list[int]) -> list[SlotUpdate]:
         (slot,) = slots
         step = self._steps[slot]
         self._decoder.read(step)
-        return [SlotUpdate(slot, num_unread=len(step.unread))]
+        return [SlotUpdate(slot, num_unread=len(step.opened.cached.unread))]
 
     def _decode(self, slots: list[int]) -> list[SlotUpdate]:
         if len(slots) == 1:
@@ -166,7 +173,7 @@ class Engine:
         steps = [self._steps[slot] for slot in slots]
         counts = self._planner.plan([(step.opened.acceptance, step.place) for step in steps])
         rows = [
-            step.unread + self.cache.before_end(step.proposal.upcoming(count), step.text)
+            step.opened.cached.unread + self.cache.before_end(step.proposal.upcoming(count), step.text)
             for step, count in zip(steps, counts, strict=True)
         ]
         drawn = self._decoder.decode(steps, rows)
@@ -217,7 +224,7 @@ class Engine:
         if slot in self._steps:
             raise ValueError(f"slot {slot} is already writing a step")
         opened = self._slots[slot]
-        unread, room = opened.cached.prepare(trace, prefix)
+        room = opened.cached.prepare(trace, prefix)
         phase, tokenizer, chance = trace.phase, self.cache.backend.tokenizer, 1.0
         text = self.cache.step_text(phase, prefix)
 
@@ -229,7 +236,7 @@ class Engine:
             text.add(tokenizer.piece(token))
             return not text.ended
 
-        cost = self._decoder.write_on(opened.cached, unread, min(max_tokens, room), opened.sampler, should_continue)
+        cost = self._decoder.write_on(opened.cached, min(max_tokens, room), opened.sampler, should_continue)
         return text.so_far[len(prefix) :], cost
 
     def _ask_speculator(self, slot: int) -> None:
@@ -268,7 +275,7 @@ class Engine:
             cached = self.cache.open(0, MEASURED)
         except ContextFullError:
             return Cost()  # every problem will raise the same error
-        unread, room = cached.prepare(Trace(MEASURED, Limits()))
+        room = cached.prepare(Trace(MEASURED, Limits()))
         times: list[float] = []
 
         def should_continue(logits: Floats, token: int) -> bool:
@@ -278,7 +285,7 @@ class Engine:
 
         measured = Cost()
         if room > MIN_MEASURED:
-            measured = self._decoder.write_on(cached, unread, min(room, MAX_MEASURED), self._sampler, should_continue)
+            measured = self._decoder.write_on(cached, min(room, MAX_MEASURED), self._sampler, should_continue)
         self.cache.close(0, cached)
         self.cache.clear_first_slot()
         self.use_measured(measured)
@@ -289,5 +296,5 @@ class Engine:
 
 
 def as_speculator(draft: object) -> Speculator | None:
-    """Return the draft if it is an engine whose model can remove trailing tokens, otherwise None."""
-    return draft if isinstance(draft, Engine) and draft.cache.backend.states is None else None
+    """Return the draft if it is an engine, otherwise None."""
+    return draft if isinstance(draft, Engine) else None

@@ -61,7 +61,8 @@ class CachedProblem:
 
     All prompts share the first `num_shared` ids. `num_reused` ids were cached before the problem. A later prompt continues
     this conversation if it begins with the first `num_needed` ids of `held`. `question_end` is the index of the first id after
-    the question, and `last_index` the index of the last id before the current step.
+    the question, and `last_index` the index of the last id before the current step. `required` are the ids up to the next
+    token.
     """
 
     cache: "Cache"
@@ -76,12 +77,17 @@ class CachedProblem:
     held: list[int]
     last_index: int = 0
     steps: StepIds = field(default_factory=StepIds)
+    required: list[int] = field(default_factory=list)
 
-    def prepare(self, trace: Trace, prefix: str = "") -> tuple[list[int], int]:
+    @property
+    def unread(self) -> list[int]:
+        """The ids to compute before the next token is drawn."""
+        return self.required[len(self.held) :]
+
+    def prepare(self, trace: Trace, prefix: str = "") -> int:
         """Drop the cached ids that differ from the ids of the trace and of the next step's `prefix`.
 
-        Returns the ids to compute, at least one, and the number of tokens that fit after them. Raises ContextFullError if the
-        context is full.
+        Returns the number of tokens that fit after these ids. Raises ContextFullError if the context is full.
         """
         size = self.cache.context_size
         required = self._ids_of(trace) + self.cache.step_ids(prefix)
@@ -95,7 +101,8 @@ class CachedProblem:
         common = min(_common_prefix(required, self.held), self.last_index)
         if common < len(self.held):
             self.cut(common)
-        return required[len(self.held) :], size - len(required)
+        self.required = required
+        return size - len(required)
 
     def read(self, tokens: list[int]) -> int:
         """Prefill some of the tokens and return their number. Raises the same errors as `Backend.read`."""
@@ -217,7 +224,14 @@ class Cache:
         sequences = [cached.sequence for cached, new in batch for _ in new]
         positions = [len(cached.held) + index for cached, new in batch for index in range(len(new))]
         tokens = [token for _, new in batch for token in new]
-        return self.backend.decode(sequences, positions, tokens, deadline=earliest(cached.deadline for cached, _ in batch))
+        try:
+            return self.backend.decode(
+                sequences, positions, tokens, deadline=earliest(cached.deadline for cached, _ in batch)
+            )
+        except BaseException:
+            for cached, _ in batch:
+                self.memory.recover(cached.sequence, cached.held)
+            raise
 
     # --- token ids
 

@@ -115,6 +115,11 @@ class Recurrent(HashBackend):
         assert position == 0, "a tail cannot be dropped"
         super().drop(sequence, 0)
 
+    most_dropped = 0
+
+    def can_drop(self, sequence: int, position: int) -> bool:
+        return False
+
     def num_held(self, sequence: int) -> int:
         return len(self.cells[sequence])
 
@@ -126,6 +131,41 @@ class Recurrent(HashBackend):
         assert len(cells) == position
         assert self.cells[sequence][:position] == cells, "the tokens before it were forgotten in between"
         self.cells[sequence] = cells
+
+
+class Rollback(Recurrent):
+    """Can drop up to eight tokens of the latest batch. Like llama.cpp, it forgets the wrong tokens if none of the batch is kept."""
+
+    most_dropped = 8
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._first: dict[int, int] = {}
+        self.num_dropped = 0
+
+    def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
+        self._first.pop(sequence, None)
+        super().read(sequence, position, tokens, deadline=deadline)
+
+    def decode(
+        self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
+    ) -> Floats:
+        logits = super().decode(sequences, positions, tokens, deadline=deadline)
+        self._first = dict(zip(reversed(sequences), reversed(positions), strict=True))
+        return logits
+
+    def can_drop(self, sequence: int, position: int) -> bool:
+        first = self._first.get(sequence, position)
+        return first < position and len(self.cells[sequence]) - position <= self.most_dropped
+
+    def drop(self, sequence: int, position: int) -> None:
+        first = self._first.pop(sequence, None)
+        if position:
+            assert first is not None, "a tail of an earlier batch cannot be dropped"
+            assert len(self.cells[sequence]) - position <= self.most_dropped
+            self.num_dropped += 1
+        stale = [-1] if position and position == first else []
+        self.cells[sequence][position:] = stale
 
 
 class StaleBackend(HashBackend):

@@ -23,6 +23,7 @@ from arbitrage_cli.types import CACHED_BYTES, DEFAULT_CONTEXT_SIZE
 
 WARM_UP_TOKENS = 4
 SAME_LOGITS = 1e-4  # maximum difference if the same tokens are computed in the same batches
+BATCH_NOISE = 0.1  # maximum difference in batches of other sizes, relative to the logits' standard deviation
 NARROW_HEAD = 32  # width of an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens in all sequences together
 OWN_GPU, INTEGRATED_GPU = 1, 2  # values of ggml_backend_dev_type; an integrated GPU uses main memory
@@ -69,7 +70,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             self._memory = c.llama_get_memory(self._context)
             self._batch = _Batch(BATCH_SIZE)
             self._template_variables = options.template_variables
-            self._warm_up()
+            self._warm_up(options.rollback)
         except BaseException:
             self.close()
             raise
@@ -113,6 +114,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._check_room(sequence, position + len(tokens))
+        self._note_batch([], [])
         with self._abortable(deadline):
             for start in range(0, len(tokens), BATCH_SIZE):
                 chunk = tokens[start : start + BATCH_SIZE]
@@ -133,6 +135,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         if len(tokens) > BATCH_SIZE:  # llama.cpp would end the process
             raise ValueError(f"a batch of {len(tokens)} tokens exceeds the maximum of {BATCH_SIZE}")
         self._batch.fill(sequences, positions, tokens, output=True)
+        self._note_batch(sequences, positions)
         with self._abortable(deadline) if len(tokens) > self._num_sequences else nullcontext():  # single tokens are fast
             self._run(deadline)
         return self._logits(len(tokens))
@@ -145,6 +148,12 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     def drop(self, sequence: int, position: int) -> None:
         if not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
             raise ComputeError(f"{self._path.name}: llama.cpp cannot remove tokens from the KV cache")
+        if self.states:
+            self.states.batch.pop(sequence, None)  # a second time, llama.cpp refuses
+
+    def _note_batch(self, sequences: Sequence[int], positions: Sequence[int]) -> None:
+        if self.states:
+            self.states.batch = dict(zip(reversed(sequences), reversed(positions), strict=True))
 
     # --- loading
 
@@ -187,29 +196,39 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             return self._num_sequences * self._context_size <= FEW_CELLS
         return bool(c.llama_model_size(self._model) > CACHED_BYTES and self._attention.flash is not False)
 
-    def _warm_up(self) -> None:
-        self._read_some()
+    def _warm_up(self, rollback: int) -> None:
+        self._read_some(WARM_UP_TOKENS + rollback)  # more tokens than llama.cpp can roll back
         if not c.llama_memory_seq_rm(self._memory, 0, 1, -1):  # the memory cannot drop a tail
             self.drop(0, 0)
             self.states = LlamaStates(self._context, self._memory, self._path.name)
-            self._check_states(self.states)
+            self._check_states(self.states, min(rollback, int(c.llama_n_rs_seq(self._context))))
         c.llama_memory_clear(self._memory, True)
 
-    def _read_some(self) -> Floats:
-        token = self.tokenizer.any_token
-        self.read(0, 0, [token] * WARM_UP_TOKENS)
-        return self.decode([0], [WARM_UP_TOKENS], [token]).copy()
+    def _read_some(self, count: int) -> None:
+        self.read(0, 0, [self.tokenizer.any_token] * count)
+        self._decode_one(count)
 
-    def _check_states(self, states: "LlamaStates") -> None:
+    def _decode_one(self, position: int) -> Floats:
+        return self.decode([0], [position], [self.tokenizer.any_token]).copy()
+
+    def _check_states(self, states: "LlamaStates", rollback: int) -> None:
+        """Try to restore a state. Then try to remove `rollback` tokens from a batch, and allow this if it works."""
         token, after = self.tokenizer.any_token, WARM_UP_TOKENS + 1
-        self._read_some()
+        self._read_some(WARM_UP_TOKENS)
         state = states.save(0)
-        first = self.decode([0], [after], [token]).copy()
+        first, second = self._decode_one(after), self._decode_one(after + 1)
         states.restore(0, after, state)
-        if not np.allclose(first, self.decode([0], [after], [token]), rtol=0, atol=SAME_LOGITS):
+        if not np.allclose(first, self._decode_one(after), rtol=0, atol=SAME_LOGITS):
             raise ModelUnsupportedError(
                 f"{self._path.name}: the model cannot be rolled back to an earlier token", "use another model"
             )
+        states.restore(0, after, state)
+        count = 1 + rollback
+        others = [(token + 1) % self.tokenizer.size] * rollback
+        self.decode([0] * count, range(after, after + count), [token, *others])
+        if rollback and c.llama_memory_seq_rm(self._memory, 0, after + 1, -1):
+            change = self._decode_one(after + 1) - second
+            states.most_dropped = rollback if change.std() <= BATCH_NOISE * second.std() else 0
 
     # --- computing
 
@@ -274,6 +293,13 @@ class LlamaStates:
 
     def __init__(self, context: Any, memory: Any, name: str) -> None:
         self._context, self._memory, self._name = context, memory, name
+        self.most_dropped = 0
+        self.batch: dict[int, int] = {}  # the first position in the latest batch, by sequence
+
+    def can_drop(self, sequence: int, position: int) -> bool:
+        # Without the batch's first token, llama.cpp would return true and keep a wrong state (its issue 26695).
+        keeps_first = self.batch.get(sequence, position) < position
+        return keeps_first and self.num_held(sequence) - position <= self.most_dropped
 
     def num_held(self, sequence: int) -> int:
         return int(c.llama_memory_seq_pos_max(self._memory, sequence)) + 1

@@ -24,7 +24,7 @@ ggml_abort_callback llama_backend_init llama_batch llama_batch_free llama_batch_
 llama_get_logits llama_get_memory llama_init_from_model llama_log_callback llama_log_set llama_memory_clear
 llama_memory_seq_pos_max llama_memory_seq_rm llama_model_chat_template llama_model_default_params llama_model_desc
 llama_model_free llama_model_get_vocab llama_model_has_encoder llama_model_is_diffusion llama_model_load_from_file
-llama_model_n_ctx_train llama_model_n_embd llama_model_n_head llama_model_size
+llama_model_n_ctx_train llama_model_n_embd llama_model_n_head llama_model_size llama_n_rs_seq
 llama_print_system_info llama_progress_callback llama_set_abort_callback llama_set_n_threads llama_state_seq_get_data_ext
 llama_state_seq_get_size_ext llama_state_seq_set_data_ext llama_supports_gpu_offload llama_token llama_token_to_piece
 llama_tokenize llama_vocab_bos llama_vocab_eos llama_vocab_get_add_bos llama_vocab_get_attr llama_vocab_get_text
@@ -39,6 +39,7 @@ CONTEXT_DEFAULTS = {
     "n_batch": 2048,
     "n_ubatch": 512,
     "n_seq_max": 1,
+    "n_rs_seq": 0,
     "n_threads": 4,
     "n_threads_batch": 4,
     "pooling_type": -1,

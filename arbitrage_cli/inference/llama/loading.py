@@ -107,6 +107,7 @@ def new_context(
         "n_batch": BATCH_SIZE,
         "n_ubatch": BATCH_SIZE,
         "n_seq_max": options.num_sequences,
+        "n_rs_seq": options.rollback,
         "n_threads": threads,
         "n_threads_batch": threads,
         "flash_attn_type": -1 if attention.flash is None else int(attention.flash),
