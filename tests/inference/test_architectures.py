@@ -3,33 +3,104 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_architectures
 from cli import run
+from hash_language import CHEAP_BATCHES, CHEAP_DRAFT, ForgetfulEngine, planner, solve, texts
 from tiny_architectures import HINTS, RECURRENT
 
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.speculation import BatchCosts, Planner
+from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Trace
+
+pytestmark = pytest.mark.slow
+
 SHORT = ("--threads", "1", "--ctx", "2048", "--policy", "random", "--tau", "0.5")
-LIMITS = {"ARBITRAGE_MAX_STEPS": "4", "ARBITRAGE_MAX_STEP_TOKENS": "12"}
+SETTINGS = {"ARBITRAGE_MAX_STEPS": "4", "ARBITRAGE_MAX_STEP_TOKENS": "12"}
+PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number)) for number in range(3)]
+LIMITS = Limits(max_steps=4, max_tokens=60, max_step_tokens=20)
+ROLLBACK = 8
+UNSTEADY = 0.2  # temperature of a draft that is usually, but not always, right
+ROLL_BACK = {"qwen35", "qwen35moe", "lfm2", "lfm2moe", "nemotron_h"}  # with the tested version of llama-cpp-python
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", HINTS)
-def test_an_architecture_solves_problems(architecture: str, tmp_path: Path) -> None:
-    path = tmp_path / f"{architecture}.gguf"
+@pytest.fixture(scope="module", params=HINTS)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def path(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(architecture) / f"{architecture}.gguf"
     folders = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, str(Path(tiny_architectures.__file__)), str(path), architecture]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": folders}, timeout=300)
+    return path
+
+
+def test_an_architecture_solves_problems(architecture: str, path: Path, tmp_path: Path) -> None:
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"question": "1 + 1"}\n{"question": "a longer question, of which nothing is known"}\n')
     models = ["--draft", str(path), "--target", str(path)]
     found = []
     for concurrency in ("1", "2"):
-        done = run("solve", "--input", problems, *models, *SHORT, "--concurrency", concurrency, "--json", env=LIMITS)
+        done = run("solve", "--input", problems, *models, *SHORT, "--concurrency", concurrency, "--json", env=SETTINGS)
         assert done.code == 0, done.err
         found.append({record["problem"]: record["text"] for record in done.records})
     assert len(found[0]) == 2
     assert found[0].keys() == found[1].keys()
     (model,) = run("models", "info", path, "--json").records[0]["models"]
     assert (model["state_bytes"] > 0) == (architecture in RECURRENT)
+
+
+def solved(
+    path: Path, policy: str, *, rollback: int = 0, concurrency: int = 1, engine: type[Engine] = Engine
+) -> tuple[dict[str, Trace], int | None]:
+    """Solve the problems with a draft that samples. Return the traces and the number of tokens that the target can drop."""
+    options = Options(512, threads=1, num_sequences=concurrency, kv_type="f32", flash_attention=False)
+    with ExitStack() as stack:
+        engines: dict[ModelRole, Engine] = {}
+        roles: list[tuple[ModelRole, float, BatchCosts, int]] = [
+            ("draft", UNSTEADY, CHEAP_DRAFT, 0),
+            ("target", 0.0, CHEAP_BATCHES, rollback),
+        ]
+        for role, temperature, costs, most in roles:
+            backend = stack.enter_context(LlamaBackend(path, replace(options, rollback=most)))
+            proposing = planner(costs if rollback else None)
+            engines[role] = engine(role, Cache(backend), Sampler(temperature), planner=proposing)
+        found = solve(
+            engines,
+            PROBLEMS,
+            policy,
+            0.3 if policy == "random" else None,
+            limits=LIMITS,
+            concurrency=concurrency,
+            speculates=rollback > 0,
+        )
+        states = engines["target"].cache.backend.states
+        return found, states.most_dropped if states else None
+
+
+@pytest.mark.parametrize(("policy", "concurrency"), [("random", 3), ("speculative", 1)])
+def test_the_laws_hold(
+    architecture: str, path: Path, policy: str, concurrency: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Laws 1, 4 and 5: neither the cache nor draft tokens nor other problems in flight change a text."""
+    monkeypatch.setattr("arbitrage_cli.inference.engine.UNSURE", 0.0)
+    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room, acceptance, place: max(0, min(room, 4)))
+    alone, _ = solved(path, policy)
+    forgetting, _ = solved(path, policy, rollback=ROLLBACK, engine=ForgetfulEngine)
+    together, most_dropped = solved(path, policy, rollback=ROLLBACK, concurrency=concurrency)
+    assert texts(forgetting) == texts(alone)
+    assert texts(together) == texts(alone)
+    assert most_dropped == (None if architecture not in RECURRENT else ROLLBACK if architecture in ROLL_BACK else 0)
+    cost = sum((d.target.cost for trace in together.values() for d in trace.decisions if d.target), Cost())
+    assert (cost.verify_tokens > cost.verify_kept > 0) == (most_dropped != 0)
