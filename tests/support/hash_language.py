@@ -141,7 +141,7 @@ class Rollback(Recurrent):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._first: dict[int, int] = {}
-        self.num_dropped = 0
+        self.num_dropped = self.num_restored = 0
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._first.pop(sequence, None)
@@ -166,6 +166,10 @@ class Rollback(Recurrent):
             self.num_dropped += 1
         stale = [-1] if position and position == first else []
         self.cells[sequence][position:] = stale
+
+    def restore(self, sequence: int, position: int, state: State) -> None:
+        super().restore(sequence, position, state)
+        self.num_restored += 1
 
 
 class StaleBackend(HashBackend):
