@@ -42,6 +42,7 @@ from hash_language import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_tuning import unit_costs
 from marks import rarely
 from scripted_models import open_scripted
 from writing import make_engine
@@ -54,7 +55,8 @@ from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
-from arbitrage_cli.inference.speculation import BatchCosts, Planner
+from arbitrage_cli.inference.speculation import Planner
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Step, Trace, Wrote
 
@@ -275,7 +277,7 @@ def test_no_clock_decides_what_is_proposed(
             to.append(Recording(HashBackend(*arguments, **options)))
             return to[-1]
 
-        engines = hash_engines(sampler, make=make, num_sequences=concurrency, costs=BatchCosts(1.0, 1.5, 3.0), clock=clock)
+        engines = hash_engines(sampler, make=make, num_sequences=concurrency, costs=unit_costs(1.0, 1.5, 3.0), clock=clock)
         solve(engines, some, policy, 0.3 if policy == "random" else None, concurrency=concurrency, speculates=True)
         calls.append([backend.calls for backend in backends])
     assert calls[0] == calls[1]
@@ -421,7 +423,7 @@ def llama_engines(
     engine: type[Engine] = Engine,
     sampler: Sampler | None = None,
     proposals: Proposals = "drafted",
-    costs: BatchCosts | None = None,
+    costs: UnitCosts | None = None,
     most_checkpoints: int | None = None,
 ) -> Iterator[dict[ModelRole, Engine]]:
     options = Options(512, threads=1, num_sequences=num_sequences, kv_type="f32", flash_attention=False)

@@ -11,23 +11,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
+from arbitrage_cli.app.costs import measure_missing_costs
 from arbitrage_cli.app.executor import Remaining
-from arbitrage_cli.app.model_choice import ModelChoice, choose_models, load_options
+from arbitrage_cli.app.model_choice import ModelChoice, choose_models
 from arbitrage_cli.app.options import (
     AdviceOptions,
     BenchRoutingOptions,
     GenerationOptions,
-    LoadingOptions,
     MachineOptions,
     ProblemOptions,
     RouterOptions,
     ThreadOptions,
     given_options,
 )
-from arbitrage_cli.app.protocol import Display, Watcher, offering_to_resume
+from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.selection import Selection, default_folder, read_problems
 from arbitrage_cli.app.sentences import sentence
-from arbitrage_cli.app.session import Session, fetch
+from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.setup import RunOptions, for_bench, for_resumed_bench
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.data.rows import make_dataset
@@ -36,13 +36,10 @@ from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.evaluation.expected import expected_effects, route_of
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
-from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import (
     PairEntry,
     is_built_in,
-    is_file,
     is_served,
-    local_files,
     router_file,
     save_pair,
 )
@@ -53,10 +50,6 @@ from arbitrage_cli.runs.folder import Row, latest
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.tasks import FORMS, find_task
 from arbitrage_cli.tasks.task import Task
-from arbitrage_cli.tuning.measure import ModelCosts, measure_and_keep
-from arbitrage_cli.tuning.placement import place, tuned_file
-from arbitrage_cli.tuning.store import forget_tuned
-from arbitrage_cli.types import ModelRole
 
 MOST_PROBLEMS = 40
 LONGEST = 0.2  # the maximum share of the time for one attempt
@@ -160,9 +153,9 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     """
     ends = time.monotonic() + 60 * request.minutes
     options, routing = replace(request.options, task=request.task), BenchRoutingOptions(policy=_policies(request))
-    for_bench(options, routing)  # refuses wrong options before anything is measured
-    _measure_missing_costs(request, display)
     setup = for_bench(options, routing)
+    if measure_missing_costs(setup, display):
+        setup = for_bench(options, routing)
     path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")
     with open_run(path, display, fresh=request.fresh) as folder:
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
@@ -252,23 +245,6 @@ def advise_on(
         return advise(AdviceRequest(options, choice, selected, task, minutes, Path(folder, "run")), display)
 
 
-def measure_costs(
-    choice: ModelChoice, loading: LoadingOptions, display: Watcher, *, offline: bool
-) -> dict[ModelRole, ModelCosts]:
-    """Measure and store the token costs of both models. Raises UsageError if a model is not local; OutputError if storing
-    fails.
-    """
-    paths = fetch(_local_models(choice), display, offline=offline)
-    return measure_and_keep(paths, load_options(choice.pair, loading), display.loading, display.note)
-
-
-def forget_costs(choice: ModelChoice) -> int:
-    """Remove the stored costs of both models. Return the number of removed measurements."""
-    return forget_tuned(
-        tuned_file(), {sha256_seen(files) for one in _local_models(choice).values() if (files := local_files(one))}
-    )
-
-
 def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> Path:
     """Save the recommended policy, and its router if it needs one, to the pair's entry in pairs.toml."""
     policy = advice.policy
@@ -299,24 +275,6 @@ def _draft_last(todo: Remaining) -> Remaining:
     """Move the attempts of the draft alone to the end, where they are made one by one."""
     others = [one for one in todo.together if one.route.policy.name != "draft"]
     return replace(todo, together=others, alone=[*todo.alone, *(one for one in todo.together if one not in others)])
-
-
-def _local_models(choice: ModelChoice) -> dict[ModelRole, str]:
-    found = choice.writing
-    for source in found.values():
-        if not is_file(source):
-            raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")
-    return found
-
-
-def _measure_missing_costs(request: AdviceRequest, display: Display) -> None:
-    """Measure token costs unless they are already stored, --threads is set, or a model is on a server."""
-    machine, choice, offline = request.options.machine, request.choice, request.options.models.offline
-    if machine.threads or not all(map(is_file, choice.writing.values())):
-        return
-    paths = fetch(choice.writing, display, offline=offline)
-    if place(paths, load_options(choice.pair, machine)).costs is None:
-        measure_costs(choice, machine, display, offline=offline)
 
 
 def _command(request: AdviceRequest, route: str) -> str:

@@ -16,8 +16,9 @@ from arbitrage_cli.inference.servers.chat_writer import ChatWriter
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.trial import describe, facts_about
 from arbitrage_cli.inference.servers.writer import ServedWriter
-from arbitrage_cli.inference.speculation import BatchCosts, Planner
+from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.thinking import ThinkFormat
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.rewards.batched import BatchRater
 from arbitrage_cli.rewards.questions import ProcessReward, Question
 from arbitrage_cli.rewards.served import ServedRater
@@ -38,7 +39,7 @@ class WriterOptions:
     style: PromptStyle
     keep: Keep = "prefix"
     shares_prompts: bool = True
-    batch_costs: Mapping[ModelRole, BatchCosts] = field(default_factory=dict)
+    unit_costs: Mapping[ModelRole, UnitCosts] = field(default_factory=dict)
     think_formats: Mapping[ModelRole, ThinkFormat | None] = field(default_factory=dict)
     may_be_complete: Callable[[str], bool] = lambda text: True  # of the text of a solution
 
@@ -167,7 +168,7 @@ class Writers:
 
 
 def _engine(role: ModelRole, cache: Cache, writing: WriterOptions, *, keep_token_stats: bool) -> Engine:
-    costs = writing.batch_costs.get(role)
+    costs = writing.unit_costs.get(role)
     planner = Planner(costs, prompt_lookup=role == "target") if costs else None
     clock = clock_for(cache.backend.card)
     return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner, clock=clock)

@@ -111,7 +111,7 @@ def make_manifest(
         "early_stop": setup.stops_early,
         "tau_costs": setup.tau_costs,
         "named_taus": dict(named.taus) if named else None,
-        "batch_costs": {role: asdict(costs) for role, costs in placement.batch_costs.items()},
+        "unit_costs": {role: asdict(costs) for role, costs in placement.unit_costs.items()},
         "reward": setup.reward,
         "prm_style": setup.choice.prm_style if "prm" in models else None,
         "prompt": {"system": setup.system, "chat_template_kwargs": setup.load.template_variables},
@@ -199,7 +199,7 @@ def resume(earlier: Run, now: Run, place: Path) -> Run:
     merged = _joined(earlier, now) | {
         "created": earlier["created"],
         "named_taus": earlier.get("named_taus") or now.get("named_taus"),
-        "batch_costs": {**now.get("batch_costs", {}), **earlier.get("batch_costs", {})},
+        "unit_costs": {**now.get("unit_costs", {}), **earlier.get("unit_costs", {})},
         "policies": [*earlier["policies"], *added],
         "warnings": [*earlier["warnings"], *now["warnings"]],
     }

@@ -22,6 +22,7 @@ from arbitrage_cli.app.call import (
     without_none,
 )
 from arbitrage_cli.app.conversation import Turns
+from arbitrage_cli.app.costs import measure_missing_costs
 from arbitrage_cli.app.options import GenerationOptions, MachineOptions, ModelOptions, check
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.session import Session
@@ -231,7 +232,11 @@ def open_pair(
     explicit = frozenset(name for name, value in {**named, **call_defaults, "pair": pair}.items() if value is not None)
     generation = generation_of(check(GenerationOptions(task)), call_defaults)
     options = RunOptions(models, generation, machine, explicit=explicit)
-    return Pair(for_pair(options, routing_of(call_defaults)), call_defaults)
+    routing = routing_of(call_defaults)
+    setup = for_pair(options, routing)
+    if measure_missing_costs(setup, LogDisplay(log)):
+        setup = for_pair(options, routing)
+    return Pair(setup, call_defaults)
 
 
 def _jobs(call: Call, questions: Iterable[Question], in_order: InOrder[Solution]) -> Iterator[Job]:

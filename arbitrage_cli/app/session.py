@@ -23,8 +23,8 @@ from arbitrage_cli.inference.kv_cache import Keep
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
-from arbitrage_cli.inference.speculation import BatchCosts
 from arbitrage_cli.inference.thinking import ThinkFormat
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files, is_built_in, local_files
 from arbitrage_cli.rewards.questions import Judge, ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
@@ -32,6 +32,7 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route, need_router
 from arbitrage_cli.routing.trial_answers import TrialAnswers
 from arbitrage_cli.runs.records import RunInfo
+from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.files import state_of
 from arbitrage_cli.tuning.memory import MOST, check_memory, choose_concurrency, memory_needed
@@ -56,7 +57,7 @@ class Session:
         self.setup = setup
         self.concurrency = 1
         self.models: dict[ModelRole, Model] = {}
-        self._batch_costs: dict[ModelRole, BatchCosts] = {}
+        self._unit_costs: dict[ModelRole, UnitCosts] = {}
         self._file_states: Mapping[Path, Mapping[str, int]] = {}
         self._earlier_threads: Mapping[ModelRole, int] = {}
         self._display = display
@@ -64,7 +65,7 @@ class Session:
         shares = len(setup.routes) == 1 or keep == "conversation"
         style = PromptStyle(setup.system, setup.task.step_end, explicit_thoughts=setup.options.generation.think is not None)
         formats: dict[ModelRole, ThinkFormat | None] = {role: setup.think_format(role) for role in ("draft", "target")}
-        self.writing = WriterOptions(Sampler(), style, keep, shares, self._batch_costs, formats, setup.task.may_be_complete)
+        self.writing = WriterOptions(Sampler(), style, keep, shares, self._unit_costs, formats, setup.task.may_be_complete)
 
     def __enter__(self) -> Self:
         if any(map(is_built_in, self.setup.sources.values())):
@@ -81,7 +82,7 @@ class Session:
                 self._display.note(note)
             self.writing = replace(self.writing, sampler=self.resolved.sampler)
             self.engines = Writers(self.models, self.writing)
-            self._batch_costs.update(self._placement.batch_costs)
+            self._unit_costs.update(self._placement.unit_costs)
             self._file_states = {path: state_of(path) for source in files.values() for path in local_files(source)}
             on_failure.pop_all()
         return self
@@ -121,7 +122,7 @@ class Session:
         """Use the threads and token costs recorded in a run, so that its models compute as they did before."""
         if not run:
             return
-        self._batch_costs.update({role: BatchCosts(**costs) for role, costs in (run.get("batch_costs") or {}).items()})
+        self._unit_costs.update(unit_costs_of(run))
         current = self._placement.threads
         recorded = {role: facts.get("threads") for role, facts in run["models"].items()}
         self._earlier_threads = {role: count for role, count in recorded.items() if count}

@@ -72,18 +72,18 @@ def _costs(
     invocation: Invocation,
     advice: options.AdviceOptions,
     models: options.RouterOptions,
-    loading: options.LoadingOptions,
+    loading: options.ThreadOptions,
     output: options.OutputOptions,
     *,
     as_json: bool,
 ) -> int:
     """Measure and show token costs, or delete them. Raises UsageError if a flag has no effect on token costs."""
-    from arbitrage_cli.app.advise import forget_costs, measure_costs  # slow to import
+    from arbitrage_cli.app.costs import forget_costs, measure_costs  # slow to import
     from arbitrage_cli.app.model_choice import choose_models
     from arbitrage_cli.display.advice import costs_record, write_costs
 
     mode = "costs" if advice.costs else "forget"
-    groups = (options.RouterOptions, options.LoadingOptions, options.OutputOptions)
+    groups = (options.RouterOptions, options.ThreadOptions, options.OutputOptions)
     used = {field.name for group in groups for field in fields(group)} | {mode, "json_line"}
     if unused := sorted(invocation.flags - used):
         raise UsageError(f"has no effect with --{mode}", "leave it out", option=unused[0])

@@ -52,12 +52,17 @@ def chat(
       arbitrage chat --tau fast
     """
     from arbitrage_cli.app.conversation import RoutedConversation
+    from arbitrage_cli.app.costs import measure_missing_costs
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, for_serve
 
     run_options = RunOptions(models, generation, machine, explicit=invocation.flags, command=invocation.command)
-    setup, menu = for_serve(run_options, routing, concurrency="1")
-    with command_display(output) as display, Session(setup, display, keep="conversation") as session:
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(command_display(output))
+        setup, menu = for_serve(run_options, routing, concurrency="1")
+        if measure_missing_costs(setup, display):
+            setup, menu = for_serve(run_options, routing, concurrency="1")
+        session = stack.enter_context(Session(setup, display, keep="conversation"))
         session.load()
         conversation = RoutedConversation(session, menu, display)
         conversation.show_route()

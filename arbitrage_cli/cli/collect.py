@@ -33,6 +33,7 @@ def collect(
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
     from arbitrage_cli.app.collect_run import Collection
+    from arbitrage_cli.app.costs import measure_missing_costs
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, for_collect
@@ -46,6 +47,7 @@ def collect(
         task = permitted(find_task(generation.task or selected.dataset.task), problems.run_code)
         run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
         setup = for_collect(run_options, collect)
+        measure_missing_costs(setup, display)
         path = place.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
         folder = stack.enter_context(open_run(path, display, kind=COLLECT, fresh=place.fresh))
         session = stack.enter_context(Session(setup, display))

@@ -33,9 +33,12 @@ def serve(
     except ImportError as error:
         reason = f"arbitrage serve needs libraries that are not installed ({error})"
         raise UsageError(reason, 'pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
+    from arbitrage_cli.app.costs import measure_missing_costs
     from arbitrage_cli.app.setup import RunOptions, for_serve
 
     run_options = RunOptions(models, generation, machine, explicit=invocation.flags, command=invocation.command)
-    setup, menu = for_serve(run_options, routing, concurrency="8")
     with command_display(output) as display:
+        setup, menu = for_serve(run_options, routing, concurrency="8")
+        if measure_missing_costs(setup, display):
+            setup, menu = for_serve(run_options, routing, concurrency="8")
         serve_pair(setup, menu, server, display)

@@ -48,6 +48,7 @@ def solve(
       arbitrage solve --pair qwen2.5-coder --input problems.txt -o solutions.jsonl
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
+    from arbitrage_cli.app.costs import measure_missing_costs
     from arbitrage_cli.app.setup import RunOptions, for_solve
     from arbitrage_cli.app.solutions import solve_problems
 
@@ -58,6 +59,8 @@ def solve(
     if results.explain:
         _check_explained(setup, is_shown=form == "json" or results.output_file is not None or not output.quiet)
     with command_display(output) as display:
+        if measure_missing_costs(setup, display):
+            setup = for_solve(run_options, routing)
 
         def show(record: "Record") -> None:
             line = wording.result(record, form, is_single=is_single or source.whole) if form else None

@@ -1,6 +1,6 @@
 """Writes the output of `arbitrage advise`: a table, the verdict and the next command, or the token costs of a pair."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TextIO
 
@@ -8,9 +8,11 @@ from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.sentences import costs_sentence
 from arbitrage_cli.display.table import write_table
 from arbitrage_cli.display.text import aligned, is_drawable, one_line, write
+from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.tuning.measure import ModelCosts
-from arbitrage_cli.tuning.placement import costs_of, tuned_file
+from arbitrage_cli.tuning.measure import Measurement
+from arbitrage_cli.tuning.placement import tuned_file
+from arbitrage_cli.tuning.store import Tuned
 from arbitrage_cli.types import ModelRole
 
 Json = Mapping[str, Any]
@@ -35,36 +37,32 @@ def findings(figures: Json) -> list[tuple[str, str]]:
     return facts
 
 
-def write_costs(found: Mapping[ModelRole, ModelCosts], stream: TextIO) -> None:
-    """Write the speeds of each model, and the cost of a target token. Raises the same errors as `write`."""
-    lines: list[str] = []
-    for role, model in found.items():
-        lines += [f"{role}: {one_line(model.tuned.name)}", *_table(model)]
-    kept = {role: model.tuned for role, model in found.items() if model.is_steady}
-    if costs := costs_of(kept):
-        lines.append(costs_sentence(costs.target_seconds_per_token / costs.draft_seconds_per_token))
-    lines.append(f"kept in {tuned_file()}" if len(kept) == len(found) else "not all costs were kept")
-    write(stream, "".join(f"{line}\n" for line in lines))
-
-
-def costs_record(found: Mapping[ModelRole, ModelCosts]) -> dict[str, Any]:
-    return {
-        role: {
-            **asdict(model.tuned),
-            "is_steady": model.is_steady,
-            "tried": {key: asdict(speeds) for key, speeds in model.speeds.items()},
-        }
-        for role, model in found.items()
-    }
-
-
-def _table(model: ModelCosts) -> Iterator[str]:
+def write_costs(found: Measurement, stream: TextIO) -> None:
+    """Write the unit costs of each model, and the cost of a target token. Raises the same errors as `write`."""
     rows = [
-        [
-            str(count),
-            *(rounding.number(1 / seconds) for seconds in (speeds.decode, speeds.read, speeds.verify)),
-            "chosen" if count == model.tuned.threads else "",
-        ]
-        for count, speeds in model.speeds.items()
+        [role, *(rounding.number(1000 * seconds) for seconds in _seconds(model))] for role, model in found.models.items()
     ]
-    yield from (f"  {line}" for line in aligned(["threads", "decode/s", "prefill/s", "verify/s", ""], rows, left=[4]))
+    lines = [f"{role}: {one_line(model.name)}, {_threads(role, found)}" for role, model in found.models.items()]
+    lines += ["", *aligned(["ms", "prefill", "token", *(f"{size} tokens" for size in ROWS[1:])], rows), ""]
+    if found.token_ratio:
+        lines.append(costs_sentence(*found.token_ratio))
+    write(stream, "".join(f"{line}\n" for line in [*lines, f"kept in {tuned_file()}"]))
+
+
+def costs_record(found: Measurement) -> dict[str, Any]:
+    ratio, interval = found.token_ratio or (None, None)
+    models: dict[str, Any] = {
+        role: {**asdict(model), "tokens_per_second": dict(found.speeds[role])} for role, model in found.models.items()
+    }
+    return {**models, "token_ratio": ratio, "token_ratio_interval": interval}
+
+
+def _seconds(model: Tuned) -> list[float]:
+    return [model.costs.prefill, *model.costs.batches]
+
+
+def _threads(role: ModelRole, found: Measurement) -> str:
+    chosen, speeds = found.models[role].threads, found.speeds[role]
+    others = [f"{rounding.number(speed)} with {count}" for count, speed in speeds.items() if count != chosen]
+    tried = f" ({rounding.number(speeds[chosen])} tokens/s; {', '.join(others)})" if others else ""
+    return rounding.count(chosen, "thread") + tried

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arbitrage_cli.inference.unit_costs import PER_TOKEN, UnitCosts
-from arbitrage_cli.runs.results import PolicyResults, Result, sums_by_problem
+from arbitrage_cli.runs.results import PolicyResults, Result, sums_by_problem, unit_costs_of
 from arbitrage_cli.stats.intervals import Interval, Ratio, bootstrap
 from arbitrage_cli.types import Cost, ModelRole
 
@@ -61,12 +61,6 @@ def with_computed_seconds(
         }
         computed.append(replace(policy, results=results))
     return computed
-
-
-def unit_costs_of(run: Mapping[str, Any]) -> dict[ModelRole, UnitCosts]:
-    """Return the measured unit costs in run.json, which give the proportions of a model's work."""
-    recorded: Mapping[ModelRole, Mapping[str, Any]] = run.get("unit_costs") or {}
-    return {role: UnitCosts(**{**costs, "batches": tuple(costs["batches"])}) for role, costs in recorded.items()}
 
 
 def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interval | None]:

@@ -18,8 +18,9 @@ from arbitrage_cli.inference.decoding import Clock, Decoder, OpenProblem, StepIn
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.proposals import History, Proposal
 from arbitrage_cli.inference.sampling import Sampler, probability_of
-from arbitrage_cli.inference.speculation import MAX_ROWS, BatchCosts, Planner, Speculator, TokenCosts
+from arbitrage_cli.inference.speculation import MAX_ROWS, Planner, Speculator, TokenCosts
 from arbitrage_cli.inference.token_stats import Recorder
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.types import Cost, Limits, ModelRole, Phase, Problem, Step, TokenStats, Trace
 
 MEASURED = Problem("", "1 + 1")  # the problem that `measure` uses
@@ -69,7 +70,7 @@ class Engine:
         self._clock = clock
         states = cache.backend.states
         self._max_verified = states.most_dropped if states else MAX_ROWS
-        self._planner = planner if planner and self._max_verified else Planner(BatchCosts())
+        self._planner = planner if planner and self._max_verified else Planner()
         self._token_costs = TokenCosts()
         self.cache = cache
         self._decoder = Decoder(cache, clock)
@@ -85,9 +86,8 @@ class Engine:
         return bool(self._steps)
 
     @property
-    def seconds_per_token(self) -> float:
-        """The estimated time to decode a single token; 0 if unknown."""
-        return self._planner.costs.decode_seconds
+    def unit_costs(self) -> UnitCosts | None:
+        return self._planner.costs
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         self._slots[slot] = OpenProblem(self.cache.open(slot, problem, deadline), sampler or self._sampler)
@@ -117,13 +117,13 @@ class Engine:
             phase=phase,
             is_last_thought=is_last_thought,
             early_stop=request.early_stop,
-            speculator=speculator if self._planner.costs.are_known else None,
+            speculator=speculator if self.unit_costs else None,
         )
         return len(unread)
 
     def _proposal(self, opened: OpenProblem, step: Step | None, unread: list[int], phase: Phase) -> Proposal:
-        tokens = self.cache.proposed_ids(step.text, phase) if step and self._planner.costs.are_known else ()
-        if not self._planner.prompt_lookup or self.seconds_per_token < MIN_LOOKUP_SECONDS:
+        tokens = self.cache.proposed_ids(step.text, phase) if step and self.unit_costs else ()
+        if not (self._planner.prompt_lookup and self.unit_costs and self.unit_costs.decode >= MIN_LOOKUP_SECONDS):
             return Proposal(tokens)
         if opened.history is None:
             opened.history = History(opened.cached.prompt)
@@ -245,7 +245,7 @@ class Engine:
         if step.speculator is None or (place.num_left and place.source != "lookup") or step.text.is_inside_character:
             return
         room = step.max_proposed - len(step.tokens)
-        max_tokens = self._planner.plan_speculation(step.speculator.seconds_per_token, room, step.opened.acceptance, place)
+        max_tokens = self._planner.plan_speculation(step.speculator.unit_costs, room, step.opened.acceptance, place)
         if not max_tokens:
             return
         try:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from arbitrage_cli.inference.proposals import SOURCES, Place, Proposal, Source
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.types import Cost, Trace
 
 ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
 
 MAX_ROWS = 128  # maximum rows of a batch; small, so that progress is visible
-FEW, MANY = 4, 16  # rows of the two measured batch sizes
-FEW_ON_PROCESSOR, MANY_ON_PROCESSOR, BYTES_PER_SECOND = 2.9, 8.2, 3.6e10  # 1.5B in Q4_K_M, two Zen 4 cores
 
 
 class TokenCosts:
@@ -49,37 +48,6 @@ class TokenCosts:
         return num_read * min(reading, default=0.0) + num_decoded * min(decoding) if decoding else None
 
 
-@dataclass(frozen=True, slots=True)
-class BatchCosts:
-    """A model's batch costs, which stay fixed during a run because proposals must not depend on a clock.
-
-    `decode_seconds` is the time to decode a single token, or 0 if unknown. `few` and `many` are the costs of batches with `FEW`
-    and `MANY` rows, relative to one row. Costs are interpolated separately below and above `FEW`, because llama.cpp uses
-    different kernels for these sizes.
-    """
-
-    decode_seconds: float = 0.0
-    few: float = FEW_ON_PROCESSOR
-    many: float = MANY_ON_PROCESSOR
-
-    @property
-    def are_known(self) -> bool:
-        return self.decode_seconds > 0
-
-    def of_up_to(self, first: int, last: int) -> list[float]:
-        return [self._of(rows) for rows in range(first, last + 1)]
-
-    def _of(self, rows: int) -> float:
-        if rows <= FEW:
-            return 1 + (self.few - 1) * (rows - 1) / (FEW - 1)
-        return self.few + max(0.0, self.many - self.few) * (rows - FEW) / (MANY - FEW)
-
-
-def costs_by_size(num_bytes: int) -> BatchCosts:
-    """Estimate the batch costs of an unmeasured model, assuming that decoding a token reads all weights once."""
-    return BatchCosts(num_bytes / BYTES_PER_SECOND)
-
-
 GAIN = 1.05  # minimum gain in tokens per second; less is lost in overhead that the costs omit
 MAX_SPECULATED = 16  # draft tokens per continuation
 NOTHING_PROPOSED = Place(0, 0)
@@ -94,7 +62,7 @@ class Speculator(Protocol):
     """Continues another model's step. The draft's `Engine` is a speculator."""
 
     @property
-    def seconds_per_token(self) -> float: ...
+    def unit_costs(self) -> UnitCosts | None: ...
 
     def speculate(self, slot: int, trace: Trace, prefix: str, max_tokens: int) -> tuple[str, Cost]: ...
 
@@ -137,9 +105,12 @@ def _bucket(num_matched: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Plans the next batch of a model from its costs. If `prompt_lookup` is true, the engine also proposes tokens by prompt lookup."""
+    """Plans the next batch of a model from its costs, which stay fixed during a run.
 
-    costs: BatchCosts
+    If the costs are unknown, nothing is proposed. If `prompt_lookup` is true, the engine also proposes tokens by prompt lookup.
+    """
+
+    costs: UnitCosts | None = None
     prompt_lookup: bool = False
 
     def plan(self, waiting: Sequence[tuple[Acceptance, Place]]) -> list[int]:
@@ -148,7 +119,7 @@ class Planner:
         Selects the most probable tokens, up to the number that maximizes the expected tokens per second.
         """
         counts, num_problems = [0] * len(waiting), len(waiting)
-        if not any(place.num_left for _, place in waiting) or not self.costs.are_known:
+        if self.costs is None or not any(place.num_left for _, place in waiting):
             return counts
         room = max(0, MAX_ROWS - num_problems)
         chances = (
@@ -157,31 +128,35 @@ class Planner:
             for chance in acceptance.chances(place, room)
         )
         likeliest = sorted(chances, reverse=True)[:room]
-        costs = self.costs.of_up_to(num_problems, num_problems + len(likeliest))
+        costs = [self.costs.batch(num_problems + count) for count in range(1 + len(likeliest))]
         taken, _ = _fastest(num_problems, [chance for chance, _ in likeliest], costs)
         for _, index in likeliest[:taken]:
             counts[index] += 1
         return counts
 
     def plan_speculation(
-        self, seconds_per_token: float, room: int, acceptance: Acceptance, place: Place = NOTHING_PROPOSED
+        self, draft: UnitCosts | None, room: int, acceptance: Acceptance, place: Place = NOTHING_PROPOSED
     ) -> int:
-        """Return how many tokens the draft should speculate, at most `room`.
+        """Return how many tokens a draft with these costs should speculate, at most `room`.
 
-        Returns 0 if the tokens proposed at `place` yield as many tokens per second. The draft needs `seconds_per_token`.
+        Returns 0 if the tokens proposed at `place` yield as many tokens per second.
         """
-        if not self.costs.are_known or not seconds_per_token:
+        if self.costs is None or draft is None:
             return 0
-        price = seconds_per_token / self.costs.decode_seconds
         most = max(0, min(room, MAX_SPECULATED))
-        count, speed = self._fastest_alone(acceptance, Place(most, 0, "speculated"), price)
-        return count if speed > self._fastest_alone(acceptance, place)[1] else 0
+        costs = [0.0, *(draft.prefill_call + count * draft.decode for count in range(1, most + 1))]
+        count, speed = _fastest_alone(self.costs, acceptance, Place(most, 0, "speculated"), costs)
+        return count if speed > _fastest_alone(self.costs, acceptance, place)[1] else 0
 
-    def _fastest_alone(self, acceptance: Acceptance, place: Place, price: float = 0.0) -> tuple[int, float]:
-        """Return the result of `_fastest` for a single problem. Drafting a token costs `price`."""
-        chances = acceptance.chances(place, MAX_ROWS - 1)
-        costs = [cost + number * price for number, cost in enumerate(self.costs.of_up_to(1, 1 + len(chances)))]
-        return _fastest(1, chances, costs)
+
+def _fastest_alone(
+    target: UnitCosts, acceptance: Acceptance, place: Place, drafting: Sequence[float] = ()
+) -> tuple[int, float]:
+    """Return the result of `_fastest` for a single problem. `drafting[n]` is the cost of drafting n tokens, by default 0."""
+    chances = acceptance.chances(place, MAX_ROWS - 1)
+    drafted = drafting or [0.0] * (1 + len(chances))
+    costs = [target.batch(1 + count) + drafted[count] for count in range(1 + len(chances))]
+    return _fastest(1, chances, costs)
 
 
 def _fastest(num_certain: int, chances: Sequence[float], costs: Sequence[float]) -> tuple[int, float]:

@@ -1,19 +1,20 @@
 """Describes how long a model needs for each kind of work on one machine."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import pairwise
 
 from arbitrage_cli.types import Cost
 
 ROWS = (1, 2, 4, 8, 16)
+STEP_TOKENS = 32  # about the length of a step
 
 
 @dataclass(frozen=True, slots=True)
 class UnitCosts:
     """A model's seconds per unit of work.
 
-    `batches` contains the seconds for a batch of 1, 2, 4, 8 and 16 tokens with logits (`ROWS`). A prefill of n tokens takes
-    `prefill_call` + n * `prefill_token` seconds.
+    `batches` contains the seconds for a batch of 1, 2, 4, 8 and 16 tokens with logits (`ROWS`), which never decrease. A
+    prefill of n tokens takes `prefill_call` + n * `prefill_token` seconds.
     """
 
     batches: tuple[float, ...]
@@ -25,11 +26,16 @@ class UnitCosts:
         """Seconds per decoded token."""
         return self.batches[0]
 
+    @property
+    def prefill(self) -> float:
+        """Seconds per token in the prefill of a step."""
+        return self.prefill_token + self.prefill_call / STEP_TOKENS
+
     def batch(self, rows: float) -> float:
         """Return the seconds for a batch, interpolated between the sizes in `ROWS`; larger batches are extrapolated."""
-        segments = [*pairwise(zip(ROWS, self.batches, strict=True))]
-        (low, least), (high, most) = next((pair for pair in segments if rows <= pair[1][0]), segments[-1])
-        return max(least, least + (most - least) * (rows - low) / (high - low))
+        index = min(max(1, bisect_left(ROWS, rows)), len(ROWS) - 1)
+        low, least, most = ROWS[index - 1], self.batches[index - 1], self.batches[index]
+        return least + (most - least) * (rows - low) / (ROWS[index] - low)
 
     def seconds(self, cost: Cost) -> tuple[float, float, float]:
         """Return the seconds for the work counted in `cost`, by phase: prefill, decode and verification."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.records import label
@@ -110,6 +111,12 @@ def results_by_policy(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]])
 
 def concurrency_of(run: Mapping[str, Any]) -> int:
     return run.get("concurrency") or 1
+
+
+def unit_costs_of(run: Mapping[str, Any]) -> dict[ModelRole, UnitCosts]:
+    """Return the measured unit costs in run.json, which give the proportions of a model's work."""
+    recorded: Mapping[ModelRole, Mapping[str, Any]] = run.get("unit_costs") or {}
+    return {role: UnitCosts(**{**costs, "batches": tuple(costs["batches"])}) for role, costs in recorded.items()}
 
 
 @contextmanager

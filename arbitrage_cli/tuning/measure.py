@@ -1,38 +1,40 @@
-"""Finds a model's best number of threads on this machine and measures its time per token.
+"""Measures the unit costs of models on this machine, with the number of threads at which each model is fastest.
 
-Each number of threads is measured in several rounds, and the best time is used, because other work can only add time. The
-effects of the context length and of other models are not measured.
+Probes of all kinds and of all models take turns, and the lower quartile of each is used, because other work can only add
+time. A probe follows a probe of another size or model, as during routing. The cost of a long context is not measured, because
+all policies read the same context.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from arbitrage_cli.inference.backend import Backend, Options
+import numpy as np
+
+from arbitrage_cli.inference.backend import Backend, Options, clock_for
 from arbitrage_cli.inference.open import load_llama, try_model
-from arbitrage_cli.inference.speculation import FEW, MANY
+from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.stats import rounding
+from arbitrage_cli.stats.intervals import SEED, Interval
 from arbitrage_cli.system.files import sha256_of
-from arbitrage_cli.system.machine import default_threads, is_disturbing, watch_others
 from arbitrage_cli.tuning.memory import check_memory, memory_needed
-from arbitrage_cli.tuning.placement import loading_of, machine_here, tuned_file
-from arbitrage_cli.tuning.store import Speeds, Tuned, keep_tuned
+from arbitrage_cli.tuning.placement import loading_of, machine_here, threads_without_costs, tuned_file
+from arbitrage_cli.tuning.store import Tuned, keep_tuned
 from arbitrage_cli.types import ModelRole
 
 TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 - 5 = 14.\n\n"
-PROMPT_TOKENS = 64  # about the length of a short problem
-MAX_DECODED = 32  # consecutive tokens
-MIN_SECONDS = 0.05  # per measurement: short work is repeated
-LONG_SECONDS = 0.5  # longer work is measured once, without a warm-up
-TURNS, MAX_TURNS = 3, 15
-STEADY = 1.25  # a second turn within this factor confirms the best turn
-
+LONG, SHORT = 48, 8  # tokens of the two probes of prefill
+DECODED = 5  # tokens in a row; the first is left out, because it follows a batch of another size
+ROUNDS, MAX_ROUNDS, SECONDS = 2, 24, 1.5  # rounds of all probes: at least ROUNDS, then until SECONDS have passed
+TURNS = 3  # rounds of the probes for each number of threads
 AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest is preferred, to leave cores to others
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
+RESAMPLES = 500
 
 Clock = Callable[[], float]
 OnLoading = Callable[[ModelRole, str, float], None]
@@ -44,56 +46,83 @@ class Threaded(Backend, Protocol):
     def use_threads(self, count: int) -> None: ...
 
 
-class Trials(NamedTuple):
-    """A model's speeds by number of threads, the chosen number, and whether its two best turns agree."""
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The costs of models. `speeds` maps the numbers of threads that were tried to tokens per second.
 
-    speeds: Mapping[int, Speeds]
-    threads: int
-    is_steady: bool
+    `token_ratio` is the cost of a target token in draft tokens, with a 95% interval; None unless both models were measured.
+    """
+
+    models: Mapping[ModelRole, Tuned]
+    speeds: Mapping[ModelRole, Mapping[int, float]]
+    token_ratio: tuple[float, Interval] | None
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCosts:
-    """A model's measurement, which is stored if it is steady, and its speeds with each number of threads."""
+class Probes:
+    """The seconds of a model's probes, in the order of the rounds."""
 
-    tuned: Tuned
-    speeds: Mapping[int, Speeds]
-    is_steady: bool
+    decode: list[float]
+    batches: Mapping[int, list[float]]  # by number of rows
+    prefill: Mapping[int, list[float]]  # by number of tokens
+
+    @property
+    def costs(self) -> UnitCosts:
+        usual = [low_quartile(self.decode), *(low_quartile(self.batches[rows]) for rows in ROWS[1:])]
+        (short, fast), (long, slow) = sorted((count, low_quartile(times)) for count, times in self.prefill.items())
+        token = min(max(0.0, slow - fast) / (long - short), slow / long)
+        return UnitCosts(tuple(map(float, np.maximum.accumulate(usual))), token, max(0.0, slow - long * token))
 
 
 def measure_and_keep(
     paths: Mapping[ModelRole, str], load: Options, on_loading: OnLoading, note: Callable[[str], None]
-) -> dict[ModelRole, ModelCosts]:
-    """Measure models and store the measurements. A measurement that other work disturbed is noted instead of stored.
+) -> Measurement:
+    """Measure models together and store their costs. Notes report if fewer threads than usual are better.
 
-    Raises OutputError or UsageError if measurements cannot be stored, and any error from loading or running a model.
+    Raises OutputError or UsageError if the costs cannot be stored, and any error from loading or running a model.
     """
     keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be read or written
-    found: dict[ModelRole, ModelCosts] = {}
-    for role, path in paths.items():
-        found[role] = measure_model(role, path, load, on_loading)
-        if found[role].is_steady:
-            keep_tuned(tuned_file(), [found[role].tuned])
-        else:
-            note(
-                f"the {role}'s token costs were not saved, because other programs were running; stop them, then run arbitrage advise --costs"
+    check_memory(memory_needed(paths, load, dict.fromkeys(paths, load.num_sequences)))
+    sha256s = {role: _sha256(role, path, on_loading) for role, path in paths.items()}
+    with ExitStack() as stack:
+        backends: dict[ModelRole, Threaded] = {}
+        for role, path in paths.items():
+            try_model(path, load)
+            progress = partial(on_loading, role, path)
+            backends[role] = stack.enter_context(load_llama().LlamaBackend(local_files(path)[0], load, progress=progress))
+        speeds = {role: try_threads(backend, _counts(paths[role], load)) for role, backend in backends.items()}
+        for role, backend in backends.items():
+            _report_threads(role, backend.card.threads, speeds[role], note)
+        probes = probe(backends)
+        created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)
+        models = {
+            role: Tuned(
+                machine, sha256s[role], loading, backend.card.name, backend.card.threads, probes[role].costs, created
             )
-    return found
+            for role, backend in backends.items()
+        }
+    keep_tuned(tuned_file(), [*models.values()])
+    return Measurement(models, speeds, _token_ratio(probes))
 
 
-def measure_model(role: ModelRole, path: str, load: Options, on_loading: OnLoading) -> ModelCosts:
-    check_memory(memory_needed({role: path}, load, {role: load.num_sequences}))
+def _report_threads(role: ModelRole, used: int, speeds: Mapping[int, float], note: Callable[[str], None]) -> None:
+    most = max(speeds)
+    if used < most:
+        used_speed, most_speed = rounding.number(speeds[used]), rounding.number(speeds[most])
+        note(
+            f"the {role} will use {rounding.count(used, 'thread')}: {used_speed} tokens/s, but {most_speed} with {most} threads"
+        )
+
+
+def _sha256(role: ModelRole, path: str, on_loading: OnLoading) -> str:
     files = local_files(path)
-    sha256 = sha256_of(files, lambda fraction: on_loading(role, f"checking {files[0].name}", fraction))
-    try_model(path, load)
-    with load_llama().LlamaBackend(files[0], load, progress=partial(on_loading, role, path)) as backend:
-        others = watch_others()
-        tried = try_threads(backend, thread_counts(default_threads()))
-        is_steady = tried.is_steady and not is_disturbing(others())
-        name = backend.card.name
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    tuned = Tuned(machine_here(), sha256, loading_of(load), name, tried.threads, tried.speeds[tried.threads], created)
-    return ModelCosts(tuned, tried.speeds, is_steady)
+    return sha256_of(files, lambda fraction: on_loading(role, f"checking {files[0].name}", fraction))
+
+
+def _counts(path: str, load: Options) -> list[int]:
+    """Return the numbers of threads to try: the requested number, 1 for a small model, or up to the number of cores."""
+    most = threads_without_costs(path, load)
+    return [most] if load.threads else thread_counts(most)
 
 
 def thread_counts(cores: int) -> list[int]:
@@ -103,67 +132,69 @@ def thread_counts(cores: int) -> list[int]:
     return sorted(count for count in counts if count <= cores)
 
 
-def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time.perf_counter) -> Trials:
-    """Measure a model with each number of threads, highest first, until the model becomes much slower.
+def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time.perf_counter) -> dict[int, float]:
+    """Measure a model's tokens per second with each number of threads, highest first, until it becomes much slower.
 
-    The model is then set to the lowest number of threads that is about as fast as the fastest. If its two best turns
-    disagree, that number is measured again.
+    A token is decoded and another is prefilled, because each model of a pair also reads the other's tokens. The model is then
+    set to the lowest number of threads that is about as fast as the fastest. Threads that wait for a processor count, so this
+    uses a wall clock.
     """
-    turns: dict[int, list[Speeds]] = {}
-
-    def take_turn(count: int) -> Speeds:
-        backend.use_threads(count)
-        turns.setdefault(count, []).append(measure(backend, clock=clock))
-        return _best(turns[count])
-
-    for _ in range(TURNS):
+    best: dict[int, float] = {}
+    for _ in range(TURNS if len(counts) > 1 else 1):
         for count in sorted(counts, reverse=True):
-            if _mixed(take_turn(count)) > TOO_SLOW * min(_mixed(_best(taken)) for taken in turns.values()):
+            backend.use_threads(count)
+            (probes,) = probe({"target": backend}, clock=clock, sizes=(), rounds=1).values()
+            seconds = min(probes.decode) + min(probes.prefill[LONG]) / LONG
+            best[count] = min(seconds, best.get(count, seconds))
+            if seconds > TOO_SLOW * min(best.values()):
                 break
-    speeds = {count: _best(turns[count]) for count in sorted(turns)}
-    fastest = min(map(_mixed, speeds.values()))
-    threads = min(count for count, found in speeds.items() if _mixed(found) <= AS_FAST * fastest)
-    while not _steady(turns[threads]) and len(turns[threads]) < MAX_TURNS:
-        speeds[threads] = take_turn(threads)
-    backend.use_threads(threads)
-    return Trials(speeds, threads, _steady(turns[threads]))
+    fastest = min(best.values())
+    backend.use_threads(min(count for count, seconds in best.items() if seconds <= AS_FAST * fastest))
+    return {count: 1 / best[count] for count in sorted(best)}
 
 
-def _steady(turns: Sequence[Speeds]) -> bool:
-    """Return whether the two best turns agree. Other work rarely slows down two turns by the same amount."""
-    best, *others = sorted(map(_mixed, turns))
-    return bool(others) and others[0] <= STEADY * best
+def probe(
+    backends: Mapping[ModelRole, Backend],
+    *,
+    clock: Clock | None = None,
+    sizes: Sequence[int] = ROWS[1:],
+    rounds: int = MAX_ROUNDS,
+) -> dict[ModelRole, Probes]:
+    """Measure models in turns until SECONDS have passed. `sizes` are the sizes of batches; `clock` is used for all models."""
+    found = {role: Probes([], {rows: [] for rows in sizes}, {SHORT: [], LONG: []}) for role in backends}
+    tokens = {role: _tokens(backend, LONG) for role, backend in backends.items()}
+    began = time.perf_counter()
+    for number in range(rounds):
+        for role, backend in backends.items():
+            _take_turn(backend, tokens[role], found[role], clock or clock_for(backend.card))
+        if number + 1 >= ROUNDS and time.perf_counter() - began > SECONDS:
+            break
+    return found
 
 
-def measure(backend: Backend, *, clock: Clock = time.perf_counter) -> Speeds:
-    """Measure a model's speeds in an empty sequence, then clear the sequence."""
-    room = backend.card.context_size
-    depth = min(PROMPT_TOKENS, room // 2)
-    num_decoded = min(MAX_DECODED, room - depth)
-    tokens = _tokens(backend, depth + MANY)
-    prompt, proposal = tokens[:depth], tokens[depth:]
+def _take_turn(backend: Backend, tokens: Sequence[int], probes: Probes, clock: Clock) -> None:
+    """Run each probe once in an empty sequence, then empty the sequence."""
+    position = 0
 
-    def read() -> None:
-        backend.drop(0, 0)
-        backend.read(0, 0, prompt)
+    def timed(work: Callable[[int, Sequence[int]], object], count: int) -> float:
+        nonlocal position
+        if position + count > backend.card.context_size:
+            backend.drop(0, 0)
+            position = 0
+        began = clock()
+        work(position, tokens[:count])
+        position += count
+        return clock() - began
 
-    def verify(count: int) -> None:
-        backend.drop(0, depth)
-        backend.decode([0] * count, range(depth, depth + count), proposal[:count])
+    def decode(start: int, batch: Sequence[int]) -> None:
+        backend.decode([0] * len(batch), range(start, start + len(batch)), batch)
 
-    positions = itertools.cycle(range(depth, depth + num_decoded))
-
-    def decode() -> None:
-        position = next(positions)
-        if position == depth:
-            backend.drop(0, depth)
-        backend.decode([0], [position], proposal[:1])
-
-    read_seconds = _seconds(read, clock) / depth
-    many, few = (_seconds(partial(verify, count), clock) / count for count in (min(MANY, room - depth), FEW))
-    decode_seconds = _seconds(decode, clock)
+    for count, times in sorted(probes.prefill.items(), reverse=True):
+        times.append(timed(partial(backend.read, 0), count))
+    for count, times in probes.batches.items():
+        times.append(timed(decode, count))
+    probes.decode.extend([timed(decode, 1) for _ in range(DECODED)][1:])
     backend.drop(0, 0)
-    return Speeds(decode_seconds, read_seconds, many, few)
 
 
 def _tokens(backend: Backend, count: int) -> list[int]:
@@ -171,26 +202,16 @@ def _tokens(backend: Backend, count: int) -> list[int]:
     return (once * (count // len(once) + 1))[:count]
 
 
-def _seconds(work: Callable[[], None], clock: Clock) -> float:
-    """Return the mean time of a call, measured for MIN_SECONDS after a warm-up, or of the first call if it is long."""
-    began = clock()
-    work()
-    first = clock() - began
-    if first >= LONG_SECONDS:
-        return first
-    times, began = 0, clock()
-    while True:
-        work()
-        times += 1
-        seconds = clock() - began
-        if seconds >= MIN_SECONDS:
-            return seconds / times
+def low_quartile(times: Sequence[float]) -> float:
+    return float(np.quantile(times, 0.25))
 
 
-def _best(turns: Sequence[Speeds]) -> Speeds:
-    return Speeds(*map(min, zip(*map(astuple, turns), strict=True)))
-
-
-def _mixed(speeds: Speeds) -> float:
-    """Return the time to write one token and prefill another, because each model of a pair also reads the other's tokens."""
-    return speeds.decode + speeds.read
+def _token_ratio(probes: Mapping[ModelRole, Probes]) -> tuple[float, Interval] | None:
+    """Return the ratio of the decoding times, with a bootstrap interval over the probes."""
+    if not probes.keys() >= {"draft", "target"}:
+        return None
+    draft, target = (np.array(probes[role].decode) for role in ("draft", "target"))
+    drawn = np.random.default_rng(SEED).integers(len(draft), size=(RESAMPLES, len(draft)))
+    ratios = np.quantile(target[drawn], 0.25, axis=1) / np.quantile(draft[drawn], 0.25, axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return low_quartile(probes["target"].decode) / low_quartile(probes["draft"].decode), (float(low), float(high))

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.inference.speculation import BatchCosts, costs_by_size
+from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_served, local_files
 from arbitrage_cli.routing.presets import Costs
@@ -22,13 +22,13 @@ from arbitrage_cli.types import CACHED_BYTES, ModelRole
 class Placement:
     """The number of threads for each model, and the pair's token costs. The costs are None if a model was not measured.
 
-    `batch_costs` are used to plan proposals. If they were not measured, they are estimated from file sizes. `measured` are
-    the models whose measured number of threads differs from the default.
+    `unit_costs` contains the costs of the measured models. `measured` are the models whose measured number of threads differs
+    from the default.
     """
 
     threads: Mapping[ModelRole, int]
     costs: Costs | None
-    batch_costs: Mapping[ModelRole, BatchCosts] = field(default_factory=dict)
+    unit_costs: Mapping[ModelRole, UnitCosts] = field(default_factory=dict)
     measured: frozenset[ModelRole] = frozenset()
 
 
@@ -43,7 +43,7 @@ def machine_here() -> Machine:
 
 
 def loading_of(load: Options) -> Loading:
-    return Loading(load.gpu_layers, load.flash_attention, load.kv_type)
+    return Loading(load.gpu_layers, load.flash_attention, load.kv_type, load.threads)
 
 
 def place(
@@ -55,23 +55,15 @@ def place(
     the default. Raises UsageError if the file of measurements is damaged.
     """
     sources = {role: source for role, source in models.items() if source and not is_served(source)}
-    tuned, default = _find(sources, load), {role: _threads(source, load) for role, source in sources.items()}
+    tuned, default = _find(sources, load), {role: threads_without_costs(source, load) for role, source in sources.items()}
     kept: dict[ModelRole, int] = {} if load.threads else {role: found.threads for role, found in tuned.items()} | {**earlier}
     threads = {role: kept.get(role, count) for role, count in default.items()}
     usable = {role: found for role, found in tuned.items() if found.threads == threads[role]}
     measured = frozenset(role for role in usable if threads[role] != default[role])
-    return Placement(threads, costs_of(usable), _batch_costs(sources, usable), measured)
+    return Placement(threads, costs_of(usable), {role: found.costs for role, found in usable.items()}, measured)
 
 
-def _batch_costs(sources: Mapping[ModelRole, str], tuned: Mapping[ModelRole, Tuned]) -> dict[ModelRole, BatchCosts]:
-    """Return measured costs if all models were measured, otherwise estimates for all, so that costs are comparable."""
-    roles = [role for role in sources if role != "prm"]
-    if tuned.keys() >= {*roles}:
-        return {role: tuned[role].speeds.batch_costs for role in roles}
-    return {role: costs_by_size(sum(file.stat().st_size for file in local_files(sources[role]))) for role in roles}
-
-
-def _threads(source: str, load: Options) -> int:
+def threads_without_costs(source: str, load: Options) -> int:
     """Return the number of threads. A model that fits in a processor's cache gets one, because more would wait for each
     other.
     """
@@ -87,13 +79,13 @@ def find_measurement(sha256: str | None, load: Options) -> Tuned | None:
 def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
     if not tuned.keys() >= {"draft", "target"}:
         return None
-    draft, target = tuned["draft"].speeds, tuned["target"].speeds
+    draft, target = tuned["draft"].costs, tuned["target"].costs
     return Costs(
         draft_seconds_per_token=draft.decode,
         target_seconds_per_token=target.decode,
-        target_prefill_seconds_per_token=target.read,
-        draft_prefill_seconds_per_token=draft.read,
-        target_verify_seconds_per_token=target.verify,
+        target_prefill_seconds_per_token=target.prefill,
+        draft_prefill_seconds_per_token=draft.prefill,
+        target_verify_seconds_per_token=target.batches[-1] / ROWS[-1],
     )
 
 

@@ -1,4 +1,4 @@
-"""Stores the measured speeds of models in a file.
+"""Stores the measured unit costs of models in a file.
 
 A measurement is valid for one machine, one model and one set of loading options. The file may contain measurements of
 several machines, because home folders may be shared.
@@ -7,11 +7,11 @@ several machines, because home folders may be shared.
 import json
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from arbitrage_cli.errors import OutputError, UsageError
-from arbitrage_cli.inference.speculation import FEW, MANY, BatchCosts
+from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.system.files import checked, read_regular, write_atomically
 
 SCHEMA = 1
@@ -33,39 +33,27 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """The options for loading a model. None stands for llama.cpp's default."""
+    """The options for loading a model. None stands for llama.cpp's default.
+
+    `threads` is the requested number of threads, or None if the best number was chosen.
+    """
 
     gpu_layers: int | None = None
     flash_attention: bool | None = None
     kv_type: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Speeds:
-    """Seconds per token for decoding, prefill (`read`), and verification in batches of MANY or FEW tokens."""
-
-    decode: float
-    read: float
-    verify: float
-    verify_few: float
-
-    @property
-    def batch_costs(self) -> BatchCosts:
-        if not self.decode:
-            return BatchCosts()
-        return BatchCosts(self.decode, FEW * self.verify_few / self.decode, MANY * self.verify / self.decode)
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The best number of threads for a model, and its speeds. `sha256` is the hash of the model's concatenated files."""
+    """A model's number of threads and its unit costs. `sha256` is the hash of the model's concatenated files."""
 
     machine: Machine
     sha256: str
     loading: Loading
     name: str
     threads: int
-    speeds: Speeds
+    costs: UnitCosts
     created: str
 
     @property
@@ -113,6 +101,7 @@ def _from_json(entry: object) -> Tuned:
     made = checked(Tuned, entry)
     if made.threads < 1:
         raise ValueError("threads: less than 1")
-    if not all(math.isfinite(seconds) and seconds >= 0 for seconds in astuple(made.speeds)):
-        raise ValueError("speeds: negative or infinite")
+    seconds = (*made.costs.batches, made.costs.prefill_token, made.costs.prefill_call)
+    if len(made.costs.batches) != len(ROWS) or not all(math.isfinite(one) and one >= 0 for one in seconds):
+        raise ValueError("costs: missing, negative or infinite")
     return made

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from cli import ESCAPE, Result, assert_refused, flat, run
 from collected import COSTS, DRAFT, TARGET, World, questions, write_run
-from made_up_tuning import make_tuned
+from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
 from arbitrage_cli.display.card import write_card
 from arbitrage_cli.routing.presets import PRESETS, TauTable, card_rows
 from arbitrage_cli.routing.router import Router, digest_of_problem, load, save
 from arbitrage_cli.tuning.placement import machine_here
-from arbitrage_cli.tuning.store import Speeds, keep_tuned
+from arbitrage_cli.tuning.store import keep_tuned
 
 SIGNAL = World(bias=0.0, weights=(("logprob_min", -2.0), ("numbers", 1.0)))
 
@@ -171,8 +171,8 @@ def test_problems_that_the_router_was_trained_on_are_left_out(here: Path) -> Non
 
 
 def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
-    measured = ((DRAFT, Speeds(0.5, 0.1, 0.2, 0.2)), (TARGET, Speeds(4.0, 0.1, 0.2, 0.2)))
-    known = [make_tuned(machine_here(), model["sha256"], speeds=speeds) for model, speeds in measured]
+    measured = ((DRAFT, unit_costs(0.5)), (TARGET, unit_costs(4.0, 0.2, 0.8)))
+    known = [make_tuned(machine_here(), model["sha256"], costs=costs) for model, costs in measured]
     keep_tuned(here / "arbitrage" / "tuned.json", known)
     result = make_presets(here, "run", "--json", "-q")
     (card,) = result.records

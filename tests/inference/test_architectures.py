@@ -18,7 +18,8 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import BatchCosts, Planner
+from arbitrage_cli.inference.speculation import Planner
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.types import Cost, Limits, ModelRole, Problem, Trace
 
 pytestmark = pytest.mark.slow
@@ -68,7 +69,7 @@ def solved(
     options = Options(512, threads=1, num_sequences=concurrency, kv_type="f32", flash_attention=False)
     with ExitStack() as stack:
         engines: dict[ModelRole, Engine] = {}
-        roles: list[tuple[ModelRole, float, BatchCosts, int]] = [
+        roles: list[tuple[ModelRole, float, UnitCosts, int]] = [
             ("draft", UNSTEADY, CHEAP_DRAFT, 0),
             ("target", 0.0, CHEAP_BATCHES, rollback),
         ]

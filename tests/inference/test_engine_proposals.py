@@ -7,6 +7,7 @@ import pytest
 from hash_language import CHEAP_BATCHES, HashBackend, Recording, random_costs, ticking_clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_tuning import unit_costs
 from scripted_models import Continuation, ScriptEndedError
 from writing import (
     OTHER,
@@ -30,7 +31,7 @@ from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import BatchCosts, Speculator
+from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.types import Cost, Limits, Step, Trace
 
 
@@ -50,7 +51,7 @@ def write_proposed(engine: Engine, trace: Trace, text: str, speculator: Speculat
 class Teller:
     """A cheap speculator that returns `length` characters of the right text, then `tail`."""
 
-    seconds_per_token = 1e-3
+    unit_costs = unit_costs(1e-3)
 
     def __init__(self, text: str, length: int, tail: str = "") -> None:
         self._text, self._length, self._tail = text, length, tail
@@ -211,7 +212,7 @@ def test_a_model_continues_a_step() -> None:
 @pytest.mark.parametrize(("seconds", "copies"), [(1.0, True), (1e-3, False)], ids=["a slow model", "a fast one"])
 def test_what_stood_before_is_copied(seconds: float, copies: bool) -> None:
     text = "say question 0 and say question 0.\n\nsay question 0 and say question 0.\n\n"
-    options: dict[str, Any] = {"instructions": "", "proposals": "all", "costs": BatchCosts(seconds, 1.0, 1.0)}
+    options: dict[str, Any] = {"instructions": "", "proposals": "all", "costs": unit_costs(seconds)}
     engine, trace = make_engine("target", scripted(recite(text)), Sampler(), **options), new_trace()
     engine.open(0, PROBLEM)
     for _ in range(2):

@@ -5,24 +5,27 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_tuning import unit_costs
 
 from arbitrage_cli.inference.proposals import SOURCES, History, Place, Proposal
-from arbitrage_cli.inference.speculation import FEW, MANY, MAX_ROWS, Acceptance, BatchCosts, Planner
+from arbitrage_cli.inference.speculation import MAX_ROWS, Acceptance, Planner
+from arbitrage_cli.inference.unit_costs import UnitCosts
 
 QUANTIZED = (90 / 31, 253 / 31)  # batches of 4 and 16 rows, in decodes: 1.5B, Q4_K_M, two Zen 4 cores
 
 
 def line(more: float) -> tuple[float, float]:
     """Batches in which every row after the first costs `more`."""
-    return 1 + more * (FEW - 1), 1 + more * (MANY - 1)
+    return 1 + 3 * more, 1 + 15 * more
 
 
 def planner_of(batches: tuple[float, float]) -> Planner:
-    return Planner(BatchCosts(1.0, *batches))
+    return Planner(unit_costs(1.0, *batches))
 
 
 def seconds_of(planner: Planner, rows: int) -> float:
-    return planner.costs.of_up_to(rows, rows)[0]
+    assert planner.costs is not None
+    return planner.costs.batch(rows)
 
 
 def time_of_steps(batches: tuple[float, float], match: float, first: float) -> float:
@@ -72,9 +75,8 @@ def test_proposals_save_time_or_never_cost_much(
 
 
 def test_costs_lie_on_lines() -> None:
-    assert BatchCosts(1.0, 2.5, 8.5).of_up_to(1, 5) == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0])
-    assert BatchCosts(1.0, 2.5, 8.5).of_up_to(18, 18) == pytest.approx([9.5])
-    assert BatchCosts(1.0, 2.5, 2.0).of_up_to(16, 16) == [2.5]
+    costs = unit_costs(1.0, 2.5, 8.5)
+    assert [costs.batch(rows) for rows in (1, 2, 3, 4, 5, 18)] == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0, 9.5])
 
 
 def test_the_likeliest_tokens_go_first() -> None:
@@ -137,7 +139,7 @@ def time_of_speculation(draft: float, batches: tuple[float, float], match: float
     for _ in range(30):
         acceptance, done = Acceptance(), 0
         while done < 200:
-            most = planner.plan_speculation(draft, 30, acceptance)
+            most = planner.plan_speculation(unit_costs(draft), 30, acceptance)
             matching = next((index for index in range(most) if chance.random() >= match), most)
             (count,) = planner.plan([(acceptance, Place(most, 0, "speculated"))]) if most else (0,)
             for number in range(min(matching + 1, most)):
@@ -200,12 +202,12 @@ def test_only_a_place_where_something_is_proposed_is_judged(proposal: str, writt
 
 
 places = st.builds(Place, st.integers(0, 60), st.integers(0, 200), st.sampled_from(SOURCES))
-costs = st.builds(BatchCosts, st.floats(0, 10), st.floats(0.1, 20), st.floats(0.1, 50))
+costs = st.builds(unit_costs, st.floats(0.01, 10), st.floats(1, 20), st.floats(20, 50))
 
 
 @settings(max_examples=80, deadline=None)
 @given(costs, st.lists(st.tuples(places, st.booleans()), max_size=20), st.lists(places, min_size=1, max_size=150))
-def test_a_plan_is_one_that_can_be_done(known: BatchCosts, seen: list[tuple[Place, bool]], waiting: list[Place]) -> None:
+def test_a_plan_is_one_that_can_be_done(known: UnitCosts, seen: list[tuple[Place, bool]], waiting: list[Place]) -> None:
     acceptance = Acceptance()
     for place, matched in seen:
         acceptance.record(place, matched=matched)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from made_up_tuning import unit_costs
 from scripted_models import ByteTokenizer
 
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
@@ -25,7 +26,8 @@ from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
-from arbitrage_cli.inference.speculation import BatchCosts, Planner, Speculator
+from arbitrage_cli.inference.speculation import Planner, Speculator
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.trial_answers import TrialAnswers
@@ -229,15 +231,15 @@ class ForgetfulEngine(Engine):
         return super().start(slot, request, speculator)
 
 
-CHEAP_BATCHES = BatchCosts(1.0, 1.0, 1.0)
+CHEAP_BATCHES = unit_costs(1.0)
 """A batch costs as much as a token, so all proposed tokens are verified;"""
-CHEAP_DRAFT = BatchCosts(0.01, 1.0, 1.0)
+CHEAP_DRAFT = unit_costs(0.01)
 """and the draft's continuations cost next to nothing."""
 
 
-def random_costs(seed: int) -> BatchCosts:
+def random_costs(seed: int) -> UnitCosts | None:
     rng = random.Random(seed)
-    return BatchCosts(rng.choice((0.0, 1.0)), rng.uniform(1, 4), rng.uniform(1, 12))
+    return rng.choice((None, unit_costs(1.0, rng.uniform(1, 4), rng.uniform(4, 12))))
 
 
 def unsteady_clock(seed: int) -> Callable[[], float]:
@@ -300,7 +302,7 @@ def texts(traces: Mapping[str, Trace]) -> dict[str, list[tuple[str, str]]]:
 Proposals = Literal["none", "drafted", "all"]
 
 
-def planner(costs: BatchCosts | None, proposals: Proposals = "drafted") -> Planner | None:
+def planner(costs: UnitCosts | None, proposals: Proposals = "drafted") -> Planner | None:
     return Planner(costs, prompt_lookup=proposals == "all") if costs and proposals != "none" else None
 
 
@@ -313,7 +315,7 @@ def hash_engines(
     same_model: bool = False,
     make_draft: Callable[..., Backend] | None = None,
     proposals: Proposals = "all",
-    costs: BatchCosts = CHEAP_BATCHES,
+    costs: UnitCosts | None = CHEAP_BATCHES,
     clock: Callable[[], float] = time.perf_counter,
     keep: Keep = "nothing",
     most_checkpoints: int | None = None,

@@ -34,7 +34,7 @@ def make_table() -> TauTable:
     rows = (
         ROW,
         replace(ROW, tau=0.3, escalation_rate=0.5, target_tokens=2.0, target_verify_tokens=18.0),
-        replace(ROW, tau=0.6, escalation_rate=0.3, target_tokens=9.0),
+        replace(ROW, tau=0.6, escalation_rate=0.3, target_tokens=17.0),
         replace(
             ROW, tau=1.0, escalation_rate=0.0, recall=0.0, change=-30.0, change_interval=(-40.0, -20.0), target_tokens=0
         ),

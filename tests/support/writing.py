@@ -12,8 +12,8 @@ from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import BatchCosts
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 PROBLEM = Problem("p", "question 0")
@@ -65,7 +65,7 @@ def make_engine(
     instructions: str = INSTRUCTIONS,
     keep: Keep = "nothing",
     step_end: StepEnd = BLANK_LINE,
-    costs: BatchCosts = CHEAP_BATCHES,
+    costs: UnitCosts | None = CHEAP_BATCHES,
     proposals: Proposals = "drafted",
     **options: Any,
 ) -> Engine:

@@ -15,7 +15,8 @@ from scripted_models import Continuation, ScriptedBackend
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.tuning.measure import thread_counts, try_threads
+from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.tuning.measure import probe, thread_counts, try_threads
 from arbitrage_cli.tuning.store import keep_tuned, read_tuned
 
 Seconds = Callable[[int], float]  # per token, by number of threads
@@ -52,15 +53,8 @@ class Slow(ScriptedBackend):
 
 def tune(decode: Seconds, read: Seconds, cores: int = 8) -> tuple[int, Slow]:
     backend = Slow(decode, read)
-    return try_threads(backend, thread_counts(cores), clock=backend.clock).threads, backend
-
-
-def test_turns_that_disagree_are_not_to_be_trusted() -> None:
-    turns = itertools.count()
-    slow = [Slow(lambda threads: 1.5 ** next(turns), lambda threads: 0.1), Slow(lambda threads: 1.0, lambda threads: 0.1)]
-    disturbed, quiet = (try_threads(backend, [1], clock=backend.clock) for backend in slow)
-    assert (disturbed.is_steady, quiet.is_steady) == (False, True)
-    assert len(slow[0].tried) > len(slow[1].tried)
+    try_threads(backend, thread_counts(cores), clock=backend.clock)
+    return backend.threads, backend
 
 
 @pytest.mark.parametrize(
@@ -74,9 +68,7 @@ def test_turns_that_disagree_are_not_to_be_trusted() -> None:
     ],
 )
 def test_the_least_number_that_is_about_as_fast_as_any(decode: Seconds, read: Seconds, threads: int) -> None:
-    chosen, backend = tune(decode, read)
-    assert chosen == threads
-    assert backend.threads == threads
+    assert tune(decode, read)[0] == threads
 
 
 def test_a_turn_that_was_disturbed_does_not_count() -> None:
@@ -87,9 +79,30 @@ def test_a_turn_that_was_disturbed_does_not_count() -> None:
 
 def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) -> None:
     with LlamaBackend(tiny["draft"], Options(256, threads=2)) as backend:
-        assert try_threads(backend, [1]).speeds[1].decode > 0
+        assert [*try_threads(backend, [1])] == [1]
         assert backend.card.threads == 1
         backend.read(0, 0, [1, 2, 3])
+
+
+def test_costs_of_a_model_with_known_speeds() -> None:
+    backend = Slow(lambda threads: 1.0, lambda threads: 0.25)
+    (probes,) = probe({"target": backend}, clock=backend.clock, rounds=3).values()
+    assert probes.costs == UnitCosts((1.0, 1.0, 1.0, 2.0, 4.0), 0.25)
+    assert len(probes.batches[16]) == 3
+
+
+def test_a_disturbed_probe_changes_no_cost() -> None:
+    disturbed = itertools.chain([50.0], itertools.repeat(1.0))
+    backend = Slow(lambda threads: next(disturbed), lambda threads: 0.25)
+    (probes,) = probe({"target": backend}, clock=backend.clock, rounds=3).values()
+    assert probes.costs.decode == 1.0
+
+
+def test_models_with_a_short_context_or_without_rollback_are_measured(tiny: Mapping[str, Path]) -> None:
+    for name, size in (("draft", 64), ("hybrid", 256)):
+        with LlamaBackend(tiny[name], Options(size, threads=1)) as backend:
+            (probes,) = probe({"target": backend}, rounds=1).values()
+            assert probes.costs.decode > 0
 
 
 def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
@@ -109,14 +122,14 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -
         '{"schema": 1, "tuned": [{}]}',
         '{"schema": 1, "tuned": [1]}',
         "threads",
-        "speeds",
+        "costs",
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tuned.json"
     keep_tuned(path, [make_tuned()])
     made = json.loads(path.read_text())
-    changes = {"threads": {"threads": 0}, "speeds": {"speeds": {"decode": -1.0, "read": 0.1, "verify": 0.1}}}
+    changes = {"threads": {"threads": 0}, "costs": {"costs": {"batches": [-1.0] * 5, "prefill_token": 0.1}}}
     if content in changes:
         made["tuned"][0] |= changes[content]
         content = json.dumps(made)

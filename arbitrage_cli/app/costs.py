@@ -1,0 +1,61 @@
+"""Measures and removes the unit costs of models for commands."""
+
+from arbitrage_cli.app.model_choice import ModelChoice, load_options
+from arbitrage_cli.app.options import ThreadOptions
+from arbitrage_cli.app.protocol import Watcher
+from arbitrage_cli.app.session import fetch
+from arbitrage_cli.app.setup import Setup
+from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.model_files.checksums import sha256_seen
+from arbitrage_cli.model_files.pairs import is_file, local_files
+from arbitrage_cli.tuning.measure import Measurement, measure_and_keep
+from arbitrage_cli.tuning.placement import place, tuned_file
+from arbitrage_cli.tuning.store import forget_tuned
+from arbitrage_cli.types import ModelRole
+
+
+def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher, *, offline: bool) -> Measurement:
+    """Measure and store the unit costs of both models.
+
+    Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
+    """
+    paths = fetch(_local_models(choice), display, offline=offline)
+    return measure_and_keep(paths, load_options(choice.pair, loading, loading.threads), display.loading, display.note)
+
+
+def measure_missing_costs(setup: Setup, display: Watcher) -> bool:
+    """Measure the setup's models unless their costs are known. Return whether they were measured.
+
+    If so, the setup is out of date, because routes and threads depend on the costs. A draft alone needs no costs.
+    """
+    local: dict[ModelRole, str] = {
+        role: source for role, source in setup.sources.items() if role != "prm" and is_file(source)
+    }
+    if "target" not in local:
+        return False
+    paths = fetch(local, display, offline=setup.options.models.offline)
+    if place(paths, setup.load).unit_costs.keys() >= local.keys():
+        return False
+    display.note("measuring the token costs of these models, once on this machine")
+    try:
+        measure_and_keep(paths, setup.load, display.loading, display.note)
+    except OutputError as error:
+        display.note(f"the token costs are unknown, because they cannot be saved: {error.message}")
+        return False
+    return True
+
+
+def forget_costs(choice: ModelChoice) -> int:
+    """Remove the stored costs of both models and return how many measurements were removed."""
+    return forget_tuned(
+        tuned_file(), {sha256_seen(files) for one in _local_models(choice).values() if (files := local_files(one))}
+    )
+
+
+def _local_models(choice: ModelChoice) -> dict[ModelRole, str]:
+    """Return the draft and the target. Raises UsageError if llama.cpp cannot run a model on this machine."""
+    found = choice.writing
+    for source in found.values():
+        if not is_file(source):
+            raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")
+    return found
