@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cli import Result, assert_refused
-from test_costs import FAST_READER, Home
+from test_costs import FAST_READER, NO_GAIN, Home
 
 from arbitrage_cli.model_files.pairs import PairEntry, read_pairs, router_file, save_pair
 from arbitrage_cli.runs.folder import RunFolder
@@ -110,6 +110,7 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     home: Home, count: int, seconds: Mapping[str, float], said: str, policy: list[str]
 ) -> None:
     """With the router that was given, if it is needed, and all that was given of how steps are written."""
+    home.pretend(FAST_READER if seconds is EXACT_PAYS else NO_GAIN)
     ended, following = advised(home, count, seconds, *GIVEN)
     assert (ended.code, said in ended.out) == (0, True), ended.err
     routed = "--tau" in policy
