@@ -33,7 +33,7 @@ PILOT = 8
 """Problems that the router's policy solves, without timing, to compute the tau of `@same`."""
 HICCUP = 0.1  # seconds; shorter delays do not make an attempt slow
 SLOW = f"attempts that took more than {DISTURBED:g} times their computed time (to repeat them, use --retry slow): "
-BUSY = "times may be inflated, because other programs used the CPU: on average "
+BUSY = "clock times may be inflated, because other programs used the CPU: on average "
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,6 @@ TERMINAL: Sequence[Column] = (
     CUT,
     DIFFERENCE,
     SECONDS,
-    MEASURED,
     SPEEDUP,
     _value("problems/s", "problems_per_second"),
     RATIO,

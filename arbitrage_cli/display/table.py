@@ -11,7 +11,7 @@ from arbitrage_cli.display.text import aligned, one_line, short_labels, width_of
 from arbitrage_cli.stats import rounding
 
 MIN_LABEL = 8
-MAX_LABEL = 24  # maximum width reserved for labels before intervals move to a second table
+MAX_LABEL = 15  # maximum width reserved for labels before intervals move to a second table
 MAX_NAMES = 12  # problem IDs in a line
 
 Figures = Mapping[str, Any]
@@ -51,8 +51,8 @@ def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, ex
     yield from _paragraphs((f"{name:<8} {one_line(text)}" for name, text in facts), width, "dim")
     yield "", ""
     shown = columns.known(columns.TERMINAL, figures["policies"])
-    if columns.PRICE[0] in shown:  # there is no room for the seconds
-        shown = [column for column in shown if column not in (columns.SECONDS, columns.MEASURED)]
+    if columns.PRICE[0] in shown and columns.SECONDS in shown:  # both do not fit
+        shown.remove(columns.SECONDS)
     yield from _table(shown, figures["policies"], [policy["label"] for policy in figures["policies"]], width)
     meanings = (f"{column.heading}: {DEFINITIONS[column.definition]}" for column in shown if explain)
     if figures["verdict"]:
