@@ -220,7 +220,7 @@ class AdvicePace(Pace):
         decided = verdict(found, expected_effects(made))
         if decided is None:
             raise DefectError("advise has no policy to compare")
-        return found, decided
+        return {**found, "verdict": asdict(decided)}, decided
 
     def _may_use_draft(self, problem: str) -> bool:
         _, decided = self.judged()

@@ -21,7 +21,8 @@ Json = Mapping[str, Any]
 def write_advice(advice: Advice, stream: TextIO) -> None:
     """Write the table, the verdict and the next command. Raises the same errors as `write`."""
     figures = advice.figures
-    write_table({**figures, "verdict": None}, findings(figures), stream, styled=is_drawable(stream))
+    if figures["n"]:
+        write_table({**figures, "verdict": None}, findings(figures), stream, styled=is_drawable(stream))
     write(stream, f"\n{one_line(advice.sentence)}\n  {advice.command}\n")
 
 
