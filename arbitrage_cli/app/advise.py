@@ -34,7 +34,7 @@ from arbitrage_cli.data.rows import make_dataset
 from arbitrage_cli.errors import DefectError, UsageError
 from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.evaluation.expected import expected_effects, route_of
-from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation.metrics import Prices, figures, parse_prices
 from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
 from arbitrage_cli.model_files.pairs import (
     PairEntry,
@@ -57,7 +57,7 @@ LONGEST = 0.2  # the maximum share of the time for one attempt
 
 @dataclass(frozen=True, slots=True)
 class AdviceRequest:
-    """The options and problems of a request. `problem_arguments` are the command-line options that select the problems."""
+    """The options and problems of a request."""
 
     options: RunOptions
     choice: ModelChoice
@@ -66,7 +66,7 @@ class AdviceRequest:
     minutes: float = 10.0
     folder: Path | None = None
     fresh: bool = False
-    problem_arguments: Sequence[str] = ()
+    prices: Prices | None = None
 
     def arguments(self, *, with_router: bool = True) -> list[str]:
         """Return the command-line options that select these models and settings."""
@@ -96,8 +96,9 @@ def request_of(
         raise UsageError("can only be used with a named pair", hint, option="save")
     loading = MachineOptions(**asdict(machine))
     options = RunOptions(models, generation, loading, task, explicit=explicit, command=command)
+    prices = parse_prices(advice.price) if advice.price else None
     folder, fresh = advice.output_folder, advice.fresh
-    return AdviceRequest(options, choice, selected, task, advice.minutes, folder, fresh, advice.problems)
+    return AdviceRequest(options, choice, selected, task, advice.minutes, folder, fresh, prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
         with Session(setup, display) as session:
             run = plan_run(session, shuffled(request.selected), folder)
             run = replace(run, title=f"advise {request.selected.title}", todo=_draft_last(run.todo))
-            pace = AdvicePace(run, ends)
+            pace = AdvicePace(run, ends, request.prices)
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if any(map(pace.is_needed, run.todo.all)):
                     measure(run, display, pace)
@@ -176,9 +177,11 @@ class AdvicePace(Pace):
     Policies that are hopeless at these costs are not run. The draft alone is run last, on problems that the target has solved.
     """
 
-    def __init__(self, run: BenchRun, ends: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, run: BenchRun, ends: float, prices: Prices | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__()
-        self._run, self._ends, self._clock = run, ends, clock
+        self._run, self._ends, self._prices, self._clock = run, ends, prices, clock
         self._longest = LONGEST * self.seconds_left()
         self._block: int | None = None
         self._is_open = True
@@ -216,7 +219,7 @@ class AdvicePace(Pace):
             "policies": [one for one in run["policies"] if route_of(one) in tried],
             "skipped": [one for one in run["policies"] if route_of(one) not in tried],
         }
-        found = figures(made, [row for row in rows if row["id"] in levels])
+        found = figures(made, [row for row in rows if row["id"] in levels], prices=self._prices)
         decided = verdict(found, expected_effects(made))
         if decided is None:
             raise DefectError("advise has no policy to compare")

@@ -110,6 +110,7 @@ def make_manifest(
         "router": router and {"name": router.card.name, "sha256": router.sha256, "card": router.card.to_json()},
         "early_stop": setup.stops_early,
         "tau_costs": setup.tau_costs,
+        "price": setup.price,
         "named_taus": dict(named.taus) if named else None,
         "unit_costs": {role: asdict(costs) for role, costs in placement.unit_costs.items()},
         "reward": setup.reward,

@@ -151,6 +151,9 @@ class RouterOptions:
         str | None,
         _models("Trained router. Default: the pair's router, or the universal router.", "FILE", complete=complete_routers),
     ] = None
+    by: Annotated[Literal["time", "price"], _routing("What presets save: time, or money at the pair's target_price.")] = (
+        "time"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,18 +370,21 @@ class ComparisonOptions:
     explain: Annotated[bool, _output("Explain each figure below the table.")] = False
 
 
+Price = Annotated[
+    str | None,
+    _output(
+        "Show costs at these prices per million input and output tokens: draft=0.02/0.10,target=0.60/2.40. With three prices, "
+        "the second is for cached input. Default: the pair's target_price.",
+        "ROLE=IN/OUT,...",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class FigureOptions(ComparisonOptions):
     """`ComparisonOptions` with prices."""
 
-    price: Annotated[
-        str | None,
-        _output(
-            "Show costs at these prices per million input and output tokens: draft=0.02/0.10,target=0.60/2.40. With three "
-            "prices, the second is for cached input.",
-            "ROLE=IN/OUT,...",
-        ),
-    ] = None
+    price: Price = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,14 +511,9 @@ class AdviceOptions(FolderOptions):
         bool, _advice("Save the advice in the pair's entry in pairs.toml, so that other commands use it by default.")
     ] = False
     run_code: RunCode = None
+    price: Price = None
     costs: Annotated[bool, _advice("Only measure and show token costs.", is_setting=False)] = False
     forget: Annotated[bool, _advice("Remove the measured token costs of these models.", is_setting=False)] = False
-
-    @property
-    def problems(self) -> list[str]:
-        """The `bench` arguments that select the same problems as these options."""
-        named = ["--dataset", self.dataset or "builtin", *(["--map", self.mapping] if self.mapping else [])]
-        return [*named, *([f"--run-code={self.run_code}"] if self.run_code else [])]
 
 
 @dataclass(frozen=True, slots=True)

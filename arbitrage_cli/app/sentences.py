@@ -19,11 +19,8 @@ def sentence(verdict: Json) -> str:
         speeds = "; ".join(f"{_name(one)} {_speed(one)}{_drawback(one)}" for one in candidates)
         return f"{adverb} not worth it ({chance}): {speeds}. Use the target alone.{_outlook(verdict)}"
     best = next(one for one in candidates if one["route"] == verdict["route"])
-    saving = best["saving"]
-    price = f" and saves {rounding.percent(saving)} of its price {rounding.percent_range(best['saving_interval'])}"
-    speed = f"{_speed(best)} the target's speed {rounding.number_range(best['interval'])}"
-    money = "" if saving is None else price.rstrip()
-    return f"{adverb} worth it ({chance}): {_name(best)} reaches {speed}{money}, {_answers(best)}."
+    speed = f"{_speed(best)} the target's speed {rounding.number_range(best['interval'])}{_saving(best, ' and saves')}"
+    return f"{adverb} worth it ({chance}): {_name(best)} reaches {speed}, {_answers(best)}."
 
 
 def confidence(probability: float) -> tuple[str, str]:
@@ -48,10 +45,17 @@ def _speed(candidate: Json) -> str:
     return f"{rounding.number(candidate['speedup'])}x" + ("" if candidate["num_problems"] else " (expected)")
 
 
-def _drawback(candidate: Json) -> str:
-    """Return why a candidate that is fast enough is not recommended."""
-    if candidate["is_fast"] < candidate["is_safe"]:
+def _saving(candidate: Json, words: str) -> str:
+    saving = candidate["saving"]
+    if not saving or saving < 0:
         return ""
+    return f"{words} {rounding.percent(saving)} of its price {rounding.percent_range(candidate['saving_interval'])}".rstrip()
+
+
+def _drawback(candidate: Json) -> str:
+    """Return what a candidate saves, and why a candidate that is fast enough is not recommended."""
+    if candidate["is_fast"] < candidate["is_safe"]:
+        return _saving(candidate, ", but it saves")
     return f", {_answers(candidate)}" if candidate["num_lost"] else ", but it may lose answers"
 
 

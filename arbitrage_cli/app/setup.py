@@ -31,6 +31,7 @@ from arbitrage_cli.app.options import (
     check,
 )
 from arbitrage_cli.errors import TemplateError, UsageError
+from arbitrage_cli.evaluation.metrics import Price, parse_prices
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
@@ -40,7 +41,7 @@ from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import hub_name, is_served, local_files, router_file
 from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.routing.presets import PRESETS, NamedTaus
+from arbitrage_cli.routing.presets import PRESETS, Costs, NamedTaus
 from arbitrage_cli.routing.route import (
     DEFAULT_TAU,
     SAME,
@@ -104,7 +105,15 @@ class Basis:
 
     @property
     def available_router(self) -> AvailableRouter:
-        return AvailableRouter(self.router, self.choice.router_source, self.placement.costs)
+        is_priced = self.options.models.by == "price"
+        costs = _costs_of_prices(self.price) if is_priced else self.placement.costs
+        return AvailableRouter(self.router, self.choice.router_source, costs, is_priced)
+
+    @property
+    def price(self) -> str | None:
+        """The prices in the pair's entry, in the syntax of --price."""
+        pair = self.choice.pair if self.choice.is_pairs_own else None
+        return f"target={pair.target_price}" if pair and pair.target_price else None
 
     @property
     def system(self) -> str:
@@ -279,6 +288,15 @@ def _basis(options: RunOptions, default_concurrency: str = "1") -> Basis:
     return Basis(options, choice, router, load, place(choice.models, load), task, served, concurrency)
 
 
+def _costs_of_prices(price: str | None) -> Costs:
+    if price is None:
+        raise UsageError("prices are unknown", "set target_price in the pair's entry in pairs.toml", option="by")
+    free, prices = Price(0.0, 0.0, 0.0), parse_prices(price)
+    draft, target = (prices.get(role, free) for role in ("draft", "target"))
+    writing = draft.completion, target.completion, target.prompt, draft.prompt, target.completion
+    return Costs(*writing, target_cached_seconds_per_token=target.cached)
+
+
 def _setup(
     basis: Basis, routes: Sequence[Route], *, reward: str | None = None, warnings: Sequence[str] = (), **details: Any
 ) -> Setup:
@@ -339,6 +357,7 @@ def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward:
     uses = {
         "tau": any(policy.has_tau for policy in policies),
         "router": any(policy.needs_router for policy in policies),
+        "by": any(policy.needs_router for policy in policies),
         "early_stop": any(policy.can_stop_early for policy in policies),
         "prm": any(needs_prm(policy, reward) for policy in policies),
         "reward": any(policy.reward == "any" for policy in policies),

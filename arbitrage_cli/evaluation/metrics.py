@@ -108,6 +108,7 @@ def figures(
         policies = with_computed_seconds(run, policies)
     samples = run["sampling"]["samples"]
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
+    prices = prices or (parse_prices(run["price"]) if run.get("price") else None)
     usable_prices = prices if counts_tokens(run) else None
     made = [_policy_figures(policy, target, run, usable_prices) for policy in policies]
     ratio, ratio_interval = token_ratio(policies)

@@ -32,13 +32,17 @@ DECISION_SECONDS, LOOK_SECONDS = 3.5e-4, 1.2e-4  # a router's time at the end of
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds per token on one machine, for one sequence at a time."""
+    """Seconds per token on one machine, for one sequence at a time. Presets by price use dollars per million tokens instead.
+
+    Each call of a target on a server reads the earlier text again, at the cost of a cached token.
+    """
 
     draft_seconds_per_token: float
     target_seconds_per_token: float
     target_prefill_seconds_per_token: float
     draft_prefill_seconds_per_token: float = 0.0
     target_verify_seconds_per_token: float | None = None
+    target_cached_seconds_per_token: float = 0.0
 
     @property
     def verify(self) -> float:
@@ -131,7 +135,9 @@ class TauTable:
             return None
         drafting = (row.draft_prefill_tokens + self.prompt_tokens) * costs.draft_prefill_seconds_per_token
         drafting += row.draft_tokens * (costs.draft_seconds_per_token + TOKEN_SECONDS)
+        reread = row.escalation_rate * self.steps * (self.prompt_tokens + self.alone_tokens / 2)
         targeting = row.target_prefill_tokens * costs.target_prefill_seconds_per_token
+        targeting += reread * costs.target_cached_seconds_per_token
         targeting += (row.target_tokens + row.target_verify_tokens) * (costs.write + TOKEN_SECONDS)
         saved = FOUND_IN_TIME * row.target_verify_tokens * SAVED * max(0.0, costs.write - costs.verify)
         deciding = self.steps * DECISION_SECONDS + row.looks * LOOK_SECONDS

@@ -147,11 +147,12 @@ def accepts_tau(policy: Policy, tau: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AvailableRouter:
-    """A router, its source, and the token costs measured on this machine. All three may be None."""
+    """A router, its source, and the token costs measured on this machine, or prices if `is_priced`. All three may be None."""
 
     router: Router | None
     source: str | None
     costs: Costs | None = None
+    is_priced: bool = False
 
     @property
     def is_universal(self) -> bool:
@@ -170,7 +171,7 @@ class AvailableRouter:
 
     @property
     def costs_of(self) -> str:
-        return "this machine" if self.costs else "the router's card"
+        return "the pair's prices" if self.is_priced else "this machine" if self.costs else "the router's card"
 
     def row_of(self, route: Route) -> TauRow | None:
         if not route.policy.needs_router or route.tau is None:
@@ -179,7 +180,7 @@ class AvailableRouter:
 
     def expected_seconds(self, route: Route) -> float | None:
         """Return the expected seconds for a problem similar to those in the router's table; None if unknown."""
-        if self.router is None or self.costs is None or self.is_universal:
+        if self.router is None or self.costs is None or self.is_universal or self.is_priced:
             return None
         table, row = self.table, self.row_of(route)
         shares = {"target": 1.0, "draft": table.time(table.rows[-1]), "speculative": table.time_alone()}
@@ -283,9 +284,10 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_open: 
         warning = "speculation is probably faster than routing on this machine"
     else:
         basis = "" if costs else " (not measured on this machine)"
-        warning = f"routing is probably {time - 1:.0%} slower than the target alone{basis}"
+        worse = "more expensive" if available.is_priced else "slower"
+        warning = f"routing is probably {time - 1:.0%} {worse} than the target alone{basis}"
     if not is_open:
-        return route, f"{warning}; faster: --policy target"
+        return route, f"{warning}; better: --policy target"
     alone = POLICIES["speculative" if costs and costs.write < costs.target_seconds_per_token else "target"]
     how = " with speculation (same output, except where two tokens are almost equally likely)" if alone.speculates else ""
     return Route(alone), f"{warning}, so arbitrage uses the target alone{how}; to route anyway, use --policy arbitrage"
