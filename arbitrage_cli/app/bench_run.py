@@ -19,11 +19,9 @@ from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Standings, plan
-from arbitrage_cli.evaluation.work import DISTURBED, with_computed_seconds
 from arbitrage_cli.routing.route import SAME, Route
-from arbitrage_cli.runs.folder import RUN, Key, Row, RunFolder, key_of, latest, read_run_folder
+from arbitrage_cli.runs.folder import RUN, Row, RunFolder, key_of, latest, read_run_folder
 from arbitrage_cli.runs.records import tau_in_json
-from arbitrage_cli.runs.results import concurrency_of, results_by_policy
 from arbitrage_cli.system.machine import is_disturbing, logical_processors, watch_others
 from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.tuning.memory import AUTO, MOST
@@ -31,14 +29,12 @@ from arbitrage_cli.types import Decided, Step, Trace
 
 PILOT = 8
 """Problems that the router's policy solves, without timing, to compute the tau of `@same`."""
-HICCUP = 0.1  # seconds; shorter delays do not make an attempt slow
-SLOW = f"attempts that took more than {DISTURBED:g} times their computed time (to repeat them, use --retry slow): "
 BUSY = "clock times may be inflated, because other programs used the CPU: on average "
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRun:
-    """A planned benchmark. `manifest` is written to run.json. `replaced` contains the attempts whose rows will be replaced."""
+    """A planned benchmark. `manifest` is written to run.json."""
 
     session: Session
     title: str
@@ -46,7 +42,6 @@ class BenchRun:
     folder: RunFolder
     todo: Remaining
     manifest: Run
-    replaced: frozenset[Key] = frozenset()
 
     @property
     def how_to_resume(self) -> str:
@@ -77,16 +72,14 @@ def run_bench(
     with open_run(path, display, fresh=options.fresh) as folder:
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=early_stop)
         with Session(setup, display) as session:
-            run = plan_run(session, selected, folder, samples=options.samples, retry_slow=options.retry == "slow")
+            run = plan_run(session, selected, folder, samples=options.samples)
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if run.todo.all:
                     measure(run, display, Pace(options.timeout))
     return run
 
 
-def plan_run(
-    session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1, retry_slow: bool = False
-) -> BenchRun:
+def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1) -> BenchRun:
     """Plan a benchmark. Models are loaded only for `@same`. Raises UsageError if the settings of an earlier run differ."""
     earlier, items = folder.run if folder.rows else None, selected.items
     session.resume(earlier)
@@ -100,15 +93,10 @@ def plan_run(
     if router and (known := sum(router.card.known(item.problem.question for item in items))):
         which = f"{known} of these {len(items)} problems"
         warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
-    again = (
-        frozenset(one.key for one in attempts) & slow_attempts(earlier, folder.rows)
-        if retry_slow and earlier
-        else frozenset()
-    )
     left_and_run = begin(
-        session, selected, folder, attempts, routes, again, samples=samples, warnings=warnings, concurrency=concurrency
+        session, selected, folder, attempts, routes, samples=samples, warnings=warnings, concurrency=concurrency
     )
-    return BenchRun(session, f"bench {selected.title}", attempts, folder, *left_and_run, again)
+    return BenchRun(session, f"bench {selected.title}", attempts, folder, *left_and_run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,38 +159,19 @@ def measure(run: BenchRun, display: Display, pace: Pace) -> None:
         for attempt in run.todo.all:
             session.engines(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
-        if run.replaced:
-            run.folder.rewrite([row for row in run.folder.rows if key_of(row) not in run.replaced])
         executor = Executor(run.folder, display, _Progress(run, pace), session.check_files, pace.keeps)
         others = watch_others()
         try:
             executor.run(run.todo, bench.run, bench.row, limits)
         finally:
-            _warn_of_other_work(run.folder, 0.0 if session.setup.served else others(), forget=bool(run.replaced))
+            _warn_of_other_work(run.folder, 0.0 if session.setup.served else others())
 
 
-def _warn_of_other_work(folder: RunFolder, others: float, *, forget: bool) -> None:
-    """Record slow attempts and the load of other programs in run.json. `forget` removes an outdated warning."""
-    made = folder.run or {}
-    slow = slow_attempts(made, folder.rows)
-    busy = f"{BUSY}{others:.1f} of {logical_processors()}" if is_disturbing(others) else ""
-    replaced = (SLOW, BUSY) if busy or (forget and not slow) else (SLOW,)
-    kept = [text for text in made["warnings"] if not text.startswith(replaced)]
-    warnings = [*kept, *([busy] if busy else []), *([f"{SLOW}{len(slow)}"] if slow else [])]
-    if warnings != made["warnings"]:
-        folder.save_run({**made, "warnings": warnings})
-
-
-def slow_attempts(run: Run, rows: Iterable[Row]) -> set[Key]:
-    """Return the attempts that took much longer than their computed time. Concurrent attempts have no computed time."""
-    if concurrency_of(run) > 1:
-        return set()
-    return {
-        (*result.key, policy.policy.name, tau_in_json(policy.tau))
-        for policy in with_computed_seconds(run, results_by_policy(run, rows))
-        for result in policy.done
-        if (result.seconds or 0.0) > DISTURBED * (result.computed_seconds or 0.0) + HICCUP
-    }
+def _warn_of_other_work(folder: RunFolder, others: float) -> None:
+    """Record the load of other programs in run.json."""
+    if folder.run and is_disturbing(others):
+        kept = [text for text in folder.run["warnings"] if not text.startswith(BUSY)]
+        folder.save_run({**folder.run, "warnings": [*kept, f"{BUSY}{others:.1f} of {logical_processors()}"]})
 
 
 def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:

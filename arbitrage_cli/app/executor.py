@@ -77,15 +77,13 @@ def begin(
     folder: RunFolder,
     attempts: Sequence[Attempt],
     routes: Sequence[Route],
-    again: frozenset[Key] = frozenset(),
     *,
     samples: int = 1,
     warnings: Sequence[str] = (),
     **details: Any,
 ) -> tuple[Remaining, Run]:
-    """Return the remaining attempts, including `again`, and the manifest. Raises UsageError if an earlier run differs."""
-    statuses = {key: status for key, status in folder.statuses.items() if key not in again}
-    todo = remaining(attempts, statuses, folder.started.crashes)
+    """Return the remaining attempts and the manifest. Raises UsageError if an earlier run differs."""
+    todo = remaining(attempts, folder.statuses, folder.started.crashes)
     run = session.manifest(routes, reads_models=bool(todo.all))
     run["sampling"]["samples"], run["warnings"] = samples, [*warnings]
     ids, grader = [item.problem.id for item in selected.items], session.setup.task.grader_version()

@@ -256,9 +256,6 @@ class SamplingOptions(GenerationOptions):
         _generation("Top-p (nucleus) sampling: cumulative probability of the tokens to sample from.", min=0.0, max=1.0),
     ] = 1.0
     top_k: Annotated[int, _generation("Top-k sampling: number of tokens to sample from; 0 means all.", min=0)] = 0
-    min_p: Annotated[
-        float, _generation("Min-p sampling: minimum probability, relative to the top token.", min=0.0, max=1.0)
-    ] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,9 +457,6 @@ class BenchOptions(FolderOptions):
     """The attempts and the run folder of a benchmark."""
 
     dry_run: Annotated[bool, _bench("Show the plan and the expected time, but run nothing.", is_setting=False)] = False
-    retry: Annotated[
-        Literal["slow"] | None, _bench("Repeat attempts that were slowed down by other load.", is_setting=False)
-    ] = None
     samples: Annotated[int, _bench("Attempts per problem; sample k uses seed + k.", min=1)] = 1
     timeout: Annotated[float | None, _bench("Time limit per attempt, in seconds. Default: none.", min=0.001, max=1e6)] = None
 

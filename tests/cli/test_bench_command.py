@@ -14,7 +14,7 @@ from cli import Result, Terminal, assert_refused, flat, run
 from collected import write_run
 from faults import results, rows_of, run_json, set_aside, write_problems, write_rows
 
-from arbitrage_cli.app.bench_run import slow_attempts, tau_above
+from arbitrage_cli.app.bench_run import tau_above
 from arbitrage_cli.runs.folder import encode
 
 QUESTIONS = ("37 * 12 - 95", "1 + 1", "9 * 9")
@@ -189,34 +189,6 @@ def test_a_tau_above_which_a_number_of_scores_is() -> None:
     assert [sum(score > tau_above(scores, count) for score in scores) for count in range(5)] == [0, 1, 2, 3, 4]
 
 
-def slow_down(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the run, after the machine was suspended for four seconds outside the models."""
-    rows = rows_of(folder / "run")
-    next(row for row in rows if row["policy"] == "target")["wall_seconds"] += 4.0
-    write_rows(folder / "run" / "results.jsonl", rows)
-    return rows
-
-
-def test_slow_attempts_are_counted_and_made_again(copy: Path) -> None:
-    rows = slow_down(copy)
-    assert slow_attempts(run_json(copy / "run"), rows) == {("p0", 0, "target", None)}
-    assert bench(copy, "--limit", "1-3", "--samples", "2", "-q").code == 0
-    assert "--retry slow" in run_json(copy / "run")["warnings"][-1]
-    assert len(rows_of(copy / "run")) == 18
-    assert bench(copy, "--samples", "2", "--retry", "slow", "-q").code == 0
-    made, run = rows_of(copy / "run"), run_json(copy / "run")
-    assert (len(made), slow_attempts(run, made), run["warnings"]) == (18, set(), [])
-
-
-@pytest.mark.parametrize(
-    ("others", "code"), [(("--temperature", "0.5"), 2), (("--ids", "p1"), 0)], ids=["other settings", "other problems"]
-)
-def test_slow_attempts_that_are_not_made_again_stay(copy: Path, others: tuple[str, ...], code: int) -> None:
-    before = slow_down(copy)
-    assert bench(copy, "--retry", "slow", *others, "-q").code == code
-    assert rows_of(copy / "run") == before
-
-
 def test_work_of_others_is_a_warning_of_the_run(here: Path) -> None:
     """The warning stays after an undisturbed resume, and has one line however often the run was disturbed."""
     assert bench(here, "--limit", "1-2", "-q", load=40.0).code == 0
@@ -226,9 +198,6 @@ def test_work_of_others_is_a_warning_of_the_run(here: Path) -> None:
         (warning,) = run_json(here / "run")["warnings"]
         assert "50.0 of" in warning
         assert warning in flat(shown.out)
-    slow_down(here)
-    assert bench(here, "--samples", "2", "--retry", "slow", "-q").code == 0
-    assert run_json(here / "run")["warnings"] == []
 
 
 def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:

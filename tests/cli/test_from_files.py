@@ -103,8 +103,8 @@ def test_sampling_of_the_targets_file_is_used_by_both_models(tiny: Mapping[str, 
 
 
 def test_a_flag_comes_before_the_advice(tiny: Mapping[str, Path], advised: Path) -> None:
-    found = sampling(solve(tiny["draft"], advised, "--top-k", "3", "--min-p", "0.1", "--json", env=BY_MODEL))
-    assert found == {"temperature": 0.6, "top_k": 3, "top_p": 0.95, "min_p": 0.1}
+    found = sampling(solve(tiny["draft"], advised, "--top-k", "3", "--json", env=BY_MODEL))
+    assert found == {"temperature": 0.6, "top_k": 3, "top_p": 0.95, "min_p": 0.0}
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), 1e9])

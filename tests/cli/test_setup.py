@@ -23,7 +23,7 @@ from arbitrage_cli.app.setup import RunOptions, Setup, for_bench, for_collect, f
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.pairs import router_file
+from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
 from arbitrage_cli.routing.route import SAME
 from arbitrage_cli.system.files import sha256_of
 
@@ -54,6 +54,28 @@ def test_nothing_given_is_the_built_in_pair_with_its_router() -> None:
 def test_models_named_one_by_one_replace_those_of_the_default_pair() -> None:
     setup = for_solve(options(ModelOptions(draft="a.gguf", target="b.gguf")), RoutingOptions())
     assert (setup.choice.pair, setup.choice.router_source) == (None, "builtin:universal")
+
+
+def test_presets_by_price_need_a_price(tmp_path: Path) -> None:
+    """The built-in router at prices: a free draft, and a target whose cached tokens cost a tenth."""
+    by_price = ModelOptions(pair="mine", by="price")
+    pairs = tmp_path / "arbitrage" / "pairs.toml"
+    pair = replace(read_pairs()["builtin"], name="mine", policy=None)
+    save_pair(pairs, pair)
+    with pytest.raises(UsageError) as refused:
+        for_solve(options(by_price, "pair"), RoutingOptions())
+    assert refused.value.option == "by"
+    pairs.unlink()
+    save_pair(pairs, replace(pair, target_price="0.60/0.06/2.40"))
+    setup = for_solve(options(by_price, "pair"), RoutingOptions(tau="exact"))
+    costs = setup.available_router.costs
+    assert costs is not None
+    assert (costs.target_seconds_per_token, costs.write, costs.target_cached_seconds_per_token) == (2.4, 2.4, 0.06)
+    assert (setup.price, setup.tau_costs) == ("target=0.60/0.06/2.40", "the pair's prices")
+    table = setup.available_router.table
+    assert (
+        setup.route.tau == min((row for row in table.rows if row.change >= -0.5), key=lambda row: table.time(row) or 0).tau
+    )
 
 
 def test_files_of_a_known_pair_have_its_router_whatever_their_names(tmp_path: Path) -> None:
