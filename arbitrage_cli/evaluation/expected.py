@@ -54,7 +54,7 @@ def expected_effects(run: Mapping[str, Any]) -> dict[str, Expected]:
     units, card = unit_costs_of(run), (run["router"] or {}).get("card")
     table = TauTable.from_json(card["taus"]) if card else None
     if {"draft", "target"} <= units.keys():
-        table = table and table.at_costs(_costs(units["draft"], units["target"]))
+        table = table and table.at_costs(Costs.of(units["draft"], units["target"]))
     is_own = card is not None and any(_is_pair(run["models"], pair) for pair in card["pairs"])
     return {
         route_of(entry): _expected(entry, units, table, is_own=is_own)
@@ -108,11 +108,6 @@ def _of_draft(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -> f
     if table and (time := table.time(table.rows[-1])):
         return 1 / time
     return units["target"].decode / units["draft"].decode if {"draft", "target"} <= units.keys() else None
-
-
-def _costs(draft: UnitCosts, target: UnitCosts) -> Costs:
-    verify = target.batches[-1] / ROWS[-1]
-    return Costs(draft.decode, target.decode, target.prefill_token, draft.prefill_token, verify)
 
 
 def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.stats.intervals import Interval
 from arbitrage_cli.system.files import checked
 
@@ -59,6 +60,11 @@ class Costs:
             / sum(MATCH_RATE**right for right in range(count + 1))
             for count in range(MAX_SPECULATED + 1)
         )
+
+    @staticmethod
+    def of(draft: UnitCosts, target: UnitCosts) -> "Costs":
+        verify = target.batches[-1] / ROWS[-1]
+        return Costs(draft.decode, target.decode, target.prefill, draft.prefill, verify)
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "Costs":

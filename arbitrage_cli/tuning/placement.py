@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_served, local_files
 from arbitrage_cli.routing.presets import Costs
@@ -79,14 +79,7 @@ def find_measurement(sha256: str | None, load: Options) -> Tuned | None:
 def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
     if not tuned.keys() >= {"draft", "target"}:
         return None
-    draft, target = tuned["draft"].costs, tuned["target"].costs
-    return Costs(
-        draft_seconds_per_token=draft.decode,
-        target_seconds_per_token=target.decode,
-        target_prefill_seconds_per_token=target.prefill,
-        draft_prefill_seconds_per_token=draft.prefill,
-        target_verify_seconds_per_token=target.batches[-1] / ROWS[-1],
-    )
+    return Costs.of(tuned["draft"].costs, tuned["target"].costs)
 
 
 def _find(sources: Mapping[ModelRole, str], load: Options) -> dict[ModelRole, Tuned]:
