@@ -1,8 +1,8 @@
 """Computes the time of each attempt from its counted work.
 
 The work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the program
-handles. Only its time is noisy. The unit costs are means over all steps of a run, except unusually slow steps. The computed
-time of an attempt is its work multiplied by these unit costs.
+handles. Only its time is noisy. The unit costs of a policy are means over its steps, except unusually slow steps. The
+computed time of an attempt is its work multiplied by these unit costs.
 """
 
 import math
