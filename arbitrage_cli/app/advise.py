@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,12 +47,13 @@ from arbitrage_cli.model_files.pairs import (
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU
-from arbitrage_cli.runs.folder import Row, latest
+from arbitrage_cli.runs.folder import RUN, Row, latest
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.tasks import FORMS, find_task
 from arbitrage_cli.tasks.task import Task
 
 MOST_PROBLEMS = 40
+MAX_AGE = timedelta(hours=1)  # of the token costs at the beginning of a run
 LONGEST = 0.2  # the maximum share of the time for one attempt
 
 
@@ -155,9 +157,10 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     ends = time.monotonic() + 60 * request.minutes
     options, routing = replace(request.options, task=request.task), BenchRoutingOptions(policy=_policies(request))
     setup = for_bench(options, routing)
-    if measure_missing_costs(setup, display):
-        setup = for_bench(options, routing)
     path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")
+    is_new = request.fresh or not (path / RUN).exists()
+    if measure_missing_costs(setup, display, *([MAX_AGE] if is_new else [])):
+        setup = for_bench(options, routing)
     with open_run(path, display, fresh=request.fresh) as folder:
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
+from arbitrage_cli.app.costs import forget_contradicted_costs
 from arbitrage_cli.app.executor import Executor, Remaining, begin, how_to_resume, remaining
 from arbitrage_cli.app.manifest import Run, add_loaded
 from arbitrage_cli.app.options import BenchOptions
@@ -165,6 +166,7 @@ def measure(run: BenchRun, display: Display, pace: Pace) -> None:
             executor.run(run.todo, bench.run, bench.row, limits)
         finally:
             _warn_of_other_work(run.folder, 0.0 if session.setup.served else others())
+        forget_contradicted_costs(run.folder.run or {}, run.folder.rows, display.note)
 
 
 def _warn_of_other_work(folder: RunFolder, others: float) -> None:

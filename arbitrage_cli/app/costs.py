@@ -1,17 +1,27 @@
 """Measures and removes the unit costs of models for commands."""
 
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+
+from arbitrage_cli.app.manifest import Run
 from arbitrage_cli.app.model_choice import ModelChoice, load_options
 from arbitrage_cli.app.options import ThreadOptions
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.session import fetch
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.evaluation.work import decoding_factors
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_file, local_files
+from arbitrage_cli.runs.folder import Row
+from arbitrage_cli.runs.results import concurrency_of, results_by_policy
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import Measurement, measure_and_keep
-from arbitrage_cli.tuning.placement import place, tuned_file
+from arbitrage_cli.tuning.placement import find_measurement, tuned_file
 from arbitrage_cli.tuning.store import forget_tuned
 from arbitrage_cli.types import ModelRole
+
+CONTRADICTED = 2.0  # the factor from which a run contradicts the stored costs
 
 
 def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher, *, offline: bool) -> Measurement:
@@ -23,8 +33,8 @@ def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher,
     return measure_and_keep(paths, load_options(choice.pair, loading, loading.threads), display.loading, display.note)
 
 
-def measure_missing_costs(setup: Setup, display: Watcher) -> bool:
-    """Measure the setup's models unless their costs are known. Return whether they were measured.
+def measure_missing_costs(setup: Setup, display: Watcher, max_age: timedelta = timedelta.max) -> bool:
+    """Measure the setup's models unless their costs were measured within `max_age`. Return whether they were measured.
 
     If so, the setup is out of date, because routes and threads depend on the costs. A draft alone needs no costs.
     """
@@ -34,15 +44,28 @@ def measure_missing_costs(setup: Setup, display: Watcher) -> bool:
     if "target" not in local:
         return False
     paths = fetch(local, display, offline=setup.options.models.offline)
-    if place(paths, setup.load).unit_costs.keys() >= local.keys():
+    found = [find_measurement(sha256_seen(local_files(path)), setup.load) for path in paths.values()]
+    if all(one and datetime.now(UTC) - datetime.fromisoformat(one.created) < max_age for one in found):
         return False
-    display.note("measuring the token costs of these models, once on this machine")
+    display.note("measuring the token costs of these models on this machine")
     try:
         measure_and_keep(paths, setup.load, display.loading, display.note)
     except OutputError as error:
         display.note(f"the token costs are unknown, because they cannot be saved: {error.message}")
         return False
     return True
+
+
+def forget_contradicted_costs(run: Run, rows: Iterable[Row], note: Callable[[str], None]) -> None:
+    """Remove the stored costs of models that decoded much faster or more slowly in a run."""
+    if not run.get("unit_costs") or concurrency_of(run) > 1:
+        return
+    for role, factor in decoding_factors(run, results_by_policy(run, rows)).items():
+        if not 1 / CONTRADICTED < factor < CONTRADICTED:
+            forget_tuned(tuned_file(), {run["models"][role]["sha256"]})
+            note(
+                f"the {role} took {rounding.number(factor)} times its measured token cost; the next command measures it again"
+            )
 
 
 def forget_costs(choice: ModelChoice) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arbitrage_cli.inference.unit_costs import PER_TOKEN, UnitCosts
-from arbitrage_cli.runs.results import PolicyResults, Result, sums_by_problem, unit_costs_of
+from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_by_problem, unit_costs_of
 from arbitrage_cli.stats.intervals import Interval, Ratio, bootstrap
 from arbitrage_cli.types import Cost, ModelRole
 
@@ -51,7 +51,8 @@ def with_computed_seconds(
     found = [_samples(policy.done, units) for policy in policies]
     everything = _joined(found)
     computed = []
-    for policy, own in zip(policies, found, strict=True):
+    for policy in policies:
+        own = _joined(samples for other, samples in zip(policies, found, strict=True) if _is_same_work(policy, other))
         scales = {work: _scale(samples, everything[work]) for work, samples in own.items()}
         for role, factor in factors.items():
             scales |= {work: factor * scale for work, scale in scales.items() if work[0] == role}
@@ -61,6 +62,30 @@ def with_computed_seconds(
         }
         computed.append(replace(policy, results=results))
     return computed
+
+
+def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> dict[ModelRole, float]:
+    """Return how many times as long as in run.json's unit costs each model decoded a token."""
+    everything = _joined(_samples(policy.done, unit_costs_of(run)) for policy in policies)
+    decoding = {role: everything[role, "decode"] for role in unit_costs_of(run) if (role, "decode") in everything}
+    return {role: _scale(samples, samples) for role, samples in decoding.items()}
+
+
+def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:
+    """Return whether the models wrote the same tokens in the same batches, as in speculation that proposes nothing.
+
+    Tokens of prefill are not compared, because a later policy reuses the cached prompt prefix of an earlier one.
+    """
+    pairs = paired_done(policy, other)
+    is_alike = bool(pairs) and policy.policy.reads_token_stats == other.policy.reads_token_stats
+    return policy is other or (
+        is_alike and all([*map(_written, one.work)] == [*map(_written, two.work)] for one, two in pairs)
+    )
+
+
+def _written(step: tuple[ModelRole, Cost]) -> tuple[ModelRole, int, int, int]:
+    role, cost = step
+    return role, cost.decode_tokens, cost.verify_tokens, cost.verify_batches
 
 
 def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interval | None]:

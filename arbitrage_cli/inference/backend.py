@@ -35,9 +35,9 @@ class ModelCard:
 def clock_for(card: ModelCard) -> Callable[[], float]:
     """Return the clock for a model's work.
 
-    On a processor, this is the processor time of the computing thread, to which other programs do not add.
+    If one thread computes on a processor, this is the thread's processor time, to which other programs do not add.
     """
-    return time.thread_time if card.gpu_layers == 0 else time.perf_counter
+    return time.thread_time if card.gpu_layers == 0 and card.threads == 1 else time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)

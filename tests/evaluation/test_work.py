@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from made_up_runs import DRAFT_TOKEN, TARGET_TOKEN, MadeUp, make_run
+from made_up_tuning import unit_costs
 
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.speed import speedup
-from arbitrage_cli.evaluation.work import with_computed_seconds
+from arbitrage_cli.evaluation.work import decoding_factors, with_computed_seconds
 from arbitrage_cli.runs.results import paired_done, results_by_policy
 
 ALONE = (("target", None), ("draft", None))
@@ -75,3 +77,25 @@ def test_the_cost_of_a_target_token_has_an_interval() -> None:
     assert made["token_ratio_interval"] == pytest.approx([TARGET_TOKEN / DRAFT_TOKEN] * 2)
     alone = make_run(10, columns=ALONE[:1])
     assert figures(alone.run, alone.rows)["token_ratio"] is None
+
+
+def test_policies_with_the_same_work_have_the_same_time() -> None:
+    """Speculation that proposes nothing does the target's work, even if its steps were measured at another time."""
+    made = make_run(20, columns=(("target", None), ("speculative", None)), drift=0.0)
+
+    def slow_down_speculation(row: dict[str, Any]) -> None:
+        if row["policy"] == "speculative":
+            slow_down(row, 1.3)
+
+    target, speculative = policies(made, slow_down_speculation)
+    assert speculative["speedup"] == pytest.approx(1.0)
+    assert speculative["seconds_mean"] == pytest.approx(target["seconds_mean"])
+    assert speculative["measured_speedup"] == pytest.approx(1 / 1.3)
+
+
+def test_the_unit_costs_of_a_run_are_compared_with_the_stored_costs() -> None:
+    made = make_run(20, columns=ALONE)
+    stored = {"draft": unit_costs(DRAFT_TOKEN), "target": unit_costs(TARGET_TOKEN / 3)}
+    run = {**made.run, "unit_costs": {role: asdict(costs) for role, costs in stored.items()}}
+    factors = decoding_factors(run, results_by_policy(run, made.rows))
+    assert factors == pytest.approx({"draft": 1.0, "target": 3.0})

@@ -1,5 +1,7 @@
 """Made-up measurements of models, as `arbitrage advise` keeps them."""
 
+from datetime import UTC, datetime
+
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.tuning.store import Loading, Machine, Tuned
 
@@ -21,4 +23,4 @@ def make_tuned(
     threads: int = 3,
     costs: UnitCosts = COSTS,
 ) -> Tuned:
-    return Tuned(machine, sha256, Loading(), "tiny", threads, costs, "2026-11-01T00:00:00+00:00")
+    return Tuned(machine, sha256, Loading(), "tiny", threads, costs, datetime.now(UTC).isoformat())
