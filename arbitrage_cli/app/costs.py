@@ -51,7 +51,7 @@ def measure_missing_costs(setup: Setup, display: Watcher, max_age: timedelta = t
     try:
         measure_and_keep(paths, setup.load, display.loading, display.note)
     except OutputError as error:
-        display.note(f"the token costs are unknown, because they cannot be saved: {error.message}")
+        display.note(f"the measured token costs are not used, because they cannot be saved: {error.message}")
         return False
     return True
 

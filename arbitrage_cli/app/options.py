@@ -151,9 +151,9 @@ class RouterOptions:
         str | None,
         _models("Trained router. Default: the pair's router, or the universal router.", "FILE", complete=complete_routers),
     ] = None
-    by: Annotated[Literal["time", "price"], _routing("What presets save: time, or money at the pair's target_price.")] = (
-        "time"
-    )
+    by: Annotated[
+        Literal["time", "price"], _routing("Quantity that presets minimize: time, or the price at the pair's target_price.")
+    ] = "time"
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def make_conversation(messages: Sequence[tuple[str, str]], identifier: str) -> P
         raise UnusableError("system messages must come before all others")
     *turns, last = _joined(rest) or [Message("assistant", "")]
     if last.role != "user":
-        raise UnusableError("the last message must have the role user")
+        raise UnusableError('the last message must have the role "user"')
     question = make_problem(last.text, identifier).question
     return Problem(identifier, question, tuple(turns), "\n\n".join(system) if system else None)
 

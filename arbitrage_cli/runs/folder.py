@@ -355,7 +355,7 @@ def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
         if run.get("schema") == SCHEMA:
             check_run(data, made_by)
     except FileNotFoundError as error:
-        raise DamagedRunError(f"{path} is missing, but {RESULTS} has rows", _START_AGAIN) from error
+        raise DamagedRunError(f"{path} is missing, but {RESULTS} contains rows", _START_AGAIN) from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path}: {error}", _START_AGAIN) from error
     if run.get("schema") != SCHEMA:

@@ -26,7 +26,7 @@ EFFORTS = frozenset(("minimal", "low", "medium", "high", "xhigh", "max"))
 """Values of `reasoning_effort` that are passed to chat templates. The value `none` turns thinking off instead."""
 
 HARMLESS = frozenset(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"))
-"""Fields that cannot change an answer. They are ignored, but not listed as ignored."""
+"""Fields that cannot change an answer. They are ignored silently."""
 NEUTRAL: Mapping[str, Any] = {
     "n": 1,
     "tools": [],

@@ -110,7 +110,7 @@ def _report_threads(role: ModelRole, used: int, speeds: Mapping[int, float], not
     if used < most:
         used_speed, most_speed = rounding.number(speeds[used]), rounding.number(speeds[most])
         note(
-            f"the {role} will use {rounding.count(used, 'thread')}: {used_speed} tokens/s, but {most_speed} with {most} threads"
+            f"the {role} uses {rounding.count(used, 'thread')}: {used_speed} tokens/s, compared with {most_speed} for {most} threads"
         )
 
 

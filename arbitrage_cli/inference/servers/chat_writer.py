@@ -19,7 +19,7 @@ CHECK_TOKENS = 4  # written to find out whether a solution goes on
 
 
 class ChatWriter(ServedWriter):
-    """A `Writer` for a model behind a chat API. `is_complete` says whether a solution may be complete, given its text.
+    """A `Writer` for a model behind a chat API. `is_complete` reports whether a solution may be complete, given its text.
 
     If the other model thinks, its thinking is continued as ordinary text, until the server ends the response.
     """
@@ -95,7 +95,7 @@ class ChatWriter(ServedWriter):
         return writing.stop
 
     async def _is_over(self, slot: Slot, writing: StepSoFar, request: TextRequest) -> bool:
-        """Return whether the model ended the solution. If the solution may be complete, asks the model to go on without a stop."""
+        """Return whether the model ended the solution. If the solution may be complete, asks the model to continue without a stop string."""
         dialogue = request.dialogue + writing.text.so_far.lstrip()
         if not self._is_complete(dialogue.written):
             return False
