@@ -54,7 +54,7 @@ from arbitrage_cli.tasks.task import Task
 
 MOST_PROBLEMS = 40
 MAX_AGE = timedelta(hours=1)  # of the token costs at the beginning of a run
-LONGEST = 0.2  # the maximum share of the time for one attempt
+LONGEST = 0.5  # the maximum share of the time for one attempt
 
 
 @dataclass(frozen=True, slots=True)

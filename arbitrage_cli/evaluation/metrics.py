@@ -112,8 +112,6 @@ def figures(
     usable_prices = prices if counts_tokens(run) else None
     made = [_policy_figures(policy, target, run, usable_prices) for policy in policies]
     ratio, ratio_interval = token_ratio(policies)
-    judged = {"policies": made, "samples": samples, "token_ratio": ratio and ratio.value}
-    found = verdict(judged, expected_effects(run)) if target else None
     notes = list(_notes(run, policies, made))
     if target is None:
         notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")
@@ -121,7 +119,7 @@ def figures(
         notes.append("Prices are unavailable, because a server in this run does not report token counts.")
     elif prices and any(map(is_idle, policies)):
         notes.append("Policy speculative drafted no tokens in this run, so its price is unknown.")
-    return {
+    found = {
         "schema": SCHEMA,
         "dataset": run["dataset"]["name"],
         "dataset_sha256": run["dataset"]["sha256"],
@@ -130,11 +128,12 @@ def figures(
         "samples": samples,
         "concurrency": concurrency_of(run),
         "policies": made,
-        "token_ratio": judged["token_ratio"],
+        "token_ratio": ratio and ratio.value,
         "token_ratio_interval": ratio_interval,
         "notes": [*notes, *run["warnings"]],
-        "verdict": found and asdict(found),
     }
+    decided = verdict(found, expected_effects(run)) if target else None
+    return found | {"verdict": decided and asdict(decided)}
 
 
 def _policy_figures(

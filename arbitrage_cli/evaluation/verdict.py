@@ -26,6 +26,7 @@ SURE = 0.95  # confidence at which more problems are not needed
 HOPELESS = 0.02  # confidence below which a policy is not run
 SPREAD, SPREAD_PROBLEMS = 0.3, 5.0
 """The prior standard deviation of a problem's log speed-up, and the number of problems that the prior counts as."""
+COMPUTED_ERROR = 0.03  # the standard deviation of the error of a computed log speed-up, which more problems do not reduce
 GRID = 4000  # points of the numerical integration
 
 SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
@@ -121,20 +122,23 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
 
 
 def chance_of_speedup(
-    expected: Expected, speedup: float | None = None, interval: Interval | None = None, count: int = 0
+    expected: Expected,
+    speedup: float | None = None,
+    interval: Interval | None = None,
+    count: int = 0,
+    error: float = COMPUTED_ERROR,
 ) -> float:
     """Return the probability of a speed-up of at least MIN_SPEEDUP after `count` problems.
 
-    Log speed-ups are assumed to be normally distributed. The spread between problems follows from the 95% interval.
+    Log speed-ups are assumed to be normally distributed. The spread between problems follows from the 95% interval. `error` is
+    the standard deviation of an error that all problems share.
     """
     if expected.most < MIN_SPEEDUP:
         return 0.0
     precision, mean = expected.spread**-2, math.log(expected.speedup)
     if speedup and count:
-        between = SPREAD_PROBLEMS * SPREAD**2
-        if interval and interval[0] > 0:
-            between += count * count * (math.log(interval[1] / interval[0]) / (2 * Z)) ** 2
-        weight = count * (SPREAD_PROBLEMS + (count if interval else 0)) / between
+        between = SPREAD_PROBLEMS * SPREAD**2 + (count * _log_spread(interval)) ** 2
+        weight = 1 / (between / (SPREAD_PROBLEMS + (count if interval else 0)) / count + error**2)
         mean = (precision * mean + weight * math.log(speedup)) / (precision + weight)
         precision += weight
     return math.erfc((math.log(MIN_SPEEDUP) - mean) * math.sqrt(precision / 2)) / 2
@@ -161,13 +165,14 @@ def _candidate(route: str, policy: str, made: Figures | None, expected: Expected
     count, time = attempts // samples, made["time"]
     share = sum(time[f"draft_{kind}"] for kind in ("decode", "prefill", "verify")) / (time["wall"] or 1.0)
     is_idle = keeps_text and not share  # speculation that drafts nothing
+    error = math.hypot(COMPUTED_ERROR, share * _log_spread(figures["token_ratio_interval"]))
     num_lost, num_compared = lost["numerator"], lost["denominator"]
     return Candidate(
         route,
         policy,
         speedup,
         tuple(interval) if interval else expected.interval,
-        0.0 if is_idle else chance_of_speedup(expected, speedup, interval, count),
+        0.0 if is_idle else chance_of_speedup(expected, speedup, interval, count, error),
         1.0 if keeps_text else chance_of_few_lost(expected, num_lost / samples, num_compared / samples),
         count,
         num_compared,
@@ -178,6 +183,11 @@ def _candidate(route: str, policy: str, made: Figures | None, expected: Expected
         made["saving_interval"] and tuple(made["saving_interval"]),
         share,
     )
+
+
+def _log_spread(interval: Interval | None) -> float:
+    """Return the standard deviation of the logarithm of a quantity with this 95% interval."""
+    return math.log(interval[1] / interval[0]) / (2 * Z) if interval and interval[0] > 0 else 0.0
 
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:

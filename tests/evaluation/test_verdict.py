@@ -58,7 +58,10 @@ def lost_of(lost: int, problems: int = 20, *, compared: int | None = None) -> di
 
 def verdict_on(*policies: dict[str, Any], samples: int = 1, expected: Mapping[str, Expected] = NOTHING) -> Verdict:
     target = policy("target", 1.0, None, accuracy_difference=None)
-    found = verdict({"policies": [target, *policies], "samples": samples, "token_ratio": 1.4}, expected)
+    found = verdict(
+        {"policies": [target, *policies], "samples": samples, "token_ratio": 1.4, "token_ratio_interval": (1.3, 1.5)},
+        expected,
+    )
     assert found is not None
     return found
 
