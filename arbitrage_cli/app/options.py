@@ -284,7 +284,7 @@ class ThreadOptions(LoadingOptions):
     threads: Annotated[
         int | None,
         _machine(
-            "Threads per model. Default: as measured by arbitrage advise; if not measured, 1 for models up to 32 MiB and "
+            "Threads per model. Default: as measured on this machine; if not measured, 1 for models up to 32 MiB and "
             "all physical cores for larger models.",
             min=1,
             max=MAX_THREADS,

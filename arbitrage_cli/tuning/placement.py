@@ -1,4 +1,4 @@
-"""Chooses each model's number of threads and looks up the token costs measured by `arbitrage advise`."""
+"""Chooses each model's number of threads and looks up the measured token costs."""
 
 import importlib.metadata
 from collections.abc import Mapping
