@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import pytest
+from cli import flat
 from made_up_runs import MadeUp, describe, make_run, run_of
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
@@ -26,10 +27,6 @@ def comparison(first: MadeUp, second: MadeUp) -> str:
     compared = compare_runs(first.run, first.rows, second.run, second.rows)
     write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream, explain=True)
     return stream.getvalue()
-
-
-def flat(text: str) -> str:
-    return " ".join(text.split())
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,8 @@ class Formatted(ScriptedBackend):
         self._whole = form.opens + "".join(THOUGHTS) + form.closes + "".join(ANSWER)
         self._end, self._unsure = form.end, unsure
 
-    def _logits(self, sequence: int) -> Floats:
-        cells, controls = self._cells[sequence], self.tokenizer.control_tokens
+    def _compute(self, sequence: int) -> Floats:
+        cells, controls = self.cells[sequence], self.tokenizer.control_tokens
         asked, begins = cells.index(controls["<|user|>"]), cells.index(controls["<|assistant|>"])
         before_answer = cells[asked + 1 : begins]
         self.questions.add(self._text(before_answer[: before_answer.index(controls["<|end|>"])])[0])

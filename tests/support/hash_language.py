@@ -16,11 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from made_up_tuning import unit_costs
-from scripted_models import ByteTokenizer
+from scripted_models import ByteTokenizer, Continuation, ScriptedBackend
 
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
-from arbitrage_cli.errors import ContextFullError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, ModelCard, State, States, Tokenizer
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options, State
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache, Keep
@@ -45,48 +44,29 @@ def _noise(digest: bytes, count: int) -> npt.NDArray[np.float64]:
     return rng.normal(0.0, rng.uniform(0.5, 4.0), count)
 
 
-class HashBackend:
+def silent(question: str, solution: str) -> Continuation:
+    return Continuation("", 1.0)
+
+
+class HashBackend(ScriptedBackend):
     """A toy language model: its tokens are bytes, `merges` and three control tokens, its logits a hash of the text."""
+
+    chat_template: str | None = TEMPLATE
 
     def __init__(
         self, name: str = "hash", *, merges: Sequence[str] = (".\n\n",), num_sequences: int = 1, context_size: int = 2048
     ) -> None:
-        self.tokenizer: Tokenizer = ByteTokenizer(merges, CONTROLS)
-        self._size = 256 + len(merges) + len(CONTROLS)
+        super().__init__(name, silent, Options(context_size, num_sequences=num_sequences))
+        self.tokenizer = ByteTokenizer(merges, CONTROLS)
+        self._name, self._size = name, self.tokenizer.size
         self._written = np.array([*map(ord, LETTERS), *range(256, 256 + len(merges)), self._size - 1])
         self._favour = np.zeros(len(self._written))
         self._favour[len(LETTERS) :] = 2.0  # a separator about every 12 tokens,
         self._favour[-1] = 0.5  # an end now and then
-        self._name, self._context_size = name, context_size
-        self.cells: list[list[int]] = [[] for _ in range(num_sequences)]
-        self.chat_template: str | None = TEMPLATE
-        self.states: States | None = None
-        self.template_variables: Mapping[str, str] = {}
-
-    @property
-    def card(self) -> ModelCard:
-        return ModelCard(self._name, self._name, "hash", self._context_size, self._context_size, self._size, 1, 0)
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
-        cells = self.cells[sequence]
-        if position + len(tokens) > self._context_size:
-            raise ContextFullError("full")
-        cells += tokens  # after all that is there: what should have been dropped is hashed too
-
-    def decode(
-        self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
-    ) -> Floats:
-        rows: list[Floats] = []
-        for sequence, position, token in zip(sequences, positions, tokens, strict=True):
-            self.read(sequence, position, [token])
-            rows.append(self._compute(sequence))
-        return np.stack(rows)
-
-    def drop(self, sequence: int, position: int) -> None:
-        del self.cells[sequence][position:]
-
-    def close(self) -> None:
-        self.cells = []
+        held = len(self.cells[sequence])  # what should have been dropped is hashed too
+        super().read(sequence, held, tokens, deadline=deadline)
 
     def _compute(self, sequence: int) -> Floats:
         text = f"{self._name}/{self.cells[sequence]}".encode()

@@ -83,12 +83,12 @@ class ScriptedBackend:
         self._source = source
         self._script = script
         self.tokenizer = ByteTokenizer(merges, CONTROLS)
-        self._cells: list[list[int]] = [[] for _ in range(options.num_sequences)]
+        self.cells: list[list[int]] = [[] for _ in range(options.num_sequences)]
         self._context_size = options.context_size or DEFAULT_CONTEXT_SIZE
         self.template_variables = options.template_variables
 
     def close(self) -> None:
-        self._cells = []
+        self.cells = []
 
     @property
     def card(self) -> ModelCard:
@@ -96,7 +96,7 @@ class ScriptedBackend:
         return ModelCard(self._source, self._source, description, context, context, self.tokenizer.size, 1, 0)
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
-        held = len(self._cells[sequence])
+        held = len(self.cells[sequence])
         if position != held:
             raise ValueError(f"position {position} is not the end of a sequence of {held} tokens")
         if held + len(tokens) > self._context_size:
@@ -105,7 +105,7 @@ class ScriptedBackend:
             )
         if deadline and deadline.has_passed:
             raise deadline.error
-        self._cells[sequence] += tokens
+        self.cells[sequence] += tokens
 
     def decode(
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
@@ -114,7 +114,7 @@ class ScriptedBackend:
         try:
             for sequence, position, token in zip(sequences, positions, tokens, strict=True):
                 self.read(sequence, position, [token])
-                rows.append(self._logits(sequence))
+                rows.append(self._compute(sequence))
             if deadline and deadline.has_passed:
                 raise deadline.error
         except ProblemError:
@@ -124,10 +124,10 @@ class ScriptedBackend:
         return np.stack(rows)
 
     def drop(self, sequence: int, position: int) -> None:
-        del self._cells[sequence][position:]
+        del self.cells[sequence][position:]
 
-    def _logits(self, sequence: int) -> Floats:
-        question, solution, num_written = self._split(self._cells[sequence])
+    def _compute(self, sequence: int) -> Floats:
+        question, solution, num_written = self._split(self.cells[sequence])
         continuation = self._script(question, solution)
         rest = continuation.text.encode()[num_written:]
         token = self.tokenizer.first_token(rest) if rest else self.tokenizer.end
