@@ -9,6 +9,7 @@ from arbitrage_cli.stats import rounding
 Json = Mapping[str, Any]  # a verdict or a candidate from `figures`
 
 CERTAIN = 0.985  # the confidence from which an answer is not called probable
+FASTER = 3  # a draft that would have to be more than this many times as fast is not considered
 
 
 def sentence(verdict: Json) -> str:
@@ -16,7 +17,8 @@ def sentence(verdict: Json) -> str:
     adverb, chance = confidence(verdict["confidence"])
     candidates = verdict["candidates"]
     if verdict["route"] == "target":
-        speeds = "; ".join(f"{_name(one)} {_speed(one)}{_drawback(one)}" for one in candidates)
+        draft_last = sorted(candidates, key=lambda one: str(one["policy"]) == "draft")
+        speeds = "; ".join(f"{_name(one)} {_speed(one)}{_drawback(one)}" for one in draft_last)
         return f"{adverb} not worth it ({chance}): {speeds}. Use the target alone.{_outlook(verdict)}"
     best = next(one for one in candidates if one["route"] == verdict["route"])
     speed = f"{_speed(best)} the target's speed {rounding.number_range(best['interval'])}{_saving(best, ' and saves')}"
@@ -63,9 +65,9 @@ def _outlook(verdict: Json) -> str:
     ratio, needed = verdict["token_ratio"], verdict["ratio_needed"]
     if not ratio:
         return ""
-    change = (
-        f"from about {float(f'{needed:.2g}'):g}, the pair would be worth it" if needed else "a faster draft is not enough"
-    )
+    change = f"a draft that is {FASTER} times as fast would not be enough"
+    if needed and needed <= FASTER * ratio:
+        change = f"from about {float(f'{needed:.2g}'):g}, the pair would be worth it"
     return f" {costs_sentence(ratio).capitalize()}; {change}."
 
 

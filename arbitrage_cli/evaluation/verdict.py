@@ -8,7 +8,7 @@ into text.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,68 +121,76 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
     return Verdict("target", confidence, count, tuple(candidates), ratio, _ratio_needed(candidates, ratio))
 
 
-def chance_of_speedup(
-    expected: Expected,
-    speedup: float | None = None,
-    interval: Interval | None = None,
-    count: int = 0,
-    error: float = COMPUTED_ERROR,
-) -> float:
-    """Return the probability of a speed-up of at least MIN_SPEEDUP after `count` problems.
-
-    Log speed-ups are assumed to be normally distributed. The spread between problems follows from the 95% interval. `error` is
-    the standard deviation of an error that all problems share.
-    """
+def chance_of_speedup(expected: Expected) -> float:
+    """Return the probability of a speed-up of at least MIN_SPEEDUP."""
     if expected.most < MIN_SPEEDUP:
         return 0.0
-    precision, mean = expected.spread**-2, math.log(expected.speedup)
-    if speedup and count:
-        between = SPREAD_PROBLEMS * SPREAD**2 + (count * _log_spread(interval)) ** 2
-        weight = 1 / (between / (SPREAD_PROBLEMS + (count if interval else 0)) / count + error**2)
-        mean = (precision * mean + weight * math.log(speedup)) / (precision + weight)
-        precision += weight
-    return math.erfc((math.log(MIN_SPEEDUP) - mean) * math.sqrt(precision / 2)) / 2
+    return math.erfc(math.log(MIN_SPEEDUP / expected.speedup) / expected.spread / math.sqrt(2)) / 2
 
 
-def chance_of_few_lost(expected: Expected, num_lost: float, num_compared: float) -> float:
+def chance_of_few_lost(expected: Expected) -> float:
     """Return the probability that at most MAX_LOST of the answers are lost, from a beta distribution of the share."""
-    lost = expected.loss * expected.answers + num_lost
-    kept = (1 - expected.loss) * expected.answers + num_compared - num_lost
+    lost = expected.loss * expected.answers
     shares = (np.arange(GRID) + 0.5) / GRID
-    logs = lost * np.log(shares) + kept * np.log1p(-shares)
+    logs = lost * np.log(shares) + (expected.answers - lost) * np.log1p(-shares)
     weights = np.exp(logs - logs.max())
     return float(weights[shares <= MAX_LOST].sum() / weights.sum())
+
+
+def after_problems(
+    expected: Expected, speedup: float, interval: Interval | None, count: int, error: float = COMPUTED_ERROR
+) -> Expected:
+    """Return what is expected after `count` problems with this speed-up and its 95% interval, if there is one.
+
+    Log speed-ups are assumed to be normally distributed. `error` is the standard deviation of an error that all problems share.
+    """
+    between = SPREAD_PROBLEMS * SPREAD**2 + (count * _log_spread(interval)) ** 2
+    weight = 1 / (between / (SPREAD_PROBLEMS + (count if interval else 0)) / count + error**2)
+    precision = expected.spread**-2 + weight
+    mean = (expected.spread**-2 * math.log(expected.speedup) + weight * math.log(speedup)) / precision
+    return replace(expected, speedup=math.exp(mean), spread=precision**-0.5)
+
+
+def after_answers(expected: Expected, num_lost: float, num_compared: float) -> Expected:
+    """Return what is expected after some of the compared answers were lost."""
+    answers = expected.answers + num_compared
+    return replace(expected, loss=(expected.loss * expected.answers + num_lost) / answers, answers=answers)
 
 
 def _candidate(route: str, policy: str, made: Figures | None, expected: Expected, figures: Figures) -> Candidate:
     keeps_text = POLICIES[policy].speculates
     speedup = made and (made["speedup"] or made["throughput_ratio"])
     if not made or not speedup or made["accuracy_difference"] is None:
-        is_safe = 1.0 if keeps_text else chance_of_few_lost(expected, 0, 0)
+        is_safe = 1.0 if keeps_text else chance_of_few_lost(expected)
         return Candidate(route, policy, expected.speedup, expected.interval, chance_of_speedup(expected), is_safe)
     interval, samples = made["speedup_interval"] or made["throughput_ratio_interval"], figures["samples"]
     lost, attempts = made["ratios"]["answers_lost"], made["ratios"]["accuracy_difference"]["denominator"]
-    count, time = attempts // samples, made["time"]
-    share = sum(time[f"draft_{kind}"] for kind in ("decode", "prefill", "verify")) / (time["wall"] or 1.0)
-    is_idle = keeps_text and not share  # speculation that drafts nothing
+    share = _draft_share(made["time"])
     error = math.hypot(COMPUTED_ERROR, share * _log_spread(figures["token_ratio_interval"]))
-    num_lost, num_compared = lost["numerator"], lost["denominator"]
+    known = after_problems(expected, speedup, interval, attempts // samples, error)
+    known = after_answers(known, lost["numerator"] / samples, lost["denominator"] / samples)
     return Candidate(
         route,
         policy,
         speedup,
-        tuple(interval) if interval else expected.interval,
-        0.0 if is_idle else chance_of_speedup(expected, speedup, interval, count, error),
-        1.0 if keeps_text else chance_of_few_lost(expected, num_lost / samples, num_compared / samples),
-        count,
-        num_compared,
-        num_lost,
-        made["answers_graded"],
-        attempts,
-        made["saving"],
-        made["saving_interval"] and tuple(made["saving_interval"]),
-        share,
+        tuple(interval) if interval else known.interval,
+        chance_of_speedup(known) if share else 0.0,  # speculation may draft nothing
+        1.0 if keeps_text else chance_of_few_lost(known),
+        num_problems=attempts // samples,
+        num_compared=lost["denominator"],
+        num_lost=lost["numerator"],
+        num_graded=made["answers_graded"],
+        num_attempts=attempts,
+        saving=made["saving"],
+        saving_interval=made["saving_interval"] and tuple(made["saving_interval"]),
+        draft_share=share,
     )
+
+
+def _draft_share(time: Figures) -> float:
+    parts = {name: float(seconds) for name, seconds in time.items() if name not in ("wall", "rest")}
+    draft = math.fsum(seconds for name, seconds in parts.items() if name.startswith("draft"))
+    return draft / (math.fsum(parts.values()) or 1.0)
 
 
 def _log_spread(interval: Interval | None) -> float:

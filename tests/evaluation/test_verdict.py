@@ -13,6 +13,8 @@ from arbitrage_cli.evaluation.verdict import (
     MIN_SPEEDUP,
     SURE,
     Verdict,
+    after_answers,
+    after_problems,
     best_preset,
     chance_of_few_lost,
     chance_of_speedup,
@@ -47,7 +49,8 @@ def policy(
 
 def time(draft: float) -> dict[str, float]:
     """Return the times of an attempt, of which `draft` is the draft's share."""
-    return {"wall": 10.0, "draft_decode": 8 * draft, "draft_prefill": 2 * draft, "draft_verify": 0.0}
+    parts = {"draft_decode": 8 * draft, "draft_prefill": 2 * draft, "draft_verify": 0.0, "target_decode": 10 * (1 - draft)}
+    return {"wall": 15.0, **parts, "rest": 5.0}
 
 
 def lost_of(lost: int, problems: int = 20, *, compared: int | None = None) -> dict[str, Any]:
@@ -112,13 +115,13 @@ def test_there_is_an_answer_before_the_first_problem() -> None:
 def test_more_evidence_is_more_certain() -> None:
     for speedup in (0.7, 0.9, 1.0, 1.3, 1.6):
         interval = speedup / 1.1, speedup * 1.1
-        chances = [chance_of_speedup(Expected(), speedup, interval, count) for count in (5, 10, 20, 40)]
+        chances = [chance_of_speedup(after_problems(Expected(), speedup, interval, count)) for count in (5, 10, 20, 40)]
         assert chances == sorted(chances, reverse=speedup < MIN_SPEEDUP)
-    chances = [chance_of_speedup(CARD, speedup, None, 3) for speedup in (0.5, 0.9, 1.0, 1.2, 2.0)]
+    chances = [chance_of_speedup(after_problems(CARD, speedup, None, 3)) for speedup in (0.5, 0.9, 1.0, 1.2, 2.0)]
     assert chances == sorted(chances)
-    lost = [chance_of_few_lost(CARD, lost, 20) for lost in range(6)]
+    lost = [chance_of_few_lost(after_answers(CARD, lost, 20)) for lost in range(6)]
     assert lost == sorted(lost, reverse=True)
-    kept = [chance_of_few_lost(CARD, 0, compared) for compared in (0, 10, 20, 40)]
+    kept = [chance_of_few_lost(after_answers(CARD, 0, compared)) for compared in (0, 10, 20, 40)]
     assert kept == sorted(kept)
     assert lost[0] > 0.8 > 0.2 > lost[4]
 
