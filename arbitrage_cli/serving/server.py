@@ -57,7 +57,7 @@ class HttpServer(uvicorn.Server):
 class Protocol(H11Protocol):
     """uvicorn's HTTP protocol, limited to `MAX_CONNECTIONS` clients.
 
-    At the limit, a new connection closes the oldest connection that has not sent the complete header of a request.
+    At the limit, a new connection closes the oldest connection that has not sent a complete request.
     """
 
     _began = 0.0
@@ -67,8 +67,8 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             others = (other for other in self.connections if isinstance(other, Protocol))
-            idle = [other for other in others if other.conn.their_state is h11.IDLE]
-            oldest = min(idle, key=lambda connection: connection._began)  # noqa: SLF001 - same class
+            unfinished = [other for other in others if other.conn.their_state in (h11.IDLE, h11.SEND_BODY)]
+            oldest = min(unfinished, key=lambda connection: connection._began)  # noqa: SLF001 - same class
             self.connections.discard(oldest)
             oldest.transport.close()
 

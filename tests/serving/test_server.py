@@ -429,6 +429,17 @@ def test_bodies_that_never_end() -> None:
         assert text_of(client.ask())
 
 
+@pytest.mark.parametrize("body", [b"Content-Length: 1000\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n"])
+def test_unfinished_bodies_shut_nobody_out(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    monkeypatch.setattr("arbitrage_cli.serving.server.MAX_CONNECTIONS", 20)
+    with serving() as client, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(client.address, timeout=5)) for _ in range(20)]
+        for connection in slow:
+            connection.sendall(HEAD + body)
+        assert text_of(client.ask())
+        assert slow[0].recv(1) == b""
+
+
 def test_idle_connections_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.serving.server.MAX_CONNECTIONS", 20)
     with serving() as client, contextlib.ExitStack() as stack:
