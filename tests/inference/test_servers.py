@@ -232,6 +232,7 @@ def test_a_wrong_answer_is_an_error_of_its_problem(answer: Answer, monkeypatch: 
         events = events_of({"target": served("target", model)}, PROBLEMS[:2], "target")
         assert server.num_stalling == 0
     assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError] * 2
+    assert "https://" not in str(events[-1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -320,6 +321,20 @@ def test_a_server_that_is_not_there_is_reported_at_once() -> None:
     server.handle = lambda *arguments: Answer([], 0)  # type: ignore[method-assign]
     with pytest.raises(ServerError), opened_model(server):
         pass
+
+
+ENDLESS = Answer([{"choices": [{"text": "a", "finish_reason": None}]}] * 1000, is_streamed=True)
+
+
+@pytest.mark.parametrize("answer", [STALLED, ENDLESS])
+def test_a_server_that_never_ends_is_given_up_after_one_request(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.TRIAL_SECONDS", 0.2)
+    server = HashServer("vllm", HashBackend("target"))
+    asked = []
+    server.faults = lambda: asked.append(1) or answer
+    with pytest.raises(ServerError), opened_model(server):
+        pass
+    assert len(asked) == 1
 
 
 def test_a_server_that_is_gone_for_a_while_is_waited_for(

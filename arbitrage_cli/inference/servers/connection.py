@@ -14,12 +14,12 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
 
@@ -151,18 +151,25 @@ class Connection:
         try:
             async with asyncio.timeout(seconds), self._open(host, request) as response:
                 await _check(host, response)
-                async for answer in _objects(response, is_streamed=request.is_streamed):
-                    if error := answer.get("error"):
-                        raise _error_in_answer(host, error)
-                    self._note_answer(host)
-                    if take(answer):
-                        return
+                async with aclosing(_objects(response, is_streamed=request.is_streamed)) as answers:
+                    async for answer in answers:
+                        if error := answer.get("error"):
+                            raise _error_in_answer(host, error)
+                        self._note_answer(host)
+                        if take(answer):
+                            return
         except TimeoutError:
-            hint = "lower --concurrency or the setting max-step-tokens"
-            raise ServerRequestError(f"{host.name} did not complete a response within {seconds:g} s", hint) from None
+            message = f"{host.name} did not complete a response within {seconds:g} s"
+            if request.is_trial:
+                raise ServerError(message, "check that the server is not overloaded") from None
+            raise ServerRequestError(message, "lower --concurrency or the setting max-step-tokens") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _RetryableError(f"is unreachable ({str(error) or type(error).__name__})", is_down=True) from None
         except httpx2.TimeoutException as error:
+            if request.is_trial:
+                raise ServerError(
+                    f"{host.name} sent nothing for {TRIAL_SECONDS:g} s", "check that the server works"
+                ) from None
             raise _RetryableError(f"timed out ({type(error).__name__})") from None
         except httpx2.RequestError as error:
             raise _RetryableError(f"interrupted a response ({str(error) or type(error).__name__})") from None
@@ -319,22 +326,23 @@ def _error_in_answer(host: Host, error: object) -> Exception:
     return _RetryableError(f"interrupted a response ({text})")
 
 
-async def _objects(response: "httpx2.Response", *, is_streamed: bool) -> AsyncIterator[Json]:
+async def _objects(response: "httpx2.Response", *, is_streamed: bool) -> AsyncGenerator[Json, None]:
     import httpx2
 
     if not is_streamed:
         yield _object(await _read(response))
         return
     has_ended, size = False, 0
-    async for event in httpx2.EventSource(response):
-        size += len(event.data)
-        if size > MAX_ANSWER_BYTES:
-            raise _RetryableError("sent too long a response")
-        if event.data == "[DONE]":
-            break
-        chunk = _object(event.data)
-        has_ended = has_ended or _is_last(chunk)
-        yield chunk
+    async with aclosing(cast("AsyncGenerator[Any, None]", aiter(httpx2.EventSource(response)))) as events:
+        async for event in events:
+            size += len(event.data)
+            if size > MAX_ANSWER_BYTES:
+                raise _RetryableError("sent too long a response")
+            if event.data == "[DONE]":
+                break
+            chunk = _object(event.data)
+            has_ended = has_ended or _is_last(chunk)
+            yield chunk
     if not has_ended:
         raise _RetryableError("interrupted a response")
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from pydantic import ValidationError
+
 from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.backend import ModelCard
 from arbitrage_cli.inference.chat_template import (
@@ -32,6 +34,7 @@ from arbitrage_cli.inference.servers.dialects import (
     Piece,
     TextRequest,
 )
+from arbitrage_cli.system.files import reason_of
 
 TEMPLATE_REFUSED = frozenset({400, 422, 500})  # HTTP status if a chat template raises an error
 
@@ -163,5 +166,7 @@ def parsing(host: Host) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = host.redacted(f"{type(error).__name__}: {error}")
+        reason = host.redacted(
+            reason_of(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+        )
         raise ServerRequestError(f"{host.name} sent a response in an unknown format ({reason})") from error

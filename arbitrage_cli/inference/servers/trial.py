@@ -144,11 +144,23 @@ async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedMode
 
 async def _test(model: ServedModel, prompt: Prompt, num_alternatives: int) -> ServedModel:
     request = TextRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=num_alternatives, is_streamed=True)
-    pieces: list[Piece] = []
-    await model.write(request, pieces.append, pieces.clear, is_trial=True)
+    pieces = await _pieces_of(model, request)
     if not any(piece.text for piece in pieces):
         raise ServerError(f"{model.host.name}: {model.name} writes no text", "use a chat model that has a chat template")
     return _with_features(model, pieces, counts_tokens=not model.dialect.is_plain)  # plain streams are closed before usage
+
+
+async def _pieces_of(model: ServedModel, request: TextRequest) -> list[Piece]:
+    pieces: list[Piece] = []
+
+    def take(piece: Piece) -> None:
+        pieces.append(piece)
+        if len(pieces) > 2 * TRIAL_TOKENS:
+            message = f"{model.host.name} did not stop {model.name} after {TRIAL_TOKENS} tokens"
+            raise ServerError(message, "use a server that limits the tokens of a response")
+
+    await model.write(request, take, pieces.clear, is_trial=True)
+    return pieces
 
 
 def _with_features(model: ServedModel, pieces: Sequence[Piece], *, counts_tokens: bool) -> ServedModel:
@@ -217,12 +229,10 @@ async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
 async def _ask(model: ServedModel, chat: Chat, dialogue: Dialogue, stop: str = "") -> tuple[Chat, list[Piece]]:
     """Send a trial request, and omit the optional fields that the server rejects."""
     while True:
-        pieces: list[Piece] = []
         k = chat.max_alternatives
         request = TextRequest(model.name, dialogue, TRIAL_TOKENS, num_alternatives=k, is_streamed=True, stop=stop)
         try:
-            await replace(model, dialect=chat).write(request, pieces.append, pieces.clear, is_trial=True)
-            return chat, pieces
+            return chat, await _pieces_of(replace(model, dialect=chat), request)
         except ServerRequestError as error:
             rejected = {name for name in OPTIONAL if re.search(rf"\b(top_)?{name}\b", error.message)} - chat.omitted
             if error.status not in REFUSED or not rejected:
