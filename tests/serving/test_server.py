@@ -437,7 +437,8 @@ def test_unfinished_bodies_shut_nobody_out(monkeypatch: pytest.MonkeyPatch, body
         for connection in slow:
             connection.sendall(HEAD + body)
         assert text_of(client.ask())
-        assert slow[0].recv(1) == b""
+        with contextlib.suppress(ConnectionResetError):
+            assert slow[0].recv(1) == b""
 
 
 def test_idle_connections_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
