@@ -352,6 +352,14 @@ class Finished:
     prompt_tokens: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """The price of a solution in dollars, and an estimate for the target alone. The estimate is None without a drafted step."""
+
+    spent: float
+    alone: float | None = None
+
+
 Event = Started | Writing | Rating | Wrote | Decided | Finished
 
 
@@ -363,6 +371,7 @@ class RequestEnded:
     finished: Finished
     seconds: float
     is_cancelled: bool
+    bill: Bill | None = None
 
 
 ServingEvent = Event | RequestEnded

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from socket import socket
@@ -14,11 +15,13 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Menu
+from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.serving.app import Access, Bounds
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Service, bind, listen
 from arbitrage_cli.serving.worker import Worker
 from arbitrage_cli.system.files import read_text
+from arbitrage_cli.types import RequestEnded, ServingEvent
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 MAX_KEY_BYTES = 4096
@@ -42,11 +45,16 @@ def serve_pair(setup: Setup, menu: Menu, options: ServerOptions, display: Displa
         service = Service(Worker(session.scheduler(), scorer), defaults, bounds, access)
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
-        display.begin(ServerInfo(url, defaults.names, session.run_info(num_problems=None)))
+        run = session.run_info(num_problems=None)
+        display.begin(ServerInfo(url, defaults.names, run))
         listen(bound)
         display.result(url)
-        service.run(bound, display.handle)
+        service.run(bound, lambda event: display.handle(_with_bill(event, run)))
         display.end()
+
+
+def _with_bill(event: ServingEvent, run: RunInfo) -> ServingEvent:
+    return replace(event, bill=run.bill(event.finished)) if isinstance(event, RequestEnded) else event
 
 
 def _defaults(session: Session, menu: Menu) -> Defaults:

@@ -285,7 +285,10 @@ def _basis(options: RunOptions, default_concurrency: str = "1") -> Basis:
         router.check_steps(task.step_end)
     served = served_models(choice, load, os.environ)
     concurrency = options.machine.concurrency or default_concurrency
-    return Basis(options, choice, router, load, place(choice.models, load), task, served, concurrency)
+    basis = Basis(options, choice, router, load, place(choice.models, load), task, served, concurrency)
+    if basis.price:
+        parse_prices(basis.price)  # refuses an invalid price before a model is loaded
+    return basis
 
 
 def _costs_of_prices(price: str | None) -> Costs:

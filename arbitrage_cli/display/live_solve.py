@@ -184,7 +184,8 @@ class SolveView:
         if not event.trace.decisions:
             return [headline]
         figures = tally(event.trace.decisions, event.reward_cost)
-        facts = (f"{figures.seconds:.2f} s", wording.thinking(event.trace), wording.tally(figures))
+        bill = wording.price(self._run.bill(event))
+        facts = (f"{figures.seconds:.2f} s", wording.thinking(event.trace), wording.tally(figures), bill)
         fact = Text("; ".join(filter(None, facts)), "dim")
         has_answer = not failure and self._run.answer(event.trace) and not wording.ending(event)
         return [fact] if has_answer and self._run.answers_follow and not self._is_shared else [headline, fact]

@@ -132,6 +132,7 @@ class PlainDisplay:
             wording.thinking(finished.trace),
             wording.tally(figures),
             f"{figures.seconds:.2f} s",
+            wording.price(run.bill(finished)),
         ]
         if run.num_problems not in (None, 1):
             facts.append(wording.progress(self._totals, run, self._clock() - self._began))

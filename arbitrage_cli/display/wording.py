@@ -15,7 +15,7 @@ from arbitrage_cli.runs.records import LIMITS, RunInfo, problem_error, tau_words
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as tally_of
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
+from arbitrage_cli.types import Bill, Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
 
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
@@ -143,7 +143,8 @@ def request(ended: RequestEnded) -> str:
     """Return a line about a request, such as `chatcmpl-1f..., arbitrage@fast: accepted 4/5 steps (80%); ...; 3.21 s`."""
     trace, error = ended.finished.trace, ended.finished.error
     end = "cancelled" if ended.is_cancelled else str(error) if error else ""
-    facts = [f"{trace.problem.id}, {ended.model}: {tally(tally_of(trace.decisions))}", end, f"{ended.seconds:.2f} s"]
+    work, seconds = tally(tally_of(trace.decisions)), f"{ended.seconds:.2f} s"
+    facts = [f"{trace.problem.id}, {ended.model}: {work}", end, seconds, price(ended.bill)]
     return one_line("; ".join(filter(None, facts)))
 
 
@@ -219,6 +220,13 @@ def _speed(role: ModelRole, cost: Cost) -> str:
     if cost.tokens_per_second is None:
         return ""
     return f"{role} {'about ' * (cost.decode_tokens < FEW)}{cost.tokens_per_second:.1f} tokens/s"
+
+
+def price(bill: Bill | None) -> str:
+    """Return the price of a solution, or an empty string if it is unknown."""
+    if bill is None:
+        return ""
+    return f"${bill.spent:.5f}" + ("" if bill.alone is None else f" (the target alone: about ${bill.alone:.5f})")
 
 
 def failure(finished: Finished) -> str:

@@ -160,6 +160,22 @@ def test_a_local_draft_with_a_target_behind_a_chat_api(continues: str | None) ->
     assert KEY not in f"{result.out}{result.err}{info}"
 
 
+def test_a_pair_with_prices_shows_what_a_problem_cost(tmp_path: Path) -> None:
+    with on_loopback(ChatServer(Api(names_stop=True))) as address:
+        models = {"draft": "scripted:draft", "target": address}
+        env = pair_named_mine(tmp_path, **models, target_price="1000/1000/1000")
+        routed = run("solve", "--pair", "mine", "--policy", "random", "--tau", "0.5", "--json", "What is 1 + 1?", env=env)
+        alone = run("solve", "--pair", "mine", "--policy", "target", "--json", "What is 1 + 1?", env=env)
+        free = run("solve", "--pair", "mine", "--policy", "draft", "1 + 1", env=pair_named_mine(tmp_path, **models))
+        wrong = run("solve", "--pair", "mine", "1 + 1", env=pair_named_mine(tmp_path, **models, target_price="1/x"))
+    for result in (routed, alone):
+        assert result.code == 0, result.err
+        cost = result.records[0]["timing"]["target"]
+        assert f"${(cost['prefill_tokens'] + cost['decode_tokens']) / 1000:.5f}" in result.err
+    assert ("about $" in routed.err, "about $" in alone.err, "$" in free.err) == (True, False, False)
+    assert_refused(wrong, 2, "", "1/x")
+
+
 def test_a_pair_fixes_how_its_target_is_continued(tmp_path: Path) -> None:
     with on_loopback(ChatServer(Api("partial"))) as address:
         models = {"draft": "scripted:draft", "target": address}
