@@ -96,7 +96,6 @@ def _read(path: Path, name: str, **options: Any) -> Dataset:
 
 
 def _csv_rows(path: Path) -> Rows:
-    """Yield the rows of a CSV file with a header, and the number of each row's last line."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
@@ -174,7 +173,6 @@ class _ToPython:
 
 
 def _load_pyarrow(name: str) -> tuple[Any, Any]:
-    """Import pyarrow, which is optional, and its parquet module."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

@@ -70,7 +70,6 @@ def read_json_rows(stream: LineReader) -> Iterator[tuple[int, Mapping[str, Any]]
 
 
 def make_problem(question: str, identifier: str) -> Problem:
-    """Return a problem. Raises UnusableError if the question is empty, is too long or contains NUL."""
     question = question.strip()
     if not question:
         raise UnusableError("the problem is empty")
@@ -115,7 +114,6 @@ def find_id(row: Mapping[str, Any], names: Sequence[str], number: int) -> str:
 
 
 def encodable(text: str) -> str:
-    """Replace lone surrogates with question marks."""
     return text.encode("utf-8", errors="replace").decode()
 
 

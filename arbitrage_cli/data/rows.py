@@ -61,7 +61,6 @@ class Dataset:
 
 
 def parse_mapping(text: str) -> dict[str, str]:
-    """Parse field names such as `question=prompt,answer=gold`. Raises UsageError if the text is malformed."""
     mapping: dict[str, str] = {}
     for part in text.split(","):
         field, equals, name = (piece.strip() for piece in part.partition("="))

@@ -53,7 +53,6 @@ class Identity:
 
 
 def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
-    """Hash the file, and compare its sha256 with the expected one."""
     try:
         known: dict[Origin, str | None] = {
             "shipped": _shipped_sha256(path),
@@ -147,7 +146,6 @@ def _shipped_sha256(path: Path) -> str | None:
 
 
 def read_note(kind: str, names: Iterable[str]) -> Any:
-    """Return the JSON value that `write_note` stored under these names, or None if there is none."""
     try:
         return json.loads(_note_file(kind, names).read_bytes())
     except (OSError, ValueError, RuntimeError):  # RuntimeError: the user has no home folder

@@ -85,7 +85,6 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
 
 
 def _sampling(header: Header) -> dict[str, int | float]:
-    """Return the recommended sampling parameters, rounded to the precision of a 32-bit float."""
     return {
         name.removeprefix(_SAMPLING): value if isinstance(value, int) else float(f"{value:.7g}")
         for name, value in header.metadata.items()
@@ -94,7 +93,6 @@ def _sampling(header: Header) -> dict[str, int | float]:
 
 
 def _kv_numbers(header: Header) -> int | None:
-    """Return how many numbers the KV cache holds per token in all layers."""
     if header.architecture in _RECURRENT_ALONE:
         return 0
     width, heads = header.number("embedding_length"), _per_layer(header, "attention.head_count")
@@ -115,7 +113,6 @@ def _interval(header: Header) -> int | None:
 
 
 def _state_numbers(header: Header) -> int:
-    """Return how many numbers the recurrent layers hold per sequence, in llama.cpp's layout."""
     kernel, window = header.number("ssm.conv_kernel") or 1, header.number("shortconv.l_cache") or 1
     names = ("block_count", "embedding_length", "ssm.inner_size", "ssm.state_size", "ssm.group_count")
     layers, width, inner, size, groups = (header.number(name) or 0 for name in names)
@@ -133,7 +130,6 @@ def _is_recurrent(header: Header, layer: int) -> bool:
 
 
 def _per_layer(header: Header, name: str) -> tuple[int, ...] | None:
-    """Return one number per layer, from a number or a list in the header."""
     layers, number, numbers = header.number("block_count"), header.number(name), header.numbers(name)
     if layers and number:
         return (number,) * layers

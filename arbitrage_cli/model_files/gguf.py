@@ -149,7 +149,6 @@ class _Reader:
             raise _DamageError(f"unknown value type {kind} in an array")
 
     def _read_tensors(self, count: int) -> int:
-        """Return the number of elements in all tensors, and check that the file contains their data."""
         alignment = self._metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
             raise _DamageError(f"invalid alignment {alignment}")
@@ -160,7 +159,6 @@ class _Reader:
         return sum(elements for _, elements in tensors)
 
     def _tensor(self, alignment: int) -> tuple[int, int]:
-        """Return the position where a tensor's data ends, and how many elements the tensor has."""
         self._string()
         dimensions = self._integer("<I")
         if not 1 <= dimensions <= 4:

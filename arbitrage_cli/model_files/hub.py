@@ -48,10 +48,7 @@ def locate(name: HubName) -> tuple[Path, ...]:
 
 
 def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
-    """Return the verified files, and download them only if they are not in the cache.
-
-    Raises HubError if a download fails, or ModelFileError if a checksum differs or is unknown.
-    """
+    """Return the verified files, and download them only if they are not in the cache. Raises HubError or ModelFileError."""
     paths = locate(name)
     for path in paths:
         checksum = next((text for text in known_checksums(path) if _is_checksum(name, text)), None)
@@ -76,7 +73,6 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
 
 
 def preview(name: HubName, *, offline: bool = False) -> dict[PublishedFile, bool]:
-    """Return the files that `fetch` would return, and whether each is in the cache."""
     if _is_offline(name, offline):
         return {PublishedFile(path.name, path.stat().st_size, path.resolve().name): True for path in locate(name)}
     with hub_errors(name):
@@ -90,7 +86,6 @@ def commit_of(name: HubName, path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder that all Hugging Face tools share."""
     return Path(os.path.realpath(Path(hub_settings().HF_HUB_CACHE).expanduser()))
 
 

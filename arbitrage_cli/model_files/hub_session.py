@@ -52,7 +52,6 @@ def _host() -> str:
 
 
 def hub_settings() -> Any:
-    """Return huggingface_hub's settings. Raises HubError if HF_ENDPOINT is malformed."""
     with contextlib.suppress(ValueError):  # a port out of range, a broken IPv6 address
         from huggingface_hub import constants
 
@@ -64,7 +63,6 @@ def hub_settings() -> Any:
 
 @contextlib.contextmanager
 def hub_errors(name: HubName) -> Iterator[None]:
-    """Check the Hub's responses, and convert errors from the network, the Hub and the disk to HubError."""
     import httpx2
     from huggingface_hub import get_session
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

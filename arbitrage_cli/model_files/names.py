@@ -82,7 +82,6 @@ def is_complete(model: Sequence[str]) -> bool:
 
 
 def choose(name: HubName, files: Sequence[str]) -> tuple[str, ...]:
-    """Return the named model's files. Raises HubError unless exactly one complete model matches."""
     model = find_model(name, files)
     if not model:
         available = ", ".join(sorted(filter(name.admits, files)))

@@ -85,7 +85,6 @@ class Pairs(dict[str, PairEntry]):
 
 
 def read_pairs(user_file: Path | None = None) -> Pairs:
-    """Return the shipped pairs and the pairs in the user's file, which replace shipped pairs of the same name."""
     pairs = Pairs()
     _read(models_folder() / "pairs.toml", pairs)
     if user_file is not None and user_file.is_file():
@@ -176,10 +175,7 @@ def local_files(source: str) -> tuple[Path, ...]:
 
 
 def find_files(source: str, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
-    """Return the model's files, and download them if necessary. Return () for models that have no file.
-
-    A path is returned even if no file exists there.
-    """
+    """Return the model's files, which may not exist if the source is a path, and download them if necessary."""
     name = hub_name(source)
     if name:
         return hub.find(name, offline=offline, on_progress=on_progress)
@@ -222,7 +218,6 @@ def _read(path: Path, pairs: Pairs) -> None:
 
 
 def _pair(name: str, table: Any) -> PairEntry:
-    """Convert a TOML table to a pair. Raises ValueError if a key is missing, unknown or invalid."""
     if not isinstance(table, dict):
         raise ValueError("this key is not allowed in a pair")
     if unknown_keys := sorted(table.keys() - {*_KEYS}):

@@ -177,7 +177,6 @@ def _single_token(backend: Backend, text: str) -> int:
 
 
 def _shares(cost: Cost, num_steps: int) -> list[Cost]:
-    """Divide the cost of a batch equally among its steps. The first step gets the remainder."""
     each = Cost(
         cost.prefill_tokens // num_steps,
         cost.prefill_seconds / num_steps,

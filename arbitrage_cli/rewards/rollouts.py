@@ -73,7 +73,6 @@ class Rollout:
             self._begin(slot, index)
 
     def next_step(self, slot: int, trace: Trace) -> Step | None:
-        """Return the step that the first engine wrote after this trace, or None if no rollout reached this trace."""
         return self._steps[slot].get(_prefix(trace))
 
     def tick(self) -> list[RewardUpdate]:

@@ -31,7 +31,6 @@ class StopFilter:
         self.is_stopped = False
 
     def add(self, part: str) -> str:
-        """Add text and return the characters that can be sent now."""
         if self.is_stopped:
             return ""
         text = self._held + part

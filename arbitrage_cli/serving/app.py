@@ -53,7 +53,6 @@ class Access:
 
 
 def make_app(defaults: Defaults, worker: Worker, bounds: Bounds, access: Access) -> ASGIApp:
-    """Create the application. Every path except /health requires the API key."""
     endpoints = Endpoints(defaults, worker, bounds)
     routes = [
         HttpRoute("/health", endpoints.health),
@@ -168,7 +167,6 @@ class Call:
         return self._answer.complete(None)
 
     async def next_or_none(self) -> Progress | None:
-        """Return the next report, or None after `keep_alive_seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._bounds.keep_alive_seconds):
                 return await self._next()

@@ -168,7 +168,6 @@ class _Body(BaseModel):
 
 
 def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatRequest:
-    """Parse and check the JSON body of a request. Raises RefusedError if the body is invalid or not supported."""
     try:
         read = _Body.model_validate(_read_object(body))
     except ValidationError as error:
@@ -211,7 +210,6 @@ def find_route(name: str, menu: Menu) -> Route:
 
 
 def _read_object(body: bytes) -> dict[str, Any]:
-    """Return the fields that are not null. Raises RefusedError for the first unsupported field."""
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:

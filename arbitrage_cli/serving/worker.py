@@ -72,7 +72,6 @@ class Intake:
         return bool(self._waiting) or self._is_closed
 
     def __iter__(self) -> Iterator[Ticket]:
-        """Yield tickets as they arrive, until the intake is closed and empty."""
         while True:
             with self._changed:
                 self._changed.wait_for(self.is_ready)

@@ -257,7 +257,6 @@ class Pending(Generic[T]):
             future.cancel()
 
     def results(self) -> list[T]:
-        """Remove and return the available results. Raises the error of a coroutine that failed."""
         ended = [slot for slot, future in self._futures.items() if future.done()]
         return [self._futures.pop(slot).result() for slot in ended]
 
@@ -267,8 +266,6 @@ class NotFoundError(ServerError):
 
 
 class _RetryableError(Exception):
-    """A failure that may be temporary."""
-
     def __init__(self, reason: str, *, retry_after: float = 0.0, is_down: bool = False, status: int = 0) -> None:
         super().__init__(reason)
         self.retry_after, self.is_down, self.status = retry_after, is_down, status

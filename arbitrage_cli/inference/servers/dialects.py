@@ -46,10 +46,7 @@ Prompt = Sequence[int] | str | Dialogue
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """A request to continue a prompt up to `stop` or `marker`, which may be a control token.
-
-    Requests with different cache keys do not share a prompt cache.
-    """
+    """A request to continue a prompt up to `stop` or `marker`. Requests with different cache keys share no prompt cache."""
 
     model: str
     prompt: Prompt
@@ -68,7 +65,6 @@ class TextRequest:
 
     @property
     def dialogue(self) -> Dialogue:
-        """The prompt. Raises TypeError unless it is a chat."""
         if not isinstance(self.prompt, Dialogue):
             raise TypeError("a chat needs messages")
         return self.prompt
@@ -133,16 +129,13 @@ class Completions:
         return f"{base}/completions"
 
     def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> tuple[str, dict[str, Any]]:
-        """Return the path and body of a tokenization request."""
         return "tokenize", {"model": model, "prompt": text, "add_special_tokens": False}
 
     def rendering(self, model: str, messages: Sequence[Json], variables: Json) -> tuple[str, dict[str, Any]]:
-        """Return the path and body of a request that applies the chat template."""
         options = {"chat_template_kwargs": dict(variables)} if variables else {}
         return "tokenize", {"model": model, "messages": list(messages), "add_generation_prompt": True, **options}
 
     def read_facts(self, facts: Json) -> tuple[str, int | None]:
-        """Return the server version and, if known, the context size."""
         return str(facts.get("version") or ""), None
 
     def body(self, request: TextRequest) -> dict[str, Any]:

@@ -86,7 +86,6 @@ class ServedModel:
         return self.source.template is not None or not self.dialect.is_plain
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Create the model's prompt builder. May send requests."""
         template = self.source.template or (None if self.dialect.is_plain else self._render)
         return ChatPrompt(template, None, (), style, self.source.template_variables)
 

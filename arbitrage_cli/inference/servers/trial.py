@@ -133,7 +133,6 @@ def _choose(host: Host, models: Models, name: str | None) -> ListedModel:
 
 
 async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
-    """Test a model with a trial step, first with as many log-probabilities as possible."""
     prompt = await model.prompt_of(segments)
     most = model.dialect.max_alternatives
     for number in dict.fromkeys((most, min(most, 5))):
@@ -173,7 +172,6 @@ def _with_features(model: ServedModel, pieces: Sequence[Piece], *, counts_tokens
 
 
 async def _adapted(model: ServedModel, chat: Chat, continuation: str | None) -> ServedModel:
-    """Find the fields that the server accepts, and how it continues a text."""
     chat, pieces = await _without_thinking(model, chat)
     chat = await _continuing(model, chat, continuation)
     for field in ("temperature", "top_p", "seed"):

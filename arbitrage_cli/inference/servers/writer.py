@@ -121,10 +121,7 @@ class ServedWriter:
         return bool(self._pending)
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
-        """Assign a problem to a slot. The scheduler enforces the deadline.
-
-        Raises ServerRequestError if the problem requires thinking but the server cannot show where thinking ends.
-        """
+        """Assign a problem to a slot. Raises ServerRequestError if the server cannot show where its thinking ends."""
         segments, form = self._prompt.of(problem), self._prompt.think_format
         if problem.thinks and self._model.dialect.is_plain and form is not THINK:
             raise self._hidden_end()
@@ -137,7 +134,6 @@ class ServedWriter:
         self._slots.pop(slot, None)
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-        """Start a step without using its proposal. Return 0, because the number of tokens to prefill is unknown."""
         self._pending.begin(slot, self._answer(self._slots[slot], request))
         return 0
 
@@ -201,7 +197,6 @@ class ServedWriter:
         raise ServerRequestError(f"{self._model.name} writes only blank lines")
 
     async def _continue(self, slot: Slot, before: StepSoFar, request: TextRequest) -> tuple[StepSoFar, StepStop | None]:
-        """Continue a step with one request. Return the step and, if it has ended, the reason."""
         writing, ending, usage, own = before.copy(), None, None, self._own_text(request)
 
         def restart() -> None:
@@ -238,7 +233,6 @@ class ServedWriter:
         return writing.stop == "loop" or (writing.text.ended and self._model.dialect.is_plain)
 
     async def _stop(self, slot: Slot, writing: StepSoFar, ending: Ending | None, request: TextRequest) -> StepStop | None:
-        """Return why the step ends, or None if it continues."""
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
         if ending != "separator" and not writing.text.has_marker:
@@ -288,7 +282,6 @@ class ServedWriter:
         )
 
     async def _prompt_of(self, slot: Slot, trace: Trace) -> Prompt:
-        """Return the prompt and the kept steps."""
         if self._model.dialect.is_plain:
             kept = [decision.kept for decision in trace.decisions]
             steps = [segment for step in kept for segment in (Plain(step.text), *self._prompt.after(step))]
