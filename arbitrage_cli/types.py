@@ -352,14 +352,6 @@ class Finished:
     prompt_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """The price of a solution in dollars, and an estimate for the target alone. The estimate is None without a drafted step."""
-
-    spent: float
-    alone: float | None = None
-
-
 Event = Started | Writing | Rating | Wrote | Decided | Finished
 
 
@@ -371,7 +363,7 @@ class RequestEnded:
     finished: Finished
     seconds: float
     is_cancelled: bool
-    bill: Bill | None = None
+    bill: tuple[float, float | None] | None = None
 
 
 ServingEvent = Event | RequestEnded

@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Self
 
-from arbitrage_cli.app.bill import bill
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.manifest import Run, make_manifest, record_settings
 from arbitrage_cli.app.model_choice import BUILT_IN
@@ -240,7 +239,7 @@ class Session:
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.setup.task.find_answer,
-            bill=partial(bill, price) if (price := self.setup.target_price) else lambda finished: None,
+            bill=price.bill if (price := self.setup.target_price) else lambda finished: None,
         )
 
     @property

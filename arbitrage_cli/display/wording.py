@@ -15,7 +15,7 @@ from arbitrage_cli.runs.records import LIMITS, RunInfo, problem_error, tau_words
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as tally_of
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.types import Bill, Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
+from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
 
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
@@ -222,11 +222,10 @@ def _speed(role: ModelRole, cost: Cost) -> str:
     return f"{role} {'about ' * (cost.decode_tokens < FEW)}{cost.tokens_per_second:.1f} tokens/s"
 
 
-def price(bill: Bill | None) -> str:
-    """Return the price of a solution, or an empty string if it is unknown."""
-    if bill is None:
-        return ""
-    return f"${bill.spent:.5f}" + ("" if bill.alone is None else f" (the target alone: about ${bill.alone:.5f})")
+def price(bill: tuple[float, float | None] | None) -> str:
+    spent, alone = bill or (None, None)
+    words = "" if spent is None else f"${spent:.5f}"
+    return words if alone is None else f"{words} (the target alone: about ${alone:.5f})"
 
 
 def failure(finished: Finished) -> str:

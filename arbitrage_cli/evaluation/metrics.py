@@ -22,7 +22,7 @@ from arbitrage_cli.runs.records import Level, tau_in_json
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, results_by_policy
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import Ratio
-from arbitrage_cli.types import Cost, ModelRole
+from arbitrage_cli.types import Cost, Finished, ModelRole
 
 EXAMPLE = "dollars per million prompt tokens, cached prompt tokens (optional) and completion tokens: target=0.60/0.15/2.40"
 ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm")
@@ -37,6 +37,19 @@ class Price:
     prompt: float
     cached: float
     completion: float
+
+    def bill(self, finished: Finished) -> tuple[float, float | None] | None:
+        """Return the target's price for a problem, and an estimate for the target alone, which would need one request.
+
+        Returns None if a server did not report the tokens of a prompt. The estimate is None if the draft wrote nothing.
+        """
+        decisions = finished.trace.decisions
+        costs = [decision.target.cost for decision in decisions if decision.target]
+        if not all(cost.prefill_tokens + cost.cached_tokens for cost in costs):
+            return None
+        whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=finished.trace.num_tokens)
+        is_routed = finished.prompt_tokens and any(decision.draft for decision in decisions)
+        return sum(map(self.of, costs)), self.of(whole) if is_routed else None
 
     def of(self, cost: Cost) -> float:
         prompt = cost.prefill_tokens * self.prompt + cost.cached_tokens * self.cached

@@ -86,10 +86,8 @@ def check_file(path: Path, checksum: str | None, cache: Path, on_progress: OnPro
         if Path(os.path.realpath(found.parent)).is_relative_to(cache):  # a link may lead to a user's own file
             found.unlink(missing_ok=True)
     outcome = "move the file away" if path.exists() else "the file was removed"
-    raise ModelFileError(
-        f"{path}: the checksum differs from the published one; {outcome}",
-        "download the file again; if the error persists, check the proxy, the mirror and the disk",
-    )
+    hint = "download the file again; if the error persists, check the proxy, the mirror and the disk"
+    raise ModelFileError(f"{path}: the checksum differs from the published one; {outcome}", hint)
 
 
 def _digest(path: Path, *, is_git_id: bool, on_progress: OnProgress) -> str:

@@ -75,9 +75,8 @@ def read_header(path: Path) -> Header:
         raise ModelFileError(f"{path}: damaged GGUF file ({damage})", "download the file again") from damage
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ModelFileError(
-            f"{path}: cannot be read ({reason})", "check the path and the permissions of the file"
-        ) from error
+        hint = "check the path and the permissions of the file"
+        raise ModelFileError(f"{path}: cannot be read ({reason})", hint) from error
 
 
 def _check_magic(path: Path, start: bytes) -> None:

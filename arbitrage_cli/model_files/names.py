@@ -48,9 +48,8 @@ def parse_name(source: str) -> HubName | None:
     if name.is_file:
         _refuse_unsafe(name.selector, UsageError)
     elif not _QUANT.fullmatch(name.selector):
-        raise UsageError(
-            f"{source}: invalid quantization '{name.selector}'", "use a quantization such as :Q4_K_M, or a file name"
-        )
+        hint = "use a quantization such as :Q4_K_M, or a file name"
+        raise UsageError(f"{source}: invalid quantization '{name.selector}'", hint)
     if ".." in name.revision or name.revision.startswith(("/", "-")) or name.revision.endswith("/"):
         raise UsageError(f"{source}: invalid revision '{name.revision}'", "use a branch, tag or commit after the @")
     return name

@@ -139,19 +139,16 @@ class BatchRater:
         )
         self._held |= texts
         if np.isnan(logits).any():
-            raise ComputeError(
-                f"{self._backend.card.name} computed logits that are not numbers", "the model file may be damaged"
-            )
+            message = f"{self._backend.card.name} computed logits that are not numbers"
+            raise ComputeError(message, "the model file may be damaged")
         return logits, Cost(num_read, read - began, len(texts), self._clock() - read)
 
     def _read(self, slot: int, ids: list[int]) -> int:
         """Prefill all uncached tokens except the last, and return how many were prefilled."""
         card = self._backend.card
         if len(ids) > card.context_size:
-            raise ContextFullError(
-                f"the solution and the step to rate have {len(ids)} tokens; the context of {card.name} has {card.context_size}",
-                "use a larger --ctx",
-            )
+            sizes = f"{len(ids)} tokens; the context of {card.name} has {card.context_size}"
+            raise ContextFullError(f"the solution and the step to rate have {sizes}", "use a larger --ctx")
         held, sequence = self._held.setdefault(slot, []), self._first + slot
         most = min(len(held), len(ids) - 1)
         common = next((index for index in range(most) if held[index] != ids[index]), most)
@@ -169,10 +166,8 @@ class BatchRater:
 def _single_token(backend: Backend, text: str) -> int:
     ids = backend.tokenizer.tokenize(text, continues=True)
     if len(ids) != 1:
-        raise ModelUnsupportedError(
-            f"{backend.card.name} cannot rate steps: '{text}' is not a single token of its vocabulary",
-            "use another model",
-        )
+        message = f"{backend.card.name} cannot rate steps: '{text}' is not a single token of its vocabulary"
+        raise ModelUnsupportedError(message, "use another model")
     return ids[0]
 
 

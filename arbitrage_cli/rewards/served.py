@@ -31,10 +31,8 @@ class ServedRater:
 
     def __init__(self, model: ServedModel, question: Question) -> None:
         if not model.num_alternatives or isinstance(model.dialect, Chat):
-            raise ModelUnsupportedError(
-                f"{model.host.name} cannot rate steps, which requires log-probabilities and /completions",
-                "enable them on the server, or use another server",
-            )
+            message = f"{model.host.name} cannot rate steps, which requires log-probabilities and /completions"
+            raise ModelUnsupportedError(message, "enable them on the server, or use another server")
         self._model = model
         self._question = question
         self._prompt = model.prompt(PromptStyle(question.instructions))
@@ -92,8 +90,6 @@ class ServedRater:
         weights = [known.get(answer, 0.0) for answer in self._question.answers]
         unknown = weights.count(0.0) * min(known.values())
         if not sum(weights) or unknown > MAX_UNKNOWN * sum(weights):
-            raise ServerRequestError(
-                f"{self._model.name} does not rate this step: the total probability of {', '.join(self._question.answers)} is {sum(weights):.2g}",
-                self._question.hint,
-            )
+            answers = f"the total probability of {', '.join(self._question.answers)} is {sum(weights):.2g}"
+            raise ServerRequestError(f"{self._model.name} does not rate this step: {answers}", self._question.hint)
         return weights

@@ -13,7 +13,7 @@ from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.runs.summary import BlockShare, Tally, tally
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.types import Attribution, Bill, Cost, Decision, Finished, Grade, ModelRole, Step, Trace, Trial
+from arbitrage_cli.types import Attribution, Cost, Decision, Finished, Grade, ModelRole, Step, Trace, Trial
 
 if TYPE_CHECKING:  # slow to import
     from arbitrage_cli.runs.schema import (
@@ -60,7 +60,7 @@ class RunInfo:
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
     explain: Callable[[Trace, int], Attribution | None] | None = None  # explains the decision at an index
-    bill: Callable[[Finished], Bill | None] = lambda finished: None  # computes the price, if the pair has prices
+    bill: Callable[[Finished], tuple[float, float | None] | None] = lambda finished: None  # dollars: spent, target alone
 
     def answer(self, trace: Trace) -> str | None:
         return self.find_answer(trace.text)

@@ -228,11 +228,8 @@ def _conversation(body: _Body, identifier: str, max_chars: int) -> Problem:
     messages = [(message.role, message.text) for message in body.messages]
     num_chars = sum(len(text) for _, text in messages)
     if num_chars > max_chars:
-        raise RefusedError(
-            f"the messages have {num_chars:,} characters; the models' context holds at most {max_chars:,}",
-            code="context_length_exceeded",
-            parameter="messages",
-        )
+        message = f"the messages have {num_chars:,} characters; the models' context holds at most {max_chars:,}"
+        raise RefusedError(message, code="context_length_exceeded", parameter="messages")
     if any("\0" in text for _, text in messages):
         raise RefusedError("a message contains a NUL character", parameter="messages")
     try:

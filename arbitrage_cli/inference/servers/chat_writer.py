@@ -69,10 +69,10 @@ class ChatWriter(ServedWriter):
                 return await super()._continue(slot, before, request)
             except NotContinuedError:
                 self._report(slot, num_unread=1)
-        raise ServerRequestError(
-            f"{self._model.name} ({self._model.host.name}) repeats the solution in other words instead of continuing it",
-            "set another target_continuation in the pair, or use another target",
+        message = (
+            f"{self._model.name} ({self._model.host.name}) repeats the solution in other words instead of continuing it"
         )
+        raise ServerRequestError(message, "set another target_continuation in the pair, or use another target")
 
     async def _stop(self, slot: Slot, writing: StepSoFar, ending: Ending | None, request: TextRequest) -> StepStop | None:
         if ending is None:

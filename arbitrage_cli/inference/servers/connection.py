@@ -208,9 +208,8 @@ class Connection:
             hint = "restart the server, then rerun the command to resume"
             raise ServerError(f"{host.name} {failure}; it has been failing for {failing:.0f} s", hint)
         if not failure.is_down and num_tries >= MAX_TRIES:
-            raise ServerRequestError(
-                f"{host.name} {failure}, {num_tries} times", "lower --concurrency", status=failure.status
-            )
+            message = f"{host.name} {failure}, {num_tries} times"
+            raise ServerRequestError(message, "lower --concurrency", status=failure.status)
         if failure.is_down and not host.is_gone and num_tries > 1:
             host.is_gone = True
             self._notices.append(

@@ -58,10 +58,8 @@ class Controls:
 def prompt_text(segments: Sequence[Segment], controls: Controls) -> str:
     """Join the segments. Raises ServerRequestError if data contains a control token's text."""
     for match in chain.from_iterable(controls.find(segment.text) for segment in segments if isinstance(segment, Plain)):
-        raise ServerRequestError(
-            f"the text contains '{match[0]}', which the server would treat as a control token",
-            "use a server that accepts token ids, such as vLLM, SGLang or llama-server",
-        )
+        message = f"the text contains '{match[0]}', which the server would treat as a control token"
+        raise ServerRequestError(message, "use a server that accepts token ids, such as vLLM, SGLang or llama-server")
     return "".join(segment.text for segment in segments)
 
 

@@ -50,10 +50,8 @@ def open_served(connection: Connection, source: ServedSource, role: ModelRole = 
         if isinstance(model.dialect, Chat):
             model = connection.run(_adapted(model, model.dialect, source.continuation))
             if role == "draft" and not model.num_alternatives:
-                raise ServerError(
-                    f"{host.name} sends no log-probabilities, so {model.name} cannot be the draft",
-                    "use it as the target; if the server supports /completions, set draft_template in the pair",
-                )
+                hint = "use it as the target; if the server supports /completions, set draft_template in the pair"
+                raise ServerError(f"{host.name} sends no log-probabilities, so {model.name} cannot be the draft", hint)
         else:
             segments = model.prompt(PromptStyle("")).segments(Problem("", TRIAL_QUESTION))
             model = connection.run(_tested(model, segments))
@@ -195,10 +193,8 @@ async def _without_thinking(model: ServedModel, chat: Chat) -> tuple[Chat, list[
             text = _text_of(pieces).lstrip()
             if text and not text.startswith("<think>") and not any(piece.thinks for piece in pieces):
                 return tried, pieces
-    raise ServerError(
-        f"{model.host.name}: {model.name} thinks before it answers, and no known field turns this off",
-        "use a model without thinking, because the program cannot continue hidden thinking",
-    )
+    message = f"{model.host.name}: {model.name} thinks before it answers, and no known field turns this off"
+    raise ServerError(message, "use a model without thinking, because the program cannot continue hidden thinking")
 
 
 async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:

@@ -300,10 +300,8 @@ class ServedWriter:
         if isinstance(prompt, str | Dialogue):
             return size
         if len(prompt) >= size:
-            raise ContextFullError(
-                f"the solution so far ({len(prompt)} tokens) fills the context of {self._model.name} ({size} tokens)",
-                "use a shorter problem or a smaller --max-tokens",
-            )
+            message = f"the solution so far ({len(prompt)} tokens) fills the context of {self._model.name} ({size} tokens)"
+            raise ContextFullError(message, "use a shorter problem or a smaller --max-tokens")
         return size - len(prompt)
 
     def _finish(self, writing: StepSoFar, stop: StepStop) -> Step:
