@@ -12,10 +12,9 @@ from arbitrage_cli.inference.kv_cache import Cache, Keep, chat_prompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.chat import Chat
-from arbitrage_cli.inference.servers.chat_writer import ChatWriter
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.trial import describe, facts_about
-from arbitrage_cli.inference.servers.writer import ServedWriter
+from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.thinking import ThinkFormat
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -109,9 +108,8 @@ class RemoteModel:
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
         options = {"keep_token_stats": keep_token_stats, "shares_prompts": writing.shares_prompts}
         model, sampler, style = self._model, writing.sampler, writing.style_of(role)
-        if isinstance(model.dialect, Chat):
-            return ChatWriter(role, model, model.dialect, sampler, style, writing.may_be_complete, **options)
-        return ServedWriter(role, model, sampler, style, **options)
+        kind = ChatWriter if isinstance(model.dialect, Chat) else ServedWriter
+        return kind(role, model, sampler, style, may_be_complete=writing.may_be_complete, **options)
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
         """Return the prompt, which may need a server request. Raises TemplateError or ServerError."""

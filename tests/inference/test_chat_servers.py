@@ -14,9 +14,9 @@ from arbitrage_cli.errors import ModelUnsupportedError, ServerError, ServerReque
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.chat import END, Chat
-from arbitrage_cli.inference.servers.chat_writer import ChatWriter
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.trial import facts_about, open_served
+from arbitrage_cli.inference.servers.writer import ChatWriter
 from arbitrage_cli.rewards.questions import Judge
 from arbitrage_cli.rewards.served import ServedRater
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Step
@@ -36,7 +36,7 @@ APIS = {
 
 def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> ChatWriter:
     assert isinstance(model.dialect, Chat)
-    return ChatWriter("target", model, model.dialect, Sampler(), style, lambda text: True, **options)
+    return ChatWriter("target", model, Sampler(), style, **options)
 
 
 def failures(events: list[Event]) -> list[Exception | None]:

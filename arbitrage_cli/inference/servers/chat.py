@@ -47,28 +47,16 @@ NO_THINKING: tuple[Json, ...] = (
 )
 """The fields that turn off thinking in different APIs."""
 
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """A convention for continuing an answer: fields of the last message, which is the assistant's, and of the request."""
-
-    name: str
-    message: Json = field(default_factory=dict)
-    request: Json = field(default_factory=dict)
-
-
-INSTRUCTED = Continuation("instructed")  # OpenAI, Gemini, Claude since 4.6
-CONTINUATIONS: Mapping[str, Continuation] = {
-    own.name: own
-    for own in (
-        Continuation("trailing"),  # llama-server, OpenRouter, Claude before 4.6
-        Continuation("prefix", {"prefix": True}),  # Mistral; DeepSeek at https://api.deepseek.com/beta
-        Continuation("partial", {"partial": True}),  # Moonshot, Qwen on DashScope
-        Continuation("final", request={"continue_final_message": True, "add_generation_prompt": False}),  # vLLM, SGLang
-        INSTRUCTED,
-    )
+INSTRUCTED = "instructed"
+CONTINUATIONS: Mapping[str, tuple[Json, Json]] = {
+    "trailing": ({}, {}),  # llama-server, OpenRouter, Claude before 4.6
+    "prefix": ({"prefix": True}, {}),  # Mistral; DeepSeek at https://api.deepseek.com/beta
+    "partial": ({"partial": True}, {}),  # Moonshot, Qwen on DashScope
+    "final": ({}, {"continue_final_message": True, "add_generation_prompt": False}),  # vLLM, SGLang
+    INSTRUCTED: ({}, {}),  # OpenAI, Gemini, Claude since 4.6
 }
-"""The known conventions, in the order in which they are tried."""
+"""The conventions for continuing an answer, in the order in which they are tried: fields of the last message, which is the
+assistant's, and of the request."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,7 @@ class Chat(Completions):
 
     name: ClassVar[str] = "chat API"
     max_alternatives: ClassVar[int] = 20
-    continuation: Continuation = CONTINUATIONS["trailing"]
+    continuation: str = "trailing"
     no_thinking: Json = field(default_factory=dict)
     omitted: frozenset[str] = frozenset()
     repeats: bool = False
@@ -89,7 +77,7 @@ class Chat(Completions):
 
     @property
     def is_instructed(self) -> bool:
-        return self.continuation is INSTRUCTED
+        return self.continuation == INSTRUCTED
 
     @property
     def can_stop(self) -> bool:
@@ -109,7 +97,7 @@ class Chat(Completions):
         if "max_tokens" in self.omitted:
             body["max_completion_tokens"] = request.max_tokens
         used = {name: value for name, value in body.items() if name not in unused}
-        continued = self.continuation.request if request.dialogue.written else {}
+        continued = CONTINUATIONS[self.continuation][1] if request.dialogue.written else {}
         return {**used, "messages": self._messages(request.dialogue), **continued, **self.no_thinking}
 
     def _messages(self, dialogue: Dialogue) -> list[Json]:
@@ -118,7 +106,7 @@ class Chat(Completions):
             *before, last = dialogue.messages
             text = (NEXT_STEP if written else FIRST_STEP).format(question=last["content"], written=written.rstrip())
             return [*before, {"role": "user", "content": text}]
-        unfinished = {"role": "assistant", "content": written, **self.continuation.message}
+        unfinished = {"role": "assistant", "content": written, **CONTINUATIONS[self.continuation][0]}
         return [*dialogue.messages, *([unfinished] if written else [])]
 
     def read(self, answer: Json) -> Piece:

@@ -84,7 +84,7 @@ def describe(model: ServedModel) -> str:
 
 def _continues(dialect: Completions) -> str:
     if isinstance(dialect, Chat):
-        return f"chat messages ({dialect.continuation.name})"
+        return f"chat messages ({dialect.continuation})"
     return "text" if dialect.is_plain else "token ids"
 
 
@@ -199,9 +199,9 @@ async def _without_thinking(model: ServedModel, chat: Chat) -> tuple[Chat, list[
 
 async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:
     """Return the chat with the first convention that continues a text, or with the convention of this name."""
-    for own in [CONTINUATIONS[name]] if name else CONTINUATIONS.values():
+    for own in [name] if name else CONTINUATIONS:
         tried = replace(chat, continuation=own)
-        if own is INSTRUCTED:
+        if own == INSTRUCTED:
             return tried
         with _refusable():
             tried, pieces = await _ask(model, tried, COUNTING)

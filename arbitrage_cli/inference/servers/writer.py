@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError, ServerRequestError
@@ -20,6 +21,7 @@ from arbitrage_cli.inference.decoding import step_end, text_end
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import StepIds
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.servers.chat import END, Chat, NotContinuedError, OwnText
 from arbitrage_cli.inference.servers.connection import Pending
 from arbitrage_cli.inference.servers.dialects import Dialogue, Ending, Piece, Prompt, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
@@ -30,12 +32,12 @@ from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, StepStop,
 
 SPARE_PIECES = 64  # of a stream, beyond the requested tokens
 MAX_BLANK_ANSWERS = 4  # in a row
+MAX_ATTEMPTS = 2  # to continue a solution through a chat API
+CHECK_TOKENS = 4  # written to find out whether a solution goes on
 
 
 @dataclass(slots=True)
-class Slot:
-    """A problem, its prompt, and the ids of its steps."""
-
+class _Slot:
     number: int
     problem: Problem
     segments: list[Segment]
@@ -49,9 +51,7 @@ class Slot:
 
 
 @dataclass(slots=True)
-class StepSoFar:
-    """A step in progress."""
-
+class _Writing:
     began: float
     text: StepText
     phase: Phase
@@ -70,7 +70,7 @@ class StepSoFar:
     def stop(self) -> StepStop | None:
         return text_end(self.text, self.ids or self.pieces, self.phase)
 
-    def copy(self) -> "StepSoFar":
+    def copy(self) -> "_Writing":
         copied = copy.copy(self)
         copied.text, copied.usages = copy.deepcopy(self.text), [*self.usages]
         copied.ids, copied.tokens, copied.pieces = [*self.ids], [*self.tokens], [*self.pieces]
@@ -90,7 +90,7 @@ class ServedWriter:
     """A `Writer` for a model on a server. Steps are written in the connection's thread and returned by `tick`.
 
     Responses are streamed if only one problem is in flight. If `shares_prompts` is false, no problem uses another problem's
-    prompt cache.
+    prompt cache. `may_be_complete` returns false for the text of a solution that is certainly unfinished.
     """
 
     def __init__(
@@ -102,17 +102,19 @@ class ServedWriter:
         *,
         keep_token_stats: bool = False,
         shares_prompts: bool = True,
+        may_be_complete: Callable[[str], bool] = lambda text: True,
     ) -> None:
         self._role = role
         self._model = model
         self._sampler = sampler
         self._prompt = model.prompt(style)
-        self._step_end = style.step_end
+        self._instructions, self._step_end = style.instructions, style.step_end
+        self._may_be_complete = may_be_complete
         self._keep_token_stats = keep_token_stats
         self._shares_prompts = shares_prompts
         self._think_end_ids: list[int] | None = None
         self._costs = TokenCosts()
-        self._slots: dict[int, Slot] = {}
+        self._slots: dict[int, _Slot] = {}
         self._pending: Pending[SlotUpdate] = Pending(model.connection)
         self.wait: Callable[[], None] | None = model.connection.wait
 
@@ -127,7 +129,7 @@ class ServedWriter:
             raise self._hidden_end()
         marks = [Control(form.opens + form.closes)] if problem.thinks else []
         controls = self._model.controls([*segments, *marks])
-        self._slots[slot] = Slot(slot, problem, segments, controls, sampler or self._sampler)
+        self._slots[slot] = _Slot(slot, problem, segments, controls, sampler or self._sampler)
 
     def close(self, slot: int) -> None:
         self._pending.cancel(slot)
@@ -153,7 +155,7 @@ class ServedWriter:
 
     # --- in the connection's thread
 
-    async def _answer(self, slot: Slot, request: WriteStep) -> SlotUpdate:
+    async def _answer(self, slot: _Slot, request: WriteStep) -> SlotUpdate:
         try:
             step, writing = await self._write(slot, request)
             self._costs.add(step.cost)
@@ -162,17 +164,17 @@ class ServedWriter:
         except ProblemError as error:
             return SlotUpdate(slot.number, error=error)
 
-    def _report(self, slot: Slot, text: str = "", num_unread: int = 0) -> None:
+    def _report(self, slot: _Slot, text: str = "", num_unread: int = 0) -> None:
         slot.updates.append(SlotUpdate(slot.number, text, num_unread))
         self._model.connection.notify()
 
-    async def _write(self, slot: Slot, request: WriteStep) -> tuple[Step, StepSoFar]:
+    async def _write(self, slot: _Slot, request: WriteStep) -> tuple[Step, _Writing]:
         trace = request.trace
         budget, is_last_thought = trace.next_budget
         prompt = await self._prompt_of(slot, trace)
         room = self._room(prompt)
         end = THOUGHT_END if trace.phase == "think" else self._step_end
-        writing = StepSoFar(time.perf_counter(), StepText("", end, self._marker(trace.phase)), trace.phase)
+        writing = _Writing(time.perf_counter(), StepText("", end, self._marker(trace.phase)), trace.phase)
         writing, stop = await self._write_until_end(slot, prompt, writing, min(budget, room))
         at_limit = stop == "budget"
         is_spent = budget <= room and (at_limit or writing.num_tokens >= budget)
@@ -182,8 +184,8 @@ class ServedWriter:
         return self._finish(writing, reason or stop), writing
 
     async def _write_until_end(
-        self, slot: Slot, prompt: Prompt, writing: StepSoFar, max_tokens: int
-    ) -> tuple[StepSoFar, StepStop]:
+        self, slot: _Slot, prompt: Prompt, writing: _Writing, max_tokens: int
+    ) -> tuple[_Writing, StepStop]:
         num_blank = 0
         while num_blank < MAX_BLANK_ANSWERS:
             num_left = max_tokens - writing.num_tokens
@@ -196,7 +198,7 @@ class ServedWriter:
             num_blank = num_blank + 1 if writing.text.so_far.strip() == before else 0
         raise ServerRequestError(f"{self._model.name} writes only blank lines")
 
-    async def _continue(self, slot: Slot, before: StepSoFar, request: TextRequest) -> tuple[StepSoFar, StepStop | None]:
+    async def _continue(self, slot: _Slot, before: _Writing, request: TextRequest) -> tuple[_Writing, StepStop | None]:
         writing, ending, usage, own = before.copy(), None, None, self._own_text(request)
 
         def restart() -> None:
@@ -229,10 +231,10 @@ class ServedWriter:
         """Return a function that removes text from the pieces of a response if this text does not belong to the step."""
         return lambda piece: piece
 
-    def _closes(self, writing: StepSoFar) -> bool:
+    def _closes(self, writing: _Writing) -> bool:
         return writing.stop == "loop" or (writing.text.ended and self._model.dialect.is_plain)
 
-    async def _stop(self, slot: Slot, writing: StepSoFar, ending: Ending | None, request: TextRequest) -> StepStop | None:
+    async def _stop(self, slot: _Slot, writing: _Writing, ending: Ending | None, request: TextRequest) -> StepStop | None:
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
         if ending != "separator" and not writing.text.has_marker:
@@ -245,7 +247,7 @@ class ServedWriter:
         form = self._prompt.think_format
         return form.end if phase == "think" or form.ends_turns else ""
 
-    async def _own_ids(self, step: Step, writing: StepSoFar) -> list[int]:
+    async def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
         """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
         ids = writing.ids
         if step.phase == "answer" or not ids:
@@ -263,7 +265,7 @@ class ServedWriter:
             "use a newer version of vLLM, SGLang or llama-server, or --think off",
         )
 
-    def _request(self, slot: Slot, prompt: Prompt, writing: StepSoFar, max_tokens: int) -> TextRequest:
+    def _request(self, slot: _Slot, prompt: Prompt, writing: _Writing, max_tokens: int) -> TextRequest:
         dialect, sampler = self._model.dialect, slot.sampler
         is_first, slot.is_new = slot.is_new, False
         text = prompt + writing.text.so_far if isinstance(prompt, str | Dialogue) else [*prompt, *writing.ids]
@@ -281,7 +283,7 @@ class ServedWriter:
             marker=self._marker(writing.phase),
         )
 
-    async def _prompt_of(self, slot: Slot, trace: Trace) -> Prompt:
+    async def _prompt_of(self, slot: _Slot, trace: Trace) -> Prompt:
         if self._model.dialect.is_plain:
             kept = [decision.kept for decision in trace.decisions]
             steps = [segment for step in kept for segment in (Plain(step.text), *self._prompt.after(step))]
@@ -304,7 +306,7 @@ class ServedWriter:
             raise ContextFullError(message, "use a shorter problem or a smaller --max-tokens")
         return size - len(prompt)
 
-    def _finish(self, writing: StepSoFar, stop: StepStop) -> Step:
+    def _finish(self, writing: _Writing, stop: StepStop) -> Step:
         try:
             k, size = self._model.num_alternatives, self._model.card.vocabulary_size
             stats = token_stats(writing.tokens, k, size) if self._keep_token_stats else None
@@ -314,7 +316,80 @@ class ServedWriter:
         return Step(self._role, text, count, _cost(writing), stop, stats, phase=writing.phase)
 
 
-def _cost(writing: StepSoFar) -> Cost:
+class ChatWriter(ServedWriter):
+    """A `Writer` for a model behind a chat API. Thinking of the other model is continued as ordinary text."""
+
+    @property
+    def _chat(self) -> Chat:
+        return cast("Chat", self._model.dialect)
+
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
+        self._slots[slot] = _Slot(slot, problem, [], Controls([]), sampler or self._sampler)
+
+    async def _prompt_of(self, slot: _Slot, trace: Trace) -> Prompt:
+        problem, written = slot.problem, trace.written
+        if trace.thoughts and not trace.text:
+            written += self._step_end.separator
+        system = (self._instructions if problem.system is None else problem.system).strip()
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": turn.role, "content": turn.text} for turn in problem.turns]
+        return Dialogue([*messages, {"role": "user", "content": problem.question}], written)
+
+    def _request(self, slot: _Slot, prompt: Prompt, writing: _Writing, max_tokens: int) -> TextRequest:
+        """Return a request. Its stop string is empty if a step may contain a separator, or if the server cannot stop there."""
+        request = super()._request(slot, prompt, writing, max_tokens)
+        is_first = writing.phase == "answer" and self._step_end.least == 1
+        return replace(request, stop=self._step_end.separator if is_first and self._chat.can_stop else "")
+
+    def _marker(self, phase: Phase) -> str:
+        return END if self._chat.is_instructed else ""
+
+    def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
+        return OwnText(request.dialogue.written, self._chat)
+
+    async def _continue(self, slot: _Slot, before: _Writing, request: TextRequest) -> tuple[_Writing, StepStop | None]:
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                return await super()._continue(slot, before, request)
+            except NotContinuedError:
+                self._report(slot, num_unread=1)
+        message = f"{self._model.name} repeats the solution in other words instead of continuing it"
+        raise ServerRequestError(message, "set another target_continuation in the pair, or use another target")
+
+    async def _stop(self, slot: _Slot, writing: _Writing, ending: Ending | None, request: TextRequest) -> StepStop | None:
+        if ending is None:
+            raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
+        if ending == "length":
+            return "budget"
+        written, separator = request.dialogue.written, self._step_end.separator
+        is_blank = not writing.text.so_far.strip()
+        if self._chat.is_instructed:  # an instructed model writes one step
+            ending = "end" if is_blank else "separator"
+        elif ending == "stop" and not request.stop:
+            ending = "end"
+        elif ending == "stop" and is_blank:
+            ending = "end" if not written or written.endswith(separator) else "separator"
+        elif ending == "stop":
+            ending = "end" if await self._is_over(slot, writing, request) else "separator"
+        if ending == "end":
+            return "thought" if writing.phase == "think" else "end"
+        self._report(slot, writing.add(Piece(separator)))
+        return writing.stop
+
+    async def _is_over(self, slot: _Slot, writing: _Writing, request: TextRequest) -> bool:
+        """Return whether the solution is complete. If it may be, asks the model to continue without a stop string."""
+        dialogue = request.dialogue + writing.text.so_far.lstrip()
+        if not self._may_be_complete(dialogue.written):
+            return False
+        pieces: list[Piece] = []
+        check = replace(request, prompt=dialogue, max_tokens=CHECK_TOKENS, stop="")
+        await self._model.write(check, pieces.append, pieces.clear, topic=slot.topic)
+        writing.usages += [piece.usage.model_copy(update={"written": 0}) for piece in pieces if piece.usage]
+        own = self._own_text(check)
+        return not "".join(own(piece).text for piece in pieces)
+
+
+def _cost(writing: _Writing) -> Cost:
     """Return the server's token counts and locally measured times. The time before the first text counts as prefill."""
     now = time.perf_counter()
     num_cached = sum(usage.cached or 0 for usage in writing.usages)
