@@ -20,6 +20,7 @@ from arbitrage_cli.evaluation.work import token_ratio, with_computed_seconds
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import Level, tau_in_json
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, results_by_policy
+from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import Ratio
 from arbitrage_cli.types import Cost, Finished, ModelRole
@@ -49,7 +50,7 @@ class Price:
             return None
         whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=finished.trace.num_tokens)
         is_routed = finished.prompt_tokens and any(decision.draft for decision in decisions)
-        return sum(map(self.of, costs)), self.of(whole) if is_routed else None
+        return self.of(tally(decisions).target_cost), self.of(whole) if is_routed else None
 
     def of(self, cost: Cost) -> float:
         prompt = cost.prefill_tokens * self.prompt + cost.cached_tokens * self.cached
