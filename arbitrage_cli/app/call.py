@@ -126,7 +126,7 @@ def resolve_call(session: Session, defaults: Mapping[str, Any], options: Mapping
     route = route_for(setup, routing_of(merged), frozenset(options)) if ROUTING & options.keys() else setup.route
     _check_loaded(session, route.policy)
     thinks = session.resolved.limits.think_tokens if generation.think is None else think_tokens(generation)
-    limits, sampler = limits_of(generation, thinks), sampler_of(generation)
+    limits, sampler = limits_of(generation, setup.task, thinks), sampler_of(generation)
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
     is_explicit = generation.think is not None
     return Call(route, limits, sampler, options.get("system"), is_explicit, session.flow(route, sampler), run)

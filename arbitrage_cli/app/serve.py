@@ -61,7 +61,7 @@ def _defaults(session: Session, menu: Menu) -> Defaults:
     resolved, models = session.resolved, session.models.values()
     max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in models)
     supports_effort = any(model.prompt(PromptStyle()).supports_effort for model in models)
-    thinking = limits_of(session.setup.options.generation, resolved.limits.think_tokens or None)
+    thinking = limits_of(session.setup.options.generation, session.setup.task, resolved.limits.think_tokens or None)
     return Defaults(menu, resolved.limits, thinking, resolved.sampler, max_chars, supports_effort)
 
 

@@ -31,7 +31,6 @@ from arbitrage_cli.rewards.questions import Judge, ProcessReward
 from arbitrage_cli.rewards.rollouts import Rollout
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route, need_router
-from arbitrage_cli.routing.trial_answers import TrialAnswers
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.stats import rounding
@@ -211,10 +210,8 @@ class Session:
         )
 
     def flow(self, route: Route, sampler: Sampler | None = None) -> Callable[[Trace], Flow]:
-        seed, task, models = (sampler or self.resolved.sampler).seed, self.setup.task, route.policy.models
-        model: ModelRole = "draft" if "draft" in models else "target"
-        trials = TrialAnswers(model, task.answer_opening, task.find_answer) if task.answer_opening else None
-        return partial(route.flow, seed=seed, scorer=self.scorer(route.policy), trial_answers=trials)
+        seed = (sampler or self.resolved.sampler).seed
+        return partial(route.flow, seed=seed, scorer=self.scorer(route.policy))
 
     def run_info(
         self,

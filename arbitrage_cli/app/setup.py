@@ -246,14 +246,14 @@ def sampler_of(generation: GenerationOptions) -> Sampler:
     return Sampler(generation.temperature, generation.top_p, generation.seed, generation.top_k, generation.min_p)
 
 
-def limits_of(generation: GenerationOptions, think_tokens: int | None = 0) -> Limits:
+def limits_of(generation: GenerationOptions, task: Task, think_tokens: int | None) -> Limits:
     steps, tokens = (DEFAULTS.max_steps, DEFAULTS.max_tokens) if think_tokens == 0 else (THINK_STEPS, THINK_TOKENS)
     return Limits(
         generation.max_steps or steps,
         generation.max_tokens or tokens,
         generation.max_step_tokens,
         think_tokens,
-        trial_answers=generation.think == "auto" and think_tokens != 0,
+        trial_answers=generation.think == "auto" and task.has_boxed_answers and think_tokens != 0,
     )
 
 
@@ -422,7 +422,9 @@ def resolve(setup: Setup, files: Mapping[ModelRole, str], server_thinks: Callabl
         unknown = [setup.sources[role] for role, thinks in found.items() if thinks is None and tokens == 0]
         notes = [f"{source}: {UNKNOWN_THINKING}" for source in dict.fromkeys(unknown)]
     load = _with_thinking_context(setup.load, paths) if tokens != 0 else setup.load
-    return Resolved(setup, files, load, limits_of(generation, tokens), sampler_of(_with_sampling(setup, files)), notes)
+    return Resolved(
+        setup, files, load, limits_of(generation, setup.task, tokens), sampler_of(_with_sampling(setup, files)), notes
+    )
 
 
 def thinking_of(

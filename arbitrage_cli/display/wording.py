@@ -119,9 +119,9 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
         return [f"{one_line(run.title)}: {rounding.count(run.planned, 'attempt')}{done}"]
     lines = [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]
     if "think_least" in run.settings and run.thoughts_tau not in (None, run.tau) and math.isfinite(run.thoughts_tau or 0.0):
-        share = f"{1 - (run.thoughts_tau or 0.0):.0%}"
         lines.append(
-            f"this router was not trained on thinking, so about {share} of the thinking steps are escalated, based on entropy"
+            "this router was not trained on thinking: the target writes the first thoughts, and later ones at random and while "
+            "they differ from the draft's"
         )
     return lines
 

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from arbitrage_cli.arbitrage import Flow, Keep, Scorer, add, arbitrage, by_first_token, first_token_entropy, oracle, single
+from arbitrage_cli.arbitrage import Flow, Scorer, add, arbitrage, by_token_stats, oracle, single, uniform_draw
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.presets import ALWAYS, PRESETS, Costs, NamedTaus, TauRow, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
+from arbitrage_cli.routing.thoughts import BUDGET, lead_probe_stay, probe_tau
 from arbitrage_cli.routing.trial_answers import TrialAnswers
 from arbitrage_cli.runs.records import label, route_name
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.types import Phase, Step, Trace
+from arbitrage_cli.types import Trace
 
 DEFAULT_TAU = "exact"
 SAME = "same"  # the tau at which a policy escalates as many steps as policy `arbitrage` does in the same benchmark
-THOUGHTS_SHARE = 0.3  # the share of thinking steps that the target writes if the router was not trained on thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,11 @@ class Route:
         """The name on the command line, such as `arbitrage@fast`."""
         return route_name(self.policy.name, self.tau, self.tau_name)
 
-    def flow(self, trace: Trace, seed: int, scorer: Scorer | None = None, trial_answers: TrialAnswers | None = None) -> Flow:
+    def flow(self, trace: Trace, seed: int, scorer: Scorer | None = None) -> Flow:
         """Return the flow that solves `trace`. Raises ValueError if a required tau or `scorer` is missing."""
         policy, tau = self.policy, self.tau
-        keep = trial_answers.keep if trial_answers and trace.limits.trial_answers else add
+        trials = TrialAnswers("draft" if "draft" in policy.models else "target")
+        keep = trials.keep if trace.limits.trial_answers else add
         if policy.kind == "single":
             return single(trace, policy.models[0], speculates=policy.speculates, keep=keep)
         if tau is None:
@@ -65,37 +66,31 @@ class Route:
         chosen = policy.make_scorer(seed) if policy.make_scorer else scorer
         if chosen is None:
             raise ValueError(f"policy {policy.name} needs a router")
-        if trace.problem.thinks and not chosen.routes_thoughts:
-            return self._thinking_by_entropy(trace, chosen, tau, keep)
-        return self._routed(trace, chosen, tau, None, keep)
+        routed = chosen if self.stops_early else replace(chosen, early_stop=None)
+        if chosen.routes_thoughts or not trace.problem.thinks:
+            return arbitrage(trace, routed, tau, keep=keep)
+        of_thoughts = by_token_stats(lead_probe_stay(self._thoughts_budget, uniform_draw(seed)))
+        thinking = arbitrage(trace, of_thoughts, self._thoughts_tau(tau), "think", keep)
+        return _one_after_the_other(thinking, arbitrage(trace, routed, tau, keep=keep))
 
     def thoughts_tau(self, scorer: Scorer | None) -> float | None:
         """Return the tau for thinking steps, which differs from `tau` if the router was not trained on thinking."""
         if self.tau is None or not self.policy.needs_router or scorer is None or scorer.routes_thoughts:
             return self.tau
-        return self._entropy_tau(self.tau)
+        return self._thoughts_tau(self.tau)
 
-    def _entropy_tau(self, tau: float) -> float:
-        """Return the tau for `entropy_rank`. If `tau` accepts or escalates every step, so does the returned tau."""
+    def _thoughts_tau(self, tau: float) -> float:
+        return probe_tau(self._thoughts_budget) if 0 < tau < 1 else inf if tau >= 1 else -inf
+
+    @property
+    def _thoughts_budget(self) -> float:
         name = self.tau_name or ""
-        share = float(name[:-1]) / 100 if name.endswith("%") else THOUGHTS_SHARE
-        return 1 - share if 0 < tau < 1 else inf if tau >= 1 else -inf
-
-    def _routed(self, trace: Trace, scorer: Scorer, tau: float, phase: Phase | None, keep: Keep) -> Flow:
-        return arbitrage(trace, scorer if self.stops_early else replace(scorer, early_stop=None), tau, phase, keep)
-
-    def _thinking_by_entropy(self, trace: Trace, scorer: Scorer, tau: float, keep: Keep) -> Flow:
-        yield from self._routed(trace, by_first_token(entropy_rank), self._entropy_tau(tau), "think", keep)
-        yield from self._routed(trace, scorer, tau, None, keep)
+        return float(name[:-1]) / 100 if name.endswith("%") else BUDGET
 
 
-def entropy_rank(trace: Trace, draft: Step) -> float:
-    """Return the share of earlier thinking steps whose first token had lower entropy; 0.5 for the first step.
-
-    With any model, a tau of 0.7 escalates about 30% of the thinking steps.
-    """
-    earlier = [first_token_entropy(trace, decision.draft) for decision in trace.decisions if decision.draft]
-    return (sum(entropy < first_token_entropy(trace, draft) for entropy in earlier) + 0.5) / (len(earlier) + 1)
+def _one_after_the_other(*flows: Flow) -> Flow:
+    for flow in flows:
+        yield from flow
 
 
 # --- parsing

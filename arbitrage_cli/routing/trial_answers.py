@@ -1,7 +1,8 @@
 """Ends thinking as soon as the answer is known, as in DEER (arXiv 2504.15895).
 
-After some thoughts a model writes a trial answer: it closes the thinking, begins the answer in the form of the task, and
-writes at most `MAX_TOKENS` tokens. Two equal trial answers in a row end the thinking; otherwise the trial is forgotten.
+After some thoughts a model writes a trial answer: the thinking is closed, the answer begins with `OPENING`, and the model
+completes it with at most `MAX_TOKENS` tokens. Two equal trial answers in a row end the thinking; otherwise the trial is
+forgotten.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,8 +11,10 @@ from itertools import accumulate
 from typing import Any
 
 from arbitrage_cli.arbitrage import EarlyStop, Flow, WriteStep
+from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.types import Cost, Decision, ModelRole, Step, Trace, Trial
 
+OPENING = "The answer is \\boxed{"
 FIRST = 32  # thinking tokens before the first trial
 SPACING = 0.25  # thinking tokens between two trials, as a share of the thinking tokens so far
 AGREEING = 2  # equal trial answers in a row that end the thinking
@@ -22,17 +25,16 @@ MAX_TOKENS = 20  # of a trial answer
 class TrialAnswers:
     """Adds decisions to a trace, and ends the thinking when the trial answers of `model` agree.
 
-    A trial answer begins with `opening`. `find_answer` returns None while the answer is incomplete.
+    `find_answer` returns None while the answer is incomplete.
     """
 
     model: ModelRole
-    opening: str
-    find_answer: Callable[[str], str | None]
+    find_answer: Callable[[str], str | None] = boxed_answer
 
     def keep(self, trace: Trace, decision: Decision) -> Flow:
         if is_due(trace, decision.kept):
             trial_step: Step = yield self._request(trace.followed_by(decision.kept))
-            answer = self.find_answer(self.opening + trial_step.text)
+            answer = self.find_answer(OPENING + trial_step.text)
             trial = Trial(answer, self.model, trial_step.cost)
             decision = replace(decision, trial=trial)
             if agree([*trials_of(trace), trial]):
@@ -41,13 +43,13 @@ class TrialAnswers:
 
     def _request(self, trace: Trace) -> WriteStep:
         closed = trace.followed_by(Step(self.model, "", 0, Cost(), "answered", phase="think"))
-        opened = closed.followed_by(Step(self.model, self.opening, 0, Cost(), "separator"))
+        opened = closed.followed_by(Step(self.model, OPENING, 0, Cost(), "separator"))
         limits = replace(trace.limits, max_step_tokens=MAX_TOKENS)
         trial = Trace(opened.problem, limits, opened.decisions)
         return WriteStep(self.model, trial, early_stop=EarlyStop(self._is_complete, 0.0, lambda num: True), is_trial=True)
 
     def _is_complete(self, trace: Trace, prefix: Step) -> float:
-        return self.find_answer(self.opening + prefix.text) is not None
+        return self.find_answer(OPENING + prefix.text) is not None
 
 
 def is_due(trace: Trace, kept: Step) -> bool:

@@ -63,7 +63,7 @@ CHOICE = Task(
     find_letter,
     lambda: nullcontext(_Grader()),
     lambda: "choice 1",
-    answer_opening="The answer is \\boxed{",
+    has_boxed_answers=True,
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read),
         Form("choice", frozenset(("question", "choices", "answerKey")), _read),

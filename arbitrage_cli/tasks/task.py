@@ -27,8 +27,8 @@ class Task:
 
     `instructions` is the system prompt. `find_answer` returns the answer in a solution, or None. `grader_version` returns
     the versions of everything that grades depend on. `runs_code` is true if grading runs model-written programs. `policy` is
-    the default without a router. The task is the default for data sets whose rows match one of `forms`. Trial answers begin
-    with `answer_opening`; if it is empty, the task has none.
+    the default without a router. The task is the default for data sets whose rows match one of `forms`. Trial answers
+    require `has_boxed_answers`.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Task:
     runs_code: bool = False
     policy: str = "entropy"
     forms: tuple[Form, ...] = ()
-    answer_opening: str = ""
+    has_boxed_answers: bool = False
 
     def may_be_complete(self, text: str) -> bool:
         """Return whether a solution may be complete, which is unknown for tasks without answers."""

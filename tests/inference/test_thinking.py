@@ -1,6 +1,6 @@
 """Thoughts: the formats of chat templates, and the phases of solutions by models that mark them differently."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,8 +28,9 @@ from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, ThinkFormat, find_format, format_named
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.route import THOUGHTS_SHARE, Route, entropy_rank
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.states import State, collect
+from arbitrage_cli.routing.thoughts import BUDGET, probe_tau
 from arbitrage_cli.tasks.code import find_program
 from arbitrage_cli.types import (
     Cost,
@@ -41,7 +42,6 @@ from arbitrage_cli.types import (
     Problem,
     Step,
     StepStop,
-    TokenStats,
     Trace,
 )
 
@@ -373,16 +373,16 @@ def steps(trace: Trace) -> list[tuple[object, ...]]:
 
 def router_route(tau: float, *, knows_thoughts: bool = False) -> list[Trace]:
     scorer = replace(by_token_stats(lambda trace, draft: 0.5), routes_thoughts=knows_thoughts)
-    problems = [Problem(str(number), f"question {number}") for number in range(2)]
+    problems = [Problem(str(number), f"question {number}") for number in range(8)]
     return [*solve(engines("seed", "switched"), problems, "arbitrage", tau, limits=long(None), scorer=scorer).values()]
 
 
-def test_a_router_decides_about_answers_and_entropy_about_thoughts() -> None:
+def test_a_router_decides_about_answers_and_a_rule_about_thoughts() -> None:
     decided = [one for trace in router_route(0.4) for one in trace.decisions]
     assert {one.verdict for one in decided if one.kept.phase == "answer"} == {"escalate"}
     thoughts = [one for one in decided if one.draft and one.draft.phase == "think"]
     assert {one.verdict for one in thoughts} == {"accept", "escalate"}
-    assert all((one.verdict == "escalate") == ((one.score or 0.0) > 1 - THOUGHTS_SHARE) for one in thoughts)
+    assert all((one.verdict == "escalate") == ((one.score or 0.0) > probe_tau(BUDGET)) for one in thoughts)
 
 
 def test_a_router_that_learned_from_thoughts_decides_about_them() -> None:
@@ -391,7 +391,7 @@ def test_a_router_that_learned_from_thoughts_decides_about_them() -> None:
     assert {one.draft.phase for one in decided if one.draft} == {"think", "answer"}
 
 
-@pytest.mark.parametrize(("tau_name", "tau"), [("60%", 0.4), ("exact", 1 - THOUGHTS_SHARE), (None, 1 - THOUGHTS_SHARE)])
+@pytest.mark.parametrize(("tau_name", "tau"), [("60%", 0.8), ("exact", probe_tau(BUDGET)), (None, probe_tau(BUDGET))])
 def test_a_budget_holds_for_thoughts_too(tau_name: str | None, tau: float) -> None:
     scorer = replace(by_token_stats(lambda trace, draft: 0.5), routes_thoughts=False)
     route = Route(POLICIES["arbitrage"], 0.2, tau_name)
@@ -403,22 +403,6 @@ def test_a_budget_holds_for_thoughts_too(tau_name: str | None, tau: float) -> No
     thoughts = [one for one in ended[0].trace.decisions if one.draft and one.draft.phase == "think"]
     assert all((one.verdict == "escalate") == ((one.score or 0.0) > tau) for one in thoughts)
     assert thoughts
-
-
-def verdicts(entropies: Sequence[float]) -> list[bool]:
-    trace = Trace(Problem("1", "?"), Limits())
-    for entropy in entropies:
-        draft = Step("draft", "So it is.", 1, Cost(), "separator", TokenStats([-1.0], [entropy], [1.0]), phase="think")
-        trace.add(Decision(kept=draft, draft=draft, score=entropy_rank(trace, draft)))
-    return [(one.score or 0.0) > 1 - THOUGHTS_SHARE for one in trace.decisions]
-
-
-def test_the_budget_of_thoughts_holds_for_any_model() -> None:
-    entropies = np.random.default_rng(1).gamma(0.3, size=400)
-    found = verdicts(entropies.tolist())
-    assert 0.27 < np.mean(found) < 0.33
-    assert found == verdicts((0.01 * entropies).tolist())
-    assert np.mean(entropies[found]) > 3 * np.mean(entropies[~np.array(found)])
 
 
 @pytest.mark.parametrize(("tau", "model"), [(-1.0, "target"), (float("inf"), "draft")])

@@ -1,6 +1,7 @@
 """Trial answers: when they are written, when they end the thinking, and that nothing else depends on them."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,16 +9,18 @@ from hash_language import ForgetfulEngine, HashBackend, Recurrent, events_of, ha
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.routing.trial_answers import AGREEING, FIRST, MAX_TOKENS, SPACING, TrialAnswers, agree, is_due
+from arbitrage_cli.arbitrage import Flow, WriteStep, add, arbitrage, by_token_stats, single
+from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.trial_answers import AGREEING, FIRST, MAX_TOKENS, OPENING, SPACING, TrialAnswers, agree, is_due
 from arbitrage_cli.runs.records import step_record
 from arbitrage_cli.runs.results import decisions_of
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.tasks import TASKS
-from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Problem, Step, StepStop, Trace, Trial, Wrote
+from arbitrage_cli.types import Cost, Decision, Finished, Limits, Problem, Step, StepStop, TokenStats, Trace, Trial, Wrote
 
 LIMITS = Limits(max_steps=60, max_tokens=900, max_step_tokens=300, think_tokens=None, trial_answers=True)
 PROBLEMS = [Problem(str(number), f"What is {number} + 1? The answer is \\boxed{{7}}. </think>") for number in range(4)]
-OPENING = "ab"
 
 
 class Talkative(HashBackend):
@@ -38,16 +41,21 @@ def parity(text: str) -> str | None:
     return str(ord(written[0]) % 2) if written else None
 
 
-def trials_by(model: ModelRole) -> TrialAnswers:
-    return TrialAnswers(model, OPENING, parity)
+def flow_of(policy: str, tau: float | None, trace: Trace) -> Flow:
+    keep = TrialAnswers("target" if policy == "target" else "draft", parity).keep if trace.limits.trial_answers else add
+    if POLICIES[policy].kind == "single":
+        return single(trace, POLICIES[policy].models[0], speculates=POLICIES[policy].speculates, keep=keep)
+    make_scorer = POLICIES[policy].make_scorer
+    assert make_scorer
+    return arbitrage(trace, make_scorer(0), tau or 0.0, keep=keep)
 
 
 def auto(
     policy: str, tau: float | None = None, *, limits: Limits = LIMITS, concurrency: int = 1, **options: Any
 ) -> list[Trace]:
     engines = hash_engines(num_sequences=concurrency, **{"make": Talkative} | options)
-    model: ModelRole = "target" if policy == "target" else "draft"
-    found = solve(engines, PROBLEMS, policy, tau, limits=limits, concurrency=concurrency, trial_answers=trials_by(model))
+    make_flow = partial(flow_of, policy, tau)
+    found = solve(engines, PROBLEMS, policy, tau, limits=limits, concurrency=concurrency, make_flow=make_flow)
     return [found[name] for name in sorted(found)]
 
 
@@ -136,7 +144,7 @@ def test_the_laws_hold_with_trials(routing: tuple[str, float | None], concurrenc
 
 def test_a_trial_is_short_and_its_tokens_are_not_shown() -> None:
     engines = hash_engines(make=Talkative)
-    events = events_of(engines, PROBLEMS, "draft", limits=LIMITS, trial_answers=trials_by("draft"))
+    events = events_of(engines, PROBLEMS, "draft", limits=LIMITS, make_flow=partial(flow_of, "draft", None))
     shown = "".join(event.text for event in events if isinstance(event, Wrote))
     kept = [event.trace for event in events if isinstance(event, Finished)]
     assert shown == "".join(decision.kept.text for trace in kept for decision in trace.decisions)
@@ -158,9 +166,22 @@ def test_costs_of_trials_are_counted_and_recorded() -> None:
     assert tally(read) == total
 
 
-def test_tasks_with_short_answers_have_trials() -> None:
-    assert {name for name, task in TASKS.items() if task.answer_opening} == {"math", "choice"}
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=str)
+def test_every_policy_asks_for_trials_by_the_limits(policy: Policy) -> None:
+    scorer = by_token_stats(lambda trace, draft: 0.5)
+    trace = trace_of()
+    flow = Route(policy, 0.5 if policy.has_tau else None).flow(trace, 0, scorer)
+    request, stats = next(flow), TokenStats([-1.0], [1.0], [1.0])
+    while not (isinstance(request, WriteStep) and request.is_trial):
+        model = request.model if isinstance(request, WriteStep) else "draft"
+        step = Step(model, "So it is.\n\n", FIRST, Cost(), "separator", stats, phase="think")
+        request = flow.send(step if isinstance(request, WriteStep) else (0.5,) * len(request.steps))
+    assert request.model == ("draft" if "draft" in policy.models else "target")
+    assert (request.trace.phase, request.trace.text, request.trace.limits.max_step_tokens) == ("answer", OPENING, MAX_TOKENS)
+    assert not trace.decisions
+
+
+def test_tasks_with_boxed_answers_have_trials() -> None:
+    assert {name for name, task in TASKS.items() if task.has_boxed_answers} == {"math", "choice"}
     for name in ("math", "choice"):
-        task = TASKS[name]
-        assert task.find_answer(task.answer_opening + "B}.") == "B"
-        assert task.find_answer(task.answer_opening + "B") is None
+        assert TASKS[name].find_answer(f"{OPENING}B}}.") == "B"

@@ -29,7 +29,6 @@ from arbitrage_cli.inference.speculation import Planner, Speculator
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.routing.trial_answers import TrialAnswers
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
 
 LETTERS = "abcdefghijklmnop "
@@ -250,17 +249,17 @@ def events_of(
     scorer: Scorer | None = None,
     stops_early: bool = False,
     speculates: bool = False,
-    trial_answers: TrialAnswers | None = None,
+    make_flow: Callable[[Trace], Flow] | None = None,
 ) -> list[Event]:
     chosen = POLICIES[policy]
     tau = chosen.default_tau if tau is None else tau
     used = {role: engines[role] for role in chosen.models}
 
-    def make_flow(trace: Trace) -> Flow:
-        return Route(chosen, tau, stops_early=stops_early).flow(trace, seed, scorer, trial_answers)
+    def flow(trace: Trace) -> Flow:
+        return Route(chosen, tau, stops_early=stops_early).flow(trace, seed, scorer)
 
     speculator = as_speculator(used.get("draft")) if speculates else None
-    scheduler = Scheduler(used, make_flow, limits, concurrency=concurrency, speculator=speculator)
+    scheduler = Scheduler(used, make_flow or flow, limits, concurrency=concurrency, speculator=speculator)
     return list(scheduler.run(problems))
 
 

@@ -1,0 +1,56 @@
+"""Chooses which thoughts the target writes if the router was not trained on thinking: lead, probe, stay.
+
+The target leads: it writes the beginning of the thinking. Later thoughts are probed at random, and the target stays as long as
+its thoughts depart from the drafted ones. A budget bounds its share of the later thoughts. `tests/benchmarks/README.md`
+compares this rule with others.
+"""
+
+import re
+from itertools import accumulate, takewhile
+
+from arbitrage_cli.arbitrage import ScoreOf
+from arbitrage_cli.types import Decision, Step, Trace
+
+LEAD = 200  # thinking tokens at the beginning that the target writes, or more to complete a thought
+BUDGET = 0.3  # default maximum share of the later thoughts that the target writes
+PROBED = 1 / 3  # share of the budget that is spent on random probes
+DEPARTED = 0.5  # a thought departs if the target keeps a smaller share of the drafted words
+
+_WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]")
+
+
+def probe_tau(budget: float) -> float:
+    """Return the tau for `lead_probe_stay`."""
+    return 1 - budget * PROBED
+
+
+def lead_probe_stay(budget: float, draw: ScoreOf) -> ScoreOf:
+    """Return a score of drafted thoughts: 1 to lead and to stay, 0 if the budget is spent, and otherwise a random number."""
+
+    def score(trace: Trace, draft: Step) -> float:
+        later = [decision for tokens, decision in _with_tokens_before(trace) if tokens >= LEAD]
+        if trace.num_tokens < LEAD:
+            return 1.0
+        if sum(decision.kept.model == "target" for decision in later) >= budget * (len(later) + 1):
+            return 0.0
+        return 1.0 if departs(trace.decisions[-1]) else draw(trace, draft)
+
+    return score
+
+
+def departs(decision: Decision) -> bool:
+    """Return whether the target wrote this step and kept few of the drafted words."""
+    draft, target = decision.draft, decision.target
+    return draft is not None and target is not None and share_kept(draft.text, target.text) < DEPARTED
+
+
+def share_kept(drafted: str, written: str) -> float:
+    """Return the share of the drafted words before the first word that was written differently."""
+    words = _WORD.findall(drafted)
+    kept = takewhile(lambda pair: pair[0] == pair[1], zip(words, _WORD.findall(written), strict=False))
+    return sum(1 for _ in kept) / max(1, len(words))
+
+
+def _with_tokens_before(trace: Trace) -> list[tuple[int, Decision]]:
+    tokens = accumulate((decision.kept.num_tokens for decision in trace.decisions), initial=0)
+    return list(zip(tokens, trace.decisions, strict=False))
