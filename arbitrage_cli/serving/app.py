@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from h11 import LocalProtocolError
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -283,7 +284,8 @@ async def _show_http_error(request: Request, error: Any) -> Response:
 
 
 async def _show_defect(request: Request, error: Exception) -> Response:
-    log.error("internal error in a request (%s: %s); please report it", type(error).__name__, error, exc_info=error)
+    if not isinstance(error, LocalProtocolError):  # after a malformed body, which uvicorn has already refused
+        log.error("internal error in a request (%s: %s); please report it", type(error).__name__, error, exc_info=error)
     return _refusal_response(RefusedError("internal server error", status=500, kind="server_error"))
 
 

@@ -385,6 +385,15 @@ def test_other_refusals(client: Served, status: int, request_of: dict[str, Any])
     refusal(response)
 
 
+def test_a_malformed_body_is_no_defect(client: Served, caplog: pytest.LogCaptureFixture) -> None:
+    head = HEAD.replace(b"Content-Type: application/json\r\n", b"")
+    with socket.create_connection(client.address, timeout=10) as raw:
+        raw.sendall(head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 400")
+    assert text_of(client.ask())
+    assert caplog.records == []
+
+
 def test_a_defect_is_logged_and_answered(
     client: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
