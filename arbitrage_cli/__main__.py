@@ -19,6 +19,10 @@ def main() -> int:
         if sys.stderr is not None:
             sys.stderr.write("arbitrage: interrupted\n")
         return 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) in (_interrupt, signal.default_int_handler):
+                signal.signal(number, signal.SIG_DFL)  # Python would show a traceback while it waits for threads
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -236,3 +236,17 @@ def test_signal_while_modules_are_imported_ends_in_one_line(code: str, number: s
         out, err = process.communicate(timeout=30)
     assert out.decode().splitlines() == [str(128 + number)] * 3
     assert err == b"arbitrage: interrupted\n" * 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_the_process_ends_shows_no_traceback(number: int) -> None:
+    """Python first waits for threads, here for ever."""
+    code = (
+        "import sys, threading, arbitrage_cli.__main__ as program, arbitrage_cli.cli.main as cli;"
+        "cli.main = lambda: (threading.Thread(target=threading.Event().wait).start(), 0)[1];"
+        "threading._register_atexit(lambda: print('ending', flush=True)); sys.exit(program.main())"
+    )
+    with start(program=(sys.executable, "-c", code), stdin=subprocess.DEVNULL) as process:
+        assert read_line(process) == b"ending\n"
+        process.send_signal(number)
+        assert (process.wait(10), process.stderr and process.stderr.read()) == (-number, b"")
