@@ -219,11 +219,10 @@ def _ratio_needed(candidates: Sequence[Candidate], ratio: float | None) -> float
 
 
 def best_preset(named: Mapping[str, float], rows: Sequence[Figures]) -> tuple[str, Figures] | None:
-    """Return the best preset and its row; None if no preset reaches MIN_SPEEDUP and loses at most MAX_POINTS."""
-    found = [(name, row) for name, tau in named.items() for row in rows if row["tau"] == tau and row["time"] is not None]
-    good = [(name, row) for name, row in found if row["change"] >= -MAX_POINTS and row["time"] * MIN_SPEEDUP < 1]
-    if not good:
-        return None
-    least = min(row["time"] for _, row in good)
-    near = [(name, row) for name, row in good if row["time"] <= SIMILAR * least]
-    return max(near, key=lambda preset: (min(0.0, preset[1]["change"]), -preset[1]["time"]))
+    """Return the strictest preset that reaches MIN_SPEEDUP and loses at most MAX_POINTS, with its row; None if there is none."""
+    for name, tau in named.items():
+        for row in rows:
+            is_fast = row["tau"] == tau and row["time"] is not None and row["time"] * MIN_SPEEDUP < 1
+            if is_fast and row["change"] >= -MAX_POINTS:
+                return name, row
+    return None
