@@ -23,7 +23,8 @@ QUANTILE = 1.2816  # the 90% quantile of the normal distribution
 PROMPT_TOKENS, WRITTEN_TOKENS = 100.0, 200.0  # of a problem, if there is no router whose table has them
 CARD_SPREAD, OTHER_SPREAD = 0.25, 0.5
 """The standard deviation of log speed-ups around a card's prediction, for its own pairs and for other pairs."""
-CARD_ANSWERS, OTHER_ANSWERS = 30, 10  # the maximum number of answers that a card's expected loss counts for
+CARD_ANSWERS, OTHER_ANSWERS = 30, 10
+"""The weight of a card's expected loss, in measured answers, for its own pairs (at most) and for other pairs."""
 DRAFT_LOSS = 0.1  # the expected share of answers that the draft alone loses
 
 
@@ -31,7 +32,8 @@ DRAFT_LOSS = 0.1  # the expected share of answers that the draft alone loses
 class Expected:
     """The expected effect of a policy: a log-normal speed-up of at most `most`, and a share of lost answers.
 
-    `speedup` is the median, and `spread` is the standard deviation of its logarithm. `loss` has the weight of `answers` measured answers.
+    `speedup` is the median, and `spread` is the standard deviation of its logarithm. `loss` has the weight of `answers`
+    measured answers.
     """
 
     speedup: float = 1.0
@@ -76,7 +78,7 @@ def _expected(
         return Expected(most=most * math.exp(OTHER_SPREAD)) if most else UNKNOWN
     row = table.faster_row(float(entry["tau"]))
     time, spread = table.time(row), CARD_SPREAD if is_own else OTHER_SPREAD
-    answers = min(table.num_solutions, CARD_ANSWERS) if is_own else OTHER_ANSWERS
+    answers = max(OTHER_ANSWERS, min(table.num_solutions, CARD_ANSWERS)) if is_own else OTHER_ANSWERS
     loss = max(0.0, -row.change / 100)
     if not time or not most:
         return Expected(spread=OTHER_SPREAD, loss=loss, answers=answers)
@@ -111,7 +113,8 @@ def _of_draft(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -> f
 
 
 def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:
-    return all(models.get(role, {}).get("sha256") == pair[role]["sha256"] is not None for role in ("draft", "target"))
+    sha256s = [(models.get(role, {}).get("sha256"), pair[role]["sha256"]) for role in ("draft", "target")]
+    return all(own is not None and own == known for own, known in sha256s)
 
 
 def route_of(entry: Mapping[str, Any]) -> str:
