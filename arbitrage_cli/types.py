@@ -43,6 +43,11 @@ def num_checkpoints(state_bytes: int) -> int:
     return max(2, min(MAX_CHECKPOINTS, CHECKPOINT_BYTES // max(1, state_bytes)))
 
 
+def num_snapshots(state_bytes: int, useful: int) -> int:
+    """Return how many states of this size a sequence keeps to remove rejected draft tokens, at most `useful`."""
+    return min(useful, CHECKPOINT_BYTES // state_bytes) if state_bytes else 0
+
+
 MessageRole = Literal["user", "assistant"]
 
 

@@ -15,6 +15,7 @@ from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
 from arbitrage_cli.app.costs import measure_missing_costs
 from arbitrage_cli.app.executor import Remaining
 from arbitrage_cli.app.model_choice import ModelChoice, choose_models
+from arbitrage_cli.app.model_info import prediction_hint
 from arbitrage_cli.app.options import (
     AdviceOptions,
     BenchRoutingOptions,
@@ -37,10 +38,13 @@ from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.evaluation.expected import expected_effects, route_of
 from arbitrage_cli.evaluation.metrics import Prices, figures, parse_prices
 from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
+from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import (
     PairEntry,
     is_built_in,
+    is_file,
     is_served,
+    local_files,
     router_file,
     save_pair,
 )
@@ -164,6 +168,9 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     with open_run(path, display, fresh=request.fresh) as folder:
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:
+            for source in filter(is_file, session.resolved.files.values()):
+                if hint := prediction_hint(read_facts(local_files(source))):
+                    display.note(hint)
             run = plan_run(session, shuffled(request.selected), folder)
             run = replace(run, title=f"advise {request.selected.title}", todo=_draft_last(run.todo))
             pace = AdvicePace(run, ends, request.prices)

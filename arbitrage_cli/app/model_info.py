@@ -21,6 +21,7 @@ from arbitrage_cli.model_files.pairs import (
     user_pairs,
 )
 from arbitrage_cli.system.machine import total_memory
+from arbitrage_cli.types import num_snapshots
 
 Json = dict[str, Any]
 
@@ -95,16 +96,28 @@ def describe_served(source: str) -> Json:
     return {**facts, "think_format": form.name if form else None, "thinks_by_itself": by_itself}
 
 
+def prediction_hint(facts: Facts) -> str | None:
+    """Return how to use the layers for multi-token prediction, or None if there are none."""
+    return (
+        f"the file has layers for multi-token prediction, which only llama.cpp's server uses: "
+        f"llama-server -m {facts.files[0]} --spec-type draft-mtp"
+        if facts.prediction_layers
+        else None
+    )
+
+
 def describe_models(names: Sequence[str]) -> Json:
     """Return facts about model files and the total memory that they need.
 
     Raises ModelFileError if a GGUF file is missing or invalid.
     """
     pair = user_pairs().named(names[0])
-    facts = {source: _facts(source, pair.ctx if pair else None) for name in names for source in sources_of(name)}
-    sizes = [one.memory_bytes for one in facts.values()]
+    models = [
+        _model_record(source, pair) for source in dict.fromkeys(source for name in names for source in sources_of(name))
+    ]
+    sizes = [model["memory_bytes"] for model in models]
     return {
-        "models": [_model_record(source, one, pair) for source, one in facts.items()],
+        "models": models,
         "memory_bytes": None if None in sizes else sum(filter(None, sizes)),
         "machine_bytes": total_memory(),
         "router": pair.router if pair else None,
@@ -118,23 +131,31 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
             yield identify(Path(file), on_progress)
 
 
-def _facts(source: str, context_size: int | None) -> Facts:
+def _model_record(source: str, pair: PairEntry | None) -> Json:
+    from arbitrage_cli.app.setup import THINK_CONTEXT_SIZE, THINK_TOKENS, thinking_of  # with NumPy
+    from arbitrage_cli.inference.open import rolls_back
+    from arbitrage_cli.inference.speculation import MAX_SPECULATED
+
     files = local_files(source)
     if not files and hub_name(source):
         raise ModelFileError(f"{source} is not on this machine", f"download it: arbitrage models pull {source}")
-    return read_facts(files or (Path(source),), context_size)
-
-
-def _model_record(source: str, facts: Facts, pair: PairEntry | None) -> Json:
-    from arbitrage_cli.app.setup import thinking_of  # with NumPy
-
+    facts = read_facts(files or (Path(source),), pair.ctx if pair else None)
     form, by_itself = thinking_of(facts.files[0], (pair and pair.chat_template_kwargs) or {})
+    if by_itself and not (pair and pair.ctx):
+        facts = read_facts(facts.files, min(THINK_CONTEXT_SIZE, facts.trained_context_size or THINK_CONTEXT_SIZE))
+    rollback = {True: "snapshots", False: "checkpoints", None: "untested"}[rolls_back(facts.files)]
+    verifies = rollback != "checkpoints" and not (pair and source == pair.draft)
+    snapshots = facts.state_bytes * (num_snapshots(facts.state_bytes, MAX_SPECULATED) if verifies else 0)
     return {
         "model": source,
         **asdict(facts),
         "files": [str(file) for file in facts.files],
-        "memory_bytes": facts.memory_bytes,
+        "memory_bytes": None if facts.memory_bytes is None else facts.memory_bytes + snapshots,
         "checkpoint_bytes": facts.checkpoint_bytes,
+        "rollback": rollback if facts.state_bytes else "tail",
+        "snapshot_bytes": snapshots,
         "think_format": form.name if form else None,
         "thinks_by_itself": by_itself,
+        "think_max_tokens": THINK_TOKENS if form else None,
+        "prediction_hint": prediction_hint(facts),
     }

@@ -35,7 +35,7 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.files import state_of
-from arbitrage_cli.tuning.memory import MOST, check_memory, choose_concurrency, memory_needed
+from arbitrage_cli.tuning.memory import MOST, check_memory, choose_concurrency, memory_needed, rollback_of
 from arbitrage_cli.tuning.placement import Placement, place
 from arbitrage_cli.types import Limits, ModelRole, Trace
 
@@ -101,11 +101,16 @@ class Session:
     def _placement(self) -> Placement:
         return place(self.resolved.files, self.resolved.load, self._earlier_threads)
 
+    @property
+    def _rollback(self) -> dict[ModelRole, int]:
+        target = self.resolved.files.get("target")  # no other model verifies draft tokens
+        return {"target": rollback_of(target, self._unit_costs.get("target"))} if target else {}
+
     def choose_concurrency(self, *, most: int = MOST, rollouts: int = 1, earlier: int | None = None) -> int:
         """Resolve the concurrency, which may be `auto`. `earlier` is the concurrency of a resumed run."""
         policies = self._policies
         sequences = _num_sequences(policies, self.setup.reward, rollouts)
-        needed = partial(memory_needed, self.resolved.files, self.resolved.load, sequences)
+        needed = partial(memory_needed, self.resolved.files, self.resolved.load, sequences, self._rollback)
         self.concurrency = choose_concurrency(self.setup.concurrency, needed, most=most, earlier=earlier)
         for name in dict.fromkeys(policy.name for policy in policies if policy.speculates and self.concurrency > 1):
             self._display.note(
@@ -137,7 +142,7 @@ class Session:
         """Load the models with enough sequences for these policies (default: all policies)."""
         policies = list(self._policies if policies is None else policies)
         num_sequences = _num_sequences(policies, self.setup.reward, rollouts, self.concurrency)
-        check_memory(memory_needed(self.resolved.files, self.resolved.load, num_sequences))
+        check_memory(memory_needed(self.resolved.files, self.resolved.load, num_sequences, self._rollback))
         self.models.update(self._served)  # servers are checked before files take time to load
         if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:
             self.models["draft"].need_token_stats(needing[0])
@@ -163,7 +168,7 @@ class Session:
         return self._served[role].prompt(self.writing.style_of(role)).thinks_by_itself
 
     def _load_files(self, num_sequences: Mapping[ModelRole, int]) -> None:
-        placed = self._placement
+        placed, rollback = self._placement, self._rollback
         for role, source in self.setup.sources.items():
             if role in self.models:
                 continue
@@ -171,6 +176,7 @@ class Session:
                 self.resolved.load,
                 threads=placed.threads[role],
                 num_sequences=num_sequences[role],
+                rollback=rollback.get(role, 0),
                 template_variables={} if role == "prm" else self.resolved.load.template_variables,
             )
             progress = partial(self._display.loading, role, source)

@@ -133,6 +133,14 @@ ORIGINS = {
 }
 
 
+ROLLBACKS = {
+    "tail": "removes any number of tokens",
+    "snapshots": "removes rejected draft tokens, and restores a checkpoint before other rejected steps",
+    "checkpoints": "restores a checkpoint; the model cannot verify draft tokens",
+    "untested": "restores a checkpoint; the first load tests whether the model can verify draft tokens",
+}
+
+
 def block(title: str, facts: Iterable[Fact]) -> str:
     return "\n".join([one_line(title), *(f"  {name:<14} {one_line(value)}" for name, value in facts)])
 
@@ -165,7 +173,14 @@ def file_facts(model: Json) -> Iterator[Fact]:
     )
     yield "vocabulary", f"{model['vocabulary_size'] or 'no'} tokens"
     yield "memory", f"{total}: weights {rounding.size_words(model['file_bytes'])}, KV cache {kv}{_recurrent(model)}"
-    yield "thinking", _thinking(model)
+    yield "rollback", ROLLBACKS[model["rollback"]]
+    yield (
+        "thinking",
+        _thinking(model)
+        + (f"; up to {model['think_max_tokens']:,} tokens per solution" if model["think_max_tokens"] else ""),
+    )
+    if model["prediction_hint"]:
+        yield "prediction", model["prediction_hint"]
     yield "sampling", f'{sampling}; used with sampling = "model"' if sampling else "no recommendation"
 
 
@@ -206,5 +221,6 @@ def _thinking(model: Json) -> str:
 def _recurrent(model: Json) -> str:
     if not model["state_bytes"]:
         return ""
-    num, size = model["checkpoint_bytes"] // model["state_bytes"], rounding.size_words(model["state_bytes"])
-    return f", recurrent state {size}, and up to {num} checkpoints of the same size"
+    size, state = rounding.size_words(model["state_bytes"]), model["state_bytes"]
+    kept = f"{model['snapshot_bytes'] // state} earlier states and {model['checkpoint_bytes'] // state} checkpoints"
+    return f", recurrent state {size}, and up to {kept} of the same size"

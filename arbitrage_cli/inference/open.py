@@ -9,10 +9,10 @@ import importlib.metadata
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import arbitrage_cli.errors
 from arbitrage_cli.errors import ModelFileError, ModelUnsupportedError
@@ -69,6 +69,19 @@ def try_model(source: str, options: "Options") -> None:
         _try_files(files, options.gpu_layers)
 
 
+def rolls_back(files: Sequence[Path]) -> bool | None:
+    """Return whether the model can remove rejected draft tokens from its recurrent state; None if it was not tried yet."""
+    known = checksums.unchanged_sha256(files)
+    found = _passed_trial(known).get("rolls_back") if known else None
+    return found if isinstance(found, bool) else None
+
+
+def _passed_trial(sha256: str) -> Mapping[str, Any]:
+    note = checksums.read_note("tried", [sha256])
+    is_valid = isinstance(note, dict) and note.get("version") == importlib.metadata.version("llama-cpp-python")
+    return note if is_valid else {}
+
+
 def load_llama() -> ModuleType:
     """Import the llama.cpp backend, which is slow. Raises ModelUnsupportedError if the import fails."""
     try:
@@ -84,9 +97,8 @@ def load_llama() -> ModuleType:
 def _try_files(files: Sequence[Path], gpu_layers: int | None) -> None:
     for path in files:
         read_header(path)
-    version = importlib.metadata.version("llama-cpp-python")
-    names = [checksums.sha256_seen(files)]
-    if checksums.read_note("tried", names) == version:
+    sha256 = checksums.sha256_seen(files)
+    if _passed_trial(sha256):
         return
     log.warning("%s is new on this machine; trying it in a separate process first", files[0].name)
     size = sum(path.stat().st_size for path in files)
@@ -95,7 +107,7 @@ def _try_files(files: Sequence[Path], gpu_layers: int | None) -> None:
     with tempfile.TemporaryFile() as output:
         child = Child(MAKE, seconds=seconds, memory=None, is_kept=False, stderr=output, environment=environment)
         try:
-            kind, message, hint = child(str(files[0].absolute()), 2 * size + MAX_BYTES, gpu_layers)
+            kind, message, hint, can_drop = child(str(files[0].absolute()), 2 * size + MAX_BYTES, gpu_layers)
         except ChildError as error:
             raise ModelFileError(
                 f"{files[0]} failed to load in a separate process: {error} ({_last_line(output)})",
@@ -103,7 +115,8 @@ def _try_files(files: Sequence[Path], gpu_layers: int | None) -> None:
             ) from error
     if kind:
         raise getattr(arbitrage_cli.errors, kind)(message, hint)
-    checksums.write_note("tried", names, version)
+    version = importlib.metadata.version("llama-cpp-python")
+    checksums.write_note("tried", [sha256], {"version": version, "rolls_back": can_drop})
 
 
 def _last_line(output: IO[bytes]) -> str:

@@ -49,6 +49,7 @@ class TokenCosts:
 
 
 GAIN = 1.05  # minimum gain in tokens per second; less is lost in overhead that the costs omit
+RELIABLE = 0.95  # acceptance rate of a proposal that has matched for a while
 MAX_SPECULATED = 16  # draft tokens per continuation
 NOTHING_PROPOSED = Place(0, 0)
 
@@ -157,6 +158,12 @@ def _fastest_alone(
     drafted = drafting or [0.0] * (1 + len(chances))
     costs = [target.batch(1 + count) + drafted[count] for count in range(1 + len(chances))]
     return _fastest(1, chances, costs)
+
+
+def most_verified(costs: UnitCosts) -> int:
+    """Return how many tokens of a reliable proposal are worth verifying in one batch, at most MAX_SPECULATED."""
+    chances = [RELIABLE**number for number in range(1, 1 + MAX_SPECULATED)]
+    return _fastest(1, chances, [costs.batch(1 + number) for number in range(1 + MAX_SPECULATED)])[0]
 
 
 def _fastest(num_certain: int, chances: Sequence[float], costs: Sequence[float]) -> tuple[int, float]:

@@ -1,7 +1,7 @@
 """Chooses how many problems to solve at once, based on the memory that the models need.
 
 Before a model is loaded, the headers of its files are used to estimate its memory: the weights and, for each sequence, the
-KV cache, the recurrent state and its checkpoints. The estimate does not include compute buffers of a few hundred megabytes,
+KV cache, the recurrent states and their checkpoints. The estimate does not include compute buffers of a few hundred megabytes,
 or a GPU's own memory, which llama.cpp checks.
 """
 
@@ -9,14 +9,17 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from arbitrage_cli.errors import ModelMemoryError, UsageError
 from arbitrage_cli.inference.backend import MAX_SEQUENCES, Options
-from arbitrage_cli.inference.open import load_llama
+from arbitrage_cli.inference.open import load_llama, rolls_back
+from arbitrage_cli.inference.speculation import most_verified
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.facts import Facts, read_facts
 from arbitrage_cli.model_files.pairs import is_file, is_served, local_files
 from arbitrage_cli.system.machine import available_memory, gpu_shares_memory, total_memory
-from arbitrage_cli.types import CACHED_BYTES, KV_BYTES, ModelRole
+from arbitrage_cli.types import CACHED_BYTES, KV_BYTES, ModelRole, num_snapshots
 
 AUTO = "auto"
 MOST = 1024  # if all models are on servers
@@ -71,14 +74,32 @@ class Need:
         return max(0, min(most, int(left / self.host_each)))
 
 
-def memory_needed(found: Mapping[ModelRole, str], load: Options, num_sequences: Mapping[ModelRole, int]) -> Need:
+def rollback_of(source: str, costs: UnitCosts | None) -> int:
+    """Return how many rejected draft tokens a model should be able to remove from its recurrent state.
+
+    Returns 0 if there is no such state, if nothing is proposed, or if the model failed the trial (`rolls_back`).
+    """
+    if costs is None or not is_file(source):
+        return 0
+    files = local_files(source) or (Path(source),)
+    state_bytes = read_facts(files).state_bytes
+    return num_snapshots(state_bytes, most_verified(costs)) if state_bytes and rolls_back(files) is not False else 0
+
+
+def memory_needed(
+    found: Mapping[ModelRole, str],
+    load: Options,
+    num_sequences: Mapping[ModelRole, int],
+    rollback: Mapping[ModelRole, int] = MappingProxyType({}),
+) -> Need:
     """Return the required memory, given the sequences per problem of each model. Raises ModelFileError if a file is invalid."""
     need = Need(0, 0, sequences=0, cap=MOST if any(map(is_served, found.values())) else MOST_HERE)
     for role, source in found.items():
         if not is_file(source):
             continue
         facts = read_facts(local_files(source) or (Path(source),), load.context_size)
-        kv_cache = (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"] + facts.state_bytes
+        states = (1 + rollback.get(role, 0)) * facts.state_bytes
+        kv_cache = (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"] + states
         each, on_gpu = (num_sequences[role] * size for size in (kv_cache + facts.checkpoint_bytes, kv_cache))
         share = _share_on_gpu(facts, load)
         need = Need(

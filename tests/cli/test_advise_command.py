@@ -11,7 +11,9 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from altered_gguf import alter
 from cli import Result, assert_refused
+from gguf import GGUFValueType
 from test_costs import FAST_READER, NO_GAIN, Home
 
 from arbitrage_cli.model_files.pairs import PairEntry, read_pairs, router_file, save_pair
@@ -35,6 +37,14 @@ def home(tmp_path: Path) -> Home:
     made = Home(tmp_path)
     made.pretend(FAST_READER)
     return made
+
+
+def test_layers_for_multi_token_prediction_are_mentioned(home: Home, tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    path = alter(tiny["target"], tmp_path / "predicts.gguf", {"llama.nextn_predict_layers": (GGUFValueType.UINT32, 1)})
+    models = ("--draft", str(tiny["draft"]), "--target", str(path), "--threads", "1", "--max-tokens", "4")
+    ended = home.run("advise", *models, "--minutes", "0.001")
+    assert ended.code == 0, ended.err
+    assert f"llama-server -m {path} --spec-type draft-mtp" in ended.err
 
 
 def test_there_is_an_answer_within_the_time(home: Home) -> None:

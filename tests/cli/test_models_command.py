@@ -14,8 +14,10 @@ from typing import Any
 
 import fake_hub
 import pytest
+from altered_gguf import alter
 from cli import ESCAPE, HERE, PROGRAM, Result, assert_refused, environment, run, start
 from fake_hub import FakeHub
+from gguf import GGUFValueType
 
 DRAFT, TARGET = "user/Draft-GGUF", "user/Target-GGUF"
 BIG = bytes(range(256)) * 20_000  # about 5 MB, no GGUF
@@ -164,15 +166,37 @@ def test_info_is_read_from_the_header(tiny: Mapping[str, Path]) -> None:
     assert f"checking {tiny['draft'].name}" in shown.err
 
 
-def test_info_of_a_model_with_recurrent_layers(tiny: Mapping[str, Path]) -> None:
-    (record,) = run("models", "info", str(tiny["hybrid"]), "--json").records
+def test_info_of_a_model_with_recurrent_layers(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    path = alter(tiny["hybrid"], tmp_path / "new.gguf", {"general.name": (GGUFValueType.STRING, "never loaded")})
+    (record,) = run("models", "info", path, "--json").records
     (model,) = record["models"]
     assert model["state_bytes"] == 2 * (3 * 64 + 64 * 8) * 4  # layers, channels, bytes
     assert model["checkpoint_bytes"] == 8 * model["state_bytes"]
     assert model["kv_bytes"] == 1 * 2048 * 2 * (2 * 8) * 2  # of one layer of three
-    file_bytes = tiny["hybrid"].stat().st_size
-    assert model["memory_bytes"] == file_bytes + model["kv_bytes"] + model["state_bytes"] + model["checkpoint_bytes"]
-    assert "8 checkpoints" in run("models", "info", tiny["hybrid"]).out
+    assert (model["rollback"], model["snapshot_bytes"]) == ("untested", 16 * model["state_bytes"])
+    file_bytes = path.stat().st_size
+    assert model["memory_bytes"] == file_bytes + model["kv_bytes"] + 25 * model["state_bytes"]
+    assert "16 earlier states and 8 checkpoints" in run("models", "info", path).out
+
+
+def test_info_shows_the_rollback_that_the_first_load_found(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "hybrid.gguf"
+    path.write_bytes(tiny["hybrid"].read_bytes())  # new on this machine
+    options = ("--draft", path, "--target", path, "--policy", "target", "--max-tokens", "4")
+    assert run("solve", "1 + 1", *options).code == 0
+    (model,) = run("models", "info", path, "--json").records[0]["models"]
+    assert (model["rollback"], model["snapshot_bytes"]) == ("checkpoints", 0)
+    (transformer,) = run("models", "info", tiny["draft"], "--json").records[0]["models"]
+    assert (transformer["rollback"], transformer["snapshot_bytes"]) == ("tail", 0)
+
+
+def test_info_of_layers_for_multi_token_prediction(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    path = alter(tiny["draft"], tmp_path / "predicts.gguf", {"llama.nextn_predict_layers": (GGUFValueType.UINT32, 1)})
+    (model,) = run("models", "info", path, "--json").records[0]["models"]
+    assert model["prediction_layers"] == 1
+    assert f"llama-server -m {path} --spec-type draft-mtp" in run("models", "info", path).out
+    (without,) = run("models", "info", tiny["draft"], "--json").records[0]["models"]
+    assert (without["prediction_layers"], without["prediction_hint"]) == (0, None)
 
 
 def test_info_of_no_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:

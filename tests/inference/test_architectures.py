@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_architectures
 from cli import run
 from hash_language import CHEAP_BATCHES, CHEAP_DRAFT, ForgetfulEngine, planner, solve, texts
 from tiny_architectures import HINTS, RECURRENT
 
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -29,6 +30,7 @@ SETTINGS = {"ARBITRAGE_MAX_STEPS": "4", "ARBITRAGE_MAX_STEP_TOKENS": "12"}
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number)) for number in range(3)]
 LIMITS = Limits(max_steps=4, max_tokens=60, max_step_tokens=20)
 ROLLBACK = 8
+READ, REJECTED = (5, 9, 12, 7, 30, 22, 41, 8, 15, 3), (11, 17, 25, 33)
 UNSTEADY = 0.2  # temperature of a draft that is usually, but not always, right
 ROLL_BACK = {"qwen35", "qwen35moe", "lfm2", "lfm2moe", "nemotron_h"}  # with the tested version of llama-cpp-python
 
@@ -105,3 +107,34 @@ def test_the_laws_hold(
     assert most_dropped == (None if architecture not in RECURRENT else ROLLBACK if architecture in ROLL_BACK else 0)
     cost = sum((d.target.cost for trace in together.values() for d in trace.decisions if d.target), Cost())
     assert (cost.verify_tokens > cost.verify_kept > 0) == (most_dropped != 0)
+
+
+@pytest.mark.parametrize("architecture", sorted(ROLL_BACK), indirect=True)
+def test_rejected_tokens_leave_no_trace(path: Path) -> None:
+    """Without the first token of the batch, llama.cpp keeps a wrong state (its issue 26695)."""
+    with LlamaBackend(path, Options(64, threads=1, kv_type="f32", flash_attention=False, rollback=ROLLBACK)) as backend:
+        states, length = backend.states, len(READ)
+        assert states is not None
+
+        def verify() -> None:
+            backend.drop(0, 0)
+            backend.read(0, 0, READ)
+            backend.decode([0] * 5, range(length, length + 5), [44, *REJECTED])
+
+        def then(position: int, token: int) -> Floats:
+            return backend.decode([0], [position], [token]).copy()
+
+        backend.read(0, 0, READ)
+        first, second = then(length, 44), then(length + 1, 7)
+        verify()
+        assert states.can_drop(0, length + 1)
+        assert not states.can_drop(0, length)
+        backend.drop(0, length + 1)
+        assert not states.can_drop(0, length + 1)
+        saved = states.save(0)
+        assert np.allclose(then(length + 1, 7), second, rtol=0, atol=1e-4)
+        states.restore(0, length + 1, saved)
+        assert np.allclose(then(length + 1, 7), second, rtol=0, atol=1e-4)
+        verify()
+        backend.drop(0, length)
+        assert np.abs(then(length, 44) - first).max() > 0.05

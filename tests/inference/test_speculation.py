@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from made_up_tuning import unit_costs
 
 from arbitrage_cli.inference.proposals import SOURCES, History, Place, Proposal
-from arbitrage_cli.inference.speculation import MAX_ROWS, Acceptance, Planner
+from arbitrage_cli.inference.speculation import MAX_ROWS, MAX_SPECULATED, Acceptance, Planner, most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
 
 QUANTIZED = (90 / 31, 253 / 31)  # batches of 4 and 16 rows, in decodes: 1.5B, Q4_K_M, two Zen 4 cores
@@ -72,6 +72,13 @@ def test_proposals_save_time_or_never_cost_much(
     batches: tuple[float, float], match: float, first: float, share: float
 ) -> None:
     assert time_of_steps(batches, match, first) < share
+
+
+def test_cheap_batches_verify_many_tokens() -> None:
+    batches = ((4.0, 16.0), (2.9, 8.2), (1.5, 3.0), (1.0, 1.0))
+    counts = [most_verified(unit_costs(1.0, *costs)) for costs in batches]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, MAX_SPECULATED)
 
 
 def test_costs_lie_on_lines() -> None:

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFWriter
+from made_up_tuning import unit_costs
 
 from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
 from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.speculation import most_verified
+from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.tuning import memory
 from arbitrage_cli.tuning.memory import (
     MOST,
@@ -17,8 +20,9 @@ from arbitrage_cli.tuning.memory import (
     check_memory,
     choose_concurrency,
     memory_needed,
+    rollback_of,
 )
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ModelRole, num_snapshots
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +122,16 @@ def test_need_is_read_from_the_files(tiny: Mapping[ModelRole, Path]) -> None:
     assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(0, 0, sequences=0)
     with pytest.raises(ModelFileError):
         memory_needed({"draft": "nowhere.gguf"}, Options(), {"draft": 1})
+
+
+def test_a_target_keeps_earlier_states_to_remove_rejected_tokens(tiny: Mapping[str, Path]) -> None:
+    path, costs = str(tiny["hybrid"]), unit_costs(1.0, 2.9, 8.2)
+    found: dict[ModelRole, str] = {"target": path}
+    assert rollback_of(path, costs) == most_verified(costs) == 8
+    assert rollback_of(path, None) == rollback_of(str(tiny["draft"]), costs) == 0
+    without, with_them = (memory_needed(found, Options(256), {"target": 3}, {"target": count}) for count in (0, 8))
+    assert with_them.each - without.each == 3 * 8 * read_facts([tiny["hybrid"]]).state_bytes
+    assert num_snapshots(200 << 20, 8) == 2
 
 
 def test_layers_with_other_numbers_of_heads(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             )
         states.restore(0, after, state)
         count = 1 + rollback
-        others = [(token + 1) % self.tokenizer.size] * rollback
+        others = [(token + 11 * number) % self.tokenizer.size for number in range(1, count)]
         self.decode([0] * count, range(after, after + count), [token, *others])
         if rollback and c.llama_memory_seq_rm(self._memory, 0, after + 1, -1):
             change = self._decode_one(after + 1) - second

@@ -39,24 +39,26 @@ WRITTEN = {
 }
 
 
-def load() -> Callable[[str, int, int | None], tuple[str, str, str]]:
+def load() -> Callable[[str, int, int | None], tuple[str, str, str, bool]]:
     return try_file
 
 
-def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, str]:
-    """Load the file, tokenize and decode. Return the error's class, message and hint, or empty strings. `memory` is in bytes."""
+def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, str, bool]:
+    """Load the file, tokenize and decode. `memory` is in bytes.
+
+    Returns the error's class, message and hint, or empty strings, and whether a recurrent state can drop rejected tokens.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))
     if not gpu_names():  # GPU drivers reserve large address ranges
         limit_memory(memory)
     try:
-        use(Path(path), Options(CONTEXT, 1, gpu_layers))
+        return "", "", "", use(Path(path), Options(CONTEXT, 1, gpu_layers, rollback=1))
     except ArbitrageError as error:
-        return type(error).__name__, error.message, error.hint
-    return "", "", ""
+        return type(error).__name__, error.message, error.hint, False
 
 
-def use(path: Path, options: Options) -> None:
+def use(path: Path, options: Options) -> bool:
     with LlamaBackend(path, options) as backend:
         check_known_text(path, backend)
         tokens = backend.tokenizer.tokenize(ODD, continues=False)
@@ -69,6 +71,7 @@ def use(path: Path, options: Options) -> None:
         for position in range(held, held + NUM_TOKENS):
             token = int(np.argmax(backend.decode([0], [position], [token])[0]))
             backend.tokenizer.piece(token)
+        return backend.states is not None and backend.states.most_dropped > 0
 
 
 def check_known_text(path: Path, backend: Backend) -> None:
