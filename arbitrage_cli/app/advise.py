@@ -161,6 +161,9 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     ends = time.monotonic() + 60 * request.minutes
     options, routing = replace(request.options, task=request.task), BenchRoutingOptions(policy=_policies(request))
     setup = for_bench(options, routing)
+    for files in map(local_files, filter(is_file, setup.sources.values())):
+        if files and (hint := prediction_hint(read_facts(files))):
+            display.note(hint)
     path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")
     is_new = request.fresh or not (path / RUN).exists()
     if measure_missing_costs(setup, display, *([MAX_AGE] if is_new else [])):
@@ -168,9 +171,6 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     with open_run(path, display, fresh=request.fresh) as folder:
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:
-            for source in filter(is_file, session.resolved.files.values()):
-                if hint := prediction_hint(read_facts(local_files(source))):
-                    display.note(hint)
             run = plan_run(session, shuffled(request.selected), folder)
             run = replace(run, title=f"advise {request.selected.title}", todo=_draft_last(run.todo))
             pace = AdvicePace(run, ends, request.prices)

@@ -40,10 +40,10 @@ def home(tmp_path: Path) -> Home:
 
 
 def test_layers_for_multi_token_prediction_are_mentioned(home: Home, tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    """The layers themselves are missing, so the file cannot be loaded afterwards."""
     path = alter(tiny["target"], tmp_path / "predicts.gguf", {"llama.nextn_predict_layers": (GGUFValueType.UINT32, 1)})
     models = ("--draft", str(tiny["draft"]), "--target", str(path), "--threads", "1", "--max-tokens", "4")
     ended = home.run("advise", *models, "--minutes", "0.001")
-    assert ended.code == 0, ended.err
     assert f"llama-server -m {path} --spec-type draft-mtp" in ended.err
 
 
