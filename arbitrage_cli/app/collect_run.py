@@ -16,7 +16,6 @@ from arbitrage_cli.app.session import Rollouts, Session
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended, Standing
-from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
@@ -191,8 +190,6 @@ class Collection:
         problems = [attempt.item.problem for batch in self._todo.batches for attempt in batch][:MEASURED_PROBLEMS]
         costs: dict[str, float] = {}
         for role, engine in engines.items():
-            if isinstance(engine, Engine):
-                engine.measure()
             scheduler = Scheduler({role: engine}, partial(single, model=role), self._session.resolved.limits)
             with contextlib.closing(marked(self._folder.started, scheduler.run(problems), makes_rows=False)) as events:
                 figures = tally(decided_within(MEASURED_SECONDS, events))

@@ -23,7 +23,7 @@ from arbitrage_cli.rewards.questions import ProcessReward, Question
 from arbitrage_cli.rewards.served import ServedRater
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.types import Cost, ModelRole
+from arbitrage_cli.types import ModelRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +53,13 @@ class LocalModel:
         self._backend = backend
         self._measured_suffix = " as measured" if has_measured_threads else ""
         self._cache: Cache | None = None
-        self._measured: Cost | None = None
         self.card, self.chat_template = backend.card, backend.chat_template
 
-    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
-        """Return a writer that uses the model's shared cache. If `knows_speed` is true, the speed is measured once."""
+    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool) -> Writer:
+        """Return a writer that uses the model's shared cache."""
         if self._cache is None:
             self._cache = self._make_cache(role, writing)
-        engine = _engine(role, self._cache, writing, keep_token_stats=keep_token_stats)
-        if knows_speed and self._measured:
-            engine.use_measured(self._measured)
-        elif knows_speed:
-            self._measured = engine.measure()
-        return engine
+        return _engine(role, self._cache, writing, keep_token_stats=keep_token_stats)
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         return _engine(role, self._make_cache(role, writing, first_sequence), writing, keep_token_stats=role == "draft")
@@ -105,7 +99,7 @@ class RemoteModel:
         self._model = model
         self.card, self.chat_template = model.card, model.source.template
 
-    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool, knows_speed: bool) -> Writer:
+    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool) -> Writer:
         options = {"keep_token_stats": keep_token_stats, "shares_prompts": writing.shares_prompts}
         model, sampler, style = self._model, writing.sampler, writing.style_of(role)
         kind = ChatWriter if isinstance(model.dialect, Chat) else ServedWriter
@@ -116,7 +110,7 @@ class RemoteModel:
         return self._model.prompt(style)
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
-        return self.writer(role, writing, keep_token_stats=role == "draft", knows_speed=False)
+        return self.writer(role, writing, keep_token_stats=role == "draft")
 
     def rater(self, question: Question, first_sequence: int = 0) -> Rater:
         return ServedRater(self._model, question)
@@ -160,8 +154,7 @@ class Writers:
         if key not in self._made:
             writing = replace(self._writing, sampler=replace(sampler, seed=sampler.seed + sample))
             keep = role == "draft" and (route is None or route.policy.reads_token_stats)
-            knows_speed = role == "target" and (route is None or len(route.policy.models) > 1)
-            self._made[key] = self._models[role].writer(role, writing, keep_token_stats=keep, knows_speed=knows_speed)
+            self._made[key] = self._models[role].writer(role, writing, keep_token_stats=keep)
         return self._made[key]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from arbitrage_cli.arbitrage import WriteStep
-from arbitrage_cli.errors import ContextFullError, ProblemError
+from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard
 from arbitrage_cli.inference.decoding import Clock, Decoder, OpenProblem, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
@@ -21,11 +21,8 @@ from arbitrage_cli.inference.sampling import Sampler, probability_of
 from arbitrage_cli.inference.speculation import MAX_ROWS, Planner, Speculator, TokenCosts
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.types import Cost, Limits, ModelRole, Phase, Problem, Step, TokenStats, Trace
+from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, TokenStats, Trace
 
-MEASURED = Problem("", "1 + 1")  # the problem that `measure` uses
-MIN_MEASURED, MAX_MEASURED = 4, 64  # limits on the number of decoded tokens in `measure`
-MEASURED_SECONDS = 0.05  # minimum decoding time in `measure`
 MIN_LOOKUP_SECONDS = 2e-3  # seconds per token; prompt lookup takes up to 1% of it
 UNSURE = 0.6  # a continuation ends when the joint probability of its tokens falls below this
 
@@ -71,7 +68,7 @@ class Engine:
         states = cache.backend.states
         self._max_verified = states.most_dropped if states else MAX_ROWS
         self._planner = planner if planner and self._max_verified else Planner()
-        self._token_costs = TokenCosts()
+        self._token_costs = TokenCosts(planner.costs if planner else None)
         self.cache = cache
         self._decoder = Decoder(cache, clock)
         self._slots: dict[int, OpenProblem] = {}
@@ -267,32 +264,6 @@ class Engine:
         num_tokens = sum(len(self.cache.step_ids(decision.kept.text)) for decision in trace.decisions) + 1
         cached = self._slots[slot].cached
         return self._token_costs.seconds_alone(own, len(cached.prompt) - cached.num_reused, num_tokens)
-
-    def measure(self) -> Cost:
-        """Measure the time to prefill and decode a short prompt, which `seconds_alone` uses."""
-        self.cache.clear_first_slot()
-        try:
-            cached = self.cache.open(0, MEASURED)
-        except ContextFullError:
-            return Cost()  # every problem will raise the same error
-        room = cached.prepare(Trace(MEASURED, Limits()))
-        times: list[float] = []
-
-        def should_continue(logits: Floats, token: int) -> bool:
-            times.append(self._clock())
-            is_soon = len(times) < MIN_MEASURED or times[-1] - times[0] < MEASURED_SECONDS
-            return is_soon and not self.cache.backend.tokenizer.is_end(token)
-
-        measured = Cost()
-        if room > MIN_MEASURED:
-            measured = self._decoder.write_on(cached, min(room, MAX_MEASURED), self._sampler, should_continue)
-        self.cache.close(0, cached)
-        self.cache.clear_first_slot()
-        self.use_measured(measured)
-        return measured
-
-    def use_measured(self, cost: Cost) -> None:
-        self._token_costs.add_measured(cost)
 
 
 def as_speculator(draft: object) -> Speculator | None:

@@ -22,29 +22,25 @@ MAX_ROWS = 128  # maximum rows of a batch; small, so that progress is visible
 class TokenCosts:
     """A model's prefill and decode time in this run."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: UnitCosts | None = None) -> None:
+        self._known = known
         self._spent = Cost()
-        self._measured = Cost()
 
     def add(self, cost: Cost) -> None:
         self._spent += cost
 
-    def add_measured(self, cost: Cost) -> None:
-        self._measured = cost
-        self.add(cost)
-
     def seconds_alone(self, own: Cost, num_read: int, num_decoded: int) -> float | None:
-        """Estimate the time to prefill and decode these numbers of tokens. Returns None if no token has been decoded yet.
+        """Estimate the time to prefill and decode these numbers of tokens; None if no speed is known.
 
-        The estimate uses the speeds of `own`, the cost of one trace, if it has enough decoded tokens, otherwise the speeds
-        of the whole run. Higher measured speeds take precedence, because another model's use of the CPU cache slows
-        decoding.
+        The speed is that of `own`, the cost of one trace, if it has enough decoded tokens, otherwise of the whole run. A higher
+        measured speed takes precedence, because another model's use of the CPU cache slows decoding.
         """
-        costs = [own if own.decode_tokens >= ENOUGH_TOKENS else self._spent]
-        if self._measured.decode_tokens >= ENOUGH_TOKENS:
-            costs.append(self._measured)
-        decoding = [cost.decode_seconds / cost.decode_tokens for cost in costs if cost.decode_tokens]
-        reading = [cost.prefill_seconds / cost.prefill_tokens for cost in costs if cost.prefill_tokens]
+        cost = own if own.decode_tokens >= ENOUGH_TOKENS else self._spent
+        decoding = [cost.decode_seconds / cost.decode_tokens] if cost.decode_tokens else []
+        reading = [cost.prefill_seconds / cost.prefill_tokens] if cost.prefill_tokens else []
+        if self._known:
+            decoding.append(self._known.decode)
+            reading.append(self._known.prefill)
         return num_read * min(reading, default=0.0) + num_decoded * min(decoding) if decoding else None
 
 

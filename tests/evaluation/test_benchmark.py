@@ -9,6 +9,7 @@ from faults import results
 from hash_language import HashBackend, Recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_tuning import unit_costs
 from scripted_models import open_scripted
 from writing import make_engine
 
@@ -45,7 +46,7 @@ def grade(text: str, gold: Mapping[str, Any]) -> Grade:
 
 def writers(backends: Mapping[ModelRole, Backend], sampler: Sampler | None = None) -> Writers:
     models: dict[ModelRole, Model] = {role: LocalModel(backend) for role, backend in backends.items()}
-    return Writers(models, WriterOptions(sampler or Sampler(), PromptStyle()))
+    return Writers(models, WriterOptions(sampler or Sampler(), PromptStyle(), unit_costs={"target": unit_costs(0.5)}))
 
 
 def hash_engines(sampler: Sampler, concurrency: int = 1) -> Writers:

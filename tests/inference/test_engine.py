@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from hash_language import CONTROLS, HashBackend, Recording, Recurrent, events_of, hash_engines, ticking_clock
+from made_up_tuning import unit_costs
 from scripted_models import ByteTokenizer, Continuation, Script, ScriptEndedError
 from writing import (
     OTHER,
@@ -326,16 +327,11 @@ def test_time_of_the_target_alone() -> None:
     assert engine.seconds_alone(0, trace) == pytest.approx(num_prompt * a_prompt_token + (4 + 3 + 1) * a_text_token)
 
 
-def test_measuring() -> None:
-    slow = make_engine("draft", scripted(repeat("abc ")), Sampler(), instructions="", clock=ticking_clock())
-    assert slow.measure().decode_tokens == 4
-    backend = HashBackend()
-    engine = make_engine("draft", backend, Sampler(), instructions="")
-    engine.measure()
-    assert backend.cells == [[]]
+def test_time_of_the_target_alone_is_known_from_its_unit_costs_before_it_writes() -> None:
+    costs = unit_costs(0.5, prefill=0.25)
+    engine = make_engine("target", HashBackend(), Sampler(), instructions="", proposals="drafted", costs=costs)
     engine.open(0, PROBLEM)
-    assert engine.seconds_alone(0, new_trace()) is not None
-    assert write(engine, new_trace()).text == write(new_engine(HashBackend()), new_trace()).text
+    assert engine.seconds_alone(0, new_trace()) == 0.25 * (engine.num_prompt_tokens(0) or 0) + 0.5
 
 
 # --- failures
