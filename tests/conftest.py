@@ -4,18 +4,25 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: test processes share the cores
 
+import atexit
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from made_up_tuning import keep_built_in
 from tiny_gguf import write_all
 
 
 def pytest_configure() -> None:
     """Have signals end what the tests start: a shell that starts them in the background, or nohup, has them ignored by children too."""
-    os.environ["XDG_CONFIG_HOME"] = str(Path(__file__).parent / "support" / "settings")
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copytree(Path(__file__).parent / "support" / "settings", folder, dirs_exist_ok=True)
+    os.environ["XDG_CONFIG_HOME"] = folder
+    keep_built_in()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

@@ -276,7 +276,7 @@ def test_figures_of_routers_are_those_of_their_cards() -> None:
 
 def test_models_without_a_router_have_the_universal_one() -> None:
     target = str(find_files("builtin:target")[0])
-    result = solve("5 + 6", "--json", "--system", "", "--draft", target, "--target", target)
+    result = solve("5 + 6", "--json", "--policy", "arbitrage", "--system", "", "--draft", target, "--target", target)
     (record,) = result.records
     assert (record["policy"], record["settings"]["router"]) == ("arbitrage", "universal")
     assert result.err.count("the universal router is used") == 1

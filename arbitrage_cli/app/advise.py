@@ -51,7 +51,7 @@ from arbitrage_cli.model_files.pairs import (
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU
-from arbitrage_cli.runs.folder import RUN, Row, latest
+from arbitrage_cli.runs.folder import Row, latest
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.tasks import FORMS, find_task
 from arbitrage_cli.tasks.task import Task
@@ -165,10 +165,9 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
         if files and (hint := prediction_hint(read_facts(files))):
             display.note(hint)
     path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")
-    is_new = request.fresh or not (path / RUN).exists()
-    if measure_missing_costs(setup, display, *([MAX_AGE] if is_new else [])):
-        setup = for_bench(options, routing)
     with open_run(path, display, fresh=request.fresh) as folder:
+        if measure_missing_costs(setup, display, timedelta.max if folder.rows else MAX_AGE):
+            setup = for_bench(options, routing)
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:
             run = plan_run(session, shuffled(request.selected), folder)

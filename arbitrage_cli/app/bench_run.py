@@ -3,12 +3,12 @@
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from arbitrage_cli.app.costs import forget_contradicted_costs
+from arbitrage_cli.app.costs import forget_contradicted_costs, measure_missing_costs
 from arbitrage_cli.app.executor import Executor, Remaining, begin, how_to_resume, remaining
 from arbitrage_cli.app.manifest import Run, add_loaded
 from arbitrage_cli.app.options import BenchOptions
@@ -61,7 +61,7 @@ class BenchRun:
 
 
 def run_bench(
-    setup: Setup,
+    make_setup: Callable[[], Setup],
     selected: Selection,
     path: Path,
     options: BenchOptions,
@@ -71,7 +71,8 @@ def run_bench(
 ) -> BenchRun:
     """Run the remaining attempts of a benchmark. Raises the same errors as `plan_run` and `measure`."""
     with open_run(path, display, fresh=options.fresh) as folder:
-        setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=early_stop)
+        measure_missing_costs(make_setup(), display)
+        setup = for_resumed_bench(make_setup(), folder.run if folder.rows else None, early_stop=early_stop)
         with Session(setup, display) as session:
             run = plan_run(session, selected, folder, samples=options.samples)
             with offering_to_resume(display, lambda error: run.how_to_resume):

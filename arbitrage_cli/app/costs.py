@@ -22,6 +22,7 @@ from arbitrage_cli.tuning.store import forget_tuned
 from arbitrage_cli.types import ModelRole
 
 CONTRADICTED = 2.0  # the factor from which a run contradicts the stored costs
+MIN_SECONDS = 1e-3  # the program takes most of the time of faster tokens
 
 
 def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher, *, offline: bool) -> Measurement:
@@ -61,7 +62,8 @@ def forget_contradicted_costs(run: Run, rows: Iterable[Row], note: Callable[[str
     if not run.get("unit_costs") or concurrency_of(run) > 1:
         return
     for role, factor in decoding_factors(run, results_by_policy(run, rows)).items():
-        if not 1 / CONTRADICTED < factor < CONTRADICTED:
+        is_large = run["unit_costs"][role]["batches"][0] > MIN_SECONDS
+        if is_large and not 1 / CONTRADICTED < factor < CONTRADICTED:
             forget_tuned(tuned_file(), {run["models"][role]["sha256"]})
             note(
                 f"the {role} took {rounding.number(factor)} times its measured token cost; the next command measures it again"

@@ -1,6 +1,7 @@
 """`arbitrage bench`: measures policies on a data set."""
 
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -48,7 +49,6 @@ def bench(
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
     from arbitrage_cli.app.bench_run import preview, run_bench
-    from arbitrage_cli.app.costs import measure_missing_costs
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.setup import RunOptions, for_bench
     from arbitrage_cli.display.facts import plan_facts
@@ -67,9 +67,8 @@ def bench(
                 typer.echo(f"{name:<10}{one_line(value)}")
             return 0
         with only_figures_on_stdout():
-            if measure_missing_costs(setup, display):
-                setup = for_bench(run_options, routing)
-            run = run_bench(setup, selected, path, bench, display, early_stop=routing.early_stop)
+            make_setup = partial(for_bench, run_options, routing)
+            run = run_bench(make_setup, selected, path, bench, display, early_stop=routing.early_stop)
         display.close()
         show_figures(*run.selected, options.FigureOptions(json_line=json_line))
         say(_conclusion(run), output)

@@ -23,7 +23,6 @@ PROGRAM = (sys.executable, "-m", "arbitrage_cli")
 MODELS = ("--draft", "scripted:draft", "--target", "scripted:target")
 TIMEOUT = 30.0
 HERE = Path(__file__).parent  # the default working folder of runs: it has no arbitrage.toml
-SETTINGS = HERE / "settings"  # with the pair `scripted`
 CLOSED, BROKEN = "closed", "broken"  # a stream that is closed, and a pipe without a reader
 
 QUESTION = "What is 37 * 12 - 95?"
@@ -46,7 +45,7 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
         "TERM": "xterm-256color",
         "PYTHONPATH": str(HERE),  # with the backend of the scripted models
         "PYTHONUTF8": "1",
-        "XDG_CONFIG_HOME": str(SETTINGS),
+        "XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"],  # with the pair `scripted`, and costs of the built-in models
         "XDG_CACHE_HOME": cache_folder(),
     } | dict(changes or {})
     return {name: text for name, text in merged.items() if text is not None}

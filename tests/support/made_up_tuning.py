@@ -1,9 +1,13 @@
 """Made-up measurements of models, as `arbitrage advise` keeps them."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.tuning.store import Loading, Machine, Tuned
+from arbitrage_cli.model_files.pairs import find_files
+from arbitrage_cli.system.files import sha256_of
+from arbitrage_cli.tuning.placement import machine_here, tuned_file
+from arbitrage_cli.tuning.store import Loading, Machine, Tuned, keep_tuned
 
 HERE = Machine("a fast one", 8, "0.3.36")
 
@@ -24,3 +28,14 @@ def make_tuned(
     costs: UnitCosts = COSTS,
 ) -> Tuned:
     return Tuned(machine, sha256, Loading(), "tiny", threads, costs, datetime.now(UTC).isoformat())
+
+
+def keep_built_in() -> None:
+    """Keep made-up costs of the built-in models, so that commands need not measure them, and plan alike on any machine."""
+    machine = machine_here()
+    made = [
+        make_tuned(machine, sha256_of(find_files(f"builtin:{role}")), 1, unit_costs(decode, 2.9, 8.2, decode / 3))
+        for role, decode in (("draft", 1.4e-5), ("target", 1.9e-4))
+    ]
+    chosen = [replace(one, loading=Loading(threads=1)) for one in made]
+    keep_tuned(tuned_file(), [*made, *chosen])
