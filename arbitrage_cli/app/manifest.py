@@ -57,6 +57,7 @@ FIXED: Mapping[str, str] = {
     **{name.replace("_", " "): f"limits.{name}" for name in ("max_steps", "max_tokens", "max_step_tokens")},
     "most tokens of thoughts": "limits.think_tokens",
     "trial answers": "limits.trial_answers",
+    "end of thinking at the limit": "prompt.think_closing",
     "router": "router.sha256",
     "early stop": "early_stop",
     "reward": "reward",
@@ -115,7 +116,11 @@ def make_manifest(
         "unit_costs": {role: asdict(costs) for role, costs in placement.unit_costs.items()},
         "reward": setup.reward,
         "prm_style": setup.choice.prm_style if "prm" in models else None,
-        "prompt": {"system": setup.system, "chat_template_kwargs": setup.load.template_variables},
+        "prompt": {
+            "system": setup.system,
+            "chat_template_kwargs": setup.load.template_variables,
+            "think_closing": setup.think_closing if resolved.limits.think_tokens != 0 else None,
+        },
         "sampling": {**asdict(resolved.sampler), "samples": 1},
         "limits": asdict(resolved.limits),
         "task": setup.task.name,
@@ -147,7 +152,7 @@ def record_settings(setup: Setup, route: Route, limits: Limits, sampler: Sampler
     if setup.load.template_variables:
         settings["chat_template_kwargs"] = dict(setup.load.template_variables)
     if limits.think_tokens != 0:
-        settings["think_least"] = THOUGHT_END.least
+        settings |= {"think_least": THOUGHT_END.least, "think_closing": setup.think_closing}
     if (router := setup.router) and route.policy.needs_router:
         costs_of = setup.available_router.costs_of if route.tau_name in PRESETS else None
         settings |= {"router": router.card.name, "router_sha256": router.sha256, "tau_costs": costs_of}

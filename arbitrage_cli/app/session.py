@@ -63,7 +63,8 @@ class Session:
         self._display = display
         self._stack = contextlib.ExitStack()
         shares = len(setup.routes) == 1 or keep == "conversation"
-        style = PromptStyle(setup.system, setup.task.step_end, explicit_thoughts=setup.options.generation.think is not None)
+        is_explicit = setup.options.generation.think is not None
+        style = PromptStyle(setup.system, setup.task.step_end, None, is_explicit, setup.think_closing)
         formats: dict[ModelRole, ThinkFormat | None] = {role: setup.think_format(role) for role in ("draft", "target")}
         self.writing = WriterOptions(Sampler(), style, keep, shares, self._unit_costs, formats, setup.task.may_be_complete)
 

@@ -36,7 +36,7 @@ from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.thinking import FORMATS, ThinkFormat, format_named
+from arbitrage_cli.inference.thinking import CLOSING, FORMATS, ThinkFormat, format_named
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import hub_name, is_served, local_files, router_file
@@ -121,6 +121,11 @@ class Basis:
         if self.options.generation.system is not None:
             return self.options.generation.system
         return instructions if pair is None or pair.system is None else pair.system
+
+    @property
+    def think_closing(self) -> str:
+        pair = self.choice.pair if self.choice.is_pairs_own else None
+        return CLOSING if pair is None or pair.think_closing is None else pair.think_closing
 
     def think_format(self, role: ModelRole) -> ThinkFormat | None:
         """Return the format set by the pair or an option. Raises UsageError if it is unknown."""

@@ -11,6 +11,7 @@ from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress, read_note, write_note
 from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.thoughts import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, problem_error, tau_words, to_json
 from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.runs.summary import tally as tally_of
@@ -119,9 +120,9 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
         return [f"{one_line(run.title)}: {rounding.count(run.planned, 'attempt')}{done}"]
     lines = [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]
     if "think_least" in run.settings and run.thoughts_tau not in (None, run.tau) and math.isfinite(run.thoughts_tau or 0.0):
+        share = f"{(1 - (run.thoughts_tau or 0.0)) / PROBED:.0%}"
         lines.append(
-            "this router was not trained on thinking: the target writes the first thoughts, and later ones at random and while "
-            "they differ from the draft's"
+            f"this router was not trained on thinking: the target writes the first thoughts, and at most {share} of the later ones"
         )
     return lines
 

@@ -11,7 +11,7 @@ from typing import Any
 from arbitrage_cli.errors import ConversationError, TemplateError
 from arbitrage_cli.inference.layouts import CONVERSATION, QUESTION, Layout, Layouts, Render, unusable
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.inference.thinking import FORCED_END, THINK, ThinkFormat, find_format, variables_for
+from arbitrage_cli.inference.thinking import CLOSING, THINK, ThinkFormat, find_format, variables_for
 from arbitrage_cli.types import Problem, Step
 
 INSTRUCTIONS = "Please reason step by step, and put your final answer within \\boxed{}."  # from the paper
@@ -29,6 +29,7 @@ class PromptStyle:
     step_end: StepEnd = BLANK_LINE
     think_format: ThinkFormat | None = None
     explicit_thoughts: bool = False
+    think_closing: str = CLOSING
 
 
 DEFAULT_STYLE = PromptStyle()
@@ -76,6 +77,7 @@ class ChatPrompt:
         variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._instructions, self._explicit_thoughts = style.instructions.strip(), style.explicit_thoughts
+        self._closing = style.think_closing.strip()
         self._layouts = Layouts(template, variables, has_instructions=self._instructions != "")
         self._knows_controls = control_tokens is not None
         if control_tokens is None:
@@ -147,7 +149,7 @@ class ChatPrompt:
         """Return the text between a kept step and the next step, which ends thinking after the last thought."""
         segments: list[Segment] = []
         if step.ends_thoughts:
-            forced = FORCED_END if step.stop == "think_budget" else ""
+            forced = f"\n\n{self._closing}\n" if step.stop == "think_budget" else ""
             self._append_template_text(segments, forced + self.think_format.closes)
         return segments
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from arbitrage_cli.errors import unknown
 
-FORCED_END = "\n\nI have thought long enough. I answer now.\n"  # inserted when the thinking budget is used up
+CLOSING = "I have thought long enough. I answer now."  # inserted when the thinking budget is used up
 
 Variables = tuple[tuple[str, bool | str], ...]
 PhaseState = Literal["thoughts", "answer", "open"]  # what the model writes next after a prompt

@@ -42,7 +42,8 @@ class PairEntry:
     `ctx` is the context window in tokens, and `prm_style` a prompt style from `rewards.questions`. For models on servers,
     `*_api_key_env` names the environment variable of the API key, and `*_template` the file of the chat template.
     `target_continuation` names a convention in `inference.servers.chat`, and `target_price` contains dollars per million
-    prompt tokens, cached prompt tokens and completion tokens. `*_think_format` names the thinking format of a model if its chat template does not reveal it.
+    prompt tokens, cached prompt tokens and completion tokens. `*_think_format` names the thinking format of a model if its
+    chat template does not reveal it. `think_closing` is the sentence that ends thinking at its token limit.
     """
 
     name: str
@@ -66,6 +67,7 @@ class PairEntry:
     target_price: str | None = None
     draft_think_format: str | None = None
     target_think_format: str | None = None
+    think_closing: str | None = None
 
 
 _KEYS = tuple(field.name for field in fields(PairEntry) if field.name != "name")

@@ -120,6 +120,18 @@ class _TemplateVariables(BaseModel):
     reasoning_effort: str | None = None
 
 
+class _Thinking(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    type: Literal["enabled", "disabled"] | None = None
+    budget_tokens: Annotated[int, Field(ge=0)] | None = None
+
+
+class _Reasoning(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    effort: str | None = None
+
+
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -142,6 +154,9 @@ class _Body(BaseModel):
     arbitrage: bool = False
     reasoning_effort: str | None = None
     chat_template_kwargs: _TemplateVariables = _TemplateVariables()
+    thinking_budget: Annotated[int, Field(ge=0)] | None = None
+    thinking: _Thinking = _Thinking()
+    reasoning: _Reasoning = _Reasoning()
 
     @property
     def token_limit(self) -> int | None:
@@ -150,20 +165,31 @@ class _Body(BaseModel):
 
     @property
     def effort(self) -> str | None:
-        return self.chat_template_kwargs.reasoning_effort or self.reasoning_effort
+        return self.chat_template_kwargs.reasoning_effort or self.reasoning_effort or self.reasoning.effort
+
+    @property
+    def think_limit(self) -> int | None:
+        limits = (self.reasoning.max_tokens, self.thinking_budget, self.thinking.budget_tokens)
+        return next((limit for limit in limits if limit is not None), None)
 
     @property
     def thinks(self) -> bool | None:
         """Whether the models should think first, or None if the request does not say."""
-        switches = (self.chat_template_kwargs.enable_thinking, self.chat_template_kwargs.thinking)
-        by_effort = None if self.effort is None else self.effort != "none"
-        return next((switch for switch in switches if switch is not None), by_effort)
+        switches = (
+            self.chat_template_kwargs.enable_thinking,
+            self.chat_template_kwargs.thinking,
+            None if self.thinking.type is None else self.thinking.type == "enabled",
+            None if self.think_limit is None else self.think_limit > 0,
+            None if self.effort is None else self.effort != "none",
+        )
+        return next((switch for switch in switches if switch is not None), None)
 
     @property
     def ignored(self) -> tuple[str, ...]:
         """The names of unknown fields, shortened and escaped for an HTTP header."""
-        variables = (f"chat_template_kwargs.{name}" for name in self.chat_template_kwargs.model_extra or ())
-        names = [name for name in (*(self.model_extra or ()), *variables) if name not in HARMLESS and name not in NEUTRAL]
+        parts = {"chat_template_kwargs": self.chat_template_kwargs, "thinking": self.thinking, "reasoning": self.reasoning}
+        nested = (f"{part}.{name}" for part, read in parts.items() for name in read.model_extra or ())
+        names = [name for name in (*(self.model_extra or ()), *nested) if name not in HARMLESS and name not in NEUTRAL]
         return tuple(re.sub("[^!-~]|,", "?", name[:40]) for name in names[:MAX_IGNORED])
 
 
@@ -185,7 +211,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         replace(
             limits,
             max_tokens=min(read.token_limit or limits.max_tokens, limits.max_tokens),
-            think_tokens=0 if read.thinks is False else limits.think_tokens,
+            think_tokens=0 if read.thinks is False else _least(read.think_limit, limits.think_tokens),
         ),
         replace(
             defaults.sampler,
@@ -197,6 +223,10 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         shows_decisions=read.arbitrage,
         ignored=(*read.ignored, *(["reasoning_effort"] if not uses_effort and read.effort not in (None, "none") else [])),
     )
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def find_route(name: str, menu: Menu) -> Route:

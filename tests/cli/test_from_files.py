@@ -76,6 +76,11 @@ def test_each_model_of_a_pair_has_its_think_format(tiny: Mapping[str, Path], tmp
     found = run_json(tmp_path / "run")["models"]
     assert {role: facts["think_format"] for role, facts in found.items()} == {"draft": "seed", "target": "mistral"}
     assert_refused(run(*command, cwd=tmp_path, env={**env, "ARBITRAGE_THINK_FORMAT": "think"}), 2, "", "think format")
+    pair_named_mine(tmp_path, **models, target_think_format="mistral", think_closing="So:")
+    closed = run(
+        "solve", "1 + 1", "--pair", "mine", "--policy", "draft", *SHORT, "--think", "4", "--json", cwd=tmp_path, env=env
+    )
+    assert closed.records[0]["settings"]["think_closing"] == "So:"
     pair_named_mine(tmp_path, **models, target_think_format="mistrel")
     assert_refused(run(*command, cwd=tmp_path, env=env), 2, "", "mistrel")
 

@@ -25,7 +25,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
-from arbitrage_cli.inference.thinking import FORCED_END, FORMATS, ThinkFormat, find_format, format_named
+from arbitrage_cli.inference.thinking import CLOSING, FORMATS, ThinkFormat, find_format, format_named
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
@@ -242,7 +242,18 @@ def test_a_forced_end_is_read_by_the_model_that_goes_on() -> None:
     tokens = [token for call in backend.calls if call.name in ("read", "decode") for token in call.tokens]
     end = backend.tokenizer.control_tokens["</think>"]
     before = tokens[: tokens.index(end)]
-    assert b"".join(map(backend.tokenizer.piece, before)).decode().endswith(FORCED_END)
+    assert b"".join(map(backend.tokenizer.piece, before)).decode().endswith(f"\n\n{CLOSING}\n")
+
+
+def test_a_pairs_own_sentence_ends_thinking_at_its_limit() -> None:
+    prompt = ChatPrompt(SWITCHED, [], style=PromptStyle(think_closing="So:"))
+    ends: dict[StepStop, str] = {
+        "think_budget": "\n\nSo:\n</think>\n\n",
+        "thought": "</think>\n\n",
+        "answered": "</think>\n\n",
+    }
+    for stop, end in ends.items():
+        assert text(prompt.after(Step("draft", "Hm.", 1, Cost(), stop, phase="think"))) == end
 
 
 @pytest.mark.parametrize("kind", [None, "vllm", "llamacpp"])

@@ -189,6 +189,14 @@ ON, OFF = {"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_k
         ({"chat_template_kwargs": {"thinking": True}}, 30, 30),
         ({"chat_template_kwargs": {"thinking": False}}, 30, 0),
         (ON | {"max_tokens": 9}, 0, 9),
+        ({"reasoning": {"max_tokens": 7}}, 30, 7),
+        ({"reasoning": {"max_tokens": 7}}, 0, 7),
+        ({"thinking_budget": 7}, 30, 7),
+        ({"thinking_budget": 500}, 30, 30),
+        ({"thinking_budget": 0}, 30, 0),
+        ({"thinking": {"type": "enabled", "budget_tokens": 7}}, 0, 7),
+        ({"thinking": {"type": "disabled"}}, 30, 0),
+        (OFF | {"thinking_budget": 7}, 30, 0),
     ],
 )
 def test_requests_say_whether_to_think(
@@ -332,6 +340,7 @@ def test_fields_that_are_ignored_are_listed(client: Served) -> None:
             "stream": stream,
             **fields,
             "chat_template_kwargs": {"enable_thinking": False, "other": 1},
+            "reasoning": {"summary": "auto"},
             "a,\r\nb: \xe9": 1,
             "x" * 500: 1,
         }
@@ -341,6 +350,7 @@ def test_fields_that_are_ignored_are_listed(client: Served) -> None:
                 "a???b:??",
                 "x" * 40,
                 "chat_template_kwargs.other",
+                "reasoning.summary",
             ]
             text = text_of_stream(response) if stream else json.loads(response.read())["choices"][0]["message"]["content"]
         assert text == text_of(answer)
