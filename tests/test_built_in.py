@@ -16,7 +16,7 @@ from types import ModuleType
 import llama_cpp.llama_cpp as c
 import pytest
 from cli import Result, pair_named_mine, run
-from faults import write_rows
+from faults import rows_of, write_rows
 from hash_language import Proposals
 from small_routers import write_router
 from writing import make_engine
@@ -334,3 +334,30 @@ def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[f
         trace.add(Decision(step))
     rater.close(0)
     return rewards
+
+
+@pytest.mark.slow
+def test_computed_times_agree_with_the_time_that_was_spent(quick_path: Path) -> None:
+    """The time spent is the processor time of the models, the router and the program, so a busy machine changes it little."""
+    bench = (
+        "bench",
+        "--dataset",
+        "builtin",
+        "--limit",
+        "20",
+        "--policy",
+        "target,draft,arbitrage",
+        "-o",
+        "run",
+        "-q",
+        "--json",
+    )
+    result = run(*bench, cwd=quick_path)
+    (made,) = result.records
+    for policy in made["policies"]:
+        rows = [row for row in rows_of(quick_path / "run") if row["policy"] == policy["policy"]]
+        parts = [
+            [row["seconds"], *(row["timing"].get(name, {}).get("seconds", 0.0) for name in ("router", "program"))]
+            for row in rows
+        ]
+        assert policy["seconds_mean"] == pytest.approx(sum(map(sum, parts)) / len(parts), rel=0.15)

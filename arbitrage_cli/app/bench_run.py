@@ -23,14 +23,12 @@ from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Standings, plan
 from arbitrage_cli.routing.route import SAME, Route
 from arbitrage_cli.runs.folder import RUN, Row, RunFolder, key_of, latest, read_run_folder
 from arbitrage_cli.runs.records import tau_in_json
-from arbitrage_cli.system.machine import is_disturbing, logical_processors, watch_others
 from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.tuning.memory import AUTO, MOST
 from arbitrage_cli.types import Decided, Step, Trace
 
 PILOT = 8
 """Problems that the router's policy solves, without timing, to compute the tau of `@same`."""
-BUSY = "clock times may be inflated, because other programs used the CPU: on average "
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +160,8 @@ def measure(run: BenchRun, display: Display, pace: Pace) -> None:
             session.engines(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
         executor = Executor(run.folder, display, _Progress(run, pace), session.check_files, pace.keeps)
-        others = watch_others()
-        try:
-            executor.run(run.todo, bench.run, bench.row, limits)
-        finally:
-            _warn_of_other_work(run.folder, 0.0 if session.setup.served else others())
+        executor.run(run.todo, bench.run, bench.row, limits)
         forget_contradicted_costs(run.folder.run or {}, run.folder.rows, display.note)
-
-
-def _warn_of_other_work(folder: RunFolder, others: float) -> None:
-    """Record the load of other programs in run.json."""
-    if folder.run and is_disturbing(others):
-        kept = [text for text in folder.run["warnings"] if not text.startswith(BUSY)]
-        folder.save_run({**folder.run, "warnings": [*kept, f"{BUSY}{others:.1f} of {logical_processors()}"]})
 
 
 def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:

@@ -49,9 +49,8 @@ class WriterOptions:
 class LocalModel:
     """A model in this process. A writer and a rater that are used at the same time need separate sequences."""
 
-    def __init__(self, backend: Backend, has_measured_threads: bool = False) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._measured_suffix = " as measured" if has_measured_threads else ""
         self._cache: Cache | None = None
         self.card, self.chat_template = backend.card, backend.chat_template
 
@@ -81,7 +80,7 @@ class LocalModel:
     def describe(self) -> str:
         card = self.card
         layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
-        threads = rounding.count(card.threads, "thread") + self._measured_suffix
+        threads = rounding.count(card.threads, "thread")
         context = f"context {card.context_size}" + (f", KV cache {card.kv_cache}" if card.kv_cache else "")
         return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
 

@@ -182,7 +182,7 @@ class Session:
             )
             progress = partial(self._display.loading, role, source)
             backend = open_model(self.resolved.files[role], options, progress)
-            self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)), role in placed.measured)
+            self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)))
 
     def scorer(self, policy: Policy) -> Scorer | None:
         return need_router(self.setup.router).scorer() if policy.needs_router else None

@@ -1,13 +1,13 @@
 """Computes the time of each attempt from its counted work.
 
-The work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the program
-handles. Only its time is noisy. The unit costs of a policy are means over its steps, except unusually slow steps. The
-computed time of an attempt is its work multiplied by these unit costs.
+What a policy does to a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the
+program handles. Only the seconds are noisy. Every step of a run therefore measures the same few unit costs, and disturbed
+steps are left out. An attempt's computed time is its work multiplied by these unit costs.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,57 +18,74 @@ from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_
 from arbitrage_cli.stats.intervals import Interval, Ratio, bootstrap
 from arbitrage_cli.types import Cost, ModelRole
 
-Work = tuple[ModelRole, Literal["prefill", "decode", "verify"]] | Literal["score", "program"]
+Kind = tuple[ModelRole, Literal["prefill", "decode", "verify"]] | Literal["score", "program"]
 """A kind of work: a phase of a model, the scores of a policy, or the tokens that the program handles."""
+Samples = dict[Kind, list[tuple[float, float]]]
+"""For each kind of work, the expected seconds of each step, which are proportional to its work, and the measured seconds."""
 
 DISTURBED = 2.0  # a step is left out if it took more than this multiple of the lower quartile
 MIN_STEPS = 8  # minimum steps for a policy's own lower quartile; with fewer, the quartile of all policies is used
 
-NOTHING: Mapping[ModelRole, float] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One measurement of a kind of work: the expected seconds in proportion to the work, and the measured seconds."""
-
-    expected: float
-    measured: float
-
-    @property
-    def ratio(self) -> float:
-        return self.measured / self.expected
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 def with_computed_seconds(
-    run: Mapping[str, Any], policies: Sequence[PolicyResults], factors: Mapping[ModelRole, float] = NOTHING
+    run: Mapping[str, Any], policies: Sequence[PolicyResults], factors: Mapping[str, float] = NOTHING
 ) -> list[PolicyResults]:
     """Return the policies with the computed seconds of all finished attempts.
 
-    `factors` changes the cost of a model, for example {"target": 2.0} for a target that takes twice as long. The time of
+    `factors` changes the costs of models by role, for example {"target": 2.0} for a target that takes twice as long. The time of
     rating steps is not computed but measured.
     """
     units = unit_costs_of(run)
     found = [_samples(policy.done, units) for policy in policies]
     everything = _joined(found)
-    computed = []
-    for policy in policies:
+
+    def computed(policy: PolicyResults) -> PolicyResults:
         own = _joined(samples for other, samples in zip(policies, found, strict=True) if _is_same_work(policy, other))
-        scales = {work: _scale(samples, everything[work]) for work, samples in own.items()}
-        for role, factor in factors.items():
-            scales |= {work: factor * scale for work, scale in scales.items() if work[0] == role}
-        results = {
-            key: replace(result, computed_seconds=_seconds(result, units, scales)) if result.is_done else result
+        scales = {kind: factors.get(kind[0], 1.0) * _scale(own[kind], everything[kind]) for kind in own}
+        seconds = {
+            key: math.fsum(scales[kind] * expected for kind, expected, _ in _steps(result, units) if expected)
             for key, result in policy.results.items()
+            if result.is_done
         }
-        computed.append(replace(policy, results=results))
-    return computed
+        timed = {
+            key: replace(policy.results[key], computed_seconds=time + policy.results[key].tally.reward_cost.seconds)
+            for key, time in seconds.items()
+        }
+        return replace(policy, results={**policy.results, **timed})
+
+    return [computed(policy) for policy in policies]
 
 
 def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> dict[ModelRole, float]:
     """Return how many times as long as in run.json's unit costs each model decoded a token."""
-    everything = _joined(_samples(policy.done, unit_costs_of(run)) for policy in policies)
-    decoding = {role: everything[role, "decode"] for role in unit_costs_of(run) if (role, "decode") in everything}
+    units = unit_costs_of(run)
+    everything = _joined(_samples(policy.done, units) for policy in policies)
+    decoding = {role: everything[role, "decode"] for role in units if (role, "decode") in everything}
     return {role: _scale(samples, samples) for role, samples in decoding.items()}
+
+
+def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
+    """Return how many draft tokens a decoded target token costs, with an interval over problems; None if unknown."""
+    results = [result for policy in policies for result in policy.done]
+    samples = _samples(results, {})
+    usual = {role: _usual(samples[role, "decode"]) for role in ("draft", "target") if (role, "decode") in samples}
+    if len(usual) < 2:
+        return None, None
+
+    def decoded(result: Result) -> list[float]:
+        """Return the target's seconds and tokens, then the draft's, without disturbed steps."""
+        sums = {role: Cost() for role in ("target", "draft")}
+        for role, cost in result.work:
+            if cost.decode_seconds <= DISTURBED * usual[role] * cost.decode_tokens:
+                sums[role] += cost
+        return [value for cost in sums.values() for value in (cost.decode_seconds, cost.decode_tokens)]
+
+    table = sums_by_problem([(result.key[0], decoded(result)) for result in results], 4)
+    target_seconds, target_tokens, draft_seconds, draft_tokens = table.sum(axis=0)
+    ratio = Ratio(target_seconds / target_tokens, draft_seconds / draft_tokens)
+    return ratio, bootstrap(table, lambda sums: sums[:, 0] * sums[:, 3] / (sums[:, 1] * sums[:, 2]))
 
 
 def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:
@@ -78,92 +95,55 @@ def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:
     """
     pairs = paired_done(policy, other)
     is_alike = bool(pairs) and policy.policy.reads_token_stats == other.policy.reads_token_stats
-    return policy is other or (
-        is_alike and all([*map(_written, one.work)] == [*map(_written, two.work)] for one, two in pairs)
-    )
+    return policy is other or (is_alike and all(_written(one) == _written(two) for one, two in pairs))
 
 
-def _written(step: tuple[ModelRole, Cost]) -> tuple[ModelRole, int, int, int]:
-    role, cost = step
-    return role, cost.decode_tokens, cost.verify_tokens, cost.verify_batches
+def _written(result: Result) -> list[tuple[ModelRole, int, int, int]]:
+    return [(role, cost.decode_tokens, cost.verify_tokens, cost.verify_batches) for role, cost in result.work]
 
 
-def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
-    """Return how many draft tokens a decoded target token costs, with an interval over problems; None if unknown."""
-    usual = {role: _usual(_decoding(policies, role)) for role in ("draft", "target")}
-    rows = []
-    for policy in policies:
-        for result in policy.done:
-            row = [0.0] * 4
-            for role, cost in result.work:
-                if cost.decode_tokens and cost.decode_seconds <= DISTURBED * usual[role] * cost.decode_tokens:
-                    row[0 if role == "target" else 2] += cost.decode_seconds
-                    row[1 if role == "target" else 3] += cost.decode_tokens
-            rows.append((result.key[0], row))
-    table = sums_by_problem(rows, 4)
-    target_seconds, target_tokens, draft_seconds, draft_tokens = table.sum(axis=0)
-    if not (target_tokens and draft_tokens and draft_seconds):
-        return None, None
-    ratio = Ratio(target_seconds / target_tokens, draft_seconds / draft_tokens)
-    return ratio, bootstrap(table, lambda sums: sums[:, 0] * sums[:, 3] / (sums[:, 1] * sums[:, 2]))
-
-
-def _decoding(policies: Iterable[PolicyResults], role: ModelRole) -> list[Sample]:
-    costs = [cost for policy in policies for result in policy.done for own, cost in result.work if own == role]
-    return [Sample(cost.decode_tokens, cost.decode_seconds) for cost in costs if cost.decode_tokens]
-
-
-def _samples(results: Iterable[Result], units: Mapping[ModelRole, UnitCosts]) -> dict[Work, list[Sample]]:
-    found: dict[Work, list[Sample]] = {}
+def _samples(results: Iterable[Result], units: Mapping[ModelRole, UnitCosts]) -> Samples:
+    found: Samples = {}
     for result in results:
-        for role, cost in result.work:
-            measured = cost.prefill_seconds, cost.decode_seconds, cost.verify_seconds
-            for (work, expected), seconds in zip(_expected_of_step(role, cost, units), measured, strict=True):
-                found.setdefault(work, []).append(Sample(expected, seconds))
-        found.setdefault("score", []).append(Sample(result.num_scores, result.router_seconds))
-        found.setdefault("program", []).append(Sample(_num_tokens(result), result.program_seconds))
-    return {work: kept for work, samples in found.items() if (kept := [one for one in samples if one.expected])}
+        for kind, expected, measured in _steps(result, units):
+            if expected:
+                found.setdefault(kind, []).append((expected, measured))
+    return found
 
 
-def _expected_of_step(role: ModelRole, cost: Cost, units: Mapping[ModelRole, UnitCosts]) -> Iterator[tuple[Work, float]]:
-    prefill, decode, verify = units.get(role, PER_TOKEN).seconds(cost)
-    yield (role, "prefill"), prefill
-    yield (role, "decode"), decode
-    yield (role, "verify"), verify
+def _steps(result: Result, units: Mapping[ModelRole, UnitCosts]) -> Iterator[tuple[Kind, float, float]]:
+    """Yield the work of an attempt: its kind, and the expected and measured seconds."""
+    num_tokens = 0
+    for role, cost in result.work:
+        prefill, decode, verify = units.get(role, PER_TOKEN).seconds(cost)
+        yield (role, "prefill"), prefill, cost.prefill_seconds
+        yield (role, "decode"), decode, cost.decode_seconds
+        yield (role, "verify"), verify, cost.verify_seconds
+        num_tokens += cost.decode_tokens + cost.verify_kept
+    yield "score", result.num_scores, result.router_seconds
+    yield "program", num_tokens, result.program_seconds
 
 
-def _num_tokens(result: Result) -> int:
-    return sum(cost.decode_tokens + cost.verify_kept for _, cost in result.work)
-
-
-def _joined(found: Iterable[Mapping[Work, list[Sample]]]) -> dict[Work, list[Sample]]:
-    joined: dict[Work, list[Sample]] = {}
+def _joined(found: Iterable[Samples]) -> Samples:
+    joined: Samples = {}
     for own in found:
-        for work, samples in own.items():
-            joined.setdefault(work, []).extend(samples)
+        for kind, samples in own.items():
+            joined.setdefault(kind, []).extend(samples)
     return joined
 
 
-def _usual(samples: Sequence[Sample]) -> float:
-    """Return the lower quartile of the ratios, weighted by the expected seconds."""
-    ordered = sorted(samples, key=lambda sample: sample.ratio)
-    weights = np.cumsum([sample.expected for sample in ordered])
-    return ordered[int(np.searchsorted(weights, weights[-1] / 4))].ratio if ordered else 0.0
+def _usual(samples: Sequence[tuple[float, float]]) -> float:
+    """Return the lower quartile of measured / expected, weighted by the expected seconds."""
+    expected, measured = np.array(samples).T
+    ratios = measured / expected
+    order = np.argsort(ratios)
+    weights = np.cumsum(expected[order])
+    return float(ratios[order][np.searchsorted(weights, weights[-1] / 4)])
 
 
-def _scale(own: Sequence[Sample], everything: Sequence[Sample]) -> float:
-    """Return the mean ratio of a policy's undisturbed steps."""
+def _scale(own: Sequence[tuple[float, float]], everything: Sequence[tuple[float, float]]) -> float:
+    """Return measured / expected over a policy's undisturbed steps."""
     usual = _usual(own if len(own) >= MIN_STEPS else everything)
-    kept = [sample for sample in own if sample.ratio <= DISTURBED * usual]
-    return math.fsum(one.measured for one in kept) / math.fsum(one.expected for one in kept) if kept else usual
-
-
-def _seconds(result: Result, units: Mapping[ModelRole, UnitCosts], scales: Mapping[Work, float]) -> float:
-    parts = [
-        scales[work] * expected
-        for role, cost in result.work
-        for work, expected in _expected_of_step(role, cost, units)
-        if expected
-    ]
-    parts += [scales.get("score", 0.0) * result.num_scores, scales.get("program", 0.0) * _num_tokens(result)]
-    return math.fsum([*parts, result.tally.reward_cost.seconds])
+    kept = [(expected, measured) for expected, measured in own if measured <= DISTURBED * usual * expected]
+    expected, measured = np.sum(kept, axis=0) if kept else (1.0, usual)
+    return float(measured / expected)

@@ -4,8 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -25,26 +23,6 @@ def logical_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def watch_others() -> Callable[[], float]:
-    """Return a function that returns how many processors other processes have kept busy since (Linux only; otherwise 0)."""
-    began, before = time.monotonic(), seconds_of_others()
-    return lambda: max(0.0, seconds_of_others() - before) / max(1e-3, time.monotonic() - began)
-
-
-def is_disturbing(others: float) -> bool:
-    """Return whether a load of `others` processors distorts measurements."""
-    return others > max(0.5, 0.1 * logical_processors())
-
-
-def seconds_of_others() -> float:
-    """Return the processor seconds spent on other processes and virtual machines, or 0 if unknown."""
-    usable = {f"cpu{number}" for number in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
-    lines = [line.split() for line in _read(STAT).splitlines()]
-    # Columns 3 and 4 are idle time and I/O wait.
-    busy = [int(count) for name, *counts in lines if name in usable for count in (*counts[:3], *counts[5:8])]
-    return sum(busy) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4]) if busy else 0.0
 
 
 def total_memory() -> int | None:

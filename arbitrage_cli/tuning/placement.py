@@ -22,14 +22,12 @@ from arbitrage_cli.types import CACHED_BYTES, ModelRole
 class Placement:
     """The number of threads for each model, and the pair's token costs. The costs are None if a model was not measured.
 
-    `unit_costs` contains the costs of the measured models. `measured` are the models whose measured number of threads differs
-    from the default.
+    `unit_costs` contains the costs of the measured models.
     """
 
     threads: Mapping[ModelRole, int]
     costs: Costs | None
     unit_costs: Mapping[ModelRole, UnitCosts] = field(default_factory=dict)
-    measured: frozenset[ModelRole] = frozenset()
 
 
 def tuned_file() -> Path:
@@ -59,8 +57,7 @@ def place(
     kept: dict[ModelRole, int] = {} if load.threads else {role: found.threads for role, found in tuned.items()} | {**earlier}
     threads = {role: kept.get(role, count) for role, count in default.items()}
     usable = {role: found for role, found in tuned.items() if found.threads == threads[role]}
-    measured = frozenset(role for role in usable if threads[role] != default[role])
-    return Placement(threads, costs_of(usable), {role: found.costs for role, found in usable.items()}, measured)
+    return Placement(threads, costs_of(usable), {role: found.costs for role, found in usable.items()})
 
 
 def threads_without_costs(source: str, load: Options) -> int:

@@ -189,17 +189,6 @@ def test_a_tau_above_which_a_number_of_scores_is() -> None:
     assert [sum(score > tau_above(scores, count) for score in scores) for count in range(5)] == [0, 1, 2, 3, 4]
 
 
-def test_work_of_others_is_a_warning_of_the_run(here: Path) -> None:
-    """The warning stays after an undisturbed resume, and has one line however often the run was disturbed."""
-    assert bench(here, "--limit", "1-2", "-q", load=40.0).code == 0
-    assert "40.0 of" in run_json(here / "run")["warnings"][0]
-    for limit, load in (("1-3", 50.0), ("1-3", 0.0)):
-        shown = bench(here, "--limit", limit, "--samples", "2", load=load)
-        (warning,) = run_json(here / "run")["warnings"]
-        assert "50.0 of" in warning
-        assert warning in flat(shown.out)
-
-
 def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:
     planned = bench(copy, "--dry-run", "--samples", "2")
     lines = dict(line.split(maxsplit=1) for line in planned.out.splitlines() if line[0] != "d")

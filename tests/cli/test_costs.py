@@ -146,8 +146,6 @@ def test_each_model_runs_with_its_measured_threads_unless_a_setting_says_otherwi
     home.pretend(FAST_READER, THREADS)
     measured, given = solve(home), solve(home, "--threads", "2")
     assert (threads_of(measured), threads_of(given)) == ([1, 2], [2, 2])
-    named = [["as measured" in record["models"][role] for role in ("draft", "target")] for record in (measured, given)]
-    assert named == [[False, True], [False, False]]  # a number that differs from the default, and is no option
     assert threads_of(solve(home, env={"ARBITRAGE_THREADS": "1"})) == [1, 1]
     (home.folder / "arbitrage.toml").write_text("threads = 2\n")
     assert threads_of(solve(home)) == [2, 2]

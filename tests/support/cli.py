@@ -118,7 +118,7 @@ class Program:
 
         `order` says what goes wrong: `fault`; `kill_after` (seconds); `limits`; `noise`; `interrupt_in` or `fail_in` a
         function (at its `call`-th call; by these `signals`); `hang_on` a question, `die_on` it, or be `slow_on` one for some seconds;
-        modules that cannot be imported (`without`); a file to `alter`, `alter_in` a function; the `load` of others.
+        modules that cannot be imported (`without`); a file to `alter`, `alter_in` a function.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None

@@ -13,7 +13,6 @@ import functools
 import io
 import itertools
 import json
-import math
 import os
 import pkgutil
 import resource
@@ -36,9 +35,7 @@ from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.gguf import read_header
-from arbitrage_cli.system import machine
 from arbitrage_cli.system.files import models_folder
-from arbitrage_cli.tuning import measure
 
 FAILURES = {"full": errno.ENOSPC, "io": errno.EIO, "read-only": errno.EROFS}
 TOO_LONG = 120.0  # seconds: a run that hangs is killed too
@@ -129,7 +126,6 @@ def open_streams(streams: Sequence[str]) -> None:
 
 
 def prepare_faults(order: Mapping[str, Any]) -> None:
-    pretend_load(order.get("load", 0.0))
     if order.get("noise"):
         make_noise(order["noise"])
     if order.get("interrupt_in"):
@@ -190,12 +186,6 @@ def make_noise(text: str) -> None:
         return quiet(engine)
 
     setattr(Engine, "tick", tick)  # noqa: B010 - mypy minds an assignment
-
-
-def pretend_load(load: float) -> None:
-    """Pretend that other processes keep this many processors busy, and that measured times agree, whatever else is running."""
-    setattr(machine, "seconds_of_others", lambda: load * time.monotonic())  # noqa: B010 - mypy minds an assignment
-    setattr(measure, "STEADY", math.inf)  # noqa: B010
 
 
 def at_call(name: str, number: int, happens: Callable[[], None]) -> None:

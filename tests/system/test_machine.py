@@ -50,18 +50,6 @@ def test_threads(root: Path, files: dict[str, str], threads: int) -> None:
     assert machine.default_threads() == threads
 
 
-def test_work_of_others_is_counted_on_the_processors_of_this_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other containers' processors, idle time and I/O wait do not count."""
-    ticks, own = os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1}, raising=False)
-    fields = [1000, 100, 10, 7777, 7777, 5, 4, 3, 0, 0]
-    busy = " ".join(str(ticks * number) for number in fields)
-    write(root, {"STAT": f"cpu  {busy}\ncpu0 {busy}\ncpu1 {busy}\nintr 1 2 3\n"})
-    assert machine.seconds_of_others() == pytest.approx(1122 - own, abs=2)
-    write(root, {"STAT": ""})
-    assert machine.seconds_of_others() == 0
-
-
 @pytest.mark.parametrize(
     ("files", "total", "available"),
     [
