@@ -167,7 +167,7 @@ def _candidate(route: str, policy: str, made: Figures | None, expected: Expected
     lost, attempts = made["ratios"]["answers_lost"], made["ratios"]["accuracy_difference"]["denominator"]
     share = _draft_share(made["time"])
     error = math.hypot(COMPUTED_ERROR, share * _log_spread(figures["token_ratio_interval"]))
-    known = after_problems(expected, speedup, interval, attempts // samples, error)
+    known = after_problems(expected, speedup, interval, max(1, attempts // samples), error)
     known = after_answers(known, lost["numerator"] / samples, lost["denominator"] / samples)
     return Candidate(
         route,

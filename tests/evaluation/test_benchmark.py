@@ -44,9 +44,9 @@ def grade(text: str, gold: Mapping[str, Any]) -> Grade:
     return Grade("correct" if is_right else "incorrect", text[-5:] or None, "looked for it")
 
 
-def writers(backends: Mapping[ModelRole, Backend], sampler: Sampler | None = None) -> Writers:
+def writers(backends: Mapping[ModelRole, Backend], sampler: Sampler | None = None, **options: Any) -> Writers:
     models: dict[ModelRole, Model] = {role: LocalModel(backend) for role, backend in backends.items()}
-    return Writers(models, WriterOptions(sampler or Sampler(), PromptStyle(), unit_costs={"target": unit_costs(0.5)}))
+    return Writers(models, WriterOptions(sampler or Sampler(), PromptStyle(), **options))
 
 
 def hash_engines(sampler: Sampler, concurrency: int = 1) -> Writers:
@@ -246,7 +246,7 @@ def test_policies_learn_nothing_from_each_other() -> None:
         "draft": Recording(HashBackend("draft")),
         "target": Recording(HashBackend("target")),
     }
-    engines = writers(backends)
+    engines = writers(backends, unit_costs={"target": unit_costs(0.5)})
     first = engines(RANDOM, 0)
     calls = [len(backend.calls) for backend in backends.values() if isinstance(backend, Recording)]
     second = engines(Route(RANDOM.policy, 0.4), 0)
