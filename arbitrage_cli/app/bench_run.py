@@ -67,7 +67,6 @@ def run_bench(
     *,
     early_stop: bool | None,
 ) -> BenchRun:
-    """Run the remaining attempts of a benchmark. Raises the same errors as `plan_run` and `measure`."""
     with open_run(path, display, fresh=options.fresh) as folder:
         measure_missing_costs(make_setup(), display)
         setup = for_resumed_bench(make_setup(), folder.run if folder.rows else None, early_stop=early_stop)
@@ -150,7 +149,6 @@ class Pace:
 
 
 def measure(run: BenchRun, display: Display, pace: Pace) -> None:
-    """Run the remaining attempts at this pace."""
     session, limits = run.session, run.session.resolved.limits
     with session.setup.task.open_grader() as grader:
         if not session.models:

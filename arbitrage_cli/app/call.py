@@ -59,7 +59,6 @@ def without_none(options: CallOptions) -> dict[str, Any]:
 
 
 def routing_of(options: Mapping[str, Any]) -> RoutingOptions:
-    """Return the routing options. Raises UsageError if a value has the wrong type."""
     named = {name: options[name] for name in ROUTING & options.keys()}
     if type(named.get("tau")) in (int, float):
         named["tau"] = str(named["tau"])

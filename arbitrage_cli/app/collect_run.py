@@ -186,7 +186,6 @@ class Collection:
         return facts
 
     def _measure_costs(self, engines: Mapping[ModelRole, Writer]) -> dict[str, float]:
-        """Measure each model's seconds per token by solving problems one at a time with that model alone."""
         problems = [attempt.item.problem for batch in self._todo.batches for attempt in batch][:MEASURED_PROBLEMS]
         costs: dict[str, float] = {}
         for role, engine in engines.items():

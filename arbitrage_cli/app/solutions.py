@@ -192,7 +192,6 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self._again[key_of(earlier)] = line
 
     def _manifest(self, session: Session, *, reads_models: bool) -> Run:
-        """Return the manifest of the results in the file. Raises UsageError if they were made with different settings."""
         if self._folder is None or self._path is None:
             return {}
         earlier, route = self._folder.run if self._folder.rows else None, session.setup.route

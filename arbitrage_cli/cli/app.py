@@ -83,7 +83,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _refuse(error: Any) -> NoReturn:
-    """Convert Typer's error to a UsageError that names the option or variable, and refers to --help."""
     context = getattr(error, "ctx", None)
     hint = f"see {context.command_path} --help" if context else "see arbitrage --help"
     if context and hasattr(error, "option_name") and hasattr(error, "possibilities"):

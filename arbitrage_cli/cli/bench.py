@@ -83,7 +83,6 @@ def _refuse_repeated(invocation: Invocation) -> None:
 
 
 def _conclusion(run: "BenchRun") -> str:
-    """Return a message with the folder of the results and the command that writes the report page."""
     folder = shlex.quote(str(run.folder.path))
     status = "" if run.todo.all else "nothing to do: "
     num_others = len((run.folder.run or {}).get("ids", ())) - len({attempt.item.problem.id for attempt in run.attempts})

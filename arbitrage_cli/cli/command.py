@@ -76,13 +76,11 @@ class _Input:
 
     @property
     def option(self) -> Option | None:
-        """The option, or None if Typer's own annotation describes the input."""
         annotated = get_args(self.annotation)[1]
         return annotated.of(self.name, self.kind) if isinstance(annotated, Option) else None
 
     @property
     def is_flag(self) -> bool:
-        """Whether the input has a flag; other inputs are set in settings files and the environment."""
         return self.option is None or self.option.is_flag
 
     @property
@@ -113,7 +111,6 @@ def _inputs(function: Command, hints: Mapping[str, Any]) -> Iterator[_Input]:
 
 
 def _arguments(hints: Mapping[str, Any], values: Mapping[str, Any], context: typer.Context) -> dict[str, Any]:
-    """Return the arguments of a command: its option groups, the invocation, and individual values."""
     arguments: dict[str, Any] = {}
     for name, hint in hints.items():
         if hint is Invocation:

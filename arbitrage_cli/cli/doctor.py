@@ -62,7 +62,6 @@ def _sandbox() -> str:
 
 
 def _measured() -> str:
-    """Return the models that were measured on this machine, with the number of threads of each."""
     from arbitrage_cli.tuning.placement import machine_here, tuned_file  # slow to import
 
     try:
@@ -87,7 +86,6 @@ def _llama() -> Iterator[tuple[str, str]]:
 
 
 def _build(info: str, features: frozenset[str]) -> str:
-    """Describe which features of this processor llama.cpp was built to use."""
     if not features:
         return "unknown: this system does not report CPU features"
     unused = [name for flag, name in WIDE.items() if flag in features and f"{name} = 1" not in info]

@@ -47,7 +47,6 @@ def _files() -> dict[str, Path]:
 
 
 def _title(path: Path) -> str:
-    """Return the title of a guide, whose first line is `# Name: title`."""
     return path.read_text(encoding="utf-8").partition("\n")[0].partition(": ")[2]
 
 

@@ -28,7 +28,6 @@ Json = Annotated[bool, Option("Output", "Print JSON.", names=("--json",))]
 
 
 def make_group() -> typer.Typer:
-    """Return the commands of `arbitrage models`."""
     group = typer.Typer(no_args_is_help=True, help="List, download and inspect models.")
     for name, function in {"list": list_pairs, "pull": pull, "path": path, "info": info}.items():
         group.command(name)(function)
@@ -88,7 +87,6 @@ def pull(
 
 
 def _show_sizes(names: Iterable[HubName], *, offline: bool) -> None:
-    """Print the size of each file, and the total size of the missing files. Raises HubError."""
     files = {file: is_here for name in names for file, is_here in hub.preview(name, offline=offline).items()}
     for file, is_here in files.items():
         size = rounding.size_words(file.size)

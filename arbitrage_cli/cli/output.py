@@ -44,8 +44,6 @@ def _choose_display(options: OutputOptions) -> Display:
 
 @contextlib.contextmanager
 def _log_to(display: Display, options: OutputOptions) -> Iterator[None]:
-    """Show warnings in the display; with --debug, show all log messages."""
-
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             display.note(record.getMessage())
@@ -71,7 +69,6 @@ def say(text: str, options: OutputOptions) -> None:
 
 
 def show_cursor() -> None:
-    """Show the cursor that the live view hides."""
     with contextlib.suppress(OSError, ValueError):
         if is_drawable(sys.stderr):
             os.write(sys.stderr.fileno(), b"\x1b[?25h")
@@ -93,7 +90,6 @@ def only_figures_on_stdout() -> Iterator[None]:
 
 
 def figures_of(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> dict[str, Any]:
-    """Return the figures of a run. Raises UsageError for an invalid price."""
     from arbitrage_cli.evaluation.metrics import (
         figures,  # NumPy is slow to import
         parse_prices,
@@ -103,7 +99,6 @@ def figures_of(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], option
 
 
 def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> None:
-    """Print the figures of a run as a table or as JSON. Raises UsageError for an invalid price."""
     from arbitrage_cli.display import table
     from arbitrage_cli.display.facts import model_facts
 
@@ -116,7 +111,6 @@ def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], opti
 
 
 def write_json(content: Any) -> None:
-    """Print a value as a line of ASCII JSON."""
     write(sys.stdout, json.dumps(content, ensure_ascii=True, allow_nan=False) + "\n")
 
 
@@ -212,7 +206,6 @@ def permitted(task: Task, run_code: str | None) -> Task:
 
 
 def _is_confirmed(statement: str) -> bool:
-    """Return whether the user agrees. False without a terminal."""
     if sys.stdin is None or not sys.stdin.isatty() or sys.stderr is None or not sys.stderr.isatty():
         return False
     write(sys.stderr, f"{statement} Run them? [y/N] ")

@@ -150,7 +150,6 @@ def _list(folder: Path | None, *, as_json: bool, is_only_list: bool) -> None:
 
 
 def _regrade(run: Path, run_code: str | None, output: OutputOptions) -> None:
-    """Grade the answers of a benchmark again, and show which grades changed."""
     from arbitrage_cli.app.stored_run import open_run, regrade
     from arbitrage_cli.display.facts import grade_change
     from arbitrage_cli.tasks import find_task

@@ -45,7 +45,6 @@ class CallObject:
 
 
 def settings_files() -> list[Path]:
-    """Return the existing settings files, highest precedence first."""
     return [path for path in (Path(PROJECT_FILE), user_folder() / "config.toml") if path.is_file()]
 
 
@@ -62,7 +61,6 @@ def read_settings(commands: Mapping[str, Any]) -> Settings:
 
 
 def setting_of(context: typer.Context, option: str) -> Any:
-    """Return the value of an option in the settings files, or None if it is not set."""
     return context.obj.settings.values.get(context.command_path.split()[1], {}).get(option) if context.obj else None
 
 
@@ -84,7 +82,6 @@ def _hidden_settings(command: Any) -> Mapping[str, str]:
 
 
 def _all(commands: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield all commands and subcommands."""
     for command in commands.values():
         yield command
         yield from _all(getattr(command, "commands", {}))
@@ -109,7 +106,6 @@ def origin_of(context: typer.Context, name: str) -> str | None:
 
 
 def _read(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the settings in a file, by command. Raises UsageError if a file cannot be read or an option is unknown."""
     try:
         content = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -144,7 +140,6 @@ def _check_names(path: Path, settings: Mapping[str, Any], known: set[str], table
 
 
 def _defaults(command: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by parameter name. Settings of subcommands are nested."""
     own = {parameter.name: settings[option] for option, parameter in _options(command) if option in settings}
     return own | {name: _defaults(below, settings) for name, below in getattr(command, "commands", {}).items()}
 
@@ -156,7 +151,6 @@ def _option_names(commands: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _options(command: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the long name, without its dashes, and the parameter of each option."""
     for parameter in command.params:
         for option in parameter.opts:
             if option.startswith("--") and parameter.envvar and option not in FLAGS_ONLY:

@@ -152,7 +152,6 @@ def paired(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Re
 
 
 def paired_done(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:
-    """Return pairs of results for the attempts that both policies finished."""
     return [(result, other) for result, other in paired(first, second) if result.is_done and other.is_done]
 
 

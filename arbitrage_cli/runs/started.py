@@ -53,7 +53,6 @@ class StartedMarks:
         self._write(problem, self.crashes.get(problem))
 
     def close(self) -> None:
-        """Remove the marks of this process."""
         with suppress(OSError):
             if self._descriptor is not None:
                 faulthandler.disable()
