@@ -1,14 +1,14 @@
-"""Collects training states: measures token costs, writes every step with both models, and stores the states of each problem."""
+"""Collects training states: writes every step with both models, and stores the states of each problem."""
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
 
-from arbitrage_cli.app.executor import Executor, Happening, Remaining, begin, how_to_resume, marked
-from arbitrage_cli.app.manifest import Run, add_loaded
+from arbitrage_cli.app.executor import Executor, Happening, Remaining, begin, how_to_resume
+from arbitrage_cli.app.manifest import add_loaded
 from arbitrage_cli.app.options import CollectOptions
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.selection import Selection
@@ -26,9 +26,8 @@ from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.tasks.task import Grader, is_correct
-from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Started, Trace
+from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Started, Trace
 
-MEASURED_PROBLEMS, MEASURED_SECONDS = 5, 10.0
 ROLLOUT_TEMPERATURE = 0.7  # with more than one rollout
 PACE_PROBLEMS = 3
 """Finished problems after which the remaining time is estimated."""
@@ -90,9 +89,8 @@ class Collection:
             if count := len(self._unanswered & {attempt.item.problem.id for attempt in self._todo.all}):
                 which = f"{rounding.count(count, 'problem')} without a known answer"
                 self._display.note(f"{which}: the target's own answer is assumed to be correct")
-            costs = _known_costs(self._folder, self._manifest) or self._measure_costs(writers)
             loaded = add_loaded(self._manifest, session.models)
-            self._folder.save_run({**loaded, "costs": costs, "protections": list(grader.protections)})
+            self._folder.save_run({**loaded, "protections": list(grader.protections)})
             if isinstance(rater, Rollout) and samplers[0] == session.resolved.sampler:
                 writers["target"] = Recalling(writers["target"], rater)
             self._execute(writers, rater, grader)
@@ -185,16 +183,6 @@ class Collection:
             facts |= {"answers": "target"} if self._unanswered else {}
         return facts
 
-    def _measure_costs(self, engines: Mapping[ModelRole, Writer]) -> dict[str, float]:
-        problems = [attempt.item.problem for batch in self._todo.batches for attempt in batch][:MEASURED_PROBLEMS]
-        costs: dict[str, float] = {}
-        for role, engine in engines.items():
-            scheduler = Scheduler({role: engine}, partial(single, model=role), self._session.resolved.limits)
-            with contextlib.closing(marked(self._folder.started, scheduler.run(problems), makes_rows=False)) as events:
-                figures = tally(decided_within(MEASURED_SECONDS, events))
-            costs |= _per_token(role, figures.draft_cost if role == "draft" else figures.target_cost)
-        return costs
-
 
 def _temperature(options: CollectOptions) -> float:
     return ROLLOUT_TEMPERATURE if options.rollouts > 1 else 0.0
@@ -225,27 +213,3 @@ class _Progress:
         begun = min(self._others, left) / 2
         each = (perf_counter() - self._began) / (self._finished + begun) if self._finished >= PACE_PROBLEMS else None
         return each and each * (left - begun)
-
-
-def _known_costs(folder: RunFolder, manifest: Run) -> Any:
-    earlier = folder.run or {}
-    return earlier.get("costs") if folder.rows or earlier.get("fingerprint") == manifest["fingerprint"] else None
-
-
-def decided_within(
-    seconds: float, events: Iterable[object], clock: Callable[[], float] = perf_counter
-) -> Iterator[Decision]:
-    """Yield the decisions of a run until `seconds` have passed."""
-    began = clock()
-    for event in events:
-        if isinstance(event, Decided):
-            yield event.decision
-            if clock() - began > seconds:
-                return
-
-
-def _per_token(role: ModelRole, cost: Cost) -> dict[str, float]:
-    return {
-        f"{role}_seconds_per_token": cost.decode_seconds / max(1, cost.decode_tokens),
-        f"{role}_prefill_seconds_per_token": cost.prefill_seconds / max(1, cost.prefill_tokens),
-    }

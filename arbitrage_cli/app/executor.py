@@ -99,15 +99,14 @@ def give_up(problem: Problem, limits: Limits, started: StartedMarks) -> Finished
     return Finished(Trace(problem, limits), error)
 
 
-def marked(started: StartedMarks, events: Generator[T, None, None], *, makes_rows: bool = True) -> Generator[T, None, None]:
-    """Yield the events, and mark each problem on disk while it is solved. Without `makes_rows`, earlier crashes still count."""
-    end = started.end if makes_rows else started.leave
+def marked(started: StartedMarks, events: Generator[T, None, None]) -> Generator[T, None, None]:
+    """Yield the events, and mark each problem on disk while it is solved."""
     with contextlib.closing(events):
         for event in events:
             if isinstance(event, Started):
                 started.begin(event.trace.problem.id)
             elif isinstance(event, Finished):
-                end(event.trace.problem.id)
+                started.end(event.trace.problem.id)
             yield event
 
 

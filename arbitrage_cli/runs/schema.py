@@ -246,7 +246,6 @@ class _Pair(TypedDict):
 class _CollectRun(_BenchRun):
     models: _Pair  # type: ignore[misc]  # narrower than a dict
     reward: Json
-    costs: NotRequired[Json]
 
 
 _ROWS = MappingProxyType(

@@ -47,11 +47,6 @@ class StartedMarks:
             self.crashes[problem] = MAX_CRASHES - 1
             self._write(problem, MAX_CRASHES - 1)
 
-    def leave(self, problem: str) -> None:
-        """Remove the mark of a problem whose row was not written. Its earlier crashes still count."""
-        self._in_flight.discard(problem)
-        self._write(problem, self.crashes.get(problem))
-
     def close(self) -> None:
         with suppress(OSError):
             if self._descriptor is not None:

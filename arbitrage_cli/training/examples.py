@@ -17,6 +17,7 @@ from arbitrage_cli.routing.presets import Costs
 from arbitrage_cli.routing.states import State, features_of, prefixes_of, state_from_json
 from arbitrage_cli.runs.folder import latest, read_run_folder
 from arbitrage_cli.runs.records import COLLECT
+from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.training.expected_loss import Outcomes
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
@@ -233,10 +234,10 @@ def _about(run: CollectedRun) -> dict[str, Any]:
 
 
 def _mean_costs(runs: Sequence[CollectedRun]) -> Costs | None:
-    try:
-        costs = [asdict(Costs.from_json(run.facts.get("costs") or {})) for run in runs]
-    except ValueError:
+    units = [unit_costs_of(run.facts) for run in runs]
+    if not all(measured.keys() >= {"draft", "target"} for measured in units):
         return None
+    costs = [asdict(Costs.of(measured["draft"], measured["target"])) for measured in units]
     weights = [run.num_states for run in runs]
     columns = {name: [run_costs[name] for run_costs in costs] for name in costs[0]}
     means = {name: np.average(values, weights=weights) for name, values in columns.items() if None not in values}

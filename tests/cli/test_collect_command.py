@@ -10,7 +10,7 @@ import pytest
 from cli import assert_refused, run
 from faults import run_json, write_rows
 
-from arbitrage_cli.runs.folder import encode, latest, read_run_folder
+from arbitrage_cli.runs.folder import latest, read_run_folder
 from arbitrage_cli.training.examples import read_run, read_states
 
 TERMINATED, INTERRUPTED, FAILED = 143, 130, 4
@@ -92,24 +92,6 @@ def test_more_rollouts_at_once_than_llama_has_sequences_for_are_refused(tmp_path
     command = ("collect", "--pair", "builtin", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
     result = run(*command, "--rollouts", "16", "--concurrency", "16", cwd=tmp_path)
     assert_refused(result, 2, "", "--concurrency 15", "--rollouts")
-
-
-@pytest.mark.parametrize(
-    ("flags", "rows", "is_kept"),
-    [((), False, True), (("--draft", "scripted:target"), False, False), ((), True, True)],
-    ids=["the same models", "other models", "a run with rows"],
-)
-def test_costs_are_kept_only_for_the_same_models(tmp_path: Path, flags: tuple[str, ...], rows: bool, is_kept: bool) -> None:
-    write_problems(tmp_path / "problems.jsonl", 2)
-    assert run(*COLLECT, "--limit", "1", cwd=tmp_path).code == 0
-    path = tmp_path / "run" / "run.json"
-    made = json.loads(path.read_text())
-    costs = made["costs"] = dict.fromkeys(made["costs"], 1234.5)
-    path.write_bytes(encode(made))
-    if not rows:
-        (tmp_path / "run" / "results.jsonl").write_bytes(b"")
-    assert run(*COLLECT, *flags, cwd=tmp_path).code == 0
-    assert (json.loads(path.read_text())["costs"] == costs) == is_kept
 
 
 def counts_of(folder: Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli import ESCAPE, Result, assert_refused, flat, run
-from collected import COSTS, DRAFT, TARGET, World, questions, write_run
+from collected import DRAFT, TARGET, TARGET_SECONDS, World, questions, write_run
 from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
@@ -86,7 +86,7 @@ def test_json_is_the_card_alone(folder: Path) -> None:
     assert (found.code, found.err) == (0, "")
     assert card == json.loads(json.dumps(load(folder / "json.safetensors").card.to_json()))
     assert card["name"] == "json"
-    assert card["taus"]["costs"]["target_seconds_per_token"] == COSTS["target_seconds_per_token"]
+    assert card["taus"]["costs"]["target_seconds_per_token"] == TARGET_SECONDS
 
 
 def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result) -> None:
@@ -152,7 +152,7 @@ def test_table_becomes_that_of_the_run_and_the_network_stays(here: Path) -> None
     assert (table.steps, len(table.rows) > 10) == (5.0, True)
     assert table.named.keys() == set(PRESETS)
     assert table.costs is not None
-    assert table.costs.target_seconds_per_token == COSTS["target_seconds_per_token"]  # no model is measured here
+    assert table.costs.target_seconds_per_token == TARGET_SECONDS  # no model is measured here
     assert new.card.data["taus_of"]["runs"][0]["name"] == "run"
     lines = result.out.splitlines()
     assert table.num_solutions == 60

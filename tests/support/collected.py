@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from made_up_runs import describe
+from made_up_tuning import unit_costs
 from numpy.typing import NDArray
 
 from arbitrage_cli.inference.step_text import BLANK_LINE
@@ -18,11 +19,10 @@ from arbitrage_cli.runs.records import SCHEMA
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
+TARGET_SECONDS = 0.01  # per token
 COSTS = {
-    "draft_seconds_per_token": 0.001,
-    "target_seconds_per_token": 0.01,
-    "target_prefill_seconds_per_token": 0.001,
-    "machine": "made up",
+    "draft": asdict(unit_costs(0.001)),
+    "target": asdict(unit_costs(TARGET_SECONDS, few=4.0, many=8.8, prefill=0.001)),
 }
 
 
@@ -101,7 +101,7 @@ def write_run(
         "step_separator": BLANK_LINE.separator,
         "step_least": BLANK_LINE.least,
         "reward": {"kind": "prm", "name": "made up"},
-        "costs": COSTS,
+        "unit_costs": COSTS,
     }
     with RunFolder(folder, kind="collect") as opened:
         run |= changes or {}

@@ -1,20 +1,15 @@
 """States to train a router on: their observations, and the step that is kept."""
 
-import itertools
 from collections.abc import Sequence
 
 import pytest
 
-from arbitrage_cli.app.collect_run import decided_within
 from arbitrage_cli.arbitrage import RateSteps, WriteStep
 from arbitrage_cli.routing.states import State, collect
 from arbitrage_cli.types import (
     Cost,
-    Decided,
-    Decision,
     Limits,
     Problem,
-    Started,
     Step,
     StepStop,
     TokenStats,
@@ -73,16 +68,3 @@ def test_the_same_step_is_rated_once() -> None:
     _, (state,), requests = run([draft_step("12", "end"), target_step("12", "end"), (0.3,)])
     assert [len(request.steps) for request in requests if isinstance(request, RateSteps)] == [1]
     assert (state.draft_reward, state.target_reward, state.kept) == (0.3, 0.3, "draft")
-
-
-def test_costs_are_measured_on_a_few_steps_of_a_slow_model() -> None:
-    """Measuring ends with the first decision after its time is over, so there is at least one decision."""
-    trace, clock = Trace(Problem("p", "1 + 2"), Limits()), itertools.count(0.0, 3.0)
-    events = (
-        event
-        for number in itertools.count()
-        for event in (Started(trace), Decided(trace, Decision(target_step(f"{number}"))))
-    )
-    measured = decided_within(10.0, events, lambda: next(clock))
-    assert [decision.kept.text for decision in measured] == ["0", "1", "2", "3"]
-    assert next(events) == Started(trace)
