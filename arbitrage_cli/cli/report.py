@@ -48,7 +48,7 @@ def report(
     """Show the figures of a run as a table. With -o FILE.html, write an HTML page with charts and all traces.
 
     Without a run, list the runs, newest first. If rows of the run are damaged, the exit code is 5, and the error says how to
-    repair the run. Warns about model files that are missing or have changed since the run.
+    repair the run.
 
     \b
     Examples:
@@ -57,8 +57,6 @@ def report(
       arbitrage report runs/builtin--builtin --open
       arbitrage report runs/builtin--builtin --regrade
     """
-    from arbitrage_cli.app.stored_run import altered_files  # slow to import
-
     if run is None or not has_run(run):
         _list(run, as_json=figures.json_line, is_only_list=invocation.flags <= LIST_OPTIONS)
         return
@@ -77,11 +75,6 @@ def report(
             typer.echo(f"no browser found; open {page}", err=True)
     if page is None or figures.json_line:
         show_figures(contents.run, contents.rows, figures)
-    for role, path, problem in altered_files(contents.run):
-        say(
-            f"the {role} file {path} is {problem}: the figures are correct, but to resume the run, restore the original file",
-            output,
-        )
 
 
 @command

@@ -1,6 +1,5 @@
 """`arbitrage report` and `arbitrage compare`: what goes where, and what is refused."""
 
-import hashlib
 import json
 import os
 import re
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 from cli import ESCAPE, assert_refused, run
-from faults import run_json
 from made_up_runs import make_run, unpacked, write_run_folder
 
 from arbitrage_cli.evaluation.metrics import figures, parse_prices
@@ -154,19 +152,3 @@ def test_every_damaged_line_is_named(folder: Path) -> None:
     path = folder / "results.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"sample":0', b'"sample":"x"', 2))
     assert_refused(run("report", folder), 5, f"{path}: line 1: ", "line 2: ")
-
-
-def test_model_file_that_is_not_the_recorded_one_is_named(folder: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model.gguf"
-    model.write_bytes(b"a model")
-    recorded = run_json(folder)
-    recorded["models"]["draft"] |= {"file": str(model), "size": 7, "sha256": hashlib.sha256(b"a model").hexdigest()}
-    (folder / "run.json").write_bytes(encode(recorded))
-    assert run("report", folder).err == ""
-    for content in (b"a larger model", b"b model"):
-        model.write_bytes(content)
-        shown = run("report", folder)
-        assert (shown.code, f"{model} is changed" in shown.err) == (0, True)
-    model.unlink()
-    assert f"{model} is missing" in run("report", folder).err
-    assert run("report", folder, "-q").err == ""
