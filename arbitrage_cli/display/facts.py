@@ -124,7 +124,6 @@ def _digest(part: Json) -> list[str]:
     return [f"sha256 {part['sha256'][:12]}"] if part["sha256"] else []
 
 
-SERVED_TEMPLATE = "not reported by the server; set draft_template or target_template in a pair"
 ORIGINS = {
     "shipped": "the file that ships with arbitrage",
     "published": "the published file",
@@ -207,8 +206,8 @@ def served_facts(model: Json) -> Iterator[Fact]:
     yield "continues", str(model["continues"])
     yield "log-probs", f"{logprobs} per token" if logprobs else "none; the model cannot be used as a draft with a router"
     yield "token counts", "from the server" if model["counts_tokens"] else "counted locally"
-    yield "chat template", "known" if shows_template else SERVED_TEMPLATE
-    yield "thinking", _thinking(model) if shows_template else "unknown"
+    yield "chat template", "known" if shows_template else "applied by the server"
+    yield "thinking", _thinking(model) if shows_template else "turned off"
 
 
 def _thinking(model: Json) -> str:

@@ -134,6 +134,14 @@ def test_a_solution_that_is_begun_again_is_tried_once_more_and_then_fails() -> N
     assert len(asked) == 3
 
 
+def test_an_instructed_model_that_repeats_a_step_fails() -> None:
+    first, second = "To begin, we add the two numbers.", "The second step is long enough to be told from a coincidence."
+    api, _ = instructed([first], [second], [second], [second])
+    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    assert isinstance(finished.error, ServerRequestError)
+    assert finished.trace.text == f"{first}\n\n{second}\n\n"
+
+
 ONE_STEP = Limits(1, 120, 40)
 
 

@@ -79,10 +79,6 @@ class ServedModel:
     def name(self) -> str:
         return self.card.name
 
-    @property
-    def has_template(self) -> bool:
-        return self.source.template is not None or not self.dialect.is_plain
-
     def prompt(self, style: PromptStyle) -> ChatPrompt:
         template = self.source.template or (None if self.dialect.is_plain else self._render)
         return ChatPrompt(template, None, (), style, self.source.template_variables)

@@ -70,7 +70,7 @@ def facts_about(model: ServedModel) -> dict[str, Any]:
         "continues": _continues(model.dialect),
         "log_probabilities": model.num_alternatives,
         "counts_tokens": model.reports_usage,
-        "has_template": model.has_template,
+        "has_template": not isinstance(model.dialect, Chat),
     }
 
 

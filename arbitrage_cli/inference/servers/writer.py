@@ -21,7 +21,7 @@ from arbitrage_cli.inference.decoding import step_end, text_end
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import StepIds
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.servers.chat import END, Chat, NotContinuedError, OwnText
+from arbitrage_cli.inference.servers.chat import END, MAX_COMMON, Chat, NotContinuedError, OwnText
 from arbitrage_cli.inference.servers.connection import Pending
 from arbitrage_cli.inference.servers.dialects import Dialogue, Ending, Piece, Prompt, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
@@ -365,6 +365,8 @@ class ChatWriter(ServedWriter):
         is_blank = not writing.text.so_far.strip()
         if self._chat.is_instructed:  # an instructed model writes one step
             ending = "end" if is_blank else "separator"
+            if len(step := writing.text.so_far.strip()) >= MAX_COMMON and step in written:
+                raise NotContinuedError
         elif ending == "stop" and not request.stop:
             ending = "end"
         elif ending == "stop" and is_blank:
