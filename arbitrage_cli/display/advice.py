@@ -7,12 +7,11 @@ from typing import Any, TextIO
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.sentences import costs_sentence
 from arbitrage_cli.display.table import write_table
-from arbitrage_cli.display.text import aligned, is_drawable, one_line, write
+from arbitrage_cli.display.text import aligned, is_drawable, one_line, width_of, wrapped, write
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import Measurement
 from arbitrage_cli.tuning.placement import tuned_file
-from arbitrage_cli.tuning.store import Tuned
 from arbitrage_cli.types import ModelRole
 
 Json = Mapping[str, Any]
@@ -23,7 +22,8 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     figures = advice.figures
     if figures["n"]:
         write_table({**figures, "verdict": None}, findings(figures), stream, styled=is_drawable(stream))
-    write(stream, f"\n{one_line(advice.sentence)}\n  {advice.command}\n")
+    lines = wrapped(one_line(advice.sentence), width_of(stream))
+    write(stream, "".join(f"{line}\n" for line in ("", *lines, "", f"  {advice.command}")))
 
 
 def findings(figures: Json) -> list[tuple[str, str]]:
@@ -41,7 +41,8 @@ def findings(figures: Json) -> list[tuple[str, str]]:
 def write_costs(found: Measurement, stream: TextIO) -> None:
     """Write the unit costs of each model, and the cost of a target token. Raises the same errors as `write`."""
     rows = [
-        [role, *(rounding.number(1000 * seconds) for seconds in _seconds(model))] for role, model in found.models.items()
+        [role, *(rounding.number(1000 * seconds) for seconds in (model.costs.prefill, *model.costs.batches))]
+        for role, model in found.models.items()
     ]
     lines = [f"{role}: {one_line(model.name)}, {_threads(role, found)}" for role, model in found.models.items()]
     lines += ["", *aligned(["ms", "prefill", "token", *(f"{size} tokens" for size in ROWS[1:])], rows), ""]
@@ -56,10 +57,6 @@ def costs_record(found: Measurement) -> dict[str, Any]:
         role: {**asdict(model), "tokens_per_second": dict(found.speeds[role])} for role, model in found.models.items()
     }
     return {**models, "token_ratio": ratio, "token_ratio_interval": interval}
-
-
-def _seconds(model: Tuned) -> list[float]:
-    return [model.costs.prefill, *model.costs.batches]
 
 
 def _threads(role: ModelRole, found: Measurement) -> str:
