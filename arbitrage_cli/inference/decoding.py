@@ -176,7 +176,7 @@ class Decoder:
         step.tokens.append(token)
         step.opened.cached.required.append(token)
         if step.recorder:
-            step.recorder.add(logits, token)
+            step.recorder.add(logits, token, is_top=step.opened.sampler.is_greedy)
         step.stop = self._cache.ends(step.phase, token)
         if step.stop:
             return ""

@@ -7,6 +7,8 @@ that it would have drawn itself. If the target's text departs from the proposal,
 speculative decoding (arXiv 2211.17192) with text instead of tokens.
 """
 
+import functools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +19,9 @@ from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard
 from arbitrage_cli.inference.decoding import Clock, Decoder, OpenProblem, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.proposals import History, Proposal
-from arbitrage_cli.inference.sampling import Sampler, probability_of
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import MAX_ROWS, Planner, Speculator, TokenCosts
-from arbitrage_cli.inference.token_stats import Recorder
+from arbitrage_cli.inference.token_stats import Recorder, RowMeter
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, TokenStats, Trace
 
@@ -101,7 +103,7 @@ class Engine:
         trace, opened = request.trace, self._slots[slot]
         room, unread = opened.cached.prepare(trace), opened.cached.unread
         phase, (budget, is_last_thought) = trace.phase, trace.next_budget
-        recorder = Recorder(self.card.vocabulary_size) if self._keep_token_stats else None
+        recorder = Recorder(self._meter) if self._keep_token_stats else None
         self._steps[slot] = StepInProgress(
             opened=opened,
             trace=trace,
@@ -211,6 +213,10 @@ class Engine:
         step.decode_seconds += self._clock() - began  # the statistics are part of decoding
         return token_stats
 
+    @functools.cached_property
+    def _meter(self) -> RowMeter:
+        return RowMeter(self.card.vocabulary_size)
+
     # --- speculating
 
     def speculate(self, slot: int, trace: Trace, prefix: str, max_tokens: int) -> tuple[str, Cost]:
@@ -227,7 +233,7 @@ class Engine:
 
         def should_continue(logits: Floats, token: int) -> bool:
             nonlocal chance
-            chance *= probability_of(token, logits)
+            chance *= math.exp(self._meter.measure(logits, token, is_top=opened.sampler.is_greedy).log_probability)
             if chance < UNSURE or self.cache.ends(phase, token):
                 return False
             text.add(tokenizer.piece(token))

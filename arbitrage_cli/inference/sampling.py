@@ -13,7 +13,6 @@ import numpy.typing as npt
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Floats
 
-MAX_EXPONENT = 80.0  # exp overflows float32 soon after
 TAIL = 20.0  # tokens less likely than e^-TAIL times the top token are never drawn (less than 0.05% in total)
 
 
@@ -49,11 +48,6 @@ class Sampler:
     def _uniform(self, question: str, position: int) -> float:
         key = f"{self.seed}/{question}/{position}".encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest()) / 2**56
-
-
-def probability_of(token: int, logits: Floats) -> float:
-    """Return a token's probability at temperature 1, given logits (n_vocab,)."""
-    return float(1.0 / np.exp(np.minimum(logits - logits[token], MAX_EXPONENT)).sum())
 
 
 def _inverse_cdf(scaled: npt.NDArray[np.float64], sampler: Sampler, uniform: float) -> int:

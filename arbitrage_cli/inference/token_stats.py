@@ -3,36 +3,69 @@
 With Z = sum exp z, log p_i is z_i - log Z, and the entropy is log Z - sum p_i z_i.
 """
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.types import TokenStats
 
-CHUNK_BYTES = 1 << 20  # of logits that are processed together; small enough for the CPU cache
 LOWEST = np.finfo(np.float32).min
 
 
-class Recorder:
-    """Computes the statistics of one step in chunks of tokens."""
+class RowStats(NamedTuple):
+    """Statistics of one token, in nats. `margin` is the difference between the two highest logits."""
+
+    log_probability: float
+    entropy: float
+    margin: float
+
+
+class RowMeter:
+    """Computes the statistics of one token at a time. The arrays are reused, because allocating them takes as long as computing.
+
+    NumPy computes powers of 2 twice as fast as powers of e if it has AVX-512 code for them, and otherwise more slowly.
+    """
 
     def __init__(self, vocabulary_size: int) -> None:
-        shape = (max(1, CHUNK_BYTES // (vocabulary_size * 4)), vocabulary_size)
-        self._shifted: Floats = np.empty(shape, np.float32)
-        self._scratch: Floats = np.empty(shape, np.float32)
-        self._tokens: list[int] = []
-        self._top: list[int] = []
-        self._columns: list[Floats] = []
+        found = np.lib.introspect.opt_func_info(func_name="^exp2$", signature="float32")
+        is_fast = any(not info["current"].startswith("baseline") for kinds in found.values() for info in kinds.values())
+        self._base, self._power = 2.0 if is_fast else math.e, np.exp2 if is_fast else np.exp
+        self._weights = np.empty(vocabulary_size, np.float32)
+        self._factors = np.ones((2, vocabulary_size), np.float32)  # ones and the shifted logits, so that one pass sums both
+
+    def measure(self, logits: Floats, token: int, *, is_top: bool) -> RowStats:
+        """Return the statistics of `token`, given logits (n_vocab,). `is_top` is true if no other logit is higher."""
+        top = token if is_top else int(logits.argmax())
+        shifted, weights = self._factors[1], self._weights
+        np.subtract(logits, logits[top], out=shifted)
+        log_probability = float(shifted[token])
+        if self._base == 2.0:
+            np.multiply(shifted, np.float32(1 / math.log(2)), out=shifted)
+        self._power(shifted, out=weights)
+        with np.errstate(invalid="ignore"):
+            total, mean = (self._factors @ weights).tolist()
+        if math.isnan(mean):  # for a logit of -inf, 0 * -inf counts as 0
+            mean = float(weights @ np.maximum(shifted, LOWEST))
+        shifted[top] = -np.inf
+        unit = math.log(self._base)
+        entropy = math.log(total) - unit * mean / total
+        return RowStats(log_probability - math.log(total), max(entropy, 0.0), -unit * float(shifted.max()))
+
+
+class Recorder:
+    """Records the statistics of one step's tokens."""
+
+    def __init__(self, meter: RowMeter) -> None:
+        self._meter = meter
+        self._rows: list[RowStats] = []
         self._pieces: list[str] = []
 
-    def add(self, logits: Floats, token: int) -> None:
-        """Record that `token` was drawn from `logits` (n_vocab,)."""
-        top = int(logits.argmax())
-        np.subtract(logits, logits[top], out=self._shifted[len(self._tokens)])
-        self._tokens.append(token)
-        self._top.append(top)
+    def add(self, logits: Floats, token: int, *, is_top: bool) -> None:
+        """Record that `token` was drawn from `logits` (n_vocab,). See `RowMeter.measure`."""
+        self._rows.append(self._meter.measure(logits, token, is_top=is_top))
         self._pieces.append("")
-        if len(self._tokens) == len(self._shifted):
-            self._measure()
 
     def add_text(self, piece: str) -> None:
         """Record the characters that the last token completes."""
@@ -40,32 +73,5 @@ class Recorder:
 
     def so_far(self) -> TokenStats:
         """Return the statistics of all recorded tokens. At least one token must be recorded."""
-        self._measure()
-        columns = np.concatenate(self._columns, axis=1)
-        self._columns = [columns]
-        log_probabilities, entropies, margins = columns.tolist()
-        return TokenStats(tuple(log_probabilities), tuple(entropies), tuple(margins), tuple(self._pieces))
-
-    def _measure(self) -> None:
-        num_rows = len(self._tokens)
-        if num_rows:
-            shifted, scratch = self._shifted[:num_rows], self._scratch[:num_rows]
-            self._columns.append(_measure(shifted, self._tokens, self._top, scratch))
-            self._tokens, self._top = [], []
-
-
-def _measure(shifted: Floats, tokens: list[int], top: list[int], scratch: Floats) -> Floats:
-    """Return log-probabilities, entropies in nats, and margins of the top two tokens as an array (3, n).
-
-    `shifted` (n, n_vocab) contains logits, shifted so that the highest is 0. `scratch` has the same shape and is overwritten.
-    """
-    rows = np.arange(len(tokens))
-    total = np.exp(shifted, out=scratch).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        means = np.vecdot(scratch, shifted) / total
-    if np.isnan(means).any():  # for a logit of -inf, 0 * -inf counts as 0
-        means = np.where(scratch > 0, scratch * np.maximum(shifted, LOWEST), 0).sum(axis=1) / total
-    entropies = np.log(total) - means
-    log_probabilities = shifted[rows, tokens] - np.log(total)
-    shifted[rows, top] = -np.inf
-    return np.stack([log_probabilities, np.maximum(entropies, 0.0), -shifted.max(axis=1)])
+        log_probabilities, entropies, margins = zip(*self._rows, strict=True)
+        return TokenStats(log_probabilities, entropies, margins, tuple(self._pieces))

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from arbitrage_cli.inference.backend import Floats
-from arbitrage_cli.inference.token_stats import CHUNK_BYTES, Recorder
+from arbitrage_cli.inference.token_stats import Recorder, RowMeter
 from arbitrage_cli.types import TokenStats
 
 
 def record(logits: Floats, tokens: list[int]) -> TokenStats:
-    recorder = Recorder(logits.shape[1])
+    recorder = Recorder(RowMeter(logits.shape[1]))
     for index, token in enumerate(tokens):
-        recorder.add(logits[index], token)
+        recorder.add(logits[index], token, is_top=False)
     return recorder.so_far()
 
 
@@ -35,22 +35,26 @@ def test_values_are_those_of_the_definitions(size: int) -> None:
         np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_measuring_in_chunks_changes_nothing() -> None:
-    size = CHUNK_BYTES // 4 // 3  # three rows fit
+def test_powers_of_2_and_of_e_give_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, (8, size)).astype(np.float32)
-    tokens = rng.integers(0, size, 8).tolist()
-    found = record(logits, tokens)
-    np.testing.assert_allclose(found.log_probabilities, expected(logits, tokens)[0], rtol=1e-4)
+    logits = rng.normal(0, 3, (8, 50_000)).astype(np.float32)
+    tokens = logits.argmax(axis=1).tolist()
+    found = []
+    for kind in ("X86_V4", "baseline(X86_V2)"):
+        info = {"exp2": {"ff": {"current": kind, "available": kind}}}
+        monkeypatch.setattr(np.lib.introspect, "opt_func_info", lambda info=info, **options: info)
+        stats = record(logits, tokens)
+        found.append([*stats.log_probabilities, *stats.entropies, *stats.margins])
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-5)
 
 
 def test_reading_the_statistics_in_between_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 5, (9, 300)).astype(np.float32)
     tokens = rng.integers(0, 300, 9).tolist()
-    recorder, whole = Recorder(300), record(logits, tokens)
+    recorder, whole = Recorder(RowMeter(300)), record(logits, tokens)
     for index, token in enumerate(tokens):
-        recorder.add(logits[index], token)
+        recorder.add(logits[index], token, is_top=False)
         recorder.add_text(str(index))
         beginning = recorder.so_far() if index != 5 else None
         if beginning:
