@@ -23,35 +23,32 @@ class RowStats(NamedTuple):
 
 
 class RowMeter:
-    """Computes the statistics of one token at a time. The arrays are reused, because allocating them takes as long as computing.
-
-    NumPy computes powers of 2 twice as fast as powers of e if it has AVX-512 code for them, and otherwise more slowly.
-    """
+    """Computes the statistics of one token at a time."""
 
     def __init__(self, vocabulary_size: int) -> None:
+        # NumPy computes powers of 2 twice as fast as powers of e if it has AVX-512 code for them, otherwise more slowly.
         found = np.lib.introspect.opt_func_info(func_name="^exp2$", signature="float32")
         is_fast = any(not info["current"].startswith("baseline") for kinds in found.values() for info in kinds.values())
         self._base, self._power = 2.0 if is_fast else math.e, np.exp2 if is_fast else np.exp
-        self._weights = np.empty(vocabulary_size, np.float32)
-        self._factors = np.ones((2, vocabulary_size), np.float32)  # ones and the shifted logits, so that one pass sums both
+        self._shifted, self._weights, self._ones = (np.ones(vocabulary_size, np.float32) for _ in range(3))
 
     def measure(self, logits: Floats, token: int, *, is_top: bool) -> RowStats:
         """Return the statistics of `token`, given logits (n_vocab,). `is_top` is true if no other logit is higher."""
         top = token if is_top else int(logits.argmax())
-        shifted, weights = self._factors[1], self._weights
+        shifted, weights, unit = self._shifted, self._weights, math.log(self._base)
         np.subtract(logits, logits[top], out=shifted)
-        log_probability = float(shifted[token])
         if self._base == 2.0:
-            np.multiply(shifted, np.float32(1 / math.log(2)), out=shifted)
+            np.multiply(shifted, np.float32(1 / unit), out=shifted)
         self._power(shifted, out=weights)
+        total = float(weights @ self._ones)  # faster than weights.sum()
         with np.errstate(invalid="ignore"):
-            total, mean = (self._factors @ weights).tolist()
-        if math.isnan(mean):  # for a logit of -inf, 0 * -inf counts as 0
-            mean = float(weights @ np.maximum(shifted, LOWEST))
+            weighted = float(weights @ shifted)
+        if math.isnan(weighted):  # for a logit of -inf, 0 * -inf counts as 0
+            weighted = float(weights @ np.maximum(shifted, LOWEST))
+        log_probability = unit * float(shifted[token]) - math.log(total)
+        entropy = max(0.0, math.log(total) - unit * weighted / total)
         shifted[top] = -np.inf
-        unit = math.log(self._base)
-        entropy = math.log(total) - unit * mean / total
-        return RowStats(log_probability - math.log(total), max(entropy, 0.0), -unit * float(shifted.max()))
+        return RowStats(log_probability, entropy, -unit * float(shifted.max()))
 
 
 class Recorder:
