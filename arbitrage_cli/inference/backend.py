@@ -45,7 +45,8 @@ class Options:
     """Options for loading a model. The backend chooses a value for each option that is None.
 
     `context_size` is in tokens per sequence. A `gpu_layers` of -1 offloads all layers. The `kv_type` auto means f16, with keys
-    in q8_0 if the CPU processes them faster.
+    in q8_0 if the CPU processes them faster. `rollback` is the number of rejected tokens that a model with recurrent layers
+    should be able to remove.
     """
 
     context_size: int | None = None
@@ -108,10 +109,10 @@ class States(Protocol):
 
     @property
     def most_dropped(self) -> int:
-        """The maximum number of tokens that `drop` can remove from a batch."""
+        """The maximum number of tokens that `drop` can remove from the latest batch."""
 
     def can_drop(self, sequence: int, position: int) -> bool:
-        """Return whether `drop` can remove the tokens from `position` on. At best, `drop` keeps the latest batch's first token."""
+        """Return whether `drop` can remove the tokens from `position` on, which are part of the latest batch."""
 
     def num_held(self, sequence: int) -> int: ...
 
@@ -139,7 +140,7 @@ class Backend(Protocol):
 
     @property
     def states(self) -> States | None:
-        """The saved states, or None if `drop` accepts any position. Otherwise, `drop` accepts position 0 and if `can_drop`."""
+        """None if `drop` accepts any position. Otherwise, `drop` accepts 0 and the positions that `can_drop` allows."""
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         """Append `tokens` to a sequence that holds `position` tokens, without computing logits.

@@ -212,7 +212,10 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         return self.decode([0], [position], [self.tokenizer.any_token]).copy()
 
     def _check_states(self, states: "LlamaStates", rollback: int) -> None:
-        """Try to restore a state. Then try to remove `rollback` tokens from a batch, and allow this if it works."""
+        """Try to restore a state, then try to remove `rollback` tokens from a batch.
+
+        Raises ModelUnsupportedError if restoring fails. If removing fails, `states.most_dropped` stays 0.
+        """
         token, after = self.tokenizer.any_token, WARM_UP_TOKENS + 1
         self._read_some(WARM_UP_TOKENS)
         state = states.save(0)
