@@ -122,7 +122,7 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
     if "think_least" in run.settings and run.thoughts_tau not in (None, run.tau) and math.isfinite(run.thoughts_tau or 0.0):
         share = f"{(1 - (run.thoughts_tau or 0.0)) / PROBED:.0%}"
         lines.append(
-            f"this router was not trained on thinking: the target writes the first thoughts, and at most {share} of the later ones"
+            f"this router was not trained on thinking: the target writes the first thoughts, and at most {share} of the later thoughts"
         )
     return lines
 

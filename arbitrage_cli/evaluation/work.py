@@ -1,8 +1,8 @@
 """Computes the time of each attempt from its counted work.
 
-What a policy does to a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the
-program handles. Only the seconds are noisy. Every step of a run therefore measures the same few unit costs, and disturbed
-steps are left out. An attempt's computed time is its work multiplied by these unit costs.
+The work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the program
+handles. Only its time is noisy. The unit costs are means over many steps, without disturbed steps. The computed time of an
+attempt is its work multiplied by these unit costs.
 """
 
 import math
