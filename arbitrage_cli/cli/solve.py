@@ -71,7 +71,7 @@ def solve(
         solved = solve_problems(setup, problem, source, results.output_file, display, show, describe)
     if results.output_file:
         status = "" if solved.num_new else "nothing to do: "
-        errors = f", {rounding.count(solved.num_failed, 'error')}" if solved.num_failed else ""
+        errors = f", {rounding.count(solved.num_failed, 'error')} (repeat the command to retry)" if solved.num_failed else ""
         has = f"{results.output_file} has {rounding.count(solved.num_done, 'result')}{errors}"
         say(f"{status}{has}; to print the answers, add --format text to the same command", output)
     return options.SOME_FAILED if solved.num_failed else 0
