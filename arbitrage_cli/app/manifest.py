@@ -38,7 +38,7 @@ from arbitrage_cli.types import Limits, ModelRole
 Run = dict[str, Any]
 OnReading = Callable[[ModelRole, str, float], None]
 """A callback for reading a model file: its role, the current activity and the completed fraction."""
-_HINT = "use another --output, or the original settings"
+_HINT = "use another path (--output), or restore the original settings"
 MAX_SHOWN = 80  # characters; longer values are shown as a checksum
 
 
@@ -188,7 +188,7 @@ def _check_served(role: ModelRole, before: Mapping[str, Any] | None, now: Mappin
         if before[name] != now[name]:
             raise UsageError(
                 f"{role} server: {name} changed from {before[name]} to {now[name]} since this run began",
-                "serve the same model with the same settings, or use another --output",
+                "serve the same model with the same settings, or use another path (--output)",
             )
 
 

@@ -37,7 +37,7 @@ MAX_LINE = 1 << 26
 
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_ELSEWHERE = "use another --output"
+_ELSEWHERE = "use another path (--output)"
 _RESTORE = "restore it from a copy, or rerun the command that created the run to repeat these attempts"
 _START_AGAIN = "restore it from a copy, or rerun the command that created the run with --fresh, which renames the old files"
 
@@ -267,7 +267,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.statuses, bad = _find_rows(self._results, self._kind)
         if self._is_users and any(row.reason for row in bad):
             raise DamagedRunError(
-                f"{self._results}: {_listed(bad)}", "restore the file from a copy, or use another --output"
+                f"{self._results}: {_listed(bad)}", "restore the file from a copy, or use another path (--output)"
             )
         if bad:
             aside, numbers = _free_name(self._results, "torn"), {row.number for row in bad}
