@@ -229,7 +229,8 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
         yield f"Speed-ups measured on fewer than {speed.MIN_PROBLEMS} problems have no interval; use more problems."
-    if missing := sum(policy["missing"] for policy in made):
+    missing = sum(policy["missing"] for policy in made)
+    if missing and "skipped" not in run:  # `advise` skips attempts on purpose
         yield (
             f"The run is incomplete: {rounding.count(missing, 'attempt')} missing. Accuracy covers only the attempts made, "
             "so policies may be compared on different problems."
