@@ -185,7 +185,7 @@ def is_same(decision: Decision) -> bool:
 
 def size(step: Step) -> str:
     """Return a step's token count, its seconds, and the limit that stopped it."""
-    ends = {"early": ", stopped early", "think_budget": ", thinking limit reached", "answered": ", answer known"}
+    ends = {"early": ", stopped early", "think_budget": ", thinking limit reached"}
     return f"{rounding.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "")
 
 

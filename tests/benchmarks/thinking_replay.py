@@ -66,8 +66,7 @@ RULES = (
     *(Rule(probes, lead, stays="gain") for lead in (5, 10) for probes in (0.1, 0.2)),
     *(Rule(0.1, lead) for lead in (1, 5, 10)),
     *(Rule(0.1, lead, stays="departs", budget=0.3) for lead in (0, 1, 5, 10)),
-    *(Rule(0.1, lead, "tokens", "departs", 0.3) for lead in (50, 100, 200, 300)),
-    Rule(BUDGET * PROBED, LEAD, "tokens", "departs", BUDGET),
+    *(Rule(BUDGET * PROBED, lead, "tokens", "departs", BUDGET) for lead in (100, LEAD, 300)),
 )
 
 

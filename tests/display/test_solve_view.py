@@ -11,10 +11,11 @@ from cli import MODELS, QUESTION, Terminal, accept, escalate, finish, flat, make
 from marks import rarely
 from screens import Clock, View, is_struck, make_screen
 
+from arbitrage_cli.display import wording
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Rating, Started, Trace, Writing, Wrote
+from arbitrage_cli.types import Cost, Decision, Rating, Started, Trace, Trial, Writing, Wrote
 
 SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
 RUN = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=1)
@@ -58,6 +59,17 @@ def test_decision_says_who_wrote_and_why() -> None:
     assert second[:7] == ["2", "draft", "accept", "\u2591" * 4, "0.21", "\u2264", "1.00"]
     assert is_struck(terminal.screen, "454.")
     assert not is_struck(terminal.screen, "444.")
+
+
+def test_the_end_of_thinking_and_its_reason_are_shown() -> None:
+    thought = replace(accept().kept, phase="think", stop="answered", num_tokens=412)
+    answer = replace(accept("So 4.", stop="end").kept, num_tokens=35)
+    ended = Decision(thought, thought, trial=Trial("18", "draft", Cost()))
+    limited = Decision(replace(thought, stop="think_budget"))
+    reasons = {ended: "412 thinking tokens (the answer 18 came twice)", limited: "412 thinking tokens (limit reached)"}
+    for decision, words in reasons.items():
+        assert wording.thinking(make_trace(decision, Decision(answer))) == f"{words}, 35 answer tokens"
+    assert wording.thinking(make_trace(Decision(answer))) == ""
 
 
 def test_resize_during_a_run(tmp_path: Path) -> None:

@@ -81,9 +81,17 @@ def test_rates_are_those_of_the_tally() -> None:
     assert policy["acceptance_rate"] == pytest.approx(1 / 3)
     assert policy["ratios"]["acceptance_rate"] == {"numerator": 1, "denominator": 3}
     assert policy["wasted_draft_tokens"] == 10
+    assert policy["thinking_tokens_mean"] is None
     assert policy["target_call_rate"] == pytest.approx(2 / 3)
     assert policy["draft_tokens_per_second"] == pytest.approx(10.0)
     assert policy["target_tokens_per_second"] == pytest.approx(3.5)
+
+
+def test_thinking_tokens_are_those_of_kept_thoughts() -> None:
+    thought = replace(accept().kept, phase="think", num_tokens=30)
+    made = [finish(make_trace(Decision(thought, thought), accept(stop="end"), identifier=name)) for name in ("1", "2")]
+    (policy,) = figures_of([row_of(one) for one in made])["policies"]
+    assert policy["ratios"]["thinking_tokens_mean"] == {"numerator": 60, "denominator": 2}
 
 
 def test_model_that_decoded_nothing_has_no_speed() -> None:
