@@ -100,7 +100,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         if not num_known and self._folder is None:
             deque(self._unsolved(problems), maxlen=0)
             return
-        with Session(setup, self._display) as session:
+        with Session(self._with_earlier_tau(setup), self._display) as session:
             manifest = self._manifest(session, reads_models=bool(num_known))
             if num_known:
                 session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
@@ -190,6 +190,15 @@ class Solutions(AbstractContextManager["Solutions"]):
                 raise UsageError(f"{self._path}: line {self._num_earlier}: {other}", ANOTHER)
             if isinstance(line, Problem) and earlier["status"] == "error":
                 self._again[key_of(earlier)] = line
+
+    def _with_earlier_tau(self, setup: Setup) -> Setup:
+        """Return the setup with the tau that the preset had when the file was begun."""
+        if not (self._folder and self._folder.run and self._num_earlier):
+            return setup
+        route, (earlier,) = setup.route, self._folder.run["policies"]
+        if not route.tau_name or (route.policy.name, route.tau_name) != (earlier["policy"], earlier["tau_name"]):
+            return setup
+        return replace(setup, routes=[replace(route, tau=float(earlier["tau"]))])
 
     def _manifest(self, session: Session, *, reads_models: bool) -> Run:
         if self._folder is None or self._path is None:

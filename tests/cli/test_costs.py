@@ -227,6 +227,16 @@ def test_named_taus_are_resolved_at_the_costs_of_this_machine(home: Home, router
     assert "costs of this machine" in home.run("solve", "5 + 6", "--router", router, "--debug").err
 
 
+def test_a_file_of_results_keeps_the_tau_of_a_preset(home: Home, router: str) -> None:
+    (home.folder / "in.txt").write_text("5 + 6\n6 + 7\n")
+    command = ("solve", "-i", "in.txt", "-o", "out.jsonl", "--router", router)
+    home.pretend(FAST_READER)
+    assert home.run(*command, "--limit", "1").code == 0
+    home.pretend(SLOW_VERIFIER)
+    assert home.run(*command).code == 0
+    assert [json.loads(line)["tau"] for line in (home.folder / "out.jsonl").read_text().splitlines()] == [0.3, 0.3]
+
+
 def test_routing_that_takes_longer_than_the_target_is_noted(home: Home, router: str) -> None:
     note = "slower than the target alone"
     routed = ("solve", "5 + 6", "--router", router, "--no-early-stop")
