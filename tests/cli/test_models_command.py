@@ -261,7 +261,7 @@ def test_solve_fetches_models_of_the_hub_once(pair: HubFixture) -> None:
     first = pair.run(*command, "--target", f"{TARGET}:q8_0", *SHORT)
     assert first.code == 0, first.err
     assert first.records[0]["steps"]
-    (record,) = pair.run("solve", "Hello", "--json", "--pair", "mine", *SHORT).records
+    (record,) = pair.run("solve", "Hello", "--json", "--pair", "mine", "--policy", "random", *SHORT).records
     assert (record["draft"], record["target"]) == (DRAFT, f"{TARGET}:Q8_0")
     assert "context 512" in record["models"]["draft"]
     pair.hub.requests.clear()

@@ -315,7 +315,8 @@ def test_a_batch_shares_its_time() -> None:
 
 
 def test_time_of_the_target_alone() -> None:
-    engine = make_engine("target", scripted(recite("abc.\n\n")), Sampler(), instructions="", clock=ticking_clock())
+    backend = scripted(recite("abc.\n\n"))
+    engine = make_engine("target", backend, Sampler(), instructions="", costs=None, clock=ticking_clock())
     engine.open(0, PROBLEM)
     trace = new_trace()
     assert engine.seconds_alone(0, trace) is None
