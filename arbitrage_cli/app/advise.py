@@ -37,7 +37,7 @@ from arbitrage_cli.errors import DefectError, UsageError
 from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.evaluation.expected import expected_effects, route_of
 from arbitrage_cli.evaluation.metrics import Prices, figures, parse_prices
-from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
+from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, chance_of_speedup, verdict
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import (
     PairEntry,
@@ -57,8 +57,8 @@ from arbitrage_cli.tasks import FORMS, find_task
 from arbitrage_cli.tasks.task import Task
 
 MOST_PROBLEMS = 40
-MAX_AGE = timedelta(hours=1)  # of the token costs at the beginning of a run
-LONGEST = 0.5  # the maximum share of the time for one attempt
+MAX_AGE, MIN_MINUTES = timedelta(hours=1), 1.0  # older token costs are measured again if there is time
+LONGEST, DRAFT_TIME = 0.5, 0.15  # shares of the time: the maximum for one attempt, and for the draft alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,8 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
             display.note(hint)
     path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")
     with open_run(path, display, fresh=request.fresh) as folder:
-        if measure_missing_costs(setup, display, timedelta.max if folder.rows else MAX_AGE):
+        is_new = request.minutes >= MIN_MINUTES and not folder.rows
+        if measure_missing_costs(setup, display, MAX_AGE if is_new else timedelta.max):
             setup = for_bench(options, routing)
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:
@@ -191,10 +192,13 @@ class AdvicePace(Pace):
     ) -> None:
         super().__init__()
         self._run, self._ends, self._prices, self._clock = run, ends, prices, clock
-        self._longest = LONGEST * self.seconds_left()
+        self._seconds = self.seconds_left()
         self._block: int | None = None
         self._is_open = True
-        self._hopeless = {one.route for one in self.judged()[1].candidates if one.is_fast < HOPELESS}
+        effects = expected_effects(run.manifest).items()
+        self._hopeless = {route for route, one in effects if chance_of_speedup(one) < HOPELESS}
+        drafts = [one for one in run.todo.all if one.route.policy.name == "draft" and one.route.name not in self._hopeless]
+        self._reserved = DRAFT_TIME * self._seconds if drafts else 0.0
 
     def is_needed(self, attempt: Attempt) -> bool:
         if self.seconds_left() <= 0 or attempt.route.name in self._hopeless:
@@ -202,14 +206,15 @@ class AdvicePace(Pace):
         if attempt.route.policy.name == "draft":
             return self._may_use_draft(attempt.item.problem.id)
         if self._block != attempt.block:
-            self._block, self._is_open = attempt.block, not self.judged()[1].is_final
+            has_time = self.seconds_left() > self._reserved
+            self._block, self._is_open = attempt.block, has_time and not self.judged()[1].is_final
         return self._is_open
 
     def seconds_for(self) -> float:
-        return max(0.0, min(self._longest, self.seconds_left()))
+        return min(LONGEST * self._seconds, self.seconds_left())
 
     def seconds_left(self) -> float:
-        return self._ends - self._clock()
+        return max(0.0, self._ends - self._clock())
 
     def keeps(self, row: Row) -> bool:
         """Return whether a row is stored, unlike the row of an attempt that failed at the time limit."""
@@ -285,8 +290,9 @@ def _policies(request: AdviceRequest) -> str:
 
 def _draft_last(todo: Remaining) -> Remaining:
     """Move the attempts of the draft alone to the end, where they are made one by one."""
+    drafts = [one for one in todo.together if one.route.policy.name == "draft"]
     others = [one for one in todo.together if one.route.policy.name != "draft"]
-    return replace(todo, together=others, alone=[*todo.alone, *(one for one in todo.together if one not in others)])
+    return replace(todo, together=others, alone=[*todo.alone, *drafts])
 
 
 def _command(request: AdviceRequest, route: str) -> str:
