@@ -174,7 +174,7 @@ def _candidate(route: str, policy: str, made: Figures | None, expected: Expected
         policy,
         speedup,
         tuple(interval) if interval else known.interval,
-        chance_of_speedup(known) if share else 0.0,  # speculation may draft nothing
+        chance_of_speedup(known) if share or not keeps_text else 0.0,  # speculation may draft nothing
         1.0 if keeps_text else chance_of_few_lost(known),
         num_problems=attempts // samples,
         num_compared=lost["denominator"],

@@ -87,6 +87,7 @@ SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
         ([policy("speculative", 1.02, (1.0, 1.04)), SLOW], "target"),
         ([policy("speculative", 1.5, None, problems=1), SLOW], "speculative"),
         ([policy("speculative", 1.5, None, time=time(0.0))], "target"),
+        ([EXACT | {"time": time(0.0)}], "arbitrage@exact"),
         ([policy("draft", 3.0, (2.5, 3.5), lost=2), SLOW], "target"),
         ([policy("draft", 3.0, (2.5, 3.5), problems=40), SLOW], "draft"),
         ([policy("oracle", 3.0, (2.0, 4.0)), SLOW], "target"),
@@ -95,6 +96,7 @@ SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
     ids=[
         "the target's own text", "the fastest", "but not if it loses answers", "the lossless preset", "another one that was asked for",
         "but not instead of the lossless one", "nothing is faster", "one problem", "speculation that drafts nothing",
+        "routing whose draft takes no time",
         "a draft that loses answers", "the draft alone", "the oracle is no candidate", "problems per second",
     ],
 )  # fmt: skip
