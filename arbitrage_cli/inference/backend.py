@@ -35,7 +35,7 @@ class ModelCard:
 def clock_for(card: ModelCard) -> Callable[[], float]:
     """Return the clock for a model's work.
 
-    If one thread computes on a processor, this is the thread's processor time, to which other programs do not add.
+    A model that runs in a single CPU thread is timed by the CPU time of this thread, which other programs do not affect.
     """
     return time.thread_time if card.gpu_layers == 0 and card.threads == 1 else time.perf_counter
 
@@ -61,7 +61,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A time limit of `seconds` for one problem, which ends at time `at`."""
+    """A time limit of `seconds` for one problem. The limit is reached when `clock` returns `at`."""
 
     at: float
     seconds: float
@@ -96,10 +96,10 @@ class Tokenizer(Protocol):
         """The token that every prompt must begin with, if any."""
 
     def tokenize(self, text: str, *, continues: bool) -> list[int]:
-        """Tokenize plain text, which follows other text if `continues` is true."""
+        """Tokenize plain text. Set `continues` if the text follows other text."""
 
     def piece(self, token: int) -> bytes:
-        """Return the token's bytes, which are empty for control tokens."""
+        """Return the token's bytes, or b"" for a control token."""
 
     def is_end(self, token: int) -> bool: ...
 
@@ -112,7 +112,7 @@ class States(Protocol):
         """The maximum number of tokens that `drop` can remove from the latest batch."""
 
     def can_drop(self, sequence: int, position: int) -> bool:
-        """Return whether `drop` can remove the tokens from `position` on, which are part of the latest batch."""
+        """Return whether `drop` can remove the tokens from `position` onward, all of which are in the latest batch."""
 
     def num_held(self, sequence: int) -> int: ...
 
@@ -140,7 +140,8 @@ class Backend(Protocol):
 
     @property
     def states(self) -> States | None:
-        """None if `drop` accepts any position. Otherwise, `drop` accepts 0 and the positions that `can_drop` allows."""
+        """The model's rollback methods, or None if `drop` accepts any position. With rollback methods, `drop` accepts only 0
+        and the positions that `can_drop` allows."""
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         """Append `tokens` to a sequence that holds `position` tokens, without computing logits.
@@ -154,11 +155,11 @@ class Backend(Protocol):
     ) -> Floats:
         """Append n tokens (at most MAX_DECODE) to sequences and return the logits (n, n_vocab) after each token.
 
-        The array is valid until the next call. With one token per sequence, the deadline may be ignored. Raises the same
-        errors as `read`.
+        The array is valid until the next call. The deadline may be ignored if each sequence receives only one token. Raises
+        the same errors as `read`.
         """
 
     def drop(self, sequence: int, position: int) -> None:
-        """Remove a sequence's tokens from `position` on."""
+        """Remove a sequence's tokens from `position` onward."""
 
     def close(self) -> None: ...

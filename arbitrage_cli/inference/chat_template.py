@@ -21,8 +21,8 @@ INSTRUCTIONS = "Please reason step by step, and put your final answer within \\b
 class PromptStyle:
     """Settings for prompts. If `think_format` is None, the format is detected in the template.
 
-    `explicit_thoughts` is true if the user turned thinking on or off. The template's thinking variable is then always set, and
-    an answer without thinking begins with an empty thinking phase even if the model's default is unknown.
+    `explicit_thoughts` is true if the user turned thinking on or off. If so, the template's thinking variable is always set,
+    and an answer without thinking begins with an empty thinking phase unless the model does not think by default.
     """
 
     instructions: str = INSTRUCTIONS
@@ -93,13 +93,13 @@ class ChatPrompt:
 
     @property
     def own_format(self) -> ThinkFormat | None:
-        """The thinking format; None if the template does not contain it."""
+        """The model's thinking format, or None if its markers do not occur in the template."""
         form, source = self.think_format, self._layouts.source
         return form if form.end in source or form.start in source else None
 
     @cached_property
     def thinks_by_itself(self) -> bool | None:
-        """Whether the model thinks by default; None if unknown."""
+        """Whether the model thinks by default, or None if this is unknown."""
         form, source, layout = self.think_format, self._layouts.source, self._layouts.question
         state = form.state_after(layout.end)
         if state != "open":
@@ -146,7 +146,8 @@ class ChatPrompt:
         return segments
 
     def after(self, step: Step) -> list[Segment]:
-        """Return the text between a kept step and the next step, which ends thinking after the last thought."""
+        """Return the text between a kept step and the next step. After the last thought, this text closes the thinking
+        phase."""
         segments: list[Segment] = []
         if step.ends_thoughts:
             forced = f"\n\n{self._closing}\n" if step.stop == "think_budget" else ""
@@ -163,7 +164,7 @@ class ChatPrompt:
         return form.empty if state == "open" and by_itself else ""
 
     def conversation(self, turns: Sequence[str], reply: str) -> list[Segment]:
-        """Return a conversation without instructions, in which every user turn except the last is answered with `reply`.
+        """Return a conversation without instructions. Every user turn except the last is answered with `reply`.
 
         Raises TemplateError if the template cannot render a conversation.
         """

@@ -1,4 +1,4 @@
-"""Rolls sequences back by removing trailing tokens, or by restoring a checkpoint if the model cannot remove the tokens.
+"""Rolls sequences back by removing trailing tokens or, if the model cannot remove them, by restoring a checkpoint.
 
 A checkpoint is a copy of the recurrent layers' state: a few kilobytes to 200 MB, regardless of the number of tokens.
 """
@@ -30,7 +30,8 @@ class Checkpoints:
         return self._states is None
 
     def read(self, sequence: int, held: list[int], tokens: list[int], deadline: Deadline | None = None) -> None:
-        """Prefill `tokens` after the `held` ids. After an error (see `Backend.read`), a checkpoint may have been restored."""
+        """Prefill `tokens` after the `held` ids. If an error is raised (see `Backend.read`), a checkpoint may have been
+        restored."""
         try:
             self._backend.read(sequence, len(held), tokens, deadline=deadline)
         except BaseException:
@@ -44,7 +45,7 @@ class Checkpoints:
             self._roll_back(sequence, held, len(held))
 
     def cut(self, sequence: int, held: list[int], position: int) -> None:
-        """Remove all ids from `position` on. If the model cannot remove them, restore the latest earlier checkpoint."""
+        """Remove all ids from `position` onward. If the model cannot remove them, restore the latest earlier checkpoint."""
         states, position = self._states, min(position, len(held))
         if states and position and states.num_held(sequence) == position:
             return

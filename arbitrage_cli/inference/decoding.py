@@ -39,8 +39,8 @@ class OpenProblem:
 class StepInProgress:
     """A step that is being written.
 
-    `proposal` applies to the first `max_proposed` tokens, and a batch verifies at most `max_verified`. `cost` excludes
-    decoding.
+    Only the first `max_proposed` tokens can be proposed. A batch verifies at most `max_verified` proposed tokens. `cost`
+    excludes decoding.
     """
 
     opened: OpenProblem
@@ -89,7 +89,7 @@ def is_loop(tokens: Sequence[object]) -> bool:
 
 
 def text_end(text: StepText, tokens: Sequence[object], phase: Phase) -> StepStop | None:
-    """Return why the text ends the step; None if the step continues. `tokens` may be ids or texts."""
+    """Return why the step ends with this text, or None if the step continues. `tokens` may be ids or texts."""
     if text.has_marker:
         return "thought" if phase == "think" else "end"
     if text.ended:
@@ -98,7 +98,7 @@ def text_end(text: StepText, tokens: Sequence[object], phase: Phase) -> StepStop
 
 
 def step_end(stop: StepStop | None, *, is_spent: bool, is_last_thought: bool, is_full: bool) -> StepStop | None:
-    """Combine `stop`, the reason found in the text, with the token budget and the context size."""
+    """Return why the step ends: `stop` (the reason found in the text), the token budget or the context size."""
     if stop in ("thought", "end"):
         return stop
     if is_spent and is_last_thought:
@@ -119,13 +119,15 @@ class Decoder:
         self._reported: set[int] = set()  # control tokens that were warned about
 
     def read(self, step: StepInProgress) -> None:
-        """Prefill some unread tokens, but not the last one, which is always decoded so that statistics do not depend on the cache."""
+        """Prefill some of the unread tokens. The last unread token is always decoded, so that statistics do not depend on
+        the cache."""
         began = self._clock()
         num_read = step.opened.cached.read(step.opened.cached.unread[:-1])
         step.cost += Cost(prefill_tokens=num_read, prefill_seconds=self._clock() - began)
 
     def decode(self, steps: Sequence[StepInProgress], rows: Sequence[list[int]]) -> list[list[str]]:
-        """Decode a batch. For each step, draw tokens until one differs from the step's row, and return the tokens' texts."""
+        """Decode a batch. For each step, draw tokens until a token differs from the one in the step's row. Return the texts
+        of the drawn tokens."""
         logits = self._cache.decode([(step.opened.cached, tokens) for step, tokens in zip(steps, rows, strict=True)])
         drawn: list[list[str]] = []
         row = 0
@@ -143,7 +145,7 @@ class Decoder:
         sampler: Sampler,
         should_continue: Callable[[Floats, int], bool],
     ) -> Cost:
-        """Prefill unread tokens and decode outside a step, while `should_continue(logits, token)` returns true."""
+        """Prefill unread tokens, then decode outside a step while `should_continue(logits, token)` returns true."""
         *before, token = cached.unread
         num_read, num_decoded = len(before), 0
         began = self._clock()

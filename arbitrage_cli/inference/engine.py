@@ -1,9 +1,9 @@
 """Writes steps with one model, for many problems at once. Steps enter and leave the engine as text; token ids stay inside.
 
-Each tick advances all started steps by one batch, which prefills unread tokens or decodes tokens.
+In each tick, all started steps advance by one batch of prefill or decoding.
 
 A rejected draft step becomes the target's proposal: the target verifies the step's tokens in batches and keeps the tokens
-that it would have drawn itself. If the target's text departs from the proposal, the draft can continue the new text. This is
+that it would have drawn itself. If the target's text differs from the proposal, the draft can continue the new text. This is
 speculative decoding (arXiv 2211.17192) with text instead of tokens.
 """
 
@@ -136,7 +136,8 @@ class Engine:
         return [update for slot in reading for update in self._try(self._read, [slot])] + self._try(self._decode, decoding)
 
     def _try(self, work: Callable[[list[int]], list[SlotUpdate]], slots: list[int]) -> list[SlotUpdate]:
-        """Call `work` with all slots. If the call fails, try each slot separately, so that only the failing problem is aborted.
+        """Call `work` with all slots. If the call fails, call `work` for each slot separately, so that only the failing
+        problem is aborted.
 
         A failing step is first retried without its proposal, because the model might never write the proposed text.
         """
@@ -155,7 +156,7 @@ class Engine:
             return [SlotUpdate(slots[0], error=error)]
 
     def _advance(self, slots: list[int]) -> list[SlotUpdate]:
-        """Prefill or decode. After an error, a step may have unread tokens again, because a checkpoint was restored."""
+        """Prefill or decode. After an error, a step may have unread tokens again because a checkpoint was restored."""
         is_ready = len(self._steps[slots[0]].opened.cached.unread) == 1
         return self._decode(slots) if is_ready else self._read(slots)
 

@@ -40,7 +40,8 @@ class StepIds:
         self._written = (step, ids)
 
     def missing(self, trace: Trace) -> Iterator[tuple[Step, list[int]]]:
-        """Forget steps that are not in the trace. Yield each new step with its ids, or with [] if another model wrote the step."""
+        """Forget steps that are not in the trace. Yield each new step with its ids, which are [] if another model wrote the
+        step."""
         kept = [decision.kept for decision in trace.decisions]
         is_known = (step is known for step, (known, _) in zip(kept, self._steps, strict=False))
         del self._steps[sum(takewhile(bool, is_known)) :]
@@ -59,10 +60,10 @@ class StepIds:
 class CachedProblem:
     """A problem's prompt, and the ids in the backend's sequence (`held`).
 
-    All prompts share the first `num_shared` ids. `num_reused` ids were cached before the problem. A later prompt continues
-    this conversation if it begins with the first `num_needed` ids of `held`. `question_end` is the index of the first id after
-    the question, and `last_index` the index of the last id before the current step. `required` are the ids up to the next
-    token.
+    All prompts share the first `num_shared` ids. `num_reused` ids were already cached when the problem began. A later prompt
+    continues this conversation if it begins with the first `num_needed` ids of `held`. `question_end` is the index of the
+    first id after the question; `last_index` is the index of the last id before the current step. `required` contains all
+    ids that precede the next token.
     """
 
     cache: "Cache"
@@ -81,7 +82,7 @@ class CachedProblem:
 
     @property
     def unread(self) -> list[int]:
-        """The ids to compute before the next token is drawn."""
+        """The ids that must be computed before the next token is drawn."""
         return self.required[len(self.held) :]
 
     def prepare(self, trace: Trace, prefix: str = "") -> int:
@@ -117,7 +118,7 @@ class CachedProblem:
         return most
 
     def cut(self, position: int) -> None:
-        """Remove all ids from `position` on, which never changes the text."""
+        """Remove all ids from `position` onward. The text does not change."""
         self.cache.memory.cut(self.sequence, self.held, position)
 
     def remember(self, step: Step, tokens: list[int]) -> None:
@@ -166,7 +167,8 @@ class Cache:
         self._closed: dict[int, CachedProblem] = {}  # by free slot
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> CachedProblem:
-        """Start a problem. Raises ContextFullError if its prompt is too long; ConversationError if the template rejects the prompt."""
+        """Start a problem. Raises ContextFullError if the prompt is too long; ConversationError if the template rejects the
+        prompt."""
         prompt = self.prompt_ids(problem)
         if len(prompt) >= self.context_size:
             raise ContextFullError(
@@ -190,7 +192,7 @@ class Cache:
         )
 
     def _reuse(self, slot: int, prompt: list[int], num_shared: int) -> tuple[list[int], int]:
-        """Drop the cached ids that this prompt cannot reuse. Return the reused ids and their `num_needed`.
+        """Drop the cached ids that this prompt cannot reuse. Return the reused ids and the new `num_needed`.
 
         Only a prompt that continues the conversation reuses more than the shared prefix.
         """
@@ -262,7 +264,8 @@ class Cache:
         return tokens[: text.num_before_end(map(self.backend.tokenizer.piece, tokens))] if tokens else tokens
 
     def _shared_ids(self, problem: Problem) -> tuple[list[int], int]:
-        """Return the prefix that similar prompts share, or [] if the prefix is short, and the length of their shared suffix."""
+        """Return the prefix that similar prompts share and the length of their shared suffix. A short prefix is returned as
+        []."""
         if problem.thinks not in self._shared:
             thoughts = None if problem.thinks else 0
             first, second = (self.prompt_ids(Problem("", question, think_tokens=thoughts)) for question in ("a", "1"))

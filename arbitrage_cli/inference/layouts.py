@@ -61,7 +61,7 @@ class Layouts:
         return self.of(QUESTION, self._has_instructions)
 
     def shown(self, roles: Sequence[MessageRole], variables: Variables = ()) -> str:
-        """Return rendered messages with these roles, or "" if rendering fails."""
+        """Render placeholder messages with these roles. Return "" if rendering fails."""
         try:
             return self.of(roles, self._has_instructions, variables).text
         except TemplateError:
@@ -104,14 +104,14 @@ def _without_template(roles: Sequence[MessageRole], texts: Sequence[str]) -> str
 
 
 class RoleRefusedError(Exception):
-    """Raised if the template calls `raise_exception`, as many templates do for system messages."""
+    """Raised if the template calls `raise_exception`. Many templates do so for system messages."""
 
 
 @cache
 def _placeholder(name: str) -> str:
-    """Return random letters, which no text contains and which trimming, quoting and escaping do not change.
+    """Return random letters that occur in no other text and are not changed by trimming, quoting or escaping.
 
-    A name's placeholder is constant, so that models with the same template share renderings.
+    The same name always has the same placeholder, so that models with the same template share renderings.
     """
     return "slot" + "".join(secrets.choice(ascii_lowercase) for _ in range(24))
 

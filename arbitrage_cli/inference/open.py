@@ -1,7 +1,8 @@
 """Opens GGUF models, and models of registered backends, by name.
 
 llama.cpp ends the process on some damaged files, so each new file is first tried in a separate process. Files that pass are
-recorded with their sha256 and the llama-cpp-python version. Failures are not recorded, because the machine may be the cause.
+recorded with their sha256 and the llama-cpp-python version. Failures are not recorded, because they may be caused by the
+machine.
 """
 
 import functools
@@ -63,14 +64,15 @@ def try_binding() -> None:
 
 
 def try_model(source: str, options: "Options") -> None:
-    """In a separate process, try a model that is new on this machine. Raises ModelError if the trial fails."""
+    """Try a model in a separate process if the model is new on this machine. Raises ModelError if the trial fails."""
     files = local_files(source)
     if files and not files[0].resolve().is_relative_to(models_folder().resolve()):
         _try_files(files, options.gpu_layers)
 
 
 def rolls_back(files: Sequence[Path]) -> bool | None:
-    """Return whether the model can remove rejected draft tokens from its recurrent state; None if it was not tried yet."""
+    """Return whether the model can remove rejected draft tokens from its recurrent state, or None if the model has not been
+    tried yet."""
     known = checksums.unchanged_sha256(files)
     found = _passed_trial(known).get("rolls_back") if known else None
     return found if isinstance(found, bool) else None

@@ -11,7 +11,7 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 class Place(NamedTuple):
-    """A position in a proposal: counts of remaining tokens and preceding matches."""
+    """A position in a proposal, given by the numbers of remaining tokens and preceding matches."""
 
     num_left: int
     num_matched: int
@@ -46,8 +46,8 @@ class _Proposed:
 class _Drafted(_Proposed):
     """A drafted step.
 
-    Once the text departs from the step, nothing is proposed until the text's last `REJOIN` tokens occur in the step. Of
-    several occurrences, the one nearest to the text's length is used.
+    Once the text differs from the step, nothing is proposed until the last `REJOIN` tokens of the text occur in the step. If
+    they occur several times, the position nearest to the text's length is used.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -69,7 +69,8 @@ class _Drafted(_Proposed):
 class History(_Proposed):
     """Prompt lookup (arXiv 2304.04487): proposes the tokens that followed an earlier occurrence of the last two tokens.
 
-    Rejected steps are included. Two tokens suffice, because the planner learns how acceptance depends on the number of matches.
+    Rejected steps are included. Matching two tokens is enough, because the planner learns how the acceptance rate depends on
+    the number of matches.
     """
 
     def __init__(self, tokens: Iterable[int]) -> None:
@@ -116,7 +117,7 @@ class Proposal:
         return self._chosen.upcoming(count)
 
     def speculate(self, tokens: Sequence[int]) -> None:
-        """Propose the draft's continuation until the text departs from the continuation or rejoins the drafted step."""
+        """Propose the draft's continuation until the text differs from it or rejoins the drafted step."""
         self._speculated = _Proposed(tokens, "speculated")
 
     def follow(self, token: int) -> bool | None:

@@ -51,7 +51,7 @@ class Sampler:
 
 
 def _inverse_cdf(scaled: npt.NDArray[np.float64], sampler: Sampler, uniform: float) -> int:
-    """Filter the tokens with the sampler's settings, and return the index of the token at the quantile `uniform` (0 to 1).
+    """Filter the tokens with the sampler's settings. Return the index of the token at the quantile `uniform` (0 to 1).
 
     `scaled` contains the logits, divided by the temperature and shifted so that the highest is 0.
     """

@@ -63,7 +63,7 @@ class Solver(Protocol):
 
 
 class Writer(Solver, Protocol):
-    """Writes the steps of one model, locally or on a server. The methods are documented in `Engine`."""
+    """Writes steps with one model, locally or on a server. The methods are documented in `Engine`."""
 
     def open(
         self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None
@@ -83,19 +83,19 @@ class Rater(Solver, Protocol):
 
     @property
     def waits_for_many(self) -> bool:
-        """Whether to rate only while no engine is computing, because rating many requests at once is faster."""
+        """Whether rewards are computed only while no engine is busy, so that many requests are rated at once."""
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
 
     def start(self, slot: int, request: RateSteps) -> None:
-        """Start a request, which `tick` answers. Raises ProblemError if the steps cannot be rated."""
+        """Start a request. Its rewards are returned by `tick`. Raises ProblemError if the steps cannot be rated."""
 
     def tick(self) -> Sequence[RewardUpdate]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A problem and how to solve it. If `sampler` is None, each writer uses its own sampler."""
+    """A problem and the flow, limits and sampler to solve it. If `sampler` is None, each writer uses its own sampler."""
 
     problem: Problem
     make_flow: Callable[[Trace], Flow]
@@ -147,10 +147,10 @@ class Scheduler:
         return self.run_jobs(jobs, is_ready)
 
     def run_jobs(self, jobs: Iterable[Job], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
-        """Run all jobs. A job is taken when a slot is free and `is_ready` returns true, which means that `jobs` will not block.
+        """Run all jobs. A job is taken when a slot is free and `is_ready` returns true, so that `jobs` does not block.
 
-        A ProblemError, such as TimedOutError at the job's deadline, ends only its problem. Any other error ends the run, after
-        all problems in flight are finished with this error, so that their steps are not lost.
+        A ProblemError, such as TimedOutError at the job's deadline, ends only its problem. Any other error ends the run. All
+        problems in flight first finish with this error, so that their steps are not lost.
         """
         waiting = iter(jobs)
         exhausted = False

@@ -1,8 +1,8 @@
 """Decides how many proposed tokens a model verifies in its next batch, and whether to ask the draft for more.
 
 A batch yields one token, plus the leading proposed tokens that the model would have drawn itself. Verification is worthwhile
-if it yields more tokens per second than decoding. The decision depends on acceptance rates and fixed costs, never on a
-clock, so runs are reproducible. Inaccurate costs waste time, and change no text except where two tokens are almost equally
+if it yields more tokens per second than decoding. The decision depends on acceptance rates and fixed costs but not on a
+clock, so runs are reproducible. Inaccurate costs waste time. They change the text only where two tokens are almost equally
 likely.
 """
 
@@ -30,10 +30,10 @@ class TokenCosts:
         self._spent += cost
 
     def seconds_alone(self, own: Cost, num_read: int, num_decoded: int) -> float | None:
-        """Estimate the time to prefill and decode these numbers of tokens; None if no speed is known.
+        """Estimate the time to prefill and decode these numbers of tokens, or return None if no speed is known.
 
-        The speed is that of `own`, the cost of one trace, if it has enough decoded tokens, otherwise of the whole run. A higher
-        measured speed takes precedence, because another model's use of the CPU cache slows decoding.
+        The speed is measured in `own` (the cost of one trace) or, if `own` has too few decoded tokens, in the whole run. A
+        higher measured speed takes precedence, because decoding is slower when another model uses the CPU cache.
         """
         cost = own if own.decode_tokens >= ENOUGH_TOKENS else self._spent
         decoding = [cost.decode_seconds / cost.decode_tokens] if cost.decode_tokens else []
@@ -56,7 +56,7 @@ BUCKETS = 8  # by number of preceding matches: 0, 1, 2-3, 4-7 ... 64 and more
 
 
 class Speculator(Protocol):
-    """Continues another model's step. The draft's `Engine` is a speculator."""
+    """Continues another model's step."""
 
     @property
     def unit_costs(self) -> UnitCosts | None: ...
@@ -111,7 +111,7 @@ class Planner:
     prompt_lookup: bool = False
 
     def plan(self, waiting: Sequence[tuple[Acceptance, Place]]) -> list[int]:
-        """Return how many proposed tokens to verify for each problem, besides the one token that is decoded anyway.
+        """Return how many proposed tokens to verify for each problem, in addition to the one token that is always decoded.
 
         Selects the most probable tokens, up to the number that maximizes the expected tokens per second.
         """
@@ -134,9 +134,9 @@ class Planner:
     def plan_speculation(
         self, draft: UnitCosts | None, room: int, acceptance: Acceptance, place: Place = NOTHING_PROPOSED
     ) -> int:
-        """Return how many tokens a draft with these costs should speculate, at most `room`.
+        """Return how many tokens, at most `room`, a draft with these costs should propose.
 
-        Returns 0 if the tokens proposed at `place` yield as many tokens per second.
+        Returns 0 if the tokens already proposed at `place` yield at least as many tokens per second.
         """
         if self.costs is None or draft is None:
             return 0
@@ -149,7 +149,7 @@ class Planner:
 def _fastest_alone(
     target: UnitCosts, acceptance: Acceptance, place: Place, drafting: Sequence[float] = ()
 ) -> tuple[int, float]:
-    """Return the result of `_fastest` for a single problem. `drafting[n]` is the cost of drafting n tokens, by default 0."""
+    """Return the result of `_fastest` for a single problem. `drafting[n]` is the cost of drafting n tokens (default: 0)."""
     chances = acceptance.chances(place, MAX_ROWS - 1)
     drafted = drafting or [0.0] * (1 + len(chances))
     costs = [target.batch(1 + count) + drafted[count] for count in range(1 + len(chances))]
@@ -163,10 +163,10 @@ def most_verified(costs: UnitCosts) -> int:
 
 
 def _fastest(num_certain: int, chances: Sequence[float], costs: Sequence[float]) -> tuple[int, float]:
-    """Return the number of proposed tokens that gives the most tokens per second, and the resulting speed.
+    """Return the number of proposed tokens that maximizes the tokens per second, and the resulting speed.
 
-    The number is 0 if the gain is below `GAIN`. `chances` are in descending order. `num_certain` tokens are decoded in any
-    case. `costs[n]` is the cost of a batch with n proposed tokens.
+    The number is 0 if the gain is below `GAIN`. `chances` are in descending order. `num_certain` tokens are always decoded.
+    `costs[n]` is the cost of a batch with n proposed tokens.
     """
     expected, best, taken = float(num_certain), GAIN * num_certain / costs[0], 0
     for number, chance in enumerate(chances, start=1):

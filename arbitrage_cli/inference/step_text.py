@@ -13,7 +13,8 @@ MAX_CHARACTER_BYTES = 4  # in UTF-8
 
 @dataclass(frozen=True, slots=True)
 class StepEnd:
-    """Ends a step at the first `separator` that follows `least` characters, counted from the first visible one."""
+    """The rule that ends a step: the first `separator` after at least `least` characters, counted from the first visible
+    character."""
 
     separator: str
     least: int = 1
@@ -28,7 +29,7 @@ THOUGHT_END = StepEnd("\n\n", 100)  # measured: "Step length while thinking" in 
 
 
 class StepText:
-    """The text of a step that is being written. A character appears once all its bytes have been added.
+    """The text of a step that is being written. A character is included once all its bytes have been added.
 
     Separators before the first visible character do not end the step.
     """
@@ -67,7 +68,7 @@ class StepText:
 
     @property
     def is_inside_character(self) -> bool:
-        """Whether the last character is incomplete, so that the step must not stop yet."""
+        """Whether the last character is incomplete. If so, the step must not stop yet."""
         return 0 < len(self._decoder.getstate()[0]) < MAX_CHARACTER_BYTES
 
     def finish(self) -> str:

@@ -18,7 +18,7 @@ PhaseState = Literal["thoughts", "answer", "open"]  # what the model writes next
 
 
 def variables_for(on: bool | None = None, effort: str | None = None) -> Variables:
-    """Return chat template variables. An argument of None keeps the template's default."""
+    """Return chat template variables. If an argument is None, the template's default applies."""
     switches: Variables = () if on is None else (("enable_thinking", on), ("thinking", on))
     return switches if effort is None else (*switches, ("reasoning_effort", effort))
 
@@ -27,7 +27,7 @@ def variables_for(on: bool | None = None, effort: str | None = None) -> Variable
 class ThinkFormat:
     """A chat template's markers for a thinking phase.
 
-    `opens` begins the phase. The model writes `end` to end the phase; `closes` is the text from `end` to the answer. `skips`
+    `opens` begins the phase. The model writes `end` to end the phase. `closes` is the text from `end` to the answer. `skips`
     begins an answer without thinking (default: an empty phase). Some templates turn on thinking with the text `asks`.
     `shown_by` identifies the format (default: `end`). If `ends_turns` is true, the model also ends answers with `end`.
     """

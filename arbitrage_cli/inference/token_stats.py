@@ -1,6 +1,6 @@
 """Computes the log-probability, entropy and margin of a step's tokens from the raw logits z, at temperature 1.
 
-With Z = sum exp z, log p_i is z_i - log Z, and the entropy is log Z - sum p_i z_i.
+With Z = sum exp z, the log-probability log p_i is z_i - log Z, and the entropy is log Z - sum p_i z_i.
 """
 
 import math

@@ -13,7 +13,7 @@ STEP_TOKENS = 32  # about the length of a step
 class UnitCosts:
     """A model's seconds per unit of work.
 
-    `batches` contains the seconds for a batch of 1, 2, 4, 8 and 16 tokens with logits (`ROWS`), which never decrease. A
+    `batches` contains the seconds for batches of 1, 2, 4, 8 and 16 tokens with logits (`ROWS`), in nondecreasing order. A
     prefill of n tokens takes `prefill_call` + n * `prefill_token` seconds.
     """
 
@@ -32,7 +32,8 @@ class UnitCosts:
         return self.prefill_token + self.prefill_call / STEP_TOKENS
 
     def batch(self, rows: float) -> float:
-        """Return the seconds for a batch, interpolated between the sizes in `ROWS`; larger batches are extrapolated."""
+        """Return the seconds for a batch of this many tokens. They are interpolated between the sizes in `ROWS`, and
+        extrapolated for larger batches."""
         index = min(max(1, bisect_left(ROWS, rows)), len(ROWS) - 1)
         low, least, most = ROWS[index - 1], self.batches[index - 1], self.batches[index]
         return least + (most - least) * (rows - low) / (ROWS[index] - low)

@@ -186,9 +186,10 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     def _shares_cache(self) -> bool:
         """Return whether all sequences share one KV cache, so that llama.cpp computes each batch in one pass.
 
-        In a shared cache, each sequence must skip the other sequences' tokens. If the weights fit in the CPU cache, skipping
-        costs more time than sharing saves. Without flash attention, a shared cache needs a lot of memory, except with narrow
-        heads and few tokens. LongRoPE models never share a cache, because their rotation depends on the cache size.
+        In a shared cache, each sequence must skip the tokens of all other sequences. If the weights fit in the CPU cache,
+        skipping these tokens costs more time than sharing saves. Without flash attention, a shared cache needs a lot of
+        memory unless the attention heads are narrow and the tokens are few. LongRoPE models never share a cache, because
+        their rotation depends on the cache size.
         """
         if self._header.number("rope.scaling.original_context_length"):
             return False  # a LongRoPE model
@@ -264,7 +265,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
 
     @contextmanager
     def _abortable(self, deadline: Deadline | None) -> Iterator[None]:
-        """Let signals and the deadline interrupt a computation. On a GPU, they take effect only afterwards."""
+        """Let signals and the deadline interrupt a computation. On a GPU, they take effect only after the computation."""
         with noted_signals() as noted:
             callback = c.ggml_abort_callback(lambda data: bool(noted) or (deadline is not None and deadline.has_passed))
             c.llama_set_abort_callback(self._context, callback, None)
@@ -274,7 +275,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
                 c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
 
     def _logits(self, count: int) -> Floats:
-        """Return a view of `count` rows of logits. Views are cached, because creating one takes longer than a tiny model's token."""
+        """Return a view of `count` rows of logits. Views are cached because creating a view takes longer than decoding a
+        token with a tiny model."""
         pointer = c.llama_get_logits(self._context)
         if not pointer:
             raise ComputeError(f"{self._path.name}: llama.cpp returned no logits", "please report this")
@@ -284,7 +286,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         return self._views[key]
 
     def _describe(self) -> str:
-        """Return the model's architecture, size and quantization. llama.cpp guesses a size that the file does not state."""
+        """Return the model's architecture, size and quantization. If the file does not state the size, llama.cpp estimates
+        it."""
         buffer = ctypes.create_string_buffer(256)
         c.llama_model_desc(self._model, buffer, len(buffer))
         architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
@@ -325,7 +328,8 @@ def _bytes_of(state: State) -> Any:
 
 
 class _Batch:
-    """A `llama_batch` with one sequence per token. Pointers are cached, because ctypes creates a new one at each access."""
+    """A `llama_batch` with one sequence per token. Pointers are cached because ctypes creates a new pointer object at each
+    access."""
 
     def __init__(self, size: int) -> None:
         self.struct = c.llama_batch_init(size, 0, 1)

@@ -38,7 +38,7 @@ class Attention:
 
 @functools.cache
 def start_llama() -> object:
-    """Check the binding, forward llama.cpp's messages to `logging` and start its backends, once per process.
+    """Once per process, check the binding, forward llama.cpp's messages to `logging` and start llama.cpp's backends.
 
     Returns the log callback, so that the function's cache keeps the callback alive.
     """
@@ -60,7 +60,7 @@ def start_llama() -> object:
 
 
 def gpu_layers(options: Options) -> int:
-    """Return the number of layers to offload. The default is -1, for all layers, if the build supports offloading."""
+    """Return the number of layers to offload. By default, a build that supports offloading offloads all layers (-1)."""
     if not c.llama_supports_gpu_offload():
         if options.gpu_layers:
             log.warning("llama.cpp was built without GPU support, so the setting gpu-layers is ignored")

@@ -1,4 +1,5 @@
-"""Tries a model file in a separate process, which the file may crash. `inference.open` starts the process."""
+"""Tries a model file in a separate process, because a damaged file can crash the process. `inference.open` starts the
+process."""
 
 import logging
 import resource
@@ -46,7 +47,8 @@ def load() -> Callable[[str, int, int | None], tuple[str, str, str, bool]]:
 def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, str, bool]:
     """Load the file, tokenize and decode. `memory` is in bytes.
 
-    Returns the error's class, message and hint, or empty strings, and whether a recurrent state can drop rejected tokens.
+    Returns the class, message and hint of the error (empty strings if there is none), and whether rejected tokens can be
+    dropped from a recurrent state.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))

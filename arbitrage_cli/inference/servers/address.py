@@ -66,7 +66,8 @@ class ServedSource:
 def find_keys(
     addresses: Mapping[ModelRole, Address], variables: Mapping[ModelRole, str | None], environment: Mapping[str, str]
 ) -> dict[ModelRole, str]:
-    """Return each role's API key from the environment variable of the pair, of the role, or of all roles, in this order.
+    """Return each role's API key. The environment variable of the pair takes precedence over that of the role, and both over
+    the variable for all roles.
 
     Raises UsageError if the pair's variable is not set, if a key is invalid or would be sent unencrypted, or if several
     servers would receive the shared key.

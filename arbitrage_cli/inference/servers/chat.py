@@ -1,7 +1,8 @@
 """Continues a text through `/chat/completions`, for servers that offer nothing else. Sends nothing.
 
-Chat APIs continue an unfinished answer by different conventions. If an API has none, the model is instructed to write the next
-step. Most chat APIs omit the stop string and report `stop` both for a stop string and for the end of the answer.
+Chat APIs continue an unfinished answer by different conventions. If an API follows no such convention, the model is
+instructed to write the next step. Most chat APIs omit the stop string and report `stop` both for a stop string and for the
+end of the answer.
 """
 
 from collections.abc import Mapping
@@ -145,7 +146,8 @@ class _Chunk(BaseModel):
 
 
 class OwnText:
-    """Removes the text so far from the pieces of a response, and the separator if it ends the text so far."""
+    """Removes the beginning of a response that repeats the text to continue, including a separator at the end of this
+    text."""
 
     def __init__(self, written: str, chat: Chat) -> None:
         self._sent = written.rstrip() if chat.trims or chat.is_instructed else written
@@ -153,7 +155,8 @@ class OwnText:
         self._skipped = "\n" if written != self._sent else ""
 
     def __call__(self, piece: Piece) -> Piece:
-        """Hold text back until it differs from the text so far. Raises NotContinuedError if only its beginning is the same."""
+        """Hold a response back until it differs from the text to continue. Raises NotContinuedError if the response repeats
+        only a part of this text."""
         text = piece.text
         if not self._is_compared:
             self._held += text

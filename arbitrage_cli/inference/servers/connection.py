@@ -1,7 +1,8 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
-Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx, with exponential backoff and jitter, or after
-`Retry-After`. API keys are sent only in the `Authorization` header. Redirects are not followed, and no error shows a request.
+Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`,
+or grows exponentially with jitter. API keys are sent only in the `Authorization` header. Redirects are not followed, and no
+error shows a request.
 """
 
 import asyncio
@@ -63,7 +64,7 @@ class Host:
     paused_until: float = 0.0
 
     def redacted(self, text: str) -> str:
-        """Shorten a server's text to one line and remove the API key, which some servers repeat."""
+        """Shorten a server's text to one line and remove the API key, because some servers include the key in errors."""
         return " ".join((text.replace(self.key, "***") if self.key else text).split())[:300]
 
 
@@ -130,7 +131,7 @@ class Connection:
         return answers[0]
 
     async def send(self, host: Host, request: Request, take: Take, restart: Callable[[], None] = lambda: None) -> None:
-        """Send a request and pass the JSON objects of the response to `take`. `restart` is called before each retry.
+        """Send a request and pass each JSON object in the response to `take`. `restart` is called before each retry.
 
         Raises ContextFullError if the text is too long; ServerRequestError if only this request failed; ServerError if the
         server cannot be used.
@@ -239,7 +240,7 @@ class Connection:
 
 
 class Pending(Generic[T]):
-    """Running coroutines, one per slot. Results are collected in the caller's thread."""
+    """The running coroutines, one per slot. Results are collected in the caller's thread."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -294,7 +295,7 @@ async def _check(host: Host, response: "httpx2.Response") -> None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the delay that the server requests, in seconds: a number, or a date. OpenAI also sends milliseconds."""
+    """Return the delay in seconds that the server requests with a number or a date. OpenAI also sends milliseconds."""
     with contextlib.suppress(ValueError, OverflowError):
         milliseconds, value = headers.get("retry-after-ms", ""), headers.get("Retry-After", "")
         is_number = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", milliseconds or value)

@@ -28,7 +28,7 @@ Ending = Literal["separator", "end", "length", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """The messages of a chat, and the text with which the assistant's answer begins."""
+    """The messages of a chat, and the beginning of the assistant's answer."""
 
     messages: Sequence[Json]
     written: str = ""
@@ -46,7 +46,8 @@ Prompt = Sequence[int] | str | Dialogue
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """A request to continue a prompt up to `stop` or `marker`. Requests with different cache keys share no prompt cache."""
+    """A request to continue a prompt up to `stop` or `marker`. Requests with different cache keys do not share a prompt
+    cache."""
 
     model: str
     prompt: Prompt
@@ -185,7 +186,7 @@ class Vllm(Completions):
 
 
 class Sglang(Vllm):
-    """SGLang, which ignores vLLM's fields."""
+    """The dialect of SGLang, which ignores vLLM's fields."""
 
     name = "SGLang"
     facts_path = "get_server_info"
@@ -265,7 +266,7 @@ class ListedModel(BaseModel):
 
 
 class Models(BaseModel):
-    """A server's list of models."""
+    """The models that a server offers."""
 
     data: list[ListedModel]
 

@@ -1,7 +1,7 @@
 """Sends requests for a model on a server.
 
-Data that contains the text of a control token is split and tokenized in parts, or refused if the server does not accept token
-ids.
+Questions and steps that contain the text of a control token are split and tokenized in parts. If the server does not accept
+token ids, they are rejected.
 """
 
 import asyncio
@@ -40,7 +40,8 @@ TEMPLATE_REFUSED = frozenset({400, 422, 500})  # HTTP status if a chat template 
 
 
 class Controls:
-    """Finds text that a server would tokenize as control tokens: well-known ones and those in the prompt's template."""
+    """Finds text that a server would tokenize as a control token, either a well-known one or one in the prompt's
+    template."""
 
     def __init__(self, segments: Iterable[Segment], *, can_ignore: bool = False) -> None:
         template = "".join(segment.text for segment in segments if isinstance(segment, Control))
@@ -97,7 +98,8 @@ class ServedModel:
         return prompt_text(segments, controls) if self.dialect.is_plain else await self.ids_of(segments, controls)
 
     async def ids_of(self, segments: Sequence[Segment], controls: Controls) -> list[int]:
-        """Return the token ids of a prompt. The text is tokenized as a whole, unless data may contain control tokens."""
+        """Return the token ids of a prompt. The prompt is tokenized as a whole unless a question or step may contain control
+        tokens."""
         if not any(LOOKS_LIKE_CONTROL.search(segment.text) for segment in segments if isinstance(segment, Plain)):
             return await self.tokenize("".join(segment.text for segment in segments), is_template=True, begins=True)
         parts = [

@@ -198,7 +198,8 @@ async def _without_thinking(model: ServedModel, chat: Chat) -> tuple[Chat, list[
 
 
 async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:
-    """Return the chat with the first convention that continues a text, or with the convention of this name."""
+    """Return the chat with the convention called `name` or, without a name, with the first convention that continues a
+    text."""
     for own in [name] if name else CONTINUATIONS:
         tried = replace(chat, continuation=own)
         if own == INSTRUCTED:
@@ -212,7 +213,7 @@ async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:
 
 
 async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
-    """Find out whether the server keeps the separator at the end of the text to continue."""
+    """Test whether the server keeps the separator at the end of the text to continue."""
     text = ""
     with _refusable():  # Anthropic rejects white space at the end
         chat, pieces = await _ask(model, chat, AFTER_STEP, stop=BLANK_LINE.separator)
@@ -221,7 +222,7 @@ async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
 
 
 async def _ask(model: ServedModel, chat: Chat, dialogue: Dialogue, stop: str = "") -> tuple[Chat, list[Piece]]:
-    """Send a trial request, and omit the optional fields that the server rejects."""
+    """Send a trial request without the optional fields that the server rejects."""
     while True:
         k = chat.max_alternatives
         request = TextRequest(model.name, dialogue, TRIAL_TOKENS, num_alternatives=k, is_streamed=True, stop=stop)

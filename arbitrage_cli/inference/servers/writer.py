@@ -1,6 +1,6 @@
 """Writes steps for many problems at once with a model on a server, as `Engine` does with a local model.
 
-The token ids that the server sampled are kept for each problem; only other text is tokenized. A server stops at every
+The token ids that the server sampled are kept for each problem. Only other text is tokenized. A server stops at every
 separator. If the step does not end there, another request continues it.
 """
 
@@ -90,7 +90,7 @@ class ServedWriter:
     """A `Writer` for a model on a server. Steps are written in the connection's thread and returned by `tick`.
 
     Responses are streamed if only one problem is in flight. If `shares_prompts` is false, no problem uses another problem's
-    prompt cache. `may_be_complete` returns false for the text of a solution that is certainly unfinished.
+    prompt cache. `may_be_complete` returns false if a solution's text is certainly unfinished.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class ServedWriter:
         return writing, await self._stop(slot, writing, ending, request)
 
     def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
-        """Return a function that removes text from the pieces of a response if this text does not belong to the step."""
+        """Return a function that removes text that does not belong to the step from the pieces of a response."""
         return lambda piece: piece
 
     def _closes(self, writing: _Writing) -> bool:
@@ -336,7 +336,8 @@ class ChatWriter(ServedWriter):
         return Dialogue([*messages, {"role": "user", "content": problem.question}], written)
 
     def _request(self, slot: _Slot, prompt: Prompt, writing: _Writing, max_tokens: int) -> TextRequest:
-        """Return a request. Its stop string is empty if a step may contain a separator, or if the server cannot stop there."""
+        """Return a request. The stop string is empty if a step may contain a separator, or if the server cannot stop at a
+        separator."""
         request = super()._request(slot, prompt, writing, max_tokens)
         is_first = writing.phase == "answer" and self._step_end.least == 1
         return replace(request, stop=self._step_end.separator if is_first and self._chat.can_stop else "")
@@ -379,7 +380,8 @@ class ChatWriter(ServedWriter):
         return writing.stop
 
     async def _is_over(self, slot: _Slot, writing: _Writing, request: TextRequest) -> bool:
-        """Return whether the solution is complete. If it may be, asks the model to continue without a stop string."""
+        """Return whether the solution is complete. Unless it is certainly unfinished, the model is asked to continue it
+        without a stop string."""
         dialogue = request.dialogue + writing.text.so_far.lstrip()
         if not self._may_be_complete(dialogue.written):
             return False
