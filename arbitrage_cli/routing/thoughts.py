@@ -1,7 +1,7 @@
-"""Chooses which thoughts the target writes if the router was not trained on thinking: lead, probe, stay.
+"""Chooses the thoughts that the target writes if the router was not trained on thinking: lead, probe, stay.
 
-The target leads: it writes the beginning of the thinking. Later thoughts are probed at random, and the target stays as long as
-its thoughts depart from the drafted ones. A budget bounds its share of the later thoughts. `tests/benchmarks/README.md`
+The target leads by writing the first thoughts. It then writes random later thoughts (probes), and stays as long as its
+thoughts depart from the drafted thoughts. A budget limits its share of the later thoughts. `tests/benchmarks/README.md`
 compares this rule with others.
 """
 
@@ -25,7 +25,7 @@ def probe_tau(budget: float) -> float:
 
 
 def lead_probe_stay(budget: float, draw: ScoreOf) -> ScoreOf:
-    """Return a score of drafted thoughts: 1 to lead and to stay, 0 if the budget is spent, and otherwise a random number."""
+    """Return a scorer of drafted thoughts: 1 to lead or stay, 0 if the budget is spent, otherwise a random number."""
 
     def score(trace: Trace, draft: Step) -> float:
         later = [decision for tokens, decision in _with_tokens_before(trace) if tokens >= LEAD]

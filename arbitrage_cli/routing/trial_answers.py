@@ -1,8 +1,7 @@
 """Ends thinking as soon as the answer is known, as in DEER (arXiv 2504.15895).
 
-After some thoughts a model writes a trial answer: the thinking is closed, the answer begins with `OPENING`, and the model
-completes it with at most `MAX_TOKENS` tokens. Two equal trial answers in a row end the thinking; otherwise the trial is
-forgotten.
+After some thoughts, a model writes a trial answer: thinking is closed, the answer begins with `OPENING`, and the model adds
+at most `MAX_TOKENS` tokens. If two trial answers in a row are equal, thinking ends. Otherwise, the trial answer is removed.
 """
 
 from collections.abc import Callable, Sequence
