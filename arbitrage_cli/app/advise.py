@@ -58,7 +58,8 @@ from arbitrage_cli.tasks.task import Task
 
 MOST_PROBLEMS = 40
 MAX_AGE, MIN_MINUTES = timedelta(hours=1), 1.0  # older token costs are measured again if there is time
-LONGEST, DRAFT_TIME = 0.5, 0.15  # shares of the time: the maximum for one attempt, and for the draft alone
+USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
+LONGEST, DRAFT_TIME = 0.5, 0.15  # shares of the time for attempts: the maximum for one, and for the draft alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
 
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
-    ends = time.monotonic() + 60 * request.minutes
+    ends = time.monotonic() + USABLE * 60 * request.minutes
     options, routing = replace(request.options, task=request.task), BenchRoutingOptions(policy=_policies(request))
     setup = for_bench(options, routing)
     for files in map(local_files, filter(is_file, setup.sources.values())):
