@@ -1,7 +1,7 @@
 """Faster reasoning on your own machine: a fast draft model writes, a router decides, a strong target model steps in.
 
-The public API is `open_pair` and the types of its arguments, results and errors. `api.py` lists the public names and is
-imported on first use.
+The public API consists of `open_pair` and the types of its arguments, results and errors. The public names are listed in
+`api.py`, which is imported on first use.
 """
 
 import importlib

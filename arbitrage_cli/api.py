@@ -1,4 +1,4 @@
-"""The names that `arbitrage_cli` exports."""
+"""The public names of `arbitrage_cli`."""
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.call import CallOptions, Question

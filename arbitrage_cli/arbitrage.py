@@ -1,4 +1,4 @@
-"""The Arbitrage algorithm and its baselines, which divide the steps of a solution between a draft and a target.
+"""The Arbitrage algorithm and its baselines. Each policy divides the steps of a solution between a draft and a target.
 
 "Arbitrage: Efficient Reasoning via Advantage-Aware Speculation", arXiv 2512.05033:
 
@@ -28,7 +28,7 @@ ScoreOf = Callable[[Trace, Step], float]  # of a drafted step with token statist
 class EarlyStop:
     """A rule that stops a drafted step as soon as the score of a prefix exceeds `tau`.
 
-    `is_due` decides whether to compute the score after n tokens. A stopped step is always escalated, so `tau` must be at
+    `is_due(n)` returns whether to compute the score after n tokens. A stopped step is always escalated, so `tau` must be at
     least the policy's tau.
     """
 
@@ -44,8 +44,8 @@ class EarlyStop:
 class WriteStep:
     """A request to write the next step of `trace`.
 
-    `model` verifies the tokens of `proposal` in batches. If there is a proposal, or if `speculates` is true, the draft may
-    also propose tokens while the target writes. Proposed tokens do not change the text. A trial is not shown to the user.
+    `model` verifies the tokens of `proposal` in batches. With a proposal, or if `speculates` is true, the draft may also
+    propose tokens while the target writes. Proposed tokens do not change the text. A trial is not shown to the user.
     """
 
     model: ModelRole
@@ -75,9 +75,9 @@ def add(trace: Trace, decision: Decision) -> Flow:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Scores drafted steps within a flow, and may request rewards.
+    """Scores drafted steps within a flow. A scorer may request rewards.
 
-    `early_stop` returns the early-stop rule for a tau; it is None if the scorer needs finished steps. `routes_thoughts` is
+    `early_stop` returns the early-stop rule for a tau. It is None if the scorer needs finished steps. `routes_thoughts` is
     false if the router was not trained on thinking.
     """
 
@@ -91,8 +91,8 @@ def arbitrage(trace: Trace, scorer: Scorer, tau: float, phase: Phase | None = No
 
     If `phase` is given, the flow ends when this phase ends. A step whose score equals tau is accepted. An infinite tau
     therefore keeps only the draft's steps, and a tau below every score keeps only the target's steps. The target does no
-    work before its first step. A step that was stopped early is always escalated. If tau is finite, steps that end in a loop
-    and thinking steps that equal the previous two are also escalated.
+    work before its first step. A step that was stopped early is always escalated. If tau is finite, a step that ends in a
+    loop is also escalated, as is a thinking step that equals the previous two.
     """
     early_stop = scorer.early_stop(tau) if scorer.early_stop else None
     while not trace.finished and phase in (None, trace.phase):
@@ -143,12 +143,15 @@ def by_token_stats(score_of: ScoreOf, early_stop: Callable[[float], EarlyStop] |
 
 
 def by_first_token(score_of: ScoreOf) -> Scorer:
-    """Return a scorer for scores of the first token. Steps can be stopped after this token."""
+    """Return a scorer whose score depends only on the first token. Steps can be stopped after this token."""
     return by_token_stats(score_of, lambda tau: EarlyStop(score_of, tau, lambda num_tokens: num_tokens == 1))
 
 
 def by_least_likely_token(score_of: ScoreOf) -> Scorer:
-    """Return a scorer whose scores never decrease as a step grows, so that a step can be stopped above tau."""
+    """Return a scorer whose scores never decrease as a step grows.
+
+    A step can therefore be stopped as soon as its score exceeds tau.
+    """
     return by_token_stats(score_of, lambda tau: EarlyStop(score_of, tau, lambda num_tokens: True))
 
 
@@ -156,8 +159,8 @@ def by_reward() -> Scorer:
     """Return a scorer whose score is 1 minus the reward of the drafted step.
 
     With rewards from a process reward model, the policy is RSD (arXiv 2501.19324); with the target as a judge, it is
-    SpecReason (arXiv 2504.07891). Both papers accept a step if its reward is at least a threshold t, which corresponds to
-    tau = 1 - t.
+    SpecReason (arXiv 2504.07891). Both papers accept a step if its reward is at least a threshold t. This corresponds to tau
+    = 1 - t.
     """
 
     def score(trace: Trace, draft: Step) -> Generator[RateSteps, Any, float]:
@@ -168,7 +171,7 @@ def by_reward() -> Scorer:
 
 
 def first_token_entropy(trace: Trace, draft: Step) -> float:
-    """Return the entropy of the step's first token in nats, which is the score of GlimpRouter (arXiv 2601.05110)."""
+    """Return the entropy of the step's first token in nats, as in GlimpRouter (arXiv 2601.05110)."""
     return draft.known_token_stats.entropies[0]
 
 

@@ -1,4 +1,4 @@
-"""The errors that users can see. Each class has an exit code, and each error has a message and a hint.
+"""The errors that are reported to users. Each class has an exit code, and each error has a message and a hint.
 
 Only `cli.main` prints errors.
 """
@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 
 class ArbitrageError(Exception):
-    """The base class of all errors. `message` is one line that says what is wrong; `hint` says what to do."""
+    """The base class of all errors. `message` describes the problem in one line; `hint` suggests what to do."""
 
     exit_code = 1
 
@@ -19,10 +19,10 @@ class ArbitrageError(Exception):
 
 
 class UsageError(ArbitrageError):
-    """The command line, a settings file or the input is invalid.
+    """The command line, a settings file or an input is invalid.
 
-    `option` is the Python name of the invalid argument, such as `max_tokens`. The command line prints the flag, environment
-    variable or settings file that set the argument.
+    `option` is the Python name of the invalid argument, such as `max_tokens`. On the command line, the error names the flag,
+    environment variable or settings file that set the argument.
     """
 
     exit_code = 2

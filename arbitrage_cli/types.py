@@ -39,12 +39,15 @@ MAX_CHECKPOINTS = 8
 
 
 def num_checkpoints(state_bytes: int) -> int:
-    """Return how many checkpoints of this size a sequence keeps: at least the latest step and an earlier position."""
+    """Return how many checkpoints of this size a sequence keeps.
+
+    The minimum is two: the latest step and an earlier position.
+    """
     return max(2, min(MAX_CHECKPOINTS, CHECKPOINT_BYTES // max(1, state_bytes)))
 
 
 def num_snapshots(state_bytes: int, useful: int) -> int:
-    """Return how many states of this size a sequence keeps to remove rejected draft tokens, at most `useful`."""
+    """Return how many states of this size, at most `useful`, a sequence keeps to remove rejected draft tokens."""
     return min(useful, CHECKPOINT_BYTES // state_bytes) if state_bytes else 0
 
 
@@ -63,9 +66,9 @@ class Message:
 class Problem:
     """A question with its own settings.
 
-    `turns` are the earlier messages of a conversation. `system` replaces the system prompt; None keeps it. `think_tokens` is
-    the maximum number of thinking tokens: 0 disables thinking, and None sets no limit. `explicit` is true if the user chose
-    whether the model thinks. `effort` is the reasoning effort passed to the chat template.
+    `turns` contains the earlier messages of a conversation. `system` replaces the system prompt; None keeps it.
+    `think_tokens` is the maximum number of thinking tokens: 0 disables thinking, and None sets no limit. `explicit` is true
+    if the user turned thinking on or off. `effort` is the reasoning effort passed to the chat template.
     """
 
     id: str
@@ -85,7 +88,7 @@ class Problem:
 class Limits:
     """Limits on the kept steps and tokens of one solution.
 
-    If `think_tokens` is None, thinking has no limit of its own. If `trial_answers` is true, thinking ends when trial answers
+    If `think_tokens` is None, thinking has no separate limit. If `trial_answers` is true, thinking ends when trial answers
     agree.
     """
 
@@ -98,11 +101,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Statistics of a step's n tokens, in nats, computed at temperature 1 regardless of the sampling temperature.
+    """Statistics of a step's n tokens, in nats. They are computed at temperature 1 regardless of the sampling temperature.
 
-    `log_probabilities`, `entropies` and `margins` (log-probability of the top token minus that of the second) have n
-    entries. `pieces` contains the characters that each token completed; a piece is empty if the token ends the sequence or
-    only begins a character.
+    `log_probabilities`, `entropies` and `margins` have n entries. A margin is the difference between the log-probabilities
+    of the top two tokens. `pieces` contains the characters that each token completed. A piece is empty if the token ends the
+    sequence or only begins a character.
     """
 
     log_probabilities: Sequence[float]
@@ -113,10 +116,10 @@ class TokenStats:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The tokens and seconds that a model spent on a step: prefill, decode (one token at a time), and verification.
+    """The tokens and seconds of a model's work on a step: prefill, decoding (one token at a time) and verification.
 
-    `verify_tokens` draft tokens were verified in `verify_batches` batches, and `verify_kept` of them became part of the
-    step. `cached_tokens` are prompt tokens that a server found in its prefix cache.
+    `verify_tokens` counts the draft tokens that were verified in `verify_batches` batches; `verify_kept` counts those that
+    became part of the step. `cached_tokens` counts the prompt tokens that a server found in its prefix cache.
     """
 
     prefill_tokens: int = 0
@@ -179,7 +182,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial answer after a thought; None if the model wrote no answer."""
+    """A trial answer after a thought. `answer` is None if the model wrote no complete answer."""
 
     answer: str | None
     model: ModelRole
@@ -190,8 +193,8 @@ class Trial:
 class Decision:
     """The steps that were written for one position, and the step that was kept.
 
-    `score` was compared with tau. `advantage` is the target step's reward minus the drafted step's; None unless both steps
-    were rated. `trial` is the trial answer after the kept step, if the policy requested one.
+    `score` was compared with tau. `advantage` is the target step's reward minus the drafted step's reward, or None unless
+    both steps were rated. `trial` is the trial answer after the kept step, if the policy requested one.
     """
 
     kept: Step
@@ -214,7 +217,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """A router's log-odds as the sum of an average step's log-odds and the contributions of `features`.
+    """An explanation of a router's log-odds, as the sum of an average step's log-odds and the contributions of `features`.
 
     The largest absolute contributions come first.
     """
@@ -266,7 +269,7 @@ class Trace:
 
     @property
     def next_budget(self) -> tuple[int, bool]:
-        """The token limit of the next step, and whether this limit is the rest of the thinking budget."""
+        """The token limit of the next step, and whether the rest of the thinking budget sets this limit."""
         budget = min(self.limits.max_step_tokens, self.limits.max_tokens - self.num_tokens)
         if self.phase == "answer" or self.problem.think_tokens is None:
             return budget, False
@@ -275,7 +278,7 @@ class Trace:
 
     @property
     def stop(self) -> TraceStop | None:
-        """The reason why the solution ended; None if it is unfinished."""
+        """The reason why the solution ended, or None if it is unfinished."""
         if not self.decisions:
             return None
         last = self.decisions[-1].kept.stop
@@ -292,7 +295,10 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """The grade of a solution, and the answer found in it. It is `unscored` if the answer could not be compared."""
+    """The grade of a solution, and the answer found in the text.
+
+    The grade is `unscored` if the answer could not be compared.
+    """
 
     value: Literal["correct", "incorrect", "unscored"]
     answer: str | None
@@ -308,7 +314,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """Event: a model is about to write the next step, after a prefill of `num_unread` tokens.
+    """Event: a model must prefill `num_unread` tokens and then writes the next step.
 
     The event is repeated during a long prefill.
     """
@@ -346,7 +352,7 @@ class Decided:
 class Finished:
     """Event: a problem was solved, or failed with `error` after the steps in its trace.
 
-    `target_alone_seconds` estimates how long the target alone would need for the same text; None if the target was not
+    `target_alone_seconds` is the estimated time of the target alone for the same text. It is None if the target was not
     loaded, or if it solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported.
     """
 

@@ -64,7 +64,7 @@ LONGEST, DRAFT_TIME = 0.5, 0.15  # shares of the time for attempts: the maximum 
 
 @dataclass(frozen=True, slots=True)
 class AdviceRequest:
-    """The options and problems of a request."""
+    """The options and problems of a request for advice."""
 
     options: RunOptions
     choice: ModelChoice
@@ -76,7 +76,7 @@ class AdviceRequest:
     prices: Prices | None = None
 
     def arguments(self, *, with_router: bool = True) -> list[str]:
-        """Return the command-line options that select these models and settings."""
+        """Return the command-line options that reproduce this request's models and settings."""
         options = self.options
         is_named = options.explicit & {"draft", "target", "pair"}
         explicit = options.explicit if with_router else options.explicit - {"router"}
@@ -110,7 +110,10 @@ def request_of(
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The verdict on a pair, and the benchmark figures that support it. `command` is the command line that follows it."""
+    """The verdict on a pair, and the benchmark figures that support it.
+
+    `command` is the command line that applies the verdict.
+    """
 
     verdict: Verdict
     figures: Mapping[str, Any]
@@ -137,7 +140,10 @@ class Advice:
 
     @property
     def speedup(self) -> float:
-        """The speed-up of the recommended policy, or of the most promising policy if the target is recommended."""
+        """The speed-up of the recommended policy.
+
+        If the target is recommended, the speed-up of the most promising other policy.
+        """
         return self.verdict.best.speedup
 
     @property
@@ -155,7 +161,7 @@ class Advice:
 
 
 def advise(request: AdviceRequest, display: Display) -> Advice:
-    """Measure missing token costs and compare the policies. To add problems, repeat the request.
+    """Measure missing token costs and compare the policies. Repeating the request adds problems to the measurement.
 
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
@@ -183,9 +189,10 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
 
 
 class AdvicePace(Pace):
-    """Selects the attempts that may change the verdict, until the time is over.
+    """Selects the attempts that may change the verdict until the time limit is reached.
 
-    Policies that are hopeless at these costs are not run. The draft alone is run last, on problems that the target has solved.
+    Policies that cannot be worthwhile at the measured costs are not run. The draft alone is run last, on problems that the
+    target has solved.
     """
 
     def __init__(
@@ -218,11 +225,11 @@ class AdvicePace(Pace):
         return max(0.0, self._ends - self._clock())
 
     def keeps(self, row: Row) -> bool:
-        """Return whether a row is stored, unlike the row of an attempt that failed at the time limit."""
+        """Return whether a row is stored. The row of an attempt that failed at the time limit is not stored."""
         return row["status"] == "done" or self.seconds_left() > 0
 
     def judged(self) -> tuple[dict[str, Any], Verdict]:
-        """Return the figures and the verdict on the problems that the policies before the draft have attempted."""
+        """Return the figures and the verdict on the problems that all policies except the draft have attempted."""
         run = self._run.folder.run or self._run.manifest
         rows: list[Row] = list(latest(self._run.folder.rows))
         tried = {route_of(row) for row in rows} | {"target"}
@@ -280,7 +287,10 @@ def shuffled(selected: Selection) -> Selection:
 
 
 def _policies(request: AdviceRequest) -> str:
-    """Return the policies to compare, in the syntax of `bench --policy`. The draft alone is compared if answers are known."""
+    """Return the policies to compare, in the syntax of `bench --policy`.
+
+    They include `draft` if reference answers are known.
+    """
     choice, pair = request.choice, request.choice.pair if request.choice.is_pairs_own else None
     speculative = [] if any(source and is_served(source) for source in choice.models.values()) else ["speculative"]
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
@@ -290,7 +300,7 @@ def _policies(request: AdviceRequest) -> str:
 
 
 def _draft_last(todo: Remaining) -> Remaining:
-    """Move the attempts of the draft alone to the end, where they are made one by one."""
+    """Move the attempts of the draft alone to the end. They run one at a time."""
     drafts = [one for one in todo.together if one.route.policy.name == "draft"]
     others = [one for one in todo.together if one.route.policy.name != "draft"]
     return replace(todo, together=others, alone=[*todo.alone, *drafts])

@@ -79,7 +79,10 @@ def run_bench(
 
 
 def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1) -> BenchRun:
-    """Plan a benchmark. Models are loaded only for `@same`. Raises UsageError if the settings of an earlier run differ."""
+    """Plan a benchmark.
+
+    Models are loaded only if a policy has the tau `@same`. Raises UsageError if an earlier run has other settings.
+    """
     earlier, items = folder.run if folder.rows else None, selected.items
     session.resume(earlier)
     most = len(items) if session.setup.concurrency == AUTO else MOST
@@ -100,7 +103,10 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A benchmark plan. `todo` contains the remaining attempts; `seconds` is the expected time per attempt on each route."""
+    """A benchmark plan.
+
+    `todo` contains the remaining attempts; `seconds` maps each route to the expected time per attempt.
+    """
 
     setup: Setup
     num_attempts: int
@@ -128,7 +134,10 @@ def _expected(route: Route, setup: Setup, rows: Iterable[Row]) -> float | None:
 
 
 class Pace:
-    """Decides which attempts a run makes, and how long. By default, it makes all of them, each limited to `timeout` seconds."""
+    """Decides which attempts a run makes and how long each may take.
+
+    By default, all attempts are made, each with a limit of `timeout` seconds.
+    """
 
     def __init__(self, timeout: float | None = None) -> None:
         self._timeout = timeout
@@ -163,7 +172,10 @@ def measure(run: BenchRun, display: Display, pace: Pace) -> None:
 
 
 def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:
-    """Return the routes. Each `@same` tau escalates as many steps as the router's policy does on a few problems."""
+    """Return the routes.
+
+    Each `@same` tau is chosen to escalate as many steps as the router's policy does on a few problems.
+    """
     routes, seed = session.setup.routes, session.resolved.sampler.seed
     routed = next(one for one in routes if one.policy.needs_router)
     session.load()
@@ -191,7 +203,10 @@ def _scores(scorer: Scorer, drafts: Iterable[tuple[Trace, Step]]) -> list[float]
 
 
 def tau_above(scores: Sequence[float], count: int) -> float:
-    """Return a tau that exactly `count` scores exceed, rounded to four digits; -inf if all scores exceed it."""
+    """Return a tau, rounded to four digits, that exactly `count` scores exceed.
+
+    Return -inf if `count` includes all scores.
+    """
     ordered = [-math.inf, *sorted(scores), 2 * max(scores, default=-math.inf)]
     return float(f"{(ordered[-count - 2] + ordered[-count - 1]) / 2:.4g}")
 

@@ -28,7 +28,7 @@ ROUTING = frozenset(("policy", "tau", "early_stop"))
 
 
 class CallOptions(TypedDict, total=False):
-    """The options of a call. Options that are missing or None take the pair's defaults.
+    """The options of a call. The pair's defaults apply to options that are missing or None.
 
     - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
     - `tau` is the threshold: a number, a preset (`"exact"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
@@ -52,7 +52,7 @@ class CallOptions(TypedDict, total=False):
 
 
 def without_none(options: CallOptions) -> dict[str, Any]:
-    """Return the options that are not None. Raises TypeError for an unknown name."""
+    """Return the options that are not None. Raises TypeError if an option is unknown."""
     for name in options.keys() - CallOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument '{name}'")
     return {name: value for name, value in options.items() if value is not None}
@@ -80,7 +80,7 @@ def generation_of(defaults: GenerationOptions, options: Mapping[str, Any]) -> Ge
 
 @contextlib.contextmanager
 def python_errors() -> Iterator[None]:
-    """Name Python arguments in error hints, instead of command-line options."""
+    """In error hints, replace command-line options with the names of Python arguments."""
     try:
         yield
     except ArbitrageError as error:

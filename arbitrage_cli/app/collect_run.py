@@ -114,7 +114,7 @@ class Collection:
                         executor.keep(attempt, self._row(attempt, Finished(trace, error)))
 
     def _solve(self, scheduler: Scheduler, grader: Grader, attempts: Sequence[Attempt]) -> Generator[Happening, None, None]:
-        """Collect the states of these problems. If a problem has no known answer, the target solves it first."""
+        """Collect the training states of these problems. If a problem has no known answer, the target solves it first."""
         by_id = {attempt.item.problem.id: attempt for attempt in attempts}
         jobs = deque(self._job(attempt.item.problem) for attempt in attempts)
         upcoming = iter(lambda: jobs.popleft() if jobs else None, None)
@@ -189,7 +189,10 @@ def _temperature(options: CollectOptions) -> float:
 
 
 class _Progress:
-    """The progress of a collection. It shows one time estimate. `held` maps each problem id to its number of states."""
+    """The progress of a collection, with an estimate of the time left.
+
+    `held` maps each problem id to its number of states.
+    """
 
     def __init__(self, todo: Remaining, planned: int, held: Mapping[str, int], title: str, concurrency: int) -> None:
         self._left, self._planned, self._held, self._title = len(todo.all), planned, held, title
@@ -208,7 +211,7 @@ class _Progress:
 
     @property
     def _seconds_left(self) -> float | None:
-        """The estimated time left, based on the pace so far. Problems in progress count as half done."""
+        """The estimated time left, based on the mean time per problem so far. Problems in progress count as half done."""
         left = self._left - self._finished
         begun = min(self._others, left) / 2
         each = (perf_counter() - self._began) / (self._finished + begun) if self._finished >= PACE_PROBLEMS else None

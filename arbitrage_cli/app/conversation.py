@@ -91,7 +91,10 @@ class RoutedConversation:
         return self._last
 
     def ask_target(self) -> Finished:
-        """Let the target answer the last question, without remembering its answer. Raises UsageError if there is none."""
+        """Let the target answer the last question again, without remembering the new answer.
+
+        Raises UsageError if there is no question yet.
+        """
         return self._solve(self.last.finished.trace.problem, self.menu.find("target"))
 
     def clear(self) -> None:

@@ -35,9 +35,12 @@ def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher,
 
 
 def measure_missing_costs(setup: Setup, display: Watcher, max_age: timedelta = timedelta.max) -> bool:
-    """Measure the setup's models unless their costs were measured within `max_age`. Return whether they were measured.
+    """Measure the costs of the setup's models unless they were measured within `max_age`.
 
-    If so, the setup is out of date, because routes and threads depend on the costs. A draft alone needs no costs.
+    Return whether costs were measured.
+
+    If costs were measured, the setup is out of date, because routes and threads depend on the costs. Costs are not needed if
+    the draft runs without a target.
     """
     local: dict[ModelRole, str] = {
         role: source for role, source in setup.sources.items() if role != "prm" and is_file(source)
@@ -58,7 +61,7 @@ def measure_missing_costs(setup: Setup, display: Watcher, max_age: timedelta = t
 
 
 def forget_contradicted_costs(run: Run, rows: Iterable[Row], note: Callable[[str], None]) -> None:
-    """Remove the stored costs of models that decoded much faster or more slowly in a run."""
+    """Remove the stored costs of each model whose decoding speed in a run differed greatly from them."""
     if not run.get("unit_costs") or concurrency_of(run) > 1:
         return
     for role, factor in decoding_factors(run, results_by_policy(run, rows)).items():
@@ -78,7 +81,7 @@ def forget_costs(choice: ModelChoice) -> int:
 
 
 def _local_models(choice: ModelChoice) -> dict[ModelRole, str]:
-    """Return the draft and the target. Raises UsageError if llama.cpp cannot run a model on this machine."""
+    """Return the named draft and target. Raises UsageError if llama.cpp cannot run a model on this machine."""
     found = choice.writing
     for source in found.values():
         if not is_file(source):

@@ -38,7 +38,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """The attempts without a result. Problems that crashed the process are solved alone or given up."""
+    """The attempts without a result. Attempts at problems that crashed the process are made alone or given up."""
 
     given_up: Sequence[Attempt]
     together: Sequence[Attempt]
@@ -46,7 +46,7 @@ class Remaining:
 
     @property
     def batches(self) -> Iterator[Sequence[Attempt]]:
-        """Yield the attempts in order. Attempts in the same batch may run concurrently."""
+        """Yield batches of attempts, in order. Attempts in the same batch may run concurrently."""
         yield from ([self.together] if self.together else [])
         yield from ([attempt] for attempt in self.alone)
 
@@ -56,7 +56,7 @@ class Remaining:
 
 
 def remaining(attempts: Sequence[Attempt], statuses: Mapping[Key, str], crashes: Mapping[str, int]) -> Remaining:
-    """Return the attempts that have no row, then the attempts that ended in an error."""
+    """Return the attempts that have no row, followed by the attempts that ended in an error."""
     missing = [attempt for attempt in attempts if attempt.key not in statuses]
     todo = missing + [attempt for attempt in attempts if statuses.get(attempt.key) == "error"]
     crashed = [
@@ -82,7 +82,7 @@ def begin(
     warnings: Sequence[str] = (),
     **details: Any,
 ) -> tuple[Remaining, Run]:
-    """Return the remaining attempts and the manifest. Raises UsageError if an earlier run differs."""
+    """Return the remaining attempts and the manifest. Raises UsageError if an earlier run has other settings."""
     todo = remaining(attempts, folder.statuses, folder.started.crashes)
     run = session.manifest(routes, reads_models=bool(todo.all))
     run["sampling"]["samples"], run["warnings"] = samples, [*warnings]
@@ -100,7 +100,7 @@ def give_up(problem: Problem, limits: Limits, started: StartedMarks) -> Finished
 
 
 def marked(started: StartedMarks, events: Generator[T, None, None]) -> Generator[T, None, None]:
-    """Yield the events, and mark each problem on disk while it is solved."""
+    """Yield the events. While a problem is being solved, a mark is stored on disk."""
     with contextlib.closing(events):
         for event in events:
             if isinstance(event, Started):
@@ -159,7 +159,7 @@ class Executor:
 
 
 def how_to_resume(num_safe: int, planned: int, what: str, path: Path, setup: Setup) -> str:
-    """Return a note about the stored results and how to resume the run, or "" if nothing is stored yet."""
+    """Return a note that counts the stored results and shows how to resume the run. Return "" if nothing is stored yet."""
     command = resuming(setup.options.command)
     return f"{num_safe} of {planned} {what} are saved in {path}; to resume: {command}" if num_safe else ""
 

@@ -31,7 +31,7 @@ class WriterOptions:
     """The options of writers.
 
     `keep` selects which part of a KV cache is kept between problems. If `shares_prompts` is false, each route has separate
-    prompt prefixes in a server's cache. `think_formats` override the formats in the chat templates.
+    prompt prefixes in a server's cache. `think_formats` overrides the formats found in the chat templates.
     """
 
     sampler: Sampler
@@ -105,7 +105,7 @@ class RemoteModel:
         return kind(role, model, sampler, style, may_be_complete=writing.may_be_complete, **options)
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Return the prompt, which may need a server request. Raises TemplateError or ServerError."""
+        """Return the prompt. A server request may be needed. Raises TemplateError or ServerError."""
         return self._model.prompt(style)
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
@@ -133,9 +133,9 @@ Model = LocalModel | RemoteModel
 
 
 class Writers:
-    """Creates writers. Each route and sample has its own, because an engine learns from the text it writes.
+    """Creates writers. Each route and sample has its own writers, because an engine learns from the text that it writes.
 
-    Writers that share a model may run one after another, but may not alternate within a problem.
+    Writers that share a model may run one after another but must not alternate within a problem.
     """
 
     def __init__(self, models: Mapping[ModelRole, Model], writing: WriterOptions) -> None:
@@ -144,7 +144,7 @@ class Writers:
         self._made: dict[tuple[ModelRole, int, Route | None], Writer] = {}
 
     def __call__(self, route: Route | None, sample: int = 0) -> dict[ModelRole, Writer]:
-        """Return a route's writers, or writers shared by all routes if `route` is None."""
+        """Return the writers of a route. If `route` is None, return writers that all routes share."""
         roles: tuple[ModelRole, ...] = route.policy.models if route else ("draft", "target")
         return {role: self._writer(role, route, sample) for role in roles}
 

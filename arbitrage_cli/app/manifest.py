@@ -140,12 +140,12 @@ def problem_facts(dataset: Dataset, ids: Sequence[str]) -> Run:
 
 
 def with_fingerprint(run: Run) -> Run:
-    """Return the manifest with the values of all fixed fields, in short."""
+    """Return the manifest with a fingerprint: the shortened values of all fields that must not change."""
     return run | {"fingerprint": {name: _text(value) for name, value in _fixed(run).items()}}
 
 
 def record_settings(setup: Setup, route: Route, limits: Limits, sampler: Sampler) -> dict[str, Any]:
-    """Return the settings that affect a solution's text, to store in its record."""
+    """Return the settings that affect a solution's text, for its record."""
     settings: dict[str, Any] = {name: getattr(sampler, name) for name in ("top_p", "top_k", "min_p")}
     settings |= asdict(limits)
     settings |= {"system": setup.system, "kv_type": setup.load.kv_type}
@@ -232,7 +232,7 @@ def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 
 
 def with_grown(earlier: Run, dataset: Dataset) -> Run:
-    """Return the manifest, with the current data set if that only appends problems to the recorded one."""
+    """Return the manifest. If the data set only has additional problems at its end, the recorded data set is updated."""
     known = earlier["dataset"]
     is_same = known["sha256"] == dataset.sha256_of_first(known["count"])
     return {**earlier, "dataset": _dataset_facts(dataset)} if is_same else earlier

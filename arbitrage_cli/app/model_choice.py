@@ -127,7 +127,7 @@ def _router_of_files(models: Models) -> str | None:
 
 
 def _trained_routers() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each readable text router except the universal one, once for each of its training pairs."""
+    """Yield each readable text router except the universal router, once for each of its training pairs."""
     from arbitrage_cli.routing.router import load  # slow to import
 
     names = [name for name in shipped_routers() if name != UNIVERSAL_ROUTER]
@@ -149,7 +149,7 @@ def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:
 
 
 def needed_models(policies: Iterable[Policy], models: Models, reward: str | None = None) -> dict[ModelRole, str]:
-    """Return the models that the policies need. Raises UsageError if a needed model was not named."""
+    """Return the models that the policies need. Raises UsageError if such a model was not named."""
     needed: dict[ModelRole, str] = {}
     for policy in policies:
         for role in (*policy.models, *(("prm",) if needs_prm(policy, reward) else ())):

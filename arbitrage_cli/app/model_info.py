@@ -36,7 +36,7 @@ def pair_models(pair: PairEntry) -> list[Json]:
 
 
 def sources_of(name: str) -> list[str]:
-    """Return the draft and target of the pair with this name, or the name itself if there is no such pair."""
+    """Return the draft and target of the pair with this name. If there is no such pair, return the name itself."""
     pair = user_pairs().named(name)
     return [pair.draft, pair.target] if pair else [name]
 
@@ -97,7 +97,7 @@ def describe_served(source: str) -> Json:
 
 
 def prediction_hint(facts: Facts) -> str | None:
-    """Return how to use the layers for multi-token prediction, or None if there are none."""
+    """Return a hint on using the file's multi-token prediction layers, or None if there are no such layers."""
     return (
         f"the file has layers for multi-token prediction, which only llama.cpp's server uses: "
         f"llama-server -m {facts.files[0]} --spec-type draft-mtp"
@@ -107,7 +107,7 @@ def prediction_hint(facts: Facts) -> str | None:
 
 
 def describe_models(names: Sequence[str]) -> Json:
-    """Return facts about model files and the total memory that they need.
+    """Describe the model files and the total memory that they need.
 
     Raises ModelFileError if a GGUF file is missing or invalid.
     """
@@ -125,7 +125,7 @@ def describe_models(names: Sequence[str]) -> Json:
 
 
 def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Identity]:
-    """Yield the identity of each model file, which takes about as long as loading the models."""
+    """Yield the identity of each model file. This takes about as long as loading the models."""
     for model in models:
         for file in model["files"]:
             yield identify(Path(file), on_progress)

@@ -48,7 +48,7 @@ ResultFormat = Literal["text", "json", "tsv"]
 class Option:
     """The command-line form of an option: its help panel, bounds, and names (default: the parameter's name).
 
-    If `is_setting` is false, only a flag can set the option. If `is_flag` is false, only a setting can.
+    If `is_setting` is false, the option can be set only by a flag; if `is_flag` is false, only by a setting.
     """
 
     panel: str
@@ -62,7 +62,7 @@ class Option:
     is_flag: bool = True
 
     def of(self, parameter: str, kind: Any) -> "Option":
-        """Return a copy with names. An optional bool has two flags, --name and --no-name."""
+        """Return a copy with the names filled in. An optional bool has two flags, --name and --no-name."""
         name = f"--{parameter.replace('_', '-')}"
         return replace(self, names=self.names or (f"{name}/--no{name[1:]}" if kind == bool | None else name,))
 
@@ -349,7 +349,7 @@ class ProblemOptions(SelectionOptions):
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """The verbosity of standard error."""
+    """The options for the output on standard error."""
 
     quiet: Annotated[bool, _output("Show only results, warnings and errors.", names=("--quiet", "-q"))] = False
     debug: Annotated[bool, _output("Show every step, llama.cpp messages and tracebacks.")] = False
@@ -512,7 +512,7 @@ class AdviceOptions(FolderOptions):
 
 @dataclass(frozen=True, slots=True)
 class CollectOptions:
-    """The source of step rewards."""
+    """The options for step rewards."""
 
     reward: Annotated[
         RewardSource | None,

@@ -60,14 +60,17 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return [name for name in super().__dir__() if not name.startswith("_")]
 
     def close(self) -> None:
-        """Stop a running call and free the models. Has no effect if the pair is already closed."""
+        """Stop a running call and free the models. Closing a closed pair has no effect."""
         self._is_closed = True
         if self._events is not None:
             self._events.close()  # before the models are freed
         self._stack.close()
 
     def solve(self, question: Question, **options: Unpack[CallOptions]) -> Solution:
-        """Solve a problem. Raises UsageError if the question or an option is invalid, and any error that ends the solution."""
+        """Solve a problem.
+
+        Raises UsageError if the question or an option is invalid; also raises any error that ends the solution.
+        """
         call = self._call(options)
         return self._solve(call, call.problem(question, "1"))
 
@@ -181,7 +184,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
 
 class Conversation:
-    """A conversation, made by `Pair.conversation`. Failed questions are not remembered."""
+    """A conversation, created by `Pair.conversation`. Failed questions are not remembered."""
 
     def __init__(self, solve: Callable[[Call, Problem], Solution], call: Call, setup: Setup) -> None:
         self._solve, self._call = solve, call

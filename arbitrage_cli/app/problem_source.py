@@ -33,8 +33,8 @@ InputLine = Problem | BadLine
 class Problems:
     """A command's problems, read on demand.
 
-    `total` is the number of rows, if it is known. `ended` is true once all rows have been read. `is_single` is true if the
-    only problem is an argument or the whole input.
+    `total` is the number of rows, if it is known. `ended` is true once all rows have been read. `is_single` is true if a
+    single problem is read from an argument or from the whole input.
     """
 
     def __init__(
@@ -45,7 +45,10 @@ class Problems:
         display: Display,
         stack: contextlib.ExitStack,
     ) -> None:
-        """Open the source. Raises UsageError if there is no source, if there are several, or if it cannot be read."""
+        """Open the source.
+
+        Raises UsageError if there is no source, if several sources are named, or if the source cannot be read.
+        """
         input_file, limit = options.input_file, options.limit
         if problem is not None and input_file is not None:
             raise UsageError("a problem argument and --input cannot be combined", "give one of them")
@@ -91,7 +94,10 @@ class Problems:
                 on_bad_line(row)
 
     def look_ahead(self, most: int) -> int:
-        """Read the first problem, then any others that are available, up to `most`. Return the number read."""
+        """Read the first problem and all other available problems, at most `most` in total.
+
+        Return the number of problems read.
+        """
         known = 0
         while known < most and not self.ended and (not known or self._can_read):
             for row in itertools.islice(self._rows, 1):
@@ -105,7 +111,7 @@ class Problems:
 
     @property
     def is_typed(self) -> bool:
-        """Whether the problems are typed into a terminal."""
+        """Whether the user types the problems into a terminal."""
         return self._lines is not None and self._lines.is_typed
 
     @property
@@ -149,7 +155,7 @@ class Problems:
 
 
 class LineSource:
-    """Reads lines from an unbuffered file or pipe, so that it knows whether the next line is available."""
+    """Reads lines from an unbuffered file or pipe, and detects whether the next line is available."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._descriptor, self._name = stream.fileno(), name
@@ -157,7 +163,10 @@ class LineSource:
         self._ended = False
 
     def readline(self, limit: int, /) -> bytes:
-        """Return up to `limit` bytes of the next line; b"" at the end. Raises UsageError if the input cannot be read."""
+        """Return up to `limit` bytes of the next line, or b"" at the end of the input.
+
+        Raises UsageError if the input cannot be read.
+        """
         while not self._ended and b"\n" not in self._held[:limit] and len(self._held) < limit:
             self._receive()
         end = self._held.find(b"\n", 0, limit) + 1 or limit
@@ -190,7 +199,10 @@ class LineSource:
 
 
 def count_lines(stream: BinaryIO) -> int | None:
-    """Return the number of remaining non-blank lines, or None if the stream is not a regular file. The position is kept."""
+    """Return the number of remaining non-blank lines, or None if the stream is not a regular file.
+
+    The stream's position is kept.
+    """
     descriptor = stream.fileno()
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -214,7 +226,7 @@ def range_of(limit: str) -> slice:
 
 
 def _read_table(input_file: str | None, mapping: str | None, forms: Sequence[Form]) -> Dataset | None:
-    """Return the data set from a CSV or parquet file or a file with mapped fields; otherwise None."""
+    """Return the data set from a CSV file, a parquet file or a file with mapped fields. Return None for other files."""
     name = input_file or "-"
     if mapping and name == "-":
         raise UsageError("requires an input file with named fields", "use --input FILE", option="mapping")

@@ -75,7 +75,7 @@ class Watcher(Protocol):
         """Show a line, such as a warning or an error about one problem."""
 
     def remind(self, text: str) -> None:
-        """Show a line, but at most once a day."""
+        """Show a line at most once a day."""
 
 
 class Display(Watcher, Protocol):

@@ -55,7 +55,10 @@ def _select(items: Sequence[Item], options: SelectionOptions, seed: int) -> list
 
 
 def default_folder(dataset: str, choice: ModelChoice, *, prefix: str = "", concurrency: str = "1") -> Path:
-    """Return the default run folder, such as `runs/math500--qwen2.5-math`. At concurrency 8, it ends in `--throughput-8`."""
+    """Return the default run folder, such as `runs/math500--qwen2.5-math`.
+
+    At concurrency 8, the name ends in `--throughput-8`.
+    """
     names = [PurePath(name).name.removesuffix(".gguf") for name in choice.names]
     suffix = "" if concurrency == "1" else f"--throughput-{_file_name(concurrency)}"
     return Path("runs") / f"{prefix}{_file_name(PurePath(dataset).stem)}--{_file_name(*names)}{suffix}"
@@ -66,7 +69,7 @@ def _is_sample(limit: str | None) -> bool:
 
 
 def _sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """Draw `count` problems, balanced across levels. For the same seed, a larger sample contains every smaller one."""
+    """Draw `count` problems, balanced across levels. For the same seed, a larger sample contains every smaller sample."""
     drawn = sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item.problem.id}".encode()).digest())
     sizes, taken = Counter(item.level for item in items), Counter[str | int | None]()
     places: dict[str, float] = {}

@@ -13,7 +13,7 @@ FASTER = 3  # a draft that would have to be more than this many times as fast is
 
 
 def sentence(verdict: Json) -> str:
-    """Return the answer, its confidence and the figures behind it."""
+    """Return a sentence with the verdict, its confidence and the figures behind it."""
     adverb, chance = confidence(verdict["confidence"])
     candidates = verdict["candidates"]
     if verdict["route"] == "target":
@@ -26,7 +26,10 @@ def sentence(verdict: Json) -> str:
 
 
 def confidence(probability: float) -> tuple[str, str]:
-    """Return an adverb for an answer with this probability, and the probability in words, which is never rounded up."""
+    """Return an adverb for a verdict with this probability, and the probability in words.
+
+    The probability is never rounded up.
+    """
     if probability >= CERTAIN:
         return "Almost certainly", "99 in 100"
     return "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"
@@ -55,7 +58,7 @@ def _saving(candidate: Json, words: str) -> str:
 
 
 def _drawback(candidate: Json) -> str:
-    """Return what a candidate saves, and why a candidate that is fast enough is not recommended."""
+    """Return a candidate's savings or, if the candidate is fast enough, the reason why it is not recommended."""
     if candidate["is_fast"] < candidate["is_safe"]:
         return _saving(candidate, ", but it saves")
     return f", {_answers(candidate)}" if candidate["num_lost"] else ", but it may lose answers"

@@ -44,7 +44,10 @@ log = logging.getLogger("arbitrage.session")
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """Rollouts write one continuation per sampler. `is_right` receives a problem id and a solution."""
+    """The settings of rollouts, which write one continuation per sampler.
+
+    `is_right` receives a problem id and a solution.
+    """
 
     is_right: Callable[[str, str], bool]
     samplers: Sequence[Sampler] = (Sampler(),)
@@ -121,11 +124,11 @@ class Session:
         return self.concurrency
 
     def manifest(self, routes: Sequence[Route], *, reads_models: bool = True) -> Run:
-        """Return the manifest. If `reads_models` is false, known checksums are not computed again."""
+        """Return the manifest. If `reads_models` is false, known checksums are reused."""
         return make_manifest(self.resolved, routes, self._placement, self._display.loading, reads_models=reads_models)
 
     def resume(self, run: Run | None) -> None:
-        """Use the threads and token costs recorded in a run, so that its models compute as they did before."""
+        """Use the threads and token costs recorded in a run, so that the resumed run computes in the same way."""
         if not run:
             return
         self._unit_costs.update(unit_costs_of(run))
@@ -140,7 +143,7 @@ class Session:
                 )
 
     def load(self, policies: Iterable[Policy] | None = None, *, rollouts: int = 1) -> None:
-        """Load the models with enough sequences for these policies (default: all policies)."""
+        """Load the models, with enough sequences for these policies (default: all policies of the setup)."""
         policies = list(self._policies if policies is None else policies)
         num_sequences = _num_sequences(policies, self.setup.reward, rollouts, self.concurrency)
         check_memory(memory_needed(self.resolved.files, self.resolved.load, num_sequences, self._rollback))
@@ -205,7 +208,7 @@ class Session:
         raise UsageError(f"policy {policy.name} needs a reward source", hint)
 
     def scheduler(self, route: Route | None = None, rater: Rater | None = None) -> Scheduler:
-        """Return a scheduler. If `route` is None, jobs provide their own flows, and `rater` rates steps."""
+        """Return a scheduler. If `route` is None, each job provides its own flow, and steps are rated by `rater`."""
         writers = self.engines(route)
         return Scheduler(
             writers,
@@ -249,7 +252,7 @@ class Session:
 
     @property
     def timer(self) -> Callable[[], float]:
-        """The clock that all models use, or a wall clock if they use several."""
+        """The clock that all models share, or a wall clock if their clocks differ."""
         clocks = {clock_for(model.card) if isinstance(model, LocalModel) else perf_counter for model in self.models.values()}
         return clocks.pop() if len(clocks) == 1 else perf_counter
 

@@ -1,4 +1,4 @@
-"""Turns options into a `Setup`, which describes what a command runs. Only the router's small file is loaded.
+"""Converts options to a `Setup`, which describes what a command runs. Only the router's small file is loaded.
 
 `resolve` adds settings from the model files. This module imports NumPy, so commands import it only when they need it.
 """
@@ -128,7 +128,7 @@ class Basis:
         return CLOSING if pair is None or pair.think_closing is None else pair.think_closing
 
     def think_format(self, role: ModelRole) -> ThinkFormat | None:
-        """Return the format set by the pair or an option. Raises UsageError if it is unknown."""
+        """Return the thinking format set by the pair or an option. Raises UsageError if the format is unknown."""
         pair = self.choice.pair if self.choice.is_pairs_own else None
         if pairs_own := getattr(pair, f"{role}_think_format", None):
             return format_named(pairs_own, option=None)
@@ -138,10 +138,10 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class Setup(Basis):
-    """What a command runs, before its model files are read.
+    """A command's policies, models and settings, before model files are read.
 
     `sources` contains the required models, as named by the user. `reward` is the reward source for policies that accept any
-    source. `parsed_routes` contains the policies of a benchmark, and `named_taus` the taus of their presets.
+    source. `parsed_routes` contains the policies of a benchmark; `named_taus` contains the taus of their presets.
     """
 
     routes: Sequence[Route]
@@ -183,7 +183,7 @@ def for_solve(options: RunOptions, routing: RoutingOptions) -> Setup:
 
 
 def for_pair(options: RunOptions, routing: RoutingOptions) -> Setup:
-    """Return the setup for `open_pair`, which loads all named models for later calls, except the pair's own PRM."""
+    """Return the setup for `open_pair`, which loads all named models except the pair's own PRM."""
     basis = _basis(options)
     route, warnings = _route_and_warnings(basis, routing, options.explicit - {"router", "prm"})
     prm = options.models.prm if isinstance(options.models, ModelOptions) else None
@@ -214,7 +214,7 @@ def for_bench(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
 
 
 def for_resumed_bench(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bool | None) -> Setup:
-    """Return the setup to resume a benchmark with the run's presets and, unless an option is set, its early stopping."""
+    """Return the setup to resume a benchmark. The run's presets apply and, unless an option is set, its early stopping."""
     if not run:
         return setup
     current, kept = setup.named_taus, NamedTaus(run["named_taus"], run["tau_costs"]) if run.get("named_taus") else None
@@ -335,7 +335,7 @@ def _with_pairs_routing(routing: RoutingOptions, choice: ModelChoice) -> Routing
 
 
 def _policy_without_router(basis: Basis) -> str | None:
-    """Return the task's default policy if there is no router. On servers, `target` replaces speculation."""
+    """Return the task's default policy if there is no router. If a model is on a server, `target` replaces speculation."""
     if basis.router:
         return None
     return "target" if POLICIES[basis.task.policy].speculates and basis.served else basis.task.policy
@@ -377,7 +377,10 @@ def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward:
 
 
 def _refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "leave it out") -> None:
-    """Raise UsageError if this option was set explicitly. A setting may be meant for other commands, so it is ignored."""
+    """Raise UsageError if this option was set explicitly.
+
+    An option from a settings file is ignored, because it may be meant for other commands.
+    """
     if name in explicit:
         raise UsageError(reason, hint, option=name)
 

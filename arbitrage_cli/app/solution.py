@@ -1,4 +1,4 @@
-"""Defines a pair's results: solutions and stream events, and `InOrder`, which puts them in problem order."""
+"""Defines a pair's results: solutions, stream events, and `InOrder`, which puts results in problem order."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,9 +31,9 @@ class Usage:
 class Solution:
     """A solved problem.
 
-    `answer` is the final answer, or None if the text has none. `text` excludes `thinking`. `steps` contains one decision per
-    step. `seconds` is model time. `stop` is the reason that the solution ended. `error` is set if the problem failed in
-    `solve_many`; `steps` and `text` then contain the unfinished solution.
+    `answer` is the final answer, or None if the text contains no answer. `text` excludes `thinking`. `steps` contains one
+    decision per step. `seconds` is model time. `stop` is the reason why the solution ended. `error` is set if the problem
+    failed in `solve_many`; `steps` and `text` then contain the unfinished solution.
     """
 
     problem: Problem
@@ -106,12 +106,12 @@ class InOrder(Generic[T]):
         self._held[self._places.pop(trace)] = result
 
     def add(self, result: T) -> None:
-        """Store a result that needs no solving at the next position."""
+        """Store a result at the next position without solving a problem."""
         self._held[self._num_started] = result
         self._num_started += 1
 
     def ready(self) -> Iterator[T]:
-        """Remove and yield the results that do not have to wait for an unfinished problem."""
+        """Remove and yield the results that do not wait for an unfinished problem."""
         while self._num_passed in self._held:
             self._num_passed += 1
             yield self._held.pop(self._num_passed - 1)

@@ -1,7 +1,7 @@
 """Solves problems and outputs the results in order, optionally to a file from which the command can resume.
 
-The file is JSONL: one record per input line, in order. If a problem failed, the next command tries it again; until that
-command ends, the file has both records, and the later one counts.
+The file is JSONL: one record per input line, in order. If a problem failed, the next command tries it again. Until that
+command ends, the file contains both records, and the later record counts.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self._pass_on(*result)
 
     def solve(self, setup: Setup, problems: Problems, describe: Callable[[RunInfo], RunInfo]) -> None:
-        """Solve the problems that have no result. Models are loaded only if there are such problems.
+        """Solve the problems that have no result. If there are none, no models are loaded.
 
         `describe` extends the run description passed to the display. Raises UsageError if the file contains results of other
         problems or settings, and the same errors as `Session` and `Scheduler.run`.
@@ -130,7 +130,10 @@ class Solutions(AbstractContextManager["Solutions"]):
         self._display.end()
 
     def _how_to_resume(self, setup: Setup, problems: Problems, error: BaseException) -> str:
-        """Return a note about the results and how to resume; "" if nothing can be resumed or standard output is closed."""
+        """Return a note that counts the results and shows how to resume.
+
+        Return "" if nothing can be resumed or standard output is closed.
+        """
         if self._folder:
             done = rounding.count(len(self._folder.statuses), "result")
             return f"{done} saved in {self._path}; to resume: {resuming(setup.options.command)}"
@@ -150,7 +153,10 @@ class Solutions(AbstractContextManager["Solutions"]):
         self._pass_on_ready()
 
     def _unsolved(self, problems: Problems) -> Iterator[Problem]:
-        """Yield the problems that have no result or an error. Add other results and invalid lines in their places."""
+        """Yield the problems that have no result or have failed.
+
+        Other results and invalid lines are added in their places.
+        """
         for earlier in itertools.islice(self._earlier(), self._num_earlier):
             if problem := self._again.get(key_of(earlier)):
                 yield problem
@@ -175,7 +181,7 @@ class Solutions(AbstractContextManager["Solutions"]):
                 yield problem
 
     def _is_ready(self, problems: Problems) -> bool:
-        """Return whether another problem may start. Problems that crashed the process run alone."""
+        """Return whether another problem may start. A problem that crashed the process runs alone."""
         return not any(count < MAX_CRASHES for count in self._crashes.values()) and problems.is_ready()
 
     def _earlier(self) -> Iterator[Record]:
@@ -211,7 +217,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         return resume(earlier, run, self._path) if earlier else run
 
     def _remove_replaced(self) -> None:
-        """Remove errors from the file if the problem was tried again later."""
+        """Remove each error from the file whose problem was later tried again."""
         folder = self._folder
         if folder and sum(1 for _ in folder.rows) > len(folder.statuses):
             folder.rewrite(latest(folder.rows))

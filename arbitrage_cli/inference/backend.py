@@ -140,8 +140,10 @@ class Backend(Protocol):
 
     @property
     def states(self) -> States | None:
-        """The model's rollback methods, or None if `drop` accepts any position. With rollback methods, `drop` accepts only 0
-        and the positions that `can_drop` allows."""
+        """The model's rollback methods, or None if `drop` accepts any position.
+
+        With rollback methods, `drop` accepts only 0 and the positions that `can_drop` allows.
+        """
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         """Append `tokens` to a sequence that holds `position` tokens, without computing logits.

@@ -146,8 +146,10 @@ class ChatPrompt:
         return segments
 
     def after(self, step: Step) -> list[Segment]:
-        """Return the text between a kept step and the next step. After the last thought, this text closes the thinking
-        phase."""
+        """Return the text between a kept step and the next step.
+
+        After the last thought, this text closes the thinking phase.
+        """
         segments: list[Segment] = []
         if step.ends_thoughts:
             forced = f"\n\n{self._closing}\n" if step.stop == "think_budget" else ""

@@ -30,8 +30,10 @@ class Checkpoints:
         return self._states is None
 
     def read(self, sequence: int, held: list[int], tokens: list[int], deadline: Deadline | None = None) -> None:
-        """Prefill `tokens` after the `held` ids. If an error is raised (see `Backend.read`), a checkpoint may have been
-        restored."""
+        """Prefill `tokens` after the `held` ids.
+
+        If an error is raised (see `Backend.read`), a checkpoint may have been restored.
+        """
         try:
             self._backend.read(sequence, len(held), tokens, deadline=deadline)
         except BaseException:

@@ -119,15 +119,20 @@ class Decoder:
         self._reported: set[int] = set()  # control tokens that were warned about
 
     def read(self, step: StepInProgress) -> None:
-        """Prefill some of the unread tokens. The last unread token is always decoded, so that statistics do not depend on
-        the cache."""
+        """Prefill some of the unread tokens.
+
+        The last unread token is always decoded, so that statistics do not depend on the cache.
+        """
         began = self._clock()
         num_read = step.opened.cached.read(step.opened.cached.unread[:-1])
         step.cost += Cost(prefill_tokens=num_read, prefill_seconds=self._clock() - began)
 
     def decode(self, steps: Sequence[StepInProgress], rows: Sequence[list[int]]) -> list[list[str]]:
-        """Decode a batch. For each step, draw tokens until a token differs from the one in the step's row. Return the texts
-        of the drawn tokens."""
+        """Decode a batch.
+
+        For each step, draw tokens until a token differs from the one in the step's row. Return the texts of the drawn
+        tokens.
+        """
         logits = self._cache.decode([(step.opened.cached, tokens) for step, tokens in zip(steps, rows, strict=True)])
         drawn: list[list[str]] = []
         row = 0

@@ -136,8 +136,9 @@ class Engine:
         return [update for slot in reading for update in self._try(self._read, [slot])] + self._try(self._decode, decoding)
 
     def _try(self, work: Callable[[list[int]], list[SlotUpdate]], slots: list[int]) -> list[SlotUpdate]:
-        """Call `work` with all slots. If the call fails, call `work` for each slot separately, so that only the failing
-        problem is aborted.
+        """Call `work` with all slots.
+
+        If the call fails, call `work` for each slot separately, so that only the failing problem is aborted.
 
         A failing step is first retried without its proposal, because the model might never write the proposed text.
         """

@@ -40,8 +40,10 @@ class StepIds:
         self._written = (step, ids)
 
     def missing(self, trace: Trace) -> Iterator[tuple[Step, list[int]]]:
-        """Forget steps that are not in the trace. Yield each new step with its ids, which are [] if another model wrote the
-        step."""
+        """Forget steps that are not in the trace.
+
+        Yield each new step with its ids, which are [] if another model wrote the step.
+        """
         kept = [decision.kept for decision in trace.decisions]
         is_known = (step is known for step, (known, _) in zip(kept, self._steps, strict=False))
         del self._steps[sum(takewhile(bool, is_known)) :]
@@ -167,8 +169,10 @@ class Cache:
         self._closed: dict[int, CachedProblem] = {}  # by free slot
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> CachedProblem:
-        """Start a problem. Raises ContextFullError if the prompt is too long; ConversationError if the template rejects the
-        prompt."""
+        """Start a problem.
+
+        Raises ContextFullError if the prompt is too long; ConversationError if the template rejects the prompt.
+        """
         prompt = self.prompt_ids(problem)
         if len(prompt) >= self.context_size:
             raise ContextFullError(
@@ -264,8 +268,10 @@ class Cache:
         return tokens[: text.num_before_end(map(self.backend.tokenizer.piece, tokens))] if tokens else tokens
 
     def _shared_ids(self, problem: Problem) -> tuple[list[int], int]:
-        """Return the prefix that similar prompts share and the length of their shared suffix. A short prefix is returned as
-        []."""
+        """Return the prefix that similar prompts share and the length of their shared suffix.
+
+        A short prefix is returned as [].
+        """
         if problem.thinks not in self._shared:
             thoughts = None if problem.thinks else 0
             first, second = (self.prompt_ids(Problem("", question, think_tokens=thoughts)) for question in ("a", "1"))

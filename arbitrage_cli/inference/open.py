@@ -71,8 +71,7 @@ def try_model(source: str, options: "Options") -> None:
 
 
 def rolls_back(files: Sequence[Path]) -> bool | None:
-    """Return whether the model can remove rejected draft tokens from its recurrent state, or None if the model has not been
-    tried yet."""
+    """Return whether the model can drop rejected draft tokens from its recurrent state, or None if this is untested."""
     known = checksums.unchanged_sha256(files)
     found = _passed_trial(known).get("rolls_back") if known else None
     return found if isinstance(found, bool) else None

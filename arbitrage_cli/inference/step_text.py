@@ -13,8 +13,10 @@ MAX_CHARACTER_BYTES = 4  # in UTF-8
 
 @dataclass(frozen=True, slots=True)
 class StepEnd:
-    """The rule that ends a step: the first `separator` after at least `least` characters, counted from the first visible
-    character."""
+    """The rule that a step ends at the first `separator` after at least `least` characters.
+
+    Characters are counted from the first visible one.
+    """
 
     separator: str
     least: int = 1

@@ -32,8 +32,10 @@ class UnitCosts:
         return self.prefill_token + self.prefill_call / STEP_TOKENS
 
     def batch(self, rows: float) -> float:
-        """Return the seconds for a batch of this many tokens. They are interpolated between the sizes in `ROWS`, and
-        extrapolated for larger batches."""
+        """Return the seconds for a batch of this many tokens.
+
+        They are interpolated between the sizes in `ROWS`, and extrapolated for larger batches.
+        """
         index = min(max(1, bisect_left(ROWS, rows)), len(ROWS) - 1)
         low, least, most = ROWS[index - 1], self.batches[index - 1], self.batches[index]
         return least + (most - least) * (rows - low) / (ROWS[index] - low)

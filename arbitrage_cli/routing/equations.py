@@ -1,7 +1,7 @@
 r"""Finds and checks equations in a text, such as the wrong equation `788 * 9 = 7992`.
 
 The parser reads numbers (decimals, thousands commas, `%`), `+ - * / ( )` in plain, Unicode and LaTeX form, `\frac{}{}`, and
-chains such as `a = b = c`. It ignores currency signs, units and `\text{}`. It skips ambiguous expressions, such as
+chains such as `a = b = c`. It ignores currency signs, units and `\text{}`. It skips expressions that may be misread:
 variables, powers, words that imply arithmetic (`half of 10 + 2`), and unit conversions (`1/2 hour = 30 minutes`). Values are
 exact fractions. Parsing takes linear time and never evaluates code.
 """
@@ -59,10 +59,10 @@ _CONTINUES = _COMPUTES | {"and", "per", "by", "over", "to", "from", "between"}  
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """Two values that a text states to be equal.
+    """Two values that a text claims to be equal.
 
-    `is_right` allows for rounding, and tolerates a small difference if the sign means "approximately equal". `operands` are
-    the numbers on the left side; they are empty if the left side is also the right side of the previous equation.
+    `is_right` allows for rounding. If the sign means "approximately equal", a small difference is also allowed. `operands`
+    contains the numbers on the left side. It is empty if this side is also the right side of the previous equation.
     """
 
     left: Fraction
@@ -82,7 +82,7 @@ class _Token(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """An expression. `places` is the number of decimal places if the expression is a single number, otherwise None."""
+    """An expression. `places` is the number of decimal places of a single number; it is None for any other expression."""
 
     value: Fraction
     numbers: tuple[Value, ...]
@@ -140,7 +140,7 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 def _number_tokens(piece: str) -> list[_Token]:
-    """Return the number, and a break if a comma or a full stop follows it."""
+    """Return a number token, followed by a break token if a comma or full stop follows the number."""
     number = piece.rstrip(".,")
     is_readable = len(number) <= MAX_DIGITS and _NUMBER.fullmatch(number)
     token = _Token("number", number) if is_readable else _Token("unknown")
@@ -148,7 +148,7 @@ def _number_tokens(piece: str) -> list[_Token]:
 
 
 def _without_last_side(tokens: list[_Token]) -> list[_Token]:
-    """Return the tokens before the last equals sign, or all tokens if a break follows that sign."""
+    """Return the tokens before the last equals sign. If a break follows this sign, return all tokens."""
     for index in reversed(range(len(tokens))):
         if tokens[index].kind in ("equal", "break"):
             return tokens[:index] if tokens[index].kind == "equal" else tokens
@@ -188,7 +188,7 @@ def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, is_rough:
 
 
 def _ends(tokens: Sequence[_Token]) -> tuple[_Side | None, _Side | None]:
-    """Return the first and the last expression on a side of an equation, which are usually the same."""
+    """Return the first and the last expression on a side of an equation. Usually, the side contains only one expression."""
     first, *others = _pieces(tokens)
     start = _read(first)
     return start, _read(others[-1]) if others else start
@@ -211,7 +211,7 @@ def _pieces(tokens: Sequence[_Token]) -> list[list[_Token]]:
 
 
 def _continues(piece: Sequence[_Token]) -> bool:
-    """Return whether the next number belongs to this piece, as after `half of`, `the sum of 3 and` or `5 feet`."""
+    """Return whether the next number belongs to this piece, for example after `half of`, `the sum of 3 and` or `5 feet`."""
     last = piece[-1].text.lower()
     if last == "and" and all(token.kind == "word" for token in piece):
         return False

@@ -1,11 +1,11 @@
 """The features of a drafted step, which are the inputs of a router.
 
 Features are computed from the draft's token statistics, the text and the earlier steps, without running a model. They do not
-depend on a model's size or vocabulary, so a router can be used with any pair. For steps of 20 to 60 tokens, plain Python is
-faster than NumPy.
+depend on the size or the vocabulary of a model, so a router can be used with any pair. For steps of 20 to 60 tokens, plain
+Python is faster than NumPy.
 
-Log-probabilities of single tokens become log-odds, log(p / (1 - p)), so that a linear router can tell 0.99 from 0.9999.
-Features of missing digits, operators or earlier steps have the values of a token with probability 1.
+Log-probabilities of single tokens become log-odds, log(p / (1 - p)), so that a linear router can tell 0.99 from 0.9999. If
+digits, operators or earlier steps are missing, their features have the values of a token with probability 1.
 """
 
 import math
@@ -78,7 +78,7 @@ def _of_tokens(token_stats: TokenStats) -> dict[str, float]:
 def _summary(
     name: str, values: Sequence[float], scale: Callable[[float], float], *, is_low_certain: bool = False
 ) -> dict[str, float]:
-    """Return the scaled values of the first and the last token, and those of the least certain tokens."""
+    """Return the scaled values of the first token, the last token and the least certain tokens."""
     ordered, last = sorted(values, reverse=is_low_certain), len(values) - 1
     least, *quantiles = ("max", "q90", "q75", "q50") if is_low_certain else ("min", "q10", "q25", "q50")
     chosen = {"first": values[0], "last": values[-1], least: ordered[0], f"2nd_{least}": ordered[min(1, last)]}
@@ -88,7 +88,7 @@ def _summary(
 
 
 def _of_kind(kind: Kind, token_stats: TokenStats, kinds: Sequence[Kind]) -> dict[str, float]:
-    """Return the features of the tokens of this kind alone."""
+    """Return the features that describe only tokens of this kind."""
     chosen = [index for index, found in enumerate(kinds) if found == kind]
     # Two tokens with probability 1 stand for missing tokens.
     log_probabilities = _bounded([*(token_stats.log_probabilities[index] for index in chosen), 0.0, 0.0], LEAST_LOGPROB, 0.0)
@@ -150,7 +150,7 @@ def _of_text(trace: Trace, draft: Step) -> dict[str, float]:
 
 
 class _Ledger:
-    """The numbers that are given or computed in a solution, and how often each number was an operand."""
+    """The numbers given in the question or computed in the solution, and how often each number was an operand."""
 
     def __init__(self, question: str) -> None:
         self.available = Counter(numbers_in(question))
@@ -158,7 +158,7 @@ class _Ledger:
         self.wrong = 0
 
     def add(self, equations: Sequence[Equation]) -> tuple[int, int]:
-        """Record equations, and return the counts of unknown and overused operands."""
+        """Record equations. Return the numbers of unknown and of overused operands."""
         unknown = overused = 0
         for equation in equations:
             self.used.update(equation.operands)
@@ -210,8 +210,8 @@ def _of_position(trace: Trace) -> dict[str, float]:
 def _of_earlier_drafts(trace: Trace) -> dict[str, float]:
     """Return features of all earlier drafted steps, including discarded steps.
 
-    No feature reveals which steps were kept. During collection, the better step is kept, so such a feature would leak the
-    labels. During use, each escalation would make another escalation more likely.
+    No feature reveals which steps were kept. A feature that did so would leak the training labels, because the better step
+    is kept during collection. It would also make another escalation more likely after each escalation.
     """
     decisions = trace.decisions
     drafted = [decision.draft.token_stats for decision in decisions if decision.draft and decision.draft.token_stats]

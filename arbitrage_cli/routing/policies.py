@@ -1,7 +1,7 @@
 """The table of policies, with the score, default tau, models and rewards of each policy.
 
-To add a policy, write its score function in `arbitrage.py`, add it to the table, and describe it in the guide `routing`. Its
-mark and colour in charts are optional (`display/charts.py`, `report.css`).
+To add a policy, write its score function in `arbitrage.py`, add it to the table, and describe it in the guide `routing`. A
+mark and a colour for charts are optional (`display/charts.py`, `report.css`).
 """
 
 import math
@@ -37,8 +37,9 @@ RewardKind = Literal["prm", "judge", "any"]
 class Policy:
     """An entry in the table of policies.
 
-    If the kind is `single`, the first model writes every step, and an optional second model proposes tokens. `score_is` is a
-    noun phrase without an article. `make_scorer` takes a seed; if `needs_router` is true, a router provides the scorer.
+    If `kind` is `single`, the first model writes every step, and an optional second model proposes tokens. `score_is` is a
+    noun phrase without an article. `make_scorer` takes a seed. If `needs_router` is true, the router provides the scorer
+    instead.
     """
 
     name: str

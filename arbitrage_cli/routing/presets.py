@@ -33,9 +33,12 @@ DECISION_SECONDS, LOOK_SECONDS = 3.5e-4, 1.2e-4  # a router's time at the end of
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds per token on one machine, for one sequence at a time. Presets by price use dollars per million tokens instead.
+    """Seconds per token on one machine, for one sequence at a time.
 
-    Each call of a target on a server reads the earlier text again, at the cost of a cached token.
+    To choose presets by price, the fields contain dollars per million tokens instead.
+
+    A target on a server processes the earlier text again in each call. Each token of this text has the cost of a cached
+    token.
     """
 
     draft_seconds_per_token: float
@@ -47,14 +50,14 @@ class Costs:
 
     @property
     def verify(self) -> float:
-        """Seconds per token that the target verifies; the mean of its prefill and decode costs if unknown."""
+        """Seconds per token that the target verifies. If unknown, the mean of the target's prefill and decode costs."""
         if self.target_verify_seconds_per_token is not None:
             return self.target_verify_seconds_per_token
         return (self.target_prefill_seconds_per_token + self.target_seconds_per_token) / 2
 
     @property
     def write(self) -> float:
-        """Mean seconds per target token without a drafted step, with speculation if that is faster."""
+        """Mean seconds per target token without a drafted step. Includes speculation if this is faster."""
         return min(
             (self.target_seconds_per_token + count * (self.draft_seconds_per_token + self.verify))
             / sum(MATCH_RATE**right for right in range(count + 1))
@@ -83,12 +86,12 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class TauRow:
-    """The expected effect of one tau. Token counts and `looks` are means per solution.
+    """The expected effect of one tau. Token counts and `looks` (scores of unfinished steps) are means per solution.
 
-    `wasted` is the share of escalated steps without an advantage; None if no steps are escalated. `recall` is the share of
-    steps with an advantage that are escalated; None if there are none. `change` is the reward minus the target's reward in
-    points (hundredths), with a confidence interval across problems. `target_verify_tokens` counts the target's tokens that
-    the draft also wrote; `target_tokens` counts the others. `looks` counts the scores of unfinished steps.
+    `wasted` is the share of escalated steps that have no advantage, or None if no steps are escalated. `recall` is the share
+    of steps with an advantage that are escalated, or None if no steps have an advantage. `change` is the difference from the
+    target's reward in points (hundredths), with a confidence interval across problems. `target_verify_tokens` counts the
+    target's tokens that the draft also wrote; `target_tokens` counts all other tokens of the target.
     """
 
     tau: float
@@ -118,7 +121,8 @@ class TauTable:
     """A table of taus in ascending order, from `ALWAYS` to `NEVER`.
 
     `steps`, `prompt_tokens` and `alone_tokens` (written by the target alone) are means per solution. `named` maps each
-    preset to its tau. `early` contains rows for the same taus with early stops; it is empty if they were not measured.
+    preset to its tau. `early` contains rows for the same taus with early stops. It is empty if early stops were not
+    measured.
     """
 
     rows: tuple[TauRow, ...]
@@ -135,7 +139,7 @@ class TauTable:
         return min(rows, key=lambda row: abs(row.tau - min(max(tau, ALWAYS), NEVER)))
 
     def time(self, row: TauRow) -> float | None:
-        """Return the expected time per solution relative to the target alone; None if the costs are unknown."""
+        """Return the expected time per solution relative to the target alone, or None if the costs are unknown."""
         costs = self.costs
         if costs is None or self.alone_seconds <= 0:
             return None
@@ -151,14 +155,17 @@ class TauTable:
 
     @property
     def alone_seconds(self) -> float:
-        """The expected seconds per solution of the target alone, without speculation; 0 if the costs are unknown."""
+        """The expected seconds per solution with the target alone, without speculation. 0 if the costs are unknown."""
         if self.costs is None:
             return 0.0
         prompt = self.prompt_tokens * self.costs.target_prefill_seconds_per_token
         return prompt + self.alone_tokens * (self.costs.target_seconds_per_token + TOKEN_SECONDS)
 
     def time_alone(self) -> float:
-        """Return the expected time of policy `speculative` relative to the target alone: at most 1, and 1 if unknown."""
+        """Return the expected time of policy `speculative` relative to the target alone.
+
+        The result is at most 1, and 1 if unknown.
+        """
         costs = self.costs
         if costs is None:
             return 1.0
@@ -167,11 +174,11 @@ class TauTable:
         return min(1.0, (read + speculating) / (read + self.alone_tokens * costs.target_seconds_per_token))
 
     def faster_row(self, tau: float) -> TauRow:
-        """Return the row of the nearest tau, with early stops if they save time at this tau."""
+        """Return the row of the nearest tau. Early stops are included if they save time at this tau."""
         return self.row_at(tau, stops_early=self.early_stop_pays([tau]))
 
     def early_stop_pays(self, taus: Iterable[float]) -> bool:
-        """Return whether early stops save time, summed over these taus; False if unknown."""
+        """Return whether early stops save time in total for these taus. Return False if this is unknown."""
         times = [[self.time(self.row_at(tau, stops_early=early)) or 0.0 for tau in taus] for early in (True, False)]
         with_stops, without = map(sum, times)
         return with_stops < without
@@ -189,7 +196,10 @@ class TauTable:
         return replace(table, named=choose_presets(table))
 
     def at_budget(self, share: float) -> float:
-        """Interpolate the tau at which the target writes this share of the steps. Raises UsageError if there is none."""
+        """Interpolate the tau at which the target writes this share of the steps.
+
+        Raises UsageError if there is no such tau.
+        """
         if not 0 <= share <= 1:
             hint = "use the target's share of the steps, such as 30%"
             raise UsageError(f"budget {share * 100:g}% is not between 0% and 100%", hint, option="tau")
@@ -218,7 +228,7 @@ class TauTable:
 
 
 def choose_presets(table: TauTable) -> dict[str, float]:
-    """Return the tau of each preset. If the costs are unknown, the tau that escalates the fewest steps is chosen."""
+    """Return the tau of each preset. If the costs are unknown, the tau with the fewest escalated steps is chosen."""
     lead = max(0.0, -table.rows[-1].change)  # of the target over the draft
     max_losses = {"exact": EXACT_TOLERANCE, **{name: share * lead for name, share in LOSSES.items()}}
 

@@ -28,7 +28,7 @@ SAME = "same"  # the tau at which a policy escalates as many steps as policy `ar
 class Route:
     """A policy with its tau.
 
-    `tau_name` is the preset or budget that the tau was resolved from. If `stops_early` is true, a drafted step may be
+    `tau_name` is the preset or budget from which the tau was resolved. If `stops_early` is true, a drafted step may be
     escalated before its end.
     """
 
@@ -74,7 +74,7 @@ class Route:
         return _one_after_the_other(thinking, arbitrage(trace, routed, tau, keep=keep))
 
     def thoughts_tau(self, scorer: Scorer | None) -> float | None:
-        """Return the tau for thinking steps, which differs from `tau` if the router was not trained on thinking."""
+        """Return the tau for thinking steps. It differs from `tau` if the router was not trained on thinking."""
         if self.tau is None or not self.policy.needs_router or scorer is None or scorer.routes_thoughts:
             return self.tau
         return self._thoughts_tau(self.tau)
@@ -123,7 +123,7 @@ def parse_routes(text: str) -> list[ParsedRoute]:
 
 
 def preset_or_budget(policy: Policy, tau: str | None) -> str | None:
-    """Return the preset or budget that the tau names; None if the tau is a number."""
+    """Return the preset or budget that the tau names, or None if the tau is a number."""
     name = tau or DEFAULT_TAU
     return name if policy.needs_router and (name in PRESETS or name.endswith("%")) else None
 
@@ -142,7 +142,10 @@ def accepts_tau(policy: Policy, tau: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AvailableRouter:
-    """A router, its source, and the token costs measured on this machine, or prices if `is_priced`. All three may be None."""
+    """A router, its source, and the pair's token costs.
+
+    The costs are measured on this machine or, if `is_priced` is true, computed from prices.
+    """
 
     router: Router | None
     source: str | None
@@ -156,7 +159,10 @@ class AvailableRouter:
 
     @property
     def table(self) -> TauTable:
-        """The table of taus at this machine's costs, or at the card's costs. Raises UsageError if there is no router."""
+        """The table of taus for this machine's costs or, if these are unknown, the card's costs.
+
+        Raises UsageError if there is no router.
+        """
         table = TauTable.from_json(need_router(self.router).card.taus)
         return table.at_costs(self.costs) if self.costs or self.is_universal else table
 
@@ -174,7 +180,7 @@ class AvailableRouter:
         return self.table.row_at(route.tau, stops_early=route.stops_early)
 
     def expected_seconds(self, route: Route) -> float | None:
-        """Return the expected seconds for a problem similar to those in the router's table; None if unknown."""
+        """Return the expected seconds for a problem similar to the router's test problems, or None if unknown."""
         if self.router is None or self.costs is None or self.is_universal or self.is_priced:
             return None
         table, row = self.table, self.row_of(route)
@@ -198,7 +204,7 @@ def choose_policy(name: str | None, router: Router | None) -> Policy:
 
 
 def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> float | None:
-    """Return the tau as a number; None if the policy has no tau. Raises UsageError if the tau is invalid."""
+    """Return the tau as a number, or None if the policy has no tau. Raises UsageError if the tau is invalid."""
     if not policy.has_tau:
         return None
     if tau is None and policy.default_tau is not None:
@@ -242,10 +248,10 @@ def make_routes(
 
 
 def stops_early(option: bool | None, routes: Sequence[Route], available: AvailableRouter) -> bool | None:
-    """Return whether drafted steps are stopped early; None if no policy supports early stops.
+    """Return whether drafted steps are stopped early, or None if no policy supports early stops.
 
-    If `option` is None, early stops are used if they save time according to the router's table. The table of the universal
-    router was not measured on this pair, so it does not count.
+    If `option` is None, early stops are used if they save time according to the router's table. The universal router's table
+    is ignored, because it was not measured on this pair.
     """
     stopping = [route for route in routes if route.policy.can_stop_early]
     if not stopping or option is not None:
@@ -263,8 +269,8 @@ def stops_early(option: bool | None, routes: Sequence[Route], available: Availab
 def route_or_target_alone(route: Route, available: AvailableRouter, *, is_open: bool) -> tuple[Route, str | None]:
     """Return the route, and a warning if it is expected to be slower than the target alone.
 
-    If the user chose no routing options (`is_open`), the target alone replaces a slower route, with speculation if that is
-    faster still.
+    If the user set no routing options (`is_open`), a slower route is replaced by the target alone or, if speculation is even
+    faster, by the speculative target.
     """
     row, costs = available.row_of(route), available.costs
     if row is None or route.tau is None:

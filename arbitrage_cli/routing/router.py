@@ -38,10 +38,10 @@ ModelFacts = Mapping[str, Any]  # the `name` and `sha256` of a model; the sha256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """A network that computes log-odds from d inputs, with one hidden layer of h rectified units or none.
+    """A network that computes log-odds from d inputs. It has one hidden layer of h rectified units, or no hidden layer.
 
-    `mean` and `scale` have shape (d,). `layer` contains the weights (d, h) and biases (h,) of the units; None if the network
-    is linear. `output` has shape (h,), or (d,) if the network is linear. All arrays are float32.
+    `mean` and `scale` have shape (d,). `layer` contains the hidden units' weights of shape (d, h) and biases of shape (h,).
+    It is None if the network is linear. `output` has shape (h,) or, if the network is linear, (d,). All arrays are float32.
     """
 
     mean: Floats
@@ -51,7 +51,7 @@ class Network:
     layer: tuple[Floats, Floats] | None = None
 
     def standardised(self, inputs: Floats) -> Floats:
-        """Convert inputs (..., d) to standard deviations from the mean, clipped to `MAX_INPUT`."""
+        """Convert inputs of shape (..., d) to standard deviations from the mean, clipped to `MAX_INPUT`."""
         scaled: Floats = (inputs - self.mean) / self.scale
         np.minimum(scaled, MAX_INPUT, out=scaled)
         return np.maximum(scaled, -MAX_INPUT, out=scaled)
@@ -70,7 +70,7 @@ class Network:
         return replace(self, output=output, output_bias=self.output_bias * slope + shift)
 
     def parts(self, inputs: Floats) -> NDArray[np.float64]:
-        """Return the contribution (d,) of each input (d,) to the log-odds, relative to the mean input.
+        """Return the contribution of each of the d inputs to the log-odds, relative to the mean input.
 
         Contributions are integrated gradients (Sundararajan et al., arXiv 1703.01365, eq. 1), with the mean input as the
         baseline. The integral has a closed form, because the mean slope of a rectified unit is the change in its output
@@ -91,7 +91,8 @@ class Network:
 class RouterCard:
     """The description of a router, including its quality on test problems (`metrics`) and its table of taus.
 
-    `pairs` lists the model pairs that wrote the training and test states. `training.train` writes the other mappings.
+    `pairs` lists the model pairs that wrote the training and test states. The other mappings are written by
+    `training.train`.
     """
 
     name: str
@@ -117,7 +118,7 @@ class RouterCard:
 
     @property
     def step_end(self) -> StepEnd:
-        """The end of steps in the training states."""
+        """The rule that ended steps in the training states."""
         return StepEnd(**self.data["step_end"]) if "step_end" in self.data else BLANK_LINE
 
     def to_json(self) -> dict[str, Any]:
@@ -146,12 +147,12 @@ class Router:
         return probability
 
     def probabilities(self, rows: Floats) -> NDArray[np.float64]:
-        """Return the probabilities (...) for rows (..., n_features) with the columns `FEATURES`."""
+        """Return the probabilities for rows of shape (..., n_features) with the columns `FEATURES`."""
         log_odds = self.network.log_odds(rows[..., self._columns]).astype(np.float64)
         return 1.0 / (1.0 + np.exp(-np.clip(log_odds, -MAX_LOG_ODDS, MAX_LOG_ODDS)))
 
     def explain(self, trace: Trace, position: int) -> Attribution | None:
-        """Return the contribution of each feature to the score at this position; None if the router did not score this step.
+        """Return each feature's contribution to the score at this position, or None if the router did not score the step.
 
         If the log-odds exceed `MAX_LOG_ODDS`, the difference is listed as the contribution `limit`. Raises ValueError if the
         draft has no token statistics.
@@ -190,7 +191,10 @@ class Router:
 
 
 def digest_of_problem(question: str) -> str:
-    """Return 8 hex digits. About one in a million new problems matches one of 4,000 known problems by chance."""
+    """Return 8 hex digits.
+
+    With 4,000 known problems, about one in a million new problems matches a known problem by chance.
+    """
     return hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
@@ -213,7 +217,10 @@ def is_due(num_tokens: int) -> bool:
 
 
 def clearly_above(tau: float) -> float:
-    """Return the probability above which an unfinished step is stopped. Taus outside 0 to 1 are unchanged."""
+    """Return the probability above which an unfinished step is stopped.
+
+    A tau that is not between 0 and 1 is returned unchanged.
+    """
     return ODDS * tau / (1 + (ODDS - 1) * tau) if 0 < tau < 1 else tau
 
 

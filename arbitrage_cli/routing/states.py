@@ -46,7 +46,7 @@ class State:
 
     @property
     def advantage(self) -> float:
-        """The difference of the rewards, rounded so that equal differences compare equal."""
+        """The target's reward minus the draft's, rounded so that equal differences compare equal."""
         return round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS)
 
     @property
@@ -56,7 +56,7 @@ class State:
 
     @property
     def shared_tokens(self) -> int:
-        """The estimated number of target tokens that the drafted step would propose correctly.
+        """The estimated number of target tokens that the drafted step, as a proposal, would predict correctly.
 
         The estimate compares words, symbols and digits instead of tokens, so it does not depend on a vocabulary.
         """
@@ -73,7 +73,7 @@ class State:
 def collect(trace: Trace, observe: Callable[[State], None]) -> Flow:
     """Write every step with both models, keep the better step, and pass each state to `observe`.
 
-    Equal rewards keep the drafted step. The draft must record token statistics.
+    If the rewards are equal, the drafted step is kept. The draft must record token statistics.
     """
     while not trace.finished:
         draft: Step = yield WriteStep("draft", trace)
@@ -96,7 +96,7 @@ def collect(trace: Trace, observe: Callable[[State], None]) -> Flow:
 
 
 def features_of(question: str, states: Sequence[State]) -> Floats:
-    """Return the features (n, n_features) of the states of one solution."""
+    """Return the features of one solution's n states, an array of shape (n, n_features)."""
     trace, rows = Trace(Problem("", question), Limits()), [np.empty((0, len(FEATURES)), np.float32)]
     for state in states:
         rows.append(features(trace, state.draft)[None])
@@ -105,7 +105,7 @@ def features_of(question: str, states: Sequence[State]) -> Floats:
 
 
 def prefixes_of(question: str, states: Sequence[State]) -> Iterator[tuple[int, int, Floats]]:
-    """Yield the state index, the token count and the features of each prefix that a router scores."""
+    """For each prefix that a router scores, yield the state index, the token count and the features."""
     trace = Trace(Problem("", question), Limits())
     for index, state in enumerate(states):
         for num_tokens in filter(is_due, range(1, state.draft_tokens)):

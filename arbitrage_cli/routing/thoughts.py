@@ -1,8 +1,8 @@
 """Chooses the thoughts that the target writes if the router was not trained on thinking: lead, probe, stay.
 
-The target leads by writing the first thoughts. It then writes random later thoughts (probes), and stays as long as its
-thoughts depart from the drafted thoughts. A budget limits its share of the later thoughts. `tests/benchmarks/README.md`
-compares this rule with others.
+The target leads: it writes the beginning of the thinking. Later thoughts are probed at random. After a probe, the target
+stays as long as its thoughts differ from the drafted thoughts. A budget limits the target's share of the later thoughts.
+`tests/benchmarks/README.md` compares this rule with others.
 """
 
 import re
@@ -25,7 +25,10 @@ def probe_tau(budget: float) -> float:
 
 
 def lead_probe_stay(budget: float, draw: ScoreOf) -> ScoreOf:
-    """Return a scorer of drafted thoughts: 1 to lead or stay, 0 if the budget is spent, otherwise a random number."""
+    """Return a scoring function for drafted thoughts.
+
+    The score is 1 to lead or stay, 0 if the budget is spent, and otherwise random.
+    """
 
     def score(trace: Trace, draft: Step) -> float:
         later = [decision for tokens, decision in _with_tokens_before(trace) if tokens >= LEAD]
@@ -39,13 +42,13 @@ def lead_probe_stay(budget: float, draw: ScoreOf) -> ScoreOf:
 
 
 def departs(decision: Decision) -> bool:
-    """Return whether the target wrote this step and kept few of the drafted words."""
+    """Return whether the target wrote this step with few of the drafted words."""
     draft, target = decision.draft, decision.target
     return draft is not None and target is not None and share_kept(draft.text, target.text) < DEPARTED
 
 
 def share_kept(drafted: str, written: str) -> float:
-    """Return the share of the drafted words before the first word that was written differently."""
+    """Return the share of the drafted words that precede the first different word."""
     words = _WORD.findall(drafted)
     kept = takewhile(lambda pair: pair[0] == pair[1], zip(words, _WORD.findall(written), strict=False))
     return sum(1 for _ in kept) / max(1, len(words))

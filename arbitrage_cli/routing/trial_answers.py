@@ -1,7 +1,8 @@
 """Ends thinking as soon as the answer is known, as in DEER (arXiv 2504.15895).
 
-After some thoughts, a model writes a trial answer: thinking is closed, the answer begins with `OPENING`, and the model adds
-at most `MAX_TOKENS` tokens. If two trial answers in a row are equal, thinking ends. Otherwise, the trial answer is removed.
+After some thoughts, a model writes a trial answer: the thinking phase is closed, and the model completes `OPENING` with at
+most `MAX_TOKENS` tokens. Thinking ends after two equal trial answers in a row. Otherwise, the model does not see the trial
+answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class TrialAnswers:
 
 
 def is_due(trace: Trace, kept: Step) -> bool:
-    """Return whether to try an answer after this step, which `trace` does not contain yet."""
+    """Return whether to try an answer after this step. `trace` does not contain the step yet."""
     if kept.phase != "think" or not kept.is_whole or kept.ends_thoughts:
         return False
     tried_at = [tokens for tokens, decision in zip(_tokens_until(trace), trace.decisions, strict=True) if decision.trial]

@@ -61,8 +61,9 @@ def place(
 
 
 def threads_without_costs(source: str, load: Options) -> int:
-    """Return the number of threads. A model that fits in a processor's cache gets one, because more would wait for each
-    other.
+    """Return the number of threads.
+
+    A model that fits in a processor's cache gets one, because more would wait for each other.
     """
     size = sum(file.stat().st_size for file in local_files(source))
     return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())

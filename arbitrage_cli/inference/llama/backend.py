@@ -275,8 +275,10 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
                 c.llama_set_abort_callback(self._context, c.ggml_abort_callback(), None)
 
     def _logits(self, count: int) -> Floats:
-        """Return a view of `count` rows of logits. Views are cached because creating a view takes longer than decoding a
-        token with a tiny model."""
+        """Return a view of `count` rows of logits.
+
+        Views are cached because creating a view takes longer than decoding a token with a tiny model.
+        """
         pointer = c.llama_get_logits(self._context)
         if not pointer:
             raise ComputeError(f"{self._path.name}: llama.cpp returned no logits", "please report this")
@@ -286,8 +288,10 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         return self._views[key]
 
     def _describe(self) -> str:
-        """Return the model's architecture, size and quantization. If the file does not state the size, llama.cpp estimates
-        it."""
+        """Return the model's architecture, size and quantization.
+
+        If the file does not state the size, llama.cpp estimates it.
+        """
         buffer = ctypes.create_string_buffer(256)
         c.llama_model_desc(self._model, buffer, len(buffer))
         architecture, size, quantization = buffer.value.decode("utf-8", errors="replace").split(" ", 2)
@@ -328,8 +332,10 @@ def _bytes_of(state: State) -> Any:
 
 
 class _Batch:
-    """A `llama_batch` with one sequence per token. Pointers are cached because ctypes creates a new pointer object at each
-    access."""
+    """A `llama_batch` with one sequence per token.
+
+    Pointers are cached because ctypes creates a new pointer object at each access.
+    """
 
     def __init__(self, size: int) -> None:
         self.struct = c.llama_batch_init(size, 0, 1)

@@ -85,8 +85,10 @@ class LlamaTokenizer:
             self._token_buffer = (c.llama_token * -found)()  # llama.cpp returned the required size, negated
 
     def _tokenize_continuation(self, text: str) -> list[int]:
-        """Tokenize the text after a guard character and remove the guard's tokens. SentencePiece would insert a space before
-        the text otherwise."""
+        """Tokenize the text after a guard character and remove the guard's tokens.
+
+        SentencePiece would insert a space before the text otherwise.
+        """
         for guard in "\n.0":
             head, tokens = self._tokenize(guard), self._tokenize(guard + text)
             if tokens[: len(head)] == head:  # otherwise the text merged with the guard

@@ -1,5 +1,7 @@
-"""Tries a model file in a separate process, because a damaged file can crash the process. `inference.open` starts the
-process."""
+"""Tries a model file in a separate process, because a damaged file can crash the process.
+
+`inference.open` starts the process.
+"""
 
 import logging
 import resource

@@ -66,8 +66,9 @@ class ServedSource:
 def find_keys(
     addresses: Mapping[ModelRole, Address], variables: Mapping[ModelRole, str | None], environment: Mapping[str, str]
 ) -> dict[ModelRole, str]:
-    """Return each role's API key. The environment variable of the pair takes precedence over that of the role, and both over
-    the variable for all roles.
+    """Return each role's API key.
+
+    The environment variable of the pair takes precedence over that of the role, and both over the variable for all roles.
 
     Raises UsageError if the pair's variable is not set, if a key is invalid or would be sent unencrypted, or if several
     servers would receive the shared key.

@@ -146,8 +146,7 @@ class _Chunk(BaseModel):
 
 
 class OwnText:
-    """Removes the beginning of a response that repeats the text to continue, including a separator at the end of this
-    text."""
+    """Removes repeated text from the beginning of a response: the text to continue and the separator after it."""
 
     def __init__(self, written: str, chat: Chat) -> None:
         self._sent = written.rstrip() if chat.trims or chat.is_instructed else written
@@ -155,8 +154,10 @@ class OwnText:
         self._skipped = "\n" if written != self._sent else ""
 
     def __call__(self, piece: Piece) -> Piece:
-        """Hold a response back until it differs from the text to continue. Raises NotContinuedError if the response repeats
-        only a part of this text."""
+        """Hold a response back until it differs from the text to continue.
+
+        Raises NotContinuedError if the response repeats only a part of this text.
+        """
         text = piece.text
         if not self._is_compared:
             self._held += text

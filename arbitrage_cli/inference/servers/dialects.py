@@ -46,8 +46,10 @@ Prompt = Sequence[int] | str | Dialogue
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """A request to continue a prompt up to `stop` or `marker`. Requests with different cache keys do not share a prompt
-    cache."""
+    """A request to continue a prompt up to `stop` or `marker`.
+
+    Requests with different cache keys do not share a prompt cache.
+    """
 
     model: str
     prompt: Prompt

@@ -40,8 +40,7 @@ TEMPLATE_REFUSED = frozenset({400, 422, 500})  # HTTP status if a chat template 
 
 
 class Controls:
-    """Finds text that a server would tokenize as a control token, either a well-known one or one in the prompt's
-    template."""
+    """Finds text that a server would tokenize as control tokens, including the control tokens in the prompt's template."""
 
     def __init__(self, segments: Iterable[Segment], *, can_ignore: bool = False) -> None:
         template = "".join(segment.text for segment in segments if isinstance(segment, Control))
@@ -98,8 +97,10 @@ class ServedModel:
         return prompt_text(segments, controls) if self.dialect.is_plain else await self.ids_of(segments, controls)
 
     async def ids_of(self, segments: Sequence[Segment], controls: Controls) -> list[int]:
-        """Return the token ids of a prompt. The prompt is tokenized as a whole unless a question or step may contain control
-        tokens."""
+        """Return the token ids of a prompt.
+
+        The prompt is tokenized as a whole unless a question or step may contain control tokens.
+        """
         if not any(LOOKS_LIKE_CONTROL.search(segment.text) for segment in segments if isinstance(segment, Plain)):
             return await self.tokenize("".join(segment.text for segment in segments), is_template=True, begins=True)
         parts = [

@@ -198,8 +198,7 @@ async def _without_thinking(model: ServedModel, chat: Chat) -> tuple[Chat, list[
 
 
 async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:
-    """Return the chat with the convention called `name` or, without a name, with the first convention that continues a
-    text."""
+    """Return the chat with the convention `name` or, if `name` is None, with the first convention that continues a text."""
     for own in [name] if name else CONTINUATIONS:
         tried = replace(chat, continuation=own)
         if own == INSTRUCTED:

@@ -336,8 +336,10 @@ class ChatWriter(ServedWriter):
         return Dialogue([*messages, {"role": "user", "content": problem.question}], written)
 
     def _request(self, slot: _Slot, prompt: Prompt, writing: _Writing, max_tokens: int) -> TextRequest:
-        """Return a request. The stop string is empty if a step may contain a separator, or if the server cannot stop at a
-        separator."""
+        """Return a request.
+
+        The stop string is empty if a step may contain a separator, or if the server cannot stop at a separator.
+        """
         request = super()._request(slot, prompt, writing, max_tokens)
         is_first = writing.phase == "answer" and self._step_end.least == 1
         return replace(request, stop=self._step_end.separator if is_first and self._chat.can_stop else "")
@@ -380,8 +382,10 @@ class ChatWriter(ServedWriter):
         return writing.stop
 
     async def _is_over(self, slot: _Slot, writing: _Writing, request: TextRequest) -> bool:
-        """Return whether the solution is complete. Unless it is certainly unfinished, the model is asked to continue it
-        without a stop string."""
+        """Return whether the solution is complete.
+
+        Unless it is certainly unfinished, the model is asked to continue it without a stop string.
+        """
         dialogue = request.dialogue + writing.text.so_far.lstrip()
         if not self._may_be_complete(dialogue.written):
             return False
