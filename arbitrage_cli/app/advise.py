@@ -30,7 +30,7 @@ from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.selection import Selection, default_folder, read_problems
 from arbitrage_cli.app.sentences import sentence
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import RunOptions, for_bench, for_resumed_bench
+from arbitrage_cli.app.setup import RunOptions, for_bench, for_resumed_bench, think_tokens
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.data.rows import make_dataset
 from arbitrage_cli.errors import DefectError, UsageError
@@ -97,7 +97,7 @@ def request_of(
     problems = ProblemOptions(dataset=advice.dataset or "builtin", mapping=advice.mapping, limit=str(MOST_PROBLEMS))
     selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
     task = find_task(generation.task or selected.dataset.task)
-    choice = choose_models(explicit, models, task.name)
+    choice = choose_models(explicit, models, task.name, thinks=think_tokens(generation) != 0)
     if advice.save and not choice.is_pairs_own:
         hint = "add these two models to pairs.toml, then use --pair NAME"
         raise UsageError("can only be used with a named pair", hint, option="save")

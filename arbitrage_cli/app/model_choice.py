@@ -74,16 +74,23 @@ class ModelChoice:
         return _is_pair(self.pair, self.models)
 
 
-def _choose_pair(explicit: frozenset[str], options: RouterOptions) -> PairEntry | None:
+def _choose_pair(explicit: frozenset[str], options: RouterOptions, *, thinks: bool) -> PairEntry | None:
     models = (options.draft, options.target)
     if any(models) and (not options.pair or (all(models) and "pair" not in explicit)):
         return None
-    return find_pair(options.pair or DEFAULT_PAIR, user_pairs())
+    pairs = user_pairs()
+    pair = find_pair(options.pair or DEFAULT_PAIR, pairs)
+    return find_pair(pair.thinking_pair, pairs) if thinks and pair.thinking_pair and not any(models) else pair
 
 
-def choose_models(explicit: frozenset[str], options: RouterOptions, task: str | None = None) -> ModelChoice:
-    """Return the models and router, and a PRM if the command supports it. Raises UsageError if the pair is unknown."""
-    pair = _choose_pair(explicit, options)
+def choose_models(
+    explicit: frozenset[str], options: RouterOptions, task: str | None = None, *, thinks: bool = False
+) -> ModelChoice:
+    """Return the models and router, and a PRM if the command supports it. Raises UsageError if the pair is unknown.
+
+    If `thinks` is true, the pair's thinking pair is used.
+    """
+    pair = _choose_pair(explicit, options, thinks=thinks)
     prm = options.prm if isinstance(options, ModelOptions) else None
     models: Models = {"draft": options.draft, "target": options.target, "prm": prm}
     if pair:

@@ -282,8 +282,8 @@ def _basis(options: RunOptions, default_concurrency: str = "1") -> Basis:
     task = options.task or find_task(options.generation.task)
     if not task.runs_code:
         _refuse(options.explicit, "run_code", f"task {task.name} runs no programs")
-    think_tokens(options.generation)  # refuses an invalid value before a file is read
-    choice = choose_models(options.explicit, options.models, task.name)
+    thinks = think_tokens(options.generation) != 0
+    choice = choose_models(options.explicit, options.models, task.name, thinks=thinks)
     load = load_options(choice.pair, options.machine, options.machine.threads)
     router = load_router(router_file(choice.router_source)) if choice.router_source else None
     if router:

@@ -39,17 +39,19 @@ _ADVICE = ("policy", "tau", "router")  # the fields that `arbitrage advise --sav
 class PairEntry:
     """A draft and a target, with the options to use for them unless a command overrides them.
 
-    `ctx` is the context window in tokens, and `prm_style` a prompt style from `rewards.questions`. For models on servers,
-    `*_api_key_env` names the environment variable of the API key, and `*_template` the file of the chat template.
-    `target_continuation` names a convention in `inference.servers.chat`, and `target_price` contains dollars per million
-    prompt tokens, cached prompt tokens and completion tokens. `*_think_format` names the thinking format of a model if its
-    chat template does not reveal it. `think_closing` is the sentence that ends thinking at its token limit.
+    `thinking_pair` names the pair that replaces this one with thinking. `ctx` is the context window in tokens, and
+    `prm_style` a prompt style from `rewards.questions`. For models on servers, `*_api_key_env` names the environment
+    variable of the API key, and `*_template` the file of the chat template. `target_continuation` names a convention in
+    `inference.servers.chat`, and `target_price` contains dollars per million prompt tokens, cached prompt tokens and
+    completion tokens. `*_think_format` names the thinking format of a model if its chat template does not reveal it.
+    `think_closing` is the sentence that ends thinking at its token limit.
     """
 
     name: str
     draft: str
     target: str
     notes: str = ""
+    thinking_pair: str | None = None
     policy: str | None = None
     tau: str | None = None
     ctx: int | None = None
