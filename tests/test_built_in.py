@@ -213,9 +213,10 @@ def test_thoughts_find_the_slips_in_them(generate: ModuleType, recipe: Callable[
 
 def test_the_readme_of_the_models_is_true() -> None:
     card = (MODELS / "README.md").read_text(encoding="utf-8")
-    pair = read_pairs()["builtin"]
+    pair, thinking = (read_pairs()[name] for name in ("builtin", "builtin-thinking"))
     assert pair.router
-    shipped = [find_files(source)[0] for source in (pair.draft, pair.target, pair.prm) if source]
+    sources = (pair.draft, pair.target, pair.prm, thinking.draft, thinking.target)
+    shipped = [find_files(source)[0] for source in sources if source]
     routers = sorted(MODELS.glob("*.safetensors"))
     assert {router_file(pair.router), router_file(UNIVERSAL_ROUTER)} <= set(routers)
     for path in (*shipped, *routers, MODELS / "builtin.jsonl", MODELS / "builtin-dev.jsonl"):
@@ -234,6 +235,14 @@ def test_the_router_is_of_this_pair() -> None:
     (record,) = solve("5 + 6", "--json").records
     assert (record["draft"], record["target"]) == ("builtin:draft", "builtin:target")
     assert (record["policy"], record["settings"]["router"], record["settings"]["system"]) == ("arbitrage", "builtin", "")
+
+
+@pytest.mark.parametrize("options", [("--think", "on"), ("--pair", "builtin-thinking")])
+def test_thinking_uses_the_pair_that_thinks(options: tuple[str, ...]) -> None:
+    (record,) = solve("What is 23 * 47 - 88?", *options, "--json").records
+    assert (record["draft"], record["target"]) == ("builtin:thinking-draft", "builtin:thinking-target")
+    assert record["answer"] == "993"
+    assert [step["phase"] for step in record["steps"]].count("think") >= 2
 
 
 def test_heads_of_pairs_ship() -> None:

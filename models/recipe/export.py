@@ -10,13 +10,13 @@ from pathlib import Path
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from gguf.quants import quantize
 from model import NORM_EPSILON, ROPE_BASE, Model, Shape, load_model
-from tokenizer import CHAT_TEMPLATE, END, PAD, SEPARATOR, SPECIALS, load_tokenizer, merges
+from tokenizer import CHAT_TEMPLATE, END, PAD, SEPARATOR, SPECIALS, THINKING_TEMPLATE, load_tokenizer, merges
 from tokenizers import Tokenizer
 
 LICENCE = "apache-2.0"
 
 
-def export(model: Model, tokenizer: Tokenizer, path: Path, name: str) -> None:
+def export(model: Model, tokenizer: Tokenizer, path: Path, name: str, template: str = CHAT_TEMPLATE) -> None:
     """Write the file atomically. Raises ValueError if model and tokenizer have different vocabularies."""
     if tokenizer.get_vocab_size() != model.shape.vocabulary_size:
         raise ValueError(
@@ -27,6 +27,7 @@ def export(model: Model, tokenizer: Tokenizer, path: Path, name: str) -> None:
     _describe(writer, model.shape, name)
     writer.add_size_label(f"{model.num_parameters() / 1e6:.1f}M")
     _add_vocabulary(writer, tokenizer)
+    writer.add_chat_template(template)
     for key, tensor in model.state_dict().items():
         values = tensor.float().numpy()
         if values.ndim == 2:
@@ -70,7 +71,6 @@ def _add_vocabulary(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_eos_token_id(ids[END])
     writer.add_pad_token_id(ids[PAD])
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def main() -> None:
@@ -78,10 +78,12 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path, help="GGUF file to write")
     parser.add_argument("--name", required=True, help="name of the model, such as 'arbitrage built-in draft'")
+    parser.add_argument("--thinks", action="store_true", help="the model always thinks before it answers")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer instead of tokenizer.json beside the checkpoint")
     options = parser.parse_args()
     tokenizer = load_tokenizer(options.tokenizer or options.checkpoint.with_name("tokenizer.json"))
-    export(load_model(options.checkpoint), tokenizer, options.out, options.name)
+    template = THINKING_TEMPLATE if options.thinks else CHAT_TEMPLATE
+    export(load_model(options.checkpoint), tokenizer, options.out, options.name, template)
     print(f"{options.out}: {options.out.stat().st_size} bytes")
 
 

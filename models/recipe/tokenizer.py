@@ -28,18 +28,15 @@ SPECIALS = (END, USER, ASSISTANT, PAD)
 SEED = 0
 NUM_PROBLEMS = 20_000
 
-CHAT_TEMPLATE = (
+MESSAGES = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}" + USER + "{{ message['content'] }}"
     "{% elif message['role'] == 'assistant' %}" + ASSISTANT + "{{ message['content'] }}" + END + "{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}"
-    + ASSISTANT
-    + "{% if enable_thinking is defined and enable_thinking %}"
-    + OPENS
-    + "{% endif %}"
-    "{% endif %}"
+    "{% if add_generation_prompt %}" + ASSISTANT
 )  # the models were trained without system messages, so a system message is ignored
+CHAT_TEMPLATE = MESSAGES + "{% if enable_thinking is defined and enable_thinking %}" + OPENS + "{% endif %}{% endif %}"
+THINKING_TEMPLATE = MESSAGES + OPENS + "{% endif %}"
 
 
 def prompt(question: str) -> str:

@@ -11,7 +11,7 @@ from arbitrage_cli.model_files.pairs import PairEntry, find_files, find_pair, hu
 
 def test_shipped_pairs() -> None:
     pairs = read_pairs()
-    assert set(pairs) == {"builtin", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
+    assert set(pairs) == {"builtin", "builtin-thinking", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
     for pair in pairs.values():
         assert pair.notes
         for source in (pair.draft, pair.target):
