@@ -48,8 +48,8 @@ class ChatServer(HashServer):
             if api.refuses_space and last["content"] != last["content"].rstrip():
                 return _refusal("final assistant content cannot end with trailing whitespace")
             messages, prefix = messages[:-1], last["content"].rstrip() if api.trims else last["content"]
-            if prefix.endswith("fo"):
-                return self._answer(body, prefix, ["ur", ", five"], "stop")
+            if prefix.endswith("twenty-"):
+                return self._answer(body, prefix, [" one", ", twenty-two"], "stop")
         if api.thinks_unless is not None and any(body.get(name) != value for name, value in api.thinks_unless.items()):
             return _stream([{"reasoning_content": THINKING}, {"content": "five"}], "stop", {})
         if api.says and not is_continued:

@@ -35,8 +35,10 @@ CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
 REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
 
 QUESTION = Dialogue([{"role": "user", "content": TRIAL_QUESTION}])
-COUNTING = Dialogue([{"role": "user", "content": "Count from one to ten, in words."}], "One, two, three, fo")
-REST = "ur"  # a model that begins a new answer does not begin inside a word
+COUNTING = Dialogue(
+    [{"role": "user", "content": "Count from eighteen to thirty, in words."}], "Eighteen, nineteen, twenty, twenty-"
+)
+REST = "one"  # a new answer does not begin inside a number; inside "four", Qwen2.5-Coder 1.5B skips the rest of the word
 AFTER_STEP = replace(QUESTION, written="I add the two numbers.\n\n")
 
 log = logging.getLogger("arbitrage.servers")
