@@ -199,12 +199,13 @@ class Solutions(AbstractContextManager["Solutions"]):
 
     def _with_earlier_tau(self, setup: Setup) -> Setup:
         """Return the setup with the tau that the preset had when the file was begun."""
-        if not (self._folder and self._folder.run and self._num_earlier):
-            return setup
-        route, (earlier,) = setup.route, self._folder.run["policies"]
-        if not route.tau_name or (route.policy.name, route.tau_name) != (earlier["policy"], earlier["tau_name"]):
-            return setup
-        return replace(setup, routes=[replace(route, tau=float(earlier["tau"]))])
+        route, run = setup.route, self._folder.run if self._folder and self._num_earlier else None
+        for earlier in run["policies"] if run and route.tau_name else ():
+            if (earlier["policy"], earlier["tau_name"]) == (route.policy.name, route.tau_name) and earlier[
+                "tau"
+            ] is not None:
+                return replace(setup, routes=[replace(route, tau=float(earlier["tau"]))])
+        return setup
 
     def _manifest(self, session: Session, *, reads_models: bool) -> Run:
         if self._folder is None or self._path is None:
