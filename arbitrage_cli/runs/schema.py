@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired, get_type_hints
 from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import BENCH, COLLECT, SOLVE, Level
 from arbitrage_cli.runs.summary import BlockShare
@@ -204,6 +205,9 @@ class _Sampling(TypedDict):
     samples: Annotated[int, Field(ge=1)]
 
 
+_Batches = Annotated[list[Seconds], Field(min_length=len(ROWS), max_length=len(ROWS))]
+
+
 class _Machine(TypedDict):
     cpu: str | None
 
@@ -224,6 +228,8 @@ class _SolveRun(TypedDict):
     warnings: list[str]
     fingerprint: dict[str, str]
     task: NotRequired[str]
+    named_taus: NotRequired[dict[str, float] | None]
+    unit_costs: NotRequired[dict[ModelRole, Annotated[Json, _fields_of(UnitCosts, batches=_Batches)]]]
 
 
 @with_config({**_CONFIG, "extra": "allow"})
@@ -266,7 +272,7 @@ def read_row(line: bytes, kind: str) -> Json:
 
 def check_run(data: bytes, kind: str) -> None:
     """Raise ValueError, with the reason, if `data` is not a valid run.json of this kind."""
-    if kind not in _RUNS:
+    if kind not in (*_RUNS,):  # it may be of any type
         raise ValueError(f"kind: expected {', '.join(_RUNS)}")
     _checked(_RUNS[kind], data)
 
