@@ -143,14 +143,9 @@ class Decoder:
                 step.opened.cached.cut(len(step.opened.cached.held))
         return drawn
 
-    def write_on(
-        self,
-        cached: CachedProblem,
-        max_tokens: int,
-        sampler: Sampler,
-        should_continue: Callable[[Floats, int], bool],
-    ) -> Cost:
+    def write_on(self, opened: OpenProblem, max_tokens: int, should_continue: Callable[[Floats, int], bool]) -> Cost:
         """Prefill unread tokens, then decode outside a step while `should_continue(logits, token)` returns true."""
+        cached = opened.cached
         *before, token = cached.unread
         num_read, num_decoded = len(before), 0
         began = self._clock()
@@ -161,7 +156,7 @@ class Decoder:
             logits = self._cache.decode([(cached, [token])])[0]
             cached.held.append(token)
             num_decoded += 1
-            token = sampler.choose(logits, cached.problem.question, len(cached.held))
+            token = opened.sampler.choose(logits, cached.problem.question, len(cached.held))
             if not should_continue(logits, token):
                 break
         return Cost(num_read, read - began, num_decoded, self._clock() - read)

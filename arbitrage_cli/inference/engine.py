@@ -241,7 +241,7 @@ class Engine:
             text.add(tokenizer.piece(token))
             return not text.ended
 
-        cost = self._decoder.write_on(opened.cached, min(max_tokens, room), opened.sampler, should_continue)
+        cost = self._decoder.write_on(opened, min(max_tokens, room), should_continue)
         return text.so_far[len(prefix) :], cost
 
     def _ask_speculator(self, slot: int) -> None:

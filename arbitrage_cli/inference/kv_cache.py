@@ -218,10 +218,6 @@ class Cache:
         cached.num_needed = min(len(cached.held), cached.num_needed)
         self._closed[slot] = cached
 
-    def clear_first_slot(self) -> None:
-        self._closed.pop(0, None)
-        self.memory.cut(self._first, [], 0)
-
     def decode(self, batch: Sequence[tuple[CachedProblem, list[int]]]) -> Floats:
         """Decode the tokens of all problems in one batch. The caller must add the kept tokens to `held`."""
         for cached, _ in batch:

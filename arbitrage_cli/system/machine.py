@@ -1,4 +1,4 @@
-"""Describes this machine's processors, its memory, and the load from other processes."""
+"""Describes this machine's processors and memory."""
 
 import os
 import platform
@@ -9,7 +9,6 @@ from pathlib import Path
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 MEMORY = Path("/proc/meminfo")
-STAT = Path("/proc/stat")
 
 
 def default_threads() -> int:

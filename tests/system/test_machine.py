@@ -14,7 +14,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Linux machine with 64 processors and empty system files."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
-    for name in ("CPUS", "CGROUP", "MEMORY", "STAT"):
+    for name in ("CPUS", "CGROUP", "MEMORY"):
         monkeypatch.setattr(machine, name, tmp_path / name)
     return tmp_path
 
