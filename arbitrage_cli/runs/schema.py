@@ -240,6 +240,7 @@ class _BenchRun(_SolveRun):
     planned: Count
     grader: str
     concurrency: NotRequired[Annotated[int, Field(ge=1)] | None]
+    price: NotRequired[str | None]
 
 
 class _Pair(TypedDict):
