@@ -31,10 +31,10 @@ def lead_probe_stay(budget: float, draw: ScoreOf) -> ScoreOf:
     """
 
     def score(trace: Trace, draft: Step) -> float:
-        later = [decision for tokens, decision in _with_tokens_before(trace) if tokens >= LEAD]
         if trace.num_tokens < LEAD:
             return 1.0
-        if sum(decision.kept.model == "target" for decision in later) >= budget * (len(later) + 1):
+        later = [decision.kept.model for decision in _after_lead(trace)]
+        if later.count("target") >= budget * (len(later) + 1):
             return 0.0
         return 1.0 if departs(trace.decisions[-1]) else draw(trace, draft)
 
@@ -54,6 +54,6 @@ def share_kept(drafted: str, written: str) -> float:
     return sum(1 for _ in kept) / max(1, len(words))
 
 
-def _with_tokens_before(trace: Trace) -> list[tuple[int, Decision]]:
-    tokens = accumulate((decision.kept.num_tokens for decision in trace.decisions), initial=0)
-    return list(zip(tokens, trace.decisions, strict=False))
+def _after_lead(trace: Trace) -> list[Decision]:
+    tokens_before = accumulate((decision.kept.num_tokens for decision in trace.decisions), initial=0)
+    return [decision for tokens, decision in zip(tokens_before, trace.decisions, strict=False) if tokens >= LEAD]

@@ -54,7 +54,7 @@ class TrialAnswers:
 
 def is_due(trace: Trace, kept: Step) -> bool:
     """Return whether to try an answer after this step. `trace` does not contain the step yet."""
-    if kept.phase != "think" or not kept.is_whole or kept.ends_thoughts:
+    if kept.phase != "think" or kept.stop != "separator" or trace.followed_by(kept).finished:
         return False
     tried_at = [tokens for tokens, decision in zip(_tokens_until(trace), trace.decisions, strict=True) if decision.trial]
     num_tokens = trace.num_tokens + kept.num_tokens

@@ -89,6 +89,7 @@ def test_a_trial_is_due_after_some_thinking_and_then_at_growing_distances() -> N
 @pytest.mark.parametrize("stop", ["thought", "think_budget", "budget", "loop", "context"])
 def test_no_trial_after_a_thought_that_is_not_whole_or_the_last(stop: StepStop) -> None:
     assert not is_due(trace_of(), thought(FIRST, stop).kept)
+    assert not is_due(trace_of(), thought(LIMITS.max_tokens).kept)
     assert not is_due(trace_of(), thought(FIRST, phase="answer").kept)
 
 
