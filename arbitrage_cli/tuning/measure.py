@@ -18,20 +18,20 @@ import numpy as np
 from arbitrage_cli.inference.backend import Backend, Options, clock_for
 from arbitrage_cli.inference.open import load_llama, try_model
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
+from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import SEED, Interval
-from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.tuning.memory import check_memory, memory_needed
 from arbitrage_cli.tuning.placement import loading_of, machine_here, threads_without_costs, tuned_file
 from arbitrage_cli.tuning.store import Tuned, keep_tuned
 from arbitrage_cli.types import ModelRole
 
 TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 - 5 = 14.\n\n"
-LONG, SHORT = 48, 8  # tokens of the two probes of prefill
+LONG, SHORT, TRIAL = 32, 4, 16  # tokens of the two probes of prefill, and of a trial of a number of threads
 DECODED = 5  # tokens in a row; the first is left out, because it follows a batch of another size
 ROUNDS, MAX_ROUNDS, SECONDS = 2, 24, 1.5  # rounds of all probes: at least ROUNDS, then until SECONDS have passed
-TURNS = 3  # rounds of the probes for each number of threads
+TURNS, TRIAL_SECONDS = 3, 2.0  # rounds of the probes for each number of threads: one, then more until TRIAL_SECONDS
 AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest is preferred, to leave cores to others
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
 RESAMPLES = 500
@@ -83,7 +83,7 @@ def measure_and_keep(
     """
     keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be read or written
     check_memory(memory_needed(paths, load, dict.fromkeys(paths, load.num_sequences)))
-    sha256s = {role: _sha256(role, path, on_loading) for role, path in paths.items()}
+    sha256s = {role: sha256_seen(local_files(path)) for role, path in paths.items()}
     with ExitStack() as stack:
         backends: dict[ModelRole, Threaded] = {}
         for role, path in paths.items():
@@ -114,11 +114,6 @@ def _report_threads(role: ModelRole, used: int, speeds: Mapping[int, float], not
         )
 
 
-def _sha256(role: ModelRole, path: str, on_loading: OnLoading) -> str:
-    files = local_files(path)
-    return sha256_of(files, lambda fraction: on_loading(role, f"checking {files[0].name}", fraction))
-
-
 def _counts(path: str, load: Options) -> list[int]:
     """Return the numbers of threads to try: the requested number, 1 for a small model, or up to the number of cores."""
     most = threads_without_costs(path, load)
@@ -140,11 +135,14 @@ def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time
     uses a wall clock.
     """
     best: dict[int, float] = {}
-    for _ in range(TURNS if len(counts) > 1 else 1):
+    began = clock()
+    for turn in range(TURNS if len(counts) > 1 else 1):
+        if turn and clock() - began > TRIAL_SECONDS:
+            break
         for count in sorted(counts, reverse=True):
             backend.use_threads(count)
-            (probes,) = probe({"target": backend}, clock=clock, sizes=(), rounds=1).values()
-            seconds = min(probes.decode) + min(probes.prefill[LONG]) / LONG
+            (probes,) = probe({"target": backend}, clock=clock, sizes=(), prefill=(TRIAL,), decoded=3, rounds=1).values()
+            seconds = min(probes.decode) + min(probes.prefill[TRIAL]) / TRIAL
             best[count] = min(seconds, best.get(count, seconds))
             if seconds > TOO_SLOW * min(best.values()):
                 break
@@ -158,21 +156,23 @@ def probe(
     *,
     clock: Clock | None = None,
     sizes: Sequence[int] = ROWS[1:],
+    prefill: Sequence[int] = (LONG, SHORT),
+    decoded: int = DECODED,
     rounds: int = MAX_ROUNDS,
 ) -> dict[ModelRole, Probes]:
     """Measure models in turns until SECONDS have passed. `sizes` are the sizes of batches; `clock` is used for all models."""
-    found = {role: Probes([], {rows: [] for rows in sizes}, {SHORT: [], LONG: []}) for role in backends}
+    found = {role: Probes([], {rows: [] for rows in sizes}, {count: [] for count in prefill}) for role in backends}
     tokens = {role: _tokens(backend, LONG) for role, backend in backends.items()}
     began = time.perf_counter()
     for number in range(rounds):
         for role, backend in backends.items():
-            _take_turn(backend, tokens[role], found[role], clock or clock_for(backend.card))
+            _take_turn(backend, tokens[role], found[role], decoded, clock or clock_for(backend.card))
         if number + 1 >= ROUNDS and time.perf_counter() - began > SECONDS:
             break
     return found
 
 
-def _take_turn(backend: Backend, tokens: Sequence[int], probes: Probes, clock: Clock) -> None:
+def _take_turn(backend: Backend, tokens: Sequence[int], probes: Probes, decoded: int, clock: Clock) -> None:
     """Run each probe once in an empty sequence, then empty the sequence."""
     position = 0
 
@@ -189,11 +189,11 @@ def _take_turn(backend: Backend, tokens: Sequence[int], probes: Probes, clock: C
     def decode(start: int, batch: Sequence[int]) -> None:
         backend.decode([0] * len(batch), range(start, start + len(batch)), batch)
 
-    for count, times in sorted(probes.prefill.items(), reverse=True):
+    for count, times in probes.prefill.items():
         times.append(timed(partial(backend.read, 0), count))
     for count, times in probes.batches.items():
         times.append(timed(decode, count))
-    probes.decode.extend([timed(decode, 1) for _ in range(DECODED)][1:])
+    probes.decode.extend([timed(decode, 1) for _ in range(decoded)][1:])
     backend.drop(0, 0)
 
 
