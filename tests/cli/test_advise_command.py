@@ -98,7 +98,6 @@ def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, *
     shutil.copy(router_file("builtin:builtin"), home.folder / ROUTER)
     order = ("advise", "--output", "run", *given, "--minutes")
     home.run(*order, "0.3", "-q")
-    home.pretend(NO_GAIN if seconds is NOTHING_PAYS else FAST_READER)  # the run contradicted these costs
     as_if(home.folder / "run", count, seconds, **changes)
     ended = home.run(*order, "0.001", "--save")
     return ended, shlex.split(ended.out.splitlines()[-1])
@@ -121,7 +120,7 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     home: Home, count: int, seconds: Mapping[str, float], said: str, policy: list[str]
 ) -> None:
     """With the router that was given, if it is needed, and all that was given of how steps are written."""
-    home.pretend(NO_GAIN if seconds is NOTHING_PAYS else FAST_READER)
+    home.pretend(FAST_READER if seconds is EXACT_PAYS else NO_GAIN)
     ended, following = advised(home, count, seconds, *GIVEN)
     assert (ended.code, said in flat(ended.out)) == (0, True), ended.err
     routed = "--tau" in policy
