@@ -15,7 +15,7 @@ from scripted_models import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from tiny_gguf import CHATML
 from writing import recite
 
-from arbitrage_cli.arbitrage import by_token_stats
+from arbitrage_cli.arbitrage import Flow, by_token_stats, single
 from arbitrage_cli.errors import ServerRequestError, UsageError
 from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle, Segment
@@ -31,6 +31,7 @@ from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.states import State, collect
 from arbitrage_cli.routing.thoughts import BUDGET, probe_tau
+from arbitrage_cli.routing.trial_answers import OPENING, TrialAnswers
 from arbitrage_cli.tasks.code import find_program
 from arbitrage_cli.types import (
     Cost,
@@ -352,6 +353,33 @@ def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think
     kept = [decision.kept for trace in found for decision in trace.decisions]
     assert {(step.model, step.phase) for step in kept} >= {("target", "think"), ("target", "answer"), ("draft", "answer")}
     assert {step.stop for step in kept} & {"thought", "think_budget"}
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llamacpp", *rarely("plain")])
+def test_trial_answers_on_a_server_end_thinking_as_on_an_engine(kind: Kind) -> None:
+    def parity(answer: str) -> str | None:
+        written = answer.removeprefix(OPENING)
+        return str(ord(written[0]) % 2) if written else None
+
+    def flow(trace: Trace) -> Flow:
+        return single(trace, "target", keep=TrialAnswers("target", parity).keep)
+
+    marked, problems = kind != "plain", [Problem(str(number), f"question {number}") for number in range(4)]
+    backend = Thinker(SWITCHED, "target", marked=marked)
+    options: dict[str, Any] = {"limits": long(None), "make_flow": flow}
+    expected = solve({"target": Engine("target", Cache(backend), Sampler())}, problems, "target", **options)
+    with served(HashServer(kind, Thinker(SWITCHED, "target", marked=marked)), SWITCHED) as writer:
+        found = solve({"target": writer}, problems, "target", **options)
+    answers = [
+        [
+            (one.kept.text, one.kept.stop, one.trial and one.trial.answer)
+            for trace in made.values()
+            for one in trace.decisions
+        ]
+        for made in (found, expected)
+    ]
+    assert answers[0] == answers[1]
+    assert "answered" in {stop for _, stop, _ in answers[0]}
 
 
 @pytest.mark.parametrize(
