@@ -336,6 +336,7 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
 
 
 def _lines(answer: Answer) -> Iterator[bytes]:
+    yield b": a comment, as OpenRouter sends\n\n"
     for chunk in answer.objects[: answer.cut]:
         yield f"data: {json.dumps(chunk)}\n\n".encode()
     if answer.cut is None:

@@ -41,7 +41,6 @@ class Dialogue:
 
 
 Prompt = Sequence[int] | str | Dialogue
-"""A prompt as token ids or as text, or the messages of a chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +81,8 @@ class Token:
     alternatives: tuple[tuple[str, float], ...] = ()
 
 
-_CACHED = AliasChoices(  # OpenAI's field, DeepSeek's and Moonshot's
-    AliasPath("prompt_tokens_details", "cached_tokens"), "prompt_cache_hit_tokens", "cached_tokens"
-)
+_OTHER_NAMES = ("prompt_cache_hit_tokens", "cached_tokens")  # of DeepSeek and Moonshot
+_CACHED = AliasChoices(AliasPath("prompt_tokens_details", "cached_tokens"), *_OTHER_NAMES)
 
 
 class Usage(BaseModel):
@@ -99,10 +97,7 @@ class Usage(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A chunk of a response. `ending` is set in the last chunk that contains text.
-
-    `thinks` is true if the server reports thinking. `failure` is the reason why the server refused to complete its response.
-    """
+    """A chunk of a response. `ending` is set in the last chunk with text; `failure` is the server's reason for a refusal."""
 
     text: str = ""
     ids: tuple[int, ...] = ()

@@ -178,11 +178,8 @@ async def _adapted(model: ServedModel, chat: Chat, continuation: str | None) -> 
         if field in chat.omitted:
             log.warning("%s does not accept %s, so the samples differ from the requested ones", model.host.name, field)
     if chat.is_instructed and not continuation:
-        log.warning(
-            "%s cannot continue a text, so %s is instructed to write each step, which may be less accurate",
-            model.host.name,
-            model.name,
-        )
+        note = "%s cannot continue a text, so %s is instructed to write each step, which may be less accurate"
+        log.warning(note, model.host.name, model.name)
     return _with_features(replace(model, dialect=chat), pieces, counts_tokens=chat.can_stop)
 
 
