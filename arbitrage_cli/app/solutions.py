@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from arbitrage_cli.app.costs import measure_missing_costs
 from arbitrage_cli.app.executor import give_up, marked
 from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_fingerprint
 from arbitrage_cli.app.options import InputOptions, resuming
@@ -41,6 +42,7 @@ MAX_SHOWN = 60  # characters of a value in a message
 
 def solve_problems(
     setup: Setup,
+    setup_again: Callable[[], Setup],
     problem: str | None,
     source: InputOptions,
     path: Path | None,
@@ -53,7 +55,7 @@ def solve_problems(
         problems = Problems(problem, source, setup.task.forms, display, stack)
         folder = stack.enter_context(_open_file(path, display)) if path else None
         solutions = stack.enter_context(Solutions(display, show, path, folder))
-        solutions.solve(setup, problems, describe)
+        solutions.solve(setup, setup_again, problems, describe)
     return solutions
 
 
@@ -89,17 +91,26 @@ class Solutions(AbstractContextManager["Solutions"]):
             for result in self._in_order.rest() if self._folder is None else ():
                 self._pass_on(*result)
 
-    def solve(self, setup: Setup, problems: Problems, describe: Callable[[RunInfo], RunInfo]) -> None:
+    def solve(
+        self,
+        setup: Setup,
+        setup_again: Callable[[], Setup],
+        problems: Problems,
+        describe: Callable[[RunInfo], RunInfo],
+    ) -> None:
         """Solve the problems that have no result. If there are none, no models are loaded.
 
-        `describe` extends the run description passed to the display. Raises UsageError if the file contains results of other
-        problems or settings, and the same errors as `Session` and `Scheduler.run`.
+        `setup_again` is called after a measurement of token costs. `describe` extends the run description passed to the
+        display. Raises UsageError if the file contains results of other problems or settings, and the same errors as
+        `Session` and `Scheduler.run`.
         """
         self._match_earlier(problems)
         num_known = len(self._again) + problems.look_ahead(2 if setup.concurrency == "1" else MOST)
         if not num_known and self._folder is None:
             deque(self._unsolved(problems), maxlen=0)
             return
+        if num_known and measure_missing_costs(setup, self._display):
+            setup = setup_again()
         with Session(self._with_earlier_tau(setup), self._display) as session:
             manifest = self._manifest(session, reads_models=bool(num_known))
             if num_known:

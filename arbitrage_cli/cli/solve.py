@@ -48,19 +48,17 @@ def solve(
       arbitrage solve --pair qwen2.5-coder --input problems.txt -o solutions.jsonl
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
-    from arbitrage_cli.app.costs import measure_missing_costs
     from arbitrage_cli.app.setup import RunOptions, for_solve
     from arbitrage_cli.app.solutions import solve_problems
 
     is_single = problem not in (None, "-")
     form = _format(results, invocation, is_single=is_single)
     run_options = RunOptions(models, generation, machine, explicit=invocation.flags, command=invocation.command)
-    setup = for_solve(run_options, routing)
+    make_setup = partial(for_solve, run_options, routing)
+    setup = make_setup()
     if results.explain:
         _check_explained(setup, is_shown=form == "json" or results.output_file is not None or not output.quiet)
     with command_display(output) as display:
-        if measure_missing_costs(setup, display):
-            setup = for_solve(run_options, routing)
 
         def show(record: "Record") -> None:
             line = wording.result(record, form, is_single=is_single or source.whole) if form else None
@@ -68,7 +66,7 @@ def solve(
                 display.result(line)
 
         describe = partial(_describe, setup, results, form)
-        solved = solve_problems(setup, problem, source, results.output_file, display, show, describe)
+        solved = solve_problems(setup, make_setup, problem, source, results.output_file, display, show, describe)
     if results.output_file:
         status = "" if solved.num_new else "nothing to do: "
         errors = f", {rounding.count(solved.num_failed, 'error')} (repeat the command to retry)" if solved.num_failed else ""
