@@ -26,7 +26,7 @@ from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.data.problems import BadLine
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
-from arbitrage_cli.runs.folder import RUN, Key, RunFolder, key_of, latest
+from arbitrage_cli.runs.folder import RUN, Key, Rows, RunFolder, key_of, latest
 from arbitrage_cli.runs.records import SOLVE, RunInfo, record, tau_in_json, unusable_record
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.stats import rounding
@@ -82,7 +82,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         self.num_done = self.num_new = self.num_failed = 0
         self._display, self._show, self._path, self._folder = display, show, path, folder
         self._in_order = InOrder[tuple[Record, bool]]()  # results, and whether they are new
-        self._crashes = folder.started.crashes if folder else {}
+        self._crashes, self._rows = (folder.started.crashes, folder.rows) if folder else ({}, Rows())
         self._num_earlier = 0
         self._again: dict[Key, Problem] = {}  # problems that failed before
 
@@ -168,7 +168,7 @@ class Solutions(AbstractContextManager["Solutions"]):
 
         Other results and invalid lines are added in their places.
         """
-        for earlier in itertools.islice(self._earlier(), self._num_earlier):
+        for earlier in itertools.islice(latest(self._rows), self._num_earlier):
             if problem := self._again.get(key_of(earlier)):
                 yield problem
             else:
@@ -195,12 +195,9 @@ class Solutions(AbstractContextManager["Solutions"]):
         """Return whether another problem may start. A problem that crashed the process runs alone."""
         return not any(count < MAX_CRASHES for count in self._crashes.values()) and problems.is_ready()
 
-    def _earlier(self) -> Iterator[Record]:
-        return latest(self._folder.rows if self._folder else ())
-
     def _match_earlier(self, problems: Problems) -> None:
         """Skip the problems that have results in the file, and remember those that failed."""
-        for earlier, line in zip(self._earlier(), problems.rows(), strict=False):
+        for earlier, line in zip(latest(self._rows), problems.rows(), strict=False):
             self._num_earlier += 1
             if not _is_result_of(earlier, line):
                 other = f"found the result of another problem, '{str(earlier['id'])[:MAX_SHOWN]}'"

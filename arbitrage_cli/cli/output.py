@@ -28,7 +28,7 @@ PATIENCE = 1000
 
 @contextlib.contextmanager
 def command_display(options: OutputOptions) -> Iterator[Display]:
-    """Open the display of a command: live in a terminal, else plain lines. With --quiet, it is always plain."""
+    """Open the display of a command: live in a terminal, else plain lines, as with --quiet. It also shows log messages."""
     with contextlib.closing(_choose_display(options)) as display, _log_to(display, options):
         yield display
 
@@ -49,17 +49,16 @@ def _log_to(display: Display, options: OutputOptions) -> Iterator[None]:
             display.note(record.getMessage())
 
     logger = logging.getLogger("arbitrage")
-    handler = Notes(logging.DEBUG if options.debug else logging.WARNING)
-    level, propagate = logger.level, logger.propagate
+    handler = Notes()
     logger.addHandler(handler)
-    logger.setLevel(handler.level)
+    logger.setLevel(logging.DEBUG if options.debug else logging.WARNING)
     logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
 
 
 def say(text: str, options: OutputOptions) -> None:
@@ -90,10 +89,7 @@ def only_figures_on_stdout() -> Iterator[None]:
 
 
 def figures_of(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> dict[str, Any]:
-    from arbitrage_cli.evaluation.metrics import (
-        figures,  # NumPy is slow to import
-        parse_prices,
-    )
+    from arbitrage_cli.evaluation.metrics import figures, parse_prices  # NumPy is slow to import
 
     return figures(run, rows, prices=parse_prices(options.price) if options.price else None)
 
