@@ -89,7 +89,9 @@ def test_each_model_of_a_pair_has_its_think_format(tiny: Mapping[str, Path], tmp
     ("options", "share"), [((), "30%"), (("--tau", "60%"), "60%"), (("--tau", "inf"), None), (("--policy", "entropy"), None)]
 )
 def test_how_thoughts_are_routed_is_said(options: tuple[str, ...], share: str | None) -> None:
-    result = run("solve", "1 + 1", "--think", "20", "--max-tokens", "40", *options)
+    models = ("--draft", "builtin:draft", "--target", "builtin:target", "--router", "builtin:builtin")
+    thinking = ("--think", "20", "--max-tokens", "40", "--policy", "arbitrage")
+    result = run("solve", "1 + 1", *models, *thinking, *options)
     said = [line for line in result.err.splitlines() if "not trained on thinking" in line]
     assert (len(said), share in "".join(said) if share else True) == (share is not None, True)
 
