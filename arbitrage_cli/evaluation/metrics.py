@@ -73,16 +73,18 @@ def parse_prices(text: str) -> Prices:
     return found
 
 
-def price_figures(policy: PolicyResults, target: PolicyResults | None, prices: Prices | None) -> dict[str, Any]:
+def price_figures(
+    policy: PolicyResults, target: PolicyResults | None, run: Mapping[str, Any], prices: Prices | None
+) -> dict[str, Any]:
     """Return the mean price of an attempt, and the saving relative to the target."""
-    if prices is None or is_idle(policy):
+    if prices is None or is_idle(policy) or not counts_tokens(run, policy):
         return dict.fromkeys(PRICED)
 
     def price(result: Result) -> float:
         costs = dict(zip(ROLES, (result.tally.draft_cost, result.tally.target_cost, result.tally.reward_cost), strict=True))
         return math.fsum(own.of(costs[role]) for role, own in prices.items())
 
-    ratio, interval = speedup(paired_done(policy, target) if target else [], price)
+    ratio, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
     return {
         "price": Ratio(math.fsum(map(price, policy.done)), len(policy.done)),
         "saving": 1 - ratio.denominator / ratio.numerator if ratio and ratio.numerator else None,
@@ -95,9 +97,12 @@ def is_idle(policy: PolicyResults) -> bool:
     return policy.policy.speculates and not policy.tally.target_cost.verify_tokens
 
 
-def counts_tokens(run: Mapping[str, Any]) -> bool:
-    served = [facts["served"] for facts in run["models"].values() if facts.get("served")]
-    return all(facts["counts_tokens"] for facts in served)
+def counts_tokens(run: Mapping[str, Any], policy: PolicyResults) -> bool:
+    """Return whether servers reported all token counts. A stream that is closed at the end of a step reports none."""
+    served = {role: facts["served"] for role, facts in run["models"].items() if facts.get("served")}
+    costs = (cost for result in policy.done for role, cost in result.work if role in served and cost.decode_tokens)
+    is_complete = all(cost.prefill_tokens + cost.cached_tokens for cost in costs)
+    return is_complete and all(facts["counts_tokens"] for facts in served.values())
 
 
 SCHEMA = 1
@@ -123,14 +128,14 @@ def figures(
     samples = run["sampling"]["samples"]
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
     prices = prices or (parse_prices(run["price"]) if run.get("price") else None)
-    usable_prices = prices if counts_tokens(run) else None
-    made = [_policy_figures(policy, target, run, usable_prices) for policy in policies]
+    made = [_policy_figures(policy, target, run, prices) for policy in policies]
     ratio, ratio_interval = token_ratio(policies)
     notes = list(_notes(run, policies, made))
     if target is None:
         notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")
-    if prices and not usable_prices:
-        notes.append("Prices are unavailable, because a server in this run does not report token counts.")
+    if prices and (uncounted := [policy.label for policy in policies if not counts_tokens(run, policy)]):
+        which = "Prices" if len(uncounted) == len(policies) else f"The prices of {', '.join(uncounted)}"
+        notes.append(f"{which} are unavailable, because a server did not report all token counts.")
     elif prices and any(map(is_idle, policies)):
         notes.append("Policy speculative drafted no tokens in this run, so its price is unknown.")
     found = {
@@ -168,7 +173,7 @@ def _policy_figures(
             | dict.fromkeys((*THROUGHPUT, *LATENCY))
             | time_figures(policy, target)
             | _routing(policy)
-            | price_figures(policy, target, prices)
+            | price_figures(policy, target, run, prices)
         ),
         "time": speed.time_parts(policy),
         "by_level": _by_level(policy, levels, samples),

@@ -20,6 +20,19 @@ def test_nothing_has_a_price_without_counts_or_prices() -> None:
     assert shown["notes"]
 
 
+def test_a_policy_with_unreported_prompt_tokens_has_no_price() -> None:
+    made = make_run(10)
+    made.run["models"]["target"]["served"] = {"counts_tokens": True}
+    row = next(row for row in made.rows if row["policy"] == "target")
+    row["steps"][0]["cost"] |= {"prefill_tokens": 0, "cached_tokens": 0}
+    shown = figures(made.run, made.rows, prices=parse_prices("target=1/1"))
+    prices = {one["policy"]: one["price"] for one in shown["policies"]}
+    assert prices["target"] is None
+    assert prices["draft"] is not None
+    assert {one["saving"] for one in shown["policies"]} == {None}
+    assert shown["notes"]
+
+
 @pytest.mark.parametrize(("verified", "has_price"), [(0, False), (3, True)])
 def test_speculative_without_a_proposal_has_no_price(verified: int, has_price: bool) -> None:
     made = make_run(6, columns=[("target", None), ("speculative", None)])

@@ -85,6 +85,14 @@ def test_rejected_fields_are_omitted() -> None:
     )
 
 
+def test_fields_that_are_rejected_only_while_sampling_are_omitted() -> None:
+    with opened_model(ChatServer(Api(rejects=("seed",))), template=None) as model:
+        sampled = ChatWriter("target", model, Sampler(temperature=1.0), STYLE)
+        assert failures(events_of({"target": sampled}, PROBLEMS[:1], "target"))[-1] is None
+        assert isinstance(model.dialect, Chat)
+        assert model.dialect.omitted == {"seed"}
+
+
 def test_the_convention_of_a_pair_is_used_without_a_test() -> None:
     with opened_model(ChatServer(Api("partial")), template=None, continuation="partial") as model:
         assert facts_about(model)["continues"] == "chat messages (partial)"
@@ -116,6 +124,7 @@ def test_a_model_that_no_convention_continues_is_instructed(caplog: pytest.LogCa
     (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
     assert finished.trace.text == f"{first}\n\nThey are 5. "
     assert [decision.kept.stop for decision in finished.trace.decisions] == ["separator", "end"]
+    assert all(decision.kept.cost.prefill_tokens for decision in finished.trace.decisions)
     assert [body["messages"][-1]["role"] for body in asked] == ["user", "user"]
     assert first in asked[1]["messages"][-1]["content"]
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1

@@ -35,8 +35,8 @@ MAX_COMMON = 40  # characters that an answer and the steps so far may have in co
 
 ENDINGS: Mapping[str, Ending] = {"stop": "stop", "eos": "end", "end_turn": "end", "length": "length", "max_tokens": "length"}
 """The endings of complete steps, by finish reason. All other reasons are failures."""
-OPTIONAL = ("max_tokens", "temperature", "top_p", "seed", "stop", "stream_options", "logprobs")
-"""Fields that some APIs reject. Instead of `max_tokens`, these APIs accept `max_completion_tokens`."""
+OPTIONAL = ("max_tokens", "top_p", "seed", "logprobs", "stream_options", "stop", "temperature")
+"""Fields that some APIs reject, in the order in which they are omitted. Instead of `max_tokens`, these APIs accept `max_completion_tokens`."""
 
 NO_THINKING: tuple[Json, ...] = (
     {},

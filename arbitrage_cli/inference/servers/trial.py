@@ -10,6 +10,7 @@ from typing import Any
 from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import ModelCard
 from arbitrage_cli.inference.chat_template import PromptStyle, Segment
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.servers.chat import CONTINUATIONS, INSTRUCTED, NO_THINKING, OPTIONAL, Chat
 from arbitrage_cli.inference.servers.connection import Connection, Host, Json, NotFoundError, Request
@@ -31,6 +32,7 @@ from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole, Problem
 
 TRIAL_QUESTION = "What is 2 + 3?"
 TRIAL_TOKENS = 32
+GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0)
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
 REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
 
@@ -174,9 +176,11 @@ def _with_features(model: ServedModel, pieces: Sequence[Piece], *, counts_tokens
 async def _adapted(model: ServedModel, chat: Chat, continuation: str | None) -> ServedModel:
     chat, pieces = await _without_thinking(model, chat)
     chat = await _continuing(model, chat, continuation)
+    with _refusable():
+        chat, _ = await _ask(model, chat, QUESTION, sampler=DRAWN)
     for field in ("temperature", "top_p", "seed"):
         if field in chat.omitted:
-            log.warning("%s does not accept %s, so the samples differ from the requested ones", model.host.name, field)
+            log.warning("%s does not accept %s, so samples differ from the requested ones", model.host.name, field)
     if chat.is_instructed and not continuation:
         note = "%s cannot continue a text, so %s is instructed to write each step, which may be less accurate"
         log.warning(note, model.host.name, model.name)
@@ -219,18 +223,24 @@ async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
     return replace(chat, trims=not text.strip() or text.startswith("\n"))
 
 
-async def _ask(model: ServedModel, chat: Chat, dialogue: Dialogue, stop: str = "") -> tuple[Chat, list[Piece]]:
-    """Send a trial request without the optional fields that the server rejects."""
+async def _ask(
+    model: ServedModel, chat: Chat, dialogue: Dialogue, stop: str = "", sampler: Sampler = GREEDY
+) -> tuple[Chat, list[Piece]]:
+    """Send a trial request without the optional fields that the server rejects.
+
+    They are omitted one at a time, because some servers reject only a combination of fields.
+    """
     while True:
         k = chat.max_alternatives
-        request = TextRequest(model.name, dialogue, TRIAL_TOKENS, num_alternatives=k, is_streamed=True, stop=stop)
+        request = TextRequest(model.name, dialogue, TRIAL_TOKENS, sampler, k, is_streamed=True, stop=stop)
         try:
             return chat, await _pieces_of(replace(model, dialect=chat), request)
         except ServerRequestError as error:
-            rejected = {name for name in OPTIONAL if re.search(rf"\b(top_)?{name}\b", error.message)} - chat.omitted
-            if error.status not in REFUSED or not rejected:
+            rejected = [name for name in OPTIONAL if re.search(rf"\b(top_)?{name}\b", error.message)]
+            new = [name for name in rejected if name not in chat.omitted]
+            if error.status not in REFUSED or not new:
                 raise
-            chat = replace(chat, omitted=chat.omitted | rejected)
+            chat = replace(chat, omitted=chat.omitted | {new[0]})
 
 
 @contextlib.contextmanager

@@ -223,6 +223,8 @@ class ServedWriter:
 
         await self._model.write(request, take, restart, topic=slot.topic)
         if self._closes(writing):
+            if not self._model.dialect.is_plain:
+                writing.usages.append(Usage(prompt=len(request.prompt)))
             return writing, writing.stop
         writing.usages += [usage] if usage else []
         return writing, await self._stop(slot, writing, ending, request)
@@ -359,7 +361,12 @@ class ChatWriter(ServedWriter):
         message = f"{self._model.name} repeats the solution in other words instead of continuing it"
         raise ServerRequestError(message, "set another target_continuation in the pair, or use another target")
 
+    def _closes(self, writing: _Writing) -> bool:
+        return super()._closes(writing) and not writing.text.has_marker  # the response is over, except for its usage
+
     async def _stop(self, slot: _Slot, writing: _Writing, ending: Ending | None, request: TextRequest) -> StepStop | None:
+        if writing.text.has_marker:
+            return writing.stop
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
         if ending == "length":
