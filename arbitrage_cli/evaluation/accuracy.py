@@ -17,7 +17,7 @@ COMPARED = (
 
 
 def accuracy(results: Collection[Result], planned: int, samples: int) -> dict[str, Any]:
-    """Return the outcome counts for all `planned` attempts, and the accuracy of the attempts made so far."""
+    """Return the outcome counts of all `planned` attempts, and the accuracy of the attempts made so far."""
     counts = Counter[str](result.outcome for result in results)
     return {
         "n": planned,
@@ -39,8 +39,8 @@ def compared_with_target(
 ) -> dict[str, Any]:
     """Compare the accuracy, answers and texts of a policy with those of the target alone.
 
-    All figures are None for the target itself, or if the run has no target. If tokens are sampled, answers are gained and
-    lost equally often by chance, so gained answers are subtracted from lost answers.
+    All figures are None for the target itself, or if the run has no target. If tokens are sampled, a policy gains and loses
+    equally many answers by chance. Gained answers are therefore subtracted from lost answers.
     """
     if target is None or target is policy:
         return dict.fromkeys(COMPARED)
@@ -62,7 +62,10 @@ def compared_with_target(
 
 
 def _is_lost(result: Result, target: Result) -> bool:
-    """Return whether the target's answer is correct and this answer is not. An ungraded answer is lost if it differs."""
+    """Return whether the target's answer is correct but this answer is wrong.
+
+    An ungraded answer is lost if the two answers differ.
+    """
     return target.is_correct and not result.is_correct if target.is_graded else result.answer != target.answer
 
 

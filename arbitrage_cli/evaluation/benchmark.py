@@ -1,7 +1,8 @@
-"""Runs policies side by side, and measures the time of each attempt.
+"""Runs policies side by side and measures the time of each attempt.
 
-All policies solve a block of problems before the next block begins. Their order rotates, so a slowdown of the machine
-affects all of them. A block is a single problem, except in a throughput run, which solves several problems at once.
+All policies solve a block of problems before the next block begins. The order of the policies rotates, so a slowdown of the
+machine affects all policies. A block is a single problem. In a throughput run, several problems are solved at once, so a
+block contains several problems.
 """
 
 import contextlib
@@ -57,14 +58,14 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An attempt has ended and produced this row."""
+    """Reports that an attempt has ended, with the attempt's row."""
 
     attempt: Attempt
     row: Row
 
 
 def plan(items: Sequence[Item], routes: Sequence[Route], samples: int, concurrency: int = 1) -> list[Attempt]:
-    """Return all attempts in order. Block k begins with policy k, modulo the number of policies."""
+    """Return all attempts in order. Block k begins with policy k modulo the number of policies."""
     return [
         Attempt(item, sample, routes[(index + sample + turn) % len(routes)], index)
         for index, block in enumerate(_blocks(items, concurrency))
@@ -86,7 +87,7 @@ class Bench:
     """Runs attempts, up to `concurrency` at a time.
 
     Sample k uses the seed `seed + k`. `seconds_for` returns the time limit of the next attempt, or None. `timer` measures
-    scores and the program. Attempts for which `is_needed` is false are skipped.
+    the time spent on scores and in the program itself. Attempts for which `is_needed` is false are skipped.
     """
 
     engines_for: EnginesFor
@@ -168,7 +169,10 @@ class Bench:
         return make_row(finished, run, sample=attempt.sample, level=item.level, gold=item.gold, grade=grade, **measured)
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float, float]]:
-        """Yield each event with the total seconds so far, by clock and by timer, excluding the caller's time."""
+        """Yield each event with the total seconds so far, measured by `clock` and by `timer`.
+
+        The caller's time is excluded.
+        """
         now = timed = 0.0
         while True:
             began, timer_began = self.clock(), self.timer()
@@ -203,7 +207,10 @@ class _InFlight:
                 answer = yield self._with_timed_scores(request)
 
     def program_seconds(self, finished: Finished, timed: float) -> float:
-        """Return the time outside models and policy. The time of a model that has another clock is not exact."""
+        """Return the seconds that were not spent in models or in the policy.
+
+        They are not exact if a model has another clock.
+        """
         model_seconds = tally(finished.trace.decisions, finished.reward_cost).seconds
         return max(0.0, timed - self.timer_began - model_seconds - self.router_seconds)
 
@@ -277,7 +284,7 @@ class Standings:
         return Standing(route.label, *counts, sums.seconds, speedup, self._concurrency)
 
     def seconds_left(self, waiting: Mapping[Route, int]) -> float | None:
-        """Estimate the seconds needed for the remaining attempts; None if no attempt has finished yet."""
+        """Estimate the seconds needed for the remaining attempts, or return None if no attempt has finished yet."""
         means = {route: sums.seconds / len(sums.done) for route, sums in self._sums.items() if sums.done}
         if not means:
             return None

@@ -1,6 +1,6 @@
 """Compares the accuracy and time of two runs on the problems that both contain.
 
-Attempts are paired by problem ID and sample. Problems whose question changed are excluded.
+Attempts are paired by problem ID and sample. A problem is excluded if its question differs between the runs.
 """
 
 import math
@@ -19,8 +19,8 @@ from arbitrage_cli.stats.intervals import Ratio, bootstrap, mcnemar, ratio_of_su
 def compare_runs(first_run: Row, first_rows: Iterable[Row], second_run: Row, second_rows: Iterable[Row]) -> dict[str, Any]:
     """Return the comparison as JSON.
 
-    Policies with equal taus are compared, or else policies with the same preset. Two runs with a single policy each are
-    always comparable. Raises UsageError if the runs have no policy or no problem in common.
+    A policy is compared at equal taus or, if there are none, at the same preset. If each run has a single policy, these two
+    policies are always compared. Raises UsageError if the runs have no policy or no problem in common.
     """
     first, second = results_by_policy(first_run, first_rows), results_by_policy(second_run, second_rows)
     changed = _changed_questions(first, second)

@@ -1,6 +1,7 @@
 """Predicts the effect of a policy on a machine before it has solved a problem.
 
-Speculation is predicted from unit costs and typical acceptance rates, routing from the router's table of taus at these costs.
+The effect of speculation is predicted from unit costs and typical acceptance rates. The effect of routing is predicted from
+unit costs and the router's table of taus.
 """
 
 import math
@@ -32,7 +33,7 @@ DRAFT_LOSS = 0.1  # the expected share of answers that the draft alone loses
 class Expected:
     """The expected effect of a policy: a log-normal speed-up of at most `most`, and a share of lost answers.
 
-    `speedup` is the median, and `spread` is the standard deviation of its logarithm. `loss` has the weight of `answers`
+    `speedup` is the median, and `spread` is the standard deviation of its logarithm. `loss` has the same weight as `answers`
     measured answers.
     """
 
@@ -94,7 +95,10 @@ def _speculation(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -
 
 
 def _speculative_speedup(units: Mapping[ModelRole, UnitCosts], table: TauTable | None, match_rate: float) -> float:
-    """Return the speed-up with the best number of draft tokens per batch, each accepted at this rate after the one before."""
+    """Return the speed-up with the best number of draft tokens per batch.
+
+    `match_rate` is the probability that a draft token is accepted if all earlier tokens of the batch were.
+    """
     draft, target = units["draft"], units["target"]
     read, written = (table.prompt_tokens, table.alone_tokens) if table else (PROMPT_TOKENS, WRITTEN_TOKENS)
     per_token = min(
@@ -106,7 +110,7 @@ def _speculative_speedup(units: Mapping[ModelRole, UnitCosts], table: TauTable |
 
 
 def _of_draft(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -> float | None:
-    """Return the speed-up if the draft writes everything."""
+    """Return the speed-up if the draft writes every step."""
     if table and (time := table.time(table.rows[-1])):
         return 1 / time
     return units["target"].decode / units["draft"].decode if {"draft", "target"} <= units.keys() else None
@@ -118,5 +122,5 @@ def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:
 
 
 def route_of(entry: Mapping[str, Any]) -> str:
-    """Return the route of a row, or of a policy in run.json or in the figures, as a value for `--policy`."""
+    """Return the route of a row, or of a policy in run.json or in the figures, in the syntax of `--policy`."""
     return route_name(entry["policy"], entry["tau"], None if entry["tau_name"] == SAME else entry["tau_name"])

@@ -40,9 +40,9 @@ class Price:
     completion: float
 
     def bill(self, finished: Finished) -> tuple[float, float | None] | None:
-        """Return the target's price for a problem, and an estimate for the target alone, which would need one request.
+        """Return the price of the target's work on a problem, and the estimated price for the target alone in one request.
 
-        Returns None if a server did not report the tokens of a prompt. The estimate is None if the draft wrote nothing.
+        Returns None if a server did not report the tokens of a prompt. The estimate is None if the draft wrote no steps.
         """
         decisions = finished.trace.decisions
         costs = [decision.target.cost for decision in decisions if decision.target]
@@ -93,7 +93,7 @@ def price_figures(
 
 
 def is_idle(policy: PolicyResults) -> bool:
-    """Return whether the policy is speculative but drafted no tokens, so its price would equal the target's."""
+    """Return whether the policy is speculative but drafted no tokens. Its price then equals the target's."""
     return policy.policy.speculates and not policy.tally.target_cost.verify_tokens
 
 

@@ -2,7 +2,7 @@
 
 A throughput run solves several problems at once, and each row contains its share of the block's time
 (`runs.summary.BlockShare`). Policies take turns after each block. Whole blocks are compared and resampled, because the times
-of problems in the same block depend on each other. The time of a block includes interrupted and failed attempts.
+of the problems in a block depend on each other. The time of a block includes interrupted and failed attempts.
 """
 
 import math
@@ -32,7 +32,7 @@ def _computed_seconds(result: Result) -> float:
 
 
 def latency(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
-    """Return the mean seconds and the speed-up, both computed from the counted work and as measured by the clock."""
+    """Return the mean seconds and the speed-up. Both are computed from the counted work, and also measured by the clock."""
     pairs, found = paired_done(policy, target) if target else [], dict[str, Any]()
     for prefix, seconds in (("", _computed_seconds), ("measured_", _wall_seconds)):
         ratio, interval = speedup(pairs, seconds)
@@ -42,7 +42,7 @@ def latency(policy: PolicyResults, target: PolicyResults | None) -> dict[str, An
 
 
 def speedup(pairs: Paired, cost: Callable[[Result], float]) -> tuple[Ratio | None, Interval | None]:
-    """Return the target's cost divided by the policy's cost, with an interval if there are MIN_PROBLEMS problems."""
+    """Return the target's cost divided by the policy's cost. An interval requires at least MIN_PROBLEMS problems."""
     if not pairs:
         return None, None
     table = sums_by_problem(((own.key[0], [cost(target), cost(own)]) for own, target in pairs), 2)
@@ -64,7 +64,10 @@ def time_parts(policy: PolicyResults) -> dict[str, float]:
 
 
 def throughput(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
-    """Return the problems per second, and the ratio to the target's rate on blocks that contain the same attempts."""
+    """Return the problems per second, and the ratio of this rate to the target's.
+
+    The ratio is computed from blocks with the same attempts.
+    """
     own, others = _blocks(policy), _blocks(target) if target else {}
     shared = [number for number, block in own.items() if number in others and _keys(block) == _keys(others[number])]
     value, interval = _against_target([(own[number], others[number]) for number in shared], can_vary=policy is not target)

@@ -1,9 +1,9 @@
 """Judges whether a pair is worth using on this machine, and with which policy.
 
-The answer is a probability, which is known after any number of problems. Before the first problem, it is based on the
-expected effect of each policy (`evaluation.expected`). Each solved problem adds evidence. A policy is worth using if its
-speed-up is at least MIN_SPEEDUP and it loses at most MAX_LOST of the target's answers. `app.sentences` turns the verdict
-into text.
+The verdict has a probability, which can be computed after any number of problems. Before the first problem, the probability
+is based on the expected effect of each policy (`evaluation.expected`). Each solved problem adds evidence. A policy is worth
+using if its speed-up is at least MIN_SPEEDUP and it loses at most MAX_LOST of the target's answers. `app.sentences`
+describes the verdict in words.
 """
 
 import math
@@ -37,8 +37,8 @@ MAX_POINTS = 1.0  # maximum loss of a preset, in percentage points of the target
 class Candidate:
     """A policy considered as a replacement for the target alone.
 
-    `speedup` and `interval` are those of the run, or the expected ones before the first problem. `is_fast` and `is_safe` are
-    the probabilities that the policy reaches MIN_SPEEDUP, and that it loses at most MAX_LOST of the answers.
+    `speedup` and `interval` were measured in the run or, before the first problem, are expected values. `is_fast` and
+    `is_safe` are the probabilities that the policy reaches MIN_SPEEDUP, and that it loses at most MAX_LOST of the answers.
     """
 
     route: str
@@ -68,10 +68,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer for a pair: the policy to use, and the probability that this is right.
+    """The verdict on a pair: the policy to use, and the probability that this choice is right.
 
-    `candidates` are in descending order of confidence. `ratio_needed` is the number of draft tokens that a target token would
-    have to cost for the pair to be worth using; None if no cost would suffice, or if it is unknown.
+    `candidates` is sorted by confidence, highest first. `ratio_needed` is the token ratio (the cost of a target token in
+    draft tokens) from which the pair would be worth using. It is None if no ratio would suffice, or if it is unknown.
     """
 
     route: str  # "target" if no candidate is worth using
@@ -83,7 +83,7 @@ class Verdict:
 
     @property
     def best(self) -> Candidate:
-        """The recommended candidate, or the most promising one if the target alone is recommended."""
+        """The recommended candidate. If the target alone is recommended, the most promising candidate."""
         return next((one for one in self.candidates if one.route == self.route), self.candidates[0])
 
     @property
@@ -92,13 +92,13 @@ class Verdict:
 
     @property
     def is_final(self) -> bool:
-        """Whether the answer is sure, and no other candidate might be clearly faster."""
+        """Whether the verdict is certain enough, and no other candidate might be clearly faster."""
         possible = [one for one in self.candidates if one.confidence > 1 - SURE]
         return self.confidence >= SURE and not any(one.speedup > SIMILAR * self.best.speedup for one in possible)
 
 
 def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | None:
-    """Return the verdict on a run. `expected` has the policies by route, including those that were not run.
+    """Return the verdict on a run. `expected` maps all routes, including those that were not run, to their expected effects.
 
     Return None if there is no policy to compare with the target alone.
     """
@@ -140,7 +140,7 @@ def chance_of_few_lost(expected: Expected) -> float:
 def after_problems(
     expected: Expected, speedup: float, interval: Interval | None, count: int, error: float = COMPUTED_ERROR
 ) -> Expected:
-    """Return what is expected after `count` problems with this speed-up and its 95% interval, if there is one.
+    """Return the expected effect, updated by `count` problems with this speed-up and 95% interval (None if unknown).
 
     Log speed-ups are assumed to be normally distributed. `error` is the standard deviation of an error that all problems share.
     """
@@ -152,7 +152,7 @@ def after_problems(
 
 
 def after_answers(expected: Expected, num_lost: float, num_compared: float) -> Expected:
-    """Return what is expected after some of the compared answers were lost."""
+    """Return the expected effect, updated by the numbers of lost and compared answers."""
     answers = expected.answers + num_compared
     return replace(expected, loss=(expected.loss * expected.answers + num_lost) / answers, answers=answers)
 
@@ -194,20 +194,23 @@ def _draft_share(time: Figures) -> float:
 
 
 def _log_spread(interval: Interval | None) -> float:
-    """Return the standard deviation of the logarithm of a quantity with this 95% interval."""
+    """Return the standard deviation of the logarithm of a quantity, given its 95% interval."""
     return math.log(interval[1] / interval[0]) / (2 * Z) if interval and interval[0] > 0 else 0.0
 
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Leave out the lossy presets of a policy if its lossless preset is a candidate, so that advice does not alternate."""
+    """Omit the lossy presets of a policy if its lossless preset is a candidate.
+
+    The advice would otherwise alternate between presets.
+    """
     lossless = {one.policy for one in candidates if one.route.endswith(f"@{DEFAULT_TAU}")}
     return [one for one in candidates if one.policy not in lossless or one.route.endswith(f"@{DEFAULT_TAU}")]
 
 
 def _ratio_needed(candidates: Sequence[Candidate], ratio: float | None) -> float | None:
-    """Return the least token ratio at which a faster draft would make a candidate that keeps the answers worth using.
+    """Return the lowest token ratio at which a candidate that keeps the target's answers would be worth using.
 
-    The speed-up is taken from the lower half of its interval, because the ratio depends strongly on it.
+    The ratio depends strongly on the speed-up, so a cautious value from the lower half of the speed-up's interval is used.
     """
     needed = [
         ratio * one.draft_share / left
@@ -219,7 +222,7 @@ def _ratio_needed(candidates: Sequence[Candidate], ratio: float | None) -> float
 
 
 def best_preset(named: Mapping[str, float], rows: Sequence[Figures]) -> tuple[str, Figures] | None:
-    """Return the strictest preset that reaches MIN_SPEEDUP and loses at most MAX_POINTS, with its row; None if there is none."""
+    """Return the strictest preset that reaches MIN_SPEEDUP and loses at most MAX_POINTS, with its row, or None."""
     for name, tau in named.items():
         for row in rows:
             is_fast = row["tau"] == tau and row["time"] is not None and row["time"] * MIN_SPEEDUP < 1

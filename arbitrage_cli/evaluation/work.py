@@ -1,8 +1,8 @@
 """Computes the time of each attempt from its counted work.
 
-The work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the program
-handles. Only its time is noisy. The unit costs are means over many steps, without disturbed steps. The computed time of an
-attempt is its work multiplied by these unit costs.
+The amount of work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the
+program handles. Only the time of the work is noisy. The unit costs are means over many steps. Disturbed steps, which took
+unusually long, are excluded. The computed time of an attempt is its work multiplied by these unit costs.
 """
 
 import math
@@ -34,8 +34,8 @@ def with_computed_seconds(
 ) -> list[PolicyResults]:
     """Return the policies with the computed seconds of all finished attempts.
 
-    `factors` changes the costs of models by role, for example {"target": 2.0} for a target that takes twice as long. The time of
-    rating steps is not computed but measured.
+    `factors` multiplies the costs of models by role. For example, {"target": 2.0} simulates a target that takes twice as
+    long. The time spent on rating steps is measured, not computed.
     """
     units = unit_costs_of(run)
     found = [_samples(policy.done, units) for policy in policies]
@@ -59,7 +59,7 @@ def with_computed_seconds(
 
 
 def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> dict[ModelRole, float]:
-    """Return how many times as long as in run.json's unit costs each model decoded a token."""
+    """Return each model's decoding time per token in this run, divided by its unit cost in run.json."""
     units = unit_costs_of(run)
     everything = _joined(_samples(policy.done, units) for policy in policies)
     decoding = {role: everything[role, "decode"] for role in units if (role, "decode") in everything}
@@ -67,7 +67,10 @@ def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) 
 
 
 def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
-    """Return how many draft tokens a decoded target token costs, with an interval over problems; None if unknown."""
+    """Return the cost of a decoded target token in draft tokens, with an interval across problems.
+
+    Both are None if unknown.
+    """
     results = [result for policy in policies for result in policy.done]
     samples = _samples(results, {})
     usual = {role: _usual(samples[role, "decode"]) for role in ("draft", "target") if (role, "decode") in samples}
@@ -75,7 +78,7 @@ def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interv
         return None, None
 
     def decoded(result: Result) -> list[float]:
-        """Return the target's seconds and tokens, then the draft's, without disturbed steps."""
+        """Return the decoding seconds and tokens of the target, then those of the draft, without disturbed steps."""
         sums = {role: Cost() for role in ("target", "draft")}
         for role, cost in result.work:
             if cost.decode_seconds <= DISTURBED * usual[role] * cost.decode_tokens:
@@ -89,9 +92,9 @@ def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interv
 
 
 def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:
-    """Return whether the models wrote the same tokens in the same batches, as in speculation that proposes nothing.
+    """Return whether the models wrote the same tokens in the same batches. This is the case if speculation proposes nothing.
 
-    Tokens of prefill are not compared, because a later policy reuses the cached prompt prefix of an earlier one.
+    Prefill tokens are not compared, because a later policy reuses the prompt prefix that an earlier policy cached.
     """
     pairs = paired_done(policy, other)
     is_alike = bool(pairs) and policy.policy.reads_token_stats == other.policy.reads_token_stats
@@ -112,7 +115,7 @@ def _samples(results: Iterable[Result], units: Mapping[ModelRole, UnitCosts]) ->
 
 
 def _steps(result: Result, units: Mapping[ModelRole, UnitCosts]) -> Iterator[tuple[Kind, float, float]]:
-    """Yield the work of an attempt: its kind, and the expected and measured seconds."""
+    """Yield the kind, the expected seconds and the measured seconds of each piece of work in an attempt."""
     num_tokens = 0
     for role, cost in result.work:
         prefill, decode, verify = units.get(role, PER_TOKEN).seconds(cost)
@@ -133,7 +136,7 @@ def _joined(found: Iterable[Samples]) -> Samples:
 
 
 def _usual(samples: Sequence[tuple[float, float]]) -> float:
-    """Return the lower quartile of measured / expected, weighted by the expected seconds."""
+    """Return the lower quartile of the ratio measured / expected, weighted by the expected seconds."""
     expected, measured = np.array(samples).T
     ratios = measured / expected
     order = np.argsort(ratios)
@@ -142,7 +145,7 @@ def _usual(samples: Sequence[tuple[float, float]]) -> float:
 
 
 def _scale(own: Sequence[tuple[float, float]], everything: Sequence[tuple[float, float]]) -> float:
-    """Return measured / expected over a policy's undisturbed steps."""
+    """Return the total measured seconds of a policy's undisturbed steps, divided by their total expected seconds."""
     usual = _usual(own if len(own) >= MIN_STEPS else everything)
     kept = [(expected, measured) for expected, measured in own if measured <= DISTURBED * usual * expected]
     expected, measured = np.sum(kept, axis=0) if kept else (1.0, usual)

@@ -39,7 +39,7 @@ def no_progress(progress: FileProgress) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The sha256 of a file, the source of the expected sha256, and whether the two differ."""
+    """The sha256 of a file, the origin of the expected sha256, and whether the two checksums differ."""
 
     path: Path
     sha256: str
@@ -67,7 +67,9 @@ def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
 
 
 def check_file(path: Path, checksum: str | None, cache: Path, on_progress: OnProgress) -> None:
-    """Remove the file from the cache and raise ModelFileError if its checksum (a sha256 or a git id) is wrong.
+    """Check a file's checksum, a sha256 or a git id.
+
+    If it is wrong, remove the file from the cache and raise ModelFileError.
 
     A verified file is not hashed again until its size, mtime or inode changes.
     """
@@ -105,7 +107,7 @@ def _unreadable(path: Path, error: OSError) -> ModelFileError:
 
 
 def sha256_seen(files: Sequence[Path]) -> str:
-    """Return the sha256 of the concatenated files, which are read again only if a size, mtime or inode has changed."""
+    """Return the sha256 of the concatenated files. The files are read again only if a size, mtime or inode has changed."""
     known = unchanged_sha256(files)
     if known is None:
         known = sha256_of(files)
@@ -114,7 +116,7 @@ def sha256_seen(files: Sequence[Path]) -> str:
 
 
 def unchanged_sha256(files: Sequence[Path]) -> str | None:
-    """Return the recorded sha256 of the files, or None if a file has changed since."""
+    """Return the recorded sha256 of the files, or None if a file has changed since then."""
     note = read_note(_SEEN, _names(files))
     is_same = isinstance(note, dict) and note.get("files") == [state_of(path) for path in files]
     return str(note["checksum"]) if is_same else None
@@ -151,7 +153,10 @@ def read_note(kind: str, names: Iterable[str]) -> Any:
 
 
 def write_note(kind: str, names: Iterable[str], value: Any) -> None:
-    """Store a JSON value in the user's cache. Does nothing if the cache cannot be written, because notes only save time."""
+    """Store a JSON value in the user's cache.
+
+    If the cache cannot be written, the value is dropped, because notes only save time.
+    """
     with contextlib.suppress(OSError, RuntimeError):
         write_atomically(_note_file(kind, names), json.dumps(value).encode(), new_folder=True)
 

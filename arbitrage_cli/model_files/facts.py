@@ -1,4 +1,4 @@
-"""Reads facts about a model from the headers of its GGUF files, also if the model does not fit in memory."""
+"""Reads facts about a model from the headers of its GGUF files, even if the model does not fit in memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ _FILE_TYPES = {
 class Facts:
     """Facts about a model. A fact is None if the files do not contain it.
 
-    `context_size` is the number of tokens in the context that would be allocated, and `kv_bytes` is the size of its KV cache
-    in f16. `state_bytes` is the size of the recurrent layers' state per sequence. `prediction_layers` are the layers for
-    multi-token prediction.
+    `context_size` is the number of tokens for which a context would be allocated. `kv_bytes` is the size of this context's
+    KV cache in f16. `state_bytes` is the size of the recurrent layers' state per sequence. `prediction_layers` is the number
+    of layers for multi-token prediction.
     """
 
     files: tuple[Path, ...]
@@ -54,7 +54,7 @@ class Facts:
 
     @property
     def memory_bytes(self) -> int | None:
-        """The weights, KV cache, state and checkpoints. Compute buffers need a few hundred megabytes more."""
+        """The memory for weights, KV cache, state and checkpoints. Compute buffers need a few hundred megabytes more."""
         held = self.state_bytes + self.checkpoint_bytes
         return None if self.kv_bytes is None else self.file_bytes + self.kv_bytes + held
 
@@ -111,7 +111,7 @@ def _kv_numbers(header: Header) -> int | None:
 
 
 def _interval(header: Header) -> int | None:
-    """Return n if every n-th layer has attention and the others are recurrent, or None if n is unknown."""
+    """Return n if every n-th layer has attention and all other layers are recurrent, or None if n is unknown."""
     return header.number("full_attention_interval") or _ATTENTION_INTERVALS.get(header.architecture)
 
 

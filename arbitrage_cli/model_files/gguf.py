@@ -42,7 +42,7 @@ _BLOCKS = {kind: (block, size) for block, sizes in _BYTES_OF_BLOCK.items() for k
 class Header:
     """The metadata of a GGUF file: scalars, strings, array lengths, and short integer arrays (`lists`).
 
-    `num_parameters` is the number of tensor elements in the file, which may be one part of a split model.
+    `num_parameters` is the number of tensor elements in this file. The file may be one part of a split model.
     """
 
     num_parameters: int
@@ -128,7 +128,7 @@ class _Reader:
             raise _DamageError(f"unknown value type {kind}")
 
     def _read_array(self, key: str) -> None:
-        """Read an array. Only short integer arrays are stored. Nested arrays are refused, as in llama.cpp."""
+        """Read an array. Only short integer arrays are stored. Nested arrays are rejected, as in llama.cpp."""
         kind, length = self._integer("<I"), self._integer("<Q")
         self._array_lengths[key] = length
         if length > MAX_ARRAY:
@@ -172,7 +172,7 @@ class _Reader:
         return offset + elements // max(block, 1) * size, elements
 
     def _take(self, length: int) -> int:
-        """Skip `length` bytes, and return the position before them."""
+        """Skip `length` bytes and return the position of the first skipped byte."""
         start = self._at
         if length > self._size - start:
             raise _DamageError("the file ends inside the header")

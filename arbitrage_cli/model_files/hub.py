@@ -48,7 +48,10 @@ def locate(name: HubName) -> tuple[Path, ...]:
 
 
 def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
-    """Return the verified files, and download them only if they are not in the cache. Raises HubError or ModelFileError."""
+    """Return the verified files.
+
+    They are downloaded only if they are not in the cache. Raises HubError or ModelFileError.
+    """
     paths = locate(name)
     for path in paths:
         checksum = next((text for text in known_checksums(path) if _is_checksum(name, text)), None)

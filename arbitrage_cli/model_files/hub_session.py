@@ -1,4 +1,4 @@
-"""Makes huggingface_hub safe to use: checks its settings, its token and the Hub's responses, and converts its errors.
+"""Makes huggingface_hub safe to use: checks its settings, the user's token and the Hub's responses, and converts errors.
 
 HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE are honored.
 """
@@ -20,7 +20,7 @@ MAX_RESPONSE_BYTES = 1 << 24  # of the API; real responses have some kilobytes
 
 
 def _check_response(response: Any) -> None:
-    """Refuse a commit or an ETag that would be unsafe as a path, and an API response that is too large."""
+    """Reject a commit or an ETag that would be unsafe as a path, and an API response that is too large."""
     used = ("X-Repo-Commit", "X-Linked-ETag", "ETag") if response.status_code < 400 else ("X-Repo-Commit",)
     if response.request.method == "HEAD" and not all(_SAFE.fullmatch(response.headers.get(name, "")) for name in used):
         raise HubError(f"{_host()} sent a name that may point outside the cache", "check HF_ENDPOINT")

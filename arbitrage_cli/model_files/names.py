@@ -1,6 +1,6 @@
 """Parses the names of models and data sets on the Hugging Face Hub, and selects their files in a repository.
 
-File names from the Hub are not trusted. A name that leads out of its folder is refused.
+File names from the Hub are not trusted. A name that leads out of its folder is rejected.
 """
 
 import re
@@ -40,7 +40,7 @@ class HubName:
 
 
 def parse_name(source: str) -> HubName | None:
-    """Parse `user/repo[:quant][@revision]` or `user/repo:file.gguf[@revision]`; return None for a path."""
+    """Parse `user/repo[:quant][@revision]` or `user/repo:file.gguf[@revision]`. Return None for a path."""
     match = _NAME.fullmatch(source)
     if not match or ".." in match["repo"] or "--" in match["repo"] or match["repo"].lower().endswith(".gguf"):
         return None
@@ -69,7 +69,7 @@ def find_model(name: HubName, files: Iterable[str]) -> tuple[str, ...]:
 
 
 def parts(file: str) -> tuple[str, ...]:
-    """Return the names of all parts of a split model, in order, or only the file's name if it is not split."""
+    """Return the names of all parts of a split model, in order. If the model is not split, return only the file's name."""
     part = _PART.fullmatch(file)
     if not part:
         return (file,)

@@ -37,14 +37,15 @@ _ADVICE = ("policy", "tau", "router")  # the fields that `arbitrage advise --sav
 
 @dataclass(frozen=True, slots=True)
 class PairEntry:
-    """A draft and a target, with the options to use for them unless a command overrides them.
+    """A draft and a target, with default options that a command can override.
 
-    `thinking_pair` names the pair that replaces this one with thinking. `ctx` is the context window in tokens, and
-    `prm_style` a prompt style from `rewards.questions`. For models on servers, `*_api_key_env` names the environment
-    variable of the API key, and `*_template` the file of the chat template. `target_continuation` names a convention in
-    `inference.servers.chat`, and `target_price` contains dollars per million prompt tokens, cached prompt tokens and
-    completion tokens. `*_think_format` names the thinking format of a model if its chat template does not reveal it.
-    `think_closing` is the sentence that ends thinking at its token limit.
+    `thinking_pair` names the pair that replaces this pair if thinking is on. `ctx` is the context size in tokens.
+    `prm_style` is a prompt style from `rewards.questions`. For a model on a server, `*_api_key_env` names the environment
+    variable that contains the API key, and `*_template` names the file that contains the chat template.
+    `target_continuation` names a convention in `inference.servers.chat`. `target_price` contains the prices of prompt
+    tokens, cached prompt tokens and completion tokens, in dollars per million tokens. `*_think_format` names the thinking
+    format of a model if its chat template does not reveal it. `think_closing` is the sentence that ends thinking at its
+    token limit.
     """
 
     name: str
@@ -76,7 +77,7 @@ _KEYS = tuple(field.name for field in fields(PairEntry) if field.name != "name")
 
 
 class Pairs(dict[str, PairEntry]):
-    """Pairs by name. `broken` contains the error of each invalid entry."""
+    """Pairs by name. `broken` maps the name of each invalid entry to its error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +102,10 @@ def user_pairs() -> Pairs:
 
 
 def save_pair(path: Path, pair: PairEntry) -> None:
-    """Write a pair's policy, tau and router to the user's file, or the whole pair if the file does not contain the pair."""
+    """Write a pair's policy, tau and router to the user's file.
+
+    If the file does not contain the pair, write the whole pair.
+    """
     advice = _toml_lines(pair, _ADVICE)
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -179,7 +183,7 @@ def local_files(source: str) -> tuple[Path, ...]:
 
 
 def find_files(source: str, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
-    """Return the model's files, which may not exist if the source is a path, and download them if necessary."""
+    """Return the model's files, downloading them if necessary. If the source is a path, the files may not exist."""
     name = hub_name(source)
     if name:
         return hub.find(name, offline=offline, on_progress=on_progress)

@@ -1,8 +1,9 @@
-"""Reads and writes run folders: `run.json` describes the run, `results.jsonl` has one row for each attempt.
+"""Reads and writes run folders, in which `run.json` describes the run and `results.jsonl` has one row for each attempt.
 
-Once `append` returns, the row survives a killed process and a power failure. When a writer opens the folder, it moves
-invalid lines to another file. A reader changes nothing, and rejects invalid lines. It skips an unfinished last line, because
-another process may still be writing it. For `solve -o FILE`, the rows are in FILE, and the other files in FILE.run.
+Once `append` returns, the row survives a killed process and a power failure. When a folder is opened for writing, invalid
+lines are moved to another file. When it is opened for reading, invalid lines are rejected. An unfinished last line is
+skipped, because another process may still be writing it. For `solve -o FILE`, the rows are in FILE, and the other files are
+in FILE.run.
 
     run.json                   replaced atomically; written before the first row
     results.jsonl              one row per line, append-only; replaced as a whole by --regrade
@@ -46,7 +47,10 @@ Key = tuple[str, int, str, float | str | None]  # the attempt that a row belongs
 
 
 class Rows(Iterable[dict[str, Any]]):
-    """The rows of a file, which each iteration reads and validates. Raises DamagedRunError if a finished line is invalid."""
+    """The rows of a file.
+
+    Each iteration reads and validates the file. Raises DamagedRunError if a finished line is invalid.
+    """
 
     def __init__(self, path: Path | None = None, kind: str = BENCH) -> None:
         self._path, self._kind = path, kind
@@ -85,12 +89,12 @@ class BadRow(NamedTuple):
 
 
 def key_of(row: Row) -> Key:
-    """Return the key of a row. A later row replaces an earlier row with the same key."""
+    """Return the key of a row. Of several rows with the same key, only the last row is used."""
     return row["id"], row.get("sample", 0), row["policy"], row["tau"]
 
 
 def latest(rows: Rows | Sequence[Row]) -> Iterator[Row]:
-    """Yield the last row for each key, in the order of the first rows."""
+    """Yield the last row for each key, in the order in which the keys first occur."""
     keys: set[Key] = set()
     later: dict[Key, Row] = {}
     for row in rows:
@@ -125,7 +129,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _listing_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a run, or None for a run of `solve`, whose rows are elsewhere."""
+    """Return the record of a run, or None for a run of `solve`, whose rows are not in the folder."""
     newest = max((folder / name).stat().st_mtime for name in (RUN, RESULTS) if (folder / name).exists())
     record: dict[str, Any] = {"folder": str(folder), "age_seconds": max(0, round(time.time() - newest))}
     try:
@@ -156,14 +160,14 @@ def encode(row: Row) -> bytes:
 class RunFolder(AbstractContextManager["RunFolder"]):
     """A run folder, locked for writing by this process until it is closed.
 
-    `statuses` maps each key to the status of its last row. `notes` describe damage and earlier crashes.
+    `statuses` maps each key to the status of its last row. `notes` contains messages about damage and earlier crashes.
     """
 
     def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False, results: Path | None = None) -> None:
         """Create or open the folder, lock it, and set invalid lines aside.
 
-        If `fresh` is true, `save_run` sets all files aside instead. `results` is a file of the user that has the rows; only
-        an unfinished last line is set aside. Raises UsageError if the folder cannot be written to, is locked by another
+        If `fresh` is true, `save_run` sets all files aside instead. `results` is the user's own file with the rows, in which
+        only an unfinished last line is set aside. Raises UsageError if the folder cannot be written to, is locked by another
         process, or contains a run of another kind; DamagedRunError if run.json or a line of `results` is damaged.
         """
         self.path = folder
@@ -192,7 +196,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.close()
 
     def close(self) -> None:
-        """Unlock the folder. Remove it if it was created for a run that never began."""
+        """Unlock the folder. If the folder was created for a run that never began, remove the folder."""
         self._close_results()
         if self._lock is None:
             return
@@ -226,7 +230,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._open_results()
 
     def append(self, row: Row) -> None:
-        """Add a row and sync it to disk. Raises OutputError if this or an earlier write fails; the row is then not added."""
+        """Add a row and sync it to disk. Raises OutputError, without adding the row, if this or an earlier write fails."""
         if self._descriptor is None:
             raise OutputError(f"{self._results}: an earlier row could not be written", f"rerun {self._again} to resume")
         start = os.fstat(self._descriptor).st_size

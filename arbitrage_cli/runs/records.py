@@ -1,4 +1,4 @@
-"""Makes JSON records of solved problems, and rows of benchmarks.
+"""Builds the JSON records of solved problems and the rows of benchmarks.
 
 Other programs read these records, so fields may be added but not renamed.
 """
@@ -67,7 +67,7 @@ class RunInfo:
 
 
 def route_name(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
-    """Return a route as a value for `--policy`, such as `entropy@0.5`."""
+    """Return a route in the syntax of `--policy`, such as `entropy@0.5`."""
     return policy if tau is None else f"{policy}@{tau_name or rounding.exact(float(tau))}"
 
 
@@ -155,7 +155,8 @@ def row(
 ) -> "Attempted":
     """Return the row of a benchmark attempt.
 
-    `router_seconds` is the time that the policy spent on decisions, and `program_seconds` the time outside models and policy.
+    `router_seconds` is the time that the policy spent on decisions. `program_seconds` is the time spent outside the models
+    and the policy.
     """
     failure = attempt_error(finished)
     solved = _solved(finished, run)
@@ -178,19 +179,28 @@ def row(
 
 
 def seconds_of(row: Mapping[str, Any]) -> float:
-    """Return the seconds that an attempt adds to the time of a run; if it ran with others, its share of their time."""
+    """Return the seconds that an attempt adds to a run.
+
+    For concurrent attempts, this is the attempt's share of the total time.
+    """
     return float(row["throughput"]["seconds"] if row["throughput"] else row["wall_seconds"])
 
 
 def attempt_error(finished: Finished) -> str | None:
-    """Return a one-line reason why an attempt has no result. A full context is a result, like any other limit."""
+    """Return a one-line reason why an attempt has no result.
+
+    A solution that fills the context is a result, as for any other limit.
+    """
     if finished.error is None or (isinstance(finished.error, ContextFullError) and finished.trace.decisions):
         return None
     return " ".join(str(finished.error).split()) or type(finished.error).__name__
 
 
 def problem_error(finished: Finished) -> tuple[str, str] | None:
-    """Return why a problem was not solved, with a hint; None if it was solved or reached `max_steps` or `max_tokens`."""
+    """Return why a problem was not solved, and a hint.
+
+    Return None if it was solved or reached `max_steps` or `max_tokens`.
+    """
     if finished.error is not None:
         return str(finished.error), getattr(finished.error, "hint", "")
     if finished.trace.stop == "context":

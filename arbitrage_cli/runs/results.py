@@ -28,10 +28,10 @@ SampleKey = tuple[str, int]  # problem ID and sample index, which all policies s
 class Result:
     """The fields of a row that are used for statistics.
 
-    `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model, including
-    discarded steps, speculation and trial answers. `program_seconds` is the time outside models and router.
-    `computed_seconds` is set by `evaluation.work`. `question` and `text` are checksums. `share` is None unless several problems
-    were solved at once.
+    `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model,
+    including discarded steps, speculation and trial answers. `program_seconds` is the time spent outside the models and the
+    router. `computed_seconds` is set by `evaluation.work`. `question` and `text` are checksums. `share` is None unless
+    several problems were solved at once.
     """
 
     key: SampleKey
@@ -114,14 +114,17 @@ def concurrency_of(run: Mapping[str, Any]) -> int:
 
 
 def unit_costs_of(run: Mapping[str, Any]) -> dict[ModelRole, UnitCosts]:
-    """Return the measured unit costs in run.json, which give the proportions of a model's work."""
+    """Return the measured unit costs in run.json. They determine the relative costs of a model's kinds of work."""
     recorded: Mapping[ModelRole, Mapping[str, Any]] = run.get("unit_costs") or {}
     return {role: UnitCosts(**{**costs, "batches": tuple(costs["batches"])}) for role, costs in recorded.items()}
 
 
 @contextmanager
 def no_cycles() -> Iterator[None]:
-    """Disable the garbage collector, which would take a third of the time for a large run. The records have no cycles."""
+    """Disable the garbage collector, which takes a third of the time for a large run.
+
+    The records contain no reference cycles.
+    """
     gc.disable()
     try:
         yield
@@ -156,7 +159,10 @@ def paired_done(first: PolicyResults, second: PolicyResults) -> list[tuple[Resul
 
 
 def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -> Floats:
-    """Return the sums (problems, width) over each problem's samples, which are the units for resampling."""
+    """Return the sums over each problem's samples, with shape (problems, width).
+
+    Resampling draws problems from these rows.
+    """
     sums: dict[str, Sequence[float]] = {}
     for problem, numbers in values:
         before = sums.get(problem)

@@ -55,7 +55,7 @@ class Written(TypedDict):
 
 
 class TrialAnswer(TypedDict):
-    """A trial answer. The answer is None if the model wrote none."""
+    """A trial answer. The answer is None if the model wrote no complete answer."""
 
     answer: str | None
     model: ModelRole
@@ -154,7 +154,7 @@ class Collected(TypedDict):
 
 @with_config({**_CONFIG, "extra": "allow"})
 class _SolutionLine(TypedDict):
-    """The fields of a `solve` record that are read. `problem` and `policy` are None for an invalid input line."""
+    """The fields that are read from a `solve` record. `problem` and `policy` are None for an invalid input line."""
 
     id: str
     problem: str | None

@@ -1,8 +1,8 @@
 """Records the problems in progress on disk, to identify problems that crash the process.
 
-Marks are not synced to disk, because they need to survive a crash of the process but not of the machine. If the process
-crashes, for example in llama.cpp, Python's `faulthandler` appends a record, which counts for every problem in progress. If a
-process is killed from outside, for example by the out-of-memory killer, no crash is recorded.
+Marks are not synced to disk, because they must survive a crash of the process but not a crash of the machine. If the process
+crashes, for example in llama.cpp, Python's `faulthandler` appends a record. The crash is counted for every problem in
+progress. If a process is killed from outside, for example by the out-of-memory killer, no crash is recorded.
 """
 
 import faulthandler
@@ -21,7 +21,7 @@ _CRASH = b"Fatal Python error"
 
 
 class StartedMarks:
-    """Marks in a file that only this process writes. Methods raise OutputError if writing fails."""
+    """A file of marks that only this process writes. All methods raise OutputError if writing fails."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,7 +38,10 @@ class StartedMarks:
         self._write(problem, self.crashes.get(problem, 0), runs=True)
 
     def end(self, problem: str) -> None:
-        """Remove the mark of a problem whose row was written. If it was given up, the next command tries it once more."""
+        """Remove the mark of a problem whose row was written.
+
+        A problem that was given up is tried once more by the next command.
+        """
         if problem in self._in_flight:
             self._in_flight.remove(problem)
             self.crashes.pop(problem, None)
@@ -74,12 +77,12 @@ class StartedMarks:
 
 
 def _line(problem: str, count: int | None, runs: bool = False) -> bytes:
-    """Return a mark: a problem, its earlier crashes (None if they are forgotten), and whether it is in progress."""
+    """Return a mark: a problem, the number of its earlier crashes (None to reset it), and whether it is in progress."""
     return json.dumps([problem, count, runs]).encode() + b"\n"
 
 
 def _read(path: Path) -> dict[str, int]:
-    """Return the number of crashes of each problem. A lost mark causes at most one more crash."""
+    """Return the number of crashes for each problem. If a mark is lost, at most one more crash occurs."""
     crashes: dict[str, int | None] = {}
     in_flight: set[str] = set()
     try:

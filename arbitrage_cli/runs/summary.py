@@ -12,9 +12,10 @@ NO_COST = Cost()
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Totals of several steps. Costs and drafted tokens include discarded steps, and costs include trial answers.
+    """Totals over several steps. Costs and drafted tokens include discarded steps. Costs also include trial answers.
 
-    `stopped_steps` are drafted steps that were stopped early. `thinking_tokens` counts kept steps. `reward_cost` is the cost of rating steps.
+    `stopped_steps` counts the drafted steps that were stopped early. `thinking_tokens` counts kept steps. `reward_cost` is
+    the cost of rating steps.
     """
 
     drafted_steps: int = 0
@@ -51,10 +52,10 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class BlockShare:
-    """A problem's share of the time that a block of `of` concurrent problems took.
+    """The share of one problem in the time of a block of `of` concurrent problems.
 
     `seconds` is the time from the end of the previous problem, or from the start of the block, to the end of this problem.
-    The shares of a block add up to the block's time.
+    The shares of all problems in a block add up to the block's time.
     """
 
     block: int
@@ -85,7 +86,7 @@ def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST) -> Tally:
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    """Return the sum of many tallies. This is much faster than repeated addition."""
+    """Return the sum of many tallies, much faster than by repeated addition."""
     columns = zip(*map(_values, tallies), strict=True)
     sums: list[Any] = [_sum_costs(column) if isinstance(column[0], Cost) else sum(column) for column in columns]
     return Tally(*sums)

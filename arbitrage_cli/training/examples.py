@@ -30,7 +30,7 @@ COLUMNS = ("draft_reward", "target_reward", "draft_tokens", "target_tokens", "ta
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CollectedSolution:
-    """The states of one problem in a run. `is_whole` is false if the solution was not finished."""
+    """The states of one problem in a run. `is_whole` is false if the solution is unfinished."""
 
     id: str
     question: str
@@ -42,7 +42,7 @@ class CollectedSolution:
 class Collected:
     """The n states of one or more runs.
 
-    `features` has shape (n, n_features); `part`, `pair` (an index into `pairs`) and `is_whole` have shape (n,).
+    `features` has shape (n, n_features). `part`, `pair` (an index into `pairs`) and `is_whole` have shape (n,).
     `outcomes.problem` is an index into `questions`. `facts` contains one run.json for each pair.
     """
 
@@ -62,7 +62,10 @@ class Collected:
 
     @property
     def weight(self) -> NDArray[np.float64]:
-        """The weights (n,) of the states. In each part, the mean is 1 and all pairs have the same total weight."""
+        """The states' weights, an array of shape (n,).
+
+        In each part, the mean weight is 1 and all pairs have the same total weight.
+        """
         weight = np.ones(len(self.part))
         for part in np.unique(self.part):
             pairs, index, counts = np.unique(self.pair[self.part == part], return_inverse=True, return_counts=True)
@@ -70,9 +73,10 @@ class Collected:
         return weight
 
     def prefixes(self, chosen: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.int64], NDArray[np.float64]]:
-        """Return the m prefixes that a router scores in the chosen drafted steps.
+        """Return the m prefixes of the chosen drafted steps that a router scores.
 
-        The arrays are the features (m, n_features), the state's index among the chosen states (m,), and the token count (m,).
+        The first array contains the features and has shape (m, n_features). The other two, of shape (m,), contain each
+        prefix's index among the chosen states and its token count.
         """
         rank = np.cumsum(chosen) - 1  # the index of a state among the chosen states
         rows: list[Floats] = []
@@ -94,7 +98,7 @@ class Collected:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CollectedRun:
-    """The run.json (`facts`) and the solutions with states of a run folder of `arbitrage collect`."""
+    """The contents of a run folder of `arbitrage collect`: run.json (`facts`), and the solutions with their states."""
 
     path: Path
     facts: Mapping[str, Any]
@@ -111,7 +115,7 @@ class CollectedRun:
 
     @property
     def pair(self) -> dict[str, Any]:
-        """The models as recorded in a router card, without file paths."""
+        """The models as recorded on a router's card, without file paths."""
         models = {role: self.facts["models"][role] for role in ("draft", "target")}
         return {
             role: {"name": model.get("name") or model.get("source"), "sha256": model.get("sha256")}
@@ -201,9 +205,9 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
 
 
 def part_of(question: str, tested: frozenset[str] = frozenset()) -> int:
-    """Return the part of a problem, which depends only on its text.
+    """Return the part to which a problem belongs. The part depends only on the problem's text.
 
-    If there are `tested` problems, only these form the test part.
+    If `tested` is not empty, the test part consists of these problems.
     """
     if question in tested:
         return TEST

@@ -5,9 +5,9 @@ target's step was better, or *lift* a wrong solution if the drafted step was bet
 log-odds to the probabilities of a drop and of a lift. Each step depends on the previous steps, so a solution can be
 dropped only once. A reward between 0 and 1 is treated as the share of solutions that are right.
 
-The curves are fitted to the states. Their priors assume that the router's probability is correct, and that lifts are rare.
-The prediction is corrected by the difference between the observed and the predicted change. Noisy differences are shrunk
-towards 0.
+The curves are fitted to the states. The priors assume that the router's probability is correct and that lifts are rare. The
+prediction is corrected by the difference between the observed and the predicted change. Noisy differences are shrunk towards
+0.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -40,7 +40,7 @@ LIFT = Prior((-3.0, 0.5), (1.0, 0.5))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
-    """The outcomes of n states as columns (n,), grouped by solution and ordered by step."""
+    """The outcomes of n states. Each column has shape (n,) and is grouped by solution and ordered by step."""
 
     solution: NDArray[np.int64]
     problem: NDArray[np.int64]
@@ -60,26 +60,32 @@ class Outcomes:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """The indices (solutions,) of each solution's first state."""
+        """The index of each solution's first state."""
         return np.flatnonzero(np.diff(self.solution, prepend=-1))
 
     def take(self, chosen: NDArray[np.bool_]) -> "Outcomes":
         return Outcomes(*(getattr(self, column.name)[chosen] for column in fields(Outcomes)))
 
     def cut(self, stops: Numbers) -> "Outcomes":
-        """Return the outcomes if drafted steps stop after `stops` (n,) tokens. An infinite value means no stop."""
+        """Return the outcomes if each drafted step is stopped after its number of tokens in `stops`.
+
+        Infinite numbers do not stop a step.
+        """
         drafted, shared = (np.minimum(tokens, stops) for tokens in (self.draft_tokens, self.shared_tokens))
         return replace(self, draft_tokens=drafted, shared_tokens=shared)
 
 
 def chance(curve: Numbers, number: Numbers) -> Numbers:
-    """Return the probabilities (r, n) of the curves (r, 2) at the numbers (n,)."""
+    """Return the probabilities of r curves at n numbers, with shape (r, n).
+
+    `curve` has shape (r, 2), and `number` has shape (n,).
+    """
     values: Numbers = 1 / (1 + np.exp(-(curve[:, :1] + curve[:, 1:] * number)))
     return values
 
 
 def fit_curves(number: Numbers, share: Numbers, weight: Numbers, prior: Prior) -> Numbers:
-    """Fit a curve to the shares (n,) for each row of weights (r, n), and return the curves (r, 2).
+    """Fit a curve to n shares for each of r rows of weights. Return the curves, an array of shape (r, 2).
 
     The curves are maximum a posteriori estimates, computed by Newton's method.
     """
@@ -96,7 +102,7 @@ def fit_curves(number: Numbers, share: Numbers, weight: Numbers, prior: Prior) -
 
 
 class ExpectedLoss:
-    """Estimates changes in reward from a router's probabilities (n,) and the outcomes of n states."""
+    """Estimates changes in reward from a router's probabilities for n states and the outcomes of these states."""
 
     def __init__(self, probability: Numbers, outcomes: Outcomes) -> None:
         clipped = np.clip(probability, NEAREST, 1 - NEAREST)
@@ -114,7 +120,7 @@ class ExpectedLoss:
         self._lift = _chances(log_odds, loss, 1 - target_reward, by_state, LIFT)
 
     def changes(self, accepted: NDArray[np.bool_]) -> tuple[float, float, float]:
-        """Return the mean change in reward per solution if these states (n,) are accepted, with its 95% interval."""
+        """Return the mean change in reward per solution, with its 95% interval, if these drafted steps are accepted."""
         expected = self._chain(accepted)
         missed = self._observed(accepted) - expected[0]
         noise, trust = missed.var() / len(missed), (TRUST * self._drop[0, accepted].sum() / len(missed)) ** 2
@@ -124,12 +130,12 @@ class ExpectedLoss:
         return float(changes[0]), float(low), float(high)
 
     def _observed(self, accepted: NDArray[np.bool_]) -> Numbers:
-        """Return the change (solutions,) in each solution's reward, computed from the recorded rewards."""
+        """Return the change in each solution's reward, computed from the recorded rewards."""
         lost = np.add.reduceat(np.where(accepted, self._advantage, 0.0), self._starts)
         return np.clip(self._alone - lost, 0.0, 1.0) - self._alone
 
     def _chain(self, accepted: NDArray[np.bool_]) -> Numbers:
-        """Return the expected change in each solution's reward for each resample (1 + RESAMPLES, solutions)."""
+        """Return the expected change in each solution's reward for each resample, with shape (1 + RESAMPLES, solutions)."""
         reward = np.tile(self._alone, (len(self._weight), 1))
         for place in range(int(self._place.max()) + 1):
             chosen = np.flatnonzero(accepted & (self._place == place))
@@ -141,7 +147,10 @@ class ExpectedLoss:
 
 
 def _resamples(problem: NDArray[np.int64]) -> Numbers:
-    """Return the weights (1 + RESAMPLES, solutions) of bootstrap samples over problems. The first row is all ones."""
+    """Return the solutions' weights in bootstrap samples of the problems.
+
+    The shape is (1 + RESAMPLES, solutions), and the first row contains only ones.
+    """
     _, index = np.unique(problem, return_inverse=True)
     count = int(index.max()) + 1
     drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
@@ -149,7 +158,7 @@ def _resamples(problem: NDArray[np.int64]) -> Numbers:
 
 
 def _chances(log_odds: Numbers, change: Numbers, of: Numbers, weight: Numbers, prior: Prior) -> NDArray[np.float32]:
-    """Fit a curve to `change / of` for each row of weights (r, n), and return the fitted probabilities (r, n)."""
+    """Fit a curve to `change / of` for each row of weights. Return the fitted probabilities, in the shape of `weight`."""
     share = np.divide(change, of, out=np.zeros_like(of), where=of > 0)
     size = max(1, MAX_CELLS // len(log_odds))
     batches = [weight[start : start + size] * of for start in range(0, len(weight), size)]

@@ -45,7 +45,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Training examples: float32 inputs (n, d), labels (n,), and weights (n,) with a mean of 1."""
+    """Training examples: float32 inputs of shape (n, d), and labels and weights of shape (n,). The mean weight is 1."""
 
     inputs: Floats
     labels: Labels
@@ -59,7 +59,10 @@ RECIPES: tuple[Recipe, ...] = (
 
 
 def balanced(labels: Labels, groups: NDArray[np.int64]) -> Numbers:
-    """Return weights with equal sums for every class in every group. Their mean is 1 if every group has both classes."""
+    """Return weights with the same sum for each class in each group.
+
+    Their mean is 1 if every group contains both classes.
+    """
     weights = np.ones(len(labels))
     classes = [(groups == number) & members for number in np.unique(groups) for members in (labels, ~labels)]
     for members in classes:

@@ -1,4 +1,4 @@
-"""Makes tables of taus from recorded states.
+"""Creates tables of taus from recorded states.
 
 If a reward is the share of the target's continuations that reach the right answer, the losses of a solution add up to the
 difference in accuracy (the performance difference lemma, Kakade and Langford 2002). This assumes that the router visits the
@@ -20,14 +20,14 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefixes:
-    """The m prefixes of drafted steps that a router scores. `state` contains indices of states."""
+    """The prefixes of drafted steps that a router scores. `state` contains the index of each prefix's state."""
 
     state: NDArray[np.int64]
     tokens: NDArray[np.float64]
     probability: NDArray[np.float64]
 
     def stops(self, tau: float, num_states: int) -> NDArray[np.float64]:
-        """Return the token counts (n,) at which steps are stopped, or infinity."""
+        """Return the number of tokens after which each step is stopped, or infinity if it is not stopped."""
         stops = np.full(num_states, np.inf)
         above = self.probability > clearly_above(tau)
         np.minimum.at(stops, self.state[above], self.tokens[above])
@@ -41,7 +41,7 @@ def make_table(
     costs: Costs | None,
     prefixes: Prefixes | None = None,
 ) -> TauTable:
-    """Return a table of these taus plus `ALWAYS` and `NEVER`. Rows with early stops require `prefixes`."""
+    """Return a table of these taus plus `ALWAYS` and `NEVER`. `prefixes` are required for rows with early stops."""
     taus = sorted({ALWAYS, NEVER, *map(float, taus)})
     loss = ExpectedLoss(probability, outcomes)
     rows = [_row(tau, probability > tau, outcomes, loss) for tau in taus]

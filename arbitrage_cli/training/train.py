@@ -1,7 +1,8 @@
-"""Trains a router on collected states: fits networks, then chooses, calibrates and measures one of them.
+"""Trains a router on collected states: fits several networks, then chooses, calibrates and measures one network.
 
 Networks are fitted to the training part. The validation part decides when fitting stops, which network is chosen, and how it
-is calibrated. The test part only measures the router. The table of taus is made from both. Training is deterministic.
+is calibrated. The test part only measures the router. The table of taus is computed from both the validation part and the
+test part. Training is deterministic.
 """
 
 import math
@@ -86,9 +87,11 @@ def train(
 
 
 def with_taus(router: Router, collected: Collected, costs: Costs | None = None, *, name: str | None = None) -> Router:
-    """Return the router with a table of taus made from other states, without the problems that it was trained on.
+    """Return the router with a table of taus computed from other states.
 
-    The default `costs` are those of the runs. Raises RouterError if steps end differently than in the training states;
+    Problems on which the router was trained are excluded.
+
+    By default, `costs` are taken from the runs. Raises RouterError if steps end differently than in the training states;
     UsageError if there are too few states.
     """
     router.check_steps(collected.step_end)
@@ -192,7 +195,7 @@ def _collect_more(collected: Collected, chosen: NDArray[np.bool_]) -> str:
 
 
 def _num_missing(collected: Collected, chosen: NDArray[np.bool_]) -> int:
-    """Estimate how many more problems are needed until each class has enough states in each part."""
+    """Estimate how many more problems must be collected until each class has enough states in each part."""
     is_better, part = collected.outcomes.advantage[chosen] > 0, collected.part[chosen]
     num_problems, most = len(np.unique(collected.outcomes.problem[chosen])), 1.0
     for members in (is_better, ~is_better):
@@ -250,7 +253,7 @@ def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
 
 
 def scores(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
-    """Return the scores (n,) of the router and the baselines. `rsd` uses the true reward of the drafted step."""
+    """Return each state's score by the router and by the baselines. `rsd` uses the true reward of the drafted step."""
     columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}
     return {

@@ -1,8 +1,10 @@
-"""Measures the unit costs of models on this machine, with the number of threads at which each model is fastest.
+"""Measures the unit costs of models on this machine.
 
-Probes of all kinds and of all models take turns, and the lower quartile of each is used, because other work can only add
-time. A probe follows a probe of another size or model, as during routing. The cost of a long context is not measured, because
-all policies read the same context.
+Each model is measured with the number of threads at which it is fastest.
+
+Probes of all kinds and models take turns. The lower quartile of each kind's times is used, because other work on the machine
+can only add time. A probe follows a probe of another size or model, as during routing. The extra cost of a long context is
+not measured, because it is the same for all policies.
 """
 
 import time
@@ -48,9 +50,10 @@ class Threaded(Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The costs of models. `speeds` maps the numbers of threads that were tried to tokens per second.
+    """The costs of models. `speeds` maps each number of threads that was tried to the tokens per second.
 
-    `token_ratio` is the cost of a target token in draft tokens, with a 95% interval; None unless both models were measured.
+    `token_ratio` is the cost of a target token in draft tokens, with a 95% interval. It is None unless both models were
+    measured.
     """
 
     models: Mapping[ModelRole, Tuned]
@@ -77,7 +80,9 @@ class Probes:
 def measure_and_keep(
     paths: Mapping[ModelRole, str], load: Options, on_loading: OnLoading, note: Callable[[str], None]
 ) -> Measurement:
-    """Measure models together and store their costs. Notes report if fewer threads than usual are better.
+    """Measure models together and store their costs.
+
+    A note is shown for each model that is faster with fewer threads than usual.
 
     Raises OutputError or UsageError if the costs cannot be stored, and any error from loading or running a model.
     """
@@ -115,13 +120,13 @@ def _report_threads(role: ModelRole, used: int, speeds: Mapping[int, float], not
 
 
 def _counts(path: str, load: Options) -> list[int]:
-    """Return the numbers of threads to try: the requested number, 1 for a small model, or up to the number of cores."""
+    """Return the thread counts to try: the requested number, 1 for a small model, or numbers up to the core count."""
     most = threads_without_costs(path, load)
     return [most] if load.threads else thread_counts(most)
 
 
 def thread_counts(cores: int) -> list[int]:
-    """Return the numbers of threads to try: 1, 2, 3, 4, 6, 8, 12, 16 and so on, and the number of cores."""
+    """Return the thread counts to try: 1, 2, 3, 4, 6, 8, 12, 16 and so on, up to and including the number of cores."""
     powers = [1 << exponent for exponent in range(cores.bit_length())]
     counts = {*powers, *(3 * power for power in powers), cores}
     return sorted(count for count in counts if count <= cores)
@@ -130,9 +135,9 @@ def thread_counts(cores: int) -> list[int]:
 def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time.perf_counter) -> dict[int, float]:
     """Measure a model's tokens per second with each number of threads, highest first, until it becomes much slower.
 
-    A token is decoded and another is prefilled, because each model of a pair also reads the other's tokens. The model is then
-    set to the lowest number of threads that is about as fast as the fastest. Threads that wait for a processor count, so this
-    uses a wall clock.
+    Both decoding and prefill are measured, because each model of a pair also prefills the other model's tokens. The model is
+    then set to the lowest thread count whose speed is close to the highest speed. The time is measured with a wall clock, so
+    that it includes threads that wait for a processor.
     """
     best: dict[int, float] = {}
     began = clock()
@@ -160,7 +165,10 @@ def probe(
     decoded: int = DECODED,
     rounds: int = MAX_ROUNDS,
 ) -> dict[ModelRole, Probes]:
-    """Measure models in turns until SECONDS have passed. `sizes` are the sizes of batches; `clock` is used for all models."""
+    """Measure models in turns until SECONDS have passed.
+
+    `sizes` contains batch sizes. If `clock` is set, all models use it.
+    """
     found = {role: Probes([], {rows: [] for rows in sizes}, {count: [] for count in prefill}) for role in backends}
     tokens = {role: _tokens(backend, LONG) for role, backend in backends.items()}
     began = time.perf_counter()

@@ -36,11 +36,11 @@ log = logging.getLogger("arbitrage.capacity")
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The bytes of memory needed for the weights of all models, and for `each` concurrent problem.
+    """The memory in bytes for the weights of all models, and for each concurrent problem (`each`).
 
-    `gpu_weights` and `gpu_each` are the parts in a GPU's own memory. `sequences` is the largest number of sequences that a
-    problem needs in any model, or 0 if all models are on servers. `is_known` is false if a file does not contain the size of
-    its KV cache. `cap` is the largest useful number of concurrent problems.
+    `gpu_weights` and `gpu_each` are the shares of `weights` and `each` that a GPU's own memory holds. `sequences` is the
+    maximum number of sequences per problem in any model, or 0 if all models are on servers. `is_known` is false if a file
+    does not contain the size of its KV cache. `cap` is the largest useful number of concurrent problems.
     """
 
     weights: int
@@ -67,7 +67,10 @@ class Need:
         return self.host_weights + concurrency * self.host_each
 
     def largest_within(self, room: float) -> int:
-        """Return how many problems fit in `room` bytes, at most `most`; at most 1 if the size of the KV cache is unknown."""
+        """Return how many problems, at most `most`, fit in `room` bytes.
+
+        Return at most 1 if the size of the KV cache is unknown.
+        """
         left, most = room - self.host_weights, self.most if self.is_known else 1
         if not self.host_each:
             return most if left >= 0 else 0
@@ -77,7 +80,7 @@ class Need:
 def rollback_of(source: str, costs: UnitCosts | None) -> int:
     """Return how many rejected draft tokens a model should be able to remove from its recurrent state.
 
-    Returns 0 if there is no such state, if nothing is proposed, or if the model failed the trial (`rolls_back`).
+    Returns 0 if the model has no such state, if no tokens are proposed, or if the model failed the trial (`rolls_back`).
     """
     if costs is None or not is_file(source):
         return 0
@@ -115,9 +118,11 @@ def memory_needed(
 
 
 def check_memory(need: Need) -> None:
-    """Raise ModelMemoryError if one problem needs more memory than the machine has. Warn if it needs more than is free.
+    """Raise ModelMemoryError if one problem needs more than the machine's memory.
 
-    Otherwise, the system might grant the memory and kill the process later.
+    Warn if one problem needs more than the free memory.
+
+    Without this check, the system might grant the memory and kill the process later.
     """
     total, free = total_memory(), available_memory()
     message = (
@@ -133,9 +138,9 @@ def check_memory(need: Need) -> None:
 def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
     """Convert a value of --concurrency to the number of problems to solve at once, at most `most`.
 
-    The value `auto` means `earlier` in a resumed run; otherwise, the largest useful number that fits in half of the free
-    memory. `needed` is not called for a single problem. Raises UsageError if the text is invalid or llama.cpp has too few
-    sequences, or ModelMemoryError if the problems do not fit in memory.
+    In a resumed run, the value `auto` means `earlier`. Otherwise, it means the largest useful number that fits in half of
+    the free memory. If the result is 1, `needed` is not called. Raises UsageError if the value is invalid or llama.cpp has
+    too few sequences; ModelMemoryError if the problems do not fit in memory.
     """
     is_auto = text == AUTO
     count = earlier if is_auto and earlier else min(most, MOST_AUTO_SERVED if is_auto else _number(text))

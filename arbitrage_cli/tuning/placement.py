@@ -20,7 +20,7 @@ from arbitrage_cli.types import CACHED_BYTES, ModelRole
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The number of threads for each model, and the pair's token costs. The costs are None if a model was not measured.
+    """The number of threads for each model, and the pair's token costs. `costs` is None unless both models were measured.
 
     `unit_costs` contains the costs of the measured models.
     """
@@ -49,8 +49,8 @@ def place(
 ) -> Placement:
     """Return the number of threads and the costs for the models on this machine.
 
-    The number of threads is the first available of `load.threads`, `earlier` (from a resumed run), the measured number, and
-    the default. Raises UsageError if the file of measurements is damaged.
+    The number of threads comes from the first available source: `load.threads`, `earlier` (from a resumed run), the
+    measurement, or the default. Raises UsageError if the file of measurements is damaged.
     """
     sources = {role: source for role, source in models.items() if source and not is_served(source)}
     tuned, default = _find(sources, load), {role: threads_without_costs(source, load) for role, source in sources.items()}
@@ -61,9 +61,9 @@ def place(
 
 
 def threads_without_costs(source: str, load: Options) -> int:
-    """Return the number of threads.
+    """Return the number of threads for a model without measured costs.
 
-    A model that fits in a processor's cache gets one, because more would wait for each other.
+    A model that fits in a processor's cache gets one thread, because several threads would mostly wait for each other.
     """
     size = sum(file.stat().st_size for file in local_files(source))
     return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())

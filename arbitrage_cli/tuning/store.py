@@ -1,6 +1,6 @@
 """Stores the measured unit costs of models in a file.
 
-A measurement is valid for one machine, one model and one set of loading options. The file may contain measurements of
+A measurement is valid for one machine, one model and one set of loading options. The file may contain measurements from
 several machines, because home folders may be shared.
 """
 
@@ -22,7 +22,7 @@ FILE_NAME = "tuned.json"
 class Machine:
     """The properties of a machine that affect speeds.
 
-    `cores` is the number of cores that this process can use, and `gpu` contains llama.cpp's names for the GPUs.
+    `cores` is the number of cores that this process can use. `gpu` contains llama.cpp's names for the GPUs.
     """
 
     cpu: str
@@ -33,7 +33,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """The options for loading a model. None stands for llama.cpp's default.
+    """The options for loading a model. None selects llama.cpp's default.
 
     `threads` is the requested number of threads, or None if the best number was chosen.
     """
@@ -76,7 +76,7 @@ def read_tuned(path: Path) -> list[Tuned]:
 
 
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
-    """Add or replace measurements. Raises OutputError if the file cannot be written, or UsageError if it is damaged."""
+    """Add or replace measurements. Raises OutputError if the file cannot be written; UsageError if the file is damaged."""
     _write(path, {tuned.key: tuned for tuned in (*read_tuned(path), *new)}.values())
 
 
