@@ -68,7 +68,8 @@ def run_bench(
     early_stop: bool | None,
 ) -> BenchRun:
     with open_run(path, display, fresh=options.fresh) as folder:
-        measure_missing_costs(make_setup(), display)
+        if not folder.rows:  # a resumed run keeps its costs
+            measure_missing_costs(make_setup(), display)
         setup = for_resumed_bench(make_setup(), folder.run if folder.rows else None, early_stop=early_stop)
         with Session(setup, display) as session:
             run = plan_run(session, selected, folder, samples=options.samples)

@@ -47,9 +47,10 @@ def collect(
         task = permitted(find_task(generation.task or selected.dataset.task), problems.run_code)
         run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
         setup = for_collect(run_options, collect)
-        measure_missing_costs(setup, display)
         path = place.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
         folder = stack.enter_context(open_run(path, display, kind=COLLECT, fresh=place.fresh))
+        if not folder.rows:  # a resumed run keeps its costs
+            measure_missing_costs(setup, display)
         session = stack.enter_context(Session(setup, display))
         collection = Collection(session, selected, folder, collect, display)
         with offering_to_resume(display, lambda error: collection.how_to_resume):

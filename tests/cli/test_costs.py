@@ -96,6 +96,16 @@ def test_costs_are_measured_for_any_number_of_threads_and_before_the_first_probl
     assert {one.threads for one in read_tuned(home.file)} == {1, 2}
 
 
+def test_a_finished_run_measures_nothing(home: Home) -> None:
+    home.pretend(FAST_READER)
+    bench = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target", "-o", "run")
+    collect = ("collect", "--dataset", "arithmetic.jsonl", "-o", "states")
+    assert [home.run(*command).code for command in (bench, collect)] == [0, 0]
+    home.file.unlink()
+    assert [home.run(*command).code for command in (bench, collect)] == [0, 0]
+    assert read_tuned(home.file) == []
+
+
 def test_costs_that_cannot_be_saved_are_noted(home: Home, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = home.run("solve", "5 + 6", "--json", env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
