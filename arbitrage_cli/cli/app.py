@@ -37,7 +37,7 @@ PANELS: Mapping[str, Sequence[Callable[..., int | None]]] = {
 
 
 def make_app() -> typer.Typer:
-    """Return the Typer application. Its help is plain text unless both streams are terminals."""
+    """Return the Typer application. The help is plain text unless both streams are terminals."""
     plain = not (is_drawable(sys.stdout) and is_drawable(sys.stderr))
     app = typer.Typer(
         name="arbitrage",

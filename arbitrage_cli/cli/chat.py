@@ -76,7 +76,7 @@ def chat(
 class _Prompt:
     """The command loop of a chat.
 
-    The display shows the steps. If `shows_answers` is true, answers are printed to standard output.
+    Steps are shown by the display. If `shows_answers` is true, answers are printed to standard output.
     """
 
     def __init__(self, conversation: "RoutedConversation", display: Display, *, shows_answers: bool) -> None:

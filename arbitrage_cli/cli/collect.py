@@ -1,4 +1,4 @@
-"""`arbitrage collect`: collects the states that a router is trained on."""
+"""`arbitrage collect`: collects states for training a router."""
 
 import contextlib
 import shlex

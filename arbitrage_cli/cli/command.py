@@ -19,7 +19,7 @@ from arbitrage_cli.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """A single run of the program. `flags` are the names of the parameters that were given on the command line."""
+    """A single run of the program. `flags` contains the names of the parameters that were set on the command line."""
 
     arguments: tuple[str, ...] = ()
     flags: frozenset[str] = frozenset()
@@ -127,7 +127,7 @@ def _is_group(hint: Any) -> bool:
 
 
 def _unwrapped(text: str) -> str:
-    """Join the lines of each paragraph of a docstring, except in examples, because Rich keeps line breaks."""
+    """Join the lines of each docstring paragraph except examples, because Rich keeps line breaks."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs)
 

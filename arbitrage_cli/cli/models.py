@@ -156,7 +156,7 @@ def _show_router(source: str, *, as_json: bool) -> None:
 
 
 def _show_models(names: list[str], *, as_json: bool) -> None:
-    """Show facts about model files, then their checksums, which are slower to compute."""
+    """Show facts about model files, then the files' checksums, which take longer to compute."""
     record = model_info.describe_models(names)
     models = record["models"]
     if not as_json:

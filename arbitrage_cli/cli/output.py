@@ -1,4 +1,4 @@
-"""The output of commands: displays, log messages, JSON and tables; and the permission to run programs."""
+"""Writes the output of commands (displays, log messages, JSON and tables) and asks for permission to run programs."""
 
 import contextlib
 import ctypes
@@ -28,7 +28,8 @@ PATIENCE = 1000
 
 @contextlib.contextmanager
 def command_display(options: OutputOptions) -> Iterator[Display]:
-    """Open the display of a command: live in a terminal, else plain lines, as with --quiet. It also shows log messages."""
+    """Open a command's display, which also shows log messages. It is live in a terminal, otherwise (or with --quiet)
+    plain."""
     with contextlib.closing(_choose_display(options)) as display, _log_to(display, options):
         yield display
 
@@ -62,7 +63,7 @@ def _log_to(display: Display, options: OutputOptions) -> Iterator[None]:
 
 
 def say(text: str, options: OutputOptions) -> None:
-    """Write a line to standard error, unless --quiet is used. Call it after the display is closed."""
+    """Write a line to standard error unless --quiet is used. Call this function after the display is closed."""
     if not options.quiet:
         show(sys.stderr, one_line(text) + "\n")
 
@@ -111,7 +112,7 @@ def write_json(content: Any) -> None:
 
 
 class Output(io.TextIOWrapper):
-    """Standard output. Raises OutputError if it cannot be written, and escapes characters that it cannot encode."""
+    """Standard output. Raises OutputError if the text cannot be written. Characters that cannot be encoded are escaped."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         stream.flush()
@@ -140,8 +141,8 @@ class Output(io.TextIOWrapper):
 class Messages(io.RawIOBase):
     """Writes standard error to a pipe. Text is dropped if nobody reads the pipe, so that a run never blocks.
 
-    The first write to a full pipe waits for `PATIENCE`. If nobody reads the pipe in that time, later writes drop their text
-    at once, until the pipe is read again.
+    The first write to a full pipe waits up to `PATIENCE` seconds. If nobody reads the pipe during this time, later text is
+    dropped immediately until the pipe is read again.
     """
 
     def __init__(self, descriptor: int) -> None:

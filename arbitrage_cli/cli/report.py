@@ -100,7 +100,7 @@ def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug =
 
 
 def _check_name(page: Path) -> None:
-    """Raise UsageError if the page, or the file that it links to, does not end in .html."""
+    """Raise UsageError if the name of the page, or of the file to which it is linked, does not end in .html."""
     if not all(path.suffix.lower() in SUFFIXES for path in (page, Path(os.path.realpath(page)))):
         hint = "use -o FILE.html, or --json to get the figures as data"
         raise UsageError(f"{page}: the file name must end in .html", hint)

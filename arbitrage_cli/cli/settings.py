@@ -1,7 +1,7 @@
 """Settings files, which set defaults of options: `arbitrage.toml` in the current folder, then the user's `config.toml`.
 
 A key is the long name of an option without its dashes: `draft = "small.gguf"`, `max-tokens = 1024` (or `max_tokens`). A
-table with the name of a command sets options of that command only.
+table named after a command sets options of this command only.
 """
 
 import json
@@ -28,7 +28,8 @@ FLAGS_ONLY = ("--debug",)
 class Settings:
     """The merged settings of all files.
 
-    `defaults` is in Typer's format. `values` maps commands and options to values, and `files` to the files that set them.
+    `defaults` uses Typer's format. `values` maps each command's options to their values; `files` maps them to the files that
+    set them.
     """
 
     defaults: Mapping[str, Any]
@@ -38,7 +39,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class CallObject:
-    """The `context.obj` of every command, with the arguments of the program and the settings."""
+    """The `context.obj` of every command. Contains the program's arguments and the settings."""
 
     arguments: tuple[str, ...]
     settings: Settings
@@ -76,7 +77,7 @@ def unknown_variables(commands: Mapping[str, Any], environment: Iterable[str]) -
 
 
 def _hidden_settings(command: Any) -> Mapping[str, str]:
-    """Return the settings of a command that have no flag, with their environment variables."""
+    """Return the settings of a command that have no flag, with the names of their environment variables."""
     variables: Mapping[str, str] = getattr(command.callback, "settings", {})
     return variables
 
@@ -88,7 +89,7 @@ def _all(commands: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def origin_of(context: typer.Context, name: str) -> str | None:
-    """Return the flag, variable or file that set a parameter. Returns None if the parameter has its default."""
+    """Return the flag, variable or file that set a parameter, or None if the parameter has its default value."""
     command, settings = context.command_path.split()[1], context.obj.settings
     option = name.replace("_", "-")
     if variable := _hidden_settings(context.command).get(option):

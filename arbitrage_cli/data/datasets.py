@@ -52,7 +52,7 @@ def load_dataset(
     needs_answers: bool = True,
     forms: Sequence[Form] = (),
 ) -> Dataset:
-    """Load a data set by name or path, and download it if it is not in the cache.
+    """Load a data set by name or path. It is downloaded if it is not in the cache.
 
     `mapping` and `needs_answers` apply only to files; see `make_dataset`. Raises UsageError if the data set is unknown or
     invalid, and the errors of `hub.find`.
@@ -119,7 +119,8 @@ _OTHER_ROWS: Mapping[str, Callable[[Path], Rows]] = {".csv": _csv_rows, ".txt": 
 def _parquet_rows(path: Path) -> Rows:
     """Yield the rows of a parquet file and their numbers, one at a time.
 
-    Strings stay dictionary-encoded until their row is read, because a small file can repeat a cell any number of times.
+    Strings stay dictionary-encoded until their row is read. Otherwise, a small file that repeats a long cell could fill the
+    memory.
     """
     pa, parquet = _load_pyarrow(path.name)
     number = 0
@@ -154,7 +155,7 @@ def _too_large(path: Path, limit: str) -> UsageError:
 
 
 class _ToPython:
-    """Converts the cells of a file to Python values, up to MAX_TEXT characters in total."""
+    """Converts the cells of a file to Python values. Accepts at most MAX_TEXT characters in total."""
 
     def __init__(self, pa: Any, path: Path) -> None:
         self._pa, self._path, self._num_characters = pa, path, 0

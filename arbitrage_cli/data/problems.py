@@ -43,8 +43,8 @@ class UnusableError(ValueError):
 def read_problems(stream: LineReader, on_gap: Callable[[], None] = lambda: None) -> Iterator[Problem | BadLine]:
     """Yield a problem for each non-blank line of UTF-8 text.
 
-    The input is JSONL if its first non-blank line begins like a JSON object. The default id is the line number. `on_gap` is
-    called if there are blank lines between lines of plain text.
+    The input is treated as JSONL if its first non-blank line begins like a JSON object. The default id is the line number.
+    `on_gap` is called if there are blank lines between lines of plain text.
     """
     is_json: bool | None = None
 
@@ -81,7 +81,7 @@ def make_problem(question: str, identifier: str) -> Problem:
 
 
 def make_conversation(messages: Sequence[tuple[str, str]], identifier: str) -> Problem:
-    """Return a problem made from (role, text) messages, the last of which is the question. Raises UnusableError."""
+    """Return a problem created from (role, text) messages. The last message is the question. Raises UnusableError."""
     system = [text for role, text in messages if role in ("system", "developer")]
     rest = messages[len(system) :]
     if any(role in ("system", "developer") for role, _ in rest):
@@ -118,7 +118,7 @@ def encodable(text: str) -> str:
 
 
 def _parsed(stream: LineReader, parse: Callable[[int, str, bool], T]) -> Iterator[T | BadLine]:
-    """Call `parse` for each non-blank line with its number, its text, and whether blank lines precede it."""
+    """For each non-blank line, call `parse` with the line's number, its text, and whether blank lines precede it."""
     last = 0
     for number, line in enumerate(_cut_lines(stream), start=1):
         before = last
@@ -137,7 +137,7 @@ def _parsed(stream: LineReader, parse: Callable[[int, str, bool], T]) -> Iterato
 
 
 def _cut_lines(stream: LineReader) -> Iterator[bytes]:
-    """Yield lines, split at line feeds only. A line over the limit is truncated to a length just above the limit."""
+    """Yield lines, which only line feeds separate. A line over the limit is truncated to a length just above the limit."""
     while line := stream.readline(MAX_LINE_BYTES + 2):
         rest = line
         while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):

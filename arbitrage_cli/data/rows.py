@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A row format that a task's data sets use, for rows that contain all `fields`.
+    """A row format used by a task's data sets. It matches rows that contain all `fields`.
 
     `read` returns a row's question and gold answer. `id` names the field that contains the problem's id.
     """
@@ -36,7 +36,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A problem and its gold answer, which is empty if the correct answer is unknown.
+    """A problem and its gold answer. The gold answer is empty if the correct answer is unknown.
 
     By default, the gold answer contains `answer` (a string, a number, or a list of these) and optionally `unit`.
     """
@@ -48,7 +48,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Problems in order. `task` is the task of the rows' `Form`, and `revision` is the commit on the Hub."""
+    """Problems in order. `task` comes from the `Form` of the rows. `revision` is the commit on the Hub."""
 
     name: str
     items: tuple[Item, ...]
@@ -83,8 +83,9 @@ def make_dataset(
 ) -> Dataset:
     """Convert numbered rows to a data set.
 
-    `mapping` overrides the names in FIELDS. Without a mapping, all rows are read with the first of `forms` that matches the
-    first row. Raises UsageError if there are no rows, an id occurs twice, or a row lacks its question or a required answer.
+    `mapping` overrides the names in FIELDS. Without a mapping, all rows are read with the first form in `forms` that matches
+    the first row. Raises UsageError if there are no rows, if an id occurs twice, or if a row lacks its question or a
+    required answer.
     """
     items: dict[str, tuple[int, Item]] = {}
     bad: list[BadLine] = []

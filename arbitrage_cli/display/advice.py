@@ -27,7 +27,7 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
 
 
 def findings(figures: Json) -> list[tuple[str, str]]:
-    """Return facts about the token costs, and about how often the draft and the target agree on an answer."""
+    """Return the token costs, and the rate at which the draft and the target agree on an answer."""
     ratio, interval = figures["token_ratio"], figures["token_ratio_interval"]
     facts = [("costs", costs_sentence(ratio, interval))] if ratio else []
     draft = next((entry for entry in figures["policies"] if entry["policy"] == "draft"), None)
@@ -39,7 +39,10 @@ def findings(figures: Json) -> list[tuple[str, str]]:
 
 
 def write_costs(found: Measurement, stream: TextIO) -> None:
-    """Write the unit costs of each model, and the cost of a target token. Raises the same errors as `write`."""
+    """Write the unit costs of each model, and the cost of a target token in draft tokens.
+
+    Raises the same errors as `write`.
+    """
     rows = [
         [role, *(rounding.number(1000 * seconds) for seconds in (model.costs.prefill, *model.costs.batches))]
         for role, model in found.models.items()

@@ -141,7 +141,7 @@ def _taus(card: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
 
 
 def _tau_lines(row: Card, names: Sequence[str]) -> Iterator[list[str]]:
-    """Yield a line for each preset of a tau. The first line also shows the tau and its figures."""
+    """Yield a line for each preset that has this tau. The first line also shows the tau and its figures."""
     first, *others = names or [""]
     interval = " ".join(rounding.points(end / 100) for end in row["change_interval"])
     cells = [

@@ -39,7 +39,7 @@ Line = tuple[str, Point, Point]  # style, start and end
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The text beside a mark. `x` and `y` are pixels from the mark."""
+    """The text beside a mark. `x` and `y` are the distances from the mark in pixels."""
 
     text: str
     x: float
@@ -49,7 +49,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A mark in a chart. `x` and `y` contain its position, followed by the ends of the interval if known."""
+    """A mark in a chart. `x` and `y` contain the mark's position, followed by the ends of its interval if known."""
 
     policy: str
     x: Sequence[float]
@@ -60,7 +60,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Marks and lines between two axes."""
+    """A chart with marks and lines between two axes."""
 
     title: str
     x_title: str
@@ -105,7 +105,10 @@ class Scale:
 
 
 def accuracy_chart(policies: Sequence[Json]) -> Chart | None:
-    """Return a chart of accuracy against the time relative to the target alone, or without a target, in mean seconds."""
+    """Return a chart of accuracy against time.
+
+    The time is relative to the target alone or, without a target, in mean seconds.
+    """
     is_relative = any(policy["speedup"] is not None for policy in policies)
     time = "speedup" if is_relative else "seconds_mean"
     shown = [policy for policy in policies if policy["accuracy"] is not None and policy[time]]
@@ -134,7 +137,7 @@ def _texts(policies: Sequence[Json]) -> list[str]:
 
 
 def _labelled(marks: Sequence[Mark], texts: Sequence[str]) -> list[Mark]:
-    """Label each mark that has room for a label in the narrowest chart."""
+    """Label the marks whose labels fit beside them when the chart has its minimum width."""
     taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in map(_pixels, marks)]
     labelled = []
     for mark, text in zip(marks, texts, strict=True):
@@ -186,7 +189,7 @@ def _accuracy_text(figures: Json) -> str:
 
 
 def _chord(marks: Sequence[Mark]) -> list[Line]:
-    """Return the line from the draft alone to the target alone: the results of choosing a model at random."""
+    """Return the line between the draft alone and the target alone. It shows the results of choosing a model at random."""
     alone = {mark.policy: mark for mark in marks}
     return _joined("chord", [alone[role] for role in MODELS]) if alone.keys() >= set(MODELS) else []
 

@@ -17,7 +17,7 @@ TIME_PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. `definition` is a key of DEFINITIONS; `show` and `beside` format a figure and its interval or counts."""
+    """A column. `definition` is a key of DEFINITIONS. `show` formats a figure; `beside` formats its interval or counts."""
 
     heading: str
     definition: str
@@ -29,7 +29,7 @@ class Column:
 
 
 def known(columns: Sequence[Column], records: Sequence[Json]) -> list[Column]:
-    """Return the columns for which at least one record has a figure."""
+    """Return the columns that contain a figure for at least one record."""
     return [column for column in columns if any(column.show(record) not in ("", rounding.UNKNOWN) for record in records)]
 
 

@@ -1,4 +1,4 @@
-"""Explains decisions: the most important features, and the cost of each step."""
+"""Explains decisions with the most important features and the cost of each step."""
 
 import textwrap
 from collections.abc import Iterator

@@ -194,7 +194,7 @@ def together(record: Json) -> Iterator[Fact]:
 
 
 def identity_fact(identity: Identity) -> Fact:
-    """Return the result of verifying a file, and its sha256."""
+    """Return a fact with the result of verifying a file, and the file's sha256."""
     origin = ORIGINS[identity.origin]
     return identity.path.name, f"{f'DAMAGED: not {origin}' if identity.is_damaged else origin}: sha256 {identity.sha256}"
 

@@ -1,6 +1,6 @@
 """The live display for terminals. Finished lines scroll up, and a small region below them is redrawn.
 
-The lines describe problems (`live_solve`), the attempts of a run (`live_run`), or the requests to a server.
+The lines describe problems (`live_solve`), attempts in a run (`live_run`), or requests to a server.
 """
 
 import os
@@ -26,12 +26,12 @@ PLAIN = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})
 
 
 class View(Protocol):
-    """The lines of a display: `region` returns lines to redraw; `handle`, `end` and `close` return permanent lines."""
+    """The content of a display. `region` returns the lines to redraw; `handle`, `end` and `close` return permanent lines."""
 
     def handle(self, event: Shown, columns: int, now: float) -> list[Text]: ...
 
     def may_wait(self, event: Shown) -> bool:
-        """Return whether the event is so frequent that it can wait for the next redraw."""
+        """Return whether the event can wait for the next redraw because such events are frequent."""
 
     def region(self, columns: int, rows: int, now: float) -> list[Text]: ...
 

@@ -1,6 +1,6 @@
 """The live view of problems that are being solved: finished steps scroll up, and the region shows the current step.
 
-When several problems are solved at once, the region has a row for each problem.
+If several problems are solved at once, the region has a row for each problem.
 """
 
 import re

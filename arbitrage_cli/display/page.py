@@ -27,7 +27,10 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FigureTable:
-    """A table with a row for each policy: the policy, its label, and each figure with its interval or counts."""
+    """A table with a row for each policy.
+
+    A row contains the policy, its label, and each figure with its interval or counts.
+    """
 
     caption: str
     columns: Sequence[Column]
@@ -35,7 +38,7 @@ class FigureTable:
 
     @property
     def has_beside(self) -> list[bool]:
-        """For each column, whether it has intervals or counts."""
+        """Whether each column has intervals or counts."""
         return [any(beside for _, beside in column) for column in zip(*(cells for _, _, cells in self.rows), strict=True)]
 
 

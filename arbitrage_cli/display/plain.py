@@ -1,6 +1,6 @@
 """The plain display for pipes, logs and dumb terminals: lines without escape codes.
 
-A single problem is shown step by step; many problems, attempts and requests are shown in one line each.
+A single problem is shown step by step. If there are many problems, attempts or requests, each is shown in one line.
 """
 
 import time

@@ -21,7 +21,7 @@ Line = tuple[str, str]  # a line and its style: empty, "bold" or "dim"
 def write_table(
     figures: Figures, facts: Iterable[tuple[str, str]], stream: TextIO, *, explain: bool = False, styled: bool = False
 ) -> None:
-    """Write the facts, the table and the notes, and with `explain` the definition of each column.
+    """Write the facts, the table and the notes. With `explain`, also write the definition of each column.
 
     Raises the same errors as `write`.
     """
@@ -78,7 +78,7 @@ def size_of(figures: Figures) -> str:
 def _table(
     shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str], width: int, corner: str = "policy"
 ) -> Iterator[Line]:
-    """Yield a table, and a second table for intervals that do not fit. Omit the last columns if they still do not fit."""
+    """Yield a table. Intervals that do not fit are moved to a second table; columns that still do not fit are omitted."""
     headings, below = [column.heading for column in shown], set[int]()
     cells = [[" ".join(filter(None, column.cell(record))) for record in records] for column in shown]
     room_for_labels = min(MAX_LABEL, max(map(len, labels), default=0))

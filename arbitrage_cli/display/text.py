@@ -56,8 +56,8 @@ def shortened(text: str, width: int) -> str:
 def short_labels(labels: Sequence[str], room: int) -> list[str]:
     """Return distinct labels of at most `room` characters.
 
-    A long label loses the number of a named tau, then characters near its middle. If the labels are still not distinct, they
-    are truncated and numbered.
+    To shorten a label, the number of a named tau is removed first, then characters near the middle. If the labels are still
+    not distinct, they are truncated and numbered.
     """
     shown = [one_line(label) for label in labels]
     brief = [label.rpartition(" (")[0] or label if len(label) > room else label for label in shown]

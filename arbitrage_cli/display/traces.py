@@ -1,6 +1,6 @@
 """Packs the traces of a report row by row, so that an HTML page can contain 100,000 traces.
 
-The page contains an index for searching and sorting, and compressed blocks of texts that a script unpacks on demand.
+The page contains an index for searching and sorting, and compressed blocks of texts. A script unpacks the blocks on demand.
 """
 
 import base64
@@ -20,7 +20,7 @@ Json = Mapping[str, Any]
 
 
 class TracePacker:
-    """Packs the rows of a run, in any order. The last row of an attempt counts."""
+    """Packs the rows of a run, which may be in any order. If an attempt has several rows, the last row is used."""
 
     def __init__(self) -> None:
         self._problems: dict[str, tuple[int, Any]] = {}  # index and level by ID
@@ -45,7 +45,10 @@ class TracePacker:
             self._close_block()
 
     def packed(self, policies: Sequence[Json]) -> dict[str, Any]:
-        """Return the data for the page's script. A block is the index of its first attempt, and its packed attempts."""
+        """Return the data for the page's script.
+
+        Each block contains the index of its first attempt, and the packed attempts.
+        """
         if self._parts:
             self._close_block()
         numbers = {(policy["policy"], policy["tau"]): number for number, policy in enumerate(policies)}
@@ -78,7 +81,7 @@ def _packed(data: bytes) -> str:
 
 
 def _entry(row: Json, number: int) -> list[Any]:
-    """Return an index entry: verdict, wall-clock seconds, seconds in steps, target steps, and attempt index."""
+    """Return an index entry: verdict, wall-clock seconds, seconds for steps, number of target steps, and attempt index."""
     is_done = row["status"] == "done"
     written = sum(version["seconds"] for step in row["steps"] for version in (step, step["discarded"]) if version)
     calls = sum(step["model"] == "target" for step in row["steps"])

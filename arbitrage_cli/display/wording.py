@@ -26,7 +26,7 @@ ENOUGH_TOKENS, ENOUGH_SECONDS = 64, 5.0  # needed to judge whether a policy is s
 
 
 def is_due(reminder: str) -> bool:
-    """Return whether a reminder has not been shown today, and record that it is shown."""
+    """Return whether a reminder is due because it was not shown today. If so, record that it is shown now."""
     today = time.strftime("%Y-%m-%d")
     if read_note("reminders", [reminder]) == today:
         return False
@@ -35,7 +35,7 @@ def is_due(reminder: str) -> bool:
 
 
 class Pace:
-    """Describes the progress of downloads, with the remaining time."""
+    """Describes the progress and the remaining time of downloads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -43,7 +43,7 @@ class Pace:
         self._start = (0.0, 0)
 
     def is_new(self, progress: FileProgress) -> bool:
-        """Return whether this is the first report about a file, and if so, start measuring its pace."""
+        """Return whether this is the first report about a file. If so, start measuring the download speed."""
         is_new = self._file != (progress.activity, progress.file)
         if is_new:
             self._file, self._start = (progress.activity, progress.file), (self._clock(), progress.done)
@@ -61,7 +61,7 @@ class Pace:
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over all problems of a run."""
+    """Totals over all problems of a run."""
 
     figures: Tally = field(default_factory=Tally)
     finished: int = 0
@@ -89,7 +89,10 @@ class Totals:
         return "; ".join([counts, tally(self.figures), f"{self.figures.seconds:.2f} s"])
 
     def slowness(self, run: RunInfo) -> str:
-        """Return a note the first time that the policy is slower than the target alone; else an empty string."""
+        """Return a note the first time that the policy is slower than the target alone.
+
+        Otherwise, return an empty string.
+        """
         is_enough = self.tokens >= ENOUGH_TOKENS and self.seconds >= ENOUGH_SECONDS
         is_slow = is_enough and self.seconds > SLOWER * self.alone > 0
         if self.is_slowness_shown or not is_slow or run.policy == "target":
@@ -112,7 +115,7 @@ def progress(totals: Totals, run: RunInfo, seconds: float) -> str:
 
 
 def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
-    """Return the lines that introduce the models and the policy, a run, or a server."""
+    """Return the introductory lines about the models and the policy, about a run, or about a server."""
     if isinstance(run, ServerInfo):
         return [*opening(run.run), f"listening at {run.url}; models: {', '.join(run.names)}"]
     if isinstance(run, RunProgress):
@@ -171,7 +174,10 @@ def _tau(decision: Decision, run: RunInfo) -> float | None:
 
 
 def bar(decision: Decision, run: RunInfo) -> str:
-    """Return the score as a bar with tau in the middle; empty if there is no score, or if tau is infinite or not positive."""
+    """Return the score as a bar with tau in the middle.
+
+    The bar is empty without a score, and if tau is infinite or not positive.
+    """
     tau = _tau(decision, run)
     if decision.score is None or tau is None or not 0 < tau < math.inf:
         return ""

@@ -1,4 +1,7 @@
-"""Compares expressions with math-verify in a child process, which may not evaluate code, write files or use the network."""
+"""Compares expressions with math-verify in a child process.
+
+The process may not evaluate code, write files or use the network.
+"""
 
 import logging
 import os
@@ -90,7 +93,7 @@ class Algebra:
         return self._sympy.Union(*(part.as_set() for part in parts)) if are_relations else value
 
     def _parse_number(self, text: str, **_: object) -> Any:
-        """Convert a number. Replaces SymPy's parser, which uses eval; math-verify calls it only for numbers."""
+        """Convert a number. Replaces SymPy's parser, which uses eval. math-verify calls this parser only for numbers."""
         text = text.strip()
         if not re.fullmatch(r"[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.", text):
             raise ValueError(text)
@@ -111,7 +114,10 @@ class Algebra:
 
 
 def _is_misread(gold: str, answer: str) -> bool:
-    """Return whether math-verify would misread the answers: numbers with a base, or a set and a point or interval."""
+    """Return whether math-verify would misread the answers.
+
+    It misreads numbers with a base, and a set beside a point or interval.
+    """
     both = gold, answer
     has_base = any(re.search("[0-9)] ?_", text) for text in both)
     has_set = any(re.fullmatch(r"\\\{[^()]*\\\}", text) for text in both)
@@ -125,7 +131,7 @@ def _expand_signs(text: str) -> str:
 
 
 def _mark_capitals(gold: str, answer: str) -> tuple[str, str]:
-    """Mark capital letters if a letter occurs in both cases, because math-verify does not distinguish R from r."""
+    """Mark capital letters if a letter occurs in both cases, because math-verify does not distinguish `R` from `r`."""
     letters = set(re.sub(r"\\[a-zA-Z]+", "", gold + answer))
     if not any(letter.isupper() and letter.lower() in letters for letter in letters):
         return gold, answer

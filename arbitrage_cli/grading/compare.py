@@ -1,6 +1,6 @@
 """Compares an answer with the gold answer as text, plain numbers and units, without evaluating expressions.
 
-When in doubt, answers are treated as different, because a false match is worse than a missed match.
+In doubtful cases, answers are treated as different, because a false match is worse than a missed match.
 """
 
 import re
@@ -13,7 +13,7 @@ MAX_LENGTH = 1000  # characters; longer answers are compared as plain text
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A verdict and its rule. If `is_equal` is None, computer algebra must compare `gold` and `answer`."""
+    """A verdict and the rule that led to it. If `is_equal` is None, computer algebra must compare `gold` and `answer`."""
 
     is_equal: bool | None
     rule: str
@@ -114,7 +114,7 @@ def _fold_words(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit's dimension ("" if unknown), and its size relative to the dimension's base unit."""
+    """A unit's dimension ("" if unknown), and the unit's size relative to the base unit of the dimension."""
 
     dimension: str = ""
     size: Fraction = Fraction(1)
@@ -186,7 +186,7 @@ def _parse_number(text: str) -> Fraction | None:
 
 
 def _is_same_quantity(gold: Fraction, gold_unit: Unit, answer: Fraction, answer_unit: Unit) -> bool:
-    """Compare two quantities. A unit is ignored if it is unknown or missing from one quantity.
+    """Compare two quantities. Units are ignored if a unit is unknown or if one quantity has no unit.
 
     25% equals 1/4 and 25, but 0.5% does not equal 0.5.
     """

@@ -1,7 +1,7 @@
 """Runs a program and its tests. `python -c` executes this source in the sandbox, where the package is not installed.
 
-The input is a length, a JSON job of that length, and a secret, which is read only after all tests have passed. The output is
-"started", followed by a JSON line: ["passed", secret], or the kind and reason of a failure.
+The input contains a length, a JSON job of this length, and a secret. The secret is read only after all tests have passed.
+The output is "started", followed by a JSON line: ["passed", secret], or the kind and reason of a failure.
 """
 
 import faulthandler
@@ -56,7 +56,10 @@ def _read(size: int) -> bytes:
 
 
 def _run(preamble: str, program: str, tests: str) -> None:
-    """Run the program, then the tests. The tests can use the program's names, but not vice versa."""
+    """Run the program, then the tests.
+
+    The tests can use the program's names, but the program cannot use the tests' names.
+    """
     module = ModuleType("program")
     sys.modules["program"] = module  # dataclasses and pickle look up the module here
     linecache.cache[_TESTS] = len(tests), None, tests.splitlines(keepends=True), _TESTS

@@ -9,7 +9,10 @@ _MARKS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def boxed_answer(text: str) -> str | None:
-    """Return the content of the last `\\boxed{...}` that is complete and not blank. Of nested boxes, the outer one counts."""
+    """Return the content of the last `\\boxed{...}` that is complete and not blank.
+
+    If boxes are nested, the outer box is used.
+    """
     boxes: list[tuple[int, int]] = []  # start and end of each complete box's content
     opened: list[int | None] = []  # per open brace, the start of its box's content; None for a brace without a box
     for mark in _MARKS.finditer(text):
@@ -28,7 +31,7 @@ def boxed_answer(text: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """The final answer of a solution, and a description of where it was found or searched for."""
+    """The final answer of a solution, and a description of the place where it was found or expected."""
 
     answer: str | None
     how: str
@@ -50,7 +53,10 @@ _MAX_SEARCHED = 50_000  # characters at the end of a text without a box
 
 
 def final_answer(text: str) -> Extracted:
-    """Return the last box that is not blank; otherwise the text after the last "the answer is", or the last number."""
+    """Return the last box that is not blank.
+
+    Without a box, return the text after the last "the answer is", or the last number.
+    """
     if (boxed := boxed_answer(text)) is not None:
         return Extracted(boxed, IN_BOX)
     text = text[-_MAX_SEARCHED:]

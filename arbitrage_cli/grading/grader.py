@@ -1,6 +1,6 @@
-"""Grades mathematical solutions with our own rules, or with math-verify if the rules cannot decide.
+"""Grades mathematical solutions with the rules of `compare`, or with math-verify if these rules cannot decide.
 
-Because an answer such as `9^{9^{9^9}}` would never finish, math-verify runs in a child process with limits.
+math-verify runs in a child process with limits, because an answer such as `9^{9^{9^9}}` would take forever.
 """
 
 from collections.abc import Mapping

@@ -55,7 +55,7 @@ class ProgramVerdict:
 
 @dataclass(frozen=True, slots=True)
 class ProgramRunner:
-    """Runs programs in a sandbox, or with resource limits only if the command prefix `sandbox` is empty.
+    """Runs programs in a sandbox. If the command prefix `sandbox` is empty, only resource limits apply.
 
     `seconds` limits the processor time of a program and its tests; the wall-clock limit is five times as high. `memory`
     limits the address space of each process in bytes (Linux only).
@@ -70,7 +70,10 @@ class ProgramRunner:
         return ("bubblewrap", "resource limits") if self.sandbox else ("resource limits",)
 
     def run(self, program: str, tests: Tests) -> ProgramVerdict:
-        """Test a program. Raises ProblemError if its process cannot start, or is killed or stopped by another process."""
+        """Test a program.
+
+        Raises ProblemError if the program's process cannot start, or is killed or stopped by another process.
+        """
         job = {"preamble": tests.preamble, "program": program, "tests": tests.script, "limits": self._limits()}
         try:
             return self._verdict(json.dumps(job).encode(), secrets.token_hex(16))
@@ -128,7 +131,7 @@ def _read_verdict(output: bytes, secret: str) -> ProgramVerdict | None:
 
 
 def _is_stopped(process_id: int) -> bool:
-    """Return whether the program or its bubblewrap process is stopped, which a sandboxed program cannot do itself."""
+    """Return whether the program or its bubblewrap process is stopped. A sandboxed program cannot stop itself."""
     try:
         while True:
             name, _, rest = Path(f"/proc/{process_id}/stat").read_text().partition("(")[2].rpartition(")")
@@ -171,7 +174,9 @@ def _no_sandbox(reason: str, hint: str) -> UsageError:
 
 
 def _sandbox(program: str) -> Iterator[str]:
-    """Yield a bubblewrap command without network or other processes, with a /tmp in memory and Python's files read-only.
+    """Yield a bubblewrap command.
+
+    It hides the network and other processes, keeps /tmp in memory, and makes Python's files read-only.
 
     If the user is root, programs run as `nobody`, because root is exempt from the limit on processes. An outer bubblewrap
     first mounts Python's files, which may be in root's home folder.

@@ -72,7 +72,10 @@ class BatchRater:
         return self._try(requests)
 
     def check(self) -> None:
-        """Rate a correct and a wrong step. Raises ModelUnsupportedError if a process reward model gives no answers."""
+        """Rate a correct and a wrong step as a test.
+
+        Raises ModelUnsupportedError if a process reward model does not answer.
+        """
         trace = Trace(TEST_QUESTION, Limits())
         self.open(0, TEST_QUESTION)
         with suppress(ContextFullError):
@@ -114,7 +117,10 @@ class BatchRater:
         return [RewardUpdate(slot, rewards) for (slot, _), rewards in zip(requests, found, strict=True)]
 
     def _rate(self, requests: Sequence[tuple[int, RateSteps]]) -> list[StepRewards]:
-        """Rate the first steps of all requests in one batch, then the second steps, because both share a sequence."""
+        """Rate the first steps of all requests in one batch, then the second steps.
+
+        Both steps of a request share a sequence.
+        """
         values: list[list[float]] = [[] for _ in requests]
         costs = [Cost() for _ in requests]
         for number in range(max(len(request.steps) for _, request in requests)):
@@ -127,7 +133,10 @@ class BatchRater:
         return [StepRewards(tuple(rewards), cost) for rewards, cost in zip(values, costs, strict=True)]
 
     def _logits(self, texts: Mapping[int, list[int]]) -> tuple[Floats, Cost]:
-        """Return the next-token logits (n, n_vocab) for n texts, which are given as token ids by slot, and the cost."""
+        """Return the next-token logits, of shape (n, n_vocab), for n texts, and the cost.
+
+        `texts` maps slots to token ids.
+        """
         began = self._clock()
         num_read = sum(self._read(slot, ids) for slot, ids in texts.items())
         read = self._clock()
@@ -144,7 +153,7 @@ class BatchRater:
         return logits, Cost(num_read, read - began, len(texts), self._clock() - read)
 
     def _read(self, slot: int, ids: list[int]) -> int:
-        """Prefill all uncached tokens except the last, and return how many were prefilled."""
+        """Prefill all uncached tokens except the last. Return the number of prefilled tokens."""
         card = self._backend.card
         if len(ids) > card.context_size:
             sizes = f"{len(ids)} tokens; the context of {card.name} has {card.context_size}"

@@ -18,7 +18,8 @@ log = logging.getLogger("arbitrage.rewards")
 class Question(ABC):
     """A question about a step. Each possible answer is a single token.
 
-    A model whose answers have a mean total probability below `min_share` cannot answer. `hint` says what to do then.
+    A model cannot answer if the mean total probability of the possible answers is below `min_share`. In this case, `hint` is
+    shown.
     """
 
     answers: Sequence[str]
@@ -40,7 +41,7 @@ class Question(ABC):
 
 
 class Judge(Question):
-    """Asks the target for a mark from 0 to 9 (SpecReason, arXiv 2504.07891). The reward is the mean mark divided by 9."""
+    """Asks the target for a grade from 0 to 9 (SpecReason, arXiv 2504.07891). The reward is the mean grade divided by 9."""
 
     answers = tuple("0123456789")
     instructions = (

@@ -31,8 +31,8 @@ def _prefix(trace: Trace) -> Prefix:
 class Rollout:
     """A `Rater` whose reward is the share of the target's continuations that reach the known answer, as in Math-Shepherd.
 
-    `engines` run the target: either one greedy engine or several engines that sample. A continuation depends only on its
-    prefix, so one rollout determines the outcome of every prefix on its path.
+    `engines` contains the target's engines: either one greedy engine or several sampling engines. A continuation depends
+    only on its prefix, so one rollout determines the outcome of every prefix on its path.
     """
 
     waits_for_many = False

@@ -65,7 +65,7 @@ class Answer:
     def take(self, report: Progress) -> Json | None:
         """Add a report. Return the chunk to send, or None if there is nothing to send.
 
-        Raises RefusedError if a step is written again with a text that differs from the tokens already sent.
+        Raises RefusedError if a step is rewritten and the new text differs from the tokens that were already sent.
         """
         if isinstance(report, Decision):
             return self._add_step(report)
@@ -159,7 +159,7 @@ def _num_prompt_tokens(decisions: list[Decision]) -> int:
 
 
 def refusal_of(finished: Finished) -> RefusedError | None:
-    """Return the error response for a failed solution. A solution that filled the context has not failed."""
+    """Return the error response for a failed solution. A solution that fills the context is not a failure."""
     error = finished.error
     if error is None or (isinstance(error, ContextFullError) and finished.trace.decisions):
         return None

@@ -35,7 +35,7 @@ STATUS_CLIENT_CLOSED = 499  # as in nginx
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits on requests: how many are answered at once, how many more can wait, their timeout, and their size."""
+    """Limits on requests: the maximum numbers of running and waiting requests, their timeout, and their size."""
 
     running: int
     waiting: int = 64
@@ -75,7 +75,7 @@ def make_app(defaults: Defaults, worker: Worker, bounds: Bounds, access: Access)
 
 
 class Guard:
-    """Refuses requests from web pages of other origins, and requests without the API key."""
+    """Rejects requests from web pages of other origins, and requests without the API key."""
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app, self._key = app, key
@@ -224,7 +224,7 @@ class EventStream(StreamingResponse):
 
 
 async def _read_body(request: Request, bounds: Bounds) -> bytes:
-    """Read a request body. Raises RefusedError if it is not JSON, too large or too slow."""
+    """Read a request body. Raises RefusedError if the body is not JSON, is too large or arrives too slowly."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RefusedError("the body must be JSON", "set the header Content-Type: application/json", status=415)
     too_large = RefusedError(f"the body is larger than {bounds.body_bytes:,} bytes", status=413)

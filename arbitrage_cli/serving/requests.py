@@ -1,6 +1,6 @@
 """Parses and checks the body of a request. Errors are in OpenAI's format.
 
-Fields that request another kind of answer, such as tools, are refused. A response header lists other unknown fields.
+A request for another kind of answer, such as tool calls, is rejected. Other unknown fields are listed in a response header.
 """
 
 import json
@@ -41,7 +41,7 @@ NEUTRAL: Mapping[str, Any] = {
 
 
 class RefusedError(ArbitrageError):
-    """The refusal of a request, with the fields of an OpenAI error."""
+    """The rejection of a request, with the fields of an OpenAI error."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class RefusedError(ArbitrageError):
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """The server's settings, which a request may override within the limits.
+    """The server's settings. A request may override them within the limits.
 
-    `thinking` applies to requests that turn thinking on. Conversations of more than `max_chars` characters are refused
+    `thinking` applies to requests that turn thinking on. Conversations of more than `max_chars` characters are rejected
     without being tokenized. `supports_effort` is true if a chat template accepts `reasoning_effort`.
     """
 
@@ -174,7 +174,7 @@ class _Body(BaseModel):
 
     @property
     def thinks(self) -> bool | None:
-        """Whether the models should think first, or None if the request does not say."""
+        """Whether the request turns thinking on or off, or None if it does neither."""
         switches = (
             self.chat_template_kwargs.enable_thinking,
             self.chat_template_kwargs.thinking,

@@ -28,7 +28,7 @@ HEADER_BYTES = 1 << 16
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server with our signal handling: the first signal lets open requests finish, and the second aborts them."""
+    """uvicorn's server with its own signal handling: the first signal lets open requests finish; the second aborts them."""
 
     _last_signal: int | None = None
 
@@ -74,7 +74,7 @@ class Protocol(H11Protocol):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket that is not yet listening. Port 0 selects a free port."""
+    """Return a bound socket that is not listening yet. Port 0 selects a free port."""
     with _as_usage_error(f"{host} port {port}"):
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind)

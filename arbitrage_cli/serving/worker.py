@@ -25,7 +25,7 @@ Report = Writing | Wrote | Decision | Finished | None
 class Ticket:
     """A queued or running request. `deliver` is called in the models' thread.
 
-    The deadline of a cancelled ticket has passed, so that the scheduler ends the request as if it had timed out.
+    A cancelled ticket's deadline counts as passed, so that the scheduler ends the request as after a timeout.
     """
 
     def __init__(self, request: ChatRequest, seconds: float, deliver: Callable[[Report], None]) -> None:
@@ -82,7 +82,7 @@ class Intake:
 
 
 class Worker:
-    """Solves the problems in its intake. Without a trained router, `scorer` is None."""
+    """Solves the problems in its intake. `scorer` is None if there is no trained router."""
 
     def __init__(self, scheduler: Scheduler, scorer: Scorer | None) -> None:
         self._scheduler = scheduler

@@ -1,6 +1,6 @@
 """Computes 95% confidence intervals for proportions, differences of proportions, and ratios of sums.
 
-Resampling uses a fixed seed, so equal rows give equal intervals.
+Resampling uses a fixed seed, so equal data have equal intervals.
 """
 
 import math
@@ -33,7 +33,10 @@ class Ratio:
 
 
 def wilson(successes: float, trials: float) -> Interval | None:
-    """Return Wilson's score interval of a proportion; None if there are no trials. E. B. Wilson, JASA 22 (1927), 209-212."""
+    """Return Wilson's score interval for a proportion, or None if there are no trials.
+
+    E. B. Wilson, JASA 22 (1927), 209-212.
+    """
     if trials <= 0:
         return None
     share = successes / trials
@@ -46,7 +49,7 @@ def wilson(successes: float, trials: float) -> Interval | None:
 
 
 def paired_difference(both: float, first_only: float, second_only: float, neither: float) -> Interval | None:
-    """Return the interval for the difference of two proportions of the same trials; None if there are no trials.
+    """Return the interval for the difference of two proportions of the same trials, or None if there are no trials.
 
     This is Newcombe's hybrid of two Wilson intervals (method 10 in Statistics in Medicine 17 (1998), 2635-2650). Unlike a
     bootstrap interval, it has a positive width even if no trial differs.
@@ -84,7 +87,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 
 def resampled_sums(columns: Floats) -> Floats:
-    """Resample the rows of `columns` (n, k), and return the column sums (RESAMPLES, k)."""
+    """Resample the rows of `columns`, an array of shape (n, k). Return the column sums, with shape (RESAMPLES, k)."""
     drawn = _times_drawn(len(columns))
     batch = max(1, MAX_DRAWS // max(1, len(columns)))
     return np.concatenate([drawn[start : start + batch] @ columns for start in range(0, RESAMPLES, batch)])
@@ -92,7 +95,10 @@ def resampled_sums(columns: Floats) -> Floats:
 
 @lru_cache(maxsize=1)
 def _times_drawn(count: int) -> NDArray[np.uint8]:
-    """Return how often each resample draws each row, with shape (RESAMPLES, count). All policies share these draws."""
+    """Return the number of times that each resample draws each row, with shape (RESAMPLES, count).
+
+    All policies share these draws.
+    """
     generator = np.random.default_rng(SEED)
     batch = max(1, MAX_DRAWS // max(1, count))
     times = np.empty((RESAMPLES, count), np.uint8)
@@ -104,7 +110,7 @@ def _times_drawn(count: int) -> NDArray[np.uint8]:
 
 
 def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats]) -> Interval | None:
-    """Return the percentile interval of a statistic of column sums (resamples, k).
+    """Return the percentile interval of a statistic, which is computed from the column sums of each resample.
 
     Return None if there are fewer than two rows, or if a resample has a denominator of 0.
     """

@@ -1,7 +1,7 @@
 """Measures how well a score identifies the steps that the target would improve, with confidence intervals across problems.
 
 A higher score is a stronger reason to escalate. Ties are treated as if broken at random. All functions process many
-resamples at once; `weights` (r, n) counts how often each resample contains each state.
+resamples at once. `weights`, of shape (r, n), counts how often each resample contains each state.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """The advantage of each of n states, and the index of its problem. `weight` only affects `selection_score`."""
+    """The advantage of each state, and the index of the state's problem. `weight` only affects `selection_score`."""
 
     advantage: Floats
     is_better: NDArray[np.bool_]
@@ -46,14 +46,14 @@ class Truth:
 
 
 def measure(score: Floats, truth: Truth, *, is_probability: bool = False) -> dict[str, Figure]:
-    """Return all `MEASURES` of a score (n,). There are no intervals if there is only one problem."""
+    """Return all `MEASURES` of a score. The measures have no intervals if there is only one problem."""
     measured = [_measure(score, truth, weights, is_probability) for weights in _resamples(truth.problem)]
     values = np.concatenate(measured if len(np.unique(truth.problem)) > 1 else measured[:1])
     return {name: _figure(values[:, index]) for index, name in enumerate(MEASURES)}
 
 
 def selection_score(score: Floats, truth: Truth) -> float:
-    """Return the mean of the AUC and the mean recall at RATES; NaN unless both classes occur."""
+    """Return the mean of two measures: the AUC and the mean recall at RATES. Return NaN unless both classes occur."""
     return float(_selection_scores(score, truth, np.ones((1, len(score))))[0])
 
 
@@ -93,7 +93,10 @@ def _figure(values: Floats) -> Figure:
 
 
 class _Ranking:
-    """Computes running sums (r, groups + 1) over the states, from the highest score to the lowest. Ties form one group."""
+    """Computes running sums over the states, from the highest score to the lowest, with shape (r, groups + 1).
+
+    Ties form one group.
+    """
 
     def __init__(self, score: Floats, weights: Floats) -> None:
         self._order = np.argsort(-score, kind="stable")
@@ -111,7 +114,10 @@ class _Ranking:
         return np.array([np.interp(np.multiply(RATES, total[-1]), total, running) for total, running in pairs])
 
     def ranks(self) -> Floats:
-        """Return the ranks (r, n), starting with the highest score. Tied states share their mean rank."""
+        """Return the ranks of the states in each resample, starting with the highest score.
+
+        Tied states share their mean rank.
+        """
         middles = (self.total[:, 1:] + self.total[:, :-1]) / 2
         lengths = np.diff(self._starts, append=len(self._order))
         ranks = np.empty_like(self._weights)

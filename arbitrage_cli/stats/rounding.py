@@ -61,7 +61,7 @@ def _plain(text: str) -> str:
 
 
 def compared(value: float, tau: float) -> tuple[str, str]:
-    """Format a score and a tau with as many decimals as tau has, or more if needed to show which is larger."""
+    """Format a score and a tau with the decimals of tau, or with more decimals if needed to show which number is larger."""
     if not math.isfinite(tau):
         return f"{value:.2f}", f"{tau:g}"
     if not tau:

@@ -34,7 +34,7 @@ _PASSED_ON = ("PYTHON", "PATH", "HOME", "LANG", "LC_", "LD_", "DYLD_")  # enviro
 class ChildError(Exception):
     """Raised if a child does not answer.
 
-    If `cause` is "machine", the process was killed, stopped or starved from outside, so a retry may succeed.
+    If `cause` is "machine", the process was killed, stopped or slowed down from outside, so a retry may succeed.
     """
 
     def __init__(self, cause: Cause, message: str) -> None:
@@ -95,7 +95,10 @@ class Process(contextlib.AbstractContextManager["Process"]):
         return os.read(self._output.fileno(), _CHUNK)
 
     def wait(self, deadline: float) -> int:
-        """Return the exit status, or the negated number of the signal. Raises TimeoutError at the deadline."""
+        """Return the exit status, or the negative number of the signal that ended the process.
+
+        Raises TimeoutError at the deadline.
+        """
         try:
             return self._process.wait(max(0, deadline - time.perf_counter()))
         except subprocess.TimeoutExpired as error:
@@ -141,7 +144,7 @@ class Child(contextlib.AbstractContextManager["Child"]):
         self.close()
 
     def close(self) -> None:
-        """End the process, which the next call restarts."""
+        """End the process. The next call starts a new process."""
         if self._process:
             self._process.close()
         self._process, self._unread = None, b""
@@ -172,7 +175,7 @@ class Child(contextlib.AbstractContextManager["Child"]):
                 self.close()
 
     def start(self) -> Process:
-        """Return the process, which may still be starting. Raises ChildError if the process cannot start."""
+        """Return the process, even if it is still starting. Raises ChildError if the process cannot start."""
         with self._lock:
             if self._process is None:
                 root = str(Path(__file__).parents[2])
@@ -244,7 +247,7 @@ def _in_time(late: str) -> Iterator[None]:
 
 
 def how(code: int) -> str:
-    """Describe an exit status, which is negative if a signal ended the process."""
+    """Describe an exit status. A negative status means that a signal ended the process."""
     return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
@@ -260,8 +263,8 @@ def limit_memory(more: int) -> None:
 def answer_requests(make: str, mode: str) -> None:
     """Answer requests in the child until the input ends.
 
-    A request is the line [seconds, wall seconds, bytes, arguments]. The answer is the line ["answer", value], followed in
-    "fork" mode by ["ended", status].
+    A request is the line [seconds, wall seconds, bytes, arguments]. The answer is the line ["answer", value]. In "fork"
+    mode, the line ["ended", status] follows.
     """
     answers = os.dup(1)
     os.dup2(2, 1)  # the function's prints must not mix with answers

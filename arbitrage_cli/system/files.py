@@ -82,7 +82,10 @@ def state_of(path: Path) -> dict[str, int]:
 
 
 def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> None:
-    """Replace a file's content atomically and durably. Symlinks are followed; pipes and devices are written to, not replaced."""
+    """Replace a file's content atomically and durably.
+
+    Symbolic links are followed. Pipes and devices are not replaced; the content is written to them.
+    """
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
@@ -163,7 +166,7 @@ def _adapter(kind: type[Any]) -> "TypeAdapter[Any]":
 
 
 def reason_of(error: "ValidationError") -> str:
-    """Return the first error's field and message."""
+    """Return the field and the message of the first error."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]

@@ -25,12 +25,12 @@ def logical_processors() -> int:
 
 
 def total_memory() -> int | None:
-    """Return the bytes of physical memory, or the container's limit if it is lower; None if unknown."""
+    """Return the bytes of physical memory, or the container's limit if this is lower. Return None if unknown."""
     return _least(_physical_memory(), _cgroup_limit())
 
 
 def available_memory() -> int | None:
-    """Return the bytes of memory available to new programs, or the total memory if unknown."""
+    """Return the bytes of memory that new programs can use. If this is unknown, return the total memory."""
     kilobytes = _field(MEMORY, "MemAvailable:")
     return _least(total_memory() if kilobytes is None else kilobytes * 1024, _cgroup_memory())
 
@@ -41,7 +41,7 @@ def gpu_shares_memory() -> bool:
 
 
 def processor_features() -> frozenset[str]:
-    """Return the names of the processor's instruction sets (Linux only; otherwise empty)."""
+    """Return the names of the processor's instruction sets. Outside Linux, the result is empty."""
     return frozenset(_cpu_info("flags").split())
 
 
@@ -59,7 +59,7 @@ def _cpu_info(field: str) -> str:
 
 
 def _physical_cores() -> int | None:
-    """Return the number of cores; None if unknown. On Apple silicon, only performance cores are counted."""
+    """Return the number of cores, or None if unknown. On Apple silicon, only performance cores are counted."""
     if sys.platform == "darwin":
         return _number(_sysctl("hw.perflevel0.physicalcpu")) or _number(_sysctl("hw.physicalcpu"))
     siblings = {_read(path) for path in CPUS.glob("cpu[0-9]*/topology/thread_siblings_list")}
@@ -67,7 +67,7 @@ def _physical_cores() -> int | None:
 
 
 def _cgroup_quota() -> int | None:
-    """Return the CPU quota of the cgroup (version 2), rounded down but at least 1; None if there is no quota."""
+    """Return the CPU quota of the cgroup (version 2), rounded down but at least 1, or None if there is no quota."""
     quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
     cpus, unit = _number(quota), _number(period)
     return max(1, cpus // unit) if cpus is not None and unit else None
@@ -85,7 +85,7 @@ def _cgroup_limit() -> int | None:
 
 
 def _cgroup_memory() -> int | None:
-    """Return the free bytes within the cgroup's limit, including the file cache; None if there is no limit."""
+    """Return the free bytes within the cgroup's limit, including the file cache, or None if there is no limit."""
     limit, now = _cgroup_limit(), _number(_read(CGROUP / "memory.current"))
     if limit is None or now is None:
         return None

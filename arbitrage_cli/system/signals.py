@@ -1,4 +1,7 @@
-"""Handles Ctrl-C, SIGTERM, SIGHUP and Ctrl-Z. The first signal saves and ends a run; a second signal ends it at once."""
+"""Handles Ctrl-C, SIGTERM, SIGHUP and Ctrl-Z.
+
+After the first signal, a run is saved and ended. A second signal ends the run immediately.
+"""
 
 import ctypes
 import signal
@@ -53,7 +56,7 @@ def interruptible(on_signal: Callable[[], None] = lambda: None) -> Iterator[None
 
 
 def handle_once(number: int, handler: Callable[[int, FrameType | None], object]) -> None:
-    """Handle a signal once; the next one kills the process. With glibc, this also works while C code is running."""
+    """Handle one signal. The next signal kills the process. With glibc, this also works while C code is running."""
     signal.signal(number, handler)
     rearm = getattr(ctypes.CDLL(None), "sysv_signal", None)
     if rearm:
@@ -64,7 +67,9 @@ def handle_once(number: int, handler: Callable[[int, FrameType | None], object])
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP in a list, and raise them again at the end. A second signal kills the process.
+    """Collect SIGINT, SIGTERM and SIGHUP in a list, and raise the signals again at the end.
+
+    A second signal kills the process.
 
     An exception from a signal handler would be lost in a callback from C code. Callbacks should therefore check the list.
     """

@@ -1,6 +1,7 @@
 """Task `code`: Python functions, graded by running their tests.
 
-A step is a group of lines. Most functions contain no blank lines, and a single line is rarely worth a call to the target.
+A step is a group of lines. Blank lines do not end steps, because most functions contain none. A single line is rarely worth
+a call to the target.
 """
 
 import ast
@@ -26,7 +27,10 @@ _DEFINITION = re.compile(r"^\s*(?:async\s+def|def|class)\s", re.MULTILINE)
 
 
 def find_program(text: str) -> str | None:
-    """Return the last code block with a definition; without one, the last code block, or the whole text."""
+    """Return the last code block with a definition.
+
+    Without such a block, return the last code block, or else the whole text.
+    """
     blocks: list[str] = [block.rstrip() for block in _BLOCK.findall(text) or [text] if block.strip()]
     return next(reversed([block for block in blocks if _DEFINITION.search(block)] or blocks), None)
 
@@ -80,7 +84,7 @@ def _humaneval(row: Row) -> tuple[str, dict[str, Any]]:
 
 
 def _mbpp(row: Row) -> tuple[str, dict[str, Any]]:
-    """Build a prompt from the description and the first test, which shows the name and signature of the function."""
+    """Build a prompt from the description and the first test. The test shows the name and signature of the function."""
     field = "text" if "text" in row else "prompt"
     _check_texts(row, field)
     tests = row["test_list"]

@@ -38,7 +38,7 @@ class _Grader:
 
 
 def _read(row: Row) -> tuple[str, dict[str, Any]]:
-    """Read a row whose `choices` are a list, or an object with the lists `text` and `label` (as in ARC)."""
+    """Read a row in which `choices` is a list, or an object with the lists `text` and `label` (as in ARC)."""
     choices = row["choices"]
     texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (choices, None)
     if not isinstance(texts, list) or not 1 < len(texts) <= len(string.ascii_uppercase):

@@ -26,9 +26,9 @@ class Task:
     """A kind of problem.
 
     `instructions` is the system prompt. `find_answer` returns the answer in a solution, or None. `grader_version` returns
-    the versions of everything that grades depend on. `runs_code` is true if grading runs model-written programs. `policy` is
-    the default without a router. The task is the default for data sets whose rows match one of `forms`. Trial answers
-    require `has_boxed_answers`.
+    the versions of all rules and libraries that affect grades. `runs_code` is true if grading runs model-written programs.
+    `policy` is the default policy if there is no router. The task is the default for data sets whose rows match one of
+    `forms`. Trial answers require `has_boxed_answers`.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Task:
     has_boxed_answers: bool = False
 
     def may_be_complete(self, text: str) -> bool:
-        """Return whether a solution may be complete, which is unknown for tasks without answers."""
+        """Return whether a solution may be complete. In task `free`, every solution may be complete."""
         return self.name == "free" or self.find_answer(text) is not None
 
 
