@@ -50,9 +50,9 @@ def _log_to(display: Display, options: OutputOptions) -> Iterator[None]:
             display.note(record.getMessage())
 
     logger = logging.getLogger("arbitrage")
-    handler = Notes()
+    handler = Notes(logging.DEBUG if options.debug else logging.WARNING)  # child loggers may pass on records below it
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if options.debug else logging.WARNING)
+    logger.setLevel(handler.level)
     logger.propagate = False
     try:
         yield
