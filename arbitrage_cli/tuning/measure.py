@@ -18,7 +18,9 @@ from typing import Protocol
 import numpy as np
 
 from arbitrage_cli.inference.backend import Backend, Options, clock_for
-from arbitrage_cli.inference.open import load_llama, try_model
+from arbitrage_cli.inference.chat_template import Plain
+from arbitrage_cli.inference.kv_cache import prompt_ids
+from arbitrage_cli.inference.open import load_llama, try_binding, try_model
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
@@ -89,6 +91,7 @@ def measure_and_keep(
     keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be read or written
     check_memory(memory_needed(paths, load, dict.fromkeys(paths, load.num_sequences)))
     sha256s = {role: sha256_seen(local_files(path)) for role, path in paths.items()}
+    try_binding()
     with ExitStack() as stack:
         backends: dict[ModelRole, Threaded] = {}
         for role, path in paths.items():
@@ -206,7 +209,7 @@ def _take_turn(backend: Backend, tokens: Sequence[int], probes: Probes, decoded:
 
 
 def _tokens(backend: Backend, count: int) -> list[int]:
-    once = backend.tokenizer.tokenize(TEXT, continues=False)
+    once = prompt_ids(backend, [Plain(TEXT)])
     return (once * (count // len(once) + 1))[:count]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up_tuning import HERE, make_tuned
-from scripted_models import Continuation, ScriptedBackend
+from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBackend
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import ModelUnsupportedError, UsageError
 from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -96,6 +96,17 @@ def test_a_disturbed_probe_changes_no_cost() -> None:
     backend = Slow(lambda threads: next(disturbed), lambda threads: 0.25)
     (probes,) = probe({"target": backend}, clock=backend.clock, rounds=3).values()
     assert probes.costs.decode == 1.0
+
+
+def test_a_model_whose_tokenizer_returns_nothing_is_refused() -> None:
+    class Empty(ByteTokenizer):
+        def tokenize(self, text: str, *, continues: bool) -> list[int]:
+            return []
+
+    backend = Slow(lambda threads: 1.0, lambda threads: 1.0)
+    backend.tokenizer = Empty((), CONTROLS)
+    with pytest.raises(ModelUnsupportedError):
+        probe({"target": backend})
 
 
 def test_models_with_a_short_context_or_without_rollback_are_measured(tiny: Mapping[str, Path]) -> None:
