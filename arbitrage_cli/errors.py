@@ -133,7 +133,7 @@ class DefectError(ArbitrageError):
 
 
 MAX_SHOWN = 100
-"""The maximum length of an unknown name in an error."""
+"""The maximum length of an unknown name that is quoted in an error."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = None) -> UsageError:

@@ -28,7 +28,7 @@ from arbitrage_cli.tuning.memory import AUTO, MOST
 from arbitrage_cli.types import Decided, Step, Trace
 
 PILOT = 8
-"""Problems that the router's policy solves, without timing, to compute the tau of `@same`."""
+"""The number of problems that the router's policy solves, untimed, to compute the tau of `@same`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def describe_served(source: str) -> Json:
 def prediction_hint(facts: Facts) -> str | None:
     """Return a hint on using the file's multi-token prediction layers, or None if there are no such layers."""
     return (
-        f"the file has layers for multi-token prediction, which only llama.cpp's server uses: "
+        f"the file has multi-token prediction layers; to use them, run llama.cpp's server: "
         f"llama-server -m {facts.files[0]} --spec-type draft-mtp"
         if facts.prediction_layers
         else None

@@ -518,8 +518,8 @@ class CollectOptions:
         RewardSource | None,
         Option(
             "Collect",
-            "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target, continuing "
-            "from the step, reaches the known answer or, if no answer is known, its own answer).",
+            "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target's "
+            "continuation of the step reaches the known answer; if no answer is known, the target's own answer).",
         ),
     ] = None
     rollouts: Annotated[

@@ -25,7 +25,7 @@ from arbitrage_cli.errors import UsageError, unknown
 
 HELP = ["-h", "--help"]
 RUN_CODE = "--run-code=sandboxed"
-"""The expansion of a bare `--run-code`, because Typer does not support optional values."""
+"""The value that replaces a bare `--run-code`. Typer does not support optional values."""
 SET_UP = "Set up"
 PANELS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Solve": (solve, chat, serve),

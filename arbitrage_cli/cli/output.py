@@ -28,8 +28,10 @@ PATIENCE = 1000
 
 @contextlib.contextmanager
 def command_display(options: OutputOptions) -> Iterator[Display]:
-    """Open a command's display, which also shows log messages. It is live in a terminal, otherwise (or with --quiet)
-    plain."""
+    """Open a command's display, which also shows log messages.
+
+    It is live in a terminal, otherwise (or with --quiet) plain.
+    """
     with contextlib.closing(_choose_display(options)) as display, _log_to(display, options):
         yield display
 

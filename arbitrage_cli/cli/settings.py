@@ -73,7 +73,7 @@ def unknown_variables(commands: Mapping[str, Any], environment: Iterable[str]) -
         if name.startswith(PREFIX) and not name.endswith("_API_KEY") and name not in known:
             similar = get_close_matches(name, known, n=1)
             guess = f": did you mean {similar[0]}?" if similar else ""
-            yield f"the environment variable {name} is not a setting{guess}"
+            yield f"the environment variable {name} does not match any setting{guess}"
 
 
 def _hidden_settings(command: Any) -> Mapping[str, str]:

@@ -103,7 +103,7 @@ def make_dataset(
             item = _formed(row, number, form) if form else _item(row, number, mapping, needs_answers=needs_answers)
             first, _ = items.setdefault(item.problem.id, (number, item))
             if first != number:
-                raise UnusableError(f"duplicate id '{_short(item.problem.id)}', as in {unit} {first}")
+                raise UnusableError(f"duplicate id '{_short(item.problem.id)}', already used in {unit} {first}")
         except UnusableError as error:
             bad.append(BadLine(number, str(error)))
     if bad:

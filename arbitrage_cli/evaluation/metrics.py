@@ -111,7 +111,7 @@ THROUGHPUT = ("problems_per_second", "throughput_ratio", "throughput_ratio_inter
 LATENCY = tuple(f"{kind}{name}" for kind in ("", "measured_") for name in ("seconds_mean", "speedup", "speedup_interval"))
 """The time figures of throughput runs (problems per second) and of other runs (seconds per problem).
 
-Seconds and speed-ups are computed from the counted work; those with the prefix `measured_` are clock times.
+Seconds and speed-ups are computed from the counted work; figures with the prefix `measured_` are wall-clock times.
 """
 
 

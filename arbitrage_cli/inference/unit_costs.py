@@ -49,4 +49,4 @@ class UnitCosts:
 
 
 PER_TOKEN = UnitCosts(tuple(map(float, ROWS)), 1.0)
-"""Costs of one second per token, which describe the proportions of the work of a model that was not measured."""
+"""Costs of one second per token, for models that were not measured. They determine only the proportions of the work."""

@@ -96,7 +96,7 @@ def _http_error(name: HubName, response: Any) -> HubError:
     log_in = f"check the name at {page}; if the repository is gated or private, accept its terms and run `hf auth login`"
     seconds = response.headers.get("Retry-After", "")
     wait = f"try again in {seconds} seconds" if seconds.isdigit() else "try again later"
-    hint = {401: log_in, 403: log_in, 404: log_in, 429: f"{wait}; a token allows more requests"}.get(
+    hint = {401: log_in, 403: log_in, 404: log_in, 429: f"{wait}; for a higher request limit, run `hf auth login`"}.get(
         response.status_code, wait
     )
     return HubError(f"{name} cannot be downloaded from {_host()} (HTTP {response.status_code})", hint)

@@ -148,7 +148,7 @@ class BatchRater:
         )
         self._held |= texts
         if np.isnan(logits).any():
-            message = f"{self._backend.card.name} computed logits that are not numbers"
+            message = f"{self._backend.card.name} computed invalid logits (NaN)"
             raise ComputeError(message, "the model file may be damaged")
         return logits, Cost(num_read, read - began, len(texts), self._clock() - read)
 

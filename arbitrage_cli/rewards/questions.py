@@ -99,5 +99,5 @@ class ProcessReward(Question):
         return plus / (plus + minus)
 
     def report_silence(self, model: str, share: float) -> None:
-        message = f"{model} does not rate steps: the probability of + or - is {share:.2g}"
+        message = f"{model} does not rate steps: it answers + or - with a probability of only {share:.2g}"
         raise ModelUnsupportedError(message, self.hint)

@@ -26,7 +26,7 @@ class StartedMarks:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.crashes: dict[str, int] = {}
-        """The number of crashes of each problem that was in progress when a process died; 0 if the process was killed."""
+        """The number of crashes for each problem that was in progress when a process died. 0 if the process was killed."""
         self._in_flight: set[str] = set()
         self._descriptor: int | None = None
 

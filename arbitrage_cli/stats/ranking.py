@@ -15,7 +15,7 @@ from arbitrage_cli.stats.intervals import Floats
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # escalation rates over which the selection score averages recall
 
 ADVANTAGE_DIGITS = 9
-"""Decimals to which advantages are rounded, because means of equal rewards may differ in the last bits."""
+"""The number of decimals to which advantages are rounded. Means of equal rewards may differ by rounding errors."""
 
 BINS = 10  # equal-width bins of the calibration error
 RESAMPLES = 1000

@@ -154,7 +154,7 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
         return max(1, min(count, useful, on_host.largest_within(SHARE_AUTO * (memory or 0))))
     if count > need.most:
         raise UsageError(
-            f"{count} problems at once exceed the limit for models on this machine, with {need.sequences} sequences per problem",
+            f"{count} concurrent problems exceed the limit of {need.most} for models on this machine",
             f"use --concurrency {need.most} or less, or fewer --rollouts",
             option="concurrency",
         )

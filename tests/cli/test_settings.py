@@ -57,7 +57,7 @@ def test_variable_that_is_not_a_setting_is_named_once() -> None:
     result = run("models", "list", env=env)
     assert result.code == 0
     assert [line for line in result.err.splitlines() if "ARBITRAGE_" in line] == [
-        "arbitrage: the environment variable ARBITRAGE_MAX_TOKNS is not a setting: did you mean ARBITRAGE_MAX_TOKENS?"
+        "arbitrage: the environment variable ARBITRAGE_MAX_TOKNS does not match any setting: did you mean ARBITRAGE_MAX_TOKENS?"
     ]
 
 

@@ -82,9 +82,9 @@ def test_bad_row(row: bytes | dict[str, Any], reason: str) -> None:
     ("rows", "message"),
     [
         ([GOOD, b"1", GOOD, b"2", b"3"], r"line 2: not a JSON object \(2 more invalid lines\)$"),
-        ([{**GOOD, "id": "a"}, GOOD, {**GOOD, "id": "a"}], "line 3: duplicate id 'a', as in line 1"),
-        ([{**GOOD, "id": 2}, GOOD], "line 2: duplicate id '2', as in line 1"),
-        ([{**GOOD, "id": 7}, {**GOOD, "unique_id": "7"}], "line 2: duplicate id '7', as in line 1"),
+        ([{**GOOD, "id": "a"}, GOOD, {**GOOD, "id": "a"}], "line 3: duplicate id 'a', already used in line 1"),
+        ([{**GOOD, "id": 2}, GOOD], "line 2: duplicate id '2', already used in line 1"),
+        ([{**GOOD, "id": 7}, {**GOOD, "unique_id": "7"}], "line 2: duplicate id '7', already used in line 1"),
         ([], "no problems"),
         ([b"", b"  ", b""], "no problems"),
         ([b'[{"problem": "q"}]'], "found a JSON list; write one JSON object per line$"),

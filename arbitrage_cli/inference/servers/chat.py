@@ -34,7 +34,7 @@ NEXT_STEP = (
 MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
 ENDINGS: Mapping[str, Ending] = {"stop": "stop", "eos": "end", "end_turn": "end", "length": "length", "max_tokens": "length"}
-"""The endings of complete steps, by finish reason. All other reasons are failures."""
+"""How complete steps end, by finish reason. All other finish reasons are failures."""
 OPTIONAL = ("max_tokens", "top_p", "seed", "logprobs", "stream_options", "stop", "temperature")
 """Fields that some APIs reject, in the order in which they are omitted. Instead of `max_tokens`, these APIs accept `max_completion_tokens`."""
 
