@@ -77,8 +77,8 @@ def add(trace: Trace, decision: Decision) -> Flow:
 class Scorer:
     """Scores drafted steps within a flow. A scorer may request rewards.
 
-    `early_stop` returns the early-stop rule for a tau. It is None if the scorer needs finished steps. `routes_thoughts` is
-    false if the router was not trained on thinking.
+    `early_stop` returns the early-stop rule for a tau. `early_stop` is None if the scorer needs finished steps.
+    `routes_thoughts` is false if the router was not trained on thinking.
     """
 
     score: Callable[[Trace, Step], Generator[RateSteps, Any, float]]
@@ -159,8 +159,8 @@ def by_reward() -> Scorer:
     """Return a scorer whose score is 1 minus the reward of the drafted step.
 
     With rewards from a process reward model, the policy is RSD (arXiv 2501.19324); with the target as a judge, it is
-    SpecReason (arXiv 2504.07891). Both papers accept a step if its reward is at least a threshold t. This corresponds to tau
-    = 1 - t.
+    SpecReason (arXiv 2504.07891). Both papers accept a step if its reward is at least a threshold t. The threshold t
+    corresponds to tau = 1 - t.
     """
 
     def score(trace: Trace, draft: Step) -> Generator[RateSteps, Any, float]:

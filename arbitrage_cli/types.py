@@ -101,7 +101,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Statistics of a step's n tokens, in nats. They are computed at temperature 1 regardless of the sampling temperature.
+    """Statistics of a step's n tokens, in nats.
+
+    The statistics are computed at temperature 1 regardless of the sampling temperature.
 
     `log_probabilities`, `entropies` and `margins` have n entries. A margin is the difference between the log-probabilities
     of the top two tokens. `pieces` contains the characters that each token completed. A piece is empty if the token ends the
@@ -352,8 +354,9 @@ class Decided:
 class Finished:
     """Event: a problem was solved, or failed with `error` after the steps in its trace.
 
-    `target_alone_seconds` is the estimated time of the target alone for the same text. It is None if the target was not
-    loaded, or if it solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported.
+    `target_alone_seconds` is the estimated time of the target alone for the same text. `target_alone_seconds` is None if the
+    target was not loaded, or if the target solved several problems at once. `prompt_tokens` is the first prompt token count
+    that a model reported.
     """
 
     trace: Trace

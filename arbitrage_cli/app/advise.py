@@ -142,7 +142,7 @@ class Advice:
     def speedup(self) -> float:
         """The speed-up of the recommended policy.
 
-        If the target is recommended, the speed-up of the most promising other policy.
+        If the target alone is recommended, this is the speed-up of the most promising other policy.
         """
         return self.verdict.best.speedup
 
@@ -289,7 +289,7 @@ def shuffled(selected: Selection) -> Selection:
 def _policies(request: AdviceRequest) -> str:
     """Return the policies to compare, in the syntax of `bench --policy`.
 
-    They include `draft` if reference answers are known.
+    The policy `draft` is included if reference answers are known.
     """
     choice, pair = request.choice, request.choice.pair if request.choice.is_pairs_own else None
     speculative = [] if any(source and is_served(source) for source in choice.models.values()) else ["speculative"]
@@ -300,7 +300,7 @@ def _policies(request: AdviceRequest) -> str:
 
 
 def _draft_last(todo: Remaining) -> Remaining:
-    """Move the attempts of the draft alone to the end. They run one at a time."""
+    """Move the attempts of the draft alone to the end. These attempts run one at a time."""
     drafts = [one for one in todo.together if one.route.policy.name == "draft"]
     others = [one for one in todo.together if one.route.policy.name != "draft"]
     return replace(todo, together=others, alone=[*todo.alone, *drafts])

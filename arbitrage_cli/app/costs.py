@@ -61,7 +61,7 @@ def measure_missing_costs(setup: Setup, display: Watcher, max_age: timedelta = t
 
 
 def forget_contradicted_costs(run: Run, rows: Iterable[Row], note: Callable[[str], None]) -> None:
-    """Remove the stored costs of each model whose decoding speed in a run differed greatly from them."""
+    """Remove a model's stored costs if its decoding time in a run differs greatly from these costs."""
     if not run.get("unit_costs") or concurrency_of(run) > 1:
         return
     for role, factor in decoding_factors(run, results_by_policy(run, rows)).items():

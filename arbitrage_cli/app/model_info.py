@@ -125,7 +125,7 @@ def describe_models(names: Sequence[str]) -> Json:
 
 
 def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Identity]:
-    """Yield the identity of each model file. This takes about as long as loading the models."""
+    """Yield the identity of each model file. Computing the identities takes about as long as loading the models."""
     for model in models:
         for file in model["files"]:
             yield identify(Path(file), on_progress)

@@ -214,7 +214,10 @@ def for_bench(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
 
 
 def for_resumed_bench(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bool | None) -> Setup:
-    """Return the setup to resume a benchmark. The run's presets apply and, unless an option is set, its early stopping."""
+    """Return the setup to resume a benchmark.
+
+    The run's presets apply. The run's choice of early stopping applies unless an option is set.
+    """
     if not run:
         return setup
     current, kept = setup.named_taus, NamedTaus(run["named_taus"], run["tau_costs"]) if run.get("named_taus") else None

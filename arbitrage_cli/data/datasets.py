@@ -52,7 +52,7 @@ def load_dataset(
     needs_answers: bool = True,
     forms: Sequence[Form] = (),
 ) -> Dataset:
-    """Load a data set by name or path. It is downloaded if it is not in the cache.
+    """Load a data set by name or path. A data set on the Hub is downloaded if it is not in the cache.
 
     `mapping` and `needs_answers` apply only to files; see `make_dataset`. Raises UsageError if the data set is unknown or
     invalid, and the errors of `hub.find`.

@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A row format used by a task's data sets. It matches rows that contain all `fields`.
+    """A row format used by a task's data sets. The format matches rows that contain all `fields`.
 
     `read` returns a row's question and gold answer. `id` names the field that contains the problem's id.
     """

@@ -189,7 +189,10 @@ def _accuracy_text(figures: Json) -> str:
 
 
 def _chord(marks: Sequence[Mark]) -> list[Line]:
-    """Return the line between the draft alone and the target alone. It shows the results of choosing a model at random."""
+    """Return the line between the draft alone and the target alone.
+
+    The line shows the results of choosing a model at random.
+    """
     alone = {mark.policy: mark for mark in marks}
     return _joined("chord", [alone[role] for role in MODELS]) if alone.keys() >= set(MODELS) else []
 

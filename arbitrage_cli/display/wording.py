@@ -26,7 +26,7 @@ ENOUGH_TOKENS, ENOUGH_SECONDS = 64, 5.0  # needed to judge whether a policy is s
 
 
 def is_due(reminder: str) -> bool:
-    """Return whether a reminder is due because it was not shown today. If so, record that it is shown now."""
+    """Return whether a reminder was not shown today, and record that the reminder is shown now."""
     today = time.strftime("%Y-%m-%d")
     if read_note("reminders", [reminder]) == today:
         return False
@@ -43,7 +43,10 @@ class Pace:
         self._start = (0.0, 0)
 
     def is_new(self, progress: FileProgress) -> bool:
-        """Return whether this is the first report about a file. If so, start measuring the download speed."""
+        """Return whether this is the first report about a file.
+
+        The first report starts the measurement of the file's download speed.
+        """
         is_new = self._file != (progress.activity, progress.file)
         if is_new:
             self._file, self._start = (progress.activity, progress.file), (self._clock(), progress.done)

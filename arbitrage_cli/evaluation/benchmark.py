@@ -209,7 +209,7 @@ class _InFlight:
     def program_seconds(self, finished: Finished, timed: float) -> float:
         """Return the seconds that were not spent in models or in the policy.
 
-        They are not exact if a model has another clock.
+        The result is not exact if a model has another clock.
         """
         model_seconds = tally(finished.trace.decisions, finished.reward_cost).seconds
         return max(0.0, timed - self.timer_began - model_seconds - self.router_seconds)

@@ -71,7 +71,8 @@ class Verdict:
     """The verdict on a pair: the policy to use, and the probability that this choice is right.
 
     `candidates` is sorted by confidence, highest first. `ratio_needed` is the token ratio (the cost of a target token in
-    draft tokens) from which the pair would be worth using. It is None if no ratio would suffice, or if it is unknown.
+    draft tokens) from which the pair would be worth using. `ratio_needed` is None if no ratio would suffice, or if the ratio
+    is unknown.
     """
 
     route: str  # "target" if no candidate is worth using

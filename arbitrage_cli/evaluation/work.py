@@ -92,7 +92,9 @@ def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interv
 
 
 def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:
-    """Return whether the models wrote the same tokens in the same batches. This is the case if speculation proposes nothing.
+    """Return whether the models wrote the same tokens in the same batches.
+
+    For example, speculation that proposes nothing does the same work as the target alone.
 
     Prefill tokens are not compared, because a later policy reuses the prompt prefix that an earlier policy cached.
     """

@@ -116,7 +116,7 @@ class Algebra:
 def _is_misread(gold: str, answer: str) -> bool:
     """Return whether math-verify would misread the answers.
 
-    It misreads numbers with a base, and a set beside a point or interval.
+    math-verify misreads numbers with a base, and a set beside a point or interval.
     """
     both = gold, answer
     has_base = any(re.search("[0-9)] ?_", text) for text in both)

@@ -176,7 +176,7 @@ def _no_sandbox(reason: str, hint: str) -> UsageError:
 def _sandbox(program: str) -> Iterator[str]:
     """Yield a bubblewrap command.
 
-    It hides the network and other processes, keeps /tmp in memory, and makes Python's files read-only.
+    The sandbox has no network, hides other processes, keeps /tmp in memory, and makes Python's files read-only.
 
     If the user is root, programs run as `nobody`, because root is exempt from the limit on processes. An outer bubblewrap
     first mounts Python's files, which may be in root's home folder.

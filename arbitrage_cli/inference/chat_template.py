@@ -21,8 +21,9 @@ INSTRUCTIONS = "Please reason step by step, and put your final answer within \\b
 class PromptStyle:
     """Settings for prompts. If `think_format` is None, the format is detected in the template.
 
-    `explicit_thoughts` is true if the user turned thinking on or off. If so, the template's thinking variable is always set,
-    and an answer without thinking begins with an empty thinking phase unless the model does not think by default.
+    `explicit_thoughts` is true if the user turned thinking on or off. If `explicit_thoughts` is true, the template's
+    thinking variable is always set. An answer without thinking then begins with an empty thinking phase unless the model
+    does not think by default.
     """
 
     instructions: str = INSTRUCTIONS
@@ -148,7 +149,7 @@ class ChatPrompt:
     def after(self, step: Step) -> list[Segment]:
         """Return the text between a kept step and the next step.
 
-        After the last thought, this text closes the thinking phase.
+        After the last thought, the returned text closes the thinking phase.
         """
         segments: list[Segment] = []
         if step.ends_thoughts:

@@ -130,8 +130,8 @@ class Decoder:
     def decode(self, steps: Sequence[StepInProgress], rows: Sequence[list[int]]) -> list[list[str]]:
         """Decode a batch.
 
-        For each step, draw tokens until a token differs from the one in the step's row. Return the texts of the drawn
-        tokens.
+        For each step, draw tokens until a token differs from the step's row of proposed tokens. Return the texts of the
+        drawn tokens.
         """
         logits = self._cache.decode([(step.opened.cached, tokens) for step, tokens in zip(steps, rows, strict=True)])
         drawn: list[list[str]] = []

@@ -47,7 +47,7 @@ class _Drafted(_Proposed):
     """A drafted step.
 
     Once the text differs from the step, nothing is proposed until the last `REJOIN` tokens of the text occur in the step. If
-    they occur several times, the position nearest to the text's length is used.
+    these tokens occur several times, the position nearest to the text's length is used.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:

@@ -2,8 +2,8 @@
 
 A batch yields one token, plus the leading proposed tokens that the model would have drawn itself. Verification is worthwhile
 if it yields more tokens per second than decoding. The decision depends on acceptance rates and fixed costs but not on a
-clock, so runs are reproducible. Inaccurate costs waste time. They change the text only where two tokens are almost equally
-likely.
+clock, so runs are reproducible. Inaccurate costs waste time. Inaccurate costs change the text only where two tokens are
+almost equally likely.
 """
 
 from collections.abc import Sequence

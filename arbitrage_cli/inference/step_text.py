@@ -15,7 +15,7 @@ MAX_CHARACTER_BYTES = 4  # in UTF-8
 class StepEnd:
     """The rule that a step ends at the first `separator` after at least `least` characters.
 
-    Characters are counted from the first visible one.
+    Characters are counted from the first visible character.
     """
 
     separator: str
@@ -70,7 +70,7 @@ class StepText:
 
     @property
     def is_inside_character(self) -> bool:
-        """Whether the last character is incomplete. If so, the step must not stop yet."""
+        """Whether the last character is incomplete. A step must not stop inside a character."""
         return 0 < len(self._decoder.getstate()[0]) < MAX_CHARACTER_BYTES
 
     def finish(self) -> str:

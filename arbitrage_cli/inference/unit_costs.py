@@ -34,7 +34,7 @@ class UnitCosts:
     def batch(self, rows: float) -> float:
         """Return the seconds for a batch of this many tokens.
 
-        They are interpolated between the sizes in `ROWS`, and extrapolated for larger batches.
+        The seconds are interpolated between the sizes in `ROWS`, and extrapolated for larger batches.
         """
         index = min(max(1, bisect_left(ROWS, rows)), len(ROWS) - 1)
         low, least, most = ROWS[index - 1], self.batches[index - 1], self.batches[index]

@@ -69,7 +69,7 @@ def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
 def check_file(path: Path, checksum: str | None, cache: Path, on_progress: OnProgress) -> None:
     """Check a file's checksum, a sha256 or a git id.
 
-    If it is wrong, remove the file from the cache and raise ModelFileError.
+    If the checksum is wrong, remove the file from the cache and raise ModelFileError.
 
     A verified file is not hashed again until its size, mtime or inode changes.
     """

@@ -50,7 +50,7 @@ def locate(name: HubName) -> tuple[Path, ...]:
 def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
     """Return the verified files.
 
-    They are downloaded only if they are not in the cache. Raises HubError or ModelFileError.
+    Files are downloaded only if they are not in the cache. Raises HubError or ModelFileError.
     """
     paths = locate(name)
     for path in paths:

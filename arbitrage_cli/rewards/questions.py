@@ -18,8 +18,8 @@ log = logging.getLogger("arbitrage.rewards")
 class Question(ABC):
     """A question about a step. Each possible answer is a single token.
 
-    A model cannot answer if the mean total probability of the possible answers is below `min_share`. In this case, `hint` is
-    shown.
+    A model cannot answer if the mean total probability of the possible answers is below `min_share`. The warning or error
+    about such a model contains `hint`.
     """
 
     answers: Sequence[str]

@@ -1,8 +1,8 @@
 """The features of a drafted step, which are the inputs of a router.
 
-Features are computed from the draft's token statistics, the text and the earlier steps, without running a model. They do not
-depend on the size or the vocabulary of a model, so a router can be used with any pair. For steps of 20 to 60 tokens, plain
-Python is faster than NumPy.
+Features are computed from the draft's token statistics, the text and the earlier steps, without running a model. Features do
+not depend on the size or the vocabulary of a model, so a router can be used with any pair. For steps of 20 to 60 tokens,
+plain Python is faster than NumPy.
 
 Log-probabilities of single tokens become log-odds, log(p / (1 - p)), so that a linear router can tell 0.99 from 0.9999. If
 digits, operators or earlier steps are missing, their features have the values of a token with probability 1.
@@ -210,8 +210,8 @@ def _of_position(trace: Trace) -> dict[str, float]:
 def _of_earlier_drafts(trace: Trace) -> dict[str, float]:
     """Return features of all earlier drafted steps, including discarded steps.
 
-    No feature reveals which steps were kept. A feature that did so would leak the training labels, because the better step
-    is kept during collection. It would also make another escalation more likely after each escalation.
+    No feature reveals which steps were kept. A feature that reveals the kept steps would leak the training labels, because
+    the better step is kept during collection. In use, each escalation would make another escalation more likely.
     """
     decisions = trace.decisions
     drafted = [decision.draft.token_stats for decision in decisions if decision.draft and decision.draft.token_stats]

@@ -37,8 +37,8 @@ class Costs:
 
     To choose presets by price, the fields contain dollars per million tokens instead.
 
-    A target on a server processes the earlier text again in each call. Each token of this text has the cost of a cached
-    token.
+    A target on a server processes the earlier text again in each call. Each token of the earlier text has the cost of a
+    cached token.
     """
 
     draft_seconds_per_token: float
@@ -50,14 +50,20 @@ class Costs:
 
     @property
     def verify(self) -> float:
-        """Seconds per token that the target verifies. If unknown, the mean of the target's prefill and decode costs."""
+        """Seconds per token that the target verifies.
+
+        If the verification cost is unknown, the mean of the target's prefill and decode costs is used.
+        """
         if self.target_verify_seconds_per_token is not None:
             return self.target_verify_seconds_per_token
         return (self.target_prefill_seconds_per_token + self.target_seconds_per_token) / 2
 
     @property
     def write(self) -> float:
-        """Mean seconds per target token without a drafted step. Includes speculation if this is faster."""
+        """Mean seconds per target token without a drafted step.
+
+        The target is assumed to use speculation if speculation is faster.
+        """
         return min(
             (self.target_seconds_per_token + count * (self.draft_seconds_per_token + self.verify))
             / sum(MATCH_RATE**right for right in range(count + 1))
@@ -121,7 +127,7 @@ class TauTable:
     """A table of taus in ascending order, from `ALWAYS` to `NEVER`.
 
     `steps`, `prompt_tokens` and `alone_tokens` (written by the target alone) are means per solution. `named` maps each
-    preset to its tau. `early` contains rows for the same taus with early stops. It is empty if early stops were not
+    preset to its tau. `early` contains rows for the same taus with early stops. `early` is empty if early stops were not
     measured.
     """
 
@@ -174,11 +180,11 @@ class TauTable:
         return min(1.0, (read + speculating) / (read + self.alone_tokens * costs.target_seconds_per_token))
 
     def faster_row(self, tau: float) -> TauRow:
-        """Return the row of the nearest tau. Early stops are included if they save time at this tau."""
+        """Return the row of the nearest tau. The row includes early stops if early stops save time at this tau."""
         return self.row_at(tau, stops_early=self.early_stop_pays([tau]))
 
     def early_stop_pays(self, taus: Iterable[float]) -> bool:
-        """Return whether early stops save time in total for these taus. Return False if this is unknown."""
+        """Return whether early stops save time in total for these taus, or False if the times are unknown."""
         times = [[self.time(self.row_at(tau, stops_early=early)) or 0.0 for tau in taus] for early in (True, False)]
         with_stops, without = map(sum, times)
         return with_stops < without

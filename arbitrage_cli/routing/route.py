@@ -74,7 +74,7 @@ class Route:
         return _one_after_the_other(thinking, arbitrage(trace, routed, tau, keep=keep))
 
     def thoughts_tau(self, scorer: Scorer | None) -> float | None:
-        """Return the tau for thinking steps. It differs from `tau` if the router was not trained on thinking."""
+        """Return the tau for thinking steps. The result differs from `tau` if the router was not trained on thinking."""
         if self.tau is None or not self.policy.needs_router or scorer is None or scorer.routes_thoughts:
             return self.tau
         return self._thoughts_tau(self.tau)

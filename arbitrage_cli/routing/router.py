@@ -38,10 +38,13 @@ ModelFacts = Mapping[str, Any]  # the `name` and `sha256` of a model; the sha256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """A network that computes log-odds from d inputs. It has one hidden layer of h rectified units, or no hidden layer.
+    """A network that computes log-odds from d inputs.
+
+    The network has one hidden layer of h rectified units, or no hidden layer.
 
     `mean` and `scale` have shape (d,). `layer` contains the hidden units' weights of shape (d, h) and biases of shape (h,).
-    It is None if the network is linear. `output` has shape (h,) or, if the network is linear, (d,). All arrays are float32.
+    `layer` is None if the network is linear. `output` has shape (h,) or, if the network is linear, (d,). All arrays are
+    float32.
     """
 
     mean: Floats

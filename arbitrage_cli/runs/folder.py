@@ -1,7 +1,7 @@
 """Reads and writes run folders, in which `run.json` describes the run and `results.jsonl` has one row for each attempt.
 
 Once `append` returns, the row survives a killed process and a power failure. When a folder is opened for writing, invalid
-lines are moved to another file. When it is opened for reading, invalid lines are rejected. An unfinished last line is
+lines are moved to another file. When a folder is opened for reading, invalid lines are rejected. An unfinished last line is
 skipped, because another process may still be writing it. For `solve -o FILE`, the rows are in FILE, and the other files are
 in FILE.run.
 

@@ -114,7 +114,7 @@ def concurrency_of(run: Mapping[str, Any]) -> int:
 
 
 def unit_costs_of(run: Mapping[str, Any]) -> dict[ModelRole, UnitCosts]:
-    """Return the measured unit costs in run.json. They determine the relative costs of a model's kinds of work."""
+    """Return the measured unit costs in run.json. The unit costs determine the relative costs of a model's kinds of work."""
     recorded: Mapping[ModelRole, Mapping[str, Any]] = run.get("unit_costs") or {}
     return {role: UnitCosts(**{**costs, "batches": tuple(costs["batches"])}) for role, costs in recorded.items()}
 

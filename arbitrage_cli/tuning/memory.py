@@ -138,9 +138,9 @@ def check_memory(need: Need) -> None:
 def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
     """Convert a value of --concurrency to the number of problems to solve at once, at most `most`.
 
-    In a resumed run, the value `auto` means `earlier`. Otherwise, it means the largest useful number that fits in half of
-    the free memory. If the result is 1, `needed` is not called. Raises UsageError if the value is invalid or llama.cpp has
-    too few sequences; ModelMemoryError if the problems do not fit in memory.
+    In a resumed run, the value `auto` means `earlier`. In a new run, `auto` means the largest useful number that fits in
+    half of the free memory. If the result is 1, `needed` is not called. Raises UsageError if the value is invalid or
+    llama.cpp has too few sequences; ModelMemoryError if the problems do not fit in memory.
     """
     is_auto = text == AUTO
     count = earlier if is_auto and earlier else min(most, MOST_AUTO_SERVED if is_auto else _number(text))

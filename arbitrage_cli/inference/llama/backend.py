@@ -265,7 +265,10 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
 
     @contextmanager
     def _abortable(self, deadline: Deadline | None) -> Iterator[None]:
-        """Let signals and the deadline interrupt a computation. On a GPU, they take effect only after the computation."""
+        """Let signals and the deadline interrupt a computation.
+
+        On a GPU, a signal or deadline takes effect only after the computation.
+        """
         with noted_signals() as noted:
             callback = c.ggml_abort_callback(lambda data: bool(noted) or (deadline is not None and deadline.has_passed))
             c.llama_set_abort_callback(self._context, callback, None)
@@ -290,7 +293,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     def _describe(self) -> str:
         """Return the model's architecture, size and quantization.
 
-        If the file does not state the size, llama.cpp estimates it.
+        If the file does not state the size, llama.cpp estimates the size.
         """
         buffer = ctypes.create_string_buffer(256)
         c.llama_model_desc(self._model, buffer, len(buffer))

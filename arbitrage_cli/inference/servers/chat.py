@@ -156,7 +156,7 @@ class OwnText:
     def __call__(self, piece: Piece) -> Piece:
         """Hold a response back until it differs from the text to continue.
 
-        Raises NotContinuedError if the response repeats only a part of this text.
+        Raises NotContinuedError if the response repeats only a part of the text to continue.
         """
         text = piece.text
         if not self._is_compared:

@@ -1,7 +1,7 @@
 """Sends requests for a model on a server.
 
 Questions and steps that contain the text of a control token are split and tokenized in parts. If the server does not accept
-token ids, they are rejected.
+token ids, such a question or step is rejected.
 """
 
 import asyncio

@@ -391,7 +391,7 @@ class ChatWriter(ServedWriter):
     async def _is_over(self, slot: _Slot, writing: _Writing, request: TextRequest) -> bool:
         """Return whether the solution is complete.
 
-        Unless it is certainly unfinished, the model is asked to continue it without a stop string.
+        Unless the solution is certainly unfinished, the model is asked to continue the solution without a stop string.
         """
         dialogue = request.dialogue + writing.text.so_far.lstrip()
         if not self._may_be_complete(dialogue.written):
