@@ -174,7 +174,7 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")
     with open_run(path, display, fresh=request.fresh) as folder:
         is_new = request.minutes >= MIN_MINUTES and not folder.rows
-        if measure_missing_costs(setup, display, MAX_AGE if is_new else timedelta.max):
+        if measure_missing_costs(setup, display, folder.run, MAX_AGE if is_new else timedelta.max):
             setup = for_bench(options, routing)
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:

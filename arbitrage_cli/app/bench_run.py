@@ -68,8 +68,7 @@ def run_bench(
     early_stop: bool | None,
 ) -> BenchRun:
     with open_run(path, display, fresh=options.fresh) as folder:
-        if not folder.rows:  # a resumed run keeps its costs
-            measure_missing_costs(make_setup(), display)
+        measure_missing_costs(make_setup(), display, folder.run)
         setup = for_resumed_bench(make_setup(), folder.run if folder.rows else None, early_stop=early_stop)
         with Session(setup, display) as session:
             run = plan_run(session, selected, folder, samples=options.samples)

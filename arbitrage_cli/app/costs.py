@@ -14,7 +14,7 @@ from arbitrage_cli.evaluation.work import decoding_factors
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.runs.folder import Row
-from arbitrage_cli.runs.results import concurrency_of, results_by_policy
+from arbitrage_cli.runs.results import concurrency_of, results_by_policy, unit_costs_of
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import Measurement, measure_and_keep
 from arbitrage_cli.tuning.placement import find_measurement, tuned_file
@@ -34,8 +34,10 @@ def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher,
     return measure_and_keep(paths, load_options(choice.pair, loading, loading.threads), display.loading, display.note)
 
 
-def measure_missing_costs(setup: Setup, display: Watcher, max_age: timedelta = timedelta.max) -> bool:
-    """Measure the costs of the setup's models unless they were measured within `max_age`.
+def measure_missing_costs(
+    setup: Setup, display: Watcher, earlier: Run | None = None, max_age: timedelta = timedelta.max
+) -> bool:
+    """Measure the costs of the setup's models unless a resumed run contains them or they were measured within `max_age`.
 
     Return whether costs were measured.
 
@@ -45,7 +47,7 @@ def measure_missing_costs(setup: Setup, display: Watcher, max_age: timedelta = t
     local: dict[ModelRole, str] = {
         role: source for role, source in setup.sources.items() if role != "prm" and is_file(source)
     }
-    if "target" not in local:
+    if "target" not in local or local.keys() <= unit_costs_of(earlier or {}).keys():
         return False
     paths = fetch(local, display, offline=setup.options.models.offline)
     found = [find_measurement(sha256_seen(local_files(path)), setup.load) for path in paths.values()]

@@ -49,8 +49,7 @@ def collect(
         setup = for_collect(run_options, collect)
         path = place.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
         folder = stack.enter_context(open_run(path, display, kind=COLLECT, fresh=place.fresh))
-        if not folder.rows:  # a resumed run keeps its costs
-            measure_missing_costs(setup, display)
+        measure_missing_costs(setup, display, folder.run)
         session = stack.enter_context(Session(setup, display))
         collection = Collection(session, selected, folder, collect, display)
         with offering_to_resume(display, lambda error: collection.how_to_resume):

@@ -106,6 +106,13 @@ def test_a_finished_run_measures_nothing(home: Home) -> None:
     assert read_tuned(home.file) == []
 
 
+def test_costs_of_a_model_that_joins_a_run_are_measured(home: Home) -> None:
+    assert home.run("bench", "--dataset", "arithmetic.jsonl", "--policy", "draft", "-o", "run").code == 0
+    assert not run_json(home.folder / "run")["unit_costs"]
+    assert home.run("bench", "--dataset", "arithmetic.jsonl", "--policy", "draft,target", "-o", "run").code == 0
+    assert run_json(home.folder / "run")["unit_costs"]["target"]["batches"][0] > 0
+
+
 def test_costs_that_cannot_be_saved_are_noted(home: Home, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = home.run("solve", "5 + 6", "--json", env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
