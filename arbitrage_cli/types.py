@@ -66,9 +66,9 @@ class Message:
 class Problem:
     """A question with its own settings.
 
-    `turns` contains the earlier messages of a conversation. `system` replaces the system prompt; None keeps it.
-    `think_tokens` is the maximum number of thinking tokens: 0 disables thinking, and None sets no limit. `explicit` is true
-    if the user turned thinking on or off. `effort` is the reasoning effort passed to the chat template.
+    `turns` contains the earlier messages of a conversation. `system` replaces the default system prompt, unless `system` is
+    None. `think_tokens` is the maximum number of thinking tokens: 0 disables thinking, and None sets no limit. `explicit` is
+    true if the user turned thinking on or off. `effort` is the reasoning effort passed to the chat template.
     """
 
     id: str
@@ -193,7 +193,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """The steps that were written for one position, and the step that was kept.
+    """The steps that were written at one position of a solution, and the step that was kept.
 
     `score` was compared with tau. `advantage` is the target step's reward minus the drafted step's reward, or None unless
     both steps were rated. `trial` is the trial answer after the kept step, if the policy requested one.

@@ -1,4 +1,4 @@
-"""Conversations with a pair, in which the models see all earlier questions and answers."""
+"""Conversations with a pair. The models see all earlier questions and answers."""
 
 import contextlib
 from collections.abc import Callable, Mapping

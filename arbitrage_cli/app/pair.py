@@ -91,12 +91,14 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return self._stream(call, call.problem(question, "1"))
 
     def conversation(self, **options: Unpack[CallOptions]) -> "Conversation":
-        """Begin a conversation, in which the models see all earlier questions and answers."""
+        """Begin a conversation. The models see all earlier questions and answers."""
         return Conversation(self._solve, self._call(options), self._setup)
 
     @python_errors()
     def advise(self, questions: Iterable[str | Mapping[str, Any]], *, minutes: float = 10.0) -> "Advice":
-        """Compare policies on sample questions until one is clearly best or the time limit is reached. Return the advice.
+        """Compare policies on sample questions until a policy is clearly best or the time limit is reached.
+
+        Return the advice.
 
         A question may be a mapping with a reference answer: `{"question": "...", "answer": "36"}`. The models are freed during
         the measurement and reloaded afterwards. Raises UsageError if a question is invalid; ModelError or ServerError if a

@@ -46,7 +46,7 @@ def train_router(
 def with_new_presets(
     source: str, runs: Sequence[Path], machine: AccelerationOptions, *, name: str, on_progress: Progress
 ) -> Router:
-    """Return the router with presets recomputed from `runs`, without the problems on which it was trained.
+    """Return the router with presets recomputed from `runs`. Problems on which the router was trained are excluded.
 
     Raises UsageError if the runs use different pairs, and the same errors as `with_taus`.
     """

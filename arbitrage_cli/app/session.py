@@ -111,7 +111,10 @@ class Session:
         return {"target": rollback_of(target, self._unit_costs.get("target"))} if target else {}
 
     def choose_concurrency(self, *, most: int = MOST, rollouts: int = 1, earlier: int | None = None) -> int:
-        """Resolve the concurrency, which may be `auto`. `earlier` is the concurrency of a resumed run."""
+        """Set and return the number of problems to solve at once.
+
+        The setting may be `auto`. `earlier` is the concurrency of a resumed run.
+        """
         policies = self._policies
         sequences = _num_sequences(policies, self.setup.reward, rollouts)
         needed = partial(memory_needed, self.resolved.files, self.resolved.load, sequences, self._rollback)

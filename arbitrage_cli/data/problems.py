@@ -137,7 +137,7 @@ def _parsed(stream: LineReader, parse: Callable[[int, str, bool], T]) -> Iterato
 
 
 def _cut_lines(stream: LineReader) -> Iterator[bytes]:
-    """Yield lines, which only line feeds separate. A line over the limit is truncated to a length just above the limit."""
+    """Yield lines, split only at line feeds. A line over the limit is truncated to a length just above the limit."""
     while line := stream.readline(MAX_LINE_BYTES + 2):
         rest = line
         while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):

@@ -116,7 +116,7 @@ class LiveDisplay:
 class _Region:
     """A region at the bottom of a terminal that is redrawn below permanent lines.
 
-    It replaces `rich.live`, which leaves copies of lines behind when the terminal gets narrower.
+    `rich.live` is not used, because it leaves copies of lines behind when the terminal gets narrower.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -133,7 +133,7 @@ class _Region:
         return max(columns, 8), max(rows, 2)
 
     def update(self, above: Sequence[Text], lines: Sequence[Text]) -> None:
-        """Print `above`, wrapped between words, and draw `lines` below it, each truncated to one row."""
+        """Print `above` with word wrapping, and draw `lines` below. Each line in `lines` is truncated to one row."""
         columns, rows = self._console.size = self.size
         shown = lines[: rows - 1]
         for line in shown:

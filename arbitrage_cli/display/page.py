@@ -1,7 +1,7 @@
 """Renders the report of a run as a self-contained HTML file that is safe to open even if a model wrote hostile text.
 
-The template escapes all text, and a script inserts the traces as plain text. A Content Security Policy blocks the network
-and allows only that script and one style sheet, by hash.
+The template escapes all text, and a script inserts the traces as plain text. A Content Security Policy blocks the network.
+It allows, by hash, only this script and one style sheet.
 """
 
 import base64

@@ -47,8 +47,8 @@ class Engine:
     """Writes steps with the model of a `Cache`. `slot` is the index of a problem in flight.
 
     Engines may share a cache only if they never solve problems at the same time. Nothing is proposed without a `planner`, or
-    if the model cannot remove rejected tokens without a checkpoint. A draft should not use prompt lookup. With 4-bit weights,
-    verification changes the log-probabilities, which routers use, by up to 0.1 nats.
+    if the model cannot remove rejected tokens without a checkpoint. A draft should not use prompt lookup. With 4-bit
+    weights, verification changes the log-probabilities by up to 0.1 nats. Routers use these log-probabilities.
     """
 
     wait = None  # local models never wait

@@ -25,7 +25,10 @@ def load() -> Callable[[str, str], tuple[str, str]]:
 
 
 def _outcome(template: str, arguments: str) -> tuple[str, str]:
-    """Render messages and variables, given as JSON. Return "rendered" and the text, or "refused" or "broken" and the reason."""
+    """Render messages and variables, given as JSON.
+
+    Return "rendered" with the text, or "refused" or "broken" with the reason.
+    """
     messages, variables = json.loads(arguments)
     try:
         parts, size = [], 0
@@ -44,7 +47,7 @@ def _outcome(template: str, arguments: str) -> tuple[str, str]:
 
 
 class _Generation(Extension):
-    """Replaces `{% generation %}` blocks, which mark the assistant's text for training, with their content."""
+    """Replaces each `{% generation %}` block with its content. Such blocks mark the assistant's text for training."""
 
     tags = {"generation"}  # noqa: RUF012 - declared like this in the base class
 

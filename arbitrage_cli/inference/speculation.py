@@ -1,9 +1,9 @@
 """Decides how many proposed tokens a model verifies in its next batch, and whether to ask the draft for more.
 
-A batch yields one token, plus the leading proposed tokens that the model would have drawn itself. Verification is worthwhile
-if it yields more tokens per second than decoding. The decision depends on acceptance rates and fixed costs but not on a
-clock, so runs are reproducible. Inaccurate costs waste time. Inaccurate costs change the text only where two tokens are
-almost equally likely.
+A batch yields one token, plus all leading proposed tokens that match the tokens drawn by the model. Verification is
+worthwhile if it yields more tokens per second than decoding. The decision depends on acceptance rates and fixed costs but
+not on a clock, so runs are reproducible. Inaccurate costs waste time. Inaccurate costs change the text only where two tokens
+are almost equally likely.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Speculator(Protocol):
 
 
 class Acceptance:
-    """Tracks how often a problem's proposed tokens are accepted, by source and number of preceding matches."""
+    """Tracks the acceptance rate of a problem's proposed tokens, by source and number of preceding matches."""
 
     def __init__(self) -> None:
         self._seen = {source: [0.0] * BUCKETS for source in SOURCES}  # proposed tokens that were compared
@@ -157,7 +157,7 @@ def _fastest_alone(
 
 
 def most_verified(costs: UnitCosts) -> int:
-    """Return how many tokens of a reliable proposal are worth verifying in one batch, at most MAX_SPECULATED."""
+    """Return how many tokens (at most MAX_SPECULATED) of a reliable proposal are worth verifying in one batch."""
     chances = [RELIABLE**number for number in range(1, 1 + MAX_SPECULATED)]
     return _fastest(1, chances, [costs.batch(1 + number) for number in range(1 + MAX_SPECULATED)])[0]
 

@@ -1,4 +1,4 @@
-"""Describes how long a model needs for each kind of work on one machine."""
+"""Describes a model's time for each kind of work on one machine."""
 
 from bisect import bisect_left
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Finds pairs by name, and model files by path, Hub name or built-in name.
 
-Pairs are defined in `models/pairs.toml`, which ships with the program, and in the user's own file.
+Pairs are defined in two files: `models/pairs.toml`, which ships with the program, and the user's own file.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The features of a drafted step, which are the inputs of a router.
+"""Computes the features of a drafted step, which a router takes as its inputs.
 
 Features are computed from the draft's token statistics, the text and the earlier steps, without running a model. Features do
 not depend on the size or the vocabulary of a model, so a router can be used with any pair. For steps of 20 to 60 tokens,
@@ -150,7 +150,7 @@ def _of_text(trace: Trace, draft: Step) -> dict[str, float]:
 
 
 class _Ledger:
-    """The numbers given in the question or computed in the solution, and how often each number was an operand."""
+    """Counts the numbers given in the question or computed in the solution, and the uses of each number as an operand."""
 
     def __init__(self, question: str) -> None:
         self.available = Counter(numbers_in(question))

@@ -322,7 +322,7 @@ class Menu:
 
     @property
     def names(self) -> list[str]:
-        """The names that `find` accepts, without numeric taus. The first one is the default policy."""
+        """The names that `find` accepts, without numeric taus. The first name is the default policy."""
         presets = [f"{name}@{tau}" for name in self._policies if POLICIES[name].needs_router for tau in PRESETS]
         return list(dict.fromkeys([self.default.policy.name, *self._policies, *presets]))
 

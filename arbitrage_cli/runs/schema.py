@@ -1,4 +1,4 @@
-"""Defines the fields of rows and run.json as pydantic types, which validate all files that are read."""
+"""Defines the fields of rows and run.json as pydantic types. All files are validated with these types when they are read."""
 
 from dataclasses import fields
 from types import MappingProxyType

@@ -52,7 +52,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class BlockShare:
-    """The share of one problem in the time of a block of `of` concurrent problems.
+    """One problem's share of the time taken by a block of `of` concurrent problems.
 
     `seconds` is the time from the end of the previous problem, or from the start of the block, to the end of this problem.
     The shares of all problems in a block add up to the block's time.

@@ -110,7 +110,7 @@ def _times_drawn(count: int) -> NDArray[np.uint8]:
 
 
 def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats]) -> Interval | None:
-    """Return the percentile interval of a statistic, which is computed from the column sums of each resample.
+    """Return the percentile interval of a statistic. The statistic is computed from the column sums of each resample.
 
     Return None if there are fewer than two rows, or if a resample has a denominator of 0.
     """

@@ -150,7 +150,10 @@ class Child(contextlib.AbstractContextManager["Child"]):
         self._process, self._unread = None, b""
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call the function, with one retry after a "machine" failure of a kept process. Raises ChildError if there is no answer."""
+        """Call the function.
+
+        If a kept process fails with the cause "machine", retry once. Raises ChildError if there is no answer.
+        """
         request = json.dumps([self._seconds, self._wall_seconds, self._memory, arguments]).encode() + b"\n"
         with self._lock:
             try:

@@ -27,7 +27,7 @@ class Task:
 
     `instructions` is the system prompt. `find_answer` returns the answer in a solution, or None. `grader_version` returns
     the versions of all rules and libraries that affect grades. `runs_code` is true if grading runs model-written programs.
-    `policy` is the default policy if there is no router. The task is the default for data sets whose rows match one of
+    `policy` is the default policy if there is no router. The task is the default for a data set if its rows match one of
     `forms`. Trial answers require `has_boxed_answers`.
     """
 

@@ -1,8 +1,8 @@
 """Chooses how many problems to solve at once, based on the memory that the models need.
 
 Before a model is loaded, the headers of its files are used to estimate its memory: the weights and, for each sequence, the
-KV cache, the recurrent states and their checkpoints. The estimate does not include compute buffers of a few hundred megabytes,
-or a GPU's own memory, which llama.cpp checks.
+KV cache, the recurrent states and their checkpoints. The estimate does not include compute buffers of a few hundred
+megabytes. A GPU's own memory is checked by llama.cpp.
 """
 
 import logging

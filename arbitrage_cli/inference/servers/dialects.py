@@ -97,7 +97,11 @@ class Usage(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A chunk of a response. `ending` is set in the last chunk with text; `failure` is the server's reason for a refusal."""
+    """A chunk of a response.
+
+    `ending` is set in the last chunk that contains text. `failure` is the reason why the server refused to complete its
+    response.
+    """
 
     text: str = ""
     ids: tuple[int, ...] = ()

@@ -228,7 +228,7 @@ async def _ask(
 ) -> tuple[Chat, list[Piece]]:
     """Send a trial request without the optional fields that the server rejects.
 
-    They are omitted one at a time, because some servers reject only a combination of fields.
+    Fields are omitted one at a time, because some servers reject only a combination of fields.
     """
     while True:
         k = chat.max_alternatives

@@ -420,7 +420,7 @@ def _cost(writing: _Writing) -> Cost:
 
 
 def _without_end_token(piece: Piece, marker: str) -> Piece:
-    """Remove the end-of-sequence token, which some servers include in the text, from the last piece."""
+    """Remove the end-of-sequence token from the last piece, because some servers include this token in the text."""
     *_, last = (None, *LOOKS_LIKE_CONTROL.finditer(piece.text))
     if last is None or last.end() < len(piece.text) or last[0] == marker:
         return piece
