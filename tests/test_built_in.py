@@ -247,7 +247,7 @@ def test_thinking_uses_the_pair_that_thinks(options: tuple[str, ...]) -> None:
 
 def test_heads_of_pairs_ship() -> None:
     with_routers = [pair for pair in read_pairs().values() if pair.router]
-    assert {pair.name for pair in with_routers} == {"builtin", "qwen2.5-coder"}
+    assert {pair.name for pair in with_routers} == {"builtin", "builtin-thinking", "qwen2.5-coder"}
     for pair in with_routers:
         assert pair.router
         card = load(router_file(pair.router)).card
