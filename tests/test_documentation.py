@@ -14,7 +14,7 @@ import typer
 from cli import MODELS, QUESTION, run
 
 from arbitrage_cli.cli.app import make_app
-from arbitrage_cli.model_files.pairs import PairEntry
+from arbitrage_cli.model_files.pairs import PairEntry, read_pairs
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "arbitrage_cli"
@@ -120,7 +120,7 @@ def names_in_source() -> Iterator[str]:
 
 @each_page
 def test_words_in_backticks_are_known_to_the_program(page: Path) -> None:
-    known = {*names_in_source(), *OF_OTHERS, *COMMANDS, *SETTINGS}
+    known = {*names_in_source(), *OF_OTHERS, *COMMANDS, *SETTINGS, *read_pairs()}
     words = {span for span in spans(page.read_text(encoding="utf-8")) if re.fullmatch(r"[a-z][a-z0-9_-]*", span)}
     assert words - known == set()
 
