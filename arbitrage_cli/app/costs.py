@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from arbitrage_cli.app.manifest import Run
 from arbitrage_cli.app.model_choice import ModelChoice, load_options
@@ -11,6 +12,7 @@ from arbitrage_cli.app.session import fetch
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.evaluation.work import decoding_factors
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.runs.folder import Row
@@ -18,7 +20,7 @@ from arbitrage_cli.runs.results import concurrency_of, results_by_policy, unit_c
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import Measurement, measure_and_keep
 from arbitrage_cli.tuning.placement import find_measurement, tuned_file
-from arbitrage_cli.tuning.store import forget_tuned
+from arbitrage_cli.tuning.store import Tuned, forget_tuned
 from arbitrage_cli.types import ModelRole
 
 CONTRADICTED = 2.0  # the factor from which a run contradicts the stored costs
@@ -66,20 +68,27 @@ def forget_contradicted_costs(run: Run, rows: Iterable[Row], note: Callable[[str
     """Remove a model's stored costs if its decoding time in a run differs greatly from these costs."""
     if not run.get("unit_costs") or concurrency_of(run) > 1:
         return
+    units = unit_costs_of(run)
     for role, factor in decoding_factors(run, results_by_policy(run, rows)).items():
-        is_large = run["unit_costs"][role]["batches"][0] > MIN_SECONDS
-        if is_large and not 1 / CONTRADICTED < factor < CONTRADICTED:
-            forget_tuned(tuned_file(), {run["models"][role]["sha256"]})
-            note(
-                f"the {role} took {rounding.number(factor)} times its measured token cost; the next command measures it again"
-            )
+        if units[role].decode <= MIN_SECONDS or 1 / CONTRADICTED < factor < CONTRADICTED:
+            continue
+        is_contradicted = partial(_has_costs, run["models"][role]["sha256"], units[role])
+        took = f"the {role} took {rounding.number(factor)} times its measured token cost"
+        try:
+            if forget_tuned(tuned_file(), is_contradicted):
+                note(f"{took}; the next command measures it again")
+        except (OutputError, UsageError) as error:  # the run is complete
+            note(f"{took}, which cannot be removed: {error.message}")
+
+
+def _has_costs(sha256: str, costs: UnitCosts, tuned: Tuned) -> bool:
+    return (tuned.sha256, tuned.costs) == (sha256, costs)
 
 
 def forget_costs(choice: ModelChoice) -> int:
     """Remove the stored costs of both models and return how many measurements were removed."""
-    return forget_tuned(
-        tuned_file(), {sha256_seen(files) for one in _local_models(choice).values() if (files := local_files(one))}
-    )
+    sha256s = {sha256_seen(files) for one in _local_models(choice).values() if (files := local_files(one))}
+    return forget_tuned(tuned_file(), lambda tuned: tuned.sha256 in sha256s)
 
 
 def _local_models(choice: ModelChoice) -> dict[ModelRole, str]:

@@ -6,7 +6,7 @@ several machines, because home folders may be shared.
 
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,10 +80,10 @@ def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     _write(path, {tuned.key: tuned for tuned in (*read_tuned(path), *new)}.values())
 
 
-def forget_tuned(path: Path, sha256s: Collection[str]) -> int:
-    """Remove these models' measurements and return how many were removed. Raises the same errors as `keep_tuned`."""
+def forget_tuned(path: Path, is_forgotten: Callable[[Tuned], bool]) -> int:
+    """Remove measurements and return how many were removed. Raises the same errors as `keep_tuned`."""
     before = read_tuned(path)
-    kept = [tuned for tuned in before if tuned.sha256 not in sha256s]
+    kept = [tuned for tuned in before if not is_forgotten(tuned)]
     if len(kept) < len(before):
         _write(path, kept)
     return len(before) - len(kept)

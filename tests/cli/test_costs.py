@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from cli import MODELS, Result, assert_refused, flat, run
 from faults import run_json, write_problems
+from made_up_runs import make_run
 from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
+from arbitrage_cli.app.costs import forget_contradicted_costs
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files
@@ -104,6 +106,29 @@ def test_a_finished_run_measures_nothing(home: Home) -> None:
     home.file.unlink()
     assert [home.run(*command).code for command in (bench, collect)] == [0, 0]
     assert read_tuned(home.file) == []
+
+
+def test_a_run_that_contradicts_its_costs_removes_them(home: Home) -> None:
+    slow, other, newer = unit_costs(10.0), unit_costs(1.0), unit_costs(0.5)
+    write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
+    bench = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target", "-o", "run", "--limit")
+    home.pretend({"draft": slow, "target": slow})
+    keep_tuned(home.file, [replace(made_up("target", other, 1), machine=replace(machine_here(), cpu="another"))])
+    assert home.run(*bench, "1").code == 0
+    assert [one.costs for one in read_tuned(home.file)] == [slow, other]
+    keep_tuned(home.file, [made_up("target", newer, 1)])
+    assert home.run(*bench, "2").code == 0
+    assert [one.costs for one in read_tuned(home.file)] == [slow, other, newer]
+
+
+def test_a_run_ends_well_if_contradicted_costs_cannot_be_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made, notes = make_run(10), list[str]()
+    made.run["unit_costs"] = {role: asdict(unit_costs(10.0)) for role in ("draft", "target")}
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "arbitrage").mkdir()
+    (tmp_path / "arbitrage" / "tuned.json").write_text("{")
+    forget_contradicted_costs(made.run, made.rows, notes.append)
+    assert len(notes) == 2
 
 
 def test_costs_of_a_model_that_joins_a_run_are_measured(home: Home) -> None:
