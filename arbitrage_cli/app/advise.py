@@ -3,12 +3,12 @@
 import hashlib
 import shlex
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
@@ -35,7 +35,7 @@ from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.data.rows import make_dataset
 from arbitrage_cli.errors import DefectError, UsageError
 from arbitrage_cli.evaluation.benchmark import Attempt
-from arbitrage_cli.evaluation.expected import expected_effects, route_of
+from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.metrics import Prices, figures, parse_prices
 from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, chance_of_speedup, verdict
 from arbitrage_cli.model_files.facts import read_facts
@@ -51,14 +51,16 @@ from arbitrage_cli.model_files.pairs import (
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU
-from arbitrage_cli.runs.folder import Row, latest
+from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.tasks import FORMS, find_task
 from arbitrage_cli.tasks.task import Task
 
 MOST_PROBLEMS = 40
+SKIPS: Mapping[str, Any] = MappingProxyType({"skips_attempts": True})  # in run.json: no attempt is missing
 MAX_AGE, MIN_MINUTES = timedelta(hours=1), 1.0  # older token costs are measured again if there is time
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
+COSTS_TIME = 1 / 6  # share of the time for the measurement of token costs
 LONGEST, DRAFT_TIME = 0.5, 0.15  # shares of the time for attempts: the maximum for one, and for the draft alone
 
 
@@ -174,12 +176,14 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")
     with open_run(path, display, fresh=request.fresh) as folder:
         is_new = request.minutes >= MIN_MINUTES and not folder.rows
-        if measure_missing_costs(setup, display, folder.run, MAX_AGE if is_new else timedelta.max):
+        max_age, limit = MAX_AGE if is_new else timedelta.max, COSTS_TIME * 60 * request.minutes
+        if measure_missing_costs(setup, display, folder.run, max_age, limit):
             setup = for_bench(options, routing)
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:
             run = plan_run(session, shuffled(request.selected), folder)
-            run = replace(run, title=f"advise {request.selected.title}", todo=_draft_last(run.todo))
+            title, manifest = f"advise {request.selected.title}", {**run.manifest, **SKIPS}
+            run = replace(run, title=title, todo=_draft_last(run.todo), manifest=manifest)
             pace = AdvicePace(run, ends, request.prices)
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if any(map(pace.is_needed, run.todo.all)):
@@ -212,7 +216,8 @@ class AdvicePace(Pace):
         if self.seconds_left() <= 0 or attempt.route.name in self._hopeless:
             return False
         if attempt.route.policy.name == "draft":
-            return self._may_use_draft(attempt.item.problem.id)
+            draft = next(one for one in self.judged()[1].candidates if one.policy == "draft")
+            return draft.confidence >= HOPELESS and attempt.item.problem.id in {row["id"] for row in self._run.folder.rows}
         if self._block != attempt.block:
             has_time = self.seconds_left() > self._reserved
             self._block, self._is_open = attempt.block, has_time and not self.judged()[1].is_final
@@ -230,27 +235,12 @@ class AdvicePace(Pace):
 
     def judged(self) -> tuple[dict[str, Any], Verdict]:
         """Return the figures and the verdict on the problems that all policies except the draft have attempted."""
-        run = self._run.folder.run or self._run.manifest
-        rows: list[Row] = list(latest(self._run.folder.rows))
-        tried = {route_of(row) for row in rows} | {"target"}
-        counts = Counter(row["id"] for row in rows if row["policy"] != "draft")
-        levels = {name: level for name, level in run["levels"].items() if counts[name] == len(tried - {"draft"})}
-        made = {
-            **run,
-            "levels": levels,
-            "policies": [one for one in run["policies"] if route_of(one) in tried],
-            "skipped": [one for one in run["policies"] if route_of(one) not in tried],
-        }
-        found = figures(made, [row for row in rows if row["id"] in levels], prices=self._prices)
-        decided = verdict(found, expected_effects(made))
+        run = {**(self._run.folder.run or self._run.manifest), **SKIPS}
+        found = figures(run, self._run.folder.rows, prices=self._prices)
+        decided = verdict(found, expected_effects(run))
         if decided is None:
             raise DefectError("advise has no policy to compare")
-        return {**found, "verdict": asdict(decided)}, decided
-
-    def _may_use_draft(self, problem: str) -> bool:
-        _, decided = self.judged()
-        draft = next(one for one in decided.candidates if one.policy == "draft")
-        return draft.confidence >= HOPELESS and problem in {row["id"] for row in self._run.folder.rows}
+        return found, decided
 
 
 def advise_on(

@@ -18,7 +18,7 @@ from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.results import concurrency_of, results_by_policy, unit_costs_of
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.tuning.measure import Measurement, measure_and_keep
+from arbitrage_cli.tuning.measure import PROBE_SECONDS, Measurement, measure_and_keep
 from arbitrage_cli.tuning.placement import find_measurement, tuned_file
 from arbitrage_cli.tuning.store import Tuned, forget_tuned
 from arbitrage_cli.types import ModelRole
@@ -37,14 +37,16 @@ def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher,
 
 
 def measure_missing_costs(
-    setup: Setup, display: Watcher, earlier: Run | None = None, max_age: timedelta = timedelta.max
+    setup: Setup,
+    display: Watcher,
+    earlier: Run | None = None,
+    max_age: timedelta = timedelta.max,
+    limit: float = PROBE_SECONDS,
 ) -> bool:
     """Measure the costs of the setup's models unless a resumed run contains them or they were measured within `max_age`.
 
-    Return whether costs were measured.
-
-    If costs were measured, the setup is out of date, because routes and threads depend on the costs. Costs are not needed if
-    the draft runs without a target.
+    Return whether costs were measured. If so, the setup is out of date, because routes and threads depend on the costs. Costs
+    are not needed if the draft runs without a target. `limit` is the maximum time for the probes, in seconds.
     """
     local: dict[ModelRole, str] = {
         role: source for role, source in setup.sources.items() if role != "prm" and is_file(source)
@@ -57,7 +59,7 @@ def measure_missing_costs(
         return False
     display.note("measuring the token costs of these models on this machine")
     try:
-        measure_and_keep(paths, setup.load, display.loading, display.note)
+        measure_and_keep(paths, setup.load, display.loading, display.note, limit)
     except OutputError as error:
         display.note(f"the measured token costs are not used, because they cannot be saved: {error.message}")
         return False

@@ -16,7 +16,7 @@ from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.training.examples import read_states
 from arbitrage_cli.training.train import Progress, train, with_taus
-from arbitrage_cli.tuning.placement import costs_of, find_measurement
+from arbitrage_cli.tuning.placement import find_measurement
 from arbitrage_cli.types import ModelRole
 
 SUFFIX = ".safetensors"
@@ -62,7 +62,7 @@ def _costs_on_this_machine(folder: Path, machine: AccelerationOptions) -> Costs 
     models = read_run_folder(folder, COLLECT).run["models"]
     load_options = Options(None, None, machine.gpu_layers, machine.flash_attention, machine.kv_type)
     found = {role: find_measurement(models[role].get("sha256"), load_options) for role in ROLES}
-    return costs_of({role: tuned for role, tuned in found.items() if tuned})
+    return Costs.of({role: tuned.costs for role, tuned in found.items() if tuned})
 
 
 def bench_command(run: Path, router: Path) -> list[str]:

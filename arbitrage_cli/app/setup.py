@@ -106,7 +106,7 @@ class Basis:
     @property
     def available_router(self) -> AvailableRouter:
         is_priced = self.options.models.by == "price"
-        costs = _costs_of_prices(self.price) if is_priced else self.placement.costs
+        costs = _costs_of_prices(self.price) if is_priced else Costs.of(self.placement.unit_costs)
         return AvailableRouter(self.router, self.choice.router_source, costs, is_priced)
 
     @property

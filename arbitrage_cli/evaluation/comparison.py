@@ -10,6 +10,7 @@ from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.accuracy import difference_interval
+from arbitrage_cli.evaluation.work import with_computed_seconds
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy, sums_by_problem
 from arbitrage_cli.stats import rounding
@@ -22,7 +23,10 @@ def compare_runs(first_run: Row, first_rows: Iterable[Row], second_run: Row, sec
     A policy is compared at equal taus or, if there are none, at the same preset. If each run has a single policy, these two
     policies are always compared. Raises UsageError if the runs have no policy or no problem in common.
     """
-    first, second = results_by_policy(first_run, first_rows), results_by_policy(second_run, second_rows)
+    first, second = (
+        with_computed_seconds(run, results_by_policy(run, rows))
+        for run, rows in ((first_run, first_rows), (second_run, second_rows))
+    )
     changed = _changed_questions(first, second)
     is_timed = concurrency_of(first_run) == concurrency_of(second_run) == 1
     pairs = _pairs(first, second)
@@ -104,7 +108,9 @@ def _ids(pairs: Sequence[tuple[Result, Result]], verdicts: tuple[bool, bool]) ->
 
 
 def _seconds(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
-    table = sums_by_problem(((before.key[0], [before.seconds or 0.0, after.seconds or 0.0]) for before, after in pairs), 2)
+    table = sums_by_problem(
+        ((before.key[0], [before.computed_seconds or 0.0, after.computed_seconds or 0.0]) for before, after in pairs), 2
+    )
     first, second = (math.fsum(column) for column in table.T)
     return {
         "seconds": [first, second],

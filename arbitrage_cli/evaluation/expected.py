@@ -53,15 +53,15 @@ UNKNOWN = Expected()
 
 
 def expected_effects(run: Mapping[str, Any]) -> dict[str, Expected]:
-    """Return the expected effect of each policy in run.json, by route. `skipped` contains policies that were not run."""
+    """Return the expected effect of each policy in run.json, by route."""
     units, card = unit_costs_of(run), (run["router"] or {}).get("card")
     table = TauTable.from_json(card["taus"]) if card else None
-    if {"draft", "target"} <= units.keys():
-        table = table and table.at_costs(Costs.of(units["draft"], units["target"]))
+    if table and (costs := Costs.of(units)):
+        table = table.at_costs(costs)
     is_own = card is not None and any(_is_pair(run["models"], pair) for pair in card["pairs"])
     return {
         route_of(entry): _expected(entry, units, table, is_own=is_own)
-        for entry in (*run["policies"], *run.get("skipped", ()))
+        for entry in run["policies"]
         if entry["policy"] != "target"
     }
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from arbitrage_cli.errors import UsageError
@@ -76,8 +76,13 @@ def parse_prices(text: str) -> Prices:
 def price_figures(
     policy: PolicyResults, target: PolicyResults | None, run: Mapping[str, Any], prices: Prices | None
 ) -> dict[str, Any]:
-    """Return the mean price of an attempt, and the saving relative to the target."""
-    if prices is None or is_idle(policy) or not counts_tokens(run, policy):
+    """Return the mean price of an attempt, and the saving relative to the target.
+
+    Speculation that drafted no tokens has the target's price.
+    """
+    if policy.policy.speculates and policy.done and not policy.tally.target_cost.verify_tokens:
+        policy = target or policy
+    if prices is None or not counts_tokens(run, policy):
         return dict.fromkeys(PRICED)
 
     def price(result: Result) -> float:
@@ -90,11 +95,6 @@ def price_figures(
         "saving": 1 - ratio.denominator / ratio.numerator if ratio and ratio.numerator else None,
         "saving_interval": [1 - 1 / end for end in interval] if interval else None,
     }
-
-
-def is_idle(policy: PolicyResults) -> bool:
-    """Return whether the policy is speculative but drafted no tokens. Its price then equals the target's."""
-    return policy.policy.speculates and not policy.tally.target_cost.verify_tokens
 
 
 def counts_tokens(run: Mapping[str, Any], policy: PolicyResults) -> bool:
@@ -122,10 +122,10 @@ def figures(
     prices: Prices | None = None,
 ) -> dict[str, Any]:
     """Return all figures of a run as JSON. Raises the same errors as `results_by_policy`."""
-    policies = results_by_policy(run, rows)
-    if concurrency_of(run) == 1:
-        policies = with_computed_seconds(run, policies)
-    samples = run["sampling"]["samples"]
+    policies, whole = results_by_policy(run, rows), run
+    if run.get("skips_attempts"):
+        run, policies = _attempted(run, policies)
+    policies = with_computed_seconds(run, policies)
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
     prices = prices or (parse_prices(run["price"]) if run.get("price") else None)
     made = [_policy_figures(policy, target, run, prices) for policy in policies]
@@ -136,23 +136,31 @@ def figures(
     if prices and (uncounted := [policy.label for policy in policies if not counts_tokens(run, policy)]):
         which = "Prices" if len(uncounted) == len(policies) else f"The prices of {', '.join(uncounted)}"
         notes.append(f"{which} are unavailable, because a server did not report all token counts.")
-    elif prices and any(map(is_idle, policies)):
-        notes.append("Policy speculative drafted no tokens in this run, so its price is unknown.")
     found = {
         "schema": SCHEMA,
         "dataset": run["dataset"]["name"],
         "dataset_sha256": run["dataset"]["sha256"],
         "dataset_size": run["dataset"]["count"],
         "n": len(run["levels"]),
-        "samples": samples,
+        "samples": run["sampling"]["samples"],
         "concurrency": concurrency_of(run),
         "policies": made,
         "token_ratio": ratio and ratio.value,
         "token_ratio_interval": ratio_interval,
         "notes": [*notes, *run["warnings"]],
     }
-    decided = verdict(found, expected_effects(run)) if target else None
+    decided = verdict(found, expected_effects(whole)) if target or run.get("skips_attempts") else None
     return found | {"verdict": decided and asdict(decided)}
+
+
+def _attempted(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tuple[Mapping[str, Any], list[PolicyResults]]:
+    """Leave out the policies that `advise` skipped, and the problems that a policy other than the draft has not attempted."""
+    made = [policy for policy in policies if policy.results or policy.policy is POLICIES["target"]]
+    ids = set.intersection(*({key[0] for key in one.results} for one in made if one.policy.name != "draft"))
+    levels = {name: level for name, level in run["levels"].items() if name in ids}
+    return {**run, "levels": levels}, [
+        replace(policy, results={key: result for key, result in policy.results.items() if key[0] in ids}) for policy in made
+    ]
 
 
 def _policy_figures(
@@ -235,7 +243,7 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
         yield f"Speed-ups measured on fewer than {speed.MIN_PROBLEMS} problems have no interval; use more problems."
     missing = sum(policy["missing"] for policy in made)
-    if missing and "skipped" not in run:  # `advise` skips attempts on purpose
+    if missing and not run.get("skips_attempts"):
         yield (
             f"The run is incomplete: {rounding.count(missing, 'attempt')} missing. Accuracy covers only the attempts made, "
             "so policies may be compared on different problems."

@@ -61,10 +61,6 @@ class Candidate:
         """The probability that the policy is worth using."""
         return self.is_fast * self.is_safe
 
-    @property
-    def gain(self) -> float:
-        return self.confidence * math.log(max(1.0, self.speedup))
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -86,10 +82,6 @@ class Verdict:
     def best(self) -> Candidate:
         """The recommended candidate. If the target alone is recommended, the most promising candidate."""
         return next((one for one in self.candidates if one.route == self.route), self.candidates[0])
-
-    @property
-    def is_worth_it(self) -> bool:
-        return self.route != "target"
 
     @property
     def is_final(self) -> bool:
@@ -116,7 +108,7 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
     count = max(one.num_problems for one in candidates)
     ratio, likely = figures["token_ratio"], [one for one in candidates if one.confidence >= 0.5]
     if likely:
-        best = max(likely, key=lambda one: one.gain)
+        best = max(likely, key=lambda one: one.confidence * math.log(max(1.0, one.speedup)))
         return Verdict(best.route, best.confidence, count, tuple(candidates), ratio)
     confidence = max(0.5, math.prod(1 - one.confidence for one in candidates))
     return Verdict("target", confidence, count, tuple(candidates), ratio, _ratio_needed(candidates, ratio))

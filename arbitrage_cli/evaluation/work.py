@@ -8,13 +8,12 @@ unusually long, are excluded. The computed time of an attempt is its work multip
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 
 from arbitrage_cli.inference.unit_costs import PER_TOKEN, UnitCosts
-from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_by_problem, unit_costs_of
+from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, sums_by_problem, unit_costs_of
 from arbitrage_cli.stats.intervals import Interval, Ratio, bootstrap
 from arbitrage_cli.types import Cost, ModelRole
 
@@ -26,34 +25,28 @@ Samples = dict[Kind, list[tuple[float, float]]]
 DISTURBED = 2.0  # a step is left out if it took more than this multiple of the lower quartile
 MIN_STEPS = 8  # minimum steps for a policy's own lower quartile; with fewer, the quartile of all policies is used
 
-NOTHING: Mapping[str, float] = MappingProxyType({})
 
-
-def with_computed_seconds(
-    run: Mapping[str, Any], policies: Sequence[PolicyResults], factors: Mapping[str, float] = NOTHING
-) -> list[PolicyResults]:
+def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> list[PolicyResults]:
     """Return the policies with the computed seconds of all finished attempts.
 
-    `factors` multiplies the costs of models by role. For example, {"target": 2.0} simulates a target that takes twice as
-    long. The time spent on rating steps is measured, not computed.
+    The time spent on rating steps is measured, not computed. Nothing is computed if several problems were solved at once.
     """
+    if concurrency_of(run) > 1:
+        return [*policies]
     units = unit_costs_of(run)
-    found = [_samples(policy.done, units) for policy in policies]
-    everything = _joined(found)
+    everything = _samples(policies, units)
 
     def computed(policy: PolicyResults) -> PolicyResults:
-        own = _joined(samples for other, samples in zip(policies, found, strict=True) if _is_same_work(policy, other))
-        scales = {kind: factors.get(kind[0], 1.0) * _scale(own[kind], everything[kind]) for kind in own}
-        seconds = {
-            key: math.fsum(scales[kind] * expected for kind, expected, _ in _steps(result, units) if expected)
-            for key, result in policy.results.items()
-            if result.is_done
-        }
-        timed = {
-            key: replace(policy.results[key], computed_seconds=time + policy.results[key].tally.reward_cost.seconds)
-            for key, time in seconds.items()
-        }
-        return replace(policy, results={**policy.results, **timed})
+        own = _samples([other for other in policies if _is_same_work(policy, other)], units)
+        scales = {kind: _scale(own[kind], everything[kind]) for kind in own}
+
+        def timed(result: Result) -> Result:
+            if not result.is_done:
+                return result
+            seconds = math.fsum(scales[kind] * expected for kind, expected, _ in _steps(result, units) if expected)
+            return replace(result, computed_seconds=seconds + result.tally.reward_cost.seconds)
+
+        return replace(policy, results={key: timed(result) for key, result in policy.results.items()})
 
     return [computed(policy) for policy in policies]
 
@@ -61,18 +54,16 @@ def with_computed_seconds(
 def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> dict[ModelRole, float]:
     """Return each model's decoding time per token in this run, divided by its unit cost in run.json."""
     units = unit_costs_of(run)
-    everything = _joined(_samples(policy.done, units) for policy in policies)
-    decoding = {role: everything[role, "decode"] for role in units if (role, "decode") in everything}
-    return {role: _scale(samples, samples) for role, samples in decoding.items()}
+    samples = _samples(policies, units)
+    return {role: _scale(own, own) for role in units if (own := samples.get((role, "decode")))}
 
 
-def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
+def token_ratio(policies: Sequence[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
     """Return the cost of a decoded target token in draft tokens, with an interval across problems.
 
     Both are None if unknown.
     """
-    results = [result for policy in policies for result in policy.done]
-    samples = _samples(results, {})
+    samples = _samples(policies, {})
     usual = {role: _usual(samples[role, "decode"]) for role in ("draft", "target") if (role, "decode") in samples}
     if len(usual) < 2:
         return None, None
@@ -85,7 +76,7 @@ def token_ratio(policies: Iterable[PolicyResults]) -> tuple[Ratio | None, Interv
                 sums[role] += cost
         return [value for cost in sums.values() for value in (cost.decode_seconds, cost.decode_tokens)]
 
-    table = sums_by_problem([(result.key[0], decoded(result)) for result in results], 4)
+    table = sums_by_problem([(result.key[0], decoded(result)) for policy in policies for result in policy.done], 4)
     target_seconds, target_tokens, draft_seconds, draft_tokens = table.sum(axis=0)
     ratio = Ratio(target_seconds / target_tokens, draft_seconds / draft_tokens)
     return ratio, bootstrap(table, lambda sums: sums[:, 0] * sums[:, 3] / (sums[:, 1] * sums[:, 2]))
@@ -107,9 +98,9 @@ def _written(result: Result) -> list[tuple[ModelRole, int, int, int]]:
     return [(role, cost.decode_tokens, cost.verify_tokens, cost.verify_batches) for role, cost in result.work]
 
 
-def _samples(results: Iterable[Result], units: Mapping[ModelRole, UnitCosts]) -> Samples:
+def _samples(policies: Iterable[PolicyResults], units: Mapping[ModelRole, UnitCosts]) -> Samples:
     found: Samples = {}
-    for result in results:
+    for result in (result for policy in policies for result in policy.done):
         for kind, expected, measured in _steps(result, units):
             if expected:
                 found.setdefault(kind, []).append((expected, measured))
@@ -127,14 +118,6 @@ def _steps(result: Result, units: Mapping[ModelRole, UnitCosts]) -> Iterator[tup
         num_tokens += cost.decode_tokens + cost.verify_kept
     yield "score", result.num_scores, result.router_seconds
     yield "program", num_tokens, result.program_seconds
-
-
-def _joined(found: Iterable[Samples]) -> Samples:
-    joined: Samples = {}
-    for own in found:
-        for kind, samples in own.items():
-            joined.setdefault(kind, []).extend(samples)
-    return joined
 
 
 def _usual(samples: Sequence[tuple[float, float]]) -> float:

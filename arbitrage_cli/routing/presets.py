@@ -7,7 +7,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.stats.intervals import Interval
 from arbitrage_cli.system.files import checked
+from arbitrage_cli.types import ModelRole
 
 ALWAYS, NEVER = 0.0, 1.0  # the taus that escalate every step and no step
 
@@ -71,23 +72,12 @@ class Costs:
         )
 
     @staticmethod
-    def of(draft: UnitCosts, target: UnitCosts) -> "Costs":
-        verify = target.batches[-1] / ROWS[-1]
-        return Costs(draft.decode, target.decode, target.prefill, draft.prefill, verify)
-
-    @staticmethod
-    def from_json(found: Mapping[str, Any]) -> "Costs":
-        """Read costs and ignore other keys. Raises ValueError if a required cost is missing or invalid."""
-        names = [cost.name for cost in fields(Costs) if found.get(cost.name) is not None]
-        try:
-            costs = Costs(**{name: float(found[name]) for name in names})
-        except TypeError as error:
-            raise ValueError(
-                "costs must include the seconds per token of the draft, the target and the target's prefill"
-            ) from error
-        if not all(math.isfinite(value) and value >= 0 for value in asdict(costs).values() if value is not None):
-            raise ValueError("costs must be finite and not negative")
-        return costs
+    def of(units: Mapping[ModelRole, UnitCosts]) -> "Costs | None":
+        """Return the costs of a pair, or None if a model was not measured."""
+        if not {"draft", "target"} <= units.keys():
+            return None
+        draft, target = units["draft"], units["target"]
+        return Costs(draft.decode, target.decode, target.prefill, draft.prefill, target.batches[-1] / ROWS[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +212,9 @@ class TauTable:
         try:
             table = checked(TauTable, found)
             taus = [row.tau for row in table.rows]
-            if table.costs:
-                Costs.from_json(asdict(table.costs))
+            costs = [cost for cost in asdict(table.costs).values() if cost is not None] if table.costs else []
+            if not all(math.isfinite(cost) and cost >= 0 for cost in costs):
+                raise ValueError("costs must be finite and not negative")
             if table.early and [row.tau for row in table.early] != taus:
                 raise ValueError("the taus of the rows with and without early stops differ")
             if len(taus) < 2 or sorted(taus) != taus or not all(map(math.isfinite, [*taus, *table.named.values()])):

@@ -241,6 +241,7 @@ class _BenchRun(_SolveRun):
     grader: str
     concurrency: NotRequired[Annotated[int, Field(ge=1)] | None]
     price: NotRequired[str | None]
+    skips_attempts: NotRequired[bool]
 
 
 class _Pair(TypedDict):

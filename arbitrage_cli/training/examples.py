@@ -238,10 +238,10 @@ def _about(run: CollectedRun) -> dict[str, Any]:
 
 
 def _mean_costs(runs: Sequence[CollectedRun]) -> Costs | None:
-    units = [unit_costs_of(run.facts) for run in runs]
-    if not all(measured.keys() >= {"draft", "target"} for measured in units):
+    found = [Costs.of(unit_costs_of(run.facts)) for run in runs]
+    costs = [asdict(one) for one in found if one]
+    if len(costs) < len(runs):
         return None
-    costs = [asdict(Costs.of(measured["draft"], measured["target"])) for measured in units]
     weights = [run.num_states for run in runs]
     columns = {name: [run_costs[name] for run_costs in costs] for name in costs[0]}
     means = {name: np.average(values, weights=weights) for name, values in columns.items() if None not in values}

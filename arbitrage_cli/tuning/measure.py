@@ -35,6 +35,7 @@ TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 
 LONG, SHORT, TRIAL = 32, 4, 16  # tokens of the two probes of prefill, and of a trial of a number of threads
 DECODED = 5  # tokens in a row; the first is left out, because it follows a batch of another size
 ROUNDS, MAX_ROUNDS, SECONDS = 2, 24, 1.5  # rounds of all probes: at least ROUNDS, then until SECONDS have passed
+PROBE_SECONDS = 20.0  # the limit for all probes; half of it is for the numbers of threads
 TURNS, TRIAL_SECONDS = 3, 2.0  # rounds of the probes for each number of threads: one, then more until TRIAL_SECONDS
 AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest is preferred, to leave cores to others
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
@@ -80,11 +81,17 @@ class Probes:
 
 
 def measure_and_keep(
-    paths: Mapping[ModelRole, str], load: Options, on_loading: OnLoading, note: Callable[[str], None]
+    paths: Mapping[ModelRole, str],
+    load: Options,
+    on_loading: OnLoading,
+    note: Callable[[str], None],
+    limit: float = PROBE_SECONDS,
 ) -> Measurement:
     """Measure models together and store their costs.
 
     A note is shown for each model that is faster with fewer threads than usual.
+
+    The probes end after `limit` seconds, but each runs at least once.
 
     Raises OutputError or UsageError if the costs cannot be stored, and any error from loading or running a model.
     """
@@ -98,10 +105,11 @@ def measure_and_keep(
             try_model(path, load)
             progress = partial(on_loading, role, path)
             backends[role] = stack.enter_context(load_llama().LlamaBackend(local_files(path)[0], load, progress=progress))
-        speeds = {role: try_threads(backend, _counts(paths[role], load)) for role, backend in backends.items()}
+        share = limit / 2 / len(backends)
+        speeds = {role: try_threads(one, _counts(paths[role], load), limit=share) for role, one in backends.items()}
         for role, backend in backends.items():
             _report_threads(role, backend.card.threads, speeds[role], note)
-        probes = probe(backends)
+        probes = probe(backends, limit=limit / 2)
         created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)
         models = {
             role: Tuned(
@@ -135,8 +143,12 @@ def thread_counts(cores: int) -> list[int]:
     return sorted(count for count in counts if count <= cores)
 
 
-def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time.perf_counter) -> dict[int, float]:
+def try_threads(
+    backend: Threaded, counts: Sequence[int], *, clock: Clock = time.perf_counter, limit: float = PROBE_SECONDS
+) -> dict[int, float]:
     """Measure a model's tokens per second with each number of threads, highest first, until it becomes much slower.
+
+    The highest number is always measured, other numbers only before `limit` seconds have passed.
 
     Both decoding and prefill are measured, because each model of a pair also prefills the other model's tokens. The model is
     then set to the lowest thread count whose speed is close to the highest speed. The time is measured with a wall clock, so
@@ -145,14 +157,14 @@ def try_threads(backend: Threaded, counts: Sequence[int], *, clock: Clock = time
     best: dict[int, float] = {}
     began = clock()
     for turn in range(TURNS if len(counts) > 1 else 1):
-        if turn and clock() - began > TRIAL_SECONDS:
+        if turn and clock() - began > min(TRIAL_SECONDS, limit):
             break
         for count in sorted(counts, reverse=True):
             backend.use_threads(count)
             (probes,) = probe({"target": backend}, clock=clock, sizes=(), prefill=(TRIAL,), decoded=3, rounds=1).values()
             seconds = min(probes.decode) + min(probes.prefill[TRIAL]) / TRIAL
             best[count] = min(seconds, best.get(count, seconds))
-            if seconds > TOO_SLOW * min(best.values()):
+            if seconds > TOO_SLOW * min(best.values()) or clock() - began > limit:
                 break
     fastest = min(best.values())
     backend.use_threads(min(count for count, seconds in best.items() if seconds <= AS_FAST * fastest))
@@ -167,18 +179,20 @@ def probe(
     prefill: Sequence[int] = (LONG, SHORT),
     decoded: int = DECODED,
     rounds: int = MAX_ROUNDS,
+    limit: float = PROBE_SECONDS,
 ) -> dict[ModelRole, Probes]:
-    """Measure models in turns until SECONDS have passed.
+    """Measure models in turns until SECONDS have passed, with at least ROUNDS rounds unless `limit` seconds have passed.
 
     `sizes` contains batch sizes. If `clock` is set, all models use it.
     """
     found = {role: Probes([], {rows: [] for rows in sizes}, {count: [] for count in prefill}) for role in backends}
     tokens = {role: _tokens(backend, LONG) for role, backend in backends.items()}
-    began = time.perf_counter()
+    wall_clock = clock or time.perf_counter
+    began = wall_clock()
     for number in range(rounds):
         for role, backend in backends.items():
             _take_turn(backend, tokens[role], found[role], decoded, clock or clock_for(backend.card))
-        if number + 1 >= ROUNDS and time.perf_counter() - began > SECONDS:
+        if wall_clock() - began > (min(SECONDS, limit) if number + 1 >= ROUNDS else limit):
             break
     return found
 

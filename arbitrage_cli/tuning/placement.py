@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,7 +11,6 @@ from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_served, local_files
-from arbitrage_cli.routing.presets import Costs
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads, processor_name
 from arbitrage_cli.tuning.store import FILE_NAME, Loading, Machine, Tuned, read_tuned
@@ -20,14 +19,10 @@ from arbitrage_cli.types import CACHED_BYTES, ModelRole
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The number of threads for each model, and the pair's token costs. `costs` is None unless both models were measured.
-
-    `unit_costs` contains the costs of the measured models.
-    """
+    """The number of threads for each model, and the unit costs of the models that were measured."""
 
     threads: Mapping[ModelRole, int]
-    costs: Costs | None
-    unit_costs: Mapping[ModelRole, UnitCosts] = field(default_factory=dict)
+    unit_costs: Mapping[ModelRole, UnitCosts]
 
 
 def tuned_file() -> Path:
@@ -56,8 +51,7 @@ def place(
     tuned, default = _find(sources, load), {role: threads_without_costs(source, load) for role, source in sources.items()}
     kept: dict[ModelRole, int] = {} if load.threads else {role: found.threads for role, found in tuned.items()} | {**earlier}
     threads = {role: kept.get(role, count) for role, count in default.items()}
-    usable = {role: found for role, found in tuned.items() if found.threads == threads[role]}
-    return Placement(threads, costs_of(usable), {role: found.costs for role, found in usable.items()})
+    return Placement(threads, {role: found.costs for role, found in tuned.items() if found.threads == threads[role]})
 
 
 def threads_without_costs(source: str, load: Options) -> int:
@@ -72,12 +66,6 @@ def threads_without_costs(source: str, load: Options) -> int:
 def find_measurement(sha256: str | None, load: Options) -> Tuned | None:
     key = machine_here(), sha256, loading_of(load)
     return next((tuned for tuned in read_tuned(tuned_file()) if tuned.key == key), None)
-
-
-def costs_of(tuned: Mapping[ModelRole, Tuned]) -> Costs | None:
-    if not tuned.keys() >= {"draft", "target"}:
-        return None
-    return Costs.of(tuned["draft"].costs, tuned["target"].costs)
 
 
 def _find(sources: Mapping[ModelRole, str], load: Options) -> dict[ModelRole, Tuned]:

@@ -68,6 +68,17 @@ def test_there_is_an_answer_within_the_time(home: Home) -> None:
     assert max(left) <= 6
 
 
+def test_the_report_shows_the_figures_of_the_advice(home: Home) -> None:
+    """Attempts that the command skipped are not missing, and a policy that cannot be worthwhile has no row."""
+    home.pretend(NO_GAIN)
+    advice = json.loads(home.run("advise", "--minutes", "0.2", "--offline", "--output", "run", "--json").stdout)
+    report = json.loads(home.run("report", "run", "--json").stdout)
+    assert 0 < advice["n"] == report["n"]
+    assert report == advice
+    assert not any("missing" in note for note in report["notes"])
+    assert "missing" not in home.run("report", "run").out
+
+
 def as_if(folder: Path, count: int, seconds: Mapping[str, float], **changes: Any) -> None:
     """Rewrite a run to `count` problems with these seconds per policy, up to three times as many, and some wrong drafts."""
     with RunFolder(folder) as opened:

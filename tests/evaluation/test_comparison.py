@@ -1,9 +1,10 @@
 """Comparisons of two runs: only attempts at the same problem by the same policy are paired."""
 
+import copy
 from typing import Any
 
 import pytest
-from made_up_runs import MadeUp, make_run, unscored
+from made_up_runs import MadeUp, make_run, slow_down, unscored
 
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.stats.intervals import mcnemar, paired_difference
@@ -15,12 +16,14 @@ def compared(first: MadeUp, second: MadeUp) -> dict[str, Any]:
     return compare_runs(first.run, first.rows, second.run, second.rows)
 
 
-def with_verdicts(made: MadeUp, verdicts: str, seconds: float = 1.0) -> MadeUp:
+def with_verdicts(made: MadeUp, verdicts: str, factor: float = 1.0) -> MadeUp:
     values = {"+": "correct", "-": "incorrect"}
     rows = [
-        {**one, "wall_seconds": seconds, "grade": {"value": values[verdict], "answer": None, "explanation": ""}}
+        {**copy.deepcopy(one), "grade": {"value": values[verdict], "answer": None, "explanation": ""}}
         for one, verdict in zip(made.rows, verdicts, strict=True)
     ]
+    for one in rows:
+        slow_down(one, factor)
     return MadeUp(made.run, rows)
 
 
@@ -44,7 +47,15 @@ def test_problems_are_paired_by_id() -> None:
     assert entry["accuracy_difference"] == pytest.approx(-0.5)
     assert entry["accuracy_difference_interval"] == paired_difference(3, 0, 3, 0)
     assert entry["mcnemar_p"] == mcnemar(3, 0)
-    assert (entry["seconds"], entry["seconds_ratio"]) == ([12.0, 6.0], 2.0)
+    assert entry["seconds_ratio"] == pytest.approx(2.0)
+
+
+def test_a_freeze_changes_no_ratio_of_times() -> None:
+    made = make_run(20, columns=[("target", None)], drift=0.0)
+    frozen = copy.deepcopy(made.rows)
+    slow_down(frozen[4], 100.0)
+    (entry,) = compared(MadeUp(made.run, frozen), made)["policies"]
+    assert entry["seconds_ratio"] == pytest.approx(1.0, rel=1e-3)
 
 
 def test_another_question_under_the_same_id_is_left_out() -> None:

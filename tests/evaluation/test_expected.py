@@ -43,7 +43,7 @@ def test_speculation_depends_on_the_cost_of_batches() -> None:
 @pytest.mark.parametrize(("sha256", "spread"), [("t", CARD_SPREAD), ("another", OTHER_SPREAD)])
 def test_routing_follows_the_card_at_the_costs_of_this_machine(sha256: str, spread: float) -> None:
     found = expected_at(sha256=sha256)["arbitrage@0.3"]
-    table = make_table().at_costs(Costs.of(DRAFT, WIDE))
+    table = make_table().at_costs(Costs.of({"draft": DRAFT, "target": WIDE}))
     time = table.time(table.row_at(0.3))
     assert time is not None
     assert found.speedup == pytest.approx(1 / time)

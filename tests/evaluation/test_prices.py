@@ -33,17 +33,17 @@ def test_a_policy_with_unreported_prompt_tokens_has_no_price() -> None:
     assert shown["notes"]
 
 
-@pytest.mark.parametrize(("verified", "has_price"), [(0, False), (3, True)])
-def test_speculative_without_a_proposal_has_no_price(verified: int, has_price: bool) -> None:
+@pytest.mark.parametrize(("verified", "is_same"), [(0, True), (3, False)])
+def test_speculation_that_drafts_nothing_has_the_price_of_the_target(verified: int, is_same: bool) -> None:
     made = make_run(6, columns=[("target", None), ("speculative", None)])
     for row in made.rows:
         if row["policy"] == "speculative":
-            row["steps"][0]["cost"] |= {"verify_tokens": verified, "verify_batches": verified, "verify_kept": verified}
+            work = {"verify_tokens": verified, "verify_batches": verified, "verify_kept": verified}
+            row["steps"][0]["cost"] |= {**work, "prefill_tokens": 1}  # the rest of the prompt was cached
     shown = figures(made.run, made.rows, prices=parse_prices("target=1/1"))
     target, speculative = shown["policies"]
-    assert target["price"] is not None
-    assert (speculative["price"] is not None) == has_price
-    assert bool(shown["notes"]) != has_price
+    assert (speculative["price"] == target["price"], speculative["saving"] == 0.0) == (is_same, is_same)
+    assert shown["notes"] == []
 
 
 def test_prices_are_of_a_million_tokens() -> None:

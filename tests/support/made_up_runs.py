@@ -226,6 +226,14 @@ def _chosen_by_oracle(
     return kept | _decided(decision, None, discarded, is_right=is_right) | {"advantage": advantage}
 
 
+def slow_down(row: dict[str, Any], factor: float) -> None:
+    """Multiply all times of a row in place."""
+    costs = [one["cost"] for step in row["steps"] for one in (step, step["discarded"]) if one]
+    for cost in (*costs, *row["timing"].values()):
+        cost |= {name: factor * value for name, value in cost.items() if name.endswith("seconds")}
+    row["wall_seconds"] *= factor
+
+
 def _written(model: str, text: str, tokens: int, seconds_per_token: float) -> dict[str, Any]:
     made = {"model": model, "phase": "answer", "text": text, "tokens": tokens, "stop": "separator"}
     cost = {"decode_tokens": tokens, "decode_seconds": tokens * seconds_per_token}

@@ -16,7 +16,7 @@ from arbitrage_cli.errors import ModelUnsupportedError, UsageError
 from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.tuning.measure import probe, thread_counts, try_threads
+from arbitrage_cli.tuning.measure import ROUNDS, probe, thread_counts, try_threads
 from arbitrage_cli.tuning.store import keep_tuned, read_tuned
 
 Seconds = Callable[[int], float]  # per token, by number of threads
@@ -86,9 +86,20 @@ def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) ->
 
 def test_costs_of_a_model_with_known_speeds() -> None:
     backend = Slow(lambda threads: 1.0, lambda threads: 0.25)
-    (probes,) = probe({"target": backend}, clock=backend.clock, rounds=3).values()
+    (probes,) = probe({"target": backend}, clock=backend.clock, limit=60.0).values()
     assert probes.costs == UnitCosts((1.0, 1.0, 1.0, 2.0, 4.0), 0.25)
-    assert len(probes.batches[16]) == 3
+    assert len(probes.batches[16]) == ROUNDS
+
+
+@pytest.mark.parametrize(("limit", "rounds"), [(0.0, 1), (21.0, 1), (22.0, 2)])
+def test_probes_end_at_the_limit_but_each_runs_once(limit: float, rounds: int) -> None:
+    """A round takes 21.5 s, and a trial of a number of threads takes 7 s."""
+    backend = Slow(lambda threads: 1.0, lambda threads: 0.25)
+    (probes,) = probe({"target": backend}, clock=backend.clock, limit=limit).values()
+    assert {len(times) for times in probes.batches.values()} == {rounds}
+    began = backend.clock()
+    assert [*try_threads(backend, [1, 2, 4, 8], clock=backend.clock, limit=limit)][-1] == 8
+    assert backend.clock() - began <= limit + 7.0
 
 
 def test_a_disturbed_probe_changes_no_cost() -> None:
