@@ -125,8 +125,8 @@ def test_a_model_that_no_convention_continues_is_instructed(caplog: pytest.LogCa
     assert finished.trace.text == f"{first}\n\nThey are 5. "
     assert [decision.kept.stop for decision in finished.trace.decisions] == ["separator", "end"]
     assert all(decision.kept.cost.prefill_tokens for decision in finished.trace.decisions)
-    assert [body["messages"][-1]["role"] for body in asked] == ["user", "user"]
-    assert first in asked[1]["messages"][-1]["content"]
+    assert [message["role"] for message in asked[1]["messages"]] == ["system", "user", "assistant", "user"]
+    assert asked[1]["messages"][2]["content"] == first
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 

@@ -25,11 +25,9 @@ from arbitrage_cli.inference.servers.dialects import (
 )
 
 END = "[END]"  # written by an instructed model after its last step
-RULES = f"in one paragraph, and repeat nothing. If this step completes the solution, write {END} after it."
-FIRST_STEP = f"{{question}}\n\nWrite only the first step of the solution, {RULES}"
-NEXT_STEP = (
-    "{question}\n\nThis is the beginning of a solution:\n\n{written}\n\n"
-    f"Continue the solution exactly where it stops. Write only the next step, {RULES}"
+CONTINUE = (
+    "Continue your answer exactly where it stopped, without repeating anything. "
+    f"If your answer is complete, write only {END}."
 )
 MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
@@ -102,13 +100,12 @@ class Chat(Completions):
         return {**used, "messages": self._messages(request.dialogue), **continued, **self.no_thinking}
 
     def _messages(self, dialogue: Dialogue) -> list[Json]:
-        written = dialogue.written.rstrip() if self.trims else dialogue.written
-        if self.is_instructed:
-            *before, last = dialogue.messages
-            text = (NEXT_STEP if written else FIRST_STEP).format(question=last["content"], written=written.rstrip())
-            return [*before, {"role": "user", "content": text}]
+        if not dialogue.written:
+            return list(dialogue.messages)
+        written = dialogue.written.rstrip() if self.trims or self.is_instructed else dialogue.written
         unfinished = {"role": "assistant", "content": written, **CONTINUATIONS[self.continuation][0]}
-        return [*dialogue.messages, *([unfinished] if written else [])]
+        request = [{"role": "user", "content": CONTINUE}] if self.is_instructed else []
+        return [*dialogue.messages, unfinished, *request]
 
     def read(self, answer: Json) -> Piece:
         read = _Chunk.model_validate(answer)
