@@ -167,7 +167,7 @@ def test_costs_of_trials_are_counted_and_recorded() -> None:
     assert tally(read) == total
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=str)
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_every_policy_asks_for_trials_by_the_limits(policy: Policy) -> None:
     scorer = by_token_stats(lambda trace, draft: 0.5)
     trace = trace_of()
