@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -76,14 +76,6 @@ class AdviceRequest:
     folder: Path | None = None
     fresh: bool = False
     prices: Prices | None = None
-
-    def arguments(self, *, with_router: bool = True) -> list[str]:
-        """Return the command-line options that reproduce this request's models and settings."""
-        options = self.options
-        is_named = options.explicit & {"draft", "target", "pair"}
-        explicit = options.explicit if with_router else options.explicit - {"router"}
-        given = given_options(explicit, options.models, options.generation, options.machine)
-        return [*([] if is_named else self.choice.arguments), *given]
 
 
 def request_of(
@@ -181,7 +173,9 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
             setup = for_bench(options, routing)
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:
-            run = plan_run(session, shuffled(request.selected), folder)
+            # In a pseudo-random order, the first problems are a representative sample.
+            drawn = sorted(request.selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
+            run = plan_run(session, replace(request.selected, items=drawn), folder)
             title, manifest = f"advise {request.selected.title}", {**run.manifest, **SKIPS}
             run = replace(run, title=title, todo=_draft_last(run.todo), manifest=manifest)
             pace = AdvicePace(run, ends, request.prices)
@@ -199,11 +193,9 @@ class AdvicePace(Pace):
     target has solved.
     """
 
-    def __init__(
-        self, run: BenchRun, ends: float, prices: Prices | None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, run: BenchRun, ends: float, prices: Prices | None) -> None:
         super().__init__()
-        self._run, self._ends, self._prices, self._clock = run, ends, prices, clock
+        self._run, self._ends, self._prices = run, ends, prices
         self._seconds = self.seconds_left()
         self._block: int | None = None
         self._is_open = True
@@ -227,7 +219,7 @@ class AdvicePace(Pace):
         return min(LONGEST * self._seconds, self.seconds_left())
 
     def seconds_left(self) -> float:
-        return max(0.0, self._ends - self._clock())
+        return max(0.0, self._ends - time.monotonic())
 
     def keeps(self, row: Row) -> bool:
         """Return whether a row is stored. The row of an attempt that failed at the time limit is not stored."""
@@ -270,12 +262,6 @@ def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> Path:
     return path
 
 
-def shuffled(selected: Selection) -> Selection:
-    """Return the problems in pseudo-random order, so that the first problems are a representative sample."""
-    drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
-    return replace(selected, items=drawn)
-
-
 def _policies(request: AdviceRequest) -> str:
     """Return the policies to compare, in the syntax of `bench --policy`.
 
@@ -298,11 +284,13 @@ def _draft_last(todo: Remaining) -> Remaining:
 
 def _command(request: AdviceRequest, route: str) -> str:
     """Return the command line that solves a problem with the recommended policy."""
-    policy, _, tau = route.partition("@")
-    of_data = request.selected.dataset.task if request.options.generation.task is None else None
+    options, (policy, _, tau) = request.options, route.partition("@")
+    explicit = options.explicit if POLICIES[policy].needs_router else options.explicit - {"router"}
+    of_data = request.selected.dataset.task if options.generation.task is None else None
     return shlex.join(
         [
-            *("arbitrage", "solve", *request.arguments(with_router=POLICIES[policy].needs_router)),
+            *("arbitrage", "solve", *([] if explicit & {"draft", "target", "pair"} else request.choice.arguments)),
+            *given_options(explicit, options.models, options.generation, options.machine),
             *(["--task", of_data] if of_data else []),
             *("--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"),
         ]

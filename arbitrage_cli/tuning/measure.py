@@ -89,9 +89,8 @@ def measure_and_keep(
 ) -> Measurement:
     """Measure models together and store their costs.
 
-    A note is shown for each model that is faster with fewer threads than usual.
-
-    The probes end after `limit` seconds, but each runs at least once.
+    A note is shown for each model that is faster with fewer threads than usual. The probes end after `limit` seconds, but
+    each runs at least once.
 
     Raises OutputError or UsageError if the costs cannot be stored, and any error from loading or running a model.
     """
@@ -106,7 +105,9 @@ def measure_and_keep(
             progress = partial(on_loading, role, path)
             backends[role] = stack.enter_context(load_llama().LlamaBackend(local_files(path)[0], load, progress=progress))
         share = limit / 2 / len(backends)
-        speeds = {role: try_threads(one, _counts(paths[role], load), limit=share) for role, one in backends.items()}
+        most = {role: threads_without_costs(path, load) for role, path in paths.items()}
+        counts = {role: [count] if load.threads else thread_counts(count) for role, count in most.items()}
+        speeds = {role: try_threads(backend, counts[role], limit=share) for role, backend in backends.items()}
         for role, backend in backends.items():
             _report_threads(role, backend.card.threads, speeds[role], note)
         probes = probe(backends, limit=limit / 2)
@@ -128,12 +129,6 @@ def _report_threads(role: ModelRole, used: int, speeds: Mapping[int, float], not
         note(
             f"the {role} uses {rounding.count(used, 'thread')}: {used_speed} tokens/s, compared with {most_speed} for {most} threads"
         )
-
-
-def _counts(path: str, load: Options) -> list[int]:
-    """Return the thread counts to try: the requested number, 1 for a small model, or numbers up to the core count."""
-    most = threads_without_costs(path, load)
-    return [most] if load.threads else thread_counts(most)
 
 
 def thread_counts(cores: int) -> list[int]:
