@@ -167,6 +167,6 @@ DEFINITIONS: Mapping[str, str] = {
     f"percentage points. Interval: 95%, paired (Newcombe), or {_BOOTSTRAP}.",
     "mcnemar_p": "Exact two-sided McNemar test: among the attempts that only one run solved, the probability of a split at least "
     "as uneven as this one if both runs are equally good.",
-    "seconds_ratio": "Seconds of the first run / seconds of the second run, over the attempts that both finished; above 1, the "
-    f"second run is faster. {_OVER_PROBLEMS}",
+    "seconds_ratio": "Computed seconds of the first run / computed seconds of the second run, over the attempts that both "
+    f"finished; above 1, the second run is faster. {_OVER_PROBLEMS}",
 }

@@ -109,7 +109,11 @@ def measure_and_keep(
         counts = {role: [count] if load.threads else thread_counts(count) for role, count in most.items()}
         speeds = {role: try_threads(backend, counts[role], limit=share) for role, backend in backends.items()}
         for role, backend in backends.items():
-            _report_threads(role, backend.card.threads, speeds[role], note)
+            used, most_threads = backend.card.threads, max(speeds[role])
+            if used < most_threads:
+                own, other = (rounding.number(speeds[role][threads]) for threads in (used, most_threads))
+                threads = rounding.count(used, "thread")
+                note(f"the {role} uses {threads}: {own} tokens/s, compared with {other} for {most_threads} threads")
         probes = probe(backends, limit=limit / 2)
         created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)
         models = {
@@ -120,15 +124,6 @@ def measure_and_keep(
         }
     keep_tuned(tuned_file(), [*models.values()])
     return Measurement(models, speeds, _token_ratio(probes))
-
-
-def _report_threads(role: ModelRole, used: int, speeds: Mapping[int, float], note: Callable[[str], None]) -> None:
-    most = max(speeds)
-    if used < most:
-        used_speed, most_speed = rounding.number(speeds[used]), rounding.number(speeds[most])
-        note(
-            f"the {role} uses {rounding.count(used, 'thread')}: {used_speed} tokens/s, compared with {most_speed} for {most} threads"
-        )
 
 
 def thread_counts(cores: int) -> list[int]:
