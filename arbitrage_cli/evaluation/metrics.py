@@ -156,7 +156,8 @@ def figures(
 def _attempted(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tuple[Mapping[str, Any], list[PolicyResults]]:
     """Leave out the policies that `advise` skipped, and the problems that a policy other than the draft has not attempted."""
     made = [policy for policy in policies if policy.results or policy.policy is POLICIES["target"]]
-    ids = set.intersection(*({key[0] for key in one.results} for one in made if one.policy.name != "draft"))
+    others = [{key[0] for key in one.results} for one in made if one.policy.name != "draft"]
+    ids = set(run["levels"]).intersection(*others)
     levels = {name: level for name, level in run["levels"].items() if name in ids}
     return {**run, "levels": levels}, [
         replace(policy, results={key: result for key, result in policy.results.items() if key[0] in ids}) for policy in made

@@ -115,6 +115,15 @@ def test_every_attempt_counts_exactly_once() -> None:
     assert made_figures(made)["notes"] == figures({**made.run, "skips_attempts": True}, made.rows[:-1])["notes"] == []
 
 
+def test_skipped_attempts_are_left_out() -> None:
+    made = make_run(6, columns=ALONE)
+    others = [row for row in made.rows if row["policy"] != "draft"]
+    found = figures({**made.run, "skips_attempts": True}, others[:-1])
+    assert ([one["policy"] for one in found["policies"]], found["n"], found["policies"][0]["missing"]) == (["target"], 5, 0)
+    alone = make_run(6, columns=[("draft", None)])
+    assert figures({**alone.run, "skips_attempts": True}, alone.rows)["n"] == 6
+
+
 def test_attempts_cut_at_a_limit_are_counted() -> None:
     stops = ["max_tokens", "end", "context", "max_tokens", "max_tokens", "max_steps"]
     rows = [{**one, "stop": stop} for one, stop in zip(make_run(6, columns=TARGET_ONLY).rows, stops, strict=True)]
