@@ -57,7 +57,7 @@ FIXED: Mapping[str, str] = {
     **{name.replace("_", " "): f"limits.{name}" for name in ("max_steps", "max_tokens", "max_step_tokens")},
     "most tokens of thoughts": "limits.think_tokens",
     "trial answers": "limits.trial_answers",
-    "end of thinking at the limit": "prompt.think_closing",
+    "thinking ended at the limit": "prompt.think_closing",
     "router": "router.sha256",
     "early stop": "early_stop",
     "reward": "reward",

@@ -176,7 +176,7 @@ class Setup(Basis):
 
 
 def for_solve(options: RunOptions, routing: RoutingOptions) -> Setup:
-    """Return the setup for a policy. Raises UsageError if an option is invalid or not used."""
+    """Return the setup for a policy. Raises UsageError if an option is invalid or has no effect."""
     basis = _basis(options)
     route, warnings = _route_and_warnings(basis, routing, options.explicit)
     return _setup(basis, [route], warnings=warnings)

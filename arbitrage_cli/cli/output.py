@@ -30,7 +30,7 @@ PATIENCE = 1000
 def command_display(options: OutputOptions) -> Iterator[Display]:
     """Open a command's display, which also shows log messages.
 
-    The display is live in a terminal. Otherwise, and with --quiet, the display shows plain lines.
+    The display is live in a terminal. Otherwise, or with `--quiet`, progress is displayed as plain lines.
     """
     with contextlib.closing(_choose_display(options)) as display, _log_to(display, options):
         yield display

@@ -153,7 +153,7 @@ DEFINITIONS: Mapping[str, str] = {
     "attempts; above 1 is faster. Interval: 95%, paired bootstrap over blocks, if there are at least 5 blocks.",
     "acceptance_rate": "Accepted steps / drafted steps.",
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
-    "target_call_rate": "Steps written by the target, including discarded steps / kept steps.",
+    "target_call_rate": "Target steps, including discarded steps / kept steps.",
     "wasted_draft_tokens": "Tokens in discarded drafted steps of finished attempts. Excludes tokens drafted for speculation.",
     "thinking_tokens_mean": "Thinking tokens in kept steps / finished attempts.",
     "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",

@@ -169,7 +169,7 @@ class Bench:
         return make_row(finished, run, sample=attempt.sample, level=item.level, gold=item.gold, grade=grade, **measured)
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float, float]]:
-        """Yield each event with the total seconds so far, measured by `clock` and by `timer`.
+        """Yield each event with the elapsed seconds, measured by `clock` and by `timer`.
 
         The caller's time is excluded.
         """

@@ -20,7 +20,7 @@ from arbitrage_cli.types import Cost, ModelRole
 Kind = tuple[ModelRole, Literal["prefill", "decode", "verify"]] | Literal["score", "program"]
 """A kind of work: a phase of a model, the scores of a policy, or the tokens that the program handles."""
 Samples = dict[Kind, list[tuple[float, float]]]
-"""For each kind of work, each step's expected seconds (proportional to its work) and measured seconds."""
+"""The expected and measured seconds of each step, for each kind of work."""
 
 DISTURBED = 2.0  # a step is left out if it took more than this multiple of the lower quartile
 MIN_STEPS = 8  # minimum steps for a policy's own lower quartile; with fewer, the quartile of all policies is used

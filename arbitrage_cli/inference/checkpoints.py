@@ -17,7 +17,7 @@ class _Checkpoint:
 
 
 class Checkpoints:
-    """Prefills and rolls back sequences, and updates the lists of held ids. Keeps at most `most` checkpoints per sequence."""
+    """Prefills and rolls back sequences, and updates the lists of cached token ids. Keeps at most `most` checkpoints per sequence."""
 
     def __init__(self, backend: Backend, most: int | None = None) -> None:
         self._backend = backend

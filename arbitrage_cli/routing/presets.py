@@ -2,7 +2,7 @@
 
 1. `training.tau_tables` measures the effect of each tau: escalated steps, change in reward, and tokens (`TauRow`).
 2. The token costs of a machine (`Costs`) convert a row's tokens to time (`TauTable.time`).
-3. A preset is the fastest tau whose loss stays within a limit (`choose_presets`).
+3. A preset is the tau with the highest speed-up whose loss stays within a limit (`choose_presets`).
 """
 
 import math
@@ -36,7 +36,7 @@ DECISION_SECONDS, LOOK_SECONDS = 3.5e-4, 1.2e-4  # a router's time at the end of
 class Costs:
     """Seconds per token on one machine, for one sequence at a time.
 
-    To choose presets by price, the fields contain dollars per million tokens instead.
+    If presets are chosen by price, the fields contain dollars per million tokens instead.
 
     A target on a server processes the earlier text again in each call. Each token of the earlier text has the cost of a
     cached token.

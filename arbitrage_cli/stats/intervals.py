@@ -1,6 +1,6 @@
 """Computes 95% confidence intervals for proportions, differences of proportions, and ratios of sums.
 
-Resampling uses a fixed seed, so equal data have equal intervals.
+Resampling uses a fixed seed, so identical data produce identical intervals.
 """
 
 import math

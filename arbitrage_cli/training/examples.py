@@ -73,7 +73,7 @@ class Collected:
         return weight
 
     def prefixes(self, chosen: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.int64], NDArray[np.float64]]:
-        """Return the m prefixes of the chosen drafted steps that a router scores.
+        """Return the m prefixes that a router scores, taken from the chosen drafted steps.
 
         The first array contains the features and has shape (m, n_features). The other two, of shape (m,), contain each
         prefix's index among the chosen states and its token count.
@@ -124,7 +124,7 @@ class CollectedRun:
 
 
 def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> Collected:
-    """Read run folders of `arbitrage collect`. Problems in `test_folders` belong to the test part.
+    """Read run folders of `arbitrage collect`. Problems in `test_folders` belong to the test set.
 
     Raises UsageError if a folder is not a run of `arbitrage collect`, if a solution occurs twice, or if steps end differently;
     DamagedRunError if a file is damaged.

@@ -253,7 +253,7 @@ def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
 
 
 def scores(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
-    """Return each state's score by the router and by the baselines. `rsd` uses the true reward of the drafted step."""
+    """Return the router's and the baselines' scores for each state. `rsd` uses the true reward of the drafted step."""
     columns = dict(zip(FEATURES, collected.features.T.astype(np.float64), strict=True))
     plain = {name: sum(weight * columns[feature] for feature, weight in sums.items()) for name, sums in BASELINES.items()}
     return {

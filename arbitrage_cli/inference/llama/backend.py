@@ -215,7 +215,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     def _check_states(self, states: "LlamaStates", rollback: int) -> None:
         """Try to restore a state, then try to remove `rollback` tokens from a batch.
 
-        Raises ModelUnsupportedError if restoring fails. If removing fails, `states.most_dropped` stays 0.
+        Raises ModelUnsupportedError if restoring fails. If the removal fails, `states.most_dropped` remains 0.
         """
         token, after = self.tokenizer.any_token, WARM_UP_TOKENS + 1
         self._read_some(WARM_UP_TOKENS)

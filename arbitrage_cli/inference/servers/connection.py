@@ -295,7 +295,7 @@ async def _check(host: Host, response: "httpx2.Response") -> None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the delay in seconds that the server requests with a number or a date. OpenAI also sends milliseconds."""
+    """Return the delay in seconds that the server requests, as a number or a date. OpenAI also sends milliseconds."""
     with contextlib.suppress(ValueError, OverflowError):
         milliseconds, value = headers.get("retry-after-ms", ""), headers.get("Retry-After", "")
         is_number = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", milliseconds or value)

@@ -405,7 +405,7 @@ class ChatWriter(ServedWriter):
 
 
 def _cost(writing: _Writing) -> Cost:
-    """Return the server's token counts and locally measured times. The time before the first text counts as prefill."""
+    """Return the server's token counts and locally measured times. The time before the first output token counts as prefill."""
     now = time.perf_counter()
     num_cached = sum(usage.cached or 0 for usage in writing.usages)
     num_prompt = sum(usage.prompt for usage in writing.usages)
