@@ -229,7 +229,7 @@ def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture
 
 @all_raters
 def test_what_is_no_number_is_no_reward(make: Callable[[Backend], Rater]) -> None:
-    with pytest.raises(ComputeError, match="not numbers"):
+    with pytest.raises(ComputeError, match="NaN"):
         score_one(opened(make(Constant(math.nan))), trace_of(), STEPS[0])
 
 
