@@ -27,7 +27,7 @@ from arbitrage_cli.inference.servers.dialects import (
 END = "[END]"  # written by an instructed model after its last step
 CONTINUE = (
     "Continue your answer exactly where it stopped, without repeating anything. "
-    f"If your answer is complete, write only {END}."
+    f"Only after the final answer that was requested, write {END}."
 )
 MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
