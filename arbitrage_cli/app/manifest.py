@@ -192,6 +192,15 @@ def _check_served(role: ModelRole, before: Mapping[str, Any] | None, now: Mappin
             )
 
 
+def resumed_costs(earlier: Run, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the unit costs of a resumed run: its own, and the current costs of models that join it.
+
+    A run that began without costs of its target keeps none, because its target verifies no draft tokens.
+    """
+    own = earlier.get("unit_costs") or {}
+    return dict(own) if "target" in earlier["models"] and "target" not in own else {**now, **own}
+
+
 def resume(earlier: Run, now: Run, place: Path) -> Run:
     """Merge the manifests of a resumed run. Raises UsageError naming the first fixed field that differs."""
     before, after = _fixed(earlier), _fixed(now)
@@ -205,7 +214,7 @@ def resume(earlier: Run, now: Run, place: Path) -> Run:
     merged = _joined(earlier, now) | {
         "created": earlier["created"],
         "named_taus": earlier.get("named_taus") or now.get("named_taus"),
-        "unit_costs": {**now.get("unit_costs", {}), **earlier.get("unit_costs", {})},
+        "unit_costs": resumed_costs(earlier, now.get("unit_costs", {})),
         "policies": [*earlier["policies"], *added],
         "warnings": [*earlier["warnings"], *now["warnings"]],
     }

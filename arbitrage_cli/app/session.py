@@ -3,14 +3,14 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Self
+from typing import Any, Self
 
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
-from arbitrage_cli.app.manifest import Run, make_manifest, record_settings
+from arbitrage_cli.app.manifest import Run, make_manifest, record_settings, resumed_costs
 from arbitrage_cli.app.model_choice import BUILT_IN
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.setup import Setup, resolve
@@ -134,7 +134,10 @@ class Session:
         """Use the threads and token costs recorded in a run, so that the resumed run computes in the same way."""
         if not run:
             return
-        self._unit_costs.update(unit_costs_of(run))
+        current_costs: dict[str, Any] = {role: asdict(costs) for role, costs in self._unit_costs.items()}
+        kept = unit_costs_of({"unit_costs": resumed_costs(run, current_costs)})
+        self._unit_costs.clear()
+        self._unit_costs.update(kept)
         current = self._placement.threads
         recorded = {role: facts.get("threads") for role, facts in run["models"].items()}
         self._earlier_threads = {role: count for role, count in recorded.items() if count}

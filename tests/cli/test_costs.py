@@ -253,6 +253,16 @@ def test_a_run_keeps_the_costs_that_it_began_with(home: Home) -> None:
     assert run_json(home.folder / "run")["unit_costs"] == began
 
 
+def test_a_run_that_began_without_costs_goes_without_them(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
+    bench = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target,random", "-o", "run", "--limit")
+    assert home.run(*bench, "1", env={"XDG_CONFIG_HOME": str(tmp_path / "file")}).code == 0
+    home.pretend(FAST_READER)
+    assert home.run(*bench, "2").code == 0
+    assert run_json(home.folder / "run")["unit_costs"] == {}
+
+
 @pytest.fixture
 def router(home: Home) -> str:
     """A router for the built-in pair: by the costs on its card `exact` is 0.3."""
