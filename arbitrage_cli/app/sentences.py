@@ -9,7 +9,7 @@ from arbitrage_cli.stats import rounding
 Json = Mapping[str, Any]  # a verdict or a candidate from `figures`
 
 CERTAIN = 0.985  # the confidence from which an answer is not called probable
-FASTER = 3  # a draft that would have to be more than this many times as fast is not considered
+FASTER = 3  # the largest speed-up of the draft that the outlook considers
 
 
 def sentence(verdict: Json) -> str:
@@ -68,7 +68,7 @@ def _outlook(verdict: Json) -> str:
     ratio, needed = verdict["token_ratio"], verdict["ratio_needed"]
     if not ratio:
         return ""
-    change = f"a draft that is {FASTER} times as fast would not be enough"
+    change = f"even a draft with {FASTER}x the speed would not be enough"
     if needed and needed <= FASTER * ratio:
         change = f"from about {float(f'{needed:.2g}'):g}, the pair would be worth it"
     return f" {costs_sentence(ratio).capitalize()}; {change}."

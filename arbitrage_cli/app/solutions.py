@@ -98,7 +98,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         problems: Problems,
         describe: Callable[[RunInfo], RunInfo],
     ) -> None:
-        """Solve the problems that have no result. If there are none, no models are loaded.
+        """Solve the problems that have no result. If every problem has a result, no models are loaded.
 
         `setup_again` is called after a measurement of token costs. `describe` extends the run description passed to the
         display. Raises UsageError if the file contains results of other problems or settings, and the same errors as

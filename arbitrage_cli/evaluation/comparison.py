@@ -20,7 +20,7 @@ from arbitrage_cli.stats.intervals import Ratio, bootstrap, mcnemar, ratio_of_su
 def compare_runs(first_run: Row, first_rows: Iterable[Row], second_run: Row, second_rows: Iterable[Row]) -> dict[str, Any]:
     """Return the comparison as JSON.
 
-    A policy is compared at equal taus or, if there are none, at the same preset. If each run has a single policy, these two
+    A policy is compared at equal taus, or at the same preset if no taus are equal. If each run has a single policy, these two
     policies are always compared. Raises UsageError if the runs have no policy or no problem in common.
     """
     first, second = (

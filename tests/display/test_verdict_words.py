@@ -21,7 +21,7 @@ DRAFT = Candidate("draft", "draft", 3.0, (2.5, 3.5), 1.0, 0.6, 20, 20, 0, 0, 20)
         (Verdict("speculative", 0.9, 8, (ROUTED, SPECULATIVE)), ["9 in 10", "speculation", "1.50x"]),
         (Verdict("draft", 0.6, 20, (DRAFT,)), ["6 in 10", "3.00x", "no target answer", "20 problems"]),
         (Verdict("arbitrage@exact", 0.99, 40, (replace(ROUTED, saving=0.4, saving_interval=(0.3, 0.5)),)), ["99 in 100", "40.0%", "[30-50]"]),
-        (Verdict("target", 0.85, 20, (SLOW,), 12.3, 100.0), ["3 times as fast"]),
+        (Verdict("target", 0.85, 20, (SLOW,), 12.3, 100.0), ["3x the speed"]),
         (Verdict("target", 0.85, 20, (SLOW,), 123.4, 310.6), ["8 in 10", "0.876x", "Use the target alone", "123 draft tokens", "about 310"]),
         (Verdict("target", 0.85, 20, (SLOW, replace(ROUTED, is_safe=0.1)), 1.4), ["0.876x", "2.50x", "2 right answers", "1.40 draft tokens"]),
         (Verdict("target", 0.5, 0, (replace(SLOW, num_problems=0),)), ["5 in 10", "0.876x (expected)"]),
