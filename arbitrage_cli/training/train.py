@@ -20,7 +20,7 @@ from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import Costs, TauTable
 from arbitrage_cli.routing.router import Network, Router, RouterCard, digest_of_problem
-from arbitrage_cli.stats.ranking import Truth, measure, selection_lead, selection_score, selection_score_gaps
+from arbitrage_cli.stats.ranking import Figure, Truth, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import SHARES, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
@@ -34,6 +34,7 @@ BASELINES: Mapping[str, Mapping[str, float]] = {  # scores as weighted sums of f
     "equations": {"logprob_mean": -1, "wrong_equations": WRONG_EQUATION},
     "entropy": {"entropy_first": 1},
 }
+THINKING = "arbitrage, thinking steps"  # the router's figures for these steps alone
 COMPARED = (*BASELINES, "random")  # a useful router outperforms all of them
 
 MIN_CLASS = 10  # states per class in each part
@@ -156,7 +157,10 @@ def _examples(collected: Collected, part: int) -> Examples:
 
 
 def _truth_of(collected: Collected, part: int) -> Truth:
-    chosen = collected.part == part
+    return _truth_at(collected, collected.part == part)
+
+
+def _truth_at(collected: Collected, chosen: NDArray[np.bool_]) -> Truth:
     outcomes = collected.outcomes.take(chosen)
     return Truth(outcomes.advantage, outcomes.advantage > 0, outcomes.problem, collected.weight[chosen])
 
@@ -245,11 +249,19 @@ def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
     leads: dict[str, Any] = {}
     for name, values in scores(probability, collected).items():
         figures = measure(values[testing], tested, is_probability=name == "arbitrage")
-        measured[name] = {figure: [found.value, found.low, found.high] for figure, found in figures.items()}
+        measured[name] = _with_intervals(figures)
         if name in COMPARED:
             lead = selection_lead(probability[testing], values[testing], tested)
             leads[name] = [lead.value, lead.low, lead.high]
+    thoughts = testing & (collected.features[:, FEATURES.index("is_thought")] == 1)
+    if thoughts.any():
+        figures = measure(probability[thoughts], _truth_at(collected, thoughts), is_probability=True)
+        measured[THINKING] = _with_intervals(figures)
     return {"test": measured, "leads": leads}
+
+
+def _with_intervals(figures: Mapping[str, Figure]) -> dict[str, list[float | None]]:
+    return {measure: [figure.value, figure.low, figure.high] for measure, figure in figures.items()}
 
 
 def scores(probability: Numbers, collected: Collected) -> dict[str, Numbers]:

@@ -18,7 +18,7 @@ from arbitrage_cli.routing.router import Network, Router
 from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.training.fit import RECIPES, Recipe, balanced, calibrate
-from arbitrage_cli.training.train import Candidate, choose, train, with_taus
+from arbitrage_cli.training.train import THINKING, Candidate, choose, train, with_taus
 
 WORLD = World()
 
@@ -127,6 +127,17 @@ def test_router_learns_from_thoughts_what_is_different_about_them(tmp_path: Path
     for is_thought in (True, False):
         found, true = learned.probabilities(of_both.features), of_both.outcomes.advantage > 0
         assert found[thoughts == is_thought].mean() == pytest.approx(true[thoughts == is_thought].mean(), abs=0.05)
+
+
+def test_a_card_has_the_figures_of_thinking_steps_alone(tmp_path: Path, router: Router) -> None:
+    of_both = read_states([write_run(tmp_path / "run", questions(600), replace(WORLD, thoughts=2))])
+    learned = train_on(of_both)
+    chosen = (of_both.part == TEST) & (of_both.features[:, FEATURES.index("is_thought")] == 1)
+    outcomes = of_both.outcomes.take(chosen)
+    truth = Truth(outcomes.advantage, outcomes.advantage > 0, outcomes.problem)
+    auc = measure(learned.probabilities(of_both.features[chosen]), truth)["auc"]
+    assert learned.card.metrics["test"][THINKING]["auc"] == [auc.value, auc.low, auc.high]
+    assert THINKING not in router.card.metrics["test"]
 
 
 def test_split_is_by_the_problems_text(tmp_path: Path) -> None:
