@@ -339,7 +339,7 @@ def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[f
         rater.start(0, RateSteps(trace, (step,)))
         (update,) = rater.tick()
         assert update.rewards
-        rewards += update.rewards.values
+        rewards += update.rewards
         trace.add(Decision(step))
     rater.close(0)
     return rewards

@@ -32,19 +32,12 @@ from arbitrage_cli.types import (
 
 
 @dataclass(frozen=True, slots=True)
-class StepRewards:
-    """The rewards (0 to 1) of the steps in one request, and their cost."""
-
-    values: tuple[float, ...]
-    cost: Cost
-
-
-@dataclass(frozen=True, slots=True)
 class RewardUpdate:
-    """The response to one slot's request: rewards or an error."""
+    """The response to one slot's request: the rewards (0 to 1) of the steps and their cost, or an error."""
 
     slot: int
-    rewards: StepRewards | None = None
+    rewards: tuple[float, ...] = ()
+    cost: Cost = field(default_factory=Cost)
     error: ProblemError | None = None
 
 
@@ -223,11 +216,11 @@ class Scheduler:
     def _take_rewards(self, updates: Iterable[RewardUpdate]) -> Iterator[Event]:
         for update in updates:
             flight = self._in_flight[update.slot]
-            if update.rewards is None:
+            if update.error is not None:
                 yield self._finish(flight, update.error)
             else:
-                flight.reward_cost += update.rewards.cost
-                yield from self._resume(flight, update.rewards.values)
+                flight.reward_cost += update.cost
+                yield from self._resume(flight, update.rewards)
         yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
 
     def _resume(self, flight: _InFlight, response: Step | tuple[float, ...] | None) -> Iterator[Event]:

@@ -15,7 +15,7 @@ from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earliest
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
-from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
+from arbitrage_cli.inference.scheduler import RewardUpdate
 from arbitrage_cli.rewards.questions import Question
 from arbitrage_cli.types import Cost, Limits, Problem, Step, Trace
 
@@ -45,7 +45,7 @@ class BatchRater:
         self._memory = Checkpoints(backend)
         self._first = first_sequence
         self._clock = clock
-        self._share_sum, self._num_answers = 0.0, 0
+        self._probability_sum, self._num_answers = 0.0, 0
         self._deadlines: dict[int, Deadline | None] = {}
         self._requests: dict[int, RateSteps] = {}
         self._held: dict[int, list[int]] = {}  # by slot: the token ids in its cache
@@ -80,9 +80,9 @@ class BatchRater:
         self.open(0, TEST_QUESTION)
         with suppress(ContextFullError):
             steps = [Step("draft", text, 1, Cost(), "separator") for text in TEST_STEPS]
-            shares = [self._shares_of(self._logits({0: self._ids(trace, step)})[0]).mean() for step in steps]
-            if (share := float(np.mean(shares))) < NOT_A_PRM:
-                self._question.report_silence(self._backend.card.name, share)
+            found = [self._answer_probabilities(self._logits({0: self._ids(trace, step)})[0]).mean() for step in steps]
+            if (probability := float(np.mean(found))) < NOT_A_PRM:
+                self._question.report_no_answer(self._backend.card.name, probability)
         self.close(0)
 
     def _ids(self, trace: Trace, step: Step) -> list[int]:
@@ -91,46 +91,47 @@ class BatchRater:
         parts = (tokenize(part, continues=True) for part in self._prompt.fragments(reply))
         return [*prompt_ids(self._backend, segments), *chain.from_iterable(parts)]
 
-    def _shares_of(self, logits: Floats) -> npt.NDArray[np.float64]:
+    def _answer_probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
+        """Return the total probability of the answers for each row of logits."""
         wide = logits.astype(np.float64)
         weights = np.exp(wide - wide.max(axis=1, keepdims=True))
-        shares: npt.NDArray[np.float64] = weights[:, self._answers].sum(axis=1) / weights.sum(axis=1)
-        return shares
+        found: npt.NDArray[np.float64] = weights[:, self._answers].sum(axis=1) / weights.sum(axis=1)
+        return found
 
     def _rewards(self, logits: Floats) -> list[float]:
-        self._share_sum += float(self._shares_of(logits).sum())
+        self._probability_sum += float(self._answer_probabilities(logits).sum())
         self._num_answers += len(logits)
-        share = self._share_sum / self._num_answers
-        if self._num_answers >= ENOUGH_ANSWERS and share < self._question.min_share:
-            self._question.report_silence(self._backend.card.name, share)
+        mean = self._probability_sum / self._num_answers
+        if self._num_answers >= ENOUGH_ANSWERS and mean < self._question.min_probability:
+            self._question.report_no_answer(self._backend.card.name, mean)
         rows = logits[:, self._answers].astype(float).tolist()
         return [self._question.reward([math.exp(value - max(row)) for value in row]) for row in rows]
 
     def _try(self, requests: Sequence[tuple[int, RateSteps]]) -> list[RewardUpdate]:
         """Answer all requests in one batch. If one problem makes the batch fail, answer each request separately."""
         try:
-            found = self._rate(requests)
+            return self._rate(requests)
         except ProblemError as error:
             if len(requests) > 1:
                 return [update for request in requests for update in self._try([request])]
             return [RewardUpdate(requests[0][0], error=error)]
-        return [RewardUpdate(slot, rewards) for (slot, _), rewards in zip(requests, found, strict=True)]
 
-    def _rate(self, requests: Sequence[tuple[int, RateSteps]]) -> list[StepRewards]:
+    def _rate(self, requests: Sequence[tuple[int, RateSteps]]) -> list[RewardUpdate]:
         """Rate the first steps of all requests in one batch, then the second steps.
 
         Both steps of a request share a sequence.
         """
-        values: list[list[float]] = [[] for _ in requests]
+        rewards: list[list[float]] = [[] for _ in requests]
         costs = [Cost() for _ in requests]
         for number in range(max(len(request.steps) for _, request in requests)):
             chosen = [index for index, (_, request) in enumerate(requests) if number < len(request.steps)]
             texts = {slot: self._ids(r.trace, r.steps[number]) for slot, r in (requests[index] for index in chosen)}
             logits, cost = self._logits(texts)
-            for index, reward, share in zip(chosen, self._rewards(logits), _shares(cost, len(chosen)), strict=True):
-                values[index].append(reward)
-                costs[index] += share
-        return [StepRewards(tuple(rewards), cost) for rewards, cost in zip(values, costs, strict=True)]
+            for index, reward, part in zip(chosen, self._rewards(logits), _divided(cost, len(chosen)), strict=True):
+                rewards[index].append(reward)
+                costs[index] += part
+        rated = zip(requests, rewards, costs, strict=True)
+        return [RewardUpdate(slot, tuple(found), cost) for (slot, _), found, cost in rated]
 
     def _logits(self, texts: Mapping[int, list[int]]) -> tuple[Floats, Cost]:
         """Return the next-token logits, of shape (n, n_vocab), for n texts, and the cost.
@@ -180,7 +181,8 @@ def _single_token(backend: Backend, text: str) -> int:
     return ids[0]
 
 
-def _shares(cost: Cost, num_steps: int) -> list[Cost]:
+def _divided(cost: Cost, num_steps: int) -> list[Cost]:
+    """Divide the cost of a batch among its steps. The first step receives the remainders of the token counts."""
     each = Cost(
         cost.prefill_tokens // num_steps,
         cost.prefill_seconds / num_steps,

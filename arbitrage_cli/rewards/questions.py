@@ -18,13 +18,13 @@ log = logging.getLogger("arbitrage.rewards")
 class Question(ABC):
     """A question about a step. Each possible answer is a single token.
 
-    A model cannot answer if the mean total probability of the possible answers is below `min_share`. The warning or error
+    A model cannot answer if the mean total probability of the possible answers is below `min_probability`. The warning or error
     about such a model contains `hint`.
     """
 
     answers: Sequence[str]
     instructions = ""
-    min_share = 0.1
+    min_probability = 0.1
     hint: str
 
     @abstractmethod
@@ -36,8 +36,8 @@ class Question(ABC):
         """Return a reward from 0 to 1, given the unnormalized probabilities of the answers."""
 
     @abstractmethod
-    def report_silence(self, model: str, share: float) -> None:
-        """Warn that the total probability of the answers is only `share`, or raise ModelUnsupportedError."""
+    def report_no_answer(self, model: str, probability: float) -> None:
+        """Warn that the total probability of the answers is only `probability`, or raise ModelUnsupportedError."""
 
 
 class Judge(Question):
@@ -62,12 +62,11 @@ class Judge(Question):
     def reward(self, weights: Sequence[float]) -> float:
         return sum(digit * weight for digit, weight in enumerate(weights)) / sum(weights) / (len(self.answers) - 1)
 
-    def report_silence(self, model: str, share: float) -> None:
+    def report_no_answer(self, model: str, probability: float) -> None:
         if not self._has_warned:
             self._has_warned = True
-            log.warning(
-                "%s rarely answers with a digit (probability %.2g), so its rewards may be noise; %s", model, share, self.hint
-            )
+            answer = f"rarely answers with a digit (probability {probability:.2g})"
+            log.warning("%s %s, so its rewards may be noise; %s", model, answer, self.hint)
 
 
 class ProcessReward(Question):
@@ -85,7 +84,7 @@ class ProcessReward(Question):
         other = "turns" if style == "steps" else "steps"
         self.hint = f'use --prm with a process reward model; if this model is one, set prm_style = "{other}" in its pair'
         if style == "steps":
-            self.min_share = 0.001  # where the built-in model is unsure, other tokens are as likely as both answers
+            self.min_probability = 0.001  # where the built-in model is unsure, other tokens are as likely as both answers
 
     def ask(self, prompt: ChatPrompt, trace: Trace, step: Step) -> tuple[list[Segment], str]:
         if self._style == "steps":
@@ -98,6 +97,6 @@ class ProcessReward(Question):
         plus, minus = weights
         return plus / (plus + minus)
 
-    def report_silence(self, model: str, share: float) -> None:
-        message = f"{model} does not rate steps: it answers + or - with a probability of only {share:.2g}"
+    def report_no_answer(self, model: str, probability: float) -> None:
+        message = f"{model} does not rate steps: it answers + or - with a probability of only {probability:.2g}"
         raise ModelUnsupportedError(message, self.hint)

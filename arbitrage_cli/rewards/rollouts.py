@@ -8,7 +8,7 @@ from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards, Writer
+from arbitrage_cli.inference.scheduler import RewardUpdate, Writer
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.types import Cost, Decision, Phase, Problem, Step, Trace
 
@@ -83,9 +83,8 @@ class Rollout:
                     self._follow(update, index)
                 except ProblemError as error:
                     failed[update.slot] = error
-        rewards = {slot: self._rewards(slot) for slot in self._requests if slot not in failed}
         answers = [RewardUpdate(slot, error=error) for slot, error in failed.items()]
-        answers += [RewardUpdate(slot, found) for slot, found in rewards.items() if found]
+        answers += filter(None, (self._rewards(slot) for slot in self._requests if slot not in failed))
         for answer in answers:
             self._requests.pop(answer.slot, None)
         return answers
@@ -121,12 +120,12 @@ class Rollout:
         del self._paths[slot, index]
         self._begin(slot, index)
 
-    def _rewards(self, slot: int) -> StepRewards | None:
+    def _rewards(self, slot: int) -> RewardUpdate | None:
         request, engines = self._requests[slot], range(len(self._engines))
         outcomes = [[self._outcomes[slot, index].get(prefix) for index in engines] for prefix in request.prefixes]
         if any(None in of_step for of_step in outcomes):
             return None
-        return StepRewards(tuple(sum(map(bool, of_step)) / len(of_step) for of_step in outcomes), request.cost)
+        return RewardUpdate(slot, tuple(sum(map(bool, of_step)) / len(of_step) for of_step in outcomes), request.cost)
 
 
 class Recalling:

@@ -13,7 +13,7 @@ from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ModelUnsupportedError, ProblemError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import Plain, PromptStyle, Segment
-from arbitrage_cli.inference.scheduler import RewardUpdate, StepRewards
+from arbitrage_cli.inference.scheduler import RewardUpdate
 from arbitrage_cli.inference.servers.chat import Chat
 from arbitrage_cli.inference.servers.connection import Pending
 from arbitrage_cli.inference.servers.dialects import Piece, TextRequest, Token, Usage
@@ -69,7 +69,7 @@ class ServedRater:
         except ProblemError as error:
             return RewardUpdate(slot, error=error)
         cost = sum((cost for _, cost in rated), Cost(prefill_seconds=perf_counter() - began))
-        return RewardUpdate(slot, StepRewards(tuple(reward for reward, _ in rated), cost))
+        return RewardUpdate(slot, tuple(reward for reward, _ in rated), cost)
 
     async def _rate(self, segments: Sequence[Segment], topic: str) -> tuple[float, Cost]:
         model = self._model

@@ -43,9 +43,9 @@ def rated(rater: BatchRater, rows: Sequence[Mapping[str, Any]]) -> Iterator[tupl
             for slot in slots:
                 rater.start(slot, RateSteps(traces[slot], (steps[slot],)))
             for result in rater.tick():
-                if result.rewards is None:
+                if result.error is not None:
                     raise RuntimeError(f"a step of problem {group[result.slot]} cannot be rated") from result.error
-                found[result.slot] += result.rewards.values
+                found[result.slot] += result.rewards
                 traces[result.slot].add(Decision(steps[result.slot]))
         for slot in range(len(group)):
             rater.close(slot)

@@ -19,7 +19,7 @@ from arbitrage_cli.inference.backend import Backend, Deadline, Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rater, Scheduler, StepRewards, Writer
+from arbitrage_cli.inference.scheduler import Rater, RewardUpdate, Scheduler, Writer
 from arbitrage_cli.rewards.batched import ENOUGH_ANSWERS, BatchRater
 from arbitrage_cli.rewards.questions import Judge, PrmStyle, ProcessReward, Question
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
@@ -91,21 +91,20 @@ def test_the_thoughts_before_a_step_are_shown(question: Question) -> None:
         assert "thoughtthe" not in shown
 
 
-def score(rater: Rater, requests: Mapping[int, RateSteps]) -> dict[int, StepRewards]:
-    found: dict[int, StepRewards] = {}
+def score(rater: Rater, requests: Mapping[int, RateSteps]) -> dict[int, RewardUpdate]:
+    found: dict[int, RewardUpdate] = {}
     for slot, request in requests.items():
         rater.start(slot, request)
     while rater.busy:
         for update in rater.tick():
-            if update.rewards is None:
-                assert update.error
+            if update.error:
                 raise update.error
-            found[update.slot] = update.rewards
+            found[update.slot] = update
     return found
 
 
 def score_one(rater: Rater, trace: Trace, *texts: str) -> tuple[float, ...]:
-    return score(rater, {0: RateSteps(trace, tuple(map(foreign, texts)))})[0].values
+    return score(rater, {0: RateSteps(trace, tuple(map(foreign, texts)))})[0].rewards
 
 
 def opened(rater: Any, problem: Problem = PROBLEM) -> Any:
@@ -181,8 +180,8 @@ def test_many_problems_at_once_are_scored_as_one() -> None:
         rater.open(slot, problem)
     found = score(rater, requests)
     alone = [score(opened(prm(Opinionated()), problems[slot]), {0: requests[slot]})[0] for slot in range(len(problems))]
-    assert [found[slot].values for slot in range(3)] == [rewards.values for rewards in alone]
-    assert sum(rewards.cost.decode_tokens for rewards in found.values()) == 6
+    assert [found[slot].rewards for slot in range(3)] == [update.rewards for update in alone]
+    assert sum(update.cost.decode_tokens for update in found.values()) == 6
     assert sum(r.cost.prefill_tokens for r in found.values()) == sum(r.cost.prefill_tokens for r in alone)
 
 
@@ -330,7 +329,7 @@ def test_a_rollout_answers_for_every_text_on_its_path() -> None:
     steps = [part + "\n\n" for part in solution.split("\n\n") if part]
     assert len(steps) > 2
     request = RateSteps(trace_of(steps[0]), (foreign(steps[1]),))
-    assert score(rater, {0: request})[0] == StepRewards((1.0,), Cost())
+    assert score(rater, {0: request})[0] == RewardUpdate(0, (1.0,), Cost())
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(0.8, 1.0, 3)])
@@ -392,7 +391,7 @@ def test_several_samples_share_the_reward() -> None:
 def test_a_finished_solution_needs_no_rollout() -> None:
     end = Step("draft", "the end", 3, Cost(), "end")
     rater = opened(Rollout([target()], lambda _identifier, text: text == "the end"))
-    assert score(rater, {0: RateSteps(trace_of(), (end,))})[0] == StepRewards((1.0,), Cost())
+    assert score(rater, {0: RateSteps(trace_of(), (end,))})[0] == RewardUpdate(0, (1.0,), Cost())
 
 
 # --- raters on servers
@@ -417,7 +416,7 @@ def test_rewards_are_those_of_the_model_here(kind: Kind, question: str) -> None:
         requests = {slot: RateSteps(trace_of(*STEPS[:number]), _steps()) for slot, number in enumerate((0, 2))}
         found = score(rater, requests)
     for slot, rewards in enumerate(expected):
-        assert found[slot].values == pytest.approx(rewards, abs=1e-4)
+        assert found[slot].rewards == pytest.approx(rewards, abs=1e-4)
     assert found[0].cost.prefill_tokens > 0
 
 
