@@ -47,7 +47,7 @@ class Truth:
 
 def measure(score: Floats, truth: Truth, *, is_probability: bool = False) -> dict[str, Figure]:
     """Return all `MEASURES` of a score. The measures have no intervals if there is only one problem."""
-    measured = [_measure(score, truth, weights, is_probability) for weights in _resamples(truth.problem)]
+    measured = [_measure(score, truth, weights, is_probability) for weights in resampled_weights(truth.problem, RESAMPLES)]
     values = np.concatenate(measured if len(np.unique(truth.problem)) > 1 else measured[:1])
     return {name: _figure(values[:, index]) for index, name in enumerate(MEASURES)}
 
@@ -59,8 +59,10 @@ def selection_score(score: Floats, truth: Truth) -> float:
 
 def selection_score_gaps(better: Floats, worse: Floats, truth: Truth) -> Floats:
     """Return the first selection score minus the second for each resample, with shape (RESAMPLES,)."""
-    batches = list(_resamples(truth.problem))
-    gaps = [_selection_scores(better, truth, weights) - _selection_scores(worse, truth, weights) for weights in batches]
+    gaps = [
+        _selection_scores(better, truth, weights) - _selection_scores(worse, truth, weights)
+        for weights in resampled_weights(truth.problem, RESAMPLES)
+    ]
     return np.concatenate(gaps)[1:]
 
 
@@ -70,15 +72,15 @@ def selection_lead(better: Floats, worse: Floats, truth: Truth) -> Figure:
     return _figure(np.array([lead, *gaps]))
 
 
-def _resamples(problem: NDArray[np.int64]) -> Iterator[Floats]:
-    """Yield batches of state weights: first all ones, then the number of times that each state's problem was drawn."""
+def resampled_weights(problem: NDArray[np.int64], resamples: int) -> Iterator[Floats]:
+    """Yield batches of weights, given each row's problem: first all ones, then how often each row's problem was drawn."""
     _, index = np.unique(problem, return_inverse=True)
     count = int(index.max()) + 1
     generator = np.random.default_rng(SEED)
     yield np.ones((1, len(problem)))
     batch = max(1, MAX_CELLS // len(problem))
-    for start in range(0, RESAMPLES, batch):
-        size = min(batch, RESAMPLES - start)
+    for start in range(0, resamples, batch):
+        size = min(batch, resamples - start)
         yield generator.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)[:, index]
 
 

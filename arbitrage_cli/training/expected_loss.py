@@ -15,11 +15,11 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
+from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS, resampled_weights
 
 Numbers = NDArray[np.float64]
 
-RESAMPLES, SEED = 400, 0
+RESAMPLES = 400
 MAX_CELLS = 1 << 21  # in one batch of resamples; bounds the memory
 NEAREST = 1e-6  # smallest distance of a probability from 0 and 1
 TRUST = 0.5  # prior standard deviation of the missed loss, as a share of the expected drops
@@ -113,7 +113,8 @@ class ExpectedLoss:
         self._solution = np.repeat(np.arange(len(lengths)), lengths)
         self._place = np.arange(len(outcomes)) - np.repeat(self._starts, lengths)
         self._alone = target_reward[self._starts]  # the reward of the target alone
-        self._weight = _resamples(outcomes.problem[self._starts])  # the first row is all ones
+        weights = resampled_weights(outcomes.problem[self._starts], RESAMPLES)
+        self._weight = np.concatenate(list(weights))  # (1 + RESAMPLES, solutions); the first row is all ones
         by_state = self._weight[:, self._solution]
         gain, loss = np.maximum(self._advantage, 0), np.maximum(-self._advantage, 0)
         self._drop = _chances(log_odds, gain, target_reward, by_state, DROP)
@@ -144,17 +145,6 @@ class ExpectedLoss:
             reward[:, of] = before * (1 - self._drop[:, chosen]) + (1 - before) * self._lift[:, chosen]
         changes: Numbers = reward - self._alone
         return changes
-
-
-def _resamples(problem: NDArray[np.int64]) -> Numbers:
-    """Return the solutions' weights in bootstrap samples of the problems.
-
-    The shape is (1 + RESAMPLES, solutions), and the first row contains only ones.
-    """
-    _, index = np.unique(problem, return_inverse=True)
-    count = int(index.max()) + 1
-    drawn = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    return np.vstack([np.ones(len(problem)), drawn[:, index]])
 
 
 def _chances(log_odds: Numbers, change: Numbers, of: Numbers, weight: Numbers, prior: Prior) -> NDArray[np.float32]:
