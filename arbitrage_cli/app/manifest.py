@@ -24,13 +24,12 @@ from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
-from arbitrage_cli.model_files.checksums import published_sha256, unchanged_sha256
+from arbitrage_cli.model_files.checksums import published_sha256, sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_file, local_files
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import SCHEMA, label, tau_in_json
-from arbitrage_cli.system.files import sha256_of
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.tuning.placement import Placement
 from arbitrage_cli.types import Limits, ModelRole

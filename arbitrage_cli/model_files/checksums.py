@@ -7,11 +7,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from arbitrage_cli.errors import ModelFileError
-from arbitrage_cli.system.files import models_folder, read_chunks, sha256_of, state_of, write_atomically
+from arbitrage_cli.system.files import models_folder, read_chunks, state_of, write_atomically
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 GIT_ID = re.compile(r"[0-9a-f]{40}")
@@ -93,17 +94,34 @@ def check_file(path: Path, checksum: str | None, cache: Path, on_progress: OnPro
 
 
 def _digest(path: Path, *, is_git_id: bool, on_progress: OnProgress) -> str:
-    size, done = path.stat().st_size, 0
+    size = path.stat().st_size
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if is_git_id else hashlib.sha256()
-    for chunk in read_chunks(path):
+    return _hexdigest(digest, [path], lambda done: on_progress(FileProgress("checking", path.name, done, size)))
+
+
+def _hexdigest(digest: Any, files: Iterable[Path], on_read: Callable[[int], None]) -> str:
+    done = 0
+    for chunk in chain.from_iterable(map(read_chunks, files)):
         digest.update(chunk)
         done += len(chunk)
-        on_progress(FileProgress("checking", path.name, done, size))
+        on_read(done)
     return digest.hexdigest()
 
 
 def _unreadable(path: Path, error: OSError) -> ModelFileError:
     return ModelFileError(f"{path}: cannot be read ({error.strerror})", "check the path and the file's permissions")
+
+
+def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lambda fraction: None) -> str:
+    """Return the sha256 of the concatenated files. `on_progress` is called with fractions from 0 to 1.
+
+    Raises ModelFileError if a file cannot be read.
+    """
+    try:
+        total = sum(path.stat().st_size for path in files)
+        return _hexdigest(hashlib.sha256(), files, lambda done: on_progress(done / total))
+    except OSError as error:
+        raise _unreadable(files[0], error) from error
 
 
 def sha256_seen(files: Sequence[Path]) -> str:

@@ -1,19 +1,18 @@
-"""Reads untrusted files safely, hashes files, writes files atomically, and validates JSON and TOML values as records."""
+"""Reads untrusted files safely, writes files atomically, and validates JSON and TOML values as records."""
 
 import errno
 import functools
-import hashlib
 import json
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import platformdirs
 
-from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -52,27 +51,6 @@ def read_chunks(path: Path) -> Iterator[bytes]:
     with open_regular(path, None) as stream:
         while chunk := stream.read(CHUNK):
             yield chunk
-
-
-def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lambda fraction: None) -> str:
-    """Return the sha256 of the concatenated files. `on_progress` is called with fractions from 0 to 1.
-
-    Raises ModelFileError if a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    done = 0
-    try:
-        total = sum(path.stat().st_size for path in files)
-        for path in files:
-            for chunk in read_chunks(path):
-                digest.update(chunk)
-                done += len(chunk)
-                on_progress(done / total)
-    except OSError as error:
-        raise ModelFileError(
-            f"{files[0]}: cannot be read ({error.strerror})", "check the path and the file's permissions"
-        ) from error
-    return digest.hexdigest()
 
 
 def state_of(path: Path) -> dict[str, int]:

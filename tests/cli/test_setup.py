@@ -21,11 +21,10 @@ from arbitrage_cli.app.options import (
 )
 from arbitrage_cli.app.setup import RunOptions, Setup, for_bench, for_collect, for_resumed_bench, for_solve
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.model_files.checksums import unchanged_sha256
+from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
 from arbitrage_cli.routing.route import SAME
-from arbitrage_cli.system.files import sha256_of
 
 SCRIPTED = ModelOptions(draft="scripted:draft", target="scripted:target")
 
