@@ -1,4 +1,4 @@
-"""Finds the final answer in a solution, and the gold answer in a row of a data set."""
+"""Finds the final answer in a solution, and parses gold answers."""
 
 import re
 from collections.abc import Mapping
@@ -79,17 +79,19 @@ def _sentence_at(text: str, start: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A gold answer, and its unit if the data set stores the unit separately. Several required answers are separated by commas."""
+    """A gold answer, and its unit if the data set stores the unit separately.
+
+    If several answers are required, `answer` contains all of them, separated by commas.
+    """
 
     answer: str | None
     unit: str = ""
 
 
-def gold_answer(row: Mapping[str, Any]) -> Gold:
-    """Return the gold answer in `final_answer` or `answer`, which may be text, a number, a list, or GSM8K's `#### 18`."""
-    texts = next(filter(None, (_gold_texts(row.get(name)) for name in ("final_answer", "answer"))), [])
-    unit = row.get("unit")
-    return Gold(", ".join(texts) or None, unit.strip() if isinstance(unit, str) else "")
+def gold_answer(gold: Mapping[str, Any]) -> Gold:
+    """Parse `Item.gold`. The answer may be text, a number, a list, or a worked solution of GSM8K that ends in `#### 18`."""
+    unit = gold.get("unit")
+    return Gold(", ".join(_gold_texts(gold.get("answer"))) or None, unit.strip() if isinstance(unit, str) else "")
 
 
 def _gold_texts(value: object) -> list[str]:
@@ -98,7 +100,7 @@ def _gold_texts(value: object) -> list[str]:
         return [text] if text else []
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [repr(value).removesuffix(".0")]
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [text for part in value for text in _gold_texts(part)]
     return []
 

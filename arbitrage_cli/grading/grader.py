@@ -47,14 +47,14 @@ class MathGrader(AbstractContextManager["MathGrader"]):
     def __exit__(self, *error: object) -> None:
         self._child.close()
 
-    def grade(self, text: str, row: Mapping[str, Any]) -> Grade:
-        """Grade a solution's final answer against `gold_answer(row)`. Raises ProblemError if the child process is killed twice."""
-        found, gold = final_answer(text), gold_answer(row)
-        if gold.answer is None:
+    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
+        """Grade a solution's final answer. Raises ProblemError if the child process is killed twice."""
+        found, expected = final_answer(text), gold_answer(gold)
+        if expected.answer is None:
             return Grade("unscored", found.answer, "no gold answer in the data set")
         if found.answer is None:
             return Grade("incorrect", None, f"no answer found: {found.how}")
-        comparison = compare(gold.answer, found.answer, gold.unit)
+        comparison = compare(expected.answer, found.answer, expected.unit)
         is_equal = comparison.is_equal
         if is_equal is None:
             outcome = self._ask(comparison.gold, comparison.answer)
@@ -63,7 +63,7 @@ class MathGrader(AbstractContextManager["MathGrader"]):
             is_equal = outcome == "equal"
         place = "" if found.how == IN_BOX else f"no \\boxed{{}}, {found.how}: "
         sign = "=" if is_equal else "is not"
-        explanation = f"{place}{shown(found.answer)} {sign} {shown(gold.answer)} ({comparison.rule})"
+        explanation = f"{place}{shown(found.answer)} {sign} {shown(expected.answer)} ({comparison.rule})"
         return Grade("correct" if is_equal else "incorrect", found.answer, explanation)
 
     def _ask(self, gold: str, answer: str) -> str:

@@ -105,7 +105,7 @@ def _hexdigest(digest: Any, files: Iterable[Path], on_read: Callable[[int], None
         digest.update(chunk)
         done += len(chunk)
         on_read(done)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def _unreadable(path: Path, error: OSError) -> ModelFileError:

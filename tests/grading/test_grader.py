@@ -60,7 +60,7 @@ def fresh() -> Iterator[MathGrader]:
         ("\\boxed{2\\sqrt{3}}", ROOT, Grade("incorrect", "2\\sqrt{3}", "2\\sqrt{3} is not \\sqrt{8} (math-verify)")),
         (
             "\\boxed{90^\\circ}",
-            {"final_answer": ["$90$"], "unit": "^{\\circ}"},
+            {"answer": ["$90$"], "unit": "^{\\circ}"},
             Grade("correct", "90^\\circ", "90^\\circ = $90$ (numbers)"),
         ),
     ],
