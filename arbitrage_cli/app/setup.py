@@ -326,8 +326,8 @@ def _route_and_warnings(basis: Basis, routing: RoutingOptions, explicit: frozens
     route = route_for(basis, routing, explicit)
     routing = _with_pairs_routing(routing, basis.choice)
     chosen = (routing.policy, routing.early_stop, basis.options.models.router)
-    is_open = chosen == (None,) * 3 and routing.tau in (None, DEFAULT_TAU)
-    route, warning = route_or_target_alone(route, basis.available_router, is_open=is_open)
+    is_default = chosen == (None,) * 3 and routing.tau in (None, DEFAULT_TAU)
+    route, warning = route_or_target_alone(route, basis.available_router, is_default=is_default)
     return route, [warning] if warning else []
 
 

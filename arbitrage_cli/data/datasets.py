@@ -11,7 +11,6 @@ from arbitrage_cli.data.problems import read_json_rows
 from arbitrage_cli.data.rows import Dataset, Form, make_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
-from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.system.files import models_folder
 
@@ -48,7 +47,6 @@ def load_dataset(
     *,
     offline: bool,
     mapping: Mapping[str, str] = MappingProxyType({}),
-    on_progress: OnProgress = no_progress,
     needs_answers: bool = True,
     forms: Sequence[Form] = (),
 ) -> Dataset:
@@ -62,7 +60,7 @@ def load_dataset(
     if published := PUBLISHED.get(name_or_path):
         if published.selector.endswith(".parquet"):
             _load_pyarrow(name_or_path)  # raises before the download
-        (path,) = hub.find(published, offline=offline, on_progress=on_progress)
+        (path,) = hub.find(published, offline=offline)
         return _read(path, name_or_path, revision=hub.commit_of(published, path), forms=forms)
     if name_or_path in SHIPPED:
         path = models_folder() / f"{name_or_path}.jsonl"

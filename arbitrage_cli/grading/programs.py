@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, cast, get_args
 
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.grading.extract import shown
-from arbitrage_cli.system.child import WALL_FACTOR, ChildError, Process, how
+from arbitrage_cli.system.child import WALL_FACTOR, ChildError, Process, describe_exit
 
 # `failed` means a false assertion, `error` an exception, and `ended` that the program ended its process.
 VerdictValue = Literal["passed", "failed", "error", "time", "memory", "ended"]
@@ -29,7 +29,7 @@ _NUM_PROCESSES = 16  # including threads
 _NUM_FILES = 64
 _NOBODY = "65534"
 _TRIAL_SECONDS = 20.0
-_OVER = b"most recent call first"  # written by the driver's faulthandler at the processor time limit
+_CPU_TIMEOUT = b"most recent call first"  # written by the driver's faulthandler at the processor time limit
 _MAX_REASON = 300  # characters
 _MAX_OUTPUT = 1 << 16  # bytes, from the end of the output
 _KILLED = (-9, 128 + 9)  # exit status of a killed process, directly and from bubblewrap
@@ -97,7 +97,7 @@ class ProgramRunner:
                 output = b""
                 while data := process.read(deadline):
                     output = (output + data)[-_MAX_OUTPUT:]
-                    if _OVER in output:
+                    if _CPU_TIMEOUT in output:
                         return ProgramVerdict("time", f"exceeded {self.seconds} s of processor time")
                 code = process.wait(deadline)
             except TimeoutError:
@@ -107,8 +107,8 @@ class ProgramRunner:
         if code in _KILLED:
             raise ChildError("machine", "the process was killed")
         if not output:
-            raise ChildError("machine", f"the process did not start ({how(code)})")
-        return _read_verdict(output, secret) or ProgramVerdict("ended", f"ended its process ({how(code)})")
+            raise ChildError("machine", f"the process did not start ({describe_exit(code)})")
+        return _read_verdict(output, secret) or ProgramVerdict("ended", f"ended its process ({describe_exit(code)})")
 
 
 def _environment() -> dict[str, str]:

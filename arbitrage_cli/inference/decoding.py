@@ -14,13 +14,11 @@ from arbitrage_cli.inference.kv_cache import Cache, CachedProblem
 from arbitrage_cli.inference.proposals import History, Place, Proposal
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Acceptance, Speculator
-from arbitrage_cli.inference.step_text import MAX_CHARACTER_BYTES, StepText
+from arbitrage_cli.inference.step_text import MAX_CHARACTER_BYTES, StepText, step_end, text_end
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Phase, StepStop, Trace
 
 Clock = Callable[[], float]
-
-LOOP, TIMES = 60, 3  # a step ends if its last tokens, at least LOOP, repeat a sequence at least TIMES times
 
 log = logging.getLogger("arbitrage.engine")
 
@@ -75,37 +73,6 @@ class StepInProgress:
             self.decode_seconds += seconds
         else:  # a verified proposal
             self.cost += Cost(verify_tokens=num_rows, verify_seconds=seconds, verify_kept=num_drawn, verify_batches=1)
-
-
-def is_loop(tokens: Sequence[object]) -> bool:
-    if len(tokens) < LOOP:
-        return False
-    for period in range(1, len(tokens) // TIMES + 1):
-        if tokens[-1] == tokens[-1 - period]:
-            last = tokens[-max(LOOP, TIMES * period) :]
-            if last[period:] == last[:-period]:
-                return True
-    return False
-
-
-def text_end(text: StepText, tokens: Sequence[object], phase: Phase) -> StepStop | None:
-    """Return why the step ends with this text, or None if the step continues. `tokens` may be ids or texts."""
-    if text.has_marker:
-        return "thought" if phase == "think" else "end"
-    if text.ended:
-        return "separator"
-    return "loop" if is_loop(tokens) and not text.is_inside_character else None
-
-
-def step_end(stop: StepStop | None, *, is_spent: bool, is_last_thought: bool, is_full: bool) -> StepStop | None:
-    """Return why the step ends: `stop` (the reason found in the text), the token budget or the context size."""
-    if stop in ("thought", "end"):
-        return stop
-    if is_spent and is_last_thought:
-        return "think_budget"
-    if stop is None and is_full:
-        return "context"
-    return stop or ("budget" if is_spent else None)
 
 
 class Decoder:

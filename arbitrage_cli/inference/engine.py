@@ -20,9 +20,9 @@ from arbitrage_cli.inference.decoding import Clock, Decoder, OpenProblem, StepIn
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.proposals import History, Proposal
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import MAX_ROWS, Planner, Speculator, TokenCosts
+from arbitrage_cli.inference.speculation import MAX_ROWS, Planner, Speculator
 from arbitrage_cli.inference.token_stats import Recorder, RowMeter
-from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.inference.unit_costs import TokenCosts, UnitCosts
 from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, TokenStats, Trace
 
 MIN_LOOKUP_SECONDS = 2e-3  # seconds per token; prompt lookup takes up to 1% of it
@@ -47,8 +47,8 @@ class Engine:
     """Writes steps with the model of a `Cache`. `slot` is the index of a problem in flight.
 
     Engines may share a cache only if they never solve problems at the same time. Nothing is proposed without a `planner`, or
-    if the model cannot remove rejected tokens without a checkpoint. A draft should not use prompt lookup. With 4-bit
-    weights, verification changes the log-probabilities by up to 0.1 nats. Routers use these log-probabilities.
+    if the model cannot remove rejected tokens without a checkpoint. A draft should not use prompt lookup, because verification
+    with 4-bit weights changes log-probabilities by up to 0.1 nats, and routers use the draft's log-probabilities.
     """
 
     wait = None  # local models never wait

@@ -2,8 +2,8 @@
 
 A batch yields one token, plus all leading proposed tokens that match the tokens drawn by the model. Verification is
 worthwhile if it yields more tokens per second than decoding. The decision depends on acceptance rates and fixed costs but
-not on a clock, so runs are reproducible. Inaccurate costs waste time. Inaccurate costs change the text only where two tokens
-are almost equally likely.
+not on a clock, so runs are reproducible. Inaccurate costs waste time, and change the text only where two tokens are almost
+equally likely.
 """
 
 from collections.abc import Sequence
@@ -14,40 +14,10 @@ from arbitrage_cli.inference.proposals import SOURCES, Place, Proposal, Source
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.types import Cost, Trace
 
-ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
-
 MAX_ROWS = 128  # maximum rows of a batch; small, so that progress is visible
-
-
-class TokenCosts:
-    """A model's prefill and decode time in this run."""
-
-    def __init__(self, known: UnitCosts | None = None) -> None:
-        self._known = known
-        self._spent = Cost()
-
-    def add(self, cost: Cost) -> None:
-        self._spent += cost
-
-    def seconds_alone(self, own: Cost, num_read: int, num_decoded: int) -> float | None:
-        """Estimate the time to prefill and decode these numbers of tokens, or return None if no speed is known.
-
-        The speed is measured in `own` (the cost of one trace) or, if `own` has too few decoded tokens, in the whole run. A
-        higher measured speed takes precedence, because decoding is slower when another model uses the CPU cache.
-        """
-        cost = own if own.decode_tokens >= ENOUGH_TOKENS else self._spent
-        decoding = [cost.decode_seconds / cost.decode_tokens] if cost.decode_tokens else []
-        reading = [cost.prefill_seconds / cost.prefill_tokens] if cost.prefill_tokens else []
-        if self._known:
-            decoding.append(self._known.decode)
-            reading.append(self._known.prefill)
-        return num_read * min(reading, default=0.0) + num_decoded * min(decoding) if decoding else None
-
-
 GAIN = 1.05  # minimum gain in tokens per second; less is lost in overhead that the costs omit
 RELIABLE = 0.95  # acceptance rate of a proposal that has matched for a while
 MAX_SPECULATED = 16  # draft tokens per continuation
-NOTHING_PROPOSED = Place(0, 0)
 
 EXPECTED: dict[Source, float] = {"drafted": 0.8, "rejoined": 0.8, "speculated": 0.8, "lookup": 0.5}  # prior rates
 PRIOR_TOKENS = 4  # weight of the prior, in tokens
@@ -131,9 +101,7 @@ class Planner:
             counts[index] += 1
         return counts
 
-    def plan_speculation(
-        self, draft: UnitCosts | None, room: int, acceptance: Acceptance, place: Place = NOTHING_PROPOSED
-    ) -> int:
+    def plan_speculation(self, draft: UnitCosts | None, room: int, acceptance: Acceptance, place: Place) -> int:
         """Return how many tokens, at most `room`, a draft with these costs should propose.
 
         Returns 0 if the tokens already proposed at `place` yield at least as many tokens per second.

@@ -1,14 +1,17 @@
-"""Finds the end of a step in its text: a blank line or the end of the sequence (arXiv 2512.05033, section 3).
+"""Decides where a step ends: at a blank line or the end of the sequence (arXiv 2512.05033, section 3), or at a limit.
 
 Tokens cannot mark the end, because many vocabularies merge separators with preceding characters (".\\n\\n" is one token).
 """
 
 import codecs
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from arbitrage_cli.types import Phase, StepStop
+
 MAX_CHARACTER_BYTES = 4  # in UTF-8
+LOOP, TIMES = 60, 3  # a step ends if its last tokens, at least LOOP, repeat a sequence at least TIMES times
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +102,34 @@ def _before_marker(text: str, marker: str) -> tuple[str, bool, str]:
 def num_begun(text: str, marker: str) -> int:
     """Return the number of trailing characters that may begin the marker."""
     return next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)
+
+
+def _is_loop(tokens: Sequence[object]) -> bool:
+    if len(tokens) < LOOP:
+        return False
+    for period in range(1, len(tokens) // TIMES + 1):
+        if tokens[-1] == tokens[-1 - period]:
+            last = tokens[-max(LOOP, TIMES * period) :]
+            if last[period:] == last[:-period]:
+                return True
+    return False
+
+
+def text_end(text: StepText, tokens: Sequence[object], phase: Phase) -> StepStop | None:
+    """Return the reason in the text why the step ends, or None if the step continues. `tokens` may be ids or texts."""
+    if text.has_marker:
+        return "thought" if phase == "think" else "end"
+    if text.ended:
+        return "separator"
+    return "loop" if _is_loop(tokens) and not text.is_inside_character else None
+
+
+def step_end(stop: StepStop | None, *, is_spent: bool, is_last_thought: bool, is_full: bool) -> StepStop | None:
+    """Return the reason why the step ends: `stop` (the result of `text_end`), the token budget or the context size."""
+    if stop in ("thought", "end"):
+        return stop
+    if is_spent and is_last_thought:
+        return "think_budget"
+    if stop is None and is_full:
+        return "context"
+    return stop or ("budget" if is_spent else None)

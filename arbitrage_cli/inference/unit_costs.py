@@ -7,6 +7,7 @@ from arbitrage_cli.types import Cost
 
 ROWS = (1, 2, 4, 8, 16)
 STEP_TOKENS = 32  # about the length of a step
+ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +51,28 @@ class UnitCosts:
 
 PER_TOKEN = UnitCosts(tuple(map(float, ROWS)), 1.0)
 """Costs of one second per token, for models that were not measured. They determine only the proportions of the work."""
+
+
+class TokenCosts:
+    """A model's prefill and decode time in this run, for estimates of the time without the other model."""
+
+    def __init__(self, known: UnitCosts | None = None) -> None:
+        self._known = known
+        self._spent = Cost()
+
+    def add(self, cost: Cost) -> None:
+        self._spent += cost
+
+    def seconds_alone(self, own: Cost, num_read: int, num_decoded: int) -> float | None:
+        """Estimate the time to prefill and decode these numbers of tokens, or return None if no speed is known.
+
+        The speed is measured in `own` (the cost of one trace) or, if `own` has too few decoded tokens, in the whole run. A
+        higher measured speed takes precedence, because decoding is slower when another model uses the CPU cache.
+        """
+        cost = own if own.decode_tokens >= ENOUGH_TOKENS else self._spent
+        decoding = [cost.decode_seconds / cost.decode_tokens] if cost.decode_tokens else []
+        reading = [cost.prefill_seconds / cost.prefill_tokens] if cost.prefill_tokens else []
+        if self._known:
+            decoding.append(self._known.decode)
+            reading.append(self._known.prefill)
+        return num_read * min(reading, default=0.0) + num_decoded * min(decoding) if decoding else None

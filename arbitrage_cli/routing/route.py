@@ -266,17 +266,17 @@ def stops_early(option: bool | None, routes: Sequence[Route], available: Availab
 # --- the target alone, where routing is slower
 
 
-def route_or_target_alone(route: Route, available: AvailableRouter, *, is_open: bool) -> tuple[Route, str | None]:
+def route_or_target_alone(route: Route, available: AvailableRouter, *, is_default: bool) -> tuple[Route, str | None]:
     """Return the route, and a warning if it is expected to be slower than the target alone.
 
-    If the user set no routing options (`is_open`), a slower route is replaced by the target alone or, if speculation is even
-    faster, by the speculative target.
+    If the user set no routing options (`is_default`), a slower route is replaced by the target alone or, if speculation is
+    even faster, by the speculative target.
     """
     row, costs = available.row_of(route), available.costs
     if row is None or route.tau is None:
         return route, None
     time, escalates_all = available.table.time(row), route.tau <= ALWAYS
-    fastest = available.table.time_alone() if costs and is_open else 1.0
+    fastest = available.table.time_alone() if costs and is_default else 1.0
     if not escalates_all and (time is None or time < fastest):
         return route, None
     if escalates_all or time is None:
@@ -287,7 +287,7 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_open: 
         basis = "" if costs else " (not measured on this machine)"
         worse = "more expensive" if available.is_priced else "slower"
         warning = f"routing is probably {time - 1:.0%} {worse} than the target alone{basis}"
-    if not is_open:
+    if not is_default:
         return route, f"{warning}; better: --policy target"
     alone = POLICIES["speculative" if costs and costs.write < costs.target_seconds_per_token else "target"]
     how = " with speculation (same output, except where two tokens are almost equally likely)" if alone.speculates else ""

@@ -224,7 +224,9 @@ class Child(contextlib.AbstractContextManager["Child"]):
 
     @staticmethod
     def _died(process: Process) -> ChildError:
-        return ChildError("machine", f"the process ended ({how(process.wait(time.perf_counter() + _GRACE_SECONDS))})")
+        return ChildError(
+            "machine", f"the process ended ({describe_exit(process.wait(time.perf_counter() + _GRACE_SECONDS))})"
+        )
 
     def _checked(self, code: int, answers: Sequence[Any]) -> Any:
         if code == 0 and len(answers) == 1:
@@ -238,7 +240,7 @@ class Child(contextlib.AbstractContextManager["Child"]):
                 f"needed more than {self._memory >> 20} MB of memory" if self._memory else "out of memory",
             ),
         }
-        raise ChildError(*reasons.get(code, ("crash", f"the process ended itself ({how(code)})")))
+        raise ChildError(*reasons.get(code, ("crash", f"the process ended itself ({describe_exit(code)})")))
 
 
 @contextlib.contextmanager
@@ -249,7 +251,7 @@ def _in_time(late: str) -> Iterator[None]:
         raise ChildError("machine", late) from error
 
 
-def how(code: int) -> str:
+def describe_exit(code: int) -> str:
     """Describe an exit status. A negative status means that a signal ended the process."""
     return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 

@@ -17,6 +17,8 @@ from arbitrage_cli.training.expected_loss import ExpectedLoss, Outcomes
 
 Numbers = NDArray[np.float64]
 
+PARTS = 20  # into which the taus divide the states
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefixes:
@@ -59,10 +61,10 @@ def make_table(
     return table.at_costs(costs)
 
 
-def spread_taus(probability: Numbers, count: int = 20) -> list[float]:
+def spread_taus(probability: Numbers) -> list[float]:
     """Return taus that divide the states, or the sum of their probabilities, into equal parts."""
     rising = np.sort(probability)
-    shares = np.linspace(0, 1, count + 1)[1:-1]
+    shares = np.linspace(0, 1, PARTS + 1)[1:-1]
     by_loss = np.interp(shares * rising.sum(), rising.cumsum(), rising)
     levels = [*np.quantile(rising, shares).tolist(), *by_loss.tolist()]
     return sorted({float(f"{level:.3g}") for level in levels})

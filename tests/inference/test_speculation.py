@@ -146,7 +146,7 @@ def time_of_speculation(draft: float, batches: tuple[float, float], match: float
     for _ in range(30):
         acceptance, done = Acceptance(), 0
         while done < 200:
-            most = planner.plan_speculation(unit_costs(draft), 30, acceptance)
+            most = planner.plan_speculation(unit_costs(draft), 30, acceptance, Place(0, 0))
             matching = next((index for index in range(most) if chance.random() >= match), most)
             (count,) = planner.plan([(acceptance, Place(most, 0, "speculated"))]) if most else (0,)
             for number in range(min(matching + 1, most)):

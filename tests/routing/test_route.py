@@ -23,23 +23,27 @@ def available_router(folder: Path, **changes: Any) -> AvailableRouter:
 
 
 @pytest.mark.parametrize("source", ["router.safetensors", UNIVERSAL_ROUTER])
-@pytest.mark.parametrize(("is_open", "policy"), [(True, "target"), (False, "arbitrage")])
+@pytest.mark.parametrize(("is_default", "policy"), [(True, "target"), (False, "arbitrage")])
 def test_a_tau_that_escalates_every_step_is_the_target_alone(
-    tmp_path: Path, *, is_open: bool, policy: str, source: str
+    tmp_path: Path, *, is_default: bool, policy: str, source: str
 ) -> None:
     """The target alone gives the same text in less time, even if costs are unknown. Explicit routing gets a warning."""
     named = {"exact": 0.0, "balanced": 0.3, "fast": 0.6}
     available = replace(available_router(tmp_path, costs=SLOW_DRAFT, named=named), source=source)
-    route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], "0", available), available, is_open=is_open)
+    route, warning = route_or_target_alone(
+        make_route(POLICIES["arbitrage"], "0", available), available, is_default=is_default
+    )
     assert (route.policy.name, route.tau) == (policy, None if policy == "target" else 0.0)
     assert warning is not None
 
 
-@pytest.mark.parametrize(("is_open", "name"), [(True, "target"), (False, "arbitrage@exact")])
-def test_routing_that_is_slower_is_no_default(tmp_path: Path, *, is_open: bool, name: str) -> None:
+@pytest.mark.parametrize(("is_default", "name"), [(True, "target"), (False, "arbitrage@exact")])
+def test_routing_that_is_slower_is_no_default(tmp_path: Path, *, is_default: bool, name: str) -> None:
     """This holds at the costs of another machine, too, if those of this machine are not known."""
     available = available_router(tmp_path, costs=SLOW_DRAFT)
-    route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_open=is_open)
+    route, warning = route_or_target_alone(
+        make_route(POLICIES["arbitrage"], None, available), available, is_default=is_default
+    )
     assert route.name == name
     assert warning is not None
 
@@ -59,5 +63,5 @@ def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, 
     assert table.at_costs(costs).named["exact"] == 0.3
     assert routed is not None
     assert (table.time_alone() < routed < 1) is (policy == "speculative")
-    route, _ = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_open=True)
+    route, _ = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_default=True)
     assert route.policy.name == policy

@@ -17,7 +17,6 @@ from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, Control, Plain, PromptStyle, Segment
-from arbitrage_cli.inference.decoding import step_end, text_end
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import StepIds
 from arbitrage_cli.inference.sampling import Sampler
@@ -25,9 +24,10 @@ from arbitrage_cli.inference.servers.chat import END, MAX_COMMON, Chat, NotConti
 from arbitrage_cli.inference.servers.connection import Pending
 from arbitrage_cli.inference.servers.dialects import Dialogue, Ending, Piece, Prompt, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
-from arbitrage_cli.inference.speculation import Speculator, TokenCosts
-from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
+from arbitrage_cli.inference.speculation import Speculator
+from arbitrage_cli.inference.step_text import THOUGHT_END, StepText, step_end, text_end
 from arbitrage_cli.inference.thinking import THINK
+from arbitrage_cli.inference.unit_costs import TokenCosts
 from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, StepStop, Trace
 
 SPARE_PIECES = 64  # of a stream, beyond the requested tokens
