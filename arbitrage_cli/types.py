@@ -316,10 +316,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """Event: a model must prefill `num_unread` tokens and then writes the next step.
-
-    The event is repeated during a long prefill.
-    """
+    """Event: a model prefills `num_unread` tokens before it writes the next step. A long prefill repeats the event."""
 
     trace: Trace
     model: ModelRole
@@ -354,9 +351,8 @@ class Decided:
 class Finished:
     """Event: a problem was solved, or failed with `error` after the steps in its trace.
 
-    `target_alone_seconds` is the estimated time of the target alone for the same text. `target_alone_seconds` is None if the
-    target was not loaded, or if the target solved several problems at once. `prompt_tokens` is the first prompt token count
-    that a model reported.
+    `target_alone_seconds` is the estimated time of the target alone for the same text, or None if the target was not loaded
+    or solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported.
     """
 
     trace: Trace
@@ -371,7 +367,10 @@ Event = Started | Writing | Rating | Wrote | Decided | Finished
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """Event: a request ended `seconds` after its arrival, or was cancelled because the client disconnected."""
+    """Event: a request ended `seconds` after its arrival, or was cancelled because the client disconnected.
+
+    `bill` contains the price of the request and, if known, the price for the target alone.
+    """
 
     model: str
     finished: Finished

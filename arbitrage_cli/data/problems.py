@@ -81,7 +81,7 @@ def make_problem(question: str, identifier: str) -> Problem:
 
 
 def make_conversation(messages: Sequence[tuple[str, str]], identifier: str) -> Problem:
-    """Return a problem created from (role, text) messages. The last message is the question. Raises UnusableError."""
+    """Create a problem from (role, text) messages. Raises UnusableError unless the last message is the user's question."""
     system = [text for role, text in messages if role in ("system", "developer")]
     rest = messages[len(system) :]
     if any(role in ("system", "developer") for role, _ in rest):

@@ -21,9 +21,8 @@ INSTRUCTIONS = "Please reason step by step, and put your final answer within \\b
 class PromptStyle:
     """Settings for prompts. If `think_format` is None, the format is detected from the template.
 
-    `explicit_thoughts` is true if the user turned thinking on or off. If `explicit_thoughts` is true, the template's
-    thinking variable is always set. An answer without thinking then begins with an empty thinking phase unless the model
-    does not think by default.
+    `explicit_thoughts` is true if the user turned thinking on or off. The template's thinking variable is then always set,
+    and an answer without thinking begins with an empty thinking phase unless the model does not think by default.
     """
 
     instructions: str = INSTRUCTIONS

@@ -37,8 +37,8 @@ class OpenProblem:
 class StepInProgress:
     """A step that is being written.
 
-    Only the first `max_proposed` tokens can be proposed. A batch verifies at most `max_verified` proposed tokens. `cost`
-    excludes decoding.
+    Only the step's first `max_proposed` tokens may be proposed. A batch verifies at most `max_verified` proposed tokens.
+    `cost` excludes decoding.
     """
 
     opened: OpenProblem

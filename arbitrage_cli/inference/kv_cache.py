@@ -40,9 +40,9 @@ class StepIds:
         self._written = (step, ids)
 
     def missing(self, trace: Trace) -> Iterator[tuple[Step, list[int]]]:
-        """Forget steps that are not in the trace.
+        """Forget the steps that are not in the trace, then yield its new steps with their ids.
 
-        Yield each new step with its ids, which are [] if another model wrote the step.
+        The ids of a step that another model wrote are [].
         """
         kept = [decision.kept for decision in trace.decisions]
         is_known = (step is known for step, (known, _) in zip(kept, self._steps, strict=False))
@@ -141,7 +141,7 @@ class CachedProblem:
 
 
 class Cache:
-    """The KV cache of one model. Slot n, for the nth problem in flight, uses the backend's sequence `first_sequence` + n.
+    """The KV cache of one model. Slot n uses the backend's sequence `first_sequence` + n.
 
     Caches may share a backend. If ids are kept after a problem, no other cache may ever use their sequences.
     """

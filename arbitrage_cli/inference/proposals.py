@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 REJOIN = 2  # matching tokens in a row after which a text has rejoined its proposal
 
-# The draft's step; this step after the text departed from it and returned; the draft's continuation of the text; `History`
+# `drafted`: the rejected step. `rejoined`: the rejected step after a difference. `speculated`: the draft's continuation.
 Source = Literal["drafted", "rejoined", "speculated", "lookup"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 

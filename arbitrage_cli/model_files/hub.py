@@ -60,7 +60,7 @@ def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_p
 
 
 def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
-    """Return the verified files of the current version on the Hub, like `find`."""
+    """Return the verified files of the version that is now on the Hub. Raises the same errors as `find`."""
     if _is_offline(name, offline):
         return find(name, on_progress=on_progress)
     with hub_errors(name):
@@ -76,6 +76,7 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
 
 
 def preview(name: HubName, *, offline: bool = False) -> dict[PublishedFile, bool]:
+    """Return the files that `fetch` would return, and whether each file is already in the cache."""
     if _is_offline(name, offline):
         return {PublishedFile(path.name, path.stat().st_size, path.resolve().name): True for path in locate(name)}
     with hub_errors(name):

@@ -1,9 +1,9 @@
 r"""Finds and checks equations in a text, such as the wrong equation `788 * 9 = 7992`.
 
 The parser reads numbers (decimals, thousands commas, `%`), `+ - * / ( )` in plain, Unicode and LaTeX form, `\frac{}{}`, and
-chains such as `a = b = c`. The parser ignores currency signs, units and `\text{}`. The parser skips expressions that may be
-misread: variables, powers, words that imply arithmetic (`half of 10 + 2`), and unit conversions (`1/2 hour = 30 minutes`).
-Values are exact fractions. Parsing takes linear time and never evaluates code.
+chains such as `a = b = c`. It ignores currency signs, units and `\text{}`. It skips expressions that may be misread:
+variables, powers, words that imply arithmetic (`half of 10 + 2`), and unit conversions (`1/2 hour = 30 minutes`). Values are
+exact fractions. Parsing takes linear time and never evaluates code.
 """
 
 import operator
@@ -62,8 +62,7 @@ class Equation:
     """Two values that a text claims to be equal.
 
     `is_right` allows for rounding. If the sign means "approximately equal", a small difference is also allowed. `operands`
-    contains the numbers on the left side. `operands` is empty if the left side is also the right side of the previous
-    equation.
+    contains the numbers on the left side, unless this side is also the right side of the previous equation.
     """
 
     left: Fraction
@@ -189,10 +188,7 @@ def _is_rounded(exact: Fraction, stated: Fraction, places: int | None, is_rough:
 
 
 def _ends(tokens: Sequence[_Token]) -> tuple[_Side | None, _Side | None]:
-    """Return the first and the last expression on a side of an equation.
-
-    The two are the same unless the side contains several expressions.
-    """
+    """Return the first and the last expression on a side of an equation, which usually are the same expression."""
     first, *others = _pieces(tokens)
     start = _read(first)
     return start, _read(others[-1]) if others else start

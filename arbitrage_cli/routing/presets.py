@@ -38,8 +38,8 @@ class Costs:
 
     If presets are chosen by price, the fields contain dollars per million tokens instead.
 
-    A target on a server processes the earlier text again in each call. Each token of the earlier text has the cost of a
-    cached token.
+    A target on a server processes the earlier text again in each call. `target_cached_seconds_per_token` is the cost of this
+    text.
     """
 
     draft_seconds_per_token: float
@@ -61,10 +61,7 @@ class Costs:
 
     @property
     def write(self) -> float:
-        """Mean seconds per target token without a drafted step.
-
-        The target is assumed to use speculation if speculation is faster.
-        """
+        """Mean seconds per target token without a drafted step, with speculation if speculation is faster."""
         return min(
             (self.target_seconds_per_token + count * (self.draft_seconds_per_token + self.verify))
             / sum(MATCH_RATE**right for right in range(count + 1))
@@ -117,8 +114,7 @@ class TauTable:
     """A table of taus in ascending order, from `ALWAYS` to `NEVER`.
 
     `steps`, `prompt_tokens` and `alone_tokens` (written by the target alone) are means per solution. `named` maps each
-    preset to its tau. `early` contains rows for the same taus with early stops. `early` is empty if early stops were not
-    measured.
+    preset to its tau. `early` contains the rows for the same taus with early stops, if early stops were measured.
     """
 
     rows: tuple[TauRow, ...]
@@ -151,7 +147,7 @@ class TauTable:
 
     @property
     def alone_seconds(self) -> float:
-        """The expected seconds per solution with the target alone, without speculation. 0 if the costs are unknown."""
+        """The expected seconds per solution of the target alone, without speculation, or 0 if the costs are unknown."""
         if self.costs is None:
             return 0.0
         prompt = self.prompt_tokens * self.costs.target_prefill_seconds_per_token
@@ -160,7 +156,7 @@ class TauTable:
     def time_alone(self) -> float:
         """Return the expected time of policy `speculative` relative to the target alone.
 
-        The result is at most 1, and 1 if unknown.
+        The result is at most 1. If the costs are unknown, the result is 1.
         """
         costs = self.costs
         if costs is None:
@@ -208,7 +204,7 @@ class TauTable:
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "TauTable":
-        """Raises RouterError if the table is invalid."""
+        """Validate a table from a router's card. Raises RouterError if the table is invalid."""
         try:
             table = checked(TauTable, found)
             taus = [row.tau for row in table.rows]

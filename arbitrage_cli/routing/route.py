@@ -303,7 +303,7 @@ class Menu:
     def __init__(
         self, default: Route, available: AvailableRouter, *, early_stop: bool | None = None, speculates: bool = True
     ) -> None:
-        """Raises UsageError if the default policy needs rewards. Pass `speculates=False` for models on servers."""
+        """`speculates` is false for models on servers. Raises UsageError if the default policy needs rewards."""
         self.default = default
         self._available, self._early_stop = available, early_stop
         self._policies = [
@@ -327,7 +327,7 @@ class Menu:
         return list(dict.fromkeys([self.default.policy.name, *self._policies, *presets]))
 
     def find(self, name: str) -> Route:
-        """Raises UsageError if the policy is unknown or the tau is invalid."""
+        """Return the route with this name. Raises UsageError if the policy is unknown or the tau is invalid."""
         if name.partition("@")[0] not in self._policies:
             raise unknown("model", name, self.names)
         policy, tau = parse_route(name)

@@ -194,7 +194,7 @@ class Router:
 
 
 def digest_of_problem(question: str) -> str:
-    """Return 8 hex digits.
+    """Return 8 hex digits that identify a problem.
 
     With 4,000 known problems, about one in a million new problems matches a known problem by chance.
     """

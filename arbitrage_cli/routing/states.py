@@ -1,6 +1,7 @@
-"""A state is a step that both models wrote from the same text, with both rewards. Routers are trained on states.
+"""Collects states, on which routers are trained, and converts them to JSON.
 
-States store token statistics rather than features, so new features do not require collecting states again.
+A state is a step that both models wrote from the same text, with both rewards. States store token statistics rather than
+features, so new features do not require collecting states again.
 """
 
 import base64
@@ -120,7 +121,7 @@ def _prefix(draft: Step, num_tokens: int) -> Step:
 
 
 def state_to_json(state: State) -> dict[str, Any]:
-    """Raises ValueError if a number in the state is invalid."""
+    """Convert a state to JSON. Raises ValueError if a number in the state is invalid."""
     _check(state)
     token_stats = state.draft.known_token_stats
     return {
@@ -141,7 +142,7 @@ def state_to_json(state: State) -> dict[str, Any]:
 
 
 def state_from_json(entry: Mapping[str, Any]) -> State:
-    """Raises ValueError if the state is invalid."""
+    """Convert JSON to a state. Raises ValueError if the state is invalid."""
     try:
         texts = [entry["draft_text"], entry["target_text"], *entry["pieces"]]
         if not all(isinstance(text, str) for text in texts):

@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """The advantage of each state, and the index of the state's problem. `weight` only affects `selection_score`."""
+    """The advantage of each state, and the index of the state's problem. Only `selection_score` uses `weight`."""
 
     advantage: Floats
     is_better: NDArray[np.bool_]

@@ -67,11 +67,9 @@ def handle_once(number: int, handler: Callable[[int, FrameType | None], object])
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP in a list, and raise the signals again at the end.
+    """Collect SIGINT, SIGTERM and SIGHUP in a list, and raise the signals again at the end. A second signal kills the process.
 
-    A second signal kills the process.
-
-    An exception from a signal handler would be lost in a callback from C code. Callbacks should therefore check the list.
+    Callbacks from C code should check the list, because an exception from a signal handler would be lost in a callback.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():

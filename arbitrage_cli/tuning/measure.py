@@ -55,8 +55,8 @@ class Threaded(Backend, Protocol):
 class Measurement:
     """The costs of models. `speeds` maps each number of threads that was tried to the tokens per second.
 
-    `token_ratio` is the cost of a target token in draft tokens, with a 95% interval. `token_ratio` is None unless both
-    models were measured.
+    `token_ratio` is the cost of a target token in draft tokens, with a 95% interval, or None unless both models were
+    measured.
     """
 
     models: Mapping[ModelRole, Tuned]

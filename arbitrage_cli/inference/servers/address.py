@@ -68,7 +68,7 @@ def find_keys(
 ) -> dict[ModelRole, str]:
     """Return each role's API key.
 
-    The environment variable of the pair takes precedence over that of the role, and both over the variable for all roles.
+    The environment variable named in the pair takes precedence, followed by the role's variable and the shared variable.
 
     Raises UsageError if the pair's variable is not set, if a key is invalid or would be sent unencrypted, or if several
     servers would receive the shared key.

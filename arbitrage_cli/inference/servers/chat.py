@@ -62,8 +62,8 @@ assistant's, and of the request."""
 class Chat(Completions):
     """`/chat/completions` with the features of one server.
 
-    `repeats`: responses begin with the text to continue. `trims`: the server rejects or removes white space at the end of the
-    text, so a response may begin with the separator.
+    If `repeats` is true, responses begin with the text to continue. If `trims` is true, the server rejects or removes white
+    space at the end of this text, so a response may begin with the separator.
     """
 
     name: ClassVar[str] = "chat API"

@@ -161,7 +161,7 @@ class Completions:
 
 
 class Vllm(Completions):
-    """vLLM. It ignores SGLang's fields."""
+    """The dialect of vLLM, which ignores SGLang's fields."""
 
     name = "vLLM"
     is_plain = False
@@ -194,7 +194,7 @@ class Sglang(Vllm):
 
 
 class LlamaServer(Completions):
-    """llama.cpp's `/completion`. Responses omit the stop string. Without streaming, they also omit its log-probabilities."""
+    """The dialect of llama-server. Responses omit the stop string and, unless streamed, its log-probabilities."""
 
     name = "llama-server"
     is_plain = False
