@@ -94,12 +94,12 @@ def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, mem
     )
 
 
-def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers) -> tuple[float, float]:
+def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | None = None) -> tuple[float, float]:
     """Return the slope and shift of Platt scaling (J. Platt, Probabilistic outputs for support vector machines, 1999).
 
     Raises UsageError if the slope is not positive.
     """
-    examples = Examples(log_odds[:, None].astype(np.float32), labels, weights)
+    examples = Examples(log_odds[:, None].astype(np.float32), labels, np.ones(len(labels)) if weights is None else weights)
     (slope,), bias = _fit_line(examples, NO_PENALTY)
     if slope < LEAST_SLOPE:
         raise UsageError(

@@ -226,14 +226,14 @@ def test_what_nothing_can_be_learned_from_is_refused() -> None:
     rng = np.random.default_rng(0)
     log_odds = rng.normal(size=300)
     with pytest.raises(UsageError, match="learned nothing"):
-        calibrate(log_odds, rng.random(300) < 1 / (1 + np.exp(log_odds)), np.ones(300))
+        calibrate(log_odds, rng.random(300) < 1 / (1 + np.exp(log_odds)))
 
 
 def test_calibration_finds_the_line() -> None:
     rng = np.random.default_rng(1)
     true = rng.normal(-1.5, 1.5, 40_000)
     is_better = rng.random(len(true)) < 1 / (1 + np.exp(-true))
-    assert calibrate(2 * true + 1, is_better, np.ones(len(true))) == pytest.approx((0.5, -0.5), abs=0.05)
+    assert calibrate(2 * true + 1, is_better) == pytest.approx((0.5, -0.5), abs=0.05)
 
 
 def test_each_pair_counts_the_same_in_each_part(tmp_path: Path) -> None:
