@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from arbitrage_cli.errors import ArbitrageError
+
 ModelRole = Literal["draft", "target", "prm"]
 
 Phase = Literal["think", "answer"]
@@ -356,7 +358,7 @@ class Finished:
     """
 
     trace: Trace
-    error: Exception | None = None
+    error: ArbitrageError | None = None
     target_alone_seconds: float | None = None
     reward_cost: Cost = Cost()
     prompt_tokens: int | None = None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -54,7 +55,6 @@ from arbitrage_cli.routing.route import DEFAULT_TAU
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.tasks import FORMS, find_task
-from arbitrage_cli.tasks.task import Task
 
 MOST_PROBLEMS = 40
 SKIPS: Mapping[str, Any] = MappingProxyType({"skips_attempts": True})  # in run.json: no attempt is missing
@@ -71,8 +71,7 @@ class AdviceRequest:
     options: RunOptions
     choice: ModelChoice
     selected: Selection
-    task: Task
-    minutes: float = 10.0
+    minutes: float
     folder: Path | None = None
     fresh: bool = False
     prices: Prices | None = None
@@ -96,10 +95,9 @@ def request_of(
         hint = "add these two models to pairs.toml, then use --pair NAME"
         raise UsageError("can only be used with a named pair", hint, option="save")
     loading = MachineOptions(**asdict(machine))
-    options = RunOptions(models, generation, loading, task, explicit=explicit, command=command)
     prices = parse_prices(advice.price) if advice.price else None
-    folder, fresh = advice.output_folder, advice.fresh
-    return AdviceRequest(options, choice, selected, task, advice.minutes, folder, fresh, prices)
+    options = RunOptions(models, generation, loading, task, explicit=explicit, command=command)
+    return AdviceRequest(options, choice, selected, advice.minutes, advice.output_folder, advice.fresh, prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +158,8 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
     ends = time.monotonic() + USABLE * 60 * request.minutes
-    options, routing = replace(request.options, task=request.task), BenchRoutingOptions(policy=_policies(request))
-    setup = for_bench(options, routing)
+    make_setup = partial(for_bench, request.options, BenchRoutingOptions(policy=_policies(request)))
+    setup = make_setup()
     for files in map(local_files, filter(is_file, setup.sources.values())):
         if files and (hint := prediction_hint(read_facts(files))):
             display.note(hint)
@@ -170,7 +168,7 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
         is_new = request.minutes >= MIN_MINUTES and not folder.rows
         max_age, limit = MAX_AGE if is_new else timedelta.max, COSTS_TIME * 60 * request.minutes
         if measure_missing_costs(setup, display, folder.run, max_age, limit):
-            setup = for_bench(options, routing)
+            setup = make_setup()
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:
             # In a pseudo-random order, the first problems are a representative sample.
@@ -239,9 +237,8 @@ def advise_on(
     questions: Iterable[str | Mapping[str, Any]],
     options: RunOptions,
     choice: ModelChoice,
-    task: Task,
     *,
-    minutes: float = 10.0,
+    minutes: float,
     display: Display,
 ) -> Advice:
     """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
@@ -249,7 +246,7 @@ def advise_on(
     dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
     selected = Selection(dataset, dataset.items[:MOST_PROBLEMS])
     with TemporaryDirectory() as folder:
-        return advise(AdviceRequest(options, choice, selected, task, minutes, Path(folder, "run")), display)
+        return advise(AdviceRequest(options, choice, selected, minutes, Path(folder, "run")), display)
 
 
 def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> Path:

@@ -33,7 +33,13 @@ def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher,
     Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
     """
     paths = fetch(_local_models(choice), display, offline=offline)
-    return measure_and_keep(paths, load_options(choice.pair, loading, loading.threads), display.loading, display.note)
+    return measure_and_keep(paths, load_options(choice.pair, loading), display.loading, display.note)
+
+
+def with_measured_costs(make_setup: Callable[[], Setup], display: Watcher) -> Setup:
+    """Return the setup. If token costs are missing, measure them first, because routes and threads depend on them."""
+    setup = make_setup()
+    return make_setup() if measure_missing_costs(setup, display) else setup
 
 
 def measure_missing_costs(
@@ -45,8 +51,8 @@ def measure_missing_costs(
 ) -> bool:
     """Measure the costs of the setup's models unless a resumed run contains them or they were measured within `max_age`.
 
-    Return whether costs were measured. If so, the setup is out of date, because routes and threads depend on the costs. Costs
-    are not needed if the draft runs without a target. `limit` is the maximum time for the probes, in seconds.
+    Return whether costs were measured, in which case the setup is out of date. Costs are not needed if the draft runs without
+    a target. `limit` is the maximum time for the probes, in seconds.
     """
     local: dict[ModelRole, str] = {
         role: source for role, source in setup.sources.items() if role != "prm" and is_file(source)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.options import LoadingOptions, ModelOptions, RouterOptions
+from arbitrage_cli.app.options import ModelOptions, RouterOptions, ThreadOptions
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, UsageError, unknown
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
@@ -171,10 +171,10 @@ def needs_prm(policy: Policy, reward: str | None) -> bool:
     return policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
 
 
-def load_options(pair: PairEntry | None, machine: LoadingOptions, threads: int | None = None) -> Options:
+def load_options(pair: PairEntry | None, machine: ThreadOptions) -> Options:
     return Options(
         pair.ctx if pair and machine.ctx is None else machine.ctx,
-        threads,
+        machine.threads,
         machine.gpu_layers,
         machine.flash_attention,
         machine.kv_type,

@@ -268,19 +268,13 @@ class AccelerationOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadingOptions(AccelerationOptions):
-    """`AccelerationOptions` with the context size."""
+class ThreadOptions(AccelerationOptions):
+    """`AccelerationOptions` with the context size and the number of threads."""
 
     ctx: Annotated[
         int | None,
         _machine("Context size in tokens. Default: up to 4096, or up to 16384 with thinking.", min=64, max=MAX_CONTEXT),
     ] = None
-
-
-@dataclass(frozen=True, slots=True)
-class ThreadOptions(LoadingOptions):
-    """`LoadingOptions` with the number of threads."""
-
     threads: Annotated[
         int | None,
         _machine(
@@ -316,24 +310,8 @@ RunCode = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class SelectionOptions:
-    """A selection of problems."""
-
-    mapping: Annotated[
-        str | None,
-        _problems("Field names in the file, such as question=prompt,answer=gold,id=key.", "FIELD=NAME,...", ("--map",)),
-    ] = None
-    limit: Annotated[
-        str | None,
-        _problems("Sample N problems with --seed, balanced across levels, or select a range such as 10-20.", "N|FIRST-LAST"),
-    ] = None
-    ids: Annotated[str | None, _problems("Use only the problems with these ids.", "ID,...")] = None
-    run_code: RunCode = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProblemOptions(SelectionOptions):
+class ProblemOptions:
     """A data set and a selection of its problems."""
 
     dataset: Annotated[
@@ -345,6 +323,16 @@ class ProblemOptions(SelectionOptions):
             complete=complete_data_sets,
         ),
     ]
+    mapping: Annotated[
+        str | None,
+        _problems("Field names in the file, such as question=prompt,answer=gold,id=key.", "FIELD=NAME,...", ("--map",)),
+    ] = None
+    limit: Annotated[
+        str | None,
+        _problems("Sample N problems with --seed, balanced across levels, or select a range such as 10-20.", "N|FIRST-LAST"),
+    ] = None
+    ids: Annotated[str | None, _problems("Use only the problems with these ids.", "ID,...")] = None
+    run_code: RunCode = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from arbitrage_cli.app.call import (
@@ -22,7 +23,7 @@ from arbitrage_cli.app.call import (
     without_none,
 )
 from arbitrage_cli.app.conversation import Turns
-from arbitrage_cli.app.costs import measure_missing_costs
+from arbitrage_cli.app.costs import with_measured_costs
 from arbitrage_cli.app.options import GenerationOptions, MachineOptions, ModelOptions, check
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.session import Session
@@ -30,6 +31,7 @@ from arbitrage_cli.app.setup import RunOptions, Setup, for_pair
 from arbitrage_cli.app.solution import InOrder, Solution, StreamEvent, Token
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Scheduler
+from arbitrage_cli.tasks import find_task
 from arbitrage_cli.types import Decided, Event, Finished, Problem, Started, Trace, Wrote
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         self._stack.close()
         self._is_closed = True  # in case loading fails
         try:
-            return advise_on(questions, single, setup.choice, setup.task, minutes=minutes, display=LogDisplay(log))
+            return advise_on(questions, single, setup.choice, minutes=minutes, display=LogDisplay(log))
         finally:
             self._session = self._load()
             self._is_closed = False
@@ -236,11 +238,8 @@ def open_pair(
     machine = check(MachineOptions(gpu_layers, ctx=ctx, threads=threads, concurrency=str(concurrency)))
     explicit = frozenset(name for name, value in {**named, **call_defaults, "pair": pair}.items() if value is not None)
     generation = generation_of(check(GenerationOptions(task)), call_defaults)
-    options = RunOptions(models, generation, machine, explicit=explicit)
-    routing = routing_of(call_defaults)
-    setup = for_pair(options, routing)
-    if measure_missing_costs(setup, LogDisplay(log)):
-        setup = for_pair(options, routing)
+    options = RunOptions(models, generation, machine, find_task(generation.task), explicit=explicit)
+    setup = with_measured_costs(partial(for_pair, options, routing_of(call_defaults)), LogDisplay(log))
     return Pair(setup, call_defaults)
 
 

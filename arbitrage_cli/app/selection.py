@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from arbitrage_cli.app.model_choice import ModelChoice
-from arbitrage_cli.app.options import ProblemOptions, SelectionOptions
+from arbitrage_cli.app.options import ProblemOptions
 from arbitrage_cli.app.problem_source import range_of
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Dataset, Item, parse_mapping
@@ -41,7 +41,7 @@ def read_problems(options: ProblemOptions, *, seed: int, offline: bool, needs_an
     return Selection(dataset, _select(dataset.items, options, seed), _is_sample(options.limit))
 
 
-def _select(items: Sequence[Item], options: SelectionOptions, seed: int) -> list[Item]:
+def _select(items: Sequence[Item], options: ProblemOptions, seed: int) -> list[Item]:
     """Return the problems to solve, in data set order. Raises UsageError if an id is unknown or the selection is empty."""
     chosen = _with_ids(items, options.ids)
     if options.limit is None:

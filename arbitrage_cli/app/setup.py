@@ -61,7 +61,6 @@ from arbitrage_cli.routing.route import (
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.routing.router import load as load_router
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.tasks import find_task
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.tuning.placement import Placement, place
 from arbitrage_cli.types import Limits, ModelRole
@@ -85,7 +84,7 @@ class RunOptions:
     models: RouterOptions
     generation: GenerationOptions
     machine: MachineOptions
-    task: Task | None = None
+    task: Task
     explicit: frozenset[str] = frozenset()
     command: Sequence[str] = ()
 
@@ -192,13 +191,17 @@ def for_pair(options: RunOptions, routing: RoutingOptions) -> Setup:
     return replace(setup, sources={**named, **setup.sources}, reward=setup.reward or ("prm" if prm else None))
 
 
-def for_serve(options: RunOptions, routing: RoutingOptions, *, concurrency: str) -> tuple[Setup, Menu]:
-    """Return the setup and the routes that users can select. Raises the same errors as `for_solve`."""
+def for_serve(options: RunOptions, routing: RoutingOptions, *, concurrency: str) -> Setup:
+    """Return the setup for a chat or a server. Raises the same errors as `for_solve`."""
     basis = _basis(options, concurrency)
     route, warnings = _route_and_warnings(basis, routing, options.explicit)
-    setup = _setup(basis, [route, Route(choose_policy(None, basis.router))], warnings=warnings)
-    early = False if "draft" in basis.served else routing.early_stop
-    return setup, Menu(route, basis.available_router, early_stop=early, speculates=not basis.served)
+    return _setup(basis, [route, Route(choose_policy(None, basis.router))], warnings=warnings)
+
+
+def menu_of(setup: Setup, routing: RoutingOptions) -> Menu:
+    """Return the routes that users of a chat or a server can select."""
+    early = False if "draft" in setup.served else routing.early_stop
+    return Menu(setup.route, setup.available_router, early_stop=early, speculates=not setup.served)
 
 
 def for_bench(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
@@ -223,10 +226,10 @@ def for_resumed_bench(setup: Setup, run: Mapping[str, Any] | None, *, early_stop
     current, kept = setup.named_taus, NamedTaus(run["named_taus"], run["tau_costs"]) if run.get("named_taus") else None
     named = kept if current and kept else current
     router = setup.deciding_router
-    is_same_router = (run.get("router") or {}).get("sha256") == (router.sha256 if router else None)
+    is_same_router = (run["router"] or {}).get("sha256") == (router.sha256 if router else None)
     notes = _changed_presets(setup.parsed_routes, current, named) if is_same_router else []  # another router is refused
     early = run.get("early_stop") if early_stop is None else None
-    same = {entry["policy"]: float(entry["tau"]) for entry in run.get("policies", ()) if entry["tau_name"] == SAME}
+    same = {entry["policy"]: float(entry["tau"]) for entry in run["policies"] if entry["tau_name"] == SAME}
     routes = make_routes(setup.parsed_routes, setup.router, named, same)
     routes = _with_early_stop(routes, setup.stops_early if early is None else early)
     return replace(setup, routes=routes, named_taus=named, notes=[*notes, *setup.notes])
@@ -282,12 +285,12 @@ def think_tokens(generation: GenerationOptions) -> int | None:
 
 
 def _basis(options: RunOptions, default_concurrency: str = "1") -> Basis:
-    task = options.task or find_task(options.generation.task)
+    task = options.task
     if not task.runs_code:
         _refuse(options.explicit, "run_code", f"task {task.name} runs no programs")
     thinks = think_tokens(options.generation) != 0
     choice = choose_models(options.explicit, options.models, task.name, thinks=thinks)
-    load = load_options(choice.pair, options.machine, options.machine.threads)
+    load = load_options(choice.pair, options.machine)
     router = load_router(router_file(choice.router_source)) if choice.router_source else None
     if router:
         router.check_steps(task.step_end)

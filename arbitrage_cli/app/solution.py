@@ -61,7 +61,7 @@ class Solution:
             Usage(work.draft_cost, work.target_cost, work.reward_cost, work.accepted_steps, escalated),
             work.seconds,
             trace.stop,
-            finished.error if isinstance(finished.error, ArbitrageError) else None,
+            finished.error,
             written,
         )
 

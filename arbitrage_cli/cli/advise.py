@@ -48,7 +48,8 @@ def advise(
         request = app.request_of(advice, models, generation, machine, explicit=invocation.flags, command=invocation.command)
         if not advice.dataset:
             display.remind("using built-in problems; to use your own, add --dataset FILE, with one question per line")
-        result = app.advise(replace(request, task=permitted(request.task, advice.run_code)), display)
+        allowed = replace(request.options, task=permitted(request.options.task, advice.run_code))
+        result = app.advise(replace(request, options=allowed), display)
     if json_line:
         write_json(result.figures)
     else:

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.app import options
@@ -52,19 +53,19 @@ def chat(
       arbitrage chat --tau fast
     """
     from arbitrage_cli.app.conversation import RoutedConversation
-    from arbitrage_cli.app.costs import measure_missing_costs
+    from arbitrage_cli.app.costs import with_measured_costs
     from arbitrage_cli.app.session import Session
-    from arbitrage_cli.app.setup import RunOptions, for_serve
+    from arbitrage_cli.app.setup import RunOptions, for_serve, menu_of
+    from arbitrage_cli.tasks import find_task
 
-    run_options = RunOptions(models, generation, machine, explicit=invocation.flags, command=invocation.command)
+    task = find_task(generation.task)
+    run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        setup, menu = for_serve(run_options, routing, concurrency="1")
-        if measure_missing_costs(setup, display):
-            setup, menu = for_serve(run_options, routing, concurrency="1")
+        setup = with_measured_costs(partial(for_serve, run_options, routing, concurrency="1"), display)
         session = stack.enter_context(Session(setup, display, keep="conversation"))
         session.load()
-        conversation = RoutedConversation(session, menu, display)
+        conversation = RoutedConversation(session, menu_of(setup, routing), display)
         conversation.show_route()
         prompt = _Prompt(conversation, display, shows_answers=output.quiet or not sys.stdout.isatty())
         with contextlib.suppress(ImportError):  # some builds of Python lack it

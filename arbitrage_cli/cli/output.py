@@ -106,7 +106,7 @@ def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], opti
         write_json(figures)
     else:
         facts = [*model_facts(run), ("machine", run["machine"]["cpu"])]
-        table.write_table(figures, facts, sys.stdout, explain=options.explain, styled=is_drawable(sys.stdout))
+        table.write_table(figures, facts, sys.stdout, explain=options.explain)
 
 
 def write_json(content: Any) -> None:
@@ -143,7 +143,7 @@ class Output(io.TextIOWrapper):
 class Messages(io.RawIOBase):
     """Writes standard error to a pipe. Text is dropped if nobody reads the pipe, so that a run never blocks.
 
-    The first write to a full pipe waits up to `PATIENCE` seconds. If nobody reads the pipe during this time, later text is
+    The first write to a full pipe waits up to `PATIENCE` milliseconds. If nobody reads the pipe during this time, later text is
     dropped immediately until the pipe is read again.
     """
 

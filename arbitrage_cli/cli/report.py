@@ -11,7 +11,7 @@ import typer
 from arbitrage_cli.app.options import ComparisonOptions, Debug, FigureOptions, Option, OutputOptions, RunCode
 from arbitrage_cli.cli.command import Invocation, command
 from arbitrage_cli.cli.output import command_display, figures_of, permitted, say, show_figures, write_json
-from arbitrage_cli.display.text import is_drawable, width_of, wrapped, write
+from arbitrage_cli.display.text import width_of, wrapped, write
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.runs.folder import has_run, read_run_folder
 from arbitrage_cli.system.files import write_atomically
@@ -96,7 +96,7 @@ def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug =
     if shown.json_line:
         write_json(compared)
     else:
-        table.write_comparison(compared, sys.stdout, explain=shown.explain, styled=is_drawable(sys.stdout))
+        table.write_comparison(compared, sys.stdout, explain=shown.explain)
 
 
 def _check_name(page: Path) -> None:
@@ -109,12 +109,10 @@ def _check_name(page: Path) -> None:
 def _write_page(path: Path, contents: "Contents", options: FigureOptions) -> None:
     from arbitrage_cli.display.page import render  # Jinja is slow to import
     from arbitrage_cli.display.traces import TracePacker
-    from arbitrage_cli.runs.results import no_cycles
 
     packer = TracePacker()
-    with no_cycles():
-        figures = figures_of(contents.run, packer.watch(contents.rows), options)
-        page = render(contents.run, figures, packer.packed(figures["policies"]))
+    figures = figures_of(contents.run, packer.watch(contents.rows), options)
+    page = render(contents.run, figures, packer.packed(figures["policies"]))
     try:
         write_atomically(path, page.encode())
     except OSError as error:

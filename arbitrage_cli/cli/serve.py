@@ -1,5 +1,7 @@
 """`arbitrage serve`: an OpenAI-compatible server for a pair."""
 
+from functools import partial
+
 from arbitrage_cli.app import options
 from arbitrage_cli.cli.command import Invocation, command
 from arbitrage_cli.cli.output import command_display
@@ -33,12 +35,12 @@ def serve(
     except ImportError as error:
         reason = f"arbitrage serve needs libraries that are not installed ({error})"
         raise UsageError(reason, 'pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
-    from arbitrage_cli.app.costs import measure_missing_costs
-    from arbitrage_cli.app.setup import RunOptions, for_serve
+    from arbitrage_cli.app.costs import with_measured_costs
+    from arbitrage_cli.app.setup import RunOptions, for_serve, menu_of
+    from arbitrage_cli.tasks import find_task
 
-    run_options = RunOptions(models, generation, machine, explicit=invocation.flags, command=invocation.command)
+    task = find_task(generation.task)
+    run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
     with command_display(output) as display:
-        setup, menu = for_serve(run_options, routing, concurrency="8")
-        if measure_missing_costs(setup, display):
-            setup, menu = for_serve(run_options, routing, concurrency="8")
-        serve_pair(setup, menu, server, display)
+        setup = with_measured_costs(partial(for_serve, run_options, routing, concurrency="8"), display)
+        serve_pair(setup, menu_of(setup, routing), server, display)

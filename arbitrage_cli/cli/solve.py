@@ -50,10 +50,12 @@ def solve(
     """
     from arbitrage_cli.app.setup import RunOptions, for_solve
     from arbitrage_cli.app.solutions import solve_problems
+    from arbitrage_cli.tasks import find_task
 
     is_single = problem not in (None, "-")
     form = _format(results, invocation, is_single=is_single)
-    run_options = RunOptions(models, generation, machine, explicit=invocation.flags, command=invocation.command)
+    task = find_task(generation.task)
+    run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
     make_setup = partial(for_solve, run_options, routing)
     setup = make_setup()
     if results.explain:

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.sentences import costs_sentence
 from arbitrage_cli.display.table import write_table
-from arbitrage_cli.display.text import aligned, is_drawable, one_line, width_of, wrapped, write
+from arbitrage_cli.display.text import aligned, one_line, width_of, wrapped, write
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import Measurement
@@ -21,7 +21,7 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     """Write the table, the verdict and the next command. Raises the same errors as `write`."""
     figures = advice.figures
     if figures["n"]:
-        write_table({**figures, "verdict": None}, findings(figures), stream, styled=is_drawable(stream))
+        write_table({**figures, "verdict": None}, findings(figures), stream)
     lines = wrapped(one_line(advice.sentence), width_of(stream))
     write(stream, "".join(f"{line}\n" for line in ("", *lines, "", f"  {advice.command}")))
 

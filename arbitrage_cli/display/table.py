@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from arbitrage_cli.app.sentences import sentence
 from arbitrage_cli.display import columns
 from arbitrage_cli.display.columns import DEFINITIONS, Column
-from arbitrage_cli.display.text import aligned, one_line, short_labels, width_of, wrapped, write
+from arbitrage_cli.display.text import aligned, is_drawable, one_line, short_labels, width_of, wrapped, write
 from arbitrage_cli.stats import rounding
 
 MIN_LABEL = 8
@@ -18,22 +18,20 @@ Figures = Mapping[str, Any]
 Line = tuple[str, str]  # a line and its style: empty, "bold" or "dim"
 
 
-def write_table(
-    figures: Figures, facts: Iterable[tuple[str, str]], stream: TextIO, *, explain: bool = False, styled: bool = False
-) -> None:
+def write_table(figures: Figures, facts: Iterable[tuple[str, str]], stream: TextIO, *, explain: bool = False) -> None:
     """Write the facts, the table and the notes. With `explain`, also write the definition of each column.
 
     Raises the same errors as `write`.
     """
-    _write(_lines(figures, facts, width_of(stream), explain=explain), stream, styled=styled)
+    _write(_lines(figures, facts, width_of(stream), explain=explain), stream)
 
 
-def write_comparison(comparison: Figures, stream: TextIO, *, explain: bool = False, styled: bool = False) -> None:
-    _write(_comparison_lines(comparison, width_of(stream), explain=explain), stream, styled=styled)
+def write_comparison(comparison: Figures, stream: TextIO, *, explain: bool = False) -> None:
+    _write(_comparison_lines(comparison, width_of(stream), explain=explain), stream)
 
 
-def _write(lines: Iterable[Line], stream: TextIO, *, styled: bool) -> None:
-    if not styled:
+def _write(lines: Iterable[Line], stream: TextIO) -> None:
+    if not is_drawable(stream):
         write(stream, "".join(f"{line}\n" for line, _ in lines))
         return
     from rich.console import Console  # slow to import

@@ -145,7 +145,7 @@ def row(
     run: RunInfo,
     *,
     sample: int,
-    level: str | int | None,
+    level: Level,
     gold: Any,
     grade: Grade | None,
     wall_seconds: float = 0.0,
@@ -193,7 +193,7 @@ def attempt_error(finished: Finished) -> str | None:
     """
     if finished.error is None or (isinstance(finished.error, ContextFullError) and finished.trace.decisions):
         return None
-    return " ".join(str(finished.error).split()) or type(finished.error).__name__
+    return " ".join(str(finished.error).split())
 
 
 def problem_error(finished: Finished) -> tuple[str, str] | None:
@@ -202,7 +202,7 @@ def problem_error(finished: Finished) -> tuple[str, str] | None:
     Return None if it was solved or reached `max_steps` or `max_tokens`.
     """
     if finished.error is not None:
-        return str(finished.error), getattr(finished.error, "hint", "")
+        return str(finished.error), finished.error.hint
     if finished.trace.stop == "context":
         steps = rounding.count(len(finished.trace.decisions), "step")
         return f"the context was full after {steps}", "use a larger --ctx"

@@ -96,7 +96,7 @@ def results_by_policy(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]])
     """
     plan = {_policy_of(entry): entry for entry in run["policies"]}
     found: dict[tuple[str, float | None], list[Result]] = {policy: [] for policy in plan}
-    with no_cycles():
+    with _without_garbage_collection():
         for row in rows:
             policy = _policy_of(row)
             if policy not in found or row["id"] not in run["levels"]:
@@ -120,11 +120,8 @@ def unit_costs_of(run: Mapping[str, Any]) -> dict[ModelRole, UnitCosts]:
 
 
 @contextmanager
-def no_cycles() -> Iterator[None]:
-    """Disable the garbage collector, which takes a third of the time for a large run.
-
-    The records contain no reference cycles.
-    """
+def _without_garbage_collection() -> Iterator[None]:
+    """Disable the collector of reference cycles, which results do not have. It takes a third of the time for a large run."""
     gc.disable()
     try:
         yield

@@ -10,7 +10,7 @@ from typing import Any
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, TimedOutError
 from arbitrage_cli.inference.step_text import num_begun
-from arbitrage_cli.runs.records import step_record
+from arbitrage_cli.runs.records import attempt_error, step_record
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.requests import ChatRequest, RefusedError
 from arbitrage_cli.types import Decision, Finished, Phase, Trace, Writing, Wrote
@@ -161,15 +161,14 @@ def _num_prompt_tokens(decisions: list[Decision]) -> int:
 def refusal_of(finished: Finished) -> RefusedError | None:
     """Return the error response for a failed solution. A solution that fills the context is not a failure."""
     error = finished.error
-    if error is None or (isinstance(error, ContextFullError) and finished.trace.decisions):
+    if error is None or attempt_error(finished) is None:
         return None
     if isinstance(error, TimedOutError):
         return timed_out()
-    message, hint = str(error), getattr(error, "hint", "")
     if isinstance(error, ContextFullError | ConversationError):
         code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
-        return RefusedError(message, hint, code=code, parameter="messages")
-    return RefusedError(message, hint, status=500, kind="server_error")
+        return RefusedError(str(error), error.hint, code=code, parameter="messages")
+    return RefusedError(str(error), error.hint, status=500, kind="server_error")
 
 
 def timed_out() -> RefusedError:

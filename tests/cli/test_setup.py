@@ -25,6 +25,7 @@ from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
 from arbitrage_cli.routing.route import SAME
+from arbitrage_cli.tasks import find_task
 
 SCRIPTED = ModelOptions(draft="scripted:draft", target="scripted:target")
 
@@ -35,7 +36,7 @@ def _no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(models: ModelOptions = SCRIPTED, *explicit: str) -> RunOptions:
-    return RunOptions(models, GenerationOptions(), MachineOptions(), explicit=frozenset(explicit))
+    return RunOptions(models, GenerationOptions(), MachineOptions(), find_task(None), explicit=frozenset(explicit))
 
 
 def columns(setup: Setup) -> list[tuple[str, float | None]]:
@@ -178,7 +179,7 @@ def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None
     assert setup.named_taus is not None
     assert setup.router is not None
     run = {"named_taus": {**setup.named_taus.taus, "fast": 0.9}, "tau_costs": "the router's card", "early_stop": True}
-    run["router"] = {"sha256": setup.router.sha256}
+    run |= {"router": {"sha256": setup.router.sha256}, "policies": []}
     resumed = for_resumed_bench(setup, run, early_stop=None)
     assert [tau for _, tau in columns(resumed)] == [0.9, 0.5]
     assert (resumed.stops_early, len(resumed.notes)) == (True, len(setup.notes) + 1)
@@ -187,7 +188,7 @@ def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None
 
 def test_a_tau_that_was_found_for_the_same_share_is_kept() -> None:
     setup = for_bench(options(ModelOptions()), BenchRoutingOptions("arbitrage,logprob@same"))
-    run = {"policies": [{"policy": "logprob", "tau": 0.25, "tau_name": SAME}]}
+    run = {"router": None, "policies": [{"policy": "logprob", "tau": 0.25, "tau_name": SAME}]}
     assert [one.tau for one in setup.routes][1:] == [None]
     assert [one.tau for one in for_resumed_bench(setup, run, early_stop=None).routes][1:] == [0.25]
 

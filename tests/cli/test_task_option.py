@@ -20,6 +20,7 @@ from arbitrage_cli.app.options import (
 from arbitrage_cli.app.setup import RunOptions, for_bench, for_solve
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.tasks import find_task
 from arbitrage_cli.tasks.code import CODE, INSTRUCTIONS
 from arbitrage_cli.training.examples import read_states
 
@@ -29,7 +30,7 @@ MBPP = {"task_id": 7, "text": QUESTION, "code": "def f():\n    return 1", "test_
 
 
 def options(task: str | None, **models: Any) -> RunOptions:
-    return RunOptions(replace(ModelOptions(), **models), replace(GenerationOptions(), task=task), MachineOptions())
+    return RunOptions(replace(ModelOptions(), **models), GenerationOptions(), MachineOptions(), find_task(task))
 
 
 def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> None:

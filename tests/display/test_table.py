@@ -16,9 +16,14 @@ from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.evaluation.metrics import figures, parse_prices
 
 
-def table(made: MadeUp, *, styled: bool = False, explain: bool = True, **options: Any) -> str:
-    stream = io.StringIO()
-    write_table(figures(made.run, made.rows, **options), [], stream, explain=explain, styled=styled)
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def table(made: MadeUp, *, stream: io.StringIO | None = None, explain: bool = True, **options: Any) -> str:
+    stream = stream or io.StringIO()
+    write_table(figures(made.run, made.rows, **options), [], stream, explain=explain)
     return stream.getvalue()
 
 
@@ -77,11 +82,13 @@ def test_cut_attempts_have_a_column() -> None:
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), *MARKUP])
-@pytest.mark.parametrize("styled", [False, True])
-def test_names_are_data(text: str, styled: bool) -> None:
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_names_are_data(monkeypatch: pytest.MonkeyPatch, text: str, kind: type[io.StringIO]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     made = make_run(2, columns=[("target", None), ("entropy", 0.5)])
     made.run["dataset"]["name"] = made.run["policies"][1]["tau_name"] = text
-    shown = table(made, styled=styled)
+    shown = table(made, stream=kind())
+    assert ("\x1b" in shown) == (kind is Terminal)
     for code in ("\x1b[1m", "\x1b[2m", "\x1b[0m"):
         shown = shown.replace(code, "")
     assert not OBEYED.search(shown)

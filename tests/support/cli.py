@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 import pexpect
 import pyte
 
+from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, ModelRole, Problem, Step, StepStop, Trace
 
 PROGRAM = (sys.executable, "-m", "arbitrage_cli")
@@ -310,5 +311,5 @@ def decide(trace: Trace, decision: Decision) -> Decided:
     return Decided(trace, decision)
 
 
-def finish(trace: Trace, error: Exception | None = None, alone: float | None = None) -> Finished:
+def finish(trace: Trace, error: ArbitrageError | None = None, alone: float | None = None) -> Finished:
     return Finished(trace, error, alone)
