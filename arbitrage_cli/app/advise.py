@@ -37,7 +37,8 @@ from arbitrage_cli.data.rows import make_dataset
 from arbitrage_cli.errors import DefectError, UsageError
 from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.evaluation.expected import expected_effects
-from arbitrage_cli.evaluation.metrics import Prices, figures, parse_prices
+from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation.prices import Prices, parse_prices
 from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, chance_of_speedup, verdict
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import (

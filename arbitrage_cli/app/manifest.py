@@ -50,13 +50,13 @@ FIXED: Mapping[str, str] = {
     "system prompt": "prompt.system",
     "chat template kwargs": "prompt.chat_template_kwargs",
     "step separator": "step_separator",
-    "least length of a step": "step_least",
-    "least length of a thought": "think_least",
+    "minimum step length": "step_least",
+    "minimum thought length": "think_least",
     **{name.replace("_", " "): f"sampling.{name}" for name in ("temperature", "top_p", "top_k", "min_p", "seed")},
     **{name.replace("_", " "): f"limits.{name}" for name in ("max_steps", "max_tokens", "max_step_tokens")},
-    "most tokens of thoughts": "limits.think_tokens",
+    "thinking token limit": "limits.think_tokens",
     "trial answers": "limits.trial_answers",
-    "thinking ended at the limit": "prompt.think_closing",
+    "text that ends thinking": "prompt.think_closing",
     "router": "router.sha256",
     "early stop": "early_stop",
     "reward": "reward",
@@ -72,9 +72,9 @@ FIXED: Mapping[str, str] = {
 """Names and paths of the values in run.json that must not change when a run resumes. None values are ignored."""
 FIXED_OF_MODELS = {
     "{} model": "identity",
-    "think format of the {}": "think_format",
-    "context size of the {}": "n_ctx",
-    "number of threads of the {}": "threads",
+    "{} thinking format": "think_format",
+    "{} context size": "n_ctx",
+    "number of {} threads": "threads",
 }
 
 
@@ -259,7 +259,7 @@ def _model_facts(
     setup, context_size = resolved.setup, resolved.load.context_size
     source = setup.sources[role]
     facts: dict[str, Any] = {"source": source, "identity": source, "threads": threads}
-    facts |= {"think_format": form.name if (form := setup.think_format(role)) else "of the template"}
+    facts |= {"think_format": form.name if (form := setup.think_format(role)) else "from the chat template"}
     facts |= dict.fromkeys(("file", "size", "sha256"))
     if not is_file(source):
         return facts | {"n_ctx": context_size, "threads": None}

@@ -101,7 +101,7 @@ def choose_models(
     return ModelChoice(pair, models, options.router or _default_router(pair, models, task), style or "turns")
 
 
-def choice_of_states(folder: Path) -> ModelChoice:
+def choice_of_run(folder: Path) -> ModelChoice:
     recorded = read_run_folder(folder, COLLECT).run["models"]
     models: Models = {role: recorded.get(role, {}).get("source") for role in ("draft", "target", "prm")}
     pair = next((pair for pair in user_pairs().values() if _is_pair(pair, models)), None)

@@ -16,7 +16,7 @@ from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.setup import Setup, resolve
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.errors import ModelFileError, UsageError
-from arbitrage_cli.evaluation.metrics import parse_prices
+from arbitrage_cli.evaluation.prices import parse_prices
 from arbitrage_cli.inference.backend import clock_for
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import as_speculator

@@ -31,7 +31,7 @@ from arbitrage_cli.app.options import (
     check,
 )
 from arbitrage_cli.errors import TemplateError, UsageError
-from arbitrage_cli.evaluation.metrics import Price, parse_prices
+from arbitrage_cli.evaluation.prices import Price, parse_prices
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.sampling import Sampler

@@ -92,7 +92,8 @@ def only_figures_on_stdout() -> Iterator[None]:
 
 
 def figures_of(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> dict[str, Any]:
-    from arbitrage_cli.evaluation.metrics import figures, parse_prices  # NumPy is slow to import
+    from arbitrage_cli.evaluation.metrics import figures  # NumPy is slow to import
+    from arbitrage_cli.evaluation.prices import parse_prices
 
     return figures(run, rows, prices=parse_prices(options.price) if options.price else None)
 

@@ -16,7 +16,7 @@ from arbitrage_cli.stats import rounding
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.setup import Setup
-    from arbitrage_cli.app.solutions import Record
+    from arbitrage_cli.app.solve_run import Record
     from arbitrage_cli.runs.records import RunInfo
 
 
@@ -49,7 +49,7 @@ def solve(
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
     from arbitrage_cli.app.setup import RunOptions, for_solve
-    from arbitrage_cli.app.solutions import solve_problems
+    from arbitrage_cli.app.solve_run import solve_problems
     from arbitrage_cli.tasks import find_task
 
     is_single = problem not in (None, "-")

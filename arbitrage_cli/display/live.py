@@ -46,7 +46,7 @@ class LiveDisplay:
     def __init__(self, stream: TextIO, results: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._region = _Region(stream)
         self._results = results
-        self._pace = wording.Pace(clock)
+        self._downloads = wording.Downloads(clock)
         self._clock = clock
         self._drawn = clock() - REDRAW_SECONDS
         self._stays: list[Text] = []
@@ -57,8 +57,8 @@ class LiveDisplay:
             self._draw([Text(f"loading {fraction:4.0%} {role} {one_line(source)}", "dim")])
 
     def fetching(self, progress: FileProgress) -> None:
-        if self._pace.is_new(progress) or self._is_due:
-            self._draw([Text(self._pace.words(progress), "dim")])
+        if self._downloads.is_new(progress) or self._is_due:
+            self._draw([Text(self._downloads.words(progress), "dim")])
 
     def note(self, text: str) -> None:
         self._stays.append(Text(one_line(text), "yellow"))

@@ -31,7 +31,7 @@ class PlainDisplay:
     ) -> None:
         self._stream = stream
         self._results = results
-        self._pace = wording.Pace(clock)
+        self._downloads = wording.Downloads(clock)
         self._verbosity = verbosity
         self._clock = clock
         self._last_loading = clock()
@@ -47,10 +47,10 @@ class PlainDisplay:
 
     def fetching(self, progress: FileProgress) -> None:
         now = self._clock()
-        is_new = self._pace.is_new(progress)
+        is_new = self._downloads.is_new(progress)
         if is_new or progress.done == progress.total or now - self._last_loading >= LOADING_SECONDS:
             self._last_loading = now
-            self._say(self._pace.words(progress))
+            self._say(self._downloads.words(progress))
 
     def note(self, text: str) -> None:
         self._write(one_line(text))

@@ -34,7 +34,7 @@ def is_due(reminder: str) -> bool:
     return True
 
 
-class Pace:
+class Downloads:
     """Describes the progress and the remaining time of downloads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -216,8 +216,8 @@ def test_bench_records_threads_and_is_not_resumed_with_others(home: Home, concur
         assert home.run(*bench, policies).code == 0
         made = run_json(home.folder / "run")
         assert {role: model["threads"] for role, model in made["models"].items()} == THREADS
-        assert made["fingerprint"]["number of threads of the target"] == "2"
-    refusal = "number of threads of the target changed from 2 to 1"
+        assert made["fingerprint"]["number of target threads"] == "2"
+    refusal = "number of target threads changed from 2 to 1"
     assert_refused(home.run(*bench, "target,draft", "--threads", "1"), 2, "", refusal)
 
 

@@ -13,7 +13,8 @@ from arbitrage_cli.display.columns import COMPARISON, DEFINITIONS, DIFFERENCE, P
 from arbitrage_cli.display.table import write_comparison, write_table
 from arbitrage_cli.display.text import short_labels
 from arbitrage_cli.evaluation.comparison import compare_runs
-from arbitrage_cli.evaluation.metrics import figures, parse_prices
+from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation.prices import parse_prices
 
 
 class Terminal(io.StringIO):

@@ -6,7 +6,8 @@ import pytest
 from made_up_runs import make_run
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.metrics import PRICED, Price, figures, parse_prices
+from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation.prices import PRICED, Price, parse_prices
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.types import Cost
 
