@@ -103,10 +103,7 @@ def request_of(
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The verdict on a pair, and the benchmark figures that support it.
-
-    `command` is the command line that applies the verdict.
-    """
+    """The verdict on a pair, and the figures behind it. `command` is a command line that applies the verdict."""
 
     verdict: Verdict
     figures: Mapping[str, Any]
@@ -133,10 +130,7 @@ class Advice:
 
     @property
     def speedup(self) -> float:
-        """The speed-up of the recommended policy.
-
-        If the target alone is recommended, this is the speed-up of the most promising other policy.
-        """
+        """The speed-up of the recommended policy or, if this is the target alone, of the most promising other policy."""
         return self.verdict.best.speedup
 
     @property
@@ -261,10 +255,7 @@ def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> Path:
 
 
 def _policies(request: AdviceRequest) -> str:
-    """Return the policies to compare, in the syntax of `bench --policy`.
-
-    The policy `draft` is included if reference answers are known.
-    """
+    """Return the policies to compare, as in `bench --policy`. `draft` is included if reference answers are known."""
     choice, pair = request.choice, request.choice.pair if request.choice.is_pairs_own else None
     speculative = [] if any(source and is_served(source) for source in choice.models.values()) else ["speculative"]
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU

@@ -79,10 +79,7 @@ def run_bench(
 
 
 def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1) -> BenchRun:
-    """Plan a benchmark.
-
-    Models are loaded only if a policy has the tau `@same`. Raises UsageError if an earlier run has other settings.
-    """
+    """Plan a benchmark. Only the tau `@same` loads models. Raises UsageError if an earlier run has other settings."""
     earlier, items = folder.run if folder.rows else None, selected.items
     session.resume(earlier)
     most = len(items) if session.setup.concurrency == AUTO else MOST
@@ -103,10 +100,7 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A benchmark plan.
-
-    `todo` contains the remaining attempts; `seconds` maps each route to the expected time per attempt.
-    """
+    """A benchmark plan: the remaining attempts, and the expected seconds per attempt for each route (None if unknown)."""
 
     setup: Setup
     num_attempts: int
@@ -134,10 +128,7 @@ def _expected(route: Route, setup: Setup, rows: Iterable[Row]) -> float | None:
 
 
 class Pace:
-    """Decides which attempts a run makes and how long each may take.
-
-    By default, all attempts are made, each with a limit of `timeout` seconds.
-    """
+    """Decides which attempts are made and how long each may take. By default, the limit is `timeout` seconds."""
 
     def __init__(self, timeout: float | None = None) -> None:
         self._timeout = timeout
@@ -172,10 +163,7 @@ def measure(run: BenchRun, display: Display, pace: Pace) -> None:
 
 
 def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:
-    """Return the routes.
-
-    Each `@same` tau is chosen to escalate as many steps as the router's policy does on a few problems.
-    """
+    """Return the routes. The tau of `@same` escalates as many steps as the router does on a few problems."""
     routes, seed = session.setup.routes, session.resolved.sampler.seed
     routed = next(one for one in routes if one.policy.needs_router)
     session.load()
@@ -203,10 +191,7 @@ def _scores(scorer: Scorer, drafts: Iterable[tuple[Trace, Step]]) -> list[float]
 
 
 def tau_above(scores: Sequence[float], count: int) -> float:
-    """Return a tau, rounded to four digits, that exactly `count` scores exceed.
-
-    Return -inf if `count` includes all scores.
-    """
+    """Return a tau, rounded to four digits, that exactly `count` scores exceed. Return -inf if that is all scores."""
     ordered = [-math.inf, *sorted(scores), 2 * max(scores, default=-math.inf)]
     return float(f"{(ordered[-count - 2] + ordered[-count - 1]) / 2:.4g}")
 

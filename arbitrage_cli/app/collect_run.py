@@ -189,10 +189,7 @@ def _temperature(options: CollectOptions) -> float:
 
 
 class _Progress:
-    """The progress of a collection, with an estimate of the time left.
-
-    `held` maps each problem id to its number of states.
-    """
+    """The progress of a collection, with an estimate of the time left. `held` counts the states of each problem."""
 
     def __init__(self, todo: Remaining, planned: int, held: Mapping[str, int], title: str, concurrency: int) -> None:
         self._left, self._planned, self._held, self._title = len(todo.all), planned, held, title

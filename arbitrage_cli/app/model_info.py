@@ -107,10 +107,7 @@ def prediction_hint(facts: Facts) -> str | None:
 
 
 def describe_models(names: Sequence[str]) -> Json:
-    """Describe the model files and the total memory that they need.
-
-    Raises ModelFileError if a GGUF file is missing or invalid.
-    """
+    """Describe model files and the memory that they need. Raises ModelFileError if a GGUF file is missing or invalid."""
     pair = user_pairs().named(names[0])
     models = [
         _model_record(source, pair) for source in dict.fromkeys(source for name in names for source in sources_of(name))

@@ -69,10 +69,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         self._stack.close()
 
     def solve(self, question: Question, **options: Unpack[CallOptions]) -> Solution:
-        """Solve a problem.
-
-        Raises UsageError if the question or an option is invalid; also raises any error that ends the solution.
-        """
+        """Solve a problem. Raises UsageError if an argument is invalid, or the error that ends the solution."""
         call = self._call(options)
         return self._solve(call, call.problem(question, "1"))
 

@@ -45,10 +45,7 @@ class Problems:
         display: Display,
         stack: contextlib.ExitStack,
     ) -> None:
-        """Open the source.
-
-        Raises UsageError if there is no source, if several sources are named, or if the source cannot be read.
-        """
+        """Open the source. Raises UsageError if the source is missing, ambiguous or unreadable."""
         input_file, limit = options.input_file, options.limit
         if problem is not None and input_file is not None:
             raise UsageError("a problem argument and --input cannot be combined", "give one of them")
@@ -94,10 +91,7 @@ class Problems:
                 on_bad_line(row)
 
     def look_ahead(self, most: int) -> int:
-        """Read the first problem and all other available problems, at most `most` in total.
-
-        Return the number of problems read.
-        """
+        """Read the first problem and other available problems, at most `most` in total. Return how many were read."""
         known = 0
         while known < most and not self.ended and (not known or self._can_read):
             for row in itertools.islice(self._rows, 1):
@@ -163,10 +157,7 @@ class LineSource:
         self._ended = False
 
     def readline(self, limit: int, /) -> bytes:
-        """Return up to `limit` bytes of the next line, or b"" at the end of the input.
-
-        Raises UsageError if the input cannot be read.
-        """
+        """Return up to `limit` bytes of the next line, or b"" at the end. Raises UsageError if reading fails."""
         while not self._ended and b"\n" not in self._held[:limit] and len(self._held) < limit:
             self._receive()
         end = self._held.find(b"\n", 0, limit) + 1 or limit
@@ -199,10 +190,7 @@ class LineSource:
 
 
 def count_lines(stream: BinaryIO) -> int | None:
-    """Return the number of remaining non-blank lines, or None if the stream is not a regular file.
-
-    The stream's position is kept.
-    """
+    """Return the number of non-blank lines ahead, or None if the stream is not a regular file. Its position is kept."""
     descriptor = stream.fileno()
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):

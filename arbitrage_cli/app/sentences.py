@@ -26,10 +26,7 @@ def sentence(verdict: Json) -> str:
 
 
 def confidence(probability: float) -> tuple[str, str]:
-    """Return an adverb for a verdict with this probability, and the probability in words.
-
-    The probability is never rounded up.
-    """
+    """Return an adverb for a verdict, such as `Probably`, and the probability in words, which is never rounded up."""
     if probability >= CERTAIN:
         return "Almost certainly", "99 in 100"
     return "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"

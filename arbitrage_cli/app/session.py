@@ -44,10 +44,7 @@ log = logging.getLogger("arbitrage.session")
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """The settings of rollouts, which write one continuation per sampler.
-
-    `is_right` receives a problem id and a solution.
-    """
+    """The settings of rollouts: one continuation per sampler. `is_right` receives a problem id and a solution."""
 
     is_right: Callable[[str, str], bool]
     samplers: Sequence[Sampler] = (Sampler(),)
@@ -111,10 +108,7 @@ class Session:
         return {"target": rollback_of(target, self._unit_costs.get("target"))} if target else {}
 
     def choose_concurrency(self, *, most: int = MOST, rollouts: int = 1, earlier: int | None = None) -> int:
-        """Set and return the number of problems to solve at once.
-
-        The setting may be `auto`. `earlier` is the concurrency of a resumed run.
-        """
+        """Set and return the number of problems to solve at once. `earlier` is the concurrency of a resumed run."""
         policies = self._policies
         sequences = _num_sequences(policies, self.setup.reward, rollouts)
         needed = partial(memory_needed, self.resolved.files, self.resolved.load, sequences, self._rollback)

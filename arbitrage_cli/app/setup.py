@@ -217,10 +217,7 @@ def for_bench(options: RunOptions, routing: BenchRoutingOptions) -> Setup:
 
 
 def for_resumed_bench(setup: Setup, run: Mapping[str, Any] | None, *, early_stop: bool | None) -> Setup:
-    """Return the setup to resume a benchmark.
-
-    The run's presets apply. The run's choice of early stopping applies unless an option is set.
-    """
+    """Return the setup to resume a benchmark, with the run's presets and, unless an option is set, its early stopping."""
     if not run:
         return setup
     current, kept = setup.named_taus, NamedTaus(run["named_taus"], run["tau_costs"]) if run.get("named_taus") else None
@@ -383,10 +380,7 @@ def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward:
 
 
 def _refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "leave it out") -> None:
-    """Raise UsageError if this option was set explicitly.
-
-    An option from a settings file is ignored, because it may be meant for other commands.
-    """
+    """Raise UsageError if this option was set explicitly. In a settings file, it may be meant for other commands."""
     if name in explicit:
         raise UsageError(reason, hint, option=name)
 

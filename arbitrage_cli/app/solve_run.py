@@ -141,10 +141,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         self._display.end()
 
     def _how_to_resume(self, setup: Setup, problems: Problems, error: BaseException) -> str:
-        """Return a note that counts the results and shows how to resume.
-
-        Return "" if nothing can be resumed or standard output is closed.
-        """
+        """Return a note on how to resume, or "" if nothing can be resumed or standard output is closed."""
         if self._folder:
             done = rounding.count(len(self._folder.statuses), "result")
             return f"{done} saved in {self._path}; to resume: {resuming(setup.options.command)}"
@@ -164,10 +161,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         self._pass_on_ready()
 
     def _unsolved(self, problems: Problems) -> Iterator[Problem]:
-        """Yield the problems that have no result or have failed.
-
-        Other results and invalid lines are added in their places.
-        """
+        """Yield the problems that are unsolved or failed. Add other results and invalid lines in their places."""
         for earlier in itertools.islice(latest(self._rows), self._num_earlier):
             if problem := self._again.get(key_of(earlier)):
                 yield problem

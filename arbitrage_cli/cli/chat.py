@@ -75,10 +75,7 @@ def chat(
 
 
 class _Prompt:
-    """The command loop of a chat.
-
-    Steps are shown by the display. If `shows_answers` is true, answers are printed to standard output.
-    """
+    """The command loop of a chat. If `shows_answers` is true, answers are printed to standard output."""
 
     def __init__(self, conversation: "RoutedConversation", display: Display, *, shows_answers: bool) -> None:
         self._conversation, self._display = conversation, display
@@ -93,10 +90,7 @@ class _Prompt:
         }
 
     def follow_line(self) -> bool:
-        """Read a line and answer it or run its command.
-
-        Returns False at the end of input and after /quit. Ctrl-C stops only the current answer.
-        """
+        """Follow the next line. Return False at the end of input or after /quit. Ctrl-C stops only the answer."""
         try:
             with interruptible(show_cursor):
                 line = _read_line(f"{self._conversation.route.name}> ")

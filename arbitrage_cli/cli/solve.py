@@ -72,8 +72,8 @@ def solve(
     if results.output_file:
         status = "" if solved.num_new else "nothing to do: "
         errors = f", {rounding.count(solved.num_failed, 'error')} (repeat the command to retry)" if solved.num_failed else ""
-        has = f"{results.output_file} has {rounding.count(solved.num_done, 'result')}{errors}"
-        say(f"{status}{has}; to print the answers, add --format text to the same command", output)
+        how = "" if form else "; to print the answers, add --format text to the same command"
+        say(f"{status}{results.output_file} has {rounding.count(solved.num_done, 'result')}{errors}{how}", output)
     return options.SOME_FAILED if solved.num_failed else 0
 
 
@@ -94,10 +94,7 @@ def _check_explained(setup: "Setup", *, is_shown: bool) -> None:
 
 
 def _format(results: options.ResultOptions, invocation: Invocation, *, is_single: bool) -> options.ResultFormat | None:
-    """Return the format of standard output, or None if all results are written to a file.
-
-    In a terminal, only answers are printed.
-    """
+    """Return the format of standard output, or None if results are written only to a file."""
     if results.json_lines and results.form not in (None, "json") and {"json_lines", "form"} <= invocation.flags:
         raise UsageError("--json and another --format exclude each other", "use one of them")
     if results.json_lines and "form" not in invocation.flags:

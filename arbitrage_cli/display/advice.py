@@ -39,10 +39,7 @@ def findings(figures: Json) -> list[tuple[str, str]]:
 
 
 def write_costs(found: Measurement, stream: TextIO) -> None:
-    """Write the unit costs of each model, and the cost of a target token in draft tokens.
-
-    Raises the same errors as `write`.
-    """
+    """Write the unit costs of each model and the token ratio. Raises the same errors as `write`."""
     rows = [
         [role, *(rounding.number(1000 * seconds) for seconds in (model.costs.prefill, *model.costs.batches))]
         for role, model in found.models.items()

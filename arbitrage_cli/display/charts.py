@@ -105,10 +105,7 @@ class Scale:
 
 
 def accuracy_chart(policies: Sequence[Json]) -> Chart | None:
-    """Return a chart of accuracy against time.
-
-    The time is relative to the target alone or, without a target, in mean seconds.
-    """
+    """Return a chart of accuracy against time relative to the target or, without a target, in mean seconds."""
     is_relative = any(policy["speedup"] is not None for policy in policies)
     time = "speedup" if is_relative else "seconds_mean"
     shown = [policy for policy in policies if policy["accuracy"] is not None and policy[time]]
@@ -189,10 +186,7 @@ def _accuracy_text(figures: Json) -> str:
 
 
 def _chord(marks: Sequence[Mark]) -> list[Line]:
-    """Return the line between the draft alone and the target alone.
-
-    The line shows the results of choosing a model at random.
-    """
+    """Return the line from the draft alone to the target alone. It shows the results of a random choice."""
     alone = {mark.policy: mark for mark in marks}
     return _joined("chord", [alone[role] for role in MODELS]) if alone.keys() >= set(MODELS) else []
 

@@ -27,10 +27,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FigureTable:
-    """A table with a row for each policy.
-
-    A row contains the policy, its label, and each figure with its interval or counts.
-    """
+    """A table with a row for each policy: the policy, its label, and each figure with its interval or counts."""
 
     caption: str
     columns: Sequence[Column]

@@ -21,10 +21,7 @@ LOADING_SECONDS = 5.0  # minimum time between progress lines of a download or a 
 
 
 class PlainDisplay:
-    """A `Display` that prints plain lines.
-
-    If `verbosity` is 0, only notes and failures are shown; 1 adds problems, and 2 adds every step.
-    """
+    """A `Display` of plain lines. Verbosity 0 shows only notes and failures, 1 also problems, and 2 also steps."""
 
     def __init__(
         self, stream: TextIO, results: TextIO, *, verbosity: int = 1, clock: Callable[[], float] = time.monotonic

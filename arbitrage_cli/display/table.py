@@ -19,10 +19,7 @@ Line = tuple[str, str]  # a line and its style: empty, "bold" or "dim"
 
 
 def write_table(figures: Figures, facts: Iterable[tuple[str, str]], stream: TextIO, *, explain: bool = False) -> None:
-    """Write the facts, the table and the notes. With `explain`, also write the definition of each column.
-
-    Raises the same errors as `write`.
-    """
+    """Write the facts, the table and the notes; with `explain`, also the definitions. Raises the same errors as `write`."""
     _write(_lines(figures, facts, width_of(stream), explain=explain), stream)
 
 

@@ -45,10 +45,7 @@ class TracePacker:
             self._close_block()
 
     def packed(self, policies: Sequence[Json]) -> dict[str, Any]:
-        """Return the data for the page's script.
-
-        Each block contains the index of its first attempt, and the packed attempts.
-        """
+        """Return the data for the page's script. A block has the index of its first attempt, and the packed attempts."""
         if self._parts:
             self._close_block()
         numbers = {(policy["policy"], policy["tau"]): number for number, policy in enumerate(policies)}

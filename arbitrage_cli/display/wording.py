@@ -43,10 +43,7 @@ class Downloads:
         self._start = (0.0, 0)
 
     def is_new(self, progress: FileProgress) -> bool:
-        """Return whether this is the first report about a file.
-
-        The first report starts the measurement of the file's download speed.
-        """
+        """Return whether this is the first report about a file. If so, start to measure the download speed."""
         is_new = self._file != (progress.activity, progress.file)
         if is_new:
             self._file, self._start = (progress.activity, progress.file), (self._clock(), progress.done)
@@ -92,10 +89,7 @@ class Totals:
         return "; ".join([counts, tally(self.figures), f"{self.figures.seconds:.2f} s"])
 
     def slowness(self, run: RunInfo) -> str:
-        """Return a note the first time that the policy is slower than the target alone.
-
-        Otherwise, return an empty string.
-        """
+        """Return a note the first time that the policy is slower than the target alone, and "" otherwise."""
         is_enough = self.tokens >= ENOUGH_TOKENS and self.seconds >= ENOUGH_SECONDS
         is_slow = is_enough and self.seconds > SLOWER * self.alone > 0
         if self.is_slowness_shown or not is_slow or run.policy == "target":
@@ -177,10 +171,7 @@ def _tau(decision: Decision, run: RunInfo) -> float | None:
 
 
 def bar(decision: Decision, run: RunInfo) -> str:
-    """Return the score as a bar with tau in the middle.
-
-    The bar is empty without a score, and if tau is infinite or not positive.
-    """
+    """Return the score as a bar with tau in the middle, or "" if there is no score or tau is not positive and finite."""
     tau = _tau(decision, run)
     if decision.score is None or tau is None or not 0 < tau < math.inf:
         return ""

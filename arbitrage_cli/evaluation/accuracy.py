@@ -62,10 +62,7 @@ def compared_with_target(
 
 
 def _is_lost(result: Result, target: Result) -> bool:
-    """Return whether the target's answer is correct but this answer is wrong.
-
-    An ungraded answer is lost if the two answers differ.
-    """
+    """Return whether a correct answer of the target is lost or, without grades, whether the two answers differ."""
     return target.is_correct and not result.is_correct if target.is_graded else result.answer != target.answer
 
 

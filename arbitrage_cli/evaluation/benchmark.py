@@ -169,10 +169,7 @@ class Bench:
         return make_row(finished, run, sample=attempt.sample, level=item.level, gold=item.gold, grade=grade, **measured)
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float, float]]:
-        """Yield each event with the elapsed seconds, measured by `clock` and by `timer`.
-
-        The caller's time is excluded.
-        """
+        """Yield each event with the elapsed seconds by `clock` and by `timer`, without the caller's time."""
         now = timed = 0.0
         while True:
             began, timer_began = self.clock(), self.timer()
@@ -207,10 +204,7 @@ class _InFlight:
                 answer = yield self._with_timed_scores(request)
 
     def program_seconds(self, finished: Finished, timed: float) -> float:
-        """Return the seconds that were not spent in models or in the policy.
-
-        The result is not exact if a model has another clock.
-        """
+        """Return the seconds outside the models and the policy. They are inexact if a model has another clock."""
         model_seconds = tally(finished.trace.decisions, finished.reward_cost).seconds
         return max(0.0, timed - self.timer_began - model_seconds - self.router_seconds)
 

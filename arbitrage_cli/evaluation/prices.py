@@ -64,10 +64,7 @@ def parse_prices(text: str) -> Prices:
 def price_figures(
     policy: PolicyResults, target: PolicyResults | None, run: Mapping[str, Any], prices: Prices | None
 ) -> dict[str, Any]:
-    """Return the mean price of an attempt, and the saving relative to the target.
-
-    Speculation that drafted no tokens has the target's price.
-    """
+    """Return the mean price of an attempt, and the saving. Speculation that drafted no tokens has the target's price."""
     if policy.policy.speculates and policy.done and not policy.tally.target_cost.verify_tokens:
         policy = target or policy
     if prices is None or not counts_tokens(run, policy):

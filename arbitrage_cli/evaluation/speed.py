@@ -64,10 +64,7 @@ def time_parts(policy: PolicyResults) -> dict[str, float]:
 
 
 def throughput(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
-    """Return the problems per second, and the ratio of this rate to the target's.
-
-    The ratio is computed from blocks with the same attempts.
-    """
+    """Return the problems per second, and their ratio to the target's over blocks with the same attempts."""
     own, others = _blocks(policy), _blocks(target) if target else {}
     shared = [number for number, block in own.items() if number in others and _keys(block) == _keys(others[number])]
     value, interval = _against_target([(own[number], others[number]) for number in shared], can_vary=policy is not target)

@@ -192,10 +192,7 @@ def _log_spread(interval: Interval | None) -> float:
 
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Omit the lossy presets of a policy if its lossless preset is a candidate.
-
-    The advice would otherwise alternate between presets.
-    """
+    """Omit a policy's lossy presets beside its lossless preset, because the advice would alternate between them."""
     lossless = {one.policy for one in candidates if one.route.endswith(f"@{DEFAULT_TAU}")}
     return [one for one in candidates if one.policy not in lossless or one.route.endswith(f"@{DEFAULT_TAU}")]
 

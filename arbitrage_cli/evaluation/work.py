@@ -59,10 +59,7 @@ def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) 
 
 
 def token_ratio(policies: Sequence[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
-    """Return the cost of a decoded target token in draft tokens, with an interval across problems.
-
-    Both are None if unknown.
-    """
+    """Return the cost of a decoded target token in draft tokens, with an interval. Both are None if unknown."""
     samples = _samples(policies, {})
     usual = {role: _usual(samples[role, "decode"]) for role in ("draft", "target") if (role, "decode") in samples}
     if len(usual) < 2:

@@ -47,10 +47,7 @@ Key = tuple[str, int, str, float | str | None]  # the attempt that a row belongs
 
 
 class Rows(Iterable[dict[str, Any]]):
-    """The rows of a file.
-
-    Each iteration reads and validates the file. Raises DamagedRunError if a finished line is invalid.
-    """
+    """The rows of a file, read and validated by each iteration. Raises DamagedRunError if a finished line is invalid."""
 
     def __init__(self, path: Path | None = None, kind: str = BENCH) -> None:
         self._path, self._kind = path, kind

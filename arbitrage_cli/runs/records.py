@@ -179,28 +179,19 @@ def row(
 
 
 def seconds_of(row: Mapping[str, Any]) -> float:
-    """Return the seconds that an attempt adds to a run.
-
-    For concurrent attempts, this is the attempt's share of the total time.
-    """
+    """Return the seconds that an attempt adds to a run. Concurrent attempts share the time of their block."""
     return float(row["throughput"]["seconds"] if row["throughput"] else row["wall_seconds"])
 
 
 def attempt_error(finished: Finished) -> str | None:
-    """Return a one-line reason why an attempt has no result.
-
-    A solution that fills the context is a result, as for any other limit.
-    """
+    """Return in one line why an attempt has no result. A full context is a result, as is any other limit."""
     if finished.error is None or (isinstance(finished.error, ContextFullError) and finished.trace.decisions):
         return None
     return " ".join(str(finished.error).split())
 
 
 def problem_error(finished: Finished) -> tuple[str, str] | None:
-    """Return why a problem was not solved, and a hint.
-
-    Return None if it was solved or reached `max_steps` or `max_tokens`.
-    """
+    """Return why a problem failed, and a hint, or None. Reaching `max_steps` or `max_tokens` is not a failure."""
     if finished.error is not None:
         return str(finished.error), finished.error.hint
     if finished.trace.stop == "context":

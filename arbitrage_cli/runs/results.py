@@ -156,10 +156,7 @@ def paired_done(first: PolicyResults, second: PolicyResults) -> list[tuple[Resul
 
 
 def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -> Floats:
-    """Return the sums over each problem's samples, with shape (problems, width).
-
-    Resampling draws problems from these rows.
-    """
+    """Return the sums over each problem's samples, with shape (problems, width), from which problems are resampled."""
     sums: dict[str, Sequence[float]] = {}
     for problem, numbers in values:
         before = sums.get(problem)

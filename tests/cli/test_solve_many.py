@@ -116,6 +116,7 @@ def test_results_go_to_a_file_and_nothing_to_standard_output(here: Path) -> None
     again = solve_file(here, "-o", "out.jsonl", "--limit", "3", "--format", "text")
     assert (again.code, again.out.splitlines()) == (1, ["2", "", "349"])
     assert "nothing to do" in again.err
+    assert ["--format text" in one.err for one in (result, again)] == [True, False]
     assert (here / "out.jsonl").read_bytes() == before
 
 
