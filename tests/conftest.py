@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from made_up_tuning import keep_built_in
 from tiny_gguf import write_all
 
 
 def pytest_configure() -> None:
     """Have signals end what the tests start: a shell that starts them in the background, or nohup, has them ignored by children too."""
+    settings.register_profile("tests", deadline=None)  # a busy machine is slow
+    settings.load_profile("tests")
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     shutil.copytree(Path(__file__).parent / "support" / "settings", folder, dirs_exist_ok=True)

@@ -81,7 +81,7 @@ samplers = st.one_of(st.just(Sampler()), st.builds(Sampler, temperature=st.sampl
 policies = st.sampled_from(
     [("entropy", 1.5), ("entropy", 2.2), ("logprob", 1.0), ("logprob", 1.6), ("logprob-min", 1.0), ("random", 0.5)]
 )
-quick = settings(max_examples=12, deadline=None)
+quick = settings(max_examples=12)
 
 
 # --- the toy language

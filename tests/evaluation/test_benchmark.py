@@ -218,7 +218,7 @@ def golden() -> Mapping[tuple[Any, ...], Any]:
     return results(rows(hash_bench(WARM), ATTEMPTS))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.permutations(ATTEMPTS), st.integers(0, 20 * len(ATTEMPTS)))
 def test_result_depends_on_no_order_and_no_interruption(
     golden: Mapping[tuple[Any, ...], Any], order: list[Attempt], stop: int

@@ -54,7 +54,7 @@ def fuzz(strategy: st.SearchStrategy[Any], check: Check, *, corpus: Sequence[Any
     """Check the corpus, then examples, repeatedly until this target's time is up."""
     end = time.monotonic() + SECONDS / NUM_TARGETS
 
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
     @given(strategy)
     def one_round(example: Any) -> None:
         timed(check, example)

@@ -250,7 +250,7 @@ def test_any_text_survives_the_tokenizer(opened: Backend) -> None:
     """Except lone surrogates and the character that SentencePiece writes for a space."""
     characters = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(st.text(characters, max_size=20) | st.text("the .\n<|>", max_size=20) | st.sampled_from(AWKWARD))
     def check(text: str) -> None:
         ids = opened.tokenizer.tokenize(text, continues=True)

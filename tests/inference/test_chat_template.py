@@ -67,7 +67,7 @@ def test_empty_instructions(template: str | None, instructions: str) -> None:
     assert found.startswith(("<|im_start|>user\n1 + 1<", "<|user|>1 + 1<", "<u>1 + 1<", "Problem: 1 + 1\n"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=30) | st.lists(st.sampled_from([*CHATML_TOKENS, "<|", "im_", "|>", "slot"])).map("".join))
 def test_any_question_is_kept_whole(question: str) -> None:
     segments = ChatPrompt(CHATML, CHATML_TOKENS).segments(Problem("", question))
@@ -191,7 +191,7 @@ def test_a_system_prompt_of_a_problem() -> None:
     )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.sampled_from([*CHATML_TOKENS, "<m>", "a", "slot"]).map(lambda one: f"x{one}y"), min_size=3, max_size=3))
 def test_no_message_adds_a_control_token(texts: list[str]) -> None:
     template = CHATML + "{% if messages | length > 2 %}<m>{% endif %}"

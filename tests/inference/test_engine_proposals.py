@@ -73,7 +73,7 @@ MAKERS: dict[str, Callable[[int], Backend]] = {
 }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.sampled_from(sorted(MAKERS)),
     st.lists(st.tuples(st.integers(0, 40), TAILS), min_size=3, max_size=3),

@@ -78,7 +78,7 @@ def test_a_tiny_temperature_is_all_but_greedy(temperature: float) -> None:
     assert Sampler(temperature).choose(logits_of(0.2, 0.5, 0.3), "p", 0) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40),
     st.floats(0.01, 10),

@@ -212,7 +212,7 @@ places = st.builds(Place, st.integers(0, 60), st.integers(0, 200), st.sampled_fr
 costs = st.builds(unit_costs, st.floats(0.01, 10), st.floats(1, 20), st.floats(20, 50))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(costs, st.lists(st.tuples(places, st.booleans()), max_size=20), st.lists(places, min_size=1, max_size=150))
 def test_a_plan_is_one_that_can_be_done(known: UnitCosts, seen: list[tuple[Place, bool]], waiting: list[Place]) -> None:
     acceptance = Acceptance()

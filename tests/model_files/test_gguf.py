@@ -165,7 +165,7 @@ def test_damaged_files_say_what_is_wrong(data: bytes, says: str, tmp_path: Path)
     assert says in refusal_of(data, tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_changed_bytes_never_do_worse_than_an_error(small: Path, data: st.DataObject) -> None:
     changed = bytearray(small.read_bytes())

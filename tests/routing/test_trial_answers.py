@@ -133,7 +133,7 @@ def test_until_the_first_end_nothing_depends_on_trials() -> None:
         assert thoughts == [one.kept.text for one in other.decisions][: len(thoughts)]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.sampled_from([("draft", None), ("target", None), ("entropy", 1.5), ("random", 0.5)]), st.integers(2, 4))
 def test_the_laws_hold_with_trials(routing: tuple[str, float | None], concurrency: int) -> None:
     """Laws 1 and 4, also for models that go back to checkpoints."""

@@ -82,7 +82,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers()
 values = st.none() | st.booleans() | numbers | st.text(max_size=20)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(st.text(max_size=7), values | st.lists(values, max_size=3), max_size=5))
 def test_any_row_is_one_line_of_ascii(content: dict[str, Any]) -> None:
     line = encode(content)
@@ -342,7 +342,7 @@ def test_failed_sync_is_final(quick_path: Path, failing: Callable[..., None]) ->
     assert reopened(quick_path / "run") == rows
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["add", "tear", "reopen"]), max_size=12))
 def test_any_order_of_adding_tearing_and_reopening(quick_path: Path, acts: list[str]) -> None:
     path = quick_path / str(len(list(quick_path.iterdir())))
