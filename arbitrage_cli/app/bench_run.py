@@ -155,7 +155,7 @@ def measure(run: BenchRun, display: Display, pace: Pace) -> None:
             session.load({attempt.route.policy for attempt in run.todo.all})
         bench = _make_bench(run, grader, pace)
         for attempt in run.todo.all:
-            session.engines(attempt.route, attempt.sample)
+            session.writers(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
         executor = Executor(run.folder, display, _Progress(run, pace), session.check_files, pace.keeps)
         executor.run(run.todo, bench.run, bench.row, limits)
@@ -204,7 +204,7 @@ def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:
     scorers = {name: session.scorer(policy) for name, policy in policies.items()}
     raters = {name: session.rater(policy, rollouts) for name, policy in policies.items()}
     return Bench(
-        session.engines,
+        session.writers,
         grader.grade,
         resolved.limits,
         resolved.sampler.seed,

@@ -82,7 +82,7 @@ class Session:
             for note in self.resolved.notes:
                 self._display.note(note)
             self.writing = replace(self.writing, sampler=self.resolved.sampler)
-            self.engines = Writers(self.models, self.writing)
+            self.writers = Writers(self.models, self.writing)
             self._unit_costs.update(self._placement.unit_costs)
             self._file_states = {path: state_of(path) for source in files.values() for path in local_files(source)}
             on_failure.pop_all()
@@ -209,7 +209,7 @@ class Session:
 
     def scheduler(self, route: Route | None = None, rater: Rater | None = None) -> Scheduler:
         """Return a scheduler. If `route` is None, each job provides its own flow, and steps are rated by `rater`."""
-        writers = self.engines(route)
+        writers = self.writers(route)
         return Scheduler(
             writers,
             self.flow(route or self.setup.route),

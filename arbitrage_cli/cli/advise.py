@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from arbitrage_cli.app import options
 from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display, only_figures_on_stdout, permitted, say, write_json
+from arbitrage_cli.cli.output import command_display, say, write_json
+from arbitrage_cli.cli.permission import permitted
+from arbitrage_cli.cli.streams import only_figures_on_stdout
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.stats import rounding
 

@@ -17,7 +17,7 @@ from arbitrage_cli.cli.doctor import doctor
 from arbitrage_cli.cli.guide import guide
 from arbitrage_cli.cli.report import compare, report
 from arbitrage_cli.cli.serve import serve
-from arbitrage_cli.cli.settings import CallObject, Settings, origin_of, read_settings, unknown_variables
+from arbitrage_cli.cli.settings import ContextObject, Settings, origin_of, read_settings, unknown_variables
 from arbitrage_cli.cli.solve import solve
 from arbitrage_cli.cli.train import train
 from arbitrage_cli.display.text import is_drawable, one_line
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
             args=[RUN_CODE if argument == "--run-code" else argument for argument in arguments],
             prog_name="arbitrage",
             default_map=settings.defaults,
-            obj=CallObject(tuple(arguments), settings),
+            obj=ContextObject(tuple(arguments), settings),
             standalone_mode=False,
         )
     except typer.Abort:

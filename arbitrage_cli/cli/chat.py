@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.app import options
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display, show_cursor
+from arbitrage_cli.cli.output import command_display
+from arbitrage_cli.cli.streams import show_cursor
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.explanation import solution_lines
 from arbitrage_cli.display.text import safe, width_of, write

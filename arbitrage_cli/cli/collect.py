@@ -6,7 +6,8 @@ import shlex
 from arbitrage_cli.app import options
 from arbitrage_cli.app.protocol import offering_to_resume
 from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display, permitted, say
+from arbitrage_cli.cli.output import command_display, say
+from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.stats import rounding
 
 

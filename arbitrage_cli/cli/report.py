@@ -10,7 +10,8 @@ import typer
 
 from arbitrage_cli.app.options import ComparisonOptions, Debug, FigureOptions, Option, OutputOptions, RunCode
 from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display, figures_of, permitted, say, show_figures, write_json
+from arbitrage_cli.cli.output import command_display, figures_of, say, show_figures, write_json
+from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.display.text import width_of, wrapped, write
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.runs.folder import has_run, read_run_folder

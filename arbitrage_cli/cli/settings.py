@@ -38,7 +38,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class CallObject:
+class ContextObject:
     """The `context.obj` of every command. Contains the program's arguments and the settings."""
 
     arguments: tuple[str, ...]

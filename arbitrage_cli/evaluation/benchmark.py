@@ -32,7 +32,7 @@ ROUNDS = 4  # the number of problems in a block per slot
 
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
 """Grades a solution's text against `Item.gold`. Raises ProblemError if the grader fails."""
-EnginesFor = Callable[[Route, int], Mapping[ModelRole, Writer]]
+WritersFor = Callable[[Route, int], Mapping[ModelRole, Writer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Bench:
     the time spent on scores and in the program itself. Attempts for which `is_needed` is false are skipped.
     """
 
-    engines_for: EnginesFor
+    writers_for: WritersFor
     grade: GradeSolution
     limits: Limits
     seed: int
@@ -111,19 +111,19 @@ class Bench:
 
     def _solve_block(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
         route, sample = block[0].route, block[0].sample
-        scorer, engines = self.scorer_for(route.policy), self.engines_for(route, sample)
+        scorer, writers = self.scorer_for(route.policy), self.writers_for(route, sample)
         in_flight = {attempt.item.problem.id: _InFlight(attempt, self.timer) for attempt in block}
 
         def make_flow(trace: Trace) -> Flow:
             return in_flight[trace.problem.id].follow(route.flow(trace, self.seed + sample, scorer))
 
         scheduler = Scheduler(
-            engines,
+            writers,
             make_flow,
             self.limits,
             concurrency=self.concurrency,
             rater=self.rater_for(route.policy),
-            speculator=as_speculator(engines.get("draft")),
+            speculator=as_speculator(writers.get("draft")),
         )
         jobs = (Job(attempt.item.problem, make_flow, self.limits, self._deadline()) for attempt in block)
         with contextlib.closing(scheduler.run_jobs(jobs)) as events:

@@ -1,6 +1,6 @@
-"""Solves many problems at once by running their flows on the engines, and yields events.
+"""Solves many problems at once by running their flows on writers, and yields events.
 
-In each tick, every busy engine and the rater advance by one batch. Flows resume when their steps or rewards are ready.
+In each tick, every busy writer and the rater advance by one batch. Flows resume when their steps or rewards are ready.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ class RewardUpdate:
 
 
 class Solver(Protocol):
-    """An engine or a rater. `slot` is the index of a problem in flight."""
+    """A writer or a rater. `slot` is the index of a problem in flight."""
 
     @property
     def busy(self) -> bool: ...
@@ -76,7 +76,7 @@ class Rater(Solver, Protocol):
 
     @property
     def waits_for_many(self) -> bool:
-        """Whether rewards are computed only while no engine is busy, so that many requests are rated at once."""
+        """Whether rewards are computed only while no writer is busy, so that many requests are rated at once."""
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
 
@@ -110,14 +110,14 @@ class _InFlight:
 
 
 class Scheduler:
-    """Solves up to `concurrency` problems at once. Each problem occupies a slot in every engine.
+    """Solves up to `concurrency` problems at once. Each problem occupies a slot in every writer.
 
     A `rater` is required if flows request rewards. The `speculator` continues steps that have no matching proposal.
     """
 
     def __init__(
         self,
-        engines: Mapping[ModelRole, Writer],
+        writers: Mapping[ModelRole, Writer],
         make_flow: Callable[[Trace], Flow],
         limits: Limits,
         *,
@@ -125,7 +125,7 @@ class Scheduler:
         rater: Rater | None = None,
         speculator: Speculator | None = None,
     ) -> None:
-        self._engines = engines
+        self._writers = writers
         self._make_flow = make_flow
         self._limits = limits
         self._rater = rater
@@ -175,8 +175,8 @@ class Scheduler:
         self._in_flight[flight.slot] = flight
         yield Started(trace)
         try:
-            for engine in self._engines.values():
-                engine.open(flight.slot, trace.problem, job.deadline, job.sampler)
+            for writer in self._writers.values():
+                writer.open(flight.slot, trace.problem, job.deadline, job.sampler)
             if self._rater:
                 self._rater.open(flight.slot, trace.problem, job.deadline)
         except ProblemError as error:
@@ -186,11 +186,11 @@ class Scheduler:
 
     def _tick(self) -> Iterator[Event]:
         self._wait()
-        for role, engine in self._engines.items():
-            for update in engine.tick() if engine.busy else ():
+        for role, writer in self._writers.items():
+            for update in writer.tick() if writer.busy else ():
                 yield from self._take_update(role, update)
         rater = self._rater
-        computes = any(engine.busy and not engine.wait for engine in self._engines.values())
+        computes = any(writer.busy and not writer.wait for writer in self._writers.values())
         if rater and rater.busy and not (rater.waits_for_many and computes):
             yield from self._take_rewards(rater.tick())
 
@@ -243,7 +243,7 @@ class Scheduler:
                 flight.waits_for_rewards = True
                 return
             speculator = self._speculator if request.proposal or request.speculates else None
-            num_unread = self._engines[request.model].start(flight.slot, request, speculator)
+            num_unread = self._writers[request.model].start(flight.slot, request, speculator)
             flight.writes_trial = request.is_trial
         except ProblemError as error:
             yield self._finish(flight, error)
@@ -252,9 +252,9 @@ class Scheduler:
             yield Writing(flight.trace, request.model, num_unread)
 
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
-        target = self._engines.get("target") if self._concurrency == 1 else None  # otherwise problems share batches
+        target = self._writers.get("target") if self._concurrency == 1 else None  # otherwise problems share batches
         alone = target.seconds_alone(flight.slot, flight.trace) if target and error is None else None
-        writers = self._engines.values() if error is None else ()
+        writers = self._writers.values() if error is None else ()
         prompts = (writer.num_prompt_tokens(flight.slot) for writer in writers)
         num_prompt = next((number for number in prompts if number is not None), None)
         self._release(flight)
@@ -269,4 +269,4 @@ class Scheduler:
         self._free.append(flight.slot)
 
     def _solvers(self) -> list[Solver]:
-        return [*self._engines.values(), *([self._rater] if self._rater else [])]
+        return [*self._writers.values(), *([self._rater] if self._rater else [])]

@@ -31,19 +31,19 @@ def _prefix(trace: Trace) -> Prefix:
 class Rollout:
     """A `Rater` whose reward is the share of the target's continuations that reach the known answer, as in Math-Shepherd.
 
-    `engines` contains the target's engines: either one greedy engine or several sampling engines. A continuation depends
+    `writers` contains the target's writers: either one greedy writer or several sampling writers. A continuation depends
     only on its prefix, so one rollout determines the outcome of every prefix on its path.
     """
 
     waits_for_many = False
 
-    def __init__(self, engines: Sequence[Writer], is_right: Callable[[str, str], bool]) -> None:
-        self._engines = engines
+    def __init__(self, writers: Sequence[Writer], is_right: Callable[[str, str], bool]) -> None:
+        self._writers = writers
         self._is_right = is_right
-        self._outcomes: dict[tuple[int, int], dict[Prefix, bool]] = {}  # by slot and engine: whether the solution is right
-        self._paths: dict[tuple[int, int], tuple[Trace, list[Prefix]]] = {}  # by slot and engine: unfinished solutions
+        self._outcomes: dict[tuple[int, int], dict[Prefix, bool]] = {}  # by slot and writer: whether the solution is right
+        self._paths: dict[tuple[int, int], tuple[Trace, list[Prefix]]] = {}  # by slot and writer: unfinished solutions
         self._requests: dict[int, _Request] = {}  # by slot
-        self._steps: dict[int, dict[Prefix, Step]] = {}  # by slot and prefix: the first engine's next step
+        self._steps: dict[int, dict[Prefix, Step]] = {}  # by slot and prefix: the first writer's next step
 
     @property
     def busy(self) -> bool:
@@ -51,25 +51,25 @@ class Rollout:
 
     @property
     def wait(self) -> Callable[[], None] | None:
-        return None if any(engine.busy and not engine.wait for engine in self._engines) else self._engines[0].wait
+        return None if any(writer.busy and not writer.wait for writer in self._writers) else self._writers[0].wait
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
         self._steps[slot] = {}
-        for index, engine in enumerate(self._engines):
-            engine.open(slot, problem, deadline)
+        for index, writer in enumerate(self._writers):
+            writer.open(slot, problem, deadline)
             self._outcomes[slot, index] = {}
 
     def close(self, slot: int) -> None:
         self._requests.pop(slot, None)
         self._steps.pop(slot, None)
-        for index, engine in enumerate(self._engines):
-            engine.close(slot)
+        for index, writer in enumerate(self._writers):
+            writer.close(slot)
             self._outcomes.pop((slot, index), None)
             self._paths.pop((slot, index), None)
 
     def start(self, slot: int, request: RateSteps) -> None:
         self._requests[slot] = _Request(request, [_prefix(request.trace.followed_by(step)) for step in request.steps])
-        for index in range(len(self._engines)):
+        for index in range(len(self._writers)):
             self._begin(slot, index)
 
     def next_step(self, slot: int, trace: Trace) -> Step | None:
@@ -77,8 +77,8 @@ class Rollout:
 
     def tick(self) -> list[RewardUpdate]:
         failed: dict[int, ProblemError] = {}
-        for index, engine in enumerate(self._engines):
-            for update in engine.tick() if engine.busy else ():
+        for index, writer in enumerate(self._writers):
+            for update in writer.tick() if writer.busy else ():
                 try:
                     self._follow(update, index)
                 except ProblemError as error:
@@ -97,7 +97,7 @@ class Rollout:
             trace = request.trace.followed_by(step)
             if not trace.finished:
                 self._paths[slot, index] = trace, [prefix]
-                self._engines[index].start(slot, WriteStep("target", trace))
+                self._writers[index].start(slot, WriteStep("target", trace))
                 return
             outcomes[prefix] = self._is_right(trace.problem.id, trace.text)
 
@@ -114,57 +114,57 @@ class Rollout:
         prefixes.append(_prefix(trace))
         self._requests[slot].cost += update.step.cost
         if not trace.finished:
-            self._engines[index].start(slot, WriteStep("target", trace))
+            self._writers[index].start(slot, WriteStep("target", trace))
             return
         self._outcomes[slot, index] |= dict.fromkeys(prefixes, self._is_right(trace.problem.id, trace.text))
         del self._paths[slot, index]
         self._begin(slot, index)
 
     def _rewards(self, slot: int) -> RewardUpdate | None:
-        request, engines = self._requests[slot], range(len(self._engines))
-        outcomes = [[self._outcomes[slot, index].get(prefix) for index in engines] for prefix in request.prefixes]
+        request, indices = self._requests[slot], range(len(self._writers))
+        outcomes = [[self._outcomes[slot, index].get(prefix) for index in indices] for prefix in request.prefixes]
         if any(None in of_step for of_step in outcomes):
             return None
         return RewardUpdate(slot, tuple(sum(map(bool, of_step)) / len(of_step) for of_step in outcomes), request.cost)
 
 
 class Recalling:
-    """Wraps the target's engine and reuses the steps of a `Rollout`, whose first engine must use the same sampler."""
+    """Wraps the target's writer and reuses the steps of a `Rollout`, whose first writer must use the same sampler."""
 
-    def __init__(self, engine: Writer, rollout: Rollout) -> None:
-        self._engine = engine
+    def __init__(self, writer: Writer, rollout: Rollout) -> None:
+        self._writer = writer
         self._rollout = rollout
         self._recalled: dict[int, Step] = {}
 
     @property
     def busy(self) -> bool:
-        return bool(self._recalled) or self._engine.busy
+        return bool(self._recalled) or self._writer.busy
 
     @property
     def wait(self) -> Callable[[], None] | None:
-        return None if self._recalled else self._engine.wait
+        return None if self._recalled else self._writer.wait
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
-        self._engine.open(slot, problem, deadline, sampler)
+        self._writer.open(slot, problem, deadline, sampler)
 
     def close(self, slot: int) -> None:
         self._recalled.pop(slot, None)
-        self._engine.close(slot)
+        self._writer.close(slot)
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
         step = self._rollout.next_step(slot, request.trace)
         if step is None:
-            return self._engine.start(slot, request, speculator)
+            return self._writer.start(slot, request, speculator)
         self._recalled[slot] = replace(step, cost=Cost())
         return 0
 
     def tick(self) -> list[SlotUpdate]:
         updates = [SlotUpdate(slot, step.text, step=step) for slot, step in self._recalled.items()]
         self._recalled.clear()
-        return updates + (list(self._engine.tick()) if self._engine.busy else [])
+        return updates + (list(self._writer.tick()) if self._writer.busy else [])
 
     def num_prompt_tokens(self, slot: int) -> int | None:
-        return self._engine.num_prompt_tokens(slot)
+        return self._writer.num_prompt_tokens(slot)
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
-        return self._engine.seconds_alone(slot, trace)
+        return self._writer.seconds_alone(slot, trace)

@@ -246,7 +246,7 @@ def main() -> None:
             scorer_for=lambda policy: router.scorer() if router and policy.needs_router else None,
         )
         for column in columns:
-            bench.engines_for(column, 0)
+            bench.writers_for(column, 0)
         files = {role: Path(find_files(name, offline=True)[0]) for role, name in sources.items()}
         running = servers(files, instructions, arguments)
         for server in running.values():
