@@ -404,7 +404,6 @@ def test_labels_are_taus_or_names_and_overlap_nothing() -> None:
         number = mark.title.partition("@")[2].partition(":")[0]
         assert mark.label is None or mark.label.text == (number or mark.policy)
     assert sum(mark.label is not None for mark in chart.marks) >= len(chart.marks) - 1
-    assert not any(style == "front" for style, _, _ in chart.lines)
 
 
 @pytest.mark.slow
