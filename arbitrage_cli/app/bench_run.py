@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from arbitrage_cli.app.costs import forget_contradicted_costs, measure_missing_costs
-from arbitrage_cli.app.executor import Executor, Remaining, begin, how_to_resume, remaining
+from arbitrage_cli.app.executor import Executor, Remaining, how_to_resume, prepare, remaining
 from arbitrage_cli.app.manifest import Run, add_loaded
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display, RunProgress, offering_to_resume
@@ -92,10 +92,10 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     if router and (known := sum(router.card.known(item.problem.question for item in items))):
         which = f"{known} of these {len(items)} problems"
         warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
-    left_and_run = begin(
+    todo_and_manifest = prepare(
         session, selected, folder, attempts, routes, samples=samples, warnings=warnings, concurrency=concurrency
     )
-    return BenchRun(session, f"bench {selected.title}", attempts, folder, *left_and_run)
+    return BenchRun(session, f"bench {selected.title}", attempts, folder, *todo_and_manifest)
 
 
 @dataclass(frozen=True, slots=True)

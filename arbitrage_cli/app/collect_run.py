@@ -7,7 +7,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from arbitrage_cli.app.executor import Executor, Happening, Remaining, begin, how_to_resume
+from arbitrage_cli.app.executor import Executor, Remaining, how_to_resume, prepare
 from arbitrage_cli.app.manifest import add_loaded
 from arbitrage_cli.app.options import CollectOptions
 from arbitrage_cli.app.protocol import Display, RunProgress
@@ -15,7 +15,7 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.errors import InterruptedRunError, OutputError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended, Standing
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended, RunEvent, Standing
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import Recalling, Rollout
@@ -48,7 +48,7 @@ class Collection:
         self._in_flight: dict[str, tuple[Attempt, Trace]] = {}
         session.resume(folder.run if folder.rows else None)
         reward = self._reward_facts()
-        self._todo, self._manifest = begin(
+        self._todo, self._manifest = prepare(
             session, selected, folder, self._attempts, self._setup.routes, kind=COLLECT, reward=reward
         )
         self._held = {row["id"]: len(row["states"]) for row in latest(folder.rows)}
@@ -113,7 +113,7 @@ class Collection:
                         error = None if trace.finished else InterruptedRunError("interrupted")
                         executor.keep(attempt, self._row(attempt, Finished(trace, error)))
 
-    def _solve(self, scheduler: Scheduler, grader: Grader, attempts: Sequence[Attempt]) -> Generator[Happening, None, None]:
+    def _solve(self, scheduler: Scheduler, grader: Grader, attempts: Sequence[Attempt]) -> Generator[RunEvent, None, None]:
         """Collect the training states of these problems. If a problem has no known answer, the target solves it first."""
         by_id = {attempt.item.problem.id: attempt for attempt in attempts}
         jobs = deque(self._job(attempt.item.problem) for attempt in attempts)
@@ -130,7 +130,7 @@ class Collection:
                 else:
                     yield from self._reported(attempt, event)
 
-    def _reported(self, attempt: Attempt, event: Event) -> Iterator[Happening]:
+    def _reported(self, attempt: Attempt, event: Event) -> Iterator[RunEvent]:
         name = attempt.item.problem.id
         if isinstance(event, Started):
             has_begun = name in self._in_flight

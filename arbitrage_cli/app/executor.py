@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from arbitrage_cli.app.manifest import Run, problem_facts, resume, with_fingerprint, with_grown
-from arbitrage_cli.app.options import resuming
+from arbitrage_cli.app.options import resume_command
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended
+from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended, RunEvent
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import Key, Row, RunFolder
 from arbitrage_cli.runs.started import MAX_CRASHES, StartedMarks
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.types import Event, Finished, Limits, Problem, Started, Trace
+from arbitrage_cli.types import Finished, Limits, Problem, Started, Trace
 
 T = TypeVar("T")
-Happening = Began | Event | Ended
 
 
 class Progress(Protocol):
@@ -71,7 +70,7 @@ def remaining(attempts: Sequence[Attempt], statuses: Mapping[Key, str], crashes:
     )
 
 
-def begin(
+def prepare(
     session: Session,
     selected: Selection,
     folder: RunFolder,
@@ -115,19 +114,19 @@ class Executor:
     """Runs attempts, storing and displaying each row as soon as its attempt finishes.
 
     `check_files` is called before a row is stored, and raises an error if a model file has changed. Only rows for which
-    `kept` returns True are stored.
+    `is_kept` returns True are stored.
     """
 
     store: RunFolder
     display: Display
     progress: Progress
     check_files: Callable[[], None]
-    kept: Callable[[Row], bool] = lambda row: True
+    is_kept: Callable[[Row], bool] = lambda row: True
 
     def run(
         self,
         todo: Remaining,
-        solve: Callable[[Sequence[Attempt]], Generator[Happening, None, None]],
+        solve: Callable[[Sequence[Attempt]], Generator[RunEvent, None, None]],
         row_of: Callable[[Attempt, Finished], Row],
         limits: Limits,
     ) -> None:
@@ -136,31 +135,31 @@ class Executor:
         for attempt in todo.given_up:
             self.keep(attempt, row_of(attempt, give_up(attempt.item.problem, limits, self.store.started)))
         for batch in todo.batches:
-            with contextlib.closing(marked(self.store.started, solve(batch))) as happenings:
-                for happening in happenings:
-                    self._follow(happening)
+            with contextlib.closing(marked(self.store.started, solve(batch))) as events:
+                for event in events:
+                    self._follow(event)
 
     def keep(self, attempt: Attempt, row: Row) -> None:
         self.check_files()
         with noted_signals():  # a row is both stored and counted, or neither
-            if self.kept(row):
+            if self.is_kept(row):
                 self.store.append(row)
         self.progress.add(attempt, row)
         self.display.handle(_ended(attempt, row, self.progress.now()))
 
-    def _follow(self, happening: Happening) -> None:
-        if isinstance(happening, Began):
-            attempt = happening.attempt
+    def _follow(self, event: RunEvent) -> None:
+        if isinstance(event, Began):
+            attempt = event.attempt
             self.display.handle(AttemptStarted(attempt.item.problem.id, attempt.route.label))
-        elif isinstance(happening, Ended):
-            self.keep(happening.attempt, happening.row)
+        elif isinstance(event, Ended):
+            self.keep(event.attempt, event.row)
         else:
-            self.display.handle(happening)
+            self.display.handle(event)
 
 
 def how_to_resume(num_safe: int, planned: int, what: str, path: Path, setup: Setup) -> str:
     """Return a note that counts the stored results and shows how to resume the run. Return "" if nothing is stored yet."""
-    command = resuming(setup.options.command)
+    command = resume_command(setup.options.command)
     return f"{num_safe} of {planned} {what} are saved in {path}; to resume: {command}" if num_safe else ""
 
 

@@ -35,7 +35,7 @@ def given_options(explicit: Collection[str], *groups: Any) -> list[str]:
     return parts
 
 
-def resuming(command: Sequence[str]) -> str:
+def resume_command(command: Sequence[str]) -> str:
     return shlex.join(part for part in command if part != "--fresh")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from arbitrage_cli.app.costs import measure_missing_costs
 from arbitrage_cli.app.executor import give_up, marked
 from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_fingerprint
-from arbitrage_cli.app.options import InputOptions, resuming
+from arbitrage_cli.app.options import InputOptions, resume_command
 from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.session import Session
@@ -144,7 +144,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         """Return a note on how to resume, or "" if nothing can be resumed or standard output is closed."""
         if self._folder:
             done = rounding.count(len(self._folder.statuses), "result")
-            return f"{done} saved in {self._path}; to resume: {resuming(setup.options.command)}"
+            return f"{done} saved in {self._path}; to resume: {resume_command(setup.options.command)}"
         if problems.is_single or problems.is_typed or not self.num_done or isinstance(error, OutputError):
             return ""
         done = rounding.count(self.num_done, "result")

@@ -185,7 +185,7 @@ class SolveView:
             return [headline]
         figures = tally(event.trace.decisions, event.reward_cost)
         bill = wording.price(self._run.bill(event))
-        facts = (f"{figures.seconds:.2f} s", wording.thinking(event.trace), wording.tally(figures), bill)
+        facts = (f"{figures.seconds:.2f} s", wording.thinking(event.trace), wording.summary(figures), bill)
         fact = Text("; ".join(filter(None, facts)), "dim")
         has_answer = not failure and self._run.answer(event.trace) and not wording.ending(event)
         return [fact] if has_answer and self._run.answers_follow and not self._is_shared else [headline, fact]
@@ -201,9 +201,9 @@ class SolveView:
 
     def _footer(self, trace: Trace, seconds: float) -> str:
         if self._run.num_problems == 1:
-            facts = (f"{seconds:.0f} s", wording.thinking(trace), wording.tally(tally(trace.decisions)))
+            facts = (f"{seconds:.0f} s", wording.thinking(trace), wording.summary(tally(trace.decisions)))
             return "; ".join(filter(None, facts))
-        return f"{wording.progress(self._totals, self._run, seconds)}; {wording.tally(self._totals.figures)}"
+        return f"{wording.progress(self._totals, self._run, seconds)}; {wording.summary(self._totals.figures)}"
 
     def _shared_lines(self, columns: int, rows: int, seconds: float) -> list[Text]:
         if not self._solutions:
@@ -215,7 +215,7 @@ class SolveView:
         some = f", {shown} of them shown" if len(by_row) > shown else ""
         head = f"{rounding.count(len(by_row), 'problem')} at once{some}"
         finished = Text(f"{head}; {wording.progress(self._totals, self._run, seconds)}", "bold")
-        return [finished, *lines, Text(wording.tally(self._totals.figures), "dim")]
+        return [finished, *lines, Text(wording.summary(self._totals.figures), "dim")]
 
 
 def _writing_lines(solution: _Solution, footer: str, columns: int, rows: int, now: float) -> list[Text]:

@@ -127,7 +127,7 @@ class PlainDisplay:
             f"answer {wording.in_one_line(found)}" if found else "no answer found",
             wording.ending(finished),
             wording.thinking(finished.trace),
-            wording.tally(figures),
+            wording.summary(figures),
             f"{figures.seconds:.2f} s",
             wording.price(run.bill(finished)),
         ]

@@ -105,9 +105,11 @@ def _room(headings: Sequence[str], cells: Sequence[Sequence[str]], width: int) -
 
 def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:
     for policy in policies:
-        counts = [f"{policy[name]} {name}" for name in ("unscored", "errors") if policy[name]]
-        if counts:
-            yield f"{policy['label']}: {', '.join(counts)} of {rounding.count(policy['n'], 'attempt')}"
+        unscored = f"{policy['unscored']} unscored" if policy["unscored"] else ""
+        errors = rounding.count(policy["errors"], "error") if policy["errors"] else ""
+        if unscored or errors:
+            counts = ", ".join(filter(None, (unscored, errors)))
+            yield f"{policy['label']}: {counts} in {rounding.count(policy['n'], 'attempt')}"
 
 
 def _paragraphs(texts: Iterable[str], width: int, style: str = "") -> Iterator[Line]:

@@ -13,8 +13,7 @@ from arbitrage_cli.model_files.checksums import FileProgress, read_note, write_n
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.thoughts import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, problem_error, tau_words, to_json
-from arbitrage_cli.runs.summary import Tally
-from arbitrage_cli.runs.summary import tally as tally_of
+from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
 
@@ -73,20 +72,20 @@ class Totals:
 
     def add(self, event: Event) -> None:
         if isinstance(event, Decided):
-            self.figures += tally_of([event.decision])
+            self.figures += tally([event.decision])
         elif isinstance(event, Finished):
             self.figures += Tally(reward_cost=event.reward_cost)
             self.finished += 1
             self.failed += problem_error(event) is not None
             if event.target_alone_seconds is not None:
                 self.tokens += event.trace.num_tokens
-                self.seconds += tally_of(event.trace.decisions, event.reward_cost).seconds
+                self.seconds += tally(event.trace.decisions, event.reward_cost).seconds
                 self.alone += event.target_alone_seconds
 
     @property
     def text(self) -> str:
         counts = rounding.count(self.finished, "problem") + (f", {self.failed} failed" if self.failed else "")
-        return "; ".join([counts, tally(self.figures), f"{self.figures.seconds:.2f} s"])
+        return "; ".join([counts, summary(self.figures), f"{self.figures.seconds:.2f} s"])
 
     def slowness(self, run: RunInfo) -> str:
         """Return a note the first time that the policy is slower than the target alone, and "" otherwise."""
@@ -144,7 +143,7 @@ def request(ended: RequestEnded) -> str:
     """Return a line about a request, such as `chatcmpl-1f..., arbitrage@fast: accepted 4/5 steps (80%); ...; 3.21 s`."""
     trace, error = ended.finished.trace, ended.finished.error
     end = "cancelled" if ended.is_cancelled else str(error) if error else ""
-    work, seconds = tally(tally_of(trace.decisions)), f"{ended.seconds:.2f} s"
+    work, seconds = summary(tally(trace.decisions)), f"{ended.seconds:.2f} s"
     facts = [f"{trace.problem.id}, {ended.model}: {work}", end, seconds, price(ended.bill)]
     return one_line("; ".join(filter(None, facts)))
 
@@ -152,7 +151,7 @@ def request(ended: RequestEnded) -> str:
 def compared(routed: Finished, alone: Finished, answer: Callable[[Finished], str]) -> str:
     texts = [answer(finished) for finished in (routed, alone)]
     verdict = f"same answer: {texts[0]}" if texts[0] == texts[1] else f"{texts[0]}; the target alone: {texts[1]}"
-    seconds = [tally_of(finished.trace.decisions).seconds for finished in (routed, alone)]
+    seconds = [tally(finished.trace.decisions).seconds for finished in (routed, alone)]
     return one_line(f"{verdict} ({seconds[0]:.2f} s, the target alone {seconds[1]:.2f} s)")
 
 
@@ -203,7 +202,7 @@ def thinking(trace: Trace) -> str:
     return f"{rounding.count(tokens, 'thinking token')}{ends.get(last.kept.stop, '')}, {answer}"
 
 
-def tally(figures: Tally) -> str:
+def summary(figures: Tally) -> str:
     steps, tokens = rounding.count(figures.target_steps, "step"), []
     if figures.drafted_steps:
         steps = f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"

@@ -51,17 +51,20 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """An attempt has begun."""
+    """The beginning of an attempt."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Reports that an attempt has ended, with the attempt's row."""
+    """The end of an attempt, and its row."""
 
     attempt: Attempt
     row: Row
+
+
+RunEvent = Began | Event | Ended
 
 
 def plan(items: Sequence[Item], routes: Sequence[Route], samples: int, concurrency: int = 1) -> list[Attempt]:
@@ -82,7 +85,7 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Bench:
     """Runs attempts, up to `concurrency` at a time.
 
@@ -103,13 +106,13 @@ class Bench:
     timer: Callable[[], float] = time.perf_counter
     is_needed: Callable[[Attempt], bool] = lambda attempt: True
 
-    def run(self, attempts: Iterable[Attempt]) -> Generator[Began | Event | Ended, None, None]:
+    def run(self, attempts: Iterable[Attempt]) -> Generator[RunEvent, None, None]:
         """Run the attempts. A ProblemError is recorded in the attempt's row; other errors end the run."""
         for _, together in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.route)):
             if needed := [attempt for attempt in together if self.is_needed(attempt)]:
                 yield from self._solve_block(needed)
 
-    def _solve_block(self, block: Sequence[Attempt]) -> Iterator[Began | Event | Ended]:
+    def _solve_block(self, block: Sequence[Attempt]) -> Iterator[RunEvent]:
         route, sample = block[0].route, block[0].sample
         scorer, writers = self.scorer_for(route.policy), self.writers_for(route, sample)
         in_flight = {attempt.item.problem.id: _InFlight(attempt, self.timer) for attempt in block}
@@ -135,7 +138,7 @@ class Bench:
         seconds = self.seconds_for()
         return Deadline(self.clock() + seconds, seconds, self.clock) if seconds is not None else None
 
-    def _follow(self, events: Iterator[Event], in_flight: dict[str, "_InFlight"]) -> Iterator[Began | Event | Ended]:
+    def _follow(self, events: Iterator[Event], in_flight: dict[str, "_InFlight"]) -> Iterator[RunEvent]:
         size, last_end = len(in_flight), 0.0  # seconds since the block began
         for event, now, timed in self._timed(events):
             current = in_flight[event.trace.problem.id]

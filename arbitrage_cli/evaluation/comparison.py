@@ -109,7 +109,7 @@ def _ids(pairs: Sequence[tuple[Result, Result]], verdicts: tuple[bool, bool]) ->
 
 def _seconds(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     table = sums_by_problem(
-        ((before.key[0], [before.computed_seconds or 0.0, after.computed_seconds or 0.0]) for before, after in pairs), 2
+        ((before.key[0], [before.computed_seconds, after.computed_seconds]) for before, after in pairs), 2
     )
     first, second = (math.fsum(column) for column in table.T)
     return {

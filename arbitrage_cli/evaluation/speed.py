@@ -8,6 +8,7 @@ of the problems in a block depend on each other. The time of a block includes in
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,10 @@ Paired = Sequence[tuple[Result, Result]]  # the policy's and the target's result
 Block = Sequence[Result]  # a policy's results in one block, including superseded errors
 
 
-def _wall_seconds(result: Result) -> float:
-    return result.seconds or 0.0
-
-
-def _computed_seconds(result: Result) -> float:
-    return result.computed_seconds or 0.0
-
-
 def latency(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
     """Return the mean seconds and the speed-up. Both are computed from the counted work, and also measured by the clock."""
     pairs, found = paired_done(policy, target) if target else [], dict[str, Any]()
-    for prefix, seconds in (("", _computed_seconds), ("measured_", _wall_seconds)):
+    for prefix, seconds in (("", attrgetter("computed_seconds")), ("measured_", attrgetter("seconds"))):
         ratio, interval = speedup(pairs, seconds)
         mean = Ratio(math.fsum(map(seconds, policy.done)), len(policy.done))
         found |= {f"{prefix}seconds_mean": mean, f"{prefix}speedup": ratio, f"{prefix}speedup_interval": interval}
@@ -59,7 +52,7 @@ def time_parts(policy: PolicyResults) -> dict[str, float]:
     }
     parts["router"] = math.fsum(result.router_seconds for result in policy.done)
     parts["reward"] = total.reward_cost.seconds
-    wall = math.fsum(result.share.seconds if result.share else _wall_seconds(result) for result in policy.done)
+    wall = math.fsum(result.share.seconds if result.share else result.seconds or 0.0 for result in policy.done)
     return {"wall": wall, **parts, "rest": wall - math.fsum(parts.values())}
 
 

@@ -48,7 +48,7 @@ class Result:
     text: int
     answer: str | None
     share: BlockShare | None = None
-    computed_seconds: float | None = None
+    computed_seconds: float = 0.0
 
     @property
     def is_correct(self) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -171,8 +172,7 @@ def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
     def failing(text: str, gold: Mapping[str, Any]) -> Grade:
         raise ProblemError("the answer cannot be graded: math-verify was killed (signal 9)")
 
-    bench = scripted_bench()
-    bench.grade = failing
+    bench = replace(scripted_bench(), grade=failing)
     attempts = plan([item(0, "37 * 12 - 95", "349")], (TARGET,), 1)
     (row,) = rows(bench, attempts)
     assert (row["status"], row["grade"]) == ("error", None)
@@ -289,8 +289,7 @@ def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
         clock.now += 1000.0
         return grade(text, gold)
 
-    bench = scripted_bench(clock=clock)
-    bench.grade = slow_grade
+    bench = replace(scripted_bench(clock=clock), grade=slow_grade)
     seen: list[object] = []
     for happening in bench.run([Attempt(item(0, "1 + 3"), 0, TARGET)]):
         clock.now += 100.0  # looking takes time
