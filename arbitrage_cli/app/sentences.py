@@ -32,7 +32,7 @@ def confidence(probability: float) -> tuple[str, str]:
     return "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"
 
 
-def costs_sentence(ratio: float, interval: rounding.Interval = None) -> str:
+def costs_sentence(ratio: float, interval: rounding.Bounds = None) -> str:
     bounds = rounding.number_range(interval)
     return f"a target token costs {rounding.number(ratio)} draft tokens{bounds and f' {bounds}'}"
 

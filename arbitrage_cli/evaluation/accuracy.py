@@ -8,7 +8,7 @@ import numpy as np
 
 from arbitrage_cli.runs.records import LIMITS
 from arbitrage_cli.runs.results import PolicyResults, Result, paired, sums_by_problem
-from arbitrage_cli.stats.intervals import Floats, Interval, Ratio, bootstrap, paired_difference, ratio_of_sums, wilson
+from arbitrage_cli.stats.intervals import Interval, Numbers, Ratio, bootstrap, paired_difference, ratio_of_sums, wilson
 
 COMPARED = (
     *("accuracy_difference", "accuracy_difference_interval"),
@@ -92,5 +92,5 @@ def _interval(results: Collection[Result], samples: int) -> Interval | None:
     return wilson(num_correct / len(results) * len(sums), len(sums))
 
 
-def _varies(sums: Floats) -> bool:
+def _varies(sums: Numbers) -> bool:
     return len(np.unique(ratio_of_sums(sums))) > 1

@@ -12,6 +12,7 @@ from arbitrage_cli.errors import TimedOutError
 
 Floats = npt.NDArray[np.float32]
 State = npt.NDArray[np.uint8]  # of a model's recurrent layers, for one sequence
+Clock = Callable[[], float]  # in seconds
 
 MAX_DECODE = 512  # tokens per batch, for every backend
 MAX_SEQUENCES = 256  # per model; llama.cpp's maximum
@@ -32,7 +33,7 @@ class ModelCard:
     kv_cache: str = ""
 
 
-def clock_for(card: ModelCard) -> Callable[[], float]:
+def clock_for(card: ModelCard) -> Clock:
     """Return the clock for a model's work.
 
     A model that runs in a single CPU thread is timed by the CPU time of this thread, which other programs do not affect.
@@ -65,7 +66,7 @@ class Deadline:
 
     at: float
     seconds: float
-    clock: Callable[[], float] = time.perf_counter
+    clock: Clock = time.perf_counter
 
     @property
     def has_passed(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from arbitrage_cli.arbitrage import EarlyStop
-from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.inference.backend import Clock, Floats
 from arbitrage_cli.inference.kv_cache import Cache, CachedProblem
 from arbitrage_cli.inference.proposals import History, Place, Proposal
 from arbitrage_cli.inference.sampling import Sampler
@@ -17,8 +17,6 @@ from arbitrage_cli.inference.speculation import Acceptance, Speculator
 from arbitrage_cli.inference.step_text import MAX_CHARACTER_BYTES, StepText, step_end, text_end
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Phase, StepStop, Trace
-
-Clock = Callable[[], float]
 
 log = logging.getLogger("arbitrage.engine")
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard
-from arbitrage_cli.inference.decoding import Clock, Decoder, OpenProblem, StepInProgress
+from arbitrage_cli.inference.backend import Clock, Deadline, Floats, ModelCard
+from arbitrage_cli.inference.decoding import Decoder, OpenProblem, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.proposals import History, Proposal
 from arbitrage_cli.inference.sampling import Sampler

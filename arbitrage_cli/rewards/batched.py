@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 
@@ -11,15 +11,13 @@ import numpy.typing as npt
 
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, earliest
+from arbitrage_cli.inference.backend import Backend, Clock, Deadline, Floats, earliest
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.scheduler import RewardUpdate
 from arbitrage_cli.rewards.questions import Question
 from arbitrage_cli.types import Cost, Limits, Problem, Step, Trace
-
-Clock = Callable[[], float]
 
 ENOUGH_ANSWERS = 8  # answers before their mean probability is checked
 NOT_A_PRM = 0.001  # mean probability of the answers about `TEST_STEPS` below which a model is no process reward model

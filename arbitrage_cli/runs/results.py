@@ -16,7 +16,7 @@ from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.records import label
 from arbitrage_cli.runs.summary import NO_COST, BlockShare, Tally, tally, total
-from arbitrage_cli.stats.intervals import Floats
+from arbitrage_cli.stats.intervals import Numbers
 from arbitrage_cli.types import Cost, Decision, ModelRole, Step, Trial
 
 COST_FIELDS = tuple(field.name for field in fields(Cost))
@@ -155,7 +155,7 @@ def paired_done(first: PolicyResults, second: PolicyResults) -> list[tuple[Resul
     return [(result, other) for result, other in paired(first, second) if result.is_done and other.is_done]
 
 
-def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -> Floats:
+def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -> Numbers:
     """Return the sums over each problem's samples, with shape (problems, width), from which problems are resampled."""
     sums: dict[str, Sequence[float]] = {}
     for problem, numbers in values:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Interval = tuple[float, float]
-Floats = NDArray[np.float64]
+Numbers = NDArray[np.float64]
 
 Z = 1.959963984540054  # the 97.5% quantile of the normal distribution
 RESAMPLES = 2000
@@ -86,7 +86,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return min(1.0, 2 * tail / int(2**discordant))
 
 
-def resampled_sums(columns: Floats) -> Floats:
+def resampled_sums(columns: Numbers) -> Numbers:
     """Resample the rows of `columns`, an array of shape (n, k). Return the column sums, with shape (RESAMPLES, k)."""
     drawn = _times_drawn(len(columns))
     batch = max(1, MAX_DRAWS // max(1, len(columns)))
@@ -109,7 +109,7 @@ def _times_drawn(count: int) -> NDArray[np.uint8]:
     return times
 
 
-def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats]) -> Interval | None:
+def bootstrap(columns: Numbers, statistic: Callable[[Numbers], Numbers]) -> Interval | None:
     """Return the percentile interval of a statistic. The statistic is computed from the column sums of each resample.
 
     Return None if there are fewer than two rows, or if a resample has a denominator of 0.
@@ -124,6 +124,6 @@ def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats]) -> Interva
     return float(low), float(high)
 
 
-def ratio_of_sums(sums: Floats) -> Floats:
-    ratios: Floats = sums[:, 0] / sums[:, 1]
+def ratio_of_sums(sums: Numbers) -> Numbers:
+    ratios: Numbers = sums[:, 0] / sums[:, 1]
     return ratios

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.stats.intervals import Floats
+from arbitrage_cli.stats.intervals import Numbers
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # escalation rates over which the selection score averages recall
 
@@ -39,25 +39,25 @@ class Figure:
 class Truth:
     """The advantage of each state, and the index of the state's problem. Only `selection_score` uses `weight`."""
 
-    advantage: Floats
+    advantage: Numbers
     is_better: NDArray[np.bool_]
     problem: NDArray[np.int64]
-    weight: Floats | None = None
+    weight: Numbers | None = None
 
 
-def measure(score: Floats, truth: Truth, *, is_probability: bool = False) -> dict[str, Figure]:
+def measure(score: Numbers, truth: Truth, *, is_probability: bool = False) -> dict[str, Figure]:
     """Return all `MEASURES` of a score. The measures have no intervals if there is only one problem."""
     measured = [_measure(score, truth, weights, is_probability) for weights in resampled_weights(truth.problem, RESAMPLES)]
     values = np.concatenate(measured if len(np.unique(truth.problem)) > 1 else measured[:1])
     return {name: _figure(values[:, index]) for index, name in enumerate(MEASURES)}
 
 
-def selection_score(score: Floats, truth: Truth) -> float:
+def selection_score(score: Numbers, truth: Truth) -> float:
     """Return the mean of two measures: the AUC and the mean recall at RATES. Return NaN unless both classes occur."""
     return float(_selection_scores(score, truth, np.ones((1, len(score))))[0])
 
 
-def selection_score_gaps(better: Floats, worse: Floats, truth: Truth) -> Floats:
+def selection_score_gaps(better: Numbers, worse: Numbers, truth: Truth) -> Numbers:
     """Return the first selection score minus the second for each resample, with shape (RESAMPLES,)."""
     gaps = [
         _selection_scores(better, truth, weights) - _selection_scores(worse, truth, weights)
@@ -66,13 +66,13 @@ def selection_score_gaps(better: Floats, worse: Floats, truth: Truth) -> Floats:
     return np.concatenate(gaps)[1:]
 
 
-def selection_lead(better: Floats, worse: Floats, truth: Truth) -> Figure:
+def selection_lead(better: Numbers, worse: Numbers, truth: Truth) -> Figure:
     lead = selection_score(better, truth) - selection_score(worse, truth)
     gaps = selection_score_gaps(better, worse, truth) if len(np.unique(truth.problem)) > 1 else ()
     return _figure(np.array([lead, *gaps]))
 
 
-def resampled_weights(problem: NDArray[np.int64], resamples: int) -> Iterator[Floats]:
+def resampled_weights(problem: NDArray[np.int64], resamples: int) -> Iterator[Numbers]:
     """Yield batches of weights, given each row's problem: first all ones, then how often each row's problem was drawn."""
     _, index = np.unique(problem, return_inverse=True)
     count = int(index.max()) + 1
@@ -84,7 +84,7 @@ def resampled_weights(problem: NDArray[np.int64], resamples: int) -> Iterator[Fl
         yield generator.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)[:, index]
 
 
-def _figure(values: Floats) -> Figure:
+def _figure(values: Numbers) -> Figure:
     if not np.isfinite(values[0]):
         return Figure(None)
     others = values[1:][np.isfinite(values[1:])]
@@ -100,22 +100,22 @@ class _Ranking:
     Ties form one group.
     """
 
-    def __init__(self, score: Floats, weights: Floats) -> None:
+    def __init__(self, score: Numbers, weights: Numbers) -> None:
         self._order = np.argsort(-score, kind="stable")
         falling = score[self._order]
         self._starts = np.flatnonzero(np.append(True, falling[1:] != falling[:-1]))
         self._weights = weights[:, self._order]
         self.total = self.sums(np.ones(len(score)))
 
-    def sums(self, values: Floats) -> Floats:
+    def sums(self, values: Numbers) -> Numbers:
         grouped = np.add.reduceat(self._weights * values[self._order], self._starts, axis=1)
         return np.concatenate([np.zeros((len(grouped), 1)), grouped.cumsum(axis=1)], axis=1)
 
-    def at_rates(self, sums: Floats) -> Floats:
+    def at_rates(self, sums: Numbers) -> Numbers:
         pairs = zip(self.total, sums, strict=True)
         return np.array([np.interp(np.multiply(RATES, total[-1]), total, running) for total, running in pairs])
 
-    def ranks(self) -> Floats:
+    def ranks(self) -> Numbers:
         """Return the ranks of the states in each resample, starting with the highest score.
 
         Tied states share their mean rank.
@@ -127,7 +127,7 @@ class _Ranking:
         return ranks
 
 
-def _measure(score: Floats, truth: Truth, weights: Floats, is_probability: bool) -> Floats:
+def _measure(score: Numbers, truth: Truth, weights: Numbers, is_probability: bool) -> Numbers:
     ranking, oracle = _Ranking(score, weights), _Ranking(truth.advantage, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         columns = [
@@ -138,41 +138,43 @@ def _measure(score: Floats, truth: Truth, weights: Floats, is_probability: bool)
     return np.stack(columns, axis=1)
 
 
-def _selection_scores(score: Floats, truth: Truth, weights: Floats) -> Floats:
+def _selection_scores(score: Numbers, truth: Truth, weights: Numbers) -> Numbers:
     ranking = _Ranking(score, weights if truth.weight is None else weights * truth.weight)
     with np.errstate(divide="ignore", invalid="ignore"):
-        scores: Floats = (_recalls(ranking, truth).mean(axis=1) + _auc(ranking, truth)) / 2
+        scores: Numbers = (_recalls(ranking, truth).mean(axis=1) + _auc(ranking, truth)) / 2
     return scores
 
 
-def _auc(ranking: _Ranking, truth: Truth) -> Floats:
+def _auc(ranking: _Ranking, truth: Truth) -> Numbers:
     """Return the area under the ROC curve. Each tie counts as half."""
     better, others = ranking.sums(truth.is_better.astype(np.float64)), ranking.sums((~truth.is_better).astype(np.float64))
     area = (np.diff(others, axis=1) * (better[:, 1:] + better[:, :-1]) / 2).sum(axis=1)
-    auc: Floats = area / (better[:, -1] * others[:, -1])
+    auc: Numbers = area / (better[:, -1] * others[:, -1])
     return auc
 
 
-def _recalls(ranking: _Ranking, truth: Truth) -> Floats:
+def _recalls(ranking: _Ranking, truth: Truth) -> Numbers:
     better = ranking.sums(truth.is_better.astype(np.float64))
-    recalls: Floats = ranking.at_rates(better) / better[:, -1:]
+    recalls: Numbers = ranking.at_rates(better) / better[:, -1:]
     return recalls
 
 
-def _correlation(first: Floats, second: Floats, weights: Floats) -> Floats:
+def _correlation(first: Numbers, second: Numbers, weights: Numbers) -> Numbers:
     total = weights.sum(axis=1, keepdims=True)
     a = first - (weights * first).sum(axis=1, keepdims=True) / total
     b = second - (weights * second).sum(axis=1, keepdims=True) / total
     spread = np.sqrt((weights * a * a).sum(axis=1) * (weights * b * b).sum(axis=1))
-    correlation: Floats = (weights * a * b).sum(axis=1) / spread
+    correlation: Numbers = (weights * a * b).sum(axis=1) / spread
     return np.where(spread > 0, correlation, np.nan)
 
 
-def _calibration_error(probability: Floats, is_better: NDArray[np.bool_], weights: Floats, is_probability: bool) -> Floats:
+def _calibration_error(
+    probability: Numbers, is_better: NDArray[np.bool_], weights: Numbers, is_probability: bool
+) -> Numbers:
     if not is_probability:
         return np.full(len(weights), np.nan)
     bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     members = bins[:, None] == np.arange(BINS)
     distance = weights @ (members * (probability - is_better)[:, None])
-    error: Floats = np.abs(distance).sum(axis=1) / weights.sum(axis=1)
+    error: Numbers = np.abs(distance).sum(axis=1) / weights.sum(axis=1)
     return error

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 UNKNOWN = "-"
 MAX_DECIMALS = 16
-Interval = Sequence[float] | None
+Bounds = Sequence[float] | None
 
 
 def number(value: float | None) -> str:
@@ -29,7 +29,7 @@ def whole_percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{share:.0%}"
 
 
-def percent_range(interval: Interval) -> str:
+def percent_range(interval: Bounds) -> str:
     """Format an interval of shares: `[79-86]`."""
     return "" if interval is None else f"[{100 * interval[0]:.0f}-{100 * interval[1]:.0f}]"
 
@@ -39,11 +39,11 @@ def points(difference: float | None) -> str:
     return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
-def points_range(interval: Interval) -> str:
+def points_range(interval: Bounds) -> str:
     return "" if interval is None else f"[{points(interval[0])} to {points(interval[1])}]"
 
 
-def number_range(interval: Interval) -> str:
+def number_range(interval: Bounds) -> str:
     return "" if interval is None else f"[{number(interval[0])}-{number(interval[1])}]"
 
 

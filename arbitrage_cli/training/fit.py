@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.features import Floats
 from arbitrage_cli.routing.router import Network
+from arbitrage_cli.stats.intervals import Numbers
 
-Numbers = NDArray[np.float64]
 Labels = NDArray[np.bool_]
 
 Parameters = tuple[Floats, Floats, Floats, float]  # the weights (d, h) and biases (h,) of the units, and those of the output

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.routing.presets import ALWAYS, NEVER, Costs, TauRow, TauTable
 from arbitrage_cli.routing.router import LOOK_EVERY, clearly_above
+from arbitrage_cli.stats.intervals import Numbers
 from arbitrage_cli.training.expected_loss import ExpectedLoss, Outcomes
-
-Numbers = NDArray[np.float64]
 
 PARTS = 20  # into which the taus divide the states
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from arbitrage_cli.inference.backend import Backend, Options, clock_for
+from arbitrage_cli.inference.backend import Backend, Clock, Options, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
 from arbitrage_cli.inference.open import load_llama, try_binding, try_model
@@ -41,7 +41,6 @@ AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest 
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
 RESAMPLES = 500
 
-Clock = Callable[[], float]
 OnLoading = Callable[[ModelRole, str, float], None]
 
 

@@ -36,7 +36,7 @@ from arbitrage_cli.inference.servers.dialects import (
 )
 from arbitrage_cli.system.files import reason_of
 
-TEMPLATE_REFUSED = frozenset({400, 422, 500})  # HTTP status if a chat template raises an error
+REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
 
 
 class Controls:
@@ -148,7 +148,7 @@ class ServedModel:
             with parsing(self.host):
                 return str(text["prompt"] if "prompt" in text else text["text"])
         except ServerRequestError as error:
-            if error.status not in TEMPLATE_REFUSED:
+            if error.status not in REFUSED:
                 raise
             raise RoleRefusedError(error.message) from error
 

@@ -26,7 +26,7 @@ from arbitrage_cli.inference.servers.dialects import (
     TextRequest,
     dialect_of,
 )
-from arbitrage_cli.inference.servers.model import ServedModel, parsing
+from arbitrage_cli.inference.servers.model import REFUSED, ServedModel, parsing
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole, Problem
 
@@ -34,7 +34,6 @@ TRIAL_QUESTION = "What is 2 + 3?"
 TRIAL_TOKENS = 32
 GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0)
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
-REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
 
 QUESTION = Dialogue([{"role": "user", "content": TRIAL_QUESTION}])
 COUNTING = Dialogue(
