@@ -16,12 +16,10 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.routing.equations import Equation, Value, check_equations, numbers_in
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
-
-Floats = NDArray[np.float32]
 
 MAX_LOG_ODDS = 15.0
 MAX_MARGIN = 20.0  # nats

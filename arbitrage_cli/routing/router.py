@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.arbitrage import EarlyStop, Scorer, by_token_stats
 from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError
+from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.model_files.pairs import shipped_routers
-from arbitrage_cli.routing.features import FEATURES, Floats, features
+from arbitrage_cli.routing.features import FEATURES, features
 from arbitrage_cli.system.files import checked, read_regular, write_atomically
 from arbitrage_cli.types import Attribution, Step, Trace
 

@@ -14,8 +14,9 @@ from typing import Any, get_args
 import numpy as np
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
+from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.proposals import Proposal
-from arbitrage_cli.routing.features import FEATURES, Floats, features
+from arbitrage_cli.routing.features import FEATURES, features
 from arbitrage_cli.routing.router import is_due
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace

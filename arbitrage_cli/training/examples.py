@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.routing.features import FEATURES, Floats
+from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import Costs
 from arbitrage_cli.routing.states import State, features_of, prefixes_of, state_from_json
 from arbitrage_cli.runs.folder import latest, read_run_folder

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.routing.features import Floats
+from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.routing.router import Network
 from arbitrage_cli.stats.intervals import Numbers
 

@@ -17,7 +17,8 @@ from safetensors.numpy import save as encode
 
 from arbitrage_cli.arbitrage import WriteStep, arbitrage
 from arbitrage_cli.errors import ComputeError, RouterError, UsageError
-from arbitrage_cli.routing.features import FEATURES, Floats, features
+from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.routing.features import FEATURES, features
 from arbitrage_cli.routing.router import MAX_FILE_BYTES, SCHEMA, Network, Router, RouterCard, digest_of, load, save
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
 
