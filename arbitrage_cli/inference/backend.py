@@ -22,11 +22,9 @@ MAX_SEQUENCES = 256  # per model; llama.cpp's maximum
 class ModelCard:
     """Describes a loaded model. `context_size` is in tokens per sequence. `kv_cache` is a format, or "keys/values" if they differ."""
 
-    source: str
     name: str
     description: str
     context_size: int
-    trained_context_size: int
     vocabulary_size: int
     threads: int
     gpu_layers: int

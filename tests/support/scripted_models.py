@@ -93,7 +93,7 @@ class ScriptedBackend:
     @property
     def card(self) -> ModelCard:
         description, context = "a script, not a language model", self._context_size
-        return ModelCard(self._source, self._source, description, context, context, self.tokenizer.size, 1, 0)
+        return ModelCard(self._source, description, context, self.tokenizer.size, 1, 0)
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         held = len(self.cells[sequence])

@@ -92,11 +92,9 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     @functools.cached_property
     def card(self) -> ModelCard:
         return ModelCard(
-            source=str(self._path),
             name=str(self._header.metadata.get("general.name") or self._path.stem),
             description=self._describe(),
             context_size=self._context_size,
-            trained_context_size=int(c.llama_model_n_ctx_train(self._model)),
             vocabulary_size=self.tokenizer.size,
             threads=self._threads,
             gpu_layers=self._gpu_layers,

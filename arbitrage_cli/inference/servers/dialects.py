@@ -255,14 +255,13 @@ def dialect_of(models: "Models") -> Completions:
 
 
 class ListedModel(BaseModel):
-    """A model on a server. Only llama-server reports its trained context and vocabulary size."""
+    """A model on a server. Only llama-server reports the vocabulary size."""
 
     id: str
     owned_by: str | None = None
     max_model_len: int | None = Field(  # of vLLM, OpenRouter, and Mistral
         default=None, validation_alias=AliasChoices("max_model_len", "context_length", "max_context_length")
     )
-    trained_context_size: int | None = Field(default=None, validation_alias=AliasPath("meta", "n_ctx_train"))
     vocabulary_size: int | None = Field(default=None, validation_alias=AliasPath("meta", "n_vocab"))
 
 

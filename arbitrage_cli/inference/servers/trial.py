@@ -111,11 +111,9 @@ async def _find(connection: Connection, host: Host, source: ServedSource) -> Ser
         version, context = dialect.read_facts(facts)
         limits = [int(limit) for limit in (found.max_model_len, context, source.context_size) if limit]
     card = ModelCard(
-        source=source.address.base,
         name=found.id,
         description=f"{dialect.name} {version}".strip(),
         context_size=min(limits, default=CHAT_CONTEXT_SIZE if isinstance(dialect, Chat) else DEFAULT_CONTEXT_SIZE),
-        trained_context_size=found.trained_context_size or 0,
         vocabulary_size=found.vocabulary_size or VOCABULARY_SIZE,
         threads=0,
         gpu_layers=0,
