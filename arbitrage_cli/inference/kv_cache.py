@@ -212,7 +212,7 @@ class Cache:
 
     def close(self, slot: int, cached: CachedProblem) -> None:
         kept = {"nothing": 0, "prefix": cached.num_shared, "conversation": len(cached.held)}[self.keeps]
-        cached.cut(min(kept, len(cached.held)))
+        cached.cut(kept)
         if self.keeps == "conversation":
             self.memory.save(cached.sequence, len(cached.held))
         cached.num_needed = min(len(cached.held), cached.num_needed)

@@ -72,7 +72,7 @@ class Writer(Solver, Protocol):
 
 
 class Rater(Solver, Protocol):
-    """Computes rewards."""
+    """Computes the rewards of steps, with a local model or on a server."""
 
     @property
     def waits_for_many(self) -> bool:

@@ -1,4 +1,4 @@
-"""The kinds of problems, with their prompts and graders: all tasks by name, and the tasks `math` and `free`."""
+"""Lists all tasks by name, and defines the tasks `math` and `free`. A task is a kind of problem."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -1,7 +1,7 @@
 """Task `code`: Python functions, graded by running their tests.
 
-A step is a group of lines. Blank lines do not end steps, because most functions contain none. A single line is rarely worth
-a call to the target.
+A step is a group of lines, because most functions contain no blank lines, and a single line is rarely worth a call to the
+target.
 """
 
 import ast
