@@ -3,9 +3,8 @@
 All records are frozen except `Trace`, to which flows append decisions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal
 
 from arbitrage_cli.errors import ArbitrageError
@@ -26,32 +25,6 @@ StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "th
 """
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
-
-DEFAULT_CONTEXT_SIZE = 4096
-
-# Bytes per number in the KV cache by format, including block scales.
-KV_BYTES: Mapping[str, float] = MappingProxyType({"auto": 2.0, "f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32})
-
-CACHED_BYTES = 32 << 20  # bytes of weights that usually fit in a processor's cache
-
-TESTED_BINDINGS = ("0.3.36",)  # versions of llama-cpp-python; with others, models must first reproduce a known text
-
-CHECKPOINT_BYTES = 512 << 20  # per sequence, for models that cannot remove the latest tokens from their state
-MAX_CHECKPOINTS = 8
-
-
-def num_checkpoints(state_bytes: int) -> int:
-    """Return how many checkpoints of this size a sequence keeps.
-
-    The minimum is two: the latest step and an earlier position.
-    """
-    return max(2, min(MAX_CHECKPOINTS, CHECKPOINT_BYTES // max(1, state_bytes)))
-
-
-def num_snapshots(state_bytes: int, useful: int) -> int:
-    """Return how many states of this size, at most `useful`, a sequence keeps to remove rejected draft tokens."""
-    return min(useful, CHECKPOINT_BYTES // state_bytes) if state_bytes else 0
-
 
 MessageRole = Literal["user", "assistant"]
 

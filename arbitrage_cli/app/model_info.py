@@ -9,7 +9,7 @@ from typing import Any
 
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.model_files.checksums import Identity, OnProgress, identify
-from arbitrage_cli.model_files.facts import Facts, read_facts
+from arbitrage_cli.model_files.facts import Facts, num_snapshots, read_facts
 from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
@@ -21,7 +21,6 @@ from arbitrage_cli.model_files.pairs import (
     user_pairs,
 )
 from arbitrage_cli.system.machine import total_memory
-from arbitrage_cli.types import num_snapshots
 
 Json = dict[str, Any]
 

@@ -6,7 +6,7 @@ A checkpoint is a copy of the recurrent layers' state: a few kilobytes to 200 MB
 from dataclasses import dataclass
 
 from arbitrage_cli.inference.backend import Backend, Deadline, State
-from arbitrage_cli.types import num_checkpoints
+from arbitrage_cli.model_files.facts import num_checkpoints
 
 
 @dataclass(frozen=True, slots=True)

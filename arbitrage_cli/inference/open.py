@@ -18,12 +18,12 @@ from typing import IO, TYPE_CHECKING, Any
 import arbitrage_cli.errors
 from arbitrage_cli.errors import ModelFileError, ModelUnsupportedError
 from arbitrage_cli.inference.layouts import renderer
+from arbitrage_cli.inference.llama import TESTED_BINDINGS
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import backend_of, find_files, local_files
 from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.system.files import models_folder
-from arbitrage_cli.types import TESTED_BINDINGS
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.inference.backend import Backend, Options

@@ -3,12 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from arbitrage_cli.errors import ModelFileError
 from arbitrage_cli.model_files.gguf import Header, read_header
-from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, num_checkpoints
 
 _SAMPLING = "general.sampling."
+DEFAULT_CONTEXT_SIZE = 4096
+
+# Bytes per number in the KV cache by format, including block scales
+KV_BYTES: Mapping[str, float] = MappingProxyType({"auto": 2.0, "f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32})
+
+CHECKPOINT_BYTES = 512 << 20  # per sequence, for models that cannot remove the latest tokens from their state
+MAX_CHECKPOINTS = 8
+
 _F16_BYTES = 2  # per number in the KV cache
 _F32_BYTES = 4  # per number in the state of a recurrent layer
 _RECURRENT_ALONE = frozenset(("mamba", "mamba2"))
@@ -57,6 +65,19 @@ class Facts:
         """The memory for weights, KV cache, state and checkpoints. Compute buffers need a few hundred megabytes more."""
         held = self.state_bytes + self.checkpoint_bytes
         return None if self.kv_bytes is None else self.file_bytes + self.kv_bytes + held
+
+
+def num_checkpoints(state_bytes: int) -> int:
+    """Return how many checkpoints of this size a sequence keeps.
+
+    A sequence keeps at least two: the checkpoint of the latest step and an earlier one.
+    """
+    return max(2, min(MAX_CHECKPOINTS, CHECKPOINT_BYTES // max(1, state_bytes)))
+
+
+def num_snapshots(state_bytes: int, useful: int) -> int:
+    """Return how many states of this size, at most `useful`, a sequence keeps to remove rejected draft tokens."""
+    return min(useful, CHECKPOINT_BYTES // state_bytes) if state_bytes else 0
 
 
 def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:

@@ -9,6 +9,7 @@ from pathlib import Path
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 MEMORY = Path("/proc/meminfo")
+CACHED_BYTES = 32 << 20  # bytes of weights that usually fit in a processor's cache
 
 
 def default_threads() -> int:

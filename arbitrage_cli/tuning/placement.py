@@ -12,9 +12,9 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_served, local_files
 from arbitrage_cli.system.files import user_folder
-from arbitrage_cli.system.machine import default_threads, processor_name
+from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_name
 from arbitrage_cli.tuning.store import FILE_NAME, Loading, Machine, Tuned, read_tuned
-from arbitrage_cli.types import CACHED_BYTES, ModelRole
+from arbitrage_cli.types import ModelRole
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from arbitrage_cli.app.costs import forget_contradicted_costs
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files
+from arbitrage_cli.system.machine import CACHED_BYTES
 from arbitrage_cli.tuning.placement import machine_here, place
 from arbitrage_cli.tuning.store import Tuned, keep_tuned, read_tuned
-from arbitrage_cli.types import CACHED_BYTES, ModelRole
+from arbitrage_cli.types import ModelRole
 
 FAST_READER = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, prefill=0.01)}
 SLOW_VERIFIER = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, 8.0, 32.0, prefill=0.01)}

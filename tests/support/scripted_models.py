@@ -15,7 +15,7 @@ import numpy as np
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ProblemError, UsageError
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, States
-from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE
+from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
 
 TINY = 1e-30  # total probability of the other tokens if a script is certain
 

@@ -10,7 +10,7 @@ from made_up_tuning import unit_costs
 from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.speculation import most_verified
-from arbitrage_cli.model_files.facts import read_facts
+from arbitrage_cli.model_files.facts import num_snapshots, read_facts
 from arbitrage_cli.tuning import memory
 from arbitrage_cli.tuning.memory import (
     MOST,
@@ -22,7 +22,7 @@ from arbitrage_cli.tuning.memory import (
     memory_needed,
     rollback_of,
 )
-from arbitrage_cli.types import ModelRole, num_snapshots
+from arbitrage_cli.types import ModelRole
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from arbitrage_cli.errors import ArbitrageError, ComputeError, ContextFullError,
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, State
 from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, gpu_layers, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
+from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.model_files.gguf import read_header
-from arbitrage_cli.system.machine import default_threads
+from arbitrage_cli.system.machine import CACHED_BYTES, default_threads
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.types import CACHED_BYTES, DEFAULT_CONTEXT_SIZE
 
 WARM_UP_TOKENS = 4
 SAME_LOGITS = 1e-4  # maximum difference if the same tokens are computed in the same batches

@@ -12,7 +12,7 @@ from typing import Any
 import llama_cpp.llama_cpp as c
 
 from arbitrage_cli.errors import ModelUnsupportedError
-from arbitrage_cli.types import TESTED_BINDINGS
+from arbitrage_cli.inference.llama import TESTED_BINDINGS
 
 INSTALL = f'pip install "llama-cpp-python=={TESTED_BINDINGS[-1]}"'
 

@@ -28,7 +28,8 @@ from arbitrage_cli.inference.servers.dialects import (
 )
 from arbitrage_cli.inference.servers.model import REFUSED, ServedModel, parsing
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.types import DEFAULT_CONTEXT_SIZE, ModelRole, Problem
+from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
+from arbitrage_cli.types import ModelRole, Problem
 
 TRIAL_QUESTION = "What is 2 + 3?"
 TRIAL_TOKENS = 32
