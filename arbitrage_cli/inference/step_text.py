@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from arbitrage_cli.types import Phase, StepStop
 
 MAX_CHARACTER_BYTES = 4  # in UTF-8
-LOOP, TIMES = 60, 3  # a step ends if its last tokens, at least LOOP, repeat a sequence at least TIMES times
+LOOP_TOKENS, LOOP_ROUNDS = 60, 3  # a step ends if its last LOOP_TOKENS or more are at least LOOP_ROUNDS repetitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,11 @@ def num_begun(text: str, marker: str) -> int:
 
 
 def _is_loop(tokens: Sequence[object]) -> bool:
-    if len(tokens) < LOOP:
+    if len(tokens) < LOOP_TOKENS:
         return False
-    for period in range(1, len(tokens) // TIMES + 1):
+    for period in range(1, len(tokens) // LOOP_ROUNDS + 1):
         if tokens[-1] == tokens[-1 - period]:
-            last = tokens[-max(LOOP, TIMES * period) :]
+            last = tokens[-max(LOOP_TOKENS, LOOP_ROUNDS * period) :]
             if last[period:] == last[:-period]:
                 return True
     return False
