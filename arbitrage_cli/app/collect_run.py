@@ -18,7 +18,7 @@ from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended, RunEvent, Standing
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
-from arbitrage_cli.rewards.rollouts import Recalling, Rollout
+from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.routing.states import State, collect, state_to_json
 from arbitrage_cli.runs.folder import Row, RunFolder, latest
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
@@ -91,8 +91,8 @@ class Collection:
                 self._display.note(f"{which}: the target's own answer is assumed to be correct")
             loaded = add_loaded(self._manifest, session.models)
             self._folder.save_run({**loaded, "protections": list(grader.protections)})
-            if isinstance(rater, Rollout) and samplers[0] == session.resolved.sampler:
-                writers["target"] = Recalling(writers["target"], rater)
+            if isinstance(rater, RolloutRater) and samplers[0] == session.resolved.sampler:
+                writers["target"] = RecallingWriter(writers["target"], rater)
             self._execute(writers, rater, grader)
 
     def _execute(self, writers: Mapping[ModelRole, Writer], rater: Rater | None, grader: Grader) -> None:

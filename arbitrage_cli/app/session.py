@@ -28,7 +28,7 @@ from arbitrage_cli.inference.thinking import ThinkFormat
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files, is_built_in, local_files
 from arbitrage_cli.rewards.questions import Judge, ProcessReward
-from arbitrage_cli.rewards.rollouts import Rollout
+from arbitrage_cli.rewards.rollouts import RolloutRater
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route, need_router
 from arbitrage_cli.runs.records import RunInfo
@@ -260,12 +260,12 @@ class Session:
     def _policies(self) -> list[Policy]:
         return [route.policy for route in self.setup.routes]
 
-    def _rollout(self, rollouts: Rollouts) -> Rollout:
+    def _rollout(self, rollouts: Rollouts) -> RolloutRater:
         writers = [  # policies use the first sequences
             self.models["target"].own_writer("target", replace(self.writing, sampler=sampler), self.concurrency * number)
             for number, sampler in enumerate(rollouts.samplers, start=1)
         ]
-        return Rollout(writers, rollouts.is_right)
+        return RolloutRater(writers, rollouts.is_right)
 
     def _warn_of_another_pair(self) -> None:
         router = self.setup.deciding_router

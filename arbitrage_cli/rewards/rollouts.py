@@ -28,7 +28,7 @@ def _prefix(trace: Trace) -> Prefix:
     return trace.thoughts, trace.text, trace.phase, is_forced
 
 
-class Rollout:
+class RolloutRater:
     """A `Rater` whose reward is the share of the target's continuations that reach the known answer, as in Math-Shepherd.
 
     `writers` contains the target's writers: either one greedy writer or several sampling writers. A continuation depends
@@ -128,10 +128,10 @@ class Rollout:
         return RewardUpdate(slot, tuple(sum(map(bool, of_step)) / len(of_step) for of_step in outcomes), request.cost)
 
 
-class Recalling:
-    """Wraps the target's writer and reuses the steps of a `Rollout`, whose first writer must use the same sampler."""
+class RecallingWriter:
+    """Wraps the target's writer and reuses the steps of a `RolloutRater`, whose first writer must use the same sampler."""
 
-    def __init__(self, writer: Writer, rollout: Rollout) -> None:
+    def __init__(self, writer: Writer, rollout: RolloutRater) -> None:
         self._writer = writer
         self._rollout = rollout
         self._recalled: dict[int, Step] = {}

@@ -24,7 +24,7 @@ from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.rewards.rollouts import Rollout
+from arbitrage_cli.rewards.rollouts import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import key_of
@@ -94,7 +94,7 @@ class Clock:
         return self.now
 
 
-def slow_down(monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: type[Engine | Rollout]) -> list[object]:
+def slow_down(monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: type[Engine | RolloutRater]) -> list[object]:
     """Have each tick of an engine, or of a rater, take a second of this clock; returns the list of those that ticked."""
     tick, ticked = kind.tick, list[object]()
 
@@ -187,9 +187,9 @@ def test_rewards_and_their_cost_are_in_the_row() -> None:
     assert row["timing"]["reward"]["decode_tokens"] > 0
 
 
-def make_rollout() -> Rollout:
+def make_rollout() -> RolloutRater:
     engine = make_engine("target", open_scripted("scripted:target", Options()), Sampler())
-    return Rollout([engine], lambda identifier, text: "349" in text)
+    return RolloutRater([engine], lambda identifier, text: "349" in text)
 
 
 @pytest.mark.parametrize(

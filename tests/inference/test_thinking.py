@@ -26,7 +26,7 @@ from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import CLOSING, FORMATS, ThinkFormat, find_format, format_named
-from arbitrage_cli.rewards.rollouts import Recalling, Rollout
+from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.states import State, collect
@@ -451,8 +451,11 @@ def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: Mo
 
 def collected(*, recalls: bool) -> list[tuple[str, str, str, float, float]]:
     made = engines("switched", "switched")
-    rollout = Rollout([engines("switched", "switched")["target"]], lambda _name, answer: len(answer) % 2 == 0)
-    writers: dict[ModelRole, Writer] = {**made, "target": Recalling(made["target"], rollout) if recalls else made["target"]}
+    rollout = RolloutRater([engines("switched", "switched")["target"]], lambda _name, answer: len(answer) % 2 == 0)
+    writers: dict[ModelRole, Writer] = {
+        **made,
+        "target": RecallingWriter(made["target"], rollout) if recalls else made["target"],
+    }
     found: list[State] = []
     num_checked = 0
     scheduler = Scheduler(
