@@ -20,7 +20,10 @@ MAX_SEQUENCES = 256  # per model; llama.cpp's maximum
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Describes a loaded model. `context_size` is in tokens per sequence. `kv_cache` is a format, or "keys/values" if they differ."""
+    """Describes a loaded model. `context_size` is in tokens per sequence.
+
+    `kv_cache` is the number format of the KV cache, such as "f16", or "keys/values" if keys and values have different formats.
+    """
 
     name: str
     description: str
@@ -43,9 +46,9 @@ def clock_for(card: ModelCard) -> Clock:
 class Options:
     """Options for loading a model. The backend chooses a value for each option that is None.
 
-    `context_size` is in tokens per sequence. A `gpu_layers` of -1 offloads all layers. The `kv_type` auto means f16, with keys
-    in q8_0 if the CPU processes them faster. `rollback` is the number of rejected tokens that a model with recurrent layers
-    should be able to remove.
+    `context_size` is in tokens per sequence. If `gpu_layers` is -1, all layers are offloaded. If `kv_type` is "auto", values
+    are stored as f16, and keys as f16 or, if the CPU processes them faster, as q8_0. `rollback` is the number of rejected
+    tokens that a model with recurrent layers should be able to remove.
     """
 
     context_size: int | None = None

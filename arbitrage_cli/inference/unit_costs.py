@@ -67,7 +67,7 @@ class TokenCosts:
         """Estimate the time to prefill and decode these numbers of tokens, or return None if no speed is known.
 
         The speed is measured in `own` (the cost of one trace) or, if `own` has too few decoded tokens, in the whole run. A
-        higher measured speed takes precedence, because decoding is slower when another model uses the CPU cache.
+        higher known speed is preferred, because decoding is slower during a run in which two models share the CPU cache.
         """
         cost = own if own.decode_tokens >= ENOUGH_TOKENS else self._spent
         decoding = [cost.decode_seconds / cost.decode_tokens] if cost.decode_tokens else []

@@ -18,8 +18,8 @@ log = logging.getLogger("arbitrage.rewards")
 class Question(ABC):
     """A question about a step. Each possible answer is a single token.
 
-    A model cannot answer if the mean total probability of the possible answers is below `min_probability`. The warning or error
-    about such a model contains `hint`.
+    If the mean total probability of the possible answers is below `min_probability`, a warning or error with the hint `hint`
+    reports the model.
     """
 
     answers: Sequence[str]

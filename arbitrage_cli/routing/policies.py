@@ -37,9 +37,9 @@ RewardKind = Literal["prm", "judge", "any"]
 class Policy:
     """An entry in the table of policies.
 
-    If `kind` is `single`, the first model writes every step, and an optional second model proposes tokens. `score_is` is a
-    noun phrase without an article. `make_scorer` takes a seed. If `needs_router` is true, the router provides the scorer
-    instead.
+    If `kind` is `single`, the first model writes every step, and an optional second model proposes tokens. `score_is`
+    describes the score in a noun phrase without an article. `make_scorer` takes a seed. If `needs_router` is true, the
+    router provides the scorer instead.
     """
 
     name: str

@@ -52,7 +52,7 @@ class Threaded(Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The costs of models. `speeds` maps each number of threads that was tried to the tokens per second.
+    """The measured costs of models. `speeds` maps each tested number of threads to the tokens per second.
 
     `token_ratio` is the cost of a target token in draft tokens, with a 95% interval, or None unless both models were
     measured.

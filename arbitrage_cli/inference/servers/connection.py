@@ -54,7 +54,7 @@ log = logging.getLogger("arbitrage.servers")
 
 @dataclass(slots=True)
 class Host:
-    """A server's name in messages, its API key, and its recent failures."""
+    """A server, described by its name in messages, its API key and its recent failures."""
 
     name: str
     key: str | None = field(default=None, repr=False)

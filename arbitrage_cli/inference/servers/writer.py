@@ -230,7 +230,7 @@ class ServedWriter:
         return writing, await self._stop(slot, writing, ending, request)
 
     def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
-        """Return a function that removes text that does not belong to the step from the pieces of a response."""
+        """Return a function that removes all text outside the step from the pieces of a response."""
         return lambda piece: piece
 
     def _closes(self, writing: _Writing) -> bool:
@@ -319,7 +319,7 @@ class ServedWriter:
 
 
 class ChatWriter(ServedWriter):
-    """A `Writer` for a model behind a chat API. Thinking of the other model is continued as ordinary text."""
+    """A `Writer` for a model behind a chat API. The other model's thinking is continued as ordinary text."""
 
     @property
     def _chat(self) -> Chat:
