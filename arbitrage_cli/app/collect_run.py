@@ -30,7 +30,7 @@ from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Started, Tr
 
 ROLLOUT_TEMPERATURE = 0.7  # with more than one rollout
 PACE_PROBLEMS = 3
-"""Finished problems after which the remaining time is estimated."""
+"""The number of finished problems from which the remaining time is estimated."""
 
 
 class Collection:

@@ -121,7 +121,7 @@ class Executor:
     display: Display
     progress: Progress
     check_files: Callable[[], None]
-    is_kept: Callable[[Row], bool] = lambda row: True
+    is_kept: Callable[[Row], bool]
 
     def run(
         self,

@@ -79,7 +79,7 @@ FIXED_OF_MODELS = {
 
 
 def make_manifest(
-    resolved: Resolved, routes: Sequence[Route], placement: Placement, on_reading: OnReading, *, reads_models: bool = True
+    resolved: Resolved, routes: Sequence[Route], placement: Placement, on_reading: OnReading, *, reads_models: bool
 ) -> Run:
     """Return a manifest of all settings and files that affect solutions.
 
@@ -240,7 +240,7 @@ def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 
 
 def with_grown(earlier: Run, dataset: Dataset) -> Run:
-    """Return the manifest. If the data set only has additional problems at its end, the recorded data set is updated."""
+    """Return the manifest, and update its data set if problems were only added at the end."""
     known = earlier["dataset"]
     is_same = known["sha256"] == dataset.sha256_of_first(known["count"])
     return {**earlier, "dataset": _dataset_facts(dataset)} if is_same else earlier

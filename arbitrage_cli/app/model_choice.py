@@ -108,7 +108,7 @@ def choice_of_run(folder: Path) -> ModelChoice:
     return ModelChoice(pair, models)
 
 
-def _default_router(pair: PairEntry | None, models: Models, task: str | None = None) -> str | None:
+def _default_router(pair: PairEntry | None, models: Models, task: str | None) -> str | None:
     """Return the pair's router, a router trained on these models, or the universal router.
 
     Code and models of registered backends have no default router.
@@ -134,7 +134,7 @@ def _router_of_files(models: Models) -> str | None:
 
 
 def _trained_routers() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each readable text router except the universal router, once for each of its training pairs."""
+    """Yield each readable router that is neither universal nor for code, once for each of its training pairs."""
     from arbitrage_cli.routing.router import load  # slow to import
 
     names = [name for name in shipped_routers() if name != UNIVERSAL_ROUTER]
@@ -155,7 +155,7 @@ def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:
     return sha256 is not None and sha256 == model.get("sha256")
 
 
-def needed_models(policies: Iterable[Policy], models: Models, reward: str | None = None) -> dict[ModelRole, str]:
+def needed_models(policies: Iterable[Policy], models: Models, reward: str | None) -> dict[ModelRole, str]:
     """Return the models that the policies need. Raises UsageError if such a model was not named."""
     needed: dict[ModelRole, str] = {}
     for policy in policies:

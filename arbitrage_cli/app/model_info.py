@@ -40,7 +40,7 @@ def sources_of(name: str) -> list[str]:
     return [pair.draft, pair.target] if pair else [name]
 
 
-def names_to_fetch(name: str, *, with_prm: bool = False) -> list[HubName]:
+def names_to_fetch(name: str, *, with_prm: bool) -> list[HubName]:
     """Return the Hub models that a pair or model name refers to. Raises UsageError if the name is unknown."""
     pair, sources = user_pairs().named(name), sources_of(name)
     if with_prm:

@@ -97,11 +97,9 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
     def advise(self, questions: Iterable[str | Mapping[str, Any]], *, minutes: float = 10.0) -> "Advice":
         """Compare policies on sample questions until a policy is clearly best or the time limit is reached.
 
-        Return the advice.
-
-        A question may be a mapping with a reference answer: `{"question": "...", "answer": "36"}`. The models are freed during
-        the measurement and reloaded afterwards. Raises UsageError if a question is invalid; ModelError or ServerError if a
-        model cannot be used.
+        A question may be a mapping with a reference answer: `{"question": "...", "answer": "36"}`. The models are freed
+        during the measurement and reloaded afterwards. Raises UsageError if a question is invalid; ModelError or ServerError
+        if a model cannot be used.
         """
         from arbitrage_cli.app.advise import advise_on  # slow to import
 

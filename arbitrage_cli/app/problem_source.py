@@ -8,7 +8,7 @@ import select
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -52,32 +52,30 @@ class Problems:
         if options.whole:
             problem, input_file = _whole_input(problem, input_file, limit, stack), None
         table = _read_table(input_file, options.mapping, forms)
-        self.ended = False
-        self.total: int | None = 1
         self.is_single = problem not in (None, "-")
-        self._has_gap = False
-        self._first = 1
-        self._display = display
+        if self.is_single and limit:
+            raise UsageError("cannot be used with only one problem", "leave it out", option="limit")
+        self.ended = self._has_gap = False
+        self._display, self._name = display, input_file or "standard input"
         self._ahead: deque[InputLine] = deque()
         self._ids: set[str] = set()
         self._lines: LineSource | None = None
-        if problem is not None and self.is_single:
-            if limit:
-                raise UsageError("cannot be used with only one problem", "leave it out", option="limit")
-            self._rows = self._checked(iter([_from_argument(problem)]))
-            return
         places = range_of(limit) if limit else slice(None)
         self._first = 1 + (places.start or 0)
-        if table:
-            found = [item.problem for item in table.items[places]]
-            self.total, self._rows = len(found), self._checked(iter(found))
-            return
-        self._name = input_file or "standard input"
-        stream = _open_input(input_file if problem is None else "-", stack)
-        count = count_lines(stream)
-        self.total = None if count is None else len(range(count)[places])
-        self._lines = LineSource(stream, self._name)
-        self._rows = self._checked(itertools.islice(read_problems(self._lines, self._on_gap), places.start, places.stop))
+        self.total: int | None
+        rows: Iterable[InputLine]
+        if problem is not None and self.is_single:
+            rows, self.total = [_from_argument(problem)], 1
+        elif table:
+            rows = [item.problem for item in table.items[places]]
+            self.total = len(rows)
+        else:
+            stream = _open_input(input_file if problem is None else "-", stack)
+            count = count_lines(stream)
+            self.total = None if count is None else len(range(count)[places])
+            self._lines = LineSource(stream, self._name)
+            rows = itertools.islice(read_problems(self._lines, self._on_gap), places.start, places.stop)
+        self._rows = self._checked(rows)
 
     def rows(self) -> Iterator[InputLine]:
         return iter(lambda: self._ahead.popleft() if self._ahead else next(self._rows, None), None)
@@ -112,7 +110,7 @@ class Problems:
     def _can_read(self) -> bool:
         return self._lines is None or self._lines.is_ready
 
-    def _checked(self, rows: Iterator[InputLine]) -> Iterator[InputLine]:
+    def _checked(self, rows: Iterable[InputLine]) -> Iterator[InputLine]:
         num_rows = num_bad = 0
         for row in rows:
             num_rows += 1

@@ -299,7 +299,7 @@ def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) 
 
 
 def _num_sequences(
-    policies: Iterable[Policy], reward: str | None, rollouts: int = 1, concurrency: int = 1
+    policies: Iterable[Policy], reward: str | None, rollouts: int, concurrency: int = 1
 ) -> dict[ModelRole, int]:
     kinds = {policy.reward for policy in policies}
     extra = int("judge" in kinds) + (rollouts if "any" in kinds and reward == "rollout" else 0)

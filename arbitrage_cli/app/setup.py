@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.app.model_choice import (
@@ -304,8 +303,14 @@ def _costs_of_prices(price: str | None) -> Costs:
         raise UsageError("prices are unknown", "set target_price in the pair's entry in pairs.toml", option="by")
     free, prices = Price(0.0, 0.0, 0.0), parse_prices(price)
     draft, target = (prices.get(role, free) for role in ("draft", "target"))
-    writing = draft.completion, target.completion, target.prompt, draft.prompt, target.completion
-    return Costs(*writing, target_cached_seconds_per_token=target.cached)
+    return Costs(
+        draft_seconds_per_token=draft.completion,
+        target_seconds_per_token=target.completion,
+        target_prefill_seconds_per_token=target.prompt,
+        draft_prefill_seconds_per_token=draft.prompt,
+        target_verify_seconds_per_token=target.completion,
+        target_cached_seconds_per_token=target.cached,
+    )
 
 
 def _setup(
@@ -436,7 +441,7 @@ def resolve(setup: Setup, files: Mapping[ModelRole, str], server_thinks: Callabl
 
 
 def thinking_of(
-    path: Path, variables: Mapping[str, Any] = MappingProxyType({}), instructions: str = INSTRUCTIONS
+    path: Path, variables: Mapping[str, Any], instructions: str = INSTRUCTIONS
 ) -> tuple[ThinkFormat | None, bool | None]:
     """Return the thinking format of a model's chat template, and whether the model thinks by default (None if unknown)."""
     template = read_header(path).metadata.get("tokenizer.chat_template")

@@ -111,7 +111,7 @@ class InOrder(Generic[T]):
         self._num_started += 1
 
     def ready(self) -> Iterator[T]:
-        """Remove and yield the results that no unfinished problem holds back."""
+        """Yield and remove the results that precede the first unfinished problem."""
         while self._num_passed in self._held:
             self._num_passed += 1
             yield self._held.pop(self._num_passed - 1)

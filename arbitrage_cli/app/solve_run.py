@@ -220,7 +220,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         return resume(earlier, run, self._path) if earlier else run
 
     def _remove_replaced(self) -> None:
-        """Remove each error from the file whose problem was later tried again."""
+        """Remove the errors of problems that were tried again from the file."""
         folder = self._folder
         if folder and sum(1 for _ in folder.rows) > len(folder.statuses):
             folder.rewrite(latest(folder.rows))

@@ -1,4 +1,4 @@
-"""Settings files, which set defaults of options: `arbitrage.toml` in the current folder, then the user's `config.toml`.
+"""Reads settings files: `arbitrage.toml` in the current folder, and `config.toml` in the user's settings folder.
 
 A key is the long name of an option without its dashes: `draft = "small.gguf"`, `max-tokens = 1024` (or `max_tokens`). A
 table named after a command sets options of this command only.
@@ -21,7 +21,7 @@ from arbitrage_cli.system.files import read_text, user_folder
 PROJECT_FILE = "arbitrage.toml"
 PREFIX = "ARBITRAGE_"
 FLAGS_ONLY = ("--debug",)
-"""Options with an environment variable that cannot be set in settings files."""
+"""Options that have an environment variable but cannot be set in a file."""
 
 
 @dataclass(frozen=True, slots=True)

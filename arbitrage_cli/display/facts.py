@@ -83,7 +83,7 @@ def run_lines(record: Json) -> tuple[str, str]:
 
 
 def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
-    """Yield facts about a planned benchmark, including its estimated duration. Raises HubError."""
+    """Yield facts about a planned benchmark and its estimated duration. Raises HubError if the Hub cannot be reached."""
     setup, num_todo = planned.setup, len(planned.todo)
     yield "data set", title
     labels = (f"{route.policy.name}@{route.tau_name}" if route.is_open else route.label for route in setup.routes)

@@ -25,7 +25,7 @@ ENOUGH_TOKENS, ENOUGH_SECONDS = 64, 5.0  # needed to judge whether a policy is s
 
 
 def is_due(reminder: str) -> bool:
-    """Return whether a reminder was not shown today, and record that the reminder is shown now."""
+    """Return whether a reminder is due, and record that the reminder is shown today."""
     today = time.strftime("%Y-%m-%d")
     if read_note("reminders", [reminder]) == today:
         return False

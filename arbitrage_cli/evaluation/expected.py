@@ -1,4 +1,4 @@
-"""Predicts the effect of a policy on a machine before it has solved a problem.
+"""Predicts the effect of a policy on a machine before the first problem is solved.
 
 The effect of speculation is predicted from unit costs and typical acceptance rates. The effect of routing is predicted from
 unit costs and the router's table of taus.

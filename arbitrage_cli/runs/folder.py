@@ -119,7 +119,7 @@ def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return a record for each run folder directly below `folder`, newest first. Raises UsageError."""
+    """Return a record for each run directly below `folder`, newest first. Raises UsageError if the folder is unreadable."""
     with _raising(UsageError, f"{folder}: cannot be read", "use another folder"):
         found = [path for path in folder.iterdir() if has_run(path)] if folder.is_dir() else []
     return sorted(filter(None, map(_listing_record, found)), key=lambda record: record["age_seconds"])

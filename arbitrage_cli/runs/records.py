@@ -71,7 +71,7 @@ def route_name(policy: str, tau: float | str | None, tau_name: str | None = None
     return policy if tau is None else f"{policy}@{tau_name or rounding.exact(float(tau))}"
 
 
-def tau_words(tau: float | str, tau_name: str | None = None) -> str:
+def tau_words(tau: float | str, tau_name: str | None) -> str:
     """Return a tau with its preset, such as `fast (0.347)`, or `exact (every step)` for a tau of 0."""
     number = rounding.tau(float(tau))
     return f"{tau_name} ({number if float(tau) else 'every step'})" if tau_name else number
