@@ -18,7 +18,8 @@ from typing import Any
 
 from arbitrage_cli import __version__
 from arbitrage_cli.app.loaded import Model
-from arbitrage_cli.app.setup import Resolved, Setup
+from arbitrage_cli.app.resolved import Resolved
+from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.open import load_llama

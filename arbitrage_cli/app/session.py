@@ -13,7 +13,8 @@ from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptio
 from arbitrage_cli.app.manifest import Run, make_manifest, record_settings, resumed_costs
 from arbitrage_cli.app.model_choice import BUILT_IN
 from arbitrage_cli.app.protocol import Watcher
-from arbitrage_cli.app.setup import Setup, resolve
+from arbitrage_cli.app.resolved import resolve
+from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.evaluation.prices import parse_prices

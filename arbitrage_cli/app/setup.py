@@ -1,12 +1,11 @@
 """Converts options to a `Setup`, which describes what a command runs. Only the router's small file is loaded.
 
-`resolve` adds settings from the model files. This module imports NumPy, so commands import it only when they need it.
+`app.resolved` adds settings from the model files. This module imports NumPy, so commands import it only when they need it.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.model_choice import (
@@ -27,18 +26,14 @@ from arbitrage_cli.app.options import (
     ModelOptions,
     RouterOptions,
     RoutingOptions,
-    check,
 )
-from arbitrage_cli.errors import TemplateError, UsageError
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.prices import Price, parse_prices
 from arbitrage_cli.inference.backend import Options
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.thinking import CLOSING, FORMATS, ThinkFormat, format_named
-from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.gguf import read_header
-from arbitrage_cli.model_files.pairs import hub_name, is_served, local_files, router_file
+from arbitrage_cli.inference.thinking import CLOSING, ThinkFormat, format_named
+from arbitrage_cli.model_files.pairs import is_served, router_file
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import PRESETS, Costs, NamedTaus
 from arbitrage_cli.routing.route import (
@@ -67,13 +62,6 @@ from arbitrage_cli.types import Limits, ModelRole
 DEFAULTS = Limits()
 THINK_STEPS, THINK_TOKENS = 1000, 16384
 """The default limits on steps and tokens for solutions with thinking."""
-THINK_CONTEXT_SIZE = 16384
-"""The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
-
-UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
-
-_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
-"""Sampling settings in a GGUF file, and the corresponding options. There are no options for penalties."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,81 +388,3 @@ def _changed_presets(parsed: Sequence[ParsedRoute], current: NamedTaus | None, k
         for name in presets_in(parsed)
         if current.taus[name] != kept.taus[name]
     ]
-
-
-# --- settings that depend on the model files
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """A setup completed with the settings that depend on the model files."""
-
-    setup: Setup
-    files: Mapping[ModelRole, str]
-    load: Options
-    limits: Limits
-    sampler: Sampler
-    notes: Sequence[str]
-
-
-def resolve(setup: Setup, files: Mapping[ModelRole, str], server_thinks: Callable[[ModelRole], bool | None]) -> Resolved:
-    """Complete a setup with thinking, context size and sampling settings from the model files on this machine.
-
-    Raises UsageError or ModelFileError if a file cannot be used, and the same errors as `server_thinks`.
-    """
-    generation = setup.options.generation
-    paths: dict[ModelRole, Path] = {
-        role: path for role, source in files.items() if role != "prm" for path in local_files(source)[:1]
-    }
-    tokens, notes = think_tokens(generation), list[str]()
-    if generation.think is None:
-        found = {role: thinking_of(path, setup.load.template_variables, setup.system)[1] for role, path in paths.items()}
-        if True not in found.values():
-            found |= {role: server_thinks(role) for role in files if role != "prm" and role in setup.served}
-        tokens = None if True in found.values() else 0
-        unknown = [setup.sources[role] for role, thinks in found.items() if thinks is None and tokens == 0]
-        notes = [f"{source}: {UNKNOWN_THINKING}" for source in dict.fromkeys(unknown)]
-    load = _with_thinking_context(setup.load, paths) if tokens != 0 else setup.load
-    return Resolved(
-        setup, files, load, limits_of(generation, setup.task, tokens), sampler_of(_with_sampling(setup, files)), notes
-    )
-
-
-def thinking_of(
-    path: Path, variables: Mapping[str, Any], instructions: str = INSTRUCTIONS
-) -> tuple[ThinkFormat | None, bool | None]:
-    """Return the thinking format of a model's chat template, and whether the model thinks by default (None if unknown)."""
-    template = read_header(path).metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str) or not any(form.end in template for form in FORMATS.values()):
-        return None, False
-    try:
-        prompt = ChatPrompt(template, None, (), PromptStyle(instructions), variables)
-        return prompt.own_format, prompt.thinks_by_itself
-    except TemplateError:  # loading the model reports the error with the model's name
-        return None, False
-
-
-def _with_thinking_context(load: Options, paths: Mapping[ModelRole, Path]) -> Options:
-    if load.context_size is not None or not paths:
-        return load
-    trained = [read_facts([path]).trained_context_size or THINK_CONTEXT_SIZE for path in paths.values()]
-    return replace(load, context_size=min(THINK_CONTEXT_SIZE, *trained))
-
-
-def _with_sampling(setup: Setup, files: Mapping[ModelRole, str]) -> GenerationOptions:
-    """Add the sampling settings in the target's file if `sampling` requests them. Explicit options take precedence."""
-    generation = setup.options.generation
-    role: ModelRole = "target" if "target" in files else "draft"
-    paths = local_files(files[role])
-    if generation.sampling is None or (not paths and hub_name(files[role])):
-        return generation
-    advised = read_facts(paths).sampling if paths else {}
-    numbers: dict[str, Any] = {option: advised[name] for name, option in _SAMPLING.items() if name in advised}
-    if not numbers:
-        hint = "remove the setting, or use --temperature and --top-p"
-        raise UsageError(f"{files[role]}: the {role} file contains no sampling settings", hint, option="sampling")
-    numbers = {"temperature": 1.0, **numbers}
-    try:
-        return check(replace(generation, **{name: numbers[name] for name in numbers.keys() - setup.options.explicit}))
-    except UsageError as error:
-        raise UsageError(f"{files[role]}: the {role} file contains an invalid {error}") from error
