@@ -86,7 +86,7 @@ def forget_contradicted_costs(run: Run, rows: Iterable[Row], note: Callable[[str
             if forget_tuned(tuned_file(), is_contradicted):
                 note(f"{took}; the next command measures it again")
         except (OutputError, UsageError) as error:  # the run is complete
-            note(f"{took}, which cannot be removed: {error.message}")
+            note(f"{took}, but the measurement cannot be removed: {error.message}")
 
 
 def _has_costs(sha256: str, costs: UnitCosts, tuned: Tuned) -> bool:

@@ -127,7 +127,7 @@ class Problems:
             hint = f"use a range that begins before line {self._first}"
             raise UsageError(f"the input ends before line {self._first}", hint, option="limit")
         if not num_rows:
-            raise UsageError("the input has no problem", "use one problem per line, or JSONL")
+            raise UsageError("the input contains no problem", "use one problem per line, or JSONL")
 
     def _on_gap(self) -> None:
         if not self._has_gap:
@@ -235,7 +235,7 @@ def _whole_input(problem: str | None, input_file: str | None, limit: str | None,
     except (OSError, ValueError) as error:
         raise UsageError(f"{input_file or 'standard input'}: cannot be read ({error})", "use text in UTF-8") from error
     if not text:
-        raise UsageError(f"{input_file or 'standard input'} is empty", "give a problem")
+        raise UsageError(f"{input_file or 'standard input'} is empty", "use an input that contains a problem")
     return text
 
 

@@ -34,7 +34,7 @@ def serve(
         from arbitrage_cli.app.serve import serve_pair
     except ImportError as error:
         reason = f"arbitrage serve needs libraries that are not installed ({error})"
-        raise UsageError(reason, 'pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
+        raise UsageError(reason, 'install them: pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
     from arbitrage_cli.app.costs import with_measured_costs
     from arbitrage_cli.app.setup import RunOptions, for_serve, menu_of
     from arbitrage_cli.tasks import find_task
