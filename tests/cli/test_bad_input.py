@@ -93,7 +93,7 @@ def test_input_without_a_problem_is_refused_before_models_are_opened(tmp_path: P
     (tmp_path / "input").write_bytes(content)
     missing = str(tmp_path / "missing.gguf")
     result = run("solve", "--draft", missing, "--target", missing, "-q", stdin=tmp_path / "input")
-    assert_refused(result, USAGE, "the input has no problem")
+    assert_refused(result, USAGE, "the input contains no problem")
 
 
 def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
