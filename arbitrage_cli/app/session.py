@@ -58,7 +58,7 @@ class Session:
         self.setup = setup
         self.concurrency = 1
         self.models: dict[ModelRole, Model] = {}
-        self._unit_costs: dict[ModelRole, UnitCosts] = {}
+        self._unit_costs: Mapping[ModelRole, UnitCosts] = {}
         self._file_states: Mapping[Path, Mapping[str, int]] = {}
         self._earlier_threads: Mapping[ModelRole, int] = {}
         self._display = display
@@ -67,7 +67,7 @@ class Session:
         is_explicit = setup.options.generation.think is not None
         style = PromptStyle(setup.system, setup.task.step_end, None, is_explicit, setup.think_closing)
         formats: dict[ModelRole, ThinkFormat | None] = {role: setup.think_format(role) for role in ("draft", "target")}
-        self.writing = WriterOptions(Sampler(), style, keep, shares, self._unit_costs, formats, setup.task.may_be_complete)
+        self.writing = WriterOptions(Sampler(), style, keep, shares, {}, formats, setup.task.may_be_complete)
 
     def __enter__(self) -> Self:
         if any(map(is_built_in, self.setup.sources.values())):
@@ -82,9 +82,7 @@ class Session:
             self.resolved = resolve(self.setup, files, self._server_thinks)
             for note in self.resolved.notes:
                 self._display.note(note)
-            self.writing = replace(self.writing, sampler=self.resolved.sampler)
-            self.writers = Writers(self.models, self.writing)
-            self._unit_costs.update(self._placement.unit_costs)
+            self._unit_costs = self._placement.unit_costs
             self._file_states = {path: state_of(path) for source in files.values() for path in local_files(source)}
             on_failure.pop_all()
         return self
@@ -130,9 +128,7 @@ class Session:
         if not run:
             return
         current_costs: dict[str, Any] = {role: asdict(costs) for role, costs in self._unit_costs.items()}
-        kept = unit_costs_of({"unit_costs": resumed_costs(run, current_costs)})
-        self._unit_costs.clear()
-        self._unit_costs.update(kept)
+        self._unit_costs = unit_costs_of({"unit_costs": resumed_costs(run, current_costs)})
         current = self._placement.threads
         recorded = {role: facts.get("threads") for role, facts in run["models"].items()}
         self._earlier_threads = {role: count for role, count in recorded.items() if count}
@@ -152,6 +148,8 @@ class Session:
         if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:
             self.models["draft"].need_token_stats(needing[0])
         self._load_files(num_sequences)
+        self.writing = replace(self.writing, sampler=self.resolved.sampler, unit_costs=self._unit_costs)
+        self.writers = Writers(self.models, self.writing)
         self._warn_of_unused_variables()
         self._warn_of_another_pair()
 

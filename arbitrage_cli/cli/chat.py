@@ -44,7 +44,7 @@ def chat(
 ) -> None:
     """Chat with a pair, and see which model writes each step.
 
-    Each line is a question, and the pair remembers the conversation. With commands, which /help lists, you can change the
+    Each line is a question, and the pair remembers the conversation. With the commands that /help lists, you can change the
     policy or tau, compare an answer with the target's, or have an answer explained. Ctrl-C stops an answer, and Ctrl-D ends
     the chat.
 
