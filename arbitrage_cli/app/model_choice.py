@@ -284,7 +284,8 @@ def _borrowed_settings(sources: Mapping[ModelRole, str], pair: PairEntry) -> Ite
     others = [source for role, source in sources.items() if source not in (pair.draft, pair.target) and role != "prm"]
     names = [name for name in PAIR_SETTINGS if getattr(pair, name) is not None]
     if others and names:
-        yield f"{', '.join(others)}: not in pair {pair.name}, but used with the pair's {', '.join(names)}; to change them, use options"
+        borrowed = f"used with the pair's {', '.join(names)}; to change them, use options"
+        yield f"{', '.join(others)}: not in pair {pair.name}, but {borrowed}"
 
 
 def _unusual_pair(sources: Mapping[ModelRole, str]) -> Iterator[str]:

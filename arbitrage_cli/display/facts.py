@@ -34,7 +34,8 @@ def headline(figures: Json) -> Iterable[str]:
     cut = sum(entry["cut"] for entry in figures["policies"])
     if cut:
         made = sum(entry["n"] - entry["missing"] for entry in figures["policies"])
-        yield f"{cut} of {rounding.count(made, 'attempt')} ({rounding.percent(cut / made)}) reached a limit before the solution was complete."
+        share = f"{cut} of {rounding.count(made, 'attempt')} ({rounding.percent(cut / made)})"
+        yield f"{share} reached a limit before the solution was complete."
 
 
 def summary(figures: Json) -> Iterable[str]:

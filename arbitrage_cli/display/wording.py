@@ -121,7 +121,8 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
     if "think_least" in run.settings and run.thoughts_tau not in (None, run.tau) and math.isfinite(run.thoughts_tau or 0.0):
         share = f"{(1 - (run.thoughts_tau or 0.0)) / PROBED:.0%}"
         lines.append(
-            f"this router was not trained on thinking: the target writes the first thoughts, and at most {share} of the later thoughts"
+            "this router was not trained on thinking: the target writes the first thoughts, and at most "
+            f"{share} of the later thoughts"
         )
     return lines
 
@@ -129,8 +130,8 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
 def _rule(run: RunInfo) -> str:
     if POLICIES[run.policy].speculates:
         return (
-            f"policy {run.policy}: the target verifies draft tokens; the output is that of the target alone, except where two tokens "
-            "are almost equally likely"
+            f"policy {run.policy}: the target verifies draft tokens; the output is that of the target alone, except where two "
+            "tokens are almost equally likely"
         )
     if run.score_is is None or run.tau is None:
         return f"policy {run.policy}: the {run.policy} alone writes every step"
