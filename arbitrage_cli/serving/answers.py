@@ -17,6 +17,7 @@ from arbitrage_cli.types import Decision, Finished, Phase, Trace, Writing, Wrote
 
 Json = dict[str, Any]
 Progress = Writing | Wrote | Decision | Finished
+"""The start of a step, a token, a kept step, or the end of a solution."""
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -140,12 +141,11 @@ class Answer:
         decisions, kept = self._trace.decisions, self._trace.num_tokens
         figures, verdicts = tally(decisions), [decision.verdict for decision in decisions]
         prompt = (finished and finished.prompt_tokens) or _num_prompt_tokens(decisions)
-        thoughts = sum(decision.kept.num_tokens for decision in decisions if decision.kept.phase == "think")
         return {
             "prompt_tokens": prompt,
             "completion_tokens": kept,
             "total_tokens": prompt + kept,
-            "completion_tokens_details": {"reasoning_tokens": thoughts},
+            "completion_tokens_details": {"reasoning_tokens": figures.thinking_tokens},
             "accepted_steps": verdicts.count("accept"),
             "escalated_steps": verdicts.count("escalate"),
             "draft_tokens": figures.drafted_tokens,

@@ -14,12 +14,12 @@ from functools import partial
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.scheduler import Job, Scheduler
+from arbitrage_cli.serving.answers import Progress
 from arbitrage_cli.serving.requests import ChatRequest
-from arbitrage_cli.types import Decided, Decision, Event, Finished, RequestEnded, ServingEvent, Started, Writing, Wrote
+from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, ServingEvent, Started, Writing, Wrote
 
 Observe = Callable[[ServingEvent], None]
-Report = Writing | Wrote | Decision | Finished | None
-"""The progress of a request: the start of a step, a token, a kept step, or the end. None if the worker stopped first."""
+Report = Progress | None  # None if the worker stopped first
 
 
 class Ticket:
