@@ -75,7 +75,9 @@ def test_each_model_of_a_pair_has_its_think_format(tiny: Mapping[str, Path], tmp
     assert run(*command, cwd=tmp_path, env=env).code == 0
     found = run_json(tmp_path / "run")["models"]
     assert {role: facts["think_format"] for role, facts in found.items()} == {"draft": "seed", "target": "mistral"}
-    assert_refused(run(*command, cwd=tmp_path, env={**env, "ARBITRAGE_THINK_FORMAT": "think"}), 2, "", "think format")
+    assert_refused(
+        run(*command, cwd=tmp_path, env={**env, "ARBITRAGE_THINK_FORMAT": "think"}), 2, "", "draft thinking format"
+    )
     pair_named_mine(tmp_path, **models, target_think_format="mistral", think_closing="So:")
     closed = run(
         "solve", "1 + 1", "--pair", "mine", "--policy", "draft", *SHORT, "--think", "4", "--json", cwd=tmp_path, env=env
