@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.errors import ModelError, ModelFileError, UsageError
+from arbitrage_cli.inference.open import load_llama, rolls_back
 from arbitrage_cli.model_files.checksums import Identity, OnProgress, identify
 from arbitrage_cli.model_files.facts import Facts, num_snapshots, read_facts
 from arbitrage_cli.model_files.names import HubName
@@ -116,8 +117,17 @@ def describe_models(names: Sequence[str]) -> Json:
         "models": models,
         "memory_bytes": None if None in sizes else sum(filter(None, sizes)),
         "machine_bytes": total_memory(),
+        "gpu_bytes": _gpu_bytes(),
         "router": pair.router if pair else None,
     }
+
+
+def _gpu_bytes() -> int | None:
+    """Return the bytes of memory of all GPUs with their own memory, or None if there is no such GPU."""
+    with contextlib.suppress(ModelError):  # without llama.cpp, files can still be described
+        if memory := load_llama().own_gpu_memory():
+            return int(memory[0])
+    return None
 
 
 def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Identity]:
@@ -130,7 +140,6 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
 def _model_record(source: str, pair: PairEntry | None) -> Json:
     from arbitrage_cli.app.resolved import THINK_CONTEXT_SIZE, thinking_of  # with NumPy
     from arbitrage_cli.app.setup import THINK_TOKENS
-    from arbitrage_cli.inference.open import rolls_back
     from arbitrage_cli.inference.speculation import MAX_SPECULATED
 
     files = local_files(source)

@@ -80,7 +80,10 @@ def _llama() -> Iterator[tuple[str, str]]:
         llama = load_llama()
         yield "llama.cpp", str(llama.system_info())
         yield "built for", _build(llama.system_info(), processor_features())
-        yield "GPU", llama.gpu_names() or "none"
+        for gpu in llama.gpus():
+            yield "GPU", f"{gpu.name}, {rounding.size_words(gpu.total)} of memory, {rounding.size_words(gpu.free)} free"
+        if not llama.gpus():
+            yield "GPU", "none"
     except ModelError as error:
         yield "llama.cpp", error.message
 

@@ -185,13 +185,21 @@ def file_facts(model: Json) -> Iterator[Fact]:
 
 
 def together(record: Json) -> Iterator[Fact]:
-    """Yield the memory that all models need, and the pair's router."""
-    needed, present = record["memory_bytes"], record["machine_bytes"]
-    fits = "" if needed is None or present is None else "; it fits" if needed < present else "; IT DOES NOT FIT"
-    known = "unknown" if needed is None else rounding.size_words(needed)
-    yield "memory", f"{known} of {rounding.size_words(present) if present else 'an unknown amount'}{fits}"
+    """Yield the memory that all models need, the GPU's memory if all layers are offloaded, and the pair's router."""
+    yield "memory", _fit(record["memory_bytes"], record["machine_bytes"], "IT DOES NOT FIT")
+    if record["gpu_bytes"]:
+        yield (
+            "GPU memory",
+            _fit(record["memory_bytes"], record["gpu_bytes"], "NOT ALL LAYERS FIT: lower the setting gpu-layers"),
+        )
     if record["router"]:
         yield "router", f"{record['router']}; to show its card: arbitrage models info {record['router']}"
+
+
+def _fit(needed: int | None, present: int | None, otherwise: str) -> str:
+    fits = "" if needed is None or present is None else "; it fits" if needed < present else f"; {otherwise}"
+    known = "unknown" if needed is None else rounding.size_words(needed)
+    return f"{known} of {rounding.size_words(present) if present else 'an unknown amount'}{fits}"
 
 
 def identity_fact(identity: Identity) -> Fact:

@@ -1,13 +1,13 @@
 """Chooses how many problems to solve at once, based on the memory that the models need.
 
 Before a model is loaded, the headers of its files are used to estimate its memory: the weights and, for each sequence, the
-KV cache, the recurrent states and their checkpoints. The estimate does not include compute buffers of a few hundred
-megabytes. A GPU's own memory is checked by llama.cpp.
+KV cache, the recurrent states and their checkpoints. The machine's memory and a GPU's own memory are checked separately. The
+estimate does not include compute buffers of a few hundred megabytes.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,25 +28,56 @@ MOST_AUTO = 16  # on a processor more gain little, and each problem takes longer
 MOST_AUTO_SMALL = 4  # models in the processor's cache gain less from sharing a pass over the weights
 MOST_AUTO_SERVED = 64
 SHARE_AUTO = 0.5  # of the free memory, since other programs need some
+SHARE_AUTO_GPU = 0.8  # of a GPU's free memory, since compute buffers need some
 GIB = 2**30
 SMALLER = "use a smaller --ctx, a smaller kv-type in a settings file, or smaller models"
+FEWER_LAYERS = f"lower the setting gpu-layers, or {SMALLER}"
 
 log = logging.getLogger("arbitrage.capacity")
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """The memory in bytes for the weights of all models, and for each concurrent problem (`each`).
+class Part:
+    """The bytes that one memory must hold: for the weights of all models, and for each concurrent problem (`each`)."""
 
-    `gpu_weights` and `gpu_each` are the shares of `weights` and `each` that a GPU's own memory holds. `sequences` is the
-    maximum number of sequences per problem in any model, or 0 if all models are on servers. `is_known` is false if a file
-    does not contain the size of its KV cache. `cap` is the largest useful number of concurrent problems.
+    weights: int = 0
+    each: int = 0
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(self.weights + other.weights, self.each + other.each)
+
+    def of(self, concurrency: int) -> int:
+        return self.weights + concurrency * self.each
+
+    def largest_within(self, room: float, most: int) -> int:
+        """Return how many problems, at most `most`, fit in `room` bytes."""
+        left = room - self.weights
+        if not self.each:
+            return most if left >= 0 else 0
+        return max(0, min(most, int(left / self.each)))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A memory in bytes (None if unknown), the share of its free bytes that `auto` uses, and a hint on using less."""
+
+    name: str
+    total: int | None
+    free: int | None
+    share_auto: float
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The need for the machine's memory (`host`) and for a GPU's own memory.
+
+    `sequences` is the maximum number of sequences per problem in any model, or 0 if all models are on servers. `is_known` is
+    false if a file does not contain the size of its KV cache. `cap` is the largest useful number of concurrent problems.
     """
 
-    weights: int
-    each: int
-    gpu_weights: int = 0
-    gpu_each: int = 0
+    host: Part
+    gpu: Part = Part()
     sequences: int = 1
     is_known: bool = True
     cap: int = MOST_HERE
@@ -55,26 +86,18 @@ class Need:
     def most(self) -> int:
         return min(self.cap, MAX_SEQUENCES // self.sequences) if self.sequences else self.cap
 
-    @property
-    def host_weights(self) -> int:
-        return self.weights - self.gpu_weights
+    def rooms(self) -> list[tuple[Part, Room]]:
+        """Return each part with the memory that must hold it."""
+        rooms = [(self.host, Room("memory", total_memory(), available_memory(), SHARE_AUTO, SMALLER))]
+        if self.gpu != Part():
+            total, free = load_llama().own_gpu_memory()
+            rooms.append((self.gpu, Room("GPU memory", total, free, SHARE_AUTO_GPU, FEWER_LAYERS)))
+        return rooms
 
-    @property
-    def host_each(self) -> int:
-        return self.each - self.gpu_each
-
-    def of(self, concurrency: int) -> int:
-        return self.host_weights + concurrency * self.host_each
-
-    def largest_within(self, room: float) -> int:
-        """Return how many problems, at most `most`, fit in `room` bytes.
-
-        Return at most 1 if the size of the KV cache is unknown.
-        """
-        left, most = room - self.host_weights, self.most if self.is_known else 1
-        if not self.host_each:
-            return most if left >= 0 else 0
-        return max(0, min(most, int(left / self.host_each)))
+    def largest(self, rooms: Iterable[tuple[Part, float]]) -> int:
+        """Return how many problems fit in the memories, or at most 1 if the size of the KV cache is unknown."""
+        most = self.most if self.is_known else 1
+        return min(part.largest_within(room, most) for part, room in rooms)
 
 
 def rollback_of(source: str, costs: UnitCosts | None) -> int:
@@ -96,43 +119,40 @@ def memory_needed(
     rollback: Mapping[ModelRole, int] = MappingProxyType({}),
 ) -> Need:
     """Return the required memory, given the sequences per problem of each model. Raises ModelFileError if a file is invalid."""
-    need = Need(0, 0, sequences=0, cap=MOST if any(map(is_served, found.values())) else MOST_HERE)
+    host, gpu, sequences, is_known = Part(), Part(), 0, True
     for role, source in found.items():
         if not is_file(source):
             continue
-        facts = read_facts(local_files(source) or (Path(source),), load.context_size)
+        facts, count = read_facts(local_files(source) or (Path(source),), load.context_size), num_sequences[role]
         states = (1 + rollback.get(role, 0)) * facts.state_bytes
         kv_cache = (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"] + states
-        each, on_gpu = (num_sequences[role] * size for size in (kv_cache + facts.checkpoint_bytes, kv_cache))
         share = _share_on_gpu(facts, load)
-        need = Need(
-            need.weights + facts.file_bytes,
-            need.each + int(each),
-            need.gpu_weights + int(share * facts.file_bytes),
-            need.gpu_each + int(share * on_gpu),
-            max(need.sequences, num_sequences[role]),
-            need.is_known and facts.kv_bytes is not None,
-            need.cap,
-        )
-    return need
+        offloaded = Part(int(share * facts.file_bytes), int(share * count * kv_cache))
+        whole = Part(facts.file_bytes, int(count * (kv_cache + facts.checkpoint_bytes)))
+        host += Part(whole.weights - offloaded.weights, whole.each - offloaded.each)
+        gpu += offloaded
+        sequences, is_known = max(sequences, count), is_known and facts.kv_bytes is not None
+    return Need(host, gpu, sequences, is_known, MOST if any(map(is_served, found.values())) else MOST_HERE)
 
 
 def check_memory(need: Need) -> None:
-    """Raise ModelMemoryError if one problem needs more than the machine's memory.
+    """Raise ModelMemoryError if one problem needs more than the memory of the machine or the GPU.
 
     Warn if one problem needs more than the free memory.
 
     Without this check, the system might grant the memory and kill the process later.
     """
-    total, free = total_memory(), available_memory()
-    message = (
-        f"the models need {need.of(1) / GIB:.1f} GiB of memory ({need.host_weights / GIB:.1f} for their weights, "
-        f"{need.host_each / GIB:.1f} for their KV caches)"
-    )
-    if total is not None and need.of(1) > total:
-        raise ModelMemoryError(f"{message}, but this machine has {total / GIB:.1f}", SMALLER)
-    if free is not None and need.of(1) > free:
-        log.warning("%s, but only %.1f are free, so the run may be slow; %s", message, free / GIB, SMALLER)
+    for part, room in need.rooms():
+        message = (
+            f"the models need {part.of(1) / GIB:.1f} GiB of {room.name} ({part.weights / GIB:.1f} for their weights, "
+            f"{part.each / GIB:.1f} for their KV caches)"
+        )
+        if room.total is not None and part.of(1) > room.total:
+            raise ModelMemoryError(f"{message}, but this machine has {room.total / GIB:.1f}", room.hint)
+        if room.free is not None and part.of(1) > room.free:
+            log.warning(
+                "%s, but only %.1f are free, so the run may be slow or fail; %s", message, room.free / GIB, room.hint
+            )
 
 
 def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
@@ -146,39 +166,38 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
     count = earlier if is_auto and earlier else min(most, MOST_AUTO_SERVED if is_auto else _number(text))
     if count == 1:
         return 1
-    need, memory = needed(), available_memory()
+    need = needed()
+    rooms = need.rooms()
     if is_auto and not earlier:
-        local = MOST_AUTO_SMALL if need.weights <= CACHED_BYTES else MOST_AUTO
+        local = MOST_AUTO_SMALL if need.host.weights + need.gpu.weights <= CACHED_BYTES else MOST_AUTO
         useful = local if need.sequences else MOST_AUTO_SERVED
-        on_host = replace(need, gpu_weights=0, gpu_each=0)  # a GPU seldom has more memory than its machine
-        return max(1, min(count, useful, on_host.largest_within(SHARE_AUTO * (memory or 0))))
+        return max(1, min(count, useful, need.largest((part, room.share_auto * (room.free or 0)) for part, room in rooms)))
     if count > need.most:
         raise UsageError(
             f"{count} concurrent problems exceed the limit of {need.most} for models on this machine",
             f"use --concurrency {need.most} or less, or fewer --rollouts",
             option="concurrency",
         )
-    if memory is not None and need.of(count) > memory:
-        raise ModelMemoryError(
-            f"{count} problems at once need {need.of(count) / GIB:.1f} GiB of memory ({need.host_weights / GIB:.1f} for the "
-            f"models, {need.host_each / GIB:.2f} for each problem's KV cache), but {memory / GIB:.1f} are available",
-            _what_fits(need, memory),
-        )
+    for part, room in rooms:
+        if room.free is not None and part.of(count) > room.free:
+            raise ModelMemoryError(
+                f"{count} problems at once need {part.of(count) / GIB:.1f} GiB of {room.name} ({part.weights / GIB:.1f} for the "
+                f"models, {part.each / GIB:.2f} for each problem's KV cache), but {room.free / GIB:.1f} are available",
+                _what_fits(need, rooms, room.hint),
+            )
     return count
 
 
-def _what_fits(need: Need, memory: int) -> str:
-    fits = need.largest_within(memory)
-    if fits:
+def _what_fits(need: Need, rooms: Sequence[tuple[Part, Room]], hint: str) -> str:
+    if fits := need.largest((part, room.free) for part, room in rooms if room.free is not None):
         return f"use --concurrency {fits} or less, a smaller --ctx, or a smaller kv-type in a settings file"
-    total = total_memory()
-    if total is None or need.of(1) <= total:
-        return f"use --concurrency 1, although it may be slow; or {SMALLER}"
-    return f"even a single problem does not fit in memory: {SMALLER}"
+    if all(room.total is None or part.of(1) <= room.total for part, room in rooms):
+        return f"use --concurrency 1, although it may be slow; or {hint}"
+    return f"even a single problem does not fit in memory: {hint}"
 
 
 def _share_on_gpu(facts: Facts, load: Options) -> float:
-    if load.gpu_layers == 0 or gpu_shares_memory() or not load_llama().has_own_gpu():
+    if load.gpu_layers == 0 or gpu_shares_memory() or load_llama().own_gpu_memory() is None:
         return 0.0
     if load.gpu_layers is None or load.gpu_layers < 0:
         return 1.0

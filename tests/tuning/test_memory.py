@@ -17,12 +17,15 @@ from arbitrage_cli.tuning.memory import (
     MOST_AUTO,
     MOST_AUTO_SMALL,
     Need,
+    Part,
     check_memory,
     choose_concurrency,
     memory_needed,
     rollback_of,
 )
 from arbitrage_cli.types import ModelRole
+
+OWN_GPU_MEMORY = "arbitrage_cli.inference.llama.backend.own_gpu_memory"
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +50,14 @@ def test_one_is_one(text: str, most: int, earlier: int | None) -> None:
 @pytest.mark.parametrize(
     ("need", "most", "found"),
     [
-        (Need(100, 100), 64, 4),  # in half of the memory
-        (Need(100, 100), 3, 3),
-        (Need(100, 1), 64, MOST_AUTO),
-        (Need(50, 1), 64, MOST_AUTO_SMALL),
-        (Need(0, 0), 64, MOST_AUTO_SMALL),
-        (Need(900, 100), 64, 1),
-        (Need(100, 0, is_known=False), 64, 1),
-        (Need(100, 1, sequences=17), 64, 15),
+        (Need(Part(100, 100)), 64, 4),  # in half of the memory
+        (Need(Part(100, 100)), 3, 3),
+        (Need(Part(100, 1)), 64, MOST_AUTO),
+        (Need(Part(50, 1)), 64, MOST_AUTO_SMALL),
+        (Need(Part(0, 0)), 64, MOST_AUTO_SMALL),
+        (Need(Part(900, 100)), 64, 1),
+        (Need(Part(100, 0), is_known=False), 64, 1),
+        (Need(Part(100, 1), sequences=17), 64, 15),
     ],
 )
 def test_auto_takes_what_is_worth_it_and_fits(need: Need, most: int, found: int) -> None:
@@ -62,24 +65,24 @@ def test_auto_takes_what_is_worth_it_and_fits(need: Need, most: int, found: int)
 
 
 def test_auto_resumes_as_the_run_began() -> None:
-    assert choose_concurrency("auto", lambda: Need(100, 100), most=64, earlier=7) == 7
-    assert choose_concurrency("auto", lambda: Need(100, 100), most=2, earlier=7) == 7
+    assert choose_concurrency("auto", lambda: Need(Part(100, 100)), most=64, earlier=7) == 7
+    assert choose_concurrency("auto", lambda: Need(Part(100, 100)), most=2, earlier=7) == 7
     with pytest.raises(ModelMemoryError):
-        choose_concurrency("auto", lambda: Need(100, 200), most=64, earlier=7)
+        choose_concurrency("auto", lambda: Need(Part(100, 200)), most=64, earlier=7)
 
 
 @pytest.mark.parametrize(
     ("count", "need", "hint"),
     [
-        ("10", Need(100, 100), "--concurrency 9"),
-        ("2", Need(800, 300), "--concurrency 1"),
-        ("2", Need(1500, 0, is_known=False), "--concurrency 1"),
-        ("2", Need(1500, 600), "even a single problem does not fit"),
-        ("2", Need(3000, 0, is_known=False), "even a single problem does not fit"),
+        ("10", Need(Part(100, 100)), "--concurrency 9"),
+        ("2", Need(Part(800, 300)), "--concurrency 1"),
+        ("2", Need(Part(1500, 0), is_known=False), "--concurrency 1"),
+        ("2", Need(Part(1500, 600)), "even a single problem does not fit"),
+        ("2", Need(Part(3000, 0), is_known=False), "even a single problem does not fit"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(count: str, need: Need, hint: str) -> None:
-    assert choose_concurrency("9", lambda: Need(100, 100), most=64) == 9
+    assert choose_concurrency("9", lambda: Need(Part(100, 100)), most=64) == 9
     with pytest.raises(ModelMemoryError) as caught:
         choose_concurrency(count, lambda: need, most=64)
     assert hint in caught.value.hint
@@ -95,12 +98,12 @@ def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelR
 
 
 def test_one_is_refused_only_if_the_machine_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
-    check_memory(Need(900, 100))
+    check_memory(Need(Part(900, 100)))
     assert not caplog.messages
-    check_memory(Need(1900, 100))
+    check_memory(Need(Part(1900, 100)))
     assert len(caplog.messages) == 1
     with pytest.raises(ModelMemoryError):
-        check_memory(Need(1900, 101))
+        check_memory(Need(Part(1900, 101)))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1025", "1.5", "many", "", "\u0664"])
@@ -113,13 +116,13 @@ def test_other_words_are_refused(text: str) -> None:
 def test_need_is_read_from_the_files(tiny: Mapping[ModelRole, Path]) -> None:
     found: dict[ModelRole, str] = {"draft": str(tiny["draft"]), "target": str(tiny["target"])}
     full = memory_needed(found, Options(256), {"draft": 1, "target": 2})
-    assert full.weights == sum(path.stat().st_size for path in (tiny["draft"], tiny["target"]))
+    assert full.host.weights == sum(path.stat().st_size for path in (tiny["draft"], tiny["target"]))
     alone = memory_needed(found, Options(256), {"draft": 1, "target": 1})
-    assert 0 < alone.each < full.each
-    assert memory_needed(found, Options(512), {"draft": 1, "target": 1}).each == 2 * alone.each
-    assert memory_needed(found, Options(256, kv_type="f32"), {"draft": 1, "target": 1}).each == 2 * alone.each
+    assert 0 < alone.host.each < full.host.each
+    assert memory_needed(found, Options(512), {"draft": 1, "target": 1}).host.each == 2 * alone.host.each
+    assert memory_needed(found, Options(256, kv_type="f32"), {"draft": 1, "target": 1}).host.each == 2 * alone.host.each
     assert (alone.sequences, full.sequences) == (1, 2)
-    assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(0, 0, sequences=0)
+    assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(Part(), sequences=0)
     with pytest.raises(ModelFileError):
         memory_needed({"draft": "nowhere.gguf"}, Options(), {"draft": 1})
 
@@ -130,7 +133,7 @@ def test_a_target_keeps_earlier_states_to_remove_rejected_tokens(tiny: Mapping[s
     assert rollback_of(path, costs) == most_verified(costs) == 8
     assert rollback_of(path, None) == rollback_of(str(tiny["draft"]), costs) == 0
     without, with_them = (memory_needed(found, Options(256), {"target": 3}, {"target": count}) for count in (0, 8))
-    assert with_them.each - without.each == 3 * 8 * read_facts([tiny["hybrid"]]).state_bytes
+    assert with_them.host.each - without.host.each == 3 * 8 * read_facts([tiny["hybrid"]]).state_bytes
     assert num_snapshots(200 << 20, 8) == 2
 
 
@@ -150,10 +153,10 @@ def test_layers_with_other_numbers_of_heads(tmp_path: Path) -> None:
         writer.close()
         return memory_needed({"draft": str(path)}, Options(100), {"draft": 1})
 
-    assert need([4, 4, 4], [2, 1, 0]).each == 100 * (2 + 1 + 0) * (16 + 16) * 2
-    assert need([4, 8, 0], [2, 1, 0]).each == 100 * (2 * (16 + 16) + 1 * (8 + 8)) * 2
+    assert need([4, 4, 4], [2, 1, 0]).host.each == 100 * (2 + 1 + 0) * (16 + 16) * 2
+    assert need([4, 8, 0], [2, 1, 0]).host.each == 100 * (2 * (16 + 16) + 1 * (8 + 8)) * 2
     for unknown in (need(None, None), need([4, 4], None)):
-        assert (unknown.each, unknown.is_known) == (0, False)
+        assert (unknown.host.each, unknown.is_known) == (0, False)
 
 
 @pytest.mark.parametrize(("layers", "share"), [(None, 1.0), (-1, 1.0), (99, 1.0), (3, 1.0), (1, 1 / 3), (0, 0.0)])
@@ -162,14 +165,46 @@ def test_layers_on_a_gpu_are_not_the_machines(
 ) -> None:
     """The output counts as a third layer of a model with two."""
 
-    def need(*, has_gpu: bool, shares_memory: bool) -> Need:
-        monkeypatch.setattr("arbitrage_cli.inference.llama.backend.has_own_gpu", lambda: has_gpu)
+    def need(gpu: tuple[int, int] | None, *, shares_memory: bool) -> Need:
+        monkeypatch.setattr(OWN_GPU_MEMORY, lambda: gpu)
         monkeypatch.setattr(memory, "gpu_shares_memory", lambda: shares_memory)
         return memory_needed({"draft": str(tiny["draft"])}, Options(256, gpu_layers=layers), {"draft": 1})
 
-    plain = need(has_gpu=False, shares_memory=False)
-    assert plain.of(1) == plain.weights + plain.each
-    on_gpu = need(has_gpu=True, shares_memory=False)
-    assert (on_gpu.weights, on_gpu.each) == (plain.weights, plain.each)
-    assert on_gpu.of(1) == pytest.approx((1 - share) * plain.of(1), abs=2)
-    assert need(has_gpu=True, shares_memory=True) == plain
+    plain = need(None, shares_memory=False)
+    assert plain.gpu == Part()
+    offloaded = need((900, 900), shares_memory=False)
+    assert offloaded.host + offloaded.gpu == plain.host
+    assert offloaded.gpu.weights == int(share * plain.host.weights)
+    assert offloaded.gpu.each == int(share * plain.host.each)
+    assert need((900, 900), shares_memory=True) == plain
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with 1500 bytes of memory, 500 of them free."""
+    monkeypatch.setattr(OWN_GPU_MEMORY, lambda: (1500, 500))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_one_is_refused_if_the_gpu_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
+    check_memory(Need(Part(10, 10), Part(400, 100)))
+    assert not caplog.messages
+    check_memory(Need(Part(10, 10), Part(1400, 100)))
+    assert len(caplog.messages) == 1
+    with pytest.raises(ModelMemoryError) as caught:
+        check_memory(Need(Part(10, 10), Part(1400, 101)))
+    assert "gpu-layers" in caught.value.hint
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("count", "need", "hint"),
+    [("9", Need(Part(10, 10), Part(100, 50)), "--concurrency 8"), ("2", Need(Part(), Part(1501)), "gpu-layers")],
+)
+def test_several_must_fit_in_the_gpu_too(count: str, need: Need, hint: str) -> None:
+    small = Need(Part(10, 10), Part(100, 50))
+    assert choose_concurrency("auto", lambda: small, most=64) == 6  # in 80% of the GPU's free memory
+    assert choose_concurrency("8", lambda: small, most=64) == 8
+    with pytest.raises(ModelMemoryError) as caught:
+        choose_concurrency(count, lambda: need, most=64)
+    assert hint in caught.value.hint

@@ -5,6 +5,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -365,25 +366,44 @@ def system_info() -> str:
     return f"{words}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
 
 
-def _gpus() -> list[tuple[int, str]]:
-    """Return the device type (such as OWN_GPU) and name of each GPU that llama.cpp can offload layers to."""
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU that llama.cpp can offload layers to, and its bytes of memory. An integrated GPU (not `is_own`) uses main memory."""
+
+    name: str
+    is_own: bool
+    total: int
+    free: int
+
+
+def gpus() -> list[Gpu]:
     start_llama()  # detects the devices
     if not c.llama_supports_gpu_offload():
         return []
+    size_pointer = ctypes.POINTER(ctypes.c_size_t)
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
     kind_of, name_of = ggml.ggml_backend_dev_type, ggml.ggml_backend_dev_description
     kind_of.argtypes = name_of.argtypes = [ctypes.c_void_p]
     name_of.restype = ctypes.c_char_p
-    devices = [ggml.ggml_backend_dev_get(index) for index in range(ggml.ggml_backend_dev_count())]
-    gpus = [device for device in devices if kind_of(device) in (OWN_GPU, INTEGRATED_GPU)]
-    return [(kind_of(gpu), (name_of(gpu) or b"").decode(errors="replace").strip()) for gpu in gpus]
+    ggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size_pointer, size_pointer]
+    ggml.ggml_backend_dev_memory.restype = None
+    found = []
+    for device in map(ggml.ggml_backend_dev_get, range(ggml.ggml_backend_dev_count())):
+        if kind_of(device) in (OWN_GPU, INTEGRATED_GPU):
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            ggml.ggml_backend_dev_memory(device, free, total)
+            name = (name_of(device) or b"").decode(errors="replace").strip()
+            found.append(Gpu(name, kind_of(device) == OWN_GPU, total.value, free.value))
+    return found
 
 
 def gpu_names() -> str:
     """Return the names of the GPUs that llama.cpp can offload layers to."""
-    return ", ".join(name for _, name in _gpus())
+    return ", ".join(gpu.name for gpu in gpus())
 
 
-def has_own_gpu() -> bool:
-    return any(kind == OWN_GPU for kind, _ in _gpus())
+def own_gpu_memory() -> tuple[int, int] | None:
+    """Return the total and the free bytes of all GPUs with their own memory, or None if there is no such GPU."""
+    own = [gpu for gpu in gpus() if gpu.is_own]
+    return (sum(gpu.total for gpu in own), sum(gpu.free for gpu in own)) if own else None
