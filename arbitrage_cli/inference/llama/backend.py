@@ -57,7 +57,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
                 "use another model, such as Llama, Qwen3, Qwen3.5, Gemma, gpt-oss, LFM2, Granite or Mamba",
             )
         start_llama()
-        self._gpu_layers = gpu_layers(options)
+        self._gpu_layers = gpu_layers(options, self._header.number("block_count") or 0)
         try:
             self._model = load_model(path, self._gpu_layers, progress)
             self.tokenizer = LlamaTokenizer(self._model, path.name)
@@ -125,6 +125,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
                     if self.states is None:
                         self.drop(sequence, position)
                     raise
+            c.llama_synchronize(self._context)  # otherwise, a GPU's work would be timed as part of the next batch
 
     def decode(
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None

@@ -1,5 +1,6 @@
 """Loads a model with llama.cpp and allocates its context."""
 
+import ctypes
 import functools
 import importlib.metadata
 import logging
@@ -59,17 +60,21 @@ def start_llama() -> object:
     return callback
 
 
-def gpu_layers(options: Options) -> int:
+def gpu_layers(options: Options, num_layers: int) -> int:
     """Return the number of layers to offload. By default, a build that supports offloading offloads all layers (-1)."""
     if not c.llama_supports_gpu_offload():
         if options.gpu_layers:
-            log.warning("llama.cpp was built without GPU support, so the setting gpu-layers is ignored")
+            log.warning("llama.cpp has no GPU support or found no GPU, so the setting gpu-layers is ignored")
         return 0
-    return -1 if options.gpu_layers is None else options.gpu_layers
+    wanted = options.gpu_layers
+    return -1 if wanted is None or wanted > num_layers else wanted  # the output is one more layer
 
 
 def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:
-    """Load a llama.cpp model, which the caller must free. Raises ModelFileError on failure, and the errors of `progress`."""
+    """Load a llama.cpp model, which the caller must free.
+
+    Raises ModelMemoryError if there is too little memory; ModelFileError on other failures; and the errors of `progress`.
+    """
     failures: list[ArbitrageError] = []  # the display may raise, but no exception may leave a callback
 
     def report(fraction: float, data: object) -> bool:
@@ -80,9 +85,11 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
             failures.append(error)
         return not (noted or failures)
 
-    callback = c.llama_progress_callback(report)
+    callback, no_devices = c.llama_progress_callback(report), ctypes.c_void_p()  # a list that ends at its first item
     parameters = c.llama_model_default_params()
     set_fields(parameters, {"n_gpu_layers": gpu_layers, "progress_callback": callback})
+    if gpu_layers == 0:  # otherwise llama.cpp would still compute large batches on the GPU
+        set_fields(parameters, {"devices": ctypes.addressof(no_devices)})
     with _messages() as messages, noted_signals() as noted:
         model = c.llama_model_load_from_file(os.fsencode(path), parameters)
     if model:
@@ -90,6 +97,11 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
     if failures:
         raise failures[0]
     reason = next((m for m in reversed(messages) if "error" in m or "unknown" in m), "no reason reported")
+    if "unable to allocate" in reason:
+        raise ModelMemoryError(
+            f"{path}: llama.cpp cannot allocate memory for the weights ({reason[:200]})",
+            "lower the setting gpu-layers, close other programs that use the GPU, or use a smaller model",
+        )
     version = importlib.metadata.version("llama-cpp-python")
     raise ModelFileError(
         f"{path}: llama.cpp cannot load the file ({reason[:200]})",
@@ -127,7 +139,7 @@ def new_context(
     reason = next(reversed(messages), "no reason reported")
     raise ModelMemoryError(
         f"{path}: cannot allocate a context of {parameters.n_ctx} tokens ({reason[:200]})",
-        "use a smaller --ctx; KV types other than f16 may need the setting flash-attention = true",
+        "use a smaller --ctx, or lower the setting gpu-layers; KV types other than f16 may need the setting flash-attention = true",
     )
 
 

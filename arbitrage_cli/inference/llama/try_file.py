@@ -5,6 +5,7 @@
 
 import logging
 import resource
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +55,9 @@ def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, 
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))
-    if not gpu_names():  # GPU drivers reserve large address ranges
+    if gpu_names():  # GPU drivers reserve large address ranges, and may compile for longer than the limit of processor time
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    else:
         limit_memory(memory)
     try:
         return "", "", "", use(Path(path), Options(CONTEXT, 1, gpu_layers, rollback=1))
