@@ -40,7 +40,7 @@ IS_VULKAN = any((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-vulkan*"))
 @pytest.fixture(autouse=True, scope="module")
 def _gpu() -> None:
     if not gpus():
-        pytest.skip("llama.cpp finds no GPU; for a software device of Vulkan, set GGML_VK_VISIBLE_DEVICES=0")
+        pytest.fail("llama.cpp finds no GPU; for a software device of Vulkan, set GGML_VK_VISIBLE_DEVICES=0")
 
 
 def patiently(*arguments: str, **options: Any) -> Result:
