@@ -103,6 +103,8 @@ def measure_and_keep(
             try_model(path, load)
             progress = partial(on_loading, role, path)
             backends[role] = stack.enter_context(load_llama().LlamaBackend(local_files(path)[0], load, progress=progress))
+        on_gpu = {role: backend for role, backend in backends.items() if backend.card.gpu_layers}
+        probe(on_gpu, rounds=1)  # GPU drivers compile when a number of tokens is first computed
         share = limit / 2 / len(backends)
         most = {role: threads_without_costs(path, load) for role, path in paths.items()}
         counts = {role: [count] if load.threads else thread_counts(count) for role, count in most.items()}

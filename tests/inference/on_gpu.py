@@ -5,7 +5,11 @@ The same process computes the expected values on the CPU, with gpu-layers = 0. `
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,12 +18,15 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+import tiny_architectures
 from cli import Result, run
-from hash_language import solve
+from hash_language import ForgetfulEngine, solve, texts
 from writing import make_engine
 
 from arbitrage_cli.errors import ModelMemoryError
 from arbitrage_cli.inference.backend import Floats, Options
+from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend, gpus, own_gpu_memory
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import find_files
@@ -33,6 +40,9 @@ COUNT, FEW = 100, 8  # problems whose texts and scores are compared
 NEAR_TIE = 0.75  # nats between the top two tokens; the logits of kernels for 8-bit weights differ by up to 0.35
 NOISE = 0.1  # of scores, and of logits relative to their standard deviation
 EXIT_MODEL = 3
+ROLLBACK = 8
+READ, REJECTED = (5, 9, 12, 7, 30, 22, 41, 8, 15, 3), (11, 17, 25, 33)
+SHORT = Limits(max_steps=4, max_tokens=60, max_step_tokens=20)
 SECONDS = 600  # for one command, since a software device compiles shaders
 IS_VULKAN = any((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-vulkan*"))
 
@@ -152,6 +162,51 @@ def test_kv_types(kind: str, flash: bool | None) -> None:
         return
     on_cpu, on_gpu = (logits(replace(options, gpu_layers=layers)) for layers in (CPU, ALL))
     assert (on_cpu - on_gpu).std() < NOISE * on_cpu.std()
+
+
+# --- states of recurrent layers
+
+
+@pytest.fixture(scope="module", params=["hybrid", "lfm2"])
+def recurrent(request: pytest.FixtureRequest, tiny: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that keeps checkpoints, and one that can also remove rejected tokens (`n_rs_seq`)."""
+    if request.param in tiny:
+        return tiny[request.param]
+    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
+    folders = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, tiny_architectures.__file__, str(path), "lfm2"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": folders})
+    return path
+
+
+def test_states_are_restored_and_rejected_tokens_removed(recurrent: Path) -> None:
+    with LlamaBackend(recurrent, Options(256, threads=1, rollback=ROLLBACK)) as backend:
+        states, length = backend.states, len(READ)
+        assert states is not None
+
+        def then(position: int, token: int) -> Floats:
+            return backend.decode([0], [position], [token]).copy()
+
+        backend.read(0, 0, READ)
+        saved = states.save(0)
+        first, second = then(length, 44), then(length + 1, 7)
+        states.restore(0, length, saved)
+        assert np.allclose(then(length, 44), first, rtol=0, atol=1e-4)
+        assert states.most_dropped == (ROLLBACK if recurrent.stem == "lfm2" else 0)
+        if states.most_dropped:
+            states.restore(0, length, saved)
+            backend.decode([0] * 5, range(length, length + 5), [44, *REJECTED])
+            backend.drop(0, length + 1)
+            assert (then(length + 1, 7) - second).std() < NOISE * second.std()
+
+
+def test_the_cache_is_invisible(recurrent: Path) -> None:
+    found = []
+    for engine in (Engine, ForgetfulEngine):
+        with LlamaBackend(recurrent, Options(512, threads=1, kv_type="f32", flash_attention=False)) as backend:
+            engines: dict[ModelRole, Engine] = {"target": engine("target", Cache(backend), Sampler())}
+            found.append(texts(solve(engines, [Problem("1", "question 1")], "target", limits=SHORT)))
+    assert found[0] == found[1]
 
 
 # --- texts

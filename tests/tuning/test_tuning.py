@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from made_up_tuning import HERE, make_tuned
 from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBackend
 
 from arbitrage_cli.errors import ModelUnsupportedError, UsageError
-from arbitrage_cli.inference.backend import Floats, Options
+from arbitrage_cli.inference.backend import Floats, ModelCard, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.tuning import measure
 from arbitrage_cli.tuning.measure import ROUNDS, probe, thread_counts, try_threads
 from arbitrage_cli.tuning.store import keep_tuned, read_tuned
 
@@ -125,6 +127,31 @@ def test_models_with_a_short_context_or_without_rollback_are_measured(tiny: Mapp
         with LlamaBackend(tiny[name], Options(size, threads=1)) as backend:
             (probes,) = probe({"target": backend}, rounds=1).values()
             assert probes.costs.decode > 0
+
+
+class Compiling(LlamaBackend):
+    """Seems to run on a GPU whose driver compiles for 40 seconds when a number of tokens is first computed."""
+
+    seconds = 0.0
+
+    @property
+    def card(self) -> ModelCard:
+        return replace(super().card, gpu_layers=-1)
+
+    def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], **options: Any) -> Floats:
+        sizes = self.__dict__.setdefault("sizes", set())
+        Compiling.seconds += 0.001 if len(tokens) in sizes else 40.0
+        sizes.add(len(tokens))
+        return super().decode(sequences, positions, tokens, **options)
+
+
+def test_costs_exclude_what_a_gpu_compiles_first(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "load_llama", lambda: SimpleNamespace(LlamaBackend=Compiling))
+    monkeypatch.setattr(measure, "clock_for", lambda card: lambda: Compiling.seconds)
+    made = measure.measure_and_keep(
+        {"target": str(tiny["draft"])}, Options(256, threads=1), lambda *report: None, lambda note: None, limit=0.001
+    )
+    assert max(made.models["target"].costs.batches) < 1.0
 
 
 def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
