@@ -45,7 +45,8 @@ class WriteStep:
     """A request to write the next step of `trace`.
 
     `model` verifies the tokens of `proposal` in batches. With a proposal, or if `speculates` is true, the draft may also
-    propose tokens while the target writes. Proposed tokens do not change the text. A trial is not shown to the user.
+    propose tokens while the target writes. Proposed tokens do not change the text. A trial is not shown to the user; the
+    response to a trial that does not fit in the context is None.
     """
 
     model: ModelRole

@@ -3,7 +3,8 @@
 Only `cli.main` prints errors.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -143,3 +144,12 @@ def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = 
     guess = f"did you mean '{similar[0]}'? " if similar else ""
     shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}..."
     return UsageError(f"unknown {kind} '{shown}'", f"{guess}choose from: {', '.join(names)}", option=option)
+
+
+@contextmanager
+def os_errors(kind: type[ArbitrageError], message: str, hint: str) -> Iterator[None]:
+    """Convert each OSError to an error of this kind. The system's reason is added to the message."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{message} ({error.strerror or error})", hint) from error

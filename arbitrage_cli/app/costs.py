@@ -20,7 +20,7 @@ from arbitrage_cli.runs.results import concurrency_of, results_by_policy, unit_c
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import PROBE_SECONDS, Measurement, measure_and_keep
 from arbitrage_cli.tuning.placement import find_measurement, tuned_file
-from arbitrage_cli.tuning.store import Tuned, forget_tuned
+from arbitrage_cli.tuning.store import Tuned, forget_tuned, keep_tuned
 from arbitrage_cli.types import ModelRole
 
 CONTRADICTED = 2.0  # the factor from which a run contradicts the stored costs
@@ -33,6 +33,7 @@ def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher,
     Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
     """
     paths = fetch(_local_models(choice), display, offline=offline)
+    keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be read or written
     return measure_and_keep(paths, load_options(choice.pair, loading), display.loading, display.note)
 
 
@@ -63,8 +64,9 @@ def measure_missing_costs(
     found = [find_measurement(sha256_seen(local_files(path)), setup.load) for path in paths.values()]
     if all(one and datetime.now(UTC) - datetime.fromisoformat(one.created) < max_age for one in found):
         return False
-    display.note("measuring the token costs of these models on this machine")
     try:
+        keep_tuned(tuned_file(), [])
+        display.note("measuring the token costs of these models on this machine")
         measure_and_keep(paths, setup.load, display.loading, display.note, limit)
     except OutputError as error:
         display.note(f"the measured token costs are not used, because they cannot be saved: {error.message}")

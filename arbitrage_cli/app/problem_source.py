@@ -18,7 +18,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
 from arbitrage_cli.data.rows import Dataset, Form, parse_mapping
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.system.files import MAX_TEXT_BYTES
 from arbitrage_cli.types import Problem
 
@@ -179,10 +179,8 @@ class LineSource:
         return bool(self._held[: self._held.rfind(b"\n") + 1].strip())
 
     def _receive(self) -> None:
-        try:
+        with os_errors(UsageError, f"{self._name}: cannot be read", "check the input"):
             data = os.read(self._descriptor, CHUNK)
-        except OSError as error:
-            raise UsageError(f"{self._name}: cannot be read ({error.strerror})", "check the input") from error
         self._held += data
         self._ended = not data
 

@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from socket import socket
 
-from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
+from arbitrage_cli.app.costs import with_measured_costs
+from arbitrage_cli.app.options import KEY_VARIABLE, RoutingOptions, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import Setup, limits_of
+from arbitrage_cli.app.setup import Setup, limits_of, menu_of
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.routing.policies import POLICIES
@@ -28,7 +30,7 @@ MAX_KEY_BYTES = 4096
 CHARS_PER_TOKEN = 16  # above the average of any text
 
 
-def serve_pair(setup: Setup, menu: Menu, options: ServerOptions, display: Display) -> None:
+def serve_pair(make_setup: Callable[[], Setup], routing: RoutingOptions, options: ServerOptions, display: Display) -> None:
     """Answer requests until a signal arrives, then finish open requests. The URL is shown as the result.
 
     Raises UsageError if the key or the address cannot be used, and the same errors as `Session` and `Service.run`.
@@ -37,10 +39,11 @@ def serve_pair(setup: Setup, menu: Menu, options: ServerOptions, display: Displa
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
         access = Access(key, _host_names(bound, options, key))
+        setup = with_measured_costs(make_setup, display)
         session = stack.enter_context(Session(setup, display, keep="conversation"))
         bounds = Bounds(session.choose_concurrency(), options.queue, options.timeout)
         session.load()
-        defaults = _defaults(session, menu)
+        defaults = _defaults(session, menu_of(setup, routing))
         scorer = session.scorer(POLICIES["arbitrage"]) if setup.router else None
         service = Service(Worker(session.scheduler(), scorer), defaults, bounds, access)
         host, port = bound.getsockname()[:2]

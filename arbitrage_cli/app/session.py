@@ -150,6 +150,8 @@ class Session:
         self._load_files(num_sequences)
         self.writing = replace(self.writing, sampler=self.resolved.sampler, unit_costs=self._unit_costs)
         self.writers = Writers(self.models, self.writing)
+        for model in self._served.values():
+            model.warn_of_ignored(self.writing.sampler)
         self._warn_of_unused_variables()
         self._warn_of_another_pair()
 

@@ -281,8 +281,12 @@ def _basis(options: RunOptions, default_concurrency: str = "1") -> Basis:
     served = served_models(choice, load, os.environ)
     concurrency = options.machine.concurrency or default_concurrency
     basis = Basis(options, choice, router, load, place(choice.models, load), task, served, concurrency)
-    if basis.price:
-        parse_prices(basis.price)  # refuses an invalid price before a model is loaded
+    if basis.price and choice.pair:
+        try:
+            parse_prices(basis.price)
+        except UsageError as error:
+            message = f"pair '{choice.pair.name}': target_price: invalid value '{choice.pair.target_price}'"
+            raise UsageError(message, "use dollars per million tokens, such as 0.60/0.15/2.40") from error
     return basis
 
 

@@ -13,7 +13,7 @@ from arbitrage_cli.cli.command import Invocation, command
 from arbitrage_cli.cli.output import command_display, figures_of, say, show_figures, write_json
 from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.display.text import width_of, wrapped, write
-from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.errors import OutputError, UsageError, os_errors
 from arbitrage_cli.runs.folder import has_run, read_run_folder
 from arbitrage_cli.system.files import write_atomically
 
@@ -114,10 +114,8 @@ def _write_page(path: Path, contents: "Contents", options: FigureOptions) -> Non
     packer = TracePacker()
     figures = figures_of(contents.run, packer.watch(contents.rows), options)
     page = render(contents.run, figures, packer.packed(figures["policies"]))
-    try:
+    with os_errors(OutputError, f"{path}: cannot be written", "use another file: -o FILE"):
         write_atomically(path, page.encode())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "use another file: -o FILE") from error
 
 
 def _list(folder: Path | None, *, as_json: bool, is_only_list: bool) -> None:

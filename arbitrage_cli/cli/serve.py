@@ -35,12 +35,10 @@ def serve(
     except ImportError as error:
         reason = f"arbitrage serve needs libraries that are not installed ({error})"
         raise UsageError(reason, 'install them: pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
-    from arbitrage_cli.app.costs import with_measured_costs
-    from arbitrage_cli.app.setup import RunOptions, for_serve, menu_of
+    from arbitrage_cli.app.setup import RunOptions, for_serve
     from arbitrage_cli.tasks import find_task
 
     task = find_task(generation.task)
     run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
     with command_display(output) as display:
-        setup = with_measured_costs(partial(for_serve, run_options, routing, concurrency="8"), display)
-        serve_pair(setup, menu_of(setup, routing), server, display)
+        serve_pair(partial(for_serve, run_options, routing, concurrency="8"), routing, server, display)

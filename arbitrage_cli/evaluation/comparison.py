@@ -24,7 +24,7 @@ def compare_runs(first_run: Row, first_rows: Iterable[Row], second_run: Row, sec
     policies are always compared. Raises UsageError if the runs have no policy or no problem in common.
     """
     first, second = (
-        with_computed_seconds(run, results_by_policy(run, rows))
+        [policy for policy in with_computed_seconds(run, results_by_policy(run, rows)) if policy.results]
         for run, rows in ((first_run, first_rows), (second_run, second_rows))
     )
     changed = _changed_questions(first, second)
@@ -60,7 +60,7 @@ def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> l
     found = [(one, by_tau.get((one.policy, one.tau)) or by_name.get((one.policy, one.tau_name))) for one in first]
     pairs = [(policy, other) for policy, other in found if other]
     if not pairs:
-        names = ["; ".join(policy.label for policy in policies) for policies in (first, second)]
+        names = ["; ".join(policy.label for policy in policies) or "no results" for policies in (first, second)]
         raise UsageError(
             "the two runs have no policy in common", f"the first run has {names[0]}; the second run has {names[1]}"
         )
@@ -70,7 +70,7 @@ def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> l
 def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyResults, PolicyResults]]) -> Iterator[str]:
     compared = {id(policy) for pair in pairs for policy in pair}
     if names := dict.fromkeys(policy.label for policy in policies if id(policy) not in compared):
-        yield f"Not compared, because they occur in only one run: {', '.join(names)}."
+        yield f"Not compared, because only one run has results: {', '.join(names)}."
 
 
 def _compare(first: PolicyResults, second: PolicyResults, *, is_timed: bool) -> dict[str, Any]:

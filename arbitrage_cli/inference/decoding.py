@@ -58,8 +58,13 @@ class StepInProgress:
     stop: StepStop | None = None
 
     @property
+    def room(self) -> int:
+        """The maximum number of proposed tokens in the next batch."""
+        return min(self.max_verified, self.max_proposed - len(self.tokens))
+
+    @property
     def place(self) -> Place:
-        return self.proposal.place(min(self.max_verified, self.max_proposed - len(self.tokens)))
+        return self.proposal.place(self.room)
 
     @property
     def total_cost(self) -> Cost:

@@ -249,8 +249,7 @@ class Engine:
         place = step.place
         if step.speculator is None or (place.num_left and place.source != "lookup") or step.text.is_inside_character:
             return
-        room = step.max_proposed - len(step.tokens)
-        max_tokens = self._planner.plan_speculation(step.speculator.unit_costs, room, step.opened.acceptance, place)
+        max_tokens = self._planner.plan_speculation(step.speculator.unit_costs, step.room, step.opened.acceptance, place)
         if not max_tokens:
             return
         try:

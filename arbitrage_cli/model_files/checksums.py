@@ -6,12 +6,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from arbitrage_cli.errors import ModelFileError
+from arbitrage_cli.errors import ModelFileError, os_errors
 from arbitrage_cli.system.files import models_folder, read_chunks, state_of, write_atomically
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,15 +55,13 @@ class Identity:
 
 
 def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
-    try:
+    with _readable(path):
         known: dict[Origin, str | None] = {
             "shipped": _shipped_sha256(path),
             "published": published_sha256(path),
             "recorded": unchanged_sha256([path]),
         }
         sha256 = _digest(path, is_git_id=False, on_progress=on_progress)
-    except OSError as error:
-        raise _unreadable(path, error) from error
     origin = next((name for name, expected in known.items() if expected), None)
     return Identity(path, sha256, origin or "unknown", origin is not None and known[origin] != sha256)
 
@@ -76,15 +75,13 @@ def check_file(path: Path, checksum: str | None, cache: Path, on_progress: OnPro
     """
     if checksum is None:
         raise ModelFileError(f"{path}: the published checksum is unknown", "remove the file and download it again")
-    try:
+    with _readable(path):
         record = {"checksum": checksum, **state_of(path)}
         if read_note(_VERIFIED, _names([path])) == record:
             return
         if _digest(path, is_git_id=GIT_ID.fullmatch(checksum) is not None, on_progress=on_progress) == checksum:
             write_note(_VERIFIED, _names([path]), record)
             return
-    except OSError as error:
-        raise _unreadable(path, error) from error
     for found in (path.parent / path.readlink() if path.is_symlink() else path, path):
         if Path(os.path.realpath(found.parent)).is_relative_to(cache):  # a link may lead to a user's own file
             found.unlink(missing_ok=True)
@@ -108,8 +105,8 @@ def _hexdigest(digest: Any, files: Iterable[Path], on_read: Callable[[int], None
     return str(digest.hexdigest())
 
 
-def _unreadable(path: Path, error: OSError) -> ModelFileError:
-    return ModelFileError(f"{path}: cannot be read ({error.strerror})", "check the path and the file's permissions")
+def _readable(path: Path) -> AbstractContextManager[None]:
+    return os_errors(ModelFileError, f"{path}: cannot be read", "check the path and the file's permissions")
 
 
 def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lambda fraction: None) -> str:
@@ -117,11 +114,9 @@ def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lamb
 
     Raises ModelFileError if a file cannot be read.
     """
-    try:
+    with _readable(files[0]):
         total = sum(path.stat().st_size for path in files)
         return _hexdigest(hashlib.sha256(), files, lambda done: on_progress(done / total))
-    except OSError as error:
-        raise _unreadable(files[0], error) from error
 
 
 def sha256_seen(files: Sequence[Path]) -> str:

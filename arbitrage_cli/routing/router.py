@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.arbitrage import EarlyStop, Scorer, by_token_stats
-from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError
+from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError, os_errors
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.model_files.pairs import shipped_routers
@@ -239,12 +239,8 @@ def save(router: Router, path: Path) -> None:
     from safetensors.numpy import save as encode  # slow to import
 
     about = json.dumps({"schema": SCHEMA, "card": text_of(router.card), "sha256": router.sha256}, sort_keys=True)
-    try:
+    with os_errors(OutputError, f"{path}: cannot be written", "use another path: --output FILE"):
         write_atomically(path, encode(router.arrays(), {"arbitrage": about}))
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error})", "use another path: --output FILE"
-        ) from error
 
 
 def load(path: Path) -> Router:

@@ -33,13 +33,14 @@ class TrialAnswers:
 
     def keep(self, trace: Trace, decision: Decision) -> Flow:
         if is_due(trace, decision.kept):
-            trial_step: Step = yield self._request(trace.followed_by(decision.kept))
-            answer = self.find_answer(OPENING + trial_step.text)
-            trial = Trial(answer, self.model, trial_step.cost)
-            decision = replace(decision, trial=trial)
-            if agree([*trials_of(trace), trial]):
-                decision = _closed(decision)
+            trial_step: Step | None = yield self._request(trace.followed_by(decision.kept))
+            decision = self._with_trial(trace, decision, trial_step) if trial_step else decision
         trace.add(decision)
+
+    def _with_trial(self, trace: Trace, decision: Decision, step: Step) -> Decision:
+        trial = Trial(self.find_answer(OPENING + step.text), self.model, step.cost)
+        decision = replace(decision, trial=trial)
+        return _closed(decision) if agree([*trials_of(trace), trial]) else decision
 
     def _request(self, trace: Trace) -> WriteStep:
         closed = trace.followed_by(Step(self.model, "", 0, Cost(), "answered", phase="think"))

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError
+from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
 from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, SOLVE, label, to_json
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.stats.rounding import count
@@ -49,15 +49,15 @@ Key = tuple[str, int, str, float | str | None]  # the attempt that a row belongs
 class Rows(Iterable[dict[str, Any]]):
     """The rows of a file, read and validated by each iteration. Raises DamagedRunError if a finished line is invalid."""
 
-    def __init__(self, path: Path | None = None, kind: str = BENCH) -> None:
-        self._path, self._kind = path, kind
+    def __init__(self, path: Path | None = None, kind: str = BENCH, run: Row | None = None) -> None:
+        self._path, self._kind, self._run = path, kind, run
 
     def __bool__(self) -> bool:
         return next(_lines(self._path), b"").endswith(b"\n") if self._path else False
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        with _raising(UsageError, f"{self._path}: cannot be read", "restore it from a copy"):
-            validated = _validated(self._path, self._kind) if self._path else iter(())
+        with os_errors(UsageError, f"{self._path}: cannot be read", "restore it from a copy"):
+            validated = _validated(self._path, self._kind, self._run) if self._path else iter(())
             for row in validated:
                 if isinstance(row, dict):
                     yield row
@@ -115,12 +115,13 @@ def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
     Raises UsageError if the folder contains no run, or a run of another kind; DamagedRunError if run.json is damaged.
     """
     with _reading(folder, kind):
-        return Contents(_read_run(folder, kind), Rows(folder / RESULTS, kind))
+        run = _read_run(folder, kind)
+        return Contents(run, Rows(folder / RESULTS, kind, run))
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
     """Return a record for each run directly below `folder`, newest first. Raises UsageError if the folder is unreadable."""
-    with _raising(UsageError, f"{folder}: cannot be read", "use another folder"):
+    with os_errors(UsageError, f"{folder}: cannot be read", "use another folder"):
         found = [path for path in folder.iterdir() if has_run(path)] if folder.is_dir() else []
     return sorted(filter(None, map(_listing_record, found)), key=lambda record: record["age_seconds"])
 
@@ -179,7 +180,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.run: dict[str, Any] | None = None
         self.rows = Rows()
         self.statuses: dict[Key, str] = {}
-        with _raising(UsageError, f"{self._results.parent}: cannot be used for a run", _ELSEWHERE):
+        with os_errors(UsageError, f"{self._results.parent}: cannot be used for a run", _ELSEWHERE):
+            _refuse_links(folder, self._results)
             self._is_new = not (folder.exists() or self._results.exists())
             make_folder(folder)
             self._lock: int | None = _lock(folder)
@@ -250,7 +252,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self._open_results()
 
     def _open(self) -> None:
-        _refuse_links(self.path, self._results)
         if self._is_fresh:
             return
         self._read()
@@ -265,7 +266,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if not has_rows and not (self.path / RUN).exists():
             return
         self.run = _read_run(self.path, self._kind)
-        self.statuses, bad = _find_rows(self._results, self._kind)
+        self.statuses, bad = _find_rows(self._results, self._kind, self.run)
         if self._is_users and any(row.reason for row in bad):
             raise DamagedRunError(
                 f"{self._results}: {_listed(bad)}", "restore the file from a copy, or use another path (--output)"
@@ -286,7 +287,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def _writing(self, path: Path) -> AbstractContextManager[None]:
         hint = f"earlier rows are safe: free disk space, then rerun {self._again} to resume"
-        return _raising(OutputError, f"{path}: cannot be written", hint)
+        return os_errors(OutputError, f"{path}: cannot be written", hint)
 
     def _close_results(self) -> None:
         if self._descriptor is not None:
@@ -302,7 +303,8 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def _validated(path: Path, kind: str) -> Iterator[dict[str, Any] | BadRow]:
+def _validated(path: Path, kind: str, run: Row | None = None) -> Iterator[dict[str, Any] | BadRow]:
+    """Yield the rows. If `run` is a benchmark, rows of problems or policies that are not part of it are invalid."""
     from arbitrage_cli.runs.schema import read_row  # slow to import
 
     done: set[Key] = set()
@@ -311,6 +313,8 @@ def _validated(path: Path, kind: str) -> Iterator[dict[str, Any] | BadRow]:
             row = read_row(line, kind) if line.endswith(b"\n") else BadRow(number, line, "")
             if isinstance(row, dict) and key_of(row) in done:
                 raise ValueError("repeats an earlier row")
+            if isinstance(row, dict) and run and kind == BENCH and not _is_part(row, run):
+                raise ValueError("belongs to another run")
         except ValueError as error:
             row = BadRow(number, line, str(error))
         if isinstance(row, dict) and row["status"] == "done":
@@ -318,10 +322,15 @@ def _validated(path: Path, kind: str) -> Iterator[dict[str, Any] | BadRow]:
         yield row
 
 
-def _find_rows(path: Path, kind: str) -> tuple[dict[Key, str], list[BadRow]]:
+def _is_part(row: Row, run: Row) -> bool:
+    policies = ((one["policy"], one["tau"]) for one in run["policies"])
+    return row["id"] in run["levels"] and (row["policy"], row["tau"]) in policies
+
+
+def _find_rows(path: Path, kind: str, run: Row | None = None) -> tuple[dict[Key, str], list[BadRow]]:
     statuses: dict[Key, str] = {}
     bad: list[BadRow] = []
-    for row in _validated(path, kind):
+    for row in _validated(path, kind, run):
         if isinstance(row, BadRow):
             bad.append(row)
         else:
@@ -332,7 +341,7 @@ def _find_rows(path: Path, kind: str) -> tuple[dict[Key, str], list[BadRow]]:
 @contextmanager
 def _reading(folder: Path, kind: str = BENCH) -> Iterator[None]:
     hint = f"use the folder of a run; arbitrage {kind} creates run folders in runs/"
-    with _raising(UsageError, f"{folder}: cannot be read", hint):
+    with os_errors(UsageError, f"{folder}: cannot be read", hint):
         _refuse_links(folder, folder / RESULTS)
         if not has_run(folder):
             raise UsageError(f"{folder}: contains no run", hint)
@@ -393,11 +402,3 @@ def _refuse_links(folder: Path, results: Path) -> None:
 def _free_name(path: Path, suffix: str) -> Path:
     names = (path.with_name(f"{path.name}.{suffix}-{number}") for number in itertools.count(1))
     return next(name for name in names if not os.path.lexists(name))
-
-
-@contextmanager
-def _raising(kind: type[ArbitrageError], message: str, hint: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise kind(f"{message} ({error.strerror or error})", hint) from error

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from arbitrage_cli.errors import DamagedRunError, UsageError
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.runs.folder import Row
@@ -92,17 +92,13 @@ class PolicyResults:
 def results_by_policy(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[PolicyResults]:
     """Return the results of each policy, in the order of run.json. A policy without rows has no results.
 
-    Raises UsageError if one attempt has two results; DamagedRunError if a row belongs to another run.
+    Raises UsageError if one attempt has two results.
     """
     plan = {_policy_of(entry): entry for entry in run["policies"]}
     found: dict[tuple[str, float | None], list[Result]] = {policy: [] for policy in plan}
     with _without_garbage_collection():
         for row in rows:
-            policy = _policy_of(row)
-            if policy not in found or row["id"] not in run["levels"]:
-                reason = f"the row of problem {row['id']!r} with policy {row['policy']} does not belong to this run"
-                raise DamagedRunError(reason, "restore the run's files from a copy")
-            found[policy].append(_read_result(row))
+            found[_policy_of(row)].append(_read_result(row))
     return [
         PolicyResults(POLICIES[name], tau, entry["tau_name"], *_counted(name, found[name, tau]))
         for (name, tau), entry in plan.items()

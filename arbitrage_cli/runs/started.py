@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from arbitrage_cli.errors import OutputError
+from arbitrage_cli.errors import OutputError, os_errors
 from arbitrage_cli.system.files import read_regular, write_all
 
 MAX_CRASHES = 3  # the number of crashes after which a command does not retry a problem
@@ -58,15 +58,13 @@ class StartedMarks:
                 self._path.unlink(missing_ok=True)
 
     def _write(self, problem: str, count: int | None, *, runs: bool = False) -> None:
-        try:
+        hint = "earlier results are safe: free disk space, then rerun the same command to resume"
+        with os_errors(OutputError, f"{self._path}: cannot be written", hint):
             if self._descriptor is None:
                 self._descriptor = os.open(self._path, _WRITE, 0o666)
                 self._rewrite(self._descriptor)
                 faulthandler.enable(self._descriptor, all_threads=False)
             write_all(self._descriptor, _line(problem, count, runs))
-        except OSError as error:
-            hint = "earlier results are safe: free disk space, then rerun the same command to resume"
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror or error})", hint) from error
 
     def _rewrite(self, descriptor: int) -> None:
         os.ftruncate(descriptor, 0)

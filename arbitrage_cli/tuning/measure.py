@@ -93,7 +93,6 @@ def measure_and_keep(
 
     Raises OutputError or UsageError if the costs cannot be stored, and any error from loading or running a model.
     """
-    keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be read or written
     check_memory(memory_needed(paths, load, dict.fromkeys(paths, load.num_sequences)))
     sha256s = {role: sha256_seen(local_files(path)) for role, path in paths.items()}
     try_binding()

@@ -4,15 +4,16 @@ A measurement is valid for one machine, one model and one set of loading options
 several machines, because home folders may be shared.
 """
 
+import fcntl
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.errors import OutputError, UsageError, os_errors
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
-from arbitrage_cli.system.files import checked, read_regular, write_atomically
+from arbitrage_cli.system.files import checked, make_folder, read_regular, write_atomically
 
 SCHEMA = 1
 FILE_NAME = "tuned.json"
@@ -77,24 +78,27 @@ def read_tuned(path: Path) -> list[Tuned]:
 
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     """Add or replace measurements. Raises OutputError if the file cannot be written; UsageError if the file is damaged."""
-    _write(path, {tuned.key: tuned for tuned in (*read_tuned(path), *new)}.values())
+    _change(path, lambda earlier: [*{tuned.key: tuned for tuned in (*earlier, *new)}.values()])
 
 
 def forget_tuned(path: Path, is_forgotten: Callable[[Tuned], bool]) -> int:
     """Remove measurements and return how many were removed. Raises the same errors as `keep_tuned`."""
-    before = read_tuned(path)
-    kept = [tuned for tuned in before if not is_forgotten(tuned)]
-    if len(kept) < len(before):
-        _write(path, kept)
-    return len(before) - len(kept)
+    if not any(map(is_forgotten, read_tuned(path))):
+        return 0
+    return _change(path, lambda earlier: [tuned for tuned in earlier if not is_forgotten(tuned)])
 
 
-def _write(path: Path, kept: Iterable[Tuned]) -> None:
-    content = {"schema": SCHEMA, "tuned": [asdict(tuned) for tuned in kept]}
-    try:
-        write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n", new_folder=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})", "make the folder writable") from error
+def _change(path: Path, change: Callable[[list[Tuned]], list[Tuned]]) -> int:
+    """Replace the measurements and return how many fewer there are."""
+    with os_errors(OutputError, f"{path}: cannot be written", "make the folder writable"):
+        make_folder(path.parent)
+        with path.with_name("lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            earlier = read_tuned(path)
+            kept = change(earlier)
+            content = {"schema": SCHEMA, "tuned": [asdict(tuned) for tuned in kept]}
+            write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+    return len(earlier) - len(kept)
 
 
 def _from_json(entry: object) -> Tuned:

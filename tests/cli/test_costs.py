@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -143,6 +144,13 @@ def test_costs_that_cannot_be_saved_are_noted(home: Home, tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     result = home.run("solve", "5 + 6", "--json", env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
     assert (result.code, "cannot be saved" in flat(result.err)) == (0, True)
+    assert "measuring" not in result.err
+
+
+def test_nothing_is_measured_for_a_server_that_cannot_start(home: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert_refused(home.run("serve", "--port", str(taken.getsockname()[1])), 2, "127.0.0.1")
+    assert not home.file.exists()
 
 
 def test_doctor_shows_measured_models_or_a_damaged_file(tuned: tuple[Home, Result], home: Home) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -141,6 +142,23 @@ def test_killed_pull_has_fetched_nothing_and_can_be_repeated(place: HubFixture) 
     assert place.run("models", "path", DRAFT).code == RUN_FAILED
     pulled = place.run("models", "pull", DRAFT)
     assert Path(pulled.out.strip()).read_bytes() == BIG
+
+
+@pytest.mark.slow
+def test_pull_killed_again_and_again_leaves_no_wrong_file(place: HubFixture) -> None:
+    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
+    draw, codes = random.Random(7), set[int]()
+    for number in range(1, 40):
+        fault = (
+            {"fault": {"number": number // 2, "action": "kill"}} if number % 2 else {"kill_after": draw.uniform(0.1, 1.0)}
+        )
+        codes.add(run("models", "pull", DRAFT, env=place.env(), **fault).code)
+        found = place.run("models", "path", DRAFT)
+        assert found.code == RUN_FAILED or Path(found.out.strip()).read_bytes() == BIG
+        pulled = place.run("models", "pull", DRAFT)
+        assert (pulled.code, Path(pulled.out.strip()).read_bytes() == BIG) == (0, True), pulled.err
+        shutil.rmtree(place.folder / ("hf" if number % 3 else "cache"), ignore_errors=True)
+    assert -signal.SIGKILL in codes
 
 
 @pytest.mark.parametrize("command", [("models", "pull", DRAFT), ("solve", "1 + 1", "--policy", "draft", "--draft", DRAFT)])

@@ -173,7 +173,15 @@ def test_a_pair_with_prices_shows_what_a_problem_cost(tmp_path: Path) -> None:
         cost = result.records[0]["timing"]["target"]
         assert f"${(cost['prefill_tokens'] + cost['decode_tokens']) / 1000:.5f}" in result.err
     assert ("about $" in routed.err, "about $" in alone.err, "$" in free.err) == (True, False, False)
-    assert_refused(wrong, 2, "", "1/x")
+    assert_refused(wrong, 2, "pair 'mine': target_price", "1/x")
+
+
+def test_ignored_sampling_options_are_noted_if_they_matter() -> None:
+    with on_loopback(ChatServer(Api(rejects=("seed", "top_p")))) as address:
+        solve = ("solve", "--draft", "scripted:draft", "--target", address, "--policy", "target", "1 + 1")
+        greedy, sampled = (run(*solve, *more) for more in ((), ("--temperature", "0.5")))
+    assert (greedy.code, sampled.code) == (0, 0)
+    assert [name in result.err for result in (greedy, sampled) for name in ("seed", "top_p")] == [False, False, True, True]
 
 
 def test_a_pair_fixes_how_its_target_is_continued(tmp_path: Path) -> None:

@@ -223,6 +223,16 @@ def test_only_a_file_of_results_is_written_to(here: Path) -> None:
     assert not (here / "out.jsonl").exists()
 
 
+def test_links_are_refused_and_left_alone(here: Path) -> None:
+    (here / "empty").touch()
+    for number, place in enumerate(("nowhere", "link1", "empty")):
+        link = here / f"link{number}"
+        link.symlink_to(place)
+        before = sorted(here.iterdir())
+        assert_refused(solve_file(here, "-o", link.name), 2, f"{link.name}: ")
+        assert (sorted(here.iterdir()), link.is_symlink()) == (before, True)
+
+
 @pytest.mark.parametrize("text", ["my notes", '{"id": 1}', '{"id": "a", "steps": []}\n'])
 def test_file_of_somebody_else_is_not_changed(here: Path, text: str) -> None:
     (here / "mine").write_text(text)

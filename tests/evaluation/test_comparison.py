@@ -100,3 +100,13 @@ def test_taus_of_one_name_are_compared_and_others_are_named() -> None:
         "entropy@exact (0.5)",
     )
     assert any("random@0.3" in note for note in found["notes"])
+
+
+def test_a_policy_that_advise_skipped_is_not_compared() -> None:
+    first, second = (make_run(6, columns=(*COLUMNS, ("random", 0.3))) for _ in range(2))
+    skipped = MadeUp(first.run, [row for row in first.rows if row["policy"] == "target"])
+    only_routed = MadeUp(second.run, [row for row in second.rows if row["policy"] != "random"])
+    found = compared(skipped, only_routed)
+    assert [(entry["first"], entry["n"]) for entry in found["policies"]] == [("target", 6)]
+    assert "entropy" in found["notes"][0]
+    assert "random" not in found["notes"][0]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hash_language import CHEAP_BATCHES, HashBackend, Recording, random_costs, ticking_clock
+from hash_language import CHEAP_BATCHES, HashBackend, Recording, Rollback, random_costs, ticking_clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_tuning import unit_costs
@@ -31,7 +31,7 @@ from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import Speculator
+from arbitrage_cli.inference.speculation import MAX_SPECULATED, Speculator
 from arbitrage_cli.types import Cost, Limits, Step, Trace
 
 
@@ -56,9 +56,11 @@ class Teller:
     def __init__(self, text: str, length: int, tail: str = "") -> None:
         self._text, self._length, self._tail = text, length, tail
         self.asked: list[str] = []
+        self.most: list[int] = []
 
     def speculate(self, slot: int, trace: Trace, beginning: str, most: int) -> tuple[str, Cost]:
         self.asked.append(beginning)
+        self.most.append(most)
         right = self._text[len(beginning) :] if self._text.startswith(beginning) else ""
         return right[: self._length] + self._tail, Cost(decode_tokens=most, decode_seconds=most * 1e-3)
 
@@ -196,6 +198,13 @@ def test_a_step_that_has_left_its_proposal_is_speculated_on() -> None:
     assert step.cost.verify_kept > 2 * step.cost.decode_tokens
     assert step.speculation_cost.decode_tokens > 0
     assert step.seconds == step.cost.seconds + step.speculation_cost.seconds
+
+
+def test_no_more_is_speculated_than_a_batch_can_verify() -> None:
+    for backend, most in ((HashBackend(), MAX_SPECULATED), (Rollback(), Rollback.most_dropped)):
+        teller = Teller("", 0, "ab")
+        write_proposed(proposing_engine(backend), new_trace(), "", teller)
+        assert teller.most[0] == most
 
 
 def test_a_model_continues_a_step() -> None:

@@ -1,5 +1,6 @@
 """Models on servers write what engines write here: each kind of server, with and without faults, against the toy language."""
 
+import gc
 import time
 from typing import Any
 
@@ -223,7 +224,9 @@ OTHER_FORMS: list[dict[str, Any]] = [
         *(Answer([form], is_streamed=True) for form in OTHER_FORMS),
     ],
 )
-def test_a_wrong_answer_is_an_error_of_its_problem(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_answer_is_an_error_of_its_problem(
+    answer: Answer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for name, seconds in (("FIRST_DELAY", 0.001), ("WHOLE_SECONDS", 0.1)):
         monkeypatch.setattr(f"arbitrage_cli.inference.servers.connection.{name}", seconds)
     server = HashServer("vllm", HashBackend("target"))
@@ -231,6 +234,8 @@ def test_a_wrong_answer_is_an_error_of_its_problem(answer: Answer, monkeypatch: 
         server.faults = lambda: answer
         events = events_of({"target": served("target", model)}, PROBLEMS[:2], "target")
         assert server.num_stalling == 0
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []  # "Task was destroyed"
     assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError] * 2
     assert "https://" not in str(events[-1])
 

@@ -143,6 +143,24 @@ def test_the_laws_hold_with_trials(routing: tuple[str, float | None], concurrenc
     assert written(auto(*routing, make=TalkativeRecurrent, proposals="none")) == alone
 
 
+def test_a_trial_that_does_not_fit_is_left_out() -> None:
+    def finished(context_size: int, limits: Limits) -> list[Finished]:
+        engines = hash_engines(make=partial(Talkative, context_size=context_size))
+        events = events_of(engines, PROBLEMS, "draft", limits=limits, make_flow=partial(flow_of, "draft", None))
+        return [event for event in events if isinstance(event, Finished)]
+
+    num_compared = 0
+    for context_size in range(200, 280, 5):
+        without = finished(context_size, replace(LIMITS, trial_answers=False))
+        for one, other in zip(finished(context_size, LIMITS), without, strict=True):
+            steps, others = ([decision.kept for decision in event.trace.decisions] for event in (one, other))
+            if not any(step.stop == "answered" for step in steps):
+                assert [(step.text, step.stop) for step in steps] == [(step.text, step.stop) for step in others]
+                assert type(one.error) is type(other.error)
+                num_compared += other.trace.stop == "context"
+    assert num_compared
+
+
 def test_a_trial_is_short_and_its_tokens_are_not_shown() -> None:
     engines = hash_engines(make=Talkative)
     events = events_of(engines, PROBLEMS, "draft", limits=LIMITS, make_flow=partial(flow_of, "draft", None))

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
 from arbitrage_cli.runs.folder import RunFolder, encode, read_run_folder
 
-RUN = made_up_runs.describe({"é\u2028": 1})
+RUN = made_up_runs.describe({"é\u2028": 1, **{f"p{number}": 1 for number in range(20)}})
 ODD_TEXTS = ["plain", "\u0085 \u2028 \u2029 \x0b \x0c \x1c", '}{"id":', "\0", "é" * 50, "\\n\n\r\r\n", "\U0001f600"]
 
 
@@ -167,6 +167,8 @@ def altered(**changes: Any) -> bytes:
         (altered(wall_seconds="1"), "wall_seconds: "),
         (altered(timing={"draft": {"verify_batches": None}}), "timing.draft."),
         (encode(make_row(0))[:-1], "repeats an earlier row"),
+        (altered(id="another"), "belongs to another run"),
+        (altered(policy="draft"), "belongs to another run"),
     ],
     ids=str,
 )

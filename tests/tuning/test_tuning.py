@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +162,18 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -
     keep_tuned(path, [make_tuned(), elsewhere])
     keep_tuned(path, [make_tuned(threads=7)])
     assert {one.machine.cores: one.threads for one in read_tuned(path)} == {8: 7, 2: 3}
+
+
+def test_measurements_that_end_together_are_all_kept(tmp_path: Path) -> None:
+    path, together = tmp_path / "new" / "tuned.json", threading.Barrier(8)
+
+    def keep(digit: int) -> None:
+        together.wait()
+        keep_tuned(path, [make_tuned(sha256=f"{digit:064}")])
+
+    with ThreadPoolExecutor(8) as pool:
+        [*pool.map(keep, range(8))]
+    assert len(read_tuned(path)) == 8
 
 
 @pytest.mark.parametrize(

@@ -176,9 +176,6 @@ async def _adapted(model: ServedModel, chat: Chat, continuation: str | None) -> 
     chat = await _continuing(model, chat, continuation)
     with _refusable():
         chat, _ = await _ask(model, chat, QUESTION, sampler=DRAWN)
-    for field in ("temperature", "top_p", "seed"):
-        if field in chat.omitted:
-            log.warning("%s does not accept %s, so samples differ from the requested ones", model.host.name, field)
     if chat.is_instructed and not continuation:
         note = "%s cannot continue a text, so %s is instructed to write each step, which may be less accurate"
         log.warning(note, model.host.name, model.name)

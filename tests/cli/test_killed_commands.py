@@ -1,0 +1,76 @@
+"""Commands that replace files, killed at each change of a file: no file is lost or half-written, and the same command completes."""
+
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from cli import run
+from collected import World, questions, write_run
+from made_up_runs import MadeUp, make_run, write_run_folder
+from marks import rarely
+from small_routers import write_router
+
+KILLED = -signal.SIGKILL
+Prepare = Callable[[Path], tuple[str, ...]]
+
+
+def page(folder: Path) -> tuple[str, ...]:
+    write_run_folder(folder / "run", make_run(6, columns=[("target", None), ("entropy", 0.5)]))
+    (folder / "page.html").write_text("an older page")
+    return "report", "run", "-o", "page.html"
+
+
+def regrading(folder: Path) -> tuple[str, ...]:
+    """Return the command that corrects the grades of a run, all of which are wrong."""
+    made = make_run(6, columns=[("target", None), ("entropy", 0.5)])
+    wrong = {"incorrect": "correct", "correct": "incorrect"}
+    rows = [{**row, "grade": {**row["grade"], "value": wrong.get(row["grade"]["value"], "correct")}} for row in made.rows]
+    write_run_folder(folder / "run", MadeUp({**made.run, "grader": "an older one"}, rows))
+    return "report", "run", "--regrade"
+
+
+def presets(folder: Path) -> tuple[str, ...]:
+    write_run(folder / "run", questions(60), World(steps=2))
+    write_router(folder / "small.safetensors")
+    shutil.copy(folder / "small.safetensors", folder / "new.safetensors")
+    return "train", "--from", "small.safetensors", "-o", "new.safetensors", "--force", "run"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return all files without unfinished temporary files, whose names are hidden."""
+    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file() and path.suffix != ".new"}
+    return {str(name): path.read_bytes() for name, path in found.items() if path.name not in ("lock", "started.jsonl")}
+
+
+def survives(folder: Path, prepare: Prepare, done: Mapping[str, bytes], number: int, action: str) -> bool:
+    """Kill the command at a change of a file, check the files, and repeat it. False if the command ends before the change."""
+    command = prepare(folder)
+    before = files(folder)
+    killed = run(*command, cwd=folder, fault={"number": number, "action": action})
+    if killed.code == KILLED:
+        left = files(folder)
+        assert left.keys() == before.keys(), number
+        assert [name for name, content in left.items() if content not in (before[name], done[name])] == [], number
+        again = run(*command, cwd=folder)
+        assert again.code == 0, again.err
+    assert files(folder) == done
+    shutil.rmtree(folder / "run")
+    return killed.code == KILLED
+
+
+COMMANDS = [page, regrading, presets]
+ACTIONS = ["kill", "half and killed", "after"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "action"), [(regrading, "kill"), *rarely(*((one, how) for one in COMMANDS for how in ACTIONS))]
+)
+def test_a_killed_command_is_completed_by_the_same_command(quick_path: Path, prepare: Prepare, action: str) -> None:
+    assert run(*prepare(quick_path), cwd=quick_path).code == 0
+    done = files(quick_path)
+    number = 1
+    while survives(quick_path, prepare, done, number, action):
+        number += 1
+    assert number > 3
