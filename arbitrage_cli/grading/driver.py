@@ -4,6 +4,8 @@ The input contains a length, a JSON job of this length, and a secret. The secret
 The output is "started", followed by a JSON line: ["passed", secret], or the kind and reason of a failure.
 """
 
+import ctypes
+import errno
 import faulthandler
 import json
 import linecache
@@ -20,11 +22,14 @@ _PROGRAM, _TESTS = "<program>", "<tests>"
 _MAX_LINE = 200  # characters of a failed test
 _MAX_MESSAGE = 500  # characters of an error message
 _VERDICT, _SECRET = 61, 62  # file descriptors
+_KEYCTL = {"x86_64": 250, "aarch64": 219}  # number of the system call
+_JOIN_SESSION_KEYRING = 1
 
 
 def main() -> None:
     # The program can replace anything in this process, so the functions that are needed afterwards are stored.
     read, write, leave, dumps, extract = os.read, os.write, os._exit, json.dumps, traceback.extract_tb
+    _leave_keyring()
     os.dup2(1, _VERDICT)
     os.dup2(0, _SECRET)
     job = json.loads(_read(int(_read(16))))
@@ -46,6 +51,14 @@ def main() -> None:
         verdict = _describe(error, [line for line in extract(error.__traceback__) if line.filename in (_PROGRAM, _TESTS)])
     write(_VERDICT, ("\n" + dumps(verdict)).encode())
     leave(0)  # without the program's exit handlers
+
+
+def _leave_keyring() -> None:
+    """Replace the user's session keyring, which bubblewrap does not hide, with an empty one."""
+    number = _KEYCTL.get(os.uname().machine) if sys.platform == "linux" else None
+    refused = number is not None and ctypes.CDLL(None, use_errno=True).syscall(number, _JOIN_SESSION_KEYRING, None) < 0
+    if refused and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):  # errors of systems without keyrings
+        raise OSError(ctypes.get_errno(), "cannot leave the session keyring")
 
 
 def _read(size: int) -> bytes:

@@ -3,6 +3,7 @@
 Because templates come from model files, they are rendered in a sandboxed child process with limited time and memory.
 """
 
+import atexit
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -138,7 +139,9 @@ def _rendered(template: str, arguments: str) -> tuple[str, str]:
 @cache
 def renderer() -> Child:
     """Return the child process that renders all templates."""
-    return Child("arbitrage_cli.inference.rendering:load", seconds=MAX_RENDER_SECONDS, memory=MAX_RENDER_BYTES)
+    child = Child("arbitrage_cli.inference.rendering:load", seconds=MAX_RENDER_SECONDS, memory=MAX_RENDER_BYTES)
+    atexit.register(child.close)
+    return child
 
 
 def unusable(reason: str) -> TemplateError:

@@ -1,7 +1,9 @@
 """Programs that a model wrote, graded by tests. No program fakes a pass in a simple way, reaches what is not its own, or stays."""
 
 import contextlib
+import ctypes
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -81,6 +83,16 @@ HONEST = {
 def test_honest_program_passes(runner: ProgramRunner, name: str) -> None:
     program, script = HONEST[name]
     assert runner.run(program, Tests(script)).reason == "all tests passed"
+
+
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="numbers of system calls")
+def test_program_cannot_use_the_keys_of_the_user(runner: ProgramRunner) -> None:
+    libc = ctypes.CDLL(None)
+    if libc.syscall(250, 1, None) < 0 or libc.syscall(248, b"user", b"arbitrage-test", b"secret", 6, -3) < 0:
+        pytest.skip("no keyrings on this machine")
+    search = "import ctypes\ndef f(): return ctypes.CDLL(None).syscall(250, 10, -3, b'user', b'arbitrage-test', 0)"
+    verdict = runner.run(search, Tests("assert f() == -1"))
+    assert verdict.value == "passed", verdict
 
 
 VARIABLE = "ARBITRAGE_TEST_ANSWER"

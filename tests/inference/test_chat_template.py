@@ -1,5 +1,7 @@
 """From a problem to a prompt: templates of every kind, hostile ones among them, and text that must stay text."""
 
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -288,3 +290,10 @@ def test_a_template_cannot_reach_the_machine(attempt: str, tmp_path: Path, monke
     with pytest.raises(TemplateError):
         ChatPrompt(SHOWS_USER + attempt, [])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_process_that_renders_templates_ends_with_the_program() -> None:
+    program = "from arbitrage_cli.inference.layouts import render; print(render('x', [], {}))"
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("x\n", "")
