@@ -196,6 +196,24 @@ class _Named(TypedDict):
     sha256: str
 
 
+class _CardModel(TypedDict):
+    sha256: str | None
+
+
+class _CardPair(TypedDict):
+    draft: _CardModel
+    target: _CardModel
+
+
+class _Card(TypedDict):
+    pairs: list[_CardPair]
+    taus: Json
+
+
+class _Router(_Named):
+    card: _Card
+
+
 class _DataSet(_Named):
     count: Count
 
@@ -220,7 +238,8 @@ class _SolveRun(TypedDict):
     created: str
     policies: list[_PolicyEntry]
     models: dict[str, _Model]
-    router: _Named | None
+    router: _Router | None
+    tau_costs: str | None
     sampling: _Sampling
     limits: Json
     context: Json

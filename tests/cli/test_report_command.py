@@ -137,7 +137,7 @@ def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], he
     ("name", "old", "new", "place"),
     [
         ("results.jsonl", b'"id":"made-up-0001"', b'"id":["p1"]', "run/results.jsonl: line "),
-        ("results.jsonl", b'"id":"made-up-0001"', b'"id":"p7"', "the row of problem 'p7'"),
+        ("results.jsonl", b'"id":"made-up-0001"', b'"id":"p7"', "run/results.jsonl: line 4: "),
         ("run.json", b'"planned": 6', b'"planned": "6"', "run/run.json: "),
     ],
     ids=["row", "row of another run", "run.json"],

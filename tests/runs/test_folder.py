@@ -168,7 +168,7 @@ def altered(**changes: Any) -> bytes:
         (altered(timing={"draft": {"verify_batches": None}}), "timing.draft."),
         (encode(make_row(0))[:-1], "repeats an earlier row"),
         (altered(id="another"), "belongs to another run"),
-        (altered(policy="draft"), "belongs to another run"),
+        (altered(policy="judge", tau=0.7), "belongs to another run"),
     ],
     ids=str,
 )
@@ -237,6 +237,8 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
                     {"levels": 1},
                     {"concurrency": 0},
                     {"schema": 9},
+                    {"router": {"name": "r", "sha256": "0", "card": []}},
+                    {"tau_costs": 1},
                 ),
             )
         ),

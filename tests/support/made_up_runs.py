@@ -83,6 +83,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
             for role, name in (("draft", "made-up 0.5B"), ("target", "made-up 3B"))
         },
         "router": None,
+        "tau_costs": None,
         "grader": "1",
         "prompt": {"system": "Please reason step by step."},
         "sampling": {"temperature": 0.0 if samples == 1 else 0.7, "top_p": 1.0, "seed": 0, "samples": samples},
