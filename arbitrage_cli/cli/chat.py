@@ -91,7 +91,7 @@ class _Prompt:
         }
 
     def follow_line(self) -> bool:
-        """Follow the next line. Return False at the end of input or after /quit. Ctrl-C stops only the answer."""
+        """Answer the next line or run its command. Return False at the end. Ctrl-C stops only the current answer."""
         try:
             with interruptible(show_cursor):
                 line = _read_line(f"{self._conversation.route.name}> ")
