@@ -1,6 +1,10 @@
-"""The built-in target behind llama-cpp-python's own server, over a real connection, writes what it writes here."""
+"""The built-in target behind a server of llama.cpp, over a real connection, writes what it writes here.
+
+The server is llama-cpp-python's, and llama-server if ARBITRAGE_TEST_LLAMA_SERVER contains its path.
+"""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,17 +19,27 @@ from marks import rarely
 
 MODELS = Path(__file__).parents[1] / "models"
 READY_SECONDS = 60.0
+LLAMA_SERVER = "ARBITRAGE_TEST_LLAMA_SERVER"
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def command_of(server: str, port: int) -> list[str]:
+    model = str(MODELS / "target.gguf")
+    if server == "llama-server":
+        options = {"-m": model, "--host": "127.0.0.1", "--port": port, "-c": 512, "-np": 1, "-t": 1, "-tb": 1}
+        return [os.environ[LLAMA_SERVER], "--no-webui", *(str(word) for option in options.items() for word in option)]
+    options = {"model": model, "port": port, "n_ctx": 512, "n_threads": 1, "logits_all": "true"}
+    return [sys.executable, "-m", "llama_cpp.server", *(f"--{name}={value}" for name, value in options.items())]
+
+
+@pytest.fixture(scope="module", params=["llama-cpp-python", "llama-server"])
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of the server, in a process of its own."""
+    if request.param == "llama-server" and LLAMA_SERVER not in os.environ:
+        pytest.skip(f"needs the path of llama-server in {LLAMA_SERVER}")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = {"model": MODELS / "target.gguf", "port": port, "n_ctx": 512, "n_threads": 1, "logits_all": "true"}
-    command = [sys.executable, "-m", "llama_cpp.server", *(f"--{name}={value}" for name, value in options.items())]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command_of(request.param, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             base, deadline = f"http://127.0.0.1:{port}/v1", time.monotonic() + READY_SECONDS
             while not _answers(base):

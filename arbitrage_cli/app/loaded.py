@@ -1,6 +1,5 @@
 """The models that a session has loaded, in this process or on a server, and their writers and raters."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,8 +24,6 @@ from arbitrage_cli.rewards.served import ServedRater
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import ModelRole
-
-log = logging.getLogger("arbitrage.servers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +121,6 @@ class RemoteModel:
                 "enable log-probabilities on the server, or use a policy that does not need them: random, judge, rsd, "
                 "draft, target",
             )
-
-    def warn_of_ignored(self, sampler: Sampler) -> None:
-        for name in self._model.dialect.ignored(sampler) if isinstance(self._model.dialect, Chat) else ():
-            log.warning("%s does not accept %s, so samples differ from the requested ones", self._model.host.name, name)
 
     def describe(self) -> str:
         return describe(self._model)

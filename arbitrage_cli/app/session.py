@@ -150,8 +150,6 @@ class Session:
         self._load_files(num_sequences)
         self.writing = replace(self.writing, sampler=self.resolved.sampler, unit_costs=self._unit_costs)
         self.writers = Writers(self.models, self.writing)
-        for model in self._served.values():
-            model.warn_of_ignored(self.writing.sampler)
         self._warn_of_unused_variables()
         self._warn_of_another_pair()
 
@@ -163,10 +161,12 @@ class Session:
         from arbitrage_cli.inference.servers.connection import Connection  # slow to import
         from arbitrage_cli.inference.servers.trial import open_served
 
+        generation = self.setup.options.generation
+        is_greedy = not generation.temperature and generation.sampling is None
         connection, found = self._stack.enter_context(contextlib.closing(Connection())), dict[ModelRole, RemoteModel]()
         for role, source in served.items():
             self._display.loading(role, f"asking {source.address.host}", 0.0)
-            found[role] = RemoteModel(open_served(connection, source, role))
+            found[role] = RemoteModel(open_served(connection, source, role, is_greedy=is_greedy))
         return found
 
     def _server_thinks(self, role: ModelRole) -> bool | None:

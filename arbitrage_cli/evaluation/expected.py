@@ -117,7 +117,7 @@ def _of_draft(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -> f
 
 
 def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:
-    sha256s = [(models.get(role, {}).get("sha256"), pair[role]["sha256"]) for role in ("draft", "target")]
+    sha256s = [[known.get(role, {}).get("sha256") for known in (models, pair)] for role in ("draft", "target")]
     return all(own is not None and own == known for own, known in sha256s)
 
 

@@ -21,6 +21,7 @@ Tau = float | Literal["inf", "-inf"] | None
 Status = Literal["done", "error"]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
+_Spent = Annotated[dict[Literal["seconds"], Seconds], Field(min_length=1)]
 
 
 def _check_policy(policy: str) -> str:
@@ -83,8 +84,8 @@ class Timing(TypedDict):
 
     draft: Annotated[Json, _fields_of(Cost, decode_tokens_per_second=Seconds | None)]
     target: Annotated[Json, _fields_of(Cost, decode_tokens_per_second=Seconds | None)]
-    router: NotRequired[dict[Literal["seconds"], Seconds]]
-    program: NotRequired[dict[Literal["seconds"], Seconds]]
+    router: NotRequired[_Spent]
+    program: NotRequired[_Spent]
     reward: NotRequired[Annotated[Json, _fields_of(Cost, decode_tokens_per_second=Seconds | None, seconds=Seconds)]]
 
 
@@ -196,17 +197,8 @@ class _Named(TypedDict):
     sha256: str
 
 
-class _CardModel(TypedDict):
-    sha256: str | None
-
-
-class _CardPair(TypedDict):
-    draft: _CardModel
-    target: _CardModel
-
-
 class _Card(TypedDict):
-    pairs: list[_CardPair]
+    pairs: list[dict[str, Json]]
     taus: Json
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import socket
 import threading
@@ -16,7 +17,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.serving.app import Access, Bounds, make_app
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.worker import Observe, Worker
@@ -25,6 +26,7 @@ from arbitrage_cli.system.signals import ENDING
 MAX_CONNECTIONS = 512
 BACKLOG = 128  # pending connections
 HEADER_BYTES = 1 << 16
+ANOTHER = "use another --port or --host"
 
 
 class HttpServer(uvicorn.Server):
@@ -75,8 +77,8 @@ class Protocol(H11Protocol):
 
 def bind(host: str, port: int) -> socket.socket:
     """Return a bound socket that is not listening yet. Port 0 selects a free port."""
-    with _as_usage_error(f"{host} port {port}"):
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with os_errors(UsageError, f"{host} port {port}: cannot listen", ANOTHER):
+        family, kind, _, _, address = socket.getaddrinfo(os.fsencode(host), port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
@@ -85,17 +87,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 def listen(bound: socket.socket) -> None:
     host, port = bound.getsockname()[:2]
-    with _as_usage_error(f"{host} port {port}"):
+    with os_errors(UsageError, f"{host} port {port}: cannot listen", ANOTHER):
         bound.listen(BACKLOG)
-
-
-@contextlib.contextmanager
-def _as_usage_error(place: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{place}: cannot listen ({reason})", "use another --port or --host") from error
 
 
 class Service:

@@ -166,6 +166,7 @@ def altered(**changes: Any) -> bytes:
         (altered(steps=None), "steps: "),
         (altered(wall_seconds="1"), "wall_seconds: "),
         (altered(timing={"draft": {"verify_batches": None}}), "timing.draft."),
+        (altered(timing={**make_row(7)["timing"], "program": {}}), "timing.program"),
         (encode(make_row(0))[:-1], "repeats an earlier row"),
         (altered(id="another"), "belongs to another run"),
         (altered(policy="judge", tau=0.7), "belongs to another run"),

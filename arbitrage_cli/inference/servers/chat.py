@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.dialects import (
     Completions,
     Dialogue,
@@ -99,10 +98,6 @@ class Chat(Completions):
         used = {name: value for name, value in body.items() if name not in unused}
         continued = CONTINUATIONS[self.continuation][1] if request.dialogue.written else {}
         return {**used, "messages": self._messages(request.dialogue), **continued, **self.no_thinking}
-
-    def ignored(self, sampler: Sampler) -> list[str]:
-        """Return the sampling options that the server does not accept, although they would change its texts."""
-        return sorted(self.omitted & {"temperature", *(() if sampler.is_greedy else ("seed", "top_p"))})
 
     def _messages(self, dialogue: Dialogue) -> list[Json]:
         if not dialogue.written:

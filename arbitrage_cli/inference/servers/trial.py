@@ -46,13 +46,18 @@ AFTER_STEP = replace(QUESTION, written="I add the two numbers.\n\n")
 log = logging.getLogger("arbitrage.servers")
 
 
-def open_served(connection: Connection, source: ServedSource, role: ModelRole = "target") -> ServedModel:
-    """Find a model on a server and test it. Raises ServerError or TemplateError if the model cannot be used."""
+def open_served(
+    connection: Connection, source: ServedSource, role: ModelRole = "target", *, is_greedy: bool = False
+) -> ServedModel:
+    """Find a model on a server and test it. If `is_greedy` is true, rejected seeds are not reported.
+
+    Raises ServerError or TemplateError if the model cannot be used.
+    """
     host = Host(source.address.host, source.key)
     try:
         model = connection.run(_find(connection, host, source))
         if isinstance(model.dialect, Chat):
-            model = connection.run(_adapted(model, model.dialect, source.continuation))
+            model = connection.run(_adapted(model, model.dialect, source.continuation, is_greedy=is_greedy))
             if role == "draft" and not model.num_alternatives:
                 hint = "use it as the target; if the server supports /completions, set draft_template in the pair"
                 raise ServerError(f"{host.name} sends no log-probabilities, so {model.name} cannot be the draft", hint)
@@ -171,11 +176,13 @@ def _with_features(model: ServedModel, pieces: Sequence[Piece], *, counts_tokens
 # --- chat APIs
 
 
-async def _adapted(model: ServedModel, chat: Chat, continuation: str | None) -> ServedModel:
+async def _adapted(model: ServedModel, chat: Chat, continuation: str | None, *, is_greedy: bool) -> ServedModel:
     chat, pieces = await _without_thinking(model, chat)
     chat = await _continuing(model, chat, continuation)
     with _refusable():
         chat, _ = await _ask(model, chat, QUESTION, sampler=DRAWN)
+    for name in sorted(chat.omitted & {"temperature", *(() if is_greedy else ("seed", "top_p"))}):
+        log.warning("%s does not accept %s, so samples differ from the requested ones", model.host.name, name)
     if chat.is_instructed and not continuation:
         note = "%s cannot continue a text, so %s is instructed to write each step, which may be less accurate"
         log.warning(note, model.host.name, model.name)
