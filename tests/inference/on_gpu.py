@@ -179,6 +179,11 @@ def recurrent(request: pytest.FixtureRequest, tiny: Mapping[str, Path], tmp_path
     return path
 
 
+def test_a_new_file_is_tried_and_solves(recurrent: Path) -> None:
+    done = patiently("solve", "1 + 1", "--draft", str(recurrent), "--target", str(recurrent), "--max-tokens", "8", "--json")
+    assert done.code == 0, done.err
+
+
 def test_states_are_restored_and_rejected_tokens_removed(recurrent: Path) -> None:
     with LlamaBackend(recurrent, Options(256, threads=1, rollback=ROLLBACK)) as backend:
         states, length = backend.states, len(READ)
@@ -219,9 +224,10 @@ def problems(count: int) -> list[Problem]:
 
 def tokens_of(role: ModelRole, layers: int) -> dict[str, list[tuple[str, float]]]:
     """Return the tokens that a built-in model writes for each problem, and the margin of each token."""
-    with LlamaBackend(built_in(role), Options(512, threads=1, gpu_layers=layers, kv_type="f16")) as backend:
+    options = Options(512, threads=1, gpu_layers=layers, kv_type="f16", num_sequences=FEW)
+    with LlamaBackend(built_in(role), options) as backend:
         engine = make_engine(role, backend, Sampler(), keep_token_stats=True, proposals="none")
-        traces = solve({role: engine}, problems(COUNT), role, limits=Limits())
+        traces = solve({role: engine}, problems(COUNT), role, limits=Limits(), concurrency=FEW)
     found = {}
     for name, trace in traces.items():
         steps = [decision.kept.known_token_stats for decision in trace.decisions]

@@ -31,6 +31,7 @@ PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number)) for number
 LIMITS = Limits(max_steps=4, max_tokens=60, max_step_tokens=20)
 ROLLBACK = 8
 READ, REJECTED = (5, 9, 12, 7, 30, 22, 41, 8, 15, 3), (11, 17, 25, 33)
+SAME_LOGITS = 1e-3  # batches of other sizes differ by up to 4e-7 on a CPU, and by 1e-4 on a GPU
 UNSTEADY = 0.2  # temperature of a draft that is usually, but not always, right
 ROLL_BACK = {"qwen35", "qwen35moe", "lfm2", "lfm2moe", "nemotron_h"}  # with the tested version of llama-cpp-python
 
@@ -132,9 +133,9 @@ def test_rejected_tokens_leave_no_trace(path: Path) -> None:
         backend.drop(0, length + 1)
         assert not states.can_drop(0, length + 1)
         saved = states.save(0)
-        assert np.allclose(then(length + 1, 7), second, rtol=0, atol=1e-4)
+        assert np.allclose(then(length + 1, 7), second, rtol=0, atol=SAME_LOGITS)
         states.restore(0, length + 1, saved)
-        assert np.allclose(then(length + 1, 7), second, rtol=0, atol=1e-4)
+        assert np.allclose(then(length + 1, 7), second, rtol=0, atol=SAME_LOGITS)
         verify()
         backend.drop(0, length)
         assert np.abs(then(length, 44) - first).max() > 0.05

@@ -54,10 +54,10 @@ def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, 
     dropped from a recurrent state.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))
-    if gpu_names():  # GPU drivers reserve large address ranges, and may compile for longer than the limit of processor time
+    if gpu_names():  # a GPU driver may reserve a large address range, write large files and compile for a minute
         signal.setitimer(signal.ITIMER_PROF, 0)
     else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))
         limit_memory(memory)
     try:
         return "", "", "", use(Path(path), Options(CONTEXT, 1, gpu_layers, rollback=1))
