@@ -6,6 +6,7 @@ resamples at once. `weights`, of shape (r, n), counts how often each resample co
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,7 @@ MEASURES = ("auc", "spearman", "ece")
 """AUC for predicting an advantage, rank correlation of score and advantage, and expected calibration error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
+class Figure(NamedTuple):
     """A value with its 95% confidence interval across problems."""
 
     value: float | None

@@ -21,7 +21,7 @@ from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import Costs, TauTable
 from arbitrage_cli.routing.router import Network, Router, RouterCard, digest_of_problem
 from arbitrage_cli.stats.intervals import Numbers
-from arbitrage_cli.stats.ranking import Figure, Truth, measure, selection_lead, selection_score, selection_score_gaps
+from arbitrage_cli.stats.ranking import Truth, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import SHARES, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
@@ -249,19 +249,14 @@ def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
     leads: dict[str, Any] = {}
     for name, values in scores(probability, collected).items():
         figures = measure(values[testing], tested, is_probability=name == "arbitrage")
-        measured[name] = _with_intervals(figures)
+        measured[name] = {which: [*figure] for which, figure in figures.items()}
         if name in COMPARED:
-            lead = selection_lead(probability[testing], values[testing], tested)
-            leads[name] = [lead.value, lead.low, lead.high]
+            leads[name] = [*selection_lead(probability[testing], values[testing], tested)]
     thoughts = testing & (collected.features[:, FEATURES.index("is_thought")] == 1)
     if thoughts.any():
         figures = measure(probability[thoughts], _truth_at(collected, thoughts), is_probability=True)
-        measured[THINKING] = _with_intervals(figures)
+        measured[THINKING] = {which: [*figure] for which, figure in figures.items()}
     return {"test": measured, "leads": leads}
-
-
-def _with_intervals(figures: Mapping[str, Figure]) -> dict[str, list[float | None]]:
-    return {measure: [figure.value, figure.low, figure.high] for measure, figure in figures.items()}
 
 
 def scores(probability: Numbers, collected: Collected) -> dict[str, Numbers]:
