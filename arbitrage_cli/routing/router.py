@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from arbitrage_cli.arbitrage import EarlyStop, Scorer, by_token_stats
 from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError, os_errors
 from arbitrage_cli.inference.backend import Floats
-from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.model_files.pairs import shipped_routers
 from arbitrage_cli.routing.features import FEATURES, features
 from arbitrage_cli.system.files import checked, read_regular, write_atomically
@@ -123,7 +123,7 @@ class RouterCard:
     @property
     def step_end(self) -> StepEnd:
         """The rule that ended steps in the training states."""
-        return StepEnd(**self.data["step_end"]) if "step_end" in self.data else BLANK_LINE
+        return checked(StepEnd, self.data.get("step_end"))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -300,6 +300,7 @@ def _card(found: dict[str, Any]) -> RouterCard:
         raise _RefusedError(f"the card has unknown or missing fields: {', '.join(sorted(other))}")
     try:
         card = checked(RouterCard, found)
+        checked(StepEnd, card.data.get("step_end"))
     except ValueError as error:
         raise _RefusedError(f"invalid card: {error}") from error
     unknown = [name for name in card.features if name not in FEATURES]

@@ -164,7 +164,7 @@ def test_table_becomes_that_of_the_run_and_the_network_stays(here: Path) -> None
 def test_problems_that_the_router_was_trained_on_are_left_out(here: Path) -> None:
     old = load(here / "small.safetensors")
     learned = " ".join(map(digest_of_problem, questions(7)))
-    save(Router(old.network, replace(old.card, data={"learned": learned})), here / "small.safetensors")
+    save(Router(old.network, replace(old.card, data={**old.card.data, "learned": learned})), here / "small.safetensors")
     result = make_presets(here, "run")
     assert result.code == 0, result.err
     assert table_of(here / "new.safetensors").num_solutions == 53

@@ -6,7 +6,7 @@ import os
 import pickle
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.numpy import save as encode
 from arbitrage_cli.arbitrage import WriteStep, arbitrage
 from arbitrage_cli.errors import ComputeError, RouterError, UsageError
 from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES, features
 from arbitrage_cli.routing.router import MAX_FILE_BYTES, SCHEMA, Network, Router, RouterCard, digest_of, load, save
 from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
@@ -31,7 +32,7 @@ def make_card(**changes: Any) -> RouterCard:
         features=FEATURES,
         pairs=({"draft": DRAFT, "target": TARGET},),
         reward={"kind": "prm"},
-        data={"runs": []},
+        data={"step_end": asdict(BLANK_LINE)},
         metrics={"auc": 0.9},
         taus={},
         command=("arbitrage", "train"),
@@ -293,6 +294,9 @@ def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[st
         {"taus": []},
         {"surprise": 1},
         {"metrics": ...},
+        {"data": {}},
+        {"data": {"step_end": "\n"}},
+        {"data": {"step_end": {"separator": 7}}},
     ],
 )
 def test_card_that_makes_no_sense_is_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:

@@ -1,12 +1,13 @@
 """A small router that is made without training, and a table of taus in which costs decide what a name stands for."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import Costs, TauRow, TauTable
 from arbitrage_cli.routing.router import Network, Router, RouterCard, save
@@ -50,6 +51,7 @@ def write_router(path: Path, *, pair: Mapping[str, Any] = PAIR, data: Mapping[st
     weights[FEATURES.index("entropy_first")] = 1.0
     network = Network(np.zeros(size, np.float32), np.ones(size, np.float32), weights, -1.0)
     taus = make_table().to_json()
-    card = RouterCard("small", FEATURES, (pair,), {"kind": "prm"}, data or {}, {}, taus, (), "0", "never")
+    data = {"step_end": asdict(BLANK_LINE), **(data or {})}
+    card = RouterCard("small", FEATURES, (pair,), {"kind": "prm"}, data, {}, taus, (), "0", "never")
     save(Router(network, card), path)
     return path
