@@ -44,7 +44,7 @@ from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import (
     PairEntry,
     is_built_in,
-    is_file,
+    is_gguf,
     is_served,
     local_files,
     router_file,
@@ -155,7 +155,7 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     ends = time.monotonic() + USABLE * 60 * request.minutes
     make_setup = partial(for_bench, request.options, BenchRoutingOptions(policy=_policies(request)))
     setup = make_setup()
-    for files in map(local_files, filter(is_file, setup.sources.values())):
+    for files in map(local_files, filter(is_gguf, setup.sources.values())):
         if files and (hint := prediction_hint(read_facts(files))):
             display.note(hint)
     path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")

@@ -14,7 +14,7 @@ from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.evaluation.work import decoding_factors
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.pairs import is_file, local_files
+from arbitrage_cli.model_files.pairs import is_gguf, local_files
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.results import concurrency_of, results_by_policy, unit_costs_of
 from arbitrage_cli.stats import rounding
@@ -56,7 +56,7 @@ def measure_missing_costs(
     a target. `limit` is the maximum time for the probes, in seconds.
     """
     local: dict[ModelRole, str] = {
-        role: source for role, source in setup.sources.items() if role != "prm" and is_file(source)
+        role: source for role, source in setup.sources.items() if role != "prm" and is_gguf(source)
     }
     if "target" not in local or local.keys() <= unit_costs_of(earlier or {}).keys():
         return False
@@ -105,6 +105,6 @@ def _local_models(choice: ModelChoice) -> dict[ModelRole, str]:
     """Return the named draft and target. Raises UsageError if llama.cpp cannot run a model on this machine."""
     found = choice.writing
     for source in found.values():
-        if not is_file(source):
+        if not is_gguf(source):
             raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")
     return found

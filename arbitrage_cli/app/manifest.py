@@ -27,7 +27,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.model_files.checksums import published_sha256, sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.pairs import is_file, local_files
+from arbitrage_cli.model_files.pairs import is_gguf, local_files
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import SCHEMA, label, tau_in_json
@@ -174,7 +174,7 @@ def add_loaded(run: Run, models: Mapping[ModelRole, Model]) -> Run:
             "served": served,
             "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         }
-    if any(is_file(facts["source"]) for facts in full["models"].values()):
+    if any(is_gguf(facts["source"]) for facts in full["models"].values()):
         llama = load_llama()
         full["machine"]["flags"] = str(llama.system_info())
         full["context"]["n_batch"] = llama.BATCH_SIZE
@@ -262,7 +262,7 @@ def _model_facts(
     facts: dict[str, Any] = {"source": source, "identity": source, "threads": threads}
     facts |= {"think_format": form.name if (form := setup.think_format(role)) else "from the chat template"}
     facts |= dict.fromkeys(("file", "size", "sha256"))
-    if not is_file(source):
+    if not is_gguf(source):
         return facts | {"n_ctx": context_size, "threads": None}
     files = local_files(resolved.files[role])
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
@@ -291,7 +291,7 @@ def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
 
 
 def _machine_facts(setup: Setup) -> dict[str, Any]:
-    computes = any(map(is_file, setup.sources.values()))
+    computes = any(map(is_gguf, setup.sources.values()))
     load = setup.load
     return {
         "gpu": (load_llama().gpu_names() or "none") if computes else None,

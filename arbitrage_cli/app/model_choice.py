@@ -21,7 +21,7 @@ from arbitrage_cli.model_files.pairs import (
     PairEntry,
     backend_of,
     find_pair,
-    is_file,
+    is_gguf,
     is_served,
     local_files,
     router_file,
@@ -276,7 +276,7 @@ def warnings_about(
     with contextlib.suppress(OSError, RuntimeError):  # loading the models reports the error
         yield from _unusual_pair(sources)
     processors = logical_processors()
-    if threads and threads > processors and any(map(is_file, sources.values())):
+    if threads and threads > processors and any(map(is_gguf, sources.values())):
         yield f"{threads} threads are slow on {processors} logical processors; use --threads {processors} or fewer"
 
 

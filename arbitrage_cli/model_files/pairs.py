@@ -154,7 +154,8 @@ def is_served(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def is_file(source: str) -> bool:
+def is_gguf(source: str) -> bool:
+    """Return whether a source is the path, the Hub name or the built-in name of a GGUF model."""
     return not is_served(source) and backend_of(source) is None
 
 
@@ -175,7 +176,7 @@ def local_files(source: str) -> tuple[Path, ...]:
     name = hub_name(source)
     if name:
         return hub.locate(name)
-    if not is_file(source) or not _exists(source):
+    if not is_gguf(source) or not _exists(source):
         return ()
     path = _path(source)
     complete = tuple(path.with_name(part) for part in parts(path.name)) if path.name else ()
@@ -187,12 +188,12 @@ def find_files(source: str, *, offline: bool = False, on_progress: OnProgress = 
     name = hub_name(source)
     if name:
         return hub.find(name, offline=offline, on_progress=on_progress)
-    return (_path(source),) if is_file(source) else ()
+    return (_path(source),) if is_gguf(source) else ()
 
 
 def hub_name(source: str) -> HubName | None:
     """Return the model's name on the Hub, or None if it is not on the Hub. A path that exists is not a Hub name."""
-    return None if not is_file(source) or is_built_in(source) or _exists(source) else parse_name(source)
+    return None if not is_gguf(source) or is_built_in(source) or _exists(source) else parse_name(source)
 
 
 def _path(source: str, built_in_suffix: str = ".gguf") -> Path:

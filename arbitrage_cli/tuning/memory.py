@@ -17,7 +17,7 @@ from arbitrage_cli.inference.open import load_llama, rolls_back
 from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.facts import KV_BYTES, Facts, num_snapshots, read_facts
-from arbitrage_cli.model_files.pairs import is_file, is_served, local_files
+from arbitrage_cli.model_files.pairs import is_gguf, is_served, local_files
 from arbitrage_cli.system.machine import CACHED_BYTES, available_memory, gpu_shares_memory, total_memory
 from arbitrage_cli.types import ModelRole
 
@@ -105,7 +105,7 @@ def rollback_of(source: str, costs: UnitCosts | None) -> int:
 
     Returns 0 if the model has no such state, if no tokens are proposed, or if the model failed the trial (`rolls_back`).
     """
-    if costs is None or not is_file(source):
+    if costs is None or not is_gguf(source):
         return 0
     files = local_files(source) or (Path(source),)
     state_bytes = read_facts(files).state_bytes
@@ -121,7 +121,7 @@ def memory_needed(
     """Return the required memory, given the sequences per problem of each model. Raises ModelFileError if a file is invalid."""
     host, gpu, sequences, is_known = Part(), Part(), 0, True
     for role, source in found.items():
-        if not is_file(source):
+        if not is_gguf(source):
             continue
         facts, count = read_facts(local_files(source) or (Path(source),), load.context_size), num_sequences[role]
         states = (1 + rollback.get(role, 0)) * facts.state_bytes
@@ -158,9 +158,9 @@ def check_memory(need: Need) -> None:
 def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
     """Convert a value of --concurrency to the number of problems to solve at once, at most `most`.
 
-    In a resumed run, the value `auto` means `earlier`. In a new run, `auto` means the largest useful number that fits in
-    half of the free memory. If the result is 1, `needed` is not called. Raises UsageError if the value is invalid or
-    llama.cpp has too few sequences; ModelMemoryError if the problems do not fit in memory.
+    In a resumed run, the value `auto` means `earlier`. In a new run, `auto` means the largest useful number that fits in the
+    usable share of each free memory. If the result is 1, `needed` is not called. Raises UsageError if the value is invalid
+    or llama.cpp has too few sequences; ModelMemoryError if the problems do not fit in memory.
     """
     is_auto = text == AUTO
     count = earlier if is_auto and earlier else min(most, MOST_AUTO_SERVED if is_auto else _number(text))
