@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,9 @@ def test_a_wrong_option_is_named_when_a_pair_is_opened_and_in_a_call(options: di
         ({"concurrency": True}, UsageError, "concurrency"),
         ({"concurrency": 10**6}, UsageError, "concurrency"),
         ({"task": "juggling"}, UsageError, "task"),
+        ({"draft": ""}, UsageError, "draft"),
+        ({"pair": ""}, UsageError, "pair"),
+        ({"prm": "x" * 300}, ModelFileError, None),
     ],
     ids=str,
 )
@@ -236,8 +240,9 @@ def test_a_wrong_argument_of_what_is_loaded_is_named(
 @pytest.mark.parametrize(
     ("method", "asked"),
     [
-        *(("solve", question) for question in (None, " ", [{"role": "me"}], 5)),
+        *(("solve", question) for question in (None, " ", [{"role": "me"}], 5, Problem("1", 5))),  # type: ignore[arg-type]
         *(("solve_many", one) for one in (QUESTION, Problem("1", QUESTION), {"role": "user", "content": QUESTION}, None)),
+        *(("advise", one) for one in (QUESTION, None)),
     ],
     ids=str,
 )
@@ -245,6 +250,19 @@ def test_what_is_no_question_or_not_many_is_refused(method: str, asked: Any) -> 
     with scripted() as pair, pytest.raises(UsageError) as raised:
         getattr(pair, method)(asked)
     assert raised.value.option == ("question" if method == "solve" else "questions")
+
+
+def test_what_is_no_text_or_no_number_is_refused() -> None:
+    with scripted() as pair:
+        wrong: list[Callable[[], object]] = [
+            lambda: pair.conversation().ask(5),  # type: ignore[arg-type]
+            lambda: pair.advise([1]),  # type: ignore[list-item]
+            lambda: pair.advise([QUESTION], minutes="x"),  # type: ignore[arg-type]
+        ]
+        for call in wrong:
+            with pytest.raises(UsageError):
+                call()
+        assert pair.solve(QUESTION, temperature=Decimal(0)).answer == ANSWER  # type: ignore[arg-type]
 
 
 def test_a_policy_that_needs_what_is_not_loaded_is_refused() -> None:

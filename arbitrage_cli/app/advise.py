@@ -237,7 +237,7 @@ def advise_on(
     display: Display,
 ) -> Advice:
     """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
-    rows = ({"question": one} if isinstance(one, str) else one for one in questions)
+    rows = (one if isinstance(one, Mapping) else {"question": one} for one in questions)
     dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
     selected = Selection(dataset, dataset.items[:MOST_PROBLEMS])
     with TemporaryDirectory() as folder:

@@ -90,6 +90,9 @@ def choose_models(
 
     If `thinks` is true, the pair's thinking pair is used.
     """
+    for name in ("pair", "draft", "target", "router", "prm"):
+        if getattr(options, name, None) == "":
+            raise UsageError("the value is empty", "enter a name, or omit the option", option=name)
     pair = _choose_pair(explicit, options, thinks=thinks)
     prm = options.prm if isinstance(options, ModelOptions) else None
     models: Models = {"draft": options.draft, "target": options.target, "prm": prm}

@@ -89,10 +89,12 @@ Group = TypeVar("Group")
 
 
 def check(group: Group) -> Group:
-    """Return the option group. Raises UsageError if a field has the wrong type or is out of bounds."""
-    for name, kind in get_type_hints(type(group), include_extras=True).items():
-        read_value(kind.__origin__, kind.__metadata__[0], name, getattr(group, name), strict=True)
-    return group
+    """Return the option group, converted to its types. Raises UsageError if a value has the wrong type or is out of bounds."""
+    values = {
+        name: read_value(kind.__origin__, kind.__metadata__[0], name, getattr(group, name), strict=True)
+        for name, kind in get_type_hints(type(group), include_extras=True).items()
+    }
+    return type(group)(**values)
 
 
 def read_value(kind: Any, option: Option, name: str, value: Any, *, strict: bool = False) -> Any:

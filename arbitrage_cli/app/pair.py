@@ -24,7 +24,7 @@ from arbitrage_cli.app.call import (
 )
 from arbitrage_cli.app.conversation import Turns
 from arbitrage_cli.app.costs import with_measured_costs
-from arbitrage_cli.app.options import GenerationOptions, MachineOptions, ModelOptions, check
+from arbitrage_cli.app.options import AdviceOptions, GenerationOptions, MachineOptions, ModelOptions, check
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.setup import RunOptions, Setup, for_pair
@@ -79,9 +79,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         If a problem fails or a question is invalid, its solution has an `error`. Raises UsageError if an option is invalid or
         `questions` is a single question. Errors that affect all problems, such as ServerError, are raised.
         """
-        if isinstance(questions, str | Problem | Mapping) or not isinstance(questions, Iterable):
-            hint = "pass a list, or use solve for a single question"
-            raise UsageError(f"expected several questions, found {questions!r:.60}", hint, option="questions")
+        _check_many(questions)
         return self._solve_many(self._call(options), questions)
 
     def stream(self, question: Question, **options: Unpack[CallOptions]) -> Generator[StreamEvent, None, None]:
@@ -104,6 +102,8 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         from arbitrage_cli.app.advise import advise_on  # slow to import
 
         self._check_free()
+        _check_many(questions)
+        minutes = check(AdviceOptions(minutes=minutes)).minutes
         setup, options = self._setup, self._setup.options
         single = replace(options, machine=replace(options.machine, concurrency=None))
         self._stack.close()
@@ -236,6 +236,12 @@ def open_pair(
     options = RunOptions(models, generation, machine, find_task(generation.task), explicit=explicit)
     setup = with_measured_costs(partial(for_pair, options, routing_of(call_defaults)), LogDisplay(log))
     return Pair(setup, call_defaults)
+
+
+def _check_many(questions: object) -> None:
+    if isinstance(questions, str | Problem | Mapping) or not isinstance(questions, Iterable):
+        hint = "pass a list, or use solve for a single question"
+        raise UsageError(f"expected several questions, found {questions!r:.60}", hint, option="questions")
 
 
 def _jobs(call: Call, questions: Iterable[Question], in_order: InOrder[Solution]) -> Iterator[Job]:

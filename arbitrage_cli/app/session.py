@@ -293,7 +293,7 @@ def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) 
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
         files = find_files(source, offline=offline, on_progress=display.fetching)
-        if files and not files[0].exists():
+        if files and not local_files(source):
             raise ModelFileError(f"{files[0]}: no such file", f"check the path of the {role} model")
         found[role] = str(files[0]) if files else source
     return found

@@ -109,10 +109,12 @@ def origin_of(context: typer.Context, name: str) -> str | None:
 def _read(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     try:
         content = tomllib.loads(read_text(path))
+        tables = {
+            name: _dashed(path, value) for name, value in content.items() if name in commands and isinstance(value, dict)
+        }
+        general = _dashed(path, {name: value for name, value in content.items() if name not in tables})
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid TOML ({error})", "correct or remove the file") from error
-    tables = {name: _dashed(path, value) for name, value in content.items() if name in commands and isinstance(value, dict)}
-    general = _dashed(path, {name: value for name, value in content.items() if name not in tables})
     _check_names(path, general, set(_option_names(commands)))
     for name, table in tables.items():
         _check_names(path, table, set(_option_names({name: commands[name]})), f"[{name}] ")

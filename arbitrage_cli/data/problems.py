@@ -69,7 +69,9 @@ def read_json_rows(stream: LineReader) -> Iterator[tuple[int, Mapping[str, Any]]
     return _parsed(stream, lambda number, text, follows_gap: (number, _json_object(text)))
 
 
-def make_problem(question: str, identifier: str) -> Problem:
+def make_problem(question: object, identifier: str) -> Problem:
+    if not isinstance(question, str):
+        raise UnusableError(f"expected a string, found {question!r:.60}")
     question = question.strip()
     if not question:
         raise UnusableError("the problem is empty")

@@ -48,6 +48,7 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         (["solve", "1 + 1", *MODELS[2:]], "", "policy entropy needs a draft model", "--draft MODEL"),
         ([*DRAFT_ALONE, "scripted:oracle"], "", "", "scripted:target"),
         ([*DRAFT_ALONE, "x.gguf"], "", "x.gguf: no such file", ""),
+        ([*DRAFT_ALONE, ""], "", "--draft: the value is empty", ""),
         ([*DRAFT_ALONE, "."], "", ".", "path"),
         ([*DRAFT_ALONE, "fifo.gguf"], "", "fifo.gguf", "regular file"),
         (["solve", QUESTION, "--draft", "fifo.gguf", "--target", "fifo.gguf"], "", "fifo.gguf", "regular file"),

@@ -79,6 +79,7 @@ def test_setting_that_does_not_apply_is_ignored(tmp_path: Path, settings: str, t
         ("taus = 1\n", "", "did you mean 'tau'"),
         ("max_tokns = 1\n", "", "did you mean 'max-tokens'"),
         ("tau = \n", "", "TOML"),
+        pytest.param(f"a{5000 * '.a'} = 1\n", "", "TOML", id="nested too deeply"),
         ("tau = [1]\n", "tau: ", "[1]"),
         ('max-tokens = "many"\n', "max-tokens: ", "integer"),
         ('max_tokens = "many"\n', "max-tokens: ", "integer"),
