@@ -151,6 +151,12 @@ def test_an_instructed_model_that_repeats_a_step_fails() -> None:
     assert finished.trace.text == f"{first}\n\n{second}\n\n"
 
 
+def test_an_instructed_model_that_repeats_its_answer_ends_the_solution() -> None:
+    api, asked = instructed(["We add the numbers."], *[["The answer is 5."]] * 10)
+    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    assert (finished.error, finished.trace.stop, len(asked)) == (None, "end", 4)
+
+
 ONE_STEP = Limits(1, 120, 40)
 
 

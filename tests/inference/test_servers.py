@@ -2,6 +2,7 @@
 
 import gc
 import time
+from email.utils import formatdate
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,17 @@ def test_a_pause_that_a_server_asks_for_is_reported_once(
         solve({"target": served("target", model)}, PROBLEMS[:2], "target", concurrency=2)
     assert time.monotonic() - began >= 1
     assert caplog.text.count("HTTP 429") == 1
+
+
+@pytest.mark.parametrize("wait", ["301", formatdate(time.time() + 10**7, usegmt=True)])
+def test_a_pause_that_is_too_long_ends_the_run(wait: str) -> None:
+    server = HashServer("vllm", HashBackend("target"))
+    with opened_model(server) as model:
+        asked = server.counts["/v1/completions"]
+        server.faults = lambda: Answer([{}], 429, {"Retry-After": wait})
+        with pytest.raises(ServerError):
+            events_of({"target": served("target", model)}, PROBLEMS[:1], "target")
+    assert server.counts["/v1/completions"] - asked == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -319,6 +331,11 @@ def test_a_model_is_chosen_by_name_or_is_the_only_one() -> None:
         pass
     with opened_model(server, name="two") as model:
         assert model.name == "two"
+
+
+def test_an_impossible_context_size_is_ignored() -> None:
+    with opened_model(HashServer("vllm", HashBackend("target", context_size=-5))) as model:
+        assert model.card.context_size > 0
 
 
 def test_a_server_that_is_not_there_is_reported_at_once() -> None:

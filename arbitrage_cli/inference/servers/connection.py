@@ -1,8 +1,8 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
-Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`,
-or grows exponentially with jitter. API keys are sent only in the `Authorization` header. Redirects are not followed, and no
-error shows a request.
+Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`
+(up to `GONE_SECONDS`), or grows exponentially with jitter. API keys are sent only in the `Authorization` header. Redirects
+are not followed, and no error shows a request.
 """
 
 import asyncio
@@ -205,6 +205,9 @@ class Connection:
             host.failing_since = now
         host.failed_at = now
         failing = now - host.failing_since
+        if failure.retry_after > GONE_SECONDS:
+            message = f"{host.name} {failure} and asked to wait {failure.retry_after:,.0f} s, more than {GONE_SECONDS:.0f} s"
+            raise ServerError(message, "wait, then rerun the command to resume")
         if failing > GONE_SECONDS:
             hint = "restart the server, then rerun the command to resume"
             raise ServerError(f"{host.name} {failure}; it has been failing for {failing:.0f} s", hint)
@@ -300,7 +303,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         milliseconds, value = headers.get("retry-after-ms", ""), headers.get("Retry-After", "")
         is_number = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", milliseconds or value)
         seconds = float(milliseconds or value) if is_number else parsedate_to_datetime(value).timestamp() - time.time()
-        return min(max(seconds / 1000 if milliseconds else seconds, 0.0), GONE_SECONDS)
+        return max(seconds / 1000 if milliseconds else seconds, 0.0)
     return 0.0
 
 

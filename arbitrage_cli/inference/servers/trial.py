@@ -115,7 +115,7 @@ async def _find(connection: Connection, host: Host, source: ServedSource) -> Ser
     facts = await get(f"{source.address.root}/{dialect.facts_path}") if dialect.facts_path else {}
     with parsing(host):
         version, context = dialect.read_facts(facts)
-        limits = [int(limit) for limit in (found.max_model_len, context, source.context_size) if limit]
+        limits = [int(limit) for limit in (found.max_model_len, context, source.context_size) if limit and limit > 0]
     card = ModelCard(
         name=found.id,
         description=f"{dialect.name} {version}".strip(),

@@ -25,7 +25,7 @@ from arbitrage_cli.inference.servers.connection import Pending
 from arbitrage_cli.inference.servers.dialects import Dialogue, Ending, Piece, Prompt, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
 from arbitrage_cli.inference.speculation import Speculator
-from arbitrage_cli.inference.step_text import THOUGHT_END, StepText, step_end, text_end
+from arbitrage_cli.inference.step_text import LOOP_ROUNDS, THOUGHT_END, StepText, step_end, text_end
 from arbitrage_cli.inference.thinking import THINK
 from arbitrage_cli.inference.unit_costs import TokenCosts
 from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, StepStop, Trace
@@ -374,9 +374,11 @@ class ChatWriter(ServedWriter):
         written, separator = request.dialogue.written, self._step_end.separator
         is_blank = not writing.text.so_far.strip()
         if self._chat.is_instructed:  # an instructed model writes one step
-            ending = "end" if is_blank else "separator"
-            if len(step := writing.text.so_far.strip()) >= MAX_COMMON and step in written:
+            step, earlier = writing.text.so_far.strip(), [one for one in map(str.strip, written.split(separator)) if one]
+            if len(step) >= MAX_COMMON and step in written:
                 raise NotContinuedError
+            is_loop = earlier[1 - LOOP_ROUNDS :] == [step] * (LOOP_ROUNDS - 1)
+            ending = "end" if is_blank or is_loop else "separator"
         elif ending == "stop" and not request.stop:
             ending = "end"
         elif ending == "stop" and is_blank:
