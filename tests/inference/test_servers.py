@@ -334,7 +334,10 @@ def test_a_model_is_chosen_by_name_or_is_the_only_one() -> None:
 
 
 def test_an_impossible_context_size_is_ignored() -> None:
-    with opened_model(HashServer("vllm", HashBackend("target", context_size=-5))) as model:
+    server, listed = HashServer("vllm"), Answer([{"data": [{"id": "toy", "owned_by": "vllm", "max_model_len": -5}]}])
+    faults = iter([listed])
+    server.faults = lambda: next(faults, None)
+    with opened_model(server) as model:
         assert model.card.context_size > 0
 
 
