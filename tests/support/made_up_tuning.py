@@ -37,5 +37,5 @@ def keep_built_in() -> None:
         make_tuned(machine, sha256_of(find_files(f"builtin:{role}")), 1, unit_costs(decode, 2.9, 8.2, decode / 3))
         for role, decode in (("draft", 1.4e-5), ("target", 1.9e-4))
     ]
-    chosen = [replace(one, loading=Loading(threads=1)) for one in made]
+    chosen = [replace(one, loading=Loading(threads=count), threads=count) for one in made for count in (1, 2)]
     keep_tuned(tuned_file(), [*made, *chosen])
