@@ -333,11 +333,13 @@ def test_a_model_is_chosen_by_name_or_is_the_only_one() -> None:
         assert model.name == "two"
 
 
+class NegativeContext(HashServer):
+    def _models(self, body: Any) -> Answer:
+        return Answer([{"data": [{"id": "toy", "owned_by": "vllm", "max_model_len": -5}]}])
+
+
 def test_an_impossible_context_size_is_ignored() -> None:
-    server, listed = HashServer("vllm"), Answer([{"data": [{"id": "toy", "owned_by": "vllm", "max_model_len": -5}]}])
-    faults = iter([listed])
-    server.faults = lambda: next(faults, None)
-    with opened_model(server) as model:
+    with opened_model(NegativeContext("vllm")) as model:
         assert model.card.context_size > 0
 
 
