@@ -3,6 +3,7 @@
 Only `cli.main` prints errors.
 """
 
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -152,4 +153,6 @@ def os_errors(kind: type[ArbitrageError], message: str, hint: str) -> Iterator[N
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and "free disk space" not in hint:
+            hint = "free disk space, then rerun the command"
         raise kind(f"{message} ({error.strerror or error})", hint) from error

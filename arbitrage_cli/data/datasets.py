@@ -18,6 +18,7 @@ BATCH_ROWS = 256
 MAX_TEXT = 1 << 28  # bytes that a parquet file may declare, and characters that all of its cells may have
 MAX_CELLS = 1 << 23
 _PARQUET_MAGIC = b"PAR1"
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 
 PUBLISHED: Mapping[str, HubName] = {
@@ -85,6 +86,8 @@ def _read(path: Path, name: str, **options: Any) -> Dataset:
         with path.open("rb") as stream:
             is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
             stream.seek(0)
+            if path.suffix.lower() in _COMPRESSED:
+                raise UsageError(f"{path}: the file is compressed", "unpack it first", option="dataset")
             read_rows = _parquet_rows if is_parquet else _OTHER_ROWS.get(path.suffix.lower())
             rows = read_rows(path) if read_rows else read_json_rows(stream)
             return make_dataset(name, rows, unit="row" if is_parquet else "line", **options)
@@ -101,6 +104,8 @@ def _csv_rows(path: Path) -> Rows:
                 if None in row or None in row.values():
                     raise ValueError(f"expected {len(reader.fieldnames or ())} fields, as in the header")
                 yield reader.line_num, row
+        except UnicodeDecodeError:
+            raise  # `_read` reports the encoding
         except (csv.Error, ValueError) as error:
             message = f"{path}: line {reader.line_num}: {error}"
             raise UsageError(message, "check that the first line of the file is a header") from error

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from arbitrage_cli.errors import HubError
 from arbitrage_cli.model_files.names import HubName
 
-_SAFE = re.compile(r'((W/)?"?[0-9a-f]{40,64}"?)?')
+_SAFE = re.compile(r'none|(W/)?"?[0-9a-f]{40,64}"?')
 _NOT_A_HUB = (AttributeError, KeyError, RecursionError, TypeError, ValueError)  # from a malformed response
 MAX_RESPONSE_BYTES = 1 << 24  # of the API; real responses have some kilobytes
 
@@ -22,7 +22,7 @@ MAX_RESPONSE_BYTES = 1 << 24  # of the API; real responses have some kilobytes
 def _check_response(response: Any) -> None:
     """Reject a commit or an ETag that would be unsafe as a path, and an API response that is too large."""
     used = ("X-Repo-Commit", "X-Linked-ETag", "ETag") if response.status_code < 400 else ("X-Repo-Commit",)
-    if response.request.method == "HEAD" and not all(_SAFE.fullmatch(response.headers.get(name, "")) for name in used):
+    if response.request.method == "HEAD" and not all(_SAFE.fullmatch(response.headers.get(name, "none")) for name in used):
         raise HubError(f"{_host()} sent a name that may point outside the cache", "check HF_ENDPOINT")
     if str(response.url).startswith(f"{hub_settings().ENDPOINT}/api/"):
         body = bytearray()

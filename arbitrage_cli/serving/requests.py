@@ -199,7 +199,8 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"][:4]))
-        raise RefusedError(f"{place}: {first['msg']}", parameter=str(first["loc"][0])) from error
+        reason = "Input should be an object" if first["type"] == "model_type" else first["msg"]
+        raise RefusedError(f"{place}: {reason}", parameter=str(first["loc"][0])) from error
     problem = _conversation(read, identifier, defaults.max_chars)
     limits = defaults.thinking if read.thinks else defaults.limits
     uses_effort = defaults.supports_effort and read.effort in EFFORTS

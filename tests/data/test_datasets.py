@@ -1,5 +1,6 @@
 """Data sets from the Hub, from the program and from files."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -205,6 +206,21 @@ def test_a_csv_file_with_a_header(tmp_path: Path) -> None:
     path.write_text("question,answer\n2 + 3,5\n1 + 1\n")
     with pytest.raises(UsageError, match="line 3"):
         load_dataset(str(path), offline=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("a.csv", "question,answer\n\u00e9,5\n".encode("latin-1"), "encoding"),
+        ("a.csv", "question,answer\n2,5\n".encode("utf-16"), "encoding"),
+        ("a.jsonl.gz", gzip.compress(b'{"question": "2", "answer": "2"}', mtime=0), "unpack"),
+    ],
+)
+def test_hint_names_an_encoding_or_a_compression(tmp_path: Path, name: str, content: bytes, word: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError) as raised:
+        load_dataset(str(tmp_path / name), offline=True)
+    assert word in raised.value.hint
 
 
 def test_lines_of_text_are_questions_without_answers(tmp_path: Path) -> None:

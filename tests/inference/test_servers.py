@@ -333,6 +333,14 @@ def test_a_model_is_chosen_by_name_or_is_the_only_one() -> None:
         assert model.name == "two"
 
 
+def test_a_server_that_does_not_stream_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+    server = HashServer("vllm")
+    server.faults = lambda: Answer([{"choices": [{"text": "a", "finish_reason": "stop"}]}])
+    with pytest.raises(ServerError, match="does not stream"), opened_model(server):
+        pass
+
+
 class NegativeContext(HashServer):
     def _models(self, body: Any) -> Answer:
         return Answer([{"data": [{"id": "toy", "owned_by": "vllm", "max_model_len": -5}]}])

@@ -334,6 +334,7 @@ FALSE_HEADERS = {
     "absolute etag": {"ETag": '"{tmp}/outside"'},
     "short etag": {"ETag": f'"{SHA256[:39]}"'},
     "commit": {"ETag": f'"{SHA256}"', "X-Repo-Commit": "../../../../outside"},
+    "empty commit": {"ETag": f'"{SHA256}"', "X-Repo-Commit": ""},
     "commit of no file": {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "../../../../outside"},
 }
 

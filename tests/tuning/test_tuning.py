@@ -1,7 +1,9 @@
 """The choice of the number of threads, with a simulated clock, and the stored measurements."""
 
+import errno
 import itertools
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ import pytest
 from made_up_tuning import HERE, make_tuned
 from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBackend
 
-from arbitrage_cli.errors import ModelUnsupportedError, UsageError
+from arbitrage_cli.errors import ModelUnsupportedError, OutputError, UsageError
 from arbitrage_cli.inference.backend import Floats, ModelCard, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -162,6 +164,17 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -
     keep_tuned(path, [make_tuned(), elsewhere])
     keep_tuned(path, [make_tuned(threads=7)])
     assert {one.machine.cores: one.threads for one in read_tuned(path)} == {8: 7, 2: 3}
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free disk space"), (errno.EACCES, "writable")])
+def test_remedy_depends_on_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("arbitrage_cli.tuning.store.write_atomically", fail)
+    with pytest.raises(OutputError) as raised:
+        keep_tuned(tmp_path / "tuned.json", [make_tuned()])
+    assert remedy in raised.value.hint
 
 
 def test_measurements_that_end_together_are_all_kept(tmp_path: Path) -> None:

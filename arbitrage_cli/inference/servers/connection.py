@@ -332,6 +332,8 @@ async def _objects(response: "httpx2.Response", *, is_streamed: bool) -> AsyncGe
     if not is_streamed:
         yield _object(await _read(response))
         return
+    if response.headers.get("Content-Type", "").startswith("application/json"):
+        raise _RetryableError("does not stream its responses (it sent application/json)")
     has_ended, size = False, 0
     async with aclosing(cast("AsyncGenerator[Any, None]", aiter(httpx2.EventSource(response)))) as events:
         async for event in events:
