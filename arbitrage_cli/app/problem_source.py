@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from arbitrage_cli.app.options import InputOptions
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.data.datasets import load_dataset
+from arbitrage_cli.data.datasets import load_dataset, refuse_compressed
 from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
 from arbitrage_cli.data.rows import Dataset, Form, parse_mapping
 from arbitrage_cli.errors import UsageError, os_errors
@@ -249,9 +249,10 @@ def _from_argument(problem: str) -> Problem:
 
 def _open_input(name: str | None, stack: contextlib.ExitStack) -> BinaryIO:
     """Open a file, or standard input if the name is `-`. Without a name, standard input must be a pipe or a file."""
-    if name not in (None, "-"):
+    if name is not None and name != "-":
+        refuse_compressed(Path(name))
         try:
-            stream = stack.enter_context(Path(str(name)).expanduser().open("rb"))
+            stream = stack.enter_context(Path(name).expanduser().open("rb"))
             if not _is_pipe_or_file(stream):
                 raise ValueError("neither a file nor a pipe")
             return stream

@@ -81,13 +81,17 @@ def _existing(name: str) -> Path:
     raise UsageError(f"'{name}' is neither a data set nor a regular file", hint, option="dataset")
 
 
+def refuse_compressed(path: Path) -> None:
+    if path.suffix.lower() in _COMPRESSED:
+        raise UsageError(f"{path}: the file is compressed", "unpack the file first")
+
+
 def _read(path: Path, name: str, **options: Any) -> Dataset:
+    refuse_compressed(path)
     try:
         with path.open("rb") as stream:
             is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
             stream.seek(0)
-            if path.suffix.lower() in _COMPRESSED:
-                raise UsageError(f"{path}: the file is compressed", "unpack it first", option="dataset")
             read_rows = _parquet_rows if is_parquet else _OTHER_ROWS.get(path.suffix.lower())
             rows = read_rows(path) if read_rows else read_json_rows(stream)
             return make_dataset(name, rows, unit="row" if is_parquet else "line", **options)

@@ -67,6 +67,7 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         (["solve", QUESTION, "--tau", "130%"], "", "--tau: budget 130%", "100%"),
         ([*SOLVE, "--prm", "none.gguf"], "", "--prm: policy entropy", ""),
         ([*SOLVE, "--limit", "3"], "", "--limit: ", "one problem"),
+        (["solve", "-i", "two.jsonl.gz"], "", "two.jsonl.gz: the file is compressed", "unpack"),
         (["solve", "-i", "two.jsonl", "--limit", "10-20"], "", "--limit: ", "before line 10"),
         (["solve", "-i", "two.jsonl", "-o", "out.csv"], "", "--output: out.csv", "JSONL"),
         ([*SOLVE], "tau =", "arbitrage.toml: not valid TOML (Invalid value (at line 1, column 6))", ""),
