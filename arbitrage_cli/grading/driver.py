@@ -36,9 +36,9 @@ def main() -> None:
     for stream in (0, 1, 2):
         os.dup2(os.open(os.devnull, os.O_RDWR), stream)
     for name, limit in job["limits"].items():
-        # The SIGKILL at a hard CPU limit would look like one from outside.
         hard = resource.RLIM_INFINITY if name == "RLIMIT_CPU" else limit
         resource.setrlimit(getattr(resource, name), (limit, hard))
+    sys.addaudithook(_keep_cpu_limit)
     faulthandler.register(signal.SIGXCPU, _VERDICT, all_threads=False)  # works inside C code
     write(_VERDICT, b"started")
     random.seed(0)  # reproducible draws
@@ -59,6 +59,12 @@ def _leave_keyring() -> None:
     refused = number is not None and ctypes.CDLL(None, use_errno=True).syscall(number, _JOIN_SESSION_KEYRING, None) < 0
     if refused and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):  # errors of systems without keyrings
         raise OSError(ctypes.get_errno(), "cannot leave the session keyring")
+
+
+def _keep_cpu_limit(event: str, arguments: Sequence[object]) -> None:
+    """Keep the infinite hard limit, because the SIGKILL at a hard limit would look like one from outside."""
+    if event in ("resource.setrlimit", "resource.prlimit") and arguments[-2] == resource.RLIMIT_CPU:
+        raise ValueError("not allowed to change this limit")
 
 
 def _read(size: int) -> bytes:

@@ -138,6 +138,10 @@ HOSTILE = {
         "import resource\ndef f(): resource.setrlimit(resource.RLIMIT_NPROC, (99, 99))",
         "error ValueError",
     ),
+    "lowers its limit": (
+        "import resource\ndef f():\n resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\n while True: pass",
+        "error ValueError",
+    ),
     "output without end": ("import os\ndef f():\n while True: os.write(61, b'x' * 9999)", "time"),
 }  # fmt: skip
 
