@@ -106,11 +106,9 @@ def _csv_rows(path: Path) -> Rows:
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise ValueError(f"expected {len(reader.fieldnames or ())} fields, as in the header")
+                    raise csv.Error(f"expected {len(reader.fieldnames or ())} fields, as in the header")
                 yield reader.line_num, row
-        except UnicodeDecodeError:
-            raise  # `_read` reports the encoding
-        except (csv.Error, ValueError) as error:
+        except csv.Error as error:
             message = f"{path}: line {reader.line_num}: {error}"
             raise UsageError(message, "check that the first line of the file is a header") from error
 
