@@ -291,7 +291,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """Event: a model prefills `num_unread` tokens before it writes the next step. A long prefill repeats the event."""
+    """Event: a model prefills `num_unread` tokens before it writes the next step. During a long prefill, the event is repeated."""
 
     trace: Trace
     model: ModelRole

@@ -245,7 +245,7 @@ def _problem_line(solution: _Solution | None, width: int, columns: int) -> Text:
 
 
 def _rows(text: str | Text, columns: int, style: str, mark: str = " ") -> list[Text]:
-    """Wrap a text into rows without blank lines, indented by a margin that contains `mark`."""
+    """Wrap text into rows without blank lines, indented by a margin that contains `mark`."""
     width = max(columns - INDENT - 1, 4)
     console = Console(width=width, highlight=False, markup=False)
     whole = Text(safe(text).expandtabs(4), style) if isinstance(text, str) else text

@@ -70,7 +70,7 @@ def throughput(policy: PolicyResults, target: PolicyResults | None) -> dict[str,
 
 
 def throughput_notes(concurrency: int, policies: Sequence[PolicyResults], made: Iterable[Mapping[str, Any]]) -> list[str]:
-    notes = [f"{concurrency} problems were solved at once, so there are no seconds per problem or speed-ups."]
+    notes = [f"{concurrency} problems were solved at once, so seconds per problem and speed-ups are unavailable."]
     compared = [policy for policy in made if policy["throughput_ratio"] is not None and policy["policy"] != "target"]
     if any(policy["blocks_compared"] < MIN_BLOCKS for policy in compared):
         notes.append(f"Throughput ratios over fewer than {MIN_BLOCKS} blocks have no interval; use more problems.")

@@ -66,7 +66,7 @@ class TokenCosts:
     def seconds_alone(self, own: Cost, num_read: int, num_decoded: int) -> float | None:
         """Estimate the time to prefill and decode these numbers of tokens, or return None if no speed is known.
 
-        The speed is measured in `own` (the cost of one trace) or, if `own` has too few decoded tokens, in the whole run. A
+        The speed is computed from `own` (the cost of one trace) or, if `own` has too few decoded tokens, from the whole run. A
         higher known speed is preferred, because decoding is slower during a run in which two models share the CPU cache.
         """
         cost = own if own.decode_tokens >= ENOUGH_TOKENS else self._spent

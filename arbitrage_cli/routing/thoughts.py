@@ -27,7 +27,7 @@ def probe_tau(budget: float) -> float:
 def lead_probe_stay(budget: float, draw: ScoreOf) -> ScoreOf:
     """Return a scoring function for drafted thoughts.
 
-    The score is 1 to lead or stay, 0 if the budget is spent, and otherwise random.
+    The score is 1 if the target leads or stays, 0 if the budget is spent, and random otherwise.
     """
 
     def score(trace: Trace, draft: Step) -> float:

@@ -122,7 +122,7 @@ def test_a_pause_that_a_server_asks_for_is_reported_once(
     assert caplog.text.count("HTTP 429") == 1
 
 
-@pytest.mark.parametrize("wait", ["301", formatdate(time.time() + 10**7, usegmt=True)])
+@pytest.mark.parametrize("wait", ["301", formatdate(time.time() + 10**7, usegmt=True)], ids=["seconds", "date"])
 def test_a_pause_that_is_too_long_ends_the_run(wait: str) -> None:
     server = HashServer("vllm", HashBackend("target"))
     with opened_model(server) as model:

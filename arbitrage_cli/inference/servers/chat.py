@@ -1,6 +1,6 @@
 """Continues a text through `/chat/completions`, for servers that offer nothing else. Sends nothing.
 
-Chat APIs continue an unfinished answer by different conventions. If an API follows no such convention, the model is
+Chat APIs use different conventions to continue an unfinished answer. If an API follows no such convention, the model is
 instructed to write the next step. Most chat APIs omit the stop string and report `stop` both for a stop string and for the
 end of the answer.
 """
@@ -32,7 +32,7 @@ CONTINUE = (
 MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
 ENDINGS: Mapping[str, Ending] = {"stop": "stop", "eos": "end", "end_turn": "end", "length": "length", "max_tokens": "length"}
-"""How complete steps end, by finish reason. All other finish reasons are failures."""
+"""The ways in which a complete step can end, by finish reason. All other finish reasons are failures."""
 OPTIONAL = ("max_tokens", "top_p", "seed", "logprobs", "stream_options", "stop", "temperature")
 """Fields that some APIs reject, in the order in which they are omitted. Instead of `max_tokens`, these APIs accept `max_completion_tokens`."""
 

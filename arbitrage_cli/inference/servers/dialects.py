@@ -23,7 +23,7 @@ VOCABULARY_SIZE = 1 << 17  # if unknown; twice as many add 0.35 r nats to an ent
 
 Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 Ending = Literal["separator", "end", "length", "stop"]
-"""The reason why a server stopped: a stop string, the end of the sequence, `max_tokens`, or one of the first two (`stop`)."""
+"""The reason why a server stopped: a stop string, the end of the sequence, `max_tokens`, or `stop` (one of the first two)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ async def _pieces_of(model: ServedModel, request: TextRequest) -> list[Piece]:
         pieces.append(piece)
         if len(pieces) > 2 * TRIAL_TOKENS:
             message = f"{model.host.name} did not stop {model.name} after {TRIAL_TOKENS} tokens"
-            raise ServerError(message, "use a server that limits the tokens of a response")
+            raise ServerError(message, "use a server that limits the number of tokens in a response")
 
     await model.write(request, take, pieces.clear, is_trial=True)
     return pieces
