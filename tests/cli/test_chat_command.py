@@ -1,6 +1,7 @@
 """`arbitrage chat`: turns, commands, what is remembered, and Ctrl-C."""
 
 import re
+from collections.abc import Sequence
 
 import pytest
 from cli import MODELS, QUESTION, RIGHT, WRONG, Result, Terminal, flat, run
@@ -8,8 +9,8 @@ from cli import MODELS, QUESTION, RIGHT, WRONG, Result, Terminal, flat, run
 LONG = "+".join(["1"] * 90)  # a step for each sign
 
 
-def chat(*lines: str, flags: tuple[str, ...] = ()) -> Result:
-    result = run("chat", *MODELS, *flags, stdin="".join(f"{line}\n" for line in lines).encode())
+def chat(*lines: str, flags: tuple[str, ...] = (), models: Sequence[str] = MODELS) -> Result:
+    result = run("chat", *models, *flags, stdin="".join(f"{line}\n" for line in lines).encode())
     assert result.code == 0, result.err
     return result
 
@@ -27,19 +28,19 @@ def test_the_target_alone_is_compared() -> None:
     assert f"{WRONG}; the target alone: {RIGHT}" in result.err
 
 
-BUILT_IN = ("--pair", "builtin", "--draft", "", "--target", "")
+BUILT_IN = ("--pair", "builtin")
 
 
 def test_an_explanation_is_of_the_decisions_that_were_made() -> None:
-    result = chat("/policy arbitrage@0.5", "What is 23 * 47 - 88?", "/policy target", "/explain", flags=BUILT_IN)
+    result = chat("/policy arbitrage@0.5", "What is 23 * 47 - 88?", "/policy target", "/explain", models=BUILT_IN)
     assert len(re.findall(r"  0\.\d+ (?:≤|>) 0\.5", result.out)) == result.out.count("log-odds") >= 2
-    result = chat("/policy random@0.5", "What is 23 * 47 - 88?", "/policy arbitrage@0.5", "/explain", flags=BUILT_IN)
+    result = chat("/policy random@0.5", "What is 23 * 47 - 88?", "/policy arbitrage@0.5", "/explain", models=BUILT_IN)
     assert len(re.findall(r"  0\.\d+ (?:≤|>) 0\.5", result.out)) == result.out.count("draft: ") >= 2
     assert "log-odds" not in result.out
 
 
 def test_the_built_in_pair_answers_each_question_alone() -> None:
-    result = chat("What is 37 * 12 - 95?", "What is 23 * 47 - 88?", "What is 31 * 12 - 95?", flags=BUILT_IN)
+    result = chat("What is 37 * 12 - 95?", "What is 23 * 47 - 88?", "What is 31 * 12 - 95?", models=BUILT_IN)
     assert result.out.split() == ["349", "993", "277"]
     assert result.err.count("each question is answered separately") == 1
 
