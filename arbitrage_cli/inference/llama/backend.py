@@ -363,7 +363,7 @@ class _Batch:
 def system_info() -> str:
     """Describe the GPU support and CPU instruction sets of the llama.cpp build."""
     gpu = gpu_names()
-    words = f"with GPU support ({gpu})" if gpu else "without GPU support"
+    words = f"with GPU support ({gpu})" if gpu else "without a usable GPU"
     return f"{words}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
 
 
