@@ -34,7 +34,7 @@ def _check_response(response: Any) -> None:
 
 
 def find_token() -> str | bool:
-    """Return the user's token, or False if there is none. Raises HubError if sending the token would be unsafe."""
+    """Return the user's token, or False if no token is stored. Raises HubError if sending the token would be unsafe."""
     endpoint = urlsplit(hub_settings().ENDPOINT)
     from huggingface_hub.utils import get_token_to_send
 

@@ -140,7 +140,7 @@ def find_pair(name: str, pairs: Pairs) -> PairEntry:
 
 
 def backend_of(source: str) -> EntryPoint | None:
-    """Return the registered backend that opens the model, or None if there is none."""
+    """Return the registered backend that opens the model, or None if no backend does."""
     name, colon, _ = source.partition(":")
     return _registered_backend(name) if colon and name.isidentifier() else None
 

@@ -31,7 +31,7 @@ class LlamaTokenizer:
 
     @property
     def any_token(self) -> int:
-        """A valid token: the beginning-of-sequence token, or 0 if there is none."""
+        """A valid token: the beginning-of-sequence token, or 0 if the vocabulary has no such token."""
         return max(int(c.llama_vocab_bos(self._vocabulary)), 0)
 
     @functools.cached_property

@@ -50,8 +50,8 @@ def load() -> Callable[[str, int, int | None], tuple[str, str, str, bool]]:
 def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, str, bool]:
     """Load the file, tokenize and decode. `memory` is in bytes.
 
-    Returns the class, message and hint of the error (empty strings if there is none), and whether rejected tokens can be
-    dropped from a recurrent state.
+    Returns the class, message and hint of the error, or empty strings if the file can be used. Also returns whether
+    rejected tokens can be dropped from a recurrent state.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if gpu_names():  # a GPU driver may reserve a large address range, write large files and compile for a minute

@@ -54,8 +54,10 @@ CONTINUATIONS: Mapping[str, tuple[Json, Json]] = {
     "final": ({}, {"continue_final_message": True, "add_generation_prompt": False}),  # vLLM, SGLang
     INSTRUCTED: ({}, {}),  # OpenAI, Gemini, Claude since 4.6
 }
-"""The conventions for continuing an answer, in the order in which they are tried: fields of the last message, which is the
-assistant's, and of the request."""
+"""The conventions for continuing an answer, in the order in which they are tried.
+
+Each convention adds fields to the assistant's message, which is the last one, and to the request.
+"""
 
 
 @dataclass(frozen=True)

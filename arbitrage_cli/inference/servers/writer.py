@@ -33,7 +33,7 @@ from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, StepStop,
 SPARE_PIECES = 64  # of a stream, beyond the requested tokens
 MAX_BLANK_ANSWERS = 4  # in a row
 MAX_ATTEMPTS = 2  # to continue a solution through a chat API
-CHECK_TOKENS = 4  # written to find out whether a solution goes on
+CHECK_TOKENS = 4  # written to find out whether a solution is complete
 
 
 @dataclass(slots=True)
