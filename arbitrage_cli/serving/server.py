@@ -26,6 +26,7 @@ from arbitrage_cli.system.signals import ENDING
 MAX_CONNECTIONS = 512
 BACKLOG = 128  # pending connections
 HEADER_BYTES = 1 << 16
+KEEP_ALIVE_SECONDS = 120  # longer than clients reuse a connection: a request on a closing connection would be lost
 ANOTHER = "use another --port or --host"
 
 
@@ -107,6 +108,7 @@ class Service:
             access_log=False,
             server_header=False,
             backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=math.ceil(bounds.body_seconds + bounds.seconds),
         )

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx2
@@ -470,6 +472,16 @@ def test_idle_connections_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> No
         assert idle[0].recv(1) == b""
         idle[-1].sendall(b"Host: localhost\r\n\r\n")
         assert idle[-1].recv(1000).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.slow
+def test_an_idle_connection_outlives_the_pools_of_clients(client: Served) -> None:
+    """Many clients reuse a connection for five seconds. A server with the same limit closes it under their requests."""
+    with contextlib.closing(HTTPConnection(*client.address, timeout=10)) as connection:
+        for pause in (0, 7):
+            time.sleep(pause)
+            connection.request("GET", "/health")
+            assert connection.getresponse().read()
 
 
 # --- many requests, and clients that do not wait
