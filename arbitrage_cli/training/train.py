@@ -6,6 +6,7 @@ test part. Training is deterministic.
 """
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -193,9 +194,10 @@ def _collect_more(collected: Collected, chosen: NDArray[np.bool_]) -> str:
     pair = collected.pair[chosen][0] if chosen.any() else 0
     number, facts = _num_missing(collected, collected.pair == pair), collected.facts[pair]
     total = len(facts["ids"]) + number
-    change = f"--limit {total}" if total <= facts["dataset"]["count"] else "another --dataset and -o"
-    command = shlex.join(word for word in facts["command"] if word != "--fresh")
-    return f"collect at least {number} more problems, with {change}: {command}"
+    command = re.sub(r" --fresh\b| --limit[ =]\S+", "", shlex.join(facts["command"]))
+    if total > facts["dataset"]["count"]:
+        return f"collect at least {number} more problems, with another --dataset and -o: {command}"
+    return f"collect at least {number} more problems: {command} --limit {total}"
 
 
 def _num_missing(collected: Collected, chosen: NDArray[np.bool_]) -> int:
