@@ -151,7 +151,7 @@ class Backend(Protocol):
         """Append `tokens` to a sequence that holds `position` tokens, without computing logits.
 
         Raises ContextFullError if the tokens do not fit; TimedOutError if the deadline passes; ComputeError if the computation
-        fails. After an error, the sequence is unchanged. If the backend has `states`, the caller must restore the sequence.
+        fails. After an error, some of the tokens may have been appended, and the caller must restore the sequence.
         """
 
     def decode(

@@ -3,9 +3,10 @@
 A checkpoint is a copy of the recurrent layers' state: a few kilobytes to 200 MB, regardless of the number of tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arbitrage_cli.inference.backend import Backend, Deadline, State
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, State
 from arbitrage_cli.model_files.facts import num_checkpoints
 
 
@@ -37,14 +38,32 @@ class Checkpoints:
         try:
             self._backend.read(sequence, len(held), tokens, deadline=deadline)
         except BaseException:
-            self.recover(sequence, held)
+            self._recover(sequence, held)
             raise
         held += tokens
 
-    def recover(self, sequence: int, held: list[int]) -> None:
-        """Restore a checkpoint after an error, because the model may have computed some of the tokens."""
+    def decode(self, rows: Sequence[tuple[int, list[int], list[int]]], deadline: Deadline | None = None) -> Floats:
+        """Decode rows of (sequence, held ids, new tokens) in one batch. The caller must add the kept tokens to the held ids.
+
+        If an error is raised (see `Backend.decode`), checkpoints may have been restored.
+        """
+        sequences = [sequence for sequence, _, new in rows for _ in new]
+        positions = [len(held) + index for _, held, new in rows for index in range(len(new))]
+        try:
+            return self._backend.decode(
+                sequences, positions, [token for *_, new in rows for token in new], deadline=deadline
+            )
+        except BaseException:
+            for sequence, held, _ in rows:
+                self._recover(sequence, held)
+            raise
+
+    def _recover(self, sequence: int, held: list[int]) -> None:
+        """Remove the tokens that were computed before an error, or restore a checkpoint."""
         if self._states:
             self._roll_back(sequence, held, len(held))
+        else:
+            self._backend.drop(sequence, len(held))
 
     def cut(self, sequence: int, held: list[int], position: int) -> None:
         """Remove all ids from `position` onward. If the model cannot remove them, restore the latest earlier checkpoint."""

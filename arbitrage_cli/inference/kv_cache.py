@@ -223,17 +223,8 @@ class Cache:
         for cached, _ in batch:
             if len(cached.held) == cached.last_index:
                 self.memory.save(cached.sequence, cached.last_index)
-        sequences = [cached.sequence for cached, new in batch for _ in new]
-        positions = [len(cached.held) + index for cached, new in batch for index in range(len(new))]
-        tokens = [token for _, new in batch for token in new]
-        try:
-            return self.backend.decode(
-                sequences, positions, tokens, deadline=earliest(cached.deadline for cached, _ in batch)
-            )
-        except BaseException:
-            for cached, _ in batch:
-                self.memory.recover(cached.sequence, cached.held)
-            raise
+        rows = [(cached.sequence, cached.held, new) for cached, new in batch]
+        return self.memory.decode(rows, earliest(cached.deadline for cached, _ in batch))
 
     # --- token ids
 

@@ -139,12 +139,8 @@ class BatchRater:
         began = self._clock()
         num_read = sum(self._read(slot, ids) for slot, ids in texts.items())
         read = self._clock()
-        logits = self._backend.decode(
-            [self._first + slot for slot in texts],
-            [len(ids) - 1 for ids in texts.values()],
-            [ids[-1] for ids in texts.values()],
-            deadline=earliest(map(self._deadlines.get, texts)),
-        )
+        rows = [(self._first + slot, self._held[slot], ids[-1:]) for slot, ids in texts.items()]
+        logits = self._memory.decode(rows, earliest(map(self._deadlines.get, texts)))
         self._held |= texts
         if np.isnan(logits).any():
             message = f"{self._backend.card.name} computed invalid logits (NaN)"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arbitrage_cli.errors import ContextFullError, ConversationError, ProblemError, UsageError
+from arbitrage_cli.errors import ContextFullError, ConversationError, UsageError
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, States
 from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
 
@@ -111,16 +111,11 @@ class ScriptedBackend:
         self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], *, deadline: Deadline | None = None
     ) -> Floats:
         rows: list[Floats] = []
-        try:
-            for sequence, position, token in zip(sequences, positions, tokens, strict=True):
-                self.read(sequence, position, [token])
-                rows.append(self._compute(sequence))
-            if deadline and deadline.has_passed:
-                raise deadline.error
-        except ProblemError:
-            for sequence, position in zip(sequences, positions, strict=True):
-                self.drop(sequence, position)
-            raise
+        for sequence, position, token in zip(sequences, positions, tokens, strict=True):
+            self.read(sequence, position, [token])
+            rows.append(self._compute(sequence))
+        if deadline and deadline.has_passed:
+            raise deadline.error
         return np.stack(rows)
 
     def drop(self, sequence: int, position: int) -> None:

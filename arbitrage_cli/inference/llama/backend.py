@@ -13,7 +13,7 @@ import llama_cpp.llama_cpp as c
 import numpy as np
 from llama_cpp._ggml import libggml as ggml
 
-from arbitrage_cli.errors import ArbitrageError, ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
+from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, State
 from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, gpu_layers, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
@@ -119,12 +119,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
                 chunk = tokens[start : start + BATCH_SIZE]
                 positions = range(position + start, position + start + len(chunk))
                 self._batch.fill([sequence] * len(chunk), positions, chunk, output=False)
-                try:
-                    self._run(deadline)
-                except ArbitrageError:
-                    if self.states is None:
-                        self.drop(sequence, position)
-                    raise
+                self._run(deadline)
             c.llama_synchronize(self._context)  # otherwise, a GPU's work would be timed as part of the next batch
 
     def decode(
