@@ -82,7 +82,8 @@ def noted_signals() -> Iterator[list[int]]:
             handle_once(number, lambda number, frame: noted.append(number))
         yield noted
     finally:
-        for number, handler in ours.items():
-            handle_once(number, handler)
+        for number, handler in ours.items():  # the handlers in this module handle one signal
+            restore = handle_once if getattr(handler, "__module__", "") == __name__ else signal.signal
+            restore(number, handler)
         for caught in noted:
             signal.raise_signal(caught)

@@ -162,6 +162,23 @@ def test_second_signal_ends_a_process_that_python_cannot_interrupt(number: int) 
         assert process.wait(10) == -number
 
 
+HOST = """
+import signal
+from arbitrage_cli.system.signals import noted_signals
+with noted_signals():
+    pass
+for _ in range(2):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+def test_a_host_program_handles_later_signals_as_before() -> None:
+    assert subprocess.run([sys.executable, "-c", HOST], env=environment(), check=False).returncode == 0
+
+
 IN_A_MESSAGE = """
 import logging, os, sys
 from arbitrage_cli.system.signals import Interruption, interruptible
