@@ -42,29 +42,25 @@ class Problem:
     """A question with its own settings.
 
     `turns` contains the earlier messages of a conversation. `system` replaces the default system prompt, unless `system` is
-    None. `think_tokens` is the maximum number of thinking tokens: 0 disables thinking, and None sets no limit. `explicit` is
-    true if the user turned thinking on or off. `effort` is the reasoning effort passed to the chat template.
+    None. `thinks` is set from the limits when the problem is solved. `explicit` is true if the user turned thinking on or
+    off. `effort` is the reasoning effort passed to the chat template.
     """
 
     id: str
     question: str
     turns: tuple[Message, ...] = ()
     system: str | None = None
-    think_tokens: int | None = 0
+    thinks: bool = False
     effort: str | None = None
     explicit: bool = False
-
-    @property
-    def thinks(self) -> bool:
-        return self.think_tokens != 0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits on the kept steps and tokens of one solution.
 
-    If `think_tokens` is None, thinking has no separate limit. If `trial_answers` is true, thinking ends when trial answers
-    agree.
+    `think_tokens` 0 disables thinking, and None sets no separate limit. If `trial_answers` is true, thinking ends when trial
+    answers agree.
     """
 
     max_steps: int = 100
@@ -248,9 +244,9 @@ class Trace:
     def next_budget(self) -> tuple[int, bool]:
         """The token limit of the next step, and whether the rest of the thinking budget sets this limit."""
         budget = min(self.limits.max_step_tokens, self.limits.max_tokens - self.num_tokens)
-        if self.phase == "answer" or self.problem.think_tokens is None:
+        if self.phase == "answer" or self.limits.think_tokens is None:
             return budget, False
-        left = self.problem.think_tokens - self.num_tokens  # every step so far is a thinking step
+        left = self.limits.think_tokens - self.num_tokens  # every step so far is a thinking step
         return (left, True) if left <= budget else (budget, False)
 
     @property

@@ -260,8 +260,7 @@ class Cache:
         A short prefix is returned as [].
         """
         if problem.thinks not in self._shared:
-            thoughts = None if problem.thinks else 0
-            first, second = (self.prompt_ids(Problem("", question, think_tokens=thoughts)) for question in ("a", "1"))
+            first, second = (self.prompt_ids(Problem("", question, thinks=problem.thinks)) for question in ("a", "1"))
             num_first, num_last = _common_prefix(first, second), _common_prefix(first[::-1], second[::-1])
             self._shared[problem.thinks] = first[:num_first] if num_first >= MIN_SHARED else [], num_last
         return self._shared[problem.thinks]

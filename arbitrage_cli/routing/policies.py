@@ -95,7 +95,7 @@ _TABLE = (
     _on_token_stats("equations", _EQUATIONS, 0.3, by_token_stats(negative_logprob_or_wrong_equation)),
     Policy("random", "routed", _BOTH, _DRAW, 0.7, lambda seed: by_first_token(uniform_draw(seed)), max_score=1.0),
     Policy("rsd", "routed", _BOTH, _REWARD, 0.3, lambda seed: by_reward(), reward="prm", max_score=1.0),
-    Policy("judge", "routed", _BOTH, _MARK, 0.22, lambda seed: by_reward(), reward="judge", max_score=1.0),
+    Policy("judge", "routed", _BOTH, _MARK, 0.23, lambda seed: by_reward(), reward="judge", max_score=1.0),
     Policy("oracle", "oracle", _BOTH, "advantage of the target's step", 0.0, reward="any"),
     Policy("draft", "single", ("draft",)),
     Policy("target", "single", ("target",)),

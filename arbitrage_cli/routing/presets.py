@@ -159,11 +159,10 @@ class TauTable:
         The result is at most 1. If the costs are unknown, the result is 1.
         """
         costs = self.costs
-        if costs is None:
+        if costs is None or self.alone_seconds <= 0:
             return 1.0
-        read = self.prompt_tokens * costs.target_prefill_seconds_per_token
-        speculating = self.prompt_tokens * costs.draft_prefill_seconds_per_token + self.alone_tokens * costs.write
-        return min(1.0, (read + speculating) / (read + self.alone_tokens * costs.target_seconds_per_token))
+        read = self.prompt_tokens * (costs.target_prefill_seconds_per_token + costs.draft_prefill_seconds_per_token)
+        return min(1.0, (read + self.alone_tokens * (costs.write + TOKEN_SECONDS)) / self.alone_seconds)
 
     def faster_row(self, tau: float) -> TauRow:
         """Return the row of the nearest tau. The row includes early stops if early stops save time at this tau."""

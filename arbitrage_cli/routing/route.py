@@ -55,7 +55,7 @@ class Route:
     def flow(self, trace: Trace, seed: int, scorer: Scorer | None = None) -> Flow:
         """Return the flow that solves `trace`. Raises ValueError if a required tau or `scorer` is missing."""
         policy, tau = self.policy, self.tau
-        trials = TrialAnswers("draft" if "draft" in policy.models else "target")
+        trials = TrialAnswers(policy.models[0])
         keep = trials.keep if trace.limits.trial_answers else add
         if policy.kind == "single":
             return single(trace, policy.models[0], speculates=policy.speculates, keep=keep)

@@ -55,7 +55,7 @@ class Answer:
         self._filter = StopFilter(request.stops)
         self._text: list[str] = []
         self._thoughts: list[str] = []
-        problem = replace(request.problem, think_tokens=request.limits.think_tokens)
+        problem = replace(request.problem, thinks=request.limits.think_tokens != 0)
         self._trace = Trace(problem, request.limits)
         self._written = self._sent = ""  # text of the current step
 

@@ -123,11 +123,16 @@ class ExpectedLoss:
         """Return the mean change in reward per solution, with its 95% interval, if these drafted steps are accepted."""
         expected = self._chain(accepted)
         missed = self._observed(accepted) - expected[0]
-        noise, trust = missed.var() / len(missed), (TRUST * self._drop[0, accepted].sum() / len(missed)) ** 2
+        noise, trust = np.var(self._means(missed)[1:]), (TRUST * self._drop[0, accepted].sum() / len(missed)) ** 2
         share = trust / (trust + noise) if trust else 0.0
-        changes = ((expected + share * missed) * self._weight).sum(axis=1) / self._weight.sum(axis=1)
+        changes = self._means(expected + share * missed)
         low, high = np.percentile(changes, [2.5, 97.5])
         return float(changes[0]), float(low), float(high)
+
+    def _means(self, changes: Numbers) -> Numbers:
+        """Return the mean change per solution for each resample."""
+        means: Numbers = (changes * self._weight).sum(axis=1) / self._weight.sum(axis=1)
+        return means
 
     def _observed(self, accepted: NDArray[np.bool_]) -> Numbers:
         """Return the change in each solution's reward, computed from the recorded rewards."""

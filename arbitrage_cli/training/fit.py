@@ -131,7 +131,7 @@ def _fit_units(recipe: Recipe, training: Examples, validation: Examples, seed: i
         alpha=recipe.penalty,
         batch_size=min(BATCH_SIZE, len(training.labels)),
         learning_rate_init=LEARNING_RATE,
-        random_state=seed % SEEDS,
+        random_state=np.random.RandomState(seed % SEEDS),  # a number would shuffle each epoch alike
     )
     least, waited = math.inf, 0
     for epoch in range(MAX_EPOCHS):

@@ -140,7 +140,7 @@ def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:
 def test_thoughts_are_hidden_while_they_are_written_too(make_view: MakeView, *, shows: bool) -> None:
     view = make_view(run=replace(RUN, shows_thoughts=shows))
     trace = make_trace()
-    thinking = Trace(replace(trace.problem, think_tokens=None), trace.limits)
+    thinking = Trace(replace(trace.problem, thinks=True), trace.limits)
     view.display.handle(Started(thinking))
     view.write(thinking, "draft", "Hm, ", "well.")
     assert ("Hm, well." in view.screen.text, "  1  draft   2 tokens" in view.screen.text) == (shows, True)

@@ -226,7 +226,7 @@ def test_faults_of_a_chat_api_change_no_text(fault: Answer, monkeypatch: pytest.
 
 
 def test_a_chat_api_continues_thinking_as_text() -> None:
-    problem = Problem("t", "question", think_tokens=None)
+    problem = Problem("t", "question", thinks=True)
     with opened_model(server := ChatServer(Api()), template=None) as model:
         events = events_of({"target": writer(model)}, [problem], "target", limits=Limits(4, 120, 40, None))
     assert isinstance(events[-1], Finished)

@@ -128,7 +128,7 @@ def test_a_conversation_with_and_without_thoughts(name: str) -> None:
     by_itself, thoughts, answer = PROMPTS[name]
     prompt = ChatPrompt(TEMPLATES[name], [], style=PromptStyle("S"))
     assert prompt.thinks_by_itself is by_itself
-    assert text(prompt.segments(Problem("", "c", TURNS, think_tokens=None))) == thoughts
+    assert text(prompt.segments(Problem("", "c", TURNS, thinks=True))) == thoughts
     assert text(prompt.segments(Problem("", "c", TURNS))) == answer
 
 

@@ -94,13 +94,13 @@ def test_templates(template: str, name: str, by_itself: bool | None, thoughts: s
     prompt = ChatPrompt(TEMPLATES[template], [])
     assert prompt.think_format is FORMATS[name]
     assert prompt.thinks_by_itself is by_itself
-    assert text(prompt.segments(Problem("", "1 + 1", think_tokens=None))).endswith(thoughts)
+    assert text(prompt.segments(Problem("", "1 + 1", thinks=True))).endswith(thoughts)
     assert text(prompt.segments(Problem("", "1 + 1"))).endswith(answer)
 
 
 def test_a_switch_reaches_the_template() -> None:
     prompt = ChatPrompt(GEMMA, [])
-    assert "<|think|>" in text(prompt.segments(Problem("", "1 + 1", think_tokens=None)))
+    assert "<|think|>" in text(prompt.segments(Problem("", "1 + 1", thinks=True)))
     assert "<|think|>" not in text(prompt.segments(Problem("", "1 + 1")))
     assert ChatPrompt(GEMMA, [], variables={"enable_thinking": True}).thinks_by_itself
 
@@ -288,7 +288,7 @@ def test_a_target_reads_the_end_of_a_drafts_thoughts() -> None:
 
 def test_the_program_is_the_answers_last() -> None:
     block = "```python\ndef f(): return {}\n```\n\n"
-    trace = Trace(Problem("p", "?", think_tokens=None), long(None))
+    trace = Trace(Problem("p", "?", thinks=True), long(None))
     stops: tuple[StepStop, ...] = ("separator", "thought", "separator", "separator")
     for number, stop in enumerate(stops):
         trace.add(Decision(Step("draft", block.format(number), 9, Cost(), stop, phase=trace.phase)))
@@ -475,9 +475,9 @@ def test_states_of_thoughts_are_what_both_models_write_there() -> None:
     assert collected(recalls=True) == plain
 
 
-@pytest.mark.parametrize("think_tokens", [0, None])
-def test_the_beginning_of_prompts_is_shared_with_thoughts_too(think_tokens: int | None) -> None:
+@pytest.mark.parametrize("thinks", [False, True])
+def test_the_beginning_of_prompts_is_shared_with_thoughts_too(*, thinks: bool) -> None:
     instructions = "Think in small steps, and then say it."
     cache = Cache(Thinker(GEMMA), PromptStyle(instructions), keep="prefix")
-    cached = cache.open(0, Problem("1", "question 1", think_tokens=think_tokens))
+    cached = cache.open(0, Problem("1", "question 1", thinks=thinks))
     assert len(instructions) < cached.num_shared < len(cached.prompt) - len("question 1")

@@ -83,7 +83,7 @@ def trace_of(*texts: str, problem: Problem = PROBLEM) -> Trace:
 def test_the_thoughts_before_a_step_are_shown(question: Question) -> None:
     thought = replace(foreign("first thought\n\n"), phase="think")
     last = replace(foreign("last thought"), phase="think", stop="thought")
-    problem = replace(PROBLEM, think_tokens=None)
+    problem = replace(PROBLEM, thinks=True)
     for before, step in ([thought], last), ([thought, last], foreign("the answer")):
         segments, beginning = question.ask(ChatPrompt(TEMPLATE, []), Trace(problem, SHORT, [*map(Decision, before)]), step)
         shown = "".join(segment.text for segment in segments) + beginning

@@ -82,7 +82,7 @@ def test_solution_is_explained_as_it_was_decided() -> None:
 
 def test_only_steps_that_the_router_scored_are_explained() -> None:
     router, thought = make_router(), replace(make_draft(-0.5), phase="think")
-    trace = new_trace(think_tokens=None)
+    trace = new_trace(thinks=True)
     trace.add(Decision(thought, thought, score=0.5))
     trace.add(Decision(make_draft(-3.0), make_draft(-3.0), score=0.25))
     trace.add(Decision(kept=Step("target", "3", 1, Cost(), "end")))

@@ -42,7 +42,7 @@ def parity(text: str) -> str | None:
 
 
 def flow_of(policy: str, tau: float | None, trace: Trace) -> Flow:
-    keep = TrialAnswers("target" if policy == "target" else "draft", parity).keep if trace.limits.trial_answers else add
+    keep = TrialAnswers(POLICIES[policy].models[0], parity).keep if trace.limits.trial_answers else add
     if POLICIES[policy].kind == "single":
         return single(trace, POLICIES[policy].models[0], speculates=POLICIES[policy].speculates, keep=keep)
     make_scorer = POLICIES[policy].make_scorer
@@ -75,7 +75,7 @@ def thought(num_tokens: int, stop: StepStop = "separator", *, trial: str | None 
 
 
 def trace_of(*decisions: Decision) -> Trace:
-    return Trace(Problem("p", "?", think_tokens=None), LIMITS, list(decisions))
+    return Trace(Problem("p", "?", thinks=True), LIMITS, list(decisions))
 
 
 def test_a_trial_is_due_after_some_thinking_and_then_at_growing_distances() -> None:
@@ -143,6 +143,10 @@ def test_the_laws_hold_with_trials(routing: tuple[str, float | None], concurrenc
     assert written(auto(*routing, make=TalkativeRecurrent, proposals="none")) == alone
 
 
+def test_speculation_ends_the_thinking_where_the_target_does() -> None:
+    assert written(auto("speculative")) == written(auto("target"))
+
+
 def test_a_trial_that_does_not_fit_is_left_out() -> None:
     def finished(context_size: int, limits: Limits) -> list[Finished]:
         engines = hash_engines(make=partial(Talkative, context_size=context_size))
@@ -195,7 +199,7 @@ def test_every_policy_asks_for_trials_by_the_limits(policy: Policy) -> None:
         model = request.model if isinstance(request, WriteStep) else "draft"
         step = Step(model, "So it is.\n\n", FIRST, Cost(), "separator", stats, phase="think")
         request = flow.send(step if isinstance(request, WriteStep) else (0.5,) * len(request.steps))
-    assert request.model == ("draft" if "draft" in policy.models else "target")
+    assert request.model == ("target" if policy.name in ("target", "speculative") else "draft")
     assert (request.trace.phase, request.trace.text, request.trace.limits.max_step_tokens) == ("answer", OPENING, MAX_TOKENS)
     assert not trace.decisions
 
