@@ -8,7 +8,7 @@ from arbitrage_cli.stats import rounding
 
 Json = Mapping[str, Any]  # a verdict or a candidate from `figures`
 
-CERTAIN = 0.985  # the confidence from which an answer is not called probable
+CERTAIN, LIKELY = 0.985, 0.6  # confidences from which a verdict is almost certain and probable
 FASTER = 3  # the largest speed-up of the draft that the outlook considers
 
 
@@ -29,7 +29,7 @@ def confidence(probability: float) -> tuple[str, str]:
     """Return an adverb for a verdict, such as `Probably`, and the probability in words, which is never rounded up."""
     if probability >= CERTAIN:
         return "Almost certainly", "99 in 100"
-    return "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"
+    return "Perhaps" if probability < LIKELY else "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"
 
 
 def costs_sentence(ratio: float, interval: rounding.Bounds = None) -> str:
@@ -76,7 +76,7 @@ def _answers(candidate: Json) -> str:
         return "with the same output, except where two tokens are almost equally likely"
     compared, attempts = candidate["num_compared"], candidate["num_attempts"]
     if not compared:
-        return "but its answers cannot be compared"
+        return f"but {'its answers cannot be' if candidate['num_problems'] else 'no answers were'} compared"
     kind = {compared: "right answer", 0: "target answer"}.get(candidate["num_graded"], "answer")
     lost = rounding.count(candidate["num_lost"], kind) if candidate["num_lost"] else f"no {kind}"
     made = rounding.count(attempts, "problem" if attempts == candidate["num_problems"] else "attempt")
