@@ -24,7 +24,9 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
         write_table({**figures, "verdict": None}, findings(figures), stream)
     lines = wrapped(one_line(advice.sentence), width_of(stream))
     if not figures["n"]:
-        lines += wrapped("No problem was solved in time, so these figures are expected. Use more --minutes.", width_of(stream))
+        lines += wrapped(
+            "No problem was solved in time, so these figures are expected. Use more --minutes.", width_of(stream)
+        )
     write(stream, "".join(f"{line}\n" for line in ("", *lines, "", f"  {advice.command}")))
 
 
