@@ -94,7 +94,7 @@ class ConversationError(ProblemError):
 
 
 class ServerRequestError(ProblemError):
-    """A request to the model's server failed. `status` is the HTTP status, or 0 if there was no response."""
+    """A request to the model's server failed. `status` is the HTTP status, 408 after a timeout, or 0 without a response."""
 
     def __init__(self, message: str, hint: str = "", *, status: int = 0) -> None:
         super().__init__(message, hint)

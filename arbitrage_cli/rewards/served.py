@@ -73,7 +73,7 @@ class ServedRater:
 
     async def _rate(self, segments: Sequence[Segment], topic: str) -> tuple[float, Cost]:
         model = self._model
-        prompt = await model.prompt_of(segments)
+        prompt = await model.prompt_of(segments, topic)
         request = TextRequest(model.name, prompt, 1, num_alternatives=model.num_alternatives, is_streamed=True)
         pieces: list[Piece] = []
         await model.write(request, pieces.append, pieces.clear, topic=topic)

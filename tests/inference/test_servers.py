@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_server import KINDS, Answer, HashServer, Kind, opened_model, storm
+from fake_server import KINDS, REFUSED, SILENT, Answer, HashServer, Kind, opened_model, storm
 from hash_language import SHORT, HashBackend, events_of, solve, texts
 from writing import make_engine
 
@@ -27,6 +27,13 @@ PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for nu
 
 def served(role: ModelRole, model: ServedModel, style: PromptStyle = DEFAULT_STYLE, **options: Any) -> ServedWriter:
     return ServedWriter(role, model, Sampler(), style, keep_token_stats=role == "draft", **options)
+
+
+def rendered(role: ModelRole, model: ServedModel) -> ServedWriter:
+    """A writer that has asked the server to render its prompt format."""
+    writer = served(role, model)
+    solve({role: writer}, PROBLEMS[:1], role)
+    return writer
 
 
 def here(concurrency: int = 1, **more: Any) -> dict[ModelRole, Engine]:
@@ -99,14 +106,37 @@ def test_a_storm_of_faults_changes_no_text(kind: Kind, monkeypatch: pytest.Monke
     expected = solve(here(), PROBLEMS, "draft")
     server = HashServer(kind, HashBackend("draft"))
     with opened_model(server) as model:
-        server.faults = storm(0.5)
-        found = solve({"draft": served("draft", model)}, PROBLEMS, "draft", concurrency=3)
+        writer = rendered("draft", model)
+        server.faulty_paths, server.faults = (*server.faulty_paths, "/tokenize"), storm(0.5)
+        found = solve({"draft": writer}, PROBLEMS, "draft", concurrency=3)
     assert texts(found) == texts(expected)
     for name, trace in expected.items():
         assert [one.kept.num_tokens for one in found[name].decisions] == [one.kept.num_tokens for one in trace.decisions]
         for one, other in zip(trace.decisions, found[name].decisions, strict=True):
             own, sent = one.kept.known_token_stats, other.kept.known_token_stats
             np.testing.assert_allclose(sent.log_probabilities, own.log_probabilities, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", ["/completions", "/tokenize"])
+@pytest.mark.parametrize("status", [REFUSED, SILENT, 503])
+def test_faults_of_one_request_change_no_text(path: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+    server, faults = HashServer("vllm", HashBackend("target")), iter([Answer([{}], status)] * 4)
+    with opened_model(server) as model:
+        writer = rendered("target", model)
+        server.faulty_paths, server.faults = (path,), lambda: next(faults, None)
+        found = solve({"target": writer}, PROBLEMS[:1], "target")
+    assert texts(found) == texts(solve(here(), PROBLEMS[:1], "target"))
+
+
+def test_a_template_that_is_not_rendered_in_time_ends_its_problem_only() -> None:
+    server, faults = HashServer("vllm", HashBackend("target")), iter([Answer([], SILENT)])
+    with opened_model(server) as model:
+        writer = rendered("target", model)
+        server.faulty_paths, server.faults = ("/tokenize",), lambda: next(faults, None)
+        problems = [Problem("system", "question", system=""), PROBLEMS[0]]
+        events = events_of({"target": writer}, problems, "target")
+    assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError, type(None)]
 
 
 def test_a_pause_that_a_server_asks_for_is_reported_once(
@@ -396,9 +426,12 @@ def test_a_server_that_stays_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) 
 def test_requests_of_a_problem_name_it_to_routers() -> None:
     server = HashServer("vllm", HashBackend("target"))
     with opened_model(server) as model:
-        solve({"target": served("target", model)}, PROBLEMS[:3], "target")
+        writer = rendered("target", model)
+        server.headers.clear()
+        solve({"target": writer}, PROBLEMS[:3], "target")
     names = [headers.get("x-session-id") for headers in server.headers]
-    assert len(set(names)) == 1 + 3
+    assert len(set(names)) == 3
+    assert None not in names
     assert names == [headers.get("x-smg-routing-key") for headers in server.headers]
 
 

@@ -30,6 +30,7 @@ from arbitrage_cli.inference.servers.trial import open_served
 Kind = Literal["vllm", "sglang", "llamacpp", "plain"]
 KINDS: tuple[Kind, ...] = ("vllm", "sglang", "llamacpp", "plain")
 Body = dict[str, Any]
+REFUSED, SILENT = 0, -1  # instead of a status: no connection, or no answer in time
 
 
 @dataclass
@@ -56,6 +57,7 @@ class HashServer:
         self.names = ["toy"]
         self.max_alternatives = {"plain": 5}.get(kind, 20)
         self.faults: Callable[[], Answer | None] = lambda: None
+        self.faulty_paths: tuple[str, ...] = ("/completions", "/completion")  # their ends
         self.seconds = 0.0
         self.num_stalling = 0
         self.counts: Counter[str] = Counter()
@@ -74,8 +76,7 @@ class HashServer:
                 self.bodies.append(body)
             if self.key and headers.get("authorization") != f"Bearer {self.key}":
                 return Answer([{"error": {"message": f"wrong key: {headers.get('authorization')}"}}], 401)
-            writes = path.endswith(("/completions", "/completion"))
-            if writes and (fault := self.faults()):
+            if path.endswith(self.faulty_paths) and (fault := self.faults()):
                 return fault
             route = self._routes().get(path)
             return route(body or {}) if route else Answer([{"error": {"message": "Not Found"}}], 404)
@@ -289,8 +290,8 @@ def transport(server: HashServer) -> httpx2.MockTransport:
         if server.seconds and request.url.path.endswith(("completions", "completion")):
             await asyncio.sleep(server.seconds)
         answer = server.handle(request.url.path, body, dict(request.headers))
-        if answer.status == 0:
-            raise httpx2.ConnectError("refused")
+        if answer.status in (REFUSED, SILENT):
+            raise httpx2.ConnectError("refused") if answer.status == REFUSED else httpx2.ReadTimeout("silent")
         if not answer.is_streamed:
             return httpx2.Response(answer.status, json=answer.objects[0], headers=answer.headers)
         headers = {"content-type": "text/event-stream"}

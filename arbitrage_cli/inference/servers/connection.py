@@ -42,7 +42,8 @@ MAX_ANSWER_BYTES = 1 << 26
 MAX_TRIES, MAX_TRIALS = 8, 3  # per request, while the server can be reached
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
 GONE_SECONDS = 300.0  # of uninterrupted failures, after which the run stops
-RETRIED = frozenset({408, 425, 429})  # and all server errors
+TIMEOUT = 408  # HTTP status, also of responses that do not arrive in time
+RETRIED = frozenset({TIMEOUT, 425, 429})  # and all server errors
 WAIT_SECONDS = 0.05
 NOTE_SECONDS = 10.0  # shorter pauses are not reported
 POOLS = 16  # clients used in turn, because httpcore searches all connections of a pool per request: 256 in one pool take 3x as long
@@ -70,16 +71,20 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A POST request, or a GET request if `body` is None. Trial requests have short timeouts and few retries.
+    """A POST request, or a GET request if `body` is None.
 
     All requests for a problem have the same `topic`, so that a load balancer can choose the replica that cached the prompt.
+    Requests without a topic are trial requests, which have short timeouts and few retries.
     """
 
     url: str
     body: Mapping[str, Any] | None = None
     is_streamed: bool = False
-    is_trial: bool = False
     topic: str = ""
+
+    @property
+    def is_trial(self) -> bool:
+        return not self.topic
 
 
 class Connection:
@@ -161,17 +166,13 @@ class Connection:
                             return
         except TimeoutError:
             message = f"{host.name} did not complete a response within {seconds:g} s"
-            if request.is_trial:
-                raise ServerError(message, "check that the server is not overloaded") from None
-            raise ServerRequestError(message, "lower --concurrency or the setting max-step-tokens") from None
+            overloaded = "check that the server is not overloaded"
+            hint = overloaded if request.is_trial else "lower --concurrency or the setting max-step-tokens"
+            raise ServerRequestError(message, hint, status=TIMEOUT) from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _RetryableError(f"is unreachable ({str(error) or type(error).__name__})", is_down=True) from None
         except httpx2.TimeoutException as error:
-            if request.is_trial:
-                raise ServerError(
-                    f"{host.name} sent nothing for {TRIAL_SECONDS:g} s", "check that the server works"
-                ) from None
-            raise _RetryableError(f"timed out ({type(error).__name__})") from None
+            raise _RetryableError(f"timed out ({type(error).__name__})", is_down=request.is_trial, status=TIMEOUT) from None
         except httpx2.RequestError as error:
             raise _RetryableError(f"interrupted a response ({str(error) or type(error).__name__})") from None
         except (httpx2.InvalidURL, UnicodeError) as error:

@@ -83,8 +83,8 @@ class ServedModel:
         template = self.source.template or (None if self.dialect.is_plain else self._render)
         return ChatPrompt(template, None, (), style, self.source.template_variables)
 
-    async def tokenize(self, text: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
-        answer = await self._post(*self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins))
+    async def tokenize(self, text: str, topic: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
+        answer = await self._post(*self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins), topic)
         with parsing(self.host):
             ids = [int(token) for token in answer["tokens"]]
         return ids[1:] if begins and ids[:1] == ids[1:2] else ids  # server and template may both add the first token
@@ -92,26 +92,26 @@ class ServedModel:
     def controls(self, segments: Sequence[Segment]) -> Controls:
         return Controls(segments, can_ignore=self.dialect.can_ignore_controls)
 
-    async def prompt_of(self, segments: Sequence[Segment]) -> list[int] | str:
+    async def prompt_of(self, segments: Sequence[Segment], topic: str = "") -> list[int] | str:
         controls = self.controls(segments)
-        return prompt_text(segments, controls) if self.dialect.is_plain else await self.ids_of(segments, controls)
+        return prompt_text(segments, controls) if self.dialect.is_plain else await self.ids_of(segments, controls, topic)
 
-    async def ids_of(self, segments: Sequence[Segment], controls: Controls) -> list[int]:
+    async def ids_of(self, segments: Sequence[Segment], controls: Controls, topic: str) -> list[int]:
         """Return the token ids of a prompt.
 
         The prompt is tokenized as a whole unless a question or step may contain control tokens.
         """
         if not any(LOOKS_LIKE_CONTROL.search(segment.text) for segment in segments if isinstance(segment, Plain)):
-            return await self.tokenize("".join(segment.text for segment in segments), is_template=True, begins=True)
+            return await self.tokenize("".join(segment.text for segment in segments), topic, is_template=True, begins=True)
         parts = [
-            self.tokenize(text, is_template=isinstance(segment, Control), begins=not index)
+            self.tokenize(text, topic, is_template=isinstance(segment, Control), begins=not index)
             for index, segment in enumerate(segments)
             for text in ([segment.text] if isinstance(segment, Control) else controls.fragments(segment.text))
         ]
         return list(chain.from_iterable(await asyncio.gather(*parts)))
 
-    async def ids_of_step(self, text: str, controls: Controls) -> list[int]:
-        parts = [self.tokenize(part) for part in controls.fragments(text) if part]
+    async def ids_of_step(self, text: str, controls: Controls, topic: str) -> list[int]:
+        parts = [self.tokenize(part, topic) for part in controls.fragments(text) if part]
         return list(chain.from_iterable(await asyncio.gather(*parts)))
 
     async def write(
@@ -119,8 +119,6 @@ class ServedModel:
         request: TextRequest,
         take: Callable[[Piece], bool | None],
         restart: Callable[[], None],
-        *,
-        is_trial: bool = False,
         topic: str = "",
     ) -> None:
         def take_answer(answer: Json) -> bool | None:
@@ -131,7 +129,7 @@ class ServedModel:
             return take(piece)
 
         url = self.dialect.url(self.source.address.base, self.source.address.root)
-        sent = Request(url, self.dialect.body(request), request.is_streamed, is_trial, topic)
+        sent = Request(url, self.dialect.body(request), request.is_streamed, topic)
         await self.connection.send(self.host, sent, take_answer, restart)
 
     def _render(self, messages: Messages, variables: Mapping[str, Any]) -> str:
@@ -152,8 +150,8 @@ class ServedModel:
                 raise
             raise RoleRefusedError(error.message) from error
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Json:
-        request = Request(f"{self.source.address.root}/{path}", body, is_trial=True)
+    async def _post(self, path: str, body: Mapping[str, Any], topic: str = "") -> Json:
+        request = Request(f"{self.source.address.root}/{path}", body, topic=topic)
         return await self.connection.fetch(self.host, request)
 
 

@@ -13,7 +13,7 @@ from arbitrage_cli.inference.chat_template import PromptStyle, Segment
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.servers.chat import CONTINUATIONS, INSTRUCTED, NO_THINKING, OPTIONAL, Chat
-from arbitrage_cli.inference.servers.connection import Connection, Host, Json, NotFoundError, Request
+from arbitrage_cli.inference.servers.connection import TIMEOUT, Connection, Host, Json, NotFoundError, Request
 from arbitrage_cli.inference.servers.dialects import (
     MIN_ALTERNATIVES,
     VOCABULARY_SIZE,
@@ -99,7 +99,7 @@ def _continues(dialect: Completions) -> str:
 
 async def _find(connection: Connection, host: Host, source: ServedSource) -> ServedModel:
     async def get(url: str) -> Json:
-        return await connection.fetch(host, Request(url, is_trial=True))
+        return await connection.fetch(host, Request(url))
 
     try:
         answer = await get(f"{source.address.base}/models")
@@ -141,8 +141,11 @@ async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedMode
     prompt = await model.prompt_of(segments)
     most = model.dialect.max_alternatives
     for number in dict.fromkeys((most, min(most, 5))):
-        with contextlib.suppress(ServerRequestError):
+        try:
             return await _test(model, prompt, number)
+        except ServerRequestError as error:
+            if error.status == TIMEOUT:
+                raise
     return await _test(model, prompt, 0)
 
 
@@ -163,7 +166,7 @@ async def _pieces_of(model: ServedModel, request: TextRequest) -> list[Piece]:
             message = f"{model.host.name} did not stop {model.name} after {TRIAL_TOKENS} tokens"
             raise ServerError(message, "use a server that limits the number of tokens in a response")
 
-    await model.write(request, take, pieces.clear, is_trial=True)
+    await model.write(request, take, pieces.clear)
     return pieces
 
 

@@ -159,7 +159,7 @@ class ServedWriter:
         try:
             step, writing = await self._write(slot, request)
             self._costs.add(step.cost)
-            slot.steps.remember(step, await self._own_ids(step, writing))
+            slot.steps.remember(step, await self._own_ids(slot, step, writing))
             return SlotUpdate(slot.number, step=step)
         except ProblemError as error:
             return SlotUpdate(slot.number, error=error)
@@ -249,13 +249,13 @@ class ServedWriter:
         form = self._prompt.think_format
         return form.end if phase == "think" or form.ends_turns else ""
 
-    async def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
+    async def _own_ids(self, slot: _Slot, step: Step, writing: _Writing) -> list[int]:
         """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
         ids = writing.ids
         if step.phase == "answer" or not ids:
             return ids
         if self._think_end_ids is None:
-            self._think_end_ids = await self._model.tokenize(self._prompt.think_format.end, is_template=True)
+            self._think_end_ids = await self._model.tokenize(self._prompt.think_format.end, slot.topic, is_template=True)
         end, before = self._think_end_ids, ids[:-1] if step.stop == "thought" else ids
         if len(end) == 1 and end[0] in before and not writing.text.has_marker:
             raise self._hidden_end()
@@ -291,11 +291,11 @@ class ServedWriter:
             steps = [segment for step in kept for segment in (Plain(step.text), *self._prompt.after(step))]
             return prompt_text([*slot.segments, *steps], slot.controls)
         if slot.prompt is None:
-            slot.prompt = await self._model.ids_of(slot.segments, slot.controls)
+            slot.prompt = await self._model.ids_of(slot.segments, slot.controls, slot.topic)
         for step, own in slot.steps.missing(trace):
-            ids = own or await self._model.ids_of_step(step.text, slot.controls)
+            ids = own or await self._model.ids_of_step(step.text, slot.controls, slot.topic)
             for segment in self._prompt.after(step):
-                ids = ids + await self._model.tokenize(segment.text, is_template=True)
+                ids = ids + await self._model.tokenize(segment.text, slot.topic, is_template=True)
             slot.steps.add(step, ids)
         return slot.steps.after(slot.prompt)
 
