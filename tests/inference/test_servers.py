@@ -401,24 +401,30 @@ def test_a_server_that_never_ends_is_given_up_after_one_request(answer: Answer, 
     assert server.counts["/v1/completions"] == 1
 
 
+@pytest.mark.parametrize(
+    "faults", [[REFUSED] * 12, [SILENT], [REFUSED] * 3 + [503] * 30], ids=["refuses", "hangs", "starts slowly"]
+)
 def test_a_server_that_is_gone_for_a_while_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    faults: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
-    server, refused = HashServer("vllm", HashBackend("target")), iter(range(12))
+    for name, seconds in (("FIRST_DELAY", 0.001), ("MAX_DELAY", 0.01), ("NOTE_SECONDS", 0.0)):
+        monkeypatch.setattr(f"arbitrage_cli.inference.servers.connection.{name}", seconds)
+    server, left = HashServer("vllm", HashBackend("target")), iter([Answer([{}], status) for status in faults])
     with opened_model(server) as model:
-        server.faults = lambda: None if next(refused, None) is None else Answer([], 0)
-        found = solve({"target": served("target", model)}, PROBLEMS, "target", concurrency=2)
+        writer = rendered("target", model)
+        server.faulty_paths, server.faults = ("",), lambda: next(left, None)
+        found = solve({"target": writer}, PROBLEMS, "target", concurrency=2)
     assert texts(found) == texts(solve(here(), PROBLEMS, "target"))
     assert len(caplog.records) == 2  # it is gone, it is back
 
 
-def test_a_server_that_stays_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", [Answer([], REFUSED), Answer([], SILENT), Answer([{}], 503, {"Retry-After": "0.05"})])
+def test_a_server_that_stays_away_ends_the_run(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("FIRST_DELAY", 0.001), ("MAX_DELAY", 0.01), ("GONE_SECONDS", 0.1)):
         monkeypatch.setattr(f"arbitrage_cli.inference.servers.connection.{name}", seconds)
     server = HashServer("vllm", HashBackend("target"))
     with opened_model(server) as model:
-        server.faults = lambda: Answer([], 0)
+        server.faults, server.seconds = lambda: fault, 0.05 if fault.status == SILENT else 0.0
         with pytest.raises(ServerError):
             events_of({"target": served("target", model)}, PROBLEMS, "target", concurrency=2)
 

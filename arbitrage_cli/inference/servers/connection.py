@@ -141,13 +141,13 @@ class Connection:
         Raises ContextFullError if the text is too long; ServerRequestError if only this request failed; ServerError if the
         server cannot be used.
         """
-        num_tries = 0
+        began, num_tries = time.monotonic(), 0
         while True:
             try:
                 return await self._receive(host, request, take)
             except _RetryableError as failure:
                 num_tries += 1
-                await asyncio.sleep(self._delay(host, request, failure, num_tries))
+                await asyncio.sleep(self._delay(host, request, failure, num_tries, began))
                 restart()
 
     async def _receive(self, host: Host, request: Request, take: Take) -> None:
@@ -172,7 +172,7 @@ class Connection:
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _RetryableError(f"is unreachable ({str(error) or type(error).__name__})", is_down=True) from None
         except httpx2.TimeoutException as error:
-            raise _RetryableError(f"timed out ({type(error).__name__})", is_down=request.is_trial, status=TIMEOUT) from None
+            raise _RetryableError(f"timed out ({type(error).__name__})", is_down=True, status=TIMEOUT) from None
         except httpx2.RequestError as error:
             raise _RetryableError(f"interrupted a response ({str(error) or type(error).__name__})") from None
         except (httpx2.InvalidURL, UnicodeError) as error:
@@ -196,13 +196,13 @@ class Connection:
             host.is_gone = False
             self._notices.append(f"{host.name} is reachable again")
 
-    def _delay(self, host: Host, request: Request, failure: "_RetryableError", num_tries: int) -> float:
+    def _delay(self, host: Host, request: Request, failure: "_RetryableError", num_tries: int, began: float) -> float:
         """Return the delay before a retry, in seconds. Raises an error if the request should not be sent again."""
         if request.is_trial and (failure.is_down or num_tries >= MAX_TRIALS):
             hint = "check the address and that the server is running"
             raise ServerRequestError(f"{host.name} {failure}", hint, status=failure.status)
         now = time.monotonic()
-        if host.failing_since is None or now - host.failed_at > 2 * MAX_DELAY:  # no requests in between
+        if host.failing_since is None or began - host.failed_at > 2 * MAX_DELAY:  # no requests in between
             host.failing_since = now
         host.failed_at = now
         failing = now - host.failing_since
@@ -212,10 +212,11 @@ class Connection:
         if failing > GONE_SECONDS:
             hint = "restart the server, then rerun the command to resume"
             raise ServerError(f"{host.name} {failure}; it has been failing for {failing:.0f} s", hint)
-        if not failure.is_down and num_tries >= MAX_TRIES:
+        is_refused = failure.is_down and failure.status != TIMEOUT
+        if not is_refused and not host.is_gone and num_tries >= MAX_TRIES:
             message = f"{host.name} {failure}, {num_tries} times"
             raise ServerRequestError(message, "lower --concurrency", status=failure.status)
-        if failure.is_down and not host.is_gone and num_tries > 1:
+        if failure.is_down and not host.is_gone and (num_tries > 1 or now - began > NOTE_SECONDS):
             host.is_gone = True
             self._notices.append(
                 f"{host.name} {failure}; retrying for {GONE_SECONDS / 60:.0f} minutes (press Ctrl-C to stop)"
