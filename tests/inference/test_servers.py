@@ -12,7 +12,7 @@ from hash_language import SHORT, HashBackend, events_of, solve, texts
 from writing import make_engine
 
 from arbitrage_cli.arbitrage import WriteStep
-from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
+from arbitrage_cli.errors import ContextFullError, ConversationError, ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import Control, Plain, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
@@ -211,13 +211,40 @@ def test_a_server_that_refuses_everything_ends_the_run(status: int) -> None:
 
 def test_retries_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+    server = HashServer("vllm", HashBackend("target"), key="sk-secret")
+    with opened_model(server, key="sk-secret") as model:
+        asked = server.counts["/v1/completions"]
+        server.faults = lambda: Answer([{"error": {"message": "no quota left for sk-secret"}}], 429)
+        events = events_of({"target": served("target", model)}, PROBLEMS[:1], "target")
+    (error,) = [event.error for event in events if isinstance(event, Finished)]
+    assert isinstance(error, ServerRequestError)
+    assert (error.status, "no quota left for ***" in error.message) == (429, True)
+    assert server.counts["/v1/completions"] - asked == 8
+
+
+@pytest.mark.parametrize("limit", [("ERROR_SECONDS", 0.01), ("MAX_ERROR_BYTES", 50)], ids=["time", "size"])
+def test_an_endless_error_is_not_read_to_its_end(limit: tuple[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FIRST_DELAY", 0.001), ("ERROR_SECONDS", 600.0), ("WHOLE_SECONDS", 30.0), limit):
+        monkeypatch.setattr(f"arbitrage_cli.inference.servers.connection.{name}", value)
     server = HashServer("vllm", HashBackend("target"))
     with opened_model(server) as model:
         asked = server.counts["/v1/completions"]
-        server.faults = lambda: Answer([{"error": {"message": "busy"}}], 503)
+        server.faults = lambda: Answer([], 503, is_streamed=True, stalls=True)
         events = events_of({"target": served("target", model)}, PROBLEMS[:1], "target")
+        assert server.num_stalling == 0
     assert [type(event.error) for event in events if isinstance(event, Finished)] == [ServerRequestError]
     assert server.counts["/v1/completions"] - asked == 8
+
+
+def test_the_reason_for_which_a_server_does_not_render_a_conversation_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+    server = HashServer("vllm", HashBackend("target"))
+    with opened_model(server) as model:
+        writer = rendered("target", model)
+        server.faulty_paths = ("/tokenize",)
+        server.faults = lambda: Answer([{"error": {"message": "roles must alternate"}}], 500)
+        with pytest.raises(ConversationError, match="roles must alternate"):
+            writer.open(0, Problem("system", "question", system=""))
 
 
 STALLED = Answer([{"choices": [{"index": 0, "text": "a", "finish_reason": None}]}], is_streamed=True, stalls=True)

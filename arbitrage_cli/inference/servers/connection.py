@@ -39,6 +39,7 @@ ANSWER_SECONDS = 600.0  # timeout of a response that is not streamed
 WHOLE_SECONDS = 1800.0  # total timeout of a response, whatever arrives
 KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five seconds
 MAX_ANSWER_BYTES = 1 << 26
+ERROR_SECONDS, MAX_ERROR_BYTES = 5.0, 1 << 20  # for the explanation of an error
 MAX_TRIES, MAX_TRIALS = 8, 3  # per request, while the server can be reached
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
 GONE_SECONDS = 300.0  # of uninterrupted failures, after which the run stops
@@ -166,8 +167,7 @@ class Connection:
                             return
         except TimeoutError:
             message = f"{host.name} did not complete a response within {seconds:g} s"
-            overloaded = "check that the server is not overloaded"
-            hint = overloaded if request.is_trial else "lower --concurrency or the setting max-step-tokens"
+            hint = "check that the server is not overloaded, or lower --concurrency or the setting max-step-tokens"
             raise ServerRequestError(message, hint, status=TIMEOUT) from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _RetryableError(f"is unreachable ({str(error) or type(error).__name__})", is_down=True) from None
@@ -207,14 +207,13 @@ class Connection:
         host.failed_at = now
         failing = now - host.failing_since
         if failure.retry_after > GONE_SECONDS:
-            message = f"{host.name} {failure} and asked to wait {failure.retry_after:,.0f} s, more than {GONE_SECONDS:.0f} s"
+            message = f"{host.name} asks to wait {failure.retry_after:,.0f} s, more than {GONE_SECONDS:.0f} s (it {failure})"
             raise ServerError(message, "wait, then rerun the command to resume")
         if failing > GONE_SECONDS:
             hint = "restart the server, then rerun the command to resume"
-            raise ServerError(f"{host.name} {failure}; it has been failing for {failing:.0f} s", hint)
-        is_refused = failure.is_down and failure.status != TIMEOUT
-        if not is_refused and not host.is_gone and num_tries >= MAX_TRIES:
-            message = f"{host.name} {failure}, {num_tries} times"
+            raise ServerError(f"{host.name} has been failing for {failing:.0f} s (it {failure})", hint)
+        if num_tries >= MAX_TRIES and not host.is_gone and (failure.status or not failure.is_down):
+            message = f"{num_tries} tries failed: {host.name} {failure}"
             raise ServerRequestError(message, "lower --concurrency", status=failure.status)
         if failure.is_down and not host.is_gone and (num_tries > 1 or now - began > NOTE_SECONDS):
             host.is_gone = True
@@ -223,7 +222,7 @@ class Connection:
             )
         if failure.retry_after > NOTE_SECONDS and now >= host.paused_until:
             host.paused_until = now + failure.retry_after
-            self._notices.append(f"{host.name} {failure} and asked to wait {failure.retry_after:.0f} s before retrying")
+            self._notices.append(f"{host.name} asks to wait {failure.retry_after:.0f} s before retrying (it {failure})")
         backoff = min(MAX_DELAY, FIRST_DELAY * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)
         return float(max(failure.retry_after, backoff))
 
@@ -280,13 +279,17 @@ async def _check(host: Host, response: "httpx2.Response") -> None:
     status = response.status_code
     if response.is_success:
         return
+    text = ""
+    with contextlib.suppress(TimeoutError, _RetryableError):  # long and slow explanations are omitted
+        async with asyncio.timeout(ERROR_SECONDS):
+            text = host.redacted(_text_of_error(await _read(response, MAX_ERROR_BYTES)))
+    reason = f"responded with HTTP {status}: {text}".rstrip(": ")
     if status in RETRIED or status >= 500:
-        raise _RetryableError(f"responded with HTTP {status}", retry_after=_retry_after(response.headers), status=status)
+        raise _RetryableError(reason, retry_after=_retry_after(response.headers), status=status)
     host.failing_since = None
     if response.is_redirect:
         raise ServerError(f"{host.name} redirects to another address", "use that address")
-    text = host.redacted(_text_of_error((await _read(response)).decode("utf-8", "replace")))
-    message = f"{host.name} responded with HTTP {status}: {text}"
+    message = f"{host.name} {reason}"
     if status in (401, 403):
         hint = "set the API key in ARBITRAGE_API_KEY, ARBITRAGE_DRAFT_API_KEY or ARBITRAGE_TARGET_API_KEY"
         raise ServerError(message, hint)
@@ -309,11 +312,11 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return 0.0
 
 
-def _text_of_error(body: str) -> str:
+def _text_of_error(body: bytes) -> str:
     try:
         error = json.loads(body)
     except (ValueError, RecursionError):
-        return body
+        return body.decode("utf-8", "replace")
     return _message(error.get("error", error) if isinstance(error, dict) else error)
 
 
@@ -332,7 +335,7 @@ async def _objects(response: "httpx2.Response", *, is_streamed: bool) -> AsyncGe
     import httpx2
 
     if not is_streamed:
-        yield _object(await _read(response))
+        yield _object(await _read(response, MAX_ANSWER_BYTES))
         return
     if response.headers.get("Content-Type", "").startswith("application/json"):
         raise _RetryableError("does not stream its responses (it sent application/json)")
@@ -358,12 +361,13 @@ def _is_last(chunk: Json) -> bool:
     return bool(chunk.get("stop") or (isinstance(first, dict) and first.get("finish_reason")))
 
 
-async def _read(response: "httpx2.Response") -> bytes:
+async def _read(response: "httpx2.Response", max_bytes: int) -> bytes:
     body = bytearray()
-    async for part in response.aiter_bytes():
-        body += part
-        if len(body) > MAX_ANSWER_BYTES:
-            raise _RetryableError("sent too long a response")
+    async with aclosing(response.aiter_bytes()) as parts:
+        async for part in parts:
+            body += part
+            if len(body) > max_bytes:
+                raise _RetryableError("sent too long a response")
     return bytes(body)
 
 
