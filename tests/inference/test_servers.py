@@ -1,5 +1,6 @@
 """Models on servers write what engines write here: each kind of server, with and without faults, against the toy language."""
 
+import contextlib
 import gc
 import time
 from email.utils import formatdate
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_server import KINDS, REFUSED, SILENT, Answer, HashServer, Kind, opened_model, storm
+from fake_server import KINDS, REFUSED, SILENT, Answer, HashServer, Kind, on_loopback, opened_model, storm
 from hash_language import SHORT, HashBackend, events_of, solve, texts
 from writing import make_engine
 
@@ -16,7 +17,10 @@ from arbitrage_cli.errors import ContextFullError, ConversationError, ServerErro
 from arbitrage_cli.inference.chat_template import Control, Plain, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.servers.address import Address, ServedSource
+from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
+from arbitrage_cli.inference.servers.trial import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
@@ -466,6 +470,16 @@ def test_requests_of_a_problem_name_it_to_routers() -> None:
     assert len(set(names)) == 3
     assert None not in names
     assert names == [headers.get("x-smg-routing-key") for headers in server.headers]
+
+
+def test_a_problem_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.KEEP_ALIVE_SECONDS", 60.0)
+    server = HashServer("vllm", HashBackend("target"))
+    with on_loopback(server) as address, contextlib.closing(Connection()) as connection:
+        writer = served("target", open_served(connection, ServedSource(Address.parse(address))))
+        solve({"target": writer}, PROBLEMS[:2], "target")
+    assert sum(server.counts.values()) > 20
+    assert server.num_connections <= 3  # of the trial requests and of each problem
 
 
 def test_policies_of_a_benchmark_do_not_warm_each_others_prompts() -> None:

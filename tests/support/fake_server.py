@@ -59,7 +59,7 @@ class HashServer:
         self.faults: Callable[[], Answer | None] = lambda: None
         self.faulty_paths: tuple[str, ...] = ("/completions", "/completion")  # their ends
         self.seconds = 0.0
-        self.num_stalling = 0
+        self.num_stalling = self.num_connections = 0
         self.counts: Counter[str] = Counter()
         self.bodies: list[Body] = []
         self.headers: list[Mapping[str, str]] = []
@@ -367,6 +367,10 @@ def on_loopback(server: HashServer) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            server.num_connections += 1
+            super().setup()
 
         def do_GET(self) -> None:
             self._answer(None)

@@ -7,7 +7,6 @@ are not followed, and no error shows a request.
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 import random
@@ -37,6 +36,7 @@ TRIAL_SECONDS = 30.0  # timeout of a trial request
 CHUNK_SECONDS = 120.0  # timeout between two chunks of a stream, including the prefill of a long prompt
 ANSWER_SECONDS = 600.0  # timeout of a response that is not streamed
 WHOLE_SECONDS = 1800.0  # total timeout of a response, whatever arrives
+END_SECONDS = 0.5  # for the end of a stream after [DONE]
 KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five seconds
 MAX_ANSWER_BYTES = 1 << 26
 ERROR_SECONDS, MAX_ERROR_BYTES = 5.0, 1 << 20  # for the explanation of an error
@@ -47,7 +47,7 @@ TIMEOUT = 408  # HTTP status, also of responses that do not arrive in time
 RETRIED = frozenset({TIMEOUT, 425, 429})  # and all server errors
 WAIT_SECONDS = 0.05
 NOTE_SECONDS = 10.0  # shorter pauses are not reported
-POOLS = 16  # clients used in turn, because httpcore searches all connections of a pool per request: 256 in one pool take 3x as long
+POOLS = 16  # clients, because httpcore searches all connections of a pool per request: 256 in one pool take 3x as long
 TOO_LONG = re.compile("context[ _](length|size)|exceed_context_size|maximum context|longer than the model", re.IGNORECASE)
 TOPIC_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")  # by which vLLM's router and SGLang's gateway choose a replica
 
@@ -98,7 +98,6 @@ class Connection:
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
         self._thread.start()
         self._clients: list[httpx2.AsyncClient] = []
-        self._turns = itertools.count()
         self.run(self._make_clients(transport))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -187,7 +186,7 @@ class Connection:
         headers = dict.fromkeys(TOPIC_HEADERS, request.topic) if request.topic else {}
         if host.key:
             headers["Authorization"] = f"Bearer {host.key}"
-        client = self._clients[next(self._turns) % len(self._clients)]
+        client = self._clients[hash(request.topic) % POOLS]  # always the same for a problem, to reuse its connection
         return client.stream(method, request.url, json=request.body, headers=headers, timeout=timeout)
 
     def _note_answer(self, host: Host) -> None:
@@ -346,6 +345,9 @@ async def _objects(response: "httpx2.Response", *, is_streamed: bool) -> AsyncGe
             if size > MAX_ANSWER_BYTES:
                 raise _RetryableError("sent too long a response")
             if event.data == "[DONE]":
+                with contextlib.suppress(TimeoutError, httpx2.RequestError):
+                    async with asyncio.timeout(END_SECONDS):
+                        await anext(events, None)  # only a response that was read to its end leaves its connection open
                 break
             chunk = _object(event.data)
             has_ended = has_ended or _is_last(chunk)
