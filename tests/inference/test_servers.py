@@ -152,7 +152,7 @@ def test_a_pause_that_a_server_asks_for_is_reported_once(
         server.faults = lambda: next(faults, None)
         began = time.monotonic()
         solve({"target": served("target", model)}, PROBLEMS[:2], "target", concurrency=2)
-    assert time.monotonic() - began >= 1
+    assert time.monotonic() - began >= 1.25  # with jitter, so that requests do not all return at once
     assert caplog.text.count("HTTP 429") == 1
 
 

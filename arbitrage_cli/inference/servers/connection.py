@@ -1,8 +1,8 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
 Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`
-(up to `GONE_SECONDS`), or grows exponentially with jitter. API keys are sent only in the `Authorization` header. Redirects
-are not followed, and no error shows a request.
+(up to `GONE_SECONDS`) plus a random time that grows exponentially. API keys are sent only in the `Authorization` header.
+Redirects are not followed, and no error shows a request.
 """
 
 import asyncio
@@ -223,7 +223,7 @@ class Connection:
             host.paused_until = now + failure.retry_after
             self._notices.append(f"{host.name} asks to wait {failure.retry_after:.0f} s before retrying (it {failure})")
         backoff = min(MAX_DELAY, FIRST_DELAY * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)
-        return float(max(failure.retry_after, backoff))
+        return float(failure.retry_after + backoff)
 
     async def _make_clients(self, transport: "httpx2.AsyncBaseTransport | None") -> None:
         import httpcore2
