@@ -30,7 +30,7 @@ def manifest(**changes: Any) -> Run:
         "grader": "rules 1",
         "prompt": {"system": "Think.", "chat_template_kwargs": {}},
         "sampling": {"temperature": 0.0, "top_p": 1.0, "seed": 0, "top_k": 0, "min_p": 0.0, "samples": 1},
-        "limits": {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512},
+        "limits": {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512, "think_tokens": None},
         "context": {"kv_type": "auto"},
         "machine": {"gpu": "none", "gpu_layers": 0, "flash_attention": "auto", "cpu": "abacus", "llama_cpp_python": "0.3"},
         "concurrency": 1,
@@ -58,6 +58,7 @@ def manifest(**changes: Any) -> Run:
         ("sampling__temperature", 0.7, "temperature"),
         ("sampling__seed", 1, "seed"),
         ("limits__max_tokens", 5, "max tokens"),
+        ("limits__think_tokens", 30, "thinking token limit"),
         ("think_least", 200, "minimum thought length"),
         ("machine__cpu", "slide rule", "processor"),
         ("machine__gpu", "NVIDIA H100", "GPU"),
@@ -65,8 +66,10 @@ def manifest(**changes: Any) -> Run:
     ],
 )
 def test_changed_fixed_field_is_refused(path: str, value: Any, name: str) -> None:
-    with pytest.raises(UsageError, match=f": {name.replace('_', ' ')} changed from .* to .*"):
-        resume(manifest(), manifest(**{path: value}), HERE)
+    changed = manifest(**{path: value})
+    for before, now in ((manifest(), changed), (changed, manifest())):
+        with pytest.raises(UsageError, match=f": {name} changed from .* to .*"):
+            resume(before, now, HERE)
 
 
 @pytest.mark.parametrize(
