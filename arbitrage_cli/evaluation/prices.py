@@ -78,7 +78,7 @@ def price_figures(
     return {
         "price": Ratio(math.fsum(map(price, policy.done)), len(policy.done)),
         "saving": 1 - ratio.denominator / ratio.numerator if ratio and ratio.numerator else None,
-        "saving_interval": [1 - 1 / end for end in interval] if interval else None,
+        "saving_interval": [1 - 1 / end for end in interval] if interval and interval[0] > 0 else None,
     }
 
 

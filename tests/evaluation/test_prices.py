@@ -80,6 +80,14 @@ def test_savings_are_against_the_target_on_the_same_attempts() -> None:
     assert policies["draft"]["saving"] == 1.0
 
 
+@pytest.mark.parametrize("text", ["draft=0.02/0.10", "draft=1/1,target=0/0"])
+def test_nothing_is_saved_against_a_free_target(text: str) -> None:
+    made = make_run(10)
+    policies = figures(made.run, made.rows, prices=parse_prices(text))["policies"]
+    assert [one["price"] > 0 for one in policies] == [one["policy"] != "target" for one in policies]
+    assert {(one["saving"], one["saving_interval"]) for one in policies} == {(None, None)}
+
+
 def test_scoring_of_steps_has_its_price() -> None:
     made = make_run(4, columns=[("target", None)])
     for row in made.rows:
