@@ -80,7 +80,7 @@ def report(
 
 @command
 def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug = False) -> None:
-    """Compare two runs: differences in accuracy and ratios of time over the same problems, with intervals.
+    """Compare two runs: differences in accuracy, with intervals, and ratios of time over the same problems.
 
     Policies are paired by name and tau. If each run has only one policy, these two policies are compared.
 

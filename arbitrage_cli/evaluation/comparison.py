@@ -12,9 +12,9 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.accuracy import difference_interval
 from arbitrage_cli.evaluation.work import with_computed_seconds
 from arbitrage_cli.runs.folder import Row
-from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy, sums_by_problem
+from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import Ratio, bootstrap, mcnemar, ratio_of_sums
+from arbitrage_cli.stats.intervals import Ratio, mcnemar
 
 
 def compare_runs(first_run: Row, first_rows: Iterable[Row], second_run: Row, second_rows: Iterable[Row]) -> dict[str, Any]:
@@ -75,19 +75,19 @@ def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyRes
 
 def _compare(first: PolicyResults, second: PolicyResults, *, is_timed: bool) -> dict[str, Any]:
     pairs = paired(first, second)
-    samples = 1 + max((key[1] for key in first.results.keys() | second.results.keys()), default=0)
     return {
         "first": first.label,
         "second": second.label,
         "n": len(pairs),
         "only_first": len(first.results) - len(pairs),
         "only_second": len(second.results) - len(pairs),
-        **_accuracy(pairs, samples),
+        **_accuracy(pairs),
         **_seconds([(before, after) for before, after in pairs if is_timed and before.is_done and after.is_done]),
     }
 
 
-def _accuracy(pairs: Sequence[tuple[Result, Result]], samples: int) -> dict[str, Any]:
+def _accuracy(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
+    samples = 1 + max((before.key[1] for before, _ in pairs), default=0)
     first_only = sum(before.is_correct and not after.is_correct for before, after in pairs)
     second_only = sum(after.is_correct and not before.is_correct for before, after in pairs)
     return {
@@ -108,16 +108,10 @@ def _ids(pairs: Sequence[tuple[Result, Result]], verdicts: tuple[bool, bool]) ->
 
 
 def _seconds(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
-    table = sums_by_problem(
-        ((before.key[0], [before.computed_seconds, after.computed_seconds]) for before, after in pairs), 2
-    )
-    first, second = (math.fsum(column) for column in table.T)
-    return {
-        "seconds": [first, second],
-        "seconds_n": len(pairs),
-        "seconds_ratio": Ratio(first, second).value,
-        "seconds_ratio_interval": bootstrap(table, ratio_of_sums),
-    }
+    """Return the total seconds and their ratio. It has no interval, because each run's unit costs have a common error."""
+    first = math.fsum(before.computed_seconds for before, _ in pairs)
+    second = math.fsum(after.computed_seconds for _, after in pairs)
+    return {"seconds": [first, second], "seconds_n": len(pairs), "seconds_ratio": Ratio(first, second).value}
 
 
 def _notes(first: Row, second: Row, changed: set[str]) -> Iterator[str]:

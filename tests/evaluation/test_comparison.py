@@ -88,6 +88,16 @@ def test_samples_are_paired_and_not_tested_as_if_independent() -> None:
     assert high <= 0
 
 
+def test_more_samples_in_one_run_change_no_test_of_the_shared_ones() -> None:
+    """Computed seconds depend on the unit costs of a whole run, so an interval over problems would be too narrow."""
+    first, more = make_run(10, columns=[("draft", None)]), make_run(10, columns=[("draft", None)], samples=2)
+    rows = [*first.rows, *(row for row in more.rows if row["sample"])]
+    (entry,) = compared(first, MadeUp(more.run, rows))["policies"]
+    assert (entry["n"], entry["only_second"], entry["mcnemar_p"]) == (10, 10, 1.0)
+    assert entry["accuracy_difference_interval"] == compared(first, first)["policies"][0]["accuracy_difference_interval"]
+    assert "seconds_ratio_interval" not in entry
+
+
 def test_taus_of_one_name_are_compared_and_others_are_named() -> None:
     """`exact` may be a different number in each run. A note lists policies that only one run has."""
     first = make_run(6, columns=(("target", None), ("entropy", 0.3)))
