@@ -135,8 +135,8 @@ _BOOTSTRAP = "bootstrap over problems if there are several samples per problem"
 _OVER_PROBLEMS = "Interval: 95%, paired bootstrap over problems."
 
 DEFINITIONS: Mapping[str, str] = {
-    "accuracy": "Correct answers / attempts. Unscored answers and errors count as incorrect. Interval: 95%, Wilson, or "
-    f"{_BOOTSTRAP}.",
+    "accuracy": "Correct answers / attempts. Unscored answers and errors count as incorrect, but if no answer was graded, "
+    f"the accuracy is unknown. Interval: 95%, Wilson, or {_BOOTSTRAP}.",
     "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
     f"Interval: 95%, paired (Newcombe), or {_BOOTSTRAP}.",
     "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. They are graded too.",

@@ -40,7 +40,7 @@ def headline(figures: Json) -> Iterable[str]:
 
 def summary(figures: Json) -> Iterable[str]:
     for policy in figures["policies"]:
-        if policy["policy"] in MODELS and (pace := _pace(policy)):
+        if policy["policy"] in MODELS and policy["accuracy"] is not None and (pace := _pace(policy)):
             yield f"The {policy['policy']} alone solves {rounding.percent(policy['accuracy'])} {pace}."
 
 

@@ -17,16 +17,20 @@ COMPARED = (
 
 
 def accuracy(results: Collection[Result], planned: int, samples: int) -> dict[str, Any]:
-    """Return the outcome counts of all `planned` attempts, and the accuracy of the attempts made so far."""
+    """Return the outcome counts of all `planned` attempts, and the accuracy of the attempts made so far.
+
+    The accuracy is unknown if no answer was graded. If all attempts failed, it is 0.
+    """
     counts = Counter[str](result.outcome for result in results)
+    counted = () if counts["unscored"] and not counts["correct"] + counts["incorrect"] else results
     return {
         "n": planned,
         **{name: counts[name] for name in ("correct", "incorrect", "unscored")},
         "errors": counts["error"],
         "missing": planned - len(results),
         "cut": cut_by_limit(result for result in results if result.is_done).total(),
-        "accuracy": Ratio(counts["correct"], len(results)),
-        "accuracy_interval": _interval(results, samples),
+        "accuracy": Ratio(counts["correct"], len(counted)),
+        "accuracy_interval": _interval(counted, samples),
     }
 
 

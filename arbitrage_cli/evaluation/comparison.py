@@ -75,13 +75,14 @@ def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyRes
 
 def _compare(first: PolicyResults, second: PolicyResults, *, is_timed: bool) -> dict[str, Any]:
     pairs = paired(first, second)
+    is_graded = any(result.is_graded for pair in pairs for result in pair)
     return {
         "first": first.label,
         "second": second.label,
         "n": len(pairs),
         "only_first": len(first.results) - len(pairs),
         "only_second": len(second.results) - len(pairs),
-        **_accuracy(pairs),
+        **_accuracy(pairs if is_graded else []),
         **_seconds([(before, after) for before, after in pairs if is_timed and before.is_done and after.is_done]),
     }
 

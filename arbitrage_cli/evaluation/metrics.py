@@ -80,6 +80,16 @@ def _policy_figures(
 ) -> dict[str, Any]:
     levels, samples = run["levels"], run["sampling"]["samples"]
     time_figures = speed.throughput if concurrency_of(run) > 1 else speed.latency
+    found = _with_ratios(
+        accuracy(policy.results.values(), len(levels) * samples, samples)
+        | compared_with_target(policy, target, samples, is_sampled=run["sampling"]["temperature"] > 0)
+        | dict.fromkeys((*THROUGHPUT, *LATENCY))
+        | time_figures(policy, target)
+        | _routing(policy)
+        | price_figures(policy, target, run, prices)
+    )
+    if found["accuracy"] is None:
+        found |= dict.fromkeys(("accuracy_difference", "accuracy_difference_interval"))
     return {
         "policy": policy.policy.name,
         "kind": policy.policy.kind,
@@ -87,14 +97,7 @@ def _policy_figures(
         "tau_name": policy.tau_name,
         "label": policy.label,
         "score_is": policy.policy.score_is or None,
-        **_with_ratios(
-            accuracy(policy.results.values(), len(levels) * samples, samples)
-            | compared_with_target(policy, target, samples, is_sampled=run["sampling"]["temperature"] > 0)
-            | dict.fromkeys((*THROUGHPUT, *LATENCY))
-            | time_figures(policy, target)
-            | _routing(policy)
-            | price_figures(policy, target, run, prices)
-        ),
+        **found,
         "time": speed.time_parts(policy),
         "by_level": _by_level(policy, levels, samples),
     }

@@ -153,7 +153,7 @@ def after_answers(expected: Expected, num_lost: float, num_compared: float) -> E
 def _candidate(route: str, policy: str, made: Figures | None, expected: Expected, figures: Figures) -> Candidate:
     keeps_text = POLICIES[policy].speculates
     speedup = made and (made["speedup"] or made["throughput_ratio"])
-    if not made or not speedup or made["accuracy_difference"] is None:
+    if not made or not speedup:
         is_safe = 1.0 if keeps_text else chance_of_few_lost(expected)
         return Candidate(route, policy, expected.speedup, expected.interval, chance_of_speedup(expected), is_safe)
     interval, samples = made["speedup_interval"] or made["throughput_ratio_interval"], figures["samples"]

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 from cli import flat
-from made_up_runs import MadeUp, describe, make_run, run_of
+from made_up_runs import MadeUp, describe, make_run, run_of, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.app.sentences import sentence
-from arbitrage_cli.display.columns import COMPARISON, DEFINITIONS, DIFFERENCE, PRICE
+from arbitrage_cli.display.columns import COMPARISON, DEFINITIONS, DIFFERENCE, PAGE, PRICE, known
+from arbitrage_cli.display.facts import summary
 from arbitrage_cli.display.table import write_comparison, write_table
 from arbitrage_cli.display.text import short_labels
 from arbitrage_cli.evaluation.comparison import compare_runs
@@ -63,6 +64,19 @@ def test_table_has_a_line_for_each_policy_with_its_figures() -> None:
     assert line.endswith(f"{entropy['acceptance_rate']:.0%}")
     assert f"{100 * (entropy['accuracy'] - target['accuracy']):+.1f}" in line
     assert text.startswith("made-up: 20 problems\n")
+
+
+def test_ungraded_answers_have_no_columns() -> None:
+    made = make_run(6, columns=[("target", None), ("entropy", 0.5)])
+    ungraded = MadeUp(made.run, [unscored(row) for row in made.rows])
+    shown = figures(ungraded.run, ungraded.rows)
+    headings = table(ungraded, explain=False).splitlines()[2].split()
+    assert headings[:3] == ["policy", "mean", "s"]
+    assert not {column.heading for column in known(PAGE["Accuracy and time"], shown["policies"])} & {
+        "accuracy",
+        "vs target, points",
+    }
+    assert "%" not in " ".join(summary(shown))
 
 
 def test_the_verdict_stands_under_the_table() -> None:

@@ -98,6 +98,14 @@ def test_more_samples_in_one_run_change_no_test_of_the_shared_ones() -> None:
     assert "seconds_ratio_interval" not in entry
 
 
+def test_ungraded_answers_have_no_difference() -> None:
+    made = make_run(4, columns=[("draft", None)])
+    ungraded = MadeUp(made.run, [unscored(row) for row in made.rows])
+    (entry,) = compared(ungraded, ungraded)["policies"]
+    assert (entry["n"], entry["seconds_ratio"]) == (4, 1.0)
+    assert {entry[name] for name in ("accuracy_difference", "accuracy_difference_interval", "mcnemar_p")} == {None}
+
+
 def test_taus_of_one_name_are_compared_and_others_are_named() -> None:
     """`exact` may be a different number in each run. A note lists policies that only one run has."""
     first = make_run(6, columns=(("target", None), ("entropy", 0.3)))

@@ -115,6 +115,16 @@ def test_every_attempt_counts_exactly_once() -> None:
     assert made_figures(made)["notes"] == figures({**made.run, "skips_attempts": True}, made.rows[:-1])["notes"] == []
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_ungraded_answers_have_no_accuracy(samples: int) -> None:
+    made = make_run(6, columns=ALONE, samples=samples)
+    found = figures(made.run, [failed(made.rows[0]), *map(unscored, made.rows[1:])])
+    assert {(one["accuracy"], one["accuracy_interval"]) for one in found["policies"]} == {(None, None)}
+    assert (found["verdict"]["candidates"][0]["num_attempts"], found["policies"][0]["errors"]) == (6 * samples, 1)
+    (target, _) = figures(made.run, [failed(row) for row in made.rows])["policies"]
+    assert target["accuracy"] == 0.0
+
+
 def test_skipped_attempts_are_left_out() -> None:
     made = make_run(6, columns=ALONE)
     others = [row for row in made.rows if row["policy"] != "draft"]
