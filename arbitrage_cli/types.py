@@ -312,10 +312,11 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """Event: a step was kept."""
+    """Event: a step was kept. `prompt_tokens` is counted as in `Finished`."""
 
     trace: Trace
     decision: Decision
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,7 +230,7 @@ class Scheduler:
         except StopIteration:
             request = None
         for decision in flight.trace.decisions[flight.num_reported :]:
-            yield Decided(flight.trace, decision)
+            yield Decided(flight.trace, decision, self._num_prompt_tokens(flight))
         flight.num_reported = len(flight.trace.decisions)
         if request is None:
             yield self._finish(flight, None)
@@ -260,11 +260,13 @@ class Scheduler:
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
         target = self._writers.get("target") if self._concurrency == 1 else None  # otherwise problems share batches
         alone = target.seconds_alone(flight.slot, flight.trace) if target and error is None else None
-        writers = self._writers.values() if error is None else ()
-        prompts = (writer.num_prompt_tokens(flight.slot) for writer in writers)
-        num_prompt = next((number for number in prompts if number is not None), None)
+        num_prompt = self._num_prompt_tokens(flight) if error is None else None
         self._release(flight)
         return Finished(flight.trace, error, alone, flight.reward_cost, num_prompt)
+
+    def _num_prompt_tokens(self, flight: _InFlight) -> int | None:
+        counts = (writer.num_prompt_tokens(flight.slot) for writer in self._writers.values())
+        return next((count for count in counts if count is not None), None)
 
     def _release(self, flight: _InFlight) -> None:
         flight.flow.close()

@@ -13,10 +13,10 @@ from arbitrage_cli.inference.step_text import num_begun
 from arbitrage_cli.runs.records import attempt_error, step_record
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.requests import ChatRequest, RefusedError
-from arbitrage_cli.types import Decision, Finished, Phase, Trace, Writing, Wrote
+from arbitrage_cli.types import Decided, Decision, Finished, Phase, Trace, Writing, Wrote
 
 Json = dict[str, Any]
-Progress = Writing | Wrote | Decision | Finished
+Progress = Writing | Wrote | Decided | Finished
 """The start of a step, a token, a kept step, or the end of a solution."""
 
 DONE = b"data: [DONE]\n\n"
@@ -57,6 +57,7 @@ class Answer:
         self._thoughts: list[str] = []
         problem = replace(request.problem, thinks=request.limits.think_tokens != 0)
         self._trace = Trace(problem, request.limits)
+        self._num_prompt: int | None = None
         self._written = self._sent = ""  # text of the current step
 
     @property
@@ -68,8 +69,9 @@ class Answer:
 
         Raises RefusedError if a step is rewritten and the new text differs from the tokens that were already sent.
         """
-        if isinstance(report, Decision):
-            return self._add_step(report)
+        if isinstance(report, Decided):
+            self._num_prompt = report.prompt_tokens
+            return self._add_step(report.decision)
         if isinstance(report, Writing):
             self._written = ""
         return self._add_token(report.text) if isinstance(report, Wrote) else None
@@ -103,7 +105,7 @@ class Answer:
         chunks = [self._chunk({"content": rest})] if rest else []
         chunks.append(self._chunk({}, reason=self._reason(finished)))
         if self._request.shows_usage:
-            chunks.append({**self._chunk({}), "choices": [], "usage": self._usage(finished)})
+            chunks.append({**self._chunk({}), "choices": [], "usage": self._usage()})
         return chunks
 
     def complete(self, finished: Finished | None) -> Json:
@@ -114,7 +116,7 @@ class Answer:
         return {
             **self._header("chat.completion", self._trace.decisions),
             "choices": [choice],
-            "usage": self._usage(finished),
+            "usage": self._usage(),
         }
 
     def _add_text(self, text: str, phase: Phase, decisions: Sequence[Decision] = ()) -> Json | None:
@@ -137,10 +139,10 @@ class Answer:
     def _reason(self, finished: Finished | None) -> str:
         return "stop" if finished is None or finished.trace.stop == "end" else "length"
 
-    def _usage(self, finished: Finished | None) -> Json:
+    def _usage(self) -> Json:
         decisions, kept = self._trace.decisions, self._trace.num_tokens
         figures, verdicts = tally(decisions), [decision.verdict for decision in decisions]
-        prompt = (finished and finished.prompt_tokens) or _num_prompt_tokens(decisions)
+        prompt = self._num_prompt or _num_prompt_tokens(decisions)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": kept,

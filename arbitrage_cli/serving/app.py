@@ -24,7 +24,7 @@ from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, Json, Progress
 from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Report, Ticket, Worker
-from arbitrage_cli.types import Decision, Finished
+from arbitrage_cli.types import Decided, Finished
 
 log = logging.getLogger("arbitrage.serving")
 
@@ -182,7 +182,7 @@ class Call:
                     yield answers.KEEP_ALIVE
                 elif chunk := self._answer.take(report):
                     yield answers.event(chunk)
-                if self._answer.is_stopped and isinstance(report, Decision):
+                if self._answer.is_stopped and isinstance(report, Decided):
                     break  # the step with the stop string is complete, so its tokens are counted
                 if self.ticket.deadline.has_passed:
                     raise answers.timed_out()

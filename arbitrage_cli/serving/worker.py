@@ -119,7 +119,7 @@ class Worker:
             return
         observe(event)
         if isinstance(event, Decided):
-            ticket.deliver(event.decision)
+            ticket.deliver(event)
         elif isinstance(event, Writing | Wrote) and request.streams and request.route.policy.kind == "single":
             ticket.deliver(event)  # every token of a single model is kept
         elif isinstance(event, Finished):

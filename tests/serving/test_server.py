@@ -248,10 +248,13 @@ def test_how_tokens_are_drawn(client: Served) -> None:
 
 
 def test_a_stop_text_ends_the_answer(client: Served) -> None:
-    whole = text_of(client.ask())
+    unstopped = client.ask()
+    whole = text_of(unstopped)
     stop = whole[whole.index("\n\n") - 2 :][:6]
-    answer = client.ask(stop=stop).json()["choices"][0]
+    stopped = client.ask(stop=stop).json()
+    answer = stopped["choices"][0]
     assert (answer["message"]["content"], answer["finish_reason"]) == (whole[: whole.index(stop)], "stop")
+    assert stopped["usage"]["prompt_tokens"] == unstopped.json()["usage"]["prompt_tokens"]
 
 
 def test_many_clients_get_the_texts_of_one(client: Served) -> None:
