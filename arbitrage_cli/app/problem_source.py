@@ -8,7 +8,7 @@ import select
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +26,7 @@ MAX_BAD_LINES = 20
 """The input is rejected if this many lines at its start are all invalid."""
 CHUNK = 1 << 16  # bytes
 
+_FORMAT = "use one problem per line, or JSONL; name its fields with --map question=NAME"
 TABLES = (".csv", ".parquet")
 InputLine = Problem | BadLine
 
@@ -51,7 +52,8 @@ class Problems:
             raise UsageError("a problem argument and --input cannot be combined", "give one of them")
         if options.whole:
             problem, input_file = _whole_input(problem, input_file, limit, stack), None
-        table = _read_table(input_file, options.mapping, forms)
+        mapping = parse_mapping(options.mapping) if options.mapping else {}
+        table = _read_table(input_file, mapping, forms)
         self.is_single = problem not in (None, "-")
         if self.is_single and limit:
             raise UsageError("cannot be used with only one problem", "leave it out", option="limit")
@@ -74,7 +76,7 @@ class Problems:
             count = count_lines(stream)
             self.total = None if count is None else len(range(count)[places])
             self._lines = LineSource(stream, self._name)
-            rows = itertools.islice(read_problems(self._lines, self._on_gap), places.start, places.stop)
+            rows = itertools.islice(read_problems(self._lines, self._on_gap, mapping), places.start, places.stop)
         self._rows = self._checked(rows)
 
     def rows(self) -> Iterator[InputLine]:
@@ -120,14 +122,14 @@ class Problems:
             num_bad += 1
             self._display.note(f"line {row.number}: {row.reason}; skipped")
             if num_bad == num_rows == MAX_BAD_LINES:
-                raise UsageError(f"{self._name}: the first {num_rows} lines are all invalid", "use text or JSONL")
+                raise UsageError(f"{self._name}: the first {num_rows} lines are all invalid", _FORMAT)
             yield row
         self.ended = True
         if not num_rows and self._first > 1:
             hint = f"use a range that begins before line {self._first}"
             raise UsageError(f"the input ends before line {self._first}", hint, option="limit")
-        if not num_rows:
-            raise UsageError("the input contains no problem", "use one problem per line, or JSONL")
+        if num_bad == num_rows:
+            raise UsageError("the input contains no problem", _FORMAT)
 
     def _on_gap(self) -> None:
         if not self._has_gap:
@@ -209,17 +211,16 @@ def range_of(limit: str) -> slice:
     return slice(first - 1, last)
 
 
-def _read_table(input_file: str | None, mapping: str | None, forms: Sequence[Form]) -> Dataset | None:
-    """Return the data set from a CSV file, a parquet file or a file with mapped fields. Return None for other files."""
+def _read_table(input_file: str | None, mapping: Mapping[str, str], forms: Sequence[Form]) -> Dataset | None:
+    """Return the data set from a CSV or parquet file, or None for other files."""
     name = input_file or "-"
     if mapping and name == "-":
         raise UsageError("requires an input file with named fields", "use --input FILE", option="mapping")
-    if not mapping and not name.lower().endswith(TABLES):
+    if not name.lower().endswith(TABLES):
         return None
     with contextlib.ExitStack() as stack:
         _open_input(name, stack)  # reports a missing file like any other input
-    names = parse_mapping(mapping) if mapping else {}
-    return load_dataset(name, offline=True, mapping=names, needs_answers=False, forms=forms)
+    return load_dataset(name, offline=True, mapping=mapping, needs_answers=False, forms=forms)
 
 
 def _whole_input(problem: str | None, input_file: str | None, limit: str | None, stack: contextlib.ExitStack) -> str:

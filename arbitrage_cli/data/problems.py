@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
 
 from arbitrage_cli.inference.thinking import without_thoughts
@@ -40,13 +41,18 @@ class UnusableError(ValueError):
     """Raised if a line or row is not a valid problem."""
 
 
-def read_problems(stream: LineReader, on_gap: Callable[[], None] = lambda: None) -> Iterator[Problem | BadLine]:
+def read_problems(
+    stream: LineReader,
+    on_gap: Callable[[], None] = lambda: None,
+    mapping: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Problem | BadLine]:
     """Yield a problem for each non-blank line of UTF-8 text.
 
-    The input is treated as JSONL if its first non-blank line begins like a JSON object. The default id is the line number.
-    `on_gap` is called if there are blank lines between lines of plain text.
+    The input is treated as JSONL if its first non-blank line begins like a JSON object, or if `mapping` overrides the names in
+    PROBLEM_FIELDS. The default id is the line number. `on_gap` is called if there are blank lines between lines of plain text.
     """
-    is_json: bool | None = None
+    is_json = True if mapping else None
+    names = {field: (mapping[field],) if field in mapping else accepted for field, accepted in PROBLEM_FIELDS.items()}
 
     def parse(number: int, text: str, follows_gap: bool) -> Problem:
         nonlocal is_json
@@ -57,10 +63,7 @@ def read_problems(stream: LineReader, on_gap: Callable[[], None] = lambda: None)
                 on_gap()
             return make_problem(text, str(number))
         row = _json_object(text)
-        question = find_text(row, PROBLEM_FIELDS["question"])
-        if question is None:
-            raise UnusableError('no text in the field "problem" or "question"')
-        return make_problem(question, find_id(row, PROBLEM_FIELDS["id"], number))
+        return make_problem(find_text(row, names["question"]), find_id(row, names["id"], number))
 
     return _parsed(stream, parse)
 
@@ -105,8 +108,12 @@ def _joined(messages: Sequence[tuple[str, str]]) -> list[Message]:
     return joined
 
 
-def find_text(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((row[name] for name in names if isinstance(row.get(name), str)), None)
+def find_text(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    question: str | None = next((row[name] for name in names if isinstance(row.get(name), str)), None)
+    if question is None:
+        found = encodable(", ".join(row)) or "no fields"
+        raise UnusableError(f"no text in {' or '.join(map(repr, names))}; found {found:.60}")
+    return question
 
 
 def find_id(row: Mapping[str, Any], names: Sequence[str], number: int) -> str:

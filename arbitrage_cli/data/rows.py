@@ -129,8 +129,6 @@ def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: b
     names = {field: (mapping[field],) if field in mapping else accepted for field, accepted in FIELDS.items()}
     question = find_text(row, names["question"])
     answer, level = (next(filter(_has_value, map(row.get, names[field])), None) for field in ("answer", "level"))
-    if question is None:
-        raise UnusableError(f"no text in {_either(names['question'])}; found {_names(row)}")
     if answer is None and needs_answers:
         raise UnusableError(f"no answer in {_either(names['answer'])}; found {_names(row)}")
     if not (level is None or type(level) is int or isinstance(level, str)):

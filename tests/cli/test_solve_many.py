@@ -56,6 +56,20 @@ def test_a_table_has_a_header(tmp_path: Path) -> None:
     assert_refused(solve("--input", "missing.csv", cwd=tmp_path), 2, "missing.csv: cannot be read", "--input")
 
 
+def test_an_invalid_line_does_not_reject_a_file_with_mapped_fields(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "1 + 1"}\nnot json\n{"prompt": "2 + 2"}\n')
+    result = solve("--input", "in.jsonl", "--map", "question=prompt", "--json", cwd=tmp_path)
+    assert (result.code, [row["answer"] for row in result.records]) == (1, ["2", None, "4"])
+    assert result.records[1]["error"].startswith("line 2: ")
+
+
+def test_a_file_in_which_no_line_has_the_field_is_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [{"prompt": "1 + 1", "gold": "2"}] * 3)
+    for mapped in ((), ("--map", "question=problem")):
+        result = solve("--input", "in.jsonl", *mapped, cwd=tmp_path)
+        assert_refused(result, 2, "", "prompt, gold", "--map")
+
+
 @pytest.mark.parametrize(
     ("text", "is_hinted"),
     [
