@@ -70,7 +70,9 @@ def _keep_cpu_limit(event: str, arguments: Sequence[object]) -> None:
 def _read(size: int) -> bytes:
     data = b""
     while len(data) < size:
-        data += os.read(_SECRET, size - len(data))
+        if not (part := os.read(_SECRET, size - len(data))):
+            sys.exit(1)  # the parent was killed
+        data += part
     return data
 
 

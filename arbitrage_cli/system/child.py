@@ -74,11 +74,10 @@ class Process(contextlib.AbstractContextManager["Process"]):
         self.close()
 
     def close(self) -> None:
-        """Kill all processes in the session and close the pipes."""
-        if self._process.poll() is None:  # the process id is not reused before `wait`
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.id, signal.SIGKILL)
-            self._process.wait()
+        """Kill all processes in the process group and close the pipes. `wait` frees the group's id, so call `close` soon."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.id, signal.SIGKILL)
+        self._process.wait()
         self._input.close()
         self._output.close()
 
