@@ -43,16 +43,12 @@ class Checkpoints:
         held += tokens
 
     def decode(self, rows: Sequence[tuple[int, list[int], list[int]]], deadline: Deadline | None = None) -> Floats:
-        """Decode rows of (sequence, held ids, new tokens) in one batch. The caller must add the kept tokens to the held ids.
-
-        If an error is raised (see `Backend.decode`), checkpoints may have been restored.
-        """
+        """Decode rows of (sequence, held ids, new tokens) in one batch. The caller must add the kept tokens to the held ids."""
         sequences = [sequence for sequence, _, new in rows for _ in new]
         positions = [len(held) + index for _, held, new in rows for index in range(len(new))]
+        tokens = [token for *_, new in rows for token in new]
         try:
-            return self._backend.decode(
-                sequences, positions, [token for *_, new in rows for token in new], deadline=deadline
-            )
+            return self._backend.decode(sequences, positions, tokens, deadline=deadline)
         except BaseException:
             for sequence, held, _ in rows:
                 self._recover(sequence, held)
