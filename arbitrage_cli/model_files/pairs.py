@@ -106,18 +106,24 @@ def save_pair(path: Path, pair: PairEntry) -> None:
 
     If the file does not contain the pair, write the whole pair.
     """
-    advice = _toml_lines(pair, _ADVICE)
+    advice = added = _toml_lines(pair, _ADVICE)
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        lines, key = text.splitlines(), pair.name if re.fullmatch("[A-Za-z0-9_-]+", pair.name) else json.dumps(pair.name)
-        if pair.name in tomllib.loads(text):
+        tables, lines = tomllib.loads(text), text.rstrip("\n").split("\n")
+        key = pair.name if re.fullmatch("[A-Za-z0-9_-]+", pair.name) else _toml(pair.name)
+        if pair.name in tables:
             begin = next(index for index, line in enumerate(lines) if re.fullmatch(rf"\[{re.escape(key)}\]\s*(#.*)?", line))
             end = next((index for index in range(begin + 1, len(lines)) if lines[index].startswith("[")), len(lines))
             others = [line for line in lines[begin + 1 : end] if line.partition("=")[0].strip() not in _ADVICE]
             lines[begin + 1 : end] = [*advice, *others]
         else:
-            lines += ["", f"[{key}]", *_toml_lines(pair, _KEYS)]
-        write_atomically(path, "\n".join([*lines, ""]).lstrip("\n").encode(), new_folder=True)
+            added = _toml_lines(pair, _KEYS)
+            lines += ["", f"[{key}]", *added]
+        text = "\n".join([*lines, ""]).lstrip("\n")
+        kept = {name: value for name, value in tables.get(pair.name, {}).items() if name not in _ADVICE}
+        if tomllib.loads(text) != {**tables, pair.name: kept | tomllib.loads("\n".join(added))}:
+            raise ValueError("the file has an unusual format")
+        write_atomically(path, text.encode(), new_folder=True)
     except (OSError, ValueError, StopIteration) as error:
         raise OutputError(f"{path}: cannot update pair '{pair.name}' ({error})", f"add {' and '.join(advice)}") from error
 
@@ -128,8 +134,8 @@ def _toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:
 
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{json.dumps(name)} = {_toml(inner)}" for name, inner in value.items()) + " }"
-    return json.dumps(value)
+        return "{ " + ", ".join(f"{_toml(name)} = {_toml(inner)}" for name, inner in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def find_pair(name: str, pairs: Pairs) -> PairEntry:

@@ -1,12 +1,13 @@
 """Pairs by name, and models by path or name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.model_files.names import HubName
-from arbitrage_cli.model_files.pairs import PairEntry, find_files, find_pair, hub_name, local_files, read_pairs
+from arbitrage_cli.model_files.pairs import PairEntry, find_files, find_pair, hub_name, local_files, read_pairs, save_pair
 
 
 def test_shipped_pairs() -> None:
@@ -94,3 +95,23 @@ def test_paths_to_nothing(source: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assert hub_name(source) is None
     assert find_files(source) == (Path(source),)
+
+
+def test_any_text_can_be_saved(tmp_path: Path) -> None:
+    path, notes = tmp_path / "pairs.toml", '\U0001f600 \u2028\x85 "\\\n\x00\x1f\x7f'
+    pair = PairEntry(
+        "\U0001f600\x7f", "a.gguf", "b.gguf", notes, chat_template_kwargs={"\U0001f600": [True, "\x7f"], "\x7f": {"a": 1}}
+    )
+    for policy in ("arbitrage", "target"):
+        save_pair(path, changed := replace(pair, policy=policy))
+        assert read_pairs(path)[pair.name] == changed
+
+
+@pytest.mark.parametrize("line", ["[x]", "[[x]]", "tau = 1", "[mine]"])
+def test_a_file_that_cannot_be_edited_is_kept(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "pairs.toml"
+    path.write_text(f'[mine]\ndraft = "a"\ntarget = "b"\nsystem = """\n{line}\n"""\ntau = "fast"\n[other]\ndraft = "a"\n')
+    before = path.read_text()
+    with pytest.raises(OutputError):
+        save_pair(path, PairEntry("mine", "a", "b", policy="arbitrage", tau="exact"))
+    assert path.read_text() == before
