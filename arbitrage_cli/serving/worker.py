@@ -44,6 +44,7 @@ class Intake:
 
     def __init__(self) -> None:
         self._waiting: deque[Ticket] = deque()
+        self._next: Ticket | None = None
         self._changed = threading.Condition()
         self._is_closed = False
 
@@ -69,15 +70,19 @@ class Intake:
             self._changed.notify()
 
     def is_ready(self) -> bool:
-        return bool(self._waiting) or self._is_closed
+        """Reserve the next ticket, so that it cannot be withdrawn. Return false if the iterator would block."""
+        with self._changed:
+            if self._waiting and not self._next:
+                self._next = self._waiting.popleft()
+            return bool(self._next) or self._is_closed
 
     def __iter__(self) -> Iterator[Ticket]:
         while True:
             with self._changed:
                 self._changed.wait_for(self.is_ready)
-                if not self._waiting:
-                    return
-                ticket = self._waiting.popleft()
+                ticket, self._next = self._next, None
+            if not ticket:
+                return
             yield ticket
 
 

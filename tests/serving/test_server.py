@@ -1,6 +1,7 @@
 """The server over HTTP: answers, streams, model names, refusals, and clients that hang up."""
 
 import contextlib
+import itertools
 import json
 import socket
 import time
@@ -22,6 +23,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.serving.answers import StopFilter
 from arbitrage_cli.serving.app import Access, Bounds
 from arbitrage_cli.serving.requests import read_request
+from arbitrage_cli.serving.worker import Intake, Ticket
 from arbitrage_cli.types import Message, Problem, RequestEnded
 
 KEY = "a key"
@@ -514,6 +516,22 @@ def test_a_request_that_takes_too_long(concurrency: int) -> None:
             assert (late.status_code, refusal(late)["code"]) == (503, "timeout")
         gate.open()
         wait_until(client, lambda running, waiting: running + waiting == 0)
+
+
+def test_a_request_withdrawn_while_the_scheduler_takes_it() -> None:
+    """Otherwise, the scheduler would wait for another request while it solves problems."""
+    intake, request = Intake(), read_request(b'{"messages": [{"role": "user", "content": "1"}]}', "1", DEFAULTS)
+    taken = Ticket(request, 10.0, lambda report: None)
+    intake.put(taken)
+    with ThreadPoolExecutor(1) as pool:
+        assert intake.is_ready()
+        intake.withdraw(taken)
+        asked = pool.submit(lambda: list(itertools.islice(intake, 1)))
+        try:
+            assert asked.result(5) == [taken]
+        finally:
+            intake.close()
+    assert (taken.deadline.has_passed, len(intake)) == (True, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
