@@ -469,6 +469,11 @@ def test_llama_is_quiet(tiny: Mapping[str, Path], tmp_path: Path, capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
+def test_loading_keeps_the_level_of_the_log(tiny: Mapping[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    with LlamaBackend(tiny["draft"], Options(CONTEXT, threads=1)):
+        assert [record for record in caplog.records if record.levelno < logging.WARNING] == []
+
+
 # --- llama.cpp: computing
 
 

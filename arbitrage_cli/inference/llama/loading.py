@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ BATCH_SIZE = MAX_DECODE
 KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0, "q4_0": c.GGML_TYPE_Q4_0}
 
 log = logging.getLogger("arbitrage.llama")
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)  # each thread has its own value
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ def start_llama() -> object:
     def forward(level: int, text: bytes, data: object) -> None:  # a signal handler's exception would be lost here
         message = text.decode("utf-8", errors="replace").rstrip()
         if message.strip("."):
+            if level in levels and (messages := _collected.get()) is not None:
+                messages.append(message)
             with suppress(ArbitrageError):  # the display may raise, but no exception may leave a callback
                 log.log(levels.get(level, logging.DEBUG), "%s", message)
 
@@ -145,15 +149,10 @@ def new_context(
 
 @contextmanager
 def _messages() -> Iterator[list[str]]:
-    """Collect the warnings and errors that llama.cpp logs in the `with` block."""
+    """Collect the warnings and errors that llama.cpp logs in this thread in the `with` block."""
     messages: list[str] = []
-    collector = logging.Handler(logging.INFO)
-    collector.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    level = log.level
-    log.addHandler(collector)
-    log.setLevel(min(level or logging.INFO, logging.INFO))
+    before = _collected.set(messages)
     try:
         yield messages
     finally:
-        log.setLevel(level)
-        log.removeHandler(collector)
+        _collected.reset(before)
