@@ -12,6 +12,7 @@ from cli import (
     ESCAPE,
     MODELS,
     QUESTION,
+    TIMEOUT,
     assert_refused,
     many_problems,
     read_line,
@@ -111,7 +112,7 @@ def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
         status = Path(f"/proc/{process.pid}/status")
         peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None  # only on Linux
         process.stdin.close()
-        assert process.wait(10) == RUN_FAILED
+        assert process.wait(TIMEOUT) == RUN_FAILED
         assert process.stderr.read().startswith(b"line 1: ")
     if peak is None:
         pytest.skip("this system does not report how much memory a process took")
@@ -150,7 +151,7 @@ def test_reader_that_takes_one_line_and_leaves_ends_the_run_silently(tmp_path: P
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(10) == CLOSED_PIPE
+        assert process.wait(TIMEOUT) == CLOSED_PIPE
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 import fake_hub
 import pytest
 from altered_gguf import alter
-from cli import ESCAPE, HERE, PROGRAM, Result, assert_refused, environment, run, start
+from cli import ESCAPE, HERE, PROGRAM, TIMEOUT, Result, assert_refused, environment, run, start
 from fake_hub import FakeHub
 from gguf import GGUFValueType
 
@@ -126,10 +126,9 @@ def pulling(place: HubFixture) -> Iterator["subprocess.Popen[bytes]"]:
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     place.hub.gate = threading.Event()
     with start("models", "pull", DRAFT, env=place.env()) as process:
-        assert place.hub.is_halfway.wait(20)
+        assert place.hub.is_halfway.wait(TIMEOUT)
         assert process.stderr
-        while b"downloading" not in process.stderr.readline():
-            pass
+        assert any(b"downloading" in line for line in process.stderr)
         yield process
 
 

@@ -16,8 +16,9 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from cli import ESCAPE, MODELS, PROGRAM, QUESTION, RIGHT, Terminal, environment, many_problems, read_line, start
+from cli import ESCAPE, MODELS, PROGRAM, QUESTION, RIGHT, TIMEOUT, Terminal, environment, many_problems, read_line, start
 from marks import rarely
+from processes import awaited, ended_by
 
 INTERRUPTED, TERMINATED = 130, 143
 COLOR = re.compile(rb"\x1b\[(\d+;)*3\dm")
@@ -70,7 +71,7 @@ def test_signal_ends_a_run_after_a_whole_record(problems: str, number: int, code
     with start("solve", *MODELS, "-q", "--input", problems, *flags, stdin=subprocess.DEVNULL) as process:
         first = b"".join(read_line(process) for _ in range(3))
         process.send_signal(number)
-        rest, err = process.communicate(timeout=10)
+        rest, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == code
     assert b"-o FILE.jsonl" in err
     assert err.endswith(b"\narbitrage: interrupted\n")
@@ -86,7 +87,7 @@ def test_interrupt_ends_a_run_that_waits_for_a_problem() -> None:
         process.stdin.flush()
         read_line(process)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == INTERRUPTED
+        assert process.wait(TIMEOUT) == INTERRUPTED
         process.stdin.close()
 
 
@@ -99,7 +100,7 @@ def test_reader_that_stopped_reading_cannot_keep_a_run_alive(problems: str) -> N
                 code = process.wait(2)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
-                code = process.wait(10)
+                code = process.wait(TIMEOUT)
         finally:
             process.kill()
         assert process.stderr is not None
@@ -126,7 +127,7 @@ def test_pipe_that_nobody_reads_as_standard_error_stops_nothing(tmp_path: Path) 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            timeout=30,
+            timeout=TIMEOUT,
         )
     finally:
         os.close(unread)
@@ -153,13 +154,8 @@ with interruptible():
 def test_second_signal_ends_a_process_that_python_cannot_interrupt(number: int) -> None:
     with start(program=[sys.executable, "-c", DEAF], stdin=subprocess.DEVNULL) as process:
         read_line(process)
-        while "State:\tS" not in Path(f"/proc/{process.pid}/status").read_text():
-            os.sched_yield()
-        process.send_signal(number)
-        while process.poll() is None:  # a pending signal and a second one count once
-            process.send_signal(number)
-            os.sched_yield()
-        assert process.wait(10) == -number
+        awaited(lambda: "State:\tS" in Path(f"/proc/{process.pid}/status").read_text())
+        assert ended_by(number, process) == -number
 
 
 HOST = """
@@ -206,7 +202,7 @@ except Interruption as interruption:
 def test_signal_while_llama_cpp_writes_a_message_is_not_lost() -> None:
     """Python runs the handler in the callback then, and drops what it raises."""
     with start(str(signal.SIGTERM.value), program=[sys.executable, "-c", IN_A_MESSAGE], stdin=subprocess.DEVNULL) as process:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=TIMEOUT)
     assert (out.split(), err) == ([b"15"], b"")
 
 
@@ -250,7 +246,7 @@ def test_signal_while_modules_are_imported_ends_in_one_line(code: str, number: s
     modules = ("arbitrage_cli.cli.main", "arbitrage_cli.errors", "typer")
     program = [sys.executable, "-c", INTERRUPTED_AT + code + REPORT]
     with start(str(number.value), *modules, stdin=subprocess.DEVNULL, program=program) as process:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=TIMEOUT)
     assert out.decode().splitlines() == [str(128 + number)] * 3
     assert err == b"arbitrage: interrupted\n" * 3
 
@@ -266,4 +262,4 @@ def test_signal_while_the_process_ends_shows_no_traceback(number: int) -> None:
     with start(program=(sys.executable, "-c", code), stdin=subprocess.DEVNULL) as process:
         assert read_line(process) == b"ending\n"
         process.send_signal(number)
-        assert (process.wait(10), process.stderr and process.stderr.read()) == (-number, b"")
+        assert (process.wait(TIMEOUT), process.stderr and process.stderr.read()) == (-number, b"")

@@ -7,19 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import (
-    ESCAPE,
-    MODELS,
-    QUESTION,
-    RIGHT,
-    Terminal,
-    assert_refused,
-    flat,
-    read_line,
-    run,
-    solve,
-    start,
-)
+from cli import ESCAPE, MODELS, QUESTION, RIGHT, TIMEOUT, Terminal, assert_refused, flat, read_line, run, solve, start
 from gguf import GGUFWriter
 
 from arbitrage_cli.app.model_choice import BUILT_IN
@@ -88,7 +76,7 @@ def test_each_record_is_written_while_the_pipe_is_open(concurrency: str) -> None
             process.stdin.flush()
             assert answer in read_line(process)
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(TIMEOUT) == 0
 
 
 @pytest.mark.parametrize("concurrency", ["3", "auto"])

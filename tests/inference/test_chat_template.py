@@ -222,7 +222,8 @@ def test_a_template_must_show_every_message(template: str) -> None:
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Child]:
-    with Child("arbitrage_cli.inference.rendering:load", seconds=0.25, memory=layouts.MAX_RENDER_BYTES) as child:
+    load, memory = "arbitrage_cli.inference.rendering:load", layouts.MAX_RENDER_BYTES
+    with Child(load, seconds=0.25, wall_seconds=60, memory=memory) as child:
         child(CHATML, "[[], {}]")
         yield child
 
@@ -231,11 +232,11 @@ def impatient() -> Iterator[Child]:
 def hurry(impatient: Child, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(layouts, "renderer", lambda: impatient)
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     yield
-    seconds, (_, peak) = time.monotonic() - began, tracemalloc.get_traced_memory()
+    seconds, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 5
+    assert seconds < 10  # without the child, which has a limit of its own
     assert peak < 300 << 20
 
 

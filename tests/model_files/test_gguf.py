@@ -2,7 +2,6 @@
 
 import os
 import struct
-import time
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
@@ -199,14 +198,11 @@ def test_as_many_layers_as_llama_cpp_takes(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_of_millions_is_refused_early(tmp_path: Path) -> None:
-    """Walking 64 MB of empty strings would take seconds."""
     path = tmp_path / "sparse.gguf"
     with path.open("wb") as file:
         file.write(gguf(entry(b"k", ARRAY, array(STRING, 1 << 23)), num_entries=1))
         file.truncate(file.tell() + (8 << 23) + 64)
-    began = time.monotonic()
-    refusal(path)
-    assert time.monotonic() - began < 1.0
+    assert "strings" in refusal(path)
 
 
 def test_long_strings_do_not_pile_up_in_memory(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import fake_hub
 import pytest
+from cli import TIMEOUT
 from fake_hub import COMMIT, Failure, FakeHub
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
@@ -211,12 +212,12 @@ def test_two_at_once(served: FakeHub) -> None:
     first = threading.Thread(target=lambda: results.append(hub.fetch(NAME)))
     second = threading.Thread(target=lambda: results.append(hub.fetch(NAME, on_progress=lambda progress: waits.set())))
     first.start()
-    assert served.is_halfway.wait(20)
+    assert served.is_halfway.wait(TIMEOUT)
     second.start()
-    assert waits.wait(20)
+    assert waits.wait(TIMEOUT)
     served.gate.set()
-    first.join(20)
-    second.join(20)
+    first.join(TIMEOUT)
+    second.join(TIMEOUT)
     assert len(results) == 2
     assert results[0] == results[1]
     assert results[0][0].read_bytes() == DATA

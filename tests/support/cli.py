@@ -22,20 +22,13 @@ from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, Model
 
 PROGRAM = (sys.executable, "-m", "arbitrage_cli")
 MODELS = ("--draft", "scripted:draft", "--target", "scripted:target")
-TIMEOUT = 30.0
+TIMEOUT = 120.0  # for hangs only: a busy machine is slow
 HERE = Path(__file__).parent  # the default working folder of runs: it has no arbitrage.toml
 CLOSED, BROKEN = "closed", "broken"  # a stream that is closed, and a pipe without a reader
 
 QUESTION = "What is 37 * 12 - 95?"
 RIGHT, WRONG = "349", "359"  # the scripted target's answer to QUESTION, and the draft's
 ESCAPE = b"\x1b"
-
-
-@functools.cache
-def cache_folder() -> str:
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    return folder.name
 
 
 def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -46,8 +39,6 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
         "TERM": "xterm-256color",
         "PYTHONPATH": str(HERE),  # with the backend of the scripted models
         "PYTHONUTF8": "1",
-        "XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"],  # with the pair `scripted`, and costs of the built-in models
-        "XDG_CACHE_HOME": cache_folder(),
     } | dict(changes or {})
     return {name: text for name, text in merged.items() if text is not None}
 
@@ -102,7 +93,7 @@ class Program:
         )
 
     def close(self) -> None:
-        self._server.communicate(timeout=10)
+        self._server.communicate(timeout=TIMEOUT)
         self._folder.cleanup()
 
     def run(

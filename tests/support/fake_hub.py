@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from cli import TIMEOUT
 from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -183,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.gate:
             self._send(status, rest[:half], headers, length=len(rest))
             hub.is_halfway.set()
-            hub.gate.wait(20)
+            hub.gate.wait(TIMEOUT)
             self.close_connection = False
             self.wfile.write(rest[half:])
             return None

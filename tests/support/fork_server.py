@@ -38,7 +38,7 @@ from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.system.files import models_folder
 
 FAILURES = {"full": errno.ENOSPC, "io": errno.EIO, "read-only": errno.EROFS}
-TOO_LONG = 120.0  # seconds: a run that hangs is killed too
+TOO_LONG = 600.0  # seconds: a run that hangs is killed too
 CALLS = ("write", "fsync", "replace", "ftruncate")
 
 

@@ -1,12 +1,13 @@
 """Helpers for tests of child processes and of the sandbox."""
 
 import os
-import threading
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cli import TIMEOUT
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.grading.programs import find_sandbox
@@ -36,8 +37,18 @@ def is_running(process_id: int) -> bool:
 
 
 def awaited(condition: Callable[[], int | None]) -> int:
-    until, pause = time.monotonic() + 20, threading.Event()
-    while (answer := condition()) is None and time.monotonic() < until:
-        pause.wait(0.01)
-    assert answer is not None
+    until = time.monotonic() + TIMEOUT
+    while not (answer := condition()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
     return answer
+
+
+def ended_by(number: int, process: "subprocess.Popen[bytes]") -> int:
+    """The exit code of a process that is sent a signal until it ends: one that is still pending is not sent again."""
+
+    def code() -> int | None:
+        process.send_signal(number)
+        return process.poll()
+
+    return awaited(code)
