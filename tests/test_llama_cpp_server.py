@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import httpx2
 import pytest
 from cli import pair_named_mine, run
 from marks import rarely
+from processes import awaited
 
 MODELS = Path(__file__).parents[1] / "models"
-READY_SECONDS = 60.0
 LLAMA_SERVER = "ARBITRAGE_TEST_LLAMA_SERVER"
 
 
@@ -36,18 +35,20 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of the server, in a process of its own."""
     if request.param == "llama-server" and LLAMA_SERVER not in os.environ:
         pytest.skip(f"needs the path of llama-server in {LLAMA_SERVER}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen(command_of(request.param, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            base, deadline = f"http://127.0.0.1:{port}/v1", time.monotonic() + READY_SECONDS
-            while not _answers(base):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-            yield base
-        finally:
-            process.kill()
+    for _ in range(5):  # another process may take the port first
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        base, null = f"http://127.0.0.1:{port}/v1", subprocess.DEVNULL
+        with subprocess.Popen(command_of(request.param, port), stdout=null, stderr=null) as process:
+            try:
+                awaited(lambda: process.poll() or _answers(base))  # noqa: B023 - called at once
+                if process.poll() is None:
+                    yield base
+                    return
+            finally:
+                process.kill()
+    pytest.fail("the server ends")
 
 
 def _answers(base: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fake_server import KINDS, REFUSED, SILENT, Answer, HashServer, Kind, on_loopback, opened_model, storm
 from hash_language import SHORT, HashBackend, events_of, solve, texts
+from processes import awaited
 from writing import make_engine
 
 from arbitrage_cli.arbitrage import WriteStep
@@ -263,8 +264,7 @@ def test_an_answer_that_is_no_longer_wanted_is_hung_up_on() -> None:
         trace = Trace(PROBLEMS[1], SHORT)
         writer.open(0, PROBLEMS[1])
         writer.start(0, WriteStep("target", trace))
-        while not any(update.text for update in writer.tick()):
-            model.connection.wait()
+        awaited(lambda: any(update.text for update in writer.tick()))
         writer.close(0)
         found = events_of({"target": writer}, PROBLEMS[:1], "target")
         assert (server.num_stalling, writer.busy) == (0, False)
@@ -300,6 +300,8 @@ OTHER_FORMS: list[dict[str, Any]] = [
 def test_a_wrong_answer_is_an_error_of_its_problem(
     answer: Answer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    gc.collect()
+    caplog.clear()  # of tasks of earlier tests
     for name, seconds in (("FIRST_DELAY", 0.001), ("WHOLE_SECONDS", 0.1)):
         monkeypatch.setattr(f"arbitrage_cli.inference.servers.connection.{name}", seconds)
     server = HashServer("vllm", HashBackend("target"))

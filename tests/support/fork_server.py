@@ -139,9 +139,6 @@ def prepare_faults(order: Mapping[str, Any]) -> None:
         at_call(order["alter_in"], order.get("call", 1), functools.partial(alter, Path(order["alter"])))
     if order.get("die_on"):
         at_question(order["die_on"], functools.partial(os.kill, os.getpid(), signal.SIGABRT))
-    if order.get("slow_on"):
-        question, seconds = order["slow_on"]
-        at_question(question, functools.partial(time.sleep, seconds))
     if order.get("fault"):
         Fault(order["fault"])
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx2
+from cli import TIMEOUT
 from hash_language import SHORT, HashBackend, hash_engines
 
 from arbitrage_cli.inference.backend import Floats
@@ -41,7 +42,7 @@ class Gate:
 
         class Gated(HashBackend):
             def decode(self, *arguments: Any, **options: Any) -> Floats:
-                assert opened.wait(30)
+                assert opened.wait(TIMEOUT)
                 return super().decode(*arguments, **options)
 
         return Gated(*arguments, **options)
@@ -109,7 +110,7 @@ def serving(
         host, port = bound.getsockname()
         thread = threading.Thread(target=run)
         thread.start()
-        with Served(base_url=f"http://{host}:{port}", timeout=30) as client:
+        with Served(base_url=f"http://{host}:{port}", timeout=TIMEOUT) as client:
             client.events = events
             try:
                 yield client
@@ -117,7 +118,7 @@ def serving(
                 if gate:
                     gate.open()
                 service.drain()
-                thread.join(30)
+                thread.join(TIMEOUT)
     assert not thread.is_alive()
     assert failures == []
 
