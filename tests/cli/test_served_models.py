@@ -89,8 +89,8 @@ def test_a_benchmark_through_a_storm_is_resumed_and_does_nothing_twice(quick_pat
         server.faults = storm(0.2)
         models = ("--draft", "scripted:draft", "--target", address, "--concurrency", "4")
         arguments = ("bench", *models, "--dataset", "arithmetic.jsonl", "--policy", "target,entropy@0.1", "-o", "run")
-        killed = run(*arguments, cwd=quick_path, kill_after=1.0)
-        assert killed.code != 0
+        killed = run(*arguments, cwd=quick_path, fault={"number": 20, "action": "kill"})
+        assert killed.code == -9
         result = run(*arguments, cwd=quick_path)
     assert result.code == 0, result.err
     keys = [(row["id"], row["policy"]) for row in rows_of(quick_path / "run")]
