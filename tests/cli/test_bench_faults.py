@@ -4,9 +4,9 @@ The golden run is one that nothing happened to. After any fault the same command
 """
 
 import hashlib
+import itertools
 import json
 import os
-import random
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -78,25 +78,15 @@ ACTIONS = [
 
 
 @pytest.mark.parametrize(
-    ("action", "calls", "flags", "number"), [(*how, 1 + place) for place, how in enumerate(ACTIONS[::-1])]
+    ("action", "calls", "flags", "numbers"),
+    [(*how, (3 - place,)) for place, how in enumerate(ACTIONS)] + rarely(*((*how, range(1, 999)) for how in ACTIONS)),
 )
-def test_killed_at_a_change_of_a_file(
-    here: Path, golden: Golden, action: str, calls: list[str] | None, flags: tuple[str, ...], number: int
+def test_killed_at_changes_of_files(
+    here: Path, golden: Golden, action: str, calls: list[str] | None, flags: tuple[str, ...], numbers: Sequence[int]
 ) -> None:
-    assert survives(here, golden, {"number": number, "action": action, "calls": calls}, *flags)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("action", "calls", "flags"), ACTIONS, ids=["before any call", "within a write", "after a replacement"]
-)
-def test_killed_at_every_change_of_a_file(
-    here: Path, golden: Golden, action: str, calls: list[str] | None, flags: tuple[str, ...]
-) -> None:
-    number = 1
-    while survives(here, golden, {"number": number, "action": action, "calls": calls}, *flags):
-        number += 1
-    assert number > (1 if action == "after" else NUM_ROWS)
+    faults = ({"number": number, "action": action, "calls": calls} for number in numbers)
+    num_survived = len([*itertools.takewhile(lambda fault: survives(here, golden, fault, *flags), faults)])
+    assert num_survived >= (1 if action == "after" or len(numbers) == 1 else NUM_ROWS)
 
 
 @pytest.mark.slow
@@ -108,22 +98,6 @@ def test_killed_while_it_repairs_a_torn_row(here: Path, golden: Golden) -> None:
         results(rows_of_whole_lines(here / "run"))
     assert bench(here).code == 0
     assert results(rows_of(here / "run")) == golden
-
-
-@pytest.mark.slow
-def test_killed_at_random_again_and_again(here: Path, golden: Golden) -> None:
-    draw = random.Random(7)
-    for _ in range(2):
-        done: dict[tuple[Any, ...], Any] = {}
-        for _ in range(10):
-            bench(here, kill_after=draw.uniform(0.01, 0.3))
-            if (here / "run" / "results.jsonl").exists():
-                now = results(rows_of_whole_lines(here / "run"))
-                assert done.items() <= now.items()
-                done = now
-        assert bench(here).code == 0
-        assert results(rows_of(here / "run")) == golden
-        shutil.rmtree(here / "run")
 
 
 def test_real_models_end_alike_in_any_order_and_after_a_kill(quick_path: Path) -> None:
@@ -242,7 +216,7 @@ def test_unusable_folder_is_refused_before_any_model_is_opened(here: Path) -> No
 @pytest.mark.parametrize("flags", [(), *rarely((("--fresh",),))], ids=["usual", "fresh"])
 def test_signal_keeps_whole_rows(here: Path, golden: Golden, signals: Sequence[int], code: int, flags: tuple[str]) -> None:
     result = run(*BENCH[:-1], *flags, cwd=here, interrupt_in=APPEND, call=3, signals=signals)
-    assert (result.code, result.out) in [(code, ""), (130, "")]
+    assert (result.code, result.out) in [(code, ""), (130 if len(signals) > 1 else code, "")]
     rows = results(rows_of_whole_lines(here / "run"))
     assert 2 <= len(rows) < NUM_ROWS
     if result.code > 0:
