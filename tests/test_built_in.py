@@ -17,7 +17,7 @@ import llama_cpp.llama_cpp as c
 import pytest
 from cli import Result, pair_named_mine, run
 from faults import rows_of, write_rows
-from hash_language import Proposals
+from hash_language import Proposals, finished_of
 from small_routers import write_router
 from writing import make_engine
 
@@ -38,7 +38,7 @@ from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.router import digest_of_problem, load
 from arbitrage_cli.system.files import models_folder
-from arbitrage_cli.types import Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 MODELS = models_folder()
 ROLES: tuple[ModelRole, ...] = ("draft", "target")
@@ -98,7 +98,7 @@ def texts(
     }
     chosen = POLICIES[policy]
     scheduler = Scheduler(engines, lambda trace: Route(chosen, tau).flow(trace, 0), Limits(), concurrency=concurrency)
-    return {event.trace.problem.id: event.trace.text for event in scheduler.run(problems) if isinstance(event, Finished)}
+    return {event.trace.problem.id: event.trace.text for event in finished_of(scheduler.run(problems))}
 
 
 def some_problems(each: int = 2) -> list[Problem]:

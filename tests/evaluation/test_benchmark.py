@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from faults import results
-from hash_language import HashBackend, Recording
+from hash_language import SHORT, HashBackend, Recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_tuning import unit_costs
@@ -28,12 +28,11 @@ from arbitrage_cli.rewards.rollouts import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import key_of
-from arbitrage_cli.types import Grade, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Grade, ModelRole, Problem, Step, Trace
 
 TARGET, DRAFT = Route(POLICIES["target"], None), Route(POLICIES["draft"], None)
 ENTROPY, RANDOM = Route(POLICIES["entropy"], 2.0), Route(POLICIES["random"], 0.5)
 ALL = (TARGET, DRAFT, ENTROPY, RANDOM)
-SHORT = Limits(max_steps=6, max_tokens=120, max_step_tokens=40)
 
 
 def item(number: int = 0, question: str | None = None, answer: str = "4") -> Item:

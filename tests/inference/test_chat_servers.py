@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fake_chat import Api, ChatServer, chunk
 from fake_server import Answer, Body, opened_model
-from hash_language import events_of, solve, texts
+from hash_language import events_of, finished_of, solve, texts
 from test_servers import PROBLEMS, here
 
 from arbitrage_cli.errors import ModelUnsupportedError, ServerError, ServerRequestError
@@ -40,7 +40,7 @@ def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> Ch
 
 
 def failures(events: list[Event]) -> list[Exception | None]:
-    return [event.error for event in events if isinstance(event, Finished)]
+    return [event.error for event in finished_of(events)]
 
 
 @pytest.mark.parametrize("name", APIS)
@@ -121,7 +121,7 @@ def events_with(api: Api, problem: Problem = PROBLEMS[0]) -> list[Event]:
 def test_a_model_that_no_convention_continues_is_instructed(caplog: pytest.LogCaptureFixture) -> None:
     first = "To begin, we add the two numbers that the problem names."
     api, asked = instructed([first], [first, "\n\n", "They are 5.", f" {END}"])
-    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    (finished,) = finished_of(events_with(api))
     assert finished.trace.text == f"{first}\n\nThey are 5. "
     assert [decision.kept.stop for decision in finished.trace.decisions] == ["separator", "end"]
     assert all(decision.kept.cost.prefill_tokens for decision in finished.trace.decisions)
@@ -134,10 +134,10 @@ def test_a_solution_that_is_begun_again_is_tried_once_more_and_then_fails() -> N
     first = "To begin, we add the two numbers that the problem names."
     again = [first[:48], " which are 2 and 3."]
     api, asked = instructed([first], again, [f"They are 5.{END}"])
-    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    (finished,) = finished_of(events_with(api))
     assert finished.trace.text == f"{first}\n\nThey are 5."
     api, asked = instructed([first], again, again)
-    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    (finished,) = finished_of(events_with(api))
     assert isinstance(finished.error, ServerRequestError)
     assert finished.trace.text == f"{first}\n\n"
     assert len(asked) == 3
@@ -146,14 +146,14 @@ def test_a_solution_that_is_begun_again_is_tried_once_more_and_then_fails() -> N
 def test_an_instructed_model_that_repeats_a_step_fails() -> None:
     first, second = "To begin, we add the two numbers.", "The second step is long enough to be told from a coincidence."
     api, _ = instructed([first], [second], [second], [second])
-    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    (finished,) = finished_of(events_with(api))
     assert isinstance(finished.error, ServerRequestError)
     assert finished.trace.text == f"{first}\n\n{second}\n\n"
 
 
 def test_an_instructed_model_that_repeats_its_answer_ends_the_solution() -> None:
     api, asked = instructed(["We add the numbers."], *[["The answer is 5."]] * 10)
-    (finished,) = [event for event in events_with(api) if isinstance(event, Finished)]
+    (finished,) = finished_of(events_with(api))
     assert (finished.error, finished.trace.stop, len(asked)) == (None, "end", 4)
 
 
@@ -197,9 +197,7 @@ def test_an_api_that_refuses_ends_the_step_under_the_name_of_its_reason(chunks: 
     server = ChatServer(Api())
     with opened_model(server, template=None) as model:
         server.faults = lambda: Answer(chunks, is_streamed=True)
-        (finished,) = [
-            event for event in events_of({"target": writer(model)}, PROBLEMS[:1], "target") if isinstance(event, Finished)
-        ]
+        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
     assert isinstance(finished.error, ServerRequestError)
     assert f"'{reason}'" in finished.error.message
 

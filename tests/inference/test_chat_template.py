@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import CHATML, HEADERS, INST
+from writing import text
 
 from arbitrage_cli.errors import TemplateError
 from arbitrage_cli.inference import layouts
@@ -25,10 +26,6 @@ SHOWS_USER = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 def controls(segments: Sequence[Segment]) -> list[str]:
     return [segment.text for segment in segments if isinstance(segment, Control)]
-
-
-def text(segments: Sequence[Segment]) -> str:
-    return "".join(segment.text for segment in segments)
 
 
 def test_a_template_with_a_system_role() -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hash_language import CONTROLS, HashBackend, Recording, Recurrent, events_of, hash_engines, ticking_clock
+from hash_language import CONTROLS, HashBackend, Recording, Recurrent, events_of, finished_of, hash_engines, ticking_clock
 from made_up_tuning import unit_costs
 from scripted_models import ByteTokenizer, Continuation, Script, ScriptEndedError
 from writing import (
@@ -354,7 +354,7 @@ def test_one_failing_problem_does_not_end_the_others(concurrency: int) -> None:
         "draft", scripted(speechless_about("question 2"), sequences=concurrency), Sampler(), instructions=""
     )
     events = events_of({"draft": engine}, problems, "draft", limits=Limits(), concurrency=concurrency)
-    results = {event.trace.problem.id: event for event in events if isinstance(event, Finished)}
+    results = {event.trace.problem.id: event for event in finished_of(events)}
     assert isinstance(results["2"].error, ScriptEndedError)
     assert results["2"].trace.text == "2..\n\n"
     for name in "0134":
@@ -417,12 +417,10 @@ def test_tasks_have_their_own_flow_limits_and_sampler() -> None:
         for sampler in (Sampler(), Sampler(temperature=1.0, seed=seed))
     ]
     shared = Scheduler(hash_engines(num_sequences=3), partial(single, model="draft"), Limits(), concurrency=3)
-    found = {
-        event.trace.problem.id: event.trace for event in shared.run_jobs(jobs, lambda: True) if isinstance(event, Finished)
-    }
+    found = {event.trace.problem.id: event.trace for event in finished_of(shared.run_jobs(jobs, lambda: True))}
     for job in jobs:
         alone = Scheduler(hash_engines(job.sampler), job.make_flow, job.limits).run([job.problem])
-        (expected,) = (event.trace for event in alone if isinstance(event, Finished))
+        (expected,) = (event.trace for event in finished_of(alone))
         trace = found[job.problem.id]
         assert (trace.text, trace.stop, trace.limits) == (expected.text, expected.stop, job.limits)
     assert len({trace.text for trace in found.values()}) > 3

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from writing import text
 
-from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle, Segment
+from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.thinking import without_thoughts
 from arbitrage_cli.rewards.questions import Judge
 from arbitrage_cli.types import Cost, Limits, Message, Problem, Step, Trace
@@ -117,10 +118,6 @@ PROMPTS: Mapping[str, tuple[bool | None, str, str]] = {
         "<system>S<E><user>a<E><assistant>b<E><user>c<E><assistant>",
     ),
 }
-
-
-def text(segments: list[Segment]) -> str:
-    return "".join(segment.text for segment in segments)
 
 
 @pytest.mark.parametrize("name", PROMPTS)

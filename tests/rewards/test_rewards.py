@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_server import HashServer, Kind, opened_model
-from hash_language import CONTROLS, LETTERS, SHORT, HashBackend, StaleBackend, ticking_clock
+from hash_language import CONTROLS, LETTERS, SHORT, HashBackend, StaleBackend, finished_of, ticking_clock
 from scripted_models import TEMPLATE, ByteTokenizer
 from writing import PROBLEM, foreign, make_engine, write
 
@@ -265,7 +265,7 @@ def run(
 
 
 def finished(events: Iterable[Event]) -> dict[str, Finished]:
-    return {event.trace.problem.id: event for event in events if isinstance(event, Finished)}
+    return {event.trace.problem.id: event for event in finished_of(events)}
 
 
 def test_a_full_context_ends_one_problem_only() -> None:

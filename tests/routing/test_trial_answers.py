@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hash_language import ForgetfulEngine, HashBackend, Recurrent, events_of, hash_engines, solve
+from hash_language import ForgetfulEngine, HashBackend, Recurrent, events_of, finished_of, hash_engines, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -151,7 +151,7 @@ def test_a_trial_that_does_not_fit_is_left_out() -> None:
     def finished(context_size: int, limits: Limits) -> list[Finished]:
         engines = hash_engines(make=partial(Talkative, context_size=context_size))
         events = events_of(engines, PROBLEMS, "draft", limits=limits, make_flow=partial(flow_of, "draft", None))
-        return [event for event in events if isinstance(event, Finished)]
+        return finished_of(events)
 
     num_compared = 0
     for context_size in range(200, 280, 5):
@@ -169,7 +169,7 @@ def test_a_trial_is_short_and_its_tokens_are_not_shown() -> None:
     engines = hash_engines(make=Talkative)
     events = events_of(engines, PROBLEMS, "draft", limits=LIMITS, make_flow=partial(flow_of, "draft", None))
     shown = "".join(event.text for event in events if isinstance(event, Wrote))
-    kept = [event.trace for event in events if isinstance(event, Finished)]
+    kept = [event.trace for event in finished_of(events)]
     assert shown == "".join(decision.kept.text for trace in kept for decision in trace.decisions)
     costs = [decision.trial.cost for trace in kept for decision in trace.decisions if decision.trial]
     assert costs

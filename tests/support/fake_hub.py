@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from cli import TIMEOUT
 from huggingface_hub import constants
+from processes import serve_threads
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -107,20 +108,13 @@ def running() -> Iterator[FakeHub]:
     class Handler(_Handler):
         served_hub = hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    port = server.server_address[1]
-    hub.url, hub.cdn_url = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield hub
-    finally:
-        if hub.gate:
-            hub.gate.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve_threads(Handler) as port:
+        hub.url, hub.cdn_url = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
+        try:
+            yield hub
+        finally:
+            if hub.gate:
+                hub.gate.set()
 
 
 class _Handler(BaseHTTPRequestHandler):

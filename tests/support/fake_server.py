@@ -14,12 +14,13 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 
 import httpx2
 import numpy as np
 from hash_language import TEMPLATE, HashBackend
+from processes import serve_threads
 
 from arbitrage_cli.inference.layouts import render
 from arbitrage_cli.inference.servers.address import Address, ServedSource
@@ -397,12 +398,5 @@ def on_loopback(server: HashServer) -> Iterator[str]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}/v1"
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+    with serve_threads(Handler) as port:
+        yield f"http://127.0.0.1:{port}/v1"

@@ -263,10 +263,14 @@ def events_of(
     return list(scheduler.run(problems))
 
 
+def finished_of(events: Iterable[object]) -> list[Finished]:
+    return [event for event in events if isinstance(event, Finished)]
+
+
 def solve(
     engines: Mapping[ModelRole, Writer], problems: Iterable[Problem], policy: str, tau: float | None = None, **options: Any
 ) -> dict[str, Trace]:
-    finished = [event for event in events_of(engines, problems, policy, tau, **options) if isinstance(event, Finished)]
+    finished = finished_of(events_of(engines, problems, policy, tau, **options))
     assert [event.error for event in finished] == [None] * len(finished)
     return {event.trace.problem.id: event.trace for event in finished}
 

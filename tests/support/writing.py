@@ -1,5 +1,6 @@
 """Steps of toy models, for the tests of engines: how to begin one, finish it, and compare two."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from scripted_models import Continuation, Script, ScriptedBackend
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Backend, Floats, Options
-from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle, Segment
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
@@ -18,6 +19,10 @@ from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step
 
 PROBLEM = Problem("p", "question 0")
 OTHER = "zzz zz.\n\n"  # the toy language never writes a z
+
+
+def text(segments: Iterable[Segment]) -> str:
+    return "".join(segment.text for segment in segments)
 
 
 def recite(text: str) -> Script:
