@@ -182,21 +182,13 @@ def test_closing_a_pair_ends_its_stream() -> None:
 @pytest.mark.parametrize(
     ("options", "option"),
     [
-        ({"policy": "best"}, "policy"),
-        ({"policy": 3}, "policy"),
-        ({"policy": "target", "tau": 1}, "tau"),
-        ({"tau": "high"}, "tau"),
-        ({"tau": True}, "tau"),
-        ({"think": -1}, "think"),
-        ({"think": "on"}, "think"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"temperature": "hot"}, "temperature"),
-        ({"top_p": float("nan")}, "top_p"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"system": 5}, "system"),
+        ({"policy": "best"}, "policy"), ({"policy": 3}, "policy"), ({"policy": "target", "tau": 1}, "tau"),
+        ({"tau": "high"}, "tau"), ({"tau": True}, "tau"), ({"think": -1}, "think"), ({"think": "on"}, "think"),
+        ({"temperature": -1.0}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"top_p": float("nan")}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"), ({"system": 5}, "system"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_wrong_option_is_named_when_a_pair_is_opened_and_in_a_call(options: dict[str, Any], option: str) -> None:
     with pytest.raises(UsageError) as raised:
         scripted(**options)

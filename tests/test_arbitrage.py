@@ -85,16 +85,10 @@ def route(number: float, tau: float) -> tuple[Trace, list[WriteStep | RateSteps]
 @pytest.mark.parametrize(
     ("number", "tau", "kept"),
     [
-        (0.4, 0.5, "draft"),
-        (0.5, 0.5, "draft"),
-        (math.nextafter(0.5, 1), 0.5, "target"),
-        (1e9, math.inf, "draft"),
-        (math.inf, math.inf, "draft"),
-        (math.nan, 0.5, "draft"),
-        (0.0, -1.0, "target"),
-        (-1.0, -math.inf, "target"),
+        (0.4, 0.5, "draft"), (0.5, 0.5, "draft"), (math.nextafter(0.5, 1), 0.5, "target"), (1e9, math.inf, "draft"),
+        (math.inf, math.inf, "draft"), (math.nan, 0.5, "draft"), (0.0, -1.0, "target"), (-1.0, -math.inf, "target"),
     ],
-)
+)  # fmt: skip
 def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) -> None:
     trace, requests = route(number, tau)
     (decision,) = trace.decisions

@@ -349,18 +349,8 @@ def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[f
 def test_computed_times_agree_with_the_time_that_was_spent(quick_path: Path) -> None:
     """The time spent is the processor time of the models, the router and the program, so a busy machine changes it little."""
     bench = (
-        "bench",
-        "--dataset",
-        "builtin",
-        "--limit",
-        "20",
-        "--policy",
-        "target,draft,arbitrage",
-        "-o",
-        "run",
-        "-q",
-        "--json",
-    )
+        "bench", "--dataset", "builtin", "--limit", "20", "--policy", "target,draft,arbitrage", "-o", "run", "-q", "--json",
+    )  # fmt: skip
     result = run(*bench, cwd=quick_path)
     (made,) = result.records
     for policy in made["policies"]:

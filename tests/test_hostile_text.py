@@ -35,15 +35,8 @@ HOSTILE = {
     "lone surrogate": "\ud800",
 }
 MARKUP = [
-    "[/INST]",
-    "x \\in [a,b]",
-    "\\[x = 1\\]",
-    "[link=file:///etc/passwd]x[/link]",
-    "[bold red]x",
-    ":smile:",
-    "\\[/]",
-    "[]",
-]
+    "[/INST]", "x \\in [a,b]", "\\[x = 1\\]", "[link=file:///etc/passwd]x[/link]", "[bold red]x", ":smile:", "\\[/]", "[]",
+]  # fmt: skip
 
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 DRAWING = re.compile(r"\x1b\[\?25[lh]|\x1b\[[0-9;]*m|\r\x1b\[2K(\x1b\[1A\x1b\[2K)*")  # all that the live view itself sends

@@ -186,16 +186,11 @@ def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "RUN"),
-        (["nowhere"], "contains no run"),
-        (["run", "other"], "different pairs"),
-        (["run", "./run/"], "twice"),
-        (["bench"], "run of arbitrage bench"),
-        (["run", "-o", "new.pkl"], ".safetensors"),
-        (["few"], "too few states"),
+        ([], "RUN"), (["nowhere"], "contains no run"), (["run", "other"], "different pairs"), (["run", "./run/"], "twice"),
+        (["bench"], "run of arbitrage bench"), (["run", "-o", "new.pkl"], ".safetensors"), (["few"], "too few states"),
         (["run", "--seed", "1"], "--seed"),
     ],
-)
+)  # fmt: skip
 def test_unusable_arguments_make_no_presets(here: Path, arguments: list[str], reason: str) -> None:
     write_run(here / "other", questions(5), WORLD, changes={"models": OTHER})
     write_run(here / "bench", questions(5), WORLD, changes={"kind": "bench"})

@@ -104,13 +104,8 @@ def test_sha256() -> None:
     assert known == hashlib.sha256(b'[["a","q",{"answer":"4"}],["b","q",{"answer":"4"}]]').hexdigest()
     assert known == dataset({"question": "q", "answer": "4", "unique_id": "a"}, b"", {**second, "level": 3}).sha256
     changes: list[dict[str, Any]] = [
-        {"id": "c"},
-        {"problem": "r"},
-        {"answer": "5"},
-        {"answer": ["4"]},
-        {"answer": 4},
-        {"unit": "cm"},
-    ]
+        {"id": "c"}, {"problem": "r"}, {"answer": "5"}, {"answer": ["4"]}, {"answer": 4}, {"unit": "cm"},
+    ]  # fmt: skip
     others = [dataset(second, first), dataset(first), *(dataset(first, {**second, **change}) for change in changes)]
     assert len({known, *(other.sha256 for other in others)}) == len(others) + 1
 

@@ -23,18 +23,11 @@ from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.runs.records import to_json
 
 BREAKOUTS = [
-    "</script><script>alert(1)</script>",
-    "</ScRiPt ><img src=x onerror=alert(1)>",
-    "<!--<script>",
-    "]]>--><svg onload=alert(1)>",
-    r"$\href{javascript:alert(1)}{x}$",
-    '" onmouseover="alert(1)" x="',
-    "' autofocus onfocus='alert(1)",
-    "{{ 7 * 7 }}{% raw %}",
-    "&lt;b&gt;&amp;",
-    "line\u2028separator\u2029paragraph",
+    "</script><script>alert(1)</script>", "</ScRiPt ><img src=x onerror=alert(1)>", "<!--<script>",
+    "]]>--><svg onload=alert(1)>", r"$\href{javascript:alert(1)}{x}$", '" onmouseover="alert(1)" x="',
+    "' autofocus onfocus='alert(1)", "{{ 7 * 7 }}{% raw %}", "&lt;b&gt;&amp;", "line\u2028separator\u2029paragraph",
     "\\u003cscript\\u003e",
-]
+]  # fmt: skip
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 
 

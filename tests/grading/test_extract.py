@@ -19,20 +19,13 @@ balanced = st.recursive(
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("The answer is \\boxed{42}.", "42"),
-        ("\\boxed{1} no, \\boxed{2}", "2"),
-        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
-        ("\\boxed {7}", "7"),
-        ("\\boxed{ 7\n}", "7"),
-        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
-        ("\\boxed{\\text{yes}} }}}", "\\text{yes}"),
-        ("\\boxed{\\boxed{5}}", "\\boxed{5}"),
-        ("$\\boxed{3}$ and then \\boxed{4", "3"),
-        ("{ \\boxed{9}", "9"),
-        ("\\boxed{8} \\boxed{}", "8"),
+        ("The answer is \\boxed{42}.", "42"), ("\\boxed{1} no, \\boxed{2}", "2"), ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed {7}", "7"), ("\\boxed{ 7\n}", "7"), ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{\\text{yes}} }}}", "\\text{yes}"), ("\\boxed{\\boxed{5}}", "\\boxed{5}"),
+        ("$\\boxed{3}$ and then \\boxed{4", "3"), ("{ \\boxed{9}", "9"), ("\\boxed{8} \\boxed{}", "8"),
         ("\\boxed{8} \\boxed{ \n }", "8"),
     ],
-)
+)  # fmt: skip
 def test_last_complete_box_is_the_answer(text: str, answer: str) -> None:
     assert boxed_answer(text) == answer
 

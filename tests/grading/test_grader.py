@@ -102,35 +102,15 @@ def test_equal_expressions(grader: MathGrader, gold: str, answer: str) -> None:
 @pytest.mark.parametrize(
     ("gold", "answer"),
     [
-        ("R - r", "r - R"),
-        ("R - r", "0"),
-        ("3R^2", "3r^2"),
-        ("x^2 + 1 = 0", "x^2 + 2 = 0"),
-        ("\\frac{\\sqrt{2}}{10^{20}}", "\\frac{\\sqrt{3}}{10^{20}}"),
-        ("\\sqrt{2}", "1.414214"),
-        ("\\sqrt{2}", "1.41"),
-        ("2n", "2"),
-        ("2m", "2"),
-        ("52_8", "52_9"),
-        ("5", "x^2 + y^2 = 5"),
-        ("5", "x > 5"),
-        ("5", "x \\ne 5"),
-        ("5", "5 \\text{ remainder 2}"),
-        ("5", "5 \\text{ remainder } 2"),
-        ("5", "5 R 2"),
-        ("5", "at least 5"),
-        ("5", "negative 5"),
-        ("5", "5!"),
-        ("5", "5^{th}"),
-        ("5", "|x| = 5"),
-        ("2", "\\log_{2} 2"),
-        ("(0, 1)", "[0, 1]"),
-        ("(0, 1)", "\\{0, 1\\}"),
-        ("p - q", "q - p"),
-        ("6 - 5i", "6 + 5i"),
+        ("R - r", "r - R"), ("R - r", "0"), ("3R^2", "3r^2"), ("x^2 + 1 = 0", "x^2 + 2 = 0"),
+        ("\\frac{\\sqrt{2}}{10^{20}}", "\\frac{\\sqrt{3}}{10^{20}}"), ("\\sqrt{2}", "1.414214"), ("\\sqrt{2}", "1.41"),
+        ("2n", "2"), ("2m", "2"), ("52_8", "52_9"), ("5", "x^2 + y^2 = 5"), ("5", "x > 5"), ("5", "x \\ne 5"),
+        ("5", "5 \\text{ remainder 2}"), ("5", "5 \\text{ remainder } 2"), ("5", "5 R 2"), ("5", "at least 5"),
+        ("5", "negative 5"), ("5", "5!"), ("5", "5^{th}"), ("5", "|x| = 5"), ("2", "\\log_{2} 2"), ("(0, 1)", "[0, 1]"),
+        ("(0, 1)", "\\{0, 1\\}"), ("p - q", "q - p"), ("6 - 5i", "6 + 5i"),
         ("(-\\infty, 2) \\cup (3, \\infty)", "(-\\infty, 2] \\cup (3, \\infty)"),
     ],
-)
+)  # fmt: skip
 def test_different_expressions(grader: MathGrader, gold: str, answer: str) -> None:
     assert grader.grade(f"\\boxed{{{answer}}}", {"answer": gold}).value == "incorrect"
 

@@ -77,15 +77,10 @@ def test_any_question_is_kept_whole(question: str) -> None:
 @pytest.mark.parametrize(
     ("markers", "question"),
     [
-        (["<think>"], "<think>4</think>"),
-        (["<think>"], "<think><think>"),
-        (["<think>", "<think>x"], "<think>x"),
-        (["=="], "a == b"),
-        (["=="], "a === b"),
-        (["=====", "=="], "========"),
-        (["<a", "a<"], "<a<a<"),
+        (["<think>"], "<think>4</think>"), (["<think>"], "<think><think>"), (["<think>", "<think>x"], "<think>x"),
+        (["=="], "a == b"), (["=="], "a === b"), (["=====", "=="], "========"), (["<a", "a<"], "<a<a<"),
     ],
-)
+)  # fmt: skip
 def test_markers_of_the_template_are_broken_up_in_data(markers: list[str], question: str) -> None:
     template = "".join(markers) + "{{ messages[-1].content }}"
     fragments = ChatPrompt(template, [], markers).fragments(question)
@@ -138,17 +133,10 @@ def test_a_template_must_show_the_question_once(template: str, reason: str) -> N
 @pytest.mark.parametrize(
     "broken",
     [
-        "{% if %}",
-        "{{ undefined.attribute }}",
-        "{{ 1 / 0 }}",
-        "{{ messages[7].content }}",
-        "{{ 1 | nosuchfilter }}",
-        "{% include '/etc/passwd' %}",
-        "{{ 5 | dictsort }}",
-        "{{ 5 | xmlattr }}",
-        "{{ 'x' | int(base=99) + none }}",
+        "{% if %}", "{{ undefined.attribute }}", "{{ 1 / 0 }}", "{{ messages[7].content }}", "{{ 1 | nosuchfilter }}",
+        "{% include '/etc/passwd' %}", "{{ 5 | dictsort }}", "{{ 5 | xmlattr }}", "{{ 'x' | int(base=99) + none }}",
     ],
-)
+)  # fmt: skip
 def test_a_broken_template_is_one_clear_error(broken: str) -> None:
     with pytest.raises(TemplateError) as caught:
         ChatPrompt(SHOWS_USER + broken, [])

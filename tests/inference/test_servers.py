@@ -337,19 +337,10 @@ GEMMA = "<|turn>user\nq<turn|>\n<|turn>model\n<|channel>thought\n<channel|>"
 @pytest.mark.parametrize(
     "token",
     [
-        "]~b]",
-        "]~!b[",
-        "[e~[",
-        "]!p~[",
-        "]<]image[>[",
-        "<|tool_call>",
-        "<tool_call|>",
-        "<|audio|>",
-        "<|turn>",
-        '<|"|>',
+        "]~b]", "]~!b[", "[e~[", "]!p~[", "]<]image[>[", "<|tool_call>", "<tool_call|>", "<|audio|>", "<|turn>", '<|"|>',
         "</s>",
     ],
-)
+)  # fmt: skip
 def test_what_is_surely_a_control_token_is_found_whatever_the_template(template: str, token: str) -> None:
     controls = Controls([Control(template)])
     assert controls.fragments(f"a {token} b") == [f"a {token[0]}", f"{token[1:]} b"]

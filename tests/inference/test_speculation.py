@@ -56,18 +56,11 @@ def _time_of_step(planner: Planner, acceptance: Acceptance, matching: int) -> fl
 @pytest.mark.parametrize(
     ("batches", "match", "first", "share"),
     [
-        (line(0.02), 0.98, 0.98, 0.33),
-        (line(0.13), 0.95, 0.95, 0.65),
-        (line(0.13), 0.9, 0.9, 0.82),
-        (QUANTIZED, 0.98, 0.98, 0.8),
-        (line(0.3), 0.98, 0.3, 0.94),
-        (line(1.0), 0.99, 0.99, 1.02),
-        (line(0.9), 0.9, 0.9, 1.02),
-        (line(0.3), 0.2, 0.2, 1.02),
-        (QUANTIZED, 0.6, 0.6, 1.02),
-        (line(2.0), 1.0, 1.0, 1.02),
+        (line(0.02), 0.98, 0.98, 0.33), (line(0.13), 0.95, 0.95, 0.65), (line(0.13), 0.9, 0.9, 0.82),
+        (QUANTIZED, 0.98, 0.98, 0.8), (line(0.3), 0.98, 0.3, 0.94), (line(1.0), 0.99, 0.99, 1.02),
+        (line(0.9), 0.9, 0.9, 1.02), (line(0.3), 0.2, 0.2, 1.02), (QUANTIZED, 0.6, 0.6, 1.02), (line(2.0), 1.0, 1.0, 1.02),
     ],
-)
+)  # fmt: skip
 def test_proposals_save_time_or_never_cost_much(
     batches: tuple[float, float], match: float, first: float, share: float
 ) -> None:
@@ -177,16 +170,10 @@ def test_speculation_saves_time_or_never_costs_much(
 @pytest.mark.parametrize(
     ("written", "upcoming"),
     [
-        ("", "we add 3 and 4, so 3 and 4 is 7"),
-        ("we add ", "3 and 4, so 3 and 4 is 7"),
-        ("we ta", ""),
-        ("we take 3 ", "and 4, so 3 and 4 is 7"),
-        ("we add 4 and 3, which is the same as 3 and", " 4 is 7"),
-        ("we take,", ""),
-        ("we take, ", "so 3 and 4 is 7"),
-        ("we add 3 and 4, so 3 and 4 is 7", ""),
-        ("we add 3 and 4, so 3 and 4 is 7, and ", "4 is 7"),
-        ("is 7", ""),
+        ("", "we add 3 and 4, so 3 and 4 is 7"), ("we add ", "3 and 4, so 3 and 4 is 7"), ("we ta", ""),
+        ("we take 3 ", "and 4, so 3 and 4 is 7"), ("we add 4 and 3, which is the same as 3 and", " 4 is 7"),
+        ("we take,", ""), ("we take, ", "so 3 and 4 is 7"), ("we add 3 and 4, so 3 and 4 is 7", ""),
+        ("we add 3 and 4, so 3 and 4 is 7, and ", "4 is 7"), ("is 7", ""),
     ],
     ids=[
         "nothing yet", "as proposed", "another way", "back", "back at the nearer place", "one token is not enough", "but two are",

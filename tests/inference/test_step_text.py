@@ -34,17 +34,10 @@ def write(*pieces: bytes, end: StepEnd = BLANK_LINE) -> tuple[str, int | None]:
         ([], "", None),
     ],
     ids=[
-        "a token of its own",
-        "two tokens",
-        "merged with what is before",
-        "what a token carries past it stays",
-        "several at once",
-        "single line feeds",
-        "a blank line with a space",
-        "carriage returns",
-        "nothing",
+        "a token of its own", "two tokens", "merged with what is before", "what a token carries past it stays",
+        "several at once", "single line feeds", "a blank line with a space", "carriage returns", "nothing",
     ],
-)
+)  # fmt: skip
 def test_a_step_ends_at_the_first_blank_line(pieces: list[bytes], text: str, ended_after: int | None) -> None:
     assert write(*pieces) == (text, ended_after)
 

@@ -261,20 +261,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mean": np.zeros(3, np.float32)},
-        {"units": np.zeros((5, 5), np.float32)},
-        {"unit_bias": np.zeros(4, np.float32)},
-        {"output": np.zeros((), np.float32)},
-        {"output_bias": np.zeros(2, np.float32)},
-        {"scale": np.zeros(len(FEATURES), np.float32)},
-        {"mean": np.zeros(len(FEATURES), np.float64)},
-        {"mean": np.zeros(len(FEATURES), np.int32)},
-        {"extra": np.zeros(1, np.float32)},
-        {"mean": None},
-        {"unit_bias": None},
-        {"units": None},
+        {"mean": np.zeros(3, np.float32)}, {"units": np.zeros((5, 5), np.float32)}, {"unit_bias": np.zeros(4, np.float32)},
+        {"output": np.zeros((), np.float32)}, {"output_bias": np.zeros(2, np.float32)},
+        {"scale": np.zeros(len(FEATURES), np.float32)}, {"mean": np.zeros(len(FEATURES), np.float64)},
+        {"mean": np.zeros(len(FEATURES), np.int32)}, {"extra": np.zeros(1, np.float32)}, {"mean": None},
+        {"unit_bias": None}, {"units": None},
     ],
-)
+)  # fmt: skip
 def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[str, NDArray[Any] | None]) -> None:
     router = make_router(units=5)
     arrays = {name: array for name, array in {**router.arrays(), **changes}.items() if array is not None}
@@ -284,20 +277,11 @@ def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[st
 @pytest.mark.parametrize(
     "changes",
     [
-        {"features": [*FEATURES[:-1], "horoscope"]},
-        {"features": [*FEATURES[:-1], FEATURES[0]]},
-        {"features": [*FEATURES[:-1], 7]},
-        {"features": "tokens"},
-        {"hidden_size": 6},
-        {"pairs": [7]},
-        {"pairs": [{"draft": DRAFT}]},
-        {"taus": []},
-        {"surprise": 1},
-        {"metrics": ...},
-        {"data": {}},
-        {"data": {"step_end": "\n"}},
-        {"data": {"step_end": {"separator": 7}}},
+        {"features": [*FEATURES[:-1], "horoscope"]}, {"features": [*FEATURES[:-1], FEATURES[0]]},
+        {"features": [*FEATURES[:-1], 7]}, {"features": "tokens"}, {"hidden_size": 6}, {"pairs": [7]},
+        {"pairs": [{"draft": DRAFT}]}, {"taus": []}, {"surprise": 1}, {"metrics": ...}, {"data": {}},
+        {"data": {"step_end": "\n"}}, {"data": {"step_end": {"separator": 7}}},
     ],
-)
+)  # fmt: skip
 def test_card_that_makes_no_sense_is_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:
     refused(rewritten(make_router(), tmp_path / "router", **changes))

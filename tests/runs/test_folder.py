@@ -234,19 +234,14 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
                 *({"kind": "chat"}, {"models": {"target": None}}, {"router": 1}, {"policies": [{"tau": None}]}),
                 {"policies": [RUN["policies"][0] | {"policy": "best"}]},
                 *(
-                    {"dataset": RUN["dataset"] | {"sha256": -1}},
-                    {"sampling": "all"},
-                    {"levels": 1},
-                    {"concurrency": 0},
-                    {"schema": 9},
-                    {"router": {"name": "r", "sha256": "0", "card": []}},
-                    {"tau_costs": 1},
+                    {"dataset": RUN["dataset"] | {"sha256": -1}}, {"sampling": "all"}, {"levels": 1}, {"concurrency": 0},
+                    {"schema": 9}, {"router": {"name": "r", "sha256": "0", "card": []}}, {"tau_costs": 1},
                 ),
             )
         ),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_run_json_of_another_form_is_damage(quick_path: Path, content: bytes, words: str) -> None:
     begin(quick_path / "run")
     (quick_path / "run" / "run.json").write_bytes(content)

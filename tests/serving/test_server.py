@@ -184,24 +184,15 @@ ON, OFF = {"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_k
 @pytest.mark.parametrize(
     ("fields", "usual", "reasoning_tokens"),
     [
-        ({}, 30, 30),
-        ({"reasoning_effort": "none"}, 30, 0),
-        (OFF, 30, 0),
-        (OFF | {"reasoning_effort": "none"}, 30, 0),
-        ({}, 0, 0),
-        ({"chat_template_kwargs": {"thinking": True}}, 30, 30),
-        ({"chat_template_kwargs": {"thinking": False}}, 30, 0),
-        (ON | {"max_tokens": 9}, 0, 9),
-        ({"reasoning": {"max_tokens": 7}}, 30, 7),
-        ({"reasoning": {"max_tokens": 7}}, 0, 7),
-        ({"thinking_budget": 7}, 30, 7),
-        ({"thinking_budget": 500}, 30, 30),
-        ({"thinking_budget": 0}, 30, 0),
-        ({"thinking": {"type": "enabled", "budget_tokens": 7}}, 0, 7),
-        ({"thinking": {"type": "disabled"}}, 30, 0),
+        ({}, 30, 30), ({"reasoning_effort": "none"}, 30, 0), (OFF, 30, 0), (OFF | {"reasoning_effort": "none"}, 30, 0),
+        ({}, 0, 0), ({"chat_template_kwargs": {"thinking": True}}, 30, 30),
+        ({"chat_template_kwargs": {"thinking": False}}, 30, 0), (ON | {"max_tokens": 9}, 0, 9),
+        ({"reasoning": {"max_tokens": 7}}, 30, 7), ({"reasoning": {"max_tokens": 7}}, 0, 7),
+        ({"thinking_budget": 7}, 30, 7), ({"thinking_budget": 500}, 30, 30), ({"thinking_budget": 0}, 30, 0),
+        ({"thinking": {"type": "enabled", "budget_tokens": 7}}, 0, 7), ({"thinking": {"type": "disabled"}}, 30, 0),
         (OFF | {"thinking_budget": 7}, 30, 0),
     ],
-)
+)  # fmt: skip
 def test_requests_say_whether_to_think(
     client: Served, thinker: Served, fields: dict[str, Any], usual: int, reasoning_tokens: int
 ) -> None:
@@ -366,17 +357,11 @@ def test_fields_that_are_ignored_are_listed(client: Served) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"{",
-        b"[]",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"a":' * 50_000,
-        b'{"temperature": NaN}',
+        b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b'{"temperature": NaN}',
         b'{"seed": ' + b"9" * 5000 + b"}",
     ],
     ids=["empty", "cut", "list", "not UTF-8", "deep list", "deep object", "NaN", "long number"],
-)
+)  # fmt: skip
 def test_bodies_that_are_no_request(client: Served, body: bytes) -> None:
     response = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert (response.status_code, refusal(response)["type"]) == (400, "invalid_request_error")

@@ -67,16 +67,11 @@ def test_child_holds_no_file_and_no_secret_of_this_process(
 @pytest.mark.parametrize(
     ("harm", "cause", "reason"),
     [
-        ("time", "time", "not finished after 0.2 s"),
-        ("memory", "memory", "more than 64 MB"),
-        ("abort", "crash", "SIGABRT"),
-        ("error", "crash", "exit status 1"),
-        ("exit", "crash", "exit status 0"),
-        ("killed", "machine", "was killed"),
-        ("object", "crash", "exit status 1"),
-        ("long", "crash", "too long"),
+        ("time", "time", "not finished after 0.2 s"), ("memory", "memory", "more than 64 MB"),
+        ("abort", "crash", "SIGABRT"), ("error", "crash", "exit status 1"), ("exit", "crash", "exit status 0"),
+        ("killed", "machine", "was killed"), ("object", "crash", "exit status 1"), ("long", "crash", "too long"),
     ],
-)
+)  # fmt: skip
 def test_child_that_gives_no_answer_says_why(child: Child, harm: str, cause: str, reason: str) -> None:
     with pytest.raises(ChildError, match=reason) as error:
         child(harm)

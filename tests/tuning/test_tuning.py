@@ -192,15 +192,10 @@ def test_measurements_that_end_together_are_all_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        "",
-        "[]",
-        '{"schema": 2, "tuned": []}',
-        '{"schema": 1, "tuned": [{}]}',
-        '{"schema": 1, "tuned": [1]}',
-        "threads",
+        "", "[]", '{"schema": 2, "tuned": []}', '{"schema": 1, "tuned": [{}]}', '{"schema": 1, "tuned": [1]}', "threads",
         "costs",
     ],
-)
+)  # fmt: skip
 def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tuned.json"
     keep_tuned(path, [make_tuned()])
