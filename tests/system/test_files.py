@@ -55,7 +55,7 @@ def test_pipe_and_device_are_written_to(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
     reader.start()
     write_atomically(pipe, b"text")
-    reader.join(10)
+    reader.join(120)
     write_atomically(Path("/dev/null"), b"text")
     assert (received, pipe.is_fifo(), Path("/dev/null").is_char_device()) == ([b"text"], True, True)
 
