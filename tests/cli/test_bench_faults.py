@@ -334,15 +334,11 @@ def test_hanging_step_ends_in_an_error_row(here: Path) -> None:
 @pytest.mark.parametrize(
     ("streams", "code"),
     [
-        ({"stdin": CLOSED}, 0),
-        ({"stderr": CLOSED}, 0),
-        ({"stderr": "/dev/full"}, 0),
-        ({"stderr": BROKEN}, 0),
-        ({"stdout": BROKEN}, 141),
-        ({"stdout": CLOSED}, 2),
+        ({"stdin": CLOSED}, 0), ({"stderr": CLOSED}, 0), ({"stderr": "/dev/full"}, 0), ({"stderr": BROKEN}, 0),
+        ({"stdout": BROKEN}, 141), ({"stdout": CLOSED}, 2),
     ],
     ids=["no stdin", "no stderr", "no room for stderr", "no reader of stderr", "no reader", "no stdout"],
-)
+)  # fmt: skip
 def test_run_is_complete_or_never_begun_if_a_stream_is_missing(here: Path, streams: dict[str, str], code: int) -> None:
     result = run(*BENCH[:-1], cwd=here, **streams)
     assert result.code == code

@@ -112,25 +112,16 @@ def test_final_answer_of_megabytes_takes_little_time(piece: str) -> None:
 @pytest.mark.parametrize(
     ("row", "gold"),
     [
-        ({"answer": "It is 9 * 2 = $<<9*2=18>>18.\n#### 18"}, Gold("18")),
-        ({"answer": "#### 2,125"}, Gold("2,125")),
-        ({"answer": "9 (apples)"}, Gold("9 (apples)")),
-        ({"answer": "\\frac{1}{2}"}, Gold("\\frac{1}{2}")),
+        ({"answer": "It is 9 * 2 = $<<9*2=18>>18.\n#### 18"}, Gold("18")), ({"answer": "#### 2,125"}, Gold("2,125")),
+        ({"answer": "9 (apples)"}, Gold("9 (apples)")), ({"answer": "\\frac{1}{2}"}, Gold("\\frac{1}{2}")),
         ({"answer": ["$\\frac{1}{2 n+2}$"], "unit": None}, Gold("$\\frac{1}{2 n+2}$")),
         ({"answer": ["$k=1$", "$k=2$"]}, Gold("$k=1$, $k=2$")),
-        ({"answer": ["$90$"], "unit": " ^{\\circ} "}, Gold("$90$", "^{\\circ}")),
-        ({"answer": 204}, Gold("204")),
-        ({"answer": 27.0}, Gold("27")),
-        ({"answer": 0.5}, Gold("0.5")),
-        ({"answer": ""}, Gold(None)),
-        ({"answer": "  "}, Gold(None)),
-        ({"answer": "#### "}, Gold(None)),
-        ({"answer": None}, Gold(None)),
-        ({"answer": True}, Gold(None)),
-        ({"answer": {"a": 1}}, Gold(None)),
-        ({"answer": [None, ""]}, Gold(None)),
+        ({"answer": ["$90$"], "unit": " ^{\\circ} "}, Gold("$90$", "^{\\circ}")), ({"answer": 204}, Gold("204")),
+        ({"answer": 27.0}, Gold("27")), ({"answer": 0.5}, Gold("0.5")), ({"answer": ""}, Gold(None)),
+        ({"answer": "  "}, Gold(None)), ({"answer": "#### "}, Gold(None)), ({"answer": None}, Gold(None)),
+        ({"answer": True}, Gold(None)), ({"answer": {"a": 1}}, Gold(None)), ({"answer": [None, ""]}, Gold(None)),
         ({}, Gold(None)),
     ],
-)
+)  # fmt: skip
 def test_gold_answer_of_a_row(row: dict[str, Any], gold: Gold) -> None:
     assert gold_answer(row) == gold

@@ -186,14 +186,10 @@ def test_answer_is_never_run(grader: MathGrader, tmp_path: Path, code: str) -> N
 @pytest.mark.parametrize(
     "code",
     [
-        "eval('1+1')",
-        "exec('1')",
-        "import os; os.system('true')",
-        "import subprocess; subprocess.run(['true'])",
-        "open('{}', 'w')",
-        "import os; os.fork()",
+        "eval('1+1')", "exec('1')", "import os; os.system('true')", "import subprocess; subprocess.run(['true'])",
+        "open('{}', 'w')", "import os; os.fork()",
     ],
-)
+)  # fmt: skip
 def test_fork_may_only_compute(tmp_path: Path, code: str) -> None:
     canary, module = tmp_path / "canary", tmp_path / "module.py"
     module.write_text(code.format(canary))

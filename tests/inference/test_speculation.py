@@ -152,15 +152,11 @@ def time_of_speculation(draft: float, batches: tuple[float, float], match: float
 @pytest.mark.parametrize(
     ("draft", "batches", "match", "share"),
     [
-        (0.1, line(0.05), 0.9, 0.45),
-        (0.19, line(0.13), 0.8, 0.8),
-        (0.05, line(0.02), 0.95, 0.25),
-        (0.7, line(0.65), 0.9, 1.03),
-        (0.5, line(1.0), 1.0, 1.03),
-        (0.4, QUANTIZED, 0.9, 1.03),
+        (0.1, line(0.05), 0.9, 0.45), (0.19, line(0.13), 0.8, 0.8), (0.05, line(0.02), 0.95, 0.25),
+        (0.7, line(0.65), 0.9, 1.03), (0.5, line(1.0), 1.0, 1.03), (0.4, QUANTIZED, 0.9, 1.03),
         (0.9, line(0.02), 0.5, 1.03),
     ],
-)
+)  # fmt: skip
 def test_speculation_saves_time_or_never_costs_much(
     draft: float, batches: tuple[float, float], match: float, share: float
 ) -> None:

@@ -323,14 +323,10 @@ def test_a_marker_in_pieces_is_no_part_of_the_text() -> None:
 @pytest.mark.parametrize(
     ("kind", "target"),
     [
-        ("vllm", "switched"),
-        ("vllm", "channel"),
-        ("sglang", "switched"),
-        ("sglang", "harmony"),
-        ("llamacpp", "channel"),
+        ("vllm", "switched"), ("vllm", "channel"), ("sglang", "switched"), ("sglang", "harmony"), ("llamacpp", "channel"),
         *rarely(("plain", "switched")),
     ],
-)
+)  # fmt: skip
 def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think_tokens: int | None) -> None:
     marked = kind != "plain"
     expected = solved("seed", target, think_tokens=think_tokens, marked=marked)

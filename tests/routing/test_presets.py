@@ -214,14 +214,10 @@ def test_budget_is_a_share_of_the_steps() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rows": []},
-        {"rows": [{}]},
-        {"rows": 7},
-        {"named": 7},
-        {"costs": {"draft_seconds_per_token": -1}},
+        {"rows": []}, {"rows": [{}]}, {"rows": 7}, {"named": 7}, {"costs": {"draft_seconds_per_token": -1}},
         {"num_solutions": "9"},
     ],
-)
+)  # fmt: skip
 def test_table_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
     probability, outcomes = make_outcomes()
     found = json.loads(json.dumps(make_table(probability, outcomes, [0.3], COSTS).to_json()))

@@ -96,14 +96,10 @@ def test_no_trial_after_a_thought_that_is_not_whole_or_the_last(stop: StepStop) 
 @pytest.mark.parametrize(
     ("answers", "ends"),
     [
-        (["4"], False),
-        (["4", "4"], True),
-        (["4", "5"], False),
-        (["4", "5", "4"], False),
-        (["4", None, "4"], False),
+        (["4"], False), (["4", "4"], True), (["4", "5"], False), (["4", "5", "4"], False), (["4", None, "4"], False),
         ([None] * 2, False),
     ],
-)
+)  # fmt: skip
 def test_two_equal_answers_in_a_row_end_the_thinking(answers: list[str | None], ends: bool) -> None:
     assert agree([Trial(answer, "draft", Cost()) for answer in answers]) is ends
 

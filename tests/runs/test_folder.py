@@ -151,29 +151,19 @@ def altered(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b"", "EOF"),
-        (b"[1]", "object"),
-        (b"\0" * 100, "expected value"),
-        (b'{"a":' * 100_000, "recursion"),
-        (b'{"sample": 0}', "id: "),
-        (altered(status="perhaps"), "'done' or 'error'"),
-        (altered(id=["a"]), "id: "),
-        (altered(text={}), "text: "),
-        (altered(grade=None), "grade: "),
-        (altered(schema=9), "schema: "),
-        (altered(policy="best"), "policy: "),
-        (altered(colour="blue"), "colour: "),
+        (b"", "EOF"), (b"[1]", "object"), (b"\0" * 100, "expected value"), (b'{"a":' * 100_000, "recursion"),
+        (b'{"sample": 0}', "id: "), (altered(status="perhaps"), "'done' or 'error'"), (altered(id=["a"]), "id: "),
+        (altered(text={}), "text: "), (altered(grade=None), "grade: "), (altered(schema=9), "schema: "),
+        (altered(policy="best"), "policy: "), (altered(colour="blue"), "colour: "),
         (altered(steps=[make_row(7)["steps"][0] | {"cost": {"prefill_tokens": -1}}]), "steps.0.cost.prefill_tokens: "),
-        (altered(steps=None), "steps: "),
-        (altered(wall_seconds="1"), "wall_seconds: "),
+        (altered(steps=None), "steps: "), (altered(wall_seconds="1"), "wall_seconds: "),
         (altered(timing={"draft": {"verify_batches": None}}), "timing.draft."),
         (altered(timing={**make_row(7)["timing"], "program": {}}), "timing.program"),
-        (encode(make_row(0))[:-1], "repeats an earlier row"),
-        (altered(id="another"), "belongs to another run"),
+        (encode(make_row(0))[:-1], "repeats an earlier row"), (altered(id="another"), "belongs to another run"),
         (altered(policy="judge", tau=0.7), "belongs to another run"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_line_that_is_not_a_row_is_named_and_set_aside(quick_path: Path, line: bytes, words: str) -> None:
     """A reader refuses the run and changes nothing. A writer moves the line to another file and keeps the rows."""
     rows = begin(quick_path / "run")

@@ -117,13 +117,9 @@ def test_tokens_that_are_surely_kept_are_streamed_as_they_are_written(client: Se
 )
 def test_a_conversation(client: Served, thoughts: str) -> None:
     said = [
-        ("system", "Be"),
-        ("developer", "brief."),
-        ("user", "a"),
-        ("user", "b"),
-        ("assistant", thoughts + "c"),
+        ("system", "Be"), ("developer", "brief."), ("user", "a"), ("user", "b"), ("assistant", thoughts + "c"),
         ("user", "d"),
-    ]
+    ]  # fmt: skip
     answer = client.post(
         "/v1/chat/completions",
         json={"messages": [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]},

@@ -148,14 +148,10 @@ def test_a_program_is_the_last_block_that_defines_something(text: str, program: 
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("\\boxed{B}", "B"),
-        ("\\boxed{\\text{C}}", "C"),
-        ("The answer is (D).", "D"),
-        ("The answer is A. Paris", "A"),
-        ("\\boxed{Because}", None),
-        ("I do not know", None),
+        ("\\boxed{B}", "B"), ("\\boxed{\\text{C}}", "C"), ("The answer is (D).", "D"), ("The answer is A. Paris", "A"),
+        ("\\boxed{Because}", None), ("I do not know", None),
     ],
-)
+)  # fmt: skip
 def test_letters(text: str, letter: str | None) -> None:
     assert find_letter(text) == letter
 
