@@ -202,7 +202,7 @@ def _joined(style: str, marks: Sequence[Mark]) -> list[Line]:
 
 
 def level_chart(policies: Sequence[Json]) -> Chart | None:
-    shown = [policy for policy in policies if policy["by_level"]]
+    shown = [policy for policy in policies if policy["by_level"] and policy["accuracy"] is not None]
     levels = list(dict.fromkeys(level for policy in shown for level in policy["by_level"]))
     if not levels:
         return None

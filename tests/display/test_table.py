@@ -9,6 +9,7 @@ from made_up_runs import MadeUp, describe, make_run, run_of, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.app.sentences import sentence
+from arbitrage_cli.display.charts import accuracy_chart, level_chart
 from arbitrage_cli.display.columns import COMPARISON, DEFINITIONS, DIFFERENCE, PAGE, PRICE, known
 from arbitrage_cli.display.facts import summary
 from arbitrage_cli.display.table import write_comparison, write_table
@@ -66,7 +67,7 @@ def test_table_has_a_line_for_each_policy_with_its_figures() -> None:
     assert text.startswith("made-up: 20 problems\n")
 
 
-def test_ungraded_answers_have_no_columns() -> None:
+def test_ungraded_answers_have_no_columns_or_charts() -> None:
     made = make_run(6, columns=[("target", None), ("entropy", 0.5)])
     ungraded = MadeUp(made.run, [unscored(row) for row in made.rows])
     shown = figures(ungraded.run, ungraded.rows)
@@ -77,6 +78,7 @@ def test_ungraded_answers_have_no_columns() -> None:
         "vs target, points",
     }
     assert "%" not in " ".join(summary(shown))
+    assert (accuracy_chart(shown["policies"]), level_chart(shown["policies"])) == (None, None)
 
 
 def test_the_verdict_stands_under_the_table() -> None:
