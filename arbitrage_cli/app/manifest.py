@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -207,8 +208,9 @@ def resume(earlier: Run, now: Run, place: Path) -> Run:
     for name in (name for name in before if name in after):
         was, is_now = _text(before[name]), _text(after[name])
         if was != is_now:
-            hint = f"grade the answers again: arbitrage report {place} --regrade" if name == "grader" else _HINT
-            raise UsageError(f"{place}: {name} changed from {was} to {is_now}", hint)
+            can_regrade = name == "grader" and "kind" not in now  # only runs of bench have no kind
+            regrade = f"grade the answers again: {shlex.join(['arbitrage', 'report', str(place), '--regrade'])}"
+            raise UsageError(f"{place}: {name} changed from {was} to {is_now}", regrade if can_regrade else _HINT)
     known = {(listed["policy"], listed["tau"]) for listed in earlier["policies"]}
     added = [listed for listed in now["policies"] if (listed["policy"], listed["tau"]) not in known]
     merged = _joined(earlier, now) | {

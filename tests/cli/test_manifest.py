@@ -104,5 +104,12 @@ def test_facts_of_loaded_models_are_kept() -> None:
     assert resume(known, manifest(), HERE)["models"]["target"]["name"] == "Large"
 
 
+@pytest.mark.parametrize(("kind", "is_graded"), [({}, True), ({"kind": "collect"}, False)])
+def test_only_a_benchmark_can_be_graded_again(kind: dict[str, str], is_graded: bool) -> None:
+    with pytest.raises(UsageError) as caught:
+        resume(manifest(**kind), manifest(**kind, grader="rules 2"), Path("my run"))
+    assert ("--regrade" in caught.value.hint, "'my run'" in caught.value.hint) == (is_graded, is_graded)
+
+
 def test_another_version_is_noted() -> None:
     assert len(resume(manifest(), manifest(tool="2"), HERE)["warnings"]) == 1
