@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -292,11 +293,12 @@ def test_two_pairs_of_real_models_are_open_at_once() -> None:
 
 def test_advice_is_found_with_the_models_of_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    with open_pair(threads=1, ctx=512, max_tokens=8, concurrency=2) as pair:
+    with open_pair(task="math", threads=1, ctx=512, offline=True, max_tokens=8, concurrency=2) as pair:
         advice = pair.advise(["What is 5 + 6?", {"question": "What is 7 + 6?", "answer": "13"}], minutes=0.01)
         assert advice.policy in ("target", "speculative", "arbitrage", "draft")
         assert 0.5 <= advice.confidence <= 1
         assert f"{advice.speedup:.3g}" in advice.sentence
+        assert {"--task", "--threads", "--ctx", "--offline", "--max-tokens"} <= set(shlex.split(advice.command))
         with pytest.raises(UsageError):
             pair.advise([{"text": "no question"}])
         assert len(list(pair.solve_many(["What is 5 + 6?"] * 2))) == 2

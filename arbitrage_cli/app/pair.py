@@ -231,7 +231,8 @@ def open_pair(
     if isinstance(concurrency, bool) or not isinstance(concurrency, int | str):
         raise UsageError(f"expected a number or 'auto', found {concurrency!r}", option="concurrency")
     machine = check(MachineOptions(gpu_layers, ctx=ctx, threads=threads, concurrency=str(concurrency)))
-    explicit = frozenset(name for name, value in {**named, **call_defaults, "pair": pair}.items() if value is not None)
+    given = {**named, **call_defaults, "pair": pair, "task": task, "ctx": ctx, "threads": threads}
+    explicit = frozenset(name for name, value in given.items() if value is not None) | ({"offline"} if offline else set())
     generation = generation_of(check(GenerationOptions(task)), call_defaults)
     options = RunOptions(models, generation, machine, find_task(generation.task), explicit=explicit)
     setup = with_measured_costs(partial(for_pair, options, routing_of(call_defaults)), LogDisplay(log))
