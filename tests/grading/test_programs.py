@@ -259,18 +259,18 @@ def test_resource_limits_hold_without_a_sandbox(program: str, value: str) -> Non
     assert runner.run(program, WANTS_2).value == value
 
 
-@pytest.mark.parametrize("keeps_pipes", [False, True])
+@pytest.mark.parametrize("keeps_pipes", [False, *rarely(True)])
 def test_processes_of_an_unprotected_program_end_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, keeps_pipes: bool
 ) -> None:
-    monkeypatch.setattr("arbitrage_cli.grading.programs.WALL_FACTOR", 3)
+    monkeypatch.setattr(WALL_FACTOR, 20)
     closes = "pass" if keeps_pipes else "os.closerange(0, 99)"
     program = f"import os, time\nchild = os.fork()\nif not child:\n {closes}\n time.sleep(100)\n"
     ProgramRunner((), seconds=1).run(f"{program}open({str(tmp_path / 'id')!r}, 'w').write(str(child))", Tests(""))
     child = int((tmp_path / "id").read_text())
-    awaited(lambda: None if is_running(child) else 0)
+    awaited(lambda: not is_running(child))
 
 
 def test_driver_ends_with_its_input() -> None:
     command = [sys.executable, str(driver.__file__)]
-    assert subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=20).returncode == 1
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 1

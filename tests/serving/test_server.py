@@ -508,7 +508,7 @@ def test_a_request_withdrawn_while_the_scheduler_takes_it() -> None:
         intake.withdraw(taken)
         asked = pool.submit(lambda: list(itertools.islice(intake, 1)))
         try:
-            assert asked.result(5) == [taken]
+            assert asked.result(TIMEOUT) == [taken]
         finally:
             intake.close()
     assert (taken.deadline.has_passed, len(intake)) == (True, 0)
