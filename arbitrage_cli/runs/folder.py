@@ -365,6 +365,8 @@ def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
         if run.get("schema") == SCHEMA:
             check_run(data, made_by)
     except FileNotFoundError as error:
+        if (folder / RESULTS).exists() and not Rows(folder / RESULTS):
+            raise UsageError(f"{folder}: the run has not begun", "wait until it begins, or repeat its command") from error
         raise DamagedRunError(f"{path} is missing, but {RESULTS} contains rows", _START_AGAIN) from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path}: {error}", _START_AGAIN) from error

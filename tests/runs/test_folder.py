@@ -275,6 +275,11 @@ def test_fresh_start_on_a_full_disk_keeps_the_run(quick_path: Path, failing: Cal
     assert (reopened(quick_path / "run"), set_aside(quick_path / "run")) == (rows, [])
 
 
+def test_run_that_has_not_begun_is_not_damaged(quick_path: Path) -> None:
+    with RunFolder(quick_path), pytest.raises(UsageError, match="has not begun"):
+        read_run_folder(quick_path)
+
+
 def test_run_that_never_began_leaves_no_folder(quick_path: Path) -> None:
     with RunFolder(quick_path / "run"):
         pass
