@@ -52,7 +52,7 @@ def make_run(text: str = "") -> RunInfo:
 
 
 def show_everywhere(display: Display, text: str) -> None:
-    display.loading("draft", f"file {text}", 1.0)
+    display.loading(f"loading file {text}", 1.0)
     display.begin(make_run(text))
     trace = make_trace(question=f"question {text}", identifier=f"id {text}")
     display.handle(Started(trace))

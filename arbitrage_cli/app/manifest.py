@@ -37,7 +37,7 @@ from arbitrage_cli.tuning.placement import Placement
 from arbitrage_cli.types import Limits, ModelRole
 
 Run = dict[str, Any]
-OnReading = Callable[[ModelRole, str, float], None]
+OnReading = Callable[[str, float], None]
 """A callback for reading a model file: its role, the current activity and the completed fraction."""
 _HINT = "use another path (--output), or restore the original settings"
 MAX_SHOWN = 80  # characters; longer values are shown as a checksum
@@ -269,7 +269,7 @@ def _model_facts(
     files = local_files(resolved.files[role])
     facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
     sha256 = None if reads_file else unchanged_sha256(files)
-    sha256 = sha256 or sha256_of(files, lambda fraction: on_reading(role, f"checking {files[0].name}", fraction))
+    sha256 = sha256 or sha256_of(files, lambda fraction: on_reading(f"checking {files[0].name}", fraction))
     published = published_sha256(files[0]) if len(files) == 1 else None
     if published not in (None, sha256):
         raise ModelFileError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import ModelRole, ServingEvent
+from arbitrage_cli.types import ServingEvent
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.evaluation.benchmark import Standing
@@ -65,8 +65,8 @@ Shown = ServingEvent | AttemptStarted | AttemptEnded
 class Watcher(Protocol):
     """The methods of a display that a session calls while it prepares models."""
 
-    def loading(self, role: ModelRole, source: str, fraction: float) -> None:
-        """Show that a model is being loaded. `fraction` ranges from 0 to 1."""
+    def loading(self, activity: str, fraction: float) -> None:
+        """Show the progress of an activity such as `loading draft small.gguf`. `fraction` ranges from 0 to 1."""
 
     def fetching(self, progress: FileProgress) -> None:
         """Show that a model file is being downloaded or checked."""
@@ -100,7 +100,7 @@ class LogDisplay:
     def note(self, text: str) -> None:
         self._log.warning("%s", text)
 
-    def loading(self, role: ModelRole, source: str, fraction: float) -> None: ...
+    def loading(self, activity: str, fraction: float) -> None: ...
     def fetching(self, progress: FileProgress) -> None: ...
     def remind(self, text: str) -> None: ...
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None: ...

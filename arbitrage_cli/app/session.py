@@ -165,7 +165,7 @@ class Session:
         is_greedy = not generation.temperature and generation.sampling is None
         connection, found = self._stack.enter_context(contextlib.closing(Connection())), dict[ModelRole, RemoteModel]()
         for role, source in served.items():
-            self._display.loading(role, f"asking {source.address.host}", 0.0)
+            self._display.loading(f"asking {source.address.host}", 0.0)
             found[role] = RemoteModel(open_served(connection, source, role, is_greedy=is_greedy))
         return found
 
@@ -184,7 +184,7 @@ class Session:
                 rollback=rollback.get(role, 0),
                 template_variables={} if role == "prm" else self.resolved.load.template_variables,
             )
-            progress = partial(self._display.loading, role, source)
+            progress = partial(self._display.loading, f"loading {role} {source}")
             backend = open_model(self.resolved.files[role], options, progress)
             self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)))
 

@@ -19,7 +19,7 @@ from arbitrage_cli.display.live_solve import SolveView
 from arbitrage_cli.display.text import one_line, show, write
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import ModelRole, RequestEnded
+from arbitrage_cli.types import RequestEnded
 
 REDRAW_SECONDS = 0.08
 PLAIN = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})
@@ -52,9 +52,9 @@ class LiveDisplay:
         self._stays: list[Text] = []
         self._view: View | None = None
 
-    def loading(self, role: ModelRole, source: str, fraction: float) -> None:
+    def loading(self, activity: str, fraction: float) -> None:
         if self._is_due or fraction >= 1:
-            self._draw([Text(f"loading {fraction:4.0%} {role} {one_line(source)}", "dim")])
+            self._draw([Text(f"{fraction:4.0%} {one_line(activity)}", "dim")])
 
     def fetching(self, progress: FileProgress) -> None:
         if self._downloads.is_new(progress) or self._is_due:

@@ -15,7 +15,7 @@ from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.types import Decided, Event, Finished, ModelRole, RequestEnded, Started
+from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, Started
 
 LOADING_SECONDS = 5.0  # minimum time between progress lines of a download or a model that is loaded
 
@@ -36,11 +36,11 @@ class PlainDisplay:
         self._began = 0.0
         self._totals = wording.Totals()
 
-    def loading(self, role: ModelRole, source: str, fraction: float) -> None:
+    def loading(self, activity: str, fraction: float) -> None:
         now = self._clock()
         if now - self._last_loading >= LOADING_SECONDS:
             self._last_loading = now
-            self._say(f"loading {role} {one_line(source)}: {fraction:.0%}")
+            self._say(f"{one_line(activity)}: {fraction:.0%}")
 
     def fetching(self, progress: FileProgress) -> None:
         now = self._clock()

@@ -41,7 +41,7 @@ AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest 
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
 RESAMPLES = 500
 
-OnLoading = Callable[[ModelRole, str, float], None]
+OnLoading = Callable[[str, float], None]
 
 
 class Threaded(Backend, Protocol):
@@ -100,7 +100,7 @@ def measure_and_keep(
         backends: dict[ModelRole, Threaded] = {}
         for role, path in paths.items():
             try_model(path, load)
-            progress = partial(on_loading, role, path)
+            progress = partial(on_loading, f"loading {role} {path}")
             backends[role] = stack.enter_context(load_llama().LlamaBackend(local_files(path)[0], load, progress=progress))
         on_gpu = {role: backend for role, backend in backends.items() if backend.card.gpu_layers}
         probe(on_gpu, rounds=1)  # GPU drivers compile when a number of tokens is first computed

@@ -90,11 +90,19 @@ def test_attempt_is_one_line_of_visible_text() -> None:
     ]
 
 
+def test_long_work_before_a_run_is_named() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = PlainDisplay(stream, io.StringIO(), clock=clock)
+    clock.now += 60
+    display.loading("checking draft.gguf", 1.0)
+    assert stream.getvalue() == "checking draft.gguf: 100%\n"
+
+
 def test_quiet_display_has_notes_only() -> None:
     stream, clock = io.StringIO(), Clock()
     display = PlainDisplay(stream, io.StringIO(), verbosity=0, clock=clock)
     clock.now += 60
-    display.loading("draft", "small.gguf", 0.5)
+    display.loading("loading draft small.gguf", 0.5)
     display.begin(PROGRESS)
     display.handle(ENDED)
     display.note("a note")

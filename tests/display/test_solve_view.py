@@ -109,8 +109,8 @@ def test_a_problem_is_shown_by_its_first_line(make_view: MakeView, question: str
 def test_a_line_about_loading_does_not_stay(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
     screen, clock = make_screen(monkeypatch, 80, 24), Clock()
     display, clock.now = LiveDisplay(screen, io.StringIO(), clock=clock), clock.now + REDRAW_SECONDS
-    display.loading("target", "large.gguf", 0.69)
-    assert screen.text == "loading  69% target large.gguf"
+    display.loading("loading target large.gguf", 0.69)
+    assert screen.text == " 69% loading target large.gguf"
     {
         "begin": lambda: display.begin(RUN),
         "note": lambda: display.note("a note"),
