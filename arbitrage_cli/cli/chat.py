@@ -14,7 +14,7 @@ from arbitrage_cli.cli.output import command_display
 from arbitrage_cli.cli.streams import show_cursor
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.explanation import solution_lines
-from arbitrage_cli.display.text import safe, width_of, write
+from arbitrage_cli.display.text import safe, width_of, wrapped, write
 from arbitrage_cli.errors import ProblemError, UsageError, unknown
 from arbitrage_cli.system.signals import Interruption, interruptible
 from arbitrage_cli.types import Finished
@@ -87,7 +87,7 @@ class _Prompt:
             "/target": lambda rest: self._compare(),
             "/explain": lambda rest: self._explain(),
             "/new": lambda rest: self._conversation.clear(),
-            "/help": lambda rest: _say(HELP),
+            "/help": lambda rest: _say(HELP, HELP.index("use")),
         }
 
     def follow_line(self) -> bool:
@@ -137,8 +137,9 @@ class _Prompt:
         _say("\n".join(solution_lines(last.finished.trace, last.run, width_of(sys.stdout))))
 
 
-def _say(text: str) -> None:
-    write(sys.stdout, f"{text}\n")
+def _say(text: str, indent: int = 2) -> None:
+    lines = (part for line in text.split("\n") for part in wrapped(line, width_of(sys.stdout), indent) or [""])
+    write(sys.stdout, "".join(f"{line}\n" for line in lines))
 
 
 def _read_line(prompt: str) -> str | None:

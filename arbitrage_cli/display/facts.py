@@ -78,9 +78,9 @@ def run_lines(record: Json) -> tuple[str, str]:
     """Return the title and the description of a run from `list_runs`."""
     days = timedelta(seconds=record["age_seconds"]).days
     age = rounding.count(days, "day") if days else rounding.duration(record["age_seconds"])
-    done = f"  {record['done']}/{record['planned']} done" if "done" in record else ""
+    done = f"{record['done']}/{record['planned']} done, " if "done" in record else ""
     about = record.get("error") or f"{record['dataset']}: {record['policies']}; {record['models']}"
-    return f"{one_line(shlex.quote(record['folder']))}{done}, {age} ago", one_line(about)
+    return one_line(shlex.quote(record["folder"])), one_line(f"{done}{age} ago; {about}")
 
 
 def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:

@@ -76,8 +76,8 @@ def _without_middle(label: str, head: int, room: int) -> str:
     return label if len(label) <= room else f"{label[:head]}~{label[len(label) + head + 1 - room :]}"
 
 
-def wrapped(text: str, width: int = WIDTH) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+def wrapped(text: str, width: int = WIDTH, indent: int = 2) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def is_drawable(stream: TextIO | None) -> bool:

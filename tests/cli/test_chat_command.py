@@ -56,6 +56,12 @@ def test_a_line_that_cannot_be_followed_does_not_end_the_chat(lines: list[str]) 
     assert "Traceback" not in result.err
 
 
+def test_help_fits_a_terminal() -> None:
+    lines = chat("/help").out.splitlines()
+    assert max(map(len, lines)) < 80
+    assert {line[:15].strip() for line in lines} >= {"", "/target", "/quit"}
+
+
 def test_what_is_remembered() -> None:
     flags, numbers = ("--ctx", "300"), range(31, 37)
     turns = [f"{number} * 12 - 95" for number in numbers]

@@ -116,8 +116,8 @@ def test_runs_are_listed(here: Path) -> None:
     shown = run("report", cwd=here)
     assert (shown.code, shown.err) == (0, "")
     assert run("report", "runs", cwd=here).out == shown.out
-    assert "runs/one  6/6 done, 3 days ago\n  made-up: target, entropy@0.5; " in shown.out
-    assert "runs/bad, 3 days ago\n  runs/bad/run.json: schema " in shown.out
+    assert "runs/one\n  6/6 done, 3 days ago; made-up: target, entropy@0.5; " in shown.out
+    assert "runs/bad\n  3 days ago; runs/bad/run.json: schema " in shown.out
     assert "no run" not in shown.out
     records = {record["folder"]: record for record in json.loads(run("report", "--json", cwd=here).out)}
     assert (records["runs/one"]["done"], records["runs/one"]["planned"]) == (6, 6)
@@ -130,7 +130,7 @@ def test_runs_are_listed(here: Path) -> None:
 def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], here: Path) -> None:
     (here / "runs" / "bad" / "run.json").write_bytes(encode(run_json))
     shown = run("report", cwd=here)
-    assert (shown.code, "runs/one  6/6 done" in shown.out, "runs/bad, " in shown.out) == (0, True, True)
+    assert (shown.code, "runs/one\n  6/6 done" in shown.out, "runs/bad\n" in shown.out) == (0, True, True)
 
 
 @pytest.mark.parametrize(
