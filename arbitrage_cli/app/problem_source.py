@@ -8,7 +8,7 @@ import select
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -82,21 +82,17 @@ class Problems:
     def rows(self) -> Iterator[InputLine]:
         return iter(lambda: self._ahead.popleft() if self._ahead else next(self._rows, None), None)
 
-    def usable(self, on_bad_line: Callable[[BadLine], None]) -> Iterator[Problem]:
-        """Yield the remaining problems. Pass invalid lines to `on_bad_line` as they are reached."""
-        for row in self.rows():
-            if isinstance(row, Problem):
-                yield row
-            else:
-                on_bad_line(row)
+    def peek(self) -> Iterator[InputLine]:
+        """Yield the next rows, and keep them for `rows`."""
+        for row in self._rows:
+            self._ahead.append(row)
+            yield row
 
     def look_ahead(self, most: int) -> int:
         """Read the first problem and other available problems, at most `most` in total. Return how many were read."""
         known = 0
         while known < most and not self.ended and (not known or self._can_read):
-            for row in itertools.islice(self._rows, 1):
-                self._ahead.append(row)
-                known += isinstance(row, Problem)
+            known += sum(isinstance(row, Problem) for row in itertools.islice(self.peek(), 1))
         return known
 
     def is_ready(self) -> bool:

@@ -1,11 +1,11 @@
 """Solves problems and outputs the results in order, optionally to a file from which the command can resume.
 
-The file is JSONL: one record per input line, in order. If a problem failed, the next command tries it again. Until that
-command ends, the file contains both records, and the later record counts.
+The file is JSONL: one record per input line. Records are appended as problems end, and put in input order at the end of the
+command. If a problem failed, the next command tries it again. Until that command ends, the file contains both records, and
+the later record counts.
 """
 
 import contextlib
-import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -23,10 +23,9 @@ from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.app.solution import InOrder
 from arbitrage_cli.app.stored_run import open_run
-from arbitrage_cli.data.problems import BadLine
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Scheduler
-from arbitrage_cli.runs.folder import RUN, Key, Rows, RunFolder, key_of, latest
+from arbitrage_cli.runs.folder import RUN, Rows, RunFolder, latest
 from arbitrage_cli.runs.records import SOLVE, RunInfo, record, tau_in_json, unusable_record
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.stats import rounding
@@ -35,6 +34,7 @@ from arbitrage_cli.tuning.memory import MOST
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Started
 
 Record = Mapping[str, Any]
+Place = tuple[str, bool]  # an input line: its id, and whether it is a valid problem
 ANOTHER = "use another file: --output FILE.jsonl"
 OTHER_FORMATS = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
 MAX_SHOWN = 60  # characters of a value in a message
@@ -81,15 +81,15 @@ class Solutions(AbstractContextManager["Solutions"]):
     ) -> None:
         self.num_done = self.num_new = self.num_failed = 0
         self._display, self._show, self._path, self._folder = display, show, path, folder
-        self._in_order = InOrder[tuple[Record, bool]]()  # results, and whether they are new
+        self._in_order = InOrder[Record]()
         self._crashes, self._rows = (folder.started.crashes, folder.rows) if folder else ({}, Rows())
-        self._num_earlier = 0
-        self._again: dict[Key, Problem] = {}  # problems that failed before
+        self._solved: dict[Place, None] = {}  # the lines whose results in the file are kept, in input order
+        self._places: dict[Place, None] = {}  # all lines so far, in input order
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OutputError):  # an output error is already being raised
-            for result in self._in_order.rest() if self._folder is None else ():
-                self._pass_on(*result)
+            for result in self._in_order.rest():
+                self._show(result)
 
     def solve(
         self,
@@ -104,8 +104,8 @@ class Solutions(AbstractContextManager["Solutions"]):
         display. Raises UsageError if the file contains results of other problems or settings, and the same errors as
         `Session` and `Scheduler.run`.
         """
-        self._match_earlier(problems)
-        num_known = len(self._again) + problems.look_ahead(2 if setup.concurrency == "1" else MOST)
+        num_known = self._match_earlier(problems)
+        num_known += problems.look_ahead(2 if setup.concurrency == "1" else MOST)
         if not num_known and self._folder is None:
             deque(self._unsolved(problems), maxlen=0)
             return
@@ -123,11 +123,10 @@ class Solutions(AbstractContextManager["Solutions"]):
                     self._solve(session, problems, describe)
                 else:
                     deque(self._unsolved(problems), maxlen=0)
-        self._remove_replaced()
+        self._put_in_order()
 
     def _solve(self, session: Session, problems: Problems, describe: Callable[[RunInfo], RunInfo]) -> None:
-        num_done = self._num_earlier - len(self._again)
-        run = describe(replace(session.run_info(num_problems=problems.total), num_done=num_done))
+        run = describe(replace(session.run_info(num_problems=problems.total), num_done=len(self._solved)))
         self._display.begin(run)
         events = self._events(session.scheduler(session.setup.route), problems, run, session.resolved.limits)
         with contextlib.closing(events):
@@ -153,21 +152,25 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _finish(self, event: Finished, run: RunInfo) -> None:
         """Store and show a problem's result. The file omits interrupted problems, so that a resumed run solves them."""
         if self._folder is None or event.error is None or isinstance(event.error, ProblemError):
-            self._in_order.finished(event.trace, (record(event, run), True))
-            self._pass_on_ready()
+            result = record(event, run)
+            self._in_order.finished(event.trace, result)
+            self._pass_on(result)
 
     def _add(self, result: Record, *, is_new: bool = True) -> None:
-        self._in_order.add((result, is_new))
-        self._pass_on_ready()
+        self._in_order.add(result)
+        self._pass_on(result, is_new=is_new)
 
     def _unsolved(self, problems: Problems) -> Iterator[Problem]:
         """Yield the problems that are unsolved or failed. Add other results and invalid lines in their places."""
-        for earlier in itertools.islice(latest(self._rows), self._num_earlier):
-            if problem := self._again.get(key_of(earlier)):
-                yield problem
+        earlier = _in_order(latest(self._rows), self._solved)
+        for line in problems.rows():
+            self._places[place := _place_of_line(line)] = None
+            if place in self._solved:
+                self._add(next(earlier), is_new=False)
+            elif isinstance(line, Problem):
+                yield line
             else:
-                self._add(earlier, is_new=False)
-        yield from problems.usable(lambda line: self._add(unusable_record(line.number, line.reason)))
+                self._add(unusable_record(line.number, line.reason))
 
     def _events(
         self, scheduler: Scheduler, problems: Problems, run: RunInfo, limits: Limits
@@ -189,19 +192,36 @@ class Solutions(AbstractContextManager["Solutions"]):
         """Return whether another problem may start. A problem that crashed the process runs alone."""
         return not any(count < MAX_CRASHES for count in self._crashes.values()) and problems.is_ready()
 
-    def _match_earlier(self, problems: Problems) -> None:
-        """Skip the problems that have results in the file, and remember those that failed."""
-        for earlier, line in zip(latest(self._rows), problems.rows(), strict=False):
-            self._num_earlier += 1
-            if not _is_result_of(earlier, line):
-                other = f"found the result of another problem, '{str(earlier['id'])[:MAX_SHOWN]}'"
-                raise UsageError(f"{self._path}: line {self._num_earlier}: {other}", ANOTHER)
-            if isinstance(line, Problem) and earlier["status"] == "error":
-                self._again[key_of(earlier)] = line
+    def _match_earlier(self, problems: Problems) -> int:
+        """Read ahead to the last line that has a result in the file, and count the lines to solve or to try again.
+
+        Raises UsageError if the file contains results of other problems.
+        """
+        others = {_place_of_result(row): (row["problem"], row["status"]) for row in latest(self._rows)}
+        num_missing = num_failed = 0
+        for line in problems.peek() if others else ():
+            place = _place_of_line(line)
+            question, status = others.pop(place, (None, None))
+            if status is None:
+                num_missing += 1
+            elif isinstance(line, Problem) and question != line.question:
+                raise self._other_problem(line.id)
+            elif isinstance(line, Problem) and status == "error":
+                num_failed += 1
+            else:
+                self._solved[place] = None
+            if not others:
+                break
+        if others and num_missing:
+            raise self._other_problem(next(iter(others))[0])
+        return num_missing + num_failed
+
+    def _other_problem(self, name: str) -> UsageError:
+        return UsageError(f"{self._path}: found the result of another problem, '{name[:MAX_SHOWN]}'", ANOTHER)
 
     def _with_earlier_tau(self, setup: Setup) -> Setup:
         """Return the setup with the tau that the preset had when the file was begun."""
-        route, run = setup.route, self._folder.run if self._folder and self._num_earlier else None
+        route, run = setup.route, self._folder.run if self._folder and self._folder.rows else None
         for earlier in run["policies"] if run and route.tau_name else ():
             if (earlier["policy"], earlier["tau_name"]) == (route.policy.name, route.tau_name) and earlier[
                 "tau"
@@ -219,27 +239,37 @@ class Solutions(AbstractContextManager["Solutions"]):
         run = with_fingerprint(run | details)
         return resume(earlier, run, self._path) if earlier else run
 
-    def _remove_replaced(self) -> None:
-        """Remove the errors of problems that were tried again from the file."""
-        folder = self._folder
-        if folder and sum(1 for _ in folder.rows) > len(folder.statuses):
-            folder.rewrite(latest(folder.rows))
+    def _put_in_order(self) -> None:
+        """Put the file's results in input order, and remove the errors of problems that were tried again."""
+        if self._folder:
+            places = [_place_of_result(row) for row in self._folder.rows]
+            if places != (ordered := [*dict.fromkeys([*self._places, *places])]):
+                self._folder.rewrite(_in_order(latest(self._folder.rows), ordered))
 
-    def _pass_on_ready(self) -> None:
-        for result, is_new in self._in_order.ready():
-            self._pass_on(result, is_new)
-
-    def _pass_on(self, result: Record, is_new: bool) -> None:
+    def _pass_on(self, result: Record, *, is_new: bool = True) -> None:
         with noted_signals():  # a result on the disk must be counted
             if self._folder and is_new:
                 self._folder.append(result)
             self.num_done += 1
             self.num_new += is_new
             self.num_failed += result["error"] is not None
-        self._show(result)
+        for ready in self._in_order.ready():
+            self._show(ready)
 
 
-def _is_result_of(result: Record, row: InputLine) -> bool:
-    if isinstance(row, BadLine):
-        return result["problem"] is None and result["id"] == str(row.number)
-    return (result["id"], result["problem"]) == (row.id, row.question)
+def _place_of_line(line: InputLine) -> Place:
+    return (line.id, True) if isinstance(line, Problem) else (str(line.number), False)
+
+
+def _place_of_result(result: Record) -> Place:
+    return result["id"], result["problem"] is not None
+
+
+def _in_order(results: Iterator[Record], places: Iterable[Place]) -> Iterator[Record]:
+    """Yield the results in the order of their places. Only results that come too early are held in memory."""
+    held: dict[Place, Record] = {}
+    for place in places:
+        while place not in held:
+            result = next(results)
+            held[_place_of_result(result)] = result
+        yield held.pop(place)

@@ -166,6 +166,28 @@ def test_interrupted_run_resumes(here: Path, fault: Mapping[str, Any]) -> None:
     assert [one["answer"] for one in records_of(here / "out.jsonl")] == [str(n * 12 - 95) for n in range(101, 161)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_finished_results_are_saved_while_an_earlier_problem_is_unfinished(here: Path, number: signal.Signals) -> None:
+    """The first problem is longer than all that end before the twentieth begins. The ids are not those of the lines."""
+    questions = ["+".join(["1"] * 60), *(f"{number} * 12 - 95" for number in range(101, 130))]
+    write_rows(here / "in.jsonl", [{"id": f"p{n}", "problem": text} for n, text in enumerate(questions)])
+    command = ("-o", "out.jsonl", "--concurrency", "4", "--format", "tsv")
+    fault = {"interrupt_in": "arbitrage_cli.runs.started.StartedMarks.begin", "call": 20, "signals": [number]}
+    broken = solve_file(here, *command, **fault)
+    saved = {one["id"]: one for one in records_of(here / "out.jsonl")}
+    assert broken.code == (130 if number == signal.SIGINT else -number)
+    assert len(saved) >= 16
+    assert "p0" not in saved
+    assert (f"{len(saved)} results saved" in broken.err) == (number == signal.SIGINT)
+    resumed = solve_file(here, *command)
+    assert resumed.code == 0, resumed.err
+    records = records_of(here / "out.jsonl")
+    expected = [(f"p{n}", str(eval(text))) for n, text in enumerate(questions)]  # noqa: S307
+    assert [(one["id"], one["answer"]) for one in records] == expected
+    assert [tuple(line.split("\t")[:2]) for line in resumed.out.splitlines()] == expected
+    assert {one["id"]: one for one in records if one["id"] in saved} == saved  # none is solved again
+
+
 @pytest.mark.parametrize("flags", [(), ("--concurrency", "3")], ids=["one at a time", "several at once"])
 def test_problem_that_ends_the_process_ends_as_an_error(here: Path, flags: tuple[str, ...]) -> None:
     many_problems(here / "in.jsonl", 6)
