@@ -252,7 +252,7 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self._folder.append(result)
             self.num_done += 1
             self.num_new += is_new
-            self.num_failed += result["error"] is not None
+            self.num_failed += result["status"] == "error"
         for ready in self._in_order.ready():
             self._show(ready)
 

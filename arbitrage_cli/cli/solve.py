@@ -70,8 +70,8 @@ def solve(
         describe = partial(_describe, setup, results, form)
         solved = solve_problems(setup, make_setup, problem, source, results.output_file, display, show, describe)
     if results.output_file:
-        status = "" if solved.num_new else "nothing to do: "
-        errors = f", {rounding.count(solved.num_failed, 'error')} (repeat the command to retry)" if solved.num_failed else ""
+        status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
+        errors = f", {rounding.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
         how = "" if form else "; to print the answers, add --format text to the same command"
         say(f"{status}{results.output_file} has {rounding.count(solved.num_done, 'result')}{errors}{how}", output)
     return options.SOME_FAILED if solved.num_failed else 0

@@ -12,7 +12,7 @@ from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress, read_note, write_note
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.thoughts import PROBED
-from arbitrage_cli.runs.records import LIMITS, RunInfo, problem_error, tau_words, to_json
+from arbitrage_cli.runs.records import LIMITS, RunInfo, attempt_error, problem_error, tau_words, to_json
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
@@ -76,7 +76,7 @@ class Totals:
         elif isinstance(event, Finished):
             self.figures += Tally(reward_cost=event.reward_cost)
             self.finished += 1
-            self.failed += problem_error(event) is not None
+            self.failed += attempt_error(event) is not None
             if event.target_alone_seconds is not None:
                 self.tokens += event.trace.num_tokens
                 self.seconds += tally(event.trace.decisions, event.reward_cost).seconds

@@ -134,6 +134,15 @@ def test_results_go_to_a_file_and_nothing_to_standard_output(here: Path) -> None
     assert (here / "out.jsonl").read_bytes() == before
 
 
+def test_a_full_context_is_a_result_and_only_errors_that_are_tried_again_are_called_so(here: Path) -> None:
+    (here / "in.jsonl").write_text("1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9\n")
+    first, second = (solve_file(here, "-o", "out.jsonl", "--ctx", "160") for _ in range(2))
+    assert (first.code, second.code, "retry" in first.err + second.err) == (0, 0, False)
+    (here / "in.jsonl").write_text(INPUT)
+    first, second = (solve_file(here, "-o", "bad.jsonl", "--limit", "2") for _ in range(2))
+    assert (first.code, second.code, "retry" in second.err) == (1, 1, False)  # an invalid line is not tried again
+
+
 @pytest.mark.parametrize("cut", [0, 1, 200])
 def test_same_command_goes_on_behind_the_last_whole_line(here: Path, cut: int) -> None:
     many_problems(here / "in.jsonl", 12)
