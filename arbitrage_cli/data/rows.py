@@ -147,6 +147,12 @@ def _require(row: Row, names: Iterable[str]) -> None:
         raise UnusableError(f"no field '{_short(absent[0])}'; found {_names(row)}")
 
 
+def check_texts(row: Row, *names: str) -> None:
+    for name in names:
+        if not isinstance(row[name], str):
+            raise UnusableError(f"{name}: expected a string")
+
+
 def _has_value(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value.strip())

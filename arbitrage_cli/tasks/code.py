@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from arbitrage_cli.data.problems import UnusableError
-from arbitrage_cli.data.rows import Form, Row
+from arbitrage_cli.data.rows import Form, Row, check_texts
 from arbitrage_cli.grading.programs import ProgramRunner, Tests, find_sandbox
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.tasks.task import Task
@@ -75,7 +75,7 @@ def _grader_version() -> str:
 
 
 def _humaneval(row: Row) -> tuple[str, dict[str, Any]]:
-    _check_texts(row, "prompt", "entry_point", "test")
+    check_texts(row, "prompt", "entry_point", "test")
     name, prompt = row["entry_point"], _parsed(row["prompt"], "prompt")
     definitions = ast.FunctionDef | ast.ClassDef
     prompt.body = [node for node in prompt.body if not (isinstance(node, definitions) and node.name == name)]
@@ -86,13 +86,13 @@ def _humaneval(row: Row) -> tuple[str, dict[str, Any]]:
 def _mbpp(row: Row) -> tuple[str, dict[str, Any]]:
     """Build a prompt from the description and the first test. The test shows the name and signature of the function."""
     field = "text" if "text" in row else "prompt"
-    _check_texts(row, field)
-    tests = row["test_list"]
-    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
-        raise UnusableError("test_list: expected a list of strings")
+    check_texts(row, field)
+    imports, setup, tests = row.get("test_imports") or [], row.get("test_setup_code") or "", row["test_list"]
+    lines = [*imports, setup, *tests] if isinstance(imports, list) and isinstance(tests, list) and tests else []
+    if not lines or not all(isinstance(line, str) for line in [*lines, row.get("test") or ""]):
+        raise UnusableError("test, test_list, test_imports, test_setup_code: expected strings, or lists of strings")
     question = f"{row[field].strip()}\nYour code should pass this test:\n\n```python\n{tests[0].strip()}\n```"
-    setup = [*row.get("test_imports", ()), row.get("test_setup_code", ""), *tests]
-    script = row.get("test") or "\n".join(setup)
+    script = row.get("test") or "\n".join(lines)
     _parsed(script, "tests")
     return question, asdict(Tests(script))
 
@@ -102,12 +102,6 @@ def _parsed(code: str, field: str) -> ast.Module:
         return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError) as error:
         raise UnusableError(f"{field}: invalid Python: {error}") from error
-
-
-def _check_texts(row: Row, *names: str) -> None:
-    for name in names:
-        if not isinstance(row[name], str):
-            raise UnusableError(f"{name}: expected a string")
 
 
 CODE = Task(

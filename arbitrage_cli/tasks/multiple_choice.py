@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from arbitrage_cli.data.problems import UnusableError
-from arbitrage_cli.data.rows import Form, Row
+from arbitrage_cli.data.rows import Form, Row, check_texts
 from arbitrage_cli.grading.extract import final_answer
 from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import Grade
@@ -39,14 +39,18 @@ class _Grader:
 
 def _read(row: Row) -> tuple[str, dict[str, Any]]:
     """Read a row in which `choices` is a list, or an object with the lists `text` and `label` (as in ARC)."""
+    check_texts(row, "question")
     choices = row["choices"]
     texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (choices, None)
     if not isinstance(texts, list) or not 1 < len(texts) <= len(string.ascii_uppercase):
         raise UnusableError("choices: expected a list of 2 to 26 choices")
     letters = string.ascii_uppercase[: len(texts)]
+    labels = labels or list(letters)
+    if not isinstance(labels, list) or len(labels) != len(texts):
+        raise UnusableError("choices: expected a label for each text")
     choices = [f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True)]
     answer = row["answer"] if "answer" in row else row["answerKey"]
-    return "\n".join([str(row["question"]), "", *choices]), {"answer": _letter(answer, letters, labels or list(letters))}
+    return "\n".join([row["question"], "", *choices]), {"answer": _letter(answer, letters, labels)}
 
 
 def _letter(answer: Any, letters: str, labels: list[Any]) -> str:

@@ -84,6 +84,11 @@ def test_rows_of_another_form_are_refused() -> None:
         {"question": "?", "choices": ["x"], "answer": 0},
         {"question": "?", "choices": ["x", "y"], "answer": 2},
         {"question": "?", "choices": {"label": ["A"]}, "answerKey": "A"},
+        {"question": "?", "choices": {"text": ["x", "y"], "label": ["A", "B", "C"]}, "answerKey": "C"},
+        {"question": "?", "choices": {"text": ["x", "y"], "label": 7}, "answerKey": "A"},
+        {"question": None, "choices": ["x", "y"], "answer": 0},
+        {**MBPP, "test_imports": 3},
+        {**MBPP, "test_setup_code": 3},
     ],
 )
 def test_rows_that_cannot_be_read_are_refused(broken: dict[str, Any]) -> None:
@@ -114,8 +119,9 @@ def test_programs_are_graded_by_their_tests(row: dict[str, Any]) -> None:
             "",
         ),
         (MBPP | {"test": "assert f(1) == 2"}, "assert f(1) == 2", ""),
+        (MBPP | {"test_list": ["assert g()"], "test_imports": None, "test_setup_code": None}, "\nassert g()", ""),
     ],
-    ids=["HumanEval", "list", "imports and setup", "script"],
+    ids=["HumanEval", "list", "imports and setup", "script", "empty fields"],
 )
 def test_the_gold_of_code_is_its_tests(row: dict[str, Any], script: str, preamble: str) -> None:
     assert dataset(row).items[0].gold == {"script": script, "preamble": preamble}
