@@ -387,14 +387,15 @@ class InputOptions:
             is_setting=False,
         ),
     ] = None
-    whole: Annotated[bool, _problems("Treat the whole input as one problem.")] = False
+    whole: Annotated[bool, _problems("Treat the whole input as one problem.", is_setting=False)] = False
     mapping: Annotated[
         str | None,
         _problems("Field names in the file, such as question=prompt.", "FIELD=NAME,...", names=("--map",), is_setting=False),
     ] = None
-    limit: Annotated[str | None, _problems("Solve only the first N problems, or a range such as 10-20.", "N|FIRST-LAST")] = (
-        None
-    )
+    limit: Annotated[
+        str | None,
+        _problems("Solve only the first N problems, or a range such as 10-20.", "N|FIRST-LAST", is_setting=False),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,7 +422,7 @@ class ResultOptions:
     json_lines: Annotated[bool, _output("Same as --format json.", names=("--json",))] = False
     explain: Annotated[
         bool,
-        _output("Explain each router decision with its main features and the cost of the step for each model."),
+        _output("Explain each router decision with its main features and the step's cost per model.", is_setting=False),
     ] = False
     hide_thoughts: Annotated[bool, _output("Hide the thinking phase.")] = False
 

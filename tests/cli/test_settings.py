@@ -45,6 +45,13 @@ def test_setting_is_spelt_with_dashes_or_underscores(tmp_path: Path, table: str,
     assert (record["stop"], record["steps"][0]["tokens"]) == ("max_tokens", 2)
 
 
+def test_settings_for_other_commands_do_not_select_or_explain_problems(tmp_path: Path) -> None:
+    env = write_settings(tmp_path, 'limit = "1"\nexplain = true\n')
+    arguments = ("solve", *MODELS, "--policy", "target", "-q", "--json")
+    assert run(*arguments, "5 + 6", cwd=tmp_path, env=env).code == 0
+    assert len(run(*arguments, stdin=b"5 + 6\n5 + 7\n", cwd=tmp_path, env=env).records) == 2
+
+
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["solve", "-h"], ["doctor"], ["guide", "settings"]])
 def test_help_works_with_a_broken_settings_file(tmp_path: Path, arguments: list[str]) -> None:
     for settings in ("foo = 1\n", "nonsense = ["):
