@@ -4,18 +4,18 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 
 from arbitrage_cli.app.costs import forget_contradicted_costs, measure_missing_costs
 from arbitrage_cli.app.executor import Executor, Remaining, how_to_resume, prepare, remaining
-from arbitrage_cli.app.manifest import Run, add_loaded
+from arbitrage_cli.app.manifest import Run, add_loaded, problem_facts, resume, with_grown
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display, RunProgress, offering_to_resume
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
-from arbitrage_cli.app.setup import Setup, for_resumed_bench
+from arbitrage_cli.app.setup import Setup, for_resumed_bench, sampler_of
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.data.rows import Item
@@ -109,15 +109,36 @@ class Preview:
     seconds: Mapping[str, float | None]
 
 
-def preview(setup: Setup, selected: Selection, path: Path, samples: int) -> Preview:
-    """Plan a benchmark without running it. Raises DamagedRunError if the folder's run cannot be read."""
-    contents = read_run_folder(path) if (path / RUN).exists() else None
+def preview(setup: Setup, selected: Selection, path: Path, options: BenchOptions, *, early_stop: bool | None) -> Preview:
+    """Plan a benchmark without running it.
+
+    Raises DamagedRunError if the folder's run cannot be read; UsageError if it has other settings.
+    """
+    contents = read_run_folder(path) if (path / RUN).exists() and not options.fresh else None
     rows = list(latest(contents.rows)) if contents else []
-    setup = for_resumed_bench(setup, contents.run if contents and rows else None, early_stop=None)
-    attempts = plan(selected.items, setup.routes, samples)
+    if contents and rows:
+        setup = for_resumed_bench(setup, contents.run, early_stop=early_stop)
+        _check_settings(setup, selected, contents.run, path)
+    attempts = plan(selected.items, setup.routes, options.samples)
     todo = remaining(attempts, {key_of(row): row["status"] for row in rows}, {}).all
     seconds = {route.label: _expected(route, setup, rows) for route in dict.fromkeys(attempt.route for attempt in todo)}
     return Preview(setup, len(attempts), todo, contents is not None, seconds)
+
+
+def _check_settings(setup: Setup, selected: Selection, run: Run, path: Path) -> None:
+    """Raise UsageError if a run has other settings, as far as they are known without the model files."""
+    router, generation = setup.deciding_router, setup.options.generation
+    known = {
+        "task": setup.task.name,
+        "step_separator": setup.task.step_end.separator,
+        "early_stop": setup.stops_early,
+        "reward": setup.reward,
+        "router": router and {"sha256": router.sha256},
+        "prompt": {"system": setup.system, "chat_template_kwargs": setup.load.template_variables},
+        "sampling": run["sampling"] if generation.sampling else {**asdict(sampler_of(generation)), "samples": 1},
+    }
+    ids = [item.problem.id for item in selected.items]
+    resume(with_grown(run, selected.dataset), {**run, **known, **problem_facts(selected.dataset, ids)}, path)
 
 
 def _expected(route: Route, setup: Setup, rows: Iterable[Row]) -> float | None:

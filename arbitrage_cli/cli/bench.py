@@ -57,6 +57,8 @@ def bench(
     from arbitrage_cli.tasks import find_task
 
     _refuse_repeated(invocation)
+    if bench.dry_run and "json_line" in invocation.flags:
+        raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
     with command_display(output) as display:
         selected = read_problems(problems, seed=generation.seed, offline=models.offline)
         task = find_task(generation.task or selected.dataset.task)
@@ -65,7 +67,8 @@ def bench(
         setup = for_bench(run_options, routing)
         path = bench.output_folder or default_folder(selected.dataset.name, setup.choice, concurrency=setup.concurrency)
         if bench.dry_run:
-            for name, value in plan_facts(preview(setup, selected, path, bench.samples), selected.title, path):
+            planned = preview(setup, selected, path, bench, early_stop=routing.early_stop)
+            for name, value in plan_facts(planned, selected.title, path):
                 typer.echo(f"{name:<10}{one_line(value)}")
             return 0
         with only_figures_on_stdout():

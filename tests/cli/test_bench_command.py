@@ -199,6 +199,15 @@ def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:
     new = bench(copy, "--dry-run", "-o", "other")
     assert "time      unknown for target, draft, entropy" in new.out
     assert not (copy / "other").exists()
+    assert "attempts  9 of 9 to run" in bench(copy, "--dry-run", "--fresh").out
+    assert_refused(bench(copy, "--dry-run", "--json"), 2, "--json: ")
+
+
+@pytest.mark.parametrize("flags", [("--temperature", "0.5"), ("--system", "Add."), ("--task", "free"), ("--early-stop",)])
+def test_a_dry_run_refuses_the_settings_that_the_run_refuses(copy: Path, flags: tuple[str, ...]) -> None:
+    dry, real = bench(copy, "--dry-run", *flags), bench(copy, *flags)
+    assert (dry.code, dry.stderr) == (2, real.stderr)
+    assert bench(copy, "--dry-run", *flags, "--fresh").code == 0
 
 
 # --- several at once
