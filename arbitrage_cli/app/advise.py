@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
-from arbitrage_cli.app.costs import measure_missing_costs
+from arbitrage_cli.app.costs import measured
 from arbitrage_cli.app.executor import Remaining
 from arbitrage_cli.app.model_choice import ModelChoice, choose_models
 from arbitrage_cli.app.model_info import prediction_hint
@@ -162,8 +162,7 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     with open_run(path, display, fresh=request.fresh) as folder:
         is_new = request.minutes >= MIN_MINUTES and not folder.rows
         max_age, limit = MAX_AGE if is_new else timedelta.max, COSTS_TIME * 60 * request.minutes
-        if measure_missing_costs(setup, display, folder.run, max_age, limit):
-            setup = make_setup()
+        setup = measured(setup, make_setup, display, folder.run, max_age, limit)
         setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
         with Session(setup, display) as session:
             # In a pseudo-random order, the first problems are a representative sample.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from arbitrage_cli.app.costs import forget_contradicted_costs, measure_missing_costs
+from arbitrage_cli.app.costs import forget_contradicted_costs, measured
 from arbitrage_cli.app.executor import Executor, Remaining, how_to_resume, prepare, remaining
 from arbitrage_cli.app.manifest import Run, add_loaded, problem_facts, resume, with_grown
 from arbitrage_cli.app.options import BenchOptions
@@ -68,8 +68,8 @@ def run_bench(
     early_stop: bool | None,
 ) -> BenchRun:
     with open_run(path, display, fresh=options.fresh) as folder:
-        measure_missing_costs(make_setup(), display, folder.run)
-        setup = for_resumed_bench(make_setup(), folder.run if folder.rows else None, early_stop=early_stop)
+        setup = measured(make_setup(), make_setup, display, folder.run)
+        setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=early_stop)
         with Session(setup, display) as session:
             run = plan_run(session, selected, folder, samples=options.samples)
             with offering_to_resume(display, lambda error: run.how_to_resume):
@@ -110,35 +110,21 @@ class Preview:
 
 
 def preview(setup: Setup, selected: Selection, path: Path, options: BenchOptions, *, early_stop: bool | None) -> Preview:
-    """Plan a benchmark without running it.
-
-    Raises DamagedRunError if the folder's run cannot be read; UsageError if it has other settings.
-    """
+    """Plan a benchmark without running it. Raises UsageError or DamagedRunError if the folder's run cannot be resumed."""
     contents = read_run_folder(path) if (path / RUN).exists() and not options.fresh else None
     rows = list(latest(contents.rows)) if contents else []
     if contents and rows:
         setup = for_resumed_bench(setup, contents.run, early_stop=early_stop)
-        _check_settings(setup, selected, contents.run, path)
+        run, router, generation = contents.run, setup.deciding_router, setup.options.generation
+        known = problem_facts(selected.dataset, [item.problem.id for item in selected.items])
+        known |= {"task": setup.task.name, "early_stop": setup.stops_early, "router": router and {"sha256": router.sha256}}
+        sampler = {} if generation.sampling else asdict(sampler_of(generation))
+        known |= {"prompt": {"system": setup.system}, "sampling": run["sampling"] | sampler}
+        resume(with_grown(run, selected.dataset), run | known, path)
     attempts = plan(selected.items, setup.routes, options.samples)
     todo = remaining(attempts, {key_of(row): row["status"] for row in rows}, {}).all
     seconds = {route.label: _expected(route, setup, rows) for route in dict.fromkeys(attempt.route for attempt in todo)}
     return Preview(setup, len(attempts), todo, contents is not None, seconds)
-
-
-def _check_settings(setup: Setup, selected: Selection, run: Run, path: Path) -> None:
-    """Raise UsageError if a run has other settings, as far as they are known without the model files."""
-    router, generation = setup.deciding_router, setup.options.generation
-    known = {
-        "task": setup.task.name,
-        "step_separator": setup.task.step_end.separator,
-        "early_stop": setup.stops_early,
-        "reward": setup.reward,
-        "router": router and {"sha256": router.sha256},
-        "prompt": {"system": setup.system, "chat_template_kwargs": setup.load.template_variables},
-        "sampling": run["sampling"] if generation.sampling else {**asdict(sampler_of(generation)), "samples": 1},
-    }
-    ids = [item.problem.id for item in selected.items]
-    resume(with_grown(run, selected.dataset), {**run, **known, **problem_facts(selected.dataset, ids)}, path)
 
 
 def _expected(route: Route, setup: Setup, rows: Iterable[Row]) -> float | None:

@@ -37,41 +37,36 @@ def measure_costs(choice: ModelChoice, loading: ThreadOptions, display: Watcher,
     return measure_and_keep(paths, load_options(choice.pair, loading), display.loading, display.note)
 
 
-def with_measured_costs(make_setup: Callable[[], Setup], display: Watcher) -> Setup:
-    """Return the setup. If token costs are missing, measure them first, because routes and threads depend on them."""
-    setup = make_setup()
-    return make_setup() if measure_missing_costs(setup, display) else setup
-
-
-def measure_missing_costs(
+def measured(
     setup: Setup,
+    make_setup: Callable[[], Setup],
     display: Watcher,
     earlier: Run | None = None,
     max_age: timedelta = timedelta.max,
     limit: float = PROBE_SECONDS,
-) -> bool:
-    """Measure the costs of the setup's models unless a resumed run contains them or they were measured within `max_age`.
+) -> Setup:
+    """Measure the costs of the setup's models, and return the setup that is made with them.
 
-    Return whether costs were measured, in which case the setup is out of date. Costs are not needed if the draft runs without
+    Costs are not measured if a resumed run contains them, if they were measured within `max_age`, or if the draft runs without
     a target. `limit` is the maximum time for the probes, in seconds.
     """
     local: dict[ModelRole, str] = {
         role: source for role, source in setup.sources.items() if role != "prm" and is_gguf(source)
     }
     if "target" not in local or local.keys() <= unit_costs_of(earlier or {}).keys():
-        return False
+        return setup
     paths = fetch(local, display, offline=setup.options.models.offline)
     found = [find_measurement(sha256_seen(local_files(path)), setup.load) for path in paths.values()]
     if all(one and datetime.now(UTC) - datetime.fromisoformat(one.created) < max_age for one in found):
-        return False
+        return setup
     try:
         keep_tuned(tuned_file(), [])
         display.note("measuring the token costs of these models on this machine")
         measure_and_keep(paths, setup.load, display.loading, display.note, limit)
     except OutputError as error:
         display.note(f"the measured token costs are not used, because they cannot be saved: {error.message}")
-        return False
-    return True
+        return setup
+    return make_setup()
 
 
 def forget_contradicted_costs(run: Run, rows: Iterable[Row], note: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ from arbitrage_cli.app.call import (
     without_none,
 )
 from arbitrage_cli.app.conversation import Turns
-from arbitrage_cli.app.costs import with_measured_costs
+from arbitrage_cli.app.costs import measured
 from arbitrage_cli.app.options import AdviceOptions, GenerationOptions, MachineOptions, ModelOptions, check
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.session import Session
@@ -235,8 +235,8 @@ def open_pair(
     explicit = frozenset(name for name, value in given.items() if value is not None) | ({"offline"} if offline else set())
     generation = generation_of(check(GenerationOptions(task)), call_defaults)
     options = RunOptions(models, generation, machine, find_task(generation.task), explicit=explicit)
-    setup = with_measured_costs(partial(for_pair, options, routing_of(call_defaults)), LogDisplay(log))
-    return Pair(setup, call_defaults)
+    make_setup = partial(for_pair, options, routing_of(call_defaults))
+    return Pair(measured(make_setup(), make_setup, LogDisplay(log)), call_defaults)
 
 
 def _check_many(questions: object) -> None:

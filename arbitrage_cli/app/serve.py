@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from socket import socket
 
-from arbitrage_cli.app.costs import with_measured_costs
+from arbitrage_cli.app.costs import measured
 from arbitrage_cli.app.options import KEY_VARIABLE, RoutingOptions, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo
 from arbitrage_cli.app.session import Session
@@ -39,7 +39,7 @@ def serve_pair(make_setup: Callable[[], Setup], routing: RoutingOptions, options
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
         access = Access(key, _host_names(bound, options, key))
-        setup = with_measured_costs(make_setup, display)
+        setup = measured(make_setup(), make_setup, display)
         session = stack.enter_context(Session(setup, display, keep="conversation"))
         bounds = Bounds(session.choose_concurrency(), options.queue, options.timeout)
         session.load()

@@ -6,14 +6,13 @@ the later record counts.
 """
 
 import contextlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.costs import measure_missing_costs
+from arbitrage_cli.app.costs import measured
 from arbitrage_cli.app.executor import give_up, marked
 from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_fingerprint
 from arbitrage_cli.app.options import InputOptions, resume_command
@@ -24,17 +23,17 @@ from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.app.solution import InOrder
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
-from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.runs.folder import RUN, Rows, RunFolder, latest
 from arbitrage_cli.runs.records import SOLVE, RunInfo, record, tau_in_json, unusable_record
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.tuning.memory import MOST
-from arbitrage_cli.types import Event, Finished, Limits, Problem, Started
+from arbitrage_cli.types import Finished, Limits, Problem, Started
 
 Record = Mapping[str, Any]
-Place = tuple[str, bool]  # an input line: its id, and whether it is a valid problem
+Show = Callable[[Record], None]
+Place = tuple[str, str | None]  # an input line: its id and problem
 ANOTHER = "use another file: --output FILE.jsonl"
 OTHER_FORMATS = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
 MAX_SHOWN = 60  # characters of a value in a message
@@ -42,20 +41,20 @@ MAX_SHOWN = 60  # characters of a value in a message
 
 def solve_problems(
     setup: Setup,
-    setup_again: Callable[[], Setup],
+    make_setup: Callable[[], Setup],
     problem: str | None,
     source: InputOptions,
     path: Path | None,
     display: Display,
-    show: Callable[[Record], None],
+    show: Show,
     describe: Callable[[RunInfo], RunInfo],
 ) -> "Solutions":
     """Solve problems from an argument, a file or standard input, and write the results to `path` if it is set."""
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, source, setup.task.forms, display, stack)
         folder = stack.enter_context(_open_file(path, display)) if path else None
-        solutions = stack.enter_context(Solutions(display, show, path, folder))
-        solutions.solve(setup, setup_again, problems, describe)
+        solutions = stack.enter_context(Solutions(problems, display, show, path, folder))
+        solutions.solve(setup, make_setup, describe)
     return solutions
 
 
@@ -77,10 +76,10 @@ class Solutions(AbstractContextManager["Solutions"]):
     """Passes results to `show` in problem order and counts all results, new results and errors."""
 
     def __init__(
-        self, display: Display, show: Callable[[Record], None], path: Path | None, folder: RunFolder | None
+        self, problems: Problems, display: Display, show: Show, path: Path | None, folder: RunFolder | None
     ) -> None:
         self.num_done = self.num_new = self.num_failed = 0
-        self._display, self._show, self._path, self._folder = display, show, path, folder
+        self._problems, self._display, self._show, self._path, self._folder = problems, display, show, path, folder
         self._in_order = InOrder[Record]()
         self._crashes, self._rows = (folder.started.crashes, folder.rows) if folder else ({}, Rows())
         self._solved: dict[Place, None] = {}  # the lines whose results in the file are kept, in input order
@@ -91,26 +90,19 @@ class Solutions(AbstractContextManager["Solutions"]):
             for result in self._in_order.rest():
                 self._show(result)
 
-    def solve(
-        self,
-        setup: Setup,
-        setup_again: Callable[[], Setup],
-        problems: Problems,
-        describe: Callable[[RunInfo], RunInfo],
-    ) -> None:
+    def solve(self, setup: Setup, make_setup: Callable[[], Setup], describe: Callable[[RunInfo], RunInfo]) -> None:
         """Solve the problems that have no result. If every problem has a result, no models are loaded.
 
-        `setup_again` is called after a measurement of token costs. `describe` extends the run description passed to the
-        display. Raises UsageError if the file contains results of other problems or settings, and the same errors as
-        `Session` and `Scheduler.run`.
+        `describe` extends the run description passed to the display. Raises UsageError if the file contains results of other
+        problems or settings, and the same errors as `Session` and `Scheduler.run`.
         """
-        num_known = self._match_earlier(problems)
-        num_known += problems.look_ahead(2 if setup.concurrency == "1" else MOST)
+        problems = self._problems
+        num_known = self._match_earlier() + problems.look_ahead(2 if setup.concurrency == "1" else MOST)
         if not num_known and self._folder is None:
-            deque(self._unsolved(problems), maxlen=0)
+            list(self._unsolved())
             return
-        if num_known and measure_missing_costs(setup, self._display):
-            setup = setup_again()
+        if num_known:
+            setup = measured(setup, make_setup, self._display)
         with Session(self._with_earlier_tau(setup), self._display) as session:
             manifest = self._manifest(session, reads_models=bool(num_known))
             if num_known:
@@ -118,17 +110,20 @@ class Solutions(AbstractContextManager["Solutions"]):
                 session.load()
             if self._folder:
                 self._folder.save_run(add_loaded(manifest, session.models))
-            with offering_to_resume(self._display, lambda error: self._how_to_resume(setup, problems, error)):
+            with offering_to_resume(self._display, lambda error: self._how_to_resume(setup, error)):
                 if num_known:
-                    self._solve(session, problems, describe)
+                    self._solve(session, describe)
                 else:
-                    deque(self._unsolved(problems), maxlen=0)
+                    list(self._unsolved())
         self._put_in_order()
 
-    def _solve(self, session: Session, problems: Problems, describe: Callable[[RunInfo], RunInfo]) -> None:
-        run = describe(replace(session.run_info(num_problems=problems.total), num_done=len(self._solved)))
+    def _solve(self, session: Session, describe: Callable[[RunInfo], RunInfo]) -> None:
+        run = describe(replace(session.run_info(num_problems=self._problems.total), num_done=len(self._solved)))
         self._display.begin(run)
-        events = self._events(session.scheduler(session.setup.route), problems, run, session.resolved.limits)
+        unsolved = self._unsolved(run, session.resolved.limits)
+        events = session.scheduler(session.setup.route).run(unsolved, self._is_ready)
+        if self._folder:
+            events = marked(self._folder.started, events)
         with contextlib.closing(events):
             for event in events:
                 self._display.handle(event)
@@ -139,12 +134,12 @@ class Solutions(AbstractContextManager["Solutions"]):
                     self._finish(event, run)
         self._display.end()
 
-    def _how_to_resume(self, setup: Setup, problems: Problems, error: BaseException) -> str:
+    def _how_to_resume(self, setup: Setup, error: BaseException) -> str:
         """Return a note on how to resume, or "" if nothing can be resumed or standard output is closed."""
         if self._folder:
             done = rounding.count(len(self._folder.statuses), "result")
             return f"{done} saved in {self._path}; to resume: {resume_command(setup.options.command)}"
-        if problems.is_single or problems.is_typed or not self.num_done or isinstance(error, OutputError):
+        if self._problems.is_single or self._problems.is_typed or not self.num_done or isinstance(error, OutputError):
             return ""
         done = rounding.count(self.num_done, "result")
         return f"{done} went to standard output; to be able to resume, use -o FILE.jsonl"
@@ -160,72 +155,53 @@ class Solutions(AbstractContextManager["Solutions"]):
         self._in_order.add(result)
         self._pass_on(result, is_new=is_new)
 
-    def _unsolved(self, problems: Problems) -> Iterator[Problem]:
-        """Yield the problems that are unsolved or failed. Add other results and invalid lines in their places."""
+    def _unsolved(self, run: RunInfo | None = None, limits: Limits | None = None) -> Iterator[Problem]:
+        """Yield the problems that are unsolved or failed. Add other results and invalid lines in their places.
+
+        If a problem crashed the process several times, add a result with an error instead.
+        """
         earlier = _in_order(latest(self._rows), self._solved)
-        for line in problems.rows():
-            self._places[place := _place_of_line(line)] = None
+        for line in self._problems.rows():
+            self._places[place := _place_of(line)] = None
             if place in self._solved:
                 self._add(next(earlier), is_new=False)
-            elif isinstance(line, Problem):
-                yield line
-            else:
+            elif not isinstance(line, Problem):
                 self._add(unusable_record(line.number, line.reason))
-
-    def _events(
-        self, scheduler: Scheduler, problems: Problems, run: RunInfo, limits: Limits
-    ) -> Generator[Event, None, None]:
-        if self._folder is None:
-            return scheduler.run(self._unsolved(problems), problems.is_ready)
-        attempted = self._without_given_up(self._unsolved(problems), run, limits)
-        return marked(self._folder.started, scheduler.run(attempted, lambda: self._is_ready(problems)))
-
-    def _without_given_up(self, problems: Iterable[Problem], run: RunInfo, limits: Limits) -> Iterator[Problem]:
-        """Yield the problems. If a problem crashed the process several times, add a result with an error instead."""
-        for problem in problems:
-            if self._folder and self._crashes.get(problem.id, 0) >= MAX_CRASHES:
-                self._add(record(give_up(problem, limits, self._folder.started), run))
+            elif run and limits and self._folder and self._crashes.get(line.id, 0) >= MAX_CRASHES:
+                self._add(record(give_up(line, limits, self._folder.started), run))
             else:
-                yield problem
+                yield line
 
-    def _is_ready(self, problems: Problems) -> bool:
+    def _is_ready(self) -> bool:
         """Return whether another problem may start. A problem that crashed the process runs alone."""
-        return not any(count < MAX_CRASHES for count in self._crashes.values()) and problems.is_ready()
+        return not any(count < MAX_CRASHES for count in self._crashes.values()) and self._problems.is_ready()
 
-    def _match_earlier(self, problems: Problems) -> int:
-        """Read ahead to the last line that has a result in the file, and count the lines to solve or to try again.
+    def _match_earlier(self) -> int:
+        """Read ahead to the last line that has a result in the file, and count the lines that are missing or failed.
 
         Raises UsageError if the file contains results of other problems.
         """
-        others = {_place_of_result(row): (row["problem"], row["status"]) for row in latest(self._rows)}
-        num_missing = num_failed = 0
-        for line in problems.peek() if others else ():
-            place = _place_of_line(line)
-            question, status = others.pop(place, (None, None))
-            if status is None:
-                num_missing += 1
-            elif isinstance(line, Problem) and question != line.question:
-                raise self._other_problem(line.id)
-            elif isinstance(line, Problem) and status == "error":
-                num_failed += 1
-            else:
+        others = {(row["id"], row["problem"]): row["status"] for row in latest(self._rows)}
+        num_missing = num_unsolved = 0
+        for line in self._problems.peek() if others else ():
+            status = others.pop(place := _place_of(line), None)
+            if status == "done" or (status and not isinstance(line, Problem)):
                 self._solved[place] = None
+            num_missing += status is None
+            num_unsolved += place not in self._solved
             if not others:
                 break
         if others and num_missing:
-            raise self._other_problem(next(iter(others))[0])
-        return num_missing + num_failed
-
-    def _other_problem(self, name: str) -> UsageError:
-        return UsageError(f"{self._path}: found the result of another problem, '{name[:MAX_SHOWN]}'", ANOTHER)
+            other = f"found the result of another problem, '{next(iter(others))[0][:MAX_SHOWN]}'"
+            raise UsageError(f"{self._path}: {other}", ANOTHER)
+        return num_unsolved
 
     def _with_earlier_tau(self, setup: Setup) -> Setup:
         """Return the setup with the tau that the preset had when the file was begun."""
         route, run = setup.route, self._folder.run if self._folder and self._folder.rows else None
         for earlier in run["policies"] if run and route.tau_name else ():
-            if (earlier["policy"], earlier["tau_name"]) == (route.policy.name, route.tau_name) and earlier[
-                "tau"
-            ] is not None:
+            is_same = (earlier["policy"], earlier["tau_name"]) == (route.policy.name, route.tau_name)
+            if is_same and earlier["tau"] is not None:
                 return replace(setup, routes=[replace(route, tau=float(earlier["tau"]))])
         return setup
 
@@ -242,7 +218,7 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _put_in_order(self) -> None:
         """Put the file's results in input order, and remove the errors of problems that were tried again."""
         if self._folder:
-            places = [_place_of_result(row) for row in self._folder.rows]
+            places = [(row["id"], row["problem"]) for row in self._folder.rows]
             if places != (ordered := [*dict.fromkeys([*self._places, *places])]):
                 self._folder.rewrite(_in_order(latest(self._folder.rows), ordered))
 
@@ -257,12 +233,8 @@ class Solutions(AbstractContextManager["Solutions"]):
             self._show(ready)
 
 
-def _place_of_line(line: InputLine) -> Place:
-    return (line.id, True) if isinstance(line, Problem) else (str(line.number), False)
-
-
-def _place_of_result(result: Record) -> Place:
-    return result["id"], result["problem"] is not None
+def _place_of(line: InputLine) -> Place:
+    return (line.id, line.question) if isinstance(line, Problem) else (str(line.number), None)
 
 
 def _in_order(results: Iterator[Record], places: Iterable[Place]) -> Iterator[Record]:
@@ -271,5 +243,5 @@ def _in_order(results: Iterator[Record], places: Iterable[Place]) -> Iterator[Re
     for place in places:
         while place not in held:
             result = next(results)
-            held[_place_of_result(result)] = result
+            held[result["id"], result["problem"]] = result
         yield held.pop(place)

@@ -54,7 +54,7 @@ def chat(
       arbitrage chat --tau fast
     """
     from arbitrage_cli.app.conversation import RoutedConversation
-    from arbitrage_cli.app.costs import with_measured_costs
+    from arbitrage_cli.app.costs import measured
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, for_serve, menu_of
     from arbitrage_cli.tasks import find_task
@@ -63,7 +63,8 @@ def chat(
     run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        setup = with_measured_costs(partial(for_serve, run_options, routing, concurrency="1"), display)
+        make_setup = partial(for_serve, run_options, routing, concurrency="1")
+        setup = measured(make_setup(), make_setup, display)
         session = stack.enter_context(Session(setup, display, keep="conversation"))
         session.load()
         conversation = RoutedConversation(session, menu_of(setup, routing), display)

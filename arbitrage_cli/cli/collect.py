@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+from functools import partial
 
 from arbitrage_cli.app import options
 from arbitrage_cli.app.protocol import offering_to_resume
@@ -34,7 +35,7 @@ def collect(
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
     from arbitrage_cli.app.collect_run import Collection
-    from arbitrage_cli.app.costs import measure_missing_costs
+    from arbitrage_cli.app.costs import measured
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.session import Session
     from arbitrage_cli.app.setup import RunOptions, for_collect
@@ -47,11 +48,11 @@ def collect(
         selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
         task = permitted(find_task(generation.task or selected.dataset.task), problems.run_code)
         run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
-        setup = for_collect(run_options, collect)
+        make_setup = partial(for_collect, run_options, collect)
+        setup = make_setup()
         path = place.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
         folder = stack.enter_context(open_run(path, display, kind=COLLECT, fresh=place.fresh))
-        measure_missing_costs(setup, display, folder.run)
-        session = stack.enter_context(Session(setup, display))
+        session = stack.enter_context(Session(measured(setup, make_setup, display, folder.run), display))
         collection = Collection(session, selected, folder, collect, display)
         with offering_to_resume(display, lambda error: collection.how_to_resume):
             collection.run()
