@@ -55,8 +55,9 @@ class Problems:
         mapping = parse_mapping(options.mapping) if options.mapping else {}
         table = _read_table(input_file, mapping, forms)
         self.is_single = problem not in (None, "-")
-        if self.is_single and limit:
-            raise UsageError("cannot be used with only one problem", "leave it out", option="limit")
+        if self.is_single and (limit or mapping):
+            option = "limit" if limit else "mapping"
+            raise UsageError("cannot be used with only one problem", "leave it out", option=option)
         self.ended = self._has_gap = False
         self._display, self._name = display, input_file or "standard input"
         self._ahead: deque[InputLine] = deque()
@@ -210,8 +211,6 @@ def range_of(limit: str) -> slice:
 def _read_table(input_file: str | None, mapping: Mapping[str, str], forms: Sequence[Form]) -> Dataset | None:
     """Return the data set from a CSV or parquet file, or None for other files."""
     name = input_file or "-"
-    if mapping and name == "-":
-        raise UsageError("requires an input file with named fields", "use --input FILE", option="mapping")
     if not name.lower().endswith(TABLES):
         return None
     with contextlib.ExitStack() as stack:

@@ -52,7 +52,9 @@ def test_a_table_has_a_header(tmp_path: Path) -> None:
     ]
     assert [row["id"] for row in solve("--input", "in.jsonl", *mapped, "--json", cwd=tmp_path).records] == ["a", "c"]
     assert_refused(solve("--input", "in.csv", cwd=tmp_path), 2, "", "prompt", "--map")
-    assert_refused(solve("1 + 1", *mapped, cwd=tmp_path), 2, "", "--input")
+    assert_refused(solve("1 + 1", *mapped, cwd=tmp_path), 2, "", "--map")
+    piped = solve(*mapped, "--json", stdin=(tmp_path / "in.jsonl").read_bytes())
+    assert [row["id"] for row in piped.records] == ["a", "c"]
     assert_refused(solve("--input", "missing.csv", cwd=tmp_path), 2, "missing.csv: cannot be read", "--input")
 
 
