@@ -125,7 +125,8 @@ def _list(folder: Path | None, *, as_json: bool, is_only_list: bool) -> None:
 
     records = list_runs(folder or FOLDER)
     if not records and folder:
-        raise UsageError(f"{folder}: the folder contains no run", "use the output folder of arbitrage bench")
+        reason = "contains no run" if folder.exists() else "does not exist"
+        raise UsageError(f"{folder}: {reason}", "use the output folder of arbitrage bench")
     if not is_only_list:
         raise UsageError(
             "only --json can be used when listing runs", f"name a run: arbitrage report {folder or FOLDER}/NAME"

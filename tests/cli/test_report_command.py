@@ -122,7 +122,7 @@ def test_runs_are_listed(here: Path) -> None:
     records = {record["folder"]: record for record in json.loads(run("report", "--json", cwd=here).out)}
     assert (records["runs/one"]["done"], records["runs/one"]["planned"]) == (6, 6)
     assert run("report", cwd=here / "runs").code == 0
-    assert_refused(run("report", "elsewhere", cwd=here), 2, "elsewhere: ")
+    assert_refused(run("report", "elsewhere", cwd=here), 2, "elsewhere: does not exist")
     assert_refused(run("report", "--open", cwd=here), 2, "", "arbitrage report runs/NAME")
 
 
