@@ -138,13 +138,13 @@ MAX_SHOWN = 100
 """The maximum length of an unknown name that is quoted in an error."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = None) -> UsageError:
+def unknown(kind: str, name: str, known: Iterable[str], *, option: str | None = None, more: str = "") -> UsageError:
     """Return the error for an unknown name. The hint lists the most similar name first, then all known names."""
     names = list(known)
     similar = get_close_matches(name[:MAX_SHOWN], names, n=1)
     guess = f"did you mean '{similar[0]}'? " if similar else ""
     shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}..."
-    return UsageError(f"unknown {kind} '{shown}'", f"{guess}choose from: {', '.join(names)}", option=option)
+    return UsageError(f"unknown {kind} '{shown}'", f"{guess}choose from: {', '.join(names)}{more}", option=option)
 
 
 @contextmanager

@@ -141,7 +141,7 @@ def _toml(value: Any) -> str:
 def find_pair(name: str, pairs: Pairs) -> PairEntry:
     pair = pairs.named(name)
     if pair is None:
-        raise unknown("pair", name, pairs, option="pair")
+        raise unknown("pair", name, pairs, option="pair", more="; to define a pair, see: arbitrage guide settings")
     return pair
 
 
