@@ -399,6 +399,11 @@ def test_labels_are_taus_or_names_and_overlap_nothing() -> None:
     assert sum(mark.label is not None for mark in chart.marks) >= len(chart.marks) - 1
 
 
+def test_the_caption_describes_only_curves_that_are_drawn() -> None:
+    for columns, is_described in ((COLUMNS[:2], False), ([("entropy", 0.5), ("entropy", 1.5)], True)):
+        assert ("Lines join" in page_of(make_run(6, columns=columns))) == is_described
+
+
 @pytest.mark.slow
 @has_browser
 def test_traces_begin_with_problems_that_policies_disagree_about(tmp_path: Path) -> None:
