@@ -156,7 +156,7 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
     if (samples := run["sampling"]["samples"]) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
-        yield f"Speed-ups measured on fewer than {speed.MIN_PROBLEMS} problems have no interval; use more problems."
+        yield f"Speed-ups measured on fewer than {speed.MIN_PROBLEMS} problems have no interval of their own; use more problems."
     missing = sum(policy["missing"] for policy in made)
     if missing and not run.get("skips_attempts"):
         yield (
