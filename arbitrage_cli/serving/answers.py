@@ -113,11 +113,8 @@ class Answer:
         thoughts = {"reasoning_content": "".join(self._thoughts)} if self._thoughts else {}
         message = {"role": "assistant", "content": text, "refusal": None, **thoughts}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason(finished)}
-        return {
-            **self._header("chat.completion", self._trace.decisions),
-            "choices": [choice],
-            "usage": self._usage(),
-        }
+        header = self._header("chat.completion", self._trace.decisions)
+        return {**header, "choices": [choice], "usage": self._usage()}
 
     def _add_text(self, text: str, phase: Phase, decisions: Sequence[Decision] = ()) -> Json | None:
         is_answer = phase == "answer"
