@@ -38,7 +38,7 @@ from arbitrage_cli.types import Limits, ModelRole
 
 Run = dict[str, Any]
 OnReading = Callable[[str, float], None]
-"""A callback for reading a model file: its role, the current activity and the completed fraction."""
+"""A callback for reading a model file: the current activity and the completed fraction."""
 _HINT = "use another path (--output), or restore the original settings"
 MAX_SHOWN = 80  # characters; longer values are shown as a checksum
 
