@@ -56,8 +56,7 @@ class Problems:
         table = _read_table(input_file, mapping, forms)
         self.is_single = problem not in (None, "-")
         if self.is_single and (limit or mapping):
-            option = "limit" if limit else "mapping"
-            raise UsageError("cannot be used with only one problem", "leave it out", option=option)
+            raise UsageError("cannot be used with only one problem", "leave it out", option="limit" if limit else "mapping")
         self.ended = self._has_gap = False
         self._display, self._name = display, input_file or "standard input"
         self._ahead: deque[InputLine] = deque()
