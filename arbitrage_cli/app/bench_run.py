@@ -15,7 +15,7 @@ from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display, RunProgress, offering_to_resume
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
-from arbitrage_cli.app.setup import Setup, for_resumed_bench, sampler_of
+from arbitrage_cli.app.setup import Setup, for_resumed_bench, limits_of, sampler_of
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.data.rows import Item
@@ -119,6 +119,8 @@ def preview(setup: Setup, selected: Selection, path: Path, options: BenchOptions
         known = problem_facts(selected.dataset, [item.problem.id for item in selected.items])
         known |= {"task": setup.task.name, "early_stop": setup.stops_early, "router": router and {"sha256": router.sha256}}
         sampler = {} if generation.sampling else asdict(sampler_of(generation))
+        limits = asdict(limits_of(generation, setup.task, run["limits"]["think_tokens"]))
+        known |= {"limits": limits, "reward": setup.reward, "context": run["context"] | {"kv_type": setup.load.kv_type}}
         known |= {"prompt": {"system": setup.system}, "sampling": run["sampling"] | sampler}
         resume(with_grown(run, selected.dataset), run | known, path)
     attempts = plan(selected.items, setup.routes, options.samples)

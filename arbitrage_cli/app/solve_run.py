@@ -182,6 +182,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         Raises UsageError if the file contains results of other problems.
         """
         others = {(row["id"], row["problem"]): row["status"] for row in latest(self._rows)}
+        ids = {identifier for identifier, problem in others if problem is not None}
         num_missing = num_unsolved = 0
         for line in self._problems.peek() if others else ():
             status = others.pop(place := _place_of(line), None)
@@ -189,11 +190,11 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self._solved[place] = None
             num_missing += status is None
             num_unsolved += place not in self._solved
-            if not others:
+            if not others or (status is None and isinstance(line, Problem) and line.id in ids):
                 break
         if others and num_missing:
-            other = f"found the result of another problem, '{next(iter(others))[0][:MAX_SHOWN]}'"
-            raise UsageError(f"{self._path}: {other}", ANOTHER)
+            other = f"found the result of a problem that is not in the input, '{next(iter(others))[0][:MAX_SHOWN]}'"
+            raise UsageError(f"{self._path}: {other}", f"use the same input and --limit, or {ANOTHER}")
         return num_unsolved
 
     def _with_earlier_tau(self, setup: Setup) -> Setup:

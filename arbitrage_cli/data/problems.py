@@ -5,7 +5,7 @@ Lines are read lazily, so that each problem in a pipe is yielded before the next
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
@@ -63,6 +63,7 @@ def read_problems(
                 on_gap()
             return make_problem(text, str(number))
         row = _json_object(text)
+        require(row, mapping.values())
         return make_problem(find_text(row, names["question"]), find_id(row, names["id"], number))
 
     return _parsed(stream, parse)
@@ -108,11 +109,19 @@ def _joined(messages: Sequence[tuple[str, str]]) -> list[Message]:
     return joined
 
 
+def require(row: Mapping[str, Any], names: Iterable[str]) -> None:
+    if absent := [name for name in names if name not in row]:
+        raise UnusableError(f"no field '{encodable(absent[0]):.60}'; found {names_of(row)}")
+
+
+def names_of(row: Mapping[str, Any]) -> str:
+    return f"{encodable(', '.join(row)) or 'no fields':.60}"
+
+
 def find_text(row: Mapping[str, Any], names: Sequence[str]) -> str:
     question: str | None = next((row[name] for name in names if isinstance(row.get(name), str)), None)
     if question is None:
-        found = encodable(", ".join(row)) or "no fields"
-        raise UnusableError(f"no text in {' or '.join(map(repr, names))}; found {found:.60}")
+        raise UnusableError(f"no text in {' or '.join(map(repr, names))}; found {names_of(row)}")
     return question
 
 

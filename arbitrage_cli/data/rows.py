@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from arbitrage_cli.data.problems import PROBLEM_FIELDS, BadLine, UnusableError, encodable, find_id, find_text, make_problem
+from arbitrage_cli.data.problems import (
+    PROBLEM_FIELDS,
+    BadLine,
+    UnusableError,
+    encodable,
+    find_id,
+    find_text,
+    make_problem,
+    names_of,
+    require,
+)
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem
 
@@ -119,18 +129,18 @@ def make_dataset(
 
 
 def _formed(row: Row, number: int, form: Form) -> Item:
-    _require(row, sorted(form.fields))
+    require(row, sorted(form.fields))
     question, gold = form.read(row)
     return Item(make_problem(question, find_id(row, (form.id,), number)), gold)
 
 
 def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
-    _require(row, mapping.values())
+    require(row, mapping.values())
     names = {field: (mapping[field],) if field in mapping else accepted for field, accepted in FIELDS.items()}
     question = find_text(row, names["question"])
     answer, level = (next(filter(_has_value, map(row.get, names[field])), None) for field in ("answer", "level"))
     if answer is None and needs_answers:
-        raise UnusableError(f"no answer in {_either(names['answer'])}; found {_names(row)}")
+        raise UnusableError(f"no answer in {_either(names['answer'])}; found {names_of(row)}")
     if not (level is None or type(level) is int or isinstance(level, str)):
         raise UnusableError("the level is neither a string nor an integer")
     gold = {} if answer is None else {"answer": _answer(answer)}
@@ -140,11 +150,6 @@ def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: b
         gold["unit"] = encodable(unit)
     problem = make_problem(question, find_id(row, names["id"], number))
     return Item(problem, gold, encodable(level) if isinstance(level, str) else level)
-
-
-def _require(row: Row, names: Iterable[str]) -> None:
-    if absent := [name for name in names if name not in row]:
-        raise UnusableError(f"no field '{_short(absent[0])}'; found {_names(row)}")
 
 
 def check_texts(row: Row, *names: str) -> None:
@@ -176,10 +181,6 @@ def _is_answer(value: Any) -> bool:
 def _sha256(items: Iterable[Item]) -> str:
     rows = [[item.problem.id, item.problem.question, item.gold] for item in items]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
-
-
-def _names(row: Row) -> str:
-    return _short(", ".join(row)) or "no fields"
 
 
 def _either(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, assert_refused, decide, escalate, finish, make_trace, many_problems, run, solve
+from cli import TIMEOUT, Result, assert_refused, decide, escalate, finish, make_trace, many_problems, run, solve, start
 from fake_server import Answer, HashServer, on_loopback
 from faults import essence, set_aside, write_rows
 from hash_language import HashBackend
@@ -53,6 +53,7 @@ def test_a_table_has_a_header(tmp_path: Path) -> None:
     assert [row["id"] for row in solve("--input", "in.jsonl", *mapped, "--json", cwd=tmp_path).records] == ["a", "c"]
     assert_refused(solve("--input", "in.csv", cwd=tmp_path), 2, "", "prompt", "--map")
     assert_refused(solve("1 + 1", *mapped, cwd=tmp_path), 2, "", "--map")
+    assert_refused(solve("--input", "in.jsonl", "--map", "question=prompt,id=m", cwd=tmp_path), 2, "", "'m'")
     piped = solve(*mapped, "--json", stdin=(tmp_path / "in.jsonl").read_bytes())
     assert [row["id"] for row in piped.records] == ["a", "c"]
     assert_refused(solve("--input", "missing.csv", cwd=tmp_path), 2, "missing.csv: cannot be read", "--input")
@@ -221,7 +222,7 @@ def test_problem_that_ends_the_process_ends_as_an_error(here: Path, flags: tuple
         (["--policy", "target"], "policy changed"),
         (["--system", "Be brief."], "system prompt changed"),
         (["--task", "free"], "task changed"),
-        (["--limit", "2-9"], "another problem"),
+        (["--limit", "2-9"], "--limit"),
     ],
 )
 def test_file_of_something_else_is_refused(here: Path, arguments: list[str], word: str) -> None:
@@ -229,6 +230,15 @@ def test_file_of_something_else_is_refused(here: Path, arguments: list[str], wor
     before = (here / "out.jsonl").read_bytes()
     assert_refused(solve_file(here, "-o", "out.jsonl", *arguments), 2, "out.jsonl: ", word)
     assert (here / "out.jsonl").read_bytes() == before
+
+
+def test_another_pipe_is_refused_before_it_ends(tmp_path: Path) -> None:
+    assert solve("-o", "out.jsonl", stdin=b"1 + 1\n", cwd=tmp_path).code == 0
+    with start("solve", "-o", "out.jsonl", cwd=tmp_path) as process:
+        assert process.stdin
+        process.stdin.write(b"2 + 2\n3 + 3\n")
+        process.stdin.flush()
+        assert process.wait(TIMEOUT) == 2
 
 
 def test_a_model_replaced_at_its_path_is_refused(here: Path, tiny: Mapping[str, Path]) -> None:
