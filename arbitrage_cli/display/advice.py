@@ -25,7 +25,8 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     lines = wrapped(one_line(advice.sentence), width_of(stream))
     if not figures["n"]:
         lines += wrapped(
-            "No problem was solved in time, so these figures are expected. Use more --minutes.", width_of(stream)
+            "No problem was solved in time, so these are expected values. To measure, use a larger --minutes.",
+            width_of(stream),
         )
     write(stream, "".join(f"{line}\n" for line in ("", *lines, "", f"  {advice.command}")))
 
