@@ -15,6 +15,7 @@ from arbitrage_cli.tuning.placement import tuned_file
 from arbitrage_cli.types import ModelRole
 
 Json = Mapping[str, Any]
+UNSOLVED = "No problem was solved in time, so these are expected values. To measure, use a larger --minutes."
 
 
 def write_advice(advice: Advice, stream: TextIO) -> None:
@@ -22,12 +23,8 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     figures = advice.figures
     if figures["n"]:
         write_table({**figures, "verdict": None}, findings(figures), stream)
-    lines = wrapped(one_line(advice.sentence), width_of(stream))
-    if not figures["n"]:
-        lines += wrapped(
-            "No problem was solved in time, so these are expected values. To measure, use a larger --minutes.",
-            width_of(stream),
-        )
+    texts = [advice.sentence, *([] if figures["n"] else [UNSOLVED])]
+    lines = [line for text in texts for line in wrapped(one_line(text), width_of(stream))]
     write(stream, "".join(f"{line}\n" for line in ("", *lines, "", f"  {advice.command}")))
 
 
