@@ -6,6 +6,7 @@ import time
 from email.utils import formatdate
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from fake_server import KINDS, REFUSED, SILENT, Answer, HashServer, Kind, on_loopback, opened_model, storm
@@ -19,7 +20,7 @@ from arbitrage_cli.inference.chat_template import Control, Plain, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import Address, ServedSource
-from arbitrage_cli.inference.servers.connection import Connection
+from arbitrage_cli.inference.servers.connection import Connection, Host, Request
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
 from arbitrage_cli.inference.servers.trial import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
@@ -225,6 +226,14 @@ def test_retries_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(error, ServerRequestError)
     assert (error.status, "no quota left for ***" in error.message) == (429, True)
     assert server.counts["/v1/completions"] - asked == 8
+
+
+def test_a_web_page_explains_nothing() -> None:
+    """A proxy responds with a page when its server is down."""
+    page = httpx2.MockTransport(lambda request: httpx2.Response(502, text="\n<html>Bad Gateway</html>"))
+    with contextlib.closing(Connection(page)) as connection, pytest.raises(ServerRequestError) as raised:
+        connection.run(connection.fetch(Host("server"), Request("http://server/v1/models")))
+    assert (raised.value.status, "html" in raised.value.message) == (502, False)
 
 
 @pytest.mark.parametrize("limit", [("ERROR_SECONDS", 0.01), ("MAX_ERROR_BYTES", 50)], ids=["time", "size"])

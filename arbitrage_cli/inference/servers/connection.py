@@ -315,7 +315,7 @@ def _text_of_error(body: bytes) -> str:
     try:
         error = json.loads(body)
     except (ValueError, RecursionError):
-        return body.decode("utf-8", "replace")
+        return "" if body.lstrip().startswith(b"<") else body.decode("utf-8", "replace")  # not a web page
     return _message(error.get("error", error) if isinstance(error, dict) else error)
 
 
