@@ -112,9 +112,12 @@ def buffers(layers: int, caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_without_layers_nothing_is_computed_on_the_gpu(caplog: pytest.LogCaptureFixture) -> None:
-    assert buffers(CPU, caplog)
-    assert all("CPU" in message for message in buffers(CPU, caplog))
-    assert not all("CPU" in message for message in buffers(1, caplog))
+    def on_processor(layers: int) -> list[bool]:
+        return ["CPU" in message or "AMX" in message for message in buffers(layers, caplog)]
+
+    assert on_processor(CPU)
+    assert all(on_processor(CPU))
+    assert not all(on_processor(1))
 
 
 def test_prefill_is_finished_when_read_returns() -> None:
@@ -131,7 +134,7 @@ def test_prefill_is_finished_when_read_returns() -> None:
             backend.decode([0], [501], [token])
             seconds.append((after_many, time.perf_counter() - began))
     first, second = np.median(seconds[1:], axis=0)
-    assert first < 2 * second
+    assert first < 10 * second  # otherwise about 100 times
 
 
 # --- memory
