@@ -75,10 +75,12 @@ def test_a_served_step_goes_on_behind_a_separator_that_comes_too_early(kind: Kin
     assert any(step.model == "target" and step.stop == "separator" and step.text.count(" ") > 1 for step in kept)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_served_draft_writes_and_measures_what_an_engine_does(kind: Kind) -> None:
+@pytest.mark.parametrize(("kind", "tokens_per_chunk"), [*((kind, 1) for kind in KINDS), ("plain", 2), ("plain", 8)])
+def test_a_served_draft_writes_and_measures_what_an_engine_does(kind: Kind, tokens_per_chunk: int) -> None:
     expected = solve(here(), PROBLEMS, "logprob-min", 2.5)
-    with opened_model(HashServer(kind, HashBackend("draft"))) as model:
+    server = HashServer(kind, HashBackend("draft"))
+    with opened_model(server) as model:
+        server.tokens_per_chunk = tokens_per_chunk
         found = solve({**here(), "draft": served("draft", model)}, PROBLEMS, "logprob-min", 2.5)
     assert texts(found) == texts(expected)
     for name, trace in expected.items():

@@ -60,6 +60,7 @@ class HashServer:
         self.faults: Callable[[], Answer | None] = lambda: None
         self.faulty_paths: tuple[str, ...] = ("/completions", "/completion")  # their ends
         self.seconds = 0.0
+        self.tokens_per_chunk = 1  # of a stream
         self.num_stalling = self.num_connections = 0
         self.counts: Counter[str] = Counter()
         self.bodies: list[Body] = []
@@ -142,7 +143,8 @@ class HashServer:
         shown = [] if body.get("skip_special_tokens", True) else self.backend.tokenizer.control_tokens
         written = self._write(ids, min(body["max_tokens"], room), body.get("stop"), shown, keeps=bool(keeps))
         usage: Body = {"prompt_tokens": len(ids), "completion_tokens": len(written), "total_tokens": len(ids) + len(written)}
-        parts = [[one] for one in written] if body.get("stream") else [written]
+        size = self.tokens_per_chunk if body.get("stream") else len(written)
+        parts = [written[start : start + size] for start in range(0, len(written), size)]
         chunks: list[Body] = [{"id": "c", "model": "toy", "choices": [self._choice(part, body)]} for part in parts]
         if body.get("stream"):
             chunks.append({"id": "c", "model": "toy", "choices": [], "usage": usage})

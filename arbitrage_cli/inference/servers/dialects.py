@@ -6,6 +6,7 @@ Parsing a response in an unknown format raises KeyError, TypeError, ValueError o
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, AliasChoices, AliasPath, BaseModel, ConfigDict, Field
@@ -110,6 +111,12 @@ class Piece:
     usage: Usage | None = None
     thinks: bool = False
     failure: str = ""
+
+    def without_last(self, num_characters: int) -> "Piece":
+        """Remove the last characters and all tokens after the last remaining character."""
+        lengths = accumulate(len(token.text) for token in reversed(self.tokens))
+        num_tokens = sum(length > num_characters for length in lengths)
+        return replace(self, text=self.text[: len(self.text) - num_characters], tokens=self.tokens[:num_tokens])
 
 
 class Completions:
