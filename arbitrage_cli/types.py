@@ -5,6 +5,7 @@ All records are frozen except `Trace`, to which flows append decisions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from arbitrage_cli.errors import ArbitrageError
@@ -25,6 +26,9 @@ StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "th
 """
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
+
+ROUTED_STEPS, ROUTED_THINKING_STEPS = 100, 1000
+"""The default step limits of routed solutions, without and with thinking."""
 
 MessageRole = Literal["user", "assistant"]
 
@@ -59,11 +63,12 @@ class Problem:
 class Limits:
     """Limits on the kept steps and tokens of one solution.
 
+    If `max_steps` is None, only solutions of policies that choose between two models have a limit on steps.
     `think_tokens` 0 disables thinking, and None sets no separate limit. If `trial_answers` is true, thinking ends when trial
     answers agree.
     """
 
-    max_steps: int = 100
+    max_steps: int | None = None
     max_tokens: int = 4096
     max_step_tokens: int = 512
     think_tokens: int | None = 0
@@ -259,7 +264,15 @@ class Trace:
             return last
         if self.num_tokens >= self.limits.max_tokens:
             return "max_tokens"
-        return "max_steps" if len(self.decisions) >= self.limits.max_steps else None
+        return "max_steps" if len(self.decisions) >= self._max_steps else None
+
+    @property
+    def _max_steps(self) -> float:
+        if self.limits.max_steps is not None:
+            return self.limits.max_steps
+        if self.decisions[-1].verdict is None:  # written by a single model
+            return inf
+        return ROUTED_THINKING_STEPS if self.problem.thinks else ROUTED_STEPS
 
     @property
     def finished(self) -> bool:

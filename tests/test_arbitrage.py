@@ -144,6 +144,21 @@ def test_why_a_solution_ends(limits: Limits, last: StepStop, stop: str) -> None:
     assert (trace.stop, trace.num_tokens) == (stop, 6)
 
 
+@pytest.mark.parametrize("policy", ["draft", "target", "speculative"])
+def test_a_single_model_has_no_step_limit(policy: str) -> None:
+    trace = new_trace(Limits(max_tokens=1001))
+    drive(Route(POLICIES[policy]).flow(trace, 0), [step("draft" if policy == "draft" else "target")] * 1001)
+    assert (len(trace.decisions), trace.stop) == (1001, "max_tokens")
+
+
+@pytest.mark.parametrize(("thinks", "most"), [(False, 100), (True, 1000)])
+def test_routed_solutions_have_a_step_limit(thinks: bool, most: int) -> None:
+    accepted, rated = (Trace(Problem("p", "question", thinks=thinks), Limits(max_tokens=1001)) for _ in range(2))
+    drive(arbitrage(accepted, by_token_stats(lambda trace, draft: 0.5), 0.9), [step("draft")] * most)
+    drive(oracle(rated, 0.0), [step("draft"), step("target"), (0.5, 0.5)] * most)
+    assert [(len(trace.decisions), trace.stop) for trace in (accepted, rated)] == [(most, "max_steps")] * 2
+
+
 @pytest.mark.parametrize("model", ["draft", "target"])
 def test_one_model_alone(model: ModelRole) -> None:
     trace = new_trace()

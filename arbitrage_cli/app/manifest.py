@@ -71,7 +71,8 @@ FIXED: Mapping[str, str] = {
     "GPU": "machine.gpu",
     "llama-cpp-python": "machine.llama_cpp_python",
 }
-"""Paths of the values in run.json that must not change when a run resumes. None is ignored, unless it means "no limit"."""
+"""Paths of the values in run.json that must not change when a run resumes. None is ignored, except in `UNLIMITED`."""
+UNLIMITED = ("max steps", "thinking token limit")  # None means "no limit"
 FIXED_OF_MODELS = {
     "{} model": "identity",
     "{} thinking format": "think_format",
@@ -311,8 +312,7 @@ def _machine_facts(setup: Setup) -> dict[str, Any]:
 
 def _fixed(run: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: _get(run, path) for name, path in FIXED.items()}
-    if run["limits"].get("think_tokens", 0) is None:
-        found["thinking token limit"] = "none"
+    found |= {name: "none" for name in UNLIMITED if found[name] is None}
     for role, facts in run["models"].items():
         found |= {name.format(role): facts.get(key) for name, key in FIXED_OF_MODELS.items()}
     return {name: value for name, value in found.items() if value is not None}

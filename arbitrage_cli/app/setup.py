@@ -60,8 +60,8 @@ from arbitrage_cli.tuning.placement import Placement, place
 from arbitrage_cli.types import Limits, ModelRole
 
 DEFAULTS = Limits()
-THINK_STEPS, THINK_TOKENS = 1000, 16384
-"""The default limits on steps and tokens for solutions with thinking."""
+THINK_TOKENS = 16384
+"""The default limit on tokens for solutions with thinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,10 +242,9 @@ def sampler_of(generation: GenerationOptions) -> Sampler:
 
 
 def limits_of(generation: GenerationOptions, task: Task, think_tokens: int | None) -> Limits:
-    steps, tokens = (DEFAULTS.max_steps, DEFAULTS.max_tokens) if think_tokens == 0 else (THINK_STEPS, THINK_TOKENS)
     return Limits(
-        generation.max_steps or steps,
-        generation.max_tokens or tokens,
+        generation.max_steps,
+        generation.max_tokens or (DEFAULTS.max_tokens if think_tokens == 0 else THINK_TOKENS),
         generation.max_step_tokens,
         think_tokens,
         trial_answers=generation.think == "auto" and task.has_boxed_answers and think_tokens != 0,

@@ -90,7 +90,7 @@ def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     assert all(len(model["chat_template_sha256"]) == 64 for model in made["models"].values())
     assert made["grader"]
     assert made["machine"]["cpu"]
-    sizes = {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512}
+    sizes = {"max_steps": None, "max_tokens": 4096, "max_step_tokens": 512}
     assert made["limits"] == {**sizes, "think_tokens": 0, "trial_answers": False}
     assert made["fingerprint"].keys() >= {"data set", "draft model", "target model", "grader", "system prompt", "seed"}
 

@@ -38,7 +38,7 @@ def test_a_pair_thinks_if_a_served_model_does_by_itself() -> None:
         models = ("--draft", "scripted:draft", "--target", address, "--policy", "target", "--max-tokens", "40")
         default, off = (run("solve", *models, *think, "--json", "1 + 1").records[0] for think in ((), ("--think", "off")))
         (info,) = run("models", "info", address, "--json").records
-    assert (default["settings"]["think_tokens"], default["settings"]["max_steps"]) == (None, 1000)
+    assert (default["settings"]["think_tokens"], default["settings"]["max_tokens"]) == (None, 40)
     assert default["steps"][0]["phase"] == "think"
     assert (off["settings"]["think_tokens"], {step["phase"] for step in off["steps"]}) == (0, {"answer"})
     assert (info["think_format"], info["thinks_by_itself"]) == ("think", True)
@@ -54,7 +54,7 @@ def test_results_are_resumed_while_the_server_thinks_as_before(tmp_path: Path) -
         assert run(*command, "--limit", "2", cwd=tmp_path).code == 0
         assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
         server.backend.chat_template = TEMPLATE
-        assert_refused(run(*command, cwd=tmp_path), 2, "out.jsonl: ", "max steps changed")
+        assert_refused(run(*command, cwd=tmp_path), 2, "out.jsonl: ", "thinking token limit changed")
 
 
 def test_a_pair_of_servers_and_its_keys(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
         "grader": "1",
         "prompt": {"system": "Please reason step by step."},
         "sampling": {"temperature": 0.0 if samples == 1 else 0.7, "top_p": 1.0, "seed": 0, "samples": samples},
-        "limits": {"max_steps": 100, "max_tokens": 4096, "max_step_tokens": 512},
+        "limits": {"max_steps": None, "max_tokens": 4096, "max_step_tokens": 512},
         "step_separator": "\n\n",
         "context": {"n_ctx": 4096, "n_batch": 512, "kv_type": "f16"},
         "machine": {"threads": 2, "cpu": "made-up processor", "llama_cpp_python": "0.3.36"},

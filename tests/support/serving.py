@@ -24,7 +24,7 @@ from arbitrage_cli.types import ServingEvent
 
 CONCURRENCY = 4
 MENU = Menu(Route(POLICIES["entropy"], 1.5), AvailableRouter(None, None))
-LONG = replace(SHORT, max_steps=2 * SHORT.max_steps, max_tokens=2 * SHORT.max_tokens)
+LONG = replace(SHORT, max_steps=12, max_tokens=2 * SHORT.max_tokens)
 DEFAULTS = Defaults(MENU, SHORT, LONG, Sampler(), max_chars=20_000)
 NAMES = ("127.0.0.1", "localhost", "[::1]")
 
