@@ -22,6 +22,7 @@ from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import Ratio
 
 SCHEMA = 1
+MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
 
 THROUGHPUT = ("problems_per_second", "throughput_ratio", "throughput_ratio_interval", "blocks_compared")
 LATENCY = tuple(f"{kind}{name}" for kind in ("", "measured_") for name in ("seconds_mean", "speedup", "speedup_interval"))
@@ -40,7 +41,7 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, prices
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
     prices = prices or (parse_prices(run["price"]) if run.get("price") else None)
     made = [_policy_figures(policy, target, run, prices) for policy in policies]
-    ratio, ratio_interval = token_ratio(policies)
+    ratio, ratio_interval = token_ratio(run, policies)
     notes = list(_notes(run, policies, made))
     if target is None:
         notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")
@@ -142,6 +143,11 @@ def _level_order(level: str | int) -> tuple[bool, int, str]:
     return not is_number, int(level) if is_number else 0, str(level)
 
 
+def _differs_by_clock(policy: Mapping[str, Any]) -> bool:
+    computed, clock = policy["speedup"], policy["measured_speedup"]
+    return bool(computed and clock) and not 1 / MAX_RATIO <= clock / computed <= MAX_RATIO
+
+
 def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     done = [result for policy in policies for result in policy.done]
     for flag, count in sorted(cut_by_limit(done).items()):
@@ -155,6 +161,12 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
             yield f"Policy speculative differs from the target in {texts}, because of near-ties."
     if (samples := run["sampling"]["samples"]) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
+    if differing := [policy for policy in made if _differs_by_clock(policy)]:
+        speeds = [
+            f"{policy['label']} (clock {rounding.number(policy['measured_speedup'])}, computed {rounding.number(policy['speedup'])})"
+            for policy in differing
+        ]
+        yield f"Clock and computed speed-ups differ by more than {MAX_RATIO - 1:.0%}: {', '.join(speeds)}."
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
         yield f"Speed-ups measured on fewer than {speed.MIN_PROBLEMS} problems have no interval of their own; use more problems."
     missing = sum(policy["missing"] for policy in made)

@@ -2,7 +2,8 @@
 
 The amount of work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the
 program handles. Only the time of the work is noisy. The unit costs are means over many steps. Disturbed steps, which took
-unusually long, are excluded. The computed time of an attempt is its work multiplied by these unit costs.
+unusually long, are excluded. The computed time of an attempt is its work multiplied by these unit costs. The work of a model
+without measured unit costs keeps its measured time: most of a server's time is latency, which does not depend on counted work.
 """
 
 import math
@@ -29,7 +30,8 @@ MIN_STEPS = 8  # minimum steps for a policy's own lower quartile; with fewer, th
 def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> list[PolicyResults]:
     """Return the policies with the computed seconds of all finished attempts.
 
-    The time spent on rating steps is measured, not computed. Nothing is computed if several problems were solved at once.
+    The time spent on rating steps is measured, not computed, as is the time of models without unit costs. Nothing is computed
+    if several problems were solved at once.
     """
     if concurrency_of(run) > 1:
         return [*policies]
@@ -44,7 +46,8 @@ def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResul
             if not result.is_done:
                 return result
             seconds = math.fsum(scales[kind] * expected for kind, expected, _ in _steps(result, units) if expected)
-            return replace(result, computed_seconds=seconds + result.tally.reward_cost.seconds)
+            measured = math.fsum(cost.seconds for role, cost in result.work if role not in units)
+            return replace(result, computed_seconds=seconds + measured + result.tally.reward_cost.seconds)
 
         return replace(policy, results={key: timed(result) for key, result in policy.results.items()})
 
@@ -58,9 +61,12 @@ def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) 
     return {role: _scale(own, own) for role in units if (own := samples.get((role, "decode")))}
 
 
-def token_ratio(policies: Sequence[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
-    """Return the cost of a decoded target token in draft tokens, with an interval. Both are None if unknown."""
-    samples = _samples(policies, {})
+def token_ratio(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
+    """Return the cost of a decoded target token in draft tokens, with an interval.
+
+    Both are None if a model decoded nothing or has no measured unit costs.
+    """
+    samples = _samples(policies, dict.fromkeys(unit_costs_of(run), PER_TOKEN))
     usual = {role: _usual(samples[role, "decode"]) for role in ("draft", "target") if (role, "decode") in samples}
     if len(usual) < 2:
         return None, None
@@ -105,13 +111,14 @@ def _samples(policies: Iterable[PolicyResults], units: Mapping[ModelRole, UnitCo
 
 
 def _steps(result: Result, units: Mapping[ModelRole, UnitCosts]) -> Iterator[tuple[Kind, float, float]]:
-    """Yield the kind, the expected seconds and the measured seconds of each piece of work in an attempt."""
+    """Yield the kind, the expected seconds and the measured seconds of each piece of work that `units` cover."""
     num_tokens = 0
     for role, cost in result.work:
-        prefill, decode, verify = units.get(role, PER_TOKEN).seconds(cost)
-        yield (role, "prefill"), prefill, cost.prefill_seconds
-        yield (role, "decode"), decode, cost.decode_seconds
-        yield (role, "verify"), verify, cost.verify_seconds
+        if role in units:
+            prefill, decode, verify = units[role].seconds(cost)
+            yield (role, "prefill"), prefill, cost.prefill_seconds
+            yield (role, "decode"), decode, cost.decode_seconds
+            yield (role, "verify"), verify, cost.verify_seconds
         num_tokens += cost.decode_tokens + cost.verify_kept
     yield "score", result.num_scores, result.router_seconds
     yield "program", num_tokens, result.program_seconds

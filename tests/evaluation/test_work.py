@@ -73,6 +73,44 @@ def test_policies_with_the_same_work_have_the_same_time() -> None:
     assert speculative["measured_speedup"] == pytest.approx(1 / 1.3)
 
 
+@pytest.mark.parametrize("usage", [True, False])
+def test_the_latency_of_a_server_is_time(usage: bool) -> None:
+    made = make_run(20, columns=COLUMNS, drift=0.0)
+    run = {**made.run, "unit_costs": {"draft": made.run["unit_costs"]["draft"]}}
+
+    def served(row: dict[str, Any]) -> None:
+        steps = [one for step in row["steps"] for one in (step, step["discarded"]) if one]
+        for number, step in enumerate(step for step in steps if step["model"] == "target"):
+            latency = 4.0 if number % 7 == 3 else 0.4
+            step["cost"]["prefill_seconds"] = step["cost"].get("prefill_seconds", 0.0) + latency
+            row["wall_seconds"] += latency
+            if not usage:
+                step["cost"].pop("prefill_tokens", None)
+
+    found = policies(MadeUp(run, made.rows), served)
+    for policy in found:
+        assert policy["seconds_mean"] == pytest.approx(policy["measured_seconds_mean"], rel=0.01)
+        assert policy["speedup"] == pytest.approx(policy["measured_speedup"], rel=0.01)
+    assert found[-1]["speedup"] > 1
+
+
+@pytest.mark.parametrize(("factor", "is_shown"), [(1.0, False), (1.05, False), (1.3, True)])
+def test_a_clock_that_contradicts_the_computed_speedup_is_shown(factor: float, is_shown: bool) -> None:
+    made = make_run(20, columns=COLUMNS, drift=0.0)
+    for row in made.rows:
+        if row["policy"] == "entropy":
+            row["wall_seconds"] *= factor
+    notes = figures(made.run, made.rows)["notes"]
+    assert [note for note in notes if "entropy@0.5" in note] == notes
+    assert len(notes) == is_shown
+
+
+def test_the_token_ratio_of_a_served_model_is_unknown() -> None:
+    made = make_run(10, columns=ALONE)
+    run = {**made.run, "unit_costs": {"draft": made.run["unit_costs"]["draft"]}}
+    assert figures(run, made.rows)["token_ratio"] is None
+
+
 def test_the_unit_costs_of_a_run_are_compared_with_the_stored_costs() -> None:
     made = make_run(20, columns=ALONE)
     stored = {"draft": unit_costs(DRAFT_TOKEN), "target": unit_costs(TARGET_TOKEN / 3)}

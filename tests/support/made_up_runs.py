@@ -84,6 +84,10 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
         },
         "router": None,
         "tau_costs": None,
+        "unit_costs": {
+            role: {"batches": [token] * 5, "prefill_token": read, "prefill_call": 0.0}
+            for role, token, read in (("draft", DRAFT_TOKEN, DRAFT_READ), ("target", TARGET_TOKEN, TARGET_READ))
+        },
         "grader": "1",
         "prompt": {"system": "Please reason step by step."},
         "sampling": {"temperature": 0.0 if samples == 1 else 0.7, "top_p": 1.0, "seed": 0, "samples": samples},
