@@ -169,6 +169,9 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
         yield f"Clock and computed speed-ups differ by more than {MAX_RATIO - 1:.0%}: {', '.join(speeds)}."
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
         yield f"Speed-ups measured on fewer than {speed.MIN_PROBLEMS} problems have no interval of their own; use more problems."
+    failed = [f"{policy['errors']} for {policy['label']}" for policy in made if policy["errors"]]
+    if failed and any(policy["speedup"] for policy in made):
+        yield f"Speed-ups exclude problems with failed attempts: {', '.join(failed)}."
     missing = sum(policy["missing"] for policy in made)
     if missing and not run.get("skips_attempts"):
         yield (

@@ -115,6 +115,16 @@ def test_every_attempt_counts_exactly_once() -> None:
     assert made_figures(made)["notes"] == figures({**made.run, "skips_attempts": True}, made.rows[:-1])["notes"] == []
 
 
+def test_failed_attempts_are_not_dropped_from_speedups_without_a_word() -> None:
+    rows = make_run(6, columns=ALONE).rows
+    targets, drafts = ([row for row in rows if row["policy"] == policy] for policy in ("target", "draft"))
+    found = figures_of([failed(targets[0]), *targets[1:], *map(failed, drafts[1:3]), *drafts[:1], *drafts[3:]])
+    kept = figures_of([*targets[3:], *drafts[3:]])
+    assert by_label(found)["draft"]["speedup"] == pytest.approx(by_label(kept)["draft"]["speedup"])
+    (note,) = [note for note in found["notes"] if note not in kept["notes"]]
+    assert "1 for target, 2 for draft" in note
+
+
 @pytest.mark.parametrize("samples", [1, 2])
 def test_ungraded_answers_have_no_accuracy(samples: int) -> None:
     made = make_run(6, columns=ALONE, samples=samples)
