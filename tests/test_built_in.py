@@ -219,9 +219,12 @@ def test_the_readme_of_the_models_is_true() -> None:
     shipped = [find_files(source)[0] for source in sources if source]
     routers = sorted(MODELS.glob("*.safetensors"))
     assert {router_file(pair.router), router_file(UNIVERSAL_ROUTER)} <= set(routers)
+    lines = (MODELS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    sums = {name: sha256 for sha256, name in map(str.split, lines)}
     for path in (*shipped, *routers, MODELS / "builtin.jsonl", MODELS / "builtin-dev.jsonl"):
-        assert hashlib.sha256(path.read_bytes()).hexdigest() in card, path.name
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == sums.pop(path.name), path.name
         assert f"{path.stat().st_size:,}" in card
+    assert not sums
 
 
 def test_the_router_is_of_this_pair() -> None:

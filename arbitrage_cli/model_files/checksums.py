@@ -15,9 +15,8 @@ from typing import Any, Literal
 from arbitrage_cli.errors import ModelFileError, os_errors
 from arbitrage_cli.system.files import models_folder, read_chunks, state_of, write_atomically
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
-GIT_ID = re.compile(r"[0-9a-f]{40}")
-_VERIFIED, _SEEN = "verified", "seen"  # kinds of notes: published checksums that matched, and computed sha256s
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SEEN = "seen"  # the kind of the notes with computed sha256s
 
 Origin = Literal["shipped", "published", "recorded", "unknown"]
 
@@ -55,54 +54,35 @@ class Identity:
 
 
 def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
-    with _readable(path):
-        known: dict[Origin, str | None] = {
-            "shipped": _shipped_sha256(path),
-            "published": published_sha256(path),
-            "recorded": unchanged_sha256([path]),
-        }
-        sha256 = _digest(path, is_git_id=False, on_progress=on_progress)
+    known: dict[Origin, str | None] = {
+        "shipped": _shipped_sha256(path),
+        "published": published_sha256(path),
+        "recorded": unchanged_sha256([path]),
+    }
+    sha256 = _sha256_of_file(path, on_progress)
     origin = next((name for name, expected in known.items() if expected), None)
     return Identity(path, sha256, origin or "unknown", origin is not None and known[origin] != sha256)
 
 
-def check_file(path: Path, checksum: str | None, cache: Path, on_progress: OnProgress) -> None:
-    """Check a file's checksum, a sha256 or a git id.
+def check_file(path: Path, sha256: str | None, cache: Path, on_progress: OnProgress) -> None:
+    """Check a file's sha256, unless None is published. A file is read again only if its size, mtime or inode has changed.
 
-    If the checksum is wrong, remove the file from the cache and raise ModelFileError.
-
-    A verified file is not hashed again until its size, mtime or inode changes.
+    If the sha256 is wrong, remove the file from the cache and raise ModelFileError.
     """
-    if checksum is None:
-        raise ModelFileError(f"{path}: the published checksum is unknown", "remove the file and download it again")
-    with _readable(path):
-        record = {"checksum": checksum, **state_of(path)}
-        if read_note(_VERIFIED, _names([path])) == record:
-            return
-        if _digest(path, is_git_id=GIT_ID.fullmatch(checksum) is not None, on_progress=on_progress) == checksum:
-            write_note(_VERIFIED, _names([path]), record)
-            return
-    for found in (path.parent / path.readlink() if path.is_symlink() else path, path):
-        if Path(os.path.realpath(found.parent)).is_relative_to(cache):  # a link may lead to a user's own file
-            found.unlink(missing_ok=True)
+    if sha256 is None and path.suffix == ".gguf":
+        raise ModelFileError(f"{path}: the published sha256 is unknown", "remove the file and download it again")
+    if sha256 in (None, unchanged_sha256([path])):
+        return
+    found = _sha256_of_file(path, on_progress)
+    _record([path], found)
+    if found == sha256:
+        return
+    for part in (path.parent / path.readlink() if path.is_symlink() else path, path):
+        if Path(os.path.realpath(part.parent)).is_relative_to(cache):  # a link may lead to a user's own file
+            part.unlink(missing_ok=True)
     outcome = "move the file away" if path.exists() else "the file was removed"
     hint = "download the file again; if the error persists, check the proxy, the mirror and the disk"
-    raise ModelFileError(f"{path}: the checksum differs from the published one; {outcome}", hint)
-
-
-def _digest(path: Path, *, is_git_id: bool, on_progress: OnProgress) -> str:
-    size = path.stat().st_size
-    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if is_git_id else hashlib.sha256()
-    return _hexdigest(digest, [path], lambda done: on_progress(FileProgress("checking", path.name, done, size)))
-
-
-def _hexdigest(digest: Any, files: Iterable[Path], on_read: Callable[[int], None]) -> str:
-    done = 0
-    for chunk in chain.from_iterable(map(read_chunks, files)):
-        digest.update(chunk)
-        done += len(chunk)
-        on_read(done)
-    return str(digest.hexdigest())
+    raise ModelFileError(f"{path}: the sha256 differs from the published one; {outcome}", hint)
 
 
 def _readable(path: Path) -> AbstractContextManager[None]:
@@ -115,8 +95,12 @@ def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lamb
     Raises ModelFileError if a file cannot be read.
     """
     with _readable(files[0]):
-        total = sum(path.stat().st_size for path in files)
-        return _hexdigest(hashlib.sha256(), files, lambda done: on_progress(done / total))
+        total, done, digest = sum(path.stat().st_size for path in files), 0, hashlib.sha256()
+        for chunk in chain.from_iterable(map(read_chunks, files)):
+            digest.update(chunk)
+            done += len(chunk)
+            on_progress(done / total)
+    return digest.hexdigest()
 
 
 def sha256_seen(files: Sequence[Path]) -> str:
@@ -124,7 +108,7 @@ def sha256_seen(files: Sequence[Path]) -> str:
     known = unchanged_sha256(files)
     if known is None:
         known = sha256_of(files)
-        write_note(_SEEN, _names(files), {"checksum": known, "files": [state_of(path) for path in files]})
+        _record(files, known)
     return known
 
 
@@ -136,26 +120,27 @@ def unchanged_sha256(files: Sequence[Path]) -> str | None:
 
 
 def published_sha256(path: Path) -> str | None:
-    return next(filter(SHA256.fullmatch, reversed(known_checksums(path))), None)
+    """Return the sha256 that the Hub publishes for a file in its cache: the name of the file to which `path` links."""
+    target = path.readlink().name if path.is_symlink() else ""
+    return target if _SHA256.fullmatch(target) else None
 
 
-def known_checksums(path: Path) -> list[str]:
-    """Return the file's last verified checksum, and the checksum that names its link target in the Hub's cache."""
-    record = read_note(_VERIFIED, _names([path]))
-    found = [
-        record.get("checksum") if isinstance(record, dict) else None,
-        path.readlink().name if path.is_symlink() else None,
-    ]
-    return [text for text in found if isinstance(text, str)]
+def _record(files: Sequence[Path], sha256: str) -> None:
+    write_note(_SEEN, _names(files), {"checksum": sha256, "files": [state_of(path) for path in files]})
+
+
+def _sha256_of_file(path: Path, on_progress: OnProgress) -> str:
+    with _readable(path):
+        size = path.stat().st_size
+    return sha256_of([path], lambda share: on_progress(FileProgress("checking", path.name, round(share * size), size)))
 
 
 def _shipped_sha256(path: Path) -> str | None:
-    """Return the sha256 that `models/README.md` lists for a shipped file, or None for other files."""
+    """Return the sha256 of a shipped file, or None for other files."""
     if path.resolve().parent != models_folder().resolve():
         return None
-    table = (models_folder() / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^\| `{re.escape(path.name)}` \|.*`([0-9a-f]{{64}})` \|$", table, re.MULTILINE)
-    return found[1] if found else None
+    lines = map(str.split, (models_folder() / "SHA256SUMS").read_text(encoding="utf-8").splitlines())
+    return next((sha256 for sha256, name in lines if name == path.name), None)
 
 
 def read_note(kind: str, names: Iterable[str]) -> Any:

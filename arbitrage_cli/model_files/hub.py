@@ -1,47 +1,46 @@
 """Finds, downloads and verifies files of models and data sets on the Hugging Face Hub.
 
-huggingface_hub sends the requests and manages the shared cache. It is imported inside functions, because importing it is
-slow. huggingface_hub 2.4 checks only the size of a download; this module also checks the published checksum.
+huggingface_hub downloads the files, resumes broken downloads and manages the cache that all programs share. It checks only
+the size of a file; this module also checks the published sha256. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and
+HF_HUB_OFFLINE are honored. huggingface_hub is imported inside functions, because importing it is slow.
 """
 
 import contextlib
+import logging
 import os
+import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from arbitrage_cli.errors import HubError
-from arbitrage_cli.model_files.checksums import (
-    GIT_ID,
-    SHA256,
-    FileProgress,
-    OnProgress,
-    check_file,
-    known_checksums,
-    no_progress,
-)
-from arbitrage_cli.model_files.hub_session import find_token, hub_errors, hub_settings
+from arbitrage_cli.model_files.checksums import FileProgress, OnProgress, check_file, no_progress, published_sha256
 from arbitrage_cli.model_files.names import HubName, choose, find_model, is_complete
-from arbitrage_cli.system.files import write_atomically
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, ValueError)  # errors that malformed responses cause
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """A file published on the Hub. `checksum` is a sha256, or a git blob id for a small file."""
+    """A file published on the Hub. `sha256` is None for a small file that is stored in git."""
 
     name: str
     size: int
-    checksum: str
+    sha256: str | None
 
 
 def locate(name: HubName) -> tuple[Path, ...]:
     """Return the unverified files in the cache, in order, or () if a part is missing. Makes no request."""
     commit = name.revision
-    if not GIT_ID.fullmatch(commit):
+    if not _COMMIT.fullmatch(commit):
         with contextlib.suppress(OSError, ValueError):
             commit = (_cache(name) / "refs" / name.revision).read_text().strip()
     snapshot = _cache(name) / "snapshots" / commit
-    if not GIT_ID.fullmatch(commit) or not snapshot.is_dir():
+    if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
         return ()
     model = find_model(name, [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()])
     return tuple(snapshot / part for part in model) if model and is_complete(model) else ()
@@ -54,8 +53,7 @@ def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_p
     """
     paths = locate(name)
     for path in paths:
-        checksum = next((text for text in known_checksums(path) if _is_checksum(name, text)), None)
-        check_file(path, checksum, cache_folder(), on_progress)
+        check_file(path, published_sha256(path), cache_folder(), on_progress)
     return paths or fetch(name, offline=offline, on_progress=on_progress)
 
 
@@ -63,26 +61,22 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
     """Return the verified files of the version that is now on the Hub. Raises the same errors as `find`."""
     if _is_offline(name, offline):
         return find(name, on_progress=on_progress)
-    with hub_errors(name):
-        commit, files = _published(name)
-        paths = tuple(_cache(name) / "snapshots" / commit / file.name for file in files)
-        for file, path in zip(files, paths, strict=True):
-            if not path.exists():
-                _download(name, file, commit, on_progress)
-            check_file(path, file.checksum, cache_folder(), on_progress)
-        if name.revision != commit:
-            write_atomically(_cache(name) / "refs" / name.revision, commit.encode(), new_folder=True)
+    with _hub_errors(name):
+        files = _published(name)
+        paths = tuple(_download(name, file, on_progress) for file in files)
+    for file, path in zip(files, paths, strict=True):
+        check_file(path, file.sha256, cache_folder(), on_progress)
     return paths
 
 
 def preview(name: HubName, *, offline: bool = False) -> dict[PublishedFile, bool]:
     """Return the files that `fetch` would return, and whether each file is already in the cache."""
     if _is_offline(name, offline):
-        return {PublishedFile(path.name, path.stat().st_size, path.resolve().name): True for path in locate(name)}
-    with hub_errors(name):
-        commit, files = _published(name)
-    snapshot, blobs = _cache(name) / "snapshots" / commit, _cache(name) / "blobs"
-    return {file: (snapshot / file.name).exists() or (blobs / file.checksum).exists() for file in files}
+        return {PublishedFile(path.name, path.stat().st_size, published_sha256(path)): True for path in locate(name)}
+    with _hub_errors(name):
+        files = _published(name)
+    blobs = _cache(name) / "blobs"
+    return {file: file.sha256 is not None and (blobs / file.sha256).exists() for file in files}
 
 
 def commit_of(name: HubName, path: Path) -> str:
@@ -90,15 +84,26 @@ def commit_of(name: HubName, path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    return Path(os.path.realpath(Path(hub_settings().HF_HUB_CACHE).expanduser()))
+    return Path(os.path.realpath(Path(_constants().HF_HUB_CACHE).expanduser()))
 
 
 def _cache(name: HubName) -> Path:
     return cache_folder() / f"{name.kind}s--{name.repo.replace('/', '--')}"
 
 
+def _constants() -> Any:
+    """Return huggingface_hub's settings. Raises HubError if HF_ENDPOINT is malformed, with which no other module loads."""
+    with contextlib.suppress(ValueError):  # a port out of range, a broken IPv6 address
+        from huggingface_hub import constants
+
+        endpoint = urlsplit(constants.ENDPOINT)
+        if endpoint.scheme in ("http", "https") and endpoint.hostname and endpoint.port != 0:
+            return constants
+    raise HubError("HF_ENDPOINT is not a web address", "use an address such as https://huggingface.co, or unset HF_ENDPOINT")
+
+
 def _is_offline(name: HubName, requested: bool) -> bool:
-    is_offline = requested or bool(hub_settings().is_offline_mode())
+    is_offline = requested or bool(_constants().is_offline_mode())
     if is_offline and not locate(name):
         command = f"arbitrage models pull {name}" if name.kind == "model" else "the same command without them"
         message = f"{name} is not on this machine, and --offline or HF_HUB_OFFLINE prevents a download"
@@ -106,33 +111,26 @@ def _is_offline(name: HubName, requested: bool) -> bool:
     return is_offline
 
 
-def _is_checksum(name: HubName, text: str) -> bool:
-    return bool(SHA256.fullmatch(text) or (name.kind == "dataset" and GIT_ID.fullmatch(text)))
-
-
-def _published(name: HubName) -> tuple[str, list[PublishedFile]]:
+def _published(name: HubName) -> list[PublishedFile]:
     from huggingface_hub import HfApi
 
-    timeout = hub_settings().HF_HUB_DOWNLOAD_TIMEOUT
-    api: Any = HfApi(hub_settings().ENDPOINT, token=find_token())
+    timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
+    api: Any = HfApi(_constants().ENDPOINT, token=_token())
     info = api.repo_info(name.repo, repo_type=name.kind, revision=name.revision, files_metadata=True, timeout=timeout)
-    if not GIT_ID.fullmatch(info.sha):
-        raise ValueError("the commit is not a git hash")
     files = {file.rfilename: file for file in info.siblings}
-    return info.sha, [_published_file(name, files[file]) for file in choose(name, list(files))]
+    return [_published_file(name, files[file]) for file in choose(name, list(files))]
 
 
 def _published_file(name: HubName, file: Any) -> PublishedFile:
-    size, checksum = (file.lfs.size, file.lfs.sha256) if file.lfs else (file.size, file.blob_id)
-    if not checksum or not _is_checksum(name, checksum):
+    if file.lfs:
+        return PublishedFile(file.rfilename, int(file.lfs.size), file.lfs.sha256)
+    if name.kind == "model":
         raise HubError(f"{name.repo} publishes no sha256 for {file.rfilename}", "use a repository that publishes checksums")
-    if not 0 <= size < 1 << 63:
-        raise ValueError("the size is out of range")
-    return PublishedFile(file.rfilename, int(size), checksum)
+    return PublishedFile(file.rfilename, int(file.size), None)
 
 
-def _download(name: HubName, file: PublishedFile, commit: str, on_progress: OnProgress) -> None:
-    """Download a file into the cache, or wait until another process has downloaded it."""
+def _download(name: HubName, file: PublishedFile, on_progress: OnProgress) -> Path:
+    """Return the file in the cache. Download it first, or wait until another process has downloaded it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import silent_tqdm
 
@@ -143,8 +141,6 @@ def _download(name: HubName, file: PublishedFile, commit: str, on_progress: OnPr
 
         def update(self, n: float | None = 1) -> None:
             self.done += int(n or 0)
-            if self.done > file.size:
-                raise HubError(f"{name}: {file.name} is longer than the published {file.size:,} bytes", "try again later")
             on_progress(FileProgress("downloading", file.name, self.done, file.size))
 
         def update_transfer(self, *args: object, **options: object) -> None:
@@ -152,6 +148,55 @@ def _download(name: HubName, file: PublishedFile, commit: str, on_progress: OnPr
 
         set_postfix_str = set_transfer_postfix_str = update_transfer
 
-    bar: Any = Bar
-    cache, token = cache_folder(), find_token()
-    hf_hub_download(name.repo, file.name, repo_type=name.kind, revision=commit, cache_dir=cache, token=token, tqdm_class=bar)
+    options: dict[str, Any] = {"revision": name.revision, "cache_dir": cache_folder(), "token": _token(), "tqdm_class": Bar}
+    return Path(hf_hub_download(name.repo, file.name, repo_type=name.kind, **options))
+
+
+def _token() -> str | bool:
+    """Return the user's token, or False if no token is stored. Raises HubError if the token would be sent unencrypted."""
+    from huggingface_hub import get_token
+
+    token, endpoint = get_token(), urlsplit(_constants().ENDPOINT)
+    if token and endpoint.scheme != "https" and endpoint.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise HubError(f"cannot send the Hub token to {_host()} over http", "use https in HF_ENDPOINT, or unset HF_TOKEN")
+    return token or False
+
+
+def _host() -> str:
+    """Return the Hub's host name for messages, because the full address may contain a password."""
+    return str(urlsplit(_constants().ENDPOINT).hostname)
+
+
+@contextlib.contextmanager
+def _hub_errors(name: HubName) -> Iterator[None]:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    _constants().HF_HUB_DISABLE_TELEMETRY = True
+    if not _constants().HF_DEBUG:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # warnings would break into a live display
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Not enough free disk space")
+            yield
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, UserWarning, *_MALFORMED) as error:
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+        if isinstance(cause, HfHubHTTPError):
+            raise _http_error(name, cause.response) from None  # the cause may contain the token
+        reason, hint = str(cause) or type(cause).__name__, "check the name, the network and HF_ENDPOINT, and try again"
+        if isinstance(cause, _MALFORMED):
+            reason = "the response is not from a Hub server"
+        elif isinstance(cause, UserWarning) or (isinstance(cause, OSError) and cause.errno):
+            hint = "free disk space or change the permissions of the cache, or set HF_HOME to another folder"
+        raise HubError(f"{name} cannot be downloaded from {_host()} ({reason})", hint) from cause
+
+
+def _http_error(name: HubName, response: Any) -> HubError:
+    page = f"https://huggingface.co/{'datasets/' if name.kind == 'dataset' else ''}{name.repo}"
+    log_in = f"check the name at {page}; if the repository is gated or private, accept its terms and run `hf auth login`"
+    seconds = response.headers.get("Retry-After", "")
+    wait = f"try again in {seconds} seconds" if seconds.isdigit() else "try again later"
+    hint = {401: log_in, 403: log_in, 404: log_in, 429: f"{wait}; for a higher request limit, run `hf auth login`"}.get(
+        response.status_code, wait
+    )
+    return HubError(f"{name} cannot be downloaded from {_host()} (HTTP {response.status_code})", hint)

@@ -20,7 +20,7 @@ from fake_hub import COMMIT, Failure, FakeHub
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 from arbitrage_cli.errors import ArbitrageError, HubError, ModelFileError
-from arbitrage_cli.model_files import hub, hub_session
+from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.model_files.names import HubName
 
@@ -104,17 +104,17 @@ def test_fetch_looks_for_a_newer_version(served: FakeHub) -> None:
     assert hub.find(LARGE) == (new,)
 
 
-@pytest.mark.parametrize("name", [NAME, LARGE, SMALL], ids=["model", "large", "small"])
+@pytest.mark.parametrize("name", [NAME, LARGE], ids=["model", "large"])
 def test_wrong_bytes(served: FakeHub, name: HubName) -> None:
     served.corrupt = True
-    with pytest.raises(ModelFileError, match="checksum"):
+    with pytest.raises(ModelFileError, match="sha256"):
         hub.fetch(name)
     assert (cached_files(), hub.locate(name)) == ([], ())
     served.corrupt = False
     assert hub.fetch(name)[0].read_bytes()[0] == DATA[0]
 
 
-@pytest.mark.parametrize("name", [NAME, LARGE, SMALL], ids=["model", "large", "small"])
+@pytest.mark.parametrize("name", [NAME, LARGE], ids=["model", "large"])
 def test_file_of_another_program(served: FakeHub, name: HubName) -> None:
     file = FILE if name == NAME else name.selector
     path = Path(hf_hub_download(name.repo, file, repo_type=name.kind))
@@ -131,9 +131,6 @@ def test_no_published_checksum(served: FakeHub) -> None:
     served.in_git = {FILE}
     with pytest.raises(HubError, match="publishes no sha256"):
         hub.fetch(NAME)
-    served.publishes_sha256 = served.publishes_git_ids = False
-    with pytest.raises(HubError, match="publishes no sha256"):
-        hub.fetch(SMALL)
     assert not served.downloads()
     hf_hub_download(REPO, FILE)
     with pytest.raises(ModelFileError, match="unknown"):
@@ -190,13 +187,6 @@ def test_connection_that_always_breaks(served: FakeHub, monkeypatch: pytest.Monk
     with pytest.raises(HubError, match="cannot be downloaded"):
         hub.fetch(NAME)
     assert len(served.downloads()) < 10
-
-
-def test_file_longer_than_published(served: FakeHub) -> None:
-    served.surplus = b"!"
-    with pytest.raises(HubError, match="longer than"):
-        hub.fetch(NAME)
-    assert cached_files() == []
 
 
 def test_full_disk(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,35 +316,3 @@ def test_json_of_wrong_types(served: FakeHub, kind: str) -> None:
     with pytest.raises(HubError):
         hub.fetch(NAME)
     assert not served.downloads()
-
-
-SHA256 = hashlib.sha256(DATA).hexdigest()
-FALSE_HEADERS = {
-    "etag": {"ETag": '"../../../../outside"'},
-    "linked etag": {"ETag": f'"{SHA256}"', "X-Linked-Etag": '"../../../../outside"'},
-    "absolute etag": {"ETag": '"{tmp}/outside"'},
-    "short etag": {"ETag": f'"{SHA256[:39]}"'},
-    "commit": {"ETag": f'"{SHA256}"', "X-Repo-Commit": "../../../../outside"},
-    "empty commit": {"ETag": f'"{SHA256}"', "X-Repo-Commit": ""},
-    "commit of no file": {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "../../../../outside"},
-}
-
-
-@pytest.mark.parametrize("kind", FALSE_HEADERS)
-def test_header_that_leads_out_of_the_cache(served: FakeHub, tmp_path: Path, kind: str) -> None:
-    """huggingface_hub derives paths from the ETag and the commit."""
-    served.false_headers = [{name: value.replace("{tmp}", str(tmp_path)) for name, value in FALSE_HEADERS[kind].items()}] * 5
-    with pytest.raises(HubError):
-        hub.fetch(NAME)
-    assert not served.downloads()
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(constants.HF_HUB_CACHE)]
-    assert [path for path in written if not path.is_relative_to(tmp_path / "cache")] == []
-    assert not list(tmp_path.rglob("*outside*"))
-
-
-def test_answer_over_the_limit(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    served.surplus_of_api = b" " * 5000
-    assert hub.preview(NAME)
-    monkeypatch.setattr(hub_session, "MAX_RESPONSE_BYTES", 5000)
-    with pytest.raises(HubError, match="not from a Hub server"):
-        hub.preview(NAME)

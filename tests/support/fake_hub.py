@@ -59,10 +59,6 @@ class FakeHub:
         self.failure: Failure | None = None  # of every request to the Hub itself
         self.cuts: list[int] = []  # each next download ends after that many bytes of its answer, as a broken connection does
         self.corrupt = False  # right size, wrong bytes
-        self.surplus = b""  # sent after each file
-        self.false_headers: list[dict[str, str]] = []  # of each next HEAD of a file, beside or in place of the right ones
-        self.surplus_of_api = b""  # sent before each answer of the API
-        self.publishes_sha256 = self.publishes_git_ids = True
         self.gate: threading.Event | None = None  # downloads wait for it halfway
         self.is_halfway = threading.Event()
 
@@ -76,10 +72,8 @@ class FakeHub:
     def info(self, repo: str) -> dict[str, Any]:
         siblings = []
         for name, data in self.repos[repo].items():
-            sibling: dict[str, Any] = {"rfilename": name, "size": len(data)}
-            if self.publishes_git_ids:
-                sibling["blobId"] = git_id(data)
-            if self.publishes_sha256 and name not in self.in_git:
+            sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_id(data)}
+            if name not in self.in_git:
                 sibling["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
             siblings.append(sibling)
         return {"id": repo.removeprefix("datasets/"), "sha": self.sha, "siblings": siblings}
@@ -144,10 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = hub.repos.get(repo, {}).get(name)
         if data is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        if self.command == "HEAD" and hub.false_headers and (false := hub.false_headers.pop(0)):
-            return self._send(404 if "X-Error-Code" in false else 200, data, {"X-Repo-Commit": hub.sha, **false})
         found = {"X-Repo-Commit": hub.sha}
-        sent = bytes(byte ^ 1 for byte in data) if hub.corrupt else data + hub.surplus
+        sent = bytes(byte ^ 1 for byte in data) if hub.corrupt else data
         if name in hub.in_git:
             return self._send_file(sent, found | {"ETag": f'"{git_id(data)}"'})
         if host == "cdn":
@@ -160,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(401, b"", {"X-Error-Message": "Invalid username or password."})
         if revision not in ("", "main", self.served_hub.sha):
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        return self._send(200, self.served_hub.surplus_of_api + json.dumps(self.served_hub.info(repo)).encode())
+        return self._send(200, json.dumps(self.served_hub.info(repo)).encode())
 
     def _send_file(self, data: bytes, headers: dict[str, str]) -> None:
         hub, start, status = self.served_hub, 0, 200
