@@ -132,7 +132,8 @@ COMPARISON: Sequence[Column] = (
 )
 
 _BOOTSTRAP = "bootstrap over problems if there are several samples per problem"
-_OVER_PROBLEMS = "Interval: 95%, paired bootstrap over problems."
+_OVER_PROBLEMS = "Interval: 95%, paired jackknife over problems, if there are at least 15 problems."
+_WITH_COST_ERROR = f"{_OVER_PROBLEMS} It includes the error of the unit costs."
 
 DEFINITIONS: Mapping[str, str] = {
     "accuracy": "Correct answers / attempts. Unscored answers and errors count as incorrect, but if no answer was graded, "
@@ -144,14 +145,14 @@ DEFINITIONS: Mapping[str, str] = {
     "times the unit costs measured in the run. Steps that took more than twice the usual time do not affect the unit costs. "
     "The time of models without measured unit costs, such as models on servers, is measured.",
     "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both finished; "
-    f"above 1 is faster. {_OVER_PROBLEMS}",
+    f"above 1 is faster. {_WITH_COST_ERROR}",
     "measured_seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
     "measured_speedup": "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that both "
-    f"finished; above 1 is faster. {_OVER_PROBLEMS}",
+    f"finished; above 1 is faster. {_WITH_COST_ERROR}",
     "problems_per_second": "Finished attempts / wall-clock seconds of their blocks. A block is a group of problems that are solved "
     "at once. Its time includes failed attempts, but not loading, grading and display.",
     "throughput_ratio": "Problems per second of this policy / problems per second of the target alone, over blocks with the same "
-    "attempts; above 1 is faster. Interval: 95%, paired bootstrap over blocks, if there are at least 5 blocks.",
+    "attempts; above 1 is faster. Interval: 95%, paired jackknife over blocks, if there are at least 15 blocks.",
     "acceptance_rate": "Accepted steps / drafted steps.",
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
     "target_call_rate": "Target steps, including discarded steps / kept steps.",

@@ -17,18 +17,23 @@ from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.evaluation.work import token_ratio, with_computed_seconds
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import Level, tau_in_json
-from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, results_by_policy
+from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, results_by_policy, unit_costs_of
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import Ratio
+from arbitrage_cli.stats.intervals import MIN_PROBLEMS, Ratio
 
 SCHEMA = 1
 MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
 
 THROUGHPUT = ("problems_per_second", "throughput_ratio", "throughput_ratio_interval", "blocks_compared")
-LATENCY = tuple(f"{kind}{name}" for kind in ("", "measured_") for name in ("seconds_mean", "speedup", "speedup_interval"))
+LATENCY = tuple(
+    f"{kind}{name}"
+    for kind in ("", "measured_")
+    for name in ("seconds_mean", "speedup", "speedup_log_error", "speedup_interval")
+)
 """The time figures of throughput runs (problems per second) and of other runs (seconds per problem).
 
 Seconds and speed-ups are computed from the counted work; figures with the prefix `measured_` are wall-clock times.
+`speedup_log_error` is the standard error of the logarithm of the speed-up. It includes the error of the unit costs.
 """
 
 
@@ -80,12 +85,15 @@ def _policy_figures(
     policy: PolicyResults, target: PolicyResults | None, run: Mapping[str, Any], prices: Prices | None
 ) -> dict[str, Any]:
     levels, samples = run["levels"], run["sampling"]["samples"]
-    time_figures = speed.throughput if concurrency_of(run) > 1 else speed.latency
     found = _with_ratios(
         accuracy(policy.results.values(), len(levels) * samples, samples)
         | compared_with_target(policy, target, samples, is_sampled=run["sampling"]["temperature"] > 0)
         | dict.fromkeys((*THROUGHPUT, *LATENCY))
-        | time_figures(policy, target)
+        | (
+            speed.throughput(policy, target)
+            if concurrency_of(run) > 1
+            else speed.latency(policy, target, unit_costs_of(run))
+        )
         | _routing(policy)
         | price_figures(policy, target, run, prices)
     )
@@ -168,7 +176,7 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
         ]
         yield f"Clock and computed speed-ups differ by more than {MAX_RATIO - 1:.0%}: {', '.join(speeds)}."
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
-        yield f"Speed-ups measured on fewer than {speed.MIN_PROBLEMS} problems have no interval of their own; use more problems."
+        yield f"Speed-ups on fewer than {MIN_PROBLEMS} problems are approximate and have no interval; use more problems."
     failed = [f"{policy['errors']} for {policy['label']}" for policy in made if policy["errors"]]
     if failed and any(policy["speedup"] for policy in made):
         yield f"Speed-ups exclude problems with failed attempts: {', '.join(failed)}."

@@ -74,11 +74,11 @@ def price_figures(
         costs = dict(zip(ROLES, (result.tally.draft_cost, result.tally.target_cost, result.tally.reward_cost), strict=True))
         return math.fsum(own.of(costs[role]) for role, own in prices.items())
 
-    ratio, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
+    ratio, _, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
     return {
         "price": Ratio(math.fsum(map(price, policy.done)), len(policy.done)),
         "saving": 1 - ratio.denominator / ratio.numerator if ratio and ratio.numerator else None,
-        "saving_interval": [1 - 1 / end for end in interval] if interval and interval[0] > 0 else None,
+        "saving_interval": [1 - 1 / end for end in interval] if interval else None,
     }
 
 

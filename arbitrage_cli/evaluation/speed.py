@@ -1,7 +1,7 @@
 """Compares each policy's speed with that of the target alone, in seconds per problem or problems per second.
 
 A throughput run solves several problems at once, and each row contains its share of the block's time
-(`runs.summary.BlockShare`). Policies take turns after each block. Whole blocks are compared and resampled, because the times
+(`runs.summary.BlockShare`). Policies take turns after each block. Whole blocks are compared, because the times
 of the problems in a block depend on each other. The time of a block includes interrupted and failed attempts.
 """
 
@@ -13,34 +13,57 @@ from typing import Any
 
 import numpy as np
 
+from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.runs.results import PolicyResults, Result, SampleKey, paired_done, sums_by_problem
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import Interval, Ratio, bootstrap, ratio_of_sums
-
-MIN_PROBLEMS = MIN_BLOCKS = 5  # the minimum for an interval of a ratio of times
+from arbitrage_cli.stats.intervals import MIN_PROBLEMS, Interval, Ratio, log_ratio
+from arbitrage_cli.types import ModelRole
 
 Paired = Sequence[tuple[Result, Result]]  # the policy's and the target's results of the attempts that both finished
 
 Block = Sequence[Result]  # a policy's results in one block, including superseded errors
 
 
-def latency(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
+def latency(policy: PolicyResults, target: PolicyResults | None, units: Mapping[ModelRole, UnitCosts]) -> dict[str, Any]:
     """Return the mean seconds and the speed-up. Both are computed from the counted work, and also measured by the clock."""
     pairs, found = paired_done(policy, target) if target else [], dict[str, Any]()
+    common = _cost_error(pairs, units)
     for prefix, seconds in (("", attrgetter("computed_seconds")), ("measured_", attrgetter("seconds"))):
-        ratio, interval = speedup(pairs, seconds)
+        ratio, error, interval = speedup(pairs, seconds, common)
         mean = Ratio(math.fsum(map(seconds, policy.done)), len(policy.done))
-        found |= {f"{prefix}seconds_mean": mean, f"{prefix}speedup": ratio, f"{prefix}speedup_interval": interval}
+        found |= {f"{prefix}seconds_mean": mean, f"{prefix}speedup": ratio}
+        found |= {f"{prefix}speedup_log_error": error, f"{prefix}speedup_interval": interval}
     return found
 
 
-def speedup(pairs: Paired, cost: Callable[[Result], float]) -> tuple[Ratio | None, Interval | None]:
-    """Return the target's cost divided by the policy's cost. An interval requires at least MIN_PROBLEMS problems."""
+def speedup(
+    pairs: Paired, cost: Callable[[Result], float], common: float = 0.0
+) -> tuple[Ratio | None, float | None, Interval | None]:
+    """Return the target's cost divided by the policy's cost, the standard error of its logarithm, and its interval.
+
+    The problems share an error with the standard deviation `common`. The target compared with itself has no interval.
+    """
     if not pairs:
-        return None, None
+        return None, None, None
     table = sums_by_problem(((own.key[0], [cost(target), cost(own)]) for own, target in pairs), 2)
-    can_vary = len(table) >= MIN_PROBLEMS and any(own is not target for own, target in pairs)
-    return Ratio(*(math.fsum(column) for column in table.T)), bootstrap(table, ratio_of_sums) if can_vary else None
+    error, interval = log_ratio(table, common)
+    is_target = all(own is target for own, target in pairs)
+    return Ratio(*(math.fsum(column) for column in table.T)), error, None if is_target else interval
+
+
+def _cost_error(pairs: Paired, units: Mapping[ModelRole, UnitCosts]) -> float:
+    """Return the standard deviation of the error of a log speed-up that comes from the unit costs.
+
+    The errors of different models are independent. The error of a model affects a speed-up as far as the model's shares of
+    the two times differ, so a policy that does the target's work has no such error.
+    """
+    differences: dict[str, float] = {}
+    for results, sign in zip(zip(*pairs, strict=True), (1, -1), strict=False):
+        total = math.fsum(result.computed_seconds for result in results) or 1.0
+        for name, seconds in ((name, seconds) for result in results for name, seconds in result.computed.items()):
+            differences[name] = differences.get(name, 0.0) + sign * seconds / total
+    errors: dict[str, float] = {role: costs.error for role, costs in units.items()}
+    return math.hypot(*(value * errors.get(name, COST_ERROR) for name, value in differences.items()))
 
 
 def time_parts(policy: PolicyResults) -> dict[str, float]:
@@ -72,8 +95,8 @@ def throughput(policy: PolicyResults, target: PolicyResults | None) -> dict[str,
 def throughput_notes(concurrency: int, policies: Sequence[PolicyResults], made: Iterable[Mapping[str, Any]]) -> list[str]:
     notes = [f"{concurrency} problems were solved at once, so seconds per problem and speed-ups are unavailable."]
     compared = [policy for policy in made if policy["throughput_ratio"] is not None and policy["policy"] != "target"]
-    if any(policy["blocks_compared"] < MIN_BLOCKS for policy in compared):
-        notes.append(f"Throughput ratios over fewer than {MIN_BLOCKS} blocks have no interval; use more problems.")
+    if any(policy["blocks_compared"] < MIN_PROBLEMS for policy in compared):
+        notes.append(f"Throughput ratios over fewer than {MIN_PROBLEMS} blocks have no interval; use more problems.")
     broken = sum(not _is_whole(block) for policy in policies for block in _blocks(policy).values())
     if broken:
         notes.append(
@@ -83,13 +106,12 @@ def throughput_notes(concurrency: int, policies: Sequence[PolicyResults], made: 
 
 
 def _against_target(pairs: Sequence[tuple[Block, Block]], *, can_vary: bool) -> tuple[Ratio | None, Interval | None]:
-    table = np.array([[of(block) for block in pair for of in (_num_done, _block_seconds)] for pair in pairs], np.float64)
-    done, seconds, target_done, target_seconds = map(math.fsum, table.reshape(len(pairs), 4).T)
+    blocks = [[_num_done(own), _block_seconds(own), _block_seconds(other), _num_done(other)] for own, other in pairs]
+    table = np.array(blocks, np.float64).reshape(len(pairs), 4)
+    done, seconds, target_seconds, target_done = map(math.fsum, table.T)
     rate, target_rate = Ratio(done, seconds).value, Ratio(target_done, target_seconds).value
     ratio = None if rate is None or target_rate is None else Ratio(rate, target_rate)
-    if not can_vary or len(pairs) < MIN_BLOCKS:
-        return ratio, None
-    return ratio, bootstrap(table, lambda sums: (sums[:, 0] * sums[:, 3]) / (sums[:, 1] * sums[:, 2]))
+    return ratio, log_ratio(table)[1] if can_vary else None
 
 
 def _blocks(policy: PolicyResults) -> dict[int, list[Result]]:

@@ -7,6 +7,7 @@ without measured unit costs keeps its measured time: most of a server's time is 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import numpy as np
 
 from arbitrage_cli.inference.unit_costs import PER_TOKEN, UnitCosts
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, sums_by_problem, unit_costs_of
-from arbitrage_cli.stats.intervals import Interval, Ratio, bootstrap
+from arbitrage_cli.stats.intervals import Interval, Ratio, log_ratio
 from arbitrage_cli.types import Cost, ModelRole
 
 Kind = tuple[ModelRole, Literal["prefill", "decode", "verify"]] | Literal["score", "program"]
@@ -43,15 +44,21 @@ def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResul
         scales = {kind: _scale(own[kind], everything[kind]) for kind in own}
 
         def timed(result: Result) -> Result:
-            if not result.is_done:
-                return result
-            seconds = math.fsum(scales[kind] * expected for kind, expected, _ in _steps(result, units) if expected)
-            measured = math.fsum(cost.seconds for role, cost in result.work if role not in units)
-            return replace(result, computed_seconds=seconds + measured + result.tally.reward_cost.seconds)
+            return replace(result, computed=_computed(result, units, scales)) if result.is_done else result
 
         return replace(policy, results={key: timed(result) for key, result in policy.results.items()})
 
     return [computed(policy) for policy in policies]
+
+
+def _computed(result: Result, units: Mapping[ModelRole, UnitCosts], scales: Mapping[Kind, float]) -> dict[str, float]:
+    """Return the computed seconds by model role, and of the program and the ratings."""
+    seconds: dict[str, float] = defaultdict(float, rewards=result.tally.reward_cost.seconds)
+    for kind, expected, _ in _steps(result, units):
+        seconds[kind if isinstance(kind, str) else kind[0]] += scales[kind] * expected if expected else 0.0
+    for role, cost in result.work:
+        seconds[role] += 0.0 if role in units else cost.seconds
+    return seconds
 
 
 def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> dict[ModelRole, float]:
@@ -66,23 +73,26 @@ def token_ratio(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tu
 
     Both are None if a model decoded nothing or has no measured unit costs.
     """
-    samples = _samples(policies, dict.fromkeys(unit_costs_of(run), PER_TOKEN))
-    usual = {role: _usual(samples[role, "decode"]) for role in ("draft", "target") if (role, "decode") in samples}
+    units = unit_costs_of(run)
+    samples = _samples(policies, dict.fromkeys(units, PER_TOKEN))
+    roles: tuple[ModelRole, ...] = ("draft", "target")
+    usual = {role: _usual(samples[role, "decode"]) for role in roles if (role, "decode") in samples}
     if len(usual) < 2:
         return None, None
 
     def decoded(result: Result) -> list[float]:
-        """Return the decoding seconds and tokens of the target, then those of the draft, without disturbed steps."""
+        """Return the target's decoding seconds and tokens and the draft's tokens and seconds, without disturbed steps."""
         sums = {role: Cost() for role in ("target", "draft")}
         for role, cost in result.work:
             if cost.decode_seconds <= DISTURBED * usual[role] * cost.decode_tokens:
                 sums[role] += cost
-        return [value for cost in sums.values() for value in (cost.decode_seconds, cost.decode_tokens)]
+        target, draft = sums["target"], sums["draft"]
+        return [target.decode_seconds, target.decode_tokens, draft.decode_tokens, draft.decode_seconds]
 
     table = sums_by_problem([(result.key[0], decoded(result)) for policy in policies for result in policy.done], 4)
-    target_seconds, target_tokens, draft_seconds, draft_tokens = table.sum(axis=0)
-    ratio = Ratio(target_seconds / target_tokens, draft_seconds / draft_tokens)
-    return ratio, bootstrap(table, lambda sums: sums[:, 0] * sums[:, 3] / (sums[:, 1] * sums[:, 2]))
+    target_seconds, target_tokens, draft_tokens, draft_seconds = table.sum(axis=0)
+    _, interval = log_ratio(table, math.hypot(*(units[role].error for role in usual)))
+    return Ratio(target_seconds / target_tokens, draft_seconds / draft_tokens), interval
 
 
 def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:

@@ -8,6 +8,7 @@ from arbitrage_cli.types import Cost
 ROWS = (1, 2, 4, 8, 16)
 STEP_TOKENS = 32  # about the length of a step
 ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
+COST_ERROR = 0.035  # the usual value of `UnitCosts.error`; 5% for the ratio of two models
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +16,14 @@ class UnitCosts:
     """A model's seconds per unit of work.
 
     `batches` contains the seconds for batches of 1, 2, 4, 8 and 16 tokens with logits (`ROWS`), in nondecreasing order. A
-    prefill of n tokens takes `prefill_call` + n * `prefill_token` seconds.
+    prefill of n tokens takes `prefill_call` + n * `prefill_token` seconds. `error` is the standard deviation, between
+    measurements, of the logarithm of all these costs.
     """
 
     batches: tuple[float, ...]
     prefill_token: float
     prefill_call: float = 0.0
+    error: float = COST_ERROR
 
     @property
     def decode(self) -> float:

@@ -1,6 +1,7 @@
 """Reads the results of a run from its rows, grouped by policy and tau."""
 
 import gc
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ class Result:
 
     `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model,
     including discarded steps, speculation and trial answers. `program_seconds` is the time spent outside the models and the
-    router. `computed_seconds` is set by `evaluation.work`. `question` and `text` are checksums. `share` is None unless
-    several problems were solved at once.
+    router. `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.work`. `question`
+    and `text` are checksums. `share` is None unless several problems were solved at once.
     """
 
     key: SampleKey
@@ -48,7 +49,11 @@ class Result:
     text: int
     answer: str | None
     share: BlockShare | None = None
-    computed_seconds: float = 0.0
+    computed: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def computed_seconds(self) -> float:
+        return math.fsum(self.computed.values())
 
     @property
     def is_correct(self) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Interval = tuple[float, float]
 Numbers = NDArray[np.float64]
 
+MIN_PROBLEMS = 15  # with fewer problems, the intervals of ratios cover less than they claim
 Z = 1.959963984540054  # the 97.5% quantile of the normal distribution
 RESAMPLES = 2000
 SEED = 0
@@ -84,6 +85,44 @@ def mcnemar(first_only: int, second_only: int) -> float:
     discordant = first_only + second_only
     tail: int = sum(math.comb(discordant, count) for count in range(min(first_only, second_only) + 1))
     return min(1.0, 2 * tail / int(2**discordant))
+
+
+def log_ratio(table: Numbers, common: float = 0.0) -> tuple[float | None, Interval | None]:
+    """Return the standard error of the logarithm of a ratio of sums, and the interval of the ratio.
+
+    The rows of `table` are problems. Its columns are a numerator and a denominator, or two of each for a ratio of ratios.
+    The error is a jackknife over problems. `common`, the standard deviation of an error that all problems share, is added in
+    quadrature. Both results are None for a single problem, or if a sum is 0 without one of the problems.
+
+    A few long problems determine most of a sum, so the degrees of freedom of Student's t distribution are computed from the
+    effective number of problems (Kish, Survey Sampling, 1965). The interval is None for fewer than MIN_PROBLEMS problems, and if
+    this number is below 2.
+    """
+    count, sums = len(table), table.sum(axis=0)
+    signs = np.resize([1.0, -1.0], table.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        without_one = np.log(sums - table) @ signs
+    if count < 2 or not np.isfinite(without_one).all():
+        return None, None
+    error = math.hypot(math.sqrt((count - 1) * without_one.var()), common)
+    effective = 1 / ((table / sums) ** 2).sum(axis=0).max()
+    if count < MIN_PROBLEMS or effective < 2:
+        return error, None
+    middle, reach = float(np.log(sums) @ signs), _student(float(effective) - 1) * error
+    return error, (math.exp(middle - reach), math.exp(middle + reach))
+
+
+def _student(freedom: float) -> float:
+    """Return the 97.5% quantile of Student's t distribution, from an expansion that is exact to 3% for 2 degrees of freedom.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.7.5.
+    """
+    terms = (
+        (Z**3 + Z) / 4,
+        (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96,
+        (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384,
+    )
+    return Z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def resampled_sums(columns: Numbers) -> Numbers:

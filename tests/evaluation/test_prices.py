@@ -36,7 +36,7 @@ def test_a_policy_with_unreported_prompt_tokens_has_no_price() -> None:
 
 @pytest.mark.parametrize(("verified", "is_same"), [(0, True), (3, False)])
 def test_speculation_that_drafts_nothing_has_the_price_of_the_target(verified: int, is_same: bool) -> None:
-    made = make_run(6, columns=[("target", None), ("speculative", None)])
+    made = make_run(15, columns=[("target", None), ("speculative", None)])
     for row in made.rows:
         if row["policy"] == "speculative":
             work = {"verify_tokens": verified, "verify_batches": verified, "verify_kept": verified}

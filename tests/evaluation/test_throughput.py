@@ -30,14 +30,14 @@ def by_label(made: MadeUp) -> dict[str, dict[str, Any]]:
 
 
 def test_problems_per_second_and_their_ratio() -> None:
-    policies = by_label(made_up())
+    policies = by_label(made_up(120))
     assert {label: policy["problems_per_second"] for label, policy in policies.items()} == {
         "target": 0.5, "draft": 4.0, "entropy@0.3": 1.0, "entropy@0.5": 1.0,
     }  # fmt: skip
     draft = policies["draft"]
-    assert (draft["throughput_ratio"], draft["blocks_compared"]) == (8.0, 5)
-    assert draft["throughput_ratio_interval"] == (8.0, 8.0)
-    assert draft["ratios"]["problems_per_second"] == {"numerator": 40, "denominator": 10.0}
+    assert (draft["throughput_ratio"], draft["blocks_compared"]) == (8.0, 15)
+    assert draft["throughput_ratio_interval"] == pytest.approx((8.0, 8.0))
+    assert draft["ratios"]["problems_per_second"] == {"numerator": 120, "denominator": 30.0}
     assert (policies["target"]["throughput_ratio"], policies["target"]["throughput_ratio_interval"]) == (1.0, None)
 
 

@@ -1,6 +1,7 @@
 """Computed time: the counted work of attempts at unit costs that a disturbed step does not change."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -52,11 +53,37 @@ def test_a_uniform_slowdown_changes_no_speedup() -> None:
 
 
 def test_the_cost_of_a_target_token_has_an_interval() -> None:
-    made = figures((run := make_run(10, columns=ALONE)).run, run.rows)
-    assert made["token_ratio"] == pytest.approx(TARGET_TOKEN / DRAFT_TOKEN)
-    assert made["token_ratio_interval"] == pytest.approx([TARGET_TOKEN / DRAFT_TOKEN] * 2)
+    """All tokens cost the same, so the interval contains only the error of the unit costs."""
+    ratio = TARGET_TOKEN / DRAFT_TOKEN
+    made = figures((run := make_run(20, columns=ALONE)).run, run.rows)
+    low, high = made["token_ratio_interval"]
+    assert made["token_ratio"] == pytest.approx(ratio)
+    assert ratio / low == pytest.approx(high / ratio)
+    assert 1.10 < high / ratio < 1.12
+    few = make_run(10, columns=ALONE)
+    assert figures(few.run, few.rows)["token_ratio_interval"] is None
     alone = make_run(10, columns=ALONE[:1])
     assert figures(alone.run, alone.rows)["token_ratio"] is None
+
+
+@pytest.mark.parametrize(("error", "other"), [(0.0, 0.03), (0.03, 0.04), (0.1, 0.0)])
+def test_the_error_of_unit_costs_affects_only_time_that_differs_from_the_target(error: float, other: float) -> None:
+    columns = (*COLUMNS, ("speculative", None))
+    made = make_run(20, columns=columns, drift=0.0)
+    costs = made.run["unit_costs"]
+    exact = {role: costs[role] | {"error": 0.0} for role in costs}
+    known = {"draft": costs["draft"] | {"error": error}, "target": costs["target"] | {"error": other}}
+    without, found = (policies(MadeUp({**made.run, "unit_costs": units}, made.rows)) for units in (exact, known))
+    for policy, before in zip(found, without, strict=True):
+        added = math.sqrt(policy["speedup_log_error"] ** 2 - before["speedup_log_error"] ** 2)
+        if policy["policy"] in ("target", "speculative"):  # this speculation drafts nothing
+            assert policy["speedup_log_error"] == pytest.approx(0.0, abs=1e-9)
+        elif policy["policy"] == "draft":
+            assert added == pytest.approx(math.hypot(error, other), rel=0.02)
+        else:
+            time = policy["time"]
+            share = (time["draft_decode"] + time["draft_prefill"]) / time["wall"]
+            assert added == pytest.approx(share * math.hypot(error, other), rel=0.02)
 
 
 def test_policies_with_the_same_work_have_the_same_time() -> None:

@@ -1,13 +1,18 @@
 """Intervals, compared with published values and with their coverage in simulations."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from arbitrage_cli.stats.intervals import (
+    MIN_PROBLEMS,
     RESAMPLES,
+    Numbers,
     bootstrap,
+    log_ratio,
     mcnemar,
     paired_difference,
     ratio_of_sums,
@@ -81,16 +86,47 @@ def test_resamples_are_the_same_each_time_and_keep_rows_together() -> None:
     assert sums[:, 0].std() > 0
 
 
-def test_bootstrap_of_a_ratio_covers_the_true_one() -> None:
-    generator = np.random.default_rng(7)
-    hits = 0
-    for _ in range(200):
-        difficulty = generator.lognormal(0.0, 0.5, size=60)
-        seconds = difficulty[:, None] * generator.lognormal(0.0, 0.3, size=(60, 2)) * [2.0, 1.0]
-        interval = bootstrap(seconds, ratio_of_sums)
-        assert interval is not None
-        hits += interval[0] <= 2.0 <= interval[1]
-    assert 180 <= hits <= 198  # 2.5 standard deviations below, to 99%
+def test_log_ratio_has_the_values_of_a_jackknife_and_of_student() -> None:
+    """With equal denominators and numerators 1 +- d, the jackknife has a closed form; all problems have equal weights."""
+    table = np.ones((20, 2))
+    table[::2, 0], table[1::2, 0] = 1.0001, 0.9999
+    error, interval = log_ratio(table)
+    assert error is not None
+    assert interval is not None
+    assert error == pytest.approx(1e-4 / math.sqrt(19), rel=1e-3)
+    assert interval == pytest.approx((1 - 2.093 * error, 1 + 2.093 * error), abs=1e-7)  # 19 degrees of freedom
+    assert log_ratio(table[:, ::-1])[1] == pytest.approx((1 / interval[1], 1 / interval[0]))
+
+
+@pytest.mark.parametrize("count", [2, 14, 15])
+def test_log_ratio_of_few_problems_has_an_error_but_no_interval(count: int) -> None:
+    table = np.random.default_rng(count).lognormal(size=(count, 2))
+    alone, _ = log_ratio(table)
+    error, interval = log_ratio(table, 0.3)
+    assert alone is not None
+    assert error == pytest.approx(math.hypot(alone, 0.3))
+    assert (interval is not None) == (count >= MIN_PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        np.ones((1, 2)),
+        np.array([[2.0, 0.0], [1.0, 0.0]]),
+        np.array([[2.0, 1.0], *([[1.0, 0.0]] * 20)]),  # all of a sum comes from one problem
+        np.empty((0, 4)),
+    ],
+)
+def test_log_ratio_of_one_problem_or_of_no_time_is_unknown(table: Numbers) -> None:
+    assert log_ratio(table) == (None, None)
+
+
+def test_log_ratio_has_no_interval_if_one_problem_determines_a_sum() -> None:
+    table = np.ones((20, 2))
+    table[0] = 1e6
+    error, interval = log_ratio(table)
+    assert error == pytest.approx(0.0)
+    assert interval is None
 
 
 def test_bootstrap_of_one_problem_or_of_no_time_is_unknown() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.types import Cost, Decision, Step
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
@@ -85,7 +86,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
         "router": None,
         "tau_costs": None,
         "unit_costs": {
-            role: {"batches": [token] * 5, "prefill_token": read, "prefill_call": 0.0}
+            role: asdict(UnitCosts((), read)) | {"batches": [token] * 5}
             for role, token, read in (("draft", DRAFT_TOKEN, DRAFT_READ), ("target", TARGET_TOKEN, TARGET_READ))
         },
         "grader": "1",
