@@ -2,10 +2,9 @@
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 from arbitrage_cli.display.text import shortened
 from arbitrage_cli.stats import rounding
@@ -19,32 +18,12 @@ SHAPES: Mapping[str, str] = {  # SVG paths around the origin, by policy; others 
 
 MODELS = ("draft", "target")
 NUM_TICKS = 6  # approximate number of intervals
-NARROWEST = 304.0, 280.0  # chart size in pixels on a screen 400 pixels wide
-ROOM_ABOVE = 20.0  # pixels above the chart that labels may use
-LETTER = 6.6, 12.0  # size of a label's letter in pixels
-LABEL_LETTERS = 14
-LABEL_SPOTS: Sequence[tuple[float, float, Literal["start", "middle", "end"]]] = (
-    *((-6.0, -7.0, "end"), (7.0, 16.0, "start"), (9.0, 4.0, "start"), (-9.0, 4.0, "end")),
-    *((0.0, -10.0, "middle"), (0.0, 20.0, "middle")),
-)
-"""Label positions relative to the mark, in order of preference. The first positions avoid rising lines."""
 LEVEL_LETTERS = 60  # total letters below the axis of levels
 
 Json = Mapping[str, Any]
 Tick = tuple[float, str]  # position and text
 Point = tuple[float, float]
-Box = tuple[float, float, float, float]  # left, right, top and bottom
 Line = tuple[str, Point, Point]  # style, start and end
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """The text beside a mark. `x` and `y` are the distances from the mark in pixels."""
-
-    text: str
-    x: float
-    y: float
-    anchor: Literal["start", "middle", "end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +34,6 @@ class Mark:
     x: Sequence[float]
     y: Sequence[float]
     title: str
-    label: Label | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,48 +99,7 @@ def accuracy_chart(policies: Sequence[Json]) -> Chart | None:
     ]
     x_title = "time relative to the target alone" if is_relative else "mean seconds per problem"
     lines = [*_chord(marks), *_curves(marks)]
-    labelled = _labelled(marks, _texts(shown))
-    return Chart("Accuracy against time", x_title, "accuracy", x_scale.ticks(), y_scale.ticks("%"), labelled, lines)
-
-
-def _texts(policies: Sequence[Json]) -> list[str]:
-    count = Counter(policy["policy"] for policy in policies)
-    return [
-        policy["policy"] if count[policy["policy"]] == 1 else policy["tau_name"] or rounding.tau(float(policy["tau"]))
-        for policy in policies
-    ]
-
-
-def _labelled(marks: Sequence[Mark], texts: Sequence[str]) -> list[Mark]:
-    """Label the marks whose labels fit beside them when the chart has its minimum width."""
-    taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in map(_pixels, marks)]
-    labelled = []
-    for mark, text in zip(marks, texts, strict=True):
-        for spot in LABEL_SPOTS:
-            label = Label(shortened(text, LABEL_LETTERS), *spot)
-            box = _box(mark, label)
-            is_inside = box[0] > 0 and box[1] < NARROWEST[0] and box[2] > -ROOM_ABOVE
-            if is_inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                mark = replace(mark, label=label)
-                break
-        labelled.append(mark)
-    return labelled
-
-
-def _pixels(mark: Mark) -> Point:
-    return mark.x[0] * NARROWEST[0] / 100, mark.y[0] * NARROWEST[1] / 100
-
-
-def _box(mark: Mark, label: Label) -> Box:
-    x, y = _pixels(mark)
-    width = LETTER[0] * len(label.text)
-    left = x + label.x - {"start": 0.0, "middle": width / 2, "end": width}[label.anchor]
-    return left, left + width, y + label.y - LETTER[1], y + label.y
-
-
-def _overlap(first: Box, second: Box) -> bool:
-    return first[0] < second[1] and second[0] < first[1] and first[2] < second[3] and second[2] < first[3]
+    return Chart("Accuracy against time", x_title, "accuracy", x_scale.ticks(), y_scale.ticks("%"), marks, lines)
 
 
 def _accuracy(figures: Json) -> list[float]:

@@ -3,13 +3,14 @@
 The lines describe problems (`live_solve`), attempts in a run (`live_run`), or requests to a server.
 """
 
+import io
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TextIO
 
-from rich.cells import chop_cells
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.text import Text
 
 from arbitrage_cli.app.protocol import RunProgress, ServerInfo, Shown
@@ -22,6 +23,7 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import RequestEnded
 
 REDRAW_SECONDS = 0.08
+FALLBACK_SIZE = 80, 24
 PLAIN = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})
 
 
@@ -113,24 +115,44 @@ class LiveDisplay:
         self._region.update(stays, region)
 
 
-class _Region:
-    """A region at the bottom of a terminal that is redrawn below permanent lines.
-
-    `rich.live` is not used, because it leaves copies of lines behind when the terminal gets narrower.
-    """
+class _Screen(io.StringIO):
+    """A stream that replaces characters that the terminal cannot show, and ignores errors of a terminal that is gone."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
-        self._drawn: list[str] = []
+
+    def write(self, text: str) -> int:
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
+        show(self._stream, text)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True
 
     @property
     def size(self) -> tuple[int, int]:
         try:  # not from COLUMNS and LINES, which may be out of date
             columns, rows = os.get_terminal_size(self._stream.fileno())
         except (OSError, ValueError):
-            columns, rows = self._console.size
+            columns, rows = FALLBACK_SIZE
         return max(columns, 8), max(rows, 2)
+
+
+class _Region:
+    """A region at the bottom of a terminal that is redrawn below permanent lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._screen = _Screen(stream)
+        self._console = Console(file=self._screen, highlight=False, markup=False, emoji=False)
+        self._live: Live | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._screen.size
 
     def update(self, above: Sequence[Text], lines: Sequence[Text]) -> None:
         """Print `above` with word wrapping, and draw `lines` below. Each line in `lines` is truncated to one row."""
@@ -138,25 +160,16 @@ class _Region:
         shown = lines[: rows - 1]
         for line in shown:
             line.truncate(columns - 1, overflow="ellipsis")
-        with self._console.capture() as capture:
-            for text in above:
-                self._console.print(text)
-            for index, line in enumerate(shown):
-                self._console.print(line, end="\n" if index < len(shown) - 1 else "")
-        before, after = ("\x1b[?25l", "") if shown else ("", "\x1b[?25h" if self._drawn else "")
-        show(self._stream, before + self._erase(columns) + self._encodable(capture.get()) + after)
-        self._drawn = [self._encodable(line.plain) for line in shown]
+        if self._live and not shown:
+            self._live.stop()
+            self._live = None
+        if above:
+            self._console.print(*above, sep="\n")
+        if shown:
+            self._live = self._live or self._started()
+            self._live.update(Group(*shown), refresh=True)
 
-    def _encodable(self, text: str) -> str:
-        encoding = self._stream.encoding or "utf-8"
-        try:
-            text.encode(encoding)
-        except UnicodeEncodeError:
-            return text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
-        return text
-
-    def _erase(self, columns: int) -> str:
-        if not self._drawn:
-            return ""
-        rows = sum(max(1, len(chop_cells(line, columns))) for line in self._drawn)  # a narrower terminal wraps drawn lines
-        return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (rows - 1)  # row by row: otherwise, tmux keeps the text in its history
+    def _started(self) -> Live:
+        live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
+        live.start()
+        return live

@@ -3,7 +3,6 @@
 If several problems are solved at once, the region has a row for each problem.
 """
 
-import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -155,9 +154,7 @@ class SolveView:
         elif discarded is None or wording.is_same(decision):
             body = _rows(kept.text, columns, "")
         else:
-            # Marks distinguish the texts in terminals without strike-through.
-            before, after = differences(discarded.text, kept.text)
-            body = [*_rows(before, columns, "", "-"), *_rows(after, columns, "", "+")]
+            body = _changed_rows(discarded.text, kept.text, columns)
         position, width = len(event.trace.decisions) - 1, max(columns - 1, 10)
         explanation = step_lines(event.trace, position, self._run, width) if self._run.explain else ()
         return [head, *body, *(Text(line, "dim") for line in explanation)]
@@ -244,25 +241,27 @@ def _problem_line(solution: _Solution | None, width: int, columns: int) -> Text:
     return line.append("  ").append_text(text) if room > 0 else line
 
 
-def _rows(text: str | Text, columns: int, style: str, mark: str = " ") -> list[Text]:
+def _rows(text: str, columns: int, style: str, mark: str = " ") -> list[Text]:
     """Wrap text into rows without blank lines, indented by a margin that contains `mark`."""
     width = max(columns - INDENT - 1, 4)
     console = Console(width=width, highlight=False, markup=False)
-    whole = Text(safe(text).expandtabs(4), style) if isinstance(text, str) else text
+    whole = Text(safe(text).expandtabs(4), style)
     lines = [line for line in whole.split("\n") if line.plain.strip()]
     return [Text.assemble(f"   {mark} ", row) for line in lines for row in line.wrap(console, width)]
 
 
+def _changed_rows(before: str, after: str, columns: int) -> list[Text]:
+    """Return the rows of the second text, with deleted lines struck through and new lines in bold."""
+    old, new = before.splitlines(), after.splitlines()
+    rows: list[Text] = []
+    for kind, start, end, new_start, new_end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        added = "\n".join(new[new_start:new_end])
+        if kind == "equal":
+            rows += _rows(added, columns, "")
+        else:  # the marks distinguish the texts in terminals without strike-through
+            rows += _rows("\n".join(old[start:end]), columns, "red strike", "-") + _rows(added, columns, "bold green", "+")
+    return rows
+
+
 def _last_rows(text: str, columns: int, rows: int, style: str) -> list[Text]:
     return _rows(text[-columns * (rows + 1) :], columns, style)[-rows:] if rows > 0 else []
-
-
-def differences(before: str, after: str) -> tuple[Text, Text]:
-    """Return both texts, with deleted words struck through in the first and new words bold in the second."""
-    old, new = (re.findall(r"\s+|\S+", safe(text).expandtabs(4)) for text in (before, after))
-    first, second = Text(), Text()
-    for kind, start, end, new_start, new_end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        is_same = kind == "equal"
-        first.append("".join(old[start:end]), "dim" if is_same else "red strike")
-        second.append("".join(new[new_start:new_end]), "" if is_same else "bold green")
-    return first, second

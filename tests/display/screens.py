@@ -6,7 +6,6 @@ import os
 import pyte
 import pytest
 from cli import decide, make_trace, scrollback
-from rich.cells import cell_len
 
 from arbitrage_cli.app.protocol import RunProgress
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
@@ -31,13 +30,6 @@ class Screen(io.StringIO):
         self._stream.feed(text.replace("\n", "\r\n"))  # as the terminal's driver does
         return super().write(text)
 
-    def reflow(self, columns: int) -> None:
-        """Change the width as most terminals do: lines are wrapped again, and the cursor stays behind its character."""
-        rows = [row for line in self.text.split("\n") for row in wrap(line, columns)]
-        hidden = self.screen.cursor.hidden
-        self._show(columns, self.size.lines)
-        self._stream.feed("\r\n".join(rows) + ("\x1b[?25l" if hidden else ""))
-
     @property
     def text(self) -> str:
         return scrollback(self.screen)
@@ -59,19 +51,6 @@ def make_screen(monkeypatch: pytest.MonkeyPatch, columns: int, rows: int) -> Scr
     screen = Screen(columns, rows)
     monkeypatch.setattr(os, "get_terminal_size", lambda *_: screen.size)
     return screen
-
-
-def wrap(line: str, columns: int) -> list[str]:
-    """Return a line's rows in a terminal of this width, without splitting wide characters."""
-    rows, used = [""], 0
-    for character in line:
-        width = cell_len(character)
-        if used + width > columns:
-            rows.append("")
-            used = 0
-        rows[-1] += character
-        used += width
-    return rows
 
 
 def is_struck(screen: pyte.Screen, text: str) -> bool:

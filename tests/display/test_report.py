@@ -390,15 +390,6 @@ def test_chart_holds_all_that_it_shows(name: str) -> None:
         assert values == pytest.approx([values[0] + slope * (place - places[0]) for place in places], abs=1e-3)
 
 
-def test_labels_are_taus_or_names_and_overlap_nothing() -> None:
-    chart = chart_of(RUN)
-    assert chart is not None
-    for mark in chart.marks:
-        number = mark.title.partition("@")[2].partition(":")[0]
-        assert mark.label is None or mark.label.text == (number or mark.policy)
-    assert sum(mark.label is not None for mark in chart.marks) >= len(chart.marks) - 1
-
-
 def test_the_caption_describes_only_curves_that_are_drawn() -> None:
     for columns, is_described in ((COLUMNS[:2], False), ([("entropy", 0.5), ("entropy", 1.5)], True)):
         assert ("Lines join" in page_of(make_run(6, columns=columns))) == is_described
