@@ -7,6 +7,7 @@ can only add time. A probe follows a probe of another size or model, as during r
 not measured, because it is the same for all policies.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,11 +22,11 @@ from arbitrage_cli.inference.backend import Backend, Clock, Options, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
 from arbitrage_cli.inference.open import load_llama, try_binding, try_model
-from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
+from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import SEED, Interval
+from arbitrage_cli.stats.intervals import Interval, Z
 from arbitrage_cli.tuning.memory import check_memory, memory_needed
 from arbitrage_cli.tuning.placement import loading_of, machine_here, threads_without_costs, tuned_file
 from arbitrage_cli.tuning.store import Tuned, keep_tuned
@@ -39,7 +40,8 @@ PROBE_SECONDS = 20.0  # the limit for all probes; half of it is for the numbers 
 TURNS, TRIAL_SECONDS = 3, 2.0  # rounds of the probes for each number of threads: one, then more until TRIAL_SECONDS
 AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest is preferred, to leave cores to others
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
-RESAMPLES = 500
+PRIOR_ROUNDS = 8
+QUARTILES = 1.349  # distance of the quartiles of the normal distribution, in standard deviations
 
 OnLoading = Callable[[str, float], None]
 
@@ -76,7 +78,20 @@ class Probes:
         usual = [low_quartile(self.decode), *(low_quartile(self.batches[rows]) for rows in ROWS[1:])]
         (short, fast), (long, slow) = sorted((count, low_quartile(times)) for count, times in self.prefill.items())
         token = min(max(0.0, slow - fast) / (long - short), slow / long)
-        return UnitCosts(tuple(map(float, np.maximum.accumulate(usual))), token, max(0.0, slow - long * token))
+        batches = tuple(map(float, np.maximum.accumulate(usual)))
+        return UnitCosts(batches, token, max(0.0, slow - long * token), self.error)
+
+    @property
+    def error(self) -> float:
+        """Return the robust standard deviation of the logarithm of the token costs between rounds.
+
+        A measurement is too short for changes that take minutes, so the usual error counts as that of PRIOR_ROUNDS rounds.
+        """
+        count = len(next(iter(self.prefill.values())))
+        rounds = np.log(np.quantile(np.reshape(self.decode, (count, -1)), 0.25, axis=1))
+        low, high = np.quantile(rounds, [0.25, 0.75])
+        spread = (high - low) / QUARTILES
+        return math.sqrt((PRIOR_ROUNDS * COST_ERROR**2 + count * spread**2) / (PRIOR_ROUNDS + count))
 
 
 def measure_and_keep(
@@ -222,11 +237,9 @@ def low_quartile(times: Sequence[float]) -> float:
 
 
 def _token_ratio(probes: Mapping[ModelRole, Probes]) -> tuple[float, Interval] | None:
-    """Return the ratio of the decoding times, with a bootstrap interval over the probes."""
+    """Return the ratio of the decoding times, with an interval from the errors of the costs."""
     if not probes.keys() >= {"draft", "target"}:
         return None
-    draft, target = (np.array(probes[role].decode) for role in ("draft", "target"))
-    drawn = np.random.default_rng(SEED).integers(len(draft), size=(RESAMPLES, len(draft)))
-    ratios = np.quantile(target[drawn], 0.25, axis=1) / np.quantile(draft[drawn], 0.25, axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return low_quartile(probes["target"].decode) / low_quartile(probes["draft"].decode), (float(low), float(high))
+    draft, target = probes["draft"].costs, probes["target"].costs
+    ratio, reach = target.decode / draft.decode, math.exp(Z * math.hypot(draft.error, target.error))
+    return ratio, (ratio / reach, ratio * reach)

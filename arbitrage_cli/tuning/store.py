@@ -105,7 +105,7 @@ def _from_json(entry: object) -> Tuned:
     made = checked(Tuned, entry)
     if made.threads < 1:
         raise ValueError("threads: less than 1")
-    seconds = (*made.costs.batches, made.costs.prefill_token, made.costs.prefill_call)
+    seconds = (*made.costs.batches, made.costs.prefill_token, made.costs.prefill_call, made.costs.error)
     if len(made.costs.batches) != len(ROWS) or not all(math.isfinite(one) and one >= 0 for one in seconds):
         raise ValueError("costs: missing, negative or infinite")
     return made

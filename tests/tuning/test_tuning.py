@@ -3,12 +3,14 @@
 import errno
 import itertools
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +22,9 @@ from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBacke
 from arbitrage_cli.errors import ModelUnsupportedError, OutputError, UsageError
 from arbitrage_cli.inference.backend import Floats, ModelCard, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
-from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.tuning import measure
-from arbitrage_cli.tuning.measure import ROUNDS, probe, thread_counts, try_threads
+from arbitrage_cli.tuning.measure import ROUNDS, Probes, probe, thread_counts, try_threads
 from arbitrage_cli.tuning.store import keep_tuned, read_tuned
 
 Seconds = Callable[[int], float]  # per token, by number of threads
@@ -93,8 +95,29 @@ def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) ->
 def test_costs_of_a_model_with_known_speeds() -> None:
     backend = Slow(lambda threads: 1.0, lambda threads: 0.25)
     (probes,) = probe({"target": backend}, clock=backend.clock, limit=60.0).values()
-    assert probes.costs == UnitCosts((1.0, 1.0, 1.0, 2.0, 4.0), 0.25)
+    assert replace(probes.costs, error=0.0) == UnitCosts((1.0, 1.0, 1.0, 2.0, 4.0), 0.25, error=0.0)
+    assert probes.costs.error == pytest.approx(COST_ERROR, rel=0.2)
     assert len(probes.batches[16]) == ROUNDS
+
+
+def error_of(spread: float, rounds: int) -> float:
+    """The error of the costs of a model whose speed changes from round to round."""
+    factors = [math.exp(spread * NormalDist().inv_cdf((number + 0.5) / rounds)) for number in range(rounds)]
+    made = Probes([seconds for seconds in factors for _ in range(4)], {}, {16: [1.0] * rounds})
+    return made.error
+
+
+def test_the_error_of_costs_follows_their_change_between_rounds() -> None:
+    """Few or equal rounds leave much of the usual error, because changes between runs take longer than a measurement."""
+    assert error_of(0.0, 1) == pytest.approx(COST_ERROR, rel=0.1)
+    assert 0.4 * COST_ERROR < error_of(0.0, 24) < 0.6 * COST_ERROR
+    assert 2 * COST_ERROR < error_of(0.1, 24) < 0.1
+    assert error_of(0.1, 400) == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_disturbed_round_hardly_changes_the_error_of_costs() -> None:
+    quiet, disturbed = (Probes([1.0] * 92 + [last] * 4, {}, {16: [1.0] * 24}) for last in (1.0, 50.0))
+    assert disturbed.error == pytest.approx(quiet.error)
 
 
 @pytest.mark.parametrize(("limit", "rounds"), [(0.0, 1), (21.0, 1), (22.0, 2)])
@@ -193,14 +216,18 @@ def test_measurements_that_end_together_are_all_kept(tmp_path: Path) -> None:
     "content",
     [
         "", "[]", '{"schema": 2, "tuned": []}', '{"schema": 1, "tuned": [{}]}', '{"schema": 1, "tuned": [1]}', "threads",
-        "costs",
+        "costs", "error",
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tuned.json"
     keep_tuned(path, [make_tuned()])
     made = json.loads(path.read_text())
-    changes = {"threads": {"threads": 0}, "costs": {"costs": {"batches": [-1.0] * 5, "prefill_token": 0.1}}}
+    changes = {
+        "threads": {"threads": 0},
+        "costs": {"costs": {"batches": [-1.0] * 5, "prefill_token": 0.1}},
+        "error": {"costs": made["tuned"][0]["costs"] | {"error": -0.1}},
+    }
     if content in changes:
         made["tuned"][0] |= changes[content]
         content = json.dumps(made)
