@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from arbitrage_cli.evaluation.verdict import LIKELY
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.stats import rounding
 
 Json = Mapping[str, Any]  # a verdict or a candidate from `figures`
 
-CERTAIN, LIKELY = 0.985, 0.6  # confidences from which a verdict is almost certain and probable
+CERTAIN = 0.985  # the confidence from which a verdict is almost certain
 FASTER = 3  # the largest speed-up of the draft that the outlook considers
 
 
@@ -19,6 +20,8 @@ def sentence(verdict: Json) -> str:
     if verdict["route"] == "target":
         draft_last = sorted(candidates, key=lambda one: str(one["policy"]) == "draft")
         speeds = "; ".join(f"{_name(one)} {_speed(one)}{_drawback(one)}" for one in draft_last)
+        if verdict["confidence"] < LIKELY:
+            return f"{adverb} ({chance}): {speeds}. Solve more problems, or use the target alone."
         return f"{adverb} not worth it ({chance}): {speeds}. Use the target alone.{_outlook(verdict)}"
     best = next(one for one in candidates if one["route"] == verdict["route"])
     speed = f"{_speed(best)} the target's speed {rounding.number_range(best['interval'])}{_saving(best, ' and saves')}"
@@ -26,10 +29,10 @@ def sentence(verdict: Json) -> str:
 
 
 def confidence(probability: float) -> tuple[str, str]:
-    """Return an adverb for a verdict, such as `Probably`, and the probability in words, which is never rounded up."""
+    """Return the first word of a verdict, such as `Probably`, and the probability in words, which is never rounded up."""
     if probability >= CERTAIN:
         return "Almost certainly", "99 in 100"
-    return "Perhaps" if probability < LIKELY else "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"
+    return "Undecided" if probability < LIKELY else "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"
 
 
 def costs_sentence(ratio: float, interval: rounding.Bounds = None) -> str:
@@ -44,7 +47,10 @@ def _name(candidate: Json) -> str:
 
 
 def _speed(candidate: Json) -> str:
-    return f"{rounding.number(candidate['speedup'])}x" + ("" if candidate["num_problems"] else " (expected)")
+    speedup = f"{rounding.number(candidate['speedup'])}x"
+    if not candidate["is_expected"]:
+        return speedup
+    return f"about {speedup}" if candidate["num_problems"] else f"{speedup} (expected)"
 
 
 def _saving(candidate: Json, words: str) -> str:
@@ -58,7 +64,8 @@ def _drawback(candidate: Json) -> str:
     """Return a candidate's savings or, if the candidate is fast enough, the reason why it is not recommended."""
     if candidate["is_fast"] < candidate["is_safe"]:
         return _saving(candidate, ", but it saves")
-    return f", {_answers(candidate)}" if candidate["num_lost"] else ", but it may lose answers"
+    is_changed = candidate["num_gained"] or candidate["num_lost"]
+    return f", {_answers(candidate)}" if is_changed else ", but it may lose answers"
 
 
 def _outlook(verdict: Json) -> str:
@@ -74,14 +81,12 @@ def _outlook(verdict: Json) -> str:
 def _answers(candidate: Json) -> str:
     if POLICIES[candidate["policy"]].speculates:
         return "with the same output, except where two tokens are almost equally likely"
-    compared, attempts = candidate["num_compared"], candidate["num_attempts"]
+    compared, graded, attempts = (candidate[name] for name in ("num_compared", "num_graded", "num_attempts"))
     if not compared:
         return f"but {'its answers cannot be' if candidate['num_problems'] else 'no answers were'} compared"
-    kind = {compared: "right answer", 0: "target answer"}.get(candidate["num_graded"], "answer")
-    lost = rounding.count(candidate["num_lost"], kind) if candidate["num_lost"] else f"no {kind}"
-    made = rounding.count(attempts, "problem" if attempts == candidate["num_problems"] else "attempt")
-    return (
-        f"with {lost} lost in {made}"
-        if compared == attempts
-        else f"with {lost} lost ({compared} of {made} have comparable answers)"
-    )
+    changed = f"{rounding.count(candidate['num_gained'], 'answer')} gained and {candidate['num_lost']:,} lost"
+    notes = [
+        *([f"{attempts - compared:,} others cannot be compared"] if compared < attempts else []),
+        *(["answers that cannot be graded count as lost if they differ from the target's"] if graded < compared else []),
+    ]
+    return f"with {changed} of {compared:,}" + (f" ({'; '.join(notes)})" if notes else "")

@@ -12,7 +12,7 @@ from arbitrage_cli.stats.intervals import Interval, Numbers, Ratio, bootstrap, p
 
 COMPARED = (
     *("accuracy_difference", "accuracy_difference_interval"),
-    *("same_answers", "answers_lost", "answers_graded", "texts_differ"),
+    *("same_answers", "answers_gained", "answers_lost", "answers_graded", "target_right", "texts_differ"),
 )
 
 
@@ -38,13 +38,11 @@ def cut_by_limit(results: Iterable[Result]) -> Counter[str]:
     return Counter(flag for result in results if (flag := LIMITS.get(result.stop or "")))
 
 
-def compared_with_target(
-    policy: PolicyResults, target: PolicyResults | None, samples: int, *, is_sampled: bool
-) -> dict[str, Any]:
+def compared_with_target(policy: PolicyResults, target: PolicyResults | None, samples: int) -> dict[str, Any]:
     """Compare the accuracy, answers and texts of a policy with those of the target alone.
 
-    All figures are None for the target itself, or if the run has no target. If tokens are sampled, a policy gains and loses
-    equally many answers by chance. Gained answers are therefore subtracted from lost answers.
+    All figures are None for the target itself, or if the run has no target. If the right answer to a question is unknown,
+    the target's answer counts as right.
     """
     if target is None or target is policy:
         return dict.fromkeys(COMPARED)
@@ -59,8 +57,10 @@ def compared_with_target(
         "accuracy_difference": Ratio(sum(own.is_correct - other.is_correct for own, other in pairs), len(pairs)),
         "accuracy_difference_interval": difference_interval(pairs, samples),
         "same_answers": Ratio(sum(own == others for own, others in answered), len(answered)),
-        "answers_lost": Ratio(max(0, lost - gained) if is_sampled else lost, len(compared)),
+        "answers_gained": Ratio(gained, len(compared)),
+        "answers_lost": Ratio(lost, len(compared)),
         "answers_graded": sum(other.is_graded for _, other in compared),
+        "target_right": Ratio(sum(other.is_correct or not other.is_graded for _, other in compared), len(compared)),
         "texts_differ": sum(own.text != other.text for own, other in both),
     }
 

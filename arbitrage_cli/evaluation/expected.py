@@ -24,24 +24,31 @@ QUANTILE = 1.2816  # the 90% quantile of the normal distribution
 PROMPT_TOKENS, WRITTEN_TOKENS = 100.0, 200.0  # of a problem, if there is no router whose table has them
 CARD_SPREAD, OTHER_SPREAD = 0.25, 0.5
 """The standard deviation of log speed-ups around a card's prediction, for its own pairs and for other pairs."""
-CARD_ANSWERS, OTHER_ANSWERS = 30, 10
-"""The weight of a card's expected loss, in measured answers, for its own pairs (at most) and for other pairs."""
-DRAFT_LOSS = 0.1  # the expected share of answers that the draft alone loses
+CARD_ANSWERS, OTHER_ANSWERS = 10, 4
+"""The weight of a card's expected net change, in measured answers, for its own pairs (at most) and for other pairs."""
+CHANGED = 0.5  # the answers that any expectation counts as gained, and as lost: Jeffreys' prior
+DRAFT_CHANGE = -0.1  # the expected net change of the draft alone, as a share of the answers
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The expected effect of a policy: a log-normal speed-up of at most `most`, and a share of lost answers.
+    """The expected effect of a policy: a log-normal speed-up of at most `most`, and the outcomes of answers.
 
-    `speedup` is the median, and `spread` is the standard deviation of its logarithm. `loss` has the same weight as `answers`
-    measured answers.
+    `speedup` is the median, and `spread` is the standard deviation of its logarithm. The expectation that shares of the
+    answers are gained, lost and kept has the weight of that many measured answers.
     """
 
     speedup: float = 1.0
     spread: float = 0.7
     most: float = math.inf
-    loss: float = 0.05
-    answers: float = 4.0
+    gained: float = 0.5
+    lost: float = 0.7
+    kept: float = 2.8
+
+    @property
+    def change(self) -> float:
+        """The net change of accuracy, as a share of the answers."""
+        return (self.gained - self.lost) / (self.gained + self.lost + self.kept)
 
     @property
     def interval(self) -> Interval:
@@ -74,16 +81,22 @@ def _expected(
         return _speculation(units, table)
     most = _of_draft(units, table)
     if policy.name == "draft":
-        return Expected(most or 1.0, OTHER_SPREAD, loss=DRAFT_LOSS, answers=OTHER_ANSWERS)
+        return Expected(most or 1.0, OTHER_SPREAD, math.inf, *_outcomes(DRAFT_CHANGE, CARD_ANSWERS))
     if not policy.needs_router or table is None:
         return Expected(most=most * math.exp(OTHER_SPREAD)) if most else UNKNOWN
     row = table.faster_row(float(entry["tau"]))
     time, spread = table.time(row), CARD_SPREAD if is_own else OTHER_SPREAD
     answers = max(OTHER_ANSWERS, min(table.num_solutions, CARD_ANSWERS)) if is_own else OTHER_ANSWERS
-    loss = max(0.0, -row.change / 100)
+    outcomes = _outcomes(row.change / 100, answers)
     if not time or not most:
-        return Expected(spread=OTHER_SPREAD, loss=loss, answers=answers)
-    return Expected(1 / time, spread, most * math.exp(spread), loss, answers)
+        return Expected(1.0, OTHER_SPREAD, math.inf, *outcomes)
+    return Expected(1 / time, spread, most * math.exp(spread), *outcomes)
+
+
+def _outcomes(change: float, answers: float) -> tuple[float, float, float]:
+    """Return the numbers of gained, lost and kept answers of an expected net change with the weight of `answers`."""
+    gained, lost = (CHANGED + answers * max(0.0, one) for one in (change, -change))
+    return gained, lost, max(CHANGED, answers - gained - lost)
 
 
 def _speculation(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -> Expected:

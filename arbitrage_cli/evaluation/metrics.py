@@ -87,7 +87,7 @@ def _policy_figures(
     levels, samples = run["levels"], run["sampling"]["samples"]
     found = _with_ratios(
         accuracy(policy.results.values(), len(levels) * samples, samples)
-        | compared_with_target(policy, target, samples, is_sampled=run["sampling"]["temperature"] > 0)
+        | compared_with_target(policy, target, samples)
         | dict.fromkeys((*THROUGHPUT, *LATENCY))
         | (
             speed.throughput(policy, target)

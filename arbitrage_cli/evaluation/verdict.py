@@ -1,33 +1,39 @@
 """Judges whether a pair is worth using on this machine, and with which policy.
 
 The verdict has a probability, which can be computed after any number of problems. Before the first problem, the probability
-is based on the expected effect of each policy (`evaluation.expected`). Each solved problem adds evidence. A policy is worth
-using if its speed-up is at least MIN_SPEEDUP and it loses at most MAX_LOST of the target's answers. `app.sentences`
-describes the verdict in words.
+is based on the expected effect of each policy (`evaluation.expected`). Each solved problem adds evidence.
+
+A policy is worth using if it is at least MIN_SPEEDUP times as fast as the best lossless alternative, which is the target
+alone or speculation, and if its net change of accuracy (answers gained minus answers lost) is at least -MAX_LOSS of all
+answers and at least -MAX_LOST of the target's right answers. `app.sentences` describes the verdict in words.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from arbitrage_cli.evaluation.expected import UNKNOWN, Expected, route_of
-from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import DEFAULT_TAU
-from arbitrage_cli.stats.intervals import Interval, Z
+from arbitrage_cli.stats.intervals import SEED, Interval, Numbers, Z
 
 Figures = Mapping[str, Any]
 
 MIN_SPEEDUP = 1.1  # minimum speed-up of a policy worth using
-MAX_LOST = 0.05  # maximum share of lost answers
+MAX_LOSS, MAX_LOST = 0.02, 0.05  # maximum net loss, as shares of all answers and of the target's right answers
+LIKELY = 0.6  # confidence below which the verdict is undecided
 SURE = 0.95  # confidence at which more problems are not needed
 HOPELESS = 0.02  # confidence below which a policy is not run
 SPREAD, SPREAD_PROBLEMS = 0.3, 5.0
 """The prior standard deviation of a problem's log speed-up, and the number of problems that the prior counts as."""
 COMPUTED_ERROR = 0.03  # the standard deviation of the error of a computed log speed-up, which more problems do not reduce
-GRID = 4000  # points of the numerical integration
+DRAWS = 20_000  # random net changes from which probabilities and intervals are computed
+QUANTILES = tuple(NormalDist().inv_cdf((index + 0.5) / 50) for index in range(50))
 
 SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
 MAX_POINTS = 1.0  # maximum loss of a preset, in percentage points of the target's reward
@@ -37,8 +43,9 @@ MAX_POINTS = 1.0  # maximum loss of a preset, in percentage points of the target
 class Candidate:
     """A policy considered as a replacement for the target alone.
 
-    `speedup` and `interval` were measured in the run or, before the first problem, are expected values. `is_fast` and
-    `is_safe` are the probabilities that the policy reaches MIN_SPEEDUP, and that it loses at most MAX_LOST of the answers.
+    If the run has an interval of the speed-up, `speedup` and `interval` are those of the run. Otherwise, `is_expected` is
+    true, and they are the expected speed-up, updated by the problems of the run. `is_fast` and `is_safe` are the
+    probabilities that the policy is fast enough and that its net change is acceptable.
     """
 
     route: str
@@ -47,8 +54,12 @@ class Candidate:
     interval: Interval
     is_fast: float
     is_safe: float
+    is_expected: bool = False
+    change: float = 0.0  # the net change as a share of the answers
+    change_interval: Interval = (0.0, 0.0)
     num_problems: int = 0
     num_compared: int = 0  # attempts with comparable answers
+    num_gained: int = 0  # compared attempts that are right where the target is wrong
     num_lost: int = 0  # compared attempts that lost the target's answer
     num_graded: int = 0  # compared attempts with a known right answer
     num_attempts: int = 0
@@ -71,8 +82,8 @@ class Verdict:
     is unknown.
     """
 
-    route: str  # "target" if no candidate is worth using
-    confidence: float
+    route: str  # "target" if no candidate is probably worth using
+    confidence: float  # at least 0.5; the verdict is undecided below LIKELY
     num_problems: int
     candidates: tuple[Candidate, ...]
     token_ratio: float | None = None
@@ -96,38 +107,44 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
     Return None if there is no policy to compare with the target alone.
     """
     made = {route_of(policy): policy for policy in figures["policies"]}
-    routes = {route: route.partition("@")[0] for route in (*expected, *made)}
-    found = [
-        _candidate(route, policy, made.get(route), expected.get(route, UNKNOWN), figures)
-        for route, policy in routes.items()
-        if policy != "target" and POLICIES[policy].kind != "oracle"
-    ]
-    candidates = sorted(_considered(found), key=lambda one: one.confidence, reverse=True)
+    effects = {
+        route: _updated(expected.get(route, UNKNOWN), made.get(route), figures)
+        for route in dict.fromkeys((*expected, *made))
+        if route != "target" and _policy_of(route).kind != "oracle"
+    }
+    lossless = next((effect for route, effect in effects.items() if _policy_of(route).speculates), None)
+    found = [_candidate(route, one, made.get(route), figures["samples"], lossless) for route, one in effects.items()]
+    candidates = tuple(sorted(_considered(found), key=lambda one: one.confidence, reverse=True))
     if not candidates:
         return None
-    count = max(one.num_problems for one in candidates)
-    ratio, likely = figures["token_ratio"], [one for one in candidates if one.confidence >= 0.5]
-    if likely:
-        best = max(likely, key=lambda one: one.confidence * math.log(max(1.0, one.speedup)))
-        return Verdict(best.route, best.confidence, count, tuple(candidates), ratio)
+    count, ratio = max(one.num_problems for one in candidates), figures["token_ratio"]
+    if likely := [one for one in candidates if one.confidence >= LIKELY]:
+        best = _preferred(likely)
+        return Verdict(best.route, best.confidence, count, candidates, ratio)
     confidence = max(0.5, math.prod(1 - one.confidence for one in candidates))
-    return Verdict("target", confidence, count, tuple(candidates), ratio, _ratio_needed(candidates, ratio))
+    return Verdict("target", confidence, count, candidates, ratio, _ratio_needed(candidates, ratio))
 
 
-def chance_of_speedup(expected: Expected) -> float:
-    """Return the probability of a speed-up of at least MIN_SPEEDUP."""
+def chance_of_speedup(expected: Expected, lossless: Expected | None = None) -> float:
+    """Return the probability of at least MIN_SPEEDUP times the speed of the target alone and of a lossless alternative."""
     if expected.most < MIN_SPEEDUP:
         return 0.0
-    return math.erfc(math.log(MIN_SPEEDUP / expected.speedup) / expected.spread / math.sqrt(2)) / 2
+    log_speedup = NormalDist(math.log(expected.speedup), expected.spread)
+    others = [math.log(lossless.speedup) + lossless.spread * one for one in QUANTILES] if lossless else [0.0]
+    return 1 - math.fsum(log_speedup.cdf(math.log(MIN_SPEEDUP) + max(0.0, other)) for other in others) / len(others)
 
 
-def chance_of_few_lost(expected: Expected) -> float:
-    """Return the probability that at most MAX_LOST of the answers are lost, from a beta distribution of the share."""
-    lost = expected.loss * expected.answers
-    shares = (np.arange(GRID) + 0.5) / GRID
-    logs = lost * np.log(shares) + (expected.answers - lost) * np.log1p(-shares)
-    weights = np.exp(logs - logs.max())
-    return float(weights[shares <= MAX_LOST].sum() / weights.sum())
+def chance_of_small_loss(expected: Expected, right: float) -> float:
+    """Return the probability of an acceptable net change, given the share of answers that the target has right."""
+    return float(np.mean(_net_changes(expected.gained, expected.lost, expected.kept) >= -min(MAX_LOSS, MAX_LOST * right)))
+
+
+@lru_cache(maxsize=256)
+def _net_changes(gained: float, lost: float, kept: float) -> Numbers:
+    """Return random net changes. The shares of the three kinds of answers have a Dirichlet distribution."""
+    shares = np.random.default_rng(SEED).dirichlet((gained, lost, kept), DRAWS)
+    changes: Numbers = shares[:, 0] - shares[:, 1]
+    return changes
 
 
 def after_problems(
@@ -144,40 +161,75 @@ def after_problems(
     return replace(expected, speedup=math.exp(mean), spread=precision**-0.5)
 
 
-def after_answers(expected: Expected, num_lost: float, num_compared: float) -> Expected:
-    """Return the expected effect, updated by the numbers of lost and compared answers."""
-    answers = expected.answers + num_compared
-    return replace(expected, loss=(expected.loss * expected.answers + num_lost) / answers, answers=answers)
+def after_answers(expected: Expected, gained: float, lost: float, compared: float) -> Expected:
+    """Return the expected effect, updated by the numbers of gained, lost and compared answers."""
+    kept = expected.kept + compared - gained - lost
+    return replace(expected, gained=expected.gained + gained, lost=expected.lost + lost, kept=kept)
 
 
-def _candidate(route: str, policy: str, made: Figures | None, expected: Expected, figures: Figures) -> Candidate:
-    keeps_text = POLICIES[policy].speculates
-    speedup = made and (made["speedup"] or made["throughput_ratio"])
-    if not made or not speedup:
-        is_safe = 1.0 if keeps_text else chance_of_few_lost(expected)
-        return Candidate(route, policy, expected.speedup, expected.interval, chance_of_speedup(expected), is_safe)
-    interval, samples = made["speedup_interval"] or made["throughput_ratio_interval"], figures["samples"]
+def _policy_of(route: str) -> Policy:
+    return POLICIES[route.partition("@")[0]]
+
+
+def _updated(expected: Expected, made: Figures | None, figures: Figures) -> Expected:
+    """Return the expected effect of a policy, updated by its figures."""
+    if not made or "answers_lost" not in made["ratios"]:
+        return expected
+    samples, ratios = figures["samples"], made["ratios"]
+    gained, lost = (ratios[name]["numerator"] / samples for name in ("answers_gained", "answers_lost"))
+    known = after_answers(expected, gained, lost, ratios["answers_lost"]["denominator"] / samples)
+    speedup, interval = _measured_speedup(made)
+    if not speedup:
+        return known
+    error = math.hypot(COMPUTED_ERROR, _draft_share(made["time"]) * _log_spread(figures["token_ratio_interval"]))
+    return after_problems(known, speedup, interval, max(1, ratios["accuracy_difference"]["denominator"] // samples), error)
+
+
+def _candidate(route: str, effect: Expected, made: Figures | None, samples: int, lossless: Expected | None) -> Candidate:
+    """Return a candidate, given its effect and the effect of speculation."""
+    policy, right = _policy_of(route), 1.0
+    is_fast = chance_of_speedup(effect, None if policy.speculates else lossless)
+    found = Candidate(route, policy.name, effect.speedup, effect.interval, is_fast, 1.0, is_expected=True)
+    if made and "answers_lost" in made["ratios"]:
+        found = _with_figures(found, made, samples)
+        right = (made["ratios"]["target_right"]["numerator"] + 1) / (found.num_compared + 2)  # Laplace's rule of succession
+    if policy.speculates:
+        return replace(found, is_fast=0.0) if found.draft_share == 0 else found  # it may draft nothing
+    low, high = np.percentile(_net_changes(effect.gained, effect.lost, effect.kept), [2.5, 97.5])
+    is_safe = chance_of_small_loss(effect, right)
+    return replace(found, is_safe=is_safe, change=effect.change, change_interval=(float(low), float(high)))
+
+
+def _with_figures(candidate: Candidate, made: Figures, samples: int) -> Candidate:
+    speedup, interval = _measured_speedup(made)
+    if speedup and interval:
+        candidate = replace(candidate, speedup=speedup, interval=interval, is_expected=False)
     lost, attempts = made["ratios"]["answers_lost"], made["ratios"]["accuracy_difference"]["denominator"]
-    share = _draft_share(made["time"])
-    error = math.hypot(COMPUTED_ERROR, share * _log_spread(figures["token_ratio_interval"]))
-    known = after_problems(expected, speedup, interval, max(1, attempts // samples), error)
-    known = after_answers(known, lost["numerator"] / samples, lost["denominator"] / samples)
-    return Candidate(
-        route,
-        policy,
-        speedup,
-        tuple(interval) if interval else known.interval,
-        chance_of_speedup(known) if share or not keeps_text else 0.0,  # speculation may draft nothing
-        1.0 if keeps_text else chance_of_few_lost(known),
+    return replace(
+        candidate,
         num_problems=attempts // samples,
         num_compared=lost["denominator"],
+        num_gained=made["ratios"]["answers_gained"]["numerator"],
         num_lost=lost["numerator"],
         num_graded=made["answers_graded"],
         num_attempts=attempts,
         saving=made["saving"],
         saving_interval=made["saving_interval"] and tuple(made["saving_interval"]),
-        draft_share=share,
+        draft_share=_draft_share(made["time"]) if speedup else None,
     )
+
+
+def _measured_speedup(made: Figures) -> tuple[float | None, Interval | None]:
+    kind = "speedup" if made["speedup"] else "throughput_ratio"
+    interval = made[f"{kind}_interval"]
+    return made[kind], interval and tuple(interval)
+
+
+def _preferred(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the most accurate of the candidates that are about as fast as the most promising candidate, or faster."""
+    best = max(candidates, key=lambda one: one.confidence * math.log(max(1.0, one.speedup)))
+    similar = [one for one in candidates if one.speedup * SIMILAR >= best.speedup]
+    return max(similar, key=lambda one: (one.change, one.speedup))
 
 
 def _draft_share(time: Figures) -> float:

@@ -126,7 +126,7 @@ def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, *
         (
             20,
             EXACT_PAYS,
-            "worth it (9 in 10): routing with arbitrage@exact reaches 2.50x the target's speed",
+            "worth it (8 in 10): routing with arbitrage@exact reaches 2.50x the target's speed",
             ["--policy", "arbitrage", "--tau", "exact"],
         ),
         (5, NOTHING_PAYS, "not worth it (", ["--policy", "target"]),

@@ -1,6 +1,7 @@
 """Sentences of verdicts, with the figures that support them."""
 
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
@@ -8,25 +9,28 @@ from arbitrage_cli.app.sentences import confidence, sentence
 from arbitrage_cli.display.card import preset_sentence
 from arbitrage_cli.evaluation.verdict import Candidate, Verdict
 
-ROUTED = Candidate("arbitrage@exact", "arbitrage", 2.5, (2.2, 2.8), 0.99, 0.97, 40, 21, 2, 21, 40)
-SPECULATIVE = Candidate("speculative", "speculative", 1.5, (1.4, 1.6), 0.9, 1.0, 8)
+COUNTS: Any = {"num_problems": 40, "num_compared": 21, "num_gained": 3, "num_lost": 2, "num_graded": 21, "num_attempts": 40}
+ROUTED = Candidate("arbitrage@exact", "arbitrage", 2.5, (2.2, 2.8), 0.99, 0.97, **COUNTS)
+SPECULATIVE = Candidate("speculative", "speculative", 1.5, (1.4, 1.6), 0.9, 1.0, num_problems=8)
 SLOW = replace(SPECULATIVE, speedup=0.876, is_fast=0.01)
-DRAFT = Candidate("draft", "draft", 3.0, (2.5, 3.5), 1.0, 0.6, 20, 20, 0, 0, 20)
+DRAFT = replace(ROUTED, route="draft", policy="draft", speedup=3.0, num_compared=40, num_gained=0, num_graded=0)
+LIKE = "differ from the target's"
 
 
 @pytest.mark.parametrize(
     ("verdict", "figures"),
     [
-        (Verdict(ROUTED.route, 0.96, 40, (ROUTED,)), ["9 in 10", "arbitrage@exact", "2.50x", "[2.20-2.80]", "2 right answers", "21 of 40"]),
+        (Verdict(ROUTED.route, 0.96, 40, (ROUTED,)), ["9 in 10", "arbitrage@exact", "2.50x", "[2.20-2.80]", "3 answers gained and 2 lost of 21", "19 others"]),
         (Verdict("speculative", 0.9, 8, (ROUTED, SPECULATIVE)), ["9 in 10", "speculation", "1.50x"]),
-        (Verdict("draft", 0.6, 20, (DRAFT,)), ["6 in 10", "3.00x", "no target answer", "20 problems"]),
+        (Verdict("draft", 0.6, 20, (DRAFT,)), ["6 in 10", "3.00x", "2 lost of 40", LIKE]),
         (Verdict("arbitrage@exact", 0.99, 40, (replace(ROUTED, saving=0.4, saving_interval=(0.3, 0.5)),)), ["99 in 100", "40.0%", "[30-50]"]),
         (Verdict("target", 0.85, 20, (SLOW,), 12.3, 100.0), ["3x the speed"]),
         (Verdict("target", 0.85, 20, (SLOW,), 123.4, 310.6), ["8 in 10", "0.876x", "Use the target alone", "123 draft tokens", "about 310"]),
-        (Verdict("target", 0.85, 20, (SLOW, replace(ROUTED, is_safe=0.1)), 1.4), ["0.876x", "2.50x", "2 right answers", "1.40 draft tokens"]),
-        (Verdict("target", 0.5, 0, (replace(SLOW, num_problems=0),)), ["5 in 10", "0.876x (expected)"]),
+        (Verdict("target", 0.85, 20, (SLOW, replace(ROUTED, is_safe=0.1)), 1.4), ["0.876x", "2.50x", "2 lost", "1.40 draft tokens"]),
+        (Verdict("target", 0.5, 0, (replace(SLOW, num_problems=0, is_expected=True),)), ["Undecided (5 in 10)", "0.876x (expected)"]),
+        (Verdict(ROUTED.route, 0.7, 8, (replace(ROUTED, is_expected=True),)), ["7 in 10", "about 2.50x"]),
     ],
-    ids=["routing", "speculation", "draft", "money", "hopeless", "slow", "loses answers", "no problems"],
+    ids=["routing", "speculation", "draft", "money", "hopeless", "slow", "loses answers", "no problems", "few problems"],
 )  # fmt: skip
 def test_a_sentence_has_its_figures(verdict: Verdict, figures: list[str]) -> None:
     words = sentence(asdict(verdict))

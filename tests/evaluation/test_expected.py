@@ -8,7 +8,7 @@ import pytest
 from small_routers import make_table
 
 from arbitrage_cli.evaluation.expected import CARD_SPREAD, OTHER_SPREAD, UNKNOWN, Expected, expected_effects
-from arbitrage_cli.evaluation.verdict import MIN_SPEEDUP, chance_of_few_lost, chance_of_speedup
+from arbitrage_cli.evaluation.verdict import MIN_SPEEDUP, chance_of_small_loss, chance_of_speedup
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.presets import Costs
 
@@ -47,14 +47,15 @@ def test_routing_follows_the_card_at_the_costs_of_this_machine(sha256: str, spre
     time = table.time(table.row_at(0.3))
     assert time is not None
     assert found.speedup == pytest.approx(1 / time)
-    assert (found.spread, found.loss) == (spread, 0.0)
+    assert (found.spread, found.change) == (spread, 0.0)
+    assert found.gained + found.lost + found.kept <= 10
 
 
 def test_the_draft_is_the_best_case_and_not_to_be_trusted() -> None:
     found = expected_at()
     assert found["draft"].speedup > 5
     assert found["arbitrage@0.3"].most >= found["draft"].speedup
-    assert chance_of_few_lost(found["draft"]) < 0.2 < chance_of_few_lost(found["arbitrage@0.3"])
+    assert chance_of_small_loss(found["draft"], 1.0) < 0.3 < 0.5 < chance_of_small_loss(found["arbitrage@0.3"], 1.0)
 
 
 def test_nothing_is_known_without_costs_and_card() -> None:

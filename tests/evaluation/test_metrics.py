@@ -187,7 +187,7 @@ def graded(row: dict[str, Any], value: str, answer: str | None = None) -> dict[s
     return {**row, "answer": answer, "grade": {"value": value, "answer": answer, "explanation": ""}}
 
 
-def test_a_lost_answer_is_not_made_up_for_by_a_gained_one() -> None:
+def test_lost_and_gained_answers_are_counted() -> None:
     """Right and wrong answers of the target, then unknown ones, then none at all, each with two of the draft; then errors."""
     known = [("correct", "incorrect"), ("correct", "correct"), ("incorrect", "correct"), ("incorrect", "incorrect")]
     unknown = [("4", "4"), ("4", None), (None, "4"), (None, None)]
@@ -205,9 +205,8 @@ def test_a_lost_answer_is_not_made_up_for_by_a_gained_one() -> None:
     rows += [graded(make_row(9, 0, ALONE[0]), "correct"), failed(make_row(9, 0, ALONE[1]))]
     draft = by_label(figures_of(rows))["draft"]
     assert draft["ratios"]["answers_lost"] == {"numerator": 3, "denominator": 7}
-    made = run_of(rows)
-    sampled = replace(made, run={**made.run, "sampling": {**made.run["sampling"], "temperature": 0.7}})
-    assert by_label(made_figures(sampled))["draft"]["ratios"]["answers_lost"] == {"numerator": 2, "denominator": 7}
+    assert draft["ratios"]["answers_gained"] == {"numerator": 1, "denominator": 7}
+    assert draft["ratios"]["target_right"] == {"numerator": 5, "denominator": 7}
     assert draft["answers_graded"] == 5
     assert draft["ratios"]["accuracy_difference"] == {"numerator": 0, "denominator": 10}
 
