@@ -48,7 +48,7 @@ class Form:
 class Item:
     """A problem and its gold answer. The gold answer is empty if the correct answer is unknown.
 
-    By default, the gold answer contains `answer` (a string, a number, or a list of these) and optionally `unit`.
+    By default, the gold answer contains `answer` (a string, a number, or a list of these).
     """
 
     problem: Problem
@@ -144,10 +144,6 @@ def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: b
     if not (level is None or type(level) is int or isinstance(level, str)):
         raise UnusableError("the level is neither a string nor an integer")
     gold = {} if answer is None else {"answer": _answer(answer)}
-    if gold and _has_value(unit := row.get("unit")):
-        if not isinstance(unit, str):
-            raise UnusableError("the unit is not a string")
-        gold["unit"] = encodable(unit)
     problem = make_problem(question, find_id(row, names["id"], number))
     return Item(problem, gold, encodable(level) if isinstance(level, str) else level)
 

@@ -77,21 +77,12 @@ def _sentence_at(text: str, start: int) -> str:
     return line[: end.start() if end else None].strip(" *_`")
 
 
-@dataclass(frozen=True, slots=True)
-class Gold:
-    """A gold answer, and its unit if the data set stores the unit separately.
+def gold_answer(gold: Mapping[str, Any]) -> str | None:
+    """Parse `Item.gold`. The answer may be text, a number, a list, or a worked solution of GSM8K that ends in `#### 18`.
 
-    If several answers are required, `answer` contains all of them, separated by commas.
+    If several answers are required, they are separated by commas.
     """
-
-    answer: str | None
-    unit: str = ""
-
-
-def gold_answer(gold: Mapping[str, Any]) -> Gold:
-    """Parse `Item.gold`. The answer may be text, a number, a list, or a worked solution of GSM8K that ends in `#### 18`."""
-    unit = gold.get("unit")
-    return Gold(", ".join(_gold_texts(gold.get("answer"))) or None, unit.strip() if isinstance(unit, str) else "")
+    return ", ".join(_gold_texts(gold.get("answer"))) or None
 
 
 def _gold_texts(value: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""Grades mathematical solutions with the rules of `compare`, or with math-verify if these rules cannot decide.
+"""Grades mathematical solutions: answers that are not equal as text are compared by math-verify.
 
 math-verify runs in a child process with limits, because an answer such as `9^{9^{9^9}}` would take forever.
 """
@@ -16,7 +16,7 @@ from arbitrage_cli.grading.extract import IN_BOX, final_answer, gold_answer, sho
 from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.types import Grade
 
-RULES_VERSION = 2  # incremented whenever a change may affect grades
+RULES_VERSION = 3  # incremented whenever a change may affect grades
 
 # Outcomes that are not verdicts, but that a retry would not change
 _UNDECIDED: Mapping[str, str] = MappingProxyType(
@@ -50,11 +50,11 @@ class MathGrader(AbstractContextManager["MathGrader"]):
     def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
         """Grade a solution's final answer. Raises ProblemError if the child process is killed twice."""
         found, expected = final_answer(text), gold_answer(gold)
-        if expected.answer is None:
+        if expected is None:
             return Grade("unscored", found.answer, "no gold answer in the data set")
         if found.answer is None:
             return Grade("incorrect", None, f"no answer found: {found.how}")
-        comparison = compare(expected.answer, found.answer, expected.unit)
+        comparison = compare(expected, found.answer)
         is_equal = comparison.is_equal
         if is_equal is None:
             outcome = self._ask(comparison.gold, comparison.answer)
@@ -63,7 +63,7 @@ class MathGrader(AbstractContextManager["MathGrader"]):
             is_equal = outcome == "equal"
         place = "" if found.how == IN_BOX else f"no \\boxed{{}}, {found.how}: "
         sign = "=" if is_equal else "is not"
-        explanation = f"{place}{shown(found.answer)} {sign} {shown(expected.answer)} ({comparison.rule})"
+        explanation = f"{place}{shown(found.answer)} {sign} {shown(expected)} ({comparison.rule})"
         return Grade("correct" if is_equal else "incorrect", found.answer, explanation)
 
     def _ask(self, gold: str, answer: str) -> str:

@@ -31,7 +31,7 @@ def item(row: dict[str, Any], **mapping: str) -> Item:
     [
         (
             {"id": 1, "question": "\nq ", "final_answer": ["1"], "unit": "cm", "error": None, "is_multiple_answer": False},
-            Item(Problem("1", "q"), {"answer": ["1"], "unit": "cm"}),
+            Item(Problem("1", "q"), {"answer": ["1"]}),
         ),
         ({"unique_id": "a/0", **GOOD, "url": None}, Item(Problem("a/0", "q"), {"answer": "4"})),
         ({"question": "q", "answer": 27.0}, Item(Problem("1", "q"), {"answer": 27.0})),
@@ -64,7 +64,6 @@ def test_row(row: dict[str, Any], expected: Item) -> None:
             ({"problem": "q", "answer": answer}, "the answer is")
             for answer in (math.inf, True, {"a": 4}, [], ["4", ""], [["4"]])
         ),
-        ({**GOOD, "unit": ["cm"]}, "the unit is"),
         *(({**GOOD, "level": level}, "the level is") for level in (2.5, True)),
         ({}, "found no fields"),
     ],
@@ -104,7 +103,7 @@ def test_sha256() -> None:
     assert known == hashlib.sha256(b'[["a","q",{"answer":"4"}],["b","q",{"answer":"4"}]]').hexdigest()
     assert known == dataset({"question": "q", "answer": "4", "unique_id": "a"}, b"", {**second, "level": 3}).sha256
     changes: list[dict[str, Any]] = [
-        {"id": "c"}, {"problem": "r"}, {"answer": "5"}, {"answer": ["4"]}, {"answer": 4}, {"unit": "cm"},
+        {"id": "c"}, {"problem": "r"}, {"answer": "5"}, {"answer": ["4"]}, {"answer": 4},
     ]  # fmt: skip
     others = [dataset(second, first), dataset(first), *(dataset(first, {**second, **change}) for change in changes)]
     assert len({known, *(other.sha256 for other in others)}) == len(others) + 1
