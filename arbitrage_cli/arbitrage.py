@@ -45,8 +45,7 @@ class WriteStep:
     """A request to write the next step of `trace`.
 
     `model` verifies the tokens of `proposal` in batches. With a proposal, or if `speculates` is true, the draft may also
-    propose tokens while the target writes. Proposed tokens do not change the text. A trial is not shown to the user; the
-    response to a trial that does not fit in the context is None.
+    propose tokens while the target writes. Proposed tokens do not change the text.
     """
 
     model: ModelRole
@@ -54,7 +53,6 @@ class WriteStep:
     proposal: Step | None = None
     early_stop: EarlyStop | None = None
     speculates: bool = False
-    is_trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +64,6 @@ class RateSteps:
 
 
 Flow = Generator[WriteStep | RateSteps, Any, None]
-Keep = Callable[[Trace, Decision], Flow]  # adds a decision to the trace
-
-
-def add(trace: Trace, decision: Decision) -> Flow:
-    yield from ()
-    trace.add(decision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +79,7 @@ class Scorer:
     routes_thoughts: bool = True
 
 
-def arbitrage(trace: Trace, scorer: Scorer, tau: float, phase: Phase | None = None, keep: Keep = add) -> Flow:
+def arbitrage(trace: Trace, scorer: Scorer, tau: float, phase: Phase | None = None) -> Flow:
     """Let the draft write every step, and the target rewrite each step whose score exceeds tau.
 
     If `phase` is given, the flow ends when this phase ends. A step whose score equals tau is accepted. An infinite tau
@@ -102,16 +94,16 @@ def arbitrage(trace: Trace, scorer: Scorer, tau: float, phase: Phase | None = No
         is_loop = (draft.stop == "loop" or _is_third(trace, draft)) and tau < math.inf
         if score > tau or draft.stop == "early" or is_loop:  # escalate
             target: Step = yield WriteStep("target", trace, proposal=draft)
-            yield from keep(trace, Decision(kept=target, draft=draft, target=target, score=score))
+            trace.add(Decision(kept=target, draft=draft, target=target, score=score))
         else:  # accept
-            yield from keep(trace, Decision(kept=draft, draft=draft, score=score))
+            trace.add(Decision(kept=draft, draft=draft, score=score))
 
 
 def _is_third(trace: Trace, draft: Step) -> bool:
     return draft.phase == "think" and [decision.kept.text for decision in trace.decisions[-2:]] == [draft.text] * 2
 
 
-def oracle(trace: Trace, tau: float, keep: Keep = add) -> Flow:
+def oracle(trace: Trace, tau: float) -> Flow:
     """Let both models write every step, and keep the target's step if its advantage exceeds tau.
 
     Routers are trained to predict this decision. If tau is 0, the better step is kept. The oracle is slower than the target
@@ -123,15 +115,15 @@ def oracle(trace: Trace, tau: float, keep: Keep = add) -> Flow:
         draft_reward, target_reward = yield RateSteps(trace, (draft, target))
         advantage = target_reward - draft_reward
         kept = target if advantage > tau else draft
-        yield from keep(trace, Decision(kept=kept, draft=draft, target=target, advantage=advantage))
+        trace.add(Decision(kept=kept, draft=draft, target=target, advantage=advantage))
 
 
-def single(trace: Trace, model: ModelRole, *, speculates: bool = False, keep: Keep = add) -> Flow:
+def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
     """Let one model write every step, optionally with token-level speculative decoding (arXiv 2211.17192)."""
     while not trace.finished:
         step: Step = yield WriteStep(model, trace, speculates=speculates)
         draft, target = (step, None) if model == "draft" else (None, step)
-        yield from keep(trace, Decision(kept=step, draft=draft, target=target))
+        trace.add(Decision(kept=step, draft=draft, target=target))
 
 
 def by_token_stats(score_of: ScoreOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Scorer:

@@ -14,7 +14,7 @@ ModelRole = Literal["draft", "target", "prm"]
 
 Phase = Literal["think", "answer"]
 
-StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "thought", "think_budget", "answered"]
+StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "thought", "think_budget"]
 """The reason why a step ended.
 
 - `separator`, `end`: the model finished the step or the sequence.
@@ -22,7 +22,6 @@ StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "th
 - `loop`: the model repeated itself.
 - `early`: the step was stopped because it will be escalated.
 - `thought`, `think_budget`: the model ended its thinking, or thinking reached its token limit. The answer follows.
-- `answered`: trial answers showed that more thinking would not change the answer, so the answer follows.
 """
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
@@ -64,15 +63,13 @@ class Limits:
     """Limits on the kept steps and tokens of one solution.
 
     If `max_steps` is None, only solutions of policies that choose between two models have a limit on steps.
-    `think_tokens` 0 disables thinking, and None sets no separate limit. If `trial_answers` is true, thinking ends when trial
-    answers agree.
+    `think_tokens` 0 disables thinking, and None sets no separate limit.
     """
 
     max_steps: int | None = None
     max_tokens: int = 4096
     max_step_tokens: int = 512
     think_tokens: int | None = 0
-    trial_answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,7 @@ class Step:
 
     @property
     def ends_thoughts(self) -> bool:
-        return self.stop in ("thought", "think_budget", "answered")
+        return self.stop in ("thought", "think_budget")
 
     @property
     def is_whole(self) -> bool:
@@ -158,21 +155,12 @@ class Step:
         return self.token_stats
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A trial answer after a thought. `answer` is None if the model wrote no complete answer."""
-
-    answer: str | None
-    model: ModelRole
-    cost: Cost
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
     """The steps that were written at one position of a solution, and the step that was kept.
 
     `score` was compared with tau. `advantage` is the target step's reward minus the drafted step's reward, or None unless
-    both steps were rated. `trial` is the trial answer after the kept step, if the policy requested one.
+    both steps were rated.
     """
 
     kept: Step
@@ -180,7 +168,6 @@ class Decision:
     target: Step | None = None
     score: float | None = None
     advantage: float | None = None
-    trial: Trial | None = None
 
     @property
     def discarded(self) -> Step | None:

@@ -322,7 +322,7 @@ def test_the_reward_model_separates_right_steps_from_wrong_ones() -> None:
 
 def test_another_model_is_refused_as_reward_model(tmp_path: Path) -> None:
     models = {"draft": "builtin:draft", "target": "builtin:target", "prm": MODELS / "draft.gguf"}
-    env = pair_named_mine(tmp_path, **models, prm_style="steps")
+    env = pair_named_mine(tmp_path, **models)
     solved = run("solve", "What is 5 + 6?", "--policy", "rsd", "--pair", "mine", "-q", env=env)
     bench = ("bench", "--dataset", "builtin", "--limit", "2", "--policy", "target,rsd", "-o", str(tmp_path / "run"))
     measured = run(*bench, "--pair", "mine", env=env)

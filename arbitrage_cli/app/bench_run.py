@@ -118,10 +118,9 @@ def preview(setup: Setup, selected: Selection, path: Path, options: BenchOptions
         run, router, generation = contents.run, setup.deciding_router, setup.options.generation
         known = problem_facts(selected.dataset, [item.problem.id for item in selected.items])
         known |= {"task": setup.task.name, "early_stop": setup.stops_early, "router": router and {"sha256": router.sha256}}
-        sampler = {} if generation.sampling else asdict(sampler_of(generation))
         limits = asdict(limits_of(generation, setup.task, run["limits"]["think_tokens"]))
         known |= {"limits": limits, "reward": setup.reward, "context": run["context"] | {"kv_type": setup.load.kv_type}}
-        known |= {"prompt": {"system": setup.system}, "sampling": run["sampling"] | sampler}
+        known |= {"prompt": {"system": setup.system}, "sampling": run["sampling"] | asdict(sampler_of(generation))}
         resume(with_grown(run, selected.dataset), run | known, path)
     attempts = plan(selected.items, setup.routes, options.samples)
     todo = remaining(attempts, {key_of(row): row["status"] for row in rows}, {}).all

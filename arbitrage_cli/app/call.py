@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from arbitrage_cli.app.model_choice import needed_models, refuse_on_servers
 from arbitrage_cli.app.options import GenerationOptions, RoutingOptions, check
@@ -33,8 +33,7 @@ class CallOptions(TypedDict, total=False):
     - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
     - `tau` is the threshold: a number, a preset (`"exact"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
     - `early_stop` stops a drafted step as soon as it is likely to be escalated.
-    - `think` turns thinking on or off, or sets the maximum number of thinking tokens. With `"auto"`, thinking ends when trial
-      answers agree.
+    - `think` turns thinking on or off, or sets the maximum number of thinking tokens.
     - `max_tokens` limits the whole solution, including thinking.
     - `temperature` (0 is greedy), `top_p` and `seed` control sampling.
     - `system` replaces the task's system prompt.
@@ -43,7 +42,7 @@ class CallOptions(TypedDict, total=False):
     policy: str | None
     tau: float | str | None
     early_stop: bool | None
-    think: bool | int | Literal["auto"] | None
+    think: bool | int | None
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -73,8 +72,8 @@ def generation_of(defaults: GenerationOptions, options: Mapping[str, Any]) -> Ge
             named["think"] = "on" if switch else "off"
         case int(limit):
             named["think"] = str(limit)
-        case other if other not in (None, "auto"):
-            raise UsageError(f'expected a bool, a number of tokens or "auto", found {other!r}', option="think")
+        case other if other is not None:
+            raise UsageError(f"expected a bool or a number of tokens, found {other!r}", option="think")
     return check(replace(defaults, **named))
 
 

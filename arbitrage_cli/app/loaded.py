@@ -16,7 +16,6 @@ from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.trial import describe, facts_about
 from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
 from arbitrage_cli.inference.speculation import Planner
-from arbitrage_cli.inference.thinking import ThinkFormat
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.rewards.batched import BatchRater
 from arbitrage_cli.rewards.questions import ProcessReward, Question
@@ -31,7 +30,7 @@ class WriterOptions:
     """The options of writers.
 
     `keep` selects which part of a KV cache is kept between problems. If `shares_prompts` is false, each route has separate
-    prompt prefixes in a server's cache. `think_formats` overrides the formats found in the chat templates.
+    prompt prefixes in a server's cache.
     """
 
     sampler: Sampler
@@ -39,11 +38,7 @@ class WriterOptions:
     keep: Keep = "prefix"
     shares_prompts: bool = True
     unit_costs: Mapping[ModelRole, UnitCosts] = field(default_factory=dict)
-    think_formats: Mapping[ModelRole, ThinkFormat | None] = field(default_factory=dict)
     may_be_complete: Callable[[str], bool] = lambda text: True  # of the text of a solution
-
-    def style_of(self, role: ModelRole) -> PromptStyle:
-        return replace(self.style, think_format=self.think_formats.get(role))
 
 
 class LocalModel:
@@ -88,7 +83,7 @@ class LocalModel:
         return None
 
     def _make_cache(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Cache:
-        return Cache(self._backend, writing.style_of(role), keep=writing.keep, first_sequence=first_sequence)
+        return Cache(self._backend, writing.style, keep=writing.keep, first_sequence=first_sequence)
 
 
 class RemoteModel:
@@ -100,7 +95,7 @@ class RemoteModel:
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool) -> Writer:
         options = {"keep_token_stats": keep_token_stats, "shares_prompts": writing.shares_prompts}
-        model, sampler, style = self._model, writing.sampler, writing.style_of(role)
+        model, sampler, style = self._model, writing.sampler, writing.style
         kind = ChatWriter if isinstance(model.dialect, Chat) else ServedWriter
         return kind(role, model, sampler, style, may_be_complete=writing.may_be_complete, **options)
 

@@ -57,12 +57,9 @@ FIXED: Mapping[str, str] = {
     **{name.replace("_", " "): f"sampling.{name}" for name in ("temperature", "top_p", "top_k", "min_p", "seed")},
     **{name.replace("_", " "): f"limits.{name}" for name in ("max_steps", "max_tokens", "max_step_tokens")},
     "thinking token limit": "limits.think_tokens",
-    "trial answers": "limits.trial_answers",
-    "text that ends thinking": "prompt.think_closing",
     "router": "router.sha256",
     "early stop": "early_stop",
     "reward": "reward",
-    "prm style": "prm_style",
     "concurrency": "concurrency",
     "kv type": "context.kv_type",
     "gpu layers": "machine.gpu_layers",
@@ -75,7 +72,6 @@ FIXED: Mapping[str, str] = {
 UNLIMITED = ("max steps", "thinking token limit")  # None means "no limit"
 FIXED_OF_MODELS = {
     "{} model": "identity",
-    "{} thinking format": "think_format",
     "{} context size": "n_ctx",
     "number of {} threads": "threads",
 }
@@ -117,11 +113,9 @@ def make_manifest(
         "named_taus": dict(named.taus) if named else None,
         "unit_costs": {role: asdict(costs) for role, costs in placement.unit_costs.items()},
         "reward": setup.reward,
-        "prm_style": setup.choice.prm_style if "prm" in models else None,
         "prompt": {
             "system": setup.system,
             "chat_template_kwargs": setup.load.template_variables,
-            "think_closing": setup.think_closing if resolved.limits.think_tokens != 0 else None,
         },
         "sampling": {**asdict(resolved.sampler), "samples": 1},
         "limits": asdict(resolved.limits),
@@ -154,7 +148,7 @@ def record_settings(setup: Setup, route: Route, limits: Limits, sampler: Sampler
     if setup.load.template_variables:
         settings["chat_template_kwargs"] = dict(setup.load.template_variables)
     if limits.think_tokens != 0:
-        settings |= {"think_least": THOUGHT_END.least, "think_closing": setup.think_closing}
+        settings["think_least"] = THOUGHT_END.least
     if (router := setup.router) and route.policy.needs_router:
         costs_of = setup.available_router.costs_of if route.tau_name in PRESETS else None
         settings |= {"router": router.card.name, "router_sha256": router.sha256, "tau_costs": costs_of}
@@ -263,7 +257,6 @@ def _model_facts(
     setup, context_size = resolved.setup, resolved.load.context_size
     source = setup.sources[role]
     facts: dict[str, Any] = {"source": source, "identity": source, "threads": threads}
-    facts |= {"think_format": form.name if (form := setup.think_format(role)) else "from the chat template"}
     facts |= dict.fromkeys(("file", "size", "sha256"))
     if not is_gguf(source):
         return facts | {"n_ctx": context_size, "threads": None}

@@ -53,7 +53,6 @@ class ModelChoice:
     pair: PairEntry | None
     models: Models
     router_source: str | None = None
-    prm_style: str = "turns"
 
     @property
     def names(self) -> list[str]:
@@ -100,8 +99,7 @@ def choose_models(
         pairs_own: Models = {"draft": pair.draft, "target": pair.target, "prm": pair.prm}
         overridden = models.keys() - explicit if "pair" in explicit else set()
         models = {role: source if source and role not in overridden else pairs_own[role] for role, source in models.items()}
-    style = pair.prm_style if pair and models["prm"] == pair.prm else None
-    return ModelChoice(pair, models, options.router or _default_router(pair, models, task), style or "turns")
+    return ModelChoice(pair, models, options.router or _default_router(pair, models, task))
 
 
 def choice_of_run(folder: Path) -> ModelChoice:

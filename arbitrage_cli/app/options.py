@@ -230,12 +230,10 @@ class GenerationOptions:
     think: Annotated[
         str | None,
         _generation(
-            "Thinking before the answer: on, off, limited to N tokens, or auto (ends when trial answers agree). Default: as "
-            "set by the chat templates.",
-            "on|off|auto|N",
+            "Thinking before the answer: on, off, or limited to N tokens. Default: as set by the chat templates.",
+            "on|off|N",
         ),
     ] = None
-    think_format: Annotated[str | None, _setting()] = None
     max_steps: Annotated[int | None, _setting(min=1)] = None
     max_tokens: Annotated[
         int | None, _generation("Token limit per solution. Default: 4096, or 16384 with thinking.", min=1)
@@ -245,7 +243,6 @@ class GenerationOptions:
     top_p: Annotated[float, _setting(min=0.0, max=1.0)] = 1.0
     top_k: Annotated[int, _setting(min=0)] = 0
     min_p: Annotated[float, _setting(min=0.0, max=1.0)] = 0.0
-    sampling: Annotated[Literal["model"] | None, _setting()] = None
     seed: Annotated[int, _generation("Seed for sampling and for policy random.")] = 0
 
 

@@ -1,29 +1,25 @@
-"""Completes a `Setup` with the settings that depend on the model files: thinking, context size and sampling."""
+"""Completes a `Setup` with the settings that depend on the model files: thinking and context size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.options import GenerationOptions, check
 from arbitrage_cli.app.setup import Setup, limits_of, sampler_of, think_tokens
-from arbitrage_cli.errors import TemplateError, UsageError
+from arbitrage_cli.errors import TemplateError
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.thinking import FORMATS, ThinkFormat
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.gguf import read_header
-from arbitrage_cli.model_files.pairs import hub_name, local_files
+from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.types import Limits, ModelRole
 
 THINK_CONTEXT_SIZE = 16384
 """The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
 
 UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
-
-_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
-"""Sampling settings in a GGUF file, and the corresponding options. There are no options for penalties."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +35,7 @@ class Resolved:
 
 
 def resolve(setup: Setup, files: Mapping[ModelRole, str], server_thinks: Callable[[ModelRole], bool | None]) -> Resolved:
-    """Complete a setup with thinking, context size and sampling settings from the model files on this machine.
+    """Complete a setup with the thinking and the context size from the model files on this machine.
 
     Raises UsageError or ModelFileError if a file cannot be used, and the same errors as `server_thinks`.
     """
@@ -56,9 +52,7 @@ def resolve(setup: Setup, files: Mapping[ModelRole, str], server_thinks: Callabl
         unknown = [setup.sources[role] for role, thinks in found.items() if thinks is None and tokens == 0]
         notes = [f"{source}: {UNKNOWN_THINKING}" for source in dict.fromkeys(unknown)]
     load = _with_thinking_context(setup.load, paths) if tokens != 0 else setup.load
-    return Resolved(
-        setup, files, load, limits_of(generation, setup.task, tokens), sampler_of(_with_sampling(setup, files)), notes
-    )
+    return Resolved(setup, files, load, limits_of(generation, setup.task, tokens), sampler_of(generation), notes)
 
 
 def thinking_of(
@@ -80,22 +74,3 @@ def _with_thinking_context(load: Options, paths: Mapping[ModelRole, Path]) -> Op
         return load
     trained = [read_facts([path]).trained_context_size or THINK_CONTEXT_SIZE for path in paths.values()]
     return replace(load, context_size=min(THINK_CONTEXT_SIZE, *trained))
-
-
-def _with_sampling(setup: Setup, files: Mapping[ModelRole, str]) -> GenerationOptions:
-    """Add the sampling settings in the target's file if `sampling` requests them. Explicit options take precedence."""
-    generation = setup.options.generation
-    role: ModelRole = "target" if "target" in files else "draft"
-    paths = local_files(files[role])
-    if generation.sampling is None or (not paths and hub_name(files[role])):
-        return generation
-    advised = read_facts(paths).sampling if paths else {}
-    numbers: dict[str, Any] = {option: advised[name] for name, option in _SAMPLING.items() if name in advised}
-    if not numbers:
-        hint = "remove the setting, or use --temperature and --top-p"
-        raise UsageError(f"{files[role]}: the {role} file contains no sampling settings", hint, option="sampling")
-    numbers = {"temperature": 1.0, **numbers}
-    try:
-        return check(replace(generation, **{name: numbers[name] for name in numbers.keys() - setup.options.explicit}))
-    except UsageError as error:
-        raise UsageError(f"{files[role]}: the {role} file contains an invalid {error}") from error

@@ -25,7 +25,6 @@ from arbitrage_cli.inference.kv_cache import Keep
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
-from arbitrage_cli.inference.thinking import ThinkFormat
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files, is_built_in, local_files
 from arbitrage_cli.rewards.questions import Judge, ProcessReward
@@ -65,9 +64,8 @@ class Session:
         self._stack = contextlib.ExitStack()
         shares = len(setup.routes) == 1 or keep == "conversation"
         is_explicit = setup.options.generation.think is not None
-        style = PromptStyle(setup.system, setup.task.step_end, None, is_explicit, setup.think_closing)
-        formats: dict[ModelRole, ThinkFormat | None] = {role: setup.think_format(role) for role in ("draft", "target")}
-        self.writing = WriterOptions(Sampler(), style, keep, shares, {}, formats, setup.task.may_be_complete)
+        style = PromptStyle(setup.system, setup.task.step_end, is_explicit)
+        self.writing = WriterOptions(Sampler(), style, keep, shares, {}, setup.task.may_be_complete)
 
     def __enter__(self) -> Self:
         if any(map(is_built_in, self.setup.sources.values())):
@@ -162,7 +160,7 @@ class Session:
         from arbitrage_cli.inference.servers.trial import open_served
 
         generation = self.setup.options.generation
-        is_greedy = not generation.temperature and generation.sampling is None
+        is_greedy = not generation.temperature
         connection, found = self._stack.enter_context(contextlib.closing(Connection())), dict[ModelRole, RemoteModel]()
         for role, source in served.items():
             self._display.loading(f"asking {source.address.host}", 0.0)
@@ -170,7 +168,7 @@ class Session:
         return found
 
     def _server_thinks(self, role: ModelRole) -> bool | None:
-        return self._served[role].prompt(self.writing.style_of(role)).thinks_by_itself
+        return self._served[role].prompt(self.writing.style).thinks_by_itself
 
     def _load_files(self, num_sequences: Mapping[ModelRole, int]) -> None:
         placed, rollback = self._placement, self._rollback
@@ -202,7 +200,7 @@ class Session:
         if kind == "judge":
             return self.models["target"].rater(Judge(), self.concurrency)
         if kind == "prm" and "prm" in self.models:
-            return self.models["prm"].rater(ProcessReward("steps" if self.setup.choice.prm_style == "steps" else "turns"))
+            return self.models["prm"].rater(ProcessReward("steps" if is_built_in(self.setup.sources["prm"]) else "turns"))
         if kind == "rollout" and rollouts is not None:
             return self._rollout(rollouts)
         hint = "use --prm MODEL" + (", or --reward rollout" if rollouts else "")

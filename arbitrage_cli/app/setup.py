@@ -32,7 +32,6 @@ from arbitrage_cli.evaluation.prices import Price, parse_prices
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.thinking import CLOSING, ThinkFormat, format_named
 from arbitrage_cli.model_files.pairs import is_served, router_file
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import PRESETS, Costs, NamedTaus
@@ -107,19 +106,6 @@ class Basis:
         if self.options.generation.system is not None:
             return self.options.generation.system
         return instructions if pair is None or pair.system is None else pair.system
-
-    @property
-    def think_closing(self) -> str:
-        pair = self.choice.pair if self.choice.is_pairs_own else None
-        return CLOSING if pair is None or pair.think_closing is None else pair.think_closing
-
-    def think_format(self, role: ModelRole) -> ThinkFormat | None:
-        """Return the thinking format set by the pair or an option. Raises UsageError if the format is unknown."""
-        pair = self.choice.pair if self.choice.is_pairs_own else None
-        if pairs_own := getattr(pair, f"{role}_think_format", None):
-            return format_named(pairs_own, option=None)
-        name = self.options.generation.think_format
-        return None if name is None else format_named(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +233,6 @@ def limits_of(generation: GenerationOptions, task: Task, think_tokens: int | Non
         generation.max_tokens or (DEFAULTS.max_tokens if think_tokens == 0 else THINK_TOKENS),
         generation.max_step_tokens,
         think_tokens,
-        trial_answers=generation.think == "auto" and task.has_boxed_answers and think_tokens != 0,
     )
 
 
@@ -256,11 +241,11 @@ def think_tokens(generation: GenerationOptions) -> int | None:
     match generation.think:
         case None | "off":
             return 0
-        case "on" | "auto":
+        case "on":
             return None
         case text if text.isascii() and text.isdigit() and len(text) < 10:
             return int(text)
-    hint = "use on, off, auto, or the maximum number of thinking tokens, such as 2000"
+    hint = "use on, off, or the maximum number of thinking tokens, such as 2000"
     raise UsageError(f"invalid value '{generation.think}'", hint, option="think")
 
 

@@ -181,7 +181,7 @@ def file_facts(model: Json) -> Iterator[Fact]:
     )
     if model["prediction_hint"]:
         yield "prediction", model["prediction_hint"]
-    yield "sampling", f'{sampling}; used with sampling = "model"' if sampling else "no recommendation"
+    yield "sampling", sampling or "no recommendation"
 
 
 def together(record: Json) -> Iterator[Fact]:

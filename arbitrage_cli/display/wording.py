@@ -190,14 +190,12 @@ def size(step: Step) -> str:
 
 
 def thinking(trace: Trace) -> str:
-    """Return the tokens of both phases, such as `412 thinking tokens (the answer 18 came twice), 35 answer tokens`."""
+    """Return the tokens of both phases, such as `412 thinking tokens (limit reached), 35 answer tokens`."""
     decisions = [decision for decision in trace.decisions if decision.kept.phase == "think"]
     if not decisions:
         return ""
     last = decisions[-1]
     ends = {"think_budget": " (limit reached)"}
-    if last.trial:
-        ends["answered"] = f" (the answer {in_one_line(last.trial.answer or '')} came twice)"
     tokens = sum(decision.kept.num_tokens for decision in decisions)
     answer = rounding.count(trace.num_tokens - tokens, "answer token")
     return f"{rounding.count(tokens, 'thinking token')}{ends.get(last.kept.stop, '')}, {answer}"

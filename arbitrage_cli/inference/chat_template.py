@@ -19,7 +19,7 @@ INSTRUCTIONS = "Please reason step by step, and put your final answer within \\b
 
 @dataclass(frozen=True, slots=True)
 class PromptStyle:
-    """Settings for prompts. If `think_format` is None, the format is detected from the template.
+    """Settings for prompts.
 
     `explicit_thoughts` is true if the user turned thinking on or off. The template's thinking variable is then always set,
     and an answer without thinking begins with an empty thinking phase unless the model does not think by default.
@@ -27,9 +27,7 @@ class PromptStyle:
 
     instructions: str = INSTRUCTIONS
     step_end: StepEnd = BLANK_LINE
-    think_format: ThinkFormat | None = None
     explicit_thoughts: bool = False
-    think_closing: str = CLOSING
 
 
 DEFAULT_STYLE = PromptStyle()
@@ -77,13 +75,12 @@ class ChatPrompt:
         variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._instructions, self._explicit_thoughts = style.instructions.strip(), style.explicit_thoughts
-        self._closing = style.think_closing.strip()
         self._layouts = Layouts(template, variables, has_instructions=self._instructions != "")
         self._knows_controls = control_tokens is not None
         if control_tokens is None:
             control_tokens = LOOKS_LIKE_CONTROL.findall(style.instructions)
         special = [*control_tokens, *(marker for marker in marker_tokens if len(marker) > 1)]
-        self.think_format = style.think_format or find_format(self._layouts.source, special)
+        self.think_format = find_format(self._layouts.source, special)
         shown = self._layouts.question.text + self._layouts.shown(CONVERSATION)
         own_text = shown + self.think_format.opens + self.think_format.closes
         self._controls = _any_of(control_tokens)
@@ -152,7 +149,7 @@ class ChatPrompt:
         """
         segments: list[Segment] = []
         if step.ends_thoughts:
-            forced = f"\n\n{self._closing}\n" if step.stop == "think_budget" else ""
+            forced = f"\n\n{CLOSING}\n" if step.stop == "think_budget" else ""
             self._append_template_text(segments, forced + self.think_format.closes)
         return segments
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
-from arbitrage_cli.errors import ArbitrageError, ContextFullError, ProblemError
+from arbitrage_cli.errors import ArbitrageError, ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.sampling import Sampler
@@ -106,7 +106,6 @@ class _InFlight:
     num_reported: int = 0
     reward_cost: Cost = field(default_factory=Cost)
     waits_for_rewards: bool = False
-    writes_trial: bool = False
 
 
 class Scheduler:
@@ -203,9 +202,7 @@ class Scheduler:
     def _take_update(self, role: ModelRole, update: SlotUpdate) -> Iterator[Event]:
         flight = self._in_flight[update.slot]
         if update.error is not None:
-            yield from self._fail(flight, update.error)
-        elif flight.writes_trial:
-            yield from self._resume(flight, update.step) if update.step else ()
+            yield self._finish(flight, update.error)
         elif update.num_unread:
             yield Writing(flight.trace, role, update.num_unread)
         else:
@@ -243,19 +240,11 @@ class Scheduler:
                 flight.waits_for_rewards = True
                 return
             speculator = self._speculator if request.proposal or request.speculates else None
-            flight.writes_trial = request.is_trial
             num_unread = self._writers[request.model].start(flight.slot, request, speculator)
         except ProblemError as error:
-            yield from self._fail(flight, error)
-            return
-        if not request.is_trial:
-            yield Writing(flight.trace, request.model, num_unread)
-
-    def _fail(self, flight: _InFlight, error: ArbitrageError) -> Iterator[Event]:
-        if flight.writes_trial and isinstance(error, ContextFullError):
-            yield from self._resume(flight, None)
-        else:
             yield self._finish(flight, error)
+            return
+        yield Writing(flight.trace, request.model, num_unread)
 
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
         target = self._writers.get("target") if self._concurrency == 1 else None  # otherwise problems share batches

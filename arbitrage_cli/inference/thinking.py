@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from arbitrage_cli.errors import unknown
-
 CLOSING = "I have thought long enough. I answer now."  # inserted when the thinking budget is used up
 
 Variables = tuple[tuple[str, bool | str], ...]
@@ -89,13 +87,6 @@ FORMATS: Mapping[str, ThinkFormat] = MappingProxyType(
         )
     }
 )
-
-
-def format_named(name: str, option: str | None = "think_format") -> ThinkFormat:
-    """Return the format with this name. Raises UsageError for `option` if the name is unknown."""
-    if name not in FORMATS:
-        raise unknown("think format", name, FORMATS, option=option)
-    return FORMATS[name]
 
 
 def find_format(template: str, special: Collection[str]) -> ThinkFormat:

@@ -40,12 +40,10 @@ class PairEntry:
     """A draft and a target, with default options that a command can override.
 
     `thinking_pair` names the pair that replaces this pair if thinking is on. `ctx` is the context size in tokens.
-    `prm_style` is a prompt style from `rewards.questions`. For a model on a server, `*_api_key_env` names the environment
+    For a model on a server, `*_api_key_env` names the environment
     variable that contains the API key, and `*_template` names the file that contains the chat template.
     `target_continuation` names a convention in `inference.servers.chat`. `target_price` contains the prices of prompt
-    tokens, cached prompt tokens and completion tokens, in dollars per million tokens. `*_think_format` names the thinking
-    format of a model if its chat template does not reveal it. `think_closing` is the sentence that ends thinking at its
-    token limit.
+    tokens, cached prompt tokens and completion tokens, in dollars per million tokens.
     """
 
     name: str
@@ -57,7 +55,6 @@ class PairEntry:
     tau: str | None = None
     ctx: int | None = None
     prm: str | None = None
-    prm_style: str | None = None
     router: str | None = None
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
@@ -68,9 +65,6 @@ class PairEntry:
     target_template: str | None = None
     target_continuation: str | None = None
     target_price: str | None = None
-    draft_think_format: str | None = None
-    target_think_format: str | None = None
-    think_closing: str | None = None
 
 
 _KEYS = tuple(field.name for field in fields(PairEntry) if field.name != "name")

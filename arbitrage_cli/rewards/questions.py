@@ -78,11 +78,10 @@ class ProcessReward(Question):
     """
 
     answers = ("+", "-")
+    hint = "use --prm with a process reward model"
 
     def __init__(self, style: PrmStyle = "turns") -> None:
         self._style = style
-        other = "turns" if style == "steps" else "steps"
-        self.hint = f'use --prm with a process reward model; if this model is one, set prm_style = "{other}" in its pair'
         if style == "steps":
             self.min_probability = 0.001  # where the built-in model is unsure, other tokens are as likely as both answers
 

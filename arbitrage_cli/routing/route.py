@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from arbitrage_cli.arbitrage import Flow, Scorer, add, arbitrage, by_token_stats, oracle, single, uniform_draw
+from arbitrage_cli.arbitrage import Flow, Scorer, arbitrage, by_token_stats, oracle, single, uniform_draw
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.presets import ALWAYS, PRESETS, Costs, NamedTaus, TauRow, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.routing.thoughts import BUDGET, lead_probe_stay, probe_tau
-from arbitrage_cli.routing.trial_answers import TrialAnswers
 from arbitrage_cli.runs.records import label, route_name
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Trace
@@ -55,23 +54,21 @@ class Route:
     def flow(self, trace: Trace, seed: int, scorer: Scorer | None = None) -> Flow:
         """Return the flow that solves `trace`. Raises ValueError if a required tau or `scorer` is missing."""
         policy, tau = self.policy, self.tau
-        trials = TrialAnswers(policy.models[0])
-        keep = trials.keep if trace.limits.trial_answers else add
         if policy.kind == "single":
-            return single(trace, policy.models[0], speculates=policy.speculates, keep=keep)
+            return single(trace, policy.models[0], speculates=policy.speculates)
         if tau is None:
             raise ValueError(f"policy {policy.name} needs a tau")
         if policy.kind == "oracle":
-            return oracle(trace, tau, keep)
+            return oracle(trace, tau)
         chosen = policy.make_scorer(seed) if policy.make_scorer else scorer
         if chosen is None:
             raise ValueError(f"policy {policy.name} needs a router")
         routed = chosen if self.stops_early else replace(chosen, early_stop=None)
         if chosen.routes_thoughts or not trace.problem.thinks:
-            return arbitrage(trace, routed, tau, keep=keep)
+            return arbitrage(trace, routed, tau)
         of_thoughts = by_token_stats(lead_probe_stay(self._thoughts_budget, uniform_draw(seed)))
-        thinking = arbitrage(trace, of_thoughts, self._thoughts_tau(tau), "think", keep)
-        return _one_after_the_other(thinking, arbitrage(trace, routed, tau, keep=keep))
+        thinking = arbitrage(trace, of_thoughts, self._thoughts_tau(tau), "think")
+        return _chain(thinking, arbitrage(trace, routed, tau))
 
     def thoughts_tau(self, scorer: Scorer | None) -> float | None:
         """Return the tau for thinking steps. The result differs from `tau` if the router was not trained on thinking."""
@@ -88,7 +85,7 @@ class Route:
         return float(name[:-1]) / 100 if name.endswith("%") else BUDGET
 
 
-def _one_after_the_other(*flows: Flow) -> Flow:
+def _chain(*flows: Flow) -> Flow:
     for flow in flows:
         yield from flow
 

@@ -13,7 +13,7 @@ from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.runs.summary import BlockShare, Tally, tally
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.types import Attribution, Cost, Decision, Finished, Grade, ModelRole, Step, Trace, Trial
+from arbitrage_cli.types import Attribution, Cost, Decision, Finished, Grade, ModelRole, Step, Trace
 
 if TYPE_CHECKING:  # slow to import
     from arbitrage_cli.runs.schema import (
@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # slow to import
         Solved,
         Tau,
         Timing,
-        TrialAnswer,
         Written,
     )
 
@@ -213,14 +212,12 @@ def _steps(trace: Trace, run: RunInfo) -> "list[KeptStep]":
 
 
 def step_record(decision: Decision) -> "KeptStep":
-    trial = decision.trial
     return {
         **_written(decision.kept),
         "decision": decision.verdict,
         "score": decision.score,
         "advantage": decision.advantage,
         "discarded": _written(decision.discarded) if decision.discarded else None,
-        "trial": None if trial is None else _trial_record(trial),
     }
 
 
@@ -235,10 +232,6 @@ def _written(step: Step) -> "Written":
         "cost": _cost_record(step.cost),
         "speculation_cost": _cost_record(step.speculation_cost) or None,
     }
-
-
-def _trial_record(trial: Trial) -> "TrialAnswer":
-    return {"answer": trial.answer, "model": trial.model, "cost": _cost_record(trial.cost)}
 
 
 def _cost_record(cost: Cost) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.records import label
 from arbitrage_cli.runs.summary import NO_COST, BlockShare, Tally, tally, total
 from arbitrage_cli.stats.intervals import Numbers
-from arbitrage_cli.types import Cost, Decision, ModelRole, Step, Trial
+from arbitrage_cli.types import Cost, Decision, ModelRole, Step
 
 COST_FIELDS = tuple(field.name for field in fields(Cost))
 Outcome = Literal["correct", "incorrect", "unscored", "error"]
@@ -30,7 +30,7 @@ class Result:
     """The fields of a row that are used for statistics.
 
     `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model,
-    including discarded steps, speculation and trial answers. `program_seconds` is the time spent outside the models and the
+    including discarded steps and speculation. `program_seconds` is the time spent outside the models and the
     router. `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.work`. `question`
     and `text` are checksums. `share` is None unless several problems were solved at once.
     """
@@ -137,8 +137,7 @@ def decisions_of(row: Row) -> list[Decision]:
 def _decision(record: Row) -> Decision:
     kept, discarded = _step(record), record["discarded"] and _step(record["discarded"])
     by_model = {step.model: step for step in (kept, discarded) if step}
-    trial = Trial(**tried | {"cost": Cost(**tried["cost"])}) if (tried := record["trial"]) else None
-    return Decision(kept, by_model.get("draft"), by_model.get("target"), record["score"], record["advantage"], trial)
+    return Decision(kept, by_model.get("draft"), by_model.get("target"), record["score"], record["advantage"])
 
 
 def _step(record: Row) -> Step:
@@ -211,11 +210,10 @@ def _read_result(row: Row) -> Result:
 
 
 def _work(decisions: Iterable[Decision]) -> list[tuple[ModelRole, Cost]]:
-    made = list(decisions)
-    steps = [step for decision in made for step in (decision.draft, decision.target) if step]
-    trials = [decision.trial for decision in made if decision.trial]
-    work = [(step.model, step.cost) for step in steps] + [(trial.model, trial.cost) for trial in trials]
-    return work + [("draft", step.speculation_cost) for step in steps if step.speculation_cost != NO_COST]
+    steps = [step for decision in decisions for step in (decision.draft, decision.target) if step]
+    return [(step.model, step.cost) for step in steps] + [
+        ("draft", step.speculation_cost) for step in steps if step.speculation_cost != NO_COST
+    ]
 
 
 def _checksum(text: str) -> int:

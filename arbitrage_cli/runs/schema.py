@@ -55,22 +55,13 @@ class Written(TypedDict):
     speculation_cost: Annotated[Json, _fields_of(Cost, total=False)] | None
 
 
-class TrialAnswer(TypedDict):
-    """A trial answer. The answer is None if the model wrote no complete answer."""
-
-    answer: str | None
-    model: ModelRole
-    cost: Annotated[Json, _fields_of(Cost, total=False)]
-
-
 class KeptStep(Written):
-    """A kept step, the discarded step if both models wrote one, and the trial answer after the kept step."""
+    """A kept step, and the discarded step if both models wrote one."""
 
     decision: Literal["accept", "escalate"] | None
     score: float | None
     advantage: float | None
     discarded: Written | None
-    trial: TrialAnswer | None
 
 
 class ExplainedStep(KeptStep):

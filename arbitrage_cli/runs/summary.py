@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, fields
 from operator import add, attrgetter
 from typing import Any
 
-from arbitrage_cli.types import Cost, Decision, Step, Trial
+from arbitrage_cli.types import Cost, Decision
 
 NO_COST = Cost()
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Totals over several steps. Costs and drafted tokens include discarded steps. Costs also include trial answers.
+    """Totals over several steps. Costs and drafted tokens include discarded steps.
 
     `stopped_steps` counts the drafted steps that were stopped early. `thinking_tokens` counts kept steps. `reward_cost` is
     the cost of rating steps.
@@ -68,7 +68,6 @@ def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST) -> Tally:
     drafts = [decision.draft for decision in made if decision.draft]
     targets = [decision.target for decision in made if decision.target]
     accepted = [decision.kept for decision in made if decision.kept is decision.draft]
-    work: list[Step | Trial] = [*drafts, *targets, *(decision.trial for decision in made if decision.trial)]
     speculation = [step.speculation_cost for step in targets]
     return Tally(
         drafted_steps=len(drafts),
@@ -79,8 +78,8 @@ def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST) -> Tally:
         accepted_tokens=sum(step.num_tokens for step in accepted),
         target_tokens=sum(step.num_tokens for step in targets),
         thinking_tokens=sum(decision.kept.num_tokens for decision in made if decision.kept.phase == "think"),
-        draft_cost=_sum_costs([*(one.cost for one in work if one.model == "draft"), *speculation]),
-        target_cost=_sum_costs([one.cost for one in work if one.model == "target"]),
+        draft_cost=_sum_costs([*(step.cost for step in drafts), *speculation]),
+        target_cost=_sum_costs([step.cost for step in targets]),
         reward_cost=reward_cost,
     )
 

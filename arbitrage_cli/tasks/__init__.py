@@ -23,7 +23,7 @@ class _NoGrader:
         return Grade("unscored", None, "task free is not graded")
 
 
-MATH = Task("math", INSTRUCTIONS, boxed_answer, MathGrader, grader_version, has_boxed_answers=True)
+MATH = Task("math", INSTRUCTIONS, boxed_answer, MathGrader, grader_version)
 FREE = Task("free", "", lambda text: None, lambda: nullcontext(_NoGrader()), lambda: "none")
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (MATH, CODE, CHOICE, FREE)})
 FORMS: tuple[Form, ...] = tuple(form for task in TASKS.values() for form in task.forms)

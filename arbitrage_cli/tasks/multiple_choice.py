@@ -67,7 +67,6 @@ CHOICE = Task(
     find_letter,
     lambda: nullcontext(_Grader()),
     lambda: "choice 1",
-    has_boxed_answers=True,
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read),
         Form("choice", frozenset(("question", "choices", "answerKey")), _read),

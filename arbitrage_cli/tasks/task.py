@@ -28,7 +28,7 @@ class Task:
     `instructions` is the system prompt. `find_answer` returns the answer in a solution, or None. `grader_version` returns
     the versions of all rules and libraries that affect grades. `runs_code` is true if grading runs model-written programs.
     `policy` is the default policy if there is no router. The task is the default for a data set if its rows match one of
-    `forms`. Trial answers require `has_boxed_answers`.
+    `forms`.
     """
 
     name: str
@@ -40,7 +40,6 @@ class Task:
     runs_code: bool = False
     policy: str = "entropy"
     forms: tuple[Form, ...] = ()
-    has_boxed_answers: bool = False
 
     def may_be_complete(self, text: str) -> bool:
         """Return whether a solution may be complete. In task `free`, every solution may be complete."""

@@ -91,7 +91,7 @@ def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     assert made["grader"]
     assert made["machine"]["cpu"]
     sizes = {"max_steps": None, "max_tokens": 4096, "max_step_tokens": 512}
-    assert made["limits"] == {**sizes, "think_tokens": 0, "trial_answers": False}
+    assert made["limits"] == {**sizes, "think_tokens": 0}
     assert made["fingerprint"].keys() >= {"data set", "draft model", "target model", "grader", "system prompt", "seed"}
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from altered_gguf import Entry, alter, entries
 from cli import Result, assert_refused, flat, pair_named_mine, run
-from faults import run_json
 from gguf import GGUFValueType as Kind
 
 SHORT = ("--max-tokens", "16", "--threads", "1")
@@ -18,7 +17,6 @@ ADVICE: dict[str, Entry | None] = {
     "general.sampling.top_p": (Kind.FLOAT32, 0.95),
     "general.sampling.penalty_repeat": (Kind.FLOAT32, 1.05),
 }
-BY_MODEL: dict[str, str | None] = {"ARBITRAGE_SAMPLING": "model"}
 
 
 @pytest.fixture
@@ -67,26 +65,6 @@ def test_a_template_that_only_strips_thoughts_proves_none(
     assert (record["models"][0]["think_format"], record["models"][0]["thinks_by_itself"]) == ("think", None)
 
 
-def test_each_model_of_a_pair_has_its_think_format(tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "problems.jsonl").write_text('{"id": "p", "question": "1 + 1", "answer": "2"}\n')
-    models = {"draft": tiny["draft"], "target": tiny["target"]}
-    command = ("bench", "--pair", "mine", "--dataset", "problems.jsonl", "--policy", "draft,target", *SHORT, "-o", "run")
-    env = {**pair_named_mine(tmp_path, **models, target_think_format="mistral"), "ARBITRAGE_THINK_FORMAT": "seed"}
-    assert run(*command, cwd=tmp_path, env=env).code == 0
-    found = run_json(tmp_path / "run")["models"]
-    assert {role: facts["think_format"] for role, facts in found.items()} == {"draft": "seed", "target": "mistral"}
-    assert_refused(
-        run(*command, cwd=tmp_path, env={**env, "ARBITRAGE_THINK_FORMAT": "think"}), 2, "", "draft thinking format"
-    )
-    pair_named_mine(tmp_path, **models, target_think_format="mistral", think_closing="So:")
-    closed = run(
-        "solve", "1 + 1", "--pair", "mine", "--policy", "draft", *SHORT, "--think", "4", "--json", cwd=tmp_path, env=env
-    )
-    assert closed.records[0]["settings"]["think_closing"] == "So:"
-    pair_named_mine(tmp_path, **models, target_think_format="mistrel")
-    assert_refused(run(*command, cwd=tmp_path, env=env), 2, "", "mistrel")
-
-
 @pytest.mark.parametrize(
     ("options", "share"), [((), "30%"), (("--tau", "60%"), "60%"), (("--tau", "inf"), None), (("--policy", "entropy"), None)]
 )
@@ -98,37 +76,13 @@ def test_how_thoughts_are_routed_is_said(options: tuple[str, ...], share: str | 
     assert (len(said), share in "".join(said) if share else True) == (share is not None, True)
 
 
-def test_sampling_of_the_targets_file_is_used_by_both_models(tiny: Mapping[str, Path], advised: Path) -> None:
-    """The numbers are recorded, and the text is that of the same numbers as options. A draft's own numbers are not used."""
-    numbers = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0}
-    result = solve(tiny["draft"], advised, "--json", env=BY_MODEL)
-    assert sampling(result) == numbers
-    flags = ("--temperature", "0.6", "--top-p", "0.95", "--top-k", "20", "--json")
-    same = solve(tiny["draft"], advised, *flags)
-    assert same.records[0]["text"] == result.records[0]["text"]
-    assert sampling(solve(tiny["draft"], advised, "--json")) == {**numbers, "temperature": 0.0, "top_k": 0, "top_p": 1.0}
-    assert sampling(solve(advised, advised, "--json", policy="draft", env=BY_MODEL)) == numbers
-    assert_refused(solve(advised, tiny["target"], env=BY_MODEL), 2, "", "ARBITRAGE_SAMPLING", str(tiny["target"]))
-
-
-def test_a_flag_comes_before_the_advice(tiny: Mapping[str, Path], advised: Path) -> None:
-    found = sampling(solve(tiny["draft"], advised, "--top-k", "3", "--json", env=BY_MODEL))
-    assert found == {"temperature": 0.6, "top_k": 3, "top_p": 0.95, "min_p": 0.0}
-
-
-@pytest.mark.parametrize("value", [-1.0, float("nan"), 1e9])
-def test_advice_out_of_bounds_is_refused(tiny: Mapping[str, Path], tmp_path: Path, value: float) -> None:
-    path = alter(tiny["target"], tmp_path / "odd.gguf", {"general.sampling.temp": (Kind.FLOAT32, value)})
-    assert_refused(solve(tiny["draft"], path, env=BY_MODEL), 2, "", "temperature")
-
-
 def test_a_file_of_results_resumes_with_what_the_models_files_say(
     tiny: Mapping[str, Path], advised: Path, thinker: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "problems.txt").write_text("1 + 1\n2 + 2\n")
     models = ("--draft", thinker, "--target", advised, "--policy", "entropy")
     command = ("solve", *models, *SHORT, "-i", "problems.txt", "-o", "out.jsonl")
-    env = {**BY_MODEL, "ARBITRAGE_CTX": "1024"}
+    env = {"ARBITRAGE_CTX": "1024"}
     assert run(*command, cwd=tmp_path, env=env).code == 0
     whole = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "out.jsonl").write_text(whole[0])
@@ -136,7 +90,7 @@ def test_a_file_of_results_resumes_with_what_the_models_files_say(
     assert result.code == 0, result.err
     resumed = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [one["text"] for one in resumed] == [json.loads(line)["text"] for line in whole]
-    assert {(one["settings"]["think_tokens"], one["temperature"]) for one in resumed} == {(None, 0.6)}
+    assert {(one["settings"]["think_tokens"], one["temperature"]) for one in resumed} == {(None, 0.0)}
     assert {step["phase"] for one in resumed for step in one["steps"]} >= {"think"}
 
 

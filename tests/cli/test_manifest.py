@@ -26,7 +26,6 @@ def manifest(**changes: Any) -> Run:
         "early_stop": None,
         "reward": None,
         "think_least": 100,
-        "prm_style": None,
         "grader": "rules 1",
         "prompt": {"system": "Think.", "chat_template_kwargs": {}},
         "sampling": {"temperature": 0.0, "top_p": 1.0, "seed": 0, "top_k": 0, "min_p": 0.0, "samples": 1},
@@ -75,7 +74,7 @@ def test_changed_fixed_field_is_refused(path: str, value: Any, name: str) -> Non
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("early_stop", True), ("reward", "prm"), ("prm_style", "turns"), ("router", {"sha256": "aa", "name": "mine"})],
+    [("early_stop", True), ("reward", "prm"), ("router", {"sha256": "aa", "name": "mine"})],
 )
 def test_field_that_did_not_apply_may_be_added_and_then_stays(path: str, value: Any) -> None:
     grown = resume(manifest(), manifest(**{path: value}), HERE)

@@ -15,7 +15,7 @@ from arbitrage_cli.display import wording
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Cost, Decision, Rating, Started, Trace, Trial, Writing, Wrote
+from arbitrage_cli.types import Decision, Rating, Started, Trace, Writing, Wrote
 
 SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
 RUN = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=1)
@@ -62,11 +62,11 @@ def test_decision_says_who_wrote_and_why() -> None:
 
 
 def test_the_end_of_thinking_and_its_reason_are_shown() -> None:
-    thought = replace(accept().kept, phase="think", stop="answered", num_tokens=412)
+    thought = replace(accept().kept, phase="think", stop="thought", num_tokens=412)
     answer = replace(accept("So 4.", stop="end").kept, num_tokens=35)
-    ended = Decision(thought, thought, trial=Trial("18", "draft", Cost()))
+    ended = Decision(thought, thought)
     limited = Decision(replace(thought, stop="think_budget"))
-    reasons = {ended: "412 thinking tokens (the answer 18 came twice)", limited: "412 thinking tokens (limit reached)"}
+    reasons = {ended: "412 thinking tokens", limited: "412 thinking tokens (limit reached)"}
     for decision, words in reasons.items():
         assert wording.thinking(make_trace(decision, Decision(answer))) == f"{words}, 35 answer tokens"
     assert wording.thinking(make_trace(Decision(answer))) == ""

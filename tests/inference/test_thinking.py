@@ -15,8 +15,8 @@ from scripted_models import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from tiny_gguf import CHATML
 from writing import recite, text
 
-from arbitrage_cli.arbitrage import Flow, by_token_stats, single
-from arbitrage_cli.errors import ServerRequestError, UsageError
+from arbitrage_cli.arbitrage import by_token_stats
+from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
@@ -25,13 +25,12 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler, Writer
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
-from arbitrage_cli.inference.thinking import CLOSING, FORMATS, ThinkFormat, find_format, format_named
+from arbitrage_cli.inference.thinking import CLOSING, FORMATS, find_format
 from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.states import State, collect
 from arbitrage_cli.routing.thoughts import BUDGET, probe_tau
-from arbitrage_cli.routing.trial_answers import OPENING, TrialAnswers
 from arbitrage_cli.tasks.code import find_program
 from arbitrage_cli.types import (
     Cost,
@@ -105,13 +104,6 @@ def test_the_vocabulary_tells_the_format_if_the_template_does_not() -> None:
     assert find_format("", ["</seed:think>"]).name == "seed"
     assert find_format("", ["<|end|>"]).name == "think"  # many models end their turns so
     assert not ChatPrompt(CHATML, [], ["</think>"]).thinks_by_itself
-
-
-def test_a_format_by_name() -> None:
-    assert ChatPrompt(CHATML, [], style=PromptStyle(think_format=format_named("mistral"))).think_format.end == "[/THINK]"
-    with pytest.raises(UsageError) as caught:
-        format_named("mistrel")
-    assert caught.value.option == "think_format"
 
 
 class Thinker(HashBackend):
@@ -246,17 +238,6 @@ def test_a_forced_end_is_read_by_the_model_that_goes_on() -> None:
     assert b"".join(map(backend.tokenizer.piece, before)).decode().endswith(f"\n\n{CLOSING}\n")
 
 
-def test_a_pairs_own_sentence_ends_thinking_at_its_limit() -> None:
-    prompt = ChatPrompt(SWITCHED, [], style=PromptStyle(think_closing="So:"))
-    ends: dict[StepStop, str] = {
-        "think_budget": "\n\nSo:\n</think>\n\n",
-        "thought": "</think>\n\n",
-        "answered": "</think>\n\n",
-    }
-    for stop, end in ends.items():
-        assert text(prompt.after(Step("draft", "Hm.", 1, Cost(), stop, phase="think"))) == end
-
-
 @pytest.mark.parametrize("kind", [None, "vllm", "llamacpp"])
 def test_a_model_that_ends_its_turn_in_its_thoughts_answers_then(kind: Kind | None) -> None:
     problems = [Problem(f"p{number}", f"{number} + 1") for number in range(4)]
@@ -323,7 +304,7 @@ def test_a_marker_in_pieces_is_no_part_of_the_text() -> None:
 @pytest.mark.parametrize(
     ("kind", "target"),
     [
-        ("vllm", "switched"), ("vllm", "channel"), ("sglang", "switched"), ("sglang", "harmony"), ("llamacpp", "channel"),
+        ("vllm", "switched"), ("vllm", "channel"), ("sglang", "switched"), ("sglang", "channel"), ("llamacpp", "channel"),
         *rarely(("plain", "switched")),
     ],
 )  # fmt: skip
@@ -331,8 +312,7 @@ def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think
     marked = kind != "plain"
     expected = solved("seed", target, think_tokens=think_tokens, marked=marked)
     server = HashServer(kind, Thinker(TEMPLATES[target], "target", marked=marked))
-    form = FORMATS["harmony"] if target == "harmony" else None  # its template shows it nowhere
-    with served(server, TEMPLATES[target], form) as writer:
+    with served(server, TEMPLATES[target]) as writer:
         writers: dict[ModelRole, Writer] = {**engines("seed", target, marked=marked), "target": writer}
         problems = [trace.problem for trace in expected]
         found = [*solve(writers, problems, "entropy", 1.5, limits=long(think_tokens)).values()]
@@ -340,33 +320,6 @@ def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think
     kept = [decision.kept for trace in found for decision in trace.decisions]
     assert {(step.model, step.phase) for step in kept} >= {("target", "think"), ("target", "answer"), ("draft", "answer")}
     assert {step.stop for step in kept} & {"thought", "think_budget"}
-
-
-@pytest.mark.parametrize("kind", ["vllm", "llamacpp", *rarely("plain")])
-def test_trial_answers_on_a_server_end_thinking_as_on_an_engine(kind: Kind) -> None:
-    def parity(answer: str) -> str | None:
-        written = answer.removeprefix(OPENING)
-        return str(ord(written[0]) % 2) if written else None
-
-    def flow(trace: Trace) -> Flow:
-        return single(trace, "target", keep=TrialAnswers("target", parity).keep)
-
-    marked, problems = kind != "plain", [Problem(str(number), f"question {number}") for number in range(4)]
-    backend = Thinker(SWITCHED, "target", marked=marked)
-    options: dict[str, Any] = {"limits": long(None), "make_flow": flow}
-    expected = solve({"target": Engine("target", Cache(backend), Sampler())}, problems, "target", **options)
-    with served(HashServer(kind, Thinker(SWITCHED, "target", marked=marked)), SWITCHED) as writer:
-        found = solve({"target": writer}, problems, "target", **options)
-    answers = [
-        [
-            (one.kept.text, one.kept.stop, one.trial and one.trial.answer)
-            for trace in made.values()
-            for one in trace.decisions
-        ]
-        for made in (found, expected)
-    ]
-    assert answers[0] == answers[1]
-    assert "answered" in {stop for _, stop, _ in answers[0]}
 
 
 @pytest.mark.parametrize(
@@ -387,9 +340,9 @@ def test_a_server_that_hides_where_thoughts_end_is_refused(kind: Kind, field: st
 
 
 @contextmanager
-def served(server: HashServer, template: str, form: ThinkFormat | None = None) -> Iterator[ServedWriter]:
+def served(server: HashServer, template: str) -> Iterator[ServedWriter]:
     with opened_model(server, template=template) as model:
-        yield ServedWriter("target", model, Sampler(), PromptStyle(think_format=form))
+        yield ServedWriter("target", model, Sampler(), PromptStyle())
 
 
 def steps(trace: Trace) -> list[tuple[object, ...]]:

@@ -207,11 +207,10 @@ def test_a_model_without_the_signs_cannot_score() -> None:
 
 @pytest.mark.parametrize("style", ["turns", "steps"])
 def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
-    other = {"turns": "steps", "steps": "turns"}[style]
     rater = opened(prm(Constant(-20.0), style))
     with pytest.raises(ModelUnsupportedError) as caught:
         score_one(rater, trace_of(), *(f"{number}.\n\n" for number in range(ENOUGH_ANSWERS)))
-    assert f'prm_style = "{other}"' in caught.value.hint
+    assert "--prm" in caught.value.hint
     with pytest.raises(ModelUnsupportedError):
         prm(Constant(-20.0), style).check()
     prm(Constant(8.0), style).check()

@@ -52,7 +52,6 @@ def test_record_of_a_routed_problem() -> None:
                 "score": 1.5,
                 "advantage": None,
                 "discarded": written("draft", "2 + 2 = 5.\n\n", 5, 0.5),
-                "trial": None,
             },
             {
                 **written("draft", "So \\boxed{4}.", 5, 0.5, "end"),
@@ -60,7 +59,6 @@ def test_record_of_a_routed_problem() -> None:
                 "score": 0.2,
                 "advantage": None,
                 "discarded": None,
-                "trial": None,
             },
         ],
         "acceptance_rate": 0.5,

@@ -249,7 +249,7 @@ def _written(model: str, text: str, tokens: int, seconds_per_token: float) -> di
 def _decided(
     decision: str | None, number: float | None, discarded: Mapping[str, Any] | None, *, is_right: bool
 ) -> dict[str, Any]:
-    decided = {"decision": decision, "score": number, "advantage": None, "discarded": discarded, "trial": None}
+    decided = {"decision": decision, "score": number, "advantage": None, "discarded": discarded}
     return decided | {"is_right": is_right}
 
 

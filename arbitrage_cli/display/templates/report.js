@@ -392,13 +392,12 @@
   }
 
   function who(step) { return element("span", `who ${step.model}`, step.model); }
-  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking limit reached" : step.stop === "answered" ? ", answer known" : ""}`; }
+  function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking limit reached" : ""}`; }
   function spent(step) { // the cost of a step by activity
     const of = (cost) => ["prefill", "verify", "decode"].filter((part) => cost[`${part}_tokens`]).map((part) =>
       `${part} ${amount(cost[`${part}_tokens`], "token")}${part === "verify" ? ` (${cost.verify_kept ?? 0} kept)` : ""} ${number(cost[`${part}_seconds`] ?? 0)} s`);
     const speculation = step.speculation_cost ? [`draft speculation: ${of(step.speculation_cost).join(", ")}`] : [];
-    const trial = step.trial ? [`trial answer ${plain(step.trial.answer ?? "missing")}: ${of(step.trial.cost).join(", ")}`] : [];
-    return element("p", "hint spent", [...of(step.cost), ...speculation, ...trial].join(" · "));
+    return element("p", "hint spent", [...of(step.cost), ...speculation].join(" · "));
   }
   function trimmed(content) { return (content ?? "").replace(/^\n+|\s+$/g, ""); }
 
@@ -430,8 +429,7 @@
   function thinking(steps) {
     const thoughts = steps.filter((step) => step.phase === "think");
     if (!thoughts.length) return null;
-    const { stop, trial } = thoughts.at(-1);
-    const reason = stop === "answered" ? ` (the answer ${plain(trial?.answer ?? "")} came twice)` : stop === "think_budget" ? " (limit reached)" : "";
+    const reason = thoughts.at(-1).stop === "think_budget" ? " (limit reached)" : "";
     return `${amount(thoughts.reduce((sum, step) => sum + step.tokens, 0), "token")}${reason}`;
   }
 
