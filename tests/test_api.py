@@ -259,7 +259,7 @@ def test_what_is_no_text_or_no_number_is_refused() -> None:
 
 def test_a_policy_that_needs_what_is_not_loaded_is_refused() -> None:
     with scripted() as pair, open_pair(target="scripted:target", policy="target") as alone:
-        for policy in ("rsd", "judge", "oracle", "arbitrage"):
+        for policy in ("rsd", "oracle", "arbitrage"):
             with pytest.raises(UsageError):
                 pair.solve(QUESTION, policy=policy)
         assert alone.solve(QUESTION).answer == ANSWER
@@ -271,11 +271,8 @@ def test_a_policy_that_needs_what_is_not_loaded_is_refused() -> None:
 
 def test_models_that_rate_steps_are_loaded_when_they_are_named() -> None:
     question = "What is 5 + 6?"
-    with open_pair(threads=1, ctx=512, policy="judge") as pair:
-        judged = pair.solve(question)
-        assert judged.usage.reward.seconds > 0
-        assert pair.solve(question, policy="target").usage.reward.seconds == 0
     with open_pair(threads=1, ctx=512, prm="builtin:prm") as pair:
+        assert pair.solve(question, policy="target").usage.reward.seconds == 0
         assert pair.solve(question, policy="rsd").usage.reward.seconds > 0
 
 

@@ -31,8 +31,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files, read_pairs, router_file
-from arbitrage_cli.rewards.batched import BatchRater
-from arbitrage_cli.rewards.questions import ProcessReward
+from arbitrage_cli.rewards.prm import PrmRater
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
@@ -333,7 +332,7 @@ def test_another_model_is_refused_as_reward_model(tmp_path: Path) -> None:
 
 
 def rewards_of(backend: LlamaBackend, question: str, steps: list[str]) -> list[float]:
-    rater = BatchRater(backend, ProcessReward("steps"))
+    rater = PrmRater(backend, "steps")
     trace = Trace(Problem("p", question), Limits())
     rater.open(0, trace.problem)
     rewards: list[float] = []

@@ -135,9 +135,6 @@ def _check_loaded(session: Session, policy: Policy) -> None:
     for role in needed_models([policy], setup.choice.models, setup.reward).keys() - roles:
         hint = f"pass {role}=... to open_pair"
         raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
-    if policy.reward == "judge" != setup.route.policy.reward:  # sequences for judging are reserved when models are loaded
-        hint = 'pass policy="judge" to open_pair'
-        raise UsageError("the target was loaded without support for judging steps", hint, option="policy")
     refuse_on_servers([policy], setup.sources)
     if policy.reads_token_stats:
         session.models["draft"].need_token_stats(policy.name)

@@ -17,9 +17,7 @@ from arbitrage_cli.inference.servers.trial import describe, facts_about
 from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.rewards.batched import BatchRater
-from arbitrage_cli.rewards.questions import ProcessReward, Question
-from arbitrage_cli.rewards.served import ServedRater
+from arbitrage_cli.rewards.prm import PrmRater, PrmStyle
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import ModelRole
@@ -58,11 +56,10 @@ class LocalModel:
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         return _engine(role, self._make_cache(role, writing, first_sequence), writing, keep_token_stats=role == "draft")
 
-    def rater(self, question: Question, first_sequence: int = 0) -> Rater:
-        """Return a rater. Raises ModelUnsupportedError if the model cannot answer the question."""
-        rater = BatchRater(self._backend, question, first_sequence, clock=clock_for(self.card))
-        if isinstance(question, ProcessReward):
-            rater.check()
+    def rater(self, style: PrmStyle) -> Rater:
+        """Return a rater that uses this process reward model. Raises ModelUnsupportedError if the model cannot rate steps."""
+        rater = PrmRater(self._backend, style, clock=clock_for(self.card))
+        rater.check()
         return rater
 
     def need_token_stats(self, policy: str) -> None:
@@ -106,14 +103,11 @@ class RemoteModel:
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         return self.writer(role, writing, keep_token_stats=role == "draft")
 
-    def rater(self, question: Question, first_sequence: int = 0) -> Rater:
-        return ServedRater(self._model, question)
-
     def need_token_stats(self, policy: str) -> None:
         if not self._model.num_alternatives:
             raise ServerError(
                 f"policy {policy} needs log-probabilities, but {self._model.host.name} does not send them",
-                "enable log-probabilities on the server, or use a policy that does not need them: random, judge, rsd, "
+                "enable log-probabilities on the server, or use a policy that does not need them: random, rsd, "
                 "draft, target",
             )
 

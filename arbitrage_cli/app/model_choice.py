@@ -99,6 +99,8 @@ def choose_models(
         pairs_own: Models = {"draft": pair.draft, "target": pair.target, "prm": pair.prm}
         overridden = models.keys() - explicit if "pair" in explicit else set()
         models = {role: source if source and role not in overridden else pairs_own[role] for role, source in models.items()}
+    if is_served(models["prm"] or ""):
+        raise UsageError("a process reward model cannot run on a server", "use a GGUF file", option="prm")
     return ModelChoice(pair, models, options.router or _default_router(pair, models, task))
 
 
@@ -201,7 +203,7 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
 
 def served_models(choice: ModelChoice, load: Options, environment: Mapping[str, str]) -> dict[ModelRole, ServedSource]:
     """Return the models on servers. Raises UsageError if an address, API key or chat template is invalid."""
-    addresses = {role: _address(role, source) for role, source in choice.models.items() if source and is_served(source)}
+    addresses = {role: _address(role, source) for role, source in choice.writing.items() if is_served(source)}
     pair = choice.pair if choice.is_pairs_own else None
     continuation = pair.target_continuation if pair else None
     if continuation and continuation not in CONTINUATIONS:
@@ -212,7 +214,7 @@ def served_models(choice: ModelChoice, load: Options, environment: Mapping[str, 
             address,
             keys.get(role),
             _read_template(role, pair) if pair else None,
-            {} if role == "prm" else load.template_variables,
+            load.template_variables,
             load.context_size,
             continuation if role == "target" else None,
         )

@@ -47,7 +47,7 @@ def resolve(setup: Setup, files: Mapping[ModelRole, str], server_thinks: Callabl
     if generation.think is None:
         found = {role: thinking_of(path, setup.load.template_variables, setup.system)[1] for role, path in paths.items()}
         if True not in found.values():
-            found |= {role: server_thinks(role) for role in files if role != "prm" and role in setup.served}
+            found |= {role: server_thinks(role) for role in files if role in setup.served}
         tokens = None if True in found.values() else 0
         unknown = [setup.sources[role] for role, thinks in found.items() if thinks is None and tokens == 0]
         notes = [f"{source}: {UNKNOWN_THINKING}" for source in dict.fromkeys(unknown)]

@@ -27,7 +27,6 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files, is_built_in, local_files
-from arbitrage_cli.rewards.questions import Judge, ProcessReward
 from arbitrage_cli.rewards.rollouts import RolloutRater
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route, need_router
@@ -197,10 +196,8 @@ class Session:
         kind = policy.reward if policy.reward != "any" else self.setup.reward
         if policy.reward is None:
             return None
-        if kind == "judge":
-            return self.models["target"].rater(Judge(), self.concurrency)
-        if kind == "prm" and "prm" in self.models:
-            return self.models["prm"].rater(ProcessReward("steps" if is_built_in(self.setup.sources["prm"]) else "turns"))
+        if kind == "prm" and isinstance(prm := self.models.get("prm"), LocalModel):
+            return prm.rater("steps" if is_built_in(self.setup.sources["prm"]) else "turns")
         if kind == "rollout" and rollouts is not None:
             return self._rollout(rollouts)
         hint = "use --prm MODEL" + (", or --reward rollout" if rollouts else "")
@@ -278,7 +275,7 @@ class Session:
             )
 
     def _warn_of_unused_variables(self) -> None:
-        if any(role != "prm" and role in self.setup.served for role in self.models):
+        if any(role in self.setup.served for role in self.models):
             return  # the server's template may use them
         templates = [model.chat_template or "" for role, model in self.models.items() if role != "prm"]
         for name in self.resolved.load.template_variables:
@@ -301,5 +298,5 @@ def _num_sequences(
     policies: Iterable[Policy], reward: str | None, rollouts: int, concurrency: int = 1
 ) -> dict[ModelRole, int]:
     kinds = {policy.reward for policy in policies}
-    extra = int("judge" in kinds) + (rollouts if "any" in kinds and reward == "rollout" else 0)
+    extra = rollouts if "any" in kinds and reward == "rollout" else 0
     return {"draft": concurrency, "target": (1 + extra) * concurrency, "prm": concurrency}

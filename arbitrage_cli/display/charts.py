@@ -11,7 +11,7 @@ from arbitrage_cli.stats import rounding
 
 CIRCLE = "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z"
 SHAPES: Mapping[str, str] = {  # SVG paths around the origin, by policy; others have a circle
-    **dict.fromkeys(("arbitrage", "judge", "random"), "M0 -6.2l6.2 6.2l-6.2 6.2l-6.2 -6.2z"),
+    **dict.fromkeys(("arbitrage", "random"), "M0 -6.2l6.2 6.2l-6.2 6.2l-6.2 -6.2z"),
     **dict.fromkeys(("equations", "logprob", "entropy"), "M-4.4 -4.4h8.8v8.8h-8.8z"),
     **dict.fromkeys(("oracle", "rsd", "logprob-min"), "M0 -6l6 10.8h-12z"),
 }

@@ -60,7 +60,6 @@ class PairEntry:
     chat_template_kwargs: Mapping[str, Any] | None = None
     draft_api_key_env: str | None = None
     target_api_key_env: str | None = None
-    prm_api_key_env: str | None = None
     draft_template: str | None = None
     target_template: str | None = None
     target_continuation: str | None = None

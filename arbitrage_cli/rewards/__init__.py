@@ -1,1 +1,1 @@
-"""Computes rewards for steps with a process reward model, with the target as a judge, or from rollouts."""
+"""Computes rewards for steps with a process reward model or from rollouts."""

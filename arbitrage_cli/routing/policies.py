@@ -29,8 +29,8 @@ PolicyKind = Literal["single", "routed", "oracle"]
 """`single`: one model writes every step. `routed`: the score of a drafted step is compared with tau. `oracle`: both models write
 every step, and the advantage is compared with tau."""
 
-RewardKind = Literal["prm", "judge", "any"]
-"""The source of a policy's rewards: a process reward model, the target as a judge, or any source that the user chooses."""
+RewardKind = Literal["prm", "any"]
+"""The source of a policy's rewards: a process reward model, or any source that the user chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ _BOTH: tuple[ModelRole, ...] = ("draft", "target")
 _MEAN, _WORST = "negative mean log-probability (nats/token)", "negative log-probability of the least likely token (nats)"
 _EQUATIONS = f"{_MEAN} plus {WRONG_EQUATION:g} for a wrong equation"
 _PROBABILITY, _DRAW = "probability that the target's step is better", "number drawn at random from 0 to 1"
-_REWARD, _MARK = "penalty of the drafted step (1 minus its reward)", "share of the maximum mark (9) that the target deducts"
+_REWARD = "penalty of the drafted step (1 minus its reward)"
 
 
 def _on_token_stats(name: str, score_is: str, default_tau: float, scorer: Scorer) -> Policy:
@@ -95,7 +95,6 @@ _TABLE = (
     _on_token_stats("equations", _EQUATIONS, 0.3, by_token_stats(negative_logprob_or_wrong_equation)),
     Policy("random", "routed", _BOTH, _DRAW, 0.7, lambda seed: by_first_token(uniform_draw(seed)), max_score=1.0),
     Policy("rsd", "routed", _BOTH, _REWARD, 0.3, lambda seed: by_reward(), reward="prm", max_score=1.0),
-    Policy("judge", "routed", _BOTH, _MARK, 0.23, lambda seed: by_reward(), reward="judge", max_score=1.0),
     Policy("oracle", "oracle", _BOTH, "advantage of the target's step", 0.0, reward="any"),
     Policy("draft", "single", ("draft",)),
     Policy("target", "single", ("target",)),

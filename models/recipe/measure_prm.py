@@ -1,6 +1,6 @@
 """Measure a process reward model in llama.cpp: `python measure_prm.py prm.gguf steps-test.jsonl`.
 
-`arbitrage_cli.rewards.batched.BatchRater` rates every step that `wrong_steps.py` labelled. The script prints AUC, accuracy and calibration
+`arbitrage_cli.rewards.prm.PrmRater` rates every step that `wrong_steps.py` labelled. The script prints AUC, accuracy and calibration
 error, overall and by the source of the steps. `--rewards` writes the rewards to a file.
 """
 
@@ -18,15 +18,14 @@ from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.rewards.batched import BatchRater
-from arbitrage_cli.rewards.questions import ProcessReward
+from arbitrage_cli.rewards.prm import PrmRater
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
 
 CONTEXT_SIZE = 512
 SEQUENCES = 16
 
 
-def rated(rater: BatchRater, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[float]]]:
+def rated(rater: PrmRater, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[float]]]:
     """Yield each row with the rewards of its steps. SEQUENCES rows are rated at a time."""
     waiting = iter(rows)
     while group := list(islice(waiting, SEQUENCES)):
@@ -62,7 +61,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.steps.read_text(encoding="utf-8").splitlines()]
     load = Options(context_size=CONTEXT_SIZE, threads=options.threads, num_sequences=SEQUENCES)
     with LlamaBackend(options.prm, load) as backend:
-        found = list(rated(BatchRater(backend, ProcessReward("steps")), rows))
+        found = list(rated(PrmRater(backend, "steps"), rows))
     if options.rewards:
         options.rewards.write_text("".join(json.dumps({**row, "rewards": some}) + "\n" for row, some in found))
     groups = by_group((row["source"], np.array(some), np.array(row["labels"])) for row, some in found)

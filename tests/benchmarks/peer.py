@@ -232,7 +232,7 @@ def main() -> None:
         replace(one, stops_early=arguments.early_stop) for one in make_routes(parse_routes(arguments.policy), router, None)
     ]
     if any(column.policy.reward for column in columns):
-        parser.error("policies that need rewards (rsd, judge, oracle) are not supported here")
+        parser.error("policies that need rewards (rsd, oracle) are not supported here")
     with ExitStack() as stack:
         grader = stack.enter_context(task.open_grader())
         options = Options(arguments.ctx, arguments.threads)

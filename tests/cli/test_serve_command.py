@@ -81,7 +81,7 @@ def test_what_it_refuses_to_start_with(tmp_path: Path) -> None:
         for flags, place in (
             (("--host", "0.0.0.0"), "--host"),  # noqa: S104 - refused
             (("--port", str(taken.getsockname()[1])), "127.0.0.1"),
-            (("--policy", "judge"), "--policy"),
+            (("--policy", "rsd"), "policy"),
             (("--api-key-file", str(tmp_path / "empty")), ""),
             (("--api-key-file", str(tmp_path / "none")), "--api-key-file"),
             (("--api-key-file", str(tmp_path / "pipe")), "--api-key-file"),

@@ -10,15 +10,13 @@ from fake_server import Answer, Body, opened_model
 from hash_language import events_of, finished_of, solve, texts
 from test_servers import PROBLEMS, here
 
-from arbitrage_cli.errors import ModelUnsupportedError, ServerError, ServerRequestError
+from arbitrage_cli.errors import ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.chat import END, Chat
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.trial import facts_about, open_served
 from arbitrage_cli.inference.servers.writer import ChatWriter
-from arbitrage_cli.rewards.questions import Judge
-from arbitrage_cli.rewards.served import ServedRater
 from arbitrage_cli.types import Event, Finished, Limits, Problem, Step
 
 STYLE = PromptStyle()
@@ -234,9 +232,6 @@ def test_a_chat_api_continues_thinking_as_text() -> None:
     assert thought.kept.text.rstrip() in server.bodies[-1]["messages"][-1]["content"]
 
 
-def test_a_chat_api_is_no_draft_without_log_probabilities_and_rates_nothing() -> None:
-    with opened_model(ChatServer(Api()), template=None) as model:
-        with pytest.raises(ServerError):
-            open_served(model.connection, model.source, "draft")
-        with pytest.raises(ModelUnsupportedError):
-            ServedRater(model, Judge())
+def test_a_chat_api_is_no_draft_without_log_probabilities() -> None:
+    with opened_model(ChatServer(Api()), template=None) as model, pytest.raises(ServerError):
+        open_served(model.connection, model.source, "draft")

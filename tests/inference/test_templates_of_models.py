@@ -11,8 +11,7 @@ from writing import text
 
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.thinking import without_thoughts
-from arbitrage_cli.rewards.questions import Judge
-from arbitrage_cli.types import Cost, Limits, Message, Problem, Step, Trace
+from arbitrage_cli.types import Message, Problem
 
 TURNS = (Message("user", "a"), Message("assistant", "b"))
 STRIPPED = "{% set text = m.content.split('</think>')[-1].strip() if '</think>' in m.content else m.content %}"
@@ -138,13 +137,6 @@ def test_who_wants_no_thoughts_gets_none_of_a_model_whose_template_does_not_show
     usual = ChatPrompt(TEMPLATES[name], [], style=PromptStyle("S"))
     problem = Problem("1", "c", TURNS)
     assert [text(usual.of(replace(problem, explicit=explicit))) for explicit in (False, True)] == [answer, without]
-
-
-def test_the_judge_wants_no_thoughts() -> None:
-    """Else a model whose template does not show them might think where its mark is read."""
-    prompt = ChatPrompt(TEMPLATES["Nemotron-Super-v1.5"], [], style=PromptStyle("S"))
-    segments, _ = Judge().ask(prompt, Trace(Problem("1", "c"), Limits()), Step("draft", "x", 1, Cost(), "separator"))
-    assert text(segments).endswith("<think>\n\n</think>\n\n")
 
 
 def test_an_effort_that_a_template_refuses_is_left_out() -> None:

@@ -1,29 +1,25 @@
-"""Rewards of a process reward model, of the judge, and of rollouts, on toy models whose every token counts."""
+"""Rewards of a process reward model and of rollouts, on toy models whose every token counts."""
 
-import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_server import HashServer, Kind, opened_model
 from hash_language import CONTROLS, LETTERS, SHORT, HashBackend, StaleBackend, finished_of, ticking_clock
 from scripted_models import TEMPLATE, ByteTokenizer
 from writing import PROBLEM, foreign, make_engine, write
 
 from arbitrage_cli.arbitrage import RateSteps
-from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ServerRequestError, TimedOutError
+from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TimedOutError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, RewardUpdate, Scheduler, Writer
-from arbitrage_cli.rewards.batched import ENOUGH_ANSWERS, BatchRater
-from arbitrage_cli.rewards.questions import Judge, PrmStyle, ProcessReward, Question
+from arbitrage_cli.rewards.prm import ENOUGH_ANSWERS, PrmRater, PrmStyle, ask
 from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
-from arbitrage_cli.rewards.served import ServedRater
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace
@@ -33,16 +29,8 @@ ANSWERS = [ord(text) for text in "+-0123456789"]
 CONFIDENCE = 30.0
 
 
-def prm(backend: Backend, style: PrmStyle = "turns", **options: Any) -> BatchRater:
-    return BatchRater(backend, ProcessReward(style), **options)
-
-
-def judge(backend: Backend, first_sequence: int = 0) -> BatchRater:
-    return BatchRater(backend, Judge(), first_sequence)
-
-
-RATERS: dict[str, Callable[[Backend], BatchRater]] = {"prm": prm, "judge": judge}
-all_raters = pytest.mark.parametrize("make", RATERS.values(), ids=RATERS)
+def prm(backend: Backend, style: PrmStyle = "turns", **options: Any) -> PrmRater:
+    return PrmRater(backend, style, **options)
 
 
 class Opinionated(HashBackend):
@@ -77,15 +65,13 @@ def trace_of(*texts: str, problem: Problem = PROBLEM) -> Trace:
     return Trace(problem, SHORT, [Decision(kept=foreign(text, "draft")) for text in texts])
 
 
-@pytest.mark.parametrize(
-    "question", [Judge(), ProcessReward("turns"), ProcessReward("steps")], ids=["judge", "turns", "steps"]
-)
-def test_the_thoughts_before_a_step_are_shown(question: Question) -> None:
+@pytest.mark.parametrize("style", ["turns", "steps"])
+def test_the_thoughts_before_a_step_are_shown(style: PrmStyle) -> None:
     thought = replace(foreign("first thought\n\n"), phase="think")
     last = replace(foreign("last thought"), phase="think", stop="thought")
     problem = replace(PROBLEM, thinks=True)
     for before, step in ([thought], last), ([thought, last], foreign("the answer")):
-        segments, beginning = question.ask(ChatPrompt(TEMPLATE, []), Trace(problem, SHORT, [*map(Decision, before)]), step)
+        segments, beginning = ask(ChatPrompt(TEMPLATE, []), Trace(problem, SHORT, [*map(Decision, before)]), step, style)
         shown = "".join(segment.text for segment in segments) + beginning
         assert [text in shown for text in ("first thought", "last thought", "the answer")] == [True, True, step is not last]
         assert "thoughtthe" not in shown
@@ -112,7 +98,7 @@ def opened(rater: Any, problem: Problem = PROBLEM) -> Any:
     return rater
 
 
-# --- process reward model and judge
+# --- process reward model
 
 
 def conversation(steps: Sequence[str]) -> list[int]:
@@ -154,12 +140,11 @@ def test_style_steps_reads_the_solution_as_it_is() -> None:
         assert backend.cells[0] == [user, *PROBLEM.question.encode(), assistant, *text]
 
 
-@all_raters
-def test_what_was_scored_before_does_not_matter(make: Callable[[Backend], Rater]) -> None:
-    rater = opened(make(Opinionated()))
+def test_what_was_scored_before_does_not_matter() -> None:
+    rater = opened(prm(Opinionated()))
     for number, text in [(2, "ab.\n\n"), (0, "cd.\n\n"), (2, "abc.\n\n"), (1, STEPS[1]), (2, "a.\n\n"), (2, STEPS[2])]:
         trace = trace_of(*STEPS[:number])
-        assert score_one(rater, trace, text) == score_one(opened(make(Opinionated())), trace, text)
+        assert score_one(rater, trace, text) == score_one(opened(prm(Opinionated())), trace, text)
 
 
 def test_a_stale_cache_would_be_noticed() -> None:
@@ -216,31 +201,9 @@ def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
     prm(Constant(8.0), style).check()
 
 
-def test_a_judge_that_thinks_first_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    rater = opened(judge(Constant(-20.0), 0))
-    with caplog.at_level(logging.WARNING, "arbitrage"):
-        for number in range(2 * ENOUGH_ANSWERS):
-            assert score_one(rater, trace_of(), f"{number}.\n\n") == pytest.approx((0.5,))
-    (message,) = caplog.messages
-    assert "enable_thinking" in message
-
-
-@all_raters
-def test_what_is_no_number_is_no_reward(make: Callable[[Backend], Rater]) -> None:
+def test_what_is_no_number_is_no_reward() -> None:
     with pytest.raises(ComputeError, match="NaN"):
-        score_one(opened(make(Constant(math.nan))), trace_of(), STEPS[0])
-
-
-def test_the_judge_gives_the_mean_of_its_digits() -> None:
-    """The mean is weighted by probability, so rewards lie between 0 and 1. Other sequences of the model do not change."""
-    backend = Opinionated(num_sequences=2)
-    backend.read(0, 0, [1, 2, 3])
-    rater = opened(judge(backend, 1))
-    rewards = [score_one(rater, trace_of(*STEPS[:number]), STEPS[number])[0] for number in range(3)]
-    assert all(0 <= reward <= 1 for reward in rewards)
-    assert all(min(abs(reward * 9 - digit) for digit in range(10)) > 1e-6 for reward in rewards)
-    rater.close(0)
-    assert backend.cells == [[1, 2, 3], []]
+        score_one(opened(prm(Constant(math.nan))), trace_of(), STEPS[0])
 
 
 # --- in the scheduler
@@ -275,15 +238,14 @@ def test_a_full_context_ends_one_problem_only() -> None:
     assert ended["p"].reward_cost.decode_tokens == len(ended["p"].trace.decisions)
 
 
-@all_raters
-def test_a_deadline_ends_one_problem_only(make: Callable[[Backend], Rater]) -> None:
+def test_a_deadline_ends_one_problem_only() -> None:
     class Slow(Opinionated):
         def decode(self, *batch: Any, deadline: Deadline | None = None) -> Any:
             if deadline:
                 raise deadline.error
             return super().decode(*batch)
 
-    rater = make(Slow(num_sequences=2))
+    rater = prm(Slow(num_sequences=2))
     rater.open(0, PROBLEM, Deadline(0.0, 3.0))
     rater.open(1, PROBLEM)
     for slot in (0, 1):
@@ -391,45 +353,3 @@ def test_a_finished_solution_needs_no_rollout() -> None:
     end = Step("draft", "the end", 3, Cost(), "end")
     rater = opened(RolloutRater([target()], lambda _identifier, text: text == "the end"))
     assert score(rater, {0: RateSteps(trace_of(), (end,))})[0] == RewardUpdate(0, (1.0,), Cost())
-
-
-# --- raters on servers
-
-
-QUESTIONS: dict[str, Callable[[], Question]] = {
-    "judge": Judge,
-    "turns": lambda: ProcessReward("turns"),
-    "steps": lambda: ProcessReward("steps"),
-}
-
-
-@pytest.mark.parametrize("kind", ["vllm", "llamacpp", "sglang"])
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_rewards_are_those_of_the_model_here(kind: Kind, question: str) -> None:
-    ask = QUESTIONS[question]
-    expected = [score_one(opened(BatchRater(Opinionated(), ask())), trace_of(*STEPS[:number]), *STEPS) for number in (0, 2)]
-    with opened_model(HashServer(kind, Opinionated())) as model:
-        rater = ServedRater(model, ask())
-        rater.open(0, PROBLEM)
-        rater.open(1, PROBLEM)
-        requests = {slot: RateSteps(trace_of(*STEPS[:number]), _steps()) for slot, number in enumerate((0, 2))}
-        found = score(rater, requests)
-    for slot, rewards in enumerate(expected):
-        assert found[slot].rewards == pytest.approx(rewards, abs=1e-4)
-    assert found[0].cost.prefill_tokens > 0
-
-
-def test_a_model_that_answers_something_else_is_reported() -> None:
-    with opened_model(HashServer("vllm", Constant(-20.0))) as model, pytest.raises(ServerRequestError):
-        score_one(opened(ServedRater(model, ProcessReward("turns"))), trace_of(), STEPS[0])
-
-
-def test_a_server_without_log_probabilities_rates_nothing() -> None:
-    server = HashServer("vllm", Opinionated())
-    server.max_alternatives = 0
-    with opened_model(server) as model, pytest.raises(ModelUnsupportedError):
-        ServedRater(model, Judge())
-
-
-def _steps() -> tuple[Step, ...]:
-    return tuple(map(foreign, STEPS))

@@ -160,7 +160,7 @@ def altered(**changes: Any) -> bytes:
         (altered(timing={"draft": {"verify_batches": None}}), "timing.draft."),
         (altered(timing={**make_row(7)["timing"], "program": {}}), "timing.program"),
         (encode(make_row(0))[:-1], "repeats an earlier row"), (altered(id="another"), "belongs to another run"),
-        (altered(policy="judge", tau=0.7), "belongs to another run"),
+        (altered(policy="rsd", tau=0.7), "belongs to another run"),
     ],
     ids=str,
 )  # fmt: skip

@@ -257,7 +257,7 @@ def test_what_models_there_are(client: Served) -> None:
     names = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert names[:2] == ["arbitrage", "entropy"]
     assert {"draft", "target", "random"} < set(names)
-    assert not {"arbitrage@fast", "judge", "rsd", "oracle"} & set(names)
+    assert not {"arbitrage@fast", "rsd", "oracle"} & set(names)
     for name in ("target", "entropy@0.2"):
         assert client.get(f"/v1/models/{name}").json()["id"] == name
     assert refusal(client.get("/v1/models/gpt-7"))["code"] == "model_not_found"
@@ -307,7 +307,7 @@ def test_an_invalid_field_is_refused(client: Served, field: str, value: Any) -> 
 
 @pytest.mark.parametrize(
     "model",
-    ["gpt-7", "arbitrage@0.5", "target@1", "entropy@", "entropy@fast", "judge", "x" * 10_000, f"random@0.{'5' * 900_000}"],
+    ["gpt-7", "arbitrage@0.5", "target@1", "entropy@", "entropy@fast", "rsd", "x" * 10_000, f"random@0.{'5' * 900_000}"],
 )
 def test_unknown_models(client: Served, model: str) -> None:
     """Names of any length are refused safely, because they appear in messages and logs."""

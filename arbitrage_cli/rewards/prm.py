@@ -1,10 +1,11 @@
-"""Computes rewards with a model in this process, in one batch for the steps of all waiting problems."""
+"""Computes rewards with a process reward model, in one batch for the steps of all waiting problems."""
 
 import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,11 @@ import numpy.typing as npt
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
 from arbitrage_cli.inference.backend import Backend, Clock, Deadline, Floats, earliest
-from arbitrage_cli.inference.chat_template import PromptStyle
+from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle, Segment
 from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.scheduler import RewardUpdate
-from arbitrage_cli.rewards.questions import Question
+from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.types import Cost, Limits, Problem, Step, Trace
 
 ENOUGH_ANSWERS = 8  # answers before their mean probability is checked
@@ -24,24 +25,33 @@ NOT_A_PRM = 0.001  # mean probability of the answers about `TEST_STEPS` below wh
 TEST_QUESTION, TEST_STEPS = Problem("", "What is 2 + 3?"), ("2 + 3 = 5.", "2 + 3 = 7.")
 
 
-class BatchRater:
-    """A `Rater` that asks a model about the steps of all waiting problems in one batch.
+PrmStyle = Literal["turns", "steps"]
+"""The prompt of a process reward model, which answers `+` or `-` after a step.
 
-    Slot n uses backend sequence `first_sequence` + n and keeps its prefix for reuse.
+In style `turns` (RLHFlow/Llama3.1-8B-PRM-Deepseek-Data), each step is a user turn, and the assistant has answered `+` to all
+earlier steps. In style `steps` (the built-in model), the solution is one assistant turn, and the answer takes the place of
+the next step.
+"""
+ANSWERS = ("+", "-")
+MIN_PROBABILITY: Mapping[PrmStyle, float] = {"turns": 0.1, "steps": 0.001}
+"""The minimum mean probability of both answers. Where the built-in model is unsure, other tokens are as likely as both."""
+
+
+class PrmRater:
+    """A `Rater` that asks a process reward model about the steps of all waiting problems in one batch.
+
+    The reward is the probability of `+` relative to `-`. Slot n uses sequence n of the backend and keeps its prefix for reuse.
     """
 
     waits_for_many = True
     wait = None
 
-    def __init__(
-        self, backend: Backend, question: Question, first_sequence: int = 0, *, clock: Clock = time.perf_counter
-    ) -> None:
+    def __init__(self, backend: Backend, style: PrmStyle = "turns", *, clock: Clock = time.perf_counter) -> None:
         self._backend = backend
-        self._question = question
-        self._answers = [_single_token(backend, answer) for answer in question.answers]
-        self._prompt = chat_prompt(backend, PromptStyle(question.instructions))
+        self._style: PrmStyle = style
+        self._answers = [_single_token(backend, answer) for answer in ANSWERS]
+        self._prompt = chat_prompt(backend, PromptStyle(""))
         self._memory = Checkpoints(backend)
-        self._first = first_sequence
         self._clock = clock
         self._probability_sum, self._num_answers = 0.0, 0
         self._deadlines: dict[int, Deadline | None] = {}
@@ -57,7 +67,7 @@ class BatchRater:
 
     def close(self, slot: int) -> None:
         if slot in self._held:
-            self._memory.cut(self._first + slot, self._held.pop(slot), 0)
+            self._memory.cut(slot, self._held.pop(slot), 0)
         self._deadlines.pop(slot, None)
         self._requests.pop(slot, None)
 
@@ -72,7 +82,7 @@ class BatchRater:
     def check(self) -> None:
         """Rate a correct and a wrong step as a test.
 
-        Raises ModelUnsupportedError if a process reward model does not answer.
+        Raises ModelUnsupportedError if the model does not answer.
         """
         trace = Trace(TEST_QUESTION, Limits())
         self.open(0, TEST_QUESTION)
@@ -80,11 +90,11 @@ class BatchRater:
             steps = [Step("draft", text, 1, Cost(), "separator") for text in TEST_STEPS]
             found = [self._answer_probabilities(self._logits({0: self._ids(trace, step)})[0]).mean() for step in steps]
             if (probability := float(np.mean(found))) < NOT_A_PRM:
-                self._question.report_no_answer(self._backend.card.name, probability)
+                raise self._no_answer(probability)
         self.close(0)
 
     def _ids(self, trace: Trace, step: Step) -> list[int]:
-        segments, reply = self._question.ask(self._prompt, trace, step)
+        segments, reply = ask(self._prompt, trace, step, self._style)
         tokenize = self._backend.tokenizer.tokenize
         parts = (tokenize(part, continues=True) for part in self._prompt.fragments(reply))
         return [*prompt_ids(self._backend, segments), *chain.from_iterable(parts)]
@@ -100,10 +110,14 @@ class BatchRater:
         self._probability_sum += float(self._answer_probabilities(logits).sum())
         self._num_answers += len(logits)
         mean = self._probability_sum / self._num_answers
-        if self._num_answers >= ENOUGH_ANSWERS and mean < self._question.min_probability:
-            self._question.report_no_answer(self._backend.card.name, mean)
-        rows = logits[:, self._answers].astype(float).tolist()
-        return [self._question.reward([math.exp(value - max(row)) for value in row]) for row in rows]
+        if self._num_answers >= ENOUGH_ANSWERS and mean < MIN_PROBABILITY[self._style]:
+            raise self._no_answer(mean)
+        return [1 / (1 + math.exp(minus - plus)) for plus, minus in logits[:, self._answers].astype(float).tolist()]
+
+    def _no_answer(self, probability: float) -> ModelUnsupportedError:
+        name = self._backend.card.name
+        message = f"{name} does not rate steps: it answers + or - with a probability of only {probability:.2g}"
+        return ModelUnsupportedError(message, "use --prm with a process reward model")
 
     def _try(self, requests: Sequence[tuple[int, RateSteps]]) -> list[RewardUpdate]:
         """Answer all requests in one batch. If one problem makes the batch fail, answer each request separately."""
@@ -139,7 +153,7 @@ class BatchRater:
         began = self._clock()
         num_read = sum(self._read(slot, ids) for slot, ids in texts.items())
         read = self._clock()
-        rows = [(self._first + slot, self._held[slot], ids[-1:]) for slot, ids in texts.items()]
+        rows = [(slot, self._held[slot], ids[-1:]) for slot, ids in texts.items()]
         logits = self._memory.decode(rows, earliest(map(self._deadlines.get, texts)))
         self._held |= texts
         if np.isnan(logits).any():
@@ -153,18 +167,27 @@ class BatchRater:
         if len(ids) > card.context_size:
             sizes = f"{len(ids)} tokens; the context of {card.name} has {card.context_size}"
             raise ContextFullError(f"the solution and the step to rate have {sizes}", "use a larger --ctx")
-        held, sequence = self._held.setdefault(slot, []), self._first + slot
+        held = self._held.setdefault(slot, [])
         most = min(len(held), len(ids) - 1)
         common = next((index for index in range(most) if held[index] != ids[index]), most)
         if common < len(held):
-            self._memory.cut(sequence, held, common)
+            self._memory.cut(slot, held, common)
         num_held = len(held)
         for end in (common, len(ids) - 1):  # the next text shares at least this prefix
             if missing := ids[len(held) : end]:
-                self._memory.read(sequence, held, missing, self._deadlines[slot])
+                self._memory.read(slot, held, missing, self._deadlines[slot])
             if end == common:
-                self._memory.save(sequence, common)
+                self._memory.save(slot, common)
         return len(ids) - 1 - num_held
+
+
+def ask(prompt: ChatPrompt, trace: Trace, step: Step, style: PrmStyle) -> tuple[list[Segment], str]:
+    """Return the prompt for a step, and the part of the reply that precedes the answer."""
+    if style == "steps":
+        solution = trace.followed_by(step).written.rstrip()
+        return prompt.segments(Problem("", trace.problem.question)), solution + BLANK_LINE.separator
+    first, *others = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
+    return prompt.conversation([f"{trace.problem.question.strip()} {first}", *others], ANSWERS[0]), ""
 
 
 def _single_token(backend: Backend, text: str) -> int:
