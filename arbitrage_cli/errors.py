@@ -60,7 +60,7 @@ class HubError(ModelError):
 
 
 class ServerError(ModelError):
-    """The model's server cannot be used: it is unreachable, rejects the API key, or lacks a required function."""
+    """The model's server cannot be used: it is unreachable, rejects the API key or many problems in a row, or lacks a function."""
 
 
 class RouterError(ModelError):
@@ -94,7 +94,10 @@ class ConversationError(ProblemError):
 
 
 class ServerRequestError(ProblemError):
-    """A request to the model's server failed. `status` is the HTTP status, 408 after a timeout, or 0 without a response."""
+    """A request to the model's server failed.
+
+    `status` is the HTTP status, 408 after a timeout, 403 if a content filter ended the response, or 0 if there is no status.
+    """
 
     def __init__(self, message: str, hint: str = "", *, status: int = 0) -> None:
         super().__init__(message, hint)

@@ -97,7 +97,7 @@ class RemoteModel:
         return kind(role, model, sampler, style, may_be_complete=writing.may_be_complete, **options)
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
-        """Return the prompt, which may require a request to the server. Raises TemplateError or ServerError."""
+        """Return the prompt, which may require a request to the server. Raises TemplateError, ServerError or ServerRequestError."""
         return self._model.prompt(style)
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:

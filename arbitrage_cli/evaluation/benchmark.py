@@ -18,7 +18,7 @@ from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
 from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
-from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
+from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, Writer
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import Key, Row
@@ -105,6 +105,7 @@ class Bench:
     clock: Callable[[], float] = time.perf_counter
     timer: Callable[[], float] = time.perf_counter
     is_needed: Callable[[Attempt], bool] = lambda attempt: True
+    refusals: Refusals = field(default_factory=Refusals)
 
     def run(self, attempts: Iterable[Attempt]) -> Generator[RunEvent, None, None]:
         """Run the attempts. A ProblemError is recorded in the attempt's row; other errors end the run."""
@@ -129,7 +130,7 @@ class Bench:
             speculator=as_speculator(writers.get("draft")),
         )
         jobs = (Job(attempt.item.problem, make_flow, self.limits, self._deadline()) for attempt in block)
-        with contextlib.closing(scheduler.run_jobs(jobs)) as events:
+        with contextlib.closing(scheduler.run_jobs(jobs, refusals=self.refusals)) as events:
             yield from self._follow(events, in_flight)
         if in_flight:
             raise DefectError("the scheduler lost a problem")

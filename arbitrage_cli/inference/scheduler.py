@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
-from arbitrage_cli.errors import ArbitrageError, ProblemError
+from arbitrage_cli.errors import ArbitrageError, ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.sampling import Sampler
@@ -29,6 +29,8 @@ from arbitrage_cli.types import (
     Writing,
     Wrote,
 )
+
+MOST_REFUSED = 20  # problems in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,25 @@ class _InFlight:
     waits_for_rewards: bool = False
 
 
+class Refusals:
+    """The latest problems in a row that each model's server refused with the same status. After `most`, the run ends."""
+
+    def __init__(self, most: float = MOST_REFUSED) -> None:
+        self._most = most
+        self._latest: dict[str, list[ServerRequestError]] = {}
+
+    def note(self, model: str, error: ProblemError | None) -> None:
+        """Add a refusal. Another status or any other result begins a new row."""
+        latest = self._latest.pop(model, [])
+        if isinstance(error, ServerRequestError) and error.status:
+            self._latest[model] = [*(one for one in latest if one.status == error.status), error]
+
+    def check(self) -> None:
+        for refused in self._latest.values():
+            if len(refused) >= self._most:
+                raise ServerError(f"{len(refused)} problems in a row failed: {refused[-1].message}")
+
+
 class Scheduler:
     """Solves up to `concurrency` problems at once. Each problem occupies a slot in every writer.
 
@@ -132,22 +153,27 @@ class Scheduler:
         self._concurrency = concurrency
         self._free = list(reversed(range(concurrency)))
         self._in_flight: dict[int, _InFlight] = {}
+        self._refusals = Refusals()
 
     def run(self, problems: Iterable[Problem], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
         """Solve all problems with the scheduler's flow and limits. See `run_jobs`."""
         jobs = (Job(problem, self._make_flow, self._limits) for problem in problems)
         return self.run_jobs(jobs, is_ready)
 
-    def run_jobs(self, jobs: Iterable[Job], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
+    def run_jobs(
+        self, jobs: Iterable[Job], is_ready: Callable[[], bool] = lambda: True, refusals: Refusals | None = None
+    ) -> Generator[Event, None, None]:
         """Run all jobs. A job is taken when a slot is free and `is_ready` returns true, so that `jobs` does not block.
 
-        A ProblemError, such as TimedOutError at the job's deadline, ends only its problem. Any other error ends the run. All
-        problems in flight first finish with this error, so that their steps are not lost.
+        A ProblemError, such as TimedOutError at the job's deadline, ends only its problem. Any other error ends the run, as
+        do too many `refusals`. All problems in flight first finish with this error, so that their steps are not lost.
         """
         waiting = iter(jobs)
         exhausted = False
+        self._refusals = refusals or Refusals()
         try:
             while True:
+                self._refusals.check()
                 for flight in list(self._in_flight.values()):
                     if flight.deadline and flight.deadline.has_passed:
                         yield self._finish(flight, flight.deadline.error)
@@ -201,6 +227,8 @@ class Scheduler:
 
     def _take_update(self, role: ModelRole, update: SlotUpdate) -> Iterator[Event]:
         flight = self._in_flight[update.slot]
+        if update.error or update.step:
+            self._refusals.note(role, update.error)
         if update.error is not None:
             yield self._finish(flight, update.error)
         elif update.num_unread:
@@ -213,6 +241,7 @@ class Scheduler:
     def _take_rewards(self, updates: Iterable[RewardUpdate]) -> Iterator[Event]:
         for update in updates:
             flight = self._in_flight[update.slot]
+            self._refusals.note("rater", update.error)
             if update.error is not None:
                 yield self._finish(flight, update.error)
             else:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from arbitrage_cli.errors import ContextFullError, ConversationError, TimedOutError
+from arbitrage_cli.errors import ContextFullError, ConversationError, ServerRequestError, TimedOutError
 from arbitrage_cli.inference.step_text import num_begun
 from arbitrage_cli.runs.records import attempt_error, step_record
 from arbitrage_cli.runs.summary import tally
@@ -167,7 +167,8 @@ def refusal_of(finished: Finished) -> RefusedError | None:
     if isinstance(error, ContextFullError | ConversationError):
         code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
         return RefusedError(str(error), error.hint, code=code, parameter="messages")
-    return RefusedError(str(error), error.hint, status=500, kind="server_error")
+    status = error.status if isinstance(error, ServerRequestError) else 0
+    return RefusedError(str(error), error.hint, status=status or 500, kind="server_error")
 
 
 def timed_out() -> RefusedError:

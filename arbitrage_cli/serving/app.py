@@ -24,7 +24,7 @@ from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, Json, Progress
 from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Report, Ticket, Worker
-from arbitrage_cli.types import Decided, Finished
+from arbitrage_cli.types import Decided, Finished, Writing
 
 log = logging.getLogger("arbitrage.serving")
 
@@ -127,7 +127,7 @@ class Endpoints:
             headers = {"x-arbitrage-ignored": ", ".join(chat.ignored)} if chat.ignored else {}
             if not chat.streams:
                 return _json_response(await _unless_disconnected(request, call.answer()), headers=headers)
-            first = await _unless_disconnected(request, call.next_or_none())  # an early error can still set the HTTP status
+            first = await _unless_disconnected(request, call.first())  # an early error can still set the HTTP status
             return EventStream(call.stream(first), stack.pop_all(), headers)
 
     def _begin(self, chat: ChatRequest) -> "Call":
@@ -166,6 +166,12 @@ class Call:
         except TimeoutError as error:
             raise answers.timed_out() from error
         return self._answer.complete(None)
+
+    async def first(self) -> Progress | None:
+        """Return the first report with text, or None if it does not arrive in time."""
+        while isinstance(report := await self.next_or_none(), Writing):
+            pass
+        return report
 
     async def next_or_none(self) -> Progress | None:
         with contextlib.suppress(TimeoutError):

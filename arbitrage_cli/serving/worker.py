@@ -13,7 +13,7 @@ from functools import partial
 
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.inference.backend import Deadline
-from arbitrage_cli.inference.scheduler import Job, Scheduler
+from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
 from arbitrage_cli.serving.answers import Progress
 from arbitrage_cli.serving.requests import ChatRequest
 from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, ServingEvent, Started, Writing, Wrote
@@ -102,7 +102,8 @@ class Worker:
     def run(self, observe: Observe) -> None:
         """Answer requests until the intake is closed and empty. Raises ArbitrageError if a model fails permanently."""
         try:
-            with contextlib.closing(self._scheduler.run_jobs(self._jobs(), self.intake.is_ready)) as events:
+            refusals = Refusals(math.inf)  # of one client; others are still answered
+            with contextlib.closing(self._scheduler.run_jobs(self._jobs(), self.intake.is_ready, refusals)) as events:
                 for event in events:
                     self._report(event, observe)
         finally:

@@ -188,12 +188,13 @@ def test_a_chunk_ends_at_the_separator() -> None:
         ([chunk({"content": "I "}), chunk({}, "content_filter")], "content_filter"),
         ([chunk({"refusal": "I cannot help."}), chunk({}, "stop")], "refusal"),
         ([chunk({}, "tool_calls")], "tool_calls"),
+        ([chunk({}, "Bearer sk-secret")], "Bearer ***"),
         ([chunk({"content": "So"}), chunk({}, "insufficient_system_resource")], "insufficient_system_resource"),
     ],
 )
 def test_an_api_that_refuses_ends_the_step_under_the_name_of_its_reason(chunks: list[Body], reason: str) -> None:
-    server = ChatServer(Api())
-    with opened_model(server, template=None) as model:
+    server = ChatServer(Api(), key="sk-secret")
+    with opened_model(server, template=None, key="sk-secret") as model:
         server.faults = lambda: Answer(chunks, is_streamed=True)
         (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
     assert isinstance(finished.error, ServerRequestError)

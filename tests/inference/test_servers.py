@@ -1,8 +1,11 @@
 """Models on servers write what engines write here: each kind of server, with and without faults, against the toy language."""
 
+import asyncio
 import contextlib
 import gc
+import math
 import time
+from collections.abc import Iterator
 from email.utils import formatdate
 from typing import Any
 
@@ -14,18 +17,19 @@ from hash_language import SHORT, HashBackend, events_of, finished_of, solve, tex
 from processes import awaited
 from writing import make_engine
 
-from arbitrage_cli.arbitrage import WriteStep
+from arbitrage_cli.arbitrage import WriteStep, single
 from arbitrage_cli.errors import ContextFullError, ConversationError, ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import Control, Plain, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import MOST_REFUSED, Job, Refusals, Scheduler
 from arbitrage_cli.inference.servers.address import Address, ServedSource
-from arbitrage_cli.inference.servers.connection import Connection, Host, Request
+from arbitrage_cli.inference.servers.connection import Connection, Host, Pending, Request
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
 from arbitrage_cli.inference.servers.trial import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
-from arbitrage_cli.types import Event, Limits, ModelRole, Problem, Trace
+from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
 
 DEFAULT_STYLE = PromptStyle()
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(5)]
@@ -161,13 +165,14 @@ def test_a_pause_that_a_server_asks_for_is_reported_once(
 
 
 @pytest.mark.parametrize("wait", ["301", formatdate(time.time() + 10**7, usegmt=True)], ids=["seconds", "date"])
-def test_a_pause_that_is_too_long_ends_the_run(wait: str) -> None:
+def test_a_pause_that_is_too_long_ends_its_problem_at_once(wait: str) -> None:
     server = HashServer("vllm", HashBackend("target"))
     with opened_model(server) as model:
         asked = server.counts["/v1/completions"]
         server.faults = lambda: Answer([{}], 429, {"Retry-After": wait})
-        with pytest.raises(ServerError):
-            events_of({"target": served("target", model)}, PROBLEMS[:1], "target")
+        (finished,) = finished_of(events_of({"target": served("target", model)}, PROBLEMS[:1], "target"))
+    assert isinstance(finished.error, ServerRequestError)
+    assert finished.error.status == 429
     assert server.counts["/v1/completions"] - asked == 1
 
 
@@ -208,13 +213,117 @@ def test_a_problem_that_the_server_cannot_answer_ends_alone() -> None:
     assert errors == {"0": None, "1": None}
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 307])
-def test_a_server_that_refuses_everything_ends_the_run(status: int) -> None:
+@pytest.mark.parametrize("status", [401, 307])
+def test_a_key_or_an_address_that_is_no_longer_valid_ends_the_run(status: int) -> None:
     server = HashServer("vllm", HashBackend("target"))
     with opened_model(server) as model:
         server.faults = lambda: Answer([{"error": {"message": "no"}}], status, {"Location": "http://elsewhere/v1"})
         with pytest.raises(ServerError):
             events_of({"target": served("target", model)}, PROBLEMS[:2], "target")
+
+
+REFUSALS = [
+    Answer([{"error": {"message": "sk-secret (sk-\nsecret) may not ask this"}}], status, {"Retry-After": "3600"})
+    for status in (400, 402, 403, 404, 405, 413, 422, 429, 503)
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=[str(answer.status) for answer in REFUSALS])
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_refused_problem_ends_alone_with_the_reason_of_the_server(refusal: Answer, concurrency: int) -> None:
+    expected = solve(here(), [PROBLEMS[0], *PROBLEMS[2:]], "target")
+    server = HashServer("vllm", HashBackend("target"), key="sk-secret")
+    with opened_model(server, key="sk-secret") as model:
+        server.faults = lambda: refusal if PROBLEMS[1].question in server.text_of(server.bodies[-1]["prompt"]) else None
+        writer = served("target", model)
+        finished = finished_of(events_of({"target": writer}, PROBLEMS, "target", concurrency=concurrency))
+    (refused,) = [event for event in finished if event.error]
+    assert isinstance(refused.error, ServerRequestError)
+    assert (refused.trace.problem, refused.error.status) == (PROBLEMS[1], refusal.status)
+    assert "*** (***) may not ask this" in refused.error.message
+    assert "sk-secret" not in refused.error.message
+    assert "KEY" not in refused.error.hint
+    assert texts({event.trace.problem.id: event.trace for event in finished if not event.error}) == texts(expected)
+
+
+def follow(
+    model: ServedModel, problems: list[Problem], *, concurrency: int = 1, most: float = MOST_REFUSED
+) -> Iterator[Finished]:
+    scheduler = Scheduler(
+        {"target": served("target", model)}, lambda trace: single(trace, "target"), SHORT, concurrency=concurrency
+    )
+    jobs = (Job(problem, lambda trace: single(trace, "target"), SHORT) for problem in problems)
+    for event in scheduler.run_jobs(jobs, refusals=Refusals(most)):
+        if isinstance(event, Finished):
+            yield event
+
+
+MANY = [Problem(str(number), f"question {number}") for number in range(30)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_twenty_refusals_in_a_row_end_a_run(concurrency: int) -> None:
+    server, ended = HashServer("vllm", HashBackend("target")), list[Finished]()
+    with opened_model(server) as model:
+        server.faults = lambda: Answer([{"error": {"message": "no credit left"}}], 402)
+        with pytest.raises(ServerError, match="no credit left"):
+            ended.extend(follow(model, MANY, concurrency=concurrency))
+        alone = list(follow(model, MANY, concurrency=concurrency, most=math.inf))
+    errors = [type(event.error) for event in ended]
+    assert MOST_REFUSED <= errors.count(ServerRequestError) < MOST_REFUSED + concurrency
+    assert [type(event.error) for event in alone] == [ServerRequestError] * len(MANY)
+
+
+@pytest.mark.parametrize("between", [None, 403], ids=["an answer", "another reason"])
+def test_refusals_that_are_not_in_a_row_end_no_run(between: int | None) -> None:
+    server = HashServer("vllm", HashBackend("target"))
+    with opened_model(server) as model:
+
+        def fault() -> Answer | None:
+            is_other = MANY[15].question in server.text_of(server.bodies[-1]["prompt"])
+            status = between if is_other else 402
+            return Answer([{"error": {"message": "no"}}], status) if status else None
+
+        server.faults = fault
+        ended = list(follow(model, MANY))
+    assert [event.error.status for event in ended if isinstance(event.error, ServerRequestError)].count(402) == 29
+    assert len(ended) == 30
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "has_hint"),
+    [(401, "no such user", True), (403, "", True), (403, "not in your country", False), (402, "no credit left", False),
+     (404, "Not Found", True), (404, "The model `toy` does not exist.", False), (429, "busy", False)],
+)  # fmt: skip
+def test_a_hint_does_not_guess_if_a_server_gives_a_reason(
+    status: int, text: str, has_hint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+    server = HashServer("vllm", HashBackend("target"))
+    server.faults = lambda: Answer([{"error": {"message": text}} if text else {}], status)
+    with pytest.raises(ServerError) as raised, opened_model(server):
+        pass
+    assert (text in raised.value.message, bool(raised.value.hint)) == (True, has_hint)
+
+
+@pytest.mark.parametrize("order", ["+-+", "-++", "++-", "--+"])
+def test_a_failure_loses_no_result_of_another_slot(order: str) -> None:
+    async def work(sign: str) -> str:
+        if sign == "-":
+            raise ServerError("gone")
+        return sign
+
+    with contextlib.closing(Connection()) as connection:
+        pending: Pending[str] = Pending(connection)
+        for slot, sign in enumerate(order):
+            pending.begin(slot, work(sign))
+        connection.run(asyncio.sleep(0))  # the others have ended
+        assert pending.results() == ["+"] * order.count("+")
+        for _ in range(order.count("-")):
+            assert pending
+            with pytest.raises(ServerError):
+                pending.results()
+        assert not pending
 
 
 def test_retries_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

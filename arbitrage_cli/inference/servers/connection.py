@@ -1,8 +1,9 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
 Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`
-(up to `GONE_SECONDS`) plus a random time that grows exponentially. API keys are sent only in the `Authorization` header.
-Redirects are not followed, and no error shows a request.
+(up to `GONE_SECONDS`) plus a random time that grows exponentially. A longer delay, and any other HTTP error except 401,
+concern only one request. API keys are sent only in the `Authorization` header. Redirects are not followed, and no error
+shows a request.
 """
 
 import asyncio
@@ -66,8 +67,9 @@ class Host:
     paused_until: float = 0.0
 
     def redacted(self, text: str) -> str:
-        """Shorten a server's text to one line and remove the API key, because some servers include the key in errors."""
-        return " ".join((text.replace(self.key, "***") if self.key else text).split())[:300]
+        """Shorten a server's text to one line and remove the API key, which some servers include in errors, even wrapped."""
+        key = r"\s*".join(map(re.escape, self.key or ""))
+        return " ".join((re.sub(key, "***", text) if key else text).split())[:300]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,8 @@ class Connection:
         except httpx2.TimeoutException as error:
             raise _RetryableError(f"timed out ({type(error).__name__})", is_down=True, status=TIMEOUT) from None
         except httpx2.RequestError as error:
-            raise _RetryableError(f"interrupted a response ({str(error) or type(error).__name__})") from None
+            reason = host.redacted(str(error)) or type(error).__name__
+            raise _RetryableError(f"interrupted a response ({reason})") from None
         except (httpx2.InvalidURL, UnicodeError) as error:
             raise ServerError(f"invalid server address {host.name}: {error}", "correct the address") from None
 
@@ -197,23 +200,24 @@ class Connection:
 
     def _delay(self, host: Host, request: Request, failure: "_RetryableError", num_tries: int, began: float) -> float:
         """Return the delay before a retry, in seconds. Raises an error if the request should not be sent again."""
+        has_answered = failure.status and not failure.is_down
         if request.is_trial and (failure.is_down or num_tries >= MAX_TRIALS):
-            hint = "check the address and that the server is running"
+            hint = "" if has_answered else "check the address and that the server is running"
             raise ServerRequestError(f"{host.name} {failure}", hint, status=failure.status)
+        if failure.retry_after > GONE_SECONDS:
+            message = f"{host.name} asks to wait {failure.retry_after:,.0f} s, more than {GONE_SECONDS:.0f} s (it {failure})"
+            raise ServerRequestError(message, "retry later", status=failure.status)
         now = time.monotonic()
         if host.failing_since is None or began - host.failed_at > 2 * MAX_DELAY:  # no requests in between
             host.failing_since = now
         host.failed_at = now
         failing = now - host.failing_since
-        if failure.retry_after > GONE_SECONDS:
-            message = f"{host.name} asks to wait {failure.retry_after:,.0f} s, more than {GONE_SECONDS:.0f} s (it {failure})"
-            raise ServerError(message, "wait, then rerun the command to resume")
         if failing > GONE_SECONDS:
             hint = "restart the server, then rerun the command to resume"
             raise ServerError(f"{host.name} has been failing for {failing:.0f} s (it {failure})", hint)
         if num_tries >= MAX_TRIES and not host.is_gone and (failure.status or not failure.is_down):
             message = f"{num_tries} tries failed: {host.name} {failure}"
-            raise ServerRequestError(message, "lower --concurrency", status=failure.status)
+            raise ServerRequestError(message, "" if has_answered else "lower --concurrency", status=failure.status)
         if failure.is_down and not host.is_gone and (num_tries > 1 or now - began > NOTE_SECONDS):
             host.is_gone = True
             self._notices.append(
@@ -260,12 +264,10 @@ class Pending(Generic[T]):
             future.cancel()
 
     def results(self) -> list[T]:
+        """Return the results of the coroutines that have ended. If all of these have failed, raise the first error instead."""
         ended = [slot for slot, future in self._futures.items() if future.done()]
-        return [self._futures.pop(slot).result() for slot in ended]
-
-
-class NotFoundError(ServerError):
-    """Raised for HTTP 404."""
+        good = [slot for slot in ended if not self._futures[slot].exception()]
+        return [self._futures.pop(slot).result() for slot in good or ended]
 
 
 class _RetryableError(Exception):
@@ -289,13 +291,9 @@ async def _check(host: Host, response: "httpx2.Response") -> None:
     if response.is_redirect:
         raise ServerError(f"{host.name} redirects to another address", "use that address")
     message = f"{host.name} {reason}"
-    if status in (401, 403):
+    if status == 401:
         hint = "set the API key in ARBITRAGE_API_KEY, ARBITRAGE_DRAFT_API_KEY or ARBITRAGE_TARGET_API_KEY"
         raise ServerError(message, hint)
-    if status not in (400, 413, 422):
-        kind = NotFoundError if status == 404 else ServerError
-        templates = "for a server without chat completions, set draft_template or target_template in the pair"
-        raise kind(message, f"check the address, which usually ends in /v1; {templates}")
     if TOO_LONG.search(text):
         raise ContextFullError(message, "use a shorter problem")
     raise ServerRequestError(message, status=status)
@@ -320,7 +318,7 @@ def _text_of_error(body: bytes) -> str:
 
 
 def _message(error: object) -> str:
-    return str(error.get("message", error) if isinstance(error, dict) else error)
+    return str((error.get("message", error) if isinstance(error, dict) else error) or "")
 
 
 def _error_in_answer(host: Host, error: object) -> Exception:

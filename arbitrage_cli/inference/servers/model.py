@@ -125,7 +125,9 @@ class ServedModel:
             with parsing(self.host):
                 piece = self.dialect.read(answer)
             if piece.failure:
-                raise ServerRequestError(f"{self.host.name} ended its response with '{piece.failure}'", "change the problem")
+                message = f"{self.host.name} ended its response with '{self.host.redacted(piece.failure)}'"
+                is_filtered = piece.failure in ("content_filter", "refusal")
+                raise ServerRequestError(message, status=403 if is_filtered else 0)
             return take(piece)
 
         url = self.dialect.url(self.source.address.base, self.source.address.root)

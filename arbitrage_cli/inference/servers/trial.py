@@ -13,7 +13,7 @@ from arbitrage_cli.inference.chat_template import PromptStyle, Segment
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.servers.chat import CONTINUATIONS, INSTRUCTED, NO_THINKING, OPTIONAL, Chat
-from arbitrage_cli.inference.servers.connection import TIMEOUT, Connection, Host, Json, NotFoundError, Request
+from arbitrage_cli.inference.servers.connection import Connection, Host, Json, Request
 from arbitrage_cli.inference.servers.dialects import (
     MIN_ALTERNATIVES,
     VOCABULARY_SIZE,
@@ -43,6 +43,13 @@ COUNTING = Dialogue(
 REST = "one"  # a new answer does not begin inside a number; inside "four", Qwen2.5-Coder 1.5B skips the rest of the word
 AFTER_STEP = replace(QUESTION, written="I add the two numbers.\n\n")
 
+UNEXPLAINED = re.compile("HTTP [0-9]+$|HTTP 404: (?!.*model)", re.IGNORECASE)
+WITHOUT_REASON = (
+    "check the API key and the address, which usually ends in /v1; for a server without chat completions, set "
+    "draft_template or target_template in the pair"
+)
+"""The hint if a server gives no reason for an HTTP error, or does not know the path."""
+
 log = logging.getLogger("arbitrage.servers")
 
 
@@ -65,7 +72,7 @@ def open_served(
             segments = model.prompt(PromptStyle("")).segments(Problem("", TRIAL_QUESTION))
             model = connection.run(_tested(model, segments))
     except ProblemError as error:
-        raise ServerError(error.message, error.hint) from error
+        raise ServerError(error.message, WITHOUT_REASON if UNEXPLAINED.search(error.message) else error.hint) from error
     log.info("%s", describe(model))
     return model
 
@@ -103,8 +110,8 @@ async def _find(connection: Connection, host: Host, source: ServedSource) -> Ser
 
     try:
         answer = await get(f"{source.address.base}/models")
-    except NotFoundError:
-        if source.address.model is None:
+    except ServerRequestError as error:
+        if error.status != 404 or source.address.model is None:
             raise
         answer = {"data": [{"id": source.address.model}]}
     with parsing(host):
@@ -144,7 +151,7 @@ async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedMode
         try:
             return await _test(model, prompt, number)
         except ServerRequestError as error:
-            if error.status == TIMEOUT:
+            if error.status and error.status not in REFUSED:
                 raise
     return await _test(model, prompt, 0)
 
