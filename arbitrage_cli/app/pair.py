@@ -138,11 +138,11 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         with contextlib.closing(self._run(call, _jobs(call, questions, in_order))) as events:
             for event in events:
                 if isinstance(event, Started):
-                    in_order.started(event.trace)
+                    in_order.expect(event.trace)
                 elif isinstance(event, Finished):
                     if event.error and not isinstance(event.error, ProblemError):
                         raise event.error
-                    in_order.finished(event.trace, call.solution(event))
+                    in_order.put(event.trace, call.solution(event))
                 yield from in_order.ready()
         yield from in_order.ready()
 
@@ -251,7 +251,8 @@ def _jobs(call: Call, questions: Iterable[Question], in_order: InOrder[Solution]
             yield call.job(call.problem(question, str(number)))
         except UsageError as error:
             trace = Trace(Problem(str(number), question if isinstance(question, str) else ""), call.limits)
-            in_order.add(call.solution(Finished(trace, error)))
+            in_order.expect(trace)
+            in_order.put(trace, call.solution(Finished(trace, error)))
 
 
 @python_errors()

@@ -1,6 +1,7 @@
 """Defines a pair's results: solutions, stream events, and `InOrder`, which puts results in problem order."""
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from reprlib import repr as short
 from typing import Any, Generic, TypeVar
@@ -8,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.runs.records import RunInfo, record
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Phase, Problem, Trace, TraceStop
+from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Phase, Problem, TraceStop
 
 T = TypeVar("T")
 
@@ -91,32 +92,23 @@ StreamEvent = Token | Decision | Solution
 
 
 class InOrder(Generic[T]):
-    """Holds results until all earlier results are ready. Problems are ordered by start time."""
+    """Holds results until all earlier results are ready. Their order is that of `expect`."""
 
     def __init__(self) -> None:
-        self._places: dict[Trace, int] = {}  # not by id(trace), because the address of a freed trace is reused
-        self._held: dict[int, T] = {}
-        self._num_started = self._num_passed = 0
+        self._expected: deque[Hashable] = deque()
+        self._held: dict[Hashable, T] = {}
 
-    def started(self, trace: Trace) -> None:
-        self._places[trace] = self._num_started
-        self._num_started += 1
+    def expect(self, key: Hashable) -> None:
+        self._expected.append(key)
 
-    def finished(self, trace: Trace, result: T) -> None:
-        self._held[self._places.pop(trace)] = result
-
-    def add(self, result: T) -> None:
-        """Store a result at the next position without solving a problem."""
-        self._held[self._num_started] = result
-        self._num_started += 1
+    def put(self, key: Hashable, result: T) -> None:
+        self._held[key] = result
 
     def ready(self) -> Iterator[T]:
         """Yield and remove the results that precede the first unfinished problem."""
-        while self._num_passed in self._held:
-            self._num_passed += 1
-            yield self._held.pop(self._num_passed - 1)
+        while self._expected and self._expected[0] in self._held:
+            yield self._held.pop(self._expected.popleft())
 
     def rest(self) -> Iterator[T]:
         """Yield all remaining results in order."""
-        for place in sorted(self._held):
-            yield self._held.pop(place)
+        yield from (self._held[key] for key in self._expected if key in self._held)

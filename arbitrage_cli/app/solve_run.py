@@ -1,8 +1,8 @@
 """Solves problems and outputs the results in order, optionally to a file from which the command can resume.
 
 The file is JSONL: one record per input line. Records are appended as problems end, and put in input order at the end of the
-command. If a problem failed, the next command tries it again. Until that command ends, the file contains both records, and
-the later record counts.
+command. If a problem failed, the next command tries it again after all other problems. Until that command ends, the file
+contains both records, and the later record counts.
 """
 
 import contextlib
@@ -29,10 +29,11 @@ from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.tuning.memory import MOST
-from arbitrage_cli.types import Finished, Limits, Problem, Started
+from arbitrage_cli.types import Finished, Limits, Problem
 
 Record = Mapping[str, Any]
-Show = Callable[[Record], None]
+LineOf = Callable[[Record], str | None]
+"""Formats a record for standard output, or returns None to omit it."""
 Place = tuple[str, str | None]  # an input line: its id and problem
 ANOTHER = "use another file: --output FILE.jsonl"
 OTHER_FORMATS = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
@@ -46,14 +47,14 @@ def solve_problems(
     source: InputOptions,
     path: Path | None,
     display: Display,
-    show: Show,
+    line_of: LineOf,
     describe: Callable[[RunInfo], RunInfo],
 ) -> "Solutions":
     """Solve problems from an argument, a file or standard input, and write the results to `path` if it is set."""
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, source, setup.task.forms, display, stack)
         folder = stack.enter_context(_open_file(path, display)) if path else None
-        solutions = stack.enter_context(Solutions(problems, display, show, path, folder))
+        solutions = stack.enter_context(Solutions(problems, display, line_of, path, folder))
         solutions.solve(setup, make_setup, describe)
     return solutions
 
@@ -73,22 +74,22 @@ def _open_file(path: Path, display: Display) -> AbstractContextManager[RunFolder
 
 
 class Solutions(AbstractContextManager["Solutions"]):
-    """Passes results to `show` in problem order and counts all results, new results and errors."""
+    """Writes the lines of results in problem order and counts all results, new results and errors."""
 
     def __init__(
-        self, problems: Problems, display: Display, show: Show, path: Path | None, folder: RunFolder | None
+        self, problems: Problems, display: Display, line_of: LineOf, path: Path | None, folder: RunFolder | None
     ) -> None:
         self.num_done = self.num_new = self.num_failed = 0
-        self._problems, self._display, self._show, self._path, self._folder = problems, display, show, path, folder
-        self._in_order = InOrder[Record]()
+        self._problems, self._display, self._line_of, self._path, self._folder = problems, display, line_of, path, folder
+        self._in_order = InOrder[str | None]()
         self._crashes, self._rows = (folder.started.crashes, folder.rows) if folder else ({}, Rows())
         self._solved: dict[Place, None] = {}  # the lines whose results in the file are kept, in input order
+        self._failed: dict[Place, Problem | None] = {}  # the problems that failed, in the order of their last attempts
         self._places: dict[Place, None] = {}  # all lines so far, in input order
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OutputError):  # an output error is already being raised
-            for result in self._in_order.rest():
-                self._show(result)
+            self._write(self._in_order.rest())
 
     def solve(self, setup: Setup, make_setup: Callable[[], Setup], describe: Callable[[RunInfo], RunInfo]) -> None:
         """Solve the problems that have no result. If every problem has a result, no models are loaded.
@@ -127,9 +128,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         with contextlib.closing(events):
             for event in events:
                 self._display.handle(event)
-                if isinstance(event, Started):
-                    self._in_order.started(event.trace)
-                elif isinstance(event, Finished):
+                if isinstance(event, Finished):
                     session.check_files()
                     self._finish(event, run)
         self._display.end()
@@ -147,30 +146,28 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _finish(self, event: Finished, run: RunInfo) -> None:
         """Store and show a problem's result. The file omits interrupted problems, so that a resumed run solves them."""
         if self._folder is None or event.error is None or isinstance(event.error, ProblemError):
-            result = record(event, run)
-            self._in_order.finished(event.trace, result)
-            self._pass_on(result)
-
-    def _add(self, result: Record, *, is_new: bool = True) -> None:
-        self._in_order.add(result)
-        self._pass_on(result, is_new=is_new)
+            self._add(record(event, run))
 
     def _unsolved(self, run: RunInfo | None = None, limits: Limits | None = None) -> Iterator[Problem]:
-        """Yield the problems that are unsolved or failed. Add other results and invalid lines in their places.
+        """Yield the problems without a result, then those that failed. Add other results and invalid lines in their places.
 
         If a problem crashed the process several times, add a result with an error instead.
         """
         earlier = _in_order(latest(self._rows), self._solved)
         for line in self._problems.rows():
             self._places[place := _place_of(line)] = None
+            self._in_order.expect(place)
             if place in self._solved:
                 self._add(next(earlier), is_new=False)
             elif not isinstance(line, Problem):
                 self._add(unusable_record(line.number, line.reason))
             elif run and limits and self._folder and self._crashes.get(line.id, 0) >= MAX_CRASHES:
                 self._add(record(give_up(line, limits, self._folder.started), run))
+            elif place in self._failed:
+                self._failed[place] = line
             else:
                 yield line
+        yield from filter(None, self._failed.values())
 
     def _is_ready(self) -> bool:
         """Return whether another problem may start. A problem that crashed the process runs alone."""
@@ -181,7 +178,11 @@ class Solutions(AbstractContextManager["Solutions"]):
 
         Raises UsageError if the file contains results of other problems.
         """
-        others = {(row["id"], row["problem"]): row["status"] for row in latest(self._rows)}
+        others: dict[Place, str] = {}
+        for row in self._rows:
+            others.pop(place := _place_in(row), None)  # the last attempt counts
+            others[place] = row["status"]
+        self._failed = {place: None for place, status in others.items() if status == "error"}
         ids = {identifier for identifier, problem in others if problem is not None}
         num_missing = num_unsolved = 0
         for line in self._problems.peek() if others else ():
@@ -219,23 +220,32 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _put_in_order(self) -> None:
         """Put the file's results in input order, and remove the errors of problems that were tried again."""
         if self._folder:
-            places = [(row["id"], row["problem"]) for row in self._folder.rows]
+            places = [*map(_place_in, self._folder.rows)]
             if places != (ordered := [*dict.fromkeys([*self._places, *places])]):
                 self._folder.rewrite(_in_order(latest(self._folder.rows), ordered))
 
-    def _pass_on(self, result: Record, *, is_new: bool = True) -> None:
+    def _add(self, result: Record, *, is_new: bool = True) -> None:
+        self._in_order.put(_place_in(result), self._line_of(result))
         with noted_signals():  # a result on the disk must be counted
             if self._folder and is_new:
                 self._folder.append(result)
             self.num_done += 1
             self.num_new += is_new
             self.num_failed += result["status"] == "error"
-        for ready in self._in_order.ready():
-            self._show(ready)
+        self._write(self._in_order.ready())
+
+    def _write(self, lines: Iterable[str | None]) -> None:
+        for line in lines:
+            if line is not None:
+                self._display.result(line)
 
 
 def _place_of(line: InputLine) -> Place:
     return (line.id, line.question) if isinstance(line, Problem) else (str(line.number), None)
+
+
+def _place_in(result: Record) -> Place:
+    return result["id"], result["problem"]
 
 
 def _in_order(results: Iterator[Record], places: Iterable[Place]) -> Iterator[Record]:
@@ -244,5 +254,5 @@ def _in_order(results: Iterator[Record], places: Iterable[Place]) -> Iterator[Re
     for place in places:
         while place not in held:
             result = next(results)
-            held[result["id"], result["problem"]] = result
+            held[_place_in(result)] = result
         yield held.pop(place)

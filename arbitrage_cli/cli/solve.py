@@ -62,13 +62,11 @@ def solve(
         _check_explained(setup, is_shown=form == "json" or results.output_file is not None or not output.quiet)
     with command_display(output) as display:
 
-        def show(record: "Record") -> None:
-            line = wording.result(record, form, is_single=is_single or source.whole) if form else None
-            if line is not None:
-                display.result(line)
+        def line_of(record: "Record") -> str | None:
+            return wording.result(record, form, is_single=is_single or source.whole) if form else None
 
         describe = partial(_describe, setup, results, form)
-        solved = solve_problems(setup, make_setup, problem, source, results.output_file, display, show, describe)
+        solved = solve_problems(setup, make_setup, problem, source, results.output_file, display, line_of, describe)
     if results.output_file:
         status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
         errors = f", {rounding.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
