@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from cli import run
+from made_up_tuning import make_tuned
 
 import arbitrage_cli
 from arbitrage_cli import (
@@ -25,6 +27,10 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
+from arbitrage_cli.model_files.checksums import sha256_of
+from arbitrage_cli.model_files.pairs import find_files
+from arbitrage_cli.tuning.placement import machine_here, tuned_file
+from arbitrage_cli.tuning.store import keep_tuned
 
 QUESTION, ANSWER = "37 * 12 - 95", "349"
 GUIDE = Path(__file__).parents[1] / "arbitrage_cli" / "guides" / "python.md"
@@ -58,6 +64,20 @@ def test_usage_counts_the_work_of_each_model() -> None:
     assert solution.seconds == pytest.approx(usage.draft.seconds + usage.target.seconds)
     assert "\n" not in repr(solution)
     assert ANSWER in repr(solution)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_both_models_are_timed_by_one_clock(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is the CPU time of a thread only if both models have one thread."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for role, count in (("draft", 1), ("target", threads)):
+        (path,) = find_files(f"builtin:{role}")
+        keep_tuned(tuned_file(), [make_tuned(machine_here(), sha256_of([path]), count)])
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+    with open_pair(policy="random", tau=-1.0) as pair:
+        usage = pair.solve("5 + 6", max_tokens=8).usage
+    assert [usage.draft.decode_tokens > 0, usage.target.decode_tokens > 0] == [True, True]
+    assert [usage.draft.seconds == 0.0, usage.target.seconds == 0.0] == [threads == 1] * 2
 
 
 def test_a_call_overrides_what_the_pair_has() -> None:

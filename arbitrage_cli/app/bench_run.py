@@ -37,6 +37,7 @@ class BenchRun:
 
     session: Session
     title: str
+    routes: Sequence[Route]
     attempts: Sequence[Attempt]
     folder: RunFolder
     todo: Remaining
@@ -95,7 +96,7 @@ def plan_run(session: Session, selected: Selection, folder: RunFolder, *, sample
     todo_and_manifest = prepare(
         session, selected, folder, attempts, routes, samples=samples, warnings=warnings, concurrency=concurrency
     )
-    return BenchRun(session, f"bench {selected.title}", attempts, folder, *todo_and_manifest)
+    return BenchRun(session, f"bench {selected.title}", routes, attempts, folder, *todo_and_manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,8 @@ def preview(setup: Setup, selected: Selection, path: Path, options: BenchOptions
         resume(with_grown(run, selected.dataset), run | known, path)
     attempts = plan(selected.items, setup.routes, options.samples)
     todo = remaining(attempts, {key_of(row): row["status"] for row in rows}, {}).all
-    seconds = {route.label: _expected(route, setup, rows) for route in dict.fromkeys(attempt.route for attempt in todo)}
+    routes = {attempt.route for attempt in todo}
+    seconds = {route.label: _expected(route, setup, rows) for route in setup.routes if route in routes}
     return Preview(setup, len(attempts), todo, contents is not None, seconds)
 
 
@@ -222,7 +224,7 @@ def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:
         rater_for=lambda policy: raters[policy.name],
         concurrency=session.concurrency,
         find_answer=session.setup.task.find_answer,
-        timer=session.timer,
+        timer=session.writing.clock,
     )
 
 
@@ -230,8 +232,7 @@ class _Progress:
     def __init__(self, run: BenchRun, pace: Pace) -> None:
         self._pace = pace
         self._title, self._planned = run.title, len(run.attempts)
-        routes = list(dict.fromkeys(attempt.route for attempt in run.attempts))
-        self._standings = Standings(routes, self._planned // len(routes), run.session.concurrency)
+        self._standings = Standings(run.routes, self._planned // len(run.routes), run.session.concurrency)
         self._waiting = Counter(attempt.route for attempt in run.todo.all)
         waiting = {attempt.key for attempt in run.todo.all}
         by_key = {attempt.key: attempt for attempt in run.attempts if attempt.key not in waiting}

@@ -1,11 +1,12 @@
 """The models that a session has loaded, in this process or on a server, and their writers and raters."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arbitrage_cli.errors import ServerError
-from arbitrage_cli.inference.backend import Backend, clock_for
+from arbitrage_cli.inference.backend import Backend, Clock
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep, chat_prompt
@@ -37,6 +38,7 @@ class WriterOptions:
     shares_prompts: bool = True
     unit_costs: Mapping[ModelRole, UnitCosts] = field(default_factory=dict)
     may_be_complete: Callable[[str], bool] = lambda text: True  # of the text of a solution
+    clock: Clock = time.perf_counter  # for the models in this process
 
 
 class LocalModel:
@@ -56,9 +58,9 @@ class LocalModel:
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         return _engine(role, self._make_cache(role, writing, first_sequence), writing, keep_token_stats=role == "draft")
 
-    def rater(self, style: PrmStyle) -> Rater:
+    def rater(self, style: PrmStyle, clock: Clock) -> Rater:
         """Return a rater that uses this process reward model. Raises ModelUnsupportedError if the model cannot rate steps."""
-        rater = PrmRater(self._backend, style, clock=clock_for(self.card))
+        rater = PrmRater(self._backend, style, clock=clock)
         rater.check()
         return rater
 
@@ -149,5 +151,4 @@ class Writers:
 def _engine(role: ModelRole, cache: Cache, writing: WriterOptions, *, keep_token_stats: bool) -> Engine:
     costs = writing.unit_costs.get(role)
     planner = Planner(costs, prompt_lookup=role == "target") if costs else None
-    clock = clock_for(cache.backend.card)
-    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner, clock=clock)
+    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner, clock=writing.clock)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Self
 
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
@@ -145,7 +144,8 @@ class Session:
         if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:
             self.models["draft"].need_token_stats(needing[0])
         self._load_files(num_sequences)
-        self.writing = replace(self.writing, sampler=self.resolved.sampler, unit_costs=self._unit_costs)
+        clock = clock_for(model.card for model in self.models.values())
+        self.writing = replace(self.writing, sampler=self.resolved.sampler, unit_costs=self._unit_costs, clock=clock)
         self.writers = Writers(self.models, self.writing)
         self._warn_of_unused_variables()
         self._warn_of_another_pair()
@@ -197,7 +197,7 @@ class Session:
         if policy.reward is None:
             return None
         if kind == "prm" and isinstance(prm := self.models.get("prm"), LocalModel):
-            return prm.rater("steps" if is_built_in(self.setup.sources["prm"]) else "turns")
+            return prm.rater("steps" if is_built_in(self.setup.sources["prm"]) else "turns", self.writing.clock)
         if kind == "rollout" and rollouts is not None:
             return self._rollout(rollouts)
         hint = "use --prm MODEL" + (", or --reward rollout" if rollouts else "")
@@ -245,12 +245,6 @@ class Session:
             find_answer=self.setup.task.find_answer,
             bill=parse_prices(price)["target"].bill if (price := self.setup.price) else lambda finished: None,
         )
-
-    @property
-    def timer(self) -> Callable[[], float]:
-        """The clock that all models share, or a wall clock if their clocks differ."""
-        clocks = {clock_for(model.card) if isinstance(model, LocalModel) else perf_counter for model in self.models.values()}
-        return clocks.pop() if len(clocks) == 1 else perf_counter
 
     @property
     def _policies(self) -> list[Policy]:

@@ -1,12 +1,13 @@
 """Runs policies side by side and measures the time of each attempt.
 
-All policies solve a block of problems before the next block begins. The order of the policies rotates, so a slowdown of the
-machine affects all policies. A block is a single problem. In a throughput run, several problems are solved at once, so a
+All policies solve a block of problems before the next block begins. The order of the policies is random in each block, so a
+slowdown of the machine affects all policies, and no policy always follows the same other policy. A block is a single problem. In a throughput run, several problems are solved at once, so a
 block contains several problems.
 """
 
 import contextlib
 import itertools
+import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -68,12 +69,12 @@ RunEvent = Began | Event | Ended
 
 
 def plan(items: Sequence[Item], routes: Sequence[Route], samples: int, concurrency: int = 1) -> list[Attempt]:
-    """Return all attempts in order. Block k begins with policy k modulo the number of policies."""
+    """Return all attempts in order. The order of the policies in a block is random, but the same in all runs."""
     return [
-        Attempt(item, sample, routes[(index + sample + turn) % len(routes)], index)
+        Attempt(item, sample, route, index)
         for index, block in enumerate(_blocks(items, concurrency))
         for sample in range(samples)
-        for turn in range(len(routes))
+        for route in random.Random(f"{index}/{sample}").sample(routes, len(routes))
         for item in block
     ]
 
@@ -208,7 +209,7 @@ class _InFlight:
                 answer = yield self._with_timed_scores(request)
 
     def program_seconds(self, finished: Finished, timed: float) -> float:
-        """Return the seconds outside the models and the policy. They are inexact if a model has another clock."""
+        """Return the seconds outside the models and the policy."""
         model_seconds = tally(finished.trace.decisions, finished.reward_cost).seconds
         return max(0.0, timed - self.timer_began - model_seconds - self.router_seconds)
 

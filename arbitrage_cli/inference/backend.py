@@ -34,12 +34,13 @@ class ModelCard:
     kv_cache: str = ""
 
 
-def clock_for(card: ModelCard) -> Clock:
-    """Return the clock for a model's work.
+def clock_for(cards: Iterable[ModelCard]) -> Clock:
+    """Return the clock for the work of models that are compared.
 
-    A model that runs in a single CPU thread is timed by the CPU time of this thread, which other programs do not affect.
+    If every model runs in a single CPU thread, the clock is the CPU time of this thread, which other programs hardly affect.
     """
-    return time.thread_time if card.gpu_layers == 0 and card.threads == 1 else time.perf_counter
+    is_own_time = all(card.gpu_layers == 0 and card.threads == 1 for card in cards)
+    return time.thread_time if is_own_time else time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)

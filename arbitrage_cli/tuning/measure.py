@@ -193,10 +193,11 @@ def probe(
     found = {role: Probes([], {rows: [] for rows in sizes}, {count: [] for count in prefill}) for role in backends}
     tokens = {role: _tokens(backend, LONG) for role, backend in backends.items()}
     wall_clock = clock or time.perf_counter
+    clock = clock or clock_for(backend.card for backend in backends.values())
     began = wall_clock()
     for number in range(rounds):
         for role, backend in backends.items():
-            _take_turn(backend, tokens[role], found[role], decoded, clock or clock_for(backend.card))
+            _take_turn(backend, tokens[role], found[role], decoded, clock)
         if wall_clock() - began > (min(SECONDS, limit) if number + 1 >= ROUNDS else limit):
             break
     return found

@@ -71,11 +71,12 @@ def test_table_goes_to_stdout_and_a_line_an_attempt_to_stderr(here: Path) -> Non
     assert result.code == 0
     assert re.search(r"^target +100\b", result.out, re.MULTILINE)
     assert re.search(r"^draft +6[67]", result.out, re.MULTILINE)
-    heading, first, second, *rest, conclusion = result.err.splitlines()
+    heading, *lines, conclusion = result.err.splitlines()
     assert "arbitrage report run" in conclusion
-    assert first.startswith("1/9 p0, target: correct (349), ")
-    assert second.startswith("2/9 p0, draft: incorrect (359), ")
-    assert (heading, len(rest)) == ("bench arithmetic.jsonl: 9 attempts", 7)
+    assert [line.split(maxsplit=1)[0] for line in lines] == [f"{number}/9" for number in range(1, 10)]
+    assert any(" p0, target: correct (349), " in line for line in lines[:3])
+    assert any(" p0, draft: incorrect (359), " in line for line in lines[:3])
+    assert heading == "bench arithmetic.jsonl: 9 attempts"
     assert b"\x1b" not in result.stdout + result.stderr
     assert len(results(rows_of(here / "run"))) == 9
 
@@ -121,7 +122,8 @@ def test_policies_and_taus_are_lists(here: Path) -> None:
     assert bench(here, "--policy", named, "--limit", "1", "-q").code == 0
     policies, taus = zip(*columns_of(here), strict=True)
     assert policies == ("target", "entropy", "entropy", "random", "logprob")
-    assert taus == tuple(row["tau"] for row in rows_of(here / "run")) == (None, 0.3, "inf", 0.5, 0.3)
+    assert taus == (None, 0.3, "inf", 0.5, 0.3)
+    assert {(row["policy"], row["tau"]) for row in rows_of(here / "run")} == {*zip(policies, taus, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     problems.write_text('{"id": "odd", "question": "who?", "answer": 1}\n' + problems.read_text())
     first = bench(here, "--limit", "1-2")
     assert first.code == 1
-    assert "1/6 odd, target: error (the scripted models understand only single-line arithmetic" in first.err
+    assert " odd, target: error (the scripted models understand only single-line arithmetic" in first.err
     assert len(rows_of(here / "run")) == 6
     again = bench(here, "--limit", "1-3", "-q")
     assert again.code == 1

@@ -1,6 +1,7 @@
 """A benchmark: the order of attempts, the content of a row, timing, and the standings of policies."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -107,16 +108,26 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: type[Engine |
 
 
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 3))
-def test_plan_has_everything_once_and_takes_turns(num_items: int, num_columns: int, samples: int) -> None:
+def test_plan_has_everything_once_problem_by_problem(num_items: int, num_columns: int, samples: int) -> None:
     items, columns = [item(number) for number in range(num_items)], ALL[:num_columns]
     attempts = plan(items, columns, samples)
     assert len({attempt.key for attempt in attempts}) == len(attempts) == num_items * num_columns * samples
     assert [attempt.item for attempt in attempts] == sorted(
         [attempt.item for attempt in attempts], key=lambda one: items.index(one)
     )
-    for index in range(num_items):
-        first = attempts[index * num_columns * samples]
-        assert (first.item, first.route) == (items[index], columns[index % num_columns])
+    assert plan(items, columns, samples) == attempts
+
+
+def test_a_policy_follows_each_other_policy_about_as_often() -> None:
+    """A policy after a slow one may find other data in the processor's caches."""
+    order = [attempt.route for attempt in plan([item(number) for number in range(400)], ALL, 1)]
+    follows = Counter(itertools.pairwise(order))
+    for route in ALL:
+        before = [follows[other, route] for other in ALL if other != route]
+        assert sum(before) > 330
+        assert max(before) < 1.5 * min(before)
+    firsts = Counter(order[:: len(ALL)])
+    assert min(firsts.values()) > 70
 
 
 @given(st.integers(0, 40), st.integers(1, 3), st.integers(2, 3))
@@ -127,7 +138,7 @@ def test_blocks_of_a_throughput_run_are_large(num_items: int, num_columns: int, 
     assert all(4 * concurrency <= len(block) < 8 * concurrency for block in blocks) or len(blocks) == num_columns
     for number in range(0, len(blocks), num_columns):
         turn = blocks[number : number + num_columns]
-        assert turn[0][0].route == ALL[turn[0][0].block % num_columns]
+        assert {block[0].route for block in turn} == {*ALL[:num_columns]}
         assert all([one.item for one in block] == [one.item for one in turn[0]] for block in turn)
 
 

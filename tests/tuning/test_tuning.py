@@ -174,7 +174,7 @@ class Compiling(LlamaBackend):
 
 def test_costs_exclude_what_a_gpu_compiles_first(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "load_llama", lambda: SimpleNamespace(LlamaBackend=Compiling))
-    monkeypatch.setattr(measure, "clock_for", lambda card: lambda: Compiling.seconds)
+    monkeypatch.setattr(measure, "clock_for", lambda cards: lambda: Compiling.seconds)
     made = measure.measure_and_keep(
         {"target": str(tiny["draft"])}, Options(256, threads=1), lambda *report: None, lambda note: None, limit=0.001
     )
