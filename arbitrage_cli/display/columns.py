@@ -142,7 +142,8 @@ DEFINITIONS: Mapping[str, str] = {
     f"Interval: 95%, paired (Newcombe), or {_BOOTSTRAP}.",
     "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. They are graded too.",
     "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
-    "times the unit costs measured in the run. Steps that took more than twice the usual time do not affect the unit costs. "
+    "times the unit costs measured in the run. A step that took less than half or more than twice the usual time of such steps "
+    "counts as a usual step. "
     "The time of models without measured unit costs, such as models on servers, is measured.",
     "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both finished; "
     f"above 1 is faster. {_WITH_COST_ERROR}",

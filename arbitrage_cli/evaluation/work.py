@@ -1,31 +1,48 @@
 """Computes the time of each attempt from its counted work.
 
 The amount of work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the
-program handles. Only the time of the work is noisy. The unit costs are means over many steps. Disturbed steps, which took
-unusually long, are excluded. The computed time of an attempt is its work multiplied by these unit costs. The work of a model
+program handles. Only the time of the work is noisy. The unit costs are means over many steps. A disturbed step counts as a
+usual step of the same kind at a similar place in a solution. A change of model may slow down the next step; the first steps
+after a change are therefore a kind of their own, so that a policy pays for its changes. The computed time of an attempt is its work multiplied by these unit costs. The work of a model
 without measured unit costs keeps its measured time: most of a server's time is latency, which does not depend on counted work.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from arbitrage_cli.inference.unit_costs import PER_TOKEN, UnitCosts
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, sums_by_problem, unit_costs_of
-from arbitrage_cli.stats.intervals import Interval, Ratio, log_ratio
-from arbitrage_cli.types import Cost, ModelRole
+from arbitrage_cli.stats.intervals import Interval, Numbers, Ratio, log_ratio
+from arbitrage_cli.types import ModelRole
 
-Kind = tuple[ModelRole, Literal["prefill", "decode", "verify"]] | Literal["score", "program"]
-"""A kind of work: a phase of a model, the scores of a policy, or the tokens that the program handles."""
-Samples = dict[Kind, list[tuple[float, float]]]
-"""The expected and measured seconds of each step, for each kind of work."""
+Kind = tuple[ModelRole, str, bool] | Literal["score", "program"]
+"""A kind of work: the scores of a policy, the tokens that the program handles, or a phase of a model's work.
 
-DISTURBED = 2.0  # a step is left out if it took more than this multiple of the lower quartile
-MIN_STEPS = 8  # minimum steps for a policy's own lower quartile; with fewer, the quartile of all policies is used
+The last part of the tuple is whether the step follows a step of another model, which may be slower.
+"""
+PHASES = ("prefill", "decode", "verify")
+
+DISTURBED = 2.0  # the factor by which a disturbed step is slower or faster than the usual step
+NEIGHBOURS = 15  # steps at similar places that define the usual step
+MIN_STEPS = 8  # minimum steps of a policy; with fewer, all policies define the usual step
+
+
+class Step(NamedTuple):
+    """The expected and measured seconds of a piece of work, and its place: the number of tokens written before."""
+
+    problem: str
+    place: int
+    expected: float
+    measured: float
+
+
+Steps = Mapping[Kind, Sequence[Step]]
 
 
 def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> list[PolicyResults]:
@@ -37,11 +54,14 @@ def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResul
     if concurrency_of(run) > 1:
         return [*policies]
     units = unit_costs_of(run)
-    everything = _samples(policies, units)
+    everything = _by_kind(policies, units)
 
     def computed(policy: PolicyResults) -> PolicyResults:
-        own = _samples([other for other in policies if _is_same_work(policy, other)], units)
-        scales = {kind: _scale(own[kind], everything[kind]) for kind in own}
+        found = _by_kind([other for other in policies if _is_same_work(policy, other)], units)
+        scales = {
+            kind: _undisturbed(own, everything[kind]).sum() / math.fsum(step.expected for step in own)
+            for kind, own in found.items()
+        }
 
         def timed(result: Result) -> Result:
             return replace(result, computed=_computed(result, units, scales)) if result.is_done else result
@@ -54,8 +74,8 @@ def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResul
 def _computed(result: Result, units: Mapping[ModelRole, UnitCosts], scales: Mapping[Kind, float]) -> dict[str, float]:
     """Return the computed seconds by model role, and of the program and the ratings."""
     seconds: dict[str, float] = defaultdict(float, rewards=result.tally.reward_cost.seconds)
-    for kind, expected, _ in _steps(result, units):
-        seconds[kind if isinstance(kind, str) else kind[0]] += scales[kind] * expected if expected else 0.0
+    for kind, step in _steps(result, units):
+        seconds[kind if isinstance(kind, str) else kind[0]] += scales[kind] * step.expected
     for role, cost in result.work:
         seconds[role] += 0.0 if role in units else cost.seconds
     return seconds
@@ -64,8 +84,9 @@ def _computed(result: Result, units: Mapping[ModelRole, UnitCosts], scales: Mapp
 def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> dict[ModelRole, float]:
     """Return each model's decoding time per token in this run, divided by its unit cost in run.json."""
     units = unit_costs_of(run)
-    samples = _samples(policies, units)
-    return {role: _scale(own, own) for role in units if (own := samples.get((role, "decode")))}
+    steps = _by_kind(policies, units)
+    sums = {role: np.sum([columns for _, columns in _decoded(steps, role)], axis=0) for role in units}
+    return {role: float(sums[role][0] / sums[role][1]) for role in units if np.any(sums[role])}
 
 
 def token_ratio(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
@@ -74,25 +95,27 @@ def token_ratio(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tu
     Both are None if a model decoded nothing or has no measured unit costs.
     """
     units = unit_costs_of(run)
-    samples = _samples(policies, dict.fromkeys(units, PER_TOKEN))
-    roles: tuple[ModelRole, ...] = ("draft", "target")
-    usual = {role: _usual(samples[role, "decode"]) for role in roles if (role, "decode") in samples}
-    if len(usual) < 2:
+    steps = _by_kind(policies, dict.fromkeys(units, PER_TOKEN))
+    target, draft = _decoded(steps, "target"), _decoded(steps, "draft")
+    if not target or not draft:
         return None, None
-
-    def decoded(result: Result) -> list[float]:
-        """Return the target's decoding seconds and tokens and the draft's tokens and seconds, without disturbed steps."""
-        sums = {role: Cost() for role in ("target", "draft")}
-        for role, cost in result.work:
-            if cost.decode_seconds <= DISTURBED * usual[role] * cost.decode_tokens:
-                sums[role] += cost
-        target, draft = sums["target"], sums["draft"]
-        return [target.decode_seconds, target.decode_tokens, draft.decode_tokens, draft.decode_seconds]
-
-    table = sums_by_problem([(result.key[0], decoded(result)) for policy in policies for result in policy.done], 4)
+    rows = [(problem, [seconds, tokens, 0.0, 0.0]) for problem, (seconds, tokens) in target]
+    rows += [(problem, [0.0, 0.0, tokens, seconds]) for problem, (seconds, tokens) in draft]
+    table = sums_by_problem(rows, 4)
     target_seconds, target_tokens, draft_tokens, draft_seconds = table.sum(axis=0)
-    _, interval = log_ratio(table, math.hypot(*(units[role].error for role in usual)))
+    _, interval = log_ratio(table, math.hypot(units["target"].error, units["draft"].error))
     return Ratio(target_seconds / target_tokens, draft_seconds / draft_tokens), interval
+
+
+def _decoded(steps: Steps, role: ModelRole) -> list[tuple[str, tuple[float, float]]]:
+    """Return the problem, the undisturbed seconds and the expected seconds of each step that a model decoded."""
+    found = [steps.get((role, "decode", is_after_another), ()) for is_after_another in (False, True)]
+    return [
+        (step.problem, (seconds, step.expected))
+        for own in found
+        if own
+        for step, seconds in zip(own, _undisturbed(own, own).tolist(), strict=True)
+    ]
 
 
 def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:
@@ -111,41 +134,40 @@ def _written(result: Result) -> list[tuple[ModelRole, int, int, int]]:
     return [(role, cost.decode_tokens, cost.verify_tokens, cost.verify_batches) for role, cost in result.work]
 
 
-def _samples(policies: Iterable[PolicyResults], units: Mapping[ModelRole, UnitCosts]) -> Samples:
-    found: Samples = {}
+def _by_kind(policies: Iterable[PolicyResults], units: Mapping[ModelRole, UnitCosts]) -> Steps:
+    found: dict[Kind, list[Step]] = {}
     for result in (result for policy in policies for result in policy.done):
-        for kind, expected, measured in _steps(result, units):
-            if expected:
-                found.setdefault(kind, []).append((expected, measured))
+        for kind, step in _steps(result, units):
+            found.setdefault(kind, []).append(step)
     return found
 
 
-def _steps(result: Result, units: Mapping[ModelRole, UnitCosts]) -> Iterator[tuple[Kind, float, float]]:
-    """Yield the kind, the expected seconds and the measured seconds of each piece of work that `units` cover."""
-    num_tokens = 0
+def _steps(result: Result, units: Mapping[ModelRole, UnitCosts]) -> list[tuple[Kind, Step]]:
+    """Return the pieces of work in an attempt that take time and that `units` cover."""
+    found: list[tuple[Kind, Step]] = []
+    place, previous, problem = 0, None, result.key[0]
     for role, cost in result.work:
         if role in units:
-            prefill, decode, verify = units[role].seconds(cost)
-            yield (role, "prefill"), prefill, cost.prefill_seconds
-            yield (role, "decode"), decode, cost.decode_seconds
-            yield (role, "verify"), verify, cost.verify_seconds
-        num_tokens += cost.decode_tokens + cost.verify_kept
-    yield "score", result.num_scores, result.router_seconds
-    yield "program", num_tokens, result.program_seconds
+            measured = cost.prefill_seconds, cost.decode_seconds, cost.verify_seconds
+            for phase, expected, seconds in zip(PHASES, units[role].seconds(cost), measured, strict=True):
+                found.append(((role, phase, previous not in (None, role)), Step(problem, place, expected, seconds)))
+        place, previous = place + cost.decode_tokens + cost.verify_kept, role
+    found.append(("score", Step(problem, 0, result.num_scores, result.router_seconds)))
+    found.append(("program", Step(problem, 0, place, result.program_seconds)))
+    return [(kind, step) for kind, step in found if step.expected]
 
 
-def _usual(samples: Sequence[tuple[float, float]]) -> float:
-    """Return the lower quartile of the ratio measured / expected, weighted by the expected seconds."""
-    expected, measured = np.array(samples).T
-    ratios = measured / expected
-    order = np.argsort(ratios)
-    weights = np.cumsum(expected[order])
-    return float(ratios[order][np.searchsorted(weights, weights[-1] / 4)])
-
-
-def _scale(own: Sequence[tuple[float, float]], everything: Sequence[tuple[float, float]]) -> float:
-    """Return the total measured seconds of a policy's undisturbed steps, divided by their total expected seconds."""
-    usual = _usual(own if len(own) >= MIN_STEPS else everything)
-    kept = [(expected, measured) for expected, measured in own if measured <= DISTURBED * usual * expected]
-    expected, measured = np.sum(kept, axis=0) if kept else (1.0, usual)
-    return float(measured / expected)
+def _undisturbed(own: Sequence[Step], everything: Sequence[Step]) -> Numbers:
+    """Return the seconds of steps of one kind. A disturbed step gets the usual time of the steps at similar places."""
+    place, expected, measured = np.array([step[1:] for step in own]).T
+    ratio, count = measured / expected, len(own)
+    if count < MIN_STEPS:
+        usual = np.full(count, np.median([step.measured / step.expected for step in everything]))
+    else:
+        order, width = np.argsort(place, kind="stable"), min(count, NEIGHBOURS)
+        medians = np.median(sliding_window_view(ratio[order], width), axis=1)
+        usual = np.empty(count)
+        usual[order] = medians[np.clip(np.arange(count) - width // 2, 0, count - width)]
+    is_usual = (usual <= DISTURBED * ratio) & (ratio <= DISTURBED * usual)
+    seconds: Numbers = np.where(is_usual, measured, usual * expected)
+    return seconds

@@ -29,10 +29,10 @@ SampleKey = tuple[str, int]  # problem ID and sample index, which all policies s
 class Result:
     """The fields of a row that are used for statistics.
 
-    `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model,
-    including discarded steps and speculation. `program_seconds` is the time spent outside the models and the
-    router. `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.work`. `question`
-    and `text` are checksums. `share` is None unless several problems were solved at once.
+    `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model, in
+    order, including discarded steps and speculation. `program_seconds` is the time spent outside the models and the router.
+    `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.work`. `question` and
+    `text` are checksums. `share` is None unless several problems were solved at once.
     """
 
     key: SampleKey
@@ -210,10 +210,10 @@ def _read_result(row: Row) -> Result:
 
 
 def _work(decisions: Iterable[Decision]) -> list[tuple[ModelRole, Cost]]:
-    steps = [step for decision in decisions for step in (decision.draft, decision.target) if step]
-    return [(step.model, step.cost) for step in steps] + [
-        ("draft", step.speculation_cost) for step in steps if step.speculation_cost != NO_COST
-    ]
+    work: list[tuple[ModelRole, Cost]] = []
+    for step in (step for decision in decisions for step in (decision.draft, decision.target) if step):
+        work += [("draft", step.speculation_cost), (step.model, step.cost)]
+    return [(role, cost) for role, cost in work if cost != NO_COST]
 
 
 def _checksum(text: str) -> int:

@@ -1,7 +1,9 @@
 """Computed time: the counted work of attempts at unit costs that a disturbed step does not change."""
 
 import copy
+import itertools
 import math
+import random
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -43,6 +45,71 @@ def test_a_freeze_changes_no_computed_time() -> None:
     for before, after in zip(policies(made), policies(made, freeze), strict=True):
         assert after["seconds_mean"] == pytest.approx(before["seconds_mean"], rel=1e-3)
         assert (after["measured_seconds_mean"] > 2 * before["measured_seconds_mean"]) == (before["policy"] == frozen[1])
+
+
+def written(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a row in the order in which the models wrote them."""
+    return [
+        one
+        for step in row["steps"]
+        for one in sorted(filter(None, (step, step["discarded"])), key=lambda one: str(one["model"]))
+    ]
+
+
+def assert_real(made: MadeUp, changed: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+    """Assert that the computed time contains all seconds that `changed` adds, because they belong to the work."""
+    found = policies(made, changed)
+    for policy in found:
+        assert policy["seconds_mean"] == pytest.approx(policy["measured_seconds_mean"], rel=0.01)
+        assert policy["speedup"] == pytest.approx(policy["measured_speedup"], rel=0.01)
+    return found
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 3.0])
+def test_a_policy_pays_for_changes_of_model(seconds: float) -> None:
+    """A target step takes about 2.7 s. Single models never change."""
+    made = make_run(30, columns=COLUMNS, drift=0.0)
+
+    def slow_changes(row: dict[str, Any]) -> None:
+        for before, after in itertools.pairwise(written(row)):
+            if before["model"] != after["model"]:
+                after["cost"]["decode_seconds"] += seconds
+                row["wall_seconds"] += seconds
+
+    before, after = policies(made), assert_real(made, slow_changes)
+    assert after[-1]["speedup"] < before[-1]["speedup"]
+    assert [one["seconds_mean"] for one in before[:2]] == pytest.approx([one["seconds_mean"] for one in after[:2]])
+
+
+@pytest.mark.parametrize("count", [3, 30])
+@pytest.mark.parametrize("factor", [2.0, 6.0])
+def test_tokens_may_cost_more_in_a_long_context(factor: float, count: int) -> None:
+    """A solution has 60 steps, and its last token costs `factor` times as much as its first."""
+
+    def lengthen(row: dict[str, Any]) -> None:
+        row["steps"] = [copy.deepcopy(row["steps"][number % len(row["steps"])]) for number in range(60)]
+        for number, step in enumerate(row["steps"]):
+            for one in filter(None, (step, step["discarded"])):
+                one["cost"]["decode_seconds"] *= 1 + (factor - 1) * number / 59
+        costs = [one["cost"] for one in written(row)]
+        row["wall_seconds"] = sum(cost.get("decode_seconds", 0) + cost.get("prefill_seconds", 0) for cost in costs)
+        row["timing"]["router"]["seconds"] = 0.0
+
+    assert_real(make_run(count, columns=COLUMNS, drift=0.0), lengthen)
+
+
+@pytest.mark.parametrize("factor", [0.02, 50.0])
+def test_a_step_that_was_disturbed_counts_as_its_neighbours(factor: float) -> None:
+    made = make_run(20, columns=COLUMNS, drift=0.0)
+    dice = random.Random(1)
+
+    def disturb(row: dict[str, Any]) -> None:
+        for step in written(row):
+            if dice.random() < 0.1:
+                step["cost"]["decode_seconds"] *= factor
+
+    for before, after in zip(policies(made), policies(made, disturb), strict=True):
+        assert after["seconds_mean"] == pytest.approx(before["seconds_mean"], rel=1e-3)
 
 
 def test_a_uniform_slowdown_changes_no_speedup() -> None:
