@@ -41,7 +41,7 @@ def resume_command(command: Sequence[str]) -> str:
 
 RewardSource = Literal["prm", "rollout"]
 """A process reward model, or rollouts that are checked against the known answer."""
-ResultFormat = Literal["text", "json", "tsv"]
+ResultFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +384,6 @@ class InputOptions:
             is_setting=False,
         ),
     ] = None
-    whole: Annotated[bool, _problems("Treat the whole input as one problem.", is_setting=False)] = False
     mapping: Annotated[
         str | None,
         _problems("Field names in the file, such as question=prompt.", "FIELD=NAME,...", names=("--map",), is_setting=False),
@@ -411,7 +410,7 @@ class ResultOptions:
     form: Annotated[
         ResultFormat | None,
         _output(
-            "Format of standard output: text (answers), json (records) or tsv (id, answer, error). Default: nothing with "
+            "Format of standard output: text (answers) or json (records). Default: nothing with "
             "--output; otherwise text for one problem or on a terminal, and json in other cases.",
             names=("--format",),
         ),

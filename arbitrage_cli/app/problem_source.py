@@ -19,7 +19,6 @@ from arbitrage_cli.data.datasets import load_dataset, refuse_compressed
 from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
 from arbitrage_cli.data.rows import Dataset, Form, parse_mapping
 from arbitrage_cli.errors import UsageError, os_errors
-from arbitrage_cli.system.files import MAX_TEXT_BYTES
 from arbitrage_cli.types import Problem
 
 MAX_BAD_LINES = 20
@@ -35,7 +34,7 @@ class Problems:
     """A command's problems, read on demand.
 
     `total` is the number of rows, if it is known. `ended` is true once all rows have been read. `is_single` is true if a
-    single problem is read from an argument or from the whole input.
+    single problem is read from an argument.
     """
 
     def __init__(
@@ -50,8 +49,6 @@ class Problems:
         input_file, limit = options.input_file, options.limit
         if problem is not None and input_file is not None:
             raise UsageError("a problem argument and --input cannot be combined", "give one of them")
-        if options.whole:
-            problem, input_file = _whole_input(problem, input_file, limit, stack), None
         mapping = parse_mapping(options.mapping) if options.mapping else {}
         table = _read_table(input_file, mapping, forms)
         self.is_single = problem not in (None, "-")
@@ -131,7 +128,8 @@ class Problems:
         if not self._has_gap:
             self._has_gap = True
             self._display.note(
-                "found a blank line: each line is read as a separate problem; if the whole input is one problem, use --whole"
+                "found a blank line: each line is read as a separate problem; to solve a problem of several lines, use "
+                'arbitrage solve "$(cat FILE)"'
             )
 
     def _with_unique_id(self, problem: Problem) -> Problem:
@@ -215,21 +213,6 @@ def _read_table(input_file: str | None, mapping: Mapping[str, str], forms: Seque
     with contextlib.ExitStack() as stack:
         _open_input(name, stack)  # reports a missing file like any other input
     return load_dataset(name, offline=True, mapping=mapping, needs_answers=False, forms=forms)
-
-
-def _whole_input(problem: str | None, input_file: str | None, limit: str | None, stack: contextlib.ExitStack) -> str:
-    if problem not in (None, "-") or limit is not None:
-        raise UsageError(
-            "requires a file or a pipe with a single problem", "remove the problem argument and --limit", option="whole"
-        )
-    try:
-        stream = _open_input(input_file if problem is None else "-", stack)
-        text = stream.read(MAX_TEXT_BYTES).decode("utf-8-sig").strip()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{input_file or 'standard input'}: cannot be read ({error})", "use text in UTF-8") from error
-    if not text:
-        raise UsageError(f"{input_file or 'standard input'} is empty", "use an input that contains a problem")
-    return text
 
 
 def _from_argument(problem: str) -> Problem:

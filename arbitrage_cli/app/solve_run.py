@@ -62,7 +62,7 @@ def solve_problems(
 def _open_file(path: Path, display: Display) -> AbstractContextManager[RunFolder]:
     """Open or create a file of results with its run folder. Raises UsageError if `solve -o` did not write the file."""
     if path.suffix.lower() in OTHER_FORMATS:
-        hint = f"{ANOTHER}; to write only answers, use --format {'tsv' if path.suffix != '.txt' else 'text'} > FILE"
+        hint = f"{ANOTHER}; to write only answers, use --format text > FILE"
         raise UsageError(f"{path}: records are written as JSONL, not as {path.suffix[1:]}", hint, option="output_file")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: not a regular file, so the command could not be resumed", ANOTHER)

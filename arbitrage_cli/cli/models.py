@@ -1,4 +1,4 @@
-"""`arbitrage models`: lists pairs, downloads and locates model files, and describes models and routers."""
+"""`arbitrage models`: lists pairs, downloads models, and describes models and routers."""
 
 import sys
 from collections.abc import Iterable
@@ -16,10 +16,8 @@ from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName
-from arbitrage_cli.model_files.pairs import hub_name, is_served, local_files, user_pairs
+from arbitrage_cli.model_files.pairs import is_served, user_pairs
 from arbitrage_cli.stats import rounding
-
-SOME_MISSING = 1
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Pair, user/repo[:quant] or GGUF file.", autocompletion=complete_pairs)
@@ -29,7 +27,7 @@ Json = Annotated[bool, Option("Output", "Print JSON.", names=("--json",))]
 
 def make_group() -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help="List, download and inspect models.")
-    for name, function in {"list": list_pairs, "pull": pull, "path": path, "info": info}.items():
+    for name, function in {"list": list_pairs, "pull": pull, "info": info}.items():
         group.command(name)(function)
     return group
 
@@ -93,19 +91,6 @@ def _show_sizes(names: Iterable[HubName], *, offline: bool) -> None:
         typer.echo(f"{'present' if is_here else 'missing':<8}  {size:>8}  {one_line(file.name)}")
     missing = [file.size for file, is_here in files.items() if not is_here]
     typer.echo(f"to download: {rounding.count(len(missing), 'file')}, {rounding.size_words(sum(missing))}")
-
-
-@command
-def path(name: Name, *, debug: Debug = False) -> int:
-    """Print the paths of a pair's or a model's files. The exit code is 1 if a file is not on this machine."""
-    sources = {source: local_files(source) for source in model_info.sources_of(name)}
-    for source, files in sources.items():
-        for file in files:
-            typer.echo(str(file))
-        if not files:
-            hint = f"run arbitrage models pull {one_line(name)}" if hub_name(source) else model_info.how_to_name()
-            typer.echo(f"{one_line(source)} is not on this machine: {hint}", err=True)
-    return 0 if all(sources.values()) else SOME_MISSING
 
 
 @command

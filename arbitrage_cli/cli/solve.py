@@ -63,7 +63,7 @@ def solve(
     with command_display(output) as display:
 
         def line_of(record: "Record") -> str | None:
-            return wording.result(record, form, is_single=is_single or source.whole) if form else None
+            return wording.result(record, form, is_single=is_single) if form else None
 
         describe = partial(_describe, setup, results, form)
         solved = solve_problems(setup, make_setup, problem, source, results.output_file, display, line_of, describe)

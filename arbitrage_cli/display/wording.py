@@ -243,10 +243,9 @@ def result(record: Mapping[str, Any], form: ResultFormat, *, is_single: bool) ->
     if form == "json":
         return to_json(record)
     text = record["text"].strip()
-    if is_single and form == "text":
+    if is_single:
         return safe(record["answer"] or text) if record["steps"] else None
-    answer = one_line(record["answer"] or text.rpartition("\n")[2])  # without an answer: the last line
-    return answer if form == "text" else "\t".join((one_line(record["id"]), answer, one_line(record["error"] or "")))
+    return one_line(record["answer"] or text.rpartition("\n")[2])  # without an answer: the last line
 
 
 def in_one_line(answer: str) -> str:

@@ -200,7 +200,7 @@ def test_input_that_is_no_text_ends_early(tmp_path: Path) -> None:
 
 COMMANDS = (
     ("doctor",), ("report", "."), ("models", "list"), ("models", "list", "--json"), ("models", "info", "builtin"),
-    ("models", "path", "builtin"), ("--help",), ("--version",), ("report", "made"), ("compare", "made", "made", "--json"),
+    ("--help",), ("--version",), ("report", "made"), ("compare", "made", "made", "--json"),
     ("compare", "made", "made"),
 )  # fmt: skip
 each_command = pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)

@@ -22,7 +22,7 @@ from gguf import GGUFValueType
 
 DRAFT, TARGET = "user/Draft-GGUF", "user/Target-GGUF"
 BIG = bytes(range(256)) * 20_000  # about 5 MB, no GGUF
-RUN_FAILED, USAGE, MODEL = 1, 2, 3
+USAGE, MODEL = 2, 3
 SHORT = ("--max-tokens", "16", "--threads", "1")
 
 
@@ -80,16 +80,16 @@ def test_list_shows_pairs_and_what_is_here_without_the_hub(pair: HubFixture) -> 
     assert not pair.hub.requests
 
 
-def test_pull_fetches_a_pair_once_and_path_finds_it(pair: HubFixture) -> None:
-    before = pair.run("models", "path", "mine")
-    assert (before.code, before.out) == (RUN_FAILED, "")
+def test_pull_fetches_a_pair_once_and_finds_it_offline(pair: HubFixture) -> None:
+    before = pair.run("models", "pull", "mine", "--offline", "-q")
+    assert (before.code, before.out) == (MODEL, "")
     pulled = pair.run("models", "pull", "mine")
     assert pulled.code == 0, pulled.err
     paths = pulled.out.splitlines()
     assert [Path(path).name for path in paths] == ["Draft-Q4_K_M.gguf", "target.q8_0.gguf"]
     assert "downloading Draft-Q4_K_M.gguf" in pulled.err
     assert ESCAPE not in pulled.stderr
-    again, found = pair.run("models", "pull", "mine", "--quiet"), pair.run("models", "path", "mine")
+    again, found = pair.run("models", "pull", "mine", "--quiet"), pair.run("models", "pull", "mine", "--offline", "-q")
     assert again.out == found.out == pulled.out
     assert (again.code, again.err, found.code, found.err) == (0, "", 0, "")
     assert len(pair.hub.downloads()) == 2
@@ -109,14 +109,13 @@ def test_dry_run_shows_what_would_be_fetched(pair: HubFixture) -> None:
     )
     assert total == ["to", "download:", "1", "file,", *target[1:3]]
     assert len(pair.hub.downloads()) == downloaded
-    assert pair.run("models", "path", f"{TARGET}:Q8_0").code == RUN_FAILED
+    assert pair.run("models", "pull", f"{TARGET}:Q8_0", "--offline", "-q").code == MODEL
     assert_refused(pair.run("models", "pull", "mine", "--dry-run", "--offline"), MODEL, "", "not on this machine")
 
 
 @pytest.mark.parametrize("name", ["scripted:draft", "lama3", "missing.gguf"])
 def test_only_names_of_models_and_pairs_are_pulled(place: HubFixture, name: str) -> None:
     assert place.run("models", "pull", name).code == USAGE
-    assert place.run("models", "path", name).code == RUN_FAILED
     assert not place.hub.requests
 
 
@@ -138,7 +137,7 @@ def test_killed_pull_has_fetched_nothing_and_can_be_repeated(place: HubFixture) 
     assert place.hub.gate
     place.hub.gate.set()
     place.hub.gate = None
-    assert place.run("models", "path", DRAFT).code == RUN_FAILED
+    assert place.run("models", "pull", DRAFT, "--offline", "-q").code == MODEL
     pulled = place.run("models", "pull", DRAFT)
     assert Path(pulled.out.strip()).read_bytes() == BIG
 
@@ -152,8 +151,8 @@ def test_pull_killed_again_and_again_leaves_no_wrong_file(place: HubFixture) -> 
             {"fault": {"number": number // 2, "action": "kill"}} if number % 2 else {"kill_after": draw.uniform(0.1, 1.0)}
         )
         codes.add(run("models", "pull", DRAFT, env=place.env(), **fault).code)
-        found = place.run("models", "path", DRAFT)
-        assert found.code == RUN_FAILED or Path(found.out.strip()).read_bytes() == BIG
+        found = place.run("models", "pull", DRAFT, "--offline", "-q")
+        assert found.code == MODEL or Path(found.out.strip()).read_bytes() == BIG
         pulled = place.run("models", "pull", DRAFT)
         assert (pulled.code, Path(pulled.out.strip()).read_bytes() == BIG) == (0, True), pulled.err
         shutil.rmtree(place.folder / ("hf" if number % 3 else "cache"), ignore_errors=True)

@@ -168,17 +168,3 @@ def test_completion_offers_values(tmp_path: Path, typed: str, offered: str) -> N
     words = f"arbitrage {typed}"
     env = {"_ARBITRAGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
     assert offered in run(cwd=tmp_path, env=env).out.splitlines()
-
-
-def test_the_whole_input_may_be_one_problem(tmp_path: Path) -> None:
-    text = "Add these.\n\n37 * 12 - 95"
-    (tmp_path / "in.txt").write_text(f"{text}\n")
-    for found in (
-        solve("--whole", "--json", stdin=f"{text}\n".encode()),
-        solve("--whole", "--json", "-i", "in.txt", cwd=tmp_path),
-    ):
-        assert [record["problem"] for record in found.records] == [text]
-    assert len(solve("--json", stdin=f"{text}\n".encode()).records) == 2
-    assert_refused(solve("1 + 1", "--whole"), 2, "--whole")
-    assert_refused(solve("--whole", "-i", "in.txt", "--limit", "1", cwd=tmp_path), 2, "--whole")
-    assert_refused(solve("--whole", stdin=b" \n"), 2, "", "empty")
