@@ -131,15 +131,15 @@ COMPARISON: Sequence[Column] = (
     _value("speed-up", "seconds_ratio"),
 )
 
-_BOOTSTRAP = "bootstrap over problems if there are several samples per problem"
+_EFFECTIVE = "for the effective number of attempts (Kish) if there are several samples per problem"
 _OVER_PROBLEMS = "Interval: 95%, paired jackknife over problems, if there are at least 15 problems."
 _WITH_COST_ERROR = f"{_OVER_PROBLEMS} It includes the error of the unit costs."
 
 DEFINITIONS: Mapping[str, str] = {
     "accuracy": "Correct answers / attempts. Unscored answers and errors count as incorrect, but if no answer was graded, "
-    f"the accuracy is unknown. Interval: 95%, Wilson, or {_BOOTSTRAP}.",
+    f"the accuracy is unknown. Interval: 95%, Wilson, {_EFFECTIVE}.",
     "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
-    f"Interval: 95%, paired (Newcombe), or {_BOOTSTRAP}.",
+    f"Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
     "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. They are graded too.",
     "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
     "times the unit costs measured in the run. A step that took less than half or more than twice the usual time of such steps "
@@ -167,7 +167,7 @@ DEFINITIONS: Mapping[str, str] = {
     "time": "Wall-clock seconds of the finished attempts, by activity. `rest` is the time of all other activities.",
     "by_level": "Accuracy on the planned problems of one level, with the number of correct answers and attempts.",
     "compared_accuracy": "(Correct answers in the second run - correct answers in the first run) / attempts made in both, in "
-    f"percentage points. Interval: 95%, paired (Newcombe), or {_BOOTSTRAP}.",
+    f"percentage points. Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
     "mcnemar_p": "Exact two-sided McNemar test: among the attempts that only one run solved, the probability of a split at least "
     "as uneven as this one if both runs are equally good.",
     "seconds_ratio": "Computed seconds of the first run / computed seconds of the second run, over the attempts that both "

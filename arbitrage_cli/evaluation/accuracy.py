@@ -4,11 +4,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from arbitrage_cli.runs.records import LIMITS
 from arbitrage_cli.runs.results import PolicyResults, Result, paired, sums_by_problem
-from arbitrage_cli.stats.intervals import Interval, Numbers, Ratio, bootstrap, paired_difference, ratio_of_sums, wilson
+from arbitrage_cli.stats.intervals import Interval, Ratio, paired_difference, wilson
 
 COMPARED = (
     *("accuracy_difference", "accuracy_difference_interval"),
@@ -16,7 +14,7 @@ COMPARED = (
 )
 
 
-def accuracy(results: Collection[Result], planned: int, samples: int) -> dict[str, Any]:
+def accuracy(results: Collection[Result], planned: int) -> dict[str, Any]:
     """Return the outcome counts of all `planned` attempts, and the accuracy of the attempts made so far.
 
     The accuracy is unknown if no answer was graded. If all attempts failed, it is 0.
@@ -30,7 +28,7 @@ def accuracy(results: Collection[Result], planned: int, samples: int) -> dict[st
         "missing": planned - len(results),
         "cut": cut_by_limit(result for result in results if result.is_done).total(),
         "accuracy": Ratio(counts["correct"], len(counted)),
-        "accuracy_interval": _interval(counted, samples),
+        "accuracy_interval": _interval(counted),
     }
 
 
@@ -38,7 +36,7 @@ def cut_by_limit(results: Iterable[Result]) -> Counter[str]:
     return Counter(flag for result in results if (flag := LIMITS.get(result.stop or "")))
 
 
-def compared_with_target(policy: PolicyResults, target: PolicyResults | None, samples: int) -> dict[str, Any]:
+def compared_with_target(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
     """Compare the accuracy, answers and texts of a policy with those of the target alone.
 
     All figures are None for the target itself, or if the run has no target. If the right answer to a question is unknown,
@@ -55,7 +53,7 @@ def compared_with_target(policy: PolicyResults, target: PolicyResults | None, sa
     answered = [(own.answer, other.answer) for own, other in both if other.answer is not None]
     return {
         "accuracy_difference": Ratio(sum(own.is_correct - other.is_correct for own, other in pairs), len(pairs)),
-        "accuracy_difference_interval": difference_interval(pairs, samples),
+        "accuracy_difference_interval": difference_interval(pairs),
         "same_answers": Ratio(sum(own == others for own, others in answered), len(answered)),
         "answers_gained": Ratio(gained, len(compared)),
         "answers_lost": Ratio(lost, len(compared)),
@@ -70,31 +68,32 @@ def _is_lost(result: Result, target: Result) -> bool:
     return target.is_correct and not result.is_correct if target.is_graded else result.answer != target.answer
 
 
-def difference_interval(pairs: Sequence[tuple[Result, Result]], samples: int) -> Interval | None:
-    """Return the interval for the first accuracy minus the second, computed by resampling problems.
-
-    If every problem has the same difference, resampling would give an interval of zero width. The interval is then computed
-    as if each problem had one sample.
-    """
+def difference_interval(pairs: Sequence[tuple[Result, Result]]) -> Interval | None:
+    """Return the interval for the first accuracy minus the second, or None if there are no attempts."""
+    if not pairs:
+        return None
     table = Counter((own.is_correct, other.is_correct) for own, other in pairs)
-    cells = [table[key] for key in ((True, True), (True, False), (False, True), (False, False))]
-    if samples == 1 or not pairs:
-        return paired_difference(*cells)
-    differences = sums_by_problem(((own.key[0], [own.is_correct - other.is_correct, 1.0]) for own, other in pairs), 2)
-    if _varies(differences):
-        return bootstrap(differences, ratio_of_sums)
-    return paired_difference(*(cell * len(differences) / len(pairs) for cell in cells))
+    count = _effective_count([(own.key[0], own.is_correct - other.is_correct) for own, other in pairs])
+    cells = ((True, True), (True, False), (False, True), (False, False))
+    return paired_difference(*(table[cell] * count / len(pairs) for cell in cells))
 
 
-def _interval(results: Collection[Result], samples: int) -> Interval | None:
-    num_correct = sum(result.is_correct for result in results)
-    if samples == 1 or not results:
-        return wilson(num_correct, len(results))
-    sums = sums_by_problem(((result.key[0], [result.is_correct, 1.0]) for result in results), 2)
-    if np.any(sums[:, 1] > 1) and _varies(sums):
-        return bootstrap(sums, ratio_of_sums)
-    return wilson(num_correct / len(results) * len(sums), len(sums))
+def _interval(results: Collection[Result]) -> Interval | None:
+    if not results:
+        return None
+    count = _effective_count([(result.key[0], int(result.is_correct)) for result in results])
+    return wilson(sum(result.is_correct for result in results) * count / len(results), count)
 
 
-def _varies(sums: Numbers) -> bool:
-    return len(np.unique(ratio_of_sums(sums))) > 1
+def _effective_count(values: Sequence[tuple[str, int]]) -> float:
+    """Return how many attempts at different problems would determine the mean of the values as precisely (Kish).
+
+    Attempts at the same problem tend to have equal values. If all values are equal, each problem counts once.
+    """
+    table = sums_by_problem(((problem, [value, 1.0]) for problem, value in values), 2)
+    total, count = table.sum(axis=0).tolist()
+    spread = count * sum(value**2 for _, value in values) - total**2
+    between = float(((count * table[:, 0] - total * table[:, 1]) ** 2).sum())
+    if not spread:
+        return len(table)
+    return float(min(count, count**2 * spread / between)) if between else float(count)

@@ -99,7 +99,7 @@ def _accuracy(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
         "first_only_correct": first_only,
         "second_only_correct": second_only,
         "accuracy_difference": Ratio(second_only - first_only, len(pairs)).value,
-        "accuracy_difference_interval": difference_interval([(after, before) for before, after in pairs], samples),
+        "accuracy_difference_interval": difference_interval([(after, before) for before, after in pairs]),
         "mcnemar_p": mcnemar(first_only, second_only) if samples == 1 and pairs else None,
     }
 

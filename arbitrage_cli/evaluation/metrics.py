@@ -86,8 +86,8 @@ def _policy_figures(
 ) -> dict[str, Any]:
     levels, samples = run["levels"], run["sampling"]["samples"]
     found = _with_ratios(
-        accuracy(policy.results.values(), len(levels) * samples, samples)
-        | compared_with_target(policy, target, samples)
+        accuracy(policy.results.values(), len(levels) * samples)
+        | compared_with_target(policy, target)
         | dict.fromkeys((*THROUGHPUT, *LATENCY))
         | (
             speed.throughput(policy, target)
@@ -143,7 +143,7 @@ def _by_level(policy: PolicyResults, levels: Mapping[str, Level], samples: int) 
     for result in policy.results.values():
         results[levels[result.key[0]]].append(result)
     known = sorted((level for level in planned if level is not None), key=_level_order)
-    return {str(level): _with_ratios(accuracy(results[level], planned[level] * samples, samples)) for level in known} or None
+    return {str(level): _with_ratios(accuracy(results[level], planned[level] * samples)) for level in known} or None
 
 
 def _level_order(level: str | int) -> tuple[bool, int, str]:

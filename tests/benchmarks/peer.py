@@ -42,7 +42,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import PairEntry, find_files, find_pair, router_file, user_pairs
 from arbitrage_cli.routing.route import Route, make_routes, parse_routes
 from arbitrage_cli.routing.router import load
-from arbitrage_cli.stats.intervals import Interval, bootstrap, ratio_of_sums, wilson
+from arbitrage_cli.stats.intervals import Interval, log_ratio, wilson
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.tasks import FORMS, find_task
 from arbitrage_cli.tasks.task import Grader
@@ -192,7 +192,7 @@ def write_table(found: Mapping[str, Sequence[Solved]]) -> None:
 def _ratio(base: Sequence[Solved], solved: Sequence[Solved]) -> str:
     columns = np.array([(one.seconds, other.seconds) for one, other in zip(base, solved, strict=True)])
     sums = columns.sum(axis=0)
-    return _with(sums[0] / sums[1], bootstrap(columns, ratio_of_sums), 1, ".2f")
+    return _with(sums[0] / sums[1], log_ratio(columns)[1], 1, ".2f")
 
 
 def _with(value: float, interval: Interval | None, times: float, form: str) -> str:

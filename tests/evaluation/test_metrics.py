@@ -222,8 +222,7 @@ def test_few_problems_have_a_speedup_without_an_interval(problems: int, has_inte
     assert bool(made["notes"]) != has_interval
 
 
-def test_samples_are_resampled_by_problem() -> None:
-    """Samples of one problem count in the mean, but as one problem in the interval."""
+def test_samples_of_one_problem_count_as_one_problem_in_intervals() -> None:
     once = make_run(30, columns=ALONE)
     copies = [{**one, "sample": sample} for one in once.rows for sample in range(4)]
     repeated = made_figures(run_of(copies, samples=4))
@@ -231,13 +230,25 @@ def test_samples_are_resampled_by_problem() -> None:
     assert target["n"] == 120
     assert target["accuracy"] == single["accuracy"]
     assert (target["speedup"], target["speedup_interval"]) == (1.0, None)
-    low, high = target["accuracy_interval"]
-    as_if_alone = wilson(target["correct"], target["n"])
-    assert as_if_alone is not None
-    assert high - low > 1.5 * (as_if_alone[1] - as_if_alone[0])
+    assert target["accuracy_interval"] == pytest.approx(single["accuracy_interval"])
     assert any("intervals are over problems" in note for note in repeated["notes"])
-    draft = by_label(repeated)["draft"]
-    assert draft["speedup_interval"] == pytest.approx(by_label(made_figures(once))["draft"]["speedup_interval"])
+    draft, alone = by_label(repeated)["draft"], by_label(made_figures(once))["draft"]
+    for name in ("accuracy_difference_interval", "speedup_interval"):
+        assert draft[name] == pytest.approx(alone[name])
+
+
+def test_independent_samples_of_a_problem_count_as_attempts() -> None:
+    dice = random.Random(3)
+    rows = [
+        graded(make_row(index, sample, ALONE[0]), dice.choice(["correct", "incorrect"]))
+        for index in range(200)
+        for sample in range(4)
+    ]
+    (target,) = made_figures(run_of(rows, samples=4))["policies"]
+    low, high = target["accuracy_interval"]
+    expected = wilson(target["correct"], 800)
+    assert expected is not None
+    assert high - low == pytest.approx(expected[1] - expected[0], rel=0.1)
 
 
 @pytest.mark.parametrize("samples", [1, 2])

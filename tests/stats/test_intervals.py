@@ -9,14 +9,10 @@ from hypothesis import strategies as st
 
 from arbitrage_cli.stats.intervals import (
     MIN_PROBLEMS,
-    RESAMPLES,
     Numbers,
-    bootstrap,
     log_ratio,
     mcnemar,
     paired_difference,
-    ratio_of_sums,
-    resampled_sums,
     wilson,
 )
 
@@ -76,16 +72,6 @@ def test_mcnemar_is_the_exact_binomial_test(first: int, second: int, p: float) -
     assert mcnemar(second, first) == mcnemar(first, second)
 
 
-def test_resamples_are_the_same_each_time_and_keep_rows_together() -> None:
-    column = np.arange(7.0)
-    sums = resampled_sums(np.column_stack([column, 2 * column, np.ones(7)]))
-    assert sums.shape == (RESAMPLES, 3)
-    assert np.array_equal(sums[:, 1], 2 * sums[:, 0])
-    assert (sums[:, 2] == 7).all()
-    assert np.array_equal(sums, resampled_sums(np.column_stack([column, 2 * column, np.ones(7)])))
-    assert sums[:, 0].std() > 0
-
-
 def test_log_ratio_has_the_values_of_a_jackknife_and_of_student() -> None:
     """With equal denominators and numerators 1 +- d, the jackknife has a closed form; all problems have equal weights."""
     table = np.ones((20, 2))
@@ -127,8 +113,3 @@ def test_log_ratio_has_no_interval_if_one_problem_determines_a_sum() -> None:
     error, interval = log_ratio(table)
     assert error == pytest.approx(0.0)
     assert interval is None
-
-
-def test_bootstrap_of_one_problem_or_of_no_time_is_unknown() -> None:
-    assert bootstrap(np.array([[2.0, 1.0]]), ratio_of_sums) is None
-    assert bootstrap(np.array([[2.0, 0.0], [1.0, 0.0]]), ratio_of_sums) is None
