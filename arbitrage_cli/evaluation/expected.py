@@ -27,7 +27,7 @@ CARD_SPREAD, OTHER_SPREAD = 0.25, 0.5
 CARD_ANSWERS, OTHER_ANSWERS = 10, 4
 """The weight of a card's expected net change, in measured answers, for its own pairs (at most) and for other pairs."""
 CHANGED = 0.5  # the answers that any expectation counts as gained, and as lost: Jeffreys' prior
-DRAFT_CHANGE = -0.1  # the expected net change of the draft alone, as a share of the answers
+DRAFT_CHANGE = -0.15  # the expected net change of the draft alone, as a share of the answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Expected:
     """The expected effect of a policy: a log-normal speed-up of at most `most`, and the outcomes of answers.
 
     `speedup` is the median, and `spread` is the standard deviation of its logarithm. The expectation that shares of the
-    answers are gained, lost and kept has the weight of that many measured answers.
+    answers are gained, lost and kept has the weight of that many measured answers. `right` is the share of answers that the
+    target has right.
     """
 
     speedup: float = 1.0
@@ -44,6 +45,7 @@ class Expected:
     gained: float = 0.5
     lost: float = 0.7
     kept: float = 2.8
+    right: float = 1.0
 
     @property
     def change(self) -> float:

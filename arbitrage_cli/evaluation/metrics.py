@@ -24,7 +24,10 @@ from arbitrage_cli.stats.intervals import MIN_PROBLEMS, Ratio
 SCHEMA = 1
 MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
 
-THROUGHPUT = ("problems_per_second", "throughput_ratio", "throughput_ratio_interval", "blocks_compared")
+THROUGHPUT = (
+    *("problems_per_second", "throughput_ratio"),
+    *("throughput_ratio_log_error", "throughput_ratio_interval", "blocks_compared"),
+)
 LATENCY = tuple(
     f"{kind}{name}"
     for kind in ("", "measured_")
@@ -33,7 +36,8 @@ LATENCY = tuple(
 """The time figures of throughput runs (problems per second) and of other runs (seconds per problem).
 
 Seconds and speed-ups are computed from the counted work; figures with the prefix `measured_` are wall-clock times.
-`speedup_log_error` is the standard error of the logarithm of the speed-up. It includes the error of the unit costs.
+Figures whose names end in `_log_error` are standard errors of logarithms. Those of computed speed-ups include the error of the
+unit costs.
 """
 
 

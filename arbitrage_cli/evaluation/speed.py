@@ -83,11 +83,12 @@ def throughput(policy: PolicyResults, target: PolicyResults | None) -> dict[str,
     """Return the problems per second, and their ratio to the target's over blocks with the same attempts."""
     own, others = _blocks(policy), _blocks(target) if target else {}
     shared = [number for number, block in own.items() if number in others and _keys(block) == _keys(others[number])]
-    value, interval = _against_target([(own[number], others[number]) for number in shared], can_vary=policy is not target)
+    value, error, interval = _against_target([(own[number], others[number]) for number in shared])
     return {
         "problems_per_second": Ratio(sum(map(_num_done, own.values())), math.fsum(map(_block_seconds, own.values()))),
         "throughput_ratio": value,
-        "throughput_ratio_interval": interval,
+        "throughput_ratio_log_error": error,
+        "throughput_ratio_interval": None if policy is target else interval,
         "blocks_compared": len(shared),
     }
 
@@ -105,13 +106,13 @@ def throughput_notes(concurrency: int, policies: Sequence[PolicyResults], made: 
     return notes
 
 
-def _against_target(pairs: Sequence[tuple[Block, Block]], *, can_vary: bool) -> tuple[Ratio | None, Interval | None]:
+def _against_target(pairs: Sequence[tuple[Block, Block]]) -> tuple[Ratio | None, float | None, Interval | None]:
     blocks = [[_num_done(own), _block_seconds(own), _block_seconds(other), _num_done(other)] for own, other in pairs]
     table = np.array(blocks, np.float64).reshape(len(pairs), 4)
     done, seconds, target_seconds, target_done = map(math.fsum, table.T)
     rate, target_rate = Ratio(done, seconds).value, Ratio(target_done, target_seconds).value
     ratio = None if rate is None or target_rate is None else Ratio(rate, target_rate)
-    return ratio, log_ratio(table)[1] if can_vary else None
+    return ratio, *log_ratio(table)
 
 
 def _blocks(policy: PolicyResults) -> dict[int, list[Result]]:

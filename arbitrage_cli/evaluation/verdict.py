@@ -20,7 +20,7 @@ import numpy as np
 from arbitrage_cli.evaluation.expected import UNKNOWN, Expected, route_of
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import DEFAULT_TAU
-from arbitrage_cli.stats.intervals import SEED, Interval, Numbers, Z
+from arbitrage_cli.stats.intervals import SEED, Interval, Numbers
 
 Figures = Mapping[str, Any]
 
@@ -29,11 +29,10 @@ MAX_LOSS, MAX_LOST = 0.02, 0.05  # maximum net loss, as shares of all answers an
 LIKELY = 0.6  # confidence below which the verdict is undecided
 SURE = 0.95  # confidence at which more problems are not needed
 HOPELESS = 0.02  # confidence below which a policy is not run
-SPREAD, SPREAD_PROBLEMS = 0.3, 5.0
+SPREAD, SPREAD_PROBLEMS = 0.7, 3.0
 """The prior standard deviation of a problem's log speed-up, and the number of problems that the prior counts as."""
-COMPUTED_ERROR = 0.03  # the standard deviation of the error of a computed log speed-up, which more problems do not reduce
-DRAWS = 20_000  # random net changes from which probabilities and intervals are computed
-QUANTILES = tuple(NormalDist().inv_cdf((index + 0.5) / 50) for index in range(50))
+DRAWS = 10_000  # random net changes from which probabilities and intervals are computed
+ALONE = Expected(spread=0.0)  # the effect of the target alone
 
 SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
 MAX_POINTS = 1.0  # maximum loss of a preset, in percentage points of the target's reward
@@ -106,14 +105,13 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
 
     Return None if there is no policy to compare with the target alone.
     """
-    made = {route_of(policy): policy for policy in figures["policies"]}
-    effects = {
-        route: _updated(expected.get(route, UNKNOWN), made.get(route), figures)
-        for route in dict.fromkeys((*expected, *made))
-        if route != "target" and _policy_of(route).kind != "oracle"
-    }
-    lossless = next((effect for route, effect in effects.items() if _policy_of(route).speculates), None)
-    found = [_candidate(route, one, made.get(route), figures["samples"], lossless) for route, one in effects.items()]
+    made = {route_of(policy): policy for policy in figures["policies"] if "answers_lost" in policy["ratios"]}
+    routes = [route for route in dict.fromkeys((*expected, *made)) if _policy_of(route).kind != "oracle"]
+    effects = {route: expected.get(route, UNKNOWN) for route in routes}
+    effects |= {route: _updated(effects[route], made[route], figures["samples"]) for route in routes if route in made}
+    lossless = [effects[route] for route in routes if _policy_of(route).speculates]
+    found = [_candidate(route, effects[route], lossless) for route in routes]
+    found = [_with_figures(one, made[one.route], figures["samples"]) if one.route in made else one for one in found]
     candidates = tuple(sorted(_considered(found), key=lambda one: one.confidence, reverse=True))
     if not candidates:
         return None
@@ -125,37 +123,34 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
     return Verdict("target", confidence, count, candidates, ratio, _ratio_needed(candidates, ratio))
 
 
-def chance_of_speedup(expected: Expected, lossless: Expected | None = None) -> float:
-    """Return the probability of at least MIN_SPEEDUP times the speed of the target alone and of a lossless alternative."""
+def chance_of_speedup(expected: Expected, other: Expected = ALONE) -> float:
+    """Return the probability that a policy is at least MIN_SPEEDUP times as fast as another policy."""
     if expected.most < MIN_SPEEDUP:
         return 0.0
-    log_speedup = NormalDist(math.log(expected.speedup), expected.spread)
-    others = [math.log(lossless.speedup) + lossless.spread * one for one in QUANTILES] if lossless else [0.0]
-    return 1 - math.fsum(log_speedup.cdf(math.log(MIN_SPEEDUP) + max(0.0, other)) for other in others) / len(others)
+    log_ratio = NormalDist(math.log(expected.speedup / other.speedup), math.hypot(expected.spread, other.spread))
+    return 1 - log_ratio.cdf(math.log(MIN_SPEEDUP))
 
 
-def chance_of_small_loss(expected: Expected, right: float) -> float:
-    """Return the probability of an acceptable net change, given the share of answers that the target has right."""
-    return float(np.mean(_net_changes(expected.gained, expected.lost, expected.kept) >= -min(MAX_LOSS, MAX_LOST * right)))
+def chance_of_small_loss(expected: Expected) -> float:
+    """Return the probability of an acceptable net change."""
+    return 1 - float(np.searchsorted(_net_changes(expected), -min(MAX_LOSS, MAX_LOST * expected.right))) / DRAWS
 
 
 @lru_cache(maxsize=256)
-def _net_changes(gained: float, lost: float, kept: float) -> Numbers:
-    """Return random net changes. The shares of the three kinds of answers have a Dirichlet distribution."""
-    shares = np.random.default_rng(SEED).dirichlet((gained, lost, kept), DRAWS)
-    changes: Numbers = shares[:, 0] - shares[:, 1]
-    return changes
+def _net_changes(expected: Expected) -> Numbers:
+    """Return random net changes in ascending order. The three shares of answers have a Dirichlet distribution."""
+    shares = np.random.default_rng(SEED).dirichlet((expected.gained, expected.lost, expected.kept), DRAWS)
+    return np.sort(shares[:, 0] - shares[:, 1])
 
 
-def after_problems(
-    expected: Expected, speedup: float, interval: Interval | None, count: int, error: float = COMPUTED_ERROR
-) -> Expected:
-    """Return the expected effect, updated by `count` problems with this speed-up and 95% interval (None if unknown).
+def after_problems(expected: Expected, speedup: float, log_error: float | None, count: float) -> Expected:
+    """Return the expected effect, updated by `count` problems with this speed-up.
 
-    Log speed-ups are assumed to be normally distributed. `error` is the standard deviation of an error that all problems share.
+    Log speed-ups are assumed to be normally distributed. `log_error` is the standard error of the logarithm of the speed-up,
+    or None if it is unknown.
     """
-    between = SPREAD_PROBLEMS * SPREAD**2 + (count * _log_spread(interval)) ** 2
-    weight = 1 / (between / (SPREAD_PROBLEMS + (count if interval else 0)) / count + error**2)
+    between = SPREAD_PROBLEMS * SPREAD**2 + (count * (log_error or 0.0)) ** 2
+    weight = (SPREAD_PROBLEMS + (0 if log_error is None else count)) * count / between
     precision = expected.spread**-2 + weight
     mean = (expected.spread**-2 * math.log(expected.speedup) + weight * math.log(speedup)) / precision
     return replace(expected, speedup=math.exp(mean), spread=precision**-0.5)
@@ -171,42 +166,44 @@ def _policy_of(route: str) -> Policy:
     return POLICIES[route.partition("@")[0]]
 
 
-def _updated(expected: Expected, made: Figures | None, figures: Figures) -> Expected:
+def _updated(expected: Expected, made: Figures, samples: int) -> Expected:
     """Return the expected effect of a policy, updated by its figures."""
-    if not made or "answers_lost" not in made["ratios"]:
-        return expected
-    samples, ratios = figures["samples"], made["ratios"]
-    gained, lost = (ratios[name]["numerator"] / samples for name in ("answers_gained", "answers_lost"))
-    known = after_answers(expected, gained, lost, ratios["answers_lost"]["denominator"] / samples)
-    speedup, interval = _measured_speedup(made)
-    if not speedup:
-        return known
-    error = math.hypot(COMPUTED_ERROR, _draft_share(made["time"]) * _log_spread(figures["token_ratio_interval"]))
-    return after_problems(known, speedup, interval, max(1, ratios["accuracy_difference"]["denominator"] // samples), error)
+    ratios, kind = made["ratios"], _speed_figure(made)
+    gained, lost, right = (
+        ratios[name]["numerator"] / samples for name in ("answers_gained", "answers_lost", "target_right")
+    )
+    compared, count = (ratios[name]["denominator"] / samples for name in ("answers_lost", "accuracy_difference"))
+    known = replace(
+        after_answers(expected, gained, lost, compared), right=(right + 1) / (compared + 2)
+    )  # rule of succession
+    return after_problems(known, made[kind], made[f"{kind}_log_error"], count) if made[kind] else known
 
 
-def _candidate(route: str, effect: Expected, made: Figures | None, samples: int, lossless: Expected | None) -> Candidate:
-    """Return a candidate, given its effect and the effect of speculation."""
-    policy, right = _policy_of(route), 1.0
-    is_fast = chance_of_speedup(effect, None if policy.speculates else lossless)
+def _candidate(route: str, effect: Expected, lossless: Sequence[Expected]) -> Candidate:
+    """Return a candidate without figures, given its effect and the effects of policies that lose nothing."""
+    policy, is_fast = _policy_of(route), chance_of_speedup(effect)
     found = Candidate(route, policy.name, effect.speedup, effect.interval, is_fast, 1.0, is_expected=True)
-    if made and "answers_lost" in made["ratios"]:
-        found = _with_figures(found, made, samples)
-        right = (made["ratios"]["target_right"]["numerator"] + 1) / (found.num_compared + 2)  # Laplace's rule of succession
     if policy.speculates:
-        return replace(found, is_fast=0.0) if found.draft_share == 0 else found  # it may draft nothing
-    low, high = np.percentile(_net_changes(effect.gained, effect.lost, effect.kept), [2.5, 97.5])
-    is_safe = chance_of_small_loss(effect, right)
-    return replace(found, is_safe=is_safe, change=effect.change, change_interval=(float(low), float(high)))
+        return found
+    low, high = np.quantile(_net_changes(effect), [0.025, 0.975])
+    return replace(
+        found,
+        is_fast=min([is_fast, *(chance_of_speedup(effect, other) for other in lossless)]),
+        is_safe=chance_of_small_loss(effect),
+        change=effect.change,
+        change_interval=(float(low), float(high)),
+    )
 
 
 def _with_figures(candidate: Candidate, made: Figures, samples: int) -> Candidate:
-    speedup, interval = _measured_speedup(made)
-    if speedup and interval:
-        candidate = replace(candidate, speedup=speedup, interval=interval, is_expected=False)
-    lost, attempts = made["ratios"]["answers_lost"], made["ratios"]["accuracy_difference"]["denominator"]
+    kind, lost = _speed_figure(made), made["ratios"]["answers_lost"]
+    if interval := made[f"{kind}_interval"]:
+        candidate = replace(candidate, speedup=made[kind], interval=tuple(interval), is_expected=False)
+    share, attempts = _draft_share(made["time"]), made["ratios"]["accuracy_difference"]["denominator"]
+    drafts_nothing = made[kind] and not share and _policy_of(candidate.route).speculates
     return replace(
         candidate,
+        is_fast=0.0 if drafts_nothing else candidate.is_fast,
         num_problems=attempts // samples,
         num_compared=lost["denominator"],
         num_gained=made["ratios"]["answers_gained"]["numerator"],
@@ -215,14 +212,12 @@ def _with_figures(candidate: Candidate, made: Figures, samples: int) -> Candidat
         num_attempts=attempts,
         saving=made["saving"],
         saving_interval=made["saving_interval"] and tuple(made["saving_interval"]),
-        draft_share=_draft_share(made["time"]) if speedup else None,
+        draft_share=share,
     )
 
 
-def _measured_speedup(made: Figures) -> tuple[float | None, Interval | None]:
-    kind = "speedup" if made["speedup"] else "throughput_ratio"
-    interval = made[f"{kind}_interval"]
-    return made[kind], interval and tuple(interval)
+def _speed_figure(made: Figures) -> str:
+    return "throughput_ratio" if made["speedup"] is None else "speedup"
 
 
 def _preferred(candidates: Sequence[Candidate]) -> Candidate:
@@ -236,11 +231,6 @@ def _draft_share(time: Figures) -> float:
     parts = {name: float(seconds) for name, seconds in time.items() if name not in ("wall", "rest")}
     draft = math.fsum(seconds for name, seconds in parts.items() if name.startswith("draft"))
     return draft / (math.fsum(parts.values()) or 1.0)
-
-
-def _log_spread(interval: Interval | None) -> float:
-    """Return the standard deviation of the logarithm of a quantity, given its 95% interval."""
-    return math.log(interval[1] / interval[0]) / (2 * Z) if interval and interval[0] > 0 else 0.0
 
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:

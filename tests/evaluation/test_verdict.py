@@ -38,8 +38,10 @@ def policy(
         "tau_name": "exact" if name == "arbitrage" else None,
         "speedup": speedup,
         "speedup_interval": interval,
+        "speedup_log_error": interval and math.log(interval[1] / interval[0]) / 4,
         "throughput_ratio": None,
         "throughput_ratio_interval": None,
+        "throughput_ratio_log_error": None,
         "accuracy_difference": 0.0,
         "saving": None,
         "saving_interval": None,
@@ -70,9 +72,9 @@ def lost_of(lost: int, problems: int = 20, *, gained: int = 0, right: float = 0.
 
 
 def verdict_on(*policies: dict[str, Any], samples: int = 1, expected: Mapping[str, Expected] = NOTHING) -> Verdict:
-    target = policy("target", 1.0, None, accuracy_difference=None)
+    target = policy("target", 1.0, None, ratios={})
     found = verdict(
-        {"policies": [target, *policies], "samples": samples, "token_ratio": 1.4, "token_ratio_interval": (1.3, 1.5)},
+        {"policies": [target, *policies], "samples": samples, "token_ratio": 1.4},
         expected,
     )
     assert found is not None
@@ -95,17 +97,17 @@ SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
         ([BALANCED], "arbitrage@balanced"),
         ([SLOW, BALANCED], "target"),
         ([policy("speculative", 1.02, (1.0, 1.04)), SLOW], "target"),
-        ([policy("speculative", 1.5, None, problems=1), SLOW], "speculative"),
+        ([policy("speculative", 1.5, None, problems=8, speedup_log_error=0.1), SLOW], "speculative"),
         ([policy("speculative", 1.5, None, time=time(0.0))], "target"),
         ([EXACT | {"time": time(0.0)}], "arbitrage@exact"),
         ([policy("draft", 3.0, (2.5, 3.5), lost=2), SLOW], "target"),
         ([policy("draft", 3.0, (2.5, 3.5), problems=40), SLOW], "draft"),
         ([policy("oracle", 3.0, (2.0, 4.0)), SLOW], "target"),
-        ([policy("speculative", None, None, throughput_ratio=1.5, throughput_ratio_interval=(1.3, 1.8))], "speculative"),
+        ([policy("speculative", None, None, throughput_ratio=1.5, throughput_ratio_log_error=0.08)], "speculative"),
     ],
     ids=[
         "the target's own text", "the fastest", "but not if it loses answers", "the lossless preset", "another one that was asked for",
-        "but not instead of the lossless one", "nothing is faster", "one problem", "speculation that drafts nothing",
+        "but not instead of the lossless one", "nothing is faster", "too few problems for an interval", "speculation that drafts nothing",
         "routing whose draft takes no time",
         "a draft that loses answers", "the draft alone", "the oracle is no candidate", "problems per second",
     ],
@@ -197,16 +199,15 @@ def test_there_is_an_answer_before_the_first_problem() -> None:
 
 def test_more_evidence_is_more_certain() -> None:
     for speedup in (0.7, 0.9, 1.0, 1.3, 1.6):
-        interval = speedup / 1.1, speedup * 1.1
-        chances = [chance_of_speedup(after_problems(Expected(), speedup, interval, count)) for count in (5, 10, 20, 40)]
+        chances = [chance_of_speedup(after_problems(Expected(), speedup, 0.05, count)) for count in (5, 10, 20, 40)]
         assert chances == sorted(chances, reverse=speedup < MIN_SPEEDUP)
     chances = [chance_of_speedup(after_problems(CARD, speedup, None, 3)) for speedup in (0.5, 0.9, 1.0, 1.2, 2.0)]
     assert chances == sorted(chances)
-    lost = [chance_of_small_loss(after_answers(CARD, 0, lost, 40), 1.0) for lost in range(6)]
+    lost = [chance_of_small_loss(after_answers(CARD, 0, lost, 40)) for lost in range(6)]
     assert lost == sorted(lost, reverse=True)
-    gained = [chance_of_small_loss(after_answers(CARD, gained, 2, 40), 1.0) for gained in range(6)]
+    gained = [chance_of_small_loss(after_answers(CARD, gained, 2, 40)) for gained in range(6)]
     assert gained == sorted(gained)
-    kept = [chance_of_small_loss(after_answers(CARD, 0, 0, compared), 1.0) for compared in (0, 10, 20, 40)]
+    kept = [chance_of_small_loss(after_answers(CARD, 0, 0, compared)) for compared in (0, 10, 20, 40)]
     assert kept == sorted(kept)
     assert lost[0] > 0.85 > 0.2 > lost[4]
 
@@ -252,7 +253,7 @@ def simulated(dice: random.Random, name: str, speedup: float, shares: tuple[floa
     ratios = [math.log(speedup) + dice.gauss(0, 0.3) for _ in range(problems)]
     mean = sum(ratios) / problems
     error = math.sqrt(sum((one - mean) ** 2 for one in ratios) / problems / max(1, problems - 1))
-    interval = None if problems < 5 else (math.exp(mean - 1.96 * error), math.exp(mean + 1.96 * error))
+    interval = None if problems < 5 else (math.exp(mean - 2 * error), math.exp(mean + 2 * error))
     gained, lost = ((dice.random() < share for _ in range(problems)) for share in shares)
     return policy(name, math.exp(mean), interval, problems=problems, **lost_of(sum(lost), problems, gained=sum(gained)))
 

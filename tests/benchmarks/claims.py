@@ -1,0 +1,257 @@
+"""Check how often the verdicts of `arbitrage advise` are true, by replaying published answers of real models.
+
+Usage: python tests/benchmarks/claims.py [--sessions N] [--seed N] FILE.jsonl ...
+
+Each line of a file is a problem: {"id": ..., "models": {"gemma-2-9b-it": {"answer": "18", "right": true, "chars": 382}, ...}}.
+The results of WildEval/ZeroEval (Apache-2.0, https://github.com/WildEval/ZeroEval) can be converted to this format.
+
+A session draws a draft, a stronger target, a policy, and up to 40 problems in random order. The policies are the draft alone;
+the draft's answer if a second small model agrees, otherwise the target's; and the target's answer to a random share of the
+problems. The time of an answer is its characters times the parameters of its model. After each problem, the program's own
+statistics judge the policy. A session ends after 40 problems, or earlier if the verdict is final. For each session, a second
+verdict is read at a random earlier moment, as if the time had run out. A verdict is true if it holds on all problems.
+"""
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from arbitrage_cli.evaluation.accuracy import compared_with_target
+from arbitrage_cli.evaluation.expected import expected_effects
+from arbitrage_cli.evaluation.speed import latency
+from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, verdict
+from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.runs.results import PolicyResults, Result
+from arbitrage_cli.runs.summary import Tally
+from arbitrage_cli.stats.intervals import Ratio
+from arbitrage_cli.types import ModelRole
+
+NUM_PROBLEMS = 40
+SHARES = (0.25, 0.5, 0.75)  # of the problems that the target solves, drawn at random
+UNNAMED_SIZES = {"Phi-3.5-mini-instruct": 3.8}  # billions of parameters of models whose names do not contain them
+CLASSES = ((0.985, "99 in 100"), (0.9, "9 in 10"), (0.8, "8 in 10"), (0.7, "7 in 10"), (LIKELY, "6 in 10"))
+STAND_INS = {"draft": "draft", "agree": "logprob", "random": "random"}
+"""For each policy of a session, a policy of the program from which the same effect is expected before the first problem."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a model or a policy to a problem. `seconds` contains the time of each role."""
+
+    text: str | None
+    is_right: bool
+    seconds: Mapping[ModelRole, float]
+
+
+Answers = Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A policy and the target on all problems of a file. `costs` contains the relative time per token of each role."""
+
+    kind: str
+    policy: Answers
+    target: Answers
+    costs: Mapping[ModelRole, float]
+
+    @cached_property
+    def true_speedup(self) -> float:
+        target, policy = (sum(sum(one.seconds.values()) for one in answers) for answers in (self.target, self.policy))
+        return target / policy
+
+    @cached_property
+    def true_change(self) -> float:
+        return accuracy(self.policy) - accuracy(self.target)
+
+    @cached_property
+    def is_worth_it(self) -> bool:
+        limit = min(MAX_LOSS, MAX_LOST * accuracy(self.target))
+        return self.true_speedup >= MIN_SPEEDUP and self.true_change >= -limit
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A verdict after some problems. `is_sure` is true if the verdict ended the session."""
+
+    contest: Contest
+    verdict: Verdict
+    is_sure: bool
+
+    @property
+    def is_positive(self) -> bool:
+        return self.verdict.route != "target"
+
+    @property
+    def is_true(self) -> bool:
+        return self.is_positive == self.contest.is_worth_it
+
+
+class Records:
+    """The answers of all models in a file, from which contests are drawn."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows = [json.loads(line)["models"] for line in path.read_text(encoding="utf-8").splitlines()]
+        self._sizes = {name: size_of(name) for name in self._rows[0]}
+
+    def draw(self, dice: random.Random) -> Contest:
+        sizes = self._sizes
+        draft, target = dice.choice([(one, two) for one in sizes for two in sizes if sizes[one] < sizes[two]])
+        others = [name for name in sizes if name not in (draft, target) and sizes[name] < sizes[target]]
+        kind = dice.choice([kind for kind in STAND_INS if kind != "agree" or others])
+        answers, alone = self._answers(draft, "draft"), self._answers(target, "target")
+        if kind == "agree":
+            second = self._answers(dice.choice(others), "draft")
+            differs = [one.text != other.text for one, other in zip(answers, second, strict=True)]
+            answers = escalated([with_time_of(*pair) for pair in zip(answers, second, strict=True)], alone, differs)
+        elif kind == "random":
+            share = dice.choice(SHARES)
+            answers = escalated(answers, alone, [dice.random() < share for _ in answers])
+        return Contest(kind, answers, alone, {"draft": sizes[draft], "target": sizes[target]})
+
+    def _answers(self, name: str, role: ModelRole) -> Answers:
+        found, size = [row[name] for row in self._rows], self._sizes[name]
+        return [Answer(one["answer"], one["right"], {role: size * max(1, one["chars"])}) for one in found]
+
+
+def size_of(name: str) -> float:
+    found = re.search(r"(\d+(?:\.\d+)?)b\b", name, re.IGNORECASE)
+    return float(found[1]) if found else UNNAMED_SIZES[name]
+
+
+def escalated(draft: Answers, target: Answers, escalates: Sequence[bool]) -> Answers:
+    """Return the draft's answers, or the target's where a problem is escalated. Both models' time is counted then."""
+    triples = zip(draft, target, escalates, strict=True)
+    return [with_time_of(other, one) if is_escalated else one for one, other, is_escalated in triples]
+
+
+def with_time_of(answer: Answer, other: Answer) -> Answer:
+    roles: set[ModelRole] = {*answer.seconds, *other.seconds}
+    return replace(answer, seconds={role: answer.seconds.get(role, 0.0) + other.seconds.get(role, 0.0) for role in roles})
+
+
+def accuracy(answers: Answers) -> float:
+    return sum(one.is_right for one in answers) / len(answers)
+
+
+def result_of(index: int, answer: Answer, factors: Mapping[ModelRole, float]) -> Result:
+    computed: dict[str, float] = {role: factors[role] * seconds for role, seconds in answer.seconds.items()}
+    return Result(
+        key=(str(index), 0), outcome="correct" if answer.is_right else "incorrect", stop="end",
+        seconds=sum(computed.values()), tally=Tally(), kept_steps=1, router_seconds=0.0, program_seconds=0.0, work=(),
+        num_scores=0, question=index, text=index, answer=answer.text, computed=computed,
+    )  # fmt: skip
+
+
+def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole, float]) -> Verdict:
+    """Return the program's verdict after these problems, given the errors of the unit costs."""
+    name = STAND_INS[contest.kind]
+    policy, target = (
+        PolicyResults(
+            POLICIES[one], None, results={(str(index), 0): result_of(index, answers[index], factors) for index in problems}
+        )
+        for one, answers in ((name, contest.policy), ("target", contest.target))
+    )
+    units: dict[ModelRole, UnitCosts] = {role: UnitCosts((cost,) * 5, cost / 10) for role, cost in contest.costs.items()}
+    found = {**compared_with_target(policy, target, 1), **latency(policy, target, units)}
+    entry = {
+        "policy": name,
+        "tau": None,
+        "tau_name": None,
+        "saving": None,
+        "saving_interval": None,
+        **{key: ratio.value if isinstance(ratio, Ratio) else ratio for key, ratio in found.items()},
+        "ratios": {key: asdict(ratio) for key, ratio in found.items() if isinstance(ratio, Ratio)},
+        "time": {"draft_decode": 1.0},
+    }
+    run = {"unit_costs": {role: asdict(one) for role, one in units.items()}, "router": None, "policies": [entry]}
+    decided = verdict({"policies": [entry], "samples": 1, "token_ratio": None}, expected_effects(run))
+    assert decided is not None
+    return decided
+
+
+def session(contest: Contest, dice: random.Random) -> tuple[Claim, Claim]:
+    """Return the claim at the end of a session, and the claim at a random moment before its end."""
+    roles: tuple[ModelRole, ...] = ("draft", "target")
+    factors = {role: dice.lognormvariate(0, COST_ERROR) for role in roles}
+    problems, claims = dice.sample(range(len(contest.target)), NUM_PROBLEMS), list[Claim]()
+    while len(claims) < NUM_PROBLEMS and not (claims and claims[-1].is_sure):
+        found = judge(contest, problems[: len(claims) + 1], factors)
+        claims.append(Claim(contest, found, found.is_final))
+    return claims[-1], claims[min(len(claims), dice.randint(1, NUM_PROBLEMS)) - 1]
+
+
+def share(claims: Sequence[Claim]) -> str:
+    return f"{np.mean([one.is_true for one in claims]):.0%} of {len(claims):,}" if claims else "-"
+
+
+def write_claims(title: str, claims: Sequence[Claim]) -> None:
+    """Print how many claims of each confidence are true."""
+    print(f"\n| {title} | all claims true | worth it | not worth it |\n|---|---|---|---|")
+    above = 1.01
+    for low, name in CLASSES:
+        members = [one for one in claims if low <= one.verdict.confidence < above]
+        sides = [[one for one in members if one.is_positive == side] for side in (True, False)]
+        print(f"| {name} | {share(members)} | {' | '.join(map(share, sides))} |")
+        above = low
+    undecided = sum(one.verdict.confidence < LIKELY for one in claims)
+    print(f"| undecided | {undecided:,} of {len(claims):,} | | |")
+
+
+def write_kinds(claims: Sequence[Claim]) -> None:
+    """Print how many claims of at least 9 in 10 are true, for each policy."""
+    print("\n| policy | worth it | claims of 9 in 10 and more: worth it | not worth it |\n|---|---|---|---|")
+    for kind in STAND_INS:
+        members = [one for one in claims if one.contest.kind == kind]
+        sure = [one for one in members if one.verdict.confidence >= 0.9]
+        sides = [share([one for one in sure if one.is_positive == side]) for side in (True, False)]
+        print(f"| {kind} | {np.mean([one.contest.is_worth_it for one in members]):.0%} | {' | '.join(sides)} |")
+
+
+def write_changes(claims: Sequence[Claim]) -> None:
+    """Print the claimed and the true net change, and how often their intervals and those of the speed-up cover the truth."""
+    print(
+        "\n| net change claimed, points | sessions | mean claimed | mean true | inside the 95% interval |\n|---|---|---|---|---|"
+    )
+    for low, high in pairwise((-1.0, -0.1, -0.05, -0.02, 0.0, 0.02, 1.0)):
+        members = [one for one in claims if low <= one.verdict.best.change < high]
+        claimed, true = (
+            f"{100 * np.mean(changes):+.1f}"
+            for changes in ([one.verdict.best.change for one in members], [one.contest.true_change for one in members])
+        )
+        covered = np.mean([is_inside(one.contest.true_change, one.verdict.best.change_interval) for one in members])
+        print(f"| {100 * low:+.0f} to {100 * high:+.0f} | {len(members):,} | {claimed} | {true} | {covered:.0%} |")
+    speeds = [is_inside(one.contest.true_speedup, one.verdict.best.interval) for one in claims]
+    print(f"\nThe true speed-up lies inside the interval in {np.mean(speeds):.0%} of {len(speeds):,} sessions.")
+
+
+def is_inside(value: float, interval: tuple[float, float]) -> bool:
+    return interval[0] <= value <= interval[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--sessions", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    dice, records = random.Random(arguments.seed), [Records(path) for path in arguments.files]
+    ended, stopped = zip(*(session(dice.choice(records).draw(dice), dice) for _ in range(arguments.sessions)), strict=True)
+    write_claims("at the end", ended)
+    write_claims("ended early, because the verdict was final", [one for one in ended if one.is_sure])
+    write_claims("stopped at a random moment", stopped)
+    write_kinds([*ended, *stopped])
+    write_changes(ended)
+
+
+if __name__ == "__main__":
+    main()
