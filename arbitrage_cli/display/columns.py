@@ -74,6 +74,9 @@ TIMES = rounding.number, rounding.number_range
 
 ACCURACY = _ranged("accuracy", "accuracy", PERCENT)
 DIFFERENCE = _ranged("diff", "accuracy_difference", POINTS)
+MADE = Column(
+    "made", "missing", lambda figures: f"{figures['n'] - figures['missing']}/{figures['n']}" * (figures["missing"] > 0)
+)
 CUT = Column("cut", "cut", lambda figures: str(figures["cut"] or ""))
 SECONDS = _value("mean s", "seconds_mean")
 SPEEDUP = _ranged("speed-up", "speedup", TIMES)
@@ -84,6 +87,7 @@ PRICE: Sequence[Column] = (
 )
 TERMINAL: Sequence[Column] = (
     ACCURACY,
+    MADE,
     CUT,
     DIFFERENCE,
     SECONDS,
@@ -140,6 +144,7 @@ DEFINITIONS: Mapping[str, str] = {
     f"the accuracy is unknown. Interval: 95%, Wilson, {_EFFECTIVE}.",
     "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
     f"Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
+    "missing": "Attempts made / planned attempts, if attempts are missing.",
     "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. They are graded too.",
     "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
     "times the unit costs measured in the run. A step that took less than half or more than twice the usual time of such steps "

@@ -6,7 +6,7 @@ Tables, reports and `--json` output show only these figures. Unknown figures are
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from arbitrage_cli.evaluation import speed
@@ -75,14 +75,10 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, prices
 
 
 def _attempted(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tuple[Mapping[str, Any], list[PolicyResults]]:
-    """Leave out the policies that `advise` skipped, and the problems that a policy other than the draft has not attempted."""
+    """Leave out the policies that `advise` skipped, and the problems that no policy has attempted."""
     made = [policy for policy in policies if policy.results or policy.policy is POLICIES["target"]]
-    others = [{key[0] for key in one.results} for one in made if one.policy.name != "draft"]
-    ids = set(run["levels"]).intersection(*others)
-    levels = {name: level for name, level in run["levels"].items() if name in ids}
-    return {**run, "levels": levels}, [
-        replace(policy, results={key: result for key, result in policy.results.items() if key[0] in ids}) for policy in made
-    ]
+    ids = {key[0] for policy in made for key in policy.results}
+    return {**run, "levels": {name: level for name, level in run["levels"].items() if name in ids}}, made
 
 
 def _policy_figures(

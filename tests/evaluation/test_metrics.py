@@ -144,6 +144,15 @@ def test_skipped_attempts_are_left_out() -> None:
     assert figures({**alone.run, "skips_attempts": True}, alone.rows)["n"] == 6
 
 
+def test_a_policy_that_advise_stopped_is_compared_on_its_own_problems() -> None:
+    """The other policies keep their problems."""
+    made = make_run(6, columns=[*ALONE, ("entropy", 0.5)])
+    *rows, _, _, _ = (row for row in made.rows if row["policy"] == "entropy")
+    found = figures({**made.run, "skips_attempts": True}, [*(row for row in made.rows if row["policy"] != "entropy"), *rows])
+    compared = [one["ratios"].get("accuracy_difference", {}).get("denominator") for one in found["policies"]]
+    assert (found["n"], [one["missing"] for one in found["policies"]], compared) == (6, [0, 0, 3], [None, 6, 3])
+
+
 def test_attempts_cut_at_a_limit_are_counted() -> None:
     stops = ["max_tokens", "end", "context", "max_tokens", "max_tokens", "max_steps"]
     rows = [{**one, "stop": stop} for one, stop in zip(make_run(6, columns=TARGET_ONLY).rows, stops, strict=True)]
