@@ -1,8 +1,10 @@
 """The program as a library: `open_pair`, on the scripted models and on the built-in pair."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -34,6 +36,14 @@ from arbitrage_cli.tuning.store import keep_tuned
 
 QUESTION, ANSWER = "37 * 12 - 95", "349"
 GUIDE = Path(__file__).parents[1] / "arbitrage_cli" / "guides" / "python.md"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A settings folder of its own, for tests that store advice."""
+    shutil.copytree(os.environ["XDG_CONFIG_HOME"], tmp_path / "settings")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    return tmp_path
 
 
 def scripted(**options: Any) -> Pair:
@@ -320,6 +330,22 @@ def test_advice_is_found_with_the_models_of_the_pair(tmp_path: Path, monkeypatch
         assert len(list(pair.solve_many(["What is 5 + 6?"] * 2))) == 2
 
 
+def test_advice_is_based_on_a_sample_of_all_questions(home: Path) -> None:
+    """They may be sorted, here by difficulty."""
+    questions = [{"question": f"{1 + number} + 7", "answer": str(8 + number), "level": number // 40} for number in range(80)]
+    with scripted() as pair:
+        advice = pair.advise(questions, minutes=1)
+    assert advice.num_unused == 80 - advice.figures["n"] >= 40
+    assert {"0", "1"} == advice.figures["policies"][0]["by_level"].keys()
+
+
+def test_an_attempt_that_ends_at_the_limit_of_the_advice_is_no_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.app.advise.LONGEST", 0.0)
+    with scripted() as pair:
+        advice = pair.advise([QUESTION, "12 + 5"], minutes=1)
+    assert (advice.num_errors, advice.figures["n"], advice.num_unused) == (0, 0, 2)
+
+
 def test_the_package_shows_its_api() -> None:
     assert set(dir(arbitrage_cli)) >= {"open_pair", "Pair", "Solution", "UsageError"}
     assert all(getattr(arbitrage_cli, name) for name in arbitrage_cli.__all__)
@@ -327,7 +353,9 @@ def test_the_package_shows_its_api() -> None:
         assert set(dir(pair)) == {"advise", "close", "conversation", "solve", "solve_many", "stream"}
 
 
-def test_every_example_of_the_guide_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_example_of_the_guide_runs(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Run all examples in one namespace, in order. A comment beside `print` is the expected output."""
     monkeypatch.setattr("arbitrage_cli.open_pair", lambda draft, target, **options: open_pair(ctx=512, threads=1, **options))
     examples = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)

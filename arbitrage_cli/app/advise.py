@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,6 @@ from typing import Any
 
 from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
 from arbitrage_cli.app.costs import measured
-from arbitrage_cli.app.executor import Remaining
 from arbitrage_cli.app.model_choice import ModelChoice, choose_models
 from arbitrage_cli.app.model_info import prediction_hint
 from arbitrage_cli.app.options import (
@@ -28,18 +27,18 @@ from arbitrage_cli.app.options import (
     given_options,
 )
 from arbitrage_cli.app.protocol import Display, offering_to_resume
-from arbitrage_cli.app.selection import Selection, default_folder, read_problems
-from arbitrage_cli.app.sentences import sentence
+from arbitrage_cli.app.selection import Selection, default_folder, draw_sample, read_problems
+from arbitrage_cli.app.sentences import alone, sentence
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import RunOptions, for_bench, for_resumed_bench, think_tokens
+from arbitrage_cli.app.setup import RunOptions, Setup, for_bench, for_resumed_bench, think_tokens
 from arbitrage_cli.app.stored_run import open_run
-from arbitrage_cli.data.rows import make_dataset
-from arbitrage_cli.errors import DefectError, UsageError
+from arbitrage_cli.data.rows import Item, make_dataset
+from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
 from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.prices import Prices, parse_prices
-from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, chance_of_speedup, verdict
+from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import (
     PairEntry,
@@ -56,13 +55,16 @@ from arbitrage_cli.routing.route import DEFAULT_TAU
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.tasks import FORMS, find_task
+from arbitrage_cli.tuning.placement import tuned_file
+from arbitrage_cli.tuning.store import StoredAdvice, keep_advice
 
 MOST_PROBLEMS = 40
 SKIPS: Mapping[str, Any] = MappingProxyType({"skips_attempts": True})  # in run.json: no attempt is missing
 MAX_AGE, MIN_MINUTES = timedelta(hours=1), 1.0  # older token costs are measured again if there is time
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
 COSTS_TIME = 1 / 6  # share of the time for the measurement of token costs
-LONGEST, DRAFT_TIME = 0.5, 0.15  # shares of the time for attempts: the maximum for one, and for the draft alone
+FIRST = 5  # problems that the target and the draft alone solve before other policies
+LONGEST = 0.5  # the maximum share of the time for one attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,11 @@ class Advice:
         return sum(one["errors"] for one in self.figures["policies"])
 
     @property
+    def is_measured(self) -> bool:
+        """Whether the target has solved a problem. If not, the verdict is based on expected values."""
+        return self.figures["policies"][0]["seconds_mean"] is not None
+
+    @property
     def policy(self) -> str:
         """The recommended policy: `target` if no other policy is worth using."""
         return self.verdict.route.partition("@")[0]
@@ -143,8 +150,13 @@ class Advice:
         return self.verdict.best.saving
 
     @property
+    def num_unused(self) -> int:
+        """The number of questions that were not used."""
+        return int(self.figures["dataset_size"] - self.figures["n"])
+
+    @property
     def sentence(self) -> str:
-        return sentence(asdict(self.verdict))
+        return " ".join(filter(None, (alone(self.figures), sentence(asdict(self.verdict)))))
 
 
 def advise(request: AdviceRequest, display: Display) -> Advice:
@@ -169,56 +181,62 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
             drawn = sorted(request.selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
             run = plan_run(session, replace(request.selected, items=drawn), folder)
             title, manifest = f"advise {request.selected.title}", {**run.manifest, **SKIPS}
-            run = replace(run, title=title, todo=_draft_last(run.todo), manifest=manifest)
+            ordered = sorted(run.todo.together, key=lambda attempt: not _is_first(attempt))
+            run = replace(run, title=title, todo=replace(run.todo, together=ordered), manifest=manifest)
             pace = AdvicePace(run, ends, request.prices)
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if any(map(pace.is_needed, run.todo.all)):
                     measure(run, display, pace)
             found, decided = pace.judged()
+    _store(setup, decided.route, display)
     return Advice(decided, found, _command(request, decided.route))
+
+
+def _store(setup: Setup, route: str, display: Display) -> None:
+    """Store the advice, so that the default policy of other commands follows it."""
+    try:
+        keep_advice(tuned_file(), StoredAdvice(setup.advised_pair, route, datetime.now(UTC).isoformat(timespec="seconds")))
+    except ArbitrageError as error:
+        display.note(f"other commands will not follow this advice, because it cannot be stored: {error.message}")
 
 
 class AdvicePace(Pace):
     """Selects the attempts that may change the verdict until the time limit is reached.
 
-    Policies that cannot be worthwhile at the measured costs are not run. The draft alone is run last, on problems that the
-    target has solved.
+    The target and the draft alone solve the first problems. Then other policies solve the same problems, and all policies
+    the remaining problems. Policies that cannot be worthwhile are skipped.
     """
 
     def __init__(self, run: BenchRun, ends: float, prices: Prices | None) -> None:
         super().__init__()
         self._run, self._ends, self._prices = run, ends, prices
-        self._seconds = self.seconds_left()
-        self._block: int | None = None
-        self._is_open = True
-        effects = expected_effects(run.manifest).items()
-        self._hopeless = {route for route, one in effects if chance_of_speedup(one) < HOPELESS}
-        drafts = [one for one in run.todo.all if one.route.policy.name == "draft" and one.route.name not in self._hopeless]
-        self._reserved = DRAFT_TIME * self._seconds if drafts else 0.0
+        self._seconds, self._attempt_ends = self.seconds_left(), ends
+        self._item: Item | None = None
+        self._decided = self.judged()[1]
 
     def is_needed(self, attempt: Attempt) -> bool:
-        if self.seconds_left() <= 0 or attempt.route.name in self._hopeless:
+        if self._item is not attempt.item and not self._decided.is_final:
+            self._item, self._decided = attempt.item, self.judged()[1]
+        if self._decided.is_final or self.seconds_left() <= 0:
             return False
-        if attempt.route.policy.name == "draft":
-            draft = next(one for one in self.judged()[1].candidates if one.policy == "draft")
-            return draft.confidence >= HOPELESS and attempt.item.problem.id in {row["id"] for row in self._run.folder.rows}
-        if self._block != attempt.block:
-            has_time = self.seconds_left() > self._reserved
-            self._block, self._is_open = attempt.block, has_time and not self.judged()[1].is_final
-        return self._is_open
+        hopeless = {one.route for one in self._decided.candidates if one.confidence < HOPELESS}
+        can_compare = attempt.block >= FIRST or (attempt.item.problem.id, 0, "target", None) in self._run.folder.statuses
+        return _is_first(attempt) or (can_compare and attempt.route.name not in hopeless)
 
     def seconds_for(self) -> float:
-        return min(LONGEST * self._seconds, self.seconds_left())
+        limit = min(LONGEST * self._seconds, self.seconds_left())
+        self._attempt_ends = time.monotonic() + limit
+        return limit
 
     def seconds_left(self) -> float:
         return max(0.0, self._ends - time.monotonic())
 
     def keeps(self, row: Row) -> bool:
-        """Return whether a row is stored. The row of an attempt that failed at the time limit is not stored."""
-        return row["status"] == "done" or self.seconds_left() > 0
+        """Return whether a row is stored. The row of an attempt that ended at its time limit is not stored."""
+        return row["status"] == "done" or time.monotonic() < self._attempt_ends
 
     def judged(self) -> tuple[dict[str, Any], Verdict]:
-        """Return the figures and the verdict on the problems that all policies except the draft have attempted."""
+        """Return the figures and the verdict on the attempts so far."""
         run = {**(self._run.folder.run or self._run.manifest), **SKIPS}
         found = figures(run, self._run.folder.rows, prices=self._prices)
         decided = verdict(found, expected_effects(run))
@@ -238,7 +256,8 @@ def advise_on(
     """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
     rows = (one if isinstance(one, Mapping) else {"question": one} for one in questions)
     dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
-    selected = Selection(dataset, dataset.items[:MOST_PROBLEMS])
+    items = draw_sample(dataset.items, MOST_PROBLEMS, options.generation.seed)
+    selected = Selection(dataset, items, is_sample=True)
     with TemporaryDirectory() as folder:
         return advise(AdviceRequest(options, choice, selected, minutes, Path(folder, "run")), display)
 
@@ -254,20 +273,17 @@ def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> Path:
 
 
 def _policies(request: AdviceRequest) -> str:
-    """Return the policies to compare, as in `bench --policy`. `draft` is included if reference answers are known."""
+    """Return the policies to compare, as in `bench --policy`. `draft` is included if its answers can be compared."""
     choice, pair = request.choice, request.choice.pair if request.choice.is_pairs_own else None
-    speculative = [] if any(source and is_served(source) for source in choice.models.values()) else ["speculative"]
+    speculative = [] if any(map(is_served, choice.writing.values())) else ["speculative"]
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
     others = [*speculative, *([f"arbitrage@{preset}"] if choice.router_source else [])]
-    draft = ["draft"] if any(item.gold for item in request.selected.items) or not others else []
-    return ",".join(["target", *others, *draft])
+    draft = ["draft"] if request.options.task.name != "free" or not others else []
+    return ",".join(["target", *draft, *others])
 
 
-def _draft_last(todo: Remaining) -> Remaining:
-    """Move the attempts of the draft alone to the end. These attempts run one at a time."""
-    drafts = [one for one in todo.together if one.route.policy.name == "draft"]
-    others = [one for one in todo.together if one.route.policy.name != "draft"]
-    return replace(todo, together=others, alone=[*todo.alone, *drafts])
+def _is_first(attempt: Attempt) -> bool:
+    return attempt.block < FIRST and attempt.route.policy.name in ("target", "draft")
 
 
 def _command(request: AdviceRequest, route: str) -> str:

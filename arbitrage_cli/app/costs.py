@@ -20,7 +20,7 @@ from arbitrage_cli.runs.results import concurrency_of, results_by_policy, unit_c
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import PROBE_SECONDS, Measurement, measure_and_keep
 from arbitrage_cli.tuning.placement import find_measurement, tuned_file
-from arbitrage_cli.tuning.store import Tuned, forget_tuned, keep_tuned
+from arbitrage_cli.tuning.store import Tuned, forget_advice, forget_tuned, keep_tuned
 from arbitrage_cli.types import ModelRole
 
 CONTRADICTED = 2.0  # the factor from which a run contradicts the stored costs
@@ -91,8 +91,9 @@ def _has_costs(sha256: str, costs: UnitCosts, tuned: Tuned) -> bool:
 
 
 def forget_costs(choice: ModelChoice) -> int:
-    """Remove the stored costs of both models and return how many measurements were removed."""
+    """Remove the stored costs of both models and the advice on them. Return how many measurements were removed."""
     sha256s = {sha256_seen(files) for one in _local_models(choice).values() if (files := local_files(one))}
+    forget_advice(tuned_file(), sha256s)
     return forget_tuned(tuned_file(), lambda tuned: tuned.sha256 in sha256s)
 
 

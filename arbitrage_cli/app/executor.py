@@ -142,10 +142,11 @@ class Executor:
     def keep(self, attempt: Attempt, row: Row) -> None:
         self.check_files()
         with noted_signals():  # a row is both stored and counted, or neither
-            if self.is_kept(row):
+            if is_kept := self.is_kept(row):
                 self.store.append(row)
-        self.progress.add(attempt, row)
-        self.display.handle(_ended(attempt, row, self.progress.now()))
+                self.progress.add(attempt, row)
+        ended = _ended(attempt, row, self.progress.now())
+        self.display.handle(ended if is_kept else replace(ended, verdict="stopped"))
 
     def _follow(self, event: RunEvent) -> None:
         if isinstance(event, Began):

@@ -494,7 +494,9 @@ class AdviceOptions(FolderOptions):
     run_code: RunCode = None
     price: Price = None
     costs: Annotated[bool, _advice("Only measure and show token costs.", is_setting=False)] = False
-    forget: Annotated[bool, _advice("Remove the measured token costs of these models.", is_setting=False)] = False
+    forget: Annotated[
+        bool, _advice("Remove the measured token costs of these models, and the advice on them.", is_setting=False)
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def _select(items: Sequence[Item], options: ProblemOptions, seed: int) -> list[I
     if options.limit is None:
         return chosen
     places = range_of(options.limit)
-    selected = _sample(chosen, places.stop, seed) if _is_sample(options.limit) else chosen[places]
+    selected = draw_sample(chosen, places.stop, seed) if _is_sample(options.limit) else chosen[places]
     if chosen and not selected:
         reason = f"'{options.limit}' selects nothing: there are only {rounding.count(len(chosen), 'problem')}"
         raise UsageError(reason, f"use a range within 1-{len(chosen)}", option="limit")
@@ -65,7 +65,7 @@ def _is_sample(limit: str | None) -> bool:
     return limit is not None and "-" not in limit
 
 
-def _sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+def draw_sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
     """Draw `count` problems, balanced across levels. For the same seed, a larger sample contains every smaller sample."""
     drawn = sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item.problem.id}".encode()).digest())
     sizes, taken = Counter(item.level for item in items), Counter[str | int | None]()

@@ -10,6 +10,7 @@ from arbitrage_cli.stats import rounding
 Json = Mapping[str, Any]  # a verdict or a candidate from `figures`
 
 CERTAIN = 0.985  # the confidence from which a verdict is almost certain
+FEW = 4  # a target that solves at most one problem in FEW is weak
 FASTER = 3  # the largest speed-up of the draft that the outlook considers
 
 
@@ -26,6 +27,20 @@ def sentence(verdict: Json) -> str:
     best = next(one for one in candidates if one["route"] == verdict["route"])
     speed = f"{_speed(best)} the target's speed {rounding.number_range(best['interval'])}{_saving(best, ' and saves')}"
     return f"{adverb} worth it ({chance}): {_name(best)} reaches {speed}, {_answers(best)}."
+
+
+def alone(figures: Json) -> str:
+    """Return a sentence on the problems that the draft and the target solve alone, or "" if none were compared."""
+    draft = next((policy for policy in figures["policies"] if policy["policy"] == "draft"), None)
+    if not draft or not (count := draft["ratios"]["target_right"]["denominator"]):
+        return ""
+    names = ("target_right", "answers_gained", "answers_lost")
+    right, gained, lost = (draft["ratios"][name]["numerator"] for name in names)
+    problems = rounding.count(count, "problem")
+    if not draft["answers_graded"]:
+        return f"The draft alone gives the target's answer to {right - lost} of {problems}."
+    only, advice = ("only ", "; consider a stronger target") if FEW * right <= count >= FEW else ("", "")
+    return f"Of {problems}, the draft alone solves {right + gained - lost}, the target {only}{right}{advice}."
 
 
 def confidence(probability: float) -> tuple[str, str]:

@@ -27,16 +27,16 @@ from arbitrage_cli.app.options import (
     RouterOptions,
     RoutingOptions,
 )
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.evaluation.prices import Price, parse_prices
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.model_files.pairs import is_served, router_file
+from arbitrage_cli.model_files.checksums import sha256_seen
+from arbitrage_cli.model_files.pairs import is_served, local_files, router_file
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import PRESETS, Costs, NamedTaus
 from arbitrage_cli.routing.route import (
-    DEFAULT_TAU,
     SAME,
     AvailableRouter,
     Menu,
@@ -46,6 +46,7 @@ from arbitrage_cli.routing.route import (
     choose_policy,
     make_route,
     make_routes,
+    parse_route,
     parse_routes,
     presets_in,
     route_or_target_alone,
@@ -55,7 +56,8 @@ from arbitrage_cli.routing.router import Router
 from arbitrage_cli.routing.router import load as load_router
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tasks.task import Task
-from arbitrage_cli.tuning.placement import Placement, place
+from arbitrage_cli.tuning.placement import Placement, loading_of, machine_here, place, tuned_file
+from arbitrage_cli.tuning.store import AdvisedPair, read_advice
 from arbitrage_cli.types import Limits, ModelRole
 
 DEFAULTS = Limits()
@@ -93,6 +95,14 @@ class Basis:
         is_priced = self.options.models.by == "price"
         costs = _costs_of_prices(self.price) if is_priced else Costs.of(self.placement.unit_costs)
         return AvailableRouter(self.router, self.choice.router_source, costs, is_priced)
+
+    @property
+    def advised_pair(self) -> AdvisedPair:
+        """The conditions for an advice on these models. Raises ModelUnsupportedError if llama.cpp cannot be imported."""
+        named = self.choice.writing.items()
+        models = {role: sha256_seen(files) if (files := local_files(name)) else name for role, name in named}
+        router = self.router.sha256 if self.router else None
+        return AdvisedPair(machine_here(), loading_of(self.load), models, router, self.task.name)
 
     @property
     def price(self) -> str | None:
@@ -305,11 +315,26 @@ def _setup(
 
 def _route_and_warnings(basis: Basis, routing: RoutingOptions, explicit: frozenset[str]) -> tuple[Route, list[str]]:
     route = route_for(basis, routing, explicit)
-    routing = _with_pairs_routing(routing, basis.choice)
-    chosen = (routing.policy, routing.early_stop, basis.options.models.router)
-    is_default = chosen == (None,) * 3 and routing.tau in (None, DEFAULT_TAU)
+    routing, notes = _with_pairs_routing(routing, basis.choice), list[str]()
+    is_default = (routing.policy, routing.tau, routing.early_stop, basis.options.models.router) == (None,) * 4
+    try:
+        if is_default and (advised := _advised_route(basis)):
+            return advised
+    except ArbitrageError as error:
+        notes = [f"the stored advice is ignored: {error.message}"]
     route, warning = route_or_target_alone(route, basis.available_router, is_default=is_default)
-    return route, [warning] if warning else []
+    return route, [*notes, *([warning] if warning else [])]
+
+
+def _advised_route(basis: Basis) -> tuple[Route, list[str]] | None:
+    """Return the route of the last advice on this pair, and a note, or None. Raises ArbitrageError if the advice is invalid."""
+    advice = next((one for one in read_advice(tuned_file()) if one.pair == basis.advised_pair), None)
+    if advice is None or basis.options.models.by == "price":
+        return None
+    policy, tau = parse_route(advice.route)
+    refuse_on_servers([policy], needed_models([policy], basis.choice.models, None))
+    route = make_route(policy, tau, basis.available_router, early_stop=_early_stop(None, basis, policy))
+    return route, [f"using policy {route.name}, as advised on {advice.created[:10]}; to use another policy, add --policy"]
 
 
 def _with_pairs_routing(routing: RoutingOptions, choice: ModelChoice) -> RoutingOptions:

@@ -30,9 +30,9 @@ def advise(
 ) -> int:
     """Find out whether a pair is worth using on this machine, and with which policy.
 
-    Measures token costs first, and stores them for other commands. Then solves up to 40 problems with the target alone,
-    speculation, routing and the draft alone, until the answer is clear or the time limit is reached. The answer includes a
-    confidence. To add problems, repeat the command.
+    Measures token costs first. Then solves up to 40 problems with the target alone, the draft alone, speculation and routing,
+    until the answer is clear or the time limit is reached. The answer includes a confidence. Other commands use the token
+    costs, and follow the last advice by default. To add problems, repeat the command.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def advise(
         say(f"{rounding.count(result.num_errors, 'error')} (the same command retries)", output)
     if advice.save and request.choice.pair:
         say(_save(result, request.choice.pair, models.router), output)
-    return options.SOME_FAILED if result.num_errors else 0
+    return options.SOME_FAILED if result.num_errors and not result.is_measured else 0
 
 
 def _save(advice: "Advice", pair: "PairEntry", router: str | None) -> str:

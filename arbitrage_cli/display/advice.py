@@ -22,22 +22,12 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     """Write the table, the verdict and the next command. Raises the same errors as `write`."""
     figures = advice.figures
     if figures["n"]:
-        write_table({**figures, "verdict": None}, findings(figures), stream)
+        ratio, interval = figures["token_ratio"], figures["token_ratio_interval"]
+        costs = [("costs", costs_sentence(ratio, interval))] if ratio else []
+        write_table({**figures, "verdict": None}, costs, stream)
     texts = [advice.sentence, *([] if figures["n"] else [UNSOLVED])]
     lines = [line for text in texts for line in wrapped(one_line(text), width_of(stream))]
     write(stream, "".join(f"{line}\n" for line in ("", *lines, "", f"  {advice.command}")))
-
-
-def findings(figures: Json) -> list[tuple[str, str]]:
-    """Return the token costs, and the rate at which the draft and the target agree on an answer."""
-    ratio, interval = figures["token_ratio"], figures["token_ratio_interval"]
-    facts = [("costs", costs_sentence(ratio, interval))] if ratio else []
-    draft = next((entry for entry in figures["policies"] if entry["policy"] == "draft"), None)
-    if draft and draft["same_answers"] is not None:
-        same = draft["ratios"]["same_answers"]
-        counts = f"{same['numerator']:.0f} of {same['denominator']:.0f} answers"
-        facts.append(("answers", f"the draft and the target agree on {counts}"))
-    return facts
 
 
 def write_costs(found: Measurement, stream: TextIO) -> None:

@@ -1,19 +1,22 @@
-"""Stores the measured unit costs of models in a file.
+"""Stores the measured unit costs of models and the last advice on each pair in a file.
 
 A measurement is valid for one machine, one model and one set of loading options. The file may contain measurements from
 several machines, because home folders may be shared.
 """
 
+import contextlib
 import fcntl
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from arbitrage_cli.errors import OutputError, UsageError, os_errors
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.system.files import checked, make_folder, read_regular, write_atomically
+from arbitrage_cli.types import ModelRole
 
 SCHEMA = 1
 FILE_NAME = "tuned.json"
@@ -62,43 +65,107 @@ class Tuned:
         return self.machine, self.sha256, self.loading
 
 
+@dataclass(frozen=True, slots=True)
+class AdvisedPair:
+    """The conditions under which an advice is valid.
+
+    `models` maps each role to the sha256 of its files, or to the name of a model without local files. `router` is a sha256.
+    """
+
+    machine: Machine
+    loading: Loading
+    models: Mapping[ModelRole, str]
+    router: str | None
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdvice:
+    """The last advice on a pair. `route` has the syntax of `--policy`, such as `arbitrage@exact`."""
+
+    pair: AdvisedPair
+    route: str
+    created: str
+
+
 def read_tuned(path: Path) -> list[Tuned]:
     """Return the measurements in the file, if it exists. Raises UsageError if the file is damaged."""
-    try:
-        content = json.loads(read_regular(path))
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}; expected {SCHEMA}")
-        return [_from_json(entry) for entry in content["tuned"]]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        hint = "remove the file, then run arbitrage advise --costs"
-        raise UsageError(f"{path}: cannot be read ({error})", hint) from error
+    with _reading(path):
+        return [_from_json(entry) for entry in _content(path).get("tuned", [])]
+
+
+def read_advice(path: Path) -> list[StoredAdvice]:
+    """Return the advice in the file, if it exists. Raises UsageError if the file or the advice is damaged."""
+    with _reading(path):
+        return [checked(StoredAdvice, entry) for entry in _content(path).get("advice", [])]
 
 
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     """Add or replace measurements. Raises OutputError if the file cannot be written; UsageError if the file is damaged."""
-    _change(path, lambda earlier: [*{tuned.key: tuned for tuned in (*earlier, *new)}.values()])
+    with _changing(path) as content:
+        content["tuned"] = [*{tuned.key: tuned for tuned in (*content["tuned"], *new)}.values()]
+
+
+def keep_advice(path: Path, new: StoredAdvice) -> None:
+    """Add or replace the advice on a pair. Raises the same errors as `keep_tuned`."""
+    with _changing(path) as content:
+        content["advice"] = [*(one for one in _usable_advice(path) if one.pair != new.pair), new]
 
 
 def forget_tuned(path: Path, is_forgotten: Callable[[Tuned], bool]) -> int:
     """Remove measurements and return how many were removed. Raises the same errors as `keep_tuned`."""
     if not any(map(is_forgotten, read_tuned(path))):
         return 0
-    return _change(path, lambda earlier: [tuned for tuned in earlier if not is_forgotten(tuned)])
+    with _changing(path) as content:
+        forgotten = [*filter(is_forgotten, content["tuned"])]
+        content["tuned"] = [tuned for tuned in content["tuned"] if tuned not in forgotten]
+    return len(forgotten)
 
 
-def _change(path: Path, change: Callable[[list[Tuned]], list[Tuned]]) -> int:
-    """Replace the measurements and return how many fewer there are."""
+def forget_advice(path: Path, models: set[str]) -> None:
+    """Remove the advice on models with these sha256s. Raises the same errors as `keep_tuned`."""
+    with _changing(path) as content:
+        content["advice"] = [one for one in _usable_advice(path) if models.isdisjoint(one.pair.models.values())]
+
+
+def _usable_advice(path: Path) -> list[StoredAdvice]:
+    """Return the advice in the file. Damaged advice is dropped, because it can be measured again."""
+    try:
+        return read_advice(path)
+    except UsageError:
+        return []
+
+
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[dict[str, Any]]:
+    """Lock the file, yield its content with the measurements as records, and write the changed content."""
     with os_errors(OutputError, f"{path}: cannot be written", "make the folder writable"):
         make_folder(path.parent)
         with path.with_name("lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            earlier = read_tuned(path)
-            kept = change(earlier)
-            content = {"schema": SCHEMA, "tuned": [asdict(tuned) for tuned in kept]}
-            write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
-    return len(earlier) - len(kept)
+            tuned = read_tuned(path)
+            content = {**_content(path), "schema": SCHEMA, "tuned": tuned}
+            yield content
+            write_atomically(path, json.dumps(content, indent=1, allow_nan=False, default=asdict).encode() + b"\n")
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_regular(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"schema {content['schema']}; expected {SCHEMA}")
+    return dict(content)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        hint = "remove the file, then run arbitrage advise --costs"
+        raise UsageError(f"{path}: cannot be read ({error})", hint) from error
 
 
 def _from_json(entry: object) -> Tuned:

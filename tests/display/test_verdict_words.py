@@ -1,12 +1,16 @@
 """Sentences of verdicts, with the figures that support them."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+from made_up_runs import make_run, unscored
 
-from arbitrage_cli.app.sentences import confidence, sentence
+from arbitrage_cli.app.sentences import alone, confidence, sentence
 from arbitrage_cli.display.card import preset_sentence
+from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.verdict import Candidate, Verdict
 
 COUNTS: Any = {"num_problems": 40, "num_compared": 21, "num_gained": 3, "num_lost": 2, "num_graded": 21, "num_attempts": 40}
@@ -35,6 +39,30 @@ LIKE = "differ from the target's"
 def test_a_sentence_has_its_figures(verdict: Verdict, figures: list[str]) -> None:
     words = sentence(asdict(verdict))
     assert [figure for figure in figures if figure not in words] == []
+
+
+def advised_figures(right: dict[str, Iterable[int]], count: int, *, is_graded: bool = True) -> dict[str, Any]:
+    """The figures of a run by `advise` in which these policies solve these problems."""
+    made = make_run(count, columns=[(policy, None) for policy in right])
+    for row in made.rows:
+        is_right = int(re.findall(r"\d+", row["id"])[-1]) in right[row["policy"]]
+        row |= {"answer": str(is_right), "grade": {**row["grade"], "value": "correct" if is_right else "incorrect"}}
+    return figures({**made.run, "skips_attempts": True}, made.rows if is_graded else map(unscored, made.rows))
+
+
+@pytest.mark.parametrize(
+    ("made", "counts", "is_weak"),
+    [
+        (advised_figures({"target": range(8), "draft": range(1, 8)}, 10), [10, 7, 8], False),
+        (advised_figures({"target": [1, 3], "draft": [2]}, 10), [10, 1, 2], True),
+        (advised_figures({"target": range(8), "draft": []}, 10, is_graded=False), [2, 10], False),
+        (advised_figures({"target": range(8)}, 10), [], False),
+    ],
+    ids=["graded", "a weak target", "no answers known", "no draft"],
+)
+def test_what_draft_and_target_solve_alone(made: dict[str, Any], counts: list[int], *, is_weak: bool) -> None:
+    words = alone(made)
+    assert ([int(number) for number in re.findall(r"\d+", words)], "stronger" in words) == (counts, is_weak)
 
 
 def test_a_confidence_is_never_rounded_up() -> None:
