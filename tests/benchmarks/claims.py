@@ -194,27 +194,33 @@ def share(claims: Sequence[Claim]) -> str:
     return f"{np.mean([one.is_true for one in claims]):.0%} of {len(claims):,}" if claims else "-"
 
 
-def write_claims(title: str, claims: Sequence[Claim]) -> None:
+def sides(claims: Sequence[Claim]) -> list[str]:
+    return [share([one for one in claims if one.is_positive == is_positive]) for is_positive in (True, False)]
+
+
+def write_claims(ended: Sequence[Claim], stopped: Sequence[Claim]) -> None:
     """Print how many claims of each confidence are true."""
-    print(f"\n| {title} | all claims true | worth it | not worth it |\n|---|---|---|---|")
+    heading = "all | worth it | not worth it"
+    print(f"| confidence | at the end: {heading} | stopped at a random moment: {heading} |\n|{'---|' * 7}")
     above = 1.01
     for low, name in CLASSES:
-        members = [one for one in claims if low <= one.verdict.confidence < above]
-        sides = [[one for one in members if one.is_positive == side] for side in (True, False)]
-        print(f"| {name} | {share(members)} | {' | '.join(map(share, sides))} |")
+        groups = [[one for one in claims if low <= one.verdict.confidence < above] for claims in (ended, stopped)]
+        print(f"| {name} | {' | '.join(cell for group in groups for cell in (share(group), *sides(group)))} |")
         above = low
-    undecided = sum(one.verdict.confidence < LIKELY for one in claims)
-    print(f"| undecided | {undecided:,} of {len(claims):,} | | |")
+    undecided = [sum(one.verdict.confidence < LIKELY for one in claims) for claims in (ended, stopped)]
+    print(f"| undecided | {undecided[0]:,} of {len(ended):,} | | | {undecided[1]:,} of {len(stopped):,} | | |")
+    print(
+        f"\nClaims that ended a session before all problems were solved: {share([one for one in ended if one.is_sure])} true."
+    )
 
 
 def write_kinds(claims: Sequence[Claim]) -> None:
     """Print how many claims of at least 9 in 10 are true, for each policy."""
-    print("\n| policy | worth it | claims of 9 in 10 and more: worth it | not worth it |\n|---|---|---|---|")
+    print("\n| policy | truly worth it | claims of 9 in 10 and more: worth it | not worth it |\n|---|---|---|---|")
     for kind in STAND_INS:
         members = [one for one in claims if one.contest.kind == kind]
         sure = [one for one in members if one.verdict.confidence >= 0.9]
-        sides = [share([one for one in sure if one.is_positive == side]) for side in (True, False)]
-        print(f"| {kind} | {np.mean([one.contest.is_worth_it for one in members]):.0%} | {' | '.join(sides)} |")
+        print(f"| {kind} | {np.mean([one.contest.is_worth_it for one in members]):.0%} | {' | '.join(sides(sure))} |")
 
 
 def write_changes(claims: Sequence[Claim]) -> None:
@@ -224,6 +230,8 @@ def write_changes(claims: Sequence[Claim]) -> None:
     )
     for low, high in pairwise((-1.0, -0.1, -0.05, -0.02, 0.0, 0.02, 1.0)):
         members = [one for one in claims if low <= one.verdict.best.change < high]
+        if not members:
+            continue
         claimed, true = (
             f"{100 * np.mean(changes):+.1f}"
             for changes in ([one.verdict.best.change for one in members], [one.contest.true_change for one in members])
@@ -246,9 +254,7 @@ def main() -> None:
     arguments = parser.parse_args()
     dice, records = random.Random(arguments.seed), [Records(path) for path in arguments.files]
     ended, stopped = zip(*(session(dice.choice(records).draw(dice), dice) for _ in range(arguments.sessions)), strict=True)
-    write_claims("at the end", ended)
-    write_claims("ended early, because the verdict was final", [one for one in ended if one.is_sure])
-    write_claims("stopped at a random moment", stopped)
+    write_claims(ended, stopped)
     write_kinds([*ended, *stopped])
     write_changes(ended)
 
