@@ -1,10 +1,9 @@
 """Plans and runs a benchmark, storing a row for each attempt."""
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -17,18 +16,12 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
 from arbitrage_cli.app.setup import Setup, for_resumed_bench, limits_of, sampler_of
 from arbitrage_cli.app.stored_run import open_run
-from arbitrage_cli.arbitrage import Scorer
-from arbitrage_cli.data.rows import Item
 from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Standings, plan
-from arbitrage_cli.routing.route import SAME, Route
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, Row, RunFolder, key_of, latest, read_run_folder
 from arbitrage_cli.runs.records import tau_in_json
 from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.tuning.memory import AUTO, MOST
-from arbitrage_cli.types import Decided, Step, Trace
-
-PILOT = 8
-"""The number of problems that the router's policy solves, untimed, to compute the tau of `@same`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +73,12 @@ def run_bench(
 
 
 def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1) -> BenchRun:
-    """Plan a benchmark. Only the tau `@same` loads models. Raises UsageError if an earlier run has other settings."""
+    """Plan a benchmark. Raises UsageError if an earlier run has other settings."""
     earlier, items = folder.run if folder.rows else None, selected.items
     session.resume(earlier)
     most = len(items) if session.setup.concurrency == AUTO else MOST
     concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
     routes = session.setup.routes
-    if any(one.is_open for one in routes):
-        routes = _with_same_share(session, items[:PILOT])
     attempts = plan(items, routes, samples, concurrency)
     router, warnings = session.setup.deciding_router, []
     if router and (known := sum(router.card.known(item.problem.question for item in items))):
@@ -133,8 +124,7 @@ def preview(setup: Setup, selected: Selection, path: Path, options: BenchOptions
 def _expected(route: Route, setup: Setup, rows: Iterable[Row]) -> float | None:
     key = route.policy.name, tau_in_json(route.tau)
     own = [row["wall_seconds"] for row in rows if row["status"] == "done" and (row["policy"], row["tau"]) == key]
-    alike = next(one for one in setup.routes if one.policy.needs_router) if route.is_open else route
-    return mean(own) if own else setup.available_router.expected_seconds(alike)
+    return mean(own) if own else setup.available_router.expected_seconds(route)
 
 
 class Pace:
@@ -161,8 +151,7 @@ class Pace:
 def measure(run: BenchRun, display: Display, pace: Pace) -> None:
     session, limits = run.session, run.session.resolved.limits
     with session.setup.task.open_grader() as grader:
-        if not session.models:
-            session.load({attempt.route.policy for attempt in run.todo.all})
+        session.load({attempt.route.policy for attempt in run.todo.all})
         bench = _make_bench(run, grader, pace)
         for attempt in run.todo.all:
             session.writers(attempt.route, attempt.sample)
@@ -170,40 +159,6 @@ def measure(run: BenchRun, display: Display, pace: Pace) -> None:
         executor = Executor(run.folder, display, _Progress(run, pace), session.check_files, pace.keeps)
         executor.run(run.todo, bench.run, bench.row, limits)
         forget_contradicted_costs(run.folder.run or {}, run.folder.rows, display.note)
-
-
-def _with_same_share(session: Session, items: Sequence[Item]) -> list[Route]:
-    """Return the routes. The tau of `@same` escalates as many steps as the router does on a few problems."""
-    routes, seed = session.setup.routes, session.resolved.sampler.seed
-    routed = next(one for one in routes if one.policy.needs_router)
-    session.load()
-    scheduler = session.scheduler(replace(routed, stops_early=False))
-    with contextlib.closing(scheduler.run([item.problem for item in items])) as events:
-        decided = [(event.trace, event.decision) for event in events if isinstance(event, Decided)]
-    drafts = [(trace, one.draft) for trace, one in decided if one.draft]
-    num_escalated = sum(one.verdict == "escalate" for _, one in decided)
-    return [
-        replace(one, tau=tau_above(_scores(one.policy.make_scorer(seed), drafts), num_escalated))
-        if one.tau is None and one.tau_name == SAME and one.policy.make_scorer
-        else one
-        for one in routes
-    ]
-
-
-def _scores(scorer: Scorer, drafts: Iterable[tuple[Trace, Step]]) -> list[float]:
-    scores = []
-    for trace, draft in drafts:
-        try:
-            next(scorer.score(trace, draft))
-        except StopIteration as end:
-            scores.append(float(end.value))
-    return scores
-
-
-def tau_above(scores: Sequence[float], count: int) -> float:
-    """Return a tau, rounded to four digits, that exactly `count` scores exceed. Return -inf if that is all scores."""
-    ordered = [-math.inf, *sorted(scores), 2 * max(scores, default=-math.inf)]
-    return float(f"{(ordered[-count - 2] + ordered[-count - 1]) / 2:.4g}")
 
 
 def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:

@@ -171,5 +171,5 @@ def _ended(attempt: Attempt, row: Row, progress: RunProgress) -> AttemptEnded:
         verdict, detail = "done", rounding.count(len(row["states"]), "state")
     else:
         verdict, detail = row["grade"]["value"], row["grade"]["answer"] or ""
-    seconds = None if row.get("throughput") else row.get("wall_seconds", row.get("seconds"))
+    seconds = row.get("wall_seconds", row.get("seconds"))
     return AttemptEnded(row["id"], attempt.route.label, verdict, detail, seconds, progress)

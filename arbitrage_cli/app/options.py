@@ -153,9 +153,6 @@ class RouterOptions:
         str | None,
         _models("Trained router. Default: the pair's router, or the universal router.", "FILE", complete=complete_routers),
     ] = None
-    by: Annotated[
-        Literal["time", "price"], _routing("Quantity that presets minimize: time, or the price at the pair's target_price.")
-    ] = "time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +195,8 @@ class BenchRoutingOptions:
     policy: Annotated[
         str | None,
         _routing(
-            "Policies to compare, each with an optional tau, such as target,arbitrage@fast,entropy@0.5. @same escalates as "
-            "many steps as arbitrage. Default: target, draft, speculative (only for local models), arbitrage and "
-            "logprob@same.",
+            "Policies to compare, each with an optional tau, such as target,arbitrage@fast,entropy@0.5. Default: target, "
+            "draft, speculative (only for local models), arbitrage and logprob.",
             "NAME[@TAU],...",
             complete=complete_policies,
         ),

@@ -55,9 +55,9 @@ def _select(items: Sequence[Item], options: ProblemOptions, seed: int) -> list[I
 
 
 def default_folder(dataset: str, choice: ModelChoice, *, prefix: str = "", concurrency: str = "1") -> Path:
-    """Return the default run folder: `runs/math500--mine` or, at concurrency 8, `runs/math500--mine--throughput-8`."""
+    """Return the default run folder: `runs/math500--mine` or, at concurrency 8, `runs/math500--mine--concurrency-8`."""
     names = [PurePath(name).name.removesuffix(".gguf") for name in choice.names]
-    suffix = "" if concurrency == "1" else f"--throughput-{_file_name(concurrency)}"
+    suffix = "" if concurrency == "1" else f"--concurrency-{_file_name(concurrency)}"
     return Path("runs") / f"{prefix}{_file_name(PurePath(dataset).stem)}--{_file_name(*names)}{suffix}"
 
 

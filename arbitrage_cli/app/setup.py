@@ -37,7 +37,6 @@ from arbitrage_cli.model_files.pairs import is_served, local_files, router_file
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import PRESETS, Costs, NamedTaus
 from arbitrage_cli.routing.route import (
-    SAME,
     AvailableRouter,
     Menu,
     ParsedRoute,
@@ -92,9 +91,8 @@ class Basis:
 
     @property
     def available_router(self) -> AvailableRouter:
-        is_priced = self.options.models.by == "price"
-        costs = _costs_of_prices(self.price) if is_priced else Costs.of(self.placement.unit_costs)
-        return AvailableRouter(self.router, self.choice.router_source, costs, is_priced)
+        costs = _costs_of_prices(self.price) if self.price else Costs.of(self.placement.unit_costs)
+        return AvailableRouter(self.router, self.choice.router_source, costs, self.price is not None)
 
     @property
     def advised_pair(self) -> AdvisedPair:
@@ -209,8 +207,7 @@ def for_resumed_bench(setup: Setup, run: Mapping[str, Any] | None, *, early_stop
     is_same_router = (run["router"] or {}).get("sha256") == (router.sha256 if router else None)
     notes = _changed_presets(setup.parsed_routes, current, named) if is_same_router else []  # another router is refused
     early = run.get("early_stop") if early_stop is None else None
-    same = {entry["policy"]: float(entry["tau"]) for entry in run["policies"] if entry["tau_name"] == SAME}
-    routes = make_routes(setup.parsed_routes, setup.router, named, same)
+    routes = make_routes(setup.parsed_routes, setup.router, named)
     routes = _with_early_stop(routes, setup.stops_early if early is None else early)
     return replace(setup, routes=routes, named_taus=named, notes=[*notes, *setup.notes])
 
@@ -284,9 +281,7 @@ def _basis(options: RunOptions, default_concurrency: str = "1") -> Basis:
     return basis
 
 
-def _costs_of_prices(price: str | None) -> Costs:
-    if price is None:
-        raise UsageError("prices are unknown", "set target_price in the pair's entry in pairs.toml", option="by")
+def _costs_of_prices(price: str) -> Costs:
     free, prices = Price(0.0, 0.0, 0.0), parse_prices(price)
     draft, target = (prices.get(role, free) for role in ("draft", "target"))
     return Costs(
@@ -329,7 +324,7 @@ def _route_and_warnings(basis: Basis, routing: RoutingOptions, explicit: frozens
 def _advised_route(basis: Basis) -> tuple[Route, list[str]] | None:
     """Return the route of the last advice on this pair, and a note, or None. Raises ArbitrageError if the advice is invalid."""
     advice = next((one for one in read_advice(tuned_file()) if one.pair == basis.advised_pair), None)
-    if advice is None or basis.options.models.by == "price":
+    if advice is None or basis.price:
         return None
     policy, tau = parse_route(advice.route)
     refuse_on_servers([policy], needed_models([policy], basis.choice.models, None))
@@ -353,7 +348,7 @@ def _policy_without_router(basis: Basis) -> str | None:
 def _default_policies(basis: Basis) -> str:
     speculative = ["speculative"] if not basis.served and basis.concurrency == "1" else []
     policy = _policy_without_router(basis) or choose_policy(None, basis.router).name
-    baseline = [f"logprob@{SAME}"] if POLICIES[policy].needs_router else []
+    baseline = ["logprob"] if POLICIES[policy].needs_router else []
     return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
 
 
@@ -374,7 +369,6 @@ def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward:
     uses = {
         "tau": any(policy.has_tau for policy in policies),
         "router": any(policy.needs_router for policy in policies),
-        "by": any(policy.needs_router for policy in policies),
         "early_stop": any(policy.can_stop_early for policy in policies),
         "prm": any(needs_prm(policy, reward) for policy in policies),
         "reward": any(policy.reward == "any" for policy in policies),

@@ -41,12 +41,12 @@ def bench(
     """Measure the accuracy and time of policies on a data set.
 
     Each result is saved at once, and the same command resumes an interrupted run. You can add problems, samples, policies
-    and taus to a run; all other settings must stay the same. With --concurrency, the run measures throughput and has a
-    folder of its own.
+    and taus to a run; all other settings must stay the same. With --concurrency, several problems are solved at
+    once: the results are the same, the times are computed, and the run has a folder of its own.
 
     \b
     Examples:
-      arbitrage bench --dataset builtin --policy target,draft,arbitrage,logprob@same
+      arbitrage bench --dataset builtin --policy target,draft,arbitrage,logprob@0.3
       arbitrage bench --dataset math500 --pair qwen2.5-coder --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """

@@ -80,7 +80,6 @@ MADE = Column(
 CUT = Column("cut", "cut", lambda figures: str(figures["cut"] or ""))
 SECONDS = _value("mean s", "seconds_mean")
 SPEEDUP = _ranged("speed-up", "speedup", TIMES)
-RATIO = _ranged("ratio", "throughput_ratio", TIMES)
 PRICE: Sequence[Column] = (
     _value("price/1000", "price", lambda price: rounding.number(None if price is None else 1000 * price)),
     _ranged("saved", "saving", PERCENT),
@@ -92,8 +91,6 @@ TERMINAL: Sequence[Column] = (
     DIFFERENCE,
     SECONDS,
     SPEEDUP,
-    _value("problems/s", "problems_per_second"),
-    RATIO,
     *PRICE,
     _value("accepted", "acceptance_rate", rounding.whole_percent),
     _value("thinking", "thinking_tokens_mean"),
@@ -109,8 +106,6 @@ PAGE: Mapping[str, Sequence[Column]] = {
         SECONDS,
         _value("clock s", "measured_seconds_mean"),
         _ranged("clock speed-up", "measured_speedup", TIMES),
-        _with_parts("problems/s", "problems_per_second", rounding.number),
-        RATIO,
     ),
     "Steps and tokens": (
         _with_parts("accepted steps", "acceptance_rate"),
@@ -155,10 +150,6 @@ DEFINITIONS: Mapping[str, str] = {
     "measured_seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
     "measured_speedup": "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that both "
     f"finished; above 1 is faster. {_WITH_COST_ERROR}",
-    "problems_per_second": "Finished attempts / wall-clock seconds of their blocks. A block is a group of problems that are solved "
-    "at once. Its time includes failed attempts, but not loading, grading and display.",
-    "throughput_ratio": "Problems per second of this policy / problems per second of the target alone, over blocks with the same "
-    "attempts; above 1 is faster. Interval: 95%, paired jackknife over blocks, if there are at least 15 blocks.",
     "acceptance_rate": "Accepted steps / drafted steps.",
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
     "target_call_rate": "Target steps, including discarded steps / kept steps.",

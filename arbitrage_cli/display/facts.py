@@ -45,8 +45,6 @@ def summary(figures: Json) -> Iterable[str]:
 
 
 def _pace(policy: Json) -> str:
-    if policy["problems_per_second"] is not None:
-        return f"at {rounding.number(policy['problems_per_second'])} problems per second"
     return "" if policy["seconds_mean"] is None else f"in {rounding.number(policy['seconds_mean'])} s per problem"
 
 
@@ -87,8 +85,7 @@ def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
     """Yield facts about a planned benchmark and its estimated duration. Raises HubError if the Hub cannot be reached."""
     setup, num_todo = planned.setup, len(planned.todo)
     yield "data set", title
-    labels = (f"{route.policy.name}@{route.tau_name}" if route.is_open else route.label for route in setup.routes)
-    yield "policies", ", ".join(labels)
+    yield "policies", ", ".join(route.label for route in setup.routes)
     for role, source in setup.sources.items():
         yield role, f"{source}: {_availability(source, offline=setup.options.models.offline)}"
     done = f": {rounding.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""

@@ -89,11 +89,10 @@ class RunView:
 
 
 def _standing_lines(standings: Sequence[Standing], columns: int) -> list[tuple[str, str]]:
-    at_once = any(row.concurrency > 1 for row in standings)
     cells = {
         "done": [f"{row.tried}/{row.planned}" for row in standings],
         "right": ["" if row.correct is None or not row.tried else f"{row.correct / row.tried:.0%}" for row in standings],
-        "problems/s" if at_once else "s each": [_pace(row, at_once=at_once) for row in standings],
+        "s each": [_pace(row) for row in standings],
         "speed": ["" if row.speedup is None else f"{row.speedup:.2f}x" for row in standings],
         "failed": [str(row.tried - row.done) if row.tried > row.done else "" for row in standings],
     }
@@ -105,7 +104,7 @@ def _standing_lines(standings: Sequence[Standing], columns: int) -> list[tuple[s
     return [(f"  {head}", "dim"), *((f"  {line}", style) for line, style in zip(lines, styles, strict=True))]
 
 
-def _pace(standing: Standing, *, at_once: bool) -> str:
+def _pace(standing: Standing) -> str:
     if not standing.done or standing.seconds is None:
         return ""
-    return rounding.number(standing.done / standing.seconds if at_once else standing.seconds / standing.done)
+    return rounding.number(standing.seconds / standing.done)

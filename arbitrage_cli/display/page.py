@@ -96,7 +96,6 @@ def _view(run: Json, figures: Json) -> dict[str, Any]:
         "facts": [*facts.main_facts(run)],
         "other_facts": [*facts.other_facts(run)],
         "notes": figures["notes"],
-        "is_throughput": figures["concurrency"] > 1,
         "names": list(dict.fromkeys(policy["policy"] for policy in policies)),
         "front": charts.accuracy_chart(policies),
         "levels": levels,

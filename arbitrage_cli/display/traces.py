@@ -82,7 +82,7 @@ def _entry(row: Json, number: int) -> list[Any]:
     is_done = row["status"] == "done"
     written = sum(version["seconds"] for step in row["steps"] for version in (step, step["discarded"]) if version)
     calls = sum(step["model"] == "target" for step in row["steps"])
-    seconds = round(row["wall_seconds"], DIGITS) if is_done and row["throughput"] is None else None
+    seconds = round(row["wall_seconds"], DIGITS) if is_done else None
     return [row["grade"]["value"] if is_done else "error", seconds, round(written, DIGITS), calls, number]
 
 

@@ -1,8 +1,8 @@
 """Runs policies side by side and measures the time of each attempt.
 
 All policies solve a block of problems before the next block begins. The order of the policies is random in each block, so a
-slowdown of the machine affects all policies, and no policy always follows the same other policy. A block is a single problem. In a throughput run, several problems are solved at once, so a
-block contains several problems.
+slowdown of the machine affects all policies, and no policy always follows the same other policy. A block is a single problem
+or, if several problems are solved at once, a few problems for each slot.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, W
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import Key, Row
-from arbitrage_cli.runs.records import RunInfo, attempt_error, seconds_of, tau_in_json
+from arbitrage_cli.runs.records import RunInfo, attempt_error, tau_in_json
 from arbitrage_cli.runs.records import row as make_row
 from arbitrage_cli.runs.results import SampleKey
-from arbitrage_cli.runs.summary import BlockShare, tally
+from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
 ROUNDS = 4  # the number of problems in a block per slot
@@ -141,7 +141,6 @@ class Bench:
         return Deadline(self.clock() + seconds, seconds, self.clock) if seconds is not None else None
 
     def _follow(self, events: Iterator[Event], in_flight: dict[str, "_InFlight"]) -> Iterator[RunEvent]:
-        size, last_end = len(in_flight), 0.0  # seconds since the block began
         for event, now, timed in self._timed(events):
             current = in_flight[event.trace.problem.id]
             if isinstance(event, Started):
@@ -151,11 +150,9 @@ class Bench:
             if isinstance(event, Finished):
                 if isinstance(event.error, InterruptedRunError):
                     raise event.error
-                share = BlockShare(current.attempt.block, size, now - last_end) if self.concurrency > 1 else None
-                last_end = now
                 del in_flight[event.trace.problem.id]
-                measured = {"wall_seconds": now - current.began, "router_seconds": current.router_seconds, "share": share}
-                if share is None:
+                measured = {"wall_seconds": now - current.began, "router_seconds": current.router_seconds}
+                if self.concurrency == 1:
                     measured["program_seconds"] = current.program_seconds(event, timed)
                 yield Ended(current.attempt, self.row(current.attempt, event, **measured))
 
@@ -238,7 +235,6 @@ class Standing:
     correct: int | None = None
     seconds: float | None = None
     speedup: float | None = None  # over the target alone on the same problems, if problems are solved one at a time
-    concurrency: int = 1
 
 
 @dataclass(slots=True)
@@ -268,7 +264,7 @@ class Standings:
             return
         sums.done[key] = row["wall_seconds"]
         sums.correct += row["grade"]["value"] == "correct"
-        sums.seconds += seconds_of(row)
+        sums.seconds += row["wall_seconds"]
         for compared in self._sums.values() if sums is self._target else (sums,):
             if self._target is not None and key in compared.done and key in self._target.done:
                 compared.shared += compared.done[key]
@@ -280,7 +276,7 @@ class Standings:
     def _standing(self, route: Route, sums: _Sums) -> Standing:
         speedup = sums.shared_target / sums.shared if self._concurrency == 1 and sums.shared > 0 else None
         counts = self._planned, len(sums.tried), len(sums.done), sums.correct
-        return Standing(route.label, *counts, sums.seconds, speedup, self._concurrency)
+        return Standing(route.label, *counts, sums.seconds, speedup)
 
     def seconds_left(self, waiting: Mapping[Route, int]) -> float | None:
         """Estimate the seconds needed for the remaining attempts, or return None if no attempt has finished yet."""
@@ -288,4 +284,4 @@ class Standings:
         if not means:
             return None
         overall = sum(means.values()) / len(means)
-        return sum(count * means.get(route, overall) for route, count in waiting.items())
+        return sum(count * means.get(route, overall) for route, count in waiting.items()) / self._concurrency

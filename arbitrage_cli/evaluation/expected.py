@@ -12,7 +12,6 @@ from typing import Any
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import Costs, TauTable
-from arbitrage_cli.routing.route import SAME
 from arbitrage_cli.runs.records import route_name
 from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.stats.intervals import Interval, Z
@@ -138,4 +137,4 @@ def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:
 
 def route_of(entry: Mapping[str, Any]) -> str:
     """Return the route of a row, or of a policy in run.json or in the figures, in the syntax of `--policy`."""
-    return route_name(entry["policy"], entry["tau"], None if entry["tau_name"] == SAME else entry["tau_name"])
+    return route_name(entry["policy"], entry["tau"], entry["tau_name"])

@@ -24,20 +24,13 @@ from arbitrage_cli.stats.intervals import MIN_PROBLEMS, Ratio
 SCHEMA = 1
 MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
 
-THROUGHPUT = (
-    *("problems_per_second", "throughput_ratio"),
-    *("throughput_ratio_log_error", "throughput_ratio_interval", "blocks_compared"),
-)
 LATENCY = tuple(
     f"{kind}{name}"
     for kind in ("", "measured_")
     for name in ("seconds_mean", "speedup", "speedup_log_error", "speedup_interval")
 )
-"""The time figures of throughput runs (problems per second) and of other runs (seconds per problem).
-
-Seconds and speed-ups are computed from the counted work; figures with the prefix `measured_` are wall-clock times.
-Figures whose names end in `_log_error` are standard errors of logarithms. Those of computed speed-ups include the error of the
-unit costs.
+"""The time figures. Seconds and speed-ups are computed from the counted work; figures with the prefix `measured_` are
+wall-clock times. `speedup_log_error` is the standard error of the logarithm of the speed-up. It includes the error of the unit costs.
 """
 
 
@@ -88,12 +81,8 @@ def _policy_figures(
     found = _with_ratios(
         accuracy(policy.results.values(), len(levels) * samples)
         | compared_with_target(policy, target)
-        | dict.fromkeys((*THROUGHPUT, *LATENCY))
-        | (
-            speed.throughput(policy, target)
-            if concurrency_of(run) > 1
-            else speed.latency(policy, target, unit_costs_of(run))
-        )
+        | dict.fromkeys(LATENCY)
+        | speed.latency(policy, target, unit_costs_of(run), has_clock=concurrency_of(run) == 1)
         | _routing(policy)
         | price_figures(policy, target, run, prices)
     )
@@ -162,7 +151,7 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
         cut = f"{count} of {rounding.count(len(done), 'attempt')}"
         yield f"The limit {flag} was reached in {cut}. The unfinished solutions were graded. To finish them, raise {flag}."
     if concurrency_of(run) > 1:
-        yield from speed.throughput_notes(concurrency_of(run), policies, made)
+        yield f"{concurrency_of(run)} problems were solved at once. Times are computed for one problem at a time."
     for policy in made:
         if POLICIES[policy["policy"]].speculates and policy["texts_differ"]:
             texts = rounding.count(policy["texts_differ"], "text")

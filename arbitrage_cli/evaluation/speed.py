@@ -1,34 +1,29 @@
-"""Compares each policy's speed with that of the target alone, in seconds per problem or problems per second.
-
-A throughput run solves several problems at once, and each row contains its share of the block's time
-(`runs.summary.BlockShare`). Policies take turns after each block. Whole blocks are compared, because the times
-of the problems in a block depend on each other. The time of a block includes interrupted and failed attempts.
-"""
+"""Compares each policy's speed with that of the target alone, in computed and in wall-clock seconds per problem."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
-
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
-from arbitrage_cli.runs.results import PolicyResults, Result, SampleKey, paired_done, sums_by_problem
-from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import MIN_PROBLEMS, Interval, Ratio, log_ratio
+from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_by_problem
+from arbitrage_cli.stats.intervals import Interval, Ratio, log_ratio
 from arbitrage_cli.types import ModelRole
 
 Paired = Sequence[tuple[Result, Result]]  # the policy's and the target's results of the attempts that both finished
 
-Block = Sequence[Result]  # a policy's results in one block, including superseded errors
 
+def latency(
+    policy: PolicyResults, target: PolicyResults | None, units: Mapping[ModelRole, UnitCosts], *, has_clock: bool
+) -> dict[str, Any]:
+    """Return the mean seconds and the speed-up, computed from the counted work.
 
-def latency(policy: PolicyResults, target: PolicyResults | None, units: Mapping[ModelRole, UnitCosts]) -> dict[str, Any]:
-    """Return the mean seconds and the speed-up. Both are computed from the counted work, and also measured by the clock."""
+    If `has_clock` is true, they are also measured by the clock. Problems that are solved at once share the clock's time.
+    """
     pairs, found = paired_done(policy, target) if target else [], dict[str, Any]()
     common = _cost_error(pairs, units)
-    for prefix, seconds in (("", attrgetter("computed_seconds")), ("measured_", attrgetter("seconds"))):
+    clocks = {"": attrgetter("computed_seconds"), "measured_": attrgetter("seconds")}
+    for prefix, seconds in list(clocks.items())[: 1 + has_clock]:
         ratio, error, interval = speedup(pairs, seconds, common)
         mean = Ratio(math.fsum(map(seconds, policy.done)), len(policy.done))
         found |= {f"{prefix}seconds_mean": mean, f"{prefix}speedup": ratio}
@@ -75,67 +70,5 @@ def time_parts(policy: PolicyResults) -> dict[str, float]:
     }
     parts["router"] = math.fsum(result.router_seconds for result in policy.done)
     parts["reward"] = total.reward_cost.seconds
-    wall = math.fsum(result.share.seconds if result.share else result.seconds or 0.0 for result in policy.done)
+    wall = math.fsum(result.seconds or 0.0 for result in policy.done)
     return {"wall": wall, **parts, "rest": wall - math.fsum(parts.values())}
-
-
-def throughput(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
-    """Return the problems per second, and their ratio to the target's over blocks with the same attempts."""
-    own, others = _blocks(policy), _blocks(target) if target else {}
-    shared = [number for number, block in own.items() if number in others and _keys(block) == _keys(others[number])]
-    value, error, interval = _against_target([(own[number], others[number]) for number in shared])
-    return {
-        "problems_per_second": Ratio(sum(map(_num_done, own.values())), math.fsum(map(_block_seconds, own.values()))),
-        "throughput_ratio": value,
-        "throughput_ratio_log_error": error,
-        "throughput_ratio_interval": None if policy is target else interval,
-        "blocks_compared": len(shared),
-    }
-
-
-def throughput_notes(concurrency: int, policies: Sequence[PolicyResults], made: Iterable[Mapping[str, Any]]) -> list[str]:
-    notes = [f"{concurrency} problems were solved at once, so seconds per problem and speed-ups are unavailable."]
-    compared = [policy for policy in made if policy["throughput_ratio"] is not None and policy["policy"] != "target"]
-    if any(policy["blocks_compared"] < MIN_PROBLEMS for policy in compared):
-        notes.append(f"Throughput ratios over fewer than {MIN_PROBLEMS} blocks have no interval; use more problems.")
-    broken = sum(not _is_whole(block) for policy in policies for block in _blocks(policy).values())
-    if broken:
-        notes.append(
-            f"{rounding.count(broken, 'block')} interrupted and resumed; the time of interrupted attempts is included."
-        )
-    return notes
-
-
-def _against_target(pairs: Sequence[tuple[Block, Block]]) -> tuple[Ratio | None, float | None, Interval | None]:
-    blocks = [[_num_done(own), _block_seconds(own), _block_seconds(other), _num_done(other)] for own, other in pairs]
-    table = np.array(blocks, np.float64).reshape(len(pairs), 4)
-    done, seconds, target_seconds, target_done = map(math.fsum, table.T)
-    rate, target_rate = Ratio(done, seconds).value, Ratio(target_done, target_seconds).value
-    ratio = None if rate is None or target_rate is None else Ratio(rate, target_rate)
-    return ratio, *log_ratio(table)
-
-
-def _blocks(policy: PolicyResults) -> dict[int, list[Result]]:
-    """Group results by block. Attempts that hung are excluded, because their time is unknown."""
-    blocks: dict[int, list[Result]] = {}
-    for result in (*policy.results.values(), *policy.superseded):
-        if result.share is not None:
-            blocks.setdefault(result.share.block, []).append(result)
-    return blocks
-
-
-def _keys(block: Block) -> set[SampleKey]:
-    return {result.key for result in block}
-
-
-def _num_done(block: Block) -> int:
-    return sum(result.is_done for result in block)
-
-
-def _block_seconds(block: Block) -> float:
-    return math.fsum(result.share.seconds for result in block if result.share)
-
-
-def _is_whole(block: Block) -> bool:
-    counts = Counter(result.key[1] for result in block)
-    return all(result.share.of == counts[result.key[1]] for result in block if result.share)

@@ -168,7 +168,7 @@ def _policy_of(route: str) -> Policy:
 
 def _updated(expected: Expected, made: Figures, samples: int) -> Expected:
     """Return the expected effect of a policy, updated by its figures."""
-    ratios, kind = made["ratios"], _speed_figure(made)
+    ratios, speedup = made["ratios"], made["speedup"]
     gained, lost, right = (
         ratios[name]["numerator"] / samples for name in ("answers_gained", "answers_lost", "target_right")
     )
@@ -176,7 +176,7 @@ def _updated(expected: Expected, made: Figures, samples: int) -> Expected:
     known = replace(
         after_answers(expected, gained, lost, compared), right=(right + 1) / (compared + 2)
     )  # rule of succession
-    return after_problems(known, made[kind], made[f"{kind}_log_error"], count) if made[kind] else known
+    return after_problems(known, speedup, made["speedup_log_error"], count) if speedup else known
 
 
 def _candidate(route: str, effect: Expected, lossless: Sequence[Expected]) -> Candidate:
@@ -196,11 +196,11 @@ def _candidate(route: str, effect: Expected, lossless: Sequence[Expected]) -> Ca
 
 
 def _with_figures(candidate: Candidate, made: Figures, samples: int) -> Candidate:
-    kind, lost = _speed_figure(made), made["ratios"]["answers_lost"]
-    if interval := made[f"{kind}_interval"]:
-        candidate = replace(candidate, speedup=made[kind], interval=tuple(interval), is_expected=False)
+    lost = made["ratios"]["answers_lost"]
+    if interval := made["speedup_interval"]:
+        candidate = replace(candidate, speedup=made["speedup"], interval=tuple(interval), is_expected=False)
     share, attempts = _draft_share(made["time"]), made["ratios"]["accuracy_difference"]["denominator"]
-    drafts_nothing = made[kind] and not share and _policy_of(candidate.route).speculates
+    drafts_nothing = made["speedup"] and not share and _policy_of(candidate.route).speculates
     return replace(
         candidate,
         is_fast=0.0 if drafts_nothing else candidate.is_fast,
@@ -214,10 +214,6 @@ def _with_figures(candidate: Candidate, made: Figures, samples: int) -> Candidat
         saving_interval=made["saving_interval"] and tuple(made["saving_interval"]),
         draft_share=share,
     )
-
-
-def _speed_figure(made: Figures) -> str:
-    return "throughput_ratio" if made["speedup"] is None else "speedup"
 
 
 def _preferred(candidates: Sequence[Candidate]) -> Candidate:

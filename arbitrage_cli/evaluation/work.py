@@ -48,18 +48,19 @@ Steps = Mapping[Kind, Sequence[Step]]
 def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> list[PolicyResults]:
     """Return the policies with the computed seconds of all finished attempts.
 
-    The time spent on rating steps is measured, not computed, as is the time of models without unit costs. Nothing is computed
-    if several problems were solved at once.
+    The time spent on rating steps is measured, not computed, as is the time of models without unit costs. If several problems
+    were solved at once, their steps shared batches, and the unit costs in run.json apply: the time of one problem at a time.
     """
-    if concurrency_of(run) > 1:
-        return [*policies]
+    is_shared = concurrency_of(run) > 1
     units = unit_costs_of(run)
     everything = _by_kind(policies, units)
 
     def computed(policy: PolicyResults) -> PolicyResults:
         found = _by_kind([other for other in policies if _is_same_work(policy, other)], units)
         scales = {
-            kind: _undisturbed(own, everything[kind]).sum() / math.fsum(step.expected for step in own)
+            kind: 1.0
+            if is_shared and isinstance(kind, tuple)
+            else _undisturbed(own, everything[kind]).sum() / math.fsum(step.expected for step in own)
             for kind, own in found.items()
         }
 

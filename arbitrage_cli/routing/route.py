@@ -4,7 +4,7 @@
 `Route.flow` creates the flow (`arbitrage.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -20,7 +20,6 @@ from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Trace
 
 DEFAULT_TAU = "exact"
-SAME = "same"  # the tau at which a policy escalates as many steps as policy `arbitrage` does in the same benchmark
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,6 @@ class Route:
     tau: float | None = None
     tau_name: str | None = field(default=None, compare=False)
     stops_early: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the tau is still unknown, as for `logprob@same` before the benchmark."""
-        return self.tau is None and self.tau_name is not None
 
     @property
     def label(self) -> str:
@@ -93,7 +87,7 @@ def _chain(*flows: Flow) -> Flow:
 # --- parsing
 
 ParsedRoute = tuple[Policy, str | None]
-"""A policy and its tau as text: a number, a preset, a budget such as `30%`, or `same`. None means the default tau."""
+"""A policy and its tau as text: a number, a preset, or a budget such as `30%`. None means the default tau."""
 
 
 def parse_route(text: str) -> ParsedRoute:
@@ -110,12 +104,6 @@ def parse_routes(text: str) -> list[ParsedRoute]:
     parsed = [parse_route(part) for part in map(str.strip, text.split(",")) if part]
     if not parsed:
         raise UsageError("the list of policies is empty", "choose from: " + ", ".join(POLICIES), option="policy")
-    has_router = any(policy.needs_router for policy, _ in parsed)
-    for policy, tau in parsed:
-        if tau == SAME and not (has_router and policy.reads_token_stats and not policy.needs_router):
-            known = [policy.name for policy in POLICIES.values() if policy.reads_token_stats and not policy.needs_router]
-            hint = f"add policy arbitrage to the list, and use @{SAME} with one of: {', '.join(known)}"
-            raise UsageError(f"invalid tau '{SAME}' for policy {policy.name}", hint, option="policy")
     return parsed
 
 
@@ -141,7 +129,7 @@ def accepts_tau(policy: Policy, tau: str | None) -> bool:
 class AvailableRouter:
     """A router, its source, and the pair's token costs.
 
-    The costs are measured on this machine or, if `is_priced` is true, computed from prices.
+    The costs are measured on this machine or, if `is_priced` is true, the pair's prices.
     """
 
     router: Router | None
@@ -225,18 +213,14 @@ def make_route(policy: Policy, tau: str | None, available: AvailableRouter, *, e
     return replace(route, stops_early=bool(stops_early(early_stop, [route], available)))
 
 
-def make_routes(
-    parsed: Sequence[ParsedRoute], router: Router | None, named: NamedTaus | None, same: Mapping[str, float] | None = None
-) -> list[Route]:
+def make_routes(parsed: Sequence[ParsedRoute], router: Router | None, named: NamedTaus | None) -> list[Route]:
     """Return the routes of a benchmark, without duplicates. Raises UsageError if a tau is invalid.
 
-    `same` maps policies to the taus that were found for `@same`. Budgets are resolved with the costs on the router's card.
+    Budgets are resolved with the costs on the router's card.
     """
 
     def route(policy: Policy, tau: str | None) -> Route:
         name = preset_or_budget(policy, tau)
-        if tau == SAME:
-            return Route(policy, (same or {}).get(policy.name), SAME)
         if named and name and name in named.taus:
             return Route(policy, named.taus[name], name)
         return Route(policy, resolve_tau(policy, tau, AvailableRouter(router, None)), name)

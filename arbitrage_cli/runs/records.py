@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.grading.extract import boxed_answer
-from arbitrage_cli.runs.summary import BlockShare, Tally, tally
+from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Attribution, Cost, Decision, Finished, Grade, ModelRole, Step, Trace
 
@@ -150,7 +150,6 @@ def row(
     wall_seconds: float = 0.0,
     router_seconds: float = 0.0,
     program_seconds: float | None = None,
-    share: BlockShare | None = None,
 ) -> "Attempted":
     """Return the row of a benchmark attempt.
 
@@ -173,13 +172,7 @@ def row(
         "error": failure,
         "stop": "context" if isinstance(finished.error, ContextFullError) and not failure else solved["stop"],
         "wall_seconds": wall_seconds,
-        "throughput": asdict(share) if share else None,
     }
-
-
-def seconds_of(row: Mapping[str, Any]) -> float:
-    """Return the seconds that an attempt adds to a run. Concurrent attempts share the time of their block."""
-    return float(row["throughput"]["seconds"] if row["throughput"] else row["wall_seconds"])
 
 
 def attempt_error(finished: Finished) -> str | None:

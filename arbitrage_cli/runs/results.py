@@ -16,7 +16,7 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.records import label
-from arbitrage_cli.runs.summary import NO_COST, BlockShare, Tally, tally, total
+from arbitrage_cli.runs.summary import NO_COST, Tally, tally, total
 from arbitrage_cli.stats.intervals import Numbers
 from arbitrage_cli.types import Cost, Decision, ModelRole, Step
 
@@ -32,7 +32,7 @@ class Result:
     `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model, in
     order, including discarded steps and speculation. `program_seconds` is the time spent outside the models and the router.
     `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.work`. `question` and
-    `text` are checksums. `share` is None unless several problems were solved at once.
+    `text` are checksums.
     """
 
     key: SampleKey
@@ -48,7 +48,6 @@ class Result:
     question: int
     text: int
     answer: str | None
-    share: BlockShare | None = None
     computed: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -205,7 +204,6 @@ def _read_result(row: Row) -> Result:
         question=_checksum(row["problem"]),
         text=_checksum(row["text"]),
         answer=row["answer"],
-        share=BlockShare(**row["throughput"]) if row["throughput"] else None,
     )
 
 

@@ -10,7 +10,6 @@ from typing_extensions import TypedDict
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import BENCH, COLLECT, SOLVE, Level
-from arbitrage_cli.runs.summary import BlockShare
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.types import Cost, Grade, ModelRole, Phase, StepStop, TraceStop
 
@@ -123,7 +122,6 @@ class Attempted(Solved):
     gold: Json
     grade: Annotated[Json, _fields_of(Grade)] | None
     wall_seconds: Seconds
-    throughput: Annotated[Json, _fields_of(BlockShare)] | None
 
 
 @with_config({**_CONFIG, "extra": "forbid"})

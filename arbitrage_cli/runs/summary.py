@@ -50,19 +50,6 @@ class Tally:
         return self.draft_cost.seconds + self.target_cost.seconds + self.reward_cost.seconds
 
 
-@dataclass(frozen=True, slots=True)
-class BlockShare:
-    """One problem's share of the time taken by a block of `of` concurrent problems.
-
-    `seconds` is the time from the end of the previous problem, or from the start of the block, to the end of this problem.
-    The shares of all problems in a block add up to the block's time.
-    """
-
-    block: int
-    of: int
-    seconds: float
-
-
 def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST) -> Tally:
     made = list(decisions)
     drafts = [decision.draft for decision in made if decision.draft]

@@ -162,7 +162,7 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
         for one, answers in ((name, contest.policy), ("target", contest.target))
     )
     units: dict[ModelRole, UnitCosts] = {role: UnitCosts((cost,) * 5, cost / 10) for role, cost in contest.costs.items()}
-    found = {**compared_with_target(policy, target), **latency(policy, target, units)}
+    found = {**compared_with_target(policy, target), **latency(policy, target, units, has_clock=True)}
     entry = {
         "policy": name,
         "tau": None,

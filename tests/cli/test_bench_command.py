@@ -14,7 +14,6 @@ from cli import Result, Terminal, assert_refused, flat, run
 from collected import write_run
 from faults import results, rows_of, run_json, set_aside, write_problems, write_rows
 
-from arbitrage_cli.app.bench_run import tau_above
 from arbitrage_cli.runs.folder import encode
 
 QUESTIONS = ("37 * 12 - 95", "1 + 1", "9 * 9")
@@ -136,8 +135,7 @@ def test_policies_and_taus_are_lists(here: Path) -> None:
         (["--router", "one.safetensors", "--router=other.safetensors"], "--router is given 2 times", "arbitrage compare"),
         (["--policy", "draft", "--policy", "target"], "--policy is given 2 times", "commas"),
         (["--policy", "entropy@nan"], "", "nan"),
-        (["--policy", "target,logprob@same"], "--policy: ", "arbitrage"),
-        (["--policy", "arbitrage,target@same"], "--policy: ", "no tau"),
+        (["--policy", "arbitrage,target@0.5"], "--policy: ", "no tau"),
         (["--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
         (["--dataset", "nothing.jsonl"], "", "nothing.jsonl"),
         (["--limit", "3-2"], "--limit: ", "3-2"),
@@ -172,25 +170,6 @@ def test_limit_is_a_sample_by_seed_and_level(here: Path) -> None:
     assert sample("6", "--seed", "1", "--fresh").keys() != six.keys()
 
 
-def test_a_baseline_escalates_as_many_steps_as_the_router(here: Path) -> None:
-    """The tau of `@same` is derived once, from the steps of some problems, and kept when the run resumes."""
-    arguments = ("bench", "--dataset", "builtin-dev", "--limit", "10", "--policy", "arbitrage,logprob@same", "-q", "--json")
-    first = run(*arguments, "--threads", "1", "-o", "run", cwd=here)
-    assert first.code == 0, first.err
-    routed, baseline = json.loads(first.out)["policies"]
-    assert (baseline["policy"], baseline["tau_name"]) == ("logprob", "same")
-    assert {row["tau"] for row in rows_of(here / "run") if row["policy"] == "logprob"} == {baseline["tau"]}
-    assert baseline["acceptance_rate"] == pytest.approx(routed["acceptance_rate"], abs=0.15)
-    again = run(*arguments, "--threads", "1", "-o", "run", cwd=here)
-    assert (again.code, json.loads(again.out)["policies"][1]["tau"]) == (0, baseline["tau"])
-    assert len(rows_of(here / "run")) == 20
-
-
-def test_a_tau_above_which_a_number_of_scores_is() -> None:
-    scores = [3.0, 1.0, 2.0, 2.5]
-    assert [sum(score > tau_above(scores, count) for score in scores) for count in range(5)] == [0, 1, 2, 3, 4]
-
-
 def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:
     planned = bench(copy, "--dry-run", "--samples", "2")
     lines = dict(line.split(maxsplit=1) for line in planned.out.splitlines() if line[0] != "d")
@@ -215,22 +194,21 @@ def test_a_dry_run_refuses_the_settings_that_the_run_refuses(copy: Path, flags: 
 # --- several at once
 
 
-def test_several_at_once_make_the_same_rows_and_a_throughput(here: Path) -> None:
+def test_several_at_once_make_the_same_rows(here: Path) -> None:
     bench(here, "-q")
     usual = results(rows_of(here / "run"))
     arguments = ("bench", *PAIR, "--dataset", "arithmetic.jsonl", "--concurrency", "auto")
     result = run(*arguments, cwd=here)
     assert result.code == 0
-    folder = here / "runs" / "arithmetic--scripted--throughput-auto"
+    folder = here / "runs" / "arithmetic--scripted--concurrency-auto"
     assert results(rows_of(folder)) == usual
-    assert "problems/s" in result.out
-    assert "speed-up [95%]" not in result.out
-    again = run(*arguments, "--json", cwd=here)
-    assert json.loads(again.out)["concurrency"] == 3
+    figures = json.loads(run(*arguments, "--json", cwd=here).out)
+    assert figures["concurrency"] == 3
+    assert {one["measured_seconds_mean"] for one in figures["policies"]} == {None}
     assert len(rows_of(folder)) == 9
 
 
-def test_throughput_run_has_one_concurrency(copy: Path) -> None:
+def test_run_has_one_concurrency(copy: Path) -> None:
     assert bench(copy, "--concurrency", "2", "--fresh", "-q").code == 0
     for arguments, number in (((), 1), (("--concurrency", "3"), 3)):
         assert_refused(bench(copy, *arguments), 2, "", f"concurrency changed from 2 to {number}")

@@ -24,7 +24,6 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
-from arbitrage_cli.routing.route import SAME
 from arbitrage_cli.tasks import find_task
 
 SCRIPTED = ModelOptions(draft="scripted:draft", target="scripted:target")
@@ -56,18 +55,13 @@ def test_models_named_one_by_one_replace_those_of_the_default_pair() -> None:
     assert (setup.choice.pair, setup.choice.router_source) == (None, "builtin:universal")
 
 
-def test_presets_by_price_need_a_price(tmp_path: Path) -> None:
+def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     """The built-in router at prices: a free draft, and a target whose cached tokens cost a tenth."""
-    by_price = ModelOptions(pair="mine", by="price")
+    mine = ModelOptions(pair="mine")
     pairs = tmp_path / "arbitrage" / "pairs.toml"
     pair = replace(read_pairs()["builtin"], name="mine", policy=None)
-    save_pair(pairs, pair)
-    with pytest.raises(UsageError) as refused:
-        for_solve(options(by_price, "pair"), RoutingOptions())
-    assert refused.value.option == "by"
-    pairs.unlink()
     save_pair(pairs, replace(pair, target_price="0.60/0.06/2.40"))
-    setup = for_solve(options(by_price, "pair"), RoutingOptions(tau="exact"))
+    setup = for_solve(options(mine, "pair"), RoutingOptions(tau="exact"))
     costs = setup.available_router.costs
     assert costs is not None
     assert (costs.target_seconds_per_token, costs.write, costs.target_cached_seconds_per_token) == (2.4, 2.4, 0.06)
@@ -169,8 +163,7 @@ def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:
     usual = [("target", None), ("draft", None), ("speculative", None), ("entropy", 1.0)]
     assert columns(for_bench(options(), BenchRoutingOptions())) == usual
     with_router = for_bench(options(ModelOptions()), BenchRoutingOptions())
-    assert [one.name for one in with_router.routes][3:] == ["arbitrage@exact", "logprob"]
-    assert with_router.routes[-1].tau_name == SAME
+    assert [one.name for one in with_router.routes][3:] == ["arbitrage@exact", "logprob@0.3"]
 
 
 def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None:
@@ -184,13 +177,6 @@ def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None
     assert [tau for _, tau in columns(resumed)] == [0.9, 0.5]
     assert (resumed.stops_early, len(resumed.notes)) == (True, len(setup.notes) + 1)
     assert for_resumed_bench(setup, None, early_stop=None) is setup
-
-
-def test_a_tau_that_was_found_for_the_same_share_is_kept() -> None:
-    setup = for_bench(options(ModelOptions()), BenchRoutingOptions("arbitrage,logprob@same"))
-    run = {"router": None, "policies": [{"policy": "logprob", "tau": 0.25, "tau_name": SAME}]}
-    assert [one.tau for one in setup.routes][1:] == [None]
-    assert [one.tau for one in for_resumed_bench(setup, run, early_stop=None).routes][1:] == [0.25]
 
 
 def test_collecting_needs_a_source_of_rewards() -> None:

@@ -15,9 +15,7 @@ from arbitrage_cli.types import Writing, Wrote
 TARGET = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=9.0, speedup=1.0)
 ENTROPY = Standing("entropy@0.5", planned=3, tried=2, done=1, correct=1, seconds=3.0, speedup=1.5)
 BEGUN = RunProgress("bench set", 4, 6, (TARGET, ENTROPY), seconds_left=90.0)
-AT_ONCE = RunProgress(
-    "bench set", 2, 3, (Standing("target", 3, 2, 2, correct=1, seconds=0.5, concurrency=2),), seconds_left=90.0
-)
+AT_ONCE = RunProgress("bench set", 2, 3, (Standing("target", 3, 2, 2, correct=1, seconds=0.5),), seconds_left=90.0)
 
 MakeView = Callable[..., View]
 
@@ -51,7 +49,7 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
         (BEGUN, 60, "bench set  ████████████░░░░░░  4/6", "  entropy@0.5   2/3    50%    3.00  1.50x       1"),
         (BEGUN, 48, "bench set  ████░░  4/6", "  entr~@0.5   2/3    50%    3.00  1.50x       1"),
         (BEGUN, 36, "benc…  4/6", "  entr~0.5   2/3    50%    3.00  1…"),
-        (AT_ONCE, 40, "bench set  2/3", "  target   2/3    50%        4.00"),
+        (AT_ONCE, 40, "bench set  2/3", "  target   2/3    50%   0.250"),
     ],
 )
 def test_narrow_terminal_still_has_the_figures(
@@ -66,8 +64,8 @@ def test_several_at_once_are_counted(make_view: MakeView) -> None:
     view.display.handle(AttemptStarted("p1", "target"))
     view.display.handle(AttemptStarted("p2", "target"))
     assert view.screen.lines[-1][1:] == " 2 problems at once, target"
-    assert view.screen.lines[1].split() == ["done", "right", "problems/s"]
-    assert view.screen.lines[2].split() == ["target", "2/3", "50%", "4.00"]
+    assert view.screen.lines[1].split() == ["done", "right", "s", "each"]
+    assert view.screen.lines[2].split() == ["target", "2/3", "50%", "0.250"]
     view.display.handle(AttemptEnded("p1", "target", "correct", "7", None, AT_ONCE))
     assert view.screen.lines[-2][1:] == " p2, target"
     assert view.screen.lines[-1] == "  last: p1, target: correct (7)"

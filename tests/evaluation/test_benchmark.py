@@ -131,7 +131,7 @@ def test_a_policy_follows_each_other_policy_about_as_often() -> None:
 
 
 @given(st.integers(0, 40), st.integers(1, 3), st.integers(2, 3))
-def test_blocks_of_a_throughput_run_are_large(num_items: int, num_columns: int, concurrency: int) -> None:
+def test_blocks_of_several_problems_are_large(num_items: int, num_columns: int, concurrency: int) -> None:
     attempts = plan([item(number) for number in range(num_items)], ALL[:num_columns], 1, concurrency)
     assert len({attempt.key for attempt in attempts}) == len(attempts) == num_items * num_columns
     blocks = [list(block) for _, block in itertools.groupby(attempts, key=lambda one: (one.block, one.route))]
@@ -281,16 +281,6 @@ def test_several_at_once_give_the_same_rows() -> None:
     assert results([*together[:5], *rest]) == alone
 
 
-def test_shares_add_up_to_the_time_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    ticks = slow_down(monkeypatch, clock, Engine)
-    made = rows(hash_bench(concurrency=2, clock=clock), plan([item(number) for number in range(16)], (TARGET,), 1, 2))
-    assert [(row["throughput"]["block"], row["throughput"]["of"]) for row in made] == [(0, 8)] * 8 + [(1, 8)] * 8
-    assert sum(row["throughput"]["seconds"] for row in made) == len(ticks)
-    assert sum(row["wall_seconds"] for row in made) > len(ticks)
-    assert only_row(scripted_bench(), column=TARGET)["throughput"] is None
-
-
 def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     ticks = slow_down(monkeypatch, clock, Engine)
@@ -341,9 +331,7 @@ def standings_of(*attempts: tuple[int, Route, float, str]) -> Standings:
     for number, policy, seconds, verdict in attempts:
         status, grade = ("error", None) if verdict == "error" else ("done", {"value": verdict})
         item = Item(Problem(f"p{number}", "question"), {"answer": "4"}, level=None)
-        standings.add(
-            Attempt(item, 0, policy), {"status": status, "grade": grade, "wall_seconds": seconds, "throughput": None}
-        )
+        standings.add(Attempt(item, 0, policy), {"status": status, "grade": grade, "wall_seconds": seconds})
     return standings
 
 

@@ -44,9 +44,6 @@ def policy(
         "speedup": speedup,
         "speedup_interval": interval,
         "speedup_log_error": interval and math.log(interval[1] / interval[0]) / 4,
-        "throughput_ratio": None,
-        "throughput_ratio_interval": None,
-        "throughput_ratio_log_error": None,
         "accuracy_difference": 0.0,
         "saving": None,
         "saving_interval": None,
@@ -108,13 +105,12 @@ SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
         ([policy("draft", 3.0, (2.5, 3.5), lost=2), SLOW], "target"),
         ([policy("draft", 3.0, (2.5, 3.5), problems=40), SLOW], "draft"),
         ([policy("oracle", 3.0, (2.0, 4.0)), SLOW], "target"),
-        ([policy("speculative", None, None, throughput_ratio=1.5, throughput_ratio_log_error=0.08)], "speculative"),
     ],
     ids=[
         "the target's own text", "the fastest", "but not if it loses answers", "the lossless preset", "another one that was asked for",
         "but not instead of the lossless one", "nothing is faster", "too few problems for an interval", "speculation that drafts nothing",
         "routing whose draft takes no time",
-        "a draft that loses answers", "the draft alone", "the oracle is no candidate", "problems per second",
+        "a draft that loses answers", "the draft alone", "the oracle is no candidate",
     ],
 )  # fmt: skip
 def test_the_route_to_use(policies: list[dict[str, Any]], route: str) -> None:

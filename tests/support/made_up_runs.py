@@ -147,7 +147,6 @@ def make_row(index: int, sample: int, column: Column, *, levels: int = 5, drift:
         "target_alone_seconds_estimate": None,
         "wall_seconds": seconds * clock.lognormvariate(0.0, drift) + rest,
         "timing": timing,
-        "throughput": None,
     }
 
 
