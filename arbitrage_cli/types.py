@@ -192,7 +192,7 @@ class Attribution:
     features: Sequence[tuple[str, float]]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Trace:
     """The solution of one problem, to which flows append decisions."""
 

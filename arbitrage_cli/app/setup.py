@@ -59,7 +59,6 @@ from arbitrage_cli.tuning.placement import Placement, loading_of, machine_here, 
 from arbitrage_cli.tuning.store import AdvisedPair, read_advice
 from arbitrage_cli.types import Limits, ModelRole
 
-DEFAULTS = Limits()
 THINK_TOKENS = 16384
 """The default limit on tokens for solutions with thinking."""
 
@@ -237,7 +236,7 @@ def sampler_of(generation: GenerationOptions) -> Sampler:
 def limits_of(generation: GenerationOptions, task: Task, think_tokens: int | None) -> Limits:
     return Limits(
         generation.max_steps,
-        generation.max_tokens or (DEFAULTS.max_tokens if think_tokens == 0 else THINK_TOKENS),
+        generation.max_tokens or (Limits().max_tokens if think_tokens == 0 else THINK_TOKENS),
         generation.max_step_tokens,
         think_tokens,
     )

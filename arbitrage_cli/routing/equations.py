@@ -110,7 +110,6 @@ def check_equations(text: str, *, is_whole: bool = True) -> tuple[Equation, ...]
     return tuple(equation for is_break, group in groups if not is_break for equation in _equations(list(group)))
 
 
-@lru_cache(maxsize=1 << 10)
 def numbers_in(text: str) -> tuple[Value, ...]:
     return tuple(_number(token.text) for token in _tokens(text[:MAX_CHARACTERS]) if token.kind == "number")
 

@@ -10,16 +10,18 @@ digits, operators or earlier steps are missing, their features have the values o
 
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import compress
 from typing import Literal
 
 import numpy as np
 
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.routing.equations import Equation, Value, check_equations, numbers_in
-from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
+from arbitrage_cli.types import Cost, Decision, Phase, Problem, Step, TokenStats
 
 MAX_LOG_ODDS = 15.0
 MAX_MARGIN = 20.0  # nats
@@ -30,31 +32,87 @@ LEAST_LOGPROB = -30.0  # nats
 Kind = Literal["digit", "operator", "other"]
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER_AT_END = re.compile(r"(?<![\d.,])[\d.,]*\Z")
 _MINUS, _TIMES, _OVER = "\u2212", "\u00d7", "\u00f7"
 _OPERATORS = frozenset(f"+-*/=^%<>{_MINUS}{_TIMES}{_OVER}")
 _CERTAIN_TOKEN = TokenStats((0.0,), (0.0,), (MAX_MARGIN,), ("",))
 
 
-def features(trace: Trace, draft: Step) -> Floats:
-    """Return the features of `draft` as the next step of `trace`, in the order of `FEATURES`.
+class EarlierSteps:
+    """Computes the features of the drafted steps of one solution.
 
-    All values are finite. Raises ValueError if the draft has no token statistics.
+    Each earlier step is read only once, because an unfinished step may be scored after every second token.
     """
-    return np.array([*_features(trace, draft).values()], np.float32)
 
+    def __init__(self, problem: Problem) -> None:
+        given, operands = _NUMBER.findall(problem.question), Counter(numbers_in(problem.question))
+        self._of_problem = {
+            "problem_length": math.log1p(len(problem.question)),
+            "problem_numbers": len(given),
+            "problem_longest_number": max(map(len, given), default=0),
+        }
+        self._ledger = _Ledger(operands, Counter(), operands.total())
+        self._numbers = Counter(given)
+        self._ends: dict[Phase, str] = {}  # the last characters of each phase, if the next step may continue their number
+        self._num_steps = self._num_tokens = self._last_num_tokens = 0
+        self._last_draft, self._least_logprob = _CERTAIN_TOKEN, 0.0
+        self._draft_sums: list[float] = []  # added up anew, because Python 3.12 rounds sum() and += differently
 
-def _features(trace: Trace, draft: Step) -> dict[str, float]:
-    token_stats = draft.known_token_stats
-    kinds = [_kind(piece) for piece in token_stats.pieces]
-    return {
-        **_of_tokens(token_stats),
-        **_of_kind("digit", token_stats, kinds),
-        **_of_kind("operator", token_stats, kinds),
-        **_of_text(trace, draft),
-        **_of_arithmetic(trace, draft),
-        **_of_position(trace),
-        **_of_earlier_drafts(trace),
-    }
+    def features(self, decisions: Sequence[Decision], draft: Step) -> Floats:
+        """Return the features of `draft` as the next step after these decisions, in the order of `FEATURES`.
+
+        All values are finite. The decisions must begin with those of the previous call. Raises ValueError if the draft has no
+        token statistics.
+        """
+        for decision in decisions[self._num_steps :]:
+            self._add(decision)
+        return np.array([*self.by_name(draft).values()], np.float32)
+
+    def _add(self, decision: Decision) -> None:
+        kept = decision.kept
+        self._num_steps += 1
+        self._num_tokens += kept.num_tokens
+        self._last_num_tokens = kept.num_tokens
+        end = self._ends.get(kept.phase, "")
+        self._numbers.subtract(_NUMBER.findall(end))
+        self._numbers.update(_NUMBER.findall(end + kept.text))
+        self._ends[kept.phase] = _NUMBER_AT_END.findall(end + kept.text)[0]
+        self._ledger.add(check_equations(kept.text))
+        if decision.draft and decision.draft.token_stats:
+            self._last_draft = decision.draft.token_stats
+            self._least_logprob = min(self._least_logprob, *self._last_draft.log_probabilities)
+            self._draft_sums.append(sum(self._last_draft.log_probabilities))
+
+    def by_name(self, draft: Step) -> dict[str, float]:
+        token_stats = draft.known_token_stats
+        kinds = [_kind(piece) for piece in token_stats.pieces]
+        return {
+            **_of_tokens(token_stats),
+            **_of_kind("digit", token_stats, kinds),
+            **_of_kind("operator", token_stats, kinds),
+            **_of_text(draft, self._numbers),
+            **_of_arithmetic(self._ledger, draft),
+            **self._of_problem,
+            "position": self._num_steps,
+            "tokens_before": math.log1p(self._num_tokens),
+            "previous_tokens": math.log1p(self._last_num_tokens),
+            **self._of_earlier_drafts(),
+        }
+
+    def _of_earlier_drafts(self) -> dict[str, float]:
+        """Return features of all earlier drafted steps, including discarded steps.
+
+        No feature reveals which steps were kept. A feature that reveals the kept steps would leak the training labels, because
+        the better step is kept during collection. In use, each escalation would make another escalation more likely.
+        """
+        log_probabilities = self._last_draft.log_probabilities
+        return {
+            "previous_draft_logprob_mean": max(LEAST_LOGPROB, sum(log_probabilities) / len(log_probabilities)),
+            "previous_draft_logprob_min": _log_odds(min(log_probabilities)),
+            "previous_draft_entropy_max": _log_entropy(max(self._last_draft.entropies)),
+            "drafts_logprob_min": _log_odds(self._least_logprob),
+            "drafts_logprob_sum": max(len(self._draft_sums) * LEAST_LOGPROB, sum(self._draft_sums)),
+        }
 
 
 def _of_tokens(token_stats: TokenStats) -> dict[str, float]:
@@ -87,18 +145,18 @@ def _summary(
 
 def _of_kind(kind: Kind, token_stats: TokenStats, kinds: Sequence[Kind]) -> dict[str, float]:
     """Return the features that describe only tokens of this kind."""
-    chosen = [index for index, found in enumerate(kinds) if found == kind]
+    chosen = [found == kind for found in kinds]
     # Two tokens with probability 1 stand for missing tokens.
-    log_probabilities = _bounded([*(token_stats.log_probabilities[index] for index in chosen), 0.0, 0.0], LEAST_LOGPROB, 0.0)
+    log_probabilities = _bounded([*compress(token_stats.log_probabilities, chosen), 0.0, 0.0], LEAST_LOGPROB, 0.0)
     total, (least, second, *_) = sum(log_probabilities), sorted(log_probabilities)
-    margin = min([token_stats.margins[index] for index in chosen], default=MAX_MARGIN)
+    margin = min(compress(token_stats.margins, chosen), default=MAX_MARGIN)
     return {
-        f"{kind}_share": len(chosen) / max(1, len(kinds)),
-        f"{kind}_logprob_mean": total / max(1, len(chosen)),
+        f"{kind}_share": sum(chosen) / max(1, len(kinds)),
+        f"{kind}_logprob_mean": total / max(1, sum(chosen)),
         f"{kind}_logprob_sum": total,
         f"{kind}_logprob_min": _log_odds(least),
         f"{kind}_logprob_2nd_min": _log_odds(second),
-        f"{kind}_entropy_max": _log_entropy(max([token_stats.entropies[index] for index in chosen], default=0.0)),
+        f"{kind}_entropy_max": _log_entropy(max(compress(token_stats.entropies, chosen), default=0.0)),
         f"{kind}_margin_min": min(MAX_MARGIN, max(0.0, margin)),
     }
 
@@ -125,10 +183,9 @@ def _log_entropy(entropy: float) -> float:
     return math.log(entropy + LEAST_ENTROPY)
 
 
-def _of_text(trace: Trace, draft: Step) -> dict[str, float]:
+def _of_text(draft: Step, seen: Counter[str]) -> dict[str, float]:
     text = draft.text
     numbers = _NUMBER.findall(text)
-    seen = {*_NUMBER.findall(trace.problem.question), *_NUMBER.findall(trace.written)}
     return {
         "tokens": math.log1p(draft.num_tokens),
         "ends_solution": draft.stop == "end",
@@ -137,7 +194,7 @@ def _of_text(trace: Trace, draft: Step) -> dict[str, float]:
         "is_thought": draft.phase == "think",
         "numbers": len(numbers),
         "longest_number": max(map(len, numbers), default=0),
-        "unseen_numbers": sum([number not in seen for number in numbers]),  # neither in the problem nor in earlier steps
+        "unseen_numbers": sum([not seen[number] for number in numbers]),  # neither in the problem nor in earlier steps
         "plus_signs": text.count("+"),
         "minus_signs": text.count("-") + text.count(_MINUS),
         "times_signs": text.count("*") + text.count(_TIMES) + text.count("\\times") + text.count("\\cdot"),
@@ -147,45 +204,45 @@ def _of_text(trace: Trace, draft: Step) -> dict[str, float]:
     }
 
 
+@dataclass(slots=True)
 class _Ledger:
-    """Counts the numbers given in the question or computed in the solution, and the uses of each number as an operand."""
+    """Counts the numbers given in the question or computed in the solution, and the uses of each number as an operand.
 
-    def __init__(self, question: str) -> None:
-        self.available = Counter(numbers_in(question))
-        self.used: Counter[Value] = Counter()
-        self.wrong = 0
+    `unused` is the total excess of available numbers over their uses.
+    """
+
+    available: MutableMapping[Value, int]
+    used: MutableMapping[Value, int]
+    unused: int
+    wrong: int = 0
 
     def add(self, equations: Sequence[Equation]) -> tuple[int, int]:
         """Record equations. Return the numbers of unknown and of overused operands."""
         unknown = overused = 0
         for equation in equations:
-            self.used.update(equation.operands)
+            for number in equation.operands:
+                self.unused -= self.available[number] > self.used[number]
+                self.used[number] += 1
             for number in {*equation.operands}:
                 unknown += not self.available[number]
                 overused += 0 < self.available[number] < self.used[number]
             if equation.operands:
+                self.unused += self.available[equation.right] >= self.used[equation.right]
                 self.available[equation.right] += 1
             self.wrong += not equation.is_right
         return unknown, overused
 
-    @property
-    def unused(self) -> int:
-        return (self.available - self.used).total()
 
-
-def _of_arithmetic(trace: Trace, draft: Step) -> dict[str, float]:
-    ledger = _Ledger(trace.problem.question)
-    for decision in trace.decisions:
-        ledger.add(check_equations(decision.kept.text))
-    wrong_before = ledger.wrong
+def _of_arithmetic(before: _Ledger, draft: Step) -> dict[str, float]:
+    ledger = replace(before, available=ChainMap({}, before.available), used=ChainMap({}, before.used))
     equations = check_equations(draft.text, is_whole=draft.is_whole)
     unknown, overused = ledger.add(equations)
     return {
         "equations": len(equations),
-        "wrong_equations": ledger.wrong - wrong_before,
+        "wrong_equations": ledger.wrong - before.wrong,
         "last_equation_wrong": bool(equations) and not equations[-1].is_right,
         "equation_error": max([equation.error for equation in equations], default=0.0),  # the largest relative error
-        "wrong_equations_before": wrong_before,
+        "wrong_equations_before": before.wrong,
         "unknown_operands": unknown,  # neither given in the problem nor computed before
         "overused_operands": overused,  # used more often than given or computed
         "unused_numbers": ledger.unused,  # given or computed, but not used yet
@@ -193,36 +250,5 @@ def _of_arithmetic(trace: Trace, draft: Step) -> dict[str, float]:
     }
 
 
-def _of_position(trace: Trace) -> dict[str, float]:
-    question = trace.problem.question
-    given = _NUMBER.findall(question)
-    return {
-        "problem_length": math.log1p(len(question)),
-        "problem_numbers": len(given),
-        "problem_longest_number": max(map(len, given), default=0),
-        "position": len(trace.decisions),
-        "tokens_before": math.log1p(trace.num_tokens),
-    }
-
-
-def _of_earlier_drafts(trace: Trace) -> dict[str, float]:
-    """Return features of all earlier drafted steps, including discarded steps.
-
-    No feature reveals which steps were kept. A feature that reveals the kept steps would leak the training labels, because
-    the better step is kept during collection. In use, each escalation would make another escalation more likely.
-    """
-    decisions = trace.decisions
-    drafted = [decision.draft.token_stats for decision in decisions if decision.draft and decision.draft.token_stats]
-    last = drafted[-1] if drafted else _CERTAIN_TOKEN
-    return {
-        "previous_tokens": math.log1p(decisions[-1].kept.num_tokens) if decisions else 0.0,
-        "previous_draft_logprob_mean": max(LEAST_LOGPROB, sum(last.log_probabilities) / len(last.log_probabilities)),
-        "previous_draft_logprob_min": _log_odds(min(last.log_probabilities)),
-        "previous_draft_entropy_max": _log_entropy(max(last.entropies)),
-        "drafts_logprob_min": _log_odds(min([min(stats.log_probabilities) for stats in drafted], default=0.0)),
-        "drafts_logprob_sum": max(len(drafted) * LEAST_LOGPROB, sum([sum(stats.log_probabilities) for stats in drafted])),
-    }
-
-
-FEATURES = tuple(_features(Trace(Problem("", ""), Limits()), Step("draft", "", 1, Cost(), "end", _CERTAIN_TOKEN)))
+FEATURES = tuple(EarlierSteps(Problem("", "")).by_name(Step("draft", "", 1, Cost(), "end", _CERTAIN_TOKEN)))
 """Feature names. Router files refer to features by name, so the meaning of a name must not change."""

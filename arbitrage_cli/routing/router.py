@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageEr
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.model_files.pairs import shipped_routers
-from arbitrage_cli.routing.features import FEATURES, features
+from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.system.files import checked, read_regular, write_atomically
 from arbitrage_cli.types import Attribution, Step, Trace
 
@@ -135,6 +136,7 @@ class Router:
     def __init__(self, network: Network, card: RouterCard) -> None:
         self.network, self.card = network, card
         self._columns = np.array([FEATURES.index(name) for name in card.features])
+        self._solutions: WeakKeyDictionary[Trace, EarlierSteps] = WeakKeyDictionary()
 
     def scorer(self) -> Scorer:
         scorer = by_token_stats(self.probability, lambda tau: EarlyStop(self.probability, clearly_above(tau), is_due))
@@ -143,9 +145,12 @@ class Router:
     def probability(self, trace: Trace, draft: Step) -> float:
         """Return the probability that the target's step is better than the drafted step.
 
-        Raises ValueError if the draft has no token statistics; ComputeError if the result is not a number.
+        Between calls, decisions may only be added to the trace. Raises ValueError if the draft has no token statistics;
+        ComputeError if the result is not a number.
         """
-        probability = float(self.probabilities(features(trace, draft)))
+        if trace not in self._solutions:
+            self._solutions[trace] = EarlierSteps(trace.problem)
+        probability = float(self.probabilities(self._solutions[trace].features(trace.decisions, draft)))
         if math.isnan(probability):
             raise ComputeError("the router's score is not a number; the draft's file may be damaged")
         return probability
@@ -164,7 +169,7 @@ class Router:
         draft = trace.decisions[position].draft
         if draft is None or (draft.phase == "think" and not self.card.knows_thoughts):
             return None
-        inputs = features(Trace(trace.problem, trace.limits, trace.decisions[:position]), draft)[self._columns]
+        inputs = EarlierSteps(trace.problem).features(trace.decisions[:position], draft)[self._columns]
         unlimited = float(self.network.log_odds(inputs))
         log_odds = min(MAX_LOG_ODDS, max(-MAX_LOG_ODDS, unlimited))
         values = self.network.parts(inputs).tolist()

@@ -16,10 +16,10 @@ import numpy as np
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.proposals import Proposal
-from arbitrage_cli.routing.features import FEATURES, features
+from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import is_due
 from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
-from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
+from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
 STATS = ("log_probabilities", "entropies", "margins")
@@ -99,20 +99,17 @@ def collect(trace: Trace, observe: Callable[[State], None]) -> Flow:
 
 def features_of(question: str, states: Sequence[State]) -> Floats:
     """Return the features of one solution's n states, an array of shape (n, n_features)."""
-    trace, rows = Trace(Problem("", question), Limits()), [np.empty((0, len(FEATURES)), np.float32)]
-    for state in states:
-        rows.append(features(trace, state.draft)[None])
-        trace.add(state.decision)
-    return np.concatenate(rows)
+    earlier, decisions = EarlierSteps(Problem("", question)), [state.decision for state in states]
+    rows = [earlier.features(decisions[:index], state.draft) for index, state in enumerate(states)]
+    return np.array(rows, np.float32).reshape(-1, len(FEATURES))
 
 
 def prefixes_of(question: str, states: Sequence[State]) -> Iterator[tuple[int, int, Floats]]:
     """For each prefix that a router scores, yield the state index, the token count and the features."""
-    trace = Trace(Problem("", question), Limits())
+    earlier, decisions = EarlierSteps(Problem("", question)), [state.decision for state in states]
     for index, state in enumerate(states):
         for num_tokens in filter(is_due, range(1, state.draft_tokens)):
-            yield index, num_tokens, features(trace, _prefix(state.draft, num_tokens))
-        trace.add(state.decision)
+            yield index, num_tokens, earlier.features(decisions[:index], _prefix(state.draft, num_tokens))
 
 
 def _prefix(draft: Step, num_tokens: int) -> Step:

@@ -1,6 +1,8 @@
 """Features of a drafted step, which are always finite numbers."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, features
-from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, StepStop, TokenStats, Trace
+from arbitrage_cli.routing.equations import Value, check_equations, numbers_in
+from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, EarlierSteps
+from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
 
 QUESTION = "Anna has 12 apples and 30 pears."
 PIECES = ("12", " +", " 30", " =", " 42", ".\n\n")
@@ -42,8 +45,7 @@ def replaced(drafted: Step, written: Step) -> Decision:
 
 
 def named(step: Step, *before: Decision, question: str = QUESTION) -> dict[str, float]:
-    trace = Trace(Problem("1", question), Limits(), list(before))
-    return dict(zip(FEATURES, features(trace, step).tolist(), strict=True))
+    return dict(zip(FEATURES, EarlierSteps(Problem("1", question)).features(before, step).tolist(), strict=True))
 
 
 def log_odds(log_probability: float) -> float:
@@ -102,6 +104,12 @@ def test_text_is_counted() -> None:
     assert (found["problem_numbers"], found["problem_longest_number"]) == (2, 2)
 
 
+@pytest.mark.parametrize(("phase", "unseen"), [("answer", 2), ("think", 1)])
+def test_a_number_may_continue_in_the_next_step_of_its_phase(phase: Phase, unseen: int) -> None:
+    before = (accepted(replace(make(text="56", stop="budget"), phase=phase)), accepted(make(text="78\n\n")))
+    assert named(make(text="Is it 5678 or 56 or 78?", shown=token_stats()), *before)["unseen_numbers"] == unseen
+
+
 def test_stated_arithmetic_is_checked() -> None:
     found = named(make(text="12 + 30 = 42, so 42 * 2 = 84. Shared: 84 / 2 = 21.\n\n", shown=token_stats()))
     assert (found["equations"], found["wrong_equations"], found["last_equation_wrong"]) == (3, 1, 1)
@@ -156,6 +164,72 @@ def test_who_wrote_the_steps_before_does_not_matter(shown: TokenStats | None) ->
     assert named(make(shown=token_stats()), replaced(draft, make("target", shown=shown))) == kept
 
 
+PARTS = ("3", "7", ",", ".", " ", " x = ", "\n\n", " 3 + 7 = 10", " 3 * 7 = 22", " 0.5 + 0.5 = 1", "\u0663")
+nats = st.floats(-40, 0)
+
+
+def _step(model: ModelRole, phase: Phase, tokens: list[tuple[str, float]]) -> Step:
+    pieces, log_probabilities = zip(*tokens, strict=True)
+    shown = TokenStats(log_probabilities, [0.5] * len(pieces), [1.0] * len(pieces), pieces)
+    return replace(make(model, "".join(pieces), shown=shown, tokens=len(pieces)), phase=phase)
+
+
+tokens = st.lists(st.tuples(st.sampled_from(PARTS), nats), min_size=1, max_size=9)
+drafts = st.builds(_step, st.just("draft"), st.sampled_from(["think", "answer"]), tokens)
+earlier = st.one_of(
+    st.builds(accepted, drafts),
+    st.builds(lambda draft, texts: replaced(draft, _step("target", draft.phase, texts)), drafts, tokens),
+    st.builds(lambda target: Decision(target, target=target), drafts),  # without a draft
+)
+
+
+def of_earlier_steps(question: str, decisions: Sequence[Decision], draft: Step) -> dict[str, float]:
+    """Compute the features that depend on earlier steps from the whole solution."""
+    trace = Trace(Problem("1", question), Limits(), list(decisions))
+    number = re.compile(r"\d+(?:[.,]\d+)*")
+    seen = {*number.findall(question), *number.findall(trace.written)}
+    available, used, wrong = Counter(numbers_in(question)), Counter[Value](), [0]
+    for text in (*(decision.kept.text for decision in decisions), draft.text):
+        unknown = overused = 0
+        for equation in check_equations(text):
+            used.update(equation.operands)
+            unknown += sum(not available[operand] for operand in {*equation.operands})
+            overused += sum(0 < available[operand] < used[operand] for operand in {*equation.operands})
+            available.update([equation.right] if equation.operands else [])
+        wrong.append(wrong[-1] + sum(not equation.is_right for equation in check_equations(text)))
+    stats = [decision.draft.known_token_stats.log_probabilities for decision in decisions if decision.draft]
+    return {
+        "unseen_numbers": sum(one not in seen for one in number.findall(draft.text)),
+        "wrong_equations_before": wrong[-2],
+        "wrong_equations": wrong[-1] - wrong[-2],
+        "unknown_operands": unknown,
+        "overused_operands": overused,
+        "unused_numbers": (available - used).total(),
+        "position": len(decisions),
+        "tokens_before": math.log1p(trace.num_tokens),
+        "previous_tokens": math.log1p(decisions[-1].kept.num_tokens) if decisions else 0,
+        "drafts_logprob_sum": max(-30 * len(stats), sum([sum(values) for values in stats])),
+        **({"previous_draft_logprob_mean": max(-30, sum(stats[-1]) / len(stats[-1]))} if stats else {}),
+    }
+
+
+@given(
+    st.text(st.sampled_from("37,. x"), max_size=6), st.lists(earlier, max_size=8), st.lists(drafts, min_size=9, max_size=9)
+)
+def test_earlier_steps_are_summed_up_exactly(question: str, decisions: list[Decision], drafts: list[Step]) -> None:
+    """Features computed while a solution grows equal features computed from the whole solution."""
+    growing = EarlierSteps(Problem("1", question))
+    for position in range(len(decisions) + 1):
+        before, draft = decisions[:position], drafts[position]
+        for step in (replace(draft, stop="early"), replace(draft, stop="end"), draft):
+            found = growing.features(before, step)
+            np.testing.assert_array_equal(found, EarlierSteps(Problem("1", question)).features(before, step))
+        expected = of_earlier_steps(question, before, draft)
+        assert {name: found[FEATURES.index(name)] for name in expected} == {
+            name: np.float32(value) for name, value in expected.items()
+        }
+
+
 numbers = st.floats(allow_nan=False, width=32)
 
 
@@ -165,8 +239,7 @@ numbers = st.floats(allow_nan=False, width=32)
 def test_always_finite(tokens: list[tuple[float, float, float, str]]) -> None:
     log_probabilities, entropies, margins, pieces = zip(*tokens, strict=True)
     step = make(text="".join(pieces), shown=TokenStats(log_probabilities, entropies, margins, pieces=pieces))
-    trace = Trace(Problem("1", "?"), Limits(), [accepted(step)])
-    found = features(trace, step)
+    found = EarlierSteps(Problem("1", "?")).features([accepted(step)], step)
     assert found.dtype == np.float32
     assert found.shape == (len(FEATURES),)
     assert np.isfinite(found).all()

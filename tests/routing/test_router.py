@@ -1,11 +1,13 @@
 """Routers: scores, and valid and invalid files."""
 
+import gc
 import json
 import math
 import os
 import pickle
 import random
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from arbitrage_cli.arbitrage import WriteStep, arbitrage
 from arbitrage_cli.errors import ComputeError, RouterError, UsageError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.routing.features import FEATURES, features
+from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import MAX_FILE_BYTES, SCHEMA, Network, Router, RouterCard, digest_of, load, save
-from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
+from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, TokenStats, Trace
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
 
@@ -75,7 +77,7 @@ def new_trace() -> Trace:
 def test_score_is_what_the_arrays_say(make: Callable[[], Router]) -> None:
     router, trace, draft = make(), new_trace(), make_draft()
     chosen = [FEATURES.index(name) for name in router.card.features]
-    inputs = features(trace, draft)[chosen].astype(np.float64)
+    inputs = EarlierSteps(trace.problem).features([], draft)[chosen].astype(np.float64)
     network = router.network
     values = np.clip((inputs - network.mean) / network.scale, -8, 8)
     if network.layer:
@@ -84,11 +86,50 @@ def test_score_is_what_the_arrays_say(make: Callable[[], Router]) -> None:
     assert router.probability(trace, draft) == pytest.approx(1 / (1 + math.exp(-log_odds)), rel=1e-4)
 
 
+class Visited(list[Decision]):
+    """Decisions that count how often they are read."""
+
+    num_read = 0
+
+    def __iter__(self) -> Iterator[Decision]:
+        self.num_read += len(self)
+        return super().__iter__()
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        self.num_read += len(found) if isinstance(key, slice) else 1
+        return found
+
+
+def test_each_step_of_a_solution_is_read_once() -> None:
+    """The time of a score must not grow with the solution, because unfinished steps are scored many times."""
+    router, decisions = make_router(), Visited()
+    trace = Trace(Problem("p", "1 + 2"), Limits(), decisions)
+    early_stop = (router.scorer().early_stop or pytest.fail("it never stops"))(0.5)
+    for number in range(40):
+        draft = make_draft(-0.01 * number)
+        for _ in range(5):
+            early_stop.should_stop(trace, draft)
+        other = Trace(trace.problem, trace.limits, [*list.__iter__(decisions)])
+        assert router.probability(trace, draft) == make_router().probability(other, draft)
+        trace.add(Decision(draft, draft))
+    assert decisions.num_read == len(decisions) - 1  # no score follows the last step
+
+
+def test_finished_solutions_are_forgotten() -> None:
+    router, trace = make_router(), new_trace()
+    router.probability(trace, make_draft())
+    is_alive = weakref.ref(trace)
+    del trace
+    gc.collect()
+    assert is_alive() is None
+
+
 @every_router
 def test_one_and_many_are_the_same(make: Callable[[], Router]) -> None:
     router, trace = make(), new_trace()
     drafts = [make_draft(-0.3 * number) for number in range(6)]
-    rows = np.stack([features(trace, draft) for draft in drafts])
+    rows = np.stack([EarlierSteps(trace.problem).features([], draft) for draft in drafts])
     single = [router.probability(trace, draft) for draft in drafts]
     np.testing.assert_allclose(router.probabilities(rows), single, rtol=1e-5)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.routing.features import FEATURES, features
+from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.states import STATS, State, features_of, state_from_json, state_to_json
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, TokenStats, Trace
 
@@ -104,7 +104,7 @@ def test_features_are_those_of_the_solution_as_it_went_on() -> None:
     states = [replace(STATE, position=position, draft=draft, kept=kept) for position, kept in enumerate(KEPT)]
     trace, rows = Trace(Problem("p", "1 + 1?"), Limits()), []
     for state in states:
-        rows.append(features(trace, draft).tolist())
+        rows.append(EarlierSteps(trace.problem).features(trace.decisions, draft).tolist())
         target = Step("target", STATE.target_text, STATE.target_tokens, Cost(), "separator")
         trace.add(Decision(draft if state.kept == "draft" else target, draft, target))
     assert features_of("1 + 1?", states).tolist() == rows

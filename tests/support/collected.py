@@ -12,11 +12,11 @@ from made_up_tuning import unit_costs
 from numpy.typing import NDArray
 
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.routing.features import FEATURES, features
+from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.states import State, state_to_json
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import SCHEMA
-from arbitrage_cli.types import Cost, Limits, Problem, Step, TokenStats, Trace
+from arbitrage_cli.types import Cost, Problem, Step, TokenStats
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
 TARGET_SECONDS = 0.01  # per token
@@ -53,7 +53,7 @@ def make_states(world: World, seed: int) -> list[State]:
     states = []
     for position in range(world.steps):
         drafted = replace(_draft(rng), phase="think" if position < world.thoughts else "answer")
-        found = features(Trace(Problem("", ""), Limits()), drafted)
+        found = EarlierSteps(Problem("", "")).features([], drafted)
         is_better = rng.random() < world.probability(found)
         draft, target = (0.0, 1.0) if is_better else (1.0, 0.0) if rng.random() < world.harm else (1.0, 1.0)
         states.append(

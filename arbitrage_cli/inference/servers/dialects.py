@@ -112,11 +112,11 @@ class Piece:
     thinks: bool = False
     failure: str = ""
 
-    def without_last(self, num_characters: int) -> "Piece":
-        """Remove the last characters and all tokens after the last remaining character."""
+    def up_to(self, last: int) -> "Piece":
+        """Remove all text after the character at index `last`, and the tokens that contain only removed text."""
         lengths = accumulate(len(token.text) for token in reversed(self.tokens))
-        num_tokens = sum(length > num_characters for length in lengths)
-        return replace(self, text=self.text[: len(self.text) - num_characters], tokens=self.tokens[:num_tokens])
+        num_tokens = sum(length >= len(self.text) - last for length in lengths)
+        return replace(self, text=self.text[: last + 1], tokens=self.tokens[:num_tokens])
 
 
 class Completions:

@@ -211,8 +211,7 @@ class ServedWriter:
             piece = own(piece)
             if self._model.dialect.is_plain:  # chunks may contain several tokens
                 num_before = writing.text.num_before_end(character.encode("utf-8", "replace") for character in piece.text)
-                if num_before < len(piece.text):
-                    piece = piece.without_last(len(piece.text) - num_before - 1)
+                piece = piece.up_to(num_before)
             if request.marker and piece.ending == "end":
                 piece = _without_end_token(piece, request.marker)
             if text := writing.add(piece):
