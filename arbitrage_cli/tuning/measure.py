@@ -26,7 +26,7 @@ from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import Interval, Z
+from arbitrage_cli.stats.intervals import Interval, Numbers, Z
 from arbitrage_cli.tuning.memory import check_memory, memory_needed
 from arbitrage_cli.tuning.placement import loading_of, machine_here, threads_without_costs, tuned_file
 from arbitrage_cli.tuning.store import Tuned, keep_tuned
@@ -40,8 +40,7 @@ PROBE_SECONDS = 20.0  # the limit for all probes; half of it is for the numbers 
 TURNS, TRIAL_SECONDS = 3, 2.0  # rounds of the probes for each number of threads: one, then more until TRIAL_SECONDS
 AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest is preferred, to leave cores to others
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
-PRIOR_ROUNDS = 8
-QUARTILES = 1.349  # distance of the quartiles of the normal distribution, in standard deviations
+BLOCKS, PRIOR_BLOCKS = 4, 4  # parts of a measurement whose costs are compared
 
 OnLoading = Callable[[str, float], None]
 
@@ -83,15 +82,14 @@ class Probes:
 
     @property
     def error(self) -> float:
-        """Return the robust standard deviation of the logarithm of the token costs between rounds.
+        """Return the standard deviation of the logarithm of the costs between blocks of rounds.
 
-        A measurement is too short for changes that take minutes, so the usual error counts as that of PRIOR_ROUNDS rounds.
+        A measurement is too short for changes that take minutes, so the usual error counts as much as PRIOR_BLOCKS blocks.
         """
-        count = len(next(iter(self.prefill.values())))
-        rounds = np.log(np.quantile(np.reshape(self.decode, (count, -1)), 0.25, axis=1))
-        low, high = np.quantile(rounds, [0.25, 0.75])
-        spread = (high - low) / QUARTILES
-        return math.sqrt((PRIOR_ROUNDS * COST_ERROR**2 + count * spread**2) / (PRIOR_ROUNDS + count))
+        num_rounds = len(self.decode) // (DECODED - 1)
+        costs = np.log([low_quartile(block) for block in np.array_split(self.decode, min(BLOCKS, num_rounds))])
+        squares = PRIOR_BLOCKS * COST_ERROR**2 + len(costs) * costs.var()
+        return math.sqrt(squares / (PRIOR_BLOCKS + len(costs) - 1))
 
 
 def measure_and_keep(
@@ -233,7 +231,7 @@ def _tokens(backend: Backend, count: int) -> list[int]:
     return (once * (count // len(once) + 1))[:count]
 
 
-def low_quartile(times: Sequence[float]) -> float:
+def low_quartile(times: Sequence[float] | Numbers) -> float:
     return float(np.quantile(times, 0.25))
 
 
