@@ -45,7 +45,8 @@ class WriteStep:
     """A request to write the next step of `trace`.
 
     `model` verifies the tokens of `proposal` in batches. With a proposal, or if `speculates` is true, the draft may also
-    propose tokens while the target writes. Proposed tokens do not change the text.
+    propose tokens while the target writes. Proposed tokens do not change the text. If `until_end` is true, `model` also writes
+    all later steps, so a server may write them in one response.
     """
 
     model: ModelRole
@@ -53,6 +54,7 @@ class WriteStep:
     proposal: Step | None = None
     early_stop: EarlyStop | None = None
     speculates: bool = False
+    until_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def oracle(trace: Trace, tau: float) -> Flow:
 def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
     """Let one model write every step, optionally with token-level speculative decoding (arXiv 2211.17192)."""
     while not trace.finished:
-        step: Step = yield WriteStep(model, trace, speculates=speculates)
+        step: Step = yield WriteStep(model, trace, speculates=speculates, until_end=True)
         draft, target = (step, None) if model == "draft" else (None, step)
         trace.add(Decision(kept=step, draft=draft, target=target))
 
@@ -141,10 +143,7 @@ def by_first_token(score_of: ScoreOf) -> Scorer:
 
 
 def by_least_likely_token(score_of: ScoreOf) -> Scorer:
-    """Return a scorer whose scores never decrease as a step grows.
-
-    A step can therefore be stopped as soon as its score exceeds tau.
-    """
+    """Return a scorer whose scores never decrease as a step grows, so steps can be stopped once their score exceeds tau."""
     return by_token_stats(score_of, lambda tau: EarlyStop(score_of, tau, lambda num_tokens: True))
 
 

@@ -232,10 +232,9 @@ class Trace:
         last = self.decisions[-1].kept
         return "think" if last.phase == "think" and not last.ends_thoughts else "answer"
 
-    @property
-    def next_budget(self) -> tuple[int, bool]:
-        """The token limit of the next step, and whether the rest of the thinking budget sets this limit."""
-        budget = min(self.limits.max_step_tokens, self.limits.max_tokens - self.num_tokens)
+    def next_budget(self, max_step_tokens: int | None = None) -> tuple[int, bool]:
+        """Return the token limit of the next step, and whether the rest of the thinking budget sets this limit."""
+        budget = min(max_step_tokens or self.limits.max_step_tokens, self.limits.max_tokens - self.num_tokens)
         if self.phase == "answer" or self.limits.think_tokens is None:
             return budget, False
         left = self.limits.think_tokens - self.num_tokens  # every step so far is a thinking step

@@ -173,7 +173,7 @@ def test_one_model_alone(model: ModelRole) -> None:
 def test_speculative_is_the_target_alone_with_a_draft_that_speculates() -> None:
     trace, policy = new_trace(), POLICIES["speculative"]
     requests = drive(Route(policy).flow(trace, 0), [step("target"), step("target", "end")])
-    assert requests == [WriteStep("target", trace, speculates=True)] * 2
+    assert requests == [WriteStep("target", trace, speculates=True, until_end=True)] * 2
     assert set(policy.models) == {"draft", "target"}
     assert [decision.draft for decision in trace.decisions] == [None, None]
     assert next(Route(POLICIES["target"]).flow(new_trace(), 0)).speculates is False  # type: ignore[union-attr]

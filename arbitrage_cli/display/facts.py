@@ -211,7 +211,6 @@ def served_facts(model: Json) -> Iterator[Fact]:
     yield "context", f"{model['context_size']} tokens"
     yield "continues", str(model["continues"])
     yield "log-probs", f"{logprobs} per token" if logprobs else "none; the model cannot be used as a draft with a router"
-    yield "token counts", "from the server" if model["counts_tokens"] else "counted locally"
     yield "chat template", "known" if shows_template else "applied by the server"
     yield "thinking", _thinking(model) if shows_template else "turned off"
 

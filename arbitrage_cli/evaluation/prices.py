@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,11 @@ class Price:
         """
         decisions = finished.trace.decisions
         costs = [decision.target.cost for decision in decisions if decision.target]
-        if not all(cost.prefill_tokens + cost.cached_tokens for cost in costs):
+        is_routed = any(decision.draft for decision in decisions)
+        if not _has_prompts(costs, is_single=not is_routed):
             return None
         whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=finished.trace.num_tokens)
-        is_routed = finished.prompt_tokens and any(decision.draft for decision in decisions)
-        return self.of(tally(decisions).target_cost), self.of(whole) if is_routed else None
+        return self.of(tally(decisions).target_cost), self.of(whole) if is_routed and finished.prompt_tokens else None
 
     def of(self, cost: Cost) -> float:
         prompt = cost.prefill_tokens * self.prompt + cost.cached_tokens * self.cached
@@ -84,7 +84,12 @@ def price_figures(
 
 def counts_tokens(run: Mapping[str, Any], policy: PolicyResults) -> bool:
     """Return whether servers reported all token counts. A stream that is closed at the end of a step reports none."""
-    served = {role: facts["served"] for role, facts in run["models"].items() if facts.get("served")}
-    costs = (cost for result in policy.done for role, cost in result.work if role in served and cost.decode_tokens)
-    is_complete = all(cost.prefill_tokens + cost.cached_tokens for cost in costs)
-    return is_complete and all(facts["counts_tokens"] for facts in served.values())
+    served = {role for role, facts in run["models"].items() if facts.get("served")}
+    works = ([cost for role, cost in result.work if role in served and cost.seconds] for result in policy.done)
+    return all(_has_prompts(costs, is_single=policy.policy.kind == "single") for costs in works)
+
+
+def _has_prompts(costs: Sequence[Cost], *, is_single: bool) -> bool:
+    """Return whether all prompts were counted. A single model writes many steps in one response, and only one has the counts."""
+    counts = [cost.prefill_tokens + cost.cached_tokens for cost in costs]
+    return all(counts) or (is_single and any(counts))

@@ -102,7 +102,7 @@ class Engine:
         """Start the requested step and return the number of unread tokens. Raises ContextFullError if the context is full."""
         trace, opened = request.trace, self._slots[slot]
         room, unread = opened.cached.prepare(trace), opened.cached.unread
-        phase, (budget, is_last_thought) = trace.phase, trace.next_budget
+        phase, (budget, is_last_thought) = trace.phase, trace.next_budget()
         recorder = Recorder(self._meter) if self._keep_token_stats else None
         self._steps[slot] = StepInProgress(
             opened=opened,

@@ -34,10 +34,10 @@ class StepIds:
 
     def __init__(self) -> None:
         self._steps: list[tuple[Step, list[int]]] = []
-        self._written: tuple[Step, list[int]] | None = None
+        self._written: dict[Step, list[int]] = {}
 
     def remember(self, step: Step, ids: list[int]) -> None:
-        self._written = (step, ids)
+        self._written[step] = ids
 
     def missing(self, trace: Trace) -> Iterator[tuple[Step, list[int]]]:
         """Forget the steps that are not in the trace, then yield its new steps with their ids.
@@ -47,9 +47,8 @@ class StepIds:
         kept = [decision.kept for decision in trace.decisions]
         is_known = (step is known for step, (known, _) in zip(kept, self._steps, strict=False))
         del self._steps[sum(takewhile(bool, is_known)) :]
-        written, own = self._written or (None, [])
         for step in kept[len(self._steps) :]:
-            yield step, own if step is written else []
+            yield step, self._written.get(step, [])
 
     def add(self, step: Step, ids: list[int]) -> None:
         self._steps.append((step, ids))

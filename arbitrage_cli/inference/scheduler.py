@@ -226,7 +226,9 @@ class Scheduler:
             waits[0]()
 
     def _take_update(self, role: ModelRole, update: SlotUpdate) -> Iterator[Event]:
-        flight = self._in_flight[update.slot]
+        flight = self._in_flight.get(update.slot)
+        if flight is None:  # a response may continue after the last step
+            return
         if update.error or update.step:
             self._refusals.note(role, update.error)
         if update.error is not None:

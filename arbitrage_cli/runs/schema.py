@@ -168,7 +168,6 @@ class _Served(TypedDict):
     model: str
     log_probabilities: int | None
     context_size: int | None
-    counts_tokens: bool
 
 
 class _Model(TypedDict):

@@ -1,6 +1,7 @@
 """Prices: their notation, and the figures computed from them."""
 
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 from made_up_runs import make_run
@@ -12,24 +13,43 @@ from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.types import Cost
 
 
+def report(step: dict[str, Any], prompt_tokens: int) -> None:
+    step["cost"] |= {"prefill_tokens": prompt_tokens, "cached_tokens": 0}
+
+
 def test_nothing_has_a_price_without_counts_or_prices() -> None:
     made = make_run(10)
     assert {one[name] for one in figures(made.run, made.rows)["policies"] for name in PRICED} == {None}
-    made.run["models"]["target"]["served"] = {"counts_tokens": False}
+    made.run["models"]["target"]["served"] = {"name": "toy"}
+    written = [one for row in made.rows for step in row["steps"] for one in (step, step["discarded"]) if one]
+    for step in written:
+        report(step, 0)
     shown = figures(made.run, made.rows, prices=parse_prices("draft=1/1,target=1/1"))
-    assert {one[name] for one in shown["policies"] for name in PRICED} == {None}
+    assert {one["policy"] for one in shown["policies"] if one["price"]} == {"draft"}  # the draft alone needs no server
+    assert {one["saving"] for one in shown["policies"]} == {None}
     assert shown["notes"]
 
 
 def test_a_policy_with_unreported_prompt_tokens_has_no_price() -> None:
-    made = make_run(10)
-    made.run["models"]["target"]["served"] = {"counts_tokens": True}
-    row = next(row for row in made.rows if row["policy"] == "target")
-    row["steps"][0]["cost"] |= {"prefill_tokens": 0, "cached_tokens": 0}
+    """A single model reports the prompt of a response once, routed steps report each prompt."""
+    made = make_run(10, columns=(("target", None), ("draft", None), ("entropy", -1.0)))
+    made.run["models"]["target"]["served"] = {"name": "toy"}
+    of_target, _, of_entropy = made.rows[:3]
+    assert min(len(row["steps"]) for row in made.rows) > 1
+
+    def priced() -> dict[str, bool]:
+        shown = figures(made.run, made.rows, prices=parse_prices("target=1/1"))["policies"]
+        return {one["policy"]: one["price"] is not None for one in shown}
+
+    for step in (step for row in made.rows for step in row["steps"]):
+        report(step, 50)
+    assert priced() == {"target": True, "draft": True, "entropy": True}
+    for step in (*of_target["steps"][:-1], of_entropy["steps"][-1]):
+        report(step, 0)
+    assert priced() == {"target": True, "draft": True, "entropy": False}
+    report(of_target["steps"][-1], 0)
+    assert priced() == {"target": False, "draft": True, "entropy": False}
     shown = figures(made.run, made.rows, prices=parse_prices("target=1/1"))
-    prices = {one["policy"]: one["price"] for one in shown["policies"]}
-    assert prices["target"] is None
-    assert prices["draft"] is not None
     assert {one["saving"] for one in shown["policies"]} == {None}
     assert shown["notes"]
 

@@ -1,15 +1,17 @@
 """Targets behind chat APIs write what engines write here, whatever the API's conventions; what cannot be continued is an error."""
 
 import time
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
 import pytest
 from fake_chat import Api, ChatServer, chunk
 from fake_server import Answer, Body, opened_model
-from hash_language import events_of, finished_of, solve, texts
+from hash_language import SHORT, events_of, finished_of, solve, texts
 from test_servers import PROBLEMS, here
 
+from arbitrage_cli.arbitrage import Flow, WriteStep
 from arbitrage_cli.errors import ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
@@ -17,7 +19,7 @@ from arbitrage_cli.inference.servers.chat import END, Chat
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.trial import facts_about, open_served
 from arbitrage_cli.inference.servers.writer import ChatWriter
-from arbitrage_cli.types import Event, Finished, Limits, Problem, Step
+from arbitrage_cli.types import Decision, Event, Finished, Limits, Problem, Step, Trace
 
 STYLE = PromptStyle()
 APIS = {
@@ -49,6 +51,32 @@ def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(name: str, conc
         found = solve({**here(concurrency), "target": writer(model)}, PROBLEMS, "entropy", 1.0, concurrency=concurrency)
     assert texts(found) == texts(expected)
     assert facts_about(model)["continues"] == f"chat messages ({APIS[name].continues})"
+
+
+@pytest.mark.parametrize("name", [*APIS, "OpenAI"])
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_target_alone_behind_a_chat_api_is_asked_once_as_by_any_user(name: str, concurrency: int) -> None:
+    limits = replace(SHORT, max_steps=None)
+    expected = solve(here(), PROBLEMS, "target", limits=limits)
+    server = ChatServer(APIS.get(name) or Api(None))
+    with opened_model(server, template=None) as model:
+        server.bodies.clear()
+        found = solve({"target": writer(model)}, PROBLEMS, "target", limits=limits, concurrency=concurrency)
+    assert texts(found) == texts(expected)
+    assert {name: trace.stop for name, trace in found.items()} == {name: trace.stop for name, trace in expected.items()}
+    assert [body["messages"][-1]["role"] for body in server.bodies] == ["user"] * len(PROBLEMS)
+    assert not any("stop" in body for body in server.bodies)
+    if APIS.get(name, Api()).usage != "none":
+        assert {name: trace.num_tokens for name, trace in found.items()} == {
+            name: trace.num_tokens for name, trace in expected.items()
+        }
+
+
+def one_by_one(trace: Trace) -> Flow:
+    """Request each step from the target by itself, as routing does."""
+    while not trace.finished:
+        step: Step = yield WriteStep("target", trace)
+        trace.add(Decision(kept=step))
 
 
 def test_white_space_at_the_end_is_not_sent_to_an_api_that_refuses_it() -> None:
@@ -113,7 +141,7 @@ def instructed(*answers: list[str]) -> tuple[Api, list[Body]]:
 
 def events_with(api: Api, problem: Problem = PROBLEMS[0]) -> list[Event]:
     with opened_model(ChatServer(api), template=None) as model:
-        return events_of({"target": writer(model)}, [problem], "target")
+        return events_of({"target": writer(model)}, [problem], "target", make_flow=one_by_one)
 
 
 def test_a_model_that_no_convention_continues_is_instructed(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,14 +5,15 @@ import contextlib
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
-from fake_server import KINDS, REFUSED, SILENT, Answer, HashServer, Kind, on_loopback, opened_model, storm
+from fake_server import KINDS, REFUSED, SILENT, Answer, Body, HashServer, Kind, on_loopback, opened_model, storm
 from hash_language import SHORT, HashBackend, events_of, finished_of, solve, texts
 from processes import awaited
 from writing import make_engine
@@ -29,7 +30,7 @@ from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_
 from arbitrage_cli.inference.servers.trial import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
-from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Trace
+from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Step, Trace
 
 DEFAULT_STYLE = PromptStyle()
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(5)]
@@ -113,15 +114,18 @@ def test_two_served_models_and_the_laws(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_storm_of_faults_changes_no_text(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("policy", ["logprob-min", "draft"])
+def test_a_storm_of_faults_changes_no_text(policy: str, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
-    expected = solve(here(), PROBLEMS, "draft")
+    expected = solve(here(), PROBLEMS, policy, float("inf"))
     server = HashServer(kind, HashBackend("draft"))
     with opened_model(server) as model:
         writer = rendered("draft", model)
         server.faulty_paths, server.faults = (*server.faulty_paths, "/tokenize"), storm(0.5)
-        found = solve({"draft": writer}, PROBLEMS, "draft", concurrency=3)
+        found = solve({**here(3), "draft": writer}, PROBLEMS, policy, float("inf"), concurrency=3)
     assert texts(found) == texts(expected)
+    if policy == "draft":
+        return
     for name, trace in expected.items():
         assert [one.kept.num_tokens for one in found[name].decisions] == [one.kept.num_tokens for one in trace.decisions]
         for one, other in zip(trace.decisions, found[name].decisions, strict=True):
@@ -184,6 +188,127 @@ def test_a_server_samples_as_it_is_asked_to(kind: Kind) -> None:
         solve({"target": writer}, PROBLEMS[:1], "target")
     body = server.bodies[-1]
     assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"]) == (0.5, 0.9, 7, 0.1)
+
+
+def kept(trace: Trace) -> list[Step]:
+    return [decision.kept for decision in trace.decisions]
+
+
+@pytest.mark.parametrize(("kind", "tokens_per_chunk"), [*((kind, 1) for kind in KINDS), ("vllm", 7), ("plain", 7)])
+@pytest.mark.parametrize("role", ["draft", "target"])
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_single_model_writes_a_solution_in_one_response(
+    concurrency: int, role: ModelRole, kind: Kind, tokens_per_chunk: int
+) -> None:
+    limits = replace(SHORT, max_steps=None)
+    expected = solve(here(), PROBLEMS, role, limits=limits)
+    server = HashServer(kind, HashBackend(role))
+    with opened_model(server) as model:
+        writer, server.tokens_per_chunk = rendered(role, model), tokens_per_chunk
+        server.bodies.clear()
+        found = solve({role: writer}, PROBLEMS, role, limits=limits, concurrency=concurrency)
+    requests = [body for body in server.bodies if "max_tokens" in body or "n_predict" in body]
+    assert (len(requests), [body.get("stop") for body in requests if body.get("stop")]) == (len(PROBLEMS), [])
+    assert sum(len(trace.decisions) for trace in expected.values()) > 2 * len(PROBLEMS)
+    for name, trace in expected.items():
+        steps, other = kept(trace), kept(found[name])
+        assert "".join(step.text for step in other) == trace.text
+        assert found[name].num_tokens == trace.num_tokens
+        assert sum(step.cost.decode_tokens for step in other) == trace.num_tokens
+        assert sum(step.cost.prefill_tokens for step in other) > 0
+        assert found[name].stop == trace.stop
+        if tokens_per_chunk == 1:
+            assert [(step.text, step.stop, step.num_tokens) for step in other] == [
+                (step.text, step.stop, step.num_tokens) for step in steps
+            ]
+
+
+def test_a_step_limit_ends_a_response() -> None:
+    expected = solve(here(), PROBLEMS, "target")
+    assert "max_steps" in {trace.stop for trace in expected.values()}
+    for kind in KINDS:
+        with opened_model(HashServer(kind, HashBackend("target"))) as model:
+            assert texts(solve({"target": served("target", model)}, PROBLEMS, "target")) == texts(expected)
+
+
+def test_a_limit_that_may_exceed_the_context_is_lowered() -> None:
+    """Some servers reject a prompt and a limit that exceed the context together."""
+    server = HashServer("plain", HashBackend("target"))
+    with opened_model(server) as model:
+        small = replace(model, card=replace(model.card, context_size=400))
+        limits = Limits(max_tokens=390, max_step_tokens=40)
+        solve({"target": served("target", small)}, PROBLEMS[:2], "target", limits=limits)
+    asked = [(len(body["prompt"]), body["max_tokens"]) for body in server.bodies if body["max_tokens"] != 32]
+    assert max(size + most for size, most in asked) <= 400
+    assert 40 < max(most for _, most in asked) < 390
+
+
+class Broken(HashServer):
+    """Breaks the first streams after some chunks."""
+
+    cuts = (0, 3, 30, 50, 20)
+
+    def _completions(self, body: Body) -> Answer:
+        answer, number = super()._completions(body), self.counts["/v1/completions"] - 2
+        return replace(answer, cut=self.cuts[number]) if number in range(len(self.cuts)) else answer
+
+
+def test_a_response_that_is_interrupted_continues_after_its_finished_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+    limits = replace(SHORT, max_steps=None)
+    server = Broken("vllm", HashBackend("target"))
+    with opened_model(server) as model:
+        events = events_of({"target": served("target", model)}, PROBLEMS[:1], "target", limits=limits)
+    (finished,) = finished_of(events)
+    assert texts({"0": finished.trace}) == texts(solve(here(), PROBLEMS[:1], "target", limits=limits))
+    begun = [body["prompt"] for body in server.bodies if "max_tokens" in body][1:]
+    assert len(begun) == 1 + len(Broken.cuts)
+    assert len(begun[0]) == len(begun[2]) < len(begun[-1])  # an unfinished step is written again
+
+
+def test_a_finished_step_is_reported_while_the_response_continues() -> None:
+    server, faults = HashServer("vllm", HashBackend("target")), iter([STALLED_LATER])
+    with opened_model(server) as model:
+        writer = served("target", model)
+        server.faults = lambda: next(faults, None)
+        trace, steps = Trace(PROBLEMS[1], SHORT), list[Step]()
+        writer.open(0, PROBLEMS[1])
+        writer.start(0, WriteStep("target", trace, until_end=True))
+
+        def is_reported() -> bool:
+            steps.extend(update.step for update in writer.tick() if update.step)
+            return bool(steps)
+
+        awaited(is_reported)
+        writer.close(0)
+    assert [(step.text, step.stop) for step in steps] == [("a.\n\n", "separator")]
+
+
+def test_the_estimate_for_a_served_target_alone_has_the_latency_of_one_request() -> None:
+    server = HashServer("vllm", HashBackend("target"))
+    server.seconds = 0.05
+    with opened_model(server) as model:
+        (finished,) = finished_of(events_of({**here(), "target": served("target", model)}, PROBLEMS[:1], "entropy", -1.0))
+    spent = [step.cost for step in kept(finished.trace)]
+    assert len(spent) > 3
+    seconds, decode = finished.target_alone_seconds, sum(cost.decode_seconds for cost in spent)
+    assert seconds is not None
+    assert 0.04 < seconds - decode < 0.1 < sum(cost.prefill_seconds for cost in spent)
+
+
+def test_the_time_of_a_step_includes_the_tokenization_of_its_prompt() -> None:
+    server = HashServer("vllm", HashBackend("target"))
+    answer, delay = server.handle, 0.05
+
+    def slow(path: str, body: Body | None, headers: Mapping[str, str]) -> Answer:
+        if path == "/tokenize":
+            time.sleep(delay)
+        return answer(path, body, headers)
+
+    with opened_model(server) as model:
+        server.handle = slow  # type: ignore[method-assign]
+        (trace,) = solve({"target": served("target", model)}, PROBLEMS[:1], "target").values()
+    assert kept(trace)[0].cost.prefill_seconds > delay
 
 
 class Looping(HashBackend):
@@ -373,6 +498,9 @@ def test_the_reason_for_which_a_server_does_not_render_a_conversation_is_shown(m
 
 
 STALLED = Answer([{"choices": [{"index": 0, "text": "a", "finish_reason": None}]}], is_streamed=True, stalls=True)
+STALLED_LATER = replace(
+    STALLED, objects=[{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in ("a", ".\n\n", "b")]
+)
 
 
 def test_an_answer_that_is_no_longer_wanted_is_hung_up_on() -> None:

@@ -322,6 +322,27 @@ def test_a_served_target_thinks_as_an_engine_does(kind: Kind, target: str, think
     assert {step.stop for step in kept} & {"thought", "think_budget"}
 
 
+@pytest.mark.parametrize("think_tokens", [None, 37])
+@pytest.mark.parametrize(
+    ("kind", "target"), [("vllm", "switched"), ("sglang", "channel"), ("llamacpp", "channel"), ("plain", "switched")]
+)
+def test_a_served_target_alone_needs_one_request_per_phase(kind: Kind, target: str, think_tokens: int | None) -> None:
+    marked, problems = kind != "plain", [Problem(str(number), f"question {number}") for number in range(4)]
+    limits = replace(long(think_tokens), max_steps=None)
+    backend = Thinker(TEMPLATES[target], "target", marked=marked)
+    engine = Engine("target", Cache(backend), Sampler())
+    expected = solve({"target": engine}, problems, "target", limits=limits)
+    server = HashServer(kind, Thinker(TEMPLATES[target], "target", marked=marked))
+    with served(server, TEMPLATES[target]) as writer:
+        server.bodies.clear()
+        found = solve({"target": writer}, problems, "target", limits=limits)
+    for name, trace in expected.items():
+        num_fields = 4 if kind == "plain" else 5  # without ids, a marker is no token
+        assert [step[:num_fields] for step in steps(found[name])] == [step[:num_fields] for step in steps(trace)]
+    num_phases = sum(len({one.kept.phase for one in trace.decisions}) for trace in expected.values())
+    assert sum("max_tokens" in body or "n_predict" in body for body in server.bodies) == num_phases > len(problems)
+
+
 @pytest.mark.parametrize(
     ("kind", "field"), [("vllm", "skip_special_tokens"), ("llamacpp", "preserved_tokens"), ("plain", None)]
 )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pydantic import AliasChoices, BaseModel, Field
 
 from arbitrage_cli.inference.servers.dialects import (
+    WITH_USAGE,
     Completions,
     Dialogue,
     Ending,
@@ -90,7 +91,7 @@ class Chat(Completions):
 
     def body(self, request: TextRequest) -> dict[str, Any]:
         unused = {"prompt", *(() if request.sampler.temperature else ("seed", "top_p")), *self.omitted}
-        body = {**sampling(request), "max_tokens": request.max_tokens, "stream_options": {"include_usage": True}}
+        body = {**sampling(request), "max_tokens": request.max_tokens, **WITH_USAGE}
         if request.stop and self.can_stop:
             body["stop"] = [request.stop]
         if request.num_alternatives and "logprobs" not in self.omitted:

@@ -34,8 +34,7 @@ Take = Callable[[Json], bool | None]
 
 CONNECT_SECONDS = 5.0
 TRIAL_SECONDS = 30.0  # timeout of a trial request
-CHUNK_SECONDS = 120.0  # timeout between two chunks of a stream, including the prefill of a long prompt
-ANSWER_SECONDS = 600.0  # timeout of a response that is not streamed
+CHUNK_SECONDS = 120.0  # timeout between two chunks of a response, including the prefill of a long prompt
 WHOLE_SECONDS = 1800.0  # total timeout of a response, whatever arrives
 END_SECONDS = 0.5  # for the end of a stream after [DONE]
 KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five seconds
@@ -183,7 +182,7 @@ class Connection:
     def _open(self, host: Host, request: Request) -> "AbstractAsyncContextManager[httpx2.Response]":
         import httpx2
 
-        read = TRIAL_SECONDS if request.is_trial else CHUNK_SECONDS if request.is_streamed else ANSWER_SECONDS
+        read = TRIAL_SECONDS if request.is_trial else CHUNK_SECONDS
         timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
         method = "GET" if request.body is None else "POST"
         headers = dict.fromkeys(TOPIC_HEADERS, request.topic) if request.topic else {}

@@ -38,7 +38,8 @@ class Dialogue:
         return replace(self, written=self.written + text)
 
     def __len__(self) -> int:
-        return len(self.written)
+        """Return the number of characters, which is almost always greater than the number of tokens."""
+        return len(self.written) + sum(len(message["content"]) for message in self.messages)
 
 
 Prompt = Sequence[int] | str | Dialogue
@@ -46,7 +47,7 @@ Prompt = Sequence[int] | str | Dialogue
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """A request to continue a prompt up to `stop` or `marker`.
+    """A request to continue a prompt up to `stop` or `marker`, or to the end of the sequence if both are empty.
 
     Requests with different cache keys do not share a prompt cache.
     """
@@ -56,7 +57,6 @@ class TextRequest:
     max_tokens: int
     sampler: Sampler = field(default_factory=Sampler)
     num_alternatives: int = 0
-    is_streamed: bool = False
     cache_key: str = ""
     is_first: bool = False
     stop: str = BLANK_LINE.separator
@@ -64,7 +64,7 @@ class TextRequest:
 
     @property
     def stops(self) -> list[str]:
-        return [self.stop, self.marker] if self.marker else [self.stop]
+        return [text for text in (self.stop, self.marker) if text]
 
     @property
     def dialogue(self) -> Dialogue:
@@ -112,11 +112,16 @@ class Piece:
     thinks: bool = False
     failure: str = ""
 
-    def up_to(self, last: int) -> "Piece":
-        """Remove all text after the character at index `last`, and the tokens that contain only removed text."""
+    def split(self, num_characters: int) -> "tuple[Piece, Piece]":
+        """Split the piece after a number of characters. Ids are divided in proportion to the characters."""
+        rest, num_ids = self.text[num_characters:], len(self.ids) * num_characters // len(self.text)
         lengths = accumulate(len(token.text) for token in reversed(self.tokens))
-        num_tokens = sum(length >= len(self.text) - last for length in lengths)
-        return replace(self, text=self.text[: last + 1], tokens=self.tokens[:num_tokens])
+        num_tokens = sum(length > len(rest) for length in lengths)
+        first = replace(self, text=self.text[:num_characters], ids=self.ids[:num_ids], tokens=self.tokens[:num_tokens])
+        return first, replace(self, text=rest, ids=self.ids[num_ids:], tokens=self.tokens[num_tokens:])
+
+
+WITH_USAGE: Json = {"stream_options": {"include_usage": True}}
 
 
 class Completions:
@@ -129,7 +134,6 @@ class Completions:
     name: ClassVar[str] = "OpenAI-compatible"
     is_plain: ClassVar[bool] = True  # without extensions
     max_alternatives: ClassVar[int] = 5
-    needs_stream_for_alternatives: ClassVar[bool] = False
     can_ignore_controls: ClassVar[bool] = False  # can tokenize control tokens as plain text
     facts_path: ClassVar[str] = ""
     own_fields: ClassVar[Json] = {}  # includes neutral values for the server's default sampling
@@ -148,11 +152,9 @@ class Completions:
         return str(facts.get("version") or ""), None
 
     def body(self, request: TextRequest) -> dict[str, Any]:
-        body = {**self.own_fields, **sampling(request), "max_tokens": request.max_tokens}
+        body = {**self.own_fields, **sampling(request), "max_tokens": request.max_tokens, **WITH_USAGE}
         if request.num_alternatives:
             body["logprobs"] = request.num_alternatives
-        if request.is_streamed:
-            body["stream_options"] = {"include_usage": True}
         return body
 
     def read(self, answer: Json) -> Piece:
@@ -201,12 +203,11 @@ class Sglang(Vllm):
 
 
 class LlamaServer(Completions):
-    """The dialect of llama-server. Responses omit the stop string and, unless streamed, its log-probabilities."""
+    """The dialect of llama-server. Responses omit the stop string."""
 
     name = "llama-server"
     is_plain = False
     max_alternatives = 20
-    needs_stream_for_alternatives = True
     can_ignore_controls = True
     facts_path = "props"
     own_fields: ClassVar[Json] = {"cache_prompt": True, "return_tokens": True}
@@ -250,7 +251,7 @@ DIALECTS: Mapping[str, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "ll
 
 def sampling(request: TextRequest) -> dict[str, Any]:
     drawn = {name: value for name, value in asdict(request.sampler).items() if value or name not in ("top_k", "min_p")}
-    return {"model": request.model, "prompt": request.prompt, "stream": request.is_streamed, **drawn}
+    return {"model": request.model, "prompt": request.prompt, "stream": True, **drawn}
 
 
 def dialect_of(models: "Models") -> Completions:

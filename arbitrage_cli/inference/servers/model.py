@@ -73,7 +73,6 @@ class ServedModel:
     dialect: Completions
     card: ModelCard
     num_alternatives: int = 0
-    reports_usage: bool = False
 
     @property
     def name(self) -> str:
@@ -131,7 +130,7 @@ class ServedModel:
             return take(piece)
 
         url = self.dialect.url(self.source.address.base, self.source.address.root)
-        sent = Request(url, self.dialect.body(request), request.is_streamed, topic)
+        sent = Request(url, self.dialect.body(request), is_streamed=True, topic=topic)
         await self.connection.send(self.host, sent, take_answer, restart)
 
     def _render(self, messages: Messages, variables: Mapping[str, Any]) -> str:

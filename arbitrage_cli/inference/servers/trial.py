@@ -85,7 +85,6 @@ def facts_about(model: ServedModel) -> dict[str, Any]:
         "context_size": model.card.context_size,
         "continues": _continues(model.dialect),
         "log_probabilities": model.num_alternatives,
-        "counts_tokens": model.reports_usage,
         "has_template": not isinstance(model.dialect, Chat),
     }
 
@@ -157,11 +156,11 @@ async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedMode
 
 
 async def _test(model: ServedModel, prompt: Prompt, num_alternatives: int) -> ServedModel:
-    request = TextRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=num_alternatives, is_streamed=True)
+    request = TextRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=num_alternatives)
     pieces = await _pieces_of(model, request)
     if not any(piece.text for piece in pieces):
         raise ServerError(f"{model.host.name}: {model.name} writes no text", "use a chat model that has a chat template")
-    return _with_features(model, pieces, counts_tokens=not model.dialect.is_plain)  # plain streams are closed before usage
+    return _with_alternatives(model, pieces)
 
 
 async def _pieces_of(model: ServedModel, request: TextRequest) -> list[Piece]:
@@ -177,10 +176,9 @@ async def _pieces_of(model: ServedModel, request: TextRequest) -> list[Piece]:
     return pieces
 
 
-def _with_features(model: ServedModel, pieces: Sequence[Piece], *, counts_tokens: bool) -> ServedModel:
+def _with_alternatives(model: ServedModel, pieces: Sequence[Piece]) -> ServedModel:
     received = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
-    usage = counts_tokens and any(piece.usage for piece in pieces)
-    return replace(model, num_alternatives=received if received >= MIN_ALTERNATIVES else 0, reports_usage=usage)
+    return replace(model, num_alternatives=received if received >= MIN_ALTERNATIVES else 0)
 
 
 # --- chat APIs
@@ -196,7 +194,7 @@ async def _adapted(model: ServedModel, chat: Chat, continuation: str | None, *, 
     if chat.is_instructed and not continuation:
         note = "%s cannot continue a text, so %s is instructed to write each step, which may be less accurate"
         log.warning(note, model.host.name, model.name)
-    return _with_features(replace(model, dialect=chat), pieces, counts_tokens=chat.can_stop)
+    return _with_alternatives(replace(model, dialect=chat), pieces)
 
 
 async def _without_thinking(model: ServedModel, chat: Chat) -> tuple[Chat, list[Piece]]:
@@ -244,7 +242,7 @@ async def _ask(
     """
     while True:
         k = chat.max_alternatives
-        request = TextRequest(model.name, dialogue, TRIAL_TOKENS, sampler, k, is_streamed=True, stop=stop)
+        request = TextRequest(model.name, dialogue, TRIAL_TOKENS, sampler, k, stop=stop)
         try:
             return chat, await _pieces_of(replace(model, dialect=chat), request)
         except ServerRequestError as error:

@@ -1,7 +1,8 @@
 """Writes steps for many problems at once with a model on a server, as `Engine` does with a local model.
 
 The token ids that the server sampled are kept for each problem. Only other text is tokenized. A server stops at every
-separator. If the step does not end there, another request continues it.
+separator. If the step does not end there, another request continues it. If the model also writes all later steps, one request
+returns the rest of the phase, and the stream is divided into steps.
 """
 
 import copy
@@ -21,14 +22,14 @@ from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import StepIds
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.chat import END, MAX_COMMON, Chat, NotContinuedError, OwnText
-from arbitrage_cli.inference.servers.connection import Pending
+from arbitrage_cli.inference.servers.connection import TIMEOUT, Pending
 from arbitrage_cli.inference.servers.dialects import Dialogue, Ending, Piece, Prompt, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import LOOP_ROUNDS, THOUGHT_END, StepText, step_end, text_end
 from arbitrage_cli.inference.thinking import THINK
 from arbitrage_cli.inference.unit_costs import TokenCosts
-from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, StepStop, Trace
+from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, Trace
 
 SPARE_PIECES = 64  # of a stream, beyond the requested tokens
 MAX_BLANK_ANSWERS = 4  # in a row
@@ -47,14 +48,19 @@ class _Slot:
     steps: StepIds = field(default_factory=StepIds)
     updates: deque[SlotUpdate] = field(default_factory=deque)  # not yet returned by `tick`
     is_new: bool = True
+    writes_rest: bool = False  # the request in flight returns all later steps
     topic: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 @dataclass(slots=True)
 class _Writing:
+    """A step that is being written. If `until_end` is true, the same response contains all later steps of the phase."""
+
     began: float
     text: StepText
     phase: Phase
+    until_end: bool
+    num_earlier: int = 0  # tokens of earlier steps in the same response
     ids: list[int] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
@@ -70,12 +76,6 @@ class _Writing:
     def stop(self) -> StepStop | None:
         return text_end(self.text, self.ids or self.pieces, self.phase)
 
-    def copy(self) -> "_Writing":
-        copied = copy.copy(self)
-        copied.text, copied.usages = copy.deepcopy(self.text), [*self.usages]
-        copied.ids, copied.tokens, copied.pieces = [*self.ids], [*self.tokens], [*self.pieces]
-        return copied
-
     def add(self, piece: Piece) -> str:
         self.ids += piece.ids
         self.tokens += piece.tokens
@@ -89,8 +89,8 @@ class _Writing:
 class ServedWriter:
     """A `Writer` for a model on a server. Steps are written in the connection's thread and returned by `tick`.
 
-    Responses are streamed if only one problem is in flight. If `shares_prompts` is false, no problem uses another problem's
-    prompt cache. `may_be_complete` returns false if a solution's text is certainly unfinished.
+    If `shares_prompts` is false, no problem uses another problem's prompt cache. `may_be_complete` returns false if a
+    solution's text is certainly unfinished.
     """
 
     def __init__(
@@ -136,7 +136,10 @@ class ServedWriter:
         self._slots.pop(slot, None)
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-        self._pending.begin(slot, self._answer(self._slots[slot], request))
+        opened = self._slots[slot]
+        if not opened.writes_rest:
+            self._pending.begin(slot, self._answer(opened, request))
+        opened.writes_rest = request.until_end
         return 0
 
     def tick(self) -> list[SlotUpdate]:
@@ -149,42 +152,63 @@ class ServedWriter:
         return None if prompt is None else len(prompt)
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
-        own = sum((decision.target.cost for decision in trace.decisions if decision.target), Cost())
-        num_tokens = sum(decision.kept.num_tokens for decision in trace.decisions)
-        return self._costs.seconds_alone(own, own.prefill_tokens, num_tokens)
+        own = sum((_per_request(decision.target.cost) for decision in trace.decisions if decision.target), Cost())
+        return self._costs.seconds_alone(own, 1, trace.num_tokens)
 
     # --- in the connection's thread
 
     async def _answer(self, slot: _Slot, request: WriteStep) -> SlotUpdate:
+        trace = replace(request.trace, decisions=[*request.trace.decisions])  # may be ahead of the flow's trace
         try:
-            step, writing = await self._write(slot, request)
-            self._costs.add(step.cost)
-            slot.steps.remember(step, await self._own_ids(slot, step, writing))
-            return SlotUpdate(slot.number, step=step)
+            while True:
+                num_steps = len(trace.decisions)
+                try:
+                    step = await self._write(slot, trace, until_end=request.until_end)
+                except ServerRequestError as error:
+                    if error.status != TIMEOUT or len(trace.decisions) == num_steps:
+                        raise
+                    continue  # the next request follows the complete steps
+                if trace.finished or not request.until_end:
+                    return SlotUpdate(slot.number, step=step)
+                self._report(slot, step=step)
         except ProblemError as error:
             return SlotUpdate(slot.number, error=error)
 
-    def _report(self, slot: _Slot, text: str = "", num_unread: int = 0) -> None:
-        slot.updates.append(SlotUpdate(slot.number, text, num_unread))
+    def _report(self, slot: _Slot, text: str = "", num_unread: int = 0, step: Step | None = None) -> None:
+        slot.updates.append(SlotUpdate(slot.number, text, num_unread, step))
         self._model.connection.notify()
 
-    async def _write(self, slot: _Slot, request: WriteStep) -> tuple[Step, _Writing]:
-        trace = request.trace
-        budget, is_last_thought = trace.next_budget
+    async def _write(self, slot: _Slot, trace: Trace, *, until_end: bool) -> Step:
+        """Write the next step or, with `until_end`, the rest of the phase. Return the last step."""
+        writing, num_before = self._begin(trace.phase, until_end=until_end), trace.num_tokens
+        if trace.phase == "think" and not self._model.dialect.is_plain and self._think_end_ids is None:
+            self._think_end_ids = await self._model.tokenize(self._prompt.think_format.end, slot.topic, is_template=True)
         prompt = await self._prompt_of(slot, trace)
         room = self._room(prompt)
-        end = THOUGHT_END if trace.phase == "think" else self._step_end
-        writing = _Writing(time.perf_counter(), StepText("", end, self._marker(trace.phase)), trace.phase)
-        writing, stop = await self._write_until_end(slot, prompt, writing, min(budget, room))
-        at_limit = stop == "budget"
-        is_spent = budget <= room and (at_limit or writing.num_tokens >= budget)
-        is_full = at_limit and writing.num_tokens >= room
+        fitting = self._model.card.context_size - len(prompt)  # servers may reject a higher limit
+        budget, is_last_thought = trace.next_budget(max(fitting, trace.limits.max_step_tokens) if until_end else None)
+        writing, stop = await self._write_until_end(slot, trace, prompt, writing, min(budget, room))
+        num_tokens, at_limit = trace.num_tokens + writing.num_tokens - num_before, stop == "budget"
+        is_spent = budget <= room and (at_limit or num_tokens >= budget)
+        is_full = at_limit and num_tokens >= room
         by_text = None if at_limit else stop
         reason = step_end(by_text, is_spent=is_spent, is_last_thought=is_last_thought, is_full=is_full)
-        return self._finish(writing, reason or stop), writing
+        return self._keep(slot, trace, writing, reason or stop)
+
+    def _begin(self, phase: Phase, *, until_end: bool) -> _Writing:
+        end = THOUGHT_END if phase == "think" else self._step_end
+        return _Writing(time.perf_counter(), StepText("", end, self._marker(phase)), phase, until_end)
+
+    def _keep(self, slot: _Slot, trace: Trace, writing: _Writing, stop: StepStop) -> Step:
+        """Finish a step and add it to the trace."""
+        step = self._finish(writing, stop)
+        slot.steps.remember(step, self._own_ids(step, writing))
+        self._costs.add(_per_request(step.cost))
+        trace.add(Decision(kept=step))
+        return step
 
     async def _write_until_end(
-        self, slot: _Slot, prompt: Prompt, writing: _Writing, max_tokens: int
+        self, slot: _Slot, trace: Trace, prompt: Prompt, writing: _Writing, max_tokens: int
     ) -> tuple[_Writing, StepStop]:
         num_blank = 0
         while num_blank < MAX_BLANK_ANSWERS:
@@ -192,31 +216,31 @@ class ServedWriter:
             if num_left <= 0:
                 return writing, "budget"
             before = writing.text.so_far.strip()
-            writing, stop = await self._continue(slot, writing, self._request(slot, prompt, writing, num_left))
+            writing, stop = await self._continue(slot, trace, writing, self._request(slot, prompt, writing, num_left))
             if stop:
                 return writing, stop
             num_blank = num_blank + 1 if writing.text.so_far.strip() == before else 0
         raise ServerRequestError(f"{self._model.name} writes only blank lines")
 
-    async def _continue(self, slot: _Slot, before: _Writing, request: TextRequest) -> tuple[_Writing, StepStop | None]:
-        writing, ending, usage, own = before.copy(), None, None, self._own_text(request)
+    async def _continue(
+        self, slot: _Slot, trace: Trace, before: _Writing, request: TextRequest
+    ) -> tuple[_Writing, StepStop | None]:
+        writing, ending, usage, own = copy.deepcopy(before), None, None, self._own_text(request)
 
         def restart() -> None:
             nonlocal writing, own
-            writing, own = before.copy(), self._own_text(request)
             self._report(slot, num_unread=1)
+            if writing.num_earlier:
+                raise ServerRequestError(f"{self._model.host.name} interrupted a response", status=TIMEOUT)
+            writing, own = copy.deepcopy(before), self._own_text(request)
 
         def take(piece: Piece) -> bool:
-            nonlocal ending, usage
+            nonlocal writing, ending, usage
             piece = own(piece)
-            if self._model.dialect.is_plain:  # chunks may contain several tokens
-                num_before = writing.text.num_before_end(character.encode("utf-8", "replace") for character in piece.text)
-                piece = piece.up_to(num_before)
             if request.marker and piece.ending == "end":
                 piece = _without_end_token(piece, request.marker)
-            if text := writing.add(piece):
-                self._report(slot, text)
-            if len(writing.pieces) - len(before.pieces) > 2 * request.max_tokens + SPARE_PIECES:
+            writing = self._add(slot, trace, writing, piece, request.max_tokens)
+            if writing.num_earlier + len(writing.pieces) - len(before.pieces) > 2 * request.max_tokens + SPARE_PIECES:
                 raise ServerRequestError(f"{self._model.host.name} sent more than max_tokens")
             ending, usage = piece.ending or ending, piece.usage or usage
             return self._closes(writing)
@@ -226,21 +250,46 @@ class ServedWriter:
             if not self._model.dialect.is_plain:
                 writing.usages.append(Usage(prompt=len(request.prompt)))
             return writing, writing.stop
-        writing.usages += [usage] if usage else []
+        if usage:
+            num_left = max(0, (usage.written or 0) - writing.num_earlier)
+            writing.usages.append(usage.model_copy(update={"written": num_left}))
         return writing, await self._stop(slot, writing, ending, request)
+
+    def _add(self, slot: _Slot, trace: Trace, writing: _Writing, piece: Piece, max_tokens: int) -> _Writing:
+        """Add a piece to the step. If the response has more steps, keep each complete step and begin the next one."""
+        rest: Piece | None = piece
+        while rest:
+            piece, rest = rest, None
+            if self._model.dialect.is_plain or (writing.until_end and len(piece.ids) > 1):  # may contain several tokens
+                num_own = 1 + writing.text.num_before_end(one.encode("utf-8", "replace") for one in piece.text)
+                if num_own < len(piece.text):
+                    piece, rest = piece.split(num_own)
+            if text := writing.add(piece):
+                self._report(slot, text)
+            if not writing.until_end or writing.text.has_marker:
+                return writing
+            num_tokens = writing.num_earlier + writing.num_tokens
+            stop = writing.stop or ("budget" if writing.num_tokens >= trace.limits.max_step_tokens else None)
+            if stop and num_tokens < max_tokens:
+                self._report(slot, step=self._keep(slot, trace, writing, stop))
+                writing = self._begin(writing.phase, until_end=True)
+                writing.first_at, writing.num_earlier = writing.began, num_tokens
+        return writing
 
     def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
         """Return a function that removes all text outside the step from the pieces of a response."""
         return lambda piece: piece
 
     def _closes(self, writing: _Writing) -> bool:
+        if writing.until_end:
+            return writing.text.has_marker and self._model.dialect.is_plain
         return writing.stop == "loop" or (writing.text.ended and self._model.dialect.is_plain)
 
     async def _stop(self, slot: _Slot, writing: _Writing, ending: Ending | None, request: TextRequest) -> StepStop | None:
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
-        if ending != "separator" and not writing.text.has_marker:
-            return "budget" if ending != "end" else "thought" if writing.phase == "think" else "end"
+        if not writing.text.has_marker and (writing.until_end or ending != "separator"):
+            return (writing.stop or "budget") if ending == "length" else "thought" if writing.phase == "think" else "end"
         if writing.text.so_far.strip() and not writing.text.so_far.endswith(request.stop) and not writing.text.ended:
             raise ServerRequestError(f"{self._model.host.name} omitted the stop string ({self._step_end}) from its response")
         return writing.stop
@@ -249,14 +298,12 @@ class ServedWriter:
         form = self._prompt.think_format
         return form.end if phase == "think" or form.ends_turns else ""
 
-    async def _own_ids(self, slot: _Slot, step: Step, writing: _Writing) -> list[int]:
+    def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
         """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
-        ids = writing.ids
+        ids, end = writing.ids, self._think_end_ids or []
         if step.phase == "answer" or not ids:
             return ids
-        if self._think_end_ids is None:
-            self._think_end_ids = await self._model.tokenize(self._prompt.think_format.end, slot.topic, is_template=True)
-        end, before = self._think_end_ids, ids[:-1] if step.stop == "thought" else ids
+        before = ids[:-1] if step.stop == "thought" else ids
         if len(end) == 1 and end[0] in before and not writing.text.has_marker:
             raise self._hidden_end()
         return before if step.stop != "thought" or ids[-1:] == end else []  # marker and text may share a token
@@ -268,20 +315,18 @@ class ServedWriter:
         )
 
     def _request(self, slot: _Slot, prompt: Prompt, writing: _Writing, max_tokens: int) -> TextRequest:
-        dialect, sampler = self._model.dialect, slot.sampler
-        is_first, slot.is_new = slot.is_new, False
+        sampler, is_first, slot.is_new = slot.sampler, slot.is_new, False
         text = prompt + writing.text.so_far if isinstance(prompt, str | Dialogue) else [*prompt, *writing.ids]
-        k = self._model.num_alternatives if self._keep_token_stats else 0
+        k = self._model.num_alternatives if self._keep_token_stats and not writing.until_end else 0
         return TextRequest(
             self._model.name,
             text,
             max_tokens,
             replace(sampler, seed=_seed(sampler.seed, slot.problem.question, len(text))),
             num_alternatives=k,
-            is_streamed=len(self._slots) == 1 or dialect.is_plain or bool(k and dialect.needs_stream_for_alternatives),
             cache_key="" if self._shares_prompts else slot.topic,
             is_first=is_first,
-            stop=self._step_end.separator,
+            stop="" if writing.until_end else self._step_end.separator,
             marker=self._marker(writing.phase),
         )
 
@@ -311,7 +356,7 @@ class ServedWriter:
     def _finish(self, writing: _Writing, stop: StepStop) -> Step:
         try:
             k, size = self._model.num_alternatives, self._model.card.vocabulary_size
-            stats = token_stats(writing.tokens, k, size) if self._keep_token_stats else None
+            stats = token_stats(writing.tokens, k, size) if self._keep_token_stats and not writing.until_end else None
         except ValueError as error:
             raise ServerRequestError(f"{self._model.host.name}: {error}") from error
         text, count = writing.text.finish(), writing.num_tokens
@@ -343,8 +388,8 @@ class ChatWriter(ServedWriter):
         The stop string is empty if a step may contain a separator, or if the server cannot stop at a separator.
         """
         request = super()._request(slot, prompt, writing, max_tokens)
-        is_first = writing.phase == "answer" and self._step_end.least == 1
-        return replace(request, stop=self._step_end.separator if is_first and self._chat.can_stop else "")
+        stops = writing.phase == "answer" and self._step_end.least == 1 and self._chat.can_stop
+        return replace(request, stop=request.stop if stops else "")
 
     def _marker(self, phase: Phase) -> str:
         return END if self._chat.is_instructed else ""
@@ -352,10 +397,12 @@ class ChatWriter(ServedWriter):
     def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
         return OwnText(request.dialogue.written, self._chat)
 
-    async def _continue(self, slot: _Slot, before: _Writing, request: TextRequest) -> tuple[_Writing, StepStop | None]:
+    async def _continue(
+        self, slot: _Slot, trace: Trace, before: _Writing, request: TextRequest
+    ) -> tuple[_Writing, StepStop | None]:
         for _ in range(MAX_ATTEMPTS):
             try:
-                return await super()._continue(slot, before, request)
+                return await super()._continue(slot, trace, before, request)
             except NotContinuedError:
                 self._report(slot, num_unread=1)
         message = f"{self._model.name} repeats the solution in other words instead of continuing it"
@@ -367,10 +414,8 @@ class ChatWriter(ServedWriter):
     async def _stop(self, slot: _Slot, writing: _Writing, ending: Ending | None, request: TextRequest) -> StepStop | None:
         if writing.text.has_marker:
             return writing.stop
-        if ending is None:
-            raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
-        if ending == "length":
-            return "budget"
+        if writing.until_end or ending is None or ending == "length":
+            return await super()._stop(slot, writing, ending, request)
         written, separator = request.dialogue.written, self._step_end.separator
         is_blank = not writing.text.so_far.strip()
         if self._chat.is_instructed:  # an instructed model writes one step
@@ -419,6 +464,11 @@ def _cost(writing: _Writing) -> Cost:
         decode_seconds=now - first,
         cached_tokens=num_cached,
     )
+
+
+def _per_request(cost: Cost) -> Cost:
+    """Count requests instead of prompt tokens, because most of the time before the first token is latency."""
+    return replace(cost, prefill_tokens=int(cost.prefill_seconds > 0))
 
 
 def _without_end_token(piece: Piece, marker: str) -> Piece:
