@@ -25,6 +25,8 @@ from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
 from arbitrage_cli.tasks import find_task
+from arbitrage_cli.tuning.placement import tuned_file
+from arbitrage_cli.tuning.store import StoredAdvice, keep_advice
 
 SCRIPTED = ModelOptions(draft="scripted:draft", target="scripted:target")
 
@@ -99,6 +101,18 @@ def test_files_of_a_pair_of_the_users_have_its_router(tmp_path: Path, tiny: Mapp
     write_router(router, pair={role: {**one, "name": "another"} for role, one in facts.items()})
     choose_models(frozenset(), replace(named, draft=str(unread)))
     assert unchanged_sha256([unread]) is None
+
+
+@pytest.mark.parametrize(("route", "policy", "num_notes"), [("draft", "draft", 1), ("speculative", "arbitrage", 2)])
+def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, policy: str, num_notes: int) -> None:
+    """Speculation needs both models on this machine, so such an advice is ignored."""
+    served = options(ModelOptions(draft="builtin:draft", target="http://127.0.0.1:1/v1"))
+    before = for_solve(served, RoutingOptions())
+    keep_advice(tuned_file(), StoredAdvice(before.advised_pair, route, "2026-11-29T12:00:00+00:00"))
+    after = for_solve(served, RoutingOptions())
+    other = for_solve(options(ModelOptions(draft="builtin:draft", target="http://127.0.0.1:2/v1")), RoutingOptions())
+    assert (before.route.policy.name, other.route.policy.name) == ("arbitrage", "arbitrage")
+    assert (after.route.policy.name, len(after.notes)) == (policy, num_notes)
 
 
 def test_only_the_models_that_are_needed_are_sources() -> None:
