@@ -12,6 +12,7 @@ import typer
 from cli import environment
 
 from arbitrage_cli.cli.app import make_app
+from arbitrage_cli.inference.llama import BINDING
 from arbitrage_cli.routing.policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +94,11 @@ def test_readme_has_the_commands_to_run_and_test(name: str) -> None:
 
 def test_readme_is_short() -> None:
     assert len(text_of(README).splitlines()) <= 200
+
+
+def test_the_checked_version_of_llama_cpp_is_the_pinned_one() -> None:
+    assert f'"llama-cpp-python=={BINDING}"' in text_of(ROOT / "pyproject.toml")
+    assert set(re.findall(r"llama-cpp-python==([\d.]+\d)", text_of(README, *GUIDES.glob("*.md")))) == {BINDING}
 
 
 def test_every_exit_code_is_documented() -> None:

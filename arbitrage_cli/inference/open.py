@@ -5,8 +5,6 @@ recorded with their sha256 and the llama-cpp-python version. Failures are not re
 machine.
 """
 
-import functools
-import importlib.metadata
 import logging
 import os
 import tempfile
@@ -18,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import arbitrage_cli.errors
 from arbitrage_cli.errors import ModelFileError, ModelUnsupportedError
 from arbitrage_cli.inference.layouts import renderer
-from arbitrage_cli.inference.llama import TESTED_BINDINGS
+from arbitrage_cli.inference.llama import BINDING
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import backend_of, find_files, local_files
@@ -45,29 +43,25 @@ def open_model(source: str, options: "Options", progress: Callable[[float], None
         make: Callable[[str, Options], Backend] = registered.load()
         return make(source, options)
     path = find_files(source)[0]
-    try_binding()
-    try_model(source, options)
     renderer().start()  # it starts while llama.cpp is imported
-    backend: Backend = load_llama().LlamaBackend(path, options, progress=progress)
+    llama = load_llama()
+    try_model(source, options)
+    backend: Backend = llama.LlamaBackend(path, options, progress=progress)
     return backend
-
-
-@functools.cache
-def try_binding() -> None:
-    """Check an untested llama-cpp-python with the built-in models. Raises ModelError if they do not write their known texts."""
-    version = importlib.metadata.version("llama-cpp-python")
-    if version not in TESTED_BINDINGS:
-        tested = ", ".join(TESTED_BINDINGS)
-        log.warning("llama-cpp-python %s is untested; tested versions: %s", version, tested)
-        for name in ("draft.gguf", "target.gguf"):
-            _try_files([models_folder() / name], 0)
 
 
 def try_model(source: str, options: "Options") -> None:
     """Try a model in a separate process if the model is new on this machine. Raises ModelError if the trial fails."""
     files = local_files(source)
-    if files and not files[0].resolve().is_relative_to(models_folder().resolve()):
-        _try_files(files, options.gpu_layers)
+    if not files or files[0].resolve().is_relative_to(models_folder().resolve()):
+        return
+    for path in files:
+        read_header(path)
+    sha256 = checksums.sha256_seen(files)
+    if not _passed_trial(sha256):
+        log.warning("%s is new on this machine; trying it in a separate process first", files[0].name)
+        can_drop = _try_files(files, options.gpu_layers)
+        checksums.write_note("tried", [sha256], {"version": BINDING, "rolls_back": can_drop})
 
 
 def rolls_back(files: Sequence[Path]) -> bool | None:
@@ -79,8 +73,7 @@ def rolls_back(files: Sequence[Path]) -> bool | None:
 
 def _passed_trial(sha256: str) -> Mapping[str, Any]:
     note = checksums.read_note("tried", [sha256])
-    is_valid = isinstance(note, dict) and note.get("version") == importlib.metadata.version("llama-cpp-python")
-    return note if is_valid else {}
+    return note if isinstance(note, dict) and note.get("version") == BINDING else {}
 
 
 def load_llama() -> ModuleType:
@@ -90,18 +83,13 @@ def load_llama() -> ModuleType:
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise ModelUnsupportedError(
             f"llama-cpp-python cannot be loaded ({error})",
-            f'pip install --force-reinstall "llama-cpp-python=={TESTED_BINDINGS[-1]}"',
+            f'pip install --force-reinstall "llama-cpp-python=={BINDING}"',
         ) from error
     return llama
 
 
-def _try_files(files: Sequence[Path], gpu_layers: int | None) -> None:
-    for path in files:
-        read_header(path)
-    sha256 = checksums.sha256_seen(files)
-    if _passed_trial(sha256):
-        return
-    log.warning("%s is new on this machine; trying it in a separate process first", files[0].name)
+def _try_files(files: Sequence[Path], gpu_layers: int | None) -> bool:
+    """Return whether the model can drop rejected draft tokens from its recurrent state. Raises ModelError if the trial fails."""
     size = sum(path.stat().st_size for path in files)
     seconds = MAX_SECONDS + size // BYTES_PER_SECOND
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
@@ -116,8 +104,7 @@ def _try_files(files: Sequence[Path], gpu_layers: int | None) -> None:
             ) from error
     if kind:
         raise getattr(arbitrage_cli.errors, kind)(message, hint)
-    version = importlib.metadata.version("llama-cpp-python")
-    checksums.write_note("tried", [sha256], {"version": version, "rolls_back": can_drop})
+    return bool(can_drop)
 
 
 def _last_line(output: IO[bytes]) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from arbitrage_cli.inference.backend import Backend, Clock, Options, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
-from arbitrage_cli.inference.open import load_llama, try_binding, try_model
+from arbitrage_cli.inference.open import load_llama, try_model
 from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
@@ -108,7 +108,6 @@ def measure_and_keep(
     """
     check_memory(memory_needed(paths, load, dict.fromkeys(paths, load.num_sequences)))
     sha256s = {role: sha256_seen(local_files(path)) for role, path in paths.items()}
-    try_binding()
     with ExitStack() as stack:
         backends: dict[ModelRole, Threaded] = {}
         for role, path in paths.items():

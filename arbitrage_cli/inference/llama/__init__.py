@@ -1,3 +1,3 @@
 """The only package that imports llama-cpp-python."""
 
-TESTED_BINDINGS = ("0.3.36",)  # versions of llama-cpp-python; with others, models must first reproduce a known text
+BINDING = "0.3.36"  # the version of llama-cpp-python that pyproject.toml pins

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import importlib.metadata
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ import llama_cpp.llama_cpp as c
 
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError
 from arbitrage_cli.inference.backend import MAX_DECODE, Options
-from arbitrage_cli.inference.llama.binding import check_binding, set_fields
+from arbitrage_cli.inference.llama import BINDING
+from arbitrage_cli.inference.llama.binding import check_binding
 from arbitrage_cli.system.signals import noted_signals
 
 BATCH_SIZE = MAX_DECODE
@@ -91,9 +91,10 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
 
     callback, no_devices = c.llama_progress_callback(report), ctypes.c_void_p()  # a list that ends at its first item
     parameters = c.llama_model_default_params()
-    set_fields(parameters, {"n_gpu_layers": gpu_layers, "progress_callback": callback})
+    parameters.n_gpu_layers = gpu_layers
+    parameters.progress_callback = callback
     if gpu_layers == 0:  # otherwise llama.cpp would still compute large batches on the GPU
-        set_fields(parameters, {"devices": ctypes.addressof(no_devices)})
+        parameters.devices = ctypes.addressof(no_devices)
     with _messages() as messages, noted_signals() as noted:
         model = c.llama_model_load_from_file(os.fsencode(path), parameters)
     if model:
@@ -106,10 +107,9 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
             f"{path}: llama.cpp cannot allocate memory for the weights ({reason[:200]})",
             "lower the setting gpu-layers, close other programs that use the GPU, or use a smaller model",
         )
-    version = importlib.metadata.version("llama-cpp-python")
     raise ModelFileError(
         f"{path}: llama.cpp cannot load the file ({reason[:200]})",
-        f"the file may be damaged, or llama-cpp-python {version} may not support the architecture; use --debug for details",
+        f"the file may be damaged, or llama-cpp-python {BINDING} may not support the architecture; use --debug for details",
     )
 
 
@@ -118,24 +118,17 @@ def new_context(
 ) -> Any:
     """Allocate a context of `context_size` tokens per sequence, which the caller must free. Raises ModelMemoryError on failure."""
     parameters = c.llama_context_default_params()
-    values = {
-        "n_ctx": context_size * options.num_sequences,
-        "n_batch": BATCH_SIZE,
-        "n_ubatch": BATCH_SIZE,
-        "n_seq_max": options.num_sequences,
-        "n_rs_seq": options.rollback,
-        "n_threads": threads,
-        "n_threads_batch": threads,
-        "flash_attn_type": -1 if attention.flash is None else int(attention.flash),
-        "pooling_type": c.LLAMA_POOLING_TYPE_NONE,
-        "type_k": KV_TYPES[attention.keys],
-        "type_v": KV_TYPES[attention.values],
-        "embeddings": False,
-        "kv_unified": share_cache,
-        "swa_full": True,
-        "no_perf": True,
-    }
-    set_fields(parameters, values)
+    parameters.n_ctx = context_size * options.num_sequences
+    parameters.n_batch = parameters.n_ubatch = BATCH_SIZE
+    parameters.n_seq_max = options.num_sequences
+    parameters.n_rs_seq = options.rollback
+    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.flash_attn_type = -1 if attention.flash is None else int(attention.flash)
+    parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
+    parameters.type_k = KV_TYPES[attention.keys]
+    parameters.type_v = KV_TYPES[attention.values]
+    parameters.kv_unified = share_cache
+    parameters.swa_full = True
     with _messages() as messages, noted_signals():
         context = c.llama_init_from_model(model, parameters)
     if context:

@@ -12,19 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from arbitrage_cli.arbitrage import single
-from arbitrage_cli.errors import ArbitrageError, ModelUnsupportedError, TemplateError
-from arbitrage_cli.inference.backend import Backend, Options
+from arbitrage_cli.errors import ArbitrageError, TemplateError
+from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import PromptStyle
-from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache, chat_prompt, prompt_ids
+from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.llama.backend import LlamaBackend, gpu_names
-from arbitrage_cli.inference.llama.binding import INSTALL
-from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.system.child import limit_memory
-from arbitrage_cli.system.files import models_folder
-from arbitrage_cli.types import Finished, Limits, Problem
+from arbitrage_cli.types import Problem
 
 CONTEXT = 512
 NUM_READ, NUM_TOKENS = 8, 4
@@ -33,14 +27,6 @@ _SOME = (range(1, 0x800), range(0x800, 0xD800, 0x800), range(0xE000, 0x10000, 0x
 _ALL_BYTES = [chr(code) for codes in _SOME for code in codes]
 # Contains every byte that occurs in UTF-8. If the vocabulary lacks one of these bytes, llama.cpp ends the process.
 ODD = "".join(_ALL_BYTES) + " ".join(_ALL_BYTES)
-
-QUESTION = Problem("", "12 + 30 - 7")
-# The built-in models' texts with a tested version of llama-cpp-python. The answers are wrong, because the instructions are
-# missing. The top two logits differ by at least 0.6 nats for every token, whereas kernels differ by a few hundredths.
-WRITTEN = {
-    "draft.gguf": "12 - 7 = 5\n\nThe answer is \\boxed{5}.",
-    "target.gguf": "3 + 3 = 6\n\nThe answer is \\boxed{6}.",
-}
 
 
 def load() -> Callable[[str, int, int | None], tuple[str, str, str, bool]]:
@@ -67,7 +53,6 @@ def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, 
 
 def use(path: Path, options: Options) -> bool:
     with LlamaBackend(path, options) as backend:
-        check_known_text(path, backend)
         tokens = backend.tokenizer.tokenize(ODD, continues=False)
         tokens += backend.tokenizer.tokenize(ODD, continues=True)
         with suppress(TemplateError):  # reported when the template is used
@@ -79,16 +64,3 @@ def use(path: Path, options: Options) -> bool:
             token = int(np.argmax(backend.decode([0], [position], [token])[0]))
             backend.tokenizer.piece(token)
         return backend.states is not None and backend.states.most_dropped > 0
-
-
-def check_known_text(path: Path, backend: Backend) -> None:
-    """Raise ModelUnsupportedError if the file is a built-in model that does not write its recorded text."""
-    if path.resolve().parent != models_folder().resolve() or path.name not in WRITTEN:
-        return
-    engine = Engine("draft", Cache(backend), Sampler())
-    events = Scheduler({"draft": engine}, lambda trace: single(trace, "draft"), Limits()).run([QUESTION])
-    texts = [event.trace.text for event in events if isinstance(event, Finished)]
-    if texts != [WRITTEN[path.name]]:
-        raise ModelUnsupportedError(
-            f"the installed version of llama-cpp-python computes wrong results: {path.name} writes {texts}", INSTALL
-        )
