@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arbitrage_cli.errors import ModelFileError, os_errors
-from arbitrage_cli.system.files import models_folder, read_chunks, state_of, write_atomically
+from arbitrage_cli.system.files import models_folder, read_chunks, state_of
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SEEN = "seen"  # the kind of the notes with computed sha256s
@@ -153,10 +153,12 @@ def read_note(kind: str, names: Iterable[str]) -> Any:
 def write_note(kind: str, names: Iterable[str], value: Any) -> None:
     """Store a JSON value in the user's cache.
 
-    If the cache cannot be written, the value is dropped, because notes only save time.
+    The value may be lost, for example if the disk is full, because notes only save time. A half-written note counts as lost.
     """
     with contextlib.suppress(OSError, RuntimeError):
-        write_atomically(_note_file(kind, names), json.dumps(value).encode(), new_folder=True)
+        file = _note_file(kind, names)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(value))
 
 
 def _names(files: Iterable[Path]) -> list[str]:

@@ -60,6 +60,16 @@ def test_pipe_and_device_are_written_to(tmp_path: Path) -> None:
     assert (received, pipe.is_fifo(), Path("/dev/null").is_char_device()) == ([b"text"], True, True)
 
 
+def test_a_half_written_note_counts_as_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write_note("kind", ["name"], {"checksum": "0", "files": []})
+    assert read_note("kind", ["name"]) == {"checksum": "0", "files": []}
+    (note,) = tmp_path.rglob("*.json")
+    for length in reversed(range(note.stat().st_size)):
+        os.truncate(note, length)
+        assert read_note("kind", ["name"]) is None
+
+
 def test_a_user_without_a_home_folder_needs_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For example, a container that runs under an arbitrary user id."""
 
