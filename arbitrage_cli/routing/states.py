@@ -109,10 +109,10 @@ def prefixes_of(question: str, states: Sequence[State]) -> Iterator[tuple[int, i
     earlier, decisions = EarlierSteps(Problem("", question)), [state.decision for state in states]
     for index, state in enumerate(states):
         for num_tokens in filter(is_due, range(1, state.draft_tokens)):
-            yield index, num_tokens, earlier.features(decisions[:index], _prefix(state.draft, num_tokens))
+            yield index, num_tokens, earlier.features(decisions[:index], prefix_of(state.draft, num_tokens))
 
 
-def _prefix(draft: Step, num_tokens: int) -> Step:
+def prefix_of(draft: Step, num_tokens: int) -> Step:
     token_stats = draft.known_token_stats
     first = TokenStats(**{name: getattr(token_stats, name)[:num_tokens] for name in (*STATS, "pieces")})
     return replace(draft, text="".join(first.pieces), num_tokens=num_tokens, stop="early", token_stats=first)
