@@ -59,7 +59,7 @@ def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, prices
         "samples": run["sampling"]["samples"],
         "concurrency": concurrency_of(run),
         "policies": made,
-        "token_ratio": ratio and ratio.value,
+        "token_ratio": ratio,
         "token_ratio_interval": ratio_interval,
         "notes": [*notes, *run["warnings"]],
     }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_by_problem
 from arbitrage_cli.stats.intervals import Interval, Ratio, log_ratio
 from arbitrage_cli.types import ModelRole
@@ -52,13 +52,12 @@ def _cost_error(pairs: Paired, units: Mapping[ModelRole, UnitCosts]) -> float:
     The errors of different models are independent. The error of a model affects a speed-up as far as the model's shares of
     the two times differ, so a policy that does the target's work has no such error.
     """
-    differences: dict[str, float] = {}
-    for results, sign in zip(zip(*pairs, strict=True), (1, -1), strict=False):
-        total = math.fsum(result.computed_seconds for result in results) or 1.0
-        for name, seconds in ((name, seconds) for result in results for name, seconds in result.computed.items()):
-            differences[name] = differences.get(name, 0.0) + sign * seconds / total
-    errors: dict[str, float] = {role: costs.error for role, costs in units.items()}
-    return math.hypot(*(value * errors.get(name, COST_ERROR) for name, value in differences.items()))
+
+    def share(role: ModelRole, side: int) -> float:
+        whole = math.fsum(pair[side].computed_seconds for pair in pairs) or 1.0
+        return math.fsum(pair[side].computed.get(role, 0.0) for pair in pairs) / whole
+
+    return math.hypot(*(costs.error * (share(role, 0) - share(role, 1)) for role, costs in units.items()))
 
 
 def time_parts(policy: PolicyResults) -> dict[str, float]:

@@ -2,23 +2,23 @@
 
 The amount of work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the
 program handles. Only the time of the work is noisy. The unit costs are means over many steps. A disturbed step counts as a
-usual step of the same kind at a similar place in a solution. A change of model may slow down the next step; the first steps
-after a change are therefore a kind of their own, so that a policy pays for its changes. The computed time of an attempt is its work multiplied by these unit costs. The work of a model
-without measured unit costs keeps its measured time: most of a server's time is latency, which does not depend on counted work.
+usual step of the same kind at a similar place in a solution. A change of model may slow down the next step. The first steps
+after a change are therefore a kind of their own, so that a policy pays for its changes. The computed time of an attempt is
+its work multiplied by these unit costs. The work of a model without measured unit costs keeps its measured time: most of a
+server's time is latency, which does not depend on counted work.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-
-from arbitrage_cli.inference.unit_costs import PER_TOKEN, UnitCosts
-from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, sums_by_problem, unit_costs_of
-from arbitrage_cli.stats.intervals import Interval, Numbers, Ratio, log_ratio
+from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.inference.unit_costs import token_ratio as stored_ratio
+from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, unit_costs_of
+from arbitrage_cli.stats.intervals import Interval
 from arbitrage_cli.types import ModelRole
 
 Kind = tuple[ModelRole, str, bool] | Literal["score", "program"]
@@ -29,14 +29,13 @@ The last part of the tuple is whether the step follows a step of another model, 
 PHASES = ("prefill", "decode", "verify")
 
 DISTURBED = 2.0  # the factor by which a disturbed step is slower or faster than the usual step
-NEIGHBOURS = 15  # steps at similar places that define the usual step
+NEIGHBOURS = 7  # steps before a place, and after it, that define the usual step
 MIN_STEPS = 8  # minimum steps of a policy; with fewer, all policies define the usual step
 
 
 class Step(NamedTuple):
     """The expected and measured seconds of a piece of work, and its place: the number of tokens written before."""
 
-    problem: str
     place: int
     expected: float
     measured: float
@@ -58,9 +57,7 @@ def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResul
     def computed(policy: PolicyResults) -> PolicyResults:
         found = _by_kind([other for other in policies if _is_same_work(policy, other)], units)
         scales = {
-            kind: 1.0
-            if is_shared and isinstance(kind, tuple)
-            else _undisturbed(own, everything[kind]).sum() / math.fsum(step.expected for step in own)
+            kind: 1.0 if is_shared and isinstance(kind, tuple) else _scale(own, everything[kind])
             for kind, own in found.items()
         }
 
@@ -86,37 +83,21 @@ def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) 
     """Return each model's decoding time per token in this run, divided by its unit cost in run.json."""
     units = unit_costs_of(run)
     steps = _by_kind(policies, units)
-    sums = {role: np.sum([columns for _, columns in _decoded(steps, role)], axis=0) for role in units}
-    return {role: float(sums[role][0] / sums[role][1]) for role in units if np.any(sums[role])}
+    decoded = {role: [step for after in (False, True) for step in steps.get((role, "decode", after), ())] for role in units}
+    return {role: _scale(own, own) for role, own in decoded.items() if own}
 
 
-def token_ratio(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tuple[Ratio | None, Interval | None]:
-    """Return the cost of a decoded target token in draft tokens, with an interval.
+def token_ratio(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> tuple[float | None, Interval | None]:
+    """Return the cost of a decoded target token in draft tokens in this run, with an interval.
 
     Both are None if a model decoded nothing or has no measured unit costs.
     """
-    units = unit_costs_of(run)
-    steps = _by_kind(policies, dict.fromkeys(units, PER_TOKEN))
-    target, draft = _decoded(steps, "target"), _decoded(steps, "draft")
-    if not target or not draft:
+    factors = decoding_factors(run, policies)
+    if not {"draft", "target"} <= factors.keys():
         return None, None
-    rows = [(problem, [seconds, tokens, 0.0, 0.0]) for problem, (seconds, tokens) in target]
-    rows += [(problem, [0.0, 0.0, tokens, seconds]) for problem, (seconds, tokens) in draft]
-    table = sums_by_problem(rows, 4)
-    target_seconds, target_tokens, draft_tokens, draft_seconds = table.sum(axis=0)
-    _, interval = log_ratio(table, math.hypot(units["target"].error, units["draft"].error))
-    return Ratio(target_seconds / target_tokens, draft_seconds / draft_tokens), interval
-
-
-def _decoded(steps: Steps, role: ModelRole) -> list[tuple[str, tuple[float, float]]]:
-    """Return the problem, the undisturbed seconds and the expected seconds of each step that a model decoded."""
-    found = [steps.get((role, "decode", is_after_another), ()) for is_after_another in (False, True)]
-    return [
-        (step.problem, (seconds, step.expected))
-        for own in found
-        if own
-        for step, seconds in zip(own, _undisturbed(own, own).tolist(), strict=True)
-    ]
+    stored, (low, high) = stored_ratio(unit_costs_of(run))
+    factor = factors["target"] / factors["draft"]
+    return factor * stored, (factor * low, factor * high)
 
 
 def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:
@@ -146,29 +127,27 @@ def _by_kind(policies: Iterable[PolicyResults], units: Mapping[ModelRole, UnitCo
 def _steps(result: Result, units: Mapping[ModelRole, UnitCosts]) -> list[tuple[Kind, Step]]:
     """Return the pieces of work in an attempt that take time and that `units` cover."""
     found: list[tuple[Kind, Step]] = []
-    place, previous, problem = 0, None, result.key[0]
+    place, previous = 0, None
     for role, cost in result.work:
         if role in units:
             measured = cost.prefill_seconds, cost.decode_seconds, cost.verify_seconds
             for phase, expected, seconds in zip(PHASES, units[role].seconds(cost), measured, strict=True):
-                found.append(((role, phase, previous not in (None, role)), Step(problem, place, expected, seconds)))
+                found.append(((role, phase, previous not in (None, role)), Step(place, expected, seconds)))
         place, previous = place + cost.decode_tokens + cost.verify_kept, role
-    found.append(("score", Step(problem, 0, result.num_scores, result.router_seconds)))
-    found.append(("program", Step(problem, 0, place, result.program_seconds)))
+    found.append(("score", Step(0, result.num_scores, result.router_seconds)))
+    found.append(("program", Step(0, place, result.program_seconds)))
     return [(kind, step) for kind, step in found if step.expected]
 
 
-def _undisturbed(own: Sequence[Step], everything: Sequence[Step]) -> Numbers:
-    """Return the seconds of steps of one kind. A disturbed step gets the usual time of the steps at similar places."""
-    place, expected, measured = np.array([step[1:] for step in own]).T
-    ratio, count = measured / expected, len(own)
-    if count < MIN_STEPS:
-        usual = np.full(count, np.median([step.measured / step.expected for step in everything]))
-    else:
-        order, width = np.argsort(place, kind="stable"), min(count, NEIGHBOURS)
-        medians = np.median(sliding_window_view(ratio[order], width), axis=1)
-        usual = np.empty(count)
-        usual[order] = medians[np.clip(np.arange(count) - width // 2, 0, count - width)]
-    is_usual = (usual <= DISTURBED * ratio) & (ratio <= DISTURBED * usual)
-    seconds: Numbers = np.where(is_usual, measured, usual * expected)
-    return seconds
+def _scale(own: Sequence[Step], everything: Sequence[Step]) -> float:
+    """Return the total measured seconds of a policy's steps of one kind, divided by their total expected seconds.
+
+    A disturbed step gets the usual time of the steps at similar places.
+    """
+    ordered, total = sorted(own, key=lambda step: step.place), 0.0
+    for index, step in enumerate(ordered):
+        near = ordered[max(0, index - NEIGHBOURS) : index + NEIGHBOURS + 1] if len(own) >= MIN_STEPS else everything
+        usual = step.expected * median(one.measured / one.expected for one in near)
+        is_usual = usual <= DISTURBED * step.measured and step.measured <= DISTURBED * usual
+        total += step.measured if is_usual else usual
+    return total / math.fsum(step.expected for step in own)

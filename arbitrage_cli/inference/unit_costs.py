@@ -1,9 +1,12 @@
 """Describes a model's time for each kind of work on one machine."""
 
+import math
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from arbitrage_cli.types import Cost
+from arbitrage_cli.stats.intervals import Interval, Z
+from arbitrage_cli.types import Cost, ModelRole
 
 ROWS = (1, 2, 4, 8, 16)
 STEP_TOKENS = 32  # about the length of a step
@@ -52,8 +55,11 @@ class UnitCosts:
         return prefill, cost.decode_tokens * self.decode, verify
 
 
-PER_TOKEN = UnitCosts(tuple(map(float, ROWS)), 1.0)
-"""Costs of one second per token, for models that were not measured. They determine only the proportions of the work."""
+def token_ratio(costs: Mapping[ModelRole, UnitCosts]) -> tuple[float, Interval]:
+    """Return the cost of a decoded target token in draft tokens, with an interval from the errors of the costs."""
+    draft, target = costs["draft"], costs["target"]
+    ratio, factor = target.decode / draft.decode, math.exp(Z * math.hypot(draft.error, target.error))
+    return ratio, (ratio / factor, ratio * factor)
 
 
 class TokenCosts:

@@ -83,36 +83,31 @@ def mcnemar(first_only: int, second_only: int) -> float:
 def log_ratio(table: Numbers, common: float = 0.0) -> tuple[float | None, Interval | None]:
     """Return the standard error of the logarithm of a ratio of sums, and the interval of the ratio.
 
-    The rows of `table` are problems. Its columns are a numerator and a denominator, or two of each for a ratio of ratios.
-    The error is a jackknife over problems. `common`, the standard deviation of an error that all problems share, is added in
-    quadrature. Both results are None for a single problem, or if a sum is 0 without one of the problems.
+    The rows of `table` are problems. Its columns are the numerator and the denominator. The error is a jackknife over
+    problems. `common`, the standard deviation of an error that all problems share, is added in quadrature. Both results are
+    None for a single problem, or if a sum is 0 without one of the problems.
 
     A few long problems determine most of a sum, so the degrees of freedom of Student's t distribution are computed from the
-    effective number of problems (Kish, Survey Sampling, 1965). The interval is None for fewer than MIN_PROBLEMS problems, and if
-    this number is below 2.
+    effective number of problems (Kish, Survey Sampling, 1965). The interval is None for fewer than MIN_PROBLEMS problems, and
+    if this number is below 2.
     """
     count, sums = len(table), table.sum(axis=0)
-    signs = np.resize([1.0, -1.0], table.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        without_one = np.log(sums - table) @ signs
+        without_one = np.log(sums - table) @ [1, -1]
     if count < 2 or not np.isfinite(without_one).all():
         return None, None
     error = math.hypot(math.sqrt((count - 1) * without_one.var()), common)
-    effective = 1 / ((table / sums) ** 2).sum(axis=0).max()
-    if count < MIN_PROBLEMS or effective < 2:
+    freedom = 1 / float(((table / sums) ** 2).sum(axis=0).max()) - 1
+    if count < MIN_PROBLEMS or freedom < 1:
         return error, None
-    middle, reach = float(np.log(sums) @ signs), _student(float(effective) - 1) * error
-    return error, (math.exp(middle - reach), math.exp(middle + reach))
+    ratio, factor = float(sums[0] / sums[1]), math.exp(_student(freedom) * error)
+    return error, (ratio / factor, ratio * factor)
 
 
 def _student(freedom: float) -> float:
-    """Return the 97.5% quantile of Student's t distribution, from an expansion that is exact to 3% for 2 degrees of freedom.
+    """Return the 97.5% quantile of Student's t distribution, approximately (D. L. Wallace, Ann. Math. Stat. 30 (1959), 1121-1130).
 
-    Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.7.5.
+    The error is below 0.1% from 9 degrees of freedom on, and 4% for 2 degrees of freedom.
     """
-    terms = (
-        (Z**3 + Z) / 4,
-        (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96,
-        (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384,
-    )
-    return Z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+    normal = Z * (8 * freedom + 3) / (8 * freedom + 1)
+    return math.sqrt(freedom * math.expm1(normal**2 / freedom))

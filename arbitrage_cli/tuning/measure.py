@@ -22,11 +22,11 @@ from arbitrage_cli.inference.backend import Backend, Clock, Options, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
 from arbitrage_cli.inference.open import load_llama, try_model
-from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts
+from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts, token_ratio
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import Interval, Numbers, Z
+from arbitrage_cli.stats.intervals import Interval, Numbers
 from arbitrage_cli.tuning.memory import check_memory, memory_needed
 from arbitrage_cli.tuning.placement import loading_of, machine_here, threads_without_costs, tuned_file
 from arbitrage_cli.tuning.store import Tuned, keep_tuned
@@ -135,7 +135,8 @@ def measure_and_keep(
             for role, backend in backends.items()
         }
     keep_tuned(tuned_file(), [*models.values()])
-    return Measurement(models, speeds, _token_ratio(probes))
+    costs = {role: model.costs for role, model in models.items()}
+    return Measurement(models, speeds, token_ratio(costs) if costs.keys() >= {"draft", "target"} else None)
 
 
 def thread_counts(cores: int) -> list[int]:
@@ -232,12 +233,3 @@ def _tokens(backend: Backend, count: int) -> list[int]:
 
 def low_quartile(times: Sequence[float] | Numbers) -> float:
     return float(np.quantile(times, 0.25))
-
-
-def _token_ratio(probes: Mapping[ModelRole, Probes]) -> tuple[float, Interval] | None:
-    """Return the ratio of the decoding times, with an interval from the errors of the costs."""
-    if not probes.keys() >= {"draft", "target"}:
-        return None
-    draft, target = probes["draft"].costs, probes["target"].costs
-    ratio, reach = target.decode / draft.decode, math.exp(Z * math.hypot(draft.error, target.error))
-    return ratio, (ratio / reach, ratio * reach)

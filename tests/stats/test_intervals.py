@@ -100,7 +100,7 @@ def test_log_ratio_of_few_problems_has_an_error_but_no_interval(count: int) -> N
         np.ones((1, 2)),
         np.array([[2.0, 0.0], [1.0, 0.0]]),
         np.array([[2.0, 1.0], *([[1.0, 0.0]] * 20)]),  # all of a sum comes from one problem
-        np.empty((0, 4)),
+        np.empty((0, 2)),
     ],
 )
 def test_log_ratio_of_one_problem_or_of_no_time_is_unknown(table: Numbers) -> None:
