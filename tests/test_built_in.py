@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +29,7 @@ from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files, read_pairs, router_file
 from arbitrage_cli.rewards.prm import PrmRater
@@ -96,8 +97,9 @@ def texts(
         for role in ROLES
     }
     chosen = POLICIES[policy]
-    scheduler = Scheduler(engines, lambda trace: Route(chosen, tau).flow(trace, 0), Limits(), concurrency=concurrency)
-    return {event.trace.problem.id: event.trace.text for event in finished_of(scheduler.run(problems))}
+    jobs = (Job(problem, partial(Route(chosen, tau).flow, seed=0), Limits()) for problem in problems)
+    finished = finished_of(Scheduler(engines, concurrency=concurrency).run(jobs))
+    return {event.trace.problem.id: event.trace.text for event in finished}
 
 
 def some_problems(each: int = 2) -> list[Problem]:

@@ -15,6 +15,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.runs.summary import Tally, tally
@@ -152,8 +153,8 @@ def test_the_target_reads_nothing_before_the_first_escalation() -> None:
         return next(numbers, 0.0)
 
     limits = Limits(max_steps=3, max_tokens=500, max_step_tokens=100)
-    scheduler = Scheduler(engines, lambda trace: arbitrage(trace, by_token_stats(escalate_third), 0.5), limits)
-    for _ in scheduler.run([LONG]):
+    job = Job(LONG, partial(arbitrage, scorer=by_token_stats(escalate_third), tau=0.5), limits)
+    for _ in Scheduler(engines).run([job]):
         pass
     assert [decision.kept.model for decision in traces[-1].decisions] == ["draft", "draft", "target"]
     accepted = "".join(decision.kept.text for decision in traces[-1].decisions[:2])

@@ -98,7 +98,7 @@ class Collection:
     def _execute(self, writers: Mapping[ModelRole, Writer], rater: Rater | None, grader: Grader) -> None:
         """Store each problem as soon as it is solved. If the run is interrupted, store the states of unfinished problems."""
         limits = self._session.resolved.limits
-        scheduler = Scheduler(writers, self._collecting, limits, concurrency=self._session.concurrency, rater=rater)
+        scheduler = Scheduler(writers, concurrency=self._session.concurrency, rater=rater)
         progress = _Progress(self._todo, len(self._attempts), self._held, self._title, self._session.concurrency)
         executor = Executor(self._folder, self._display, progress, self._session.check_files, self._is_better)
         try:
@@ -118,7 +118,7 @@ class Collection:
         by_id = {attempt.item.problem.id: attempt for attempt in attempts}
         jobs = deque(self._job(attempt.item.problem) for attempt in attempts)
         upcoming = iter(lambda: jobs.popleft() if jobs else None, None)
-        with contextlib.closing(scheduler.run_jobs(upcoming, lambda: bool(jobs))) as events:
+        with contextlib.closing(scheduler.run(upcoming, lambda: bool(jobs))) as events:
             for event in events:
                 attempt = by_id[event.trace.problem.id]
                 name = attempt.item.problem.id

@@ -116,7 +116,7 @@ class RoutedConversation:
     def _solve(self, problem: Problem, route: Route) -> Finished:
         self._show(route)
         job = Job(problem, self._session.flow(route), self._session.resolved.limits)
-        with contextlib.closing(self._scheduler.run_jobs([job])) as events:
+        with contextlib.closing(self._scheduler.run([job])) as events:
             for event in events:
                 self._display.handle(event)
                 if isinstance(event, Finished):

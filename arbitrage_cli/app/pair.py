@@ -159,7 +159,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
     def _run(self, call: Call, jobs: Iterable[Job]) -> Generator[Event, None, None]:
         self._check_free()
-        self._events = self._scheduler(call).run_jobs(jobs)
+        self._events = self._scheduler(call).run(jobs)
         try:
             with contextlib.closing(self._events):
                 yield from self._events

@@ -204,12 +204,10 @@ class Session:
         raise UsageError(f"policy {policy.name} needs a reward source", hint)
 
     def scheduler(self, route: Route | None = None, rater: Rater | None = None) -> Scheduler:
-        """Return a scheduler. If `route` is None, each job provides its own flow, and steps are rated by `rater`."""
+        """Return a scheduler for one route. If `route` is None, jobs may have different routes, and `rater` rates steps."""
         writers = self.writers(route)
         return Scheduler(
             writers,
-            self.flow(route or self.setup.route),
-            self.resolved.limits,
             concurrency=self.concurrency,
             rater=self.rater(route.policy) if route else rater,
             speculator=as_speculator(writers.get("draft")),

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.app.solution import InOrder
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
+from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.runs.folder import RUN, Rows, RunFolder, latest
 from arbitrage_cli.runs.records import SOLVE, RunInfo, record, tau_in_json, unusable_record
 from arbitrage_cli.runs.started import MAX_CRASHES
@@ -121,8 +123,9 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _solve(self, session: Session, describe: Callable[[RunInfo], RunInfo]) -> None:
         run = describe(replace(session.run_info(num_problems=self._problems.total), num_done=len(self._solved)))
         self._display.begin(run)
-        unsolved = self._unsolved(run, session.resolved.limits)
-        events = session.scheduler(session.setup.route).run(unsolved, self._is_ready)
+        route, limits = session.setup.route, session.resolved.limits
+        jobs = map(partial(Job, make_flow=session.flow(route), limits=limits), self._unsolved(run, limits))
+        events = session.scheduler(route).run(jobs, self._is_ready)
         if self._folder:
             events = marked(self._folder.started, events)
         with contextlib.closing(events):

@@ -124,14 +124,12 @@ class Bench:
 
         scheduler = Scheduler(
             writers,
-            make_flow,
-            self.limits,
             concurrency=self.concurrency,
             rater=self.rater_for(route.policy),
             speculator=as_speculator(writers.get("draft")),
         )
         jobs = (Job(attempt.item.problem, make_flow, self.limits, self._deadline()) for attempt in block)
-        with contextlib.closing(scheduler.run_jobs(jobs, refusals=self.refusals)) as events:
+        with contextlib.closing(scheduler.run(jobs, refusals=self.refusals)) as events:
             yield from self._follow(events, in_flight)
         if in_flight:
             raise DefectError("the scheduler lost a problem")

@@ -138,16 +138,12 @@ class Scheduler:
     def __init__(
         self,
         writers: Mapping[ModelRole, Writer],
-        make_flow: Callable[[Trace], Flow],
-        limits: Limits,
         *,
         concurrency: int = 1,
         rater: Rater | None = None,
         speculator: Speculator | None = None,
     ) -> None:
         self._writers = writers
-        self._make_flow = make_flow
-        self._limits = limits
         self._rater = rater
         self._speculator = speculator
         self._concurrency = concurrency
@@ -155,12 +151,7 @@ class Scheduler:
         self._in_flight: dict[int, _InFlight] = {}
         self._refusals = Refusals()
 
-    def run(self, problems: Iterable[Problem], is_ready: Callable[[], bool] = lambda: True) -> Generator[Event, None, None]:
-        """Solve all problems with the scheduler's flow and limits. See `run_jobs`."""
-        jobs = (Job(problem, self._make_flow, self._limits) for problem in problems)
-        return self.run_jobs(jobs, is_ready)
-
-    def run_jobs(
+    def run(
         self, jobs: Iterable[Job], is_ready: Callable[[], bool] = lambda: True, refusals: Refusals | None = None
     ) -> Generator[Event, None, None]:
         """Run all jobs. A job is taken when a slot is free and `is_ready` returns true, so that `jobs` does not block.

@@ -103,7 +103,7 @@ class Worker:
         """Answer requests until the intake is closed and empty. Raises ArbitrageError if a model fails permanently."""
         try:
             refusals = Refusals(math.inf)  # of one client; others are still answered
-            with contextlib.closing(self._scheduler.run_jobs(self._jobs(), self.intake.is_ready, refusals)) as events:
+            with contextlib.closing(self._scheduler.run(self._jobs(), self.intake.is_ready, refusals)) as events:
                 for event in events:
                     self._report(event, observe)
         finally:

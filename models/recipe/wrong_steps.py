@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from generate import HELD_OUT_PER_LEVEL, HELD_OUT_SEEDS, Problem, held_out, training_problems
@@ -27,7 +28,7 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Scheduler
+from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Finished, Limits, ModelRole
@@ -83,11 +84,9 @@ def solutions(
     models = {role: backends[role] for role in POLICIES[policy].models}
     sampler = Sampler(temperature)
     engines = {role: Engine(role, Cache(backend, PromptStyle("")), sampler) for role, backend in models.items()}
-    scheduler = Scheduler(
-        engines, lambda trace: Route(POLICIES[policy], TAU).flow(trace, 0), LIMITS, concurrency=concurrency
-    )
     questions = (Question(str(index), problem.question) for index, problem in enumerate(problems))
-    for event in scheduler.run(questions):
+    jobs = (Job(question, partial(Route(POLICIES[policy], TAU).flow, seed=0), LIMITS) for question in questions)
+    for event in Scheduler(engines, concurrency=concurrency).run(jobs):
         if isinstance(event, Finished) and event.trace.decisions:
             steps = [decision.kept.text.strip() for decision in event.trace.decisions]
             yield problems[int(event.trace.problem.id)], steps

@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -384,10 +385,10 @@ class NotANumber(HashBackend):
 
 def test_nan_logits_end_the_run() -> None:
     broken = make_engine("draft", NotANumber(), Sampler(), instructions="")
-    scheduler = Scheduler({"draft": broken}, lambda trace: single(trace, "draft"), Limits(max_step_tokens=3))
+    job = Job(PROBLEM, partial(single, model="draft"), Limits(max_step_tokens=3))
     events: list[Event] = []
     with pytest.raises(ComputeError):
-        events.extend(scheduler.run([PROBLEM]))
+        events.extend(Scheduler({"draft": broken}).run([job]))
     assert isinstance(events[-1], Finished)
     assert isinstance(events[-1].error, ComputeError)
     assert events[-1].trace.decisions
@@ -416,10 +417,10 @@ def test_tasks_have_their_own_flow_limits_and_sampler() -> None:
         for seed, (model, most) in enumerate(ways)
         for sampler in (Sampler(), Sampler(temperature=1.0, seed=seed))
     ]
-    shared = Scheduler(hash_engines(num_sequences=3), partial(single, model="draft"), Limits(), concurrency=3)
-    found = {event.trace.problem.id: event.trace for event in finished_of(shared.run_jobs(jobs, lambda: True))}
+    shared = Scheduler(hash_engines(num_sequences=3), concurrency=3)
+    found = {event.trace.problem.id: event.trace for event in finished_of(shared.run(jobs))}
     for job in jobs:
-        alone = Scheduler(hash_engines(job.sampler), job.make_flow, job.limits).run([job.problem])
+        alone = Scheduler(hash_engines(job.sampler)).run([replace(job, sampler=None)])
         (expected,) = (event.trace for event in finished_of(alone))
         trace = found[job.problem.id]
         assert (trace.text, trace.stop, trace.limits) == (expected.text, expected.stop, job.limits)

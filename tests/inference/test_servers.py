@@ -374,11 +374,9 @@ def test_a_refused_problem_ends_alone_with_the_reason_of_the_server(refusal: Ans
 def follow(
     model: ServedModel, problems: list[Problem], *, concurrency: int = 1, most: float = MOST_REFUSED
 ) -> Iterator[Finished]:
-    scheduler = Scheduler(
-        {"target": served("target", model)}, lambda trace: single(trace, "target"), SHORT, concurrency=concurrency
-    )
+    scheduler = Scheduler({"target": served("target", model)}, concurrency=concurrency)
     jobs = (Job(problem, lambda trace: single(trace, "target"), SHORT) for problem in problems)
-    for event in scheduler.run_jobs(jobs, refusals=Refusals(most)):
+    for event in scheduler.run(jobs, refusals=Refusals(most)):
         if isinstance(event, Finished):
             yield event
 

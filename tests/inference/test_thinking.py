@@ -22,7 +22,7 @@ from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Scheduler, Writer
+from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import CLOSING, FORMATS, find_format
@@ -398,8 +398,8 @@ def test_a_budget_holds_for_thoughts_too(tau_name: str | None, tau: float) -> No
     assert route.thoughts_tau(scorer) == pytest.approx(tau)
     assert route.thoughts_tau(replace(scorer, routes_thoughts=True)) == 0.2
     assert Route(POLICIES["entropy"], 0.2).thoughts_tau(scorer) == 0.2
-    scheduler = Scheduler(engines("seed", "switched"), partial(route.flow, seed=0, scorer=scorer), long(None))
-    ended = finished_of(scheduler.run([Problem("1", "question 1")]))
+    job = Job(Problem("1", "question 1"), partial(route.flow, seed=0, scorer=scorer), long(None))
+    ended = finished_of(Scheduler(engines("seed", "switched")).run([job]))
     thoughts = [one for one in ended[0].trace.decisions if one.draft and one.draft.phase == "think"]
     assert all((one.verdict == "escalate") == ((one.score or 0.0) > tau) for one in thoughts)
     assert thoughts
@@ -419,10 +419,9 @@ def collected(*, recalls: bool) -> list[tuple[str, str, str, float, float]]:
     }
     found: list[State] = []
     num_checked = 0
-    scheduler = Scheduler(
-        writers, lambda trace: collect(trace, found.append), replace(long(120), max_tokens=240), rater=rollout
-    )
-    for event in scheduler.run([Problem(str(number), f"question {number}") for number in range(2)]):
+    job, limits = partial(Job, make_flow=partial(collect, observe=found.append)), replace(long(120), max_tokens=240)
+    jobs = [job(Problem(str(number), f"question {number}"), limits=limits) for number in range(2)]
+    for event in Scheduler(writers, rater=rollout).run(jobs):
         if isinstance(event, Finished):
             assert event.error is None
             assert [one.kept.phase for one in event.trace.decisions] == [one.draft.phase for one in found[num_checked:]]

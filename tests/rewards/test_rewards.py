@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from arbitrage_cli.inference.backend import Backend, Deadline, Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rater, RewardUpdate, Scheduler, Writer
+from arbitrage_cli.inference.scheduler import Job, Rater, RewardUpdate, Scheduler, Writer
 from arbitrage_cli.rewards.prm import ENOUGH_ANSWERS, PrmRater, PrmStyle, ask
 from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.routing.policies import POLICIES
@@ -222,8 +223,8 @@ def run(
         "target": writer or target(num_sequences=concurrency),
     }
     flow = Route(POLICIES[policy], 0.0).flow
-    scheduler = Scheduler(engines, lambda trace: flow(trace, 0), SHORT, concurrency=concurrency, rater=rater)
-    return scheduler.run(problems)
+    jobs = (Job(problem, partial(flow, seed=0), SHORT) for problem in problems)
+    return Scheduler(engines, concurrency=concurrency, rater=rater).run(jobs)
 
 
 def finished(events: Iterable[Event]) -> dict[str, Finished]:

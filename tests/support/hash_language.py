@@ -24,7 +24,7 @@ from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Scheduler, Writer
+from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
 from arbitrage_cli.inference.speculation import Planner, Speculator
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
@@ -259,8 +259,8 @@ def events_of(
         return Route(chosen, tau, stops_early=stops_early).flow(trace, seed, scorer)
 
     speculator = as_speculator(used.get("draft")) if speculates else None
-    scheduler = Scheduler(used, make_flow or flow, limits, concurrency=concurrency, speculator=speculator)
-    return list(scheduler.run(problems))
+    jobs = (Job(problem, make_flow or flow, limits) for problem in problems)
+    return list(Scheduler(used, concurrency=concurrency, speculator=speculator).run(jobs))
 
 
 def finished_of(events: Iterable[object]) -> list[Finished]:

@@ -90,7 +90,7 @@ def serving(
     """Run a server, and check that its thread ends without an error."""
     make = gate.backend if gate else HashBackend
     engines = hash_engines(make=make, num_sequences=concurrency)
-    scheduler = Scheduler(engines, lambda trace: Route(POLICIES["draft"]).flow(trace, 0), SHORT, concurrency=concurrency)
+    scheduler = Scheduler(engines, concurrency=concurrency)
     failures: list[BaseException] = []
     events: list[ServingEvent] = []
     allowed, access = bounds or Bounds(concurrency), access or Access(None, NAMES)
