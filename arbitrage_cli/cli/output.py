@@ -34,9 +34,13 @@ def _choose_display(options: OutputOptions) -> Display:
 
 @contextlib.contextmanager
 def _log_to(display: Display, options: OutputOptions) -> Iterator[None]:
+    shown: set[str] = set()
+
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            display.note(record.getMessage())
+            if (message := record.getMessage()) not in shown:
+                shown.add(message)
+                display.note(message)
 
     logger = logging.getLogger("arbitrage")
     handler = Notes(logging.DEBUG if options.debug else logging.WARNING)  # child loggers may pass on records below it

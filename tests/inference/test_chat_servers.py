@@ -205,6 +205,20 @@ def test_cached_tokens_are_counted_under_each_name(cached: Body) -> None:
     assert (cost.prefill_tokens, cost.cached_tokens, cost.decode_tokens) == (10, 20, 2)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt_tokens_details": {"cached_tokens": 5000}}, {"prompt_tokens": -3}, {"completion_tokens": -2},
+        {"prompt_tokens": "many"}, {"completion_tokens": 10**30},
+    ],
+)  # fmt: skip
+def test_contradictory_usage_is_unknown(wrong: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    usage = {"prompt_tokens": 30, "completion_tokens": 1, **wrong}
+    cost = step_from([chunk({"content": "one"}), chunk({}, "length"), {"choices": [], "usage": usage}]).cost
+    assert (cost.prefill_tokens, cost.cached_tokens, cost.decode_tokens) == (0, 0, 1)
+    assert len(caplog.records) == 1
+
+
 def test_a_chunk_ends_at_the_separator() -> None:
     step = step_from([chunk({"content": "one\n\ntwo"}), chunk({}, "stop")])
     assert (step.text, step.stop) == ("one\n\n", "separator")

@@ -18,10 +18,10 @@ from arbitrage_cli.inference.servers.dialects import (
     Dialogue,
     Ending,
     Json,
+    KnownUsage,
     LogProbabilities,
     Piece,
     TextRequest,
-    Usage,
     sampling,
 )
 
@@ -142,7 +142,7 @@ class _Choice(BaseModel):
 
 class _Chunk(BaseModel):
     choices: list[_Choice] = []
-    usage: Usage | None = None
+    usage: KnownUsage = None
 
 
 class OwnText:

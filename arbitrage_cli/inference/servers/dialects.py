@@ -3,17 +3,31 @@
 Parsing a response in an unknown format raises KeyError, TypeError, ValueError or AttributeError.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, AliasPath, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.types import TokenStats
+
+log = logging.getLogger("arbitrage.servers")
 
 Json = Mapping[str, Any]
 
@@ -94,6 +108,24 @@ class Usage(BaseModel):
     cached: Count | None = Field(default=None, validation_alias=_CACHED)
     written: Count | None = Field(default=None, validation_alias="completion_tokens")
     thinking: Count | None = Field(default=None, validation_alias=AliasPath("completion_tokens_details", "reasoning_tokens"))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.cached or 0) > self.prompt:
+            raise ValueError("more cached tokens than prompt tokens")
+        return self
+
+
+def _known_usage(reported: object, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(reported)
+    except ValidationError as error:
+        log.warning("a server reports wrong token counts, which are not counted: %s", error.errors()[0]["msg"])
+        return None
+
+
+KnownUsage = Annotated[Usage | None, WrapValidator(_known_usage)]
+"""The token counts of a response, or None if they are missing or contradict themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +348,7 @@ class _Choice(BaseModel):
 
 class _Completion(BaseModel):
     choices: list[_Choice]
-    usage: Usage | None = None
+    usage: KnownUsage = None
 
 
 class _Timings(BaseModel):
