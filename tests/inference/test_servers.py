@@ -461,6 +461,17 @@ def test_retries_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert server.counts["/v1/completions"] - asked == 8
 
 
+def test_no_proxy_sees_requests_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, proxy = HashServer("vllm", HashBackend("target"), key="sk-SENTINEL"), HashServer("vllm", HashBackend("target"))
+    with on_loopback(server) as address, on_loopback(proxy) as elsewhere:
+        for name in ("http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, elsewhere.removesuffix("/v1"))
+        source = ServedSource(Address.parse(address), "sk-SENTINEL")
+        with contextlib.closing(Connection()) as connection:
+            assert open_served(connection, source).num_alternatives
+    assert (server.num_connections > 0, proxy.num_connections) == (True, 0)
+
+
 def test_a_web_page_explains_nothing() -> None:
     """A proxy responds with a page when its server is down."""
     page = httpx2.MockTransport(lambda request: httpx2.Response(502, text="\n<html>Bad Gateway</html>"))

@@ -48,7 +48,7 @@ class Address:
     @property
     def is_exposed(self) -> bool:
         parts = urlsplit(self.base)
-        return parts.scheme == "http" and not _is_private(str(parts.hostname))
+        return parts.scheme == "http" and not is_private(str(parts.hostname))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,8 @@ def find_keys(
     return keys
 
 
-def _is_private(host: str) -> bool:
+def is_private(host: str) -> bool:
+    """Return whether a host is this machine or part of a private network."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

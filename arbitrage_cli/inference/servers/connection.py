@@ -2,7 +2,8 @@
 
 Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`
 (up to `GONE_SECONDS`) plus a random time that grows exponentially. A longer delay, and any other HTTP error except 401,
-concern only one request. API keys are sent only in the `Authorization` header. Redirects are not followed, and no error
+concern only one request. API keys are sent only in the `Authorization` header, and never
+through a proxy to this machine or a private network. Redirects are not followed, and no error
 shows a request.
 """
 
@@ -20,9 +21,13 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from urllib.parse import urlsplit
 
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
+from arbitrage_cli.inference.servers.address import is_private
 
 if TYPE_CHECKING:  # slow to import, and not needed without a server
     import httpx2
@@ -98,7 +103,7 @@ class Connection:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
         self._thread.start()
-        self._clients: list[httpx2.AsyncClient] = []
+        self._clients: dict[bool, list[httpx2.AsyncClient]] = {}  # by whether a proxy may be used
         self.run(self._make_clients(transport))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -188,7 +193,10 @@ class Connection:
         headers = dict.fromkeys(TOPIC_HEADERS, request.topic) if request.topic else {}
         if host.key:
             headers["Authorization"] = f"Bearer {host.key}"
-        client = self._clients[hash(request.topic) % POOLS]  # always the same for a problem, to reuse its connection
+        clients = self._clients[
+            not is_private(str(urlsplit(request.url).hostname))
+        ]  # a proxy would see the key in plain text
+        client = clients[hash(request.topic) % POOLS]  # always the same for a problem, to reuse its connection
         return client.stream(method, request.url, json=request.body, headers=headers, timeout=timeout)
 
     def _note_answer(self, host: Host) -> None:
@@ -234,14 +242,15 @@ class Connection:
 
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS)
         certificates = httpcore2.default_ssl_context()
-        self._clients += [httpx2.AsyncClient(transport=transport, limits=limits, verify=certificates) for _ in range(POOLS)]
+        make = partial(httpx2.AsyncClient, transport=transport, limits=limits, verify=certificates)
+        self._clients |= {trusts: [make(trust_env=trusts) for _ in range(POOLS)] for trusts in (False, True)}
 
     async def _end(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for client in self._clients:
+        for client in chain.from_iterable(self._clients.values()):
             await client.aclose()
 
 
