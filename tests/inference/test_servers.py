@@ -295,6 +295,15 @@ def test_the_estimate_for_a_served_target_alone_has_the_latency_of_one_request()
     assert finished.target_alone_seconds == pytest.approx(latency / len(spent) + decoding)
 
 
+def test_a_response_that_is_cut_before_its_first_token_ends_its_problem() -> None:
+    cut = {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}
+    server = HashServer("vllm", HashBackend("target"))
+    with opened_model(server) as model:
+        server.faults = lambda: Answer([cut], is_streamed=True)
+        events = events_of({"target": served("target", model)}, PROBLEMS[:1], "target")
+    assert [type(event.error) for event in finished_of(events)] == [ServerRequestError]
+
+
 def test_the_time_of_a_step_includes_the_tokenization_of_its_prompt() -> None:
     server = HashServer("vllm", HashBackend("target"))
     answer, delay = server.handle, 0.05

@@ -288,6 +288,8 @@ class ServedWriter:
     async def _stop(self, slot: _Slot, writing: _Writing, ending: Ending | None, request: TextRequest) -> StepStop | None:
         if ending is None:
             raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
+        if ending == "length" and not writing.num_earlier + writing.num_tokens:
+            raise ServerRequestError(f"{self._model.host.name} ended its response before the first token")
         if not writing.text.has_marker and (writing.until_end or ending != "separator"):
             return (writing.stop or "budget") if ending == "length" else "thought" if writing.phase == "think" else "end"
         if writing.text.so_far.strip() and not writing.text.so_far.endswith(request.stop) and not writing.text.ended:
