@@ -26,6 +26,7 @@ FIELDS: Mapping[str, Sequence[str]] = {**PROBLEM_FIELDS, "answer": ("answer", "f
 """The accepted field names, in order of precedence; the first field with a value is used."""
 
 FORMAT = 'use parquet, or JSONL with an object such as {"question": "2 + 3?", "answer": "5"} on each line'
+MAX_ROWS = 1 << 18  # more than any data set of problems; a small parquet file may declare millions
 MAX_SHOWN = 60  # characters of a file's text in a message
 
 Row = Mapping[str, Any]
@@ -94,7 +95,7 @@ def make_dataset(
     """Convert numbered rows to a data set.
 
     `mapping` overrides the names in FIELDS. Without a mapping, all rows are read with the first form in `forms` that matches
-    the first row. Raises UsageError if there are no rows, if an id occurs twice, or if a row lacks its question or a
+    the first row. Raises UsageError if there are no rows or more than MAX_ROWS, if an id occurs twice, or if a row lacks its question or a
     required answer.
     """
     items: dict[str, tuple[int, Item]] = {}
@@ -106,6 +107,8 @@ def make_dataset(
             bad.append(line)
             continue
         number, row = line
+        if len(items) == MAX_ROWS:
+            raise UsageError(f"{name}: more than {MAX_ROWS:,} problems", "split the file")
         is_readable = True
         if not items and not mapping:
             form = next((form for form in forms if form.fields <= row.keys()), None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import math
 from typing import Any
@@ -95,6 +96,15 @@ def test_bad_data_set(rows: list[bytes | dict[str, Any]], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         dataset(*rows)
     assert ("--map" in caught.value.hint) == ("line" in message and "JSON list" not in message)
+
+
+def test_a_file_with_millions_of_rows_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.data.rows.MAX_ROWS", 3)
+    num_read = itertools.count()
+    rows = ((next(num_read), {"question": "q", "answer": "1", "id": number}) for number in range(100))
+    with pytest.raises(UsageError, match="more than 3"):
+        make_dataset("bomb", rows)
+    assert next(num_read) == 4
 
 
 def test_sha256() -> None:
