@@ -85,7 +85,7 @@ def _drawback(candidate: Json) -> str:
 
 def _outlook(verdict: Json) -> str:
     ratio, needed = verdict["token_ratio"], verdict["ratio_needed"]
-    if not ratio:
+    if not ratio or all(one["is_safe"] < 1 - LIKELY for one in verdict["candidates"]):  # a faster draft would not help
         return ""
     change = f"even a draft with {FASTER}x the speed would not be enough"
     if needed and needed <= FASTER * ratio:

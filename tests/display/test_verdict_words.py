@@ -65,6 +65,12 @@ def test_what_draft_and_target_solve_alone(made: dict[str, Any], counts: list[in
     assert ([int(number) for number in re.findall(r"\d+", words)], "stronger" in words) == (counts, is_weak)
 
 
+@pytest.mark.parametrize(("is_safe", "has_costs"), [(0.9, True), (0.1, False)])
+def test_token_costs_are_mentioned_only_if_a_faster_draft_would_help(is_safe: float, has_costs: bool) -> None:
+    words = sentence(asdict(Verdict("target", 0.9, 40, (replace(ROUTED, is_safe=is_safe),), 1.4)))
+    assert ("1.40 draft tokens" in words) == has_costs
+
+
 def test_a_confidence_is_never_rounded_up() -> None:
     assert [confidence(one)[1] for one in (0.5, 0.59, 0.899, 0.9, 0.98, 1.0)] == [
         *("5 in 10", "5 in 10", "8 in 10", "9 in 10", "9 in 10", "99 in 100"),
