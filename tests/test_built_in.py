@@ -216,7 +216,7 @@ def test_the_readme_of_the_models_is_true() -> None:
     card = (MODELS / "README.md").read_text(encoding="utf-8")
     pair, thinking = (read_pairs()[name] for name in ("builtin", "builtin-thinking"))
     assert pair.router
-    sources = (pair.draft, pair.target, pair.prm, thinking.draft, thinking.target)
+    sources = (*pair.sources.values(), thinking.draft.source, thinking.target.source)
     shipped = [find_files(source)[0] for source in sources if source]
     routers = sorted(MODELS.glob("*.safetensors"))
     assert {router_file(pair.router), router_file(UNIVERSAL_ROUTER)} <= set(routers)
@@ -233,7 +233,7 @@ def test_the_router_is_of_this_pair() -> None:
     assert pair.router
     router = load(router_file(pair.router))
     (models,) = router.card.pairs
-    for role, source in (("draft", pair.draft), ("target", pair.target)):
+    for role, source in (("draft", pair.draft.source), ("target", pair.target.source)):
         (path,) = find_files(source)
         assert models[role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     (record,) = solve("5 + 6", "--json").records

@@ -14,7 +14,7 @@ import typer
 from cli import MODELS, QUESTION, run
 
 from arbitrage_cli.cli.app import make_app
-from arbitrage_cli.model_files.pairs import PairEntry, read_pairs
+from arbitrage_cli.model_files.pairs import PairEntry, TargetEntry, read_pairs
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "arbitrage_cli"
@@ -96,10 +96,15 @@ def test_variables_and_settings_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     variables = {name for name in re.findall(r"\bARBITRAGE_[A-Z_]+\b", text) if not name.endswith("_API_KEY")}
     assert variables <= {*SETTINGS.values(), "ARBITRAGE_DEBUG"}
-    known = {*SETTINGS, *(name.replace("-", "_") for name in SETTINGS), *(one.name for one in fields(PairEntry))}
+    known = {
+        *SETTINGS,
+        *(name.replace("-", "_") for name in SETTINGS),
+        *(one.name for one in (*fields(PairEntry), *fields(TargetEntry))),
+    }
     for block in blocks(page, "toml"):
         content = tomllib.loads(block)
         tables = [value for value in content.values() if isinstance(value, dict)]
+        tables += [model for table in tables for role in ("draft", "target") if isinstance(model := table.get(role), dict)]
         names = {name for name, value in content.items() if not isinstance(value, dict)}
         assert names.union(*tables) <= known, block
 

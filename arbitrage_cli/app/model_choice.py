@@ -96,9 +96,10 @@ def choose_models(
     prm = options.prm if isinstance(options, ModelOptions) else None
     models: Models = {"draft": options.draft, "target": options.target, "prm": prm}
     if pair:
-        pairs_own: Models = {"draft": pair.draft, "target": pair.target, "prm": pair.prm}
         overridden = models.keys() - explicit if "pair" in explicit else set()
-        models = {role: source if source and role not in overridden else pairs_own[role] for role, source in models.items()}
+        models = {
+            role: source if source and role not in overridden else pair.sources[role] for role, source in models.items()
+        }
     if is_served(models["prm"] or ""):
         raise UsageError("a process reward model cannot run on a server", "use a GGUF file", option="prm")
     return ModelChoice(pair, models, options.router or _default_router(pair, models, task))
@@ -186,7 +187,7 @@ def load_options(pair: PairEntry | None, machine: ThreadOptions) -> Options:
 
 
 def _is_pair(pair: PairEntry | None, models: Models) -> bool:
-    return pair is not None and (models["draft"], models["target"]) == (pair.draft, pair.target)
+    return pair is not None and all(models[role] == entry.source for role, entry in pair.entries.items())
 
 
 def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
@@ -204,16 +205,17 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
 def served_models(choice: ModelChoice, load: Options, environment: Mapping[str, str]) -> dict[ModelRole, ServedSource]:
     """Return the models on servers. Raises UsageError if an address, API key or chat template is invalid."""
     addresses = {role: _address(role, source) for role, source in choice.writing.items() if is_served(source)}
-    pair = choice.pair if choice.is_pairs_own else None
-    continuation = pair.target_continuation if pair else None
+    entries = choice.pair.entries if choice.pair and choice.is_pairs_own else {}
+    continuation = choice.pair.target.continuation if choice.pair and entries else None
     if continuation and continuation not in CONTINUATIONS:
-        raise unknown("target_continuation", continuation, CONTINUATIONS)
-    keys = find_keys(addresses, {role: getattr(pair, f"{role}_api_key_env", None) for role in addresses}, environment)
+        raise unknown("continuation", continuation, CONTINUATIONS)
+    keys = find_keys(addresses, {role: entry.api_key_env for role, entry in entries.items()}, environment)
+    templates = {role: _read_template(entry.template) for role, entry in entries.items() if entry.template}
     return {
         role: ServedSource(
             address,
             keys.get(role),
-            _read_template(role, pair) if pair else None,
+            templates.get(role),
             load.template_variables,
             load.context_size,
             continuation if role == "target" else None,
@@ -241,11 +243,8 @@ def _address(role: ModelRole, source: str) -> Address:
         raise UsageError(error.message, error.hint, option=role) from error
 
 
-def _read_template(role: ModelRole, pair: PairEntry) -> str | None:
-    file = getattr(pair, f"{role}_template", None)
-    if file is None:
-        return None
-    path, place = Path(file).expanduser(), f"pair '{pair.name}': {role}_template: {file}"
+def _read_template(file: str) -> str:
+    path, place = Path(file).expanduser(), f"the pair's template {file}"
     hint = "use a Jinja file, or a GGUF file with a chat template"
     try:
         if path.suffix == ".gguf":
@@ -284,7 +283,7 @@ def warnings_about(
 
 
 def _borrowed_settings(sources: Mapping[ModelRole, str], pair: PairEntry) -> Iterator[str]:
-    others = [source for role, source in sources.items() if source not in (pair.draft, pair.target) and role != "prm"]
+    others = [source for role, source in sources.items() if source not in pair.sources.values() and role != "prm"]
     names = [name for name in PAIR_SETTINGS if getattr(pair, name) is not None]
     if others and names:
         borrowed = f"used with the pair's {', '.join(names)}; to change them, use options"

@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 def pair_models(pair: PairEntry) -> list[Json]:
     """Describe a pair's models and router, and whether each is stored on this machine."""
-    sources = {"draft": pair.draft, "target": pair.target, "prm": pair.prm}
+    sources: dict[str, str | None] = {str(role): source for role, source in pair.sources.items()}
     here = {role: bool(local_files(source)) for role, source in sources.items() if source}
     if pair.router:
         sources["router"], here["router"] = pair.router, router_file(pair.router).is_file()
@@ -38,7 +38,7 @@ def pair_models(pair: PairEntry) -> list[Json]:
 def sources_of(name: str) -> list[str]:
     """Return the draft and target of the pair with this name. If there is no such pair, return the name itself."""
     pair = user_pairs().named(name)
-    return [pair.draft, pair.target] if pair else [name]
+    return [entry.source for entry in pair.entries.values()] if pair else [name]
 
 
 def names_to_fetch(name: str, *, with_prm: bool) -> list[HubName]:
@@ -150,7 +150,7 @@ def _model_record(source: str, pair: PairEntry | None) -> Json:
     if by_itself and not (pair and pair.ctx):
         facts = read_facts(facts.files, min(THINK_CONTEXT_SIZE, facts.trained_context_size or THINK_CONTEXT_SIZE))
     rollback = {True: "snapshots", False: "checkpoints", None: "untested"}[rolls_back(facts.files)]
-    verifies = rollback != "checkpoints" and not (pair and source == pair.draft)
+    verifies = rollback != "checkpoints" and not (pair and source == pair.draft.source)
     snapshots = facts.state_bytes * (num_snapshots(facts.state_bytes, MAX_SPECULATED) if verifies else 0)
     return {
         "model": source,

@@ -354,7 +354,7 @@ Price = Annotated[
     str | None,
     _output(
         "Show costs at these prices per million input and output tokens: draft=0.02/0.10,target=0.60/2.40. With three prices, "
-        "the second is for cached input. Default: the pair's target_price.",
+        "the second is for cached input. Default: the price of the pair's target.",
         "ROLE=IN/OUT,...",
     ),
 ]

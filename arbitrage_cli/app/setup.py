@@ -105,7 +105,7 @@ class Basis:
     def price(self) -> str | None:
         """The prices in the pair's entry, in the syntax of --price."""
         pair = self.choice.pair if self.choice.is_pairs_own else None
-        return f"target={pair.target_price}" if pair and pair.target_price else None
+        return f"target={pair.target.price}" if pair and pair.target.price else None
 
     @property
     def system(self) -> str:
@@ -275,7 +275,7 @@ def _basis(options: RunOptions, default_concurrency: str = "1") -> Basis:
         try:
             parse_prices(basis.price)
         except UsageError as error:
-            message = f"pair '{choice.pair.name}': target_price: invalid value '{choice.pair.target_price}'"
+            message = f"pair '{choice.pair.name}': target.price: invalid value '{choice.pair.target.price}'"
             raise UsageError(message, "use dollars per million tokens, such as 0.60/0.15/2.40") from error
     return basis
 

@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.names import HubName, parse_name, parts
 from arbitrage_cli.system.files import checked, models_folder, read_text, user_folder, write_atomically
+from arbitrage_cli.types import ModelRole
 
 BUILT_IN = "builtin:"  # builtin:draft is draft.gguf in the models folder
 
@@ -30,9 +31,34 @@ UNIVERSAL_ROUTER = "builtin:universal"
 """The router for pairs that have no router of their own. None of its features depend on the draft."""
 
 _MIN_CTX = 64
-_EXAMPLE = 'write a pair in this form: [name] draft = "small.gguf" target = "user/repo:Q4_K_M"; notes and ctx may follow'
+_EXAMPLE = 'write a pair in this form: [name] draft.source = "small.gguf" target.source = "user/repo:Q4_K_M"'
 _RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
 _ADVICE = ("policy", "tau", "router")  # the fields that `arbitrage advise --save` sets
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model of a pair. `api_key_env` and `template` are for a model on a server.
+
+    `api_key_env` names the environment variable that contains the API key, and `template` the file that contains the chat
+    template.
+    """
+
+    source: str
+    api_key_env: str | None = None
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEntry(ModelEntry):
+    """The target of a pair.
+
+    `continuation` names a convention in `inference.servers.chat`. `price` contains the prices of prompt tokens, cached prompt
+    tokens and completion tokens, in dollars per million tokens.
+    """
+
+    continuation: str | None = None
+    price: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +66,11 @@ class PairEntry:
     """A draft and a target, with default options that a command can override.
 
     `thinking_pair` names the pair that replaces this pair if thinking is on. `ctx` is the context size in tokens.
-    For a model on a server, `*_api_key_env` names the environment
-    variable that contains the API key, and `*_template` names the file that contains the chat template.
-    `target_continuation` names a convention in `inference.servers.chat`. `target_price` contains the prices of prompt
-    tokens, cached prompt tokens and completion tokens, in dollars per million tokens.
     """
 
     name: str
-    draft: str
-    target: str
+    draft: ModelEntry
+    target: TargetEntry
     notes: str = ""
     thinking_pair: str | None = None
     policy: str | None = None
@@ -58,15 +80,18 @@ class PairEntry:
     router: str | None = None
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
-    draft_api_key_env: str | None = None
-    target_api_key_env: str | None = None
-    draft_template: str | None = None
-    target_template: str | None = None
-    target_continuation: str | None = None
-    target_price: str | None = None
+
+    @property
+    def sources(self) -> dict[ModelRole, str | None]:
+        return {"draft": self.draft.source, "target": self.target.source, "prm": self.prm}
+
+    @property
+    def entries(self) -> dict[ModelRole, ModelEntry]:
+        return {"draft": self.draft, "target": self.target}
 
 
 _KEYS = tuple(field.name for field in fields(PairEntry) if field.name != "name")
+_TABLES: Mapping[str, type[ModelEntry]] = {"draft": ModelEntry, "target": TargetEntry}
 
 
 class Pairs(dict[str, PairEntry]):
@@ -105,7 +130,9 @@ def save_pair(path: Path, pair: PairEntry) -> None:
         tables, lines = tomllib.loads(text), text.rstrip("\n").split("\n")
         key = pair.name if re.fullmatch("[A-Za-z0-9_-]+", pair.name) else _toml(pair.name)
         if pair.name in tables:
-            begin = next(index for index, line in enumerate(lines) if re.fullmatch(rf"\[{re.escape(key)}\]\s*(#.*)?", line))
+            if (begin := _line_of(key, lines)) is None:  # only its sub-tables have headers
+                begin = len(lines) + 1
+                lines += ["", f"[{key}]"]
             end = next((index for index in range(begin + 1, len(lines)) if lines[index].startswith("[")), len(lines))
             others = [line for line in lines[begin + 1 : end] if line.partition("=")[0].strip() not in _ADVICE]
             lines[begin + 1 : end] = [*advice, *others]
@@ -117,17 +144,24 @@ def save_pair(path: Path, pair: PairEntry) -> None:
         if tomllib.loads(text) != {**tables, pair.name: kept | tomllib.loads("\n".join(added))}:
             raise ValueError("the file has an unusual format")
         write_atomically(path, text.encode(), new_folder=True)
-    except (OSError, ValueError, StopIteration) as error:
+    except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot update pair '{pair.name}' ({error})", f"add {' and '.join(advice)}") from error
 
 
+def _line_of(key: str, lines: Sequence[str]) -> int | None:
+    header = re.compile(rf"\[{re.escape(key)}\]\s*(#.*)?")
+    return next((index for index, line in enumerate(lines) if header.fullmatch(line)), None)
+
+
 def _toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:
-    return [f"{key} = {_toml(value)}" for key in keys if (value := getattr(pair, key)) is not None]
+    values = asdict(pair)
+    return [f"{key} = {_toml(values[key])}" for key in keys if values[key] is not None]
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_toml(name)} = {_toml(inner)}" for name, inner in value.items()) + " }"
+        known = {name: inner for name, inner in value.items() if inner is not None}
+        return "{ " + ", ".join(f"{_toml(name)} = {_toml(inner)}" for name, inner in known.items()) + " }"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -228,12 +262,14 @@ def _read(path: Path, pairs: Pairs) -> None:
 def _pair(name: str, table: Any) -> PairEntry:
     if not isinstance(table, dict):
         raise ValueError("this key is not allowed in a pair")
-    if unknown_keys := sorted(table.keys() - {*_KEYS}):
-        raise ValueError(f"unknown key '{unknown_keys[0]}'; known keys: {', '.join(sorted(_KEYS))}")
+    _check_keys(table, _KEYS)
+    for role, kind in _TABLES.items():
+        if not isinstance(model := table.get(role, {}), dict):
+            raise ValueError(f"{role}: this key is a table: {role}.source = {json.dumps(model, default=str)}")
+        _check_keys(model, [field.name for field in fields(kind)], f"{role}.")
+        if model.get("source") == "":
+            raise ValueError(f"{role}.source: the value is empty")
     pair = checked(PairEntry, {"name": name, **table})
-    for key in ("draft", "target"):
-        if not getattr(pair, key):
-            raise ValueError(f"{key}: the value is empty")
     if pair.ctx is not None and pair.ctx < _MIN_CTX:
         raise ValueError(f"ctx: {pair.ctx} is less than {_MIN_CTX}")
     variables = table.get("chat_template_kwargs", {})
@@ -244,3 +280,8 @@ def _pair(name: str, table: Any) -> PairEntry:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"chat_template_kwargs: not JSON ({error})") from error
     return pair
+
+
+def _check_keys(table: Mapping[str, Any], known: Sequence[str], prefix: str = "") -> None:
+    if unknown_keys := sorted(table.keys() - {*known}):
+        raise ValueError(f"unknown key '{prefix}{unknown_keys[0]}'; known keys: {', '.join(sorted(known))}")

@@ -39,7 +39,15 @@ from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.model_files.pairs import PairEntry, find_files, find_pair, router_file, user_pairs
+from arbitrage_cli.model_files.pairs import (
+    ModelEntry,
+    PairEntry,
+    TargetEntry,
+    find_files,
+    find_pair,
+    router_file,
+    user_pairs,
+)
 from arbitrage_cli.routing.route import Route, make_routes, parse_routes
 from arbitrage_cli.routing.router import load
 from arbitrage_cli.stats.intervals import Interval, log_ratio, wilson
@@ -219,7 +227,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     pair = find_pair(arguments.pair, user_pairs())
     if arguments.draft or arguments.target:  # its router and system prompt no longer apply
-        pair = PairEntry("", arguments.draft or pair.draft, arguments.target or pair.target)
+        draft, target = arguments.draft or pair.draft.source, arguments.target or pair.target.source
+        pair = PairEntry("", ModelEntry(draft), TargetEntry(target))
     router_source = arguments.router or pair.router
     if "arbitrage" in arguments.policy and not router_source:
         parser.error("these models have no router: give --router FILE")
@@ -227,7 +236,7 @@ def main() -> None:
     dataset = load_dataset(arguments.dataset, offline=True, forms=FORMS)
     task = find_task(dataset.task)
     instructions = task.instructions if pair.system is None else pair.system
-    sources: dict[ModelRole, str] = {"draft": pair.draft, "target": pair.target}
+    sources: dict[ModelRole, str] = {role: entry.source for role, entry in pair.entries.items()}
     columns = [
         replace(one, stops_early=arguments.early_stop) for one in make_routes(parse_routes(arguments.policy), router, None)
     ]

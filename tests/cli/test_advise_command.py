@@ -18,14 +18,20 @@ from test_costs import FAST_READER, NO_GAIN, Home
 
 from arbitrage_cli import open_pair
 from arbitrage_cli.app.advise import FIRST
-from arbitrage_cli.model_files.pairs import PairEntry, read_pairs, router_file, save_pair
+from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, read_pairs, router_file, save_pair
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import route_name
 from arbitrage_cli.tuning.store import read_advice
 
 MINE = PairEntry(
-    "mine", "small.gguf", "large.gguf", ctx=2048, system="", chat_template_kwargs={"enable_thinking": False, "n": {"x": "y"}}
+    "mine",
+    ModelEntry("small.gguf", api_key_env="KEY"),
+    TargetEntry("large.gguf", price="0.6/2.4"),
+    ctx=2048,
+    system="",
+    chat_template_kwargs={"enable_thinking": False, "n": {"x": "y"}},
 )
+OTHERS = ModelEntry("a.gguf"), TargetEntry("b.gguf")
 
 
 ROUTER = "my router.safetensors"
@@ -191,16 +197,14 @@ def test_advice_is_written_to_the_entry_of_the_pair(tmp_path: Path) -> None:
     path = tmp_path / "new" / "pairs.toml"
     save_pair(path, replace(MINE, policy="arbitrage", tau="balanced"))
     assert read_pairs(path)["mine"] == replace(MINE, policy="arbitrage", tau="balanced")
-    path.write_text(path.read_text() + '# of another\n[other] # pair\ndraft = "a.gguf"\ntarget = "b.gguf"\n')
+    path.write_text(path.read_text() + '# of another\n[other] # pair\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\n')
     save_pair(path, replace(MINE, policy="speculative"))
     assert read_pairs(path)["mine"] == replace(MINE, policy="speculative")
     save_pair(path, replace(read_pairs(path)["other"], policy="target"))
-    assert read_pairs(path)["other"] == PairEntry("other", "a.gguf", "b.gguf", policy="target")
+    assert read_pairs(path)["other"] == PairEntry("other", *OTHERS, policy="target")
     assert "# of another\n[other] # pair\n" in path.read_text()
     save_pair(path, replace(read_pairs(path)["other"], policy="arbitrage", router="other.safetensors"))
-    assert read_pairs(path)["other"] == PairEntry(
-        "other", "a.gguf", "b.gguf", policy="arbitrage", router="other.safetensors"
-    )
+    assert read_pairs(path)["other"] == PairEntry("other", *OTHERS, policy="arbitrage", router="other.safetensors")
 
 
 ASKED = ("solve", "12 + 5", "--json")

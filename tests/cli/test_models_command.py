@@ -68,7 +68,10 @@ def place(tmp_path: Path) -> Iterator[HubFixture]:
 def pair(place: HubFixture, tiny: Mapping[str, Path]) -> HubFixture:
     place.offers(DRAFT, **{"Draft-Q4_K_M": tiny["draft"]})
     place.offers(TARGET, **{"target.q8_0": tiny["target"]})
-    place.write("pairs.toml", f'[mine]\ndraft = "{DRAFT}"\ntarget = "{TARGET}:Q8_0"\nnotes = "two tiny ones"\nctx = 512\n')
+    place.write(
+        "pairs.toml",
+        f'[mine]\ndraft.source = "{DRAFT}"\ntarget.source = "{TARGET}:Q8_0"\nnotes = "two tiny ones"\nctx = 512\n',
+    )
     return place
 
 
@@ -302,7 +305,7 @@ def test_solve_fetches_models_of_the_hub_once(pair: HubFixture) -> None:
 def test_named_model_wins_over_a_pair_unless_the_pair_was_named_nearer(
     place: HubFixture, flags: list[str], variables: dict[str, str], settings: str, drafted: str
 ) -> None:
-    place.write("pairs.toml", '[swapped]\ndraft = "scripted:target"\ntarget = "scripted:draft"\n')
+    place.write("pairs.toml", '[swapped]\ndraft.source = "scripted:target"\ntarget.source = "scripted:draft"\n')
     place.write("config.toml", settings)
     (record,) = place.run("solve", "1 + 2", "--json", *flags, **variables).records
     assert (record["draft"], record["target"]) == (drafted, "scripted:draft")

@@ -112,7 +112,7 @@ def test_what_a_server_lacks_is_refused_before_anything_is_spent(quick_path: Pat
         plain = ("solve", "--pair", "mine", "--policy", "logprob", "1 + 1")
         models = {"draft": address, "target": "scripted:target"}
         env = pair_named_mine(quick_path, **models)
-        assert_refused(run(*plain, env=env), 3, "", "draft_template")
+        assert_refused(run(*plain, env=env), 3, "", "template")
         pair_named_mine(quick_path, **models, draft_template=quick_path / "template.jinja")
         assert run(*plain, env=env).code == 0
         server.max_alternatives = 0
@@ -173,7 +173,7 @@ def test_a_pair_with_prices_shows_what_a_problem_cost(tmp_path: Path) -> None:
         cost = result.records[0]["timing"]["target"]
         assert f"${(cost['prefill_tokens'] + cost['decode_tokens']) / 1000:.5f}" in result.err
     assert ("about $" in routed.err, "about $" in alone.err, "$" in free.err) == (True, False, False)
-    assert_refused(wrong, 2, "pair 'mine': target_price", "1/x")
+    assert_refused(wrong, 2, "pair 'mine': target.price", "1/x")
 
 
 def test_ignored_sampling_options_are_noted_if_they_matter() -> None:

@@ -62,7 +62,7 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     mine = ModelOptions(pair="mine")
     pairs = tmp_path / "arbitrage" / "pairs.toml"
     pair = replace(read_pairs()["builtin"], name="mine", policy=None)
-    save_pair(pairs, replace(pair, target_price="0.60/0.06/2.40"))
+    save_pair(pairs, replace(pair, target=replace(pair.target, price="0.60/0.06/2.40")))
     setup = for_solve(options(mine, "pair"), RoutingOptions(tau="exact"))
     costs = setup.available_router.costs
     assert costs is not None

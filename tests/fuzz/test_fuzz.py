@@ -183,7 +183,7 @@ def test_settings_and_pairs(tmp_path: Path) -> None:
         assert result.code in (0, 2), result.err
 
     corpus = ["a = " + "[" * 500 + "]" * 500, "a = " + "9" * 5000, "[models]\nlist = 1"]
-    parts = '[mine] draft target "x" ctx [ ] pair max-tokens true { } 1e999'
+    parts = '[mine] draft.source target.source "x" ctx [ ] pair max-tokens true { } 1e999'
     fuzz(words("\n", " = ", *parts.split()), check, corpus=corpus, examples=5)
 
 

@@ -7,7 +7,17 @@ import pytest
 
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.model_files.names import HubName
-from arbitrage_cli.model_files.pairs import PairEntry, find_files, find_pair, hub_name, local_files, read_pairs, save_pair
+from arbitrage_cli.model_files.pairs import (
+    ModelEntry,
+    PairEntry,
+    TargetEntry,
+    find_files,
+    find_pair,
+    hub_name,
+    local_files,
+    read_pairs,
+    save_pair,
+)
 
 
 def test_shipped_pairs() -> None:
@@ -15,7 +25,7 @@ def test_shipped_pairs() -> None:
     assert set(pairs) == {"builtin", "builtin-thinking", "qwen2.5-math", "qwen2.5-math-3bit", "llama3", "qwen2.5-coder"}
     for pair in pairs.values():
         assert pair.notes
-        for source in (pair.draft, pair.target):
+        for source in (pair.draft.source, pair.target.source):
             assert hub_name(source) or all(path.is_file() for path in find_files(source))
 
 
@@ -23,13 +33,15 @@ def test_own_pairs(tmp_path: Path) -> None:
     own = tmp_path / "pairs.toml"
     assert read_pairs(own) == read_pairs()
     own.write_text(
-        '[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = 8192\n'
+        '[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nctx = 8192\n'
         "chat_template_kwargs = { enable_thinking = false }\n"
-        '[llama3]\ndraft = "c.gguf"\ntarget = "d.gguf"\n'
+        '[llama3.draft]\nsource = "c.gguf"\n[llama3.target]\nsource = "d.gguf"\n'
     )
     pairs = read_pairs(own)
-    assert pairs["mine"] == PairEntry("mine", "a.gguf", "b.gguf", ctx=8192, chat_template_kwargs={"enable_thinking": False})
-    assert pairs["llama3"] == PairEntry("llama3", "c.gguf", "d.gguf")
+    assert pairs["mine"] == PairEntry(
+        "mine", ModelEntry("a.gguf"), TargetEntry("b.gguf"), ctx=8192, chat_template_kwargs={"enable_thinking": False}
+    )
+    assert pairs["llama3"] == PairEntry("llama3", ModelEntry("c.gguf"), TargetEntry("d.gguf"))
     assert "qwen2.5-math" in pairs
 
 
@@ -38,16 +50,22 @@ def test_own_pairs(tmp_path: Path) -> None:
     [
         ("[mine\n", "not valid TOML"),
         ('draft = "a.gguf"\n', "'draft': this key is not allowed in a pair"),
-        ('[mine]\ndraft = "a.gguf"\n', "target: "),
-        ('[mine]\ntarget = "a.gguf"\ndraft = ""\n', "draft: "),
-        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nheat = "c"\n', "unknown key 'heat'"),
-        ('[mine]\ndraft = 7\ntarget = "b.gguf"\n', "draft: "),
-        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = true\n', "ctx: "),
-        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nctx = -1\n', "ctx: "),
-        ('[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\nchat_template_kwargs = "a"\n', "chat_template_kwargs: "),
-        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { messages = [] }\n', "reserved"),
-        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { day = 2026-11-26 }\n', "not JSON"),
-        ('[mine]\ndraft = "a"\ntarget = "b"\nchat_template_kwargs = { a = [{ b = nan }] }\n', "not JSON"),
+        ('[mine]\ndraft.source = "a.gguf"\n', "target: "),
+        ('[mine]\ntarget.source = "a.gguf"\ndraft.source = ""\n', "draft.source: "),
+        ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nheat = "c"\n', "unknown key 'heat'"),
+        ('[mine]\ndraft = "a.gguf"\ntarget.source = "b.gguf"\n', 'draft.source = "a.gguf"'),
+        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ndraft.price = "1/2"\n', "unknown key 'draft.price'"),
+        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ntarget.heat = 1\n', "unknown key 'target.heat'"),
+        ('[mine]\ndraft.source = 7\ntarget.source = "b.gguf"\n', "draft.source: "),
+        ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nctx = true\n', "ctx: "),
+        ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nctx = -1\n', "ctx: "),
+        (
+            '[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nchat_template_kwargs = "a"\n',
+            "chat_template_kwargs: ",
+        ),
+        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\nchat_template_kwargs = { messages = [] }\n', "reserved"),
+        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\nchat_template_kwargs = { day = 2026-11-26 }\n', "not JSON"),
+        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\nchat_template_kwargs = { a = [{ b = nan }] }\n', "not JSON"),
         ("\udcff", "not valid TOML"),
         ("a = " + "[" * 5000 + "]" * 5000, "not valid TOML"),
         ("a = " + "9" * 5000, "not valid TOML"),
@@ -65,9 +83,9 @@ def test_own_pairs_that_make_no_sense(tmp_path: Path, text: str, words: str) -> 
 def test_a_broken_entry_stops_only_its_own_pair(tmp_path: Path) -> None:
     """A broken entry also hides the shipped pair of its name."""
     own = tmp_path / "pairs.toml"
-    own.write_text('[llama3]\ndraft = 7\n[mine]\ndraft = "a.gguf"\ntarget = "b.gguf"\n')
+    own.write_text('[llama3]\ndraft = 7\n[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\n')
     pairs = read_pairs(own)
-    assert find_pair("mine", pairs) == PairEntry("mine", "a.gguf", "b.gguf")
+    assert find_pair("mine", pairs) == PairEntry("mine", ModelEntry("a.gguf"), TargetEntry("b.gguf"))
     assert pairs.broken.keys() == {"llama3"}
     with pytest.raises(UsageError, match=r"pairs\.toml: pair 'llama3': draft"):
         find_pair("llama3", pairs)
@@ -100,7 +118,11 @@ def test_paths_to_nothing(source: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_any_text_can_be_saved(tmp_path: Path) -> None:
     path, notes = tmp_path / "pairs.toml", '\U0001f600 \u2028\x85 "\\\n\x00\x1f\x7f'
     pair = PairEntry(
-        "\U0001f600\x7f", "a.gguf", "b.gguf", notes, chat_template_kwargs={"\U0001f600": [True, "\x7f"], "\x7f": {"a": 1}}
+        "\U0001f600\x7f",
+        ModelEntry("a.gguf"),
+        TargetEntry("b.gguf"),
+        notes,
+        chat_template_kwargs={"\U0001f600": [True, "\x7f"], "\x7f": {"a": 1}},
     )
     for policy in ("arbitrage", "target"):
         save_pair(path, changed := replace(pair, policy=policy))
@@ -110,8 +132,17 @@ def test_any_text_can_be_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["[x]", "[[x]]", "tau = 1", "[mine]"])
 def test_a_file_that_cannot_be_edited_is_kept(tmp_path: Path, line: str) -> None:
     path = tmp_path / "pairs.toml"
-    path.write_text(f'[mine]\ndraft = "a"\ntarget = "b"\nsystem = """\n{line}\n"""\ntau = "fast"\n[other]\ndraft = "a"\n')
+    path.write_text(
+        f'[mine]\ndraft.source = "a"\ntarget.source = "b"\nsystem = """\n{line}\n"""\ntau = "fast"\n[other]\ndraft = "a"\n'
+    )
     before = path.read_text()
     with pytest.raises(OutputError):
-        save_pair(path, PairEntry("mine", "a", "b", policy="arbitrage", tau="exact"))
+        save_pair(path, PairEntry("mine", ModelEntry("a"), TargetEntry("b"), policy="arbitrage", tau="exact"))
     assert path.read_text() == before
+
+
+def test_a_pair_of_sub_tables_alone_gets_a_table_for_its_advice(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.toml"
+    path.write_text('[mine.draft]\nsource = "a"\n[mine.target]\nsource = "b"\n[other]\nnotes = ""\n')
+    save_pair(path, changed := PairEntry("mine", ModelEntry("a"), TargetEntry("b"), policy="target"))
+    assert read_pairs(path)["mine"] == changed

@@ -4,6 +4,7 @@ import atexit
 import functools
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -148,7 +149,10 @@ def run(*arguments: str | bytes | Path, **options: Any) -> Result:
 def pair_named_mine(folder: Path, **entry: object) -> dict[str, str | None]:
     (folder / "arbitrage").mkdir(exist_ok=True)
     values = {name: json.dumps(str(value) if isinstance(value, Path) else value) for name, value in entry.items()}
-    lines = [f"{name} = {value}\n" for name, value in values.items()]
+    keys = {name: re.sub("^(draft|target)_?", r"\1.", name) for name in values}  # target_price is target.price
+    lines = [
+        f"{key}source = {values[name]}\n" if key.endswith(".") else f"{key} = {values[name]}\n" for name, key in keys.items()
+    ]
     (folder / "arbitrage" / "pairs.toml").write_text("[mine]\n" + "".join(lines))
     return {"XDG_CONFIG_HOME": str(folder)}
 

@@ -46,7 +46,7 @@ AFTER_STEP = replace(QUESTION, written="I add the two numbers.\n\n")
 UNEXPLAINED = re.compile("HTTP [0-9]+$|HTTP 404: (?!.*model)", re.IGNORECASE)
 WITHOUT_REASON = (
     "check the API key and the address, which usually ends in /v1; for a server without chat completions, set "
-    "draft_template or target_template in the pair"
+    "the model's template in pairs.toml"
 )
 """The hint if a server gives no reason for an HTTP error, or does not know the path."""
 
@@ -66,7 +66,7 @@ def open_served(
         if isinstance(model.dialect, Chat):
             model = connection.run(_adapted(model, model.dialect, source.continuation, is_greedy=is_greedy))
             if role == "draft" and not model.num_alternatives:
-                hint = "use it as the target; if the server supports /completions, set draft_template in the pair"
+                hint = "use it as the target; if the server supports /completions, set the draft's template in pairs.toml"
                 raise ServerError(f"{host.name} sends no log-probabilities, so {model.name} cannot be the draft", hint)
         else:
             segments = model.prompt(PromptStyle("")).segments(Problem("", TRIAL_QUESTION))
@@ -221,7 +221,7 @@ async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:
             text = _text_of(pieces)
             if name or text.removeprefix(COUNTING.written).lstrip().startswith(REST):
                 return await _after_separator(model, replace(tried, repeats=text.startswith(COUNTING.written)))
-    raise ServerError(f'{model.host.name} rejects target_continuation = "{name}"', "remove this setting from the pair")
+    raise ServerError(f'{model.host.name} rejects continuation = "{name}"', "remove this setting from the pair")
 
 
 async def _after_separator(model: ServedModel, chat: Chat) -> Chat:

@@ -408,7 +408,7 @@ class ChatWriter(ServedWriter):
             except NotContinuedError:
                 self._report(slot, num_unread=1)
         message = f"{self._model.name} repeats the solution in other words instead of continuing it"
-        raise ServerRequestError(message, "set another target_continuation in the pair, or use another target")
+        raise ServerRequestError(message, "set another continuation in the pair, or use another target")
 
     def _closes(self, writing: _Writing) -> bool:
         return super()._closes(writing) and not writing.text.has_marker  # the response is over, except for its usage
