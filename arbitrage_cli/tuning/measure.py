@@ -10,18 +10,18 @@ not measured, because it is the same for all policies.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from arbitrage_cli.inference.backend import Backend, Clock, Options, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
-from arbitrage_cli.inference.open import load_llama, try_model
+from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts, token_ratio
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
@@ -33,11 +33,12 @@ from arbitrage_cli.tuning.store import Tuned, keep_tuned
 from arbitrage_cli.types import ModelRole
 
 TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 - 5 = 14.\n\n"
-LONG, SHORT, TRIAL = 32, 4, 16  # tokens of the two probes of prefill, and of a trial of a number of threads
+LONG, SHORT = 32, 4  # tokens of the two probes of prefill
 DECODED = 5  # tokens in a row; the first is left out, because it follows a batch of another size
 ROUNDS, MAX_ROUNDS, SECONDS = 2, 24, 1.5  # rounds of all probes: at least ROUNDS, then until SECONDS have passed
 PROBE_SECONDS = 20.0  # the limit for all probes; half of it is for the numbers of threads
-TURNS, TRIAL_SECONDS = 3, 2.0  # rounds of the probes for each number of threads: one, then more until TRIAL_SECONDS
+THREAD_PREFILL, THREAD_DECODED = 16, 3  # tokens of the probes for a number of threads
+THREAD_ROUNDS, THREAD_SECONDS = 3, 2.0  # rounds of all numbers of threads: one, then more until THREAD_SECONDS have passed
 AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest is preferred, to leave cores to others
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
 BLOCKS, PRIOR_BLOCKS = 4, 4  # parts of a measurement whose costs are compared
@@ -111,9 +112,8 @@ def measure_and_keep(
     with ExitStack() as stack:
         backends: dict[ModelRole, Threaded] = {}
         for role, path in paths.items():
-            try_model(path, load)
-            progress = partial(on_loading, f"loading {role} {path}")
-            backends[role] = stack.enter_context(load_llama().LlamaBackend(local_files(path)[0], load, progress=progress))
+            backend = open_model(path, load, partial(on_loading, f"loading {role} {path}"))
+            backends[role] = cast("Threaded", stack.enter_context(closing(backend)))
         on_gpu = {role: backend for role, backend in backends.items() if backend.card.gpu_layers}
         probe(on_gpu, rounds=1)  # GPU drivers compile when a number of tokens is first computed
         share = limit / 2 / len(backends)
@@ -158,14 +158,15 @@ def try_threads(
     that it includes threads that wait for a processor.
     """
     best: dict[int, float] = {}
-    began = clock()
-    for turn in range(TURNS if len(counts) > 1 else 1):
-        if turn and clock() - began > min(TRIAL_SECONDS, limit):
+    tokens, began = _tokens(backend), clock()
+    for number in range(THREAD_ROUNDS if len(counts) > 1 else 1):
+        if number and clock() - began > min(THREAD_SECONDS, limit):
             break
         for count in sorted(counts, reverse=True):
             backend.use_threads(count)
-            (probes,) = probe({"target": backend}, clock=clock, sizes=(), prefill=(TRIAL,), decoded=3, rounds=1).values()
-            seconds = min(probes.decode) + min(probes.prefill[TRIAL]) / TRIAL
+            probes = Probes([], {}, {THREAD_PREFILL: []})
+            _take_turn(backend, tokens, probes, THREAD_DECODED, clock)
+            seconds = min(probes.decode) + probes.prefill[THREAD_PREFILL][0] / THREAD_PREFILL
             best[count] = min(seconds, best.get(count, seconds))
             if seconds > TOO_SLOW * min(best.values()) or clock() - began > limit:
                 break
@@ -178,24 +179,21 @@ def probe(
     backends: Mapping[ModelRole, Backend],
     *,
     clock: Clock | None = None,
-    sizes: Sequence[int] = ROWS[1:],
-    prefill: Sequence[int] = (LONG, SHORT),
-    decoded: int = DECODED,
     rounds: int = MAX_ROUNDS,
     limit: float = PROBE_SECONDS,
 ) -> dict[ModelRole, Probes]:
     """Measure models in turns until SECONDS have passed, with at least ROUNDS rounds unless `limit` seconds have passed.
 
-    `sizes` contains batch sizes. If `clock` is set, all models use it.
+    If `clock` is set, all models use it.
     """
-    found = {role: Probes([], {rows: [] for rows in sizes}, {count: [] for count in prefill}) for role in backends}
-    tokens = {role: _tokens(backend, LONG) for role, backend in backends.items()}
+    found = {role: Probes([], {rows: [] for rows in ROWS[1:]}, {LONG: [], SHORT: []}) for role in backends}
+    tokens = {role: _tokens(backend) for role, backend in backends.items()}
     wall_clock = clock or time.perf_counter
     clock = clock or clock_for(backend.card for backend in backends.values())
     began = wall_clock()
     for number in range(rounds):
         for role, backend in backends.items():
-            _take_turn(backend, tokens[role], found[role], decoded, clock)
+            _take_turn(backend, tokens[role], found[role], DECODED, clock)
         if wall_clock() - began > (min(SECONDS, limit) if number + 1 >= ROUNDS else limit):
             break
     return found
@@ -226,9 +224,9 @@ def _take_turn(backend: Backend, tokens: Sequence[int], probes: Probes, decoded:
     backend.drop(0, 0)
 
 
-def _tokens(backend: Backend, count: int) -> list[int]:
+def _tokens(backend: Backend) -> list[int]:
     once = prompt_ids(backend, [Plain(TEXT)])
-    return (once * (count // len(once) + 1))[:count]
+    return (once * (LONG // len(once) + 1))[:LONG]
 
 
 def low_quartile(times: Sequence[float] | Numbers) -> float:

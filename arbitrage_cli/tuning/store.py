@@ -10,13 +10,16 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from arbitrage_cli.errors import OutputError, UsageError, os_errors
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.system.files import checked, make_folder, read_regular, write_atomically
 from arbitrage_cli.types import ModelRole
+
+T = TypeVar("T")
 
 SCHEMA = 1
 FILE_NAME = "tuned.json"
@@ -90,85 +93,75 @@ class StoredAdvice:
 
 def read_tuned(path: Path) -> list[Tuned]:
     """Return the measurements in the file, if it exists. Raises UsageError if the file is damaged."""
-    with _reading(path):
-        return [_from_json(entry) for entry in _content(path).get("tuned", [])]
+    return _read(path, "tuned", _tuned)
 
 
 def read_advice(path: Path) -> list[StoredAdvice]:
     """Return the advice in the file, if it exists. Raises UsageError if the file or the advice is damaged."""
-    with _reading(path):
-        return [checked(StoredAdvice, entry) for entry in _content(path).get("advice", [])]
+    return _read(path, "advice", partial(checked, StoredAdvice))
 
 
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     """Add or replace measurements. Raises OutputError if the file cannot be written; UsageError if the file is damaged."""
-    with _changing(path) as content:
-        content["tuned"] = [*{tuned.key: tuned for tuned in (*content["tuned"], *new)}.values()]
+    with _changing(path) as (tuned, _):
+        tuned[:] = {one.key: one for one in (*tuned, *new)}.values()
 
 
 def keep_advice(path: Path, new: StoredAdvice) -> None:
     """Add or replace the advice on a pair. Raises the same errors as `keep_tuned`."""
-    with _changing(path) as content:
-        content["advice"] = [*(one for one in _usable_advice(path) if one.pair != new.pair), new]
+    with _changing(path) as (_, advice):
+        advice[:] = [*(one for one in advice if one.pair != new.pair), new]
 
 
 def forget_tuned(path: Path, is_forgotten: Callable[[Tuned], bool]) -> int:
     """Remove measurements and return how many were removed. Raises the same errors as `keep_tuned`."""
     if not any(map(is_forgotten, read_tuned(path))):
         return 0
-    with _changing(path) as content:
-        forgotten = [*filter(is_forgotten, content["tuned"])]
-        content["tuned"] = [tuned for tuned in content["tuned"] if tuned not in forgotten]
-    return len(forgotten)
+    with _changing(path) as (tuned, _):
+        kept = [one for one in tuned if not is_forgotten(one)]
+        num_forgotten = len(tuned) - len(kept)
+        tuned[:] = kept
+    return num_forgotten
 
 
 def forget_advice(path: Path, models: set[str]) -> None:
     """Remove the advice on models with these sha256s. Raises the same errors as `keep_tuned`."""
-    with _changing(path) as content:
-        content["advice"] = [one for one in _usable_advice(path) if models.isdisjoint(one.pair.models.values())]
-
-
-def _usable_advice(path: Path) -> list[StoredAdvice]:
-    """Return the advice in the file. Damaged advice is dropped, because it can be measured again."""
-    try:
-        return read_advice(path)
-    except UsageError:
-        return []
+    with _changing(path) as (_, advice):
+        advice[:] = [one for one in advice if models.isdisjoint(one.pair.models.values())]
 
 
 @contextlib.contextmanager
-def _changing(path: Path) -> Iterator[dict[str, Any]]:
-    """Lock the file, yield its content with the measurements as records, and write the changed content."""
+def _changing(path: Path) -> Iterator[tuple[list[Tuned], list[StoredAdvice]]]:
+    """Lock the file, yield its measurements and its advice, and write the changed lists.
+
+    Damaged advice is dropped, because it can be measured again.
+    """
     with os_errors(OutputError, f"{path}: cannot be written", "make the folder writable"):
         make_folder(path.parent)
         with path.with_name("lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            tuned = read_tuned(path)
-            content = {**_content(path), "schema": SCHEMA, "tuned": tuned}
-            yield content
+            tuned, advice = read_tuned(path), list[StoredAdvice]()
+            with contextlib.suppress(UsageError):
+                advice = read_advice(path)
+            yield tuned, advice
+            content = {"schema": SCHEMA, "tuned": tuned, "advice": advice}
             write_atomically(path, json.dumps(content, indent=1, allow_nan=False, default=asdict).encode() + b"\n")
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _read(path: Path, key: str, check: Callable[[object], T]) -> list[T]:
     try:
         content = json.loads(read_regular(path))
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']}; expected {SCHEMA}")
+        return [check(entry) for entry in content[key]]
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    if content["schema"] != SCHEMA:
-        raise ValueError(f"schema {content['schema']}; expected {SCHEMA}")
-    return dict(content)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
+        return []
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         hint = "remove the file, then run arbitrage advise --costs"
         raise UsageError(f"{path}: cannot be read ({error})", hint) from error
 
 
-def _from_json(entry: object) -> Tuned:
+def _tuned(entry: object) -> Tuned:
     made = checked(Tuned, entry)
     if made.threads < 1:
         raise ValueError("threads: less than 1")

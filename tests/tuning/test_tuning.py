@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from made_up_tuning import HERE, make_tuned
 from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBackend
 
 from arbitrage_cli.errors import ModelUnsupportedError, OutputError, UsageError
-from arbitrage_cli.inference.backend import Floats, ModelCard, Options
+from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.tuning import measure
@@ -157,9 +156,9 @@ class Compiling(LlamaBackend):
 
     seconds = 0.0
 
-    @property
-    def card(self) -> ModelCard:
-        return replace(super().card, gpu_layers=-1)
+    def __init__(self, path: Path, options: Options) -> None:
+        super().__init__(path, options)
+        self.card = replace(self.card, gpu_layers=-1)
 
     def decode(self, sequences: Sequence[int], positions: Sequence[int], tokens: Sequence[int], **options: Any) -> Floats:
         sizes = self.__dict__.setdefault("sizes", set())
@@ -169,7 +168,7 @@ class Compiling(LlamaBackend):
 
 
 def test_costs_exclude_what_a_gpu_compiles_first(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "load_llama", lambda: SimpleNamespace(LlamaBackend=Compiling))
+    monkeypatch.setattr(measure, "open_model", lambda path, load, progress: Compiling(Path(path), load))
     monkeypatch.setattr(measure, "clock_for", lambda cards: lambda: Compiling.seconds)
     made = measure.measure_and_keep(
         {"target": str(tiny["draft"])}, Options(256, threads=1), lambda *report: None, lambda note: None, limit=0.001

@@ -1,11 +1,10 @@
 """Runs GGUF models with llama.cpp's C API."""
 
 import ctypes
-import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
 
         Raises the errors of `load_model` and `new_context`, and ModelUnsupportedError if the model's design is unsupported.
         """
-        self._context: Any = None
-        self._model: Any = None
-        self._batch: Any = None
+        self._resources = ExitStack()
         self._views: dict[tuple[int, int], Floats] = {}  # by address and number of rows
         self._path = path
         self.states: LlamaStates | None = None
@@ -57,20 +54,24 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
                 "use another model, such as Llama, Qwen3, Qwen3.5, Gemma, gpt-oss, LFM2, Granite or Mamba",
             )
         start_llama()
-        self._gpu_layers = gpu_layers(options, self._header.number("block_count") or 0)
+        layers = gpu_layers(options, self._header.number("block_count") or 0)
         try:
-            self._model = load_model(path, self._gpu_layers, progress)
+            self._model = load_model(path, layers, progress)
+            self._resources.callback(c.llama_model_free, self._model)
             self.tokenizer = LlamaTokenizer(self._model, path.name)
             self._refuse_unsupported()
-            self._threads = options.threads or default_threads()
             self._num_sequences = options.num_sequences
-            self._context_size = self._choose_context_size(options)
-            self._attention = self._choose_attention(options)
-            size, shares = self._context_size, self._shares_cache()
-            self._context = new_context(path, self._model, size, self._threads, options, self._attention, share_cache=shares)
+            template: bytes | None = c.llama_model_chat_template(self._model, None)
+            self.chat_template = template.decode("utf-8", errors="replace") if template else None
+            self.template_variables = {**options.template_variables, **self.tokenizer.named_tokens}
+            attention = self._choose_attention(options, layers)
+            self.card = self._make_card(options, layers, attention)
+            shares = self._shares_cache(attention)
+            self._context = new_context(path, self._model, self.card, options, attention, share_cache=shares)
+            self._resources.callback(c.llama_free, self._context)
             self._memory = c.llama_get_memory(self._context)
             self._batch = _Batch(BATCH_SIZE)
-            self._template_variables = options.template_variables
+            self._resources.callback(self._batch.free)
             self._warm_up(options.rollback)
         except BaseException:
             self.close()
@@ -81,35 +82,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
 
     def close(self) -> None:
         self._views.clear()  # views of the context's memory
-        if self._batch is not None:
-            self._batch.free()
         with noted_signals():
-            if self._context is not None:
-                c.llama_free(self._context)
-            if self._model is not None:
-                c.llama_model_free(self._model)
-        self._batch = self._context = self._model = None
-
-    @functools.cached_property
-    def card(self) -> ModelCard:
-        return ModelCard(
-            name=str(self._header.metadata.get("general.name") or self._path.stem),
-            description=self._describe(),
-            context_size=self._context_size,
-            vocabulary_size=self.tokenizer.size,
-            threads=self._threads,
-            gpu_layers=self._gpu_layers,
-            kv_cache=self._attention.formats,
-        )
-
-    @functools.cached_property
-    def chat_template(self) -> str | None:
-        found: bytes | None = c.llama_model_chat_template(self._model, None)
-        return found.decode("utf-8", errors="replace") if found else None
-
-    @property
-    def template_variables(self) -> Mapping[str, Any]:
-        return {**self._template_variables, **self.tokenizer.named_tokens}
+            self._resources.close()
 
     def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
         self._check_room(sequence, position + len(tokens))
@@ -136,9 +110,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         return self._logits(len(tokens))
 
     def use_threads(self, count: int) -> None:
-        self._threads = count
         c.llama_set_n_threads(self._context, count, count)
-        self.__dict__.pop("card", None)  # the cached card has the old number
+        self.card = replace(self.card, threads=count)
 
     def drop(self, sequence: int, position: int) -> None:
         if not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
@@ -167,18 +140,29 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             log.warning("%s: context size %d exceeds the trained size %d", self._path.name, size, trained)
         return size
 
-    def _choose_attention(self, options: Options) -> Attention:
+    def _make_card(self, options: Options, layers: int, attention: Attention) -> ModelCard:
+        return ModelCard(
+            name=str(self._header.metadata.get("general.name") or self._path.stem),
+            description=self._describe(),
+            context_size=self._choose_context_size(options),
+            vocabulary_size=self.tokenizer.size,
+            threads=options.threads or default_threads(),
+            gpu_layers=layers,
+            kv_cache=attention.formats,
+        )
+
+    def _choose_attention(self, options: Options, layers: int) -> Attention:
         # With AVX-512, llama.cpp multiplies half-precision keys 64 numbers at a time, and the remaining numbers one by one.
         # With q8_0 keys, no numbers remain. Flash attention processes small batches one token at a time.
         # Measured: tests/benchmarks/README.md.
         is_free = options.kv_type == "auto" and options.flash_attention is None
         width = int(c.llama_model_n_embd(self._model)) // max(1, int(c.llama_model_n_head(self._model)))
-        if is_free and self._gpu_layers == 0 and (self._header.number("attention.key_length") or width) == NARROW_HEAD:
+        if is_free and layers == 0 and (self._header.number("attention.key_length") or width) == NARROW_HEAD:
             return NARROW_ATTENTION
         kind = "f16" if options.kv_type == "auto" else options.kv_type
         return Attention(options.flash_attention, kind, kind)
 
-    def _shares_cache(self) -> bool:
+    def _shares_cache(self, attention: Attention) -> bool:
         """Return whether all sequences share one KV cache, so that llama.cpp computes each batch in one pass.
 
         In a shared cache, each sequence must skip the tokens of all other sequences. If the weights fit in the CPU cache,
@@ -188,9 +172,9 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         """
         if self._header.number("rope.scaling.original_context_length"):
             return False  # a LongRoPE model
-        if self._attention == NARROW_ATTENTION:
-            return self._num_sequences * self._context_size <= FEW_CELLS
-        return bool(c.llama_model_size(self._model) > CACHED_BYTES and self._attention.flash is not False)
+        if attention == NARROW_ATTENTION:
+            return self._num_sequences * self.card.context_size <= FEW_CELLS
+        return bool(c.llama_model_size(self._model) > CACHED_BYTES and attention.flash is not False)
 
     def _warm_up(self, rollback: int) -> None:
         self._read_some(WARM_UP_TOKENS + rollback)  # more tokens than llama.cpp can roll back
@@ -234,9 +218,9 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     def _check_room(self, sequence: int, num_tokens: int) -> None:
         if not 0 <= sequence < self._num_sequences:  # llama.cpp would end the process
             raise ValueError(f"sequence {sequence} is out of range: expected 0 to {self._num_sequences - 1}")
-        if num_tokens > self._context_size:
+        if num_tokens > self.card.context_size:
             raise ContextFullError(
-                f"{self._path.name}: {num_tokens} tokens exceed the context size of {self._context_size}",
+                f"{self._path.name}: {num_tokens} tokens exceed the context size of {self.card.context_size}",
                 "use a larger --ctx or a shorter problem",
             )
 

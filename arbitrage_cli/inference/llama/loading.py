@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp.llama_cpp as c
 
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError
-from arbitrage_cli.inference.backend import MAX_DECODE, Options
+from arbitrage_cli.inference.backend import MAX_DECODE, ModelCard, Options
 from arbitrage_cli.inference.llama import BINDING
 from arbitrage_cli.inference.llama.binding import check_binding
 from arbitrage_cli.system.signals import noted_signals
@@ -114,15 +114,15 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
 
 
 def new_context(
-    path: Path, model: Any, context_size: int, threads: int, options: Options, attention: Attention, *, share_cache: bool
+    path: Path, model: Any, card: ModelCard, options: Options, attention: Attention, *, share_cache: bool
 ) -> Any:
-    """Allocate a context of `context_size` tokens per sequence, which the caller must free. Raises ModelMemoryError on failure."""
+    """Allocate a context, which the caller must free. Raises ModelMemoryError on failure."""
     parameters = c.llama_context_default_params()
-    parameters.n_ctx = context_size * options.num_sequences
+    parameters.n_ctx = card.context_size * options.num_sequences
     parameters.n_batch = parameters.n_ubatch = BATCH_SIZE
     parameters.n_seq_max = options.num_sequences
     parameters.n_rs_seq = options.rollback
-    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.n_threads = parameters.n_threads_batch = card.threads
     parameters.flash_attn_type = -1 if attention.flash is None else int(attention.flash)
     parameters.pooling_type = c.LLAMA_POOLING_TYPE_NONE
     parameters.type_k = KV_TYPES[attention.keys]
