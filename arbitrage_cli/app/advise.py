@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
+from arbitrage_cli.app.benchmark import Attempt
 from arbitrage_cli.app.costs import measured
 from arbitrage_cli.app.model_choice import ModelChoice, choose_models
 from arbitrage_cli.app.model_info import prediction_hint
@@ -34,7 +35,6 @@ from arbitrage_cli.app.setup import RunOptions, Setup, for_bench, for_resumed_be
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.data.rows import Item, make_dataset
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
-from arbitrage_cli.evaluation.benchmark import Attempt
 from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.prices import Prices, parse_prices

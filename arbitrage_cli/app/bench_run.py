@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
+from arbitrage_cli.app.benchmark import Attempt, Bench, Standings, plan
 from arbitrage_cli.app.costs import forget_contradicted_costs, measured
 from arbitrage_cli.app.executor import Executor, Remaining, how_to_resume, prepare, remaining
 from arbitrage_cli.app.manifest import Run, add_loaded, problem_facts, resume, with_grown
@@ -16,7 +17,6 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
 from arbitrage_cli.app.setup import Setup, for_resumed_bench, limits_of, sampler_of
 from arbitrage_cli.app.stored_run import open_run
-from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Standings, plan
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, Row, RunFolder, key_of, latest, read_run_folder
 from arbitrage_cli.runs.records import tau_in_json

@@ -7,6 +7,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from arbitrage_cli.app.benchmark import Attempt, Began, Ended, RunEvent, Standing
 from arbitrage_cli.app.executor import Executor, Remaining, how_to_resume, prepare
 from arbitrage_cli.app.manifest import add_loaded
 from arbitrage_cli.app.options import CollectOptions
@@ -15,17 +16,16 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.errors import InterruptedRunError, OutputError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended, RunEvent, Standing
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
-from arbitrage_cli.routing.states import State, collect, state_to_json
 from arbitrage_cli.runs.folder import Row, RunFolder, latest
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.tasks.task import Grader, is_correct
+from arbitrage_cli.training.states import State, collect, state_to_json
 from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Started, Trace
 
 ROLLOUT_TEMPERATURE = 0.7  # with more than one rollout

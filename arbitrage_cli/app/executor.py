@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from arbitrage_cli.app.benchmark import Attempt, Began, Ended, RunEvent
 from arbitrage_cli.app.manifest import Run, problem_facts, resume, with_fingerprint, with_grown
 from arbitrage_cli.app.options import resume_command
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
@@ -17,7 +18,6 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.setup import Setup
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Ended, RunEvent
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import Key, Row, RunFolder
 from arbitrage_cli.runs.started import MAX_CRASHES, StartedMarks

@@ -30,8 +30,8 @@ from arbitrage_cli.model_files.checksums import published_sha256, sha256_of, unc
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_gguf, local_files
 from arbitrage_cli.routing.presets import PRESETS
-from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.records import SCHEMA, label, tau_in_json
+from arbitrage_cli.routing.route import Route, label
+from arbitrage_cli.runs.records import SCHEMA, tau_in_json
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.tuning.placement import Placement
 from arbitrage_cli.types import Limits, ModelRole

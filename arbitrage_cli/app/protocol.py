@@ -16,7 +16,7 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import ServingEvent
 
 if TYPE_CHECKING:  # NumPy is slow to import
-    from arbitrage_cli.evaluation.benchmark import Standing
+    from arbitrage_cli.app.benchmark import Standing
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from arbitrage_cli.display.text import one_line
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.model_files.pairs import PairEntry, hub_name, local_files
-from arbitrage_cli.runs.records import label
+from arbitrage_cli.routing.route import label
 from arbitrage_cli.stats import rounding
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from arbitrage_cli.runs.records import route_name
+from arbitrage_cli.routing.route import route_name
 
 BLOCK = 1 << 18  # minimum bytes of JSON in a block
 DIGITS = 4  # decimals of numbers, more than the page shows

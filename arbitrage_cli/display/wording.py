@@ -11,8 +11,9 @@ from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress, read_note, write_note
 from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import tau_words
 from arbitrage_cli.routing.thoughts import PROBED
-from arbitrage_cli.runs.records import LIMITS, RunInfo, attempt_error, problem_error, tau_words, to_json
+from arbitrage_cli.runs.records import LIMITS, RunInfo, attempt_error, problem_error, to_json
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace

@@ -12,7 +12,7 @@ from typing import Any
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import Costs, TauTable
-from arbitrage_cli.runs.records import route_name
+from arbitrage_cli.routing.route import route_name
 from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.stats.intervals import Interval, Z
 from arbitrage_cli.types import ModelRole

@@ -15,7 +15,6 @@ from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.presets import ALWAYS, PRESETS, Costs, NamedTaus, TauRow, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.routing.thoughts import BUDGET, lead_probe_stay, probe_tau
-from arbitrage_cli.runs.records import label, route_name
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Trace
 
@@ -77,6 +76,22 @@ class Route:
     def _thoughts_budget(self) -> float:
         name = self.tau_name or ""
         return float(name[:-1]) / 100 if name.endswith("%") else BUDGET
+
+
+def route_name(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
+    """Return a route in the syntax of `--policy`, such as `entropy@0.5`."""
+    return policy if tau is None else f"{policy}@{tau_name or rounding.exact(float(tau))}"
+
+
+def tau_words(tau: float | str, tau_name: str | None) -> str:
+    """Return a tau with its preset, such as `fast (0.347)`, or `exact (every step)` for a tau of 0."""
+    number = rounding.tau(float(tau))
+    return f"{tau_name} ({number if float(tau) else 'every step'})" if tau_name else number
+
+
+def label(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
+    """Return the name of a route for tables and messages, such as `arbitrage@fast (0.347)`."""
+    return route_name(policy, tau) if tau is None or not tau_name else f"{policy}@{tau_words(tau, tau_name)}"
 
 
 def _chain(*flows: Flow) -> Flow:

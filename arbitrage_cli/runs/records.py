@@ -65,22 +65,6 @@ class RunInfo:
         return self.find_answer(trace.text)
 
 
-def route_name(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
-    """Return a route in the syntax of `--policy`, such as `entropy@0.5`."""
-    return policy if tau is None else f"{policy}@{tau_name or rounding.exact(float(tau))}"
-
-
-def tau_words(tau: float | str, tau_name: str | None) -> str:
-    """Return a tau with its preset, such as `fast (0.347)`, or `exact (every step)` for a tau of 0."""
-    number = rounding.tau(float(tau))
-    return f"{tau_name} ({number if float(tau) else 'every step'})" if tau_name else number
-
-
-def label(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
-    """Return the name of a route for tables and messages, such as `arbitrage@fast (0.347)`."""
-    return route_name(policy, tau) if tau is None or not tau_name else f"{policy}@{tau_words(tau, tau_name)}"
-
-
 def tau_in_json(tau: float | None) -> "Tau":
     """Return a tau for JSON: a number, "inf", "-inf" or None."""
     if tau is None or math.isfinite(tau):

@@ -14,8 +14,8 @@ import numpy as np
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.route import label
 from arbitrage_cli.runs.folder import Row
-from arbitrage_cli.runs.records import label
 from arbitrage_cli.runs.summary import NO_COST, Tally, tally, total
 from arbitrage_cli.stats.intervals import Numbers
 from arbitrage_cli.types import Cost, Decision, ModelRole, Step

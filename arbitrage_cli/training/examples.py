@@ -15,11 +15,11 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import Costs
-from arbitrage_cli.routing.states import State, features_of, prefixes_of, state_from_json
 from arbitrage_cli.runs.folder import latest, read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.training.expected_loss import Outcomes
+from arbitrage_cli.training.states import State, features_of, prefixes_of, state_from_json
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
 SPLIT = ("training", "validation", "test")

@@ -30,11 +30,11 @@ from typing import Any, Self
 import httpx2
 import numpy as np
 
+from arbitrage_cli.app.benchmark import Attempt, Bench, Ended
 from arbitrage_cli.app.loaded import LocalModel, WriterOptions, Writers
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Bench, Ended
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.open import open_model

@@ -16,7 +16,7 @@ from statistics import median
 
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.router import Router, is_due, load
-from arbitrage_cli.routing.states import prefix_of
+from arbitrage_cli.training.states import prefix_of
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, TokenStats, Trace
 
 ROUTER = Path(__file__).parents[2] / "models" / "builtin.safetensors"

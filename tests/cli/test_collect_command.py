@@ -105,7 +105,7 @@ def test_interrupts_and_failures_lose_no_states(tmp_path: Path, how: str) -> Non
     assert Counter(row["status"] for row in rows_of(tmp_path / "run")) == {"done": 2, "error": 6}
     first = counts_of(tmp_path / "run")
     assert all(first.values())
-    ended = run(*COLLECT, cwd=tmp_path, **{how: "arbitrage_cli.routing.states.State"})
+    ended = run(*COLLECT, cwd=tmp_path, **{how: "arbitrage_cli.training.states.State"})
     assert ended.code == (INTERRUPTED if how == "interrupt_in" else FAILED)
     second = counts_of(tmp_path / "run")
     assert all(second[name] >= number for name, number in first.items())

@@ -7,9 +7,9 @@ import pytest
 from cli import make_trace
 from screens import Clock, View, make_screen
 
+from arbitrage_cli.app.benchmark import Standing
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress
 from arbitrage_cli.display.plain import PlainDisplay
-from arbitrage_cli.evaluation.benchmark import Standing
 from arbitrage_cli.types import Writing, Wrote
 
 TARGET = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=9.0, speedup=1.0)

@@ -15,12 +15,12 @@ from made_up_tuning import unit_costs
 from scripted_models import open_scripted
 from writing import make_engine
 
+from arbitrage_cli.app.benchmark import Attempt, Began, Bench, Ended, Standings, plan
 from arbitrage_cli.app.executor import remaining
 from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.arbitrage import by_token_stats
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
-from arbitrage_cli.evaluation.benchmark import Attempt, Began, Bench, Ended, Standings, plan
 from arbitrage_cli.inference.backend import Backend, Options
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine

@@ -29,9 +29,9 @@ from arbitrage_cli.inference.thinking import CLOSING, FORMATS, find_format
 from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.routing.states import State, collect
 from arbitrage_cli.routing.thoughts import BUDGET, probe_tau
 from arbitrage_cli.tasks.code import find_program
+from arbitrage_cli.training.states import State, collect
 from arbitrage_cli.types import (
     Cost,
     Decision,

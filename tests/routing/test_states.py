@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
-from arbitrage_cli.routing.states import STATS, State, features_of, state_from_json, state_to_json
+from arbitrage_cli.training.states import STATS, State, features_of, state_from_json, state_to_json
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, TokenStats, Trace
 
 KEPT: tuple[ModelRole, ...] = ("draft", "target", "draft")

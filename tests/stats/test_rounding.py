@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.runs.records import label, route_name
+from arbitrage_cli.routing.route import label, route_name
 from arbitrage_cli.stats import rounding
 
 TAUS = st.floats(-1e9, 1e9, allow_subnormal=False)

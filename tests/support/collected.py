@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
-from arbitrage_cli.routing.states import State, state_to_json
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import SCHEMA
+from arbitrage_cli.training.states import State, state_to_json
 from arbitrage_cli.types import Cost, Problem, Step, TokenStats
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}

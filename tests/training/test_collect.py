@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from arbitrage_cli.arbitrage import RateSteps, WriteStep
-from arbitrage_cli.routing.states import State, collect
+from arbitrage_cli.training.states import State, collect
 from arbitrage_cli.types import (
     Cost,
     Limits,
