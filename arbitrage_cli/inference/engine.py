@@ -10,7 +10,6 @@ speculative decoding (arXiv 2211.17192) with text instead of tokens.
 import functools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from arbitrage_cli.arbitrage import WriteStep
@@ -133,39 +132,29 @@ class Engine:
         """Advance every step by one batch. All decoding steps share a batch."""
         reading = [slot for slot, step in self._steps.items() if len(step.opened.cached.unread) > 1]
         decoding = [slot for slot in self._steps if slot not in reading]
-        return [update for slot in reading for update in self._try(self._read, [slot])] + self._try(self._decode, decoding)
-
-    def _try(self, work: Callable[[list[int]], list[SlotUpdate]], slots: list[int]) -> list[SlotUpdate]:
-        """Call `work` with all slots.
-
-        If the call fails, call `work` for each slot separately, so that only the failing problem is aborted.
-
-        A failing step is first retried without its proposal, because the model might never write the proposed text.
-        """
-        if not slots:
-            return []
-        try:
-            return work(slots)
-        except ProblemError as error:
-            if len(slots) > 1:
-                return [update for slot in slots for update in self._try(self._advance, [slot])]
-            step = self._steps[slots[0]]
-            if step.proposal:
-                step.proposal, step.speculator = Proposal(), None
-                return self._try(self._advance, slots)
-            del self._steps[slots[0]]
-            return [SlotUpdate(slots[0], error=error)]
+        batches = [*([slot] for slot in reading), *([decoding] if decoding else [])]
+        return [update for slots in batches for update in self._advance(slots)]
 
     def _advance(self, slots: list[int]) -> list[SlotUpdate]:
-        """Prefill or decode. After an error, a step may have unread tokens again because a checkpoint was restored."""
-        is_ready = len(self._steps[slots[0]].opened.cached.unread) == 1
-        return self._decode(slots) if is_ready else self._read(slots)
+        """Prefill for one slot, or decode for all slots.
 
-    def _read(self, slots: list[int]) -> list[SlotUpdate]:
-        (slot,) = slots
-        step = self._steps[slot]
-        self._decoder.read(step)
-        return [SlotUpdate(slot, num_unread=len(step.opened.cached.unread))]
+        If this fails, advance each slot separately, so that only the failing problem is aborted. A failing step is first
+        retried without its proposal, because the model might never write the proposed text.
+        """
+        slot, step = slots[0], self._steps[slots[0]]
+        try:
+            if len(step.opened.cached.unread) > 1:  # perhaps again, because a checkpoint was restored after an error
+                self._decoder.read(step)
+                return [SlotUpdate(slot, num_unread=len(step.opened.cached.unread))]
+            return self._decode(slots)
+        except ProblemError as error:
+            if len(slots) > 1:
+                return [update for slot in slots for update in self._advance([slot])]
+            if step.proposal:
+                step.proposal, step.speculator = Proposal(), None
+                return self._advance(slots)
+            del self._steps[slot]
+            return [SlotUpdate(slot, error=error)]
 
     def _decode(self, slots: list[int]) -> list[SlotUpdate]:
         if len(slots) == 1:

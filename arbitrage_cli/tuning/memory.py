@@ -46,7 +46,7 @@ class Part:
     def __add__(self, other: "Part") -> "Part":
         return Part(self.weights + other.weights, self.each + other.each)
 
-    def of(self, concurrency: int) -> int:
+    def bytes_for(self, concurrency: int) -> int:
         return self.weights + concurrency * self.each
 
     def largest_within(self, room: float, most: int) -> int:
@@ -72,19 +72,19 @@ class Room:
 class Need:
     """The need for the machine's memory (`host`) and for a GPU's own memory.
 
-    `sequences` is the maximum number of sequences per problem in any model, or 0 if all models are on servers. `is_known` is
-    false if a file does not contain the size of its KV cache. `cap` is the largest useful number of concurrent problems.
+    `is_known` is false if a file does not contain the size of its KV cache. `most` is the largest useful number of concurrent
+    problems, limited by the sequences of the models.
     """
 
     host: Part
     gpu: Part = Part()
-    sequences: int = 1
     is_known: bool = True
-    cap: int = MOST_HERE
+    most: int = MOST_HERE
 
     @property
-    def most(self) -> int:
-        return min(self.cap, MAX_SEQUENCES // self.sequences) if self.sequences else self.cap
+    def weights(self) -> int:
+        """The bytes of all weights, which are 0 if no model runs on this machine."""
+        return self.host.weights + self.gpu.weights
 
     def rooms(self) -> list[tuple[Part, Room]]:
         """Return each part with the memory that must hold it."""
@@ -119,7 +119,8 @@ def memory_needed(
     rollback: Mapping[ModelRole, int] = MappingProxyType({}),
 ) -> Need:
     """Return the required memory, given the sequences per problem of each model. Raises ModelFileError if a file is invalid."""
-    host, gpu, sequences, is_known = Part(), Part(), 0, True
+    host, gpu, is_known = Part(), Part(), True
+    most = MOST if any(map(is_served, found.values())) else MOST_HERE
     for role, source in found.items():
         if not is_gguf(source):
             continue
@@ -131,8 +132,8 @@ def memory_needed(
         whole = Part(facts.file_bytes, int(count * (kv_cache + facts.checkpoint_bytes)))
         host += Part(whole.weights - offloaded.weights, whole.each - offloaded.each)
         gpu += offloaded
-        sequences, is_known = max(sequences, count), is_known and facts.kv_bytes is not None
-    return Need(host, gpu, sequences, is_known, MOST if any(map(is_served, found.values())) else MOST_HERE)
+        most, is_known = min(most, MAX_SEQUENCES // count), is_known and facts.kv_bytes is not None
+    return Need(host, gpu, is_known, most)
 
 
 def check_memory(need: Need) -> None:
@@ -144,12 +145,12 @@ def check_memory(need: Need) -> None:
     """
     for part, room in need.rooms():
         message = (
-            f"the models need {part.of(1) / GIB:.1f} GiB of {room.name} ({part.weights / GIB:.1f} for their weights, "
+            f"the models need {part.bytes_for(1) / GIB:.1f} GiB of {room.name} ({part.weights / GIB:.1f} for their weights, "
             f"{part.each / GIB:.1f} for their KV caches)"
         )
-        if room.total is not None and part.of(1) > room.total:
+        if room.total is not None and part.bytes_for(1) > room.total:
             raise ModelMemoryError(f"{message}, but this machine has {room.total / GIB:.1f}", room.hint)
-        if room.free is not None and part.of(1) > room.free:
+        if room.free is not None and part.bytes_for(1) > room.free:
             log.warning(
                 "%s, but only %.1f are free, so the run may be slow or fail; %s", message, room.free / GIB, room.hint
             )
@@ -169,8 +170,8 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
     need = needed()
     rooms = need.rooms()
     if is_auto and not earlier:
-        local = MOST_AUTO_SMALL if need.host.weights + need.gpu.weights <= CACHED_BYTES else MOST_AUTO
-        useful = local if need.sequences else MOST_AUTO_SERVED
+        local = MOST_AUTO_SMALL if need.weights <= CACHED_BYTES else MOST_AUTO
+        useful = local if need.weights else MOST_AUTO_SERVED
         return max(1, min(count, useful, need.largest((part, room.share_auto * (room.free or 0)) for part, room in rooms)))
     if count > need.most:
         raise UsageError(
@@ -179,9 +180,9 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
             option="concurrency",
         )
     for part, room in rooms:
-        if room.free is not None and part.of(count) > room.free:
+        if room.free is not None and part.bytes_for(count) > room.free:
             raise ModelMemoryError(
-                f"{count} problems at once need {part.of(count) / GIB:.1f} GiB of {room.name} ({part.weights / GIB:.1f} for the "
+                f"{count} problems at once need {part.bytes_for(count) / GIB:.1f} GiB of {room.name} ({part.weights / GIB:.1f} for the "
                 f"models, {part.each / GIB:.2f} for each problem's KV cache), but {room.free / GIB:.1f} are available",
                 _what_fits(need, rooms, room.hint),
             )
@@ -191,7 +192,7 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
 def _what_fits(need: Need, rooms: Sequence[tuple[Part, Room]], hint: str) -> str:
     if fits := need.largest((part, room.free) for part, room in rooms if room.free is not None):
         return f"use --concurrency {fits} or less, a smaller --ctx, or a smaller kv-type in a settings file"
-    if all(room.total is None or part.of(1) <= room.total for part, room in rooms):
+    if all(room.total is None or part.bytes_for(1) <= room.total for part, room in rooms):
         return f"use --concurrency 1, although it may be slow; or {hint}"
     return f"even a single problem does not fit in memory: {hint}"
 

@@ -54,10 +54,9 @@ def test_one_is_one(text: str, most: int, earlier: int | None) -> None:
         (Need(Part(100, 100)), 3, 3),
         (Need(Part(100, 1)), 64, MOST_AUTO),
         (Need(Part(50, 1)), 64, MOST_AUTO_SMALL),
-        (Need(Part(0, 0)), 64, MOST_AUTO_SMALL),
         (Need(Part(900, 100)), 64, 1),
         (Need(Part(100, 0), is_known=False), 64, 1),
-        (Need(Part(100, 1), sequences=17), 64, 15),
+        (Need(Part(100, 1), most=15), 64, 15),
     ],
 )
 def test_auto_takes_what_is_worth_it_and_fits(need: Need, most: int, found: int) -> None:
@@ -94,7 +93,7 @@ def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelR
     assert choose_concurrency("1024", lambda: need, most=MOST) == 1024
     assert choose_concurrency("auto", lambda: need, most=MOST) == 64
     mixed = memory_needed(served | {"draft": str(tiny["draft"])}, Options(256), {"draft": 1, "target": 1})
-    assert (mixed.most, mixed.sequences) == (256, 1)
+    assert mixed.most == 256
 
 
 def test_one_is_refused_only_if_the_machine_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
@@ -121,8 +120,8 @@ def test_need_is_read_from_the_files(tiny: Mapping[ModelRole, Path]) -> None:
     assert 0 < alone.host.each < full.host.each
     assert memory_needed(found, Options(512), {"draft": 1, "target": 1}).host.each == 2 * alone.host.each
     assert memory_needed(found, Options(256, kv_type="f32"), {"draft": 1, "target": 1}).host.each == 2 * alone.host.each
-    assert (alone.sequences, full.sequences) == (1, 2)
-    assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(Part(), sequences=0)
+    assert [memory_needed(found, Options(256), {"draft": 1, "target": count}).most for count in (2, 17)] == [64, 15]
+    assert memory_needed({"draft": "scripted:draft"}, Options(), {"draft": 1}) == Need(Part())
     with pytest.raises(ModelFileError):
         memory_needed({"draft": "nowhere.gguf"}, Options(), {"draft": 1})
 
