@@ -30,18 +30,13 @@ from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.thoughts import BUDGET, probe_tau
-from arbitrage_cli.tasks.code import find_program
 from arbitrage_cli.training.states import State, collect
 from arbitrage_cli.types import (
-    Cost,
-    Decision,
     Finished,
     Limits,
     ModelRole,
     Phase,
     Problem,
-    Step,
-    StepStop,
     Trace,
 )
 
@@ -209,6 +204,7 @@ def test_models_of_different_formats_share_thoughts(draft: str, target: str) -> 
         ("draft", "answer", "end", ANSWER[1]),
     ]
     assert all(one.draft and one.draft.phase == one.kept.phase for one in trace.decisions)
+    assert (trace.thoughts, trace.text) == ("".join(THOUGHTS), "".join(ANSWER))
     assert [made.questions for made in backends.values()] == [{problem.question}] * 2
 
 
@@ -252,30 +248,6 @@ def test_a_model_that_ends_its_turn_in_its_thoughts_answers_then(kind: Kind | No
         with served(HashServer(kind, made), SWITCHED) as writer:
             found = solve({"target": writer}, problems, "target", limits=long(None)).values()
         assert [steps(trace) for trace in found] == [steps(trace) for trace in alone]
-
-
-def test_a_target_reads_the_end_of_a_drafts_thoughts() -> None:
-    backend = Recording(Thinker(OPENED, "target"))
-    target = Engine("target", Cache(backend), Sampler())
-    thinking: dict[ModelRole, Writer] = {**engines("opened", "opened"), "target": target}
-    end = backend.tokenizer.control_tokens["</think>"]
-    (trace,) = solve(thinking, [Problem("p", "1 + 1")], "entropy", 1.5, limits=long(None)).values()
-    kept = [decision.kept for decision in trace.decisions]
-    assert "draft" in {step.model for step in kept if step.ends_thoughts}
-    assert "target" in {step.model for step in kept if step.phase == "answer"}
-    assert end in [token for call in backend.calls if call.name == "read" for token in call.tokens]
-    assert "</think>" not in trace.thoughts + trace.text
-
-
-def test_the_program_is_the_answers_last() -> None:
-    block = "```python\ndef f(): return {}\n```\n\n"
-    trace = Trace(Problem("p", "?", thinks=True), long(None))
-    stops: tuple[StepStop, ...] = ("separator", "thought", "separator", "separator")
-    for number, stop in enumerate(stops):
-        trace.add(Decision(Step("draft", block.format(number), 9, Cost(), stop, phase=trace.phase)))
-    assert [one.kept.phase for one in trace.decisions] == ["think", "think", "answer", "answer"]
-    assert find_program(trace.text) == "def f(): return 3"
-    assert find_program(Trace(trace.problem, trace.limits, trace.decisions[:2]).text) is None
 
 
 def test_no_thoughts_if_none_are_wanted() -> None:
