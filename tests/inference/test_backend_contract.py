@@ -161,41 +161,36 @@ def test_the_context_can_be_filled_to_the_last_token(backend: Backend) -> None:
     assert "--ctx" in caught.value.hint
 
 
-def too_much(backend: Backend, start: list[int], filler: int) -> dict[str, Callable[[], object]]:
+def failing(backend: Backend, start: list[int], filler: int) -> dict[str, Callable[[], object]]:
     """Computations on sequence 1, which holds `start` without its last token, and on sequence 2, which is full."""
-    held = len(start) - 1
+    held, late = len(start) - 1, Deadline(0.0, 7.0)
     many = [filler] * (CONTEXT - held + 1)
     return {
-        "read": lambda: backend.read(1, held, many),
+        "read too much": lambda: backend.read(1, held, many),
         "one decode of a batch": lambda: backend.decode([1, 2], [held, CONTEXT], [start[-1], filler]),
         "last token of several": lambda: decode_several(backend)(1, held, many),
+        "read too late": lambda: backend.read(1, held, many[:20], deadline=late),
+        "decode too late": lambda: decode_several(backend)(1, held, many[:20], deadline=late),
     }
 
 
-@pytest.mark.parametrize("computation", ["read", "one decode of a batch", "last token of several"])
-def test_what_does_not_fit_can_be_undone(backend: Backend, computation: str) -> None:
+@pytest.mark.parametrize(
+    ("computation", "error"),
+    [
+        *(("read too much", ContextFullError), ("one decode of a batch", ContextFullError)),
+        *(("last token of several", ContextFullError), ("read too late", TimedOutError), ("decode too late", TimedOutError)),
+    ],
+)
+def test_a_computation_that_fails_can_be_undone(backend: Backend, computation: str, error: type[ArbitrageError]) -> None:
     start, filler = prompt(backend), backend.tokenizer.tokenize("a", continues=True)[-1]
     fresh = after(backend, 0, start)
     backend.read(1, 0, start[:-1])
     go_back = way_back(backend, 1, len(start) - 1)
     backend.read(2, 0, [filler] * CONTEXT)
-    with pytest.raises(ContextFullError):
-        too_much(backend, start, filler)[computation]()
+    with pytest.raises(error):
+        failing(backend, start, filler)[computation]()
     go_back()
     assert_close(fresh, after(backend, 1, start[-1:], held=len(start) - 1))
-
-
-@pytest.mark.parametrize("call", ["read", "decode"])
-def test_a_computation_past_its_deadline_can_be_undone(backend: Backend, call: str) -> None:
-    start, tokens = prompt(backend), backend.tokenizer.tokenize("a", continues=True)[-1:] * 20
-    fresh, held = after(backend, 0, start), len(start) - 1
-    backend.read(1, 0, start[:-1])
-    go_back = way_back(backend, 1, held)
-    compute = backend.read if call == "read" else decode_several(backend)
-    with pytest.raises(TimedOutError, match="7 s"):
-        compute(1, held, tokens, deadline=Deadline(0.0, 7.0))
-    go_back()
-    assert_close(fresh, after(backend, 1, start[-1:], held=held))
 
 
 def decode_several(backend: Backend) -> Callable[..., object]:
