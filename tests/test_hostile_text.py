@@ -39,7 +39,7 @@ MARKUP = [
 ]  # fmt: skip
 
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-DRAWING = re.compile(r"\x1b\[\?25[lh]|\x1b\[[0-9;]*m|\r\x1b\[2K(\x1b\[1A\x1b\[2K)*")  # all that the live view itself sends
+DRAWING = re.compile(r"\x1b\[\?25[lh]|\x1b\[[0-9;]*m|\r(\x1b\[(1A|2K))+")  # all that the live view itself sends
 
 PLACES = ("name", "question", "drafted", "written", "answer", "error", "note", "title", "attempt", "label", "detail")
 
