@@ -3,12 +3,13 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.errors import ModelError, ModelFileError, UsageError
 from arbitrage_cli.inference.open import load_llama, rolls_back
+from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import Identity, OnProgress, identify
 from arbitrage_cli.model_files.facts import Facts, num_snapshots, read_facts
 from arbitrage_cli.model_files.names import HubName
@@ -24,6 +25,24 @@ from arbitrage_cli.model_files.pairs import (
 from arbitrage_cli.system.machine import total_memory
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A model's size on this machine or, if it is not there, the size of its download (None if unknown)."""
+
+    source: str
+    is_here: bool
+    num_bytes: int | None
+
+
+def stored(source: str, *, offline: bool) -> Stored:
+    """Find out whether a model is on this machine. Raises HubError if the Hub cannot be reached."""
+    if files := local_files(source):
+        return Stored(source, True, sum(file.stat().st_size for file in files))
+    if offline or (name := hub_name(source)) is None:
+        return Stored(source, False, None)
+    return Stored(source, False, sum(file.size for file, is_here in hub.preview(name).items() if not is_here))
 
 
 def pair_models(pair: PairEntry) -> list[Json]:

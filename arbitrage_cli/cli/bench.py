@@ -50,6 +50,7 @@ def bench(
       arbitrage bench --dataset math500 --pair qwen2.5-coder --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
+    from arbitrage_cli.app import model_info
     from arbitrage_cli.app.bench_run import preview, run_bench
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.setup import RunOptions, for_bench
@@ -68,7 +69,10 @@ def bench(
         path = bench.output_folder or default_folder(selected.dataset.name, setup.choice, concurrency=setup.concurrency)
         if bench.dry_run:
             planned = preview(setup, selected, path, bench, early_stop=routing.early_stop)
-            for name, value in plan_facts(planned, selected.title, path):
+            stored = {
+                role: model_info.stored(source, offline=models.offline) for role, source in planned.setup.sources.items()
+            }
+            for name, value in plan_facts(planned, stored, selected.title, path):
                 typer.echo(f"{name:<10}{one_line(value)}")
             return 0
         with only_figures_on_stdout():

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from arbitrage_cli.app.options import FigureOptions, OutputOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import is_drawable, one_line, show, write
+from arbitrage_cli.model_files.checksums import read_note, write_note
 
 
 @contextlib.contextmanager
@@ -25,11 +27,20 @@ def command_display(options: OutputOptions) -> Iterator[Display]:
 
 def _choose_display(options: OutputOptions) -> Display:
     if options.quiet or not is_drawable(sys.stderr):
-        verbosity = 0 if options.quiet else 2 if options.debug else 1
-        return PlainDisplay(sys.stderr, sys.stdout, verbosity=verbosity)
+        verbosity, is_due = (0, lambda reminder: False) if options.quiet else (2 if options.debug else 1, is_reminder_due)
+        return PlainDisplay(sys.stderr, sys.stdout, verbosity=verbosity, is_due=is_due)
     from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import
 
-    return LiveDisplay(sys.stderr, sys.stdout)
+    return LiveDisplay(sys.stderr, sys.stdout, is_due=is_reminder_due)
+
+
+def is_reminder_due(reminder: str) -> bool:
+    """Return whether a reminder is due, and record that the reminder is shown today."""
+    today = time.strftime("%Y-%m-%d")
+    if read_note("reminders", [reminder]) == today:
+        return False
+    write_note("reminders", [reminder], today)
+    return True
 
 
 @contextlib.contextmanager

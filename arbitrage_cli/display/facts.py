@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from arbitrage_cli.app.sentences import sentence
 from arbitrage_cli.display.charts import MODELS
 from arbitrage_cli.display.text import one_line
-from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import Identity
-from arbitrage_cli.model_files.pairs import PairEntry, hub_name, local_files
+from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.routing.route import label
 from arbitrage_cli.stats import rounding
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench_run import Preview
+    from arbitrage_cli.app.model_info import Stored
+    from arbitrage_cli.types import ModelRole
 
 
 Json = Mapping[str, Any]
@@ -81,13 +82,12 @@ def run_lines(record: Json) -> tuple[str, str]:
     return one_line(shlex.quote(record["folder"])), one_line(f"{done}{age} ago; {about}")
 
 
-def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
-    """Yield facts about a planned benchmark and its estimated duration. Raises HubError if the Hub cannot be reached."""
+def plan_facts(planned: "Preview", models: "Mapping[ModelRole, Stored]", title: str, path: Path) -> Iterable[Fact]:
+    """Yield facts about a planned benchmark, where its models are, and its estimated duration."""
     setup, num_todo = planned.setup, len(planned.todo)
     yield "data set", title
     yield "policies", ", ".join(route.label for route in setup.routes)
-    for role, source in setup.sources.items():
-        yield role, f"{source}: {_availability(source, offline=setup.options.models.offline)}"
+    yield from ((role, f"{model.source}: {_whereabouts(model)}") for role, model in models.items())
     done = f": {rounding.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
     yield "folder", f"{path}{done}"
     yield "attempts", f"{num_todo} of {planned.num_attempts} to run"
@@ -97,14 +97,10 @@ def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
     yield "time", f"unknown for {unknown}; run with --limit 5 first, then repeat --dry-run" if unknown else about
 
 
-def _availability(source: str, *, offline: bool) -> str:
-    if files := local_files(source):
-        return f"on this machine, {rounding.size_words(sum(file.stat().st_size for file in files))}"
-    name = hub_name(source)
-    if name is None or offline:
+def _whereabouts(model: "Stored") -> str:
+    if model.num_bytes is None:
         return "no file on this machine"
-    missing = sum(file.size for file, is_here in hub.preview(name).items() if not is_here)
-    return f"to download, {rounding.size_words(missing)}"
+    return f"{'on this machine' if model.is_here else 'to download'}, {rounding.size_words(model.num_bytes)}"
 
 
 def grade_change(before: Json, now: Json) -> str:

@@ -45,9 +45,17 @@ class View(Protocol):
 class LiveDisplay:
     """A `Display` for a terminal on standard error."""
 
-    def __init__(self, stream: TextIO, results: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        results: TextIO,
+        *,
+        is_due: Callable[[str], bool] = lambda reminder: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._region = _Region(stream)
         self._results = results
+        self._is_due = is_due
         self._downloads = wording.Downloads(clock)
         self._clock = clock
         self._drawn = clock() - REDRAW_SECONDS
@@ -55,11 +63,11 @@ class LiveDisplay:
         self._view: View | None = None
 
     def loading(self, activity: str, fraction: float) -> None:
-        if self._is_due or fraction >= 1:
+        if self._has_waited or fraction >= 1:
             self._draw([Text(f"{fraction:4.0%} {one_line(activity)}", "dim")])
 
     def fetching(self, progress: FileProgress) -> None:
-        if self._downloads.is_new(progress) or self._is_due:
+        if self._downloads.is_new(progress) or self._has_waited:
             self._draw([Text(self._downloads.words(progress), "dim")])
 
     def note(self, text: str) -> None:
@@ -67,7 +75,7 @@ class LiveDisplay:
         self._draw_view()
 
     def remind(self, text: str) -> None:
-        if wording.is_due(text):
+        if self._is_due(text):
             self.note(text)
 
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
@@ -84,7 +92,7 @@ class LiveDisplay:
             self._draw_view()
         elif self._view is not None:
             self._stays += self._view.handle(event, self._region.size[0], self._clock())
-            if self._is_due or not self._view.may_wait(event):
+            if self._has_waited or not self._view.may_wait(event):
                 self._draw_view()
 
     def end(self) -> None:
@@ -103,7 +111,7 @@ class LiveDisplay:
         self._draw([])
 
     @property
-    def _is_due(self) -> bool:
+    def _has_waited(self) -> bool:
         return self._clock() - self._drawn >= REDRAW_SECONDS
 
     def _draw_view(self) -> None:

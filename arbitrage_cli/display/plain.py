@@ -24,12 +24,19 @@ class PlainDisplay:
     """A `Display` of plain lines. Verbosity 0 shows only notes and failures, 1 also problems, and 2 also steps."""
 
     def __init__(
-        self, stream: TextIO, results: TextIO, *, verbosity: int = 1, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO,
+        results: TextIO,
+        *,
+        verbosity: int = 1,
+        is_due: Callable[[str], bool] = lambda reminder: True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
         self._results = results
         self._downloads = wording.Downloads(clock)
         self._verbosity = verbosity
+        self._is_due = is_due
         self._clock = clock
         self._last_loading = clock()
         self._run: RunInfo | None = None
@@ -53,7 +60,7 @@ class PlainDisplay:
         self._write(one_line(text))
 
     def remind(self, text: str) -> None:
-        if self._verbosity and wording.is_due(text):
+        if self._is_due(text):
             self.note(text)
 
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:

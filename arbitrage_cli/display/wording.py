@@ -9,7 +9,7 @@ from typing import Any
 from arbitrage_cli.app.options import ResultFormat
 from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, safe, shortened
-from arbitrage_cli.model_files.checksums import FileProgress, read_note, write_note
+from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import tau_words
 from arbitrage_cli.routing.thoughts import PROBED
@@ -23,15 +23,6 @@ MAX_ANSWER = 80  # characters
 FEW = 16  # tokens; the speed of fewer tokens is shown as approximate
 SLOWER = 1.1  # ratio of times above which a policy is slow
 ENOUGH_TOKENS, ENOUGH_SECONDS = 64, 5.0  # needed to judge whether a policy is slow
-
-
-def is_due(reminder: str) -> bool:
-    """Return whether a reminder is due, and record that the reminder is shown today."""
-    today = time.strftime("%Y-%m-%d")
-    if read_note("reminders", [reminder]) == today:
-        return False
-    write_note("reminders", [reminder], today)
-    return True
 
 
 class Downloads:
