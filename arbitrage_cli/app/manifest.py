@@ -52,8 +52,8 @@ FIXED: Mapping[str, str] = {
     "system prompt": "prompt.system",
     "chat template kwargs": "prompt.chat_template_kwargs",
     "step separator": "step_separator",
-    "minimum step length": "step_least",
-    "minimum thought length": "think_least",
+    "minimum step length": "step_min_chars",
+    "minimum thought length": "think_min_chars",
     **{name.replace("_", " "): f"sampling.{name}" for name in ("temperature", "top_p", "top_k", "min_p", "seed")},
     **{name.replace("_", " "): f"limits.{name}" for name in ("max_steps", "max_tokens", "max_step_tokens")},
     "thinking token limit": "limits.think_tokens",
@@ -121,8 +121,8 @@ def make_manifest(
         "limits": asdict(resolved.limits),
         "task": setup.task.name,
         "step_separator": setup.task.step_end.separator,
-        "step_least": setup.task.step_end.least,
-        "think_least": THOUGHT_END.least if resolved.limits.think_tokens != 0 else None,
+        "step_min_chars": setup.task.step_end.min_chars,
+        "think_min_chars": THOUGHT_END.min_chars if resolved.limits.think_tokens != 0 else None,
         "context": {"kv_type": setup.load.kv_type},
         "machine": _machine_facts(setup),
         "warnings": [],
@@ -148,7 +148,7 @@ def record_settings(setup: Setup, route: Route, limits: Limits, sampler: Sampler
     if setup.load.template_variables:
         settings["chat_template_kwargs"] = dict(setup.load.template_variables)
     if limits.think_tokens != 0:
-        settings["think_least"] = THOUGHT_END.least
+        settings["think_min_chars"] = THOUGHT_END.min_chars
     if (router := setup.router) and route.policy.needs_router:
         costs_of = setup.available_router.costs_of if route.tau_name in PRESETS else None
         settings |= {"router": router.card.name, "router_sha256": router.sha256, "tau_costs": costs_of}

@@ -110,7 +110,11 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
         done = f", {run.finished} of them done" if run.finished else ""
         return [f"{one_line(run.title)}: {rounding.count(run.planned, 'attempt')}{done}"]
     lines = [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]
-    if "think_least" in run.settings and run.thoughts_tau not in (None, run.tau) and math.isfinite(run.thoughts_tau or 0.0):
+    if (
+        "think_min_chars" in run.settings
+        and run.thoughts_tau not in (None, run.tau)
+        and math.isfinite(run.thoughts_tau or 0.0)
+    ):
         share = f"{(1 - (run.thoughts_tau or 0.0)) / PROBED:.0%}"
         lines.append(
             "this router was not trained on thinking: the target writes the first thoughts, and at most "

@@ -16,17 +16,17 @@ LOOP_TOKENS, LOOP_ROUNDS = 60, 3  # a step ends if its last LOOP_TOKENS or more 
 
 @dataclass(frozen=True, slots=True)
 class StepEnd:
-    """The rule that a step ends at the first `separator` after at least `least` characters.
+    """The rule that a step ends at the first `separator` after at least `min_chars` characters.
 
     Characters are counted from the first visible character.
     """
 
     separator: str
-    least: int = 1
+    min_chars: int = 1
 
     def __str__(self) -> str:
         name = {"\n": "a line feed", "\n\n": "a blank line"}.get(self.separator, repr(self.separator))
-        return name if self.least == 1 else f"{name} after {self.least} characters"
+        return name if self.min_chars == 1 else f"{name} after {self.min_chars} characters"
 
 
 BLANK_LINE = StepEnd("\n\n")  # from the paper
@@ -86,7 +86,7 @@ class StepText:
         self.so_far += text
         if text and not self._has_separator:
             first_visible = len(self.so_far) - len(self.so_far.lstrip())
-            start = max(first_visible + self._end.least, num_old - len(separator) + 1)
+            start = max(first_visible + self._end.min_chars, num_old - len(separator) + 1)
             self._has_separator = separator in self.so_far[start:]
 
 

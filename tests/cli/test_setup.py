@@ -93,7 +93,7 @@ def test_files_of_a_pair_of_the_users_have_its_router(tmp_path: Path, tiny: Mapp
     assert choose_models(frozenset(), named).router_source == "builtin:universal"
     write_router(router, pair=facts)
     assert choose_models(frozenset(), named).router_source == str(router)
-    write_router(router, pair=facts, data={"step_end": {"separator": "\n", "least": 1}})  # of code
+    write_router(router, pair=facts, data={"step_end": {"separator": "\n", "min_chars": 1}})  # of code
     assert choose_models(frozenset(), named).router_source == "builtin:universal"
     write_router(router, pair={role: {**one, "sha256": "0" * 64} for role, one in facts.items()})
     assert choose_models(frozenset(), named).router_source == "builtin:universal"

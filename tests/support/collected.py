@@ -99,7 +99,7 @@ def write_run(
         "models": models,
         "fingerprint": {"seed": folder.name},
         "step_separator": BLANK_LINE.separator,
-        "step_least": BLANK_LINE.least,
+        "step_min_chars": BLANK_LINE.min_chars,
         "reward": {"kind": "prm", "name": "made up"},
         "unit_costs": COSTS,
     }

@@ -390,7 +390,7 @@ class ChatWriter(ServedWriter):
         The stop string is empty if a step may contain a separator, or if the server cannot stop at a separator.
         """
         request = super()._request(slot, prompt, writing, max_tokens)
-        stops = writing.phase == "answer" and self._step_end.least == 1 and self._chat.can_stop
+        stops = writing.phase == "answer" and self._step_end.min_chars == 1 and self._chat.can_stop
         return replace(request, stop=request.stop if stops else "")
 
     def _marker(self, phase: Phase) -> str:
