@@ -15,10 +15,10 @@ from rich.text import Text
 
 from arbitrage_cli.app.protocol import RunProgress, ServerInfo, Shown
 from arbitrage_cli.display import wording
+from arbitrage_cli.display.base import BaseDisplay, always, in_turn
 from arbitrage_cli.display.live_run import RunView
 from arbitrage_cli.display.live_solve import SolveView
-from arbitrage_cli.display.text import one_line, show, write
-from arbitrage_cli.model_files.checksums import FileProgress
+from arbitrage_cli.display.text import one_line, show
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import RequestEnded
 
@@ -42,7 +42,7 @@ class View(Protocol):
     def close(self, columns: int) -> list[Text]: ...
 
 
-class LiveDisplay:
+class LiveDisplay(BaseDisplay):
     """A `Display` for a terminal on standard error."""
 
     def __init__(
@@ -50,34 +50,26 @@ class LiveDisplay:
         stream: TextIO,
         results: TextIO,
         *,
-        is_due: Callable[[str], bool] = lambda reminder: True,
+        is_due: Callable[[str], bool] = always,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(results, REDRAW_SECONDS, is_due=is_due, clock=clock)
+        self._updated -= REDRAW_SECONDS  # the first line is shown at once
         self._region = _Region(stream)
-        self._results = results
-        self._is_due = is_due
-        self._downloads = wording.Downloads(clock)
-        self._clock = clock
-        self._drawn = clock() - REDRAW_SECONDS
         self._stays: list[Text] = []
         self._view: View | None = None
 
+    @in_turn
     def loading(self, activity: str, fraction: float) -> None:
         if self._has_waited or fraction >= 1:
-            self._draw([Text(f"{fraction:4.0%} {one_line(activity)}", "dim")])
+            self._show_work(f"{fraction:4.0%} {one_line(activity)}")
 
-    def fetching(self, progress: FileProgress) -> None:
-        if self._downloads.is_new(progress) or self._has_waited:
-            self._draw([Text(self._downloads.words(progress), "dim")])
-
+    @in_turn
     def note(self, text: str) -> None:
         self._stays.append(Text(one_line(text), "yellow"))
         self._draw_view()
 
-    def remind(self, text: str) -> None:
-        if self._is_due(text):
-            self.note(text)
-
+    @in_turn
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
         if isinstance(run, RunProgress):
             self._view = RunView(run, self._clock())
@@ -86,6 +78,7 @@ class LiveDisplay:
             self._stays += [Text(line, "dim") for line in wording.opening(run)]
         self._draw_view()
 
+    @in_turn
     def handle(self, event: Shown) -> None:
         if isinstance(event, RequestEnded):
             self._stays.append(Text(wording.request(event), "red" if event.finished.error else ""))
@@ -95,30 +88,30 @@ class LiveDisplay:
             if self._has_waited or not self._view.may_wait(event):
                 self._draw_view()
 
+    @in_turn
     def end(self) -> None:
         if self._view is not None:
             self._stays += self._view.end()
             self._draw([])
 
-    def result(self, text: str) -> None:
-        self._draw([])
-        write(self._results, text + "\n")
-
+    @in_turn
     def close(self) -> None:
         if self._view is not None:
             self._stays += self._view.close(self._region.size[0])
             self._view = None
         self._draw([])
 
-    @property
-    def _has_waited(self) -> bool:
-        return self._clock() - self._drawn >= REDRAW_SECONDS
+    def _show_work(self, line: str) -> None:
+        self._draw([Text(line, "dim")])
+
+    def _clear(self) -> None:
+        self._draw([])
 
     def _draw_view(self) -> None:
         self._draw(self._view.region(*self._region.size, self._clock()) if self._view else [])
 
     def _draw(self, region: Sequence[Text]) -> None:
-        self._drawn = self._clock()
+        self._updated = self._clock()
         stays, self._stays = self._stays, []
         self._region.update(stays, region)
 

@@ -9,9 +9,9 @@ from typing import TextIO
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, ServerInfo, Shown
 from arbitrage_cli.display import wording
+from arbitrage_cli.display.base import BaseDisplay, always, in_turn
 from arbitrage_cli.display.explanation import step_lines
-from arbitrage_cli.display.text import first_line, one_line, safe, show, write
-from arbitrage_cli.model_files.checksums import FileProgress
+from arbitrage_cli.display.text import first_line, one_line, safe, show
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
@@ -20,7 +20,7 @@ from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, Started
 LOADING_SECONDS = 5.0  # minimum time between progress lines of a download or a model that is loaded
 
 
-class PlainDisplay:
+class PlainDisplay(BaseDisplay):
     """A `Display` of plain lines. Verbosity 0 shows only notes and failures, 1 also problems, and 2 also steps."""
 
     def __init__(
@@ -29,46 +29,33 @@ class PlainDisplay:
         results: TextIO,
         *,
         verbosity: int = 1,
-        is_due: Callable[[str], bool] = lambda reminder: True,
+        is_due: Callable[[str], bool] = always,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(results, LOADING_SECONDS, is_due=is_due, clock=clock)
         self._stream = stream
-        self._results = results
-        self._downloads = wording.Downloads(clock)
         self._verbosity = verbosity
-        self._is_due = is_due
-        self._clock = clock
-        self._last_loading = clock()
         self._run: RunInfo | None = None
         self._began = 0.0
         self._totals = wording.Totals()
 
+    @in_turn
     def loading(self, activity: str, fraction: float) -> None:
-        now = self._clock()
-        if now - self._last_loading >= LOADING_SECONDS:
-            self._last_loading = now
-            self._say(f"{one_line(activity)}: {fraction:.0%}")
+        if self._has_waited:
+            self._show_work(f"{one_line(activity)}: {fraction:.0%}")
 
-    def fetching(self, progress: FileProgress) -> None:
-        now = self._clock()
-        is_new = self._downloads.is_new(progress)
-        if is_new or progress.done == progress.total or now - self._last_loading >= LOADING_SECONDS:
-            self._last_loading = now
-            self._say(self._downloads.words(progress))
-
+    @in_turn
     def note(self, text: str) -> None:
         self._write(one_line(text))
 
-    def remind(self, text: str) -> None:
-        if self._is_due(text):
-            self.note(text)
-
+    @in_turn
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
         if isinstance(run, RunInfo):
             self._run, self._began = run, self._clock()
         for line in wording.opening(run):
             self._say(line)
 
+    @in_turn
     def handle(self, event: Shown) -> None:
         if isinstance(event, AttemptEnded):
             progress = event.progress
@@ -83,14 +70,18 @@ class PlainDisplay:
             if note := self._totals.slowness(self._run):
                 self.note(note)
 
+    @in_turn
     def end(self) -> None:
         if self._run and self._run.num_problems != 1:
             self._say(self._totals.text)
 
-    def result(self, text: str) -> None:
-        write(self._results, text + "\n")
-
     def close(self) -> None: ...
+
+    def _clear(self) -> None: ...
+
+    def _show_work(self, line: str) -> None:
+        self._updated = self._clock()
+        self._say(line)
 
     def _show(self, event: Event, run: RunInfo) -> None:
         has_steps = self._verbosity > 1 or run.num_problems == 1 or run.explain

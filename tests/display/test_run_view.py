@@ -1,6 +1,7 @@
 """The live view of a run's attempts, on an emulated screen."""
 
 import io
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from screens import Clock, View, make_screen
 
 from arbitrage_cli.app.benchmark import Standing
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress
+from arbitrage_cli.display.live import LiveDisplay
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.types import Writing, Wrote
 
@@ -16,6 +18,8 @@ TARGET = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=9.0, 
 ENTROPY = Standing("entropy@0.5", planned=3, tried=2, done=1, correct=1, seconds=3.0, speedup=1.5)
 BEGUN = RunProgress("bench set", 4, 6, (TARGET, ENTROPY), seconds_left=90.0)
 AT_ONCE = RunProgress("bench set", 2, 3, (Standing("target", 3, 2, 2, correct=1, seconds=0.5),), seconds_left=90.0)
+
+PATIENCE = 0.05  # seconds for a thread that should wait
 
 MakeView = Callable[..., View]
 
@@ -105,3 +109,30 @@ def test_quiet_display_has_notes_only() -> None:
     display.handle(ENDED)
     display.note("a note")
     assert stream.getvalue() == "a note\n"
+
+
+class Slow(io.StringIO):
+    """A stream for results. While the first is written, another thread tries to show a note."""
+
+    display: PlainDisplay | LiveDisplay
+    other: threading.Thread | None = None
+    waits = False
+
+    def write(self, text: str) -> int:
+        if self.other is None:
+            self.other = threading.Thread(target=self.display.note, args=("note",))
+            self.other.start()
+            self.other.join(PATIENCE)
+            self.waits = self.other.is_alive()
+        return super().write(text)
+
+
+@pytest.mark.parametrize("make", [PlainDisplay, LiveDisplay])
+def test_threads_draw_one_after_another(make: Callable[[io.StringIO, io.StringIO], PlainDisplay | LiveDisplay]) -> None:
+    stream, results = io.StringIO(), Slow()
+    results.display = make(stream, results)
+    results.display.result("349")
+    assert results.other
+    results.other.join()
+    assert results.waits
+    assert (results.getvalue(), "note" in stream.getvalue()) == ("349\n", True)
