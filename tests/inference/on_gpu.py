@@ -5,9 +5,6 @@ The same process computes the expected values on the CPU, with gpu-layers = 0. `
 
 import json
 import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,9 +15,9 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-import tiny_architectures
 from cli import Result, run
 from hash_language import ForgetfulEngine, solve, texts
+from tiny_architectures import build_apart
 from writing import make_engine
 
 from arbitrage_cli.errors import ModelMemoryError
@@ -175,11 +172,7 @@ def recurrent(request: pytest.FixtureRequest, tiny: Mapping[str, Path], tmp_path
     """A model that keeps checkpoints, and one that can also remove rejected tokens (`n_rs_seq`)."""
     if request.param in tiny:
         return tiny[request.param]
-    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
-    folders = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, tiny_architectures.__file__, str(path), "lfm2"]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": folders})
-    return path
+    return build_apart(tmp_path_factory.mktemp("lfm2"), "lfm2")
 
 
 def test_a_new_file_is_tried_and_solves(recurrent: Path) -> None:

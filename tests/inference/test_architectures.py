@@ -1,18 +1,14 @@
 """Every architecture that llama.cpp and the tests can write solves problems, as draft and as target. Slow: `pytest -m slow`."""
 
-import os
-import subprocess
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_architectures
 from cli import run
 from hash_language import CHEAP_BATCHES, CHEAP_DRAFT, ForgetfulEngine, planner, solve, texts
-from tiny_architectures import HINTS, RECURRENT
+from tiny_architectures import HINTS, RECURRENT, build_apart
 
 from arbitrage_cli.inference.backend import Floats, Options
 from arbitrage_cli.inference.engine import Engine
@@ -43,11 +39,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def path(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp(architecture) / f"{architecture}.gguf"
-    folders = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, str(Path(tiny_architectures.__file__)), str(path), architecture]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": folders}, timeout=300)
-    return path
+    return build_apart(tmp_path_factory.mktemp(architecture), architecture)
 
 
 def test_an_architecture_solves_problems(architecture: str, path: Path, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ architecture in a process of its own.
 Usage: python tiny_architectures.py PATH ARCHITECTURE
 """
 
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -167,6 +169,14 @@ def _write(path: Path, architecture: str, keys: Mapping[str, Any], tensors: Mapp
 
 
 KINDS = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32}
+
+
+def build_apart(folder: Path, architecture: str) -> Path:
+    """Build a model in a process of its own, and return its path."""
+    path = folder / f"{architecture}.gguf"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, __file__, str(path), architecture], check=True, env=environment, timeout=300)
+    return path
 
 
 if __name__ == "__main__":
