@@ -1,7 +1,7 @@
 """Builds prompts with the model's chat template. Control tokens are recognized only in the template's own text."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.errors import ConversationError, TemplateError
-from arbitrage_cli.inference.layouts import CONVERSATION, QUESTION, Layout, Layouts, Render, unusable
+from arbitrage_cli.inference.layouts import CONVERSATION, QUESTION, Layout, Layouts, Render
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.inference.thinking import CLOSING, THINK, ThinkFormat, find_format, variables_for
 from arbitrage_cli.types import Problem, Step
@@ -161,22 +161,6 @@ class ChatPrompt:
             return f"\n{form.closes}"
         by_itself = explicit if self.thinks_by_itself is None else self.thinks_by_itself
         return form.empty if state == "open" and by_itself else ""
-
-    def conversation(self, turns: Sequence[str], reply: str) -> list[Segment]:
-        """Return a conversation without instructions. Every user turn except the last is answered with `reply`.
-
-        Raises TemplateError if the template cannot render a conversation.
-        """
-        if not self._layouts.has_template:
-            raise unusable("a conversation is required, but the model has no template")
-        layout = self._layouts.of(CONVERSATION, False)
-        before, between, answered, after = re.split("|".join(layout.slots), layout.text)
-        segments: list[Segment] = []
-        for index, turn in enumerate(turns):
-            self._append_template_text(segments, between + reply + answered if index else before)
-            self._append_data(segments, turn)
-        self._append_template_text(segments, after)
-        return segments
 
     def fragments(self, text: str) -> list[str]:
         """Split a question or another model's step so that no fragment contains a whole marker."""

@@ -46,7 +46,6 @@ class Layouts:
 
     def __init__(self, template: str | Render | None, variables: Mapping[str, Any], *, has_instructions: bool) -> None:
         self._template, self._variables, self._has_instructions = template, variables, has_instructions
-        self.has_template = template is not None
         self.of = lru_cache(MAX_LAYOUTS)(self._make)
 
     @cached_property

@@ -18,7 +18,7 @@ from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.scheduler import RewardUpdate
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.types import Cost, Limits, Problem, Step, Trace
+from arbitrage_cli.types import Cost, Limits, Message, Problem, Step, Trace
 
 ENOUGH_ANSWERS = 8  # answers before their mean probability is checked
 NOT_A_PRM = 0.001  # mean probability of the answers about `TEST_STEPS` below which a model is no process reward model
@@ -187,7 +187,9 @@ def ask(prompt: ChatPrompt, trace: Trace, step: Step, style: PrmStyle) -> tuple[
         solution = trace.followed_by(step).written.rstrip()
         return prompt.segments(Problem("", trace.problem.question)), solution + BLANK_LINE.separator
     first, *others = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
-    return prompt.conversation([f"{trace.problem.question.strip()} {first}", *others], ANSWERS[0]), ""
+    *rated, last = f"{trace.problem.question.strip()} {first}", *others
+    turns = [turn for text in rated for turn in (Message("user", text), Message("assistant", ANSWERS[0]))]
+    return prompt.segments(Problem("", last, tuple(turns))), ""
 
 
 def _single_token(backend: Backend, text: str) -> int:

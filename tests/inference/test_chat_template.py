@@ -110,8 +110,8 @@ def test_templates_that_mark_what_the_assistant_writes() -> None:
     marked = block.replace("BEGIN", "{%- generation -%}").replace("END", "{%- endgeneration -%}")
     plain = block.replace("BEGIN", "").replace("END", "")
     for template in (marked, plain):
-        assert text(ChatPrompt(template, [], style=PromptStyle("s")).segments(Problem("", "q"))) == "s|q|"
-        assert text(ChatPrompt(template, [], style=PromptStyle("s")).conversation(["a", "b"], "+")) == "a|+|b|"
+        turns = (Message("user", "a"), Message("assistant", "+"))
+        assert text(ChatPrompt(template, [], style=PromptStyle("s")).segments(Problem("", "b", turns))) == "s|a|+|b|"
 
 
 @pytest.mark.parametrize(
