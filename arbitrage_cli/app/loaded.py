@@ -14,7 +14,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.chat import Chat
 from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.trial import describe, facts_about
+from arbitrage_cli.inference.servers.probe import describe, facts_about
 from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts

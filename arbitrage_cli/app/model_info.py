@@ -103,7 +103,7 @@ def describe_served(source: str) -> Json:
     from arbitrage_cli.inference.chat_template import PromptStyle
     from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
     from arbitrage_cli.inference.servers.connection import Connection  # slow to import
-    from arbitrage_cli.inference.servers.trial import facts_about, open_served
+    from arbitrage_cli.inference.servers.probe import facts_about, open_served
 
     address = Address.parse(source)
     served = ServedSource(address, find_keys({"target": address}, {}, os.environ).get("target"))

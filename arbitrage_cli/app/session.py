@@ -156,7 +156,7 @@ class Session:
         if not served:
             return {}
         from arbitrage_cli.inference.servers.connection import Connection  # slow to import
-        from arbitrage_cli.inference.servers.trial import open_served
+        from arbitrage_cli.inference.servers.probe import open_served
 
         generation = self.setup.options.generation
         is_greedy = not generation.temperature

@@ -14,9 +14,9 @@ from fake_server import Answer, on_loopback
 from faults import rows_of, write_problems
 
 from arbitrage_cli import Pair, ServerError, ServerRequestError, open_pair
-from arbitrage_cli.inference.servers.trial import COUNTING, QUESTION
+from arbitrage_cli.inference.servers.probe import COUNTING, QUESTION
 
-TRIALS = [dialogue.messages[0]["content"] for dialogue in (QUESTION, COUNTING)]
+PROBED = [dialogue.messages[0]["content"] for dialogue in (QUESTION, COUNTING)]
 KEY, REASON = "sk-secret-0123", "input was flagged"
 ENV = {"ARBITRAGE_TARGET_API_KEY": KEY}
 QUESTIONS = [f"{number} * 12 - 95" for number in range(31, 39)]
@@ -28,7 +28,7 @@ FILTERED = Answer([chunk({}, "content_filter")], is_streamed=True)
 
 
 class Refusing:
-    """A chat API that refuses some questions. `asked` are the questions without those of the trial requests."""
+    """A chat API that refuses some questions. `asked` are the questions without those of probes."""
 
     def __init__(self) -> None:
         self.server = ChatServer(Api(names_stop=True), key=KEY)
@@ -38,7 +38,7 @@ class Refusing:
 
     def _fault(self) -> Answer | None:
         question = next(one["content"] for one in self.server.bodies[-1]["messages"] if one["role"] == "user")
-        if question in TRIALS:
+        if question in PROBED:
             return None
         self.asked.append(question)
         return self.answer if self.refuses(question) else None
@@ -70,14 +70,14 @@ def test_solve_records_a_refusal(api: Refusing, quick_path: Path, answer: Answer
 
 def test_solve_tries_missing_problems_before_refused_ones(api: Refusing, quick_path: Path) -> None:
     """The output is in input order all the same."""
-    command = ("solve", *api.models, "--policy", "target", "-i", "problems.jsonl", "-o", "out.jsonl", "--format", "tsv")
+    command = ("solve", *api.models, "--policy", "target", "-i", "problems.jsonl", "-o", "out.jsonl", "--format", "json")
     assert run(*command, "--limit", "4", cwd=quick_path, env=ENV).code == 1
     api.refuses = lambda question: False
     api.asked.clear()
     resumed = run(*command, cwd=quick_path, env=ENV)
     assert resumed.code == 0, resumed.err
     assert list(dict.fromkeys(api.asked)) == [*QUESTIONS[4:], BAD]
-    assert [line.split("\t")[0] for line in resumed.out.splitlines()] == NAMES
+    assert [one["id"] for one in resumed.records] == NAMES
     records = [json.loads(line) for line in (quick_path / "out.jsonl").read_text().splitlines()]
     assert [(one["id"], one["status"]) for one in records] == [(name, "done") for name in NAMES]
 

@@ -1,6 +1,7 @@
 """Targets behind chat APIs write what engines write here, whatever the API's conventions; what cannot be continued is an error."""
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
@@ -15,23 +16,30 @@ from arbitrage_cli.arbitrage import Flow, WriteStep
 from arbitrage_cli.errors import ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.servers.chat import END, Chat
+from arbitrage_cli.inference.servers.chat import Chat
 from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.trial import facts_about, open_served
+from arbitrage_cli.inference.servers.probe import facts_about, open_served
 from arbitrage_cli.inference.servers.writer import ChatWriter
 from arbitrage_cli.types import Decision, Event, Finished, Limits, Problem, Step, Trace
 
 STYLE = PromptStyle()
+DISABLED = {"thinking": {"type": "disabled"}}
 APIS = {
-    "llama-server": Api("trailing", repeats=True),
-    "OpenRouter": Api("trailing", usage="with text"),
-    "Mistral": Api("prefix", repeats=True, rejects=("continue_final_message", "seed", "logprobs")),
-    "DeepSeek": Api("prefix", thinks_unless={"thinking": {"type": "disabled"}}),
-    "Moonshot": Api("partial", usage="none"),
-    "vLLM": Api("final", names_stop=True),
-    "without stop": Api("trailing", rejects=("stop",)),
-    "ignored stop": Api("trailing", ignores_stop=True),
+    "http://toy:1": Api("trailing", repeats=True),
+    "https://openrouter.ai": Api("trailing", usage="with text", thinks_unless={"reasoning": {"enabled": False}}),
+    "https://api.mistral.ai": Api("prefix", repeats=True, rejects=("continue_final_message", "seed", "logprobs")),
+    "https://api.deepseek.com": Api("prefix", thinks_unless=DISABLED),
+    "https://api.moonshot.ai": Api("partial", usage="none", thinks_unless=DISABLED),
+    "https://dashscope-intl.aliyuncs.com": Api("partial", thinks_unless={"enable_thinking": False}),
+    "http://without-stop:1": Api("trailing", rejects=("stop",)),
+    "http://ignored-stop:1": Api("trailing", ignores_stop=True),
+    "http://vllm:1": Api("final", names_stop=True),
 }
+CONTINUATIONS = {"http://vllm:1": "final"}  # of pairs
+
+
+def opened(host: str) -> AbstractContextManager[ServedModel]:
+    return opened_model(ChatServer(APIS[host]), template=None, base=f"{host}/v1", continuation=CONTINUATIONS.get(host))
 
 
 def writer(model: ServedModel, style: PromptStyle = STYLE, **options: Any) -> ChatWriter:
@@ -43,30 +51,30 @@ def failures(events: list[Event]) -> list[Exception | None]:
     return [event.error for event in finished_of(events)]
 
 
-@pytest.mark.parametrize("name", APIS)
+@pytest.mark.parametrize("host", APIS)
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(name: str, concurrency: int) -> None:
+def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(host: str, concurrency: int) -> None:
     expected = solve(here(), PROBLEMS, "entropy", 1.0)
-    with opened_model(ChatServer(APIS[name]), template=None) as model:
+    with opened(host) as model:
         found = solve({**here(concurrency), "target": writer(model)}, PROBLEMS, "entropy", 1.0, concurrency=concurrency)
     assert texts(found) == texts(expected)
-    assert facts_about(model)["continues"] == f"chat messages ({APIS[name].continues})"
+    assert facts_about(model)["continues"] == f"chat messages ({APIS[host].continues})"
 
 
-@pytest.mark.parametrize("name", [*APIS, "OpenAI"])
+@pytest.mark.parametrize("api", APIS.values(), ids=APIS)
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_a_target_alone_behind_a_chat_api_is_asked_once_as_by_any_user(name: str, concurrency: int) -> None:
+def test_a_target_alone_behind_a_chat_api_is_asked_once_as_by_any_user(api: Api, concurrency: int) -> None:
     limits = replace(SHORT, max_steps=None)
     expected = solve(here(), PROBLEMS, "target", limits=limits)
-    server = ChatServer(APIS.get(name) or Api(None))
-    with opened_model(server, template=None) as model:
+    server = ChatServer(replace(api, thinks_unless=None))
+    with opened_model(server, template=None, continuation=api.continues) as model:
         server.bodies.clear()
         found = solve({"target": writer(model)}, PROBLEMS, "target", limits=limits, concurrency=concurrency)
     assert texts(found) == texts(expected)
     assert {name: trace.stop for name, trace in found.items()} == {name: trace.stop for name, trace in expected.items()}
     assert [body["messages"][-1]["role"] for body in server.bodies] == ["user"] * len(PROBLEMS)
     assert not any("stop" in body for body in server.bodies)
-    if APIS.get(name, Api()).usage != "none":
+    if api.usage != "none":
         assert {name: trace.num_tokens for name, trace in found.items()} == {
             name: trace.num_tokens for name, trace in expected.items()
         }
@@ -92,12 +100,15 @@ def test_white_space_at_the_end_is_not_sent_to_an_api_that_refuses_it() -> None:
     assert not any("\n\n\n" in trace.text for trace in found.values())
 
 
-def test_thinking_is_turned_off_or_refused() -> None:
-    with opened_model(ChatServer(Api(thinks_unless={"reasoning_effort": "none"})), template=None) as model:
-        assert isinstance(model.dialect, Chat)
-        assert model.dialect.no_thinking == {"reasoning_effort": "none"}
-    with pytest.raises(ServerError), opened_model(ChatServer(Api(thinks_unless={"unknown": 1})), template=None):
+@pytest.mark.parametrize(
+    ("api", "num_requests"), [(Api(thinks_unless={"unknown": 1}), 1), (Api(None), 2), (Api(begins_anew=True), 2)]
+)
+def test_an_api_that_thinks_or_continues_nothing_is_refused(api: Api, num_requests: int) -> None:
+    server = ChatServer(api)
+    with pytest.raises(ServerError) as raised, opened_model(server, template=None):
         pass
+    assert raised.value.hint
+    assert len(server.bodies) == num_requests
 
 
 def test_rejected_fields_are_omitted() -> None:
@@ -119,68 +130,23 @@ def test_fields_that_are_rejected_only_while_sampling_are_omitted() -> None:
         assert model.dialect.omitted == {"seed"}
 
 
-def test_the_convention_of_a_pair_is_used_without_a_test() -> None:
-    with opened_model(ChatServer(Api("partial")), template=None, continuation="partial") as model:
+def test_the_convention_of_a_pair_replaces_that_of_the_api() -> None:
+    server, base = ChatServer(Api("partial")), "https://api.mistral.ai/v1"
+    with opened_model(server, template=None, base=base, continuation="partial") as model:
         assert facts_about(model)["continues"] == "chat messages (partial)"
-    with pytest.raises(ServerError), opened_model(ChatServer(Api("partial")), template=None, continuation="prefix"):
-        pass
+    assert len(server.bodies) == 3
 
 
-def instructed(*answers: list[str]) -> tuple[Api, list[Body]]:
-    """Return an API that continues nothing and gives these answers after the trial, and the requests for them."""
-    remaining, asked = iter(answers), list[Body]()
-
-    def says(body: Body) -> list[str]:
-        if body["max_tokens"] == 32:
-            return ["5"]
-        asked.append(body)
-        return next(remaining)
-
-    return Api(None, says=says), asked
-
-
-def events_with(api: Api, problem: Problem = PROBLEMS[0]) -> list[Event]:
-    with opened_model(ChatServer(api), template=None) as model:
-        return events_of({"target": writer(model)}, [problem], "target", make_flow=one_by_one)
-
-
-def test_a_model_that_no_convention_continues_is_instructed(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_that_begins_again_is_an_error() -> None:
     first = "To begin, we add the two numbers that the problem names."
-    api, asked = instructed([first], [first, "\n\n", "They are 5.", f" {END}"])
-    (finished,) = finished_of(events_with(api))
-    assert finished.trace.text == f"{first}\n\nThey are 5. "
-    assert [decision.kept.stop for decision in finished.trace.decisions] == ["separator", "end"]
-    assert all(decision.kept.cost.prefill_tokens for decision in finished.trace.decisions)
-    assert [message["role"] for message in asked[1]["messages"]] == ["system", "user", "assistant", "user"]
-    assert asked[1]["messages"][2]["content"] == first
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
-
-
-def test_a_solution_that_is_begun_again_is_tried_once_more_and_then_fails() -> None:
-    first = "To begin, we add the two numbers that the problem names."
-    again = [first[:48], " which are 2 and 3."]
-    api, asked = instructed([first], again, [f"They are 5.{END}"])
-    (finished,) = finished_of(events_with(api))
-    assert finished.trace.text == f"{first}\n\nThey are 5."
-    api, asked = instructed([first], again, again)
-    (finished,) = finished_of(events_with(api))
+    answers = iter([first, f"{first[:48]} which are 2 and 3."])
+    with opened_model(server := ChatServer(Api()), template=None) as model:
+        server.faults = lambda: Answer(
+            [chunk({"content": next(answers)}), chunk({}, "stop", stop_reason="\n\n")], is_streamed=True
+        )
+        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target", make_flow=one_by_one))
     assert isinstance(finished.error, ServerRequestError)
     assert finished.trace.text == f"{first}\n\n"
-    assert len(asked) == 3
-
-
-def test_an_instructed_model_that_repeats_a_step_fails() -> None:
-    first, second = "To begin, we add the two numbers.", "The second step is long enough to be told from a coincidence."
-    api, _ = instructed([first], [second], [second], [second])
-    (finished,) = finished_of(events_with(api))
-    assert isinstance(finished.error, ServerRequestError)
-    assert finished.trace.text == f"{first}\n\n{second}\n\n"
-
-
-def test_an_instructed_model_that_repeats_its_answer_ends_the_solution() -> None:
-    api, asked = instructed(["We add the numbers."], *[["The answer is 5."]] * 10)
-    (finished,) = finished_of(events_with(api))
-    assert (finished.error, finished.trace.stop, len(asked)) == (None, "end", 4)
 
 
 ONE_STEP = Limits(1, 120, 40)

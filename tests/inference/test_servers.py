@@ -27,7 +27,7 @@ from arbitrage_cli.inference.scheduler import MOST_REFUSED, Job, Refusals, Sched
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection, Host, Pending, Request
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
-from arbitrage_cli.inference.servers.trial import open_served
+from arbitrage_cli.inference.servers.probe import open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Step, Trace
@@ -680,7 +680,7 @@ ENDLESS = Answer([{"choices": [{"text": "a", "finish_reason": None}]}] * 1000, i
 
 @pytest.mark.parametrize("answer", [STALLED, ENDLESS])
 def test_a_server_that_never_ends_is_given_up_after_one_request(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.TRIAL_SECONDS", 0.2)
+    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.PROBE_SECONDS", 0.2)
     server = HashServer("vllm", HashBackend("target"))
     server.faults = lambda: answer
     with pytest.raises(ServerError), opened_model(server):
@@ -735,7 +735,7 @@ def test_a_problem_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None
         writer = served("target", open_served(connection, ServedSource(Address.parse(address))))
         solve({"target": writer}, PROBLEMS[:2], "target")
     assert sum(server.counts.values()) > 20
-    assert server.num_connections <= 3  # of the trial requests and of each problem
+    assert server.num_connections <= 3  # of the probes and of each problem
 
 
 def test_policies_of_a_benchmark_do_not_warm_each_others_prompts() -> None:

@@ -1,6 +1,5 @@
 """A chat API of the toy language, with the conventions and the oddities of real ones. Nothing else is served, not even tokenization."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ class Api:
     rejects: tuple[str, ...] = ()  # fields
     thinks_unless: Body | None = None  # thinks, unless the request has these fields
     usage: str = "last"  # "last", "with text" or "none"
-    says: Callable[[Body], list[str]] | None = None  # the pieces of an answer that no convention continues
+    begins_anew: bool = False  # ignores the answer to continue
 
 
 class ChatServer(HashServer):
@@ -49,11 +48,9 @@ class ChatServer(HashServer):
                 return _refusal("final assistant content cannot end with trailing whitespace")
             messages, prefix = messages[:-1], last["content"].rstrip() if api.trims else last["content"]
             if prefix.endswith("twenty-"):
-                return self._answer(body, prefix, [" one", ", twenty-two"], "stop")
+                return self._answer(body, prefix, ["Twenty-one" if api.begins_anew else " one", ", twenty-two"], "stop")
         if api.thinks_unless is not None and any(body.get(name) != value for name, value in api.thinks_unless.items()):
             return _stream([{"reasoning_content": THINKING}, {"content": "five"}], "stop", {})
-        if api.says and not is_continued:
-            return self._answer(body, "", api.says(body), "stop")
         ids = self._ids(render(self.backend.chat_template or "", messages, {}) + prefix, with_controls=True)
         stop = None if api.ignores_stop else body.get("stop")
         most = body.get("max_tokens") or body["max_completion_tokens"]

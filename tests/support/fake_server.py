@@ -26,7 +26,7 @@ from arbitrage_cli.inference.layouts import render
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.trial import open_served
+from arbitrage_cli.inference.servers.probe import open_served
 
 Kind = Literal["vllm", "sglang", "llamacpp", "plain"]
 KINDS: tuple[Kind, ...] = ("vllm", "sglang", "llamacpp", "plain")
@@ -312,9 +312,10 @@ def opened_model(
     template: str | None = TEMPLATE,
     key: str | None = None,
     continuation: str | None = None,
+    base: str = "http://toy:1/v1",
 ) -> Iterator[ServedModel]:
     """A model of the server, reached without a network. A plain server needs the template."""
-    address = Address.parse(f"http://toy:1/v1#{name}" if name else "http://toy:1/v1")
+    address = Address.parse(f"{base}#{name}" if name else base)
     source = ServedSource(address, template=template if server.kind == "plain" else None, key=key, continuation=continuation)
     with contextlib.closing(Connection(transport(server))) as connection:
         yield open_served(connection, source)

@@ -1,8 +1,7 @@
 """Continues a text through `/chat/completions`, for servers that offer nothing else. Sends nothing.
 
-Chat APIs use different conventions to continue an unfinished answer. If an API follows no such convention, the model is
-instructed to write the next step. Most chat APIs omit the stop string and report `stop` both for a stop string and for the
-end of the answer.
+Chat APIs use different conventions to continue an unfinished answer; a table names the convention of each known API. Most
+chat APIs omit the stop string and report `stop` both for a stop string and for the end of the answer.
 """
 
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import AliasChoices, BaseModel, Field
 
+from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.servers.dialects import (
     WITH_USAGE,
     Completions,
@@ -25,40 +25,52 @@ from arbitrage_cli.inference.servers.dialects import (
     sampling,
 )
 
-END = "[END]"  # written by an instructed model after its last step
-CONTINUE = (
-    "Continue your answer exactly where it stopped, without repeating anything. "
-    f"Only after the final answer that was requested, write {END}."
-)
 MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
 ENDINGS: Mapping[str, Ending] = {"stop": "stop", "eos": "end", "end_turn": "end", "length": "length", "max_tokens": "length"}
 """The ways in which a complete step can end, by finish reason. All other finish reasons are failures."""
-OPTIONAL = ("max_tokens", "top_p", "seed", "logprobs", "stream_options", "stop", "temperature")
+OPTIONAL = (
+    "max_tokens",
+    "top_p",
+    "seed",
+    "logprobs",
+    "stream_options",
+    "stop",
+    "temperature",
+    "thinking",
+    "enable_thinking",
+)
 """Fields that some APIs reject, in the order in which they are omitted. Instead of `max_tokens`, these APIs accept `max_completion_tokens`."""
 
-NO_THINKING: tuple[Json, ...] = (
-    {},
-    {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},  # vLLM, SGLang, llama-server
-    {"thinking": {"type": "disabled"}},  # DeepSeek, Moonshot, Z.ai, Anthropic
-    {"enable_thinking": False},  # Qwen on DashScope
-    {"reasoning_effort": "none"},  # OpenAI, Gemini
-    {"reasoning": {"enabled": False}},  # OpenRouter
-)
-"""The fields that turn off thinking in different APIs."""
-
-INSTRUCTED = "instructed"
 CONTINUATIONS: Mapping[str, tuple[Json, Json]] = {
-    "trailing": ({}, {}),  # llama-server, OpenRouter, Claude before 4.6
-    "prefix": ({"prefix": True}, {}),  # Mistral; DeepSeek at https://api.deepseek.com/beta
-    "partial": ({"partial": True}, {}),  # Moonshot, Qwen on DashScope
+    "trailing": ({}, {}),
+    "prefix": ({"prefix": True}, {}),
+    "partial": ({"partial": True}, {}),
     "final": ({}, {"continue_final_message": True, "add_generation_prompt": False}),  # vLLM, SGLang
-    INSTRUCTED: ({}, {}),  # OpenAI, Gemini, Claude since 4.6
 }
-"""The conventions for continuing an answer, in the order in which they are tried.
+"""The conventions for continuing an answer.
 
 Each convention adds fields to the assistant's message, which is the last one, and to the request.
 """
+
+APIS: Mapping[str, tuple[str, Json]] = {
+    "aliyuncs.com": ("partial", {"enable_thinking": False}),  # Qwen on DashScope
+    "anthropic.com": ("trailing", {}),  # Claude before 4.6
+    "deepseek.com": ("prefix", {"thinking": {"type": "disabled"}}),  # only at https://api.deepseek.com/beta
+    "mistral.ai": ("prefix", {}),
+    "moonshot.ai": ("partial", {"thinking": {"type": "disabled"}}),
+    "moonshot.cn": ("partial", {"thinking": {"type": "disabled"}}),
+    "openrouter.ai": ("trailing", {"reasoning": {"enabled": False}}),
+}
+"""The convention of each API, and the fields that turn off thinking, by domain, from the providers' documentation."""
+OTHER_API: tuple[str, Json] = ("trailing", {})  # such as llama-server
+
+
+def chat_at(host: str, continuation: str | None, variables: Json) -> "Chat":
+    """Return the chat API of a host. `continuation` replaces the convention, and `variables` are those of the chat template."""
+    usual, no_thinking = next((api for domain, api in APIS.items() if f".{host}".endswith(f".{domain}")), OTHER_API)
+    switches = {"chat_template_kwargs": dict(variables)} if variables else {}
+    return Chat(continuation or usual, {**switches, **no_thinking})
 
 
 @dataclass(frozen=True)
@@ -78,10 +90,6 @@ class Chat(Completions):
     trims: bool = False
 
     @property
-    def is_instructed(self) -> bool:
-        return self.continuation == INSTRUCTED
-
-    @property
     def can_stop(self) -> bool:
         """Whether the server can stop at a separator. If not, the stream is closed there."""
         return not self.trims and "stop" not in self.omitted
@@ -98,17 +106,15 @@ class Chat(Completions):
             body |= {"logprobs": True, "top_logprobs": request.num_alternatives}
         if "max_tokens" in self.omitted:
             body["max_completion_tokens"] = request.max_tokens
-        used = {name: value for name, value in body.items() if name not in unused}
         continued = CONTINUATIONS[self.continuation][1] if request.dialogue.written else {}
-        return {**used, "messages": self._messages(request.dialogue), **continued, **self.no_thinking}
+        body |= {"messages": self._messages(request.dialogue), **continued, **self.no_thinking}
+        return {name: value for name, value in body.items() if name not in unused}
 
     def _messages(self, dialogue: Dialogue) -> list[Json]:
         if not dialogue.written:
             return list(dialogue.messages)
-        written = dialogue.written.rstrip() if self.trims or self.is_instructed else dialogue.written
-        unfinished = {"role": "assistant", "content": written, **CONTINUATIONS[self.continuation][0]}
-        request = [{"role": "user", "content": CONTINUE}] if self.is_instructed else []
-        return [*dialogue.messages, unfinished, *request]
+        written = dialogue.written.rstrip() if self.trims else dialogue.written
+        return [*dialogue.messages, {"role": "assistant", "content": written, **CONTINUATIONS[self.continuation][0]}]
 
     def read(self, answer: Json) -> Piece:
         read = _Chunk.model_validate(answer)
@@ -149,14 +155,14 @@ class OwnText:
     """Removes repeated text from the beginning of a response: the text to continue and the separator after it."""
 
     def __init__(self, written: str, chat: Chat) -> None:
-        self._sent = written.rstrip() if chat.trims or chat.is_instructed else written
+        self._sent = written.rstrip() if chat.trims else written
         self._repeats, self._is_compared, self._held = chat.repeats, not self._sent, ""
         self._skipped = "\n" if written != self._sent else ""
 
     def __call__(self, piece: Piece) -> Piece:
         """Hold a response back until it differs from the text to continue.
 
-        Raises NotContinuedError if the response repeats only a part of the text to continue.
+        Raises ServerRequestError if the response repeats only a part of the text to continue.
         """
         text = piece.text
         if not self._is_compared:
@@ -166,12 +172,8 @@ class OwnText:
                 return replace(piece, text="")
             is_repetition = self._repeats or num_common >= MAX_COMMON
             if is_repetition and num_common < len(self._sent):
-                raise NotContinuedError
+                raise ServerRequestError("the model begins its answer again instead of continuing it", "use another target")
             text, self._is_compared = self._held[num_common if is_repetition else 0 :], True
         if text := text.lstrip(self._skipped):
             self._skipped = ""
         return replace(piece, text=text)
-
-
-class NotContinuedError(Exception):
-    """Raised if a response does not continue the solution."""

@@ -38,14 +38,14 @@ Take = Callable[[Json], bool | None]
 """A callback that receives each JSON object of a response and returns True to close the response."""
 
 CONNECT_SECONDS = 5.0
-TRIAL_SECONDS = 30.0  # timeout of a trial request
+PROBE_SECONDS = 30.0  # timeout of a probe, which tests a server
 CHUNK_SECONDS = 120.0  # timeout between two chunks of a response, including the prefill of a long prompt
 WHOLE_SECONDS = 1800.0  # total timeout of a response, whatever arrives
 END_SECONDS = 0.5  # for the end of a stream after [DONE]
 KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five seconds
 MAX_ANSWER_BYTES = 1 << 26
 ERROR_SECONDS, MAX_ERROR_BYTES = 5.0, 1 << 20  # for the explanation of an error
-MAX_TRIES, MAX_TRIALS = 8, 3  # per request, while the server can be reached
+MAX_TRIES, MAX_PROBES = 8, 3  # per request, while the server can be reached
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
 GONE_SECONDS = 300.0  # of uninterrupted failures, after which the run stops
 TIMEOUT = 408  # HTTP status, also of responses that do not arrive in time
@@ -81,7 +81,7 @@ class Request:
     """A POST request, or a GET request if `body` is None.
 
     All requests for a problem have the same `topic`, so that a load balancer can choose the replica that cached the prompt.
-    Requests without a topic are trial requests, which have short timeouts and few retries.
+    Requests without a topic are probes, which have short timeouts and few retries.
     """
 
     url: str
@@ -90,7 +90,7 @@ class Request:
     topic: str = ""
 
     @property
-    def is_trial(self) -> bool:
+    def is_probe(self) -> bool:
         return not self.topic
 
 
@@ -159,7 +159,7 @@ class Connection:
     async def _receive(self, host: Host, request: Request, take: Take) -> None:
         import httpx2
 
-        seconds = 2 * TRIAL_SECONDS if request.is_trial else WHOLE_SECONDS
+        seconds = 2 * PROBE_SECONDS if request.is_probe else WHOLE_SECONDS
         try:
             async with asyncio.timeout(seconds), self._open(host, request) as response:
                 await _check(host, response)
@@ -187,7 +187,7 @@ class Connection:
     def _open(self, host: Host, request: Request) -> "AbstractAsyncContextManager[httpx2.Response]":
         import httpx2
 
-        read = TRIAL_SECONDS if request.is_trial else CHUNK_SECONDS
+        read = PROBE_SECONDS if request.is_probe else CHUNK_SECONDS
         timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
         method = "GET" if request.body is None else "POST"
         headers = dict.fromkeys(TOPIC_HEADERS, request.topic) if request.topic else {}
@@ -208,7 +208,7 @@ class Connection:
     def _delay(self, host: Host, request: Request, failure: "_RetryableError", num_tries: int, began: float) -> float:
         """Return the delay before a retry, in seconds. Raises an error if the request should not be sent again."""
         has_answered = failure.status and not failure.is_down
-        if request.is_trial and (failure.is_down or num_tries >= MAX_TRIALS):
+        if request.is_probe and (failure.is_down or num_tries >= MAX_PROBES):
             hint = "" if has_answered else "check the address and that the server is running"
             raise ServerRequestError(f"{host.name} {failure}", hint, status=failure.status)
         if failure.retry_after > GONE_SECONDS:

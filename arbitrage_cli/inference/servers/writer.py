@@ -21,19 +21,18 @@ from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, Control, P
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import StepIds
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.servers.chat import END, MAX_COMMON, Chat, NotContinuedError, OwnText
+from arbitrage_cli.inference.servers.chat import Chat, OwnText
 from arbitrage_cli.inference.servers.connection import TIMEOUT, Pending
 from arbitrage_cli.inference.servers.dialects import Dialogue, Ending, Piece, Prompt, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
 from arbitrage_cli.inference.speculation import Speculator
-from arbitrage_cli.inference.step_text import LOOP_ROUNDS, THOUGHT_END, StepText, step_end, text_end
+from arbitrage_cli.inference.step_text import THOUGHT_END, StepText, step_end, text_end
 from arbitrage_cli.inference.thinking import THINK
 from arbitrage_cli.inference.unit_costs import TokenCosts
 from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, Trace
 
 SPARE_PIECES = 64  # of a stream, beyond the requested tokens
 MAX_BLANK_ANSWERS = 4  # in a row
-MAX_ATTEMPTS = 2  # to continue a solution through a chat API
 CHECK_TOKENS = 4  # written to find out whether a solution is complete
 
 
@@ -394,39 +393,17 @@ class ChatWriter(ServedWriter):
         return replace(request, stop=request.stop if stops else "")
 
     def _marker(self, phase: Phase) -> str:
-        return END if self._chat.is_instructed else ""
+        return ""
 
     def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
         return OwnText(request.dialogue.written, self._chat)
 
-    async def _continue(
-        self, slot: _Slot, trace: Trace, before: _Writing, request: TextRequest
-    ) -> tuple[_Writing, StepStop | None]:
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                return await super()._continue(slot, trace, before, request)
-            except NotContinuedError:
-                self._report(slot, num_unread=1)
-        message = f"{self._model.name} repeats the solution in other words instead of continuing it"
-        raise ServerRequestError(message, "set another continuation in the pair, or use another target")
-
-    def _closes(self, writing: _Writing) -> bool:
-        return super()._closes(writing) and not writing.text.has_marker  # the response is over, except for its usage
-
     async def _stop(self, slot: _Slot, writing: _Writing, ending: Ending | None, request: TextRequest) -> StepStop | None:
-        if writing.text.has_marker:
-            return writing.stop
         if writing.until_end or ending is None or ending == "length":
             return await super()._stop(slot, writing, ending, request)
         written, separator = request.dialogue.written, self._step_end.separator
         is_blank = not writing.text.so_far.strip()
-        if self._chat.is_instructed:  # an instructed model writes one step
-            step, earlier = writing.text.so_far.strip(), [one for one in map(str.strip, written.split(separator)) if one]
-            if len(step) >= MAX_COMMON and step in written:
-                raise NotContinuedError
-            is_loop = earlier[1 - LOOP_ROUNDS :] == [step] * (LOOP_ROUNDS - 1)
-            ending = "end" if is_blank or is_loop else "separator"
-        elif ending == "stop" and not request.stop:
+        if ending == "stop" and not request.stop:
             ending = "end"
         elif ending == "stop" and is_blank:
             ending = "end" if not written or written.endswith(separator) else "separator"

@@ -1,9 +1,8 @@
 """Finds a model on a server, and tests the server's features with short requests, because servers ignore unknown fields."""
 
-import contextlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from arbitrage_cli.inference.backend import ModelCard
 from arbitrage_cli.inference.chat_template import PromptStyle, Segment
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.servers.chat import CONTINUATIONS, INSTRUCTED, NO_THINKING, OPTIONAL, Chat
+from arbitrage_cli.inference.servers.chat import CONTINUATIONS, OPTIONAL, Chat, chat_at
 from arbitrage_cli.inference.servers.connection import Connection, Host, Json, Request
 from arbitrage_cli.inference.servers.dialects import (
     MIN_ALTERNATIVES,
@@ -31,12 +30,12 @@ from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.types import ModelRole, Problem
 
-TRIAL_QUESTION = "What is 2 + 3?"
-TRIAL_TOKENS = 32
+PROBE_QUESTION = "What is 2 + 3?"
+PROBE_TOKENS = 32
 GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0)
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
 
-QUESTION = Dialogue([{"role": "user", "content": TRIAL_QUESTION}])
+QUESTION = Dialogue([{"role": "user", "content": PROBE_QUESTION}])
 COUNTING = Dialogue(
     [{"role": "user", "content": "Count from eighteen to thirty, in words."}], "Eighteen, nineteen, twenty, twenty-"
 )
@@ -49,6 +48,15 @@ WITHOUT_REASON = (
     "the model's template in pairs.toml"
 )
 """The hint if a server gives no reason for an HTTP error, or does not know the path."""
+
+OTHER_CONVENTION = (
+    f"set continuation in the table of the pair's target ({', '.join(CONTINUATIONS)}), or use another model; OpenAI, Gemini "
+    "and Claude since 4.6 cannot continue an answer"
+)
+WITHOUT_THINKING = (
+    "use a model without thinking, or set chat_template_kwargs = { enable_thinking = false } in the pair if the server "
+    "accepts this field"
+)
 
 log = logging.getLogger("arbitrage.servers")
 
@@ -64,12 +72,12 @@ def open_served(
     try:
         model = connection.run(_find(connection, host, source))
         if isinstance(model.dialect, Chat):
-            model = connection.run(_adapted(model, model.dialect, source.continuation, is_greedy=is_greedy))
+            model = connection.run(_adapted(model, model.dialect, is_greedy=is_greedy))
             if role == "draft" and not model.num_alternatives:
                 hint = "use it as the target; if the server supports /completions, set the draft's template in pairs.toml"
                 raise ServerError(f"{host.name} sends no log-probabilities, so {model.name} cannot be the draft", hint)
         else:
-            segments = model.prompt(PromptStyle("")).segments(Problem("", TRIAL_QUESTION))
+            segments = model.prompt(PromptStyle("")).segments(Problem("", PROBE_QUESTION))
             model = connection.run(_tested(model, segments))
     except ProblemError as error:
         raise ServerError(error.message, WITHOUT_REASON if UNEXPLAINED.search(error.message) else error.hint) from error
@@ -117,7 +125,7 @@ async def _find(connection: Connection, host: Host, source: ServedSource) -> Ser
         models = Models.model_validate(answer)
     found, dialect = _choose(host, models, source.address.model), dialect_of(models)
     if source.continuation or (dialect.is_plain and not source.template):
-        dialect = Chat()
+        dialect = chat_at(source.address.host, source.continuation, source.template_variables)
     facts = await get(f"{source.address.root}/{dialect.facts_path}") if dialect.facts_path else {}
     with parsing(host):
         version, context = dialect.read_facts(facts)
@@ -156,7 +164,7 @@ async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedMode
 
 
 async def _test(model: ServedModel, prompt: Prompt, num_alternatives: int) -> ServedModel:
-    request = TextRequest(model.name, prompt, TRIAL_TOKENS, num_alternatives=num_alternatives)
+    request = TextRequest(model.name, prompt, PROBE_TOKENS, num_alternatives=num_alternatives)
     pieces = await _pieces_of(model, request)
     if not any(piece.text for piece in pieces):
         raise ServerError(f"{model.host.name}: {model.name} writes no text", "use a chat model that has a chat template")
@@ -168,8 +176,8 @@ async def _pieces_of(model: ServedModel, request: TextRequest) -> list[Piece]:
 
     def take(piece: Piece) -> None:
         pieces.append(piece)
-        if len(pieces) > 2 * TRIAL_TOKENS:
-            message = f"{model.host.name} did not stop {model.name} after {TRIAL_TOKENS} tokens"
+        if len(pieces) > 2 * PROBE_TOKENS:
+            message = f"{model.host.name} did not stop {model.name} after {PROBE_TOKENS} tokens"
             raise ServerError(message, "use a server that limits the number of tokens in a response")
 
     await model.write(request, take, pieces.clear)
@@ -184,65 +192,55 @@ def _with_alternatives(model: ServedModel, pieces: Sequence[Piece]) -> ServedMod
 # --- chat APIs
 
 
-async def _adapted(model: ServedModel, chat: Chat, continuation: str | None, *, is_greedy: bool) -> ServedModel:
-    chat, pieces = await _without_thinking(model, chat)
-    chat = await _continuing(model, chat, continuation)
-    with _refusable():
-        chat, _ = await _ask(model, chat, QUESTION, sampler=DRAWN)
+async def _adapted(model: ServedModel, chat: Chat, *, is_greedy: bool) -> ServedModel:
+    chat, pieces = await _ask(model, chat, QUESTION, sampler=DRAWN)
+    text = _text_of(pieces).lstrip()
+    if not text or text.startswith("<think>") or any(piece.thinks for piece in pieces):
+        raise ServerError(f"{model.host.name}: {model.name} thinks before it answers", WITHOUT_THINKING)
+    chat = await _after_separator(model, await _continuing(model, chat))
     for name in sorted(chat.omitted & {"temperature", *(() if is_greedy else ("seed", "top_p"))}):
         log.warning("%s does not accept %s, so samples differ from the requested ones", model.host.name, name)
-    if chat.is_instructed and not continuation:
-        note = "%s cannot continue a text, so %s is instructed to write each step, which may be less accurate"
-        log.warning(note, model.host.name, model.name)
     return _with_alternatives(replace(model, dialect=chat), pieces)
 
 
-async def _without_thinking(model: ServedModel, chat: Chat) -> tuple[Chat, list[Piece]]:
-    variables = dict(model.source.template_variables)
-    for no_thinking in NO_THINKING:
-        with _refusable() if no_thinking else contextlib.nullcontext():
-            fields = {"chat_template_kwargs": variables, **no_thinking} if variables else no_thinking
-            tried, pieces = await _ask(model, replace(chat, no_thinking=fields), QUESTION)
-            text = _text_of(pieces).lstrip()
-            if text and not text.startswith("<think>") and not any(piece.thinks for piece in pieces):
-                return tried, pieces
-    message = f"{model.host.name}: {model.name} thinks before it answers, and no known field turns this off"
-    raise ServerError(message, "use a model without thinking, because the program cannot continue hidden thinking")
-
-
-async def _continuing(model: ServedModel, chat: Chat, name: str | None) -> Chat:
-    """Return the chat with the convention `name` or, if `name` is None, with the first convention that continues a text."""
-    for own in [name] if name else CONTINUATIONS:
-        tried = replace(chat, continuation=own)
-        if own == INSTRUCTED:
-            return tried
-        with _refusable():
-            tried, pieces = await _ask(model, tried, COUNTING)
-            text = _text_of(pieces)
-            if name or text.removeprefix(COUNTING.written).lstrip().startswith(REST):
-                return await _after_separator(model, replace(tried, repeats=text.startswith(COUNTING.written)))
-    raise ServerError(f'{model.host.name} rejects continuation = "{name}"', "remove this setting from the pair")
+async def _continuing(model: ServedModel, chat: Chat) -> Chat:
+    """Check that the model continues an unfinished answer. Raises ServerError if it does not."""
+    try:
+        chat, pieces = await _ask(model, chat, COUNTING)
+    except ServerRequestError as error:
+        if error.status not in REFUSED:
+            raise
+        message = f"{model.host.name} refuses to continue an answer by the convention '{chat.continuation}': {error.message}"
+        raise ServerError(message, OTHER_CONVENTION) from error
+    text = _text_of(pieces)
+    if text.removeprefix(COUNTING.written).lstrip().startswith(REST):
+        return replace(chat, repeats=text.startswith(COUNTING.written))
+    message = f"{model.host.name}: {model.name} does not continue an answer by the convention '{chat.continuation}'"
+    raise ServerError(message, OTHER_CONVENTION)
 
 
 async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
-    """Test whether the server keeps the separator at the end of the text to continue."""
-    text = ""
-    with _refusable():  # Anthropic rejects white space at the end
+    """Test whether the server keeps the separator at the end of the text to continue. Anthropic rejects it."""
+    try:
         chat, pieces = await _ask(model, chat, AFTER_STEP, stop=BLANK_LINE.separator)
-        text = _text_of(pieces).removeprefix(AFTER_STEP.written)
+    except ServerRequestError as error:
+        if error.status not in REFUSED:
+            raise
+        return replace(chat, trims=True)
+    text = _text_of(pieces).removeprefix(AFTER_STEP.written)
     return replace(chat, trims=not text.strip() or text.startswith("\n"))
 
 
 async def _ask(
     model: ServedModel, chat: Chat, dialogue: Dialogue, stop: str = "", sampler: Sampler = GREEDY
 ) -> tuple[Chat, list[Piece]]:
-    """Send a trial request without the optional fields that the server rejects.
+    """Send a probe without the optional fields that the server rejects.
 
     Fields are omitted one at a time, because some servers reject only a combination of fields.
     """
     while True:
         k = chat.max_alternatives
-        request = TextRequest(model.name, dialogue, TRIAL_TOKENS, sampler, k, stop=stop)
+        request = TextRequest(model.name, dialogue, PROBE_TOKENS, sampler, k, stop=stop)
         try:
             return chat, await _pieces_of(replace(model, dialect=chat), request)
         except ServerRequestError as error:
@@ -251,15 +249,6 @@ async def _ask(
             if error.status not in REFUSED or not new:
                 raise
             chat = replace(chat, omitted=chat.omitted | {new[0]})
-
-
-@contextlib.contextmanager
-def _refusable() -> Iterator[None]:
-    try:
-        yield
-    except ServerRequestError as error:
-        if error.status not in REFUSED:
-            raise
 
 
 def _text_of(pieces: Sequence[Piece]) -> str:
