@@ -116,20 +116,6 @@ class _Message(BaseModel):
 class _TemplateVariables(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     enable_thinking: bool | None = None
-    thinking: bool | None = None
-    reasoning_effort: str | None = None
-
-
-class _Thinking(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-    type: Literal["enabled", "disabled"] | None = None
-    budget_tokens: Annotated[int, Field(ge=0)] | None = None
-
-
-class _Reasoning(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    effort: str | None = None
 
 
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -154,9 +140,6 @@ class _Body(BaseModel):
     arbitrage: bool = False
     reasoning_effort: str | None = None
     chat_template_kwargs: _TemplateVariables = _TemplateVariables()
-    thinking_budget: Annotated[int, Field(ge=0)] | None = None
-    thinking: _Thinking = _Thinking()
-    reasoning: _Reasoning = _Reasoning()
 
     @property
     def token_limit(self) -> int | None:
@@ -164,31 +147,16 @@ class _Body(BaseModel):
         return None if limit == -1 else limit
 
     @property
-    def effort(self) -> str | None:
-        return self.chat_template_kwargs.reasoning_effort or self.reasoning_effort or self.reasoning.effort
-
-    @property
-    def think_limit(self) -> int | None:
-        limits = (self.reasoning.max_tokens, self.thinking_budget, self.thinking.budget_tokens)
-        return next((limit for limit in limits if limit is not None), None)
-
-    @property
     def thinks(self) -> bool | None:
         """Whether the request turns thinking on or off, or None if it does neither."""
-        switches = (
-            self.chat_template_kwargs.enable_thinking,
-            self.chat_template_kwargs.thinking,
-            None if self.thinking.type is None else self.thinking.type == "enabled",
-            None if self.think_limit is None else self.think_limit > 0,
-            None if self.effort is None else self.effort != "none",
-        )
-        return next((switch for switch in switches if switch is not None), None)
+        if (switch := self.chat_template_kwargs.enable_thinking) is not None:
+            return switch
+        return None if self.reasoning_effort is None else self.reasoning_effort != "none"
 
     @property
     def ignored(self) -> tuple[str, ...]:
         """The names of unknown fields, shortened and escaped for an HTTP header."""
-        parts = {"chat_template_kwargs": self.chat_template_kwargs, "thinking": self.thinking, "reasoning": self.reasoning}
-        nested = (f"{part}.{name}" for part, read in parts.items() for name in read.model_extra or ())
+        nested = (f"chat_template_kwargs.{name}" for name in self.chat_template_kwargs.model_extra or ())
         names = [name for name in (*(self.model_extra or ()), *nested) if name not in HARMLESS and name not in NEUTRAL]
         return tuple(re.sub("[^!-~]|,", "?", name[:40]) for name in names[:MAX_IGNORED])
 
@@ -203,16 +171,17 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         raise RefusedError(f"{place}: {reason}", parameter=str(first["loc"][0])) from error
     problem = _conversation(read, identifier, defaults.max_chars)
     limits = defaults.thinking if read.thinks else defaults.limits
-    uses_effort = defaults.supports_effort and read.effort in EFFORTS
+    effort = read.reasoning_effort
+    uses_effort = defaults.supports_effort and effort in EFFORTS
     model = defaults.menu.default.policy.name if read.model is None else read.model
     return ChatRequest(
-        replace(problem, effort=read.effort if uses_effort else None, explicit=read.thinks is not None),
+        replace(problem, effort=effort if uses_effort else None, explicit=read.thinks is not None),
         model,
         find_route(model, defaults.menu),
         replace(
             limits,
             max_tokens=min(read.token_limit or limits.max_tokens, limits.max_tokens),
-            think_tokens=0 if read.thinks is False else _least(read.think_limit, limits.think_tokens),
+            think_tokens=0 if read.thinks is False else limits.think_tokens,
         ),
         replace(
             defaults.sampler,
@@ -222,12 +191,8 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         streams=read.stream,
         shows_usage=read.stream_options.include_usage,
         shows_decisions=read.arbitrage,
-        ignored=(*read.ignored, *(["reasoning_effort"] if not uses_effort and read.effort not in (None, "none") else [])),
+        ignored=(*read.ignored, *(["reasoning_effort"] if not uses_effort and effort not in (None, "none") else [])),
     )
-
-
-def _least(*limits: int | None) -> int | None:
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def find_route(name: str, menu: Menu) -> Route:

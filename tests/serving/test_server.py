@@ -181,12 +181,7 @@ ON, OFF = {"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_k
     ("fields", "usual", "reasoning_tokens"),
     [
         ({}, 30, 30), ({"reasoning_effort": "none"}, 30, 0), (OFF, 30, 0), (OFF | {"reasoning_effort": "none"}, 30, 0),
-        ({}, 0, 0), ({"chat_template_kwargs": {"thinking": True}}, 30, 30),
-        ({"chat_template_kwargs": {"thinking": False}}, 30, 0), (ON | {"max_tokens": 9}, 0, 9),
-        ({"reasoning": {"max_tokens": 7}}, 30, 7), ({"reasoning": {"max_tokens": 7}}, 0, 7),
-        ({"thinking_budget": 7}, 30, 7), ({"thinking_budget": 500}, 30, 30), ({"thinking_budget": 0}, 30, 0),
-        ({"thinking": {"type": "enabled", "budget_tokens": 7}}, 0, 7), ({"thinking": {"type": "disabled"}}, 30, 0),
-        (OFF | {"thinking_budget": 7}, 30, 0),
+        ({}, 0, 0), (ON | {"max_tokens": 9}, 0, 9),
     ],
 )  # fmt: skip
 def test_requests_say_whether_to_think(
@@ -199,8 +194,8 @@ def test_requests_say_whether_to_think(
     assert "x-arbitrage-ignored" not in response.headers
 
 
-@pytest.mark.parametrize("effort", [{"reasoning_effort": "high"}, {"chat_template_kwargs": {"reasoning_effort": "high"}}])
-def test_effort_reaches_a_template_that_knows_it(client: Served, effort: dict[str, Any]) -> None:
+def test_effort_reaches_a_template_that_knows_it(client: Served) -> None:
+    effort = {"reasoning_effort": "high"}
     response = client.ask(max_tokens=9, **effort)
     assert response.json()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 9}
     assert response.headers["x-arbitrage-ignored"] == "reasoning_effort"
@@ -334,17 +329,17 @@ def test_fields_that_are_ignored_are_listed(client: Served) -> None:
             "stream": stream,
             **fields,
             "chat_template_kwargs": {"enable_thinking": False, "other": 1},
-            "reasoning": {"summary": "auto"},
+            "reasoning": {"max_tokens": 500},
             "a,\r\nb: \xe9": 1,
             "x" * 500: 1,
         }
         with client.stream("POST", "/v1/chat/completions", json=sent) as response:
             assert response.headers["x-arbitrage-ignored"].split(", ") == [
                 *fields,
+                "reasoning",
                 "a???b:??",
                 "x" * 40,
                 "chat_template_kwargs.other",
-                "reasoning.summary",
             ]
             text = text_of_stream(response) if stream else json.loads(response.read())["choices"][0]["message"]["content"]
         assert text == text_of(answer)
