@@ -27,7 +27,7 @@ DISABLED = {"thinking": {"type": "disabled"}}
 APIS = {
     "http://toy:1": Api("trailing", repeats=True),
     "https://openrouter.ai": Api("trailing", usage="with text", thinks_unless={"reasoning": {"enabled": False}}),
-    "https://api.mistral.ai": Api("prefix", repeats=True, rejects=("continue_final_message", "seed", "logprobs")),
+    "https://api.mistral.ai": Api("prefix", repeats=True, rejects=("continue_final_message", "seed")),
     "https://api.deepseek.com": Api("prefix", thinks_unless=DISABLED),
     "https://api.moonshot.ai": Api("partial", usage="none", thinks_unless=DISABLED),
     "https://dashscope-intl.aliyuncs.com": Api("partial", thinks_unless={"enable_thinking": False}),
@@ -112,7 +112,7 @@ def test_an_api_that_thinks_or_continues_nothing_is_refused(api: Api, num_reques
 
 
 def test_rejected_fields_are_omitted() -> None:
-    server = ChatServer(Api(rejects=("max_tokens", "temperature", "top_p", "logprobs", "stream_options")))
+    server = ChatServer(Api(rejects=("max_tokens", "temperature", "top_p", "stream_options")))
     with opened_model(server, template=None) as model:
         assert texts(solve({"target": writer(model)}, PROBLEMS[:2], "target")) == texts(
             solve(here(), PROBLEMS[:2], "target")
@@ -241,6 +241,6 @@ def test_a_chat_api_continues_thinking_as_text() -> None:
     assert thought.kept.text.rstrip() in server.bodies[-1]["messages"][-1]["content"]
 
 
-def test_a_chat_api_is_no_draft_without_log_probabilities() -> None:
+def test_a_chat_api_is_no_draft() -> None:
     with opened_model(ChatServer(Api()), template=None) as model, pytest.raises(ServerError):
         open_served(model.connection, model.source, "draft")

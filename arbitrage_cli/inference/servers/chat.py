@@ -19,7 +19,6 @@ from arbitrage_cli.inference.servers.dialects import (
     Ending,
     Json,
     KnownUsage,
-    LogProbabilities,
     Piece,
     TextRequest,
     sampling,
@@ -29,17 +28,7 @@ MAX_COMMON = 40  # characters that an answer and the steps so far may have in co
 
 ENDINGS: Mapping[str, Ending] = {"stop": "stop", "eos": "end", "end_turn": "end", "length": "length", "max_tokens": "length"}
 """The ways in which a complete step can end, by finish reason. All other finish reasons are failures."""
-OPTIONAL = (
-    "max_tokens",
-    "top_p",
-    "seed",
-    "logprobs",
-    "stream_options",
-    "stop",
-    "temperature",
-    "thinking",
-    "enable_thinking",
-)
+OPTIONAL = ("max_tokens", "top_p", "seed", "stream_options", "stop", "temperature", "thinking", "enable_thinking")
 """Fields that some APIs reject, in the order in which they are omitted. Instead of `max_tokens`, these APIs accept `max_completion_tokens`."""
 
 CONTINUATIONS: Mapping[str, tuple[Json, Json]] = {
@@ -75,14 +64,13 @@ def chat_at(host: str, continuation: str | None, variables: Json) -> "Chat":
 
 @dataclass(frozen=True)
 class Chat(Completions):
-    """`/chat/completions` with the features of one server.
+    """`/chat/completions` with the features of one server. Requests no log-probabilities, which only drafts need.
 
     If `repeats` is true, responses begin with the text to continue. If `trims` is true, the server rejects or removes white
     space at the end of this text, so a response may begin with the separator.
     """
 
     name: ClassVar[str] = "chat API"
-    max_alternatives: ClassVar[int] = 20
     continuation: str = "trailing"
     no_thinking: Json = field(default_factory=dict)
     omitted: frozenset[str] = frozenset()
@@ -102,8 +90,6 @@ class Chat(Completions):
         body = {**sampling(request), "max_tokens": request.max_tokens, **WITH_USAGE}
         if request.stop and self.can_stop:
             body["stop"] = [request.stop]
-        if request.num_alternatives and "logprobs" not in self.omitted:
-            body |= {"logprobs": True, "top_logprobs": request.num_alternatives}
         if "max_tokens" in self.omitted:
             body["max_completion_tokens"] = request.max_tokens
         continued = CONTINUATIONS[self.continuation][1] if request.dialogue.written else {}
@@ -127,9 +113,8 @@ class Chat(Completions):
             stopped = isinstance(choice.stopped_by, str) or choice.native_finish_reason == "stop_sequence"
             ending = "separator" if stopped else ENDINGS.get(reason, "stop")
             failure = failure or ("" if reason in ENDINGS else reason)
-        tokens = choice.logprobs.read() if choice.logprobs else ()
         thinks = thinks or bool(delta.reasoning)
-        return Piece(delta.content or "", (), tokens, ending, read.usage, thinks=thinks, failure=failure)
+        return Piece(delta.content or "", ending=ending, usage=read.usage, thinks=thinks, failure=failure)
 
 
 class _Delta(BaseModel):
@@ -143,7 +128,6 @@ class _Choice(BaseModel):
     finish_reason: str | None = None
     native_finish_reason: str | None = None  # of OpenRouter
     stopped_by: Any = Field(default=None, validation_alias=AliasChoices("stop_reason", "matched_stop"))  # vLLM; SGLang
-    logprobs: LogProbabilities | None = None
 
 
 class _Chunk(BaseModel):

@@ -323,17 +323,12 @@ class _Entry(BaseModel):
         return Token(self.token, self.logprob, _ranked((other.token, other.logprob) for other in self.top_logprobs or ()))
 
 
-class LogProbabilities(BaseModel):
-    """The log-probabilities of a response, in the format of chats or of completions."""
-
-    content: list[_Entry] | None = None  # in the format of chats
+class _LogProbabilities(BaseModel):
     tokens: list[str] = []
     token_logprobs: list[_LogProbability] = []
     top_logprobs: list[dict[str, _LogProbability]] | None = None
 
     def read(self) -> tuple[Token, ...]:
-        if self.content is not None:
-            return tuple(entry.read() for entry in self.content)
         rows = zip(self.tokens, self.token_logprobs, self.top_logprobs or [], strict=True)
         return tuple(Token(text, own, _ranked(others.items())) for text, own, others in rows)
 
@@ -343,7 +338,7 @@ class _Choice(BaseModel):
     finish_reason: Literal["stop", "length"] | None = None
     stopped_by: Any = Field(default=None, validation_alias=AliasChoices("stop_reason", "matched_stop"))  # vLLM; SGLang
     token_ids: list[int] | None = None
-    logprobs: LogProbabilities | None = None
+    logprobs: _LogProbabilities | None = None
 
 
 class _Completion(BaseModel):

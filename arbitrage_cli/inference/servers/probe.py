@@ -72,10 +72,10 @@ def open_served(
     try:
         model = connection.run(_find(connection, host, source))
         if isinstance(model.dialect, Chat):
-            model = connection.run(_adapted(model, model.dialect, is_greedy=is_greedy))
-            if role == "draft" and not model.num_alternatives:
+            if role == "draft":
                 hint = "use it as the target; if the server supports /completions, set the draft's template in pairs.toml"
-                raise ServerError(f"{host.name} sends no log-probabilities, so {model.name} cannot be the draft", hint)
+                raise ServerError(f"{model.name} at {host.name} is behind a chat API, so it cannot be the draft", hint)
+            model = connection.run(_adapted(model, model.dialect, is_greedy=is_greedy))
         else:
             segments = model.prompt(PromptStyle("")).segments(Problem("", PROBE_QUESTION))
             model = connection.run(_tested(model, segments))
@@ -168,7 +168,8 @@ async def _test(model: ServedModel, prompt: Prompt, num_alternatives: int) -> Se
     pieces = await _pieces_of(model, request)
     if not any(piece.text for piece in pieces):
         raise ServerError(f"{model.host.name}: {model.name} writes no text", "use a chat model that has a chat template")
-    return _with_alternatives(model, pieces)
+    received = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
+    return replace(model, num_alternatives=received if received >= MIN_ALTERNATIVES else 0)
 
 
 async def _pieces_of(model: ServedModel, request: TextRequest) -> list[Piece]:
@@ -184,11 +185,6 @@ async def _pieces_of(model: ServedModel, request: TextRequest) -> list[Piece]:
     return pieces
 
 
-def _with_alternatives(model: ServedModel, pieces: Sequence[Piece]) -> ServedModel:
-    received = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
-    return replace(model, num_alternatives=received if received >= MIN_ALTERNATIVES else 0)
-
-
 # --- chat APIs
 
 
@@ -200,7 +196,7 @@ async def _adapted(model: ServedModel, chat: Chat, *, is_greedy: bool) -> Served
     chat = await _after_separator(model, await _continuing(model, chat))
     for name in sorted(chat.omitted & {"temperature", *(() if is_greedy else ("seed", "top_p"))}):
         log.warning("%s does not accept %s, so samples differ from the requested ones", model.host.name, name)
-    return _with_alternatives(replace(model, dialect=chat), pieces)
+    return replace(model, dialect=chat)
 
 
 async def _continuing(model: ServedModel, chat: Chat) -> Chat:
@@ -239,12 +235,11 @@ async def _ask(
     Fields are omitted one at a time, because some servers reject only a combination of fields.
     """
     while True:
-        k = chat.max_alternatives
-        request = TextRequest(model.name, dialogue, PROBE_TOKENS, sampler, k, stop=stop)
+        request = TextRequest(model.name, dialogue, PROBE_TOKENS, sampler, stop=stop)
         try:
             return chat, await _pieces_of(replace(model, dialect=chat), request)
         except ServerRequestError as error:
-            rejected = [name for name in OPTIONAL if re.search(rf"\b(top_)?{name}\b", error.message)]
+            rejected = [name for name in OPTIONAL if re.search(rf"\b{name}\b", error.message)]
             new = [name for name in rejected if name not in chat.omitted]
             if error.status not in REFUSED or not new:
                 raise
