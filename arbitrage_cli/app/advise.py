@@ -3,10 +3,9 @@
 import hashlib
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -14,24 +13,20 @@ from typing import Any
 
 from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
 from arbitrage_cli.app.benchmark import Attempt
-from arbitrage_cli.app.costs import measured
-from arbitrage_cli.app.model_choice import ModelChoice, choose_models
+from arbitrage_cli.app.model_choice import NamedModels
 from arbitrage_cli.app.model_info import prediction_hint
 from arbitrage_cli.app.options import (
     AdviceOptions,
     BenchRoutingOptions,
-    GenerationOptions,
-    MachineOptions,
     ProblemOptions,
-    RouterOptions,
-    ThreadOptions,
     given_options,
 )
 from arbitrage_cli.app.protocol import Display, offering_to_resume
+from arbitrage_cli.app.request import Request, RunOptions, ask_to_compare
 from arbitrage_cli.app.selection import Selection, default_folder, draw_sample, read_problems
 from arbitrage_cli.app.sentences import alone, sentence
-from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import RunOptions, Setup, for_bench, for_resumed_bench, think_tokens
+from arbitrage_cli.app.session import open_session
+from arbitrage_cli.app.spec import advised_pair
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.data.rows import Item, make_dataset
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
@@ -44,7 +39,6 @@ from arbitrage_cli.model_files.pairs import (
     PairEntry,
     is_built_in,
     is_gguf,
-    is_served,
     local_files,
     router_file,
     save_pair,
@@ -54,9 +48,9 @@ from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU
 from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.system.files import user_folder
-from arbitrage_cli.tasks import FORMS, find_task
+from arbitrage_cli.tasks import FORMS
 from arbitrage_cli.tuning.placement import tuned_file
-from arbitrage_cli.tuning.store import StoredAdvice, keep_advice
+from arbitrage_cli.tuning.store import AdvisedPair, StoredAdvice, keep_advice
 
 MOST_PROBLEMS = 40
 SKIPS: Mapping[str, Any] = MappingProxyType({"skips_attempts": True})  # in run.json: no attempt is missing
@@ -69,10 +63,9 @@ LONGEST = 0.5  # the maximum share of the time for one attempt
 
 @dataclass(frozen=True, slots=True)
 class AdviceRequest:
-    """The options and problems of a request for advice."""
+    """A request for a comparison of policies within a time limit."""
 
-    options: RunOptions
-    choice: ModelChoice
+    asked: Request
     selected: Selection
     minutes: float
     folder: Path | None = None
@@ -80,27 +73,19 @@ class AdviceRequest:
     prices: Prices | None = None
 
 
-def request_of(
-    advice: AdviceOptions,
-    models: RouterOptions,
-    generation: GenerationOptions,
-    machine: ThreadOptions,
-    *,
-    explicit: frozenset[str],
-    command: Sequence[str],
-) -> AdviceRequest:
-    """Resolve the options of `advise`. Raises UsageError if an option is invalid; HubError if a download fails."""
+def advice_problems(advice: AdviceOptions, *, seed: int, offline: bool) -> Selection:
     problems = ProblemOptions(dataset=advice.dataset or "builtin", mapping=advice.mapping, limit=str(MOST_PROBLEMS))
-    selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
-    task = find_task(generation.task or selected.dataset.task)
-    choice = choose_models(explicit, models, task.name, thinks=think_tokens(generation) != 0)
-    if advice.save and not choice.is_pairs_own:
+    return read_problems(problems, seed=seed, offline=offline, needs_answers=False)
+
+
+def request_of(options: RunOptions, selected: Selection, advice: AdviceOptions) -> AdviceRequest:
+    """Check the options of `advise`. Raises UsageError if an option is invalid; RouterError if the router cannot be used."""
+    asked = ask_to_compare(options, BenchRoutingOptions(), _policies)
+    if advice.save and not asked.named.own_pair:
         hint = "add these two models to pairs.toml, then use --pair NAME"
         raise UsageError("can only be used with a named pair", hint, option="save")
-    loading = MachineOptions(**asdict(machine))
     prices = parse_prices(advice.price) if advice.price else None
-    options = RunOptions(models, generation, loading, task, explicit=explicit, command=command)
-    return AdviceRequest(options, choice, selected, advice.minutes, advice.output_folder, advice.fresh, prices)
+    return AdviceRequest(asked, selected, advice.minutes, advice.output_folder, advice.fresh, prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,18 +150,15 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
     ends = time.monotonic() + USABLE * 60 * request.minutes
-    make_setup = partial(for_bench, request.options, BenchRoutingOptions(policy=_policies(request)))
-    setup = make_setup()
-    for files in map(local_files, filter(is_gguf, setup.sources.values())):
+    asked = request.asked
+    for files in map(local_files, filter(is_gguf, asked.models_for(asked.asked).values())):
         if files and (hint := prediction_hint(read_facts(files))):
             display.note(hint)
-    path = request.folder or default_folder(request.selected.dataset.name, request.choice, prefix="advise--")
+    path = request.folder or default_folder(request.selected.dataset.name, asked.named.names, prefix="advise--")
     with open_run(path, display, fresh=request.fresh) as folder:
         is_new = request.minutes >= MIN_MINUTES and not folder.rows
         max_age, limit = MAX_AGE if is_new else timedelta.max, COSTS_TIME * 60 * request.minutes
-        setup = measured(setup, make_setup, display, folder.run, max_age, limit)
-        setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=None)
-        with Session(setup, display) as session:
+        with open_session(asked, display, folder.earlier, max_age=max_age, limit=limit) as session:
             # In a pseudo-random order, the first problems are a representative sample.
             drawn = sorted(request.selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
             run = plan_run(session, replace(request.selected, items=drawn), folder)
@@ -188,14 +170,14 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
                 if any(map(pace.is_needed, run.todo.all)):
                     measure(run, display, pace)
             found, decided = pace.judged()
-    _store(setup, decided.route, display)
+    _store(advised_pair(asked), decided.route, display)
     return Advice(decided, found, _command(request, decided.route))
 
 
-def _store(setup: Setup, route: str, display: Display) -> None:
+def _store(pair: AdvisedPair, route: str, display: Display) -> None:
     """Store the advice, so that the default policy of other commands follows it."""
     try:
-        keep_advice(tuned_file(), StoredAdvice(setup.advised_pair, route, datetime.now(UTC).isoformat(timespec="seconds")))
+        keep_advice(tuned_file(), StoredAdvice(pair, route, datetime.now(UTC).isoformat(timespec="seconds")))
     except ArbitrageError as error:
         display.note(f"other commands will not follow this advice, because it cannot be stored: {error.message}")
 
@@ -246,20 +228,16 @@ class AdvicePace(Pace):
 
 
 def advise_on(
-    questions: Iterable[str | Mapping[str, Any]],
-    options: RunOptions,
-    choice: ModelChoice,
-    *,
-    minutes: float,
-    display: Display,
+    questions: Iterable[str | Mapping[str, Any]], options: RunOptions, *, minutes: float, display: Display
 ) -> Advice:
     """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
     rows = (one if isinstance(one, Mapping) else {"question": one} for one in questions)
     dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
     items = draw_sample(dataset.items, MOST_PROBLEMS, options.generation.seed)
     selected = Selection(dataset, items, is_sample=True)
+    asked = ask_to_compare(options, BenchRoutingOptions(), _policies)
     with TemporaryDirectory() as folder:
-        return advise(AdviceRequest(options, choice, selected, minutes, Path(folder, "run")), display)
+        return advise(AdviceRequest(asked, selected, minutes, Path(folder, "run")), display)
 
 
 def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> Path:
@@ -272,13 +250,13 @@ def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> Path:
     return path
 
 
-def _policies(request: AdviceRequest) -> str:
+def _policies(named: NamedModels, options: RunOptions) -> str:
     """Return the policies to compare, as in `bench --policy`. `draft` is included if its answers can be compared."""
-    choice, pair = request.choice, request.choice.pair if request.choice.is_pairs_own else None
-    speculative = [] if any(map(is_served, choice.writing.values())) else ["speculative"]
+    pair = named.own_pair
+    speculative = [] if named.served else ["speculative"]
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
-    others = [*speculative, *([f"arbitrage@{preset}"] if choice.router_source else [])]
-    draft = ["draft"] if request.options.task.name != "free" or not others else []
+    others = [*speculative, *([f"arbitrage@{preset}"] if named.router else [])]
+    draft = ["draft"] if options.task.name != "free" or not others else []
     return ",".join(["target", *draft, *others])
 
 
@@ -288,12 +266,12 @@ def _is_first(attempt: Attempt) -> bool:
 
 def _command(request: AdviceRequest, route: str) -> str:
     """Return the command line that solves a problem with the recommended policy."""
-    options, (policy, _, tau) = request.options, route.partition("@")
+    options, (policy, _, tau) = request.asked.options, route.partition("@")
     explicit = options.explicit if POLICIES[policy].needs_router else options.explicit - {"router"}
     of_data = request.selected.dataset.task if options.generation.task is None else None
     return shlex.join(
         [
-            *("arbitrage", "solve", *([] if explicit & {"draft", "target", "pair"} else request.choice.arguments)),
+            *("arbitrage", "solve", *([] if explicit & {"draft", "target", "pair"} else request.asked.named.arguments)),
             *given_options(explicit, options.models, options.generation, options.machine),
             *(["--task", of_data] if of_data else []),
             *("--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"),

@@ -2,20 +2,21 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
 from arbitrage_cli.app.benchmark import Attempt, Bench, Standings, plan
-from arbitrage_cli.app.costs import forget_contradicted_costs, measured
+from arbitrage_cli.app.costs import forget_contradicted_costs
 from arbitrage_cli.app.executor import Executor, Remaining, how_to_resume, prepare, remaining
-from arbitrage_cli.app.manifest import Run, add_loaded, problem_facts, resume, with_grown
+from arbitrage_cli.app.manifest import add_loaded, problem_facts, resume, settings_of, with_grown
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display, RunProgress, offering_to_resume
+from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.selection import Selection
-from arbitrage_cli.app.session import Rollouts, Session
-from arbitrage_cli.app.setup import Setup, for_resumed_bench, limits_of, sampler_of
+from arbitrage_cli.app.session import Rollouts, Session, open_session
+from arbitrage_cli.app.spec import Run, Spec, limits_of, make_spec
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, Row, RunFolder, key_of, latest, read_run_folder
@@ -39,7 +40,7 @@ class BenchRun:
     @property
     def how_to_resume(self) -> str:
         num_safe = len({attempt.key for attempt in self.attempts} & self.folder.statuses.keys())
-        return how_to_resume(num_safe, len(self.attempts), "attempts", self.folder.path, self.session.setup)
+        return how_to_resume(num_safe, len(self.attempts), "attempts", self.folder.path, self.session.spec)
 
     @property
     def selected(self) -> tuple[Run, Iterator[Row]]:
@@ -52,79 +53,67 @@ class BenchRun:
         return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
 
 
-def run_bench(
-    make_setup: Callable[[], Setup],
-    selected: Selection,
-    path: Path,
-    options: BenchOptions,
-    display: Display,
-    *,
-    early_stop: bool | None,
-) -> BenchRun:
-    with open_run(path, display, fresh=options.fresh) as folder:
-        setup = measured(make_setup(), make_setup, display, folder.run)
-        setup = for_resumed_bench(setup, folder.run if folder.rows else None, early_stop=early_stop)
-        with Session(setup, display) as session:
-            run = plan_run(session, selected, folder, samples=options.samples)
-            with offering_to_resume(display, lambda error: run.how_to_resume):
-                if run.todo.all:
-                    measure(run, display, Pace(options.timeout))
+def run_bench(request: Request, selected: Selection, path: Path, options: BenchOptions, display: Display) -> BenchRun:
+    with (
+        open_run(path, display, fresh=options.fresh) as folder,
+        open_session(request, display, folder.earlier) as session,
+    ):
+        run = plan_run(session, selected, folder, samples=options.samples)
+        with offering_to_resume(display, lambda error: run.how_to_resume):
+            if run.todo.all:
+                measure(run, display, Pace(options.timeout))
     return run
 
 
 def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1) -> BenchRun:
     """Plan a benchmark. Raises UsageError if an earlier run has other settings."""
-    earlier, items = folder.run if folder.rows else None, selected.items
-    session.resume(earlier)
-    most = len(items) if session.setup.concurrency == AUTO else MOST
+    spec, earlier, items = session.spec, folder.earlier, selected.items
+    most = len(items) if spec.request.concurrency == AUTO else MOST
     concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
-    routes = session.setup.routes
-    attempts = plan(items, routes, samples, concurrency)
-    router, warnings = session.setup.deciding_router, []
+    attempts = plan(items, spec.routes, samples, concurrency)
+    router, warnings = spec.deciding_router, []
     if router and (known := sum(router.card.known(item.problem.question for item in items))):
         which = f"{known} of these {len(items)} problems"
         warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
     todo_and_manifest = prepare(
-        session, selected, folder, attempts, routes, samples=samples, warnings=warnings, concurrency=concurrency
+        session, selected, folder, attempts, samples=samples, warnings=warnings, concurrency=concurrency
     )
-    return BenchRun(session, f"bench {selected.title}", routes, attempts, folder, *todo_and_manifest)
+    return BenchRun(session, f"bench {selected.title}", spec.routes, attempts, folder, *todo_and_manifest)
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
     """A benchmark plan: the remaining attempts, and the expected seconds per attempt for each route (None if unknown)."""
 
-    setup: Setup
+    spec: Spec
     num_attempts: int
     todo: Sequence[Attempt]
     is_resumed: bool
     seconds: Mapping[str, float | None]
 
 
-def preview(setup: Setup, selected: Selection, path: Path, options: BenchOptions, *, early_stop: bool | None) -> Preview:
+def preview(request: Request, selected: Selection, path: Path, options: BenchOptions) -> Preview:
     """Plan a benchmark without running it. Raises UsageError or DamagedRunError if the folder's run cannot be resumed."""
     contents = read_run_folder(path) if (path / RUN).exists() and not options.fresh else None
     rows = list(latest(contents.rows)) if contents else []
-    if contents and rows:
-        setup = for_resumed_bench(setup, contents.run, early_stop=early_stop)
-        run, router, generation = contents.run, setup.deciding_router, setup.options.generation
-        known = problem_facts(selected.dataset, [item.problem.id for item in selected.items])
-        known |= {"task": setup.task.name, "early_stop": setup.stops_early, "router": router and {"sha256": router.sha256}}
-        limits = asdict(limits_of(generation, setup.task, run["limits"]["think_tokens"]))
-        known |= {"limits": limits, "reward": setup.reward, "context": run["context"] | {"kv_type": setup.load.kv_type}}
-        known |= {"prompt": {"system": setup.system}, "sampling": run["sampling"] | asdict(sampler_of(generation))}
-        resume(with_grown(run, selected.dataset), run | known, path)
-    attempts = plan(selected.items, setup.routes, options.samples)
+    earlier = contents.run if contents and rows else None
+    spec = make_spec(request, earlier)
+    if earlier:
+        known = settings_of(spec) | problem_facts(selected.dataset, [item.problem.id for item in selected.items])
+        limits = limits_of(request.options.generation, spec.task, earlier["limits"]["think_tokens"])  # as its models decided
+        known |= {"limits": asdict(limits), "think_min_chars": earlier["think_min_chars"]}
+        resume(with_grown(earlier, selected.dataset), {**earlier, **known}, path)
+    attempts = plan(selected.items, spec.routes, options.samples)
     todo = remaining(attempts, {key_of(row): row["status"] for row in rows}, {}).all
     routes = {attempt.route for attempt in todo}
-    seconds = {route.label: _expected(route, setup, rows) for route in setup.routes if route in routes}
-    return Preview(setup, len(attempts), todo, contents is not None, seconds)
+    seconds = {route.label: _expected(route, spec, rows) for route in spec.routes if route in routes}
+    return Preview(spec, len(attempts), todo, contents is not None, seconds)
 
 
-def _expected(route: Route, setup: Setup, rows: Iterable[Row]) -> float | None:
+def _expected(route: Route, spec: Spec, rows: Iterable[Row]) -> float | None:
     key = route.policy.name, tau_in_json(route.tau)
     own = [row["wall_seconds"] for row in rows if row["status"] == "done" and (row["policy"], row["tau"]) == key]
-    return mean(own) if own else setup.available_router.expected_seconds(route)
+    return mean(own) if own else spec.available_router.expected_seconds(route)
 
 
 class Pace:
@@ -149,20 +138,20 @@ class Pace:
 
 
 def measure(run: BenchRun, display: Display, pace: Pace) -> None:
-    session, limits = run.session, run.session.resolved.limits
-    with session.setup.task.open_grader() as grader:
+    session, limits = run.session, run.session.spec.limits
+    with session.spec.task.open_grader() as grader:
         session.load({attempt.route.policy for attempt in run.todo.all})
         bench = _make_bench(run, grader, pace)
         for attempt in run.todo.all:
             session.writers(attempt.route, attempt.sample)
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
-        executor = Executor(run.folder, display, _Progress(run, pace), session.check_files, pace.keeps)
+        executor = Executor(run.folder, display, _Progress(run, pace), pace.keeps)
         executor.run(run.todo, bench.run, bench.row, limits)
         forget_contradicted_costs(run.folder.run or {}, run.folder.rows, display.note)
 
 
 def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:
-    session, resolved = run.session, run.session.resolved
+    session, spec = run.session, run.session.spec
     policies = {attempt.route.policy.name: attempt.route.policy for attempt in run.todo.all}
     golds = {attempt.item.problem.id: attempt.item.gold for attempt in run.todo.all}
     rollouts = Rollouts(lambda problem, text: is_correct(grader, text, golds[problem]))
@@ -171,14 +160,14 @@ def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:
     return Bench(
         session.writers,
         grader.grade,
-        resolved.limits,
-        resolved.sampler.seed,
+        spec.limits,
+        spec.sampler.seed,
         pace.seconds_for,
         is_needed=pace.is_needed,
         scorer_for=lambda policy: scorers[policy.name],
         rater_for=lambda policy: raters[policy.name],
         concurrency=session.concurrency,
-        find_answer=session.setup.task.find_answer,
+        find_answer=session.spec.task.find_answer,
         timer=session.writing.clock,
     )
 

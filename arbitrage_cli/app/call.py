@@ -8,16 +8,17 @@ from typing import Any, TypedDict
 
 from arbitrage_cli.app.model_choice import needed_models, refuse_on_servers
 from arbitrage_cli.app.options import GenerationOptions, RoutingOptions, check
+from arbitrage_cli.app.request import choose_route, think_tokens
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import limits_of, route_for, sampler_of, think_tokens
 from arbitrage_cli.app.solution import Solution
+from arbitrage_cli.app.spec import Spec, limits_of, sampler_of
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.data.problems import make_conversation, make_problem
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.routing.policies import Policy
-from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.route import Route, make_route
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Finished, Limits, Problem, Trace
 
@@ -117,25 +118,31 @@ class Call:
 
 def resolve_call(session: Session, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Call:
     """Combine a call's options with the pair's defaults. Raises UsageError if an option is invalid or a model is missing."""
-    setup = session.setup
+    spec, options_of_pair = session.spec, session.spec.request.options
     replaced = ROUTING if "policy" in options else frozenset()  # the pair's tau belongs to the pair's policy
     merged = {name: value for name, value in defaults.items() if name not in replaced} | dict(options)
-    generation = generation_of(setup.options.generation, options)
-    route = route_for(setup, routing_of(merged), frozenset(options)) if ROUTING & options.keys() else setup.route
+    generation = generation_of(options_of_pair.generation, options)
+    route = _route(spec, routing_of(merged), frozenset(options)) if ROUTING & options.keys() else spec.route
     _check_loaded(session, route.policy)
-    thinks = session.resolved.limits.think_tokens if generation.think is None else think_tokens(generation)
-    limits, sampler = limits_of(generation, setup.task, thinks), sampler_of(generation)
+    thinks = spec.limits.think_tokens if generation.think is None else think_tokens(generation)
+    limits, sampler = limits_of(generation, spec.task, thinks), sampler_of(generation)
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
     is_explicit = generation.think is not None
     return Call(route, limits, sampler, options.get("system"), is_explicit, session.flow(route, sampler), run)
 
 
+def _route(spec: Spec, routing: RoutingOptions, explicit: frozenset[str]) -> Route:
+    named = spec.request.named
+    policy, tau = choose_route(named, spec.task, routing, explicit)
+    return make_route(policy, tau, spec.available_router, early_stop=named.early_stop(routing.early_stop, [policy]))
+
+
 def _check_loaded(session: Session, policy: Policy) -> None:
-    setup, roles = session.setup, session.models.keys()
-    for role in needed_models([policy], setup.choice.models, setup.reward).keys() - roles:
+    spec = session.spec
+    for role in needed_models([policy], spec.request.named.sources, spec.reward).keys() - spec.models.keys():
         hint = f"pass {role}=... to open_pair"
         raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
-    refuse_on_servers([policy], setup.sources)
+    refuse_on_servers([policy], spec.sources)
     if policy.reads_token_stats:
         session.models["draft"].need_token_stats(policy.name)
 

@@ -39,18 +39,15 @@ class Collection:
     def __init__(
         self, session: Session, selected: Selection, folder: RunFolder, options: CollectOptions, display: Display
     ) -> None:
-        self._session, self._setup, self._folder = session, session.setup, folder
+        self._session, self._spec, self._folder = session, session.spec, folder
         self._title, self._options, self._display = f"collect {selected.title}", options, display
-        self._attempts = [Attempt(item, 0, self._setup.route) for item in selected.items]
+        self._attempts = [Attempt(item, 0, self._spec.route) for item in selected.items]
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
-        self._unanswered = {name for name, gold in self._golds.items() if not gold and session.setup.reward == "rollout"}
+        self._unanswered = {name for name, gold in self._golds.items() if not gold and session.spec.reward == "rollout"}
         self._states: dict[str, list[State]] = {}
         self._in_flight: dict[str, tuple[Attempt, Trace]] = {}
-        session.resume(folder.run if folder.rows else None)
         reward = self._reward_facts()
-        self._todo, self._manifest = prepare(
-            session, selected, folder, self._attempts, self._setup.routes, kind=COLLECT, reward=reward
-        )
+        self._todo, self._manifest = prepare(session, selected, folder, self._attempts, kind=COLLECT, reward=reward)
         self._held = {row["id"]: len(row["states"]) for row in latest(folder.rows)}
         self.has_grown = bool(self._todo.all)
 
@@ -69,38 +66,38 @@ class Collection:
     @property
     def how_to_resume(self) -> str:
         num_done = sum(self._folder.statuses.get(attempt.key) == "done" for attempt in self._attempts)
-        return how_to_resume(num_done, len(self._attempts), "problems", self._folder.path, self._setup)
+        return how_to_resume(num_done, len(self._attempts), "problems", self._folder.path, self._spec)
 
     def run(self) -> None:
         if not self._todo.all:
             return
-        session, setup, options = self._session, self._setup, self._options
+        session, spec, options = self._session, self._spec, self._options
         session.choose_concurrency(most=len(self._todo.all), rollouts=options.rollouts)
         session.load(rollouts=options.rollouts)
         samplers = [
-            Sampler(_temperature(options), 1.0, session.resolved.sampler.seed + number) for number in range(options.rollouts)
+            Sampler(_temperature(options), 1.0, session.spec.sampler.seed + number) for number in range(options.rollouts)
         ]
-        with setup.task.open_grader() as grader:
+        with spec.task.open_grader() as grader:
             rollouts = Rollouts(lambda problem, text: is_correct(grader, text, self._golds[problem]), samplers)
-            rater = session.rater(setup.route.policy, rollouts)
+            rater = session.rater(spec.route.policy, rollouts)
             writers: dict[ModelRole, Writer] = {
-                role: session.models[role].own_writer(role, session.writing) for role in setup.route.policy.models
+                role: session.models[role].own_writer(role, session.writing) for role in spec.route.policy.models
             }
             if count := len(self._unanswered & {attempt.item.problem.id for attempt in self._todo.all}):
                 which = f"{rounding.count(count, 'problem')} without a known answer"
                 self._display.note(f"{which}: the target's own answer is assumed to be correct")
             loaded = add_loaded(self._manifest, session.models)
             self._folder.save_run({**loaded, "protections": list(grader.protections)})
-            if isinstance(rater, RolloutRater) and samplers[0] == session.resolved.sampler:
+            if isinstance(rater, RolloutRater) and samplers[0] == session.spec.sampler:
                 writers["target"] = RecallingWriter(writers["target"], rater)
             self._execute(writers, rater, grader)
 
     def _execute(self, writers: Mapping[ModelRole, Writer], rater: Rater | None, grader: Grader) -> None:
         """Store each problem as soon as it is solved. If the run is interrupted, store the states of unfinished problems."""
-        limits = self._session.resolved.limits
+        limits = self._session.spec.limits
         scheduler = Scheduler(writers, concurrency=self._session.concurrency, rater=rater)
         progress = _Progress(self._todo, len(self._attempts), self._held, self._title, self._session.concurrency)
-        executor = Executor(self._folder, self._display, progress, self._session.check_files, self._is_better)
+        executor = Executor(self._folder, self._display, progress, self._is_better)
         try:
             executor.run(self._todo, partial(self._solve, scheduler, grader), self._row, limits)
         finally:
@@ -146,7 +143,7 @@ class Collection:
 
     def _job(self, problem: Problem) -> Job:
         flow = partial(single, model="target") if problem.id in self._unanswered else self._collecting
-        return Job(problem, flow, self._session.resolved.limits)
+        return Job(problem, flow, self._session.spec.limits)
 
     def _collecting(self, trace: Trace) -> Flow:
         return collect(trace, self._states.setdefault(trace.problem.id, []).append)
@@ -177,8 +174,8 @@ class Collection:
         return is_better
 
     def _reward_facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"kind": self._setup.reward}
-        if self._setup.reward == "rollout":
+        facts: dict[str, Any] = {"kind": self._spec.reward}
+        if self._spec.reward == "rollout":
             facts |= {"rollouts": self._options.rollouts, "temperature": _temperature(self._options)}
             facts |= {"answers": "target"} if self._unanswered else {}
         return facts

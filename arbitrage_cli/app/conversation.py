@@ -10,7 +10,7 @@ from arbitrage_cli.data.problems import make_problem
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.model_files.pairs import is_built_in
-from arbitrage_cli.routing.route import Menu, Route
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Finished, Message, ModelRole, Problem
 
@@ -58,11 +58,11 @@ class Answer:
 class RoutedConversation:
     """A conversation whose `route` may change between questions."""
 
-    def __init__(self, session: Session, menu: Menu, display: Display) -> None:
-        self.route = menu.default
-        self.menu = menu
-        self._session, self._setup, self._display = session, session.setup, display
-        self._turns = Turns(session.setup.sources, display.note)
+    def __init__(self, session: Session, display: Display) -> None:
+        self.menu = session.spec.menu()
+        self.route = self.menu.default
+        self._session, self._spec, self._display = session, session.spec, display
+        self._turns = Turns(session.spec.sources, display.note)
         self._scheduler = session.scheduler()
         self._shown: tuple[Route, str | None] | None = None
         self._are_models_shown = False
@@ -75,7 +75,7 @@ class RoutedConversation:
 
     def ask(self, question: str) -> Finished:
         """Answer a question and remember the answer. Raises UsageError if the question is not valid text."""
-        route, router = self.route, self._setup.router
+        route, router = self.route, self._spec.available_router.router
         finished = self._solve(self._turns.problem(question), route)
         if finished.error is None:
             self._turns.add(finished.trace.problem.question, finished.trace.text)
@@ -103,7 +103,7 @@ class RoutedConversation:
 
     def answer(self, finished: Finished) -> str:
         text = finished.trace.text
-        return self._setup.task.find_answer(text) or text.strip()
+        return self._spec.task.find_answer(text) or text.strip()
 
     def show_route(self) -> None:
         self._show(self.route)
@@ -115,7 +115,7 @@ class RoutedConversation:
 
     def _solve(self, problem: Problem, route: Route) -> Finished:
         self._show(route)
-        job = Job(problem, self._session.flow(route), self._session.resolved.limits)
+        job = Job(problem, self._session.flow(route), self._spec.limits)
         with contextlib.closing(self._scheduler.run([job])) as events:
             for event in events:
                 self._display.handle(event)

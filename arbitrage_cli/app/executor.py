@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from arbitrage_cli.app.benchmark import Attempt, Began, Ended, RunEvent
-from arbitrage_cli.app.manifest import Run, problem_facts, resume, with_fingerprint, with_grown
+from arbitrage_cli.app.manifest import make_manifest, problem_facts, resume, with_fingerprint, with_grown
 from arbitrage_cli.app.options import resume_command
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
 from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import Setup
+from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import Key, Row, RunFolder
 from arbitrage_cli.runs.started import MAX_CRASHES, StartedMarks
 from arbitrage_cli.stats import rounding
@@ -75,7 +74,6 @@ def prepare(
     selected: Selection,
     folder: RunFolder,
     attempts: Sequence[Attempt],
-    routes: Sequence[Route],
     *,
     samples: int = 1,
     warnings: Sequence[str] = (),
@@ -83,9 +81,9 @@ def prepare(
 ) -> tuple[Remaining, Run]:
     """Return the remaining attempts and the manifest. Raises UsageError if an earlier run has other settings."""
     todo = remaining(attempts, folder.statuses, folder.started.crashes)
-    run = session.manifest(routes, reads_models=bool(todo.all))
+    run = make_manifest(session.spec)
     run["sampling"]["samples"], run["warnings"] = samples, [*warnings]
-    ids, grader = [item.problem.id for item in selected.items], session.setup.task.grader_version()
+    ids, grader = [item.problem.id for item in selected.items], session.spec.task.grader_version()
     run = with_fingerprint({**run, **problem_facts(selected.dataset, ids), "grader": grader, **details})
     if folder.rows and folder.run:
         run = resume(with_grown(folder.run, selected.dataset), run, folder.path)
@@ -113,14 +111,12 @@ def marked(started: StartedMarks, events: Generator[T, None, None]) -> Generator
 class Executor:
     """Runs attempts, storing and displaying each row as soon as its attempt finishes.
 
-    `check_files` is called before a row is stored, and raises an error if a model file has changed. Only rows for which
-    `is_kept` returns True are stored.
+    Only rows for which `is_kept` returns True are stored.
     """
 
     store: RunFolder
     display: Display
     progress: Progress
-    check_files: Callable[[], None]
     is_kept: Callable[[Row], bool]
 
     def run(
@@ -140,7 +136,6 @@ class Executor:
                     self._follow(event)
 
     def keep(self, attempt: Attempt, row: Row) -> None:
-        self.check_files()
         with noted_signals():  # a row is both stored and counted, or neither
             if is_kept := self.is_kept(row):
                 self.store.append(row)
@@ -158,9 +153,9 @@ class Executor:
             self.display.handle(event)
 
 
-def how_to_resume(num_safe: int, planned: int, what: str, path: Path, setup: Setup) -> str:
+def how_to_resume(num_safe: int, planned: int, what: str, path: Path, spec: Spec) -> str:
     """Return a note that counts the stored results and shows how to resume the run. Return "" if nothing is stored yet."""
-    command = resume_command(setup.options.command)
+    command = resume_command(spec.request.options.command)
     return f"{num_safe} of {planned} {what} are saved in {path}; to resume: {command}" if num_safe else ""
 
 

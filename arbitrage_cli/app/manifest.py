@@ -10,7 +10,7 @@ import json
 import platform
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,26 +19,22 @@ from typing import Any
 
 from arbitrage_cli import __version__
 from arbitrage_cli.app.loaded import Model
-from arbitrage_cli.app.resolved import Resolved
-from arbitrage_cli.app.setup import Setup
+from arbitrage_cli.app.spec import ModelSpec, Run, Spec
 from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
-from arbitrage_cli.model_files.checksums import published_sha256, sha256_of, unchanged_sha256
+from arbitrage_cli.model_files.checksums import published_sha256, sha256_seen
 from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.pairs import is_gguf, local_files
+from arbitrage_cli.model_files.pairs import is_gguf
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route, label
 from arbitrage_cli.runs.records import SCHEMA, tau_in_json
 from arbitrage_cli.system.machine import processor_name
-from arbitrage_cli.tuning.placement import Placement
 from arbitrage_cli.types import Limits, ModelRole
 
-Run = dict[str, Any]
-OnReading = Callable[[str, float], None]
-"""A callback for reading a model file: the current activity and the completed fraction."""
 _HINT = "use another path (--output), or restore the original settings"
 MAX_SHOWN = 80  # characters; longer values are shown as a checksum
 
@@ -77,24 +73,17 @@ FIXED_OF_MODELS = {
 }
 
 
-def make_manifest(
-    resolved: Resolved, routes: Sequence[Route], placement: Placement, on_reading: OnReading, *, reads_models: bool
-) -> Run:
+def make_manifest(spec: Spec) -> Run:
     """Return a manifest of all settings and files that affect solutions.
 
-    Computes the sha256 of every model file. If `reads_models` is false, known checksums are reused for files whose size,
-    mtime and inode are unchanged. Raises ModelFileError if a file differs from the published file.
+    A model file is read again only if its size, mtime or inode has changed. Raises ModelFileError if a file differs from the
+    published file.
     """
-    setup = resolved.setup
-    models = {
-        role: _model_facts(resolved, role, placement.threads.get(role), on_reading, reads_file=reads_models)
-        for role in setup.sources
-    }
-    named, router = setup.named_taus, setup.deciding_router
-    return {
+    router = spec.deciding_router
+    return settings_of(spec) | {
         "schema": SCHEMA,
         "tool": __version__,
-        "command": list(setup.options.command),
+        "command": list(spec.request.options.command),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "policies": [
             {
@@ -103,29 +92,34 @@ def make_manifest(
                 "tau_name": one.tau_name,
                 "score_is": one.policy.score_is or None,
             }
-            for one in routes
+            for one in spec.routes
         ],
-        "models": models,
+        "models": {role: _model_facts(model, spec.load) for role, model in spec.models.items()},
         "router": router and {"name": router.card.name, "sha256": router.sha256, "card": router.card.to_json()},
-        "early_stop": setup.stops_early,
-        "tau_costs": setup.tau_costs,
-        "price": setup.price,
-        "named_taus": dict(named.taus) if named else None,
-        "unit_costs": {role: asdict(costs) for role, costs in placement.unit_costs.items()},
-        "reward": setup.reward,
-        "prompt": {
-            "system": setup.system,
-            "chat_template_kwargs": setup.load.template_variables,
-        },
-        "sampling": {**asdict(resolved.sampler), "samples": 1},
-        "limits": asdict(resolved.limits),
-        "task": setup.task.name,
-        "step_separator": setup.task.step_end.separator,
-        "step_min_chars": setup.task.step_end.min_chars,
-        "think_min_chars": THOUGHT_END.min_chars if resolved.limits.think_tokens != 0 else None,
-        "context": {"kv_type": setup.load.kv_type},
-        "machine": _machine_facts(setup),
+        "tau_costs": spec.tau_costs,
+        "price": spec.request.named.price,
+        "named_taus": dict(spec.named_taus.taus) if spec.named_taus else None,
+        "unit_costs": {role: asdict(model.costs) for role, model in spec.models.items() if model.costs},
+        "machine": _machine_facts(spec),
         "warnings": [],
+    }
+
+
+def settings_of(spec: Spec) -> Run:
+    """Return the settings that must not change when a run resumes, except the models, the router's card and the machine."""
+    request, load, task, router = spec.request, spec.load, spec.task, spec.deciding_router
+    return {
+        "router": router and {"sha256": router.sha256},
+        "early_stop": spec.stops_early,
+        "reward": spec.reward,
+        "prompt": {"system": request.system, "chat_template_kwargs": load.template_variables},
+        "sampling": {**asdict(spec.sampler), "samples": 1},
+        "limits": asdict(spec.limits),
+        "task": task.name,
+        "step_separator": task.step_end.separator,
+        "step_min_chars": task.step_end.min_chars,
+        "think_min_chars": THOUGHT_END.min_chars if spec.limits.think_tokens != 0 else None,
+        "context": {"kv_type": load.kv_type},
     }
 
 
@@ -140,17 +134,17 @@ def with_fingerprint(run: Run) -> Run:
     return run | {"fingerprint": {name: _text(value) for name, value in _fixed(run).items()}}
 
 
-def record_settings(setup: Setup, route: Route, limits: Limits, sampler: Sampler) -> dict[str, Any]:
+def record_settings(spec: Spec, route: Route, limits: Limits, sampler: Sampler) -> dict[str, Any]:
     """Return the settings that affect a solution's text, for its record."""
     settings: dict[str, Any] = {name: getattr(sampler, name) for name in ("top_p", "top_k", "min_p")}
     settings |= asdict(limits)
-    settings |= {"system": setup.system, "kv_type": setup.load.kv_type}
-    if setup.load.template_variables:
-        settings["chat_template_kwargs"] = dict(setup.load.template_variables)
+    settings |= {"system": spec.request.system, "kv_type": spec.load.kv_type}
+    if spec.load.template_variables:
+        settings["chat_template_kwargs"] = dict(spec.load.template_variables)
     if limits.think_tokens != 0:
         settings["think_min_chars"] = THOUGHT_END.min_chars
-    if (router := setup.router) and route.policy.needs_router:
-        costs_of = setup.available_router.costs_of if route.tau_name in PRESETS else None
+    if (router := spec.available_router.router) and route.policy.needs_router:
+        costs_of = spec.available_router.costs_of if route.tau_name in PRESETS else None
         settings |= {"router": router.card.name, "router_sha256": router.sha256, "tau_costs": costs_of}
     if route.policy.can_stop_early:
         settings["early_stop"] = route.stops_early
@@ -188,15 +182,6 @@ def _check_served(role: ModelRole, before: Mapping[str, Any] | None, now: Mappin
             )
 
 
-def resumed_costs(earlier: Run, now: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the unit costs of a resumed run: its own, and the current costs of models that join it.
-
-    A run that began without costs of its target keeps none, because its target verifies no draft tokens.
-    """
-    own = earlier.get("unit_costs") or {}
-    return dict(own) if "target" in earlier["models"] and "target" not in own else {**now, **own}
-
-
 def resume(earlier: Run, now: Run, place: Path) -> Run:
     """Merge the manifests of a resumed run. Raises UsageError naming the first fixed field that differs."""
     before, after = _fixed(earlier), _fixed(now)
@@ -211,7 +196,6 @@ def resume(earlier: Run, now: Run, place: Path) -> Run:
     merged = _joined(earlier, now) | {
         "created": earlier["created"],
         "named_taus": earlier.get("named_taus") or now.get("named_taus"),
-        "unit_costs": resumed_costs(earlier, now.get("unit_costs", {})),
         "policies": [*earlier["policies"], *added],
         "warnings": [*earlier["warnings"], *now["warnings"]],
     }
@@ -251,20 +235,13 @@ def with_grader(run: Run, version: str) -> Run:
 # --- the parts
 
 
-def _model_facts(
-    resolved: Resolved, role: ModelRole, threads: int | None, on_reading: OnReading, *, reads_file: bool
-) -> dict[str, Any]:
-    setup, context_size = resolved.setup, resolved.load.context_size
-    source = setup.sources[role]
-    facts: dict[str, Any] = {"source": source, "identity": source, "threads": threads}
+def _model_facts(model: ModelSpec, load: Options) -> dict[str, Any]:
+    source, files = model.source, model.files
+    facts: dict[str, Any] = {"source": source, "identity": source, "threads": model.threads}
     facts |= dict.fromkeys(("file", "size", "sha256"))
     if not is_gguf(source):
-        return facts | {"n_ctx": context_size, "threads": None}
-    files = local_files(resolved.files[role])
-    facts |= {"file": str(files[0].absolute()), "n_ctx": read_facts(files, context_size).context_size}
-    sha256 = None if reads_file else unchanged_sha256(files)
-    sha256 = sha256 or sha256_of(files, lambda fraction: on_reading(f"checking {files[0].name}", fraction))
-    published = published_sha256(files[0]) if len(files) == 1 else None
+        return facts | {"n_ctx": load.context_size, "threads": None}
+    sha256, published = sha256_seen(files), published_sha256(files[0]) if len(files) == 1 else None
     if published not in (None, sha256):
         raise ModelFileError(
             f"{files[0]}: sha256 does not match the published file",
@@ -272,6 +249,8 @@ def _model_facts(
         )
     return facts | {
         "identity": f"sha256 {sha256[:16]}",
+        "file": str(files[0].absolute()),
+        "n_ctx": read_facts(files, load.context_size).context_size,
         "size": sum(path.stat().st_size for path in files),
         "sha256": sha256,
     }
@@ -286,9 +265,8 @@ def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _machine_facts(setup: Setup) -> dict[str, Any]:
-    computes = any(map(is_gguf, setup.sources.values()))
-    load = setup.load
+def _machine_facts(spec: Spec) -> dict[str, Any]:
+    computes, load = any(map(is_gguf, spec.sources.values())), spec.load
     return {
         "gpu": (load_llama().gpu_names() or "none") if computes else None,
         "gpu_layers": "auto" if load.gpu_layers is None else load.gpu_layers,

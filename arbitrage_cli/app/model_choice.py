@@ -1,6 +1,7 @@
 """Selects a command's models and router and checks that they fit together. No model is loaded, and no request is sent."""
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from arbitrage_cli.app.options import ModelOptions, RouterOptions, ThreadOptions
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, UsageError, unknown
+from arbitrage_cli.evaluation.prices import parse_prices
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
 from arbitrage_cli.inference.servers.chat import CONTINUATIONS
@@ -29,10 +31,12 @@ from arbitrage_cli.model_files.pairs import (
     user_pairs,
 )
 from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.system.files import read_text
 from arbitrage_cli.system.machine import logical_processors
+from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import ModelRole
 
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -47,30 +51,47 @@ Models = Mapping[ModelRole, str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """The models and the router for a command. `pair` is None if the draft and target were named separately."""
+class NamedModels:
+    """The models and the router for a command.
+
+    `pair` is None if the draft and target were named separately. `own_pair` is None also if a model of the pair was replaced.
+    `price` is the price of the pair's target, in the syntax of --price.
+    """
 
     pair: PairEntry | None
-    models: Models
-    router_source: str | None = None
+    own_pair: PairEntry | None
+    sources: Models
+    router: Router | None
+    router_source: str | None
+    load: Options
+    served: Mapping[ModelRole, ServedSource]
+    price: str | None
 
     @property
     def names(self) -> list[str]:
-        return [self.pair.name] if self.pair and self.is_pairs_own else list(self.writing.values())
+        return [self.own_pair.name] if self.own_pair else list(self.writing.values())
 
     @property
     def arguments(self) -> list[str]:
-        if self.pair and self.is_pairs_own:
-            return ["--pair", self.pair.name]
-        return [part for role, source in self.writing.items() for part in (f"--{role}", source)]
+        return arguments_for(self.own_pair, self.sources)
 
     @property
     def writing(self) -> dict[ModelRole, str]:
-        return {role: source for role, source in self.models.items() if source and role != "prm"}
+        return {role: source for role, source in self.sources.items() if source and role != "prm"}
 
-    @property
-    def is_pairs_own(self) -> bool:
-        return _is_pair(self.pair, self.models)
+    def early_stop(self, option: bool | None, policies: Iterable[Policy]) -> bool | None:
+        """Return the option --early-stop for these policies. Raises UsageError if the draft's server cannot stop early."""
+        if "draft" not in self.served:
+            return option
+        if option and any(policy.can_stop_early for policy in policies):
+            raise UsageError("a draft on a server cannot be stopped early", "leave it out", option="early_stop")
+        return False
+
+
+def arguments_for(pair: PairEntry | None, sources: Models) -> list[str]:
+    """Return the options that name a pair, or its models."""
+    named = {"pair": pair.name} if pair else {role: sources[role] for role in ("draft", "target")}
+    return [part for name, value in named.items() if value for part in (f"--{name}", value)]
 
 
 def _choose_pair(explicit: frozenset[str], options: RouterOptions, *, thinks: bool) -> PairEntry | None:
@@ -83,11 +104,12 @@ def _choose_pair(explicit: frozenset[str], options: RouterOptions, *, thinks: bo
 
 
 def choose_models(
-    explicit: frozenset[str], options: RouterOptions, task: str | None = None, *, thinks: bool = False
-) -> ModelChoice:
-    """Return the models and router, and a PRM if the command supports it. Raises UsageError if the pair is unknown.
+    explicit: frozenset[str], options: RouterOptions, loading: ThreadOptions, task: Task, *, thinks: bool = False
+) -> NamedModels:
+    """Return the models and router, and a PRM if the command supports it. If `thinks` is true, use the pair's thinking pair.
 
-    If `thinks` is true, the pair's thinking pair is used.
+    Raises UsageError if the pair is unknown, or an address, an API key or a setting of the pair is invalid; RouterError if
+    the router cannot be used.
     """
     for name in ("pair", "draft", "target", "router", "prm"):
         if getattr(options, name, None) == "":
@@ -102,25 +124,32 @@ def choose_models(
         }
     if is_served(models["prm"] or ""):
         raise UsageError("a process reward model cannot run on a server", "use a GGUF file", option="prm")
-    return ModelChoice(pair, models, options.router or _default_router(pair, models, task))
+    own_pair = pair if pair and _is_pair(pair, models) else None
+    router_source = options.router or _default_router(own_pair, models, task)
+    router = load(router_file(router_source)) if router_source else None
+    if router:
+        router.check_steps(task.step_end)
+    load_options = _load_options(pair, loading)
+    served = _served_models(own_pair, models, load_options)
+    return NamedModels(pair, own_pair, models, router, router_source, load_options, served, _price_of(own_pair))
 
 
-def choice_of_run(folder: Path) -> ModelChoice:
+def arguments_of_run(folder: Path) -> list[str]:
+    """Return the options that name the models of a collected run."""
     recorded = read_run_folder(folder, COLLECT).run["models"]
-    models: Models = {role: recorded.get(role, {}).get("source") for role in ("draft", "target", "prm")}
-    pair = next((pair for pair in user_pairs().values() if _is_pair(pair, models)), None)
-    return ModelChoice(pair, models)
+    models: Models = {role: facts["source"] for role, facts in recorded.items()}
+    return arguments_for(next((pair for pair in user_pairs().values() if _is_pair(pair, models)), None), models)
 
 
-def _default_router(pair: PairEntry | None, models: Models, task: str | None) -> str | None:
+def _default_router(own_pair: PairEntry | None, models: Models, task: Task) -> str | None:
     """Return the pair's router, a router trained on these models, or the universal router.
 
     Code and models of registered backends have no default router.
     """
-    if task == "code":
+    if task.name == "code":
         return None
-    if pair and pair.router and _is_pair(pair, models):
-        return pair.router
+    if own_pair and own_pair.router:
+        return own_pair.router
     if any(source and backend_of(source) for source in models.values()):
         return None
     return _router_of_files(models) or UNIVERSAL_ROUTER
@@ -139,8 +168,6 @@ def _router_of_files(models: Models) -> str | None:
 
 def _trained_routers() -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield each readable router that is neither universal nor for code, once for each of its training pairs."""
-    from arbitrage_cli.routing.router import load  # slow to import
-
     names = [name for name in shipped_routers() if name != UNIVERSAL_ROUTER]
     with contextlib.suppress(UsageError):  # a command that needs the user's pairs reports it
         names = [*(pair.router for pair in reversed(user_pairs().values()) if pair.router), *names]
@@ -175,7 +202,7 @@ def needs_prm(policy: Policy, reward: str | None) -> bool:
     return policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
 
 
-def load_options(pair: PairEntry | None, machine: ThreadOptions) -> Options:
+def _load_options(pair: PairEntry | None, machine: ThreadOptions) -> Options:
     return Options(
         pair.ctx if pair and machine.ctx is None else machine.ctx,
         machine.threads,
@@ -186,8 +213,21 @@ def load_options(pair: PairEntry | None, machine: ThreadOptions) -> Options:
     )
 
 
-def _is_pair(pair: PairEntry | None, models: Models) -> bool:
-    return pair is not None and all(models[role] == entry.source for role, entry in pair.entries.items())
+def _is_pair(pair: PairEntry, models: Models) -> bool:
+    return all(models.get(role) == entry.source for role, entry in pair.entries.items())
+
+
+def _price_of(own_pair: PairEntry | None) -> str | None:
+    """Return the price of the pair's target, in the syntax of --price. Raises UsageError if the price is invalid."""
+    if own_pair is None or not own_pair.target.price:
+        return None
+    price = f"target={own_pair.target.price}"
+    try:
+        parse_prices(price)
+    except UsageError as error:
+        message = f"pair '{own_pair.name}': target.price: invalid value '{own_pair.target.price}'"
+        raise UsageError(message, "use dollars per million tokens, such as 0.60/0.15/2.40") from error
+    return price
 
 
 def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
@@ -202,14 +242,12 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
 # --- models on servers
 
 
-def served_models(choice: ModelChoice, load: Options, environment: Mapping[str, str]) -> dict[ModelRole, ServedSource]:
-    """Return the models on servers. Raises UsageError if an address, API key or chat template is invalid."""
-    addresses = {role: _address(role, source) for role, source in choice.writing.items() if is_served(source)}
-    entries = choice.pair.entries if choice.pair and choice.is_pairs_own else {}
-    continuation = choice.pair.target.continuation if choice.pair and entries else None
+def _served_models(pair: PairEntry | None, models: Models, load: Options) -> dict[ModelRole, ServedSource]:
+    addresses = {role: _address(role, source) for role, source in models.items() if source and is_served(source)}
+    entries, continuation = (pair.entries, pair.target.continuation) if pair else ({}, None)
     if continuation and continuation not in CONTINUATIONS:
         raise unknown("continuation", continuation, CONTINUATIONS)
-    keys = find_keys(addresses, {role: entry.api_key_env for role, entry in entries.items()}, environment)
+    keys = find_keys(addresses, {role: entry.api_key_env for role, entry in entries.items()}, os.environ)
     templates = {role: _read_template(entry.template) for role, entry in entries.items() if entry.template}
     return {
         role: ServedSource(
@@ -262,18 +300,17 @@ def _read_template(file: str) -> str:
 
 
 def warnings_about(
-    choice: ModelChoice,
+    named: NamedModels,
     sources: Mapping[ModelRole, str],
-    served: Sequence[ServedSource],
     *,
     uses_router: bool,
-    threads: int | None,
 ) -> Iterator[str]:
+    served, threads = (named.served[role] for role in sources if role in named.served), named.load.threads
     for host in dict.fromkeys(model.address.host for model in served if model.address.is_exposed):
         yield f"{host}: problems are sent unencrypted (http); use https"
-    if choice.pair:
-        yield from _borrowed_settings(sources, choice.pair)
-    if uses_router and choice.router_source == UNIVERSAL_ROUTER:
+    if named.pair:
+        yield from _borrowed_settings(sources, named.pair)
+    if uses_router and named.router_source == UNIVERSAL_ROUTER:
         yield UNIVERSAL
     with contextlib.suppress(OSError, RuntimeError):  # loading the models reports the error
         yield from _unusual_pair(sources)

@@ -157,8 +157,7 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
 
 
 def _model_record(source: str, pair: PairEntry | None) -> Json:
-    from arbitrage_cli.app.resolved import THINK_CONTEXT_SIZE, thinking_of  # with NumPy
-    from arbitrage_cli.app.setup import THINK_TOKENS
+    from arbitrage_cli.app.spec import THINK_CONTEXT_SIZE, THINK_TOKENS, thinking_of  # with NumPy
     from arbitrage_cli.inference.speculation import MAX_SPECULATED
 
     files = local_files(source)

@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from arbitrage_cli.app.call import (
@@ -23,16 +22,16 @@ from arbitrage_cli.app.call import (
     without_none,
 )
 from arbitrage_cli.app.conversation import Turns
-from arbitrage_cli.app.costs import measured
 from arbitrage_cli.app.options import AdviceOptions, GenerationOptions, MachineOptions, ModelOptions, check
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import RunOptions, Setup, for_pair
+from arbitrage_cli.app.request import Request, RunOptions, ask
+from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.solution import InOrder, Solution, StreamEvent, Token
+from arbitrage_cli.app.spec import Spec
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.tasks import find_task
-from arbitrage_cli.types import Decided, Event, Finished, Problem, Started, Trace, Wrote
+from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Problem, Started, Trace, Wrote
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.advise import Advice
@@ -43,20 +42,21 @@ log = logging.getLogger("arbitrage")
 class Pair(contextlib.AbstractContextManager["Pair"]):
     """A draft and a target, loaded by `open_pair`. Calls run one at a time, in one thread, and accept `CallOptions`."""
 
-    def __init__(self, setup: Setup, defaults: Mapping[str, Any]) -> None:
-        self._setup, self._defaults = setup, defaults
+    def __init__(self, request: Request, defaults: Mapping[str, Any]) -> None:
+        self._request, self._defaults = request, defaults
         self._stack = contextlib.ExitStack()
         self._schedulers: dict[str | None, Scheduler] = {}  # by the source of rewards
         self._events: Generator[Event, None, None] | None = None
         self._session = self._load()
+        self._spec = self._session.spec
         self._is_closed = False
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        models = ", ".join(f"{role}={source!r}" for role, source in self._setup.sources.items())
-        return f"<Pair {models}, policy={self._setup.route.name!r}>"
+        models = ", ".join(f"{role}={source!r}" for role, source in self._spec.sources.items())
+        return f"<Pair {models}, policy={self._spec.route.name!r}>"
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if not name.startswith("_")]
@@ -89,7 +89,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
     def conversation(self, **options: Unpack[CallOptions]) -> "Conversation":
         """Begin a conversation. The models see all earlier questions and answers."""
-        return Conversation(self._solve, self._call(options), self._setup)
+        return Conversation(self._solve, self._call(options), self._spec.sources)
 
     @python_errors()
     def advise(self, questions: Iterable[str | Mapping[str, Any]], *, minutes: float = 10.0) -> "Advice":
@@ -104,20 +104,20 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         self._check_free()
         _check_many(questions)
         minutes = check(AdviceOptions(minutes=minutes)).minutes
-        setup, options = self._setup, self._setup.options
+        options = self._request.options
         single = replace(options, machine=replace(options.machine, concurrency=None))
         self._stack.close()
         self._is_closed = True  # in case loading fails
         try:
-            return advise_on(questions, single, setup.choice, minutes=minutes, display=LogDisplay(log))
+            return advise_on(questions, single, minutes=minutes, display=LogDisplay(log))
         finally:
-            self._session = self._load()
+            self._session = self._load(self._spec)
             self._is_closed = False
 
-    def _load(self) -> Session:
+    def _load(self, spec: Spec | None = None) -> Session:
         self._schedulers.clear()
         with contextlib.ExitStack() as stack:
-            session = stack.enter_context(Session(self._setup, LogDisplay(log), keep="conversation"))
+            session = stack.enter_context(open_session(self._request, LogDisplay(log), spec=spec))
             session.choose_concurrency()
             session.load()
             self._stack.push(stack.pop_all())
@@ -177,7 +177,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         if policy.reward not in self._schedulers:
             has_both = {"draft", "target"} <= session.models.keys()
             self._schedulers[policy.reward] = session.scheduler(
-                None if has_both else self._setup.route, session.rater(policy)
+                None if has_both else self._spec.route, session.rater(policy)
             )
         return self._schedulers[policy.reward]
 
@@ -185,9 +185,9 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 class Conversation:
     """A conversation, created by `Pair.conversation`. Failed questions are not remembered."""
 
-    def __init__(self, solve: Callable[[Call, Problem], Solution], call: Call, setup: Setup) -> None:
+    def __init__(self, solve: Callable[[Call, Problem], Solution], call: Call, sources: Mapping[ModelRole, str]) -> None:
         self._solve, self._call = solve, call
-        self._turns = Turns(setup.sources, log.warning, call.system)
+        self._turns = Turns(sources, log.warning, call.system)
 
     def ask(self, question: str) -> Solution:
         """Answer a question. Raises the same errors as `Pair.solve`."""
@@ -235,8 +235,7 @@ def open_pair(
     explicit = frozenset(name for name, value in given.items() if value is not None) | ({"offline"} if offline else set())
     generation = generation_of(check(GenerationOptions(task)), call_defaults)
     options = RunOptions(models, generation, machine, find_task(generation.task), explicit=explicit)
-    make_setup = partial(for_pair, options, routing_of(call_defaults))
-    return Pair(measured(make_setup(), make_setup, LogDisplay(log)), call_defaults)
+    return Pair(ask(options, routing_of(call_defaults), loads="named"), call_defaults)
 
 
 def _check_many(questions: object) -> None:

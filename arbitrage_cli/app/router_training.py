@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from arbitrage_cli.app.model_choice import choice_of_run
+from arbitrage_cli.app.model_choice import arguments_of_run
 from arbitrage_cli.app.options import AccelerationOptions
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.inference.backend import Options
@@ -66,4 +66,4 @@ def _costs_on_this_machine(folder: Path, machine: AccelerationOptions) -> Costs 
 
 
 def bench_command(run: Path, router: Path) -> list[str]:
-    return ["arbitrage", "bench", *choice_of_run(run).arguments, "--dataset", "OTHERS.jsonl", "--router", str(router)]
+    return ["arbitrage", "bench", *arguments_of_run(run), "--dataset", "OTHERS.jsonl", "--router", str(router)]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from arbitrage_cli.app.model_choice import ModelChoice
 from arbitrage_cli.app.options import ProblemOptions
 from arbitrage_cli.app.problem_source import range_of
 from arbitrage_cli.data.datasets import load_dataset
@@ -54,9 +53,9 @@ def _select(items: Sequence[Item], options: ProblemOptions, seed: int) -> list[I
     return selected
 
 
-def default_folder(dataset: str, choice: ModelChoice, *, prefix: str = "", concurrency: str = "1") -> Path:
+def default_folder(dataset: str, models: Sequence[str], *, prefix: str = "", concurrency: str = "1") -> Path:
     """Return the default run folder: `runs/math500--mine` or, at concurrency 8, `runs/math500--mine--concurrency-8`."""
-    names = [PurePath(name).name.removesuffix(".gguf") for name in choice.names]
+    names = [PurePath(name).name.removesuffix(".gguf") for name in models]
     suffix = "" if concurrency == "1" else f"--concurrency-{_file_name(concurrency)}"
     return Path("runs") / f"{prefix}{_file_name(PurePath(dataset).stem)}--{_file_name(*names)}{suffix}"
 

@@ -2,21 +2,19 @@
 
 import contextlib
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from socket import socket
 
-from arbitrage_cli.app.costs import measured
-from arbitrage_cli.app.options import KEY_VARIABLE, RoutingOptions, ServerOptions
+from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo
-from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import Setup, limits_of, menu_of
+from arbitrage_cli.app.request import Request
+from arbitrage_cli.app.session import Session, open_session
+from arbitrage_cli.app.spec import limits_of
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.route import Menu
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.serving.app import Access, Bounds
 from arbitrage_cli.serving.requests import Defaults
@@ -30,7 +28,7 @@ MAX_KEY_BYTES = 4096
 CHARS_PER_TOKEN = 16  # above the average of any text
 
 
-def serve_pair(make_setup: Callable[[], Setup], routing: RoutingOptions, options: ServerOptions, display: Display) -> None:
+def serve_pair(request: Request, options: ServerOptions, display: Display) -> None:
     """Answer requests until a signal arrives, then finish open requests. The URL is shown as the result.
 
     Raises UsageError if the key or the address cannot be used, and the same errors as `Session` and `Service.run`.
@@ -39,12 +37,11 @@ def serve_pair(make_setup: Callable[[], Setup], routing: RoutingOptions, options
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
         access = Access(key, _host_names(bound, options, key))
-        setup = measured(make_setup(), make_setup, display)
-        session = stack.enter_context(Session(setup, display, keep="conversation"))
+        session = stack.enter_context(open_session(request, display))
         bounds = Bounds(session.choose_concurrency(), options.queue, options.timeout)
         session.load()
-        defaults = _defaults(session, menu_of(setup, routing))
-        scorer = session.scorer(POLICIES["arbitrage"]) if setup.router else None
+        defaults = _defaults(session)
+        scorer = session.scorer(POLICIES["arbitrage"]) if request.named.router else None
         service = Service(Worker(session.scheduler(), scorer), defaults, bounds, access)
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
@@ -60,12 +57,12 @@ def _with_bill(event: ServingEvent, run: RunInfo) -> ServingEvent:
     return replace(event, bill=run.bill(event.finished)) if isinstance(event, RequestEnded) else event
 
 
-def _defaults(session: Session, menu: Menu) -> Defaults:
-    resolved, models = session.resolved, session.models.values()
+def _defaults(session: Session) -> Defaults:
+    spec, models = session.spec, session.models.values()
     max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in models)
     supports_effort = any(model.prompt(PromptStyle()).supports_effort for model in models)
-    thinking = limits_of(session.setup.options.generation, session.setup.task, resolved.limits.think_tokens or None)
-    return Defaults(menu, resolved.limits, thinking, resolved.sampler, max_chars, supports_effort)
+    thinking = limits_of(spec.request.options.generation, spec.task, spec.limits.think_tokens or None)
+    return Defaults(spec.menu(), spec.limits, thinking, spec.sampler, max_chars, supports_effort)
 
 
 def _api_key(file: Path | None) -> str | None:

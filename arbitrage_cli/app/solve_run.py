@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.costs import measured
 from arbitrage_cli.app.executor import give_up, marked
-from arbitrage_cli.app.manifest import Run, add_loaded, resume, with_fingerprint
+from arbitrage_cli.app.manifest import add_loaded, make_manifest, resume, with_fingerprint
 from arbitrage_cli.app.options import InputOptions, resume_command
 from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display, offering_to_resume
-from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.setup import Setup
+from arbitrage_cli.app.request import Request
+from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.solution import InOrder
+from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job
@@ -43,8 +43,7 @@ MAX_SHOWN = 60  # characters of a value in a message
 
 
 def solve_problems(
-    setup: Setup,
-    make_setup: Callable[[], Setup],
+    request: Request,
     problem: str | None,
     source: InputOptions,
     path: Path | None,
@@ -54,10 +53,10 @@ def solve_problems(
 ) -> "Solutions":
     """Solve problems from an argument, a file or standard input, and write the results to `path` if it is set."""
     with contextlib.ExitStack() as stack:
-        problems = Problems(problem, source, setup.task.forms, display, stack)
+        problems = Problems(problem, source, request.options.task.forms, display, stack)
         folder = stack.enter_context(_open_file(path, display)) if path else None
         solutions = stack.enter_context(Solutions(problems, display, line_of, path, folder))
-        solutions.solve(setup, make_setup, describe)
+        solutions.solve(request, describe)
     return solutions
 
 
@@ -93,27 +92,26 @@ class Solutions(AbstractContextManager["Solutions"]):
         with contextlib.suppress(OutputError):  # an output error is already being raised
             self._write(self._in_order.rest())
 
-    def solve(self, setup: Setup, make_setup: Callable[[], Setup], describe: Callable[[RunInfo], RunInfo]) -> None:
+    def solve(self, request: Request, describe: Callable[[RunInfo], RunInfo]) -> None:
         """Solve the problems that have no result. If every problem has a result, no models are loaded.
 
         `describe` extends the run description passed to the display. Raises UsageError if the file contains results of other
         problems or settings, and the same errors as `Session` and `Scheduler.run`.
         """
         problems = self._problems
-        num_known = self._match_earlier() + problems.look_ahead(2 if setup.concurrency == "1" else MOST)
+        num_known = self._match_earlier() + problems.look_ahead(2 if request.concurrency == "1" else MOST)
         if not num_known and self._folder is None:
             list(self._unsolved())
             return
-        if num_known:
-            setup = measured(setup, make_setup, self._display)
-        with Session(self._with_earlier_tau(setup), self._display) as session:
-            manifest = self._manifest(session, reads_models=bool(num_known))
+        earlier = self._folder.earlier if self._folder else None
+        with open_session(request, self._display, earlier) as session:
+            manifest = self._manifest(session.spec)
             if num_known:
                 session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
                 session.load()
             if self._folder:
                 self._folder.save_run(add_loaded(manifest, session.models))
-            with offering_to_resume(self._display, lambda error: self._how_to_resume(setup, error)):
+            with offering_to_resume(self._display, lambda error: self._how_to_resume(request, error)):
                 if num_known:
                     self._solve(session, describe)
                 else:
@@ -123,7 +121,7 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _solve(self, session: Session, describe: Callable[[RunInfo], RunInfo]) -> None:
         run = describe(replace(session.run_info(num_problems=self._problems.total), num_done=len(self._solved)))
         self._display.begin(run)
-        route, limits = session.setup.route, session.resolved.limits
+        route, limits = session.spec.route, session.spec.limits
         jobs = map(partial(Job, make_flow=session.flow(route), limits=limits), self._unsolved(run, limits))
         events = session.scheduler(route).run(jobs, self._is_ready)
         if self._folder:
@@ -132,15 +130,14 @@ class Solutions(AbstractContextManager["Solutions"]):
             for event in events:
                 self._display.handle(event)
                 if isinstance(event, Finished):
-                    session.check_files()
                     self._finish(event, run)
         self._display.end()
 
-    def _how_to_resume(self, setup: Setup, error: BaseException) -> str:
+    def _how_to_resume(self, request: Request, error: BaseException) -> str:
         """Return a note on how to resume, or "" if nothing can be resumed or standard output is closed."""
         if self._folder:
             done = rounding.count(len(self._folder.statuses), "result")
-            return f"{done} saved in {self._path}; to resume: {resume_command(setup.options.command)}"
+            return f"{done} saved in {self._path}; to resume: {resume_command(request.options.command)}"
         if self._problems.is_single or self._problems.is_typed or not self.num_done or isinstance(error, OutputError):
             return ""
         done = rounding.count(self.num_done, "result")
@@ -201,23 +198,12 @@ class Solutions(AbstractContextManager["Solutions"]):
             raise UsageError(f"{self._path}: {other}", f"use the same input and --limit, or {ANOTHER}")
         return num_unsolved
 
-    def _with_earlier_tau(self, setup: Setup) -> Setup:
-        """Return the setup with the tau that the preset had when the file was begun."""
-        route, run = setup.route, self._folder.run if self._folder and self._folder.rows else None
-        for earlier in run["policies"] if run and route.tau_name else ():
-            is_same = (earlier["policy"], earlier["tau_name"]) == (route.policy.name, route.tau_name)
-            if is_same and earlier["tau"] is not None:
-                return replace(setup, routes=[replace(route, tau=float(earlier["tau"]))])
-        return setup
-
-    def _manifest(self, session: Session, *, reads_models: bool) -> Run:
+    def _manifest(self, spec: Spec) -> Run:
         if self._folder is None or self._path is None:
             return {}
-        earlier, route = self._folder.run if self._folder.rows else None, session.setup.route
-        session.resume(earlier)
-        run = session.manifest([route], reads_models=reads_models)
+        route, earlier = spec.route, self._folder.earlier
         details = {"kind": SOLVE, "route": {"policy": route.policy.name, "tau": tau_in_json(route.tau)}}
-        run = with_fingerprint(run | details)
+        run = with_fingerprint(make_manifest(spec) | details)
         return resume(earlier, run, self._path) if earlier else run
 
     def _put_in_order(self) -> None:

@@ -1,7 +1,7 @@
 """`arbitrage advise`: recommends a policy for a pair on this machine."""
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.app import options
@@ -44,22 +44,27 @@ def advise(
     if advice.costs or advice.forget:
         return _costs(invocation, advice, models, machine, output, as_json=json_line)
     from arbitrage_cli.app import advise as app  # slow to import
+    from arbitrage_cli.app.request import RunOptions
     from arbitrage_cli.display.advice import write_advice
+    from arbitrage_cli.tasks import find_task
 
     with command_display(output) as display, only_figures_on_stdout():
-        request = app.request_of(advice, models, generation, machine, explicit=invocation.flags, command=invocation.command)
+        selected = app.advice_problems(advice, seed=generation.seed, offline=models.offline)
         if not advice.dataset:
             display.remind("using built-in problems; to use your own, add --dataset FILE, with one question per line")
-        allowed = replace(request.options, task=permitted(request.options.task, advice.run_code))
-        result = app.advise(replace(request, options=allowed), display)
+        task = permitted(find_task(generation.task or selected.dataset.task), advice.run_code)
+        loading = options.MachineOptions(**asdict(machine))
+        run_options = RunOptions(models, generation, loading, task, invocation.flags, invocation.command)
+        request = app.request_of(run_options, selected, advice)
+        result = app.advise(request, display)
     if json_line:
         write_json(result.figures)
     else:
         write_advice(result, sys.stdout)
     if result.num_errors:
         say(f"{rounding.count(result.num_errors, 'error')} (the same command retries)", output)
-    if advice.save and request.choice.pair:
-        say(_save(result, request.choice.pair, models.router), output)
+    if advice.save and request.asked.named.pair:
+        say(_save(result, request.asked.named.pair, models.router), output)
     return options.SOME_FAILED if result.num_errors and not result.is_measured else 0
 
 
@@ -84,18 +89,19 @@ def _costs(
     from arbitrage_cli.app.costs import forget_costs, measure_costs  # slow to import
     from arbitrage_cli.app.model_choice import choose_models
     from arbitrage_cli.display.advice import costs_record, write_costs
+    from arbitrage_cli.tasks import find_task
 
     mode = "costs" if advice.costs else "forget"
     groups = (options.RouterOptions, options.ThreadOptions, options.OutputOptions)
     used = {field.name for group in groups for field in fields(group)} | {mode, "json_line"}
     if unused := sorted(invocation.flags - used):
         raise UsageError(f"has no effect with --{mode}", "leave it out", option=unused[0])
-    choice = choose_models(invocation.flags, models)
+    named = choose_models(invocation.flags, models, loading, find_task(None))
     if mode == "forget":
-        say(f"removed {rounding.count(forget_costs(choice), 'measurement')} of these models", output)
+        say(f"removed {rounding.count(forget_costs(named), 'measurement')} of these models", output)
         return 0
     with command_display(output) as display, only_figures_on_stdout():
-        measured = measure_costs(choice, loading, display, offline=models.offline)
+        measured = measure_costs(named, display, offline=models.offline)
     if as_json:
         write_json(costs_record(measured))
     else:

@@ -1,7 +1,6 @@
 """`arbitrage bench`: measures policies on a data set."""
 
 import shlex
-from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -52,8 +51,8 @@ def bench(
     """
     from arbitrage_cli.app import model_info
     from arbitrage_cli.app.bench_run import preview, run_bench
+    from arbitrage_cli.app.request import RunOptions, ask_to_compare
     from arbitrage_cli.app.selection import default_folder, read_problems
-    from arbitrage_cli.app.setup import RunOptions, for_bench
     from arbitrage_cli.display.facts import plan_facts
     from arbitrage_cli.tasks import find_task
 
@@ -65,19 +64,19 @@ def bench(
         task = find_task(generation.task or selected.dataset.task)
         task = task if bench.dry_run else permitted(task, problems.run_code)
         run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
-        setup = for_bench(run_options, routing)
-        path = bench.output_folder or default_folder(selected.dataset.name, setup.choice, concurrency=setup.concurrency)
+        request = ask_to_compare(run_options, routing)
+        names, concurrency = request.named.names, request.concurrency
+        path = bench.output_folder or default_folder(selected.dataset.name, names, concurrency=concurrency)
         if bench.dry_run:
-            planned = preview(setup, selected, path, bench, early_stop=routing.early_stop)
+            planned = preview(request, selected, path, bench)
             stored = {
-                role: model_info.stored(source, offline=models.offline) for role, source in planned.setup.sources.items()
+                role: model_info.stored(source, offline=models.offline) for role, source in planned.spec.sources.items()
             }
             for name, value in plan_facts(planned, stored, selected.title, path):
                 typer.echo(f"{name:<10}{one_line(value)}")
             return 0
         with only_figures_on_stdout():
-            make_setup = partial(for_bench, run_options, routing)
-            run = run_bench(make_setup, selected, path, bench, display, early_stop=routing.early_stop)
+            run = run_bench(request, selected, path, bench, display)
         display.close()
         show_figures(*run.selected, options.FigureOptions(json_line=json_line))
         say(_conclusion(run), output)

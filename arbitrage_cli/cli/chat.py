@@ -4,7 +4,6 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.app import options
@@ -54,20 +53,17 @@ def chat(
       arbitrage chat --tau fast
     """
     from arbitrage_cli.app.conversation import RoutedConversation
-    from arbitrage_cli.app.costs import measured
-    from arbitrage_cli.app.session import Session
-    from arbitrage_cli.app.setup import RunOptions, for_serve, menu_of
+    from arbitrage_cli.app.request import RunOptions, ask
+    from arbitrage_cli.app.session import open_session
     from arbitrage_cli.tasks import find_task
 
     task = find_task(generation.task)
     run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        make_setup = partial(for_serve, run_options, routing, concurrency="1")
-        setup = measured(make_setup(), make_setup, display)
-        session = stack.enter_context(Session(setup, display, keep="conversation"))
+        session = stack.enter_context(open_session(ask(run_options, routing, loads="both"), display))
         session.load()
-        conversation = RoutedConversation(session, menu_of(setup, routing), display)
+        conversation = RoutedConversation(session, display)
         conversation.show_route()
         prompt = _Prompt(conversation, display, shows_answers=output.quiet or not sys.stdout.isatty())
         with contextlib.suppress(ImportError):  # some builds of Python lack it

@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-from functools import partial
 
 from arbitrage_cli.app import options
 from arbitrage_cli.app.protocol import offering_to_resume
@@ -35,10 +34,9 @@ def collect(
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
     from arbitrage_cli.app.collect_run import Collection
-    from arbitrage_cli.app.costs import measured
+    from arbitrage_cli.app.request import RunOptions, ask_to_collect
     from arbitrage_cli.app.selection import default_folder, read_problems
-    from arbitrage_cli.app.session import Session
-    from arbitrage_cli.app.setup import RunOptions, for_collect
+    from arbitrage_cli.app.session import open_session
     from arbitrage_cli.app.stored_run import open_run
     from arbitrage_cli.runs.records import COLLECT
     from arbitrage_cli.tasks import find_task
@@ -48,11 +46,10 @@ def collect(
         selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
         task = permitted(find_task(generation.task or selected.dataset.task), problems.run_code)
         run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
-        make_setup = partial(for_collect, run_options, collect)
-        setup = make_setup()
-        path = place.output_folder or default_folder(selected.dataset.name, setup.choice, prefix="collect-")
+        request = ask_to_collect(run_options, collect)
+        path = place.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
         folder = stack.enter_context(open_run(path, display, kind=COLLECT, fresh=place.fresh))
-        session = stack.enter_context(Session(measured(setup, make_setup, display, folder.run), display))
+        session = stack.enter_context(open_session(request, display, folder.earlier))
         collection = Collection(session, selected, folder, collect, display)
         with offering_to_resume(display, lambda error: collection.how_to_resume):
             collection.run()

@@ -1,7 +1,5 @@
 """`arbitrage serve`: an OpenAI-compatible server for a pair."""
 
-from functools import partial
-
 from arbitrage_cli.app import options
 from arbitrage_cli.cli.command import Invocation, command
 from arbitrage_cli.cli.output import command_display
@@ -35,10 +33,10 @@ def serve(
     except ImportError as error:
         reason = f"arbitrage serve needs libraries that are not installed ({error})"
         raise UsageError(reason, 'install them: pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
-    from arbitrage_cli.app.setup import RunOptions, for_serve
+    from arbitrage_cli.app.request import RunOptions, ask
     from arbitrage_cli.tasks import find_task
 
     task = find_task(generation.task)
     run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
     with command_display(output) as display:
-        serve_pair(partial(for_serve, run_options, routing, concurrency="8"), routing, server, display)
+        serve_pair(ask(run_options, routing, loads="both", concurrency="8"), server, display)

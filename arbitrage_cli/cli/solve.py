@@ -15,7 +15,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.stats import rounding
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.setup import Setup
+    from arbitrage_cli.app.request import Request
     from arbitrage_cli.app.solve_run import Record
     from arbitrage_cli.runs.records import RunInfo
 
@@ -48,7 +48,7 @@ def solve(
       arbitrage solve --pair qwen2.5-coder --input problems.txt -o solutions.jsonl
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
-    from arbitrage_cli.app.setup import RunOptions, for_solve
+    from arbitrage_cli.app.request import RunOptions, ask
     from arbitrage_cli.app.solve_run import solve_problems
     from arbitrage_cli.tasks import find_task
 
@@ -56,17 +56,16 @@ def solve(
     form = _format(results, invocation, is_single=is_single)
     task = find_task(generation.task)
     run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
-    make_setup = partial(for_solve, run_options, routing)
-    setup = make_setup()
+    request = ask(run_options, routing)
     if results.explain:
-        _check_explained(setup, is_shown=form == "json" or results.output_file is not None or not output.quiet)
+        _check_explained(request, is_shown=form == "json" or results.output_file is not None or not output.quiet)
     with command_display(output) as display:
 
         def line_of(record: "Record") -> str | None:
             return wording.result(record, form, is_single=is_single) if form else None
 
-        describe = partial(_describe, setup, results, form)
-        solved = solve_problems(setup, make_setup, problem, source, results.output_file, display, line_of, describe)
+        describe = partial(_describe, request, results, form)
+        solved = solve_problems(request, problem, source, results.output_file, display, line_of, describe)
     if results.output_file:
         status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
         errors = f", {rounding.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
@@ -76,17 +75,18 @@ def solve(
 
 
 def _describe(
-    setup: "Setup", results: options.ResultOptions, form: options.ResultFormat | None, run: "RunInfo"
+    request: "Request", results: options.ResultOptions, form: options.ResultFormat | None, run: "RunInfo"
 ) -> "RunInfo":
-    explain = setup.router.explain if results.explain and setup.router else None
+    explain = request.named.router.explain if results.explain and request.named.router else None
     follow = form == "text" and sys.stdout.isatty()
     return replace(run, answers_follow=follow, shows_thoughts=not results.hide_thoughts, explain=explain)
 
 
-def _check_explained(setup: "Setup", *, is_shown: bool) -> None:
-    if not setup.deciding_router:
+def _check_explained(request: "Request", *, is_shown: bool) -> None:
+    policy = request.asked[0]
+    if not policy.needs_router:
         hint = "use --policy arbitrage --router FILE"
-        raise UsageError(f"policy {setup.route.policy.name} has no router to explain", hint, option="explain")
+        raise UsageError(f"policy {policy.name} has no router to explain", hint, option="explain")
     if not is_shown:
         raise UsageError("--quiet hides the explanations", "add --json, or omit -q", option="explain")
 

@@ -84,9 +84,9 @@ def run_lines(record: Json) -> tuple[str, str]:
 
 def plan_facts(planned: "Preview", models: "Mapping[ModelRole, Stored]", title: str, path: Path) -> Iterable[Fact]:
     """Yield facts about a planned benchmark, where its models are, and its estimated duration."""
-    setup, num_todo = planned.setup, len(planned.todo)
+    spec, num_todo = planned.spec, len(planned.todo)
     yield "data set", title
-    yield "policies", ", ".join(route.label for route in setup.routes)
+    yield "policies", ", ".join(route.label for route in spec.routes)
     yield from ((role, f"{model.source}: {_whereabouts(model)}") for role, model in models.items())
     done = f": {rounding.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
     yield "folder", f"{path}{done}"

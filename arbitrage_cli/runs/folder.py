@@ -209,6 +209,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         os.close(self._lock)
         self._lock = None
 
+    @property
+    def earlier(self) -> dict[str, Any] | None:
+        """The run.json of the run to resume, or None if the run has no rows yet."""
+        return self.run if self.rows else None
+
     def save_run(self, run: Row) -> None:
         data = to_json(run, indent=1).encode() + b"\n"
         if self.run == (content := json.loads(data)):

@@ -4,7 +4,6 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.inference.open import load_llama
@@ -39,19 +38,17 @@ def loading_of(load: Options) -> Loading:
     return Loading(load.gpu_layers, load.flash_attention, load.kv_type, load.threads)
 
 
-def place(
-    models: Mapping[ModelRole, str | None], load: Options, earlier: Mapping[ModelRole, int] = MappingProxyType({})
-) -> Placement:
+def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
     """Return the number of threads and the costs for the models on this machine.
 
-    The number of threads comes from the first available source: `load.threads`, `earlier` (from a resumed run), the
-    measurement, or the default. Raises UsageError if the file of measurements is damaged.
+    The number of threads comes from `load.threads`, the measurement or the default. Raises UsageError if the file of
+    measurements is damaged.
     """
     sources = {role: source for role, source in models.items() if source and not is_served(source)}
-    tuned, default = _find(sources, load), {role: threads_without_costs(source, load) for role, source in sources.items()}
-    kept: dict[ModelRole, int] = {} if load.threads else {role: found.threads for role, found in tuned.items()} | {**earlier}
-    threads = {role: kept.get(role, count) for role, count in default.items()}
-    return Placement(threads, {role: found.costs for role, found in tuned.items() if found.threads == threads[role]})
+    tuned = _find(sources, load)
+    threads = {role: threads_without_costs(source, load) for role, source in sources.items()}
+    threads |= {role: found.threads for role, found in tuned.items()}
+    return Placement(threads, {role: found.costs for role, found in tuned.items()})
 
 
 def threads_without_costs(source: str, load: Options) -> int:

@@ -245,7 +245,7 @@ def test_interrupt_while_an_answer_is_graded_costs_that_attempt_only(here: Path,
 
 
 @pytest.mark.parametrize("command", [("bench", "--policy", "draft,target"), ("collect", "--reward", "rollout")])
-def test_model_that_is_changed_while_it_is_used_ends_the_run(
+def test_model_that_is_changed_while_it_is_used_is_noticed_at_the_end(
     here: Path, command: tuple[str, ...], tiny: Mapping[str, Path]
 ) -> None:
     model = here / "model.gguf"
@@ -255,7 +255,6 @@ def test_model_that_is_changed_while_it_is_used_ends_the_run(
     altered = {"alter": str(model), "alter_in": "arbitrage_cli.grading.grader.MathGrader.grade", "call": 2}
     result = run(*arguments, *how, cwd=here, **altered)
     assert_refused(result, 3, str(model), "changed while")
-    assert len(rows_of(here / "run")) < NUM_ROWS
     assert run(*arguments, *how, cwd=here).code == 2
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.app.manifest import Run, resume
+from arbitrage_cli.app.manifest import resume
+from arbitrage_cli.app.spec import Run
 from arbitrage_cli.errors import UsageError
 
 HERE = Path("run")

@@ -17,7 +17,8 @@ from arbitrage_cli.app.options import (
     ModelOptions,
     RoutingOptions,
 )
-from arbitrage_cli.app.setup import RunOptions, for_bench, for_solve
+from arbitrage_cli.app.request import RunOptions, ask, ask_to_compare
+from arbitrage_cli.app.spec import make_spec
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.tasks import find_task
@@ -67,22 +68,28 @@ def test_states_of_code_are_not_joined_with_others(tmp_path: Path) -> None:
 def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     models = {"draft": "a.gguf", "target": "b.gguf"}
-    setup = for_solve(options("code", **models), RoutingOptions())
-    assert (setup.task, setup.system) == (CODE, INSTRUCTIONS)
-    assert (setup.router, setup.route.policy.name) == (None, "speculative")  # routers for paragraphs are of no use
-    compared = for_bench(options("code", **models), BenchRoutingOptions()).routes
+    spec = make_spec(ask(options("code", **models), RoutingOptions()))
+    assert (spec.task, spec.request.system) == (CODE, INSTRUCTIONS)
+    assert (spec.available_router.router, spec.route.policy.name) == (
+        None,
+        "speculative",
+    )  # routers for paragraphs are of no use
+    compared = make_spec(ask_to_compare(options("code", **models), BenchRoutingOptions())).routes
     assert [one.policy.name for one in compared] == ["target", "draft", "speculative"]
-    assert for_solve(options(None, **models), RoutingOptions()).router is not None
+    assert make_spec(ask(options(None, **models), RoutingOptions())).available_router.router is not None
     served = options("code", draft="a.gguf", target="http://127.0.0.1:1/v1")
-    assert for_solve(served, RoutingOptions()).route.policy.name == "target"
-    assert [one.policy.name for one in for_bench(served, BenchRoutingOptions()).routes] == ["target", "draft"]
+    assert make_spec(ask(served, RoutingOptions())).route.policy.name == "target"
+    assert [one.policy.name for one in make_spec(ask_to_compare(served, BenchRoutingOptions())).routes] == [
+        "target",
+        "draft",
+    ]
 
 
 def test_a_router_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     router = str(write_router(tmp_path / "router.safetensors"))
     with pytest.raises(RouterError, match="a blank line"):
-        for_solve(options("code", draft="a.gguf", target="b.gguf", router=router), RoutingOptions())
+        make_spec(ask(options("code", draft="a.gguf", target="b.gguf", router=router), RoutingOptions()))
 
 
 @pytest.mark.parametrize("setting", [None, "sandboxed"])

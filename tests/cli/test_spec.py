@@ -1,4 +1,4 @@
-"""`Setup`: a command line, resolved without loading a model."""
+"""`Spec`: a command line, resolved without loading a model."""
 
 import math
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from cli import pair_named_mine
 from small_routers import write_router
 
-from arbitrage_cli.app.model_choice import choose_models
+from arbitrage_cli.app.model_choice import NamedModels, choose_models
 from arbitrage_cli.app.options import (
     BenchRoutingOptions,
     CollectOptions,
@@ -19,7 +19,8 @@ from arbitrage_cli.app.options import (
     ModelOptions,
     RoutingOptions,
 )
-from arbitrage_cli.app.setup import RunOptions, Setup, for_bench, for_collect, for_resumed_bench, for_solve
+from arbitrage_cli.app.request import RunOptions, ask, ask_to_collect, ask_to_compare
+from arbitrage_cli.app.spec import Run, Spec, advised_pair, make_spec
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
@@ -40,21 +41,38 @@ def options(models: ModelOptions = SCRIPTED, *explicit: str) -> RunOptions:
     return RunOptions(models, GenerationOptions(), MachineOptions(), find_task(None), explicit=frozenset(explicit))
 
 
-def columns(setup: Setup) -> list[tuple[str, float | None]]:
-    return [(route.policy.name, route.tau) for route in setup.routes]
+def resolved(
+    options: RunOptions, asked: RoutingOptions | BenchRoutingOptions | CollectOptions, earlier: Run | None = None
+) -> Spec:
+    match asked:
+        case BenchRoutingOptions():
+            request = ask_to_compare(options, asked)
+        case CollectOptions():
+            request = ask_to_collect(options, asked)
+        case RoutingOptions():
+            request = ask(options, asked)
+    return make_spec(request, earlier, thinks=lambda role: False)
+
+
+def chosen(models: ModelOptions) -> NamedModels:
+    return choose_models(frozenset(), models, MachineOptions(), find_task(None))
+
+
+def columns(spec: Spec) -> list[tuple[str, float | None]]:
+    return [(route.policy.name, route.tau) for route in spec.routes]
 
 
 def test_nothing_given_is_the_built_in_pair_with_its_router() -> None:
-    setup = for_solve(options(ModelOptions()), RoutingOptions())
-    assert setup.sources == {"draft": "builtin:draft", "target": "builtin:target"}
-    assert setup.deciding_router is not None
-    assert (setup.route.policy.name, setup.route.tau) == ("arbitrage", setup.available_router.table.resolve("exact"))
-    assert setup.concurrency == "1"
+    spec = resolved(options(ModelOptions()), RoutingOptions())
+    assert spec.sources == {"draft": "builtin:draft", "target": "builtin:target"}
+    assert spec.deciding_router is not None
+    assert (spec.route.policy.name, spec.route.tau) == ("arbitrage", spec.available_router.table.resolve("exact"))
+    assert spec.request.concurrency == "1"
 
 
 def test_models_named_one_by_one_replace_those_of_the_default_pair() -> None:
-    setup = for_solve(options(ModelOptions(draft="a.gguf", target="b.gguf")), RoutingOptions())
-    assert (setup.choice.pair, setup.choice.router_source) == (None, "builtin:universal")
+    spec = resolved(options(ModelOptions(draft="a.gguf", target="b.gguf")), RoutingOptions())
+    assert (spec.request.named.pair, spec.available_router.source) == (None, "builtin:universal")
 
 
 def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
@@ -63,23 +81,21 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     pairs = tmp_path / "arbitrage" / "pairs.toml"
     pair = replace(read_pairs()["builtin"], name="mine", policy=None)
     save_pair(pairs, replace(pair, target=replace(pair.target, price="0.60/0.06/2.40")))
-    setup = for_solve(options(mine, "pair"), RoutingOptions(tau="exact"))
-    costs = setup.available_router.costs
+    spec = resolved(options(mine, "pair"), RoutingOptions(tau="exact"))
+    costs = spec.available_router.costs
     assert costs is not None
     assert (costs.target_seconds_per_token, costs.write, costs.target_cached_seconds_per_token) == (2.4, 2.4, 0.06)
-    assert (setup.price, setup.tau_costs) == ("target=0.60/0.06/2.40", "the pair's prices")
-    table = setup.available_router.table
-    assert (
-        setup.route.tau == min((row for row in table.rows if row.change >= -0.5), key=lambda row: table.time(row) or 0).tau
-    )
+    assert (spec.request.named.price, spec.tau_costs) == ("target=0.60/0.06/2.40", "the pair's prices")
+    table = spec.available_router.table
+    assert spec.route.tau == min((row for row in table.rows if row.change >= -0.5), key=lambda row: table.time(row) or 0).tau
 
 
 def test_files_of_a_known_pair_have_its_router_whatever_their_names(tmp_path: Path) -> None:
     for role in ("draft", "target"):
         shutil.copy(router_file(f"builtin:{role}").with_suffix(".gguf"), tmp_path / f"my-{role}.gguf")
     mine, draft = (str(tmp_path / f"my-{role}.gguf") for role in ("target", "draft"))
-    known = choose_models(frozenset(), ModelOptions(draft=draft, target=mine))
-    other = choose_models(frozenset(), ModelOptions(draft=draft, target=draft))
+    known = chosen(ModelOptions(draft=draft, target=mine))
+    other = chosen(ModelOptions(draft=draft, target=draft))
     assert (known.router_source, other.router_source) == ("builtin:builtin", "builtin:universal")
 
 
@@ -90,16 +106,16 @@ def test_files_of_a_pair_of_the_users_have_its_router(tmp_path: Path, tiny: Mapp
     router = tmp_path / "mine.safetensors"
     pair_named_mine(tmp_path, draft="old-name.gguf", target=files["target"], router=router)
     named = ModelOptions(draft=str(files["draft"]), target=str(files["target"]))
-    assert choose_models(frozenset(), named).router_source == "builtin:universal"
+    assert chosen(named).router_source == "builtin:universal"
     write_router(router, pair=facts)
-    assert choose_models(frozenset(), named).router_source == str(router)
+    assert chosen(named).router_source == str(router)
     write_router(router, pair=facts, data={"step_end": {"separator": "\n", "min_chars": 1}})  # of code
-    assert choose_models(frozenset(), named).router_source == "builtin:universal"
+    assert chosen(named).router_source == "builtin:universal"
     write_router(router, pair={role: {**one, "sha256": "0" * 64} for role, one in facts.items()})
-    assert choose_models(frozenset(), named).router_source == "builtin:universal"
+    assert chosen(named).router_source == "builtin:universal"
     unread = Path(shutil.copy(files["draft"], tmp_path / "new.gguf"))
     write_router(router, pair={role: {**one, "name": "another"} for role, one in facts.items()})
-    choose_models(frozenset(), replace(named, draft=str(unread)))
+    chosen(replace(named, draft=str(unread)))
     assert unchanged_sha256([unread]) is None
 
 
@@ -107,27 +123,27 @@ def test_files_of_a_pair_of_the_users_have_its_router(tmp_path: Path, tiny: Mapp
 def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, policy: str, num_notes: int) -> None:
     """Speculation needs both models on this machine, so such an advice is ignored."""
     served = options(ModelOptions(draft="builtin:draft", target="http://127.0.0.1:1/v1"))
-    before = for_solve(served, RoutingOptions())
-    keep_advice(tuned_file(), StoredAdvice(before.advised_pair, route, "2026-11-29T12:00:00+00:00"))
-    after = for_solve(served, RoutingOptions())
-    other = for_solve(options(ModelOptions(draft="builtin:draft", target="http://127.0.0.1:2/v1")), RoutingOptions())
+    before = resolved(served, RoutingOptions())
+    keep_advice(tuned_file(), StoredAdvice(advised_pair(before.request), route, "2026-11-29T12:00:00+00:00"))
+    after = resolved(served, RoutingOptions())
+    other = resolved(options(ModelOptions(draft="builtin:draft", target="http://127.0.0.1:2/v1")), RoutingOptions())
     assert (before.route.policy.name, other.route.policy.name) == ("arbitrage", "arbitrage")
     assert (after.route.policy.name, len(after.notes)) == (policy, num_notes)
 
 
 def test_only_the_models_that_are_needed_are_sources() -> None:
-    assert list(for_solve(options(), RoutingOptions(policy="target")).sources) == ["target"]
-    rsd = for_solve(options(ModelOptions()), RoutingOptions(policy="rsd"))
+    assert list(resolved(options(), RoutingOptions(policy="target")).sources) == ["target"]
+    rsd = resolved(options(ModelOptions()), RoutingOptions(policy="rsd"))
     assert list(rsd.sources) == ["draft", "target", "prm"]
     with pytest.raises(UsageError, match="process reward model"):
-        for_solve(options(), RoutingOptions(policy="rsd"))
+        resolved(options(), RoutingOptions(policy="rsd"))
 
 
 def test_unused_flag_is_refused_and_an_unused_setting_is_not() -> None:
     routing = RoutingOptions(policy="target", tau="0.3")
-    assert for_solve(options(), routing).route.tau is None
+    assert resolved(options(), routing).route.tau is None
     with pytest.raises(UsageError) as raised:
-        for_solve(options(SCRIPTED, "policy", "tau"), routing)
+        resolved(options(SCRIPTED, "policy", "tau"), routing)
     assert raised.value.option == "tau"
 
 
@@ -135,10 +151,10 @@ def test_unused_flag_is_refused_and_an_unused_setting_is_not() -> None:
 def test_tau_above_every_score_is_refused(policy: str) -> None:
     models = options(ModelOptions(), "policy", "tau")
     with pytest.raises(UsageError) as raised:
-        for_solve(models, RoutingOptions(policy=policy, tau="130"))
+        resolved(models, RoutingOptions(policy=policy, tau="130"))
     assert raised.value.option == "tau"
-    assert for_solve(models, RoutingOptions(policy=policy, tau="1")).route.tau == 1.0
-    assert for_solve(models, RoutingOptions(policy=policy, tau="inf")).route.tau == math.inf
+    assert resolved(models, RoutingOptions(policy=policy, tau="1")).route.tau == 1.0
+    assert resolved(models, RoutingOptions(policy=policy, tau="inf")).route.tau == math.inf
 
 
 @pytest.mark.parametrize(
@@ -157,44 +173,47 @@ def test_tau_above_every_score_is_refused(policy: str) -> None:
 def test_flag_that_a_command_does_not_use_is_refused(command: BenchRoutingOptions | CollectOptions, given: str) -> None:
     chosen = options(ModelOptions(), "policy", given)
     with pytest.raises(UsageError) as raised:
-        for_collect(chosen, command) if isinstance(command, CollectOptions) else for_bench(chosen, command)
+        resolved(chosen, command)
     assert raised.value.option == given
 
 
 @pytest.mark.parametrize(("policy", "given"), [("target,oracle", "reward"), ("target,entropy", "early_stop")])
 def test_flag_that_one_policy_of_a_benchmark_uses_is_taken(policy: str, given: str) -> None:
-    for_bench(options(ModelOptions(), "policy", given), BenchRoutingOptions(policy, reward="rollout"))
+    resolved(options(ModelOptions(), "policy", given), BenchRoutingOptions(policy, reward="rollout"))
 
 
 def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:
     routing = BenchRoutingOptions("target,entropy@0.5,entropy,logprob@0.2,entropy")
-    assert columns(for_bench(options(), routing)) == [
+    assert columns(resolved(options(), routing)) == [
         ("target", None),
         ("entropy", 0.5),
         ("entropy", 1.0),
         ("logprob", 0.2),
     ]
     usual = [("target", None), ("draft", None), ("speculative", None), ("entropy", 1.0)]
-    assert columns(for_bench(options(), BenchRoutingOptions())) == usual
-    with_router = for_bench(options(ModelOptions()), BenchRoutingOptions())
+    assert columns(resolved(options(), BenchRoutingOptions())) == usual
+    with_router = resolved(options(ModelOptions()), BenchRoutingOptions())
     assert [one.name for one in with_router.routes][3:] == ["arbitrage@exact", "logprob@0.3"]
 
 
 def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None:
-    models = ModelOptions(router=str(write_router(tmp_path / "small.safetensors")))
-    setup = for_bench(options(models), BenchRoutingOptions("arbitrage@fast,arbitrage@0.5"))
-    assert setup.named_taus is not None
-    assert setup.router is not None
-    run = {"named_taus": {**setup.named_taus.taus, "fast": 0.9}, "tau_costs": "the router's card", "early_stop": True}
-    run |= {"router": {"sha256": setup.router.sha256}, "policies": []}
-    resumed = for_resumed_bench(setup, run, early_stop=None)
-    assert [tau for _, tau in columns(resumed)] == [0.9, 0.5]
-    assert (resumed.stops_early, len(resumed.notes)) == (True, len(setup.notes) + 1)
-    assert for_resumed_bench(setup, None, early_stop=None) is setup
+    models = options(ModelOptions(router=str(write_router(tmp_path / "small.safetensors"))))
+    asked = BenchRoutingOptions("arbitrage@fast,arbitrage@30%,arbitrage@0.5")
+    new = resolved(models, asked)
+    assert new.named_taus is not None
+    budget = {"policy": "arbitrage", "tau": 0.125, "tau_name": "30%"}
+    run: Run = {"named_taus": {**new.named_taus.taus, "fast": 0.9}, "tau_costs": "the router's card", "early_stop": True}
+    assert new.deciding_router is not None
+    run |= {"models": {}, "router": {"sha256": new.deciding_router.sha256}}
+    again = resolved(models, asked, run | {"policies": [budget]})
+    assert [tau for _, tau in columns(again)] == [0.9, 0.125, 0.5]
+    assert (again.stops_early, len(again.notes)) == (True, len(new.notes) + 1)
+    now = resolved(models, replace(asked, early_stop=False), run | {"policies": []})
+    assert now.stops_early is False
 
 
 def test_collecting_needs_a_source_of_rewards() -> None:
-    setup = for_collect(options(), CollectOptions("rollout"))
-    assert (setup.reward, setup.concurrency, list(setup.sources)) == ("rollout", "8", ["draft", "target"])
+    spec = resolved(options(), CollectOptions("rollout"))
+    assert (spec.reward, spec.request.concurrency, list(spec.sources)) == ("rollout", "8", ["draft", "target"])
     with pytest.raises(UsageError, match="process reward model"):
-        for_collect(options(), CollectOptions())
+        resolved(options(), CollectOptions())

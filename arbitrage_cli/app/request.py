@@ -1,0 +1,232 @@
+"""Checks what a command or a call asks for, before token costs are measured. Only the router's small file is read.
+
+`app.spec` resolves a request. This module imports NumPy, so commands import it only when they need it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from arbitrage_cli.app.model_choice import (
+    NamedModels,
+    choose_models,
+    needed_models,
+    needs_prm,
+    refuse_on_servers,
+)
+from arbitrage_cli.app.options import (
+    BenchRoutingOptions,
+    CollectOptions,
+    GenerationOptions,
+    MachineOptions,
+    ModelOptions,
+    RouterOptions,
+    RoutingOptions,
+)
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.inference.chat_template import PromptStyle
+from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.route import (
+    AvailableRouter,
+    ParsedRoute,
+    accepts_tau,
+    choose_policy,
+    parse_routes,
+    resolve_tau,
+)
+from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.types import ModelRole
+
+Loads = Literal["needed", "both", "named"]
+"""The models to load: those that the policies need, also both writing models (chat, serve), or also all named models."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options shared by all commands that use models. `explicit` names the options that were set by flags or arguments."""
+
+    models: RouterOptions
+    generation: GenerationOptions
+    machine: MachineOptions
+    task: Task
+    explicit: frozenset[str] = frozenset()
+    command: Sequence[str] = ()
+
+
+DefaultPolicies = Callable[[NamedModels, RunOptions], str]
+"""Returns the policies to compare, as in `bench --policy`, if the user names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a command asks for: its options, the models that they name, and each policy with its tau as text.
+
+    If `compares` is false, one policy runs. `is_default` is true if no option chose this policy. If `early_stop` is None,
+    drafted steps are stopped early where this saves time.
+    """
+
+    options: RunOptions
+    named: NamedModels
+    policies: Sequence[ParsedRoute]
+    concurrency: str
+    loads: Loads = "needed"
+    compares: bool = False
+    is_default: bool = False
+    early_stop: bool | None = None
+    reward: str | None = None
+
+    @property
+    def system(self) -> str:
+        pair, instructions = self.named.pair, self.options.task.instructions
+        if self.options.generation.system is not None:
+            return self.options.generation.system
+        return instructions if pair is None or pair.system is None else pair.system
+
+    @property
+    def style(self) -> PromptStyle:
+        return PromptStyle(self.system, self.options.task.step_end, self.options.generation.think is not None)
+
+    @property
+    def asked(self) -> list[Policy]:
+        return [policy for policy, _ in self.policies]
+
+    def models_for(self, policies: Sequence[Policy]) -> dict[ModelRole, str]:
+        """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""
+        models = self.named.sources
+        both = [choose_policy(None, self.named.router)] if self.loads == "both" else []
+        needed = needed_models([*policies, *both], models, self.reward)
+        refuse_on_servers(policies, needed)
+        if self.loads != "named":
+            return needed
+        is_prm_named = isinstance(self.options.models, ModelOptions) and self.options.models.prm
+        return {role: source for role, source in models.items() if source and (role != "prm" or is_prm_named)} | needed
+
+
+def ask(options: RunOptions, routing: RoutingOptions, *, loads: Loads = "needed", concurrency: str = "1") -> Request:
+    """Return a request for one policy. `concurrency` is the command's default.
+
+    Raises UsageError if an option is invalid or has no effect; RouterError if the router cannot be used.
+    """
+    named = _models_of(options)
+    route = choose_route(named, options.task, routing, options.explicit - ({"router", "prm"} if loads == "named" else set()))
+    routing = _with_pairs_routing(routing, named)
+    chosen = (routing.policy, routing.tau, routing.early_stop, options.models.router)
+    return _checked(
+        Request(
+            options,
+            named,
+            [route],
+            options.machine.concurrency or concurrency,
+            loads,
+            is_default=chosen == (None,) * 4,
+            early_stop=named.early_stop(routing.early_stop, [route[0]]),
+        )
+    )
+
+
+def ask_to_compare(
+    options: RunOptions, routing: BenchRoutingOptions, default_policies: DefaultPolicies | None = None
+) -> Request:
+    """Return a request for a comparison of policies. Raises the same errors as `ask`."""
+    named, concurrency = _models_of(options), options.machine.concurrency or "1"
+    text = routing.policy
+    if text is None:
+        text = (default_policies or _default_policies)(named, options)
+    parsed = parse_routes(text)
+    policies = [policy for policy, _ in parsed]
+    _refuse_unused(policies, options.explicit, routing.reward)
+    early_stop = named.early_stop(routing.early_stop, policies)
+    return _checked(
+        Request(options, named, parsed, concurrency, compares=True, early_stop=early_stop, reward=routing.reward)
+    )
+
+
+def ask_to_collect(options: RunOptions, collect: CollectOptions) -> Request:
+    """Return a request for the steps of both models and their rewards. Raises the same errors as `ask`."""
+    _refuse(options.explicit, "router", "collect uses no router")
+    if collect.reward == "rollout":
+        _refuse(options.explicit, "prm", "rollouts rate the steps", "omit it, or use --reward prm")
+    else:
+        _refuse(options.explicit, "rollouts", "a process reward model rates the steps", "use --reward rollout")
+    concurrency, oracle = options.machine.concurrency or "8", (POLICIES["oracle"], None)
+    return _checked(Request(options, _models_of(options), [oracle], concurrency, reward=collect.reward))
+
+
+def choose_route(named: NamedModels, task: Task, routing: RoutingOptions, explicit: frozenset[str]) -> ParsedRoute:
+    """Return the policy that the options, the pair or the task select, and its tau as text."""
+    routing = _with_pairs_routing(routing, named)
+    policy = choose_policy(routing.policy or _policy_without_router(named, task), named.router)
+    _refuse_unused([policy], explicit)
+    return policy, routing.tau if "tau" in explicit or accepts_tau(policy, routing.tau) else None
+
+
+def think_tokens(generation: GenerationOptions) -> int | None:
+    """Return the maximum number of thinking tokens: None if unlimited, 0 if thinking is off."""
+    match generation.think:
+        case None | "off":
+            return 0
+        case "on":
+            return None
+        case text if text.isascii() and text.isdigit() and len(text) < 10:
+            return int(text)
+    hint = "use on, off, or the maximum number of thinking tokens, such as 2000"
+    raise UsageError(f"invalid value '{generation.think}'", hint, option="think")
+
+
+# --- the parts of a request
+
+
+def _models_of(options: RunOptions) -> NamedModels:
+    if not options.task.runs_code:
+        _refuse(options.explicit, "run_code", f"task {options.task.name} runs no programs")
+    thinks = think_tokens(options.generation) != 0
+    return choose_models(options.explicit, options.models, options.machine, options.task, thinks=thinks)
+
+
+def _checked(request: Request) -> Request:
+    """Return the request. Raises UsageError if a model is missing or a tau is invalid."""
+    request.models_for(request.asked)
+    for policy, tau in request.policies:
+        resolve_tau(policy, tau, AvailableRouter(request.named.router, request.named.router_source))
+    return request
+
+
+def _with_pairs_routing(routing: RoutingOptions, named: NamedModels) -> RoutingOptions:
+    pair = named.own_pair
+    if pair is None or (routing.policy, routing.tau) != (None, None):
+        return routing
+    return replace(routing, policy=pair.policy, tau=pair.tau)
+
+
+def _policy_without_router(named: NamedModels, task: Task) -> str | None:
+    """Return the task's default policy if there is no router. If a model is on a server, `target` replaces speculation."""
+    if named.router:
+        return None
+    return "target" if POLICIES[task.policy].speculates and named.served else task.policy
+
+
+def _default_policies(named: NamedModels, options: RunOptions) -> str:
+    speculative = ["speculative"] if not named.served and options.machine.concurrency in (None, "1") else []
+    policy = _policy_without_router(named, options.task) or choose_policy(None, named.router).name
+    baseline = ["logprob"] if POLICIES[policy].needs_router else []
+    return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
+
+
+def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward: str | None = None) -> None:
+    uses = {
+        "tau": any(policy.has_tau for policy in policies),
+        "router": any(policy.needs_router for policy in policies),
+        "early_stop": any(policy.can_stop_early for policy in policies),
+        "prm": any(needs_prm(policy, reward) for policy in policies),
+        "reward": any(policy.reward == "any" for policy in policies),
+    }
+    names = list(dict.fromkeys(policy.name for policy in policies))
+    subject = f"policy {names[0]} does" if len(names) == 1 else f"policies {', '.join(names)} do"
+    for name in (name for name, is_used in uses.items() if not is_used):
+        _refuse(explicit, name, f"{subject} not use it", "omit it, or choose another --policy")
+
+
+def _refuse(explicit: frozenset[str], name: str, reason: str, hint: str = "leave it out") -> None:
+    """Raise UsageError if this option was set explicitly. In a settings file, it may be meant for other commands."""
+    if name in explicit:
+        raise UsageError(reason, hint, option=name)

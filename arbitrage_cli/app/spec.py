@@ -1,0 +1,335 @@
+"""Resolves a request to a `Spec`: the models, routes, limits and settings of a command. No model is loaded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from arbitrage_cli.app.model_choice import warnings_about
+from arbitrage_cli.app.options import GenerationOptions
+from arbitrage_cli.app.request import Request, think_tokens
+from arbitrage_cli.errors import ArbitrageError, TemplateError
+from arbitrage_cli.evaluation.prices import Price, parse_prices
+from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.servers.address import ServedSource
+from arbitrage_cli.inference.thinking import FORMATS, ThinkFormat
+from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.model_files.checksums import sha256_seen
+from arbitrage_cli.model_files.facts import read_facts
+from arbitrage_cli.model_files.gguf import read_header
+from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.presets import PRESETS, Costs, NamedTaus
+from arbitrage_cli.routing.route import (
+    AvailableRouter,
+    Menu,
+    Route,
+    make_route,
+    parse_route,
+    preset_or_budget,
+    presets_in,
+    route_or_target_alone,
+    stops_early,
+)
+from arbitrage_cli.routing.router import Router
+from arbitrage_cli.runs.results import unit_costs_of
+from arbitrage_cli.stats import rounding
+from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.tuning.placement import Placement, loading_of, machine_here, place, tuned_file
+from arbitrage_cli.tuning.store import AdvisedPair, read_advice
+from arbitrage_cli.types import Limits, ModelRole
+
+Run = dict[str, Any]  # run.json
+
+THINK_TOKENS = 16384
+"""The default limit on tokens for solutions with thinking."""
+THINK_CONTEXT_SIZE = 16384
+"""The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
+
+UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model to load. `files` is empty for models that are not GGUF files, and `served` describes a model on a server.
+
+    `threads` is None for a model on a server, and `costs` is None if the model was not measured.
+    """
+
+    source: str
+    files: tuple[Path, ...]
+    served: ServedSource | None
+    threads: int | None
+    costs: UnitCosts | None
+
+    @property
+    def path(self) -> str:
+        """The first file, or the name of a model that has no file."""
+        return str(self.files[0]) if self.files else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Everything that determines how a command solves problems.
+
+    `reward` is the source of rewards for policies that accept any source. `stops_early` is None if no policy supports early
+    stops. `tau_costs` names the costs on which the presets are based, if any are used.
+    """
+
+    request: Request
+    models: Mapping[ModelRole, ModelSpec]
+    routes: Sequence[Route]
+    available_router: AvailableRouter
+    named_taus: NamedTaus | None
+    stops_early: bool | None
+    reward: str | None
+    load: Options
+    limits: Limits
+    sampler: Sampler
+    notes: Sequence[str]
+
+    @property
+    def route(self) -> Route:
+        return self.routes[0]
+
+    @property
+    def task(self) -> Task:
+        return self.request.options.task
+
+    @property
+    def sources(self) -> dict[ModelRole, str]:
+        return {role: model.source for role, model in self.models.items()}
+
+    @property
+    def tau_costs(self) -> str | None:
+        return self.named_taus.costs_of if self.named_taus else None
+
+    @property
+    def deciding_router(self) -> Router | None:
+        return self.available_router.router if any(route.policy.needs_router for route in self.routes) else None
+
+    def menu(self) -> Menu:
+        """Return the routes that users of a chat or a server can select."""
+        return Menu(
+            self.route, self.available_router, early_stop=self.request.early_stop, speculates=not self.request.named.served
+        )
+
+
+def make_spec(
+    request: Request, earlier: Run | None = None, thinks: Callable[[ModelRole], bool | None] = lambda role: None
+) -> Spec:
+    """Resolve a request with the stored token costs and the model files on this machine.
+
+    `earlier` is the run.json of a run to resume, whose presets, early stops, threads and token costs are kept. `thinks`
+    returns whether a model on a server thinks by default, or None if this is unknown.
+
+    Raises UsageError or ModelFileError if a setting or a file cannot be used, and the same errors as `thinks`.
+    """
+    named = request.named
+    placement = place(named.sources, named.load)
+    costs = _costs_of_prices(named.price) if named.price else Costs.of(placement.unit_costs)
+    available = AvailableRouter(named.router, named.router_source, costs, named.price is not None)
+    routes, named_taus, preset_notes = _routes(request, available, earlier)
+    warnings = list[str]()
+    if not request.compares:
+        routes[0], warnings = _default_or_warned(request, routes[0], available)
+    policies = [route.policy for route in routes]
+    stopping = [route for route in routes if route.policy.can_stop_early]
+    sources = request.models_for(policies)
+    placement, placement_notes = _as_before(placement, earlier, named.load)
+    models = {
+        role: ModelSpec(
+            source, local_files(source), named.served.get(role), placement.threads.get(role), placement.unit_costs.get(role)
+        )
+        for role, source in sources.items()
+    }
+    tokens, unknown = _thinking(request, models, thinks)
+    generation = request.options.generation
+    notes = [
+        *preset_notes,
+        *warnings_about(named, sources, uses_router=any(policy.needs_router for policy in policies)),
+        *warnings,
+        *unknown,
+        *placement_notes,
+    ]
+    return Spec(
+        request,
+        models,
+        routes,
+        available,
+        named_taus if any(route.tau_name in PRESETS for route in routes) else None,
+        stops_early=any(route.stops_early for route in stopping) if stopping else None,
+        reward=_reward(request, policies, sources),
+        load=_with_thinking_context(named.load, models) if tokens != 0 else named.load,
+        limits=limits_of(generation, request.options.task, tokens),
+        sampler=sampler_of(generation),
+        notes=list(dict.fromkeys(notes)),
+    )
+
+
+def sampler_of(generation: GenerationOptions) -> Sampler:
+    return Sampler(generation.temperature, generation.top_p, generation.seed, generation.top_k, generation.min_p)
+
+
+def limits_of(generation: GenerationOptions, task: Task, think_tokens: int | None) -> Limits:
+    return Limits(
+        generation.max_steps,
+        generation.max_tokens or (Limits().max_tokens if think_tokens == 0 else THINK_TOKENS),
+        generation.max_step_tokens,
+        think_tokens,
+    )
+
+
+# --- the parts of a spec
+
+
+def _routes(
+    request: Request, router: AvailableRouter, earlier: Run | None
+) -> tuple[list[Route], NamedTaus | None, list[str]]:
+    """Return the routes, the taus of presets, and a note for each preset that has another tau than in a new run.
+
+    In a resumed run, presets and budgets keep their taus, and steps are stopped early as before.
+    """
+    presets = presets_in(request.policies)
+    current = router.named_taus if presets else None
+    named = (
+        NamedTaus(earlier["named_taus"], earlier["tau_costs"]) if current and earlier and earlier["named_taus"] else current
+    )
+    kept = {one["tau_name"]: float(one["tau"]) for one in (earlier["policies"] if earlier else ()) if one["tau_name"]}
+    kept |= named.taus if named else {}
+    routes = list[Route]()
+    for policy, tau in request.policies:
+        name = preset_or_budget(policy, tau)
+        before = kept.get(name or "")
+        routes.append(make_route(policy, tau, router) if before is None else Route(policy, before, name))
+    early = earlier["early_stop"] if earlier and request.early_stop is None else request.early_stop
+    early = stops_early(early, routes, router)
+    routes = [replace(route, stops_early=bool(early) and route.policy.can_stop_early) for route in dict.fromkeys(routes)]
+    is_same_router = earlier and router.router and (earlier["router"] or {}).get("sha256") == router.router.sha256
+    return routes, named, _changed_presets(presets, current, named) if is_same_router else []  # another router is refused
+
+
+def _changed_presets(presets: Sequence[str], current: NamedTaus | None, kept: NamedTaus | None) -> list[str]:
+    if not current or not kept:
+        return []
+    return [
+        f"the resumed run uses tau {rounding.tau(kept.taus[name])} for {name}, as before; with the token costs of "
+        f"{current.costs_of}, tau is {rounding.tau(current.taus[name])}; to use it, choose another --output"
+        for name in presets
+        if current.taus[name] != kept.taus[name]
+    ]
+
+
+def _default_or_warned(request: Request, route: Route, router: AvailableRouter) -> tuple[Route, list[str]]:
+    """Return the advised route or the target alone, if this is better than the default route, and notes for the user."""
+    notes = list[str]()
+    try:
+        if request.is_default and (advised := _advised_route(request, router)):
+            return advised
+    except ArbitrageError as error:
+        notes = [f"the stored advice is ignored: {error.message}"]
+    route, warning = route_or_target_alone(route, router, is_default=request.is_default)
+    return route, [*notes, *([warning] if warning else [])]
+
+
+def _advised_route(request: Request, router: AvailableRouter) -> tuple[Route, list[str]] | None:
+    """Return the route of the last advice on this pair, and a note, or None. Raises ArbitrageError if the advice is invalid."""
+    known = read_advice(tuned_file()) if request.named.price is None else []
+    advice = next((one for one in known if one.pair == advised_pair(request)), None)
+    if advice is None:
+        return None
+    policy, tau = parse_route(advice.route)
+    request.models_for([policy])
+    route = make_route(policy, tau, router, early_stop=request.named.early_stop(None, [policy]))
+    return route, [f"using policy {route.name}, as advised on {advice.created[:10]}; to use another policy, add --policy"]
+
+
+def advised_pair(request: Request) -> AdvisedPair:
+    """Return the conditions for an advice on these models. Raises ModelUnsupportedError if llama.cpp cannot be imported."""
+    named = request.named
+    models = {
+        role: sha256_seen(files) if (files := local_files(source)) else source for role, source in named.writing.items()
+    }
+    router = named.router.sha256 if named.router else None
+    return AdvisedPair(machine_here(), loading_of(named.load), models, router, request.options.task.name)
+
+
+def _as_before(current: Placement, earlier: Run | None, load: Options) -> tuple[Placement, list[str]]:
+    """Return the threads and the token costs of an earlier run, so that a resumed run computes in the same way."""
+    if not earlier:
+        return current, []
+    recorded = {role: facts.get("threads") for role, facts in earlier["models"].items()} if load.threads is None else {}
+    threads = {role: recorded.get(role) or count for role, count in current.threads.items()}
+    notes = [
+        f"the resumed run uses {rounding.count(count, 'thread')} for the {role}, as before; a new run would use "
+        f"{current.threads[role]}"
+        for role, count in threads.items()
+        if count != current.threads[role]
+    ]
+    costs = unit_costs_of(earlier)
+    if "target" in costs or "target" not in earlier["models"]:  # a target that began without costs verifies no draft tokens
+        costs = {**current.unit_costs, **costs}
+    return Placement(threads, costs), notes
+
+
+def _thinking(
+    request: Request, models: Mapping[ModelRole, ModelSpec], thinks: Callable[[ModelRole], bool | None]
+) -> tuple[int | None, list[str]]:
+    """Return the limit on thinking tokens, and a note for each model that may think. Servers are asked only if necessary."""
+    tokens = think_tokens(request.options.generation)
+    if request.options.generation.think is not None:
+        return tokens, []
+    writing = {role: model for role, model in models.items() if role != "prm"}
+    variables = request.named.load.template_variables
+    found = {
+        role: thinking_of(model.files[0], variables, request.system)[1] for role, model in writing.items() if model.files
+    }
+    if True not in found.values():
+        found |= {role: thinks(role) for role, model in writing.items() if model.served}
+    if True in found.values():
+        return None, []
+    unknown = [models[role].source for role, by_itself in found.items() if by_itself is None]
+    return 0, [f"{source}: {UNKNOWN_THINKING}" for source in dict.fromkeys(unknown)]
+
+
+def thinking_of(
+    path: Path, variables: Mapping[str, Any], instructions: str = INSTRUCTIONS
+) -> tuple[ThinkFormat | None, bool | None]:
+    """Return the thinking format of a model's chat template, and whether the model thinks by default (None if unknown)."""
+    template = read_header(path).metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str) or not any(form.end in template for form in FORMATS.values()):
+        return None, False
+    try:
+        prompt = ChatPrompt(template, None, (), PromptStyle(instructions), variables)
+        return prompt.own_format, prompt.thinks_by_itself
+    except TemplateError:  # loading the model reports the error with the model's name
+        return None, False
+
+
+def _with_thinking_context(load: Options, models: Mapping[ModelRole, ModelSpec]) -> Options:
+    files = [model.files for role, model in models.items() if role != "prm" and model.files]
+    if load.context_size is not None or not files:
+        return load
+    trained = [read_facts(paths).trained_context_size or THINK_CONTEXT_SIZE for paths in files]
+    return replace(load, context_size=min(THINK_CONTEXT_SIZE, *trained))
+
+
+def _reward(request: Request, policies: Sequence[Policy], sources: Mapping[ModelRole, str]) -> str | None:
+    if any(policy.reward == "any" for policy in policies):
+        return request.reward or "prm"
+    return "prm" if request.loads == "named" and "prm" in sources else None  # calls may use other policies
+
+
+def _costs_of_prices(price: str) -> Costs:
+    free, prices = Price(0.0, 0.0, 0.0), parse_prices(price)
+    draft, target = (prices.get(role, free) for role in ("draft", "target"))
+    return Costs(
+        draft_seconds_per_token=draft.completion,
+        target_seconds_per_token=target.completion,
+        target_prefill_seconds_per_token=target.prompt,
+        draft_prefill_seconds_per_token=draft.prompt,
+        target_verify_seconds_per_token=target.completion,
+        target_cached_seconds_per_token=target.cached,
+    )
