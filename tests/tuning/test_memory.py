@@ -70,23 +70,6 @@ def test_auto_resumes_as_the_run_began() -> None:
         choose_concurrency("auto", lambda: Need(Part(100, 200)), most=64, earlier=7)
 
 
-@pytest.mark.parametrize(
-    ("count", "need", "hint"),
-    [
-        ("10", Need(Part(100, 100)), "--concurrency 9"),
-        ("2", Need(Part(800, 300)), "--concurrency 1"),
-        ("2", Need(Part(1500, 0), is_known=False), "--concurrency 1"),
-        ("2", Need(Part(1500, 600)), "even a single problem does not fit"),
-        ("2", Need(Part(3000, 0), is_known=False), "even a single problem does not fit"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_what_would(count: str, need: Need, hint: str) -> None:
-    assert choose_concurrency("9", lambda: Need(Part(100, 100)), most=64) == 9
-    with pytest.raises(ModelMemoryError) as caught:
-        choose_concurrency(count, lambda: need, most=64)
-    assert hint in caught.value.hint
-
-
 def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelRole, Path]) -> None:
     served: dict[ModelRole, str] = {"draft": "http://a/v1", "target": "http://b/v1"}
     need = memory_needed(served, Options(), {"draft": 1, "target": 1})
@@ -94,15 +77,6 @@ def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelR
     assert choose_concurrency("auto", lambda: need, most=MOST) == 64
     mixed = memory_needed(served | {"draft": str(tiny["draft"])}, Options(256), {"draft": 1, "target": 1})
     assert mixed.most == 256
-
-
-def test_one_is_refused_only_if_the_machine_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
-    check_memory(Need(Part(900, 100)))
-    assert not caplog.messages
-    check_memory(Need(Part(1900, 100)))
-    assert len(caplog.messages) == 1
-    with pytest.raises(ModelMemoryError):
-        check_memory(Need(Part(1900, 101)))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1025", "1.5", "many", "", "\u0664"])
@@ -185,25 +159,47 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_one_is_refused_if_the_gpu_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
-    check_memory(Need(Part(10, 10), Part(400, 100)))
+@pytest.mark.parametrize(
+    ("fits", "is_tight", "too_large", "hint"),
+    [
+        (Need(Part(900, 100)), Need(Part(1900, 100)), Need(Part(1900, 101)), "--ctx"),
+        (Need(Part(), Part(400, 100)), Need(Part(), Part(1400, 100)), Need(Part(), Part(1400, 101)), "gpu-layers"),
+    ],
+    ids=["machine", "GPU"],
+)
+def test_one_is_refused_only_if_it_never_fits(
+    fits: Need, is_tight: Need, too_large: Need, hint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_memory(fits)
     assert not caplog.messages
-    check_memory(Need(Part(10, 10), Part(1400, 100)))
+    check_memory(is_tight)
     assert len(caplog.messages) == 1
     with pytest.raises(ModelMemoryError) as caught:
-        check_memory(Need(Part(10, 10), Part(1400, 101)))
-    assert "gpu-layers" in caught.value.hint
+        check_memory(too_large)
+    assert hint in caught.value.hint
 
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(
     ("count", "need", "hint"),
-    [("9", Need(Part(10, 10), Part(100, 50)), "--concurrency 8"), ("2", Need(Part(), Part(1501)), "gpu-layers")],
+    [
+        ("10", Need(Part(100, 100)), "--concurrency 9"),
+        ("2", Need(Part(800, 300)), "--concurrency 1"),
+        ("2", Need(Part(1500, 0), is_known=False), "--concurrency 1"),
+        ("2", Need(Part(1500, 600)), "even a single problem does not fit"),
+        ("2", Need(Part(3000, 0), is_known=False), "even a single problem does not fit"),
+        ("9", Need(Part(10, 10), Part(100, 50)), "--concurrency 8"),
+        ("2", Need(Part(), Part(1501)), "gpu-layers"),
+    ],
 )
-def test_several_must_fit_in_the_gpu_too(count: str, need: Need, hint: str) -> None:
-    small = Need(Part(10, 10), Part(100, 50))
-    assert choose_concurrency("auto", lambda: small, most=64) == 6  # in 80% of the GPU's free memory
-    assert choose_concurrency("8", lambda: small, most=64) == 8
+def test_what_does_not_fit_is_refused_with_what_would(count: str, need: Need, hint: str) -> None:
     with pytest.raises(ModelMemoryError) as caught:
         choose_concurrency(count, lambda: need, most=64)
     assert hint in caught.value.hint
+
+
+@pytest.mark.usefixtures("gpu")
+def test_auto_takes_half_of_the_free_memory_and_80_percent_of_a_gpus() -> None:
+    on_both = Need(Part(10, 10), Part(100, 50))
+    assert [choose_concurrency(text, lambda: on_both, most=64) for text in ("auto", "8")] == [6, 8]
+    assert choose_concurrency("9", lambda: Need(Part(100, 100)), most=64) == 9
