@@ -40,16 +40,19 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 COMMANDS = dict(commands())
 OPTIONS = {
-    name: {"-h", "--help", *(flag for one in command.params for flag in (*one.opts, *one.secondary_opts))}
+    name: {
+        "-h",
+        "--help",
+        *(flag for one in command.params if not getattr(one, "hidden", False) for flag in (*one.opts, *one.secondary_opts)),
+    }
     for name, command in COMMANDS.items()
 } | {"": {"-h", "--help", "--version", "--install-completion", "--show-completion"}}
 SETTINGS: Mapping[str, str] = {
-    name: variable
+    flag.removeprefix("--"): one.envvar
     for command in COMMANDS.values()
-    for name, variable in [
-        *getattr(command.callback, "settings", {}).items(),
-        *((flag.removeprefix("--"), one.envvar) for one in command.params for flag in one.opts if one.envvar),
-    ]
+    for one in command.params
+    for flag in one.opts
+    if one.envvar
 }
 
 

@@ -89,23 +89,22 @@ Group = TypeVar("Group")
 
 
 def check(group: Group) -> Group:
-    """Return the option group, converted to its types. Raises UsageError if a value has the wrong type or is out of bounds."""
+    """Return the option group. Raises UsageError if a value has the wrong type or is out of bounds."""
     values = {
-        name: read_value(kind.__origin__, kind.__metadata__[0], name, getattr(group, name), strict=True)
+        name: _checked(kind.__origin__, kind.__metadata__[0], name, getattr(group, name))
         for name, kind in get_type_hints(type(group), include_extras=True).items()
     }
     return type(group)(**values)
 
 
-def read_value(kind: Any, option: Option, name: str, value: Any, *, strict: bool = False) -> Any:
-    """Convert a value to the option's type. If `strict` is true, the value must already have this type."""
+def _checked(kind: Any, option: Option, name: str, value: Any) -> Any:
     if value is None:
         return None
     from pydantic import Field, TypeAdapter, ValidationError  # slow to import
 
     bounded: Any = Annotated[kind, Field(ge=option.min, le=option.max)]
     try:
-        return TypeAdapter(bounded).validate_python(value, strict=strict)
+        return TypeAdapter(bounded).validate_python(value, strict=True)
     except ValidationError as error:
         raise UsageError(f"{error.errors()[0]['msg']}, not {value!r:.60}", option=name) from error
 

@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     group: Any = typer.main.get_command(make_app())  # with the options that install shell completion
     explains = not arguments or arguments[0] in ("doctor", "guide") or not {*HELP, "--version"}.isdisjoint(arguments)
     # Commands that help to find a mistake in a settings file ignore the file.
-    settings = Settings({}, {}, {}) if explains else read_settings(group.commands)
+    settings = Settings({}, {}) if explains else read_settings(group.commands)
     for warning in () if explains else unknown_variables(group.commands, os.environ):
         typer.echo(f"arbitrage: {one_line(warning)}", err=True)
     try:
@@ -86,7 +86,8 @@ def _refuse(error: Any) -> NoReturn:
     context = getattr(error, "ctx", None)
     hint = f"see {context.command_path} --help" if context else "see arbitrage --help"
     if context and hasattr(error, "option_name") and hasattr(error, "possibilities"):
-        known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+        shown = [parameter for parameter in context.command.params if not getattr(parameter, "hidden", False)]
+        known = [name for parameter in shown for name in parameter.opts if name.startswith("--")]
         found = unknown("option", error.option_name, known)
         raise UsageError(found.message, f"{found.hint.partition('choose from: ')[0]}{hint}") from error
     parameter = getattr(error, "param", None)

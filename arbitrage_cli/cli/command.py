@@ -5,15 +5,14 @@ An option group is a frozen dataclass whose fields are annotated as options. Eac
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from arbitrage_cli.app.options import FIRST, Option, read_value
-from arbitrage_cli.cli.settings import origin_of, setting_of
+from arbitrage_cli.app.options import FIRST, Option
+from arbitrage_cli.cli.settings import origin_of
 from arbitrage_cli.errors import UsageError
 
 
@@ -39,23 +38,21 @@ def command(function: Command) -> Command:
     If the function raises a UsageError about an option, the message names the flag, variable or file that set the option.
     """
     hints = get_type_hints(function, include_extras=True)
-    inputs = list(_inputs(function, hints))
-    flags = sorted((entry for entry in inputs if entry.is_flag), key=lambda flag: flag.rank)
-    settings = [entry for entry in inputs if not entry.is_flag]
+    inputs = sorted(_inputs(function, hints), key=lambda entry: entry.rank)
+    settings = {entry.name: entry.option for entry in inputs if entry.option and not entry.option.is_flag}
 
     @functools.wraps(function)
     def run(context: typer.Context, **values: Any) -> int | None:
         try:
-            values |= {entry.name: entry.setting(context) for entry in settings}
-            return function(**_arguments(hints, values, context))
+            invocation = _invocation_of(context)
+            _refuse_flags(settings, invocation)
+            return function(**_arguments(hints, values, invocation))
         except UsageError as error:
             origin = origin_of(context, error.option) if error.option else None
             raise (UsageError(f"{origin}: {error.message}", error.hint) if origin else error) from error.__cause__
 
     context_parameter = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [context_parameter, *(flag.parameter for flag in flags)]
-    variables = {entry.option.name: str(entry.option.variable) for entry in settings if entry.option}
-    setattr(run, "settings", variables)  # noqa: B010 - read by `cli.settings`
+    parameters = [context_parameter, *(entry.parameter for entry in inputs)]
     setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - read by Typer
     run.__doc__ = _unwrapped(function.__doc__ or "")
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -80,10 +77,6 @@ class _Input:
         return annotated.of(self.name, self.kind) if isinstance(annotated, Option) else None
 
     @property
-    def is_flag(self) -> bool:
-        return self.option is None or self.option.is_flag
-
-    @property
     def rank(self) -> int:
         return self.option.rank if self.option else len(FIRST)
 
@@ -91,12 +84,6 @@ class _Input:
     def parameter(self) -> inspect.Parameter:
         annotation = Annotated[self.kind, _typer_option(self.option)] if self.option else self.annotation
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=annotation)
-
-    def setting(self, context: typer.Context) -> Any:
-        """Return the value from the environment, a settings file or the default, in this order of precedence."""
-        option = self.option or Option("")
-        value = os.environ.get(str(option.variable)) or setting_of(context, option.name)
-        return self.default if value is None else read_value(self.kind, option, self.name, value)
 
 
 def _inputs(function: Command, hints: Mapping[str, Any]) -> Iterator[_Input]:
@@ -110,11 +97,18 @@ def _inputs(function: Command, hints: Mapping[str, Any]) -> Iterator[_Input]:
             yield _Input(name, parameter.default, hints[name])
 
 
-def _arguments(hints: Mapping[str, Any], values: Mapping[str, Any], context: typer.Context) -> dict[str, Any]:
+def _refuse_flags(settings: Mapping[str, Option], invocation: Invocation) -> None:
+    """Raise UsageError if an option that can only be a setting is used as a flag."""
+    for name in invocation.flags & settings.keys():
+        option = settings[name]
+        raise UsageError("has no flag", f"set {option.name} in a settings file, or {option.variable}", option=name)
+
+
+def _arguments(hints: Mapping[str, Any], values: Mapping[str, Any], invocation: Invocation) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, hint in hints.items():
         if hint is Invocation:
-            arguments[name] = _invocation_of(context)
+            arguments[name] = invocation
         elif _is_group(hint):
             arguments[name] = hint(**{field.name: values[field.name] for field in fields(hint)})
         elif name != "return":
@@ -140,6 +134,7 @@ def _typer_option(option: Option) -> Any:
         help=option.help,
         rich_help_panel=option.panel if option.rank == len(FIRST) else None,
         metavar=option.metavar,
+        hidden=not option.is_flag,
         min=option.min,
         max=option.max,
         autocompletion=option.complete,

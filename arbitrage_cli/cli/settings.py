@@ -5,7 +5,6 @@ table named after a command sets options of this command only.
 """
 
 import json
-import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,14 +25,9 @@ FLAGS_ONLY = ("--debug",)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The merged settings of all files.
-
-    `defaults` uses Typer's format. `values` maps each command's options to their values; `files` maps them to the files that
-    set them.
-    """
+    """The merged settings of all files, in Typer's format, and the file that set each option of each command."""
 
     defaults: Mapping[str, Any]
-    values: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, Mapping[str, Path]]
 
 
@@ -58,28 +52,17 @@ def read_settings(commands: Mapping[str, Any]) -> Settings:
             values[name] |= settings
             files[name] |= dict.fromkeys(settings, path)
     defaults = {name: _defaults(command, values[name]) for name, command in commands.items()}
-    return Settings(defaults, values, files)
-
-
-def setting_of(context: typer.Context, option: str) -> Any:
-    return context.obj.settings.values.get(context.command_path.split()[1], {}).get(option) if context.obj else None
+    return Settings(defaults, files)
 
 
 def unknown_variables(commands: Mapping[str, Any], environment: Iterable[str]) -> Iterator[str]:
     """Yield a warning for each ARBITRAGE_ variable that is not a setting. Variables that hold API keys may have any name."""
     known = {str(parameter.envvar) for command in _all(commands) for parameter in command.params}
-    known |= {variable for command in _all(commands) for variable in _hidden_settings(command).values()}
     for name in sorted(environment):
         if name.startswith(PREFIX) and not name.endswith("_API_KEY") and name not in known:
             similar = get_close_matches(name, known, n=1)
             guess = f": did you mean {similar[0]}?" if similar else ""
             yield f"the environment variable {name} does not match any setting{guess}"
-
-
-def _hidden_settings(command: Any) -> Mapping[str, str]:
-    """Return the settings of a command that have no flag, with the names of their environment variables."""
-    variables: Mapping[str, str] = getattr(command.callback, "settings", {})
-    return variables
 
 
 def _all(commands: Mapping[str, Any]) -> Iterator[Any]:
@@ -90,12 +73,6 @@ def _all(commands: Mapping[str, Any]) -> Iterator[Any]:
 
 def origin_of(context: typer.Context, name: str) -> str | None:
     """Return the flag, variable or file that set a parameter, or None if the parameter has its default value."""
-    command, settings = context.command_path.split()[1], context.obj.settings
-    option = name.replace("_", "-")
-    if variable := _hidden_settings(context.command).get(option):
-        if os.environ.get(variable):
-            return str(variable)
-        return f"{settings.files[command][option]}: {option}" if option in settings.values[command] else None
     parameter = next((known for known in context.command.params if known.name == name), None)
     source = context.get_parameter_source(name)
     if parameter is None or source is None or source.name == "DEFAULT":
@@ -103,7 +80,9 @@ def origin_of(context: typer.Context, name: str) -> str | None:
     if source.name == "ENVIRONMENT":
         return str(parameter.envvar)
     option = parameter.opts[0].removeprefix("--")
-    return f"{settings.files[command][option]}: {option}" if source.name == "DEFAULT_MAP" else f"--{option}"
+    if source.name != "DEFAULT_MAP":
+        return f"--{option}"
+    return f"{context.obj.settings.files[context.command_path.split()[1]][option]}: {option}"
 
 
 def _read(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -148,9 +127,7 @@ def _defaults(command: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option_names(commands: Mapping[str, Any]) -> Iterator[str]:
-    for command in _all(commands):
-        yield from (option for option, _ in _options(command))
-        yield from _hidden_settings(command)
+    return (option for command in _all(commands) for option, _ in _options(command))
 
 
 def _options(command: Any) -> Iterator[tuple[str, Any]]:
