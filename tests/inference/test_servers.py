@@ -168,18 +168,6 @@ def test_a_pause_that_a_server_asks_for_is_reported_once(
     assert caplog.text.count("HTTP 429") == 1
 
 
-@pytest.mark.parametrize("wait", ["301", formatdate(time.time() + 10**7, usegmt=True)], ids=["seconds", "date"])
-def test_a_pause_that_is_too_long_ends_its_problem_at_once(wait: str) -> None:
-    server = HashServer("vllm", HashBackend("target"))
-    with opened_model(server) as model:
-        asked = server.counts["/v1/completions"]
-        server.faults = lambda: Answer([{}], 429, {"Retry-After": wait})
-        (finished,) = finished_of(events_of({"target": served("target", model)}, PROBLEMS[:1], "target"))
-    assert isinstance(finished.error, ServerRequestError)
-    assert finished.error.status == 429
-    assert server.counts["/v1/completions"] - asked == 1
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_samples_as_it_is_asked_to(kind: Kind) -> None:
     server = HashServer(kind, HashBackend("target"))
@@ -295,15 +283,6 @@ def test_the_estimate_for_a_served_target_alone_has_the_latency_of_one_request()
     assert finished.target_alone_seconds == pytest.approx(latency / len(spent) + decoding)
 
 
-def test_a_response_that_is_cut_before_its_first_token_ends_its_problem() -> None:
-    cut = {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}
-    server = HashServer("vllm", HashBackend("target"))
-    with opened_model(server) as model:
-        server.faults = lambda: Answer([cut], is_streamed=True)
-        events = events_of({"target": served("target", model)}, PROBLEMS[:1], "target")
-    assert [type(event.error) for event in finished_of(events)] == [ServerRequestError]
-
-
 def test_the_time_of_a_step_includes_the_tokenization_of_its_prompt() -> None:
     server = HashServer("vllm", HashBackend("target"))
     answer, delay = server.handle, 0.05
@@ -355,9 +334,10 @@ def test_a_key_or_an_address_that_is_no_longer_valid_ends_the_run(status: int) -
             events_of({"target": served("target", model)}, PROBLEMS[:2], "target")
 
 
+LONG_WAITS = {429: "301", 503: formatdate(time.time() + 10**7, usegmt=True)}
 REFUSALS = [
-    Answer([{"error": {"message": "sk-secret (sk-\nsecret) may not ask this"}}], status, {"Retry-After": "3600"})
-    for status in (400, 402, 403, 404, 405, 413, 422, 429, 503)
+    Answer([{"error": {"message": "sk-secret (sk-\nsecret) may not ask this"}}], status, {"Retry-After": wait})
+    for status, wait in (dict.fromkeys((400, 402, 403, 404, 405, 413, 422), "3600") | LONG_WAITS).items()
 ]
 
 
@@ -548,6 +528,7 @@ def with_logprobs(tokens: Any, values: Any, top: Any) -> dict[str, Any]:
 OTHER_FORMS: list[dict[str, Any]] = [
     *({}, {"choices": [{}]}, {"choices": [{"text": 3}]}, {"choices": "x"}, {"choices": [[]]}, {"choices": {"a": 1}}),
     *({"choices": [{"text": "a"}]}, {"choices": [], "usage": {"prompt_tokens": 10**400}}),
+    {"choices": [{"text": "", "finish_reason": "length"}]},  # cut before the first token
     with_logprobs(["a"], [float("nan")], [{"a": -1.0, "b": -2.0}]),
     with_logprobs(["a"], [-1.0], [{"a": 1e5, "b": -2.0}]),
     with_logprobs(["a", "b"], [-1.0], [{}]),

@@ -2,9 +2,8 @@
 
 Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`
 (up to `GONE_SECONDS`) plus a random time that grows exponentially. A longer delay, and any other HTTP error except 401,
-concern only one request. API keys are sent only in the `Authorization` header, and never
-through a proxy to this machine or a private network. Redirects are not followed, and no error
-shows a request.
+concern only one request. API keys are sent only in the `Authorization` header, and never through a proxy to this machine or a
+private network. Redirects are not followed, and no error shows a request.
 """
 
 import asyncio
@@ -193,10 +192,9 @@ class Connection:
         headers = dict.fromkeys(TOPIC_HEADERS, request.topic) if request.topic else {}
         if host.key:
             headers["Authorization"] = f"Bearer {host.key}"
-        clients = self._clients[
-            not is_private(str(urlsplit(request.url).hostname))
-        ]  # a proxy would see the key in plain text
-        client = clients[hash(request.topic) % POOLS]  # always the same for a problem, to reuse its connection
+        may_use_proxy = not is_private(str(urlsplit(request.url).hostname))  # a proxy would see the key in plain text
+        number = hash(request.topic) % POOLS  # always the same for a problem, to reuse its connection
+        client = self._clients[may_use_proxy][number]
         return client.stream(method, request.url, json=request.body, headers=headers, timeout=timeout)
 
     def _note_answer(self, host: Host) -> None:

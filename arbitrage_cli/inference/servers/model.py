@@ -29,11 +29,7 @@ from arbitrage_cli.inference.chat_template import (
 from arbitrage_cli.inference.layouts import Messages, RoleRefusedError
 from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.servers.connection import Connection, Host, Json, Request
-from arbitrage_cli.inference.servers.dialects import (
-    Completions,
-    Piece,
-    TextRequest,
-)
+from arbitrage_cli.inference.servers.dialects import Completions, Piece, TextRequest
 from arbitrage_cli.system.files import reason_of
 
 REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
