@@ -53,10 +53,6 @@ class RunOptions:
     command: Sequence[str] = ()
 
 
-DefaultPolicies = Callable[[NamedModels, RunOptions], str]
-"""Returns the policies to compare, as in `bench --policy`, if the user names none."""
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a command asks for: its options, the models that they name, and each policy with its tau as text.
@@ -124,20 +120,34 @@ def ask(options: RunOptions, routing: RoutingOptions, *, loads: Loads = "needed"
     )
 
 
+def policies_of_bench(named: NamedModels, options: RunOptions) -> str:
+    """Return the policies that `bench` compares if the user names none."""
+    speculative = ["speculative"] if not named.served and options.machine.concurrency in (None, "1") else []
+    policy = _policy_without_router(named, options.task) or choose_policy(None, named.router).name
+    baseline = ["logprob"] if POLICIES[policy].needs_router else []
+    return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
+
+
 def ask_to_compare(
-    options: RunOptions, routing: BenchRoutingOptions, default_policies: DefaultPolicies | None = None
+    options: RunOptions,
+    routing: BenchRoutingOptions,
+    default: Callable[[NamedModels, RunOptions], str] = policies_of_bench,
 ) -> Request:
     """Return a request for a comparison of policies. Raises the same errors as `ask`."""
-    named, concurrency = _models_of(options), options.machine.concurrency or "1"
-    text = routing.policy
-    if text is None:
-        text = (default_policies or _default_policies)(named, options)
-    parsed = parse_routes(text)
+    named = _models_of(options)
+    parsed = parse_routes(default(named, options) if routing.policy is None else routing.policy)
     policies = [policy for policy, _ in parsed]
     _refuse_unused(policies, options.explicit, routing.reward)
-    early_stop = named.early_stop(routing.early_stop, policies)
     return _checked(
-        Request(options, named, parsed, concurrency, compares=True, early_stop=early_stop, reward=routing.reward)
+        Request(
+            options,
+            named,
+            parsed,
+            options.machine.concurrency or "1",
+            compares=True,
+            early_stop=named.early_stop(routing.early_stop, policies),
+            reward=routing.reward,
+        )
     )
 
 
@@ -203,13 +213,6 @@ def _policy_without_router(named: NamedModels, task: Task) -> str | None:
     if named.router:
         return None
     return "target" if POLICIES[task.policy].speculates and named.served else task.policy
-
-
-def _default_policies(named: NamedModels, options: RunOptions) -> str:
-    speculative = ["speculative"] if not named.served and options.machine.concurrency in (None, "1") else []
-    policy = _policy_without_router(named, options.task) or choose_policy(None, named.router).name
-    baseline = ["logprob"] if POLICIES[policy].needs_router else []
-    return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
 
 
 def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward: str | None = None) -> None:
