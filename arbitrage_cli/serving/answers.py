@@ -86,12 +86,8 @@ class Answer:
     def _add_step(self, decision: Decision) -> Json | None:
         text = decision.kept.text
         if not text.startswith(self._sent):
-            raise RefusedError(
-                "the connection to a model server broke, and the text of the retry differs",
-                "retry",
-                status=502,
-                kind="server_error",
-            )
+            message = "the connection to a model server broke, and the text of the retry differs"
+            raise RefusedError(message, "retry", status=502)
         rest, self._written, self._sent = text[len(self._sent) :], "", ""
         self._trace.add(decision)
         return self._add_text(rest, decision.kept.phase, [decision])
@@ -168,12 +164,12 @@ def refusal_of(finished: Finished) -> RefusedError | None:
         code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
         return RefusedError(str(error), error.hint, code=code, parameter="messages")
     status = error.status if isinstance(error, ServerRequestError) else 0
-    return RefusedError(str(error), error.hint, status=status or 500, kind="server_error")
+    return RefusedError(str(error), error.hint, status=status or 500)
 
 
 def timed_out() -> RefusedError:
     message = "the request timed out before the answer was complete"
-    return RefusedError(message, "request fewer tokens, or retry later", status=503, kind="server_error", code="timeout")
+    return RefusedError(message, "request fewer tokens, or retry later", status=503, code="timeout")
 
 
 def error_body(error: RefusedError) -> Json:

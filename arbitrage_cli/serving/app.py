@@ -88,12 +88,12 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
             message = "requests from web pages of other origins are refused"
-            return RefusedError(message, status=403, kind="permission_error", code="invalid_origin")
+            return RefusedError(message, status=403, code="invalid_origin")
         scheme, _, key = headers.get("authorization", "").partition(" ")
         is_right = scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), (self._key or "").encode())
         if self._key is None or is_right or scope["path"] == "/health":
             return None
-        return RefusedError("missing or invalid API key", status=401, kind="authentication_error", code="invalid_api_key")
+        return RefusedError("missing or invalid API key", status=401, code="invalid_api_key")
 
 
 class Endpoints:
@@ -133,7 +133,7 @@ class Endpoints:
     def _begin(self, chat: ChatRequest) -> "Call":
         if len(self._open) >= self._bounds.running + self._bounds.waiting:
             message = f"the queue is full: {len(self._open)} requests are running or waiting"
-            raise RefusedError(message, "retry later", status=429, kind="rate_limit_error", code="queue_full")
+            raise RefusedError(message, "retry later", status=429, code="queue_full")
         call = Call(chat, self._bounds, on_end=self._open.discard)
         if not self._worker.intake.put(call.ticket):
             raise _shutting_down()
@@ -267,7 +267,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 
 
 def _shutting_down() -> RefusedError:
-    return RefusedError("the server is shutting down", "retry later", status=503, kind="server_error")
+    return RefusedError("the server is shutting down", "retry later", status=503)
 
 
 def _json_response(data: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -292,7 +292,7 @@ async def _show_http_error(request: Request, error: Any) -> Response:
 async def _show_defect(request: Request, error: Exception) -> Response:
     if not isinstance(error, LocalProtocolError):  # after a malformed body, which uvicorn has already refused
         log.error("internal error in a request (%s: %s); please report it", type(error).__name__, error, exc_info=error)
-    return _refusal_response(RefusedError("internal server error", status=500, kind="server_error"))
+    return _refusal_response(RefusedError("internal server error", status=500))
 
 
 async def _show_nothing(request: Request, error: Exception) -> Response:

@@ -38,6 +38,8 @@ NEUTRAL: Mapping[str, Any] = {
     "json_schema": {},
 }
 """Unsupported fields. Each is accepted only with this value, which has no effect."""
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""OpenAI's types of errors, by HTTP status."""
 
 
 class RefusedError(ArbitrageError):
@@ -49,12 +51,15 @@ class RefusedError(ArbitrageError):
         hint: str = "",
         *,
         status: int = 400,
-        kind: str = "invalid_request_error",
         code: str | None = None,
         parameter: str | None = None,
     ) -> None:
         super().__init__(message, hint)
-        self.status, self.kind, self.code, self.parameter = status, kind, code, parameter
+        self.status, self.code, self.parameter = status, code, parameter
+
+    @property
+    def kind(self) -> str:
+        return "server_error" if self.status >= 500 else KINDS.get(self.status, "invalid_request_error")
 
 
 @dataclass(frozen=True, slots=True)
