@@ -1,26 +1,18 @@
 """Groups of command options: frozen dataclasses whose field annotations define help texts, bounds and names."""
 
 import shlex
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.model_files.pairs import shipped_routers, user_pairs
-from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.types import Limits
 
 SOME_FAILED = 1
 MAX_CONTEXT = 1 << 24  # tokens; above any model, and within llama.cpp's integers
 MAX_THREADS = 512  # llama.cpp's limit, which it does not check
-FIRST = (
-    *("dataset", "input", "draft", "target", "pair", "policy", "tau", "limit", "minutes", "save", "host", "port"),
-    *("output", "json"),
-)
-"""The options at the top of every --help, in order."""
 
 
 def given_options(explicit: Collection[str], *groups: Any) -> list[str]:
@@ -57,7 +49,6 @@ class Option:
     names: tuple[str, ...] = ()
     min: float | None = None
     max: float | None = None
-    complete: Callable[[str], list[str]] | None = None
     is_setting: bool = True
     is_flag: bool = True
 
@@ -70,10 +61,6 @@ class Option:
     def name(self) -> str:
         """The first name without leading dashes, as used in settings files."""
         return self.names[0].removeprefix("--").partition("/")[0]
-
-    @property
-    def rank(self) -> int:
-        return FIRST.index(self.name) if self.name in FIRST else len(FIRST)
 
     @property
     def variable(self) -> str | None:
@@ -109,32 +96,6 @@ def _checked(kind: Any, option: Option, name: str, value: Any) -> Any:
         raise UsageError(f"{error.errors()[0]['msg']}, not {value!r:.60}", option=name) from error
 
 
-def complete_pairs(typed: str) -> list[str]:
-    """Return the matching pair names, or an empty list if the user's pairs cannot be read."""
-    with suppress(UsageError, OSError):
-        return _beginning(typed, user_pairs())
-    return []
-
-
-def complete_policies(typed: str) -> list[str]:
-    before, comma, last = typed.rpartition(",")
-    return [f"{before}{comma}{name}" for name in _beginning(last, POLICIES)]
-
-
-def complete_data_sets(typed: str) -> list[str]:
-    from arbitrage_cli.data.datasets import DATASETS  # slow to import
-
-    return _beginning(typed, DATASETS)
-
-
-def complete_routers(typed: str) -> list[str]:
-    return _beginning(typed, shipped_routers())
-
-
-def _beginning(typed: str, names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith(typed)]
-
-
 @dataclass(frozen=True, slots=True)
 class RouterOptions:
     """Draft, target and router."""
@@ -144,13 +105,11 @@ class RouterOptions:
         _models("Fast model: a GGUF file, user/repo:quant on the Hub, or http://host:port/v1#model.", "MODEL"),
     ] = None
     target: Annotated[str | None, _models("Strong model, in the same format as --draft.", "MODEL")] = None
-    pair: Annotated[
-        str | None, _models("Pair of draft and target models; see arbitrage models list.", "NAME", complete=complete_pairs)
-    ] = None
+    pair: Annotated[str | None, _models("Pair of draft and target models; see arbitrage models list.", "NAME")] = None
     offline: Annotated[bool, _models("Use local files only; never contact the Hub.")] = False
     router: Annotated[
         str | None,
-        _models("Trained router. Default: the pair's router, or the universal router.", "FILE", complete=complete_routers),
+        _models("Trained router. Default: the pair's router, or the universal router.", "FILE"),
     ] = None
 
 
@@ -182,7 +141,6 @@ class RoutingOptions:
             "Routing policy: arbitrage (a trained router), draft or target (one model alone), speculative (the target "
             "verifies draft tokens), or another policy from arbitrage guide routing. Default: arbitrage.",
             "NAME",
-            complete=complete_policies,
         ),
     ] = None
 
@@ -197,7 +155,6 @@ class BenchRoutingOptions:
             "Policies to compare, each with an optional tau, such as target,arbitrage@fast,entropy@0.5. Default: target, "
             "draft, speculative (only for local models), arbitrage and logprob.",
             "NAME[@TAU],...",
-            complete=complete_policies,
         ),
     ] = None
     early_stop: Annotated[bool | None, _routing(_EARLY_STOP_HELP)] = None
@@ -314,7 +271,6 @@ class ProblemOptions:
             "Data set: math500, gsm8k, olympiadbench, aime24, aime25, amc23, humaneval, mbpp, arc, builtin, builtin-dev; or "
             "a JSONL, CSV or parquet file of problems with answers (for collect, answers are optional).",
             "NAME|FILE",
-            complete=complete_data_sets,
         ),
     ]
     mapping: Annotated[
@@ -473,7 +429,6 @@ class AdviceOptions(FolderOptions):
         _advice(
             "Problems similar to yours: a data set or a file of questions. Default: the built-in problems.",
             "NAME|FILE",
-            complete=complete_data_sets,
         ),
     ] = None
     mapping: Annotated[
@@ -531,7 +486,6 @@ class TrainOptions:
             "available.",
             "ROUTER",
             names=("--from",),
-            complete=complete_routers,
             is_setting=False,
         ),
     ] = None

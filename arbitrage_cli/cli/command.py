@@ -11,9 +11,16 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from arbitrage_cli.app.options import FIRST, Option
+from arbitrage_cli.app.options import Option
+from arbitrage_cli.cli.completion import COMPLETIONS
 from arbitrage_cli.cli.settings import origin_of
 from arbitrage_cli.errors import UsageError
+
+FIRST = (
+    *("dataset", "input", "draft", "target", "pair", "policy", "tau", "limit", "minutes", "save", "host", "port"),
+    *("output", "json"),
+)
+"""The options at the top of every --help, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ class _Input:
 
     @property
     def rank(self) -> int:
-        return self.option.rank if self.option else len(FIRST)
+        return FIRST.index(self.option.name) if self.option and self.option.name in FIRST else len(FIRST)
 
     @property
     def parameter(self) -> inspect.Parameter:
@@ -132,12 +139,12 @@ def _typer_option(option: Option) -> Any:
         envvar=option.variable,
         show_envvar=False,
         help=option.help,
-        rich_help_panel=option.panel if option.rank == len(FIRST) else None,
+        rich_help_panel=option.panel if option.name not in FIRST else None,
         metavar=option.metavar,
         hidden=not option.is_flag,
         min=option.min,
         max=option.max,
-        autocompletion=option.complete,
+        autocompletion=COMPLETIONS.get(option.name),
     )
 
 

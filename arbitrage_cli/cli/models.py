@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli.app import model_info
-from arbitrage_cli.app.options import Debug, Option, OutputOptions, complete_pairs
+from arbitrage_cli.app.options import Debug, Option, OutputOptions
 from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.completion import complete_pairs
 from arbitrage_cli.cli.output import command_display, write_json
 from arbitrage_cli.display import facts
 from arbitrage_cli.display.text import one_line, width_of, wrapped
