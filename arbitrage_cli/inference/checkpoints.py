@@ -68,6 +68,7 @@ class Checkpoints:
             return
         if not states or states.can_drop(sequence, position):
             self._backend.drop(sequence, position)
+            self._forget_after(sequence, position)
             del held[position:]
         else:
             self._roll_back(sequence, held, position)
@@ -91,12 +92,17 @@ class Checkpoints:
             del saved[next((index for index in range(len(saved) - 1) if index != kept), 0)]
 
     def _roll_back(self, sequence: int, held: list[int], position: int) -> None:
-        saved = self._saved.get(sequence, [])
-        while saved and saved[-1].position > position:
-            saved.pop()
+        saved = self._forget_after(sequence, position)
         if saved and self._states:
             self._states.restore(sequence, saved[-1].position, saved[-1].state)
             del held[saved[-1].position :]
         else:
             self._backend.drop(sequence, 0)
             held.clear()
+
+    def _forget_after(self, sequence: int, position: int) -> list[_Checkpoint]:
+        """Forget checkpoints after `position`, because their ids may change. Return the remaining checkpoints."""
+        saved = self._saved.get(sequence, [])
+        while saved and saved[-1].position > position:
+            saved.pop()
+        return saved
