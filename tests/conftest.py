@@ -8,13 +8,16 @@ import atexit
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from made_up_tuning import keep_built_in
 from tiny_gguf import write_all
+
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.grading.programs import find_sandbox
 
 
 def pytest_configure() -> None:
@@ -30,6 +33,23 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if "sandbox" in getattr(item, "fixturenames", ()):
+            item.add_marker("sandbox")
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> list[str]:
+    """The sandbox. Without bubblewrap, the test is skipped, or fails if ARBITRAGE_TEST_SANDBOX is set, as in .ci/run."""
+    try:
+        return find_sandbox()
+    except UsageError as error:
+        if os.environ.get("ARBITRAGE_TEST_SANDBOX"):
+            raise
+        pytest.skip(error.message)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from cli import QUESTION, RIGHT, Terminal, assert_refused, run
 from faults import rows_of, run_json, write_rows
-from processes import sandbox_or_skip
 from small_routers import write_router
 
 from arbitrage_cli.app.options import (
@@ -92,9 +91,9 @@ def test_a_router_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tm
         make_spec(ask(options("code", draft="a.gguf", target="b.gguf", router=router), RoutingOptions()))
 
 
+@pytest.mark.usefixtures("sandbox")
 @pytest.mark.parametrize("setting", [None, "sandboxed"])
 def test_programs_run_in_the_sandbox(tmp_path: Path, setting: str | None) -> None:
-    sandbox_or_skip()
     write_rows(tmp_path / "rows.jsonl", [MBPP])
     if setting:
         (tmp_path / "arbitrage.toml").write_text(f'run_code = "{setting}"\n')
@@ -111,9 +110,9 @@ def test_without_bubblewrap_they_run_only_unprotected(tmp_path: Path) -> None:
     assert run_json(tmp_path / "run")["protections"] == ["resource limits"]
 
 
+@pytest.mark.usefixtures("sandbox")
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", REFUSED)])
 def test_a_terminal_asks(tmp_path: Path, answer: str, code: int) -> None:
-    sandbox_or_skip()
     write_rows(tmp_path / "rows.jsonl", [MBPP])
     with Terminal(*BENCH, cwd=tmp_path) as terminal:
         terminal.wait_until(lambda: b"[y/N]" in terminal.raw)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from marks import rarely
-from processes import awaited, is_running, sandbox_or_skip
+from processes import awaited, is_running
 
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.grading import driver
@@ -33,8 +33,8 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def runner() -> ProgramRunner:
-    return ProgramRunner(sandbox_or_skip(), seconds=1, memory=256 << 20)
+def runner(sandbox: list[str]) -> ProgramRunner:
+    return ProgramRunner(sandbox, seconds=1, memory=256 << 20)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Helpers for tests with other processes and threads."""
 
-import os
 import subprocess
 import threading
 import time
@@ -9,22 +8,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
 from cli import TIMEOUT
 
-from arbitrage_cli.errors import UsageError
-from arbitrage_cli.grading.programs import find_sandbox
 from arbitrage_cli.system.child import Child
-
-
-def sandbox_or_skip() -> list[str]:
-    """Return the sandbox. Without bubblewrap, skip the test, or fail if ARBITRAGE_TEST_SANDBOX is set, as in .ci/run."""
-    try:
-        return find_sandbox()
-    except UsageError as error:
-        if os.environ.get("ARBITRAGE_TEST_SANDBOX"):
-            raise
-        pytest.skip(error.message)
 
 
 def process_of(child: Child) -> int | None:

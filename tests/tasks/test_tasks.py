@@ -10,7 +10,7 @@ from arbitrage_cli.data.problems import read_json_rows
 from arbitrage_cli.data.rows import Dataset, make_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.tasks import FORMS, MATH, find_task
-from arbitrage_cli.tasks.code import CODE, find_program
+from arbitrage_cli.tasks.code import CODE, find_program, without_sandbox
 from arbitrage_cli.tasks.multiple_choice import find_letter
 from arbitrage_cli.tasks.task import Task
 
@@ -96,6 +96,7 @@ def test_rows_that_cannot_be_read_are_refused(broken: dict[str, Any]) -> None:
         dataset(broken)
 
 
+@pytest.mark.usefixtures("sandbox")
 @pytest.mark.parametrize("row", [HUMANEVAL, MBPP], ids=["HumanEval", "MBPP"])
 def test_programs_are_graded_by_their_tests(row: dict[str, Any]) -> None:
     gold = json.loads(json.dumps(dataset(row).items[0].gold))  # as a row of a run has it
@@ -128,10 +129,11 @@ def test_the_gold_of_code_is_its_tests(row: dict[str, Any], script: str, preambl
 
 
 def test_without_tests_the_program_to_reach_is_another_one() -> None:
-    assert grade(CODE, RIGHT, {}) == "unscored"
-    assert grade(CODE, RIGHT, {"answer": "def half(n):  # half\n    return (n // 2)"}) == "correct"
-    assert grade(CODE, RIGHT, {"answer": "def half(n):\n    return n / 2"}) == "incorrect"
-    assert grade(CODE, "```\nno: python\n```", {"answer": "no:   python"}) == "correct"
+    task = without_sandbox(CODE)  # it runs no program
+    assert grade(task, RIGHT, {}) == "unscored"
+    assert grade(task, RIGHT, {"answer": "def half(n):  # half\n    return (n // 2)"}) == "correct"
+    assert grade(task, RIGHT, {"answer": "def half(n):\n    return n / 2"}) == "incorrect"
+    assert grade(task, "```\nno: python\n```", {"answer": "no:   python"}) == "correct"
 
 
 @pytest.mark.parametrize(
