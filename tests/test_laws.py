@@ -10,11 +10,13 @@ Laws 2, 4 and 5 are checked on a real pair as well if ARBITRAGE_TEST_DRAFT and A
 """
 
 import functools
+import itertools
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,15 @@ import pytest
 from hash_language import (
     CHEAP_BATCHES,
     CHEAP_DRAFT,
+    SHORT,
     ForgetfulEngine,
     HashBackend,
     Proposals,
     Recording,
     Recurrent,
     Rollback,
+    Rounding,
+    RoundingRollback,
     StaleBackend,
     Wavering,
     events_of,
@@ -41,7 +46,7 @@ from hash_language import (
     ticking_clock,
     unsteady_clock,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up_tuning import unit_costs
 from marks import rarely
@@ -49,7 +54,9 @@ from scripted_models import open_scripted
 from writing import make_engine
 
 from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_token_stats, mean_negative_logprob
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.errors import TimedOutError
+from arbitrage_cli.inference.backend import Deadline, Floats, Options
+from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, Keep
@@ -58,8 +65,10 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.summary import Tally, tally
-from arbitrage_cli.types import Cost, Decided, Event, Limits, ModelRole, Problem, Step, Trace, Wrote
+from arbitrage_cli.types import Cost, Decided, Event, Limits, Message, ModelRole, Problem, Step, Trace, Wrote
 
 ROUTED = ("entropy", "logprob", "logprob-min", "random")
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(6)]
@@ -83,6 +92,7 @@ policies = st.sampled_from(
     [("entropy", 1.5), ("entropy", 2.2), ("logprob", 1.0), ("logprob", 1.6), ("logprob-min", 1.0), ("random", 0.5)]
 )
 quick = settings(max_examples=12)
+Asked = tuple[Problem, str, Limits]
 
 
 # --- the toy language
@@ -139,6 +149,56 @@ def test_the_law_notices_a_stale_cache() -> None:
     remembering = solve(hash_engines(make=StaleBackend), PROBLEMS, "random", 0.5)
     forgetting = solve(hash_engines(make=StaleBackend, engine=ForgetfulEngine), PROBLEMS, "random", 0.5)
     assert texts(remembering) != texts(forgetting)
+
+
+SYSTEMS, ANOTHER = ["a" * 20, "a" * 150], "a" * 19 + "b"
+EXAMPLE = (Message("user", "a" * 9), Message("assistant", "a" * 140))  # no conversation begins with this question
+FOLLOW_UPS = [
+    (Message("user", "a" * length), Message("assistant", answer))
+    for length, answer in ((1, "a" * 150), (128, "a" * 150), (128, "a" * 50 + "b" * 100))
+]
+
+
+def calls(turns: Sequence[tuple[Message, ...]], systems: Sequence[str] = SYSTEMS) -> st.SearchStrategy[Asked]:
+    """Problems, with policies and limits. Prompts begin alike, and some end one token before or after a batch does."""
+    questions = st.sampled_from(["a" * length for length in (1, 127, 128, 300)])
+    asked = st.builds(Problem, st.just("p"), questions, st.sampled_from(turns), st.sampled_from(systems))
+    limits = st.sampled_from([SHORT, replace(SHORT, think_tokens=20)])
+    return st.tuples(asked, st.sampled_from(["draft", "target", "random"]), limits)
+
+
+def by_target(length: int, follow_up: int | None = None) -> tuple[Asked, int]:
+    """A question for the target, which may follow up on one with as many letters as `FOLLOW_UPS` has."""
+    turns = () if follow_up is None else FOLLOW_UPS[follow_up]
+    return (Problem("p", "a" * length, turns, SYSTEMS[0]), "target", SHORT), 500
+
+
+def call(engines: Mapping[ModelRole, Engine], problem: Problem, policy: str, limits: Limits, num_events: int = 500) -> Trace:
+    """Solve a problem, or leave it after some events. A policy with one model opens the problem in the other model too."""
+    job = Job(problem, partial(Route(POLICIES[policy], 0.5).flow, seed=0), limits)
+    with closing(Scheduler(engines).run([job])) as events:
+        (trace,) = {id(event.trace): event.trace for event in itertools.islice(events, num_events)}.values()
+    return trace
+
+
+@pytest.mark.parametrize("make", [Rounding, RoundingRollback])
+@settings(max_examples=40)
+@example([by_target(1), by_target(1, 0)], by_target(300)[0], Sampler(), "conversation")
+@example([by_target(128), by_target(300, 2), by_target(300, 1)], by_target(300)[0], Sampler(), "conversation")
+@given(
+    st.lists(st.tuples(calls([(), EXAMPLE, *FOLLOW_UPS]), st.integers(1, 60)), min_size=1, max_size=4),
+    st.one_of(calls([(), EXAMPLE]), calls(FOLLOW_UPS, [ANOTHER])),
+    samplers,
+    st.sampled_from(["prefix", "conversation"]),
+)
+def test_earlier_problems_are_invisible(
+    make: type[HashBackend], earlier: list[tuple[Asked, int]], last: Asked, sampler: Sampler, keep: Keep
+) -> None:
+    """Law 4, on models that round differently in batches of another size."""
+    used, fresh = (hash_engines(sampler, make=make, keep=keep) for _ in range(2))
+    for asked, num_events in earlier:
+        call(used, *asked, num_events)
+    assert texts({"": call(used, *last)}) == texts({"": call(fresh, *last)})
 
 
 def test_the_target_reads_nothing_before_the_first_escalation() -> None:
@@ -342,6 +402,24 @@ def test_the_first_token_of_a_batch_is_never_dropped(make: type[Rollback], is_ri
     logits, expected = (one.decode([0], [length], [*b"d"]) for one in (backend, fresh))
     assert held == prompt
     assert np.array_equal(logits, expected) == is_right
+
+
+def test_checkpoints_after_a_cut_are_forgotten() -> None:
+    """An answer is edited in its last letters, and the prefill of the next question is interrupted."""
+    backend, fresh, held = Rollback(), HashBackend(), list[int]()
+    memory, edited = Checkpoints(backend), [*b"question ax and more"]
+    memory.read(0, held, [*b"question "])
+    memory.decode([(0, held, [*b"abc"])])
+    held += b"abc"
+    memory.save(0, len(held))
+    memory.cut(0, held, len("question a"))
+    memory.read(0, held, [*b"x and"])
+    with pytest.raises(TimedOutError):
+        memory.read(0, held, [*b" more"], Deadline(0.0, 1.0))
+    memory.read(0, held, edited[len(held) :])
+    fresh.read(0, 0, edited)
+    logits, expected = (one.decode([0], [len(edited)], [*b"?"]) for one in (backend, fresh))
+    assert np.array_equal(logits, expected)
 
 
 def test_checkpoints_save_reading() -> None:
@@ -570,6 +648,38 @@ def test_checkpoints_are_invisible_in_llama(in_llama: Solve, model: str, sampler
     )
     assert_same(usual, without)
     assert tally_of(without).draft_cost.prefill_tokens > 1.3 * tally_of(usual).draft_cost.prefill_tokens
+
+
+LAST = Problem("last", "What is 5 + 6? " * 5)
+EARLIER = {
+    "another system prompt": [(LAST, "target"), (Problem("a", "What is 2 + 3?", system="Answer briefly."), "draft")],
+    "its beginning": [(Problem("a", "What is 5"), "target")],
+}
+
+
+@pytest.mark.parametrize("earlier", EARLIER.values(), ids=EARLIER)
+@pytest.mark.parametrize("pair", [("draft", "draft"), *REAL_PAIRS], ids="-".join)
+def test_earlier_problems_are_invisible_in_llama(
+    tiny: Mapping[str, Path], pair: tuple[str, str], earlier: list[tuple[Problem, str]]
+) -> None:
+    """Law 4, with equal logits: the default attention rounds differently from 64 tokens in a batch on."""
+    found: list[list[Floats]] = []
+    style = PromptStyle("Solve the problem in small, and in very small steps.")  # a prefix of 68 tokens
+    for before in (earlier, []):
+        with ExitStack() as stack:
+            paths: Mapping[ModelRole, str] = dict(zip(("draft", "target"), pair, strict=True))
+            loaded = {
+                role: Recording(stack.enter_context(LlamaBackend(tiny.get(name) or Path(name), Options(1024, threads=1))))
+                for role, name in paths.items()
+            }
+            engines = {role: Engine(role, Cache(loaded[role], style, keep="conversation"), Sampler()) for role in loaded}
+            for problem, policy in before:
+                call(engines, problem, policy, SHORT)
+            loaded["target"].outputs.clear()
+            call(engines, LAST, "target", SHORT)
+            found.append(loaded["target"].outputs)
+    assert len(found[0]) == len(found[1]) > 0
+    assert all(map(np.array_equal, *found))
 
 
 @pytest.mark.parametrize(("sampler", "concurrency"), [(Sampler(), 3), *rarely((Sampler(), 1), (SAMPLED, 3))], ids=str)

@@ -7,12 +7,14 @@ A model that cannot remove trailing tokens is rolled back to a checkpoint. Check
 and before each step. In a conversation, checkpoints are also saved at the end and after the latest question, because later
 prompts omit earlier thinking.
 
-The prefix shared by all prompts is prefilled separately, so that the batches of later tokens do not depend on whether the
-prefix was cached.
+The prefix shared by all prompts with the same settings is prefilled separately, and the rest in batches of READ_TOKENS. A problem
+that does not continue a conversation reuses only whole batches that it would prefill itself, so its logits do not depend on
+earlier problems.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Literal
 
@@ -21,10 +23,11 @@ from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Tokenizer
 from arbitrage_cli.inference.chat_template import DEFAULT_STYLE, ChatPrompt, Control, PromptStyle, Segment
 from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
-from arbitrage_cli.types import Phase, Problem, Step, StepStop, Trace
+from arbitrage_cli.types import Message, Phase, Problem, Step, StepStop, Trace
 
 READ_TOKENS = 128  # prefilled at once; small, so that progress is visible
 MIN_SHARED = 16  # minimum length of a shared prefix that is prefilled separately
+MOST_SHARED = 64  # shared prefixes that are remembered; clients of a server may use many system prompts
 
 Keep = Literal["nothing", "prefix", "conversation"]  # the ids that stay in a slot's cache after a problem
 
@@ -61,10 +64,10 @@ class StepIds:
 class CachedProblem:
     """A problem's prompt, and the ids in the backend's sequence (`held`).
 
-    All prompts share the first `num_shared` ids. `num_reused` ids were already cached when the problem began. A later prompt
-    continues this conversation if it begins with the first `num_needed` ids of `held`. `question_end` is the index of the
-    first id after the question; `last_index` is the index of the last id before the current step. `required` contains all
-    ids that precede the next token.
+    Prompts with the same settings share the first `num_shared` ids. The first `num_aligned` ids were prefilled in the batches
+    of an empty cache. `num_reused` ids were already cached when the problem began. `first` is the problem that began the
+    conversation. `question_end` is the index of the first id after the question; `last_index` is the index of the last id
+    before the current step. `required` contains all ids that precede the next token.
     """
 
     cache: "Cache"
@@ -73,8 +76,9 @@ class CachedProblem:
     deadline: Deadline | None
     prompt: list[int]
     num_shared: int
+    num_aligned: int
     num_reused: int
-    num_needed: int
+    first: Problem
     question_end: int
     held: list[int]
     last_index: int = 0
@@ -98,7 +102,6 @@ class CachedProblem:
                 f"the solution so far ({len(required)} tokens) fills the context of {self.cache.backend.card.name} ({size} tokens)",
                 "use a larger --ctx or a smaller --max-tokens",
             )
-        self.num_needed = self.question_end
         self.last_index = len(required) - 1
         common = min(_common_prefix(required, self.held), self.last_index)
         if common < len(self.held):
@@ -114,6 +117,8 @@ class CachedProblem:
             ends.append(self.question_end)
         most = min([READ_TOKENS, len(tokens), *(end - start for end in ends if end > start)])
         memory.read(self.sequence, self.held, tokens[:most], self.deadline)
+        if start == self.num_aligned:
+            self.num_aligned = self.aligned(len(self.held))
         if len(self.held) in ends and self.cache.keeps != "nothing":
             memory.save(self.sequence, len(self.held), pinned=len(self.held) == self.question_end)
         return most
@@ -121,6 +126,17 @@ class CachedProblem:
     def cut(self, position: int) -> None:
         """Remove all ids from `position` onward. The text does not change."""
         self.cache.memory.cut(self.sequence, self.held, position)
+        self.num_aligned = min(self.num_aligned, self.aligned(len(self.held)))
+
+    def aligned(self, position: int) -> int:
+        """Return the last position up to `position` at which a batch ends if the cache was empty."""
+        start = self.num_shared if position >= self.num_shared else 0
+        return position - (position - start) % READ_TOKENS
+
+    def is_continued_by(self, problem: Problem) -> bool:
+        """Return whether the problem's earlier messages begin with the first question of this conversation."""
+        opening = (*self.first.turns, Message("user", self.first.question))
+        return problem.system == self.first.system and problem.turns[: len(opening)] == opening
 
     def remember(self, step: Step, tokens: list[int]) -> None:
         """Store the ids of a step written by this model, without the ids of an end marker."""
@@ -163,8 +179,8 @@ class Cache:
         self.prompt = chat_prompt(backend, style)
         self._think_format = self.prompt.think_format
         self.think_end_token = _only_token(backend.tokenizer, self._think_format.end)
-        self._shared: dict[bool, tuple[list[int], int]] = {}  # by whether the problem thinks
-        self._shared_ids(Problem("", ""))  # reject a model without a usable prompt
+        self._shared = functools.lru_cache(MOST_SHARED)(self._find_shared)
+        self._shared(Problem("", ""))  # reject a model without a usable prompt
         self._closed: dict[int, CachedProblem] = {}  # by free slot
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> CachedProblem:
@@ -178,9 +194,9 @@ class Cache:
                 f"the prompt ({len(prompt)} tokens) fills the context of {self.backend.card.name} ({self.context_size} tokens)",
                 "use a larger --ctx or a shorter problem",
             )
-        shared, num_last = self._shared_ids(problem)
-        num_shared = _common_prefix(prompt, shared)
-        held, num_needed = self._reuse(slot, prompt, num_shared)
+        shared, num_last = self._shared(replace(problem, id="", question="", turns=()))
+        num_shared = len(shared) if prompt[: len(shared)] == shared else 0
+        held, num_aligned, first = self._reuse(slot, problem, prompt, num_shared)
         return CachedProblem(
             self,
             self._first + slot,
@@ -188,33 +204,35 @@ class Cache:
             deadline,
             prompt,
             num_shared,
+            num_aligned=num_aligned,
             num_reused=len(held),
-            num_needed=num_needed,
+            first=first,
             question_end=len(prompt) - num_last,
             held=held,
         )
 
-    def _reuse(self, slot: int, prompt: list[int], num_shared: int) -> tuple[list[int], int]:
-        """Drop the cached ids that this prompt cannot reuse. Return the reused ids and the new `num_needed`.
+    def _reuse(self, slot: int, problem: Problem, prompt: list[int], num_shared: int) -> tuple[list[int], int, Problem]:
+        """Drop the cached ids that the problem cannot reuse.
 
-        Only a prompt that continues the conversation reuses more than the shared prefix.
+        Returns the reused ids, the number of aligned ids among them, and the first problem of the conversation.
         """
         last = self._closed.pop(slot, None)
         if last is None:
-            return [], 0
-        held, common = last.held, _common_prefix(prompt, last.held)
-        continues = common >= last.num_needed
-        end = common if continues else num_shared if common >= num_shared else 0
-        if end < len(held):
-            self.memory.cut(self._first + slot, held, end)
-        return held, min(last.num_needed, len(held)) if continues else 0
+            return [], 0, problem
+        end, continues = _common_prefix(prompt, last.held), last.is_continued_by(problem)
+        if last.num_shared != num_shared:
+            end = 0
+        elif not continues:
+            end = last.aligned(min(end, last.num_aligned, len(prompt) - 1))
+        if end < len(last.held):
+            last.cut(end)
+        return last.held, last.num_aligned, last.first if continues else problem
 
     def close(self, slot: int, cached: CachedProblem) -> None:
         kept = {"nothing": 0, "prefix": cached.num_shared, "conversation": len(cached.held)}[self.keeps]
         cached.cut(kept)
         if self.keeps == "conversation":
             self.memory.save(cached.sequence, len(cached.held))
-        cached.num_needed = min(len(cached.held), cached.num_needed)
         self._closed[slot] = cached
 
     def decode(self, batch: Sequence[tuple[CachedProblem, list[int]]]) -> Floats:
@@ -253,16 +271,14 @@ class Cache:
         """Return the leading tokens that can be appended to `text` before the step ends."""
         return tokens[: text.num_before_end(map(self.backend.tokenizer.piece, tokens))] if tokens else tokens
 
-    def _shared_ids(self, problem: Problem) -> tuple[list[int], int]:
-        """Return the prefix that similar prompts share and the length of their shared suffix.
+    def _find_shared(self, settings: Problem) -> tuple[list[int], int]:
+        """Return the prefix that the prompts of all questions with these settings share and the length of their shared suffix.
 
         A short prefix is returned as [].
         """
-        if problem.thinks not in self._shared:
-            first, second = (self.prompt_ids(Problem("", question, thinks=problem.thinks)) for question in ("a", "1"))
-            num_first, num_last = _common_prefix(first, second), _common_prefix(first[::-1], second[::-1])
-            self._shared[problem.thinks] = first[:num_first] if num_first >= MIN_SHARED else [], num_last
-        return self._shared[problem.thinks]
+        first, second = (self.prompt_ids(replace(settings, question=question)) for question in ("a", "1"))
+        num_first, num_last = _common_prefix(first, second), _common_prefix(first[::-1], second[::-1])
+        return first[:num_first] if num_first >= MIN_SHARED else [], num_last
 
 
 def chat_prompt(backend: Backend, style: PromptStyle) -> ChatPrompt:

@@ -34,7 +34,7 @@ from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupporte
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.kv_cache import Cache, Keep
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
@@ -109,13 +109,15 @@ def test_catching_up_reads_all_missing_steps_at_once() -> None:
     ]
 
 
-def test_what_all_prompts_begin_with_is_read_once() -> None:
+@pytest.mark.parametrize("system", [None, "Answer as briefly as possible."])
+@pytest.mark.parametrize("keeps", ["prefix", "conversation"])
+def test_what_all_prompts_begin_with_is_read_once(keeps: Keep, system: str | None) -> None:
     instructions = "Think in small steps, and then say it."
     backend = Recording(HashBackend())
-    engine = make_engine("target", backend, Sampler(), instructions=instructions, keep="prefix")
-    for question, own in (("question 0", [len(f"u{instructions}u"), 10]), ("another", [7])):
+    engine = make_engine("target", backend, Sampler(), instructions=instructions, keep=keeps)
+    for question, own in (("question 0", [len(f"u{system or instructions}u"), 10]), ("another", [7])):
         fresh = make_engine("target", HashBackend(), Sampler(), instructions=instructions)
-        trace = Trace(Problem("p", question), Limits())
+        trace = Trace(Problem("p", question, system=system), Limits())
         engine.open(0, trace.problem)
         fresh.open(0, trace.problem)
         del backend.calls[:]
@@ -152,6 +154,19 @@ def test_a_conversation_that_goes_on_is_not_read_again() -> None:
     assert num_read[0] == len(f"u{answer}umore")
     assert num_read[1] == 0
     assert num_read[3] == len(f"{first.question}u{answer}umore")
+
+
+def test_a_prefill_that_was_left_resumes_at_its_last_batch() -> None:
+    backend = Recording(HashBackend())
+    engine = make_engine("target", backend, Sampler(), instructions="", keep="conversation")
+    problem = Problem("1", "question " * 40)
+    engine.open(0, problem)
+    num_prompt = engine.start(0, WriteStep("target", Trace(problem, Limits())))
+    for _ in range(2):
+        engine.tick()
+    engine.close(0)
+    say(engine, problem)
+    assert backend.count("read") == num_prompt - 1
 
 
 def test_a_recurrent_model_goes_back_to_the_end_of_the_question() -> None:

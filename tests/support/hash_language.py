@@ -67,8 +67,12 @@ class HashBackend(ScriptedBackend):
         held = len(self.cells[sequence])  # what should have been dropped is hashed too
         super().read(sequence, held, tokens, deadline=deadline)
 
+    def _state(self, sequence: int) -> object:
+        """What the logits depend on."""
+        return self.cells[sequence]
+
     def _compute(self, sequence: int) -> Floats:
-        text = f"{self._name}/{self.cells[sequence]}".encode()
+        text = f"{self._name}/{self._state(sequence)}".encode()
         digest = hashlib.blake2b(text, digest_size=8).digest()
         logits = np.full(self._size, -30.0, np.float32)
         logits[self._written] = self._favour + _noise(digest, len(self._written))
@@ -83,6 +87,24 @@ class Wavering(HashBackend):
         if int(abs(logits[self._written[0]]) * 1e6) % 8 == 0:
             logits[self._written] = np.roll(logits[self._written], 1)
         return logits
+
+
+class Rounding(HashBackend):
+    """Rounds differently in every batch, as llama.cpp does, but by much more. Nothing separates its messages."""
+
+    chat_template = "<|user|>{% for m in messages %}{{ m.content }}{% endfor %}<|assistant|>"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._batches: list[list[tuple[int, int]]] = [[] for _ in self.cells]  # of each token: where it begins, its size
+
+    def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
+        start, batches = len(self.cells[sequence]), self._batches[sequence]
+        super().read(sequence, position, tokens, deadline=deadline)
+        batches[start:] = [(start, len(tokens))] * len(tokens)
+
+    def _state(self, sequence: int) -> object:
+        return self.cells[sequence], self._batches[sequence]
 
 
 class Recurrent(HashBackend):
@@ -151,6 +173,10 @@ class Rollback(Recurrent):
     def restore(self, sequence: int, position: int, state: State) -> None:
         super().restore(sequence, position, state)
         self.num_restored += 1
+
+
+class RoundingRollback(Rounding, Rollback):
+    pass
 
 
 class StaleBackend(HashBackend):
