@@ -17,7 +17,7 @@ from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.results import concurrency_of, results_by_policy, unit_costs_of
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import PROBE_SECONDS, Measurement, measure_and_keep
-from arbitrage_cli.tuning.placement import find_measurement, tuned_file
+from arbitrage_cli.tuning.placement import find_measurements, tuned_file
 from arbitrage_cli.tuning.store import Tuned, forget_advice, forget_tuned, keep_tuned
 from arbitrage_cli.types import ModelRole
 
@@ -52,8 +52,9 @@ def measure_missing(
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role != "prm" and is_gguf(path)}
     if "target" not in paths or paths.keys() <= unit_costs_of(earlier or {}).keys():
         return
-    known = [find_measurement(sha256_seen(local_files(path)), load) for path in paths.values()]
-    if all(one and datetime.now(UTC) - datetime.fromisoformat(one.created) < max_age for one in known):
+    known = find_measurements({role: local_files(path) for role, path in paths.items()}, load)
+    ages = (datetime.now(UTC) - datetime.fromisoformat(one.created) for one in known.values())
+    if known.keys() == paths.keys() and all(age < max_age for age in ages):
         return
     try:
         keep_tuned(tuned_file(), [])

@@ -8,7 +8,6 @@ from pathlib import Path
 from arbitrage_cli.app.model_choice import arguments_of_run
 from arbitrage_cli.app.options import AccelerationOptions
 from arbitrage_cli.errors import OutputError, UsageError
-from arbitrage_cli.inference.backend import Options
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.presets import Costs
 from arbitrage_cli.routing.router import Router, load
@@ -16,7 +15,8 @@ from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.training.examples import read_states
 from arbitrage_cli.training.train import Progress, train, with_taus
-from arbitrage_cli.tuning.placement import find_measurement
+from arbitrage_cli.tuning.placement import machine_here, tuned_file
+from arbitrage_cli.tuning.store import Loading, read_tuned
 from arbitrage_cli.types import ModelRole
 
 SUFFIX = ".safetensors"
@@ -60,9 +60,10 @@ def with_new_presets(
 
 def _costs_on_this_machine(folder: Path, machine: AccelerationOptions) -> Costs | None:
     models = read_run_folder(folder, COLLECT).run["models"]
-    load_options = Options(None, None, machine.gpu_layers, machine.flash_attention, machine.kv_type)
-    found = {role: find_measurement(models[role].get("sha256"), load_options) for role in ROLES}
-    return Costs.of({role: tuned.costs for role, tuned in found.items() if tuned})
+    known = {tuned.key: tuned.costs for tuned in read_tuned(tuned_file())}
+    loading = Loading(machine.gpu_layers, machine.flash_attention, machine.kv_type)
+    found = {role: known.get((machine_here(), models[role]["sha256"], loading)) for role in ROLES if known}
+    return Costs.of({role: costs for role, costs in found.items() if costs})
 
 
 def bench_command(run: Path, router: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Chooses each model's number of threads and looks up the measured token costs."""
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
     measurements is damaged.
     """
     sources = {role: source for role, source in models.items() if source and not is_served(source)}
-    tuned = _find(sources, load)
+    tuned = find_measurements({role: files for role, source in sources.items() if (files := local_files(source))}, load)
     threads = {role: threads_without_costs(source, load) for role, source in sources.items()}
     threads |= {role: found.threads for role, found in tuned.items()}
     return Placement(threads, {role: found.costs for role, found in tuned.items()})
@@ -60,14 +60,11 @@ def threads_without_costs(source: str, load: Options) -> int:
     return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())
 
 
-def find_measurement(sha256: str | None, load: Options) -> Tuned | None:
-    key = machine_here(), sha256, loading_of(load)
-    return next((tuned for tuned in read_tuned(tuned_file()) if tuned.key == key), None)
-
-
-def _find(sources: Mapping[ModelRole, str], load: Options) -> dict[ModelRole, Tuned]:
-    here = {role: files for role, source in sources.items() if (files := local_files(source))}
-    if not here or not read_tuned(tuned_file()):  # avoids the slow import of llama.cpp
+def find_measurements(models: Mapping[ModelRole, Sequence[Path]], load: Options) -> dict[ModelRole, Tuned]:
+    """Return the measurements of the models with these files. Raises UsageError if the file of measurements is damaged."""
+    known = {tuned.key: tuned for tuned in read_tuned(tuned_file())} if models else {}
+    if not known:  # avoids the slow import of llama.cpp, and reading the models' files
         return {}
-    found = {role: find_measurement(sha256_seen(files), load) for role, files in here.items()}
+    machine, loading = machine_here(), loading_of(load)
+    found = {role: known.get((machine, sha256_seen(files), loading)) for role, files in models.items()}
     return {role: tuned for role, tuned in found.items() if tuned}
