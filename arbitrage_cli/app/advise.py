@@ -46,7 +46,7 @@ from arbitrage_cli.model_files.pairs import (
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU
-from arbitrage_cli.runs.folder import Row
+from arbitrage_cli.runs.rows import Attempted
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.tasks import FORMS
 from arbitrage_cli.tuning.placement import tuned_file
@@ -213,14 +213,14 @@ class AdvicePace(Pace):
     def seconds_left(self) -> float:
         return max(0.0, self._ends - time.monotonic())
 
-    def keeps(self, row: Row) -> bool:
+    def keeps(self, row: Attempted) -> bool:
         """Return whether a row is stored. The row of an attempt that ended at its time limit is not stored."""
-        return row["status"] == "done" or time.monotonic() < self._attempt_ends
+        return row.status == "done" or time.monotonic() < self._attempt_ends
 
     def judged(self) -> tuple[dict[str, Any], Verdict]:
         """Return the figures and the verdict on the attempts so far."""
         run = {**(self._run.folder.run or self._run.manifest), **SKIPS}
-        found = figures(run, self._run.folder.rows, prices=self._prices)
+        found = figures(run, self._run.folder.results, prices=self._prices)
         decided = verdict(found, expected_effects(run))
         if decided is None:
             raise DefectError("advise has no policy to compare")

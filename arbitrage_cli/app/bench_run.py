@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -19,8 +19,9 @@ from arbitrage_cli.app.session import Rollouts, Session, open_session
 from arbitrage_cli.app.spec import Run, Spec, limits_of, make_spec
 from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.folder import RUN, Row, RunFolder, key_of, latest, read_run_folder
-from arbitrage_cli.runs.records import tau_in_json
+from arbitrage_cli.runs.folder import RUN, RunFolder, read_run_folder
+from arbitrage_cli.runs.results import Result
+from arbitrage_cli.runs.rows import Attempted
 from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.tuning.memory import AUTO, MOST
 
@@ -43,10 +44,10 @@ class BenchRun:
         return how_to_resume(num_safe, len(self.attempts), "attempts", self.folder.path, self.session.spec)
 
     @property
-    def selected(self) -> tuple[Run, Iterator[Row]]:
+    def selected(self) -> tuple[Run, list[Result]]:
         run, ids = self.folder.run or {}, {attempt.item.problem.id for attempt in self.attempts}
         levels = {name: level for name, level in run.get("levels", {}).items() if name in ids}
-        return {**run, "levels": levels}, (row for row in self.folder.rows if row["id"] in ids)
+        return {**run, "levels": levels}, [result for result in self.folder.results if result.key[0] in ids]
 
     @property
     def num_errors(self) -> int:
@@ -95,8 +96,8 @@ class Preview:
 def preview(request: Request, selected: Selection, path: Path, options: BenchOptions) -> Preview:
     """Plan a benchmark without running it. Raises UsageError or DamagedRunError if the folder's run cannot be resumed."""
     contents = read_run_folder(path) if (path / RUN).exists() and not options.fresh else None
-    rows = list(latest(contents.rows)) if contents else []
-    earlier = contents.run if contents and rows else None
+    results = list(contents.results) if contents else []
+    earlier = contents.run if contents and results else None
     spec = make_spec(request, earlier)
     if earlier:
         known = settings_of(spec) | problem_facts(selected.dataset, [item.problem.id for item in selected.items])
@@ -104,16 +105,15 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
         known |= {"limits": asdict(limits), "think_min_chars": earlier["think_min_chars"]}
         resume(with_grown(earlier, selected.dataset), {**earlier, **known}, path)
     attempts = plan(selected.items, spec.routes, options.samples)
-    todo = remaining(attempts, {key_of(row): row["status"] for row in rows}, {}).all
+    todo = remaining(attempts, {one.attempt: "done" if one.is_done else "error" for one in results}, {}).all
     routes = {attempt.route for attempt in todo}
-    seconds = {route.label: _expected(route, spec, rows) for route in spec.routes if route in routes}
+    seconds = {route.label: _expected(route, spec, results) for route in spec.routes if route in routes}
     return Preview(spec, len(attempts), todo, contents is not None, seconds)
 
 
-def _expected(route: Route, spec: Spec, rows: Iterable[Row]) -> float | None:
-    key = route.policy.name, tau_in_json(route.tau)
-    own = [row["wall_seconds"] for row in rows if row["status"] == "done" and (row["policy"], row["tau"]) == key]
-    return mean(own) if own else spec.available_router.expected_seconds(route)
+def _expected(route: Route, spec: Spec, results: Iterable[Result]) -> float | None:
+    known = [one.seconds for one in results if one.seconds is not None and one.route == (route.policy.name, route.tau)]
+    return mean(known) if known else spec.available_router.expected_seconds(route)
 
 
 class Pace:
@@ -132,7 +132,7 @@ class Pace:
     def seconds_left(self) -> float:
         return math.inf
 
-    def keeps(self, row: Row) -> bool:
+    def keeps(self, row: Attempted) -> bool:
         """Return whether the row of an attempt is stored."""
         return True
 
@@ -147,7 +147,7 @@ def measure(run: BenchRun, display: Display, pace: Pace) -> None:
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
         executor = Executor(run.folder, display, _Progress(run, pace), pace.keeps)
         executor.run(run.todo, bench.run, bench.row, limits)
-        forget_contradicted_costs(run.folder.run or {}, run.folder.rows, display.note)
+        forget_contradicted_costs(run.folder.run or {}, run.folder.results, display.note)
 
 
 def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:
@@ -178,14 +178,13 @@ class _Progress:
         self._title, self._planned = run.title, len(run.attempts)
         self._standings = Standings(run.routes, self._planned // len(run.routes), run.session.concurrency)
         self._waiting = Counter(attempt.route for attempt in run.todo.all)
-        waiting = {attempt.key for attempt in run.todo.all}
-        by_key = {attempt.key: attempt for attempt in run.attempts if attempt.key not in waiting}
-        for row in latest(run.folder.rows):
-            if attempt := by_key.get(key_of(row)):
-                self._standings.add(attempt, row)
+        done = {attempt.key: attempt.route for attempt in run.attempts}
+        for result in run.folder.results:
+            if result.is_done and (route := done.get(result.attempt)):
+                self._standings.add(route, result)
 
-    def add(self, attempt: Attempt, row: Row) -> None:
-        self._standings.add(attempt, row)
+    def add(self, attempt: Attempt, row: Attempted) -> None:
+        self._standings.add(attempt.route, Result.of(row))
         self._waiting[attempt.route] -= 1
 
     def now(self) -> RunProgress:

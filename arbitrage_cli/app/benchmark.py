@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, Scorer, WriteStep
@@ -22,13 +23,13 @@ from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, Writer
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.folder import Key, Row
-from arbitrage_cli.runs.records import RunInfo, attempt_error, tau_in_json
-from arbitrage_cli.runs.records import row as make_row
-from arbitrage_cli.runs.results import SampleKey
+from arbitrage_cli.runs.records import Key, attempt_error, tau_in_json
+from arbitrage_cli.runs.results import Result, SampleKey
+from arbitrage_cli.runs.rows import Attempted, Collected
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
+NO_TIMES: Mapping[str, float | None] = MappingProxyType({"router": 0.0})
 ROUNDS = 4  # the number of problems in a block per slot
 
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
@@ -62,7 +63,7 @@ class Ended:
     """The end of an attempt, and its row."""
 
     attempt: Attempt
-    row: Row
+    row: Attempted | Collected
 
 
 RunEvent = Began | Event | Ended
@@ -149,24 +150,31 @@ class Bench:
                 if isinstance(event.error, InterruptedRunError):
                     raise event.error
                 del in_flight[event.trace.problem.id]
-                measured = {"wall_seconds": now - current.began, "router_seconds": current.router_seconds}
-                if self.concurrency == 1:
-                    measured["program_seconds"] = current.program_seconds(event, timed)
-                yield Ended(current.attempt, self.row(current.attempt, event, **measured))
+                program_seconds = current.program_seconds(event, timed) if self.concurrency == 1 else None
+                times = {"router": current.router_seconds, "program": program_seconds}
+                yield Ended(current.attempt, self.row(current.attempt, event, times, now - current.began))
 
-    def row(self, attempt: Attempt, finished: Finished, **measured: Any) -> Row:
-        route, item = attempt.route, attempt.item
-        grade = None
+    def row(
+        self, attempt: Attempt, finished: Finished, times: Mapping[str, float | None] = NO_TIMES, seconds: float = 0.0
+    ) -> Attempted:
+        """Return the row of an attempt, with the seconds of the router and the program, and of the whole attempt."""
+        item, grade = attempt.item, None
         if not attempt_error(finished):
             try:
                 grade = self.grade(finished.trace.text, item.gold)
             except ProblemError as error:
                 finished = replace(finished, error=error)
-        score_is, name = route.policy.score_is or None, route.tau_name
-        run = RunInfo(
-            route.policy.name, score_is, route.tau, temperature=0.0, seed=0, tau_name=name, find_answer=self.find_answer
-        )  # rows omit temperature and seed
-        return make_row(finished, run, sample=attempt.sample, level=item.level, gold=item.gold, grade=grade, **measured)
+        return Attempted.of(
+            finished,
+            attempt.route,
+            times,
+            sample=attempt.sample,
+            level=item.level,
+            gold=dict(item.gold),
+            grade=grade,
+            answer=self.find_answer(finished.trace.text),
+            wall_seconds=seconds,
+        )
 
     def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float, float]]:
         """Yield each event with the elapsed seconds by `clock` and by `timer`, without the caller's time."""
@@ -254,15 +262,14 @@ class Standings:
         self._sums = {route: _Sums() for route in routes}
         self._target = next((sums for route, sums in self._sums.items() if route.policy.name == "target"), None)
 
-    def add(self, attempt: Attempt, row: Mapping[str, Any]) -> None:
-        sums = self._sums[attempt.route]
-        key = attempt.item.problem.id, attempt.sample
+    def add(self, route: Route, result: Result) -> None:
+        sums, key = self._sums[route], result.key
         sums.tried.add(key)
-        if row["status"] != "done":
+        if result.seconds is None:
             return
-        sums.done[key] = row["wall_seconds"]
-        sums.correct += row["grade"]["value"] == "correct"
-        sums.seconds += row["wall_seconds"]
+        sums.done[key] = result.seconds
+        sums.correct += result.is_correct
+        sums.seconds += result.seconds
         for compared in self._sums.values() if sums is self._target else (sums,):
             if self._target is not None and key in compared.done and key in self._target.done:
                 compared.shared += compared.done[key]

@@ -19,8 +19,9 @@ from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
-from arbitrage_cli.runs.folder import Row, RunFolder, latest
+from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
+from arbitrage_cli.runs.rows import Collected
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
@@ -48,7 +49,7 @@ class Collection:
         self._in_flight: dict[str, tuple[Attempt, Trace]] = {}
         reward = self._reward_facts()
         self._todo, self._manifest = prepare(session, selected, folder, self._attempts, kind=COLLECT, reward=reward)
-        self._held = {row["id"]: len(row["states"]) for row in latest(folder.rows)}
+        self._held = {row.id: len(row.states) for row in folder.rows}  # of several rows, the last one counts
         self.has_grown = bool(self._todo.all)
 
     @property
@@ -148,29 +149,29 @@ class Collection:
     def _collecting(self, trace: Trace) -> Flow:
         return collect(trace, self._states.setdefault(trace.problem.id, []).append)
 
-    def _row(self, attempt: Attempt, event: Finished) -> dict[str, Any]:
+    def _row(self, attempt: Attempt, event: Finished) -> Collected:
         error = attempt_error(event)
         figures = tally(event.trace.decisions, event.reward_cost)
-        return {
-            "schema": SCHEMA,
-            "id": event.trace.problem.id,
-            "sample": 0,
-            "policy": attempt.route.policy.name,
-            "tau": tau_in_json(attempt.route.tau),
-            "status": "error" if error else "done",
-            "error": error,
-            "level": attempt.item.level,
-            "question": event.trace.problem.question,
-            "text": event.trace.text,
-            "states": [state_to_json(state) for state in self._states.get(event.trace.problem.id, ())],
-            "seconds": figures.seconds,
-        }  # the states are valid even if the problem failed
+        return Collected(
+            schema=SCHEMA,
+            id=event.trace.problem.id,
+            sample=0,
+            policy=attempt.route.policy.name,
+            tau=tau_in_json(attempt.route.tau),
+            status="error" if error else "done",
+            error=error,
+            level=attempt.item.level,
+            question=event.trace.problem.question,
+            text=event.trace.text,
+            states=[state_to_json(state) for state in self._states.get(event.trace.problem.id, ())],
+            seconds=figures.seconds,
+        )  # the states are valid even if the problem failed
 
-    def _is_better(self, row: Row) -> bool:
+    def _is_better(self, row: Collected) -> bool:
         """Return whether a row should be stored. A failed problem's row must have at least as many states as the stored row."""
-        is_better = row["status"] == "done" or len(row["states"]) >= self._held.get(row["id"], 0)
+        is_better = row.status == "done" or len(row.states) >= self._held.get(row.id, 0)
         if is_better:
-            self._held[row["id"]] = len(row["states"])
+            self._held[row.id] = len(row.states)
         return is_better
 
     def _reward_facts(self) -> dict[str, Any]:
@@ -194,9 +195,9 @@ class _Progress:
         self._began = perf_counter()
         self._finished = self._errors = 0
 
-    def add(self, attempt: Attempt, row: Row) -> None:
+    def add(self, attempt: Attempt, row: Collected) -> None:
         self._finished += 1
-        self._errors += row["status"] == "error"
+        self._errors += row.status == "error"
 
     def now(self) -> RunProgress:
         tried = self._planned - self._left + self._finished

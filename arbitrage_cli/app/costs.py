@@ -13,8 +13,7 @@ from arbitrage_cli.evaluation.work import decoding_factors
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files
-from arbitrage_cli.runs.folder import Row
-from arbitrage_cli.runs.results import concurrency_of, results_by_policy, unit_costs_of
+from arbitrage_cli.runs.results import Result, concurrency_of, results_by_policy, unit_costs_of
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.tuning.measure import PROBE_SECONDS, Measurement, measure_and_keep
 from arbitrage_cli.tuning.placement import find_measurements, tuned_file
@@ -64,12 +63,12 @@ def measure_missing(
         display.note(f"the measured token costs are not used, because they cannot be saved: {error.message}")
 
 
-def forget_contradicted_costs(run: Run, rows: Iterable[Row], note: Callable[[str], None]) -> None:
+def forget_contradicted_costs(run: Run, results: Iterable[Result], note: Callable[[str], None]) -> None:
     """Remove a model's stored costs if its decoding time in a run differs greatly from these costs."""
     if not run.get("unit_costs") or concurrency_of(run) > 1:
         return
     units = unit_costs_of(run)
-    for role, factor in decoding_factors(run, results_by_policy(run, rows)).items():
+    for role, factor in decoding_factors(run, results_by_policy(run, results)).items():
         if units[role].decode <= MIN_SECONDS or 1 / CONTRADICTED < factor < CONTRADICTED:
             continue
         is_contradicted = partial(_has_costs, run["models"][role]["sha256"], units[role])

@@ -18,7 +18,9 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.runs.folder import Key, Row, RunFolder
+from arbitrage_cli.runs.folder import RunFolder
+from arbitrage_cli.runs.records import Key
+from arbitrage_cli.runs.rows import Attempted, Collected
 from arbitrage_cli.runs.started import MAX_CRASHES, StartedMarks
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
@@ -30,7 +32,7 @@ T = TypeVar("T")
 class Progress(Protocol):
     """Counts the finished attempts of a run."""
 
-    def add(self, attempt: Attempt, row: Row) -> None: ...
+    def add(self, attempt: Attempt, row: Any) -> None: ...
     def now(self) -> RunProgress: ...
 
 
@@ -117,13 +119,13 @@ class Executor:
     store: RunFolder
     display: Display
     progress: Progress
-    is_kept: Callable[[Row], bool]
+    is_kept: Callable[[Any], bool]
 
     def run(
         self,
         todo: Remaining,
         solve: Callable[[Sequence[Attempt]], Generator[RunEvent, None, None]],
-        row_of: Callable[[Attempt, Finished], Row],
+        row_of: Callable[[Attempt, Finished], Attempted | Collected],
         limits: Limits,
     ) -> None:
         """Run the remaining attempts. `solve` runs a batch; `row_of` returns the row of an attempt that is given up."""
@@ -135,7 +137,7 @@ class Executor:
                 for event in events:
                     self._follow(event)
 
-    def keep(self, attempt: Attempt, row: Row) -> None:
+    def keep(self, attempt: Attempt, row: Attempted | Collected) -> None:
         with noted_signals():  # a row is both stored and counted, or neither
             if is_kept := self.is_kept(row):
                 self.store.append(row)
@@ -159,12 +161,13 @@ def how_to_resume(num_safe: int, planned: int, what: str, path: Path, spec: Spec
     return f"{num_safe} of {planned} {what} are saved in {path}; to resume: {command}" if num_safe else ""
 
 
-def _ended(attempt: Attempt, row: Row, progress: RunProgress) -> AttemptEnded:
-    if row["status"] == "error":
-        verdict, detail = "error", row["error"]
-    elif "states" in row:
-        verdict, detail = "done", rounding.count(len(row["states"]), "state")
+def _ended(attempt: Attempt, row: Attempted | Collected, progress: RunProgress) -> AttemptEnded:
+    verdict, detail, seconds = "error", row.error or "", row.seconds
+    if isinstance(row, Collected):
+        if row.status == "done":
+            verdict, detail = "done", rounding.count(len(row.states), "state")
     else:
-        verdict, detail = row["grade"]["value"], row["grade"]["answer"] or ""
-    seconds = row.get("wall_seconds", row.get("seconds"))
-    return AttemptEnded(row["id"], attempt.route.label, verdict, detail, seconds, progress)
+        seconds = row.wall_seconds
+        if row.grade:
+            verdict, detail = row.grade.value, row.grade.answer or ""
+    return AttemptEnded(row.id, attempt.route.label, verdict, detail, seconds, progress)

@@ -1,13 +1,14 @@
 """Defines a pair's results: solutions, stream events, and `InOrder`, which puts results in problem order."""
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from reprlib import repr as short
 from typing import Any, Generic, TypeVar
 
 from arbitrage_cli.errors import ArbitrageError
-from arbitrage_cli.runs.records import RunInfo, record
+from arbitrage_cli.runs.records import RunInfo
+from arbitrage_cli.runs.rows import Solution as Row
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Phase, Problem, TraceStop
 
@@ -46,16 +47,16 @@ class Solution:
     seconds: float
     stop: TraceStop | None
     error: ArbitrageError | None
-    _record: Mapping[str, Any] = field(repr=False)
+    _row: Row = field(repr=False)
 
     @classmethod
     def of(cls, finished: Finished, run: RunInfo) -> "Solution":
-        trace, written = finished.trace, record(finished, run)
+        trace, row = finished.trace, Row.of(finished, run)
         work = tally(trace.decisions, finished.reward_cost)
         escalated = sum(decision.verdict == "escalate" for decision in trace.decisions)
         return cls(
             trace.problem,
-            written["answer"],
+            row.answer,
             trace.text,
             trace.thoughts,
             tuple(trace.decisions),
@@ -63,7 +64,7 @@ class Solution:
             work.seconds,
             trace.stop,
             finished.error,
-            written,
+            row,
         )
 
     def __repr__(self) -> str:
@@ -75,7 +76,7 @@ class Solution:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON record that `arbitrage solve --json` writes."""
-        return dict(self._record)
+        return self._row.to_dict()
 
 
 @dataclass(frozen=True, slots=True)

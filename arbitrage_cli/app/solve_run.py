@@ -26,15 +26,16 @@ from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.runs.folder import RUN, Rows, RunFolder, latest
-from arbitrage_cli.runs.records import SOLVE, RunInfo, record, tau_in_json, unusable_record
+from arbitrage_cli.runs.records import SOLVE, RunInfo, tau_in_json
+from arbitrage_cli.runs.rows import Solution, SolutionLine
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.tuning.memory import MOST
 from arbitrage_cli.types import Finished, Limits, Problem
 
-Record = Mapping[str, Any]
-LineOf = Callable[[Record], str | None]
+Record = Solution | SolutionLine
+LineOf = Callable[[Mapping[str, Any]], str | None]
 """Formats a record for standard output, or returns None to omit it."""
 Place = tuple[str, str | None]  # an input line: its id and problem
 ANOTHER = "use another file: --output FILE.jsonl"
@@ -146,7 +147,7 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _finish(self, event: Finished, run: RunInfo) -> None:
         """Store and show a problem's result. The file omits interrupted problems, so that a resumed run solves them."""
         if self._folder is None or event.error is None or isinstance(event.error, ProblemError):
-            self._add(record(event, run))
+            self._add(Solution.of(event, run))
 
     def _unsolved(self, run: RunInfo | None = None, limits: Limits | None = None) -> Iterator[Problem]:
         """Yield the problems without a result, then those that failed. Add other results and invalid lines in their places.
@@ -160,9 +161,9 @@ class Solutions(AbstractContextManager["Solutions"]):
             if place in self._solved:
                 self._add(next(earlier), is_new=False)
             elif not isinstance(line, Problem):
-                self._add(unusable_record(line.number, line.reason))
+                self._add(SolutionLine.unusable(line.number, line.reason))
             elif run and limits and self._folder and self._crashes.get(line.id, 0) >= MAX_CRASHES:
-                self._add(record(give_up(line, limits, self._folder.started), run))
+                self._add(Solution.of(give_up(line, limits, self._folder.started), run))
             elif place in self._failed:
                 self._failed[place] = line
             else:
@@ -181,7 +182,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         others: dict[Place, str] = {}
         for row in self._rows:
             others.pop(place := _place_in(row), None)  # the last attempt counts
-            others[place] = row["status"]
+            others[place] = row.status
         self._failed = {place: None for place, status in others.items() if status == "error"}
         ids = {identifier for identifier, problem in others if problem is not None}
         num_missing = num_unsolved = 0
@@ -214,13 +215,13 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self._folder.rewrite(_in_order(latest(self._folder.rows), ordered))
 
     def _add(self, result: Record, *, is_new: bool = True) -> None:
-        self._in_order.put(_place_in(result), self._line_of(result))
+        self._in_order.put(_place_in(result), self._line_of(result.to_dict()))
         with noted_signals():  # a result on the disk must be counted
             if self._folder and is_new:
                 self._folder.append(result)
             self.num_done += 1
             self.num_new += is_new
-            self.num_failed += result["status"] == "error"
+            self.num_failed += result.status == "error"
         self._write(self._in_order.ready())
 
     def _write(self, lines: Iterable[str | None]) -> None:
@@ -234,7 +235,7 @@ def _place_of(line: InputLine) -> Place:
 
 
 def _place_in(result: Record) -> Place:
-    return result["id"], result["problem"]
+    return result.id, result.problem
 
 
 def _in_order(results: Iterator[Record], places: Iterable[Place]) -> Iterator[Record]:

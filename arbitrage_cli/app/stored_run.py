@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from arbitrage_cli.app.manifest import with_grader
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.runs.folder import Row, RunFolder
+from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import BENCH
-from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.runs.rows import Attempted
+from arbitrage_cli.tasks.task import Grader, Task
 
 
 @contextlib.contextmanager
@@ -23,16 +23,14 @@ def open_run(
         yield folder
 
 
-def regrade(folder: RunFolder, task: Task) -> list[tuple[Row, Row]]:
+def regrade(folder: RunFolder, task: Task) -> list[tuple[Attempted, Attempted]]:
     """Regrade all finished answers and return each changed row as (before, after). All rows are replaced at once."""
     with task.open_grader() as grader:
-        graded: list[Row] = [
-            {**row, "grade": asdict(grader.grade(row["text"], row["gold"]))} if row["status"] == "done" else row
-            for row in folder.rows
-        ]
-    changed: list[tuple[Row, Row]] = [
-        (before, now) for before, now in zip(folder.rows, graded, strict=True) if before["grade"] != now["grade"]
-    ]
-    folder.rewrite(graded)
+        pairs = [(row, _graded(row, grader)) for row in folder.rows]
+    folder.rewrite(row for _, row in pairs)
     folder.save_run(with_grader(folder.run or {}, task.grader_version()))
-    return changed
+    return [(before, now) for before, now in pairs if before.grade != now.grade]
+
+
+def _graded(row: Attempted, grader: Grader) -> Attempted:
+    return row.model_copy(update={"grade": grader.grade(row.text, row.gold)}) if row.status == "done" else row

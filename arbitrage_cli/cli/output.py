@@ -6,13 +6,16 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.options import FigureOptions, OutputOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import is_drawable, one_line, show, write
 from arbitrage_cli.model_files.checksums import read_note, write_note
+
+if TYPE_CHECKING:  # NumPy is slow to import
+    from arbitrage_cli.runs.results import Result
 
 
 @contextlib.contextmanager
@@ -72,18 +75,18 @@ def say(text: str, options: OutputOptions) -> None:
         show(sys.stderr, one_line(text) + "\n")
 
 
-def figures_of(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> dict[str, Any]:
+def figures_of(run: Mapping[str, Any], results: "Iterable[Result]", options: FigureOptions) -> dict[str, Any]:
     from arbitrage_cli.evaluation.metrics import figures  # NumPy is slow to import
     from arbitrage_cli.evaluation.prices import parse_prices
 
-    return figures(run, rows, prices=parse_prices(options.price) if options.price else None)
+    return figures(run, results, prices=parse_prices(options.price) if options.price else None)
 
 
-def show_figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], options: FigureOptions) -> None:
+def show_figures(run: Mapping[str, Any], results: "Iterable[Result]", options: FigureOptions) -> None:
     from arbitrage_cli.display import table
     from arbitrage_cli.display.facts import model_facts
 
-    figures = figures_of(run, rows, options)
+    figures = figures_of(run, results, options)
     if options.json_line:
         write_json(figures)
     else:

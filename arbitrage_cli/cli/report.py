@@ -75,7 +75,7 @@ def report(
         if opens and not webbrowser.open(page.resolve().as_uri()):
             typer.echo(f"no browser found; open {page}", err=True)
     if page is None or figures.json_line:
-        show_figures(contents.run, contents.rows, figures)
+        show_figures(contents.run, contents.results, figures)
 
 
 @command
@@ -93,7 +93,7 @@ def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug =
 
     before, after = read_run_folder(first), read_run_folder(second)
     names = {"runs": [str(first), str(second)]}
-    compared = names | comparison.compare_runs(before.run, before.rows, after.run, after.rows)
+    compared = names | comparison.compare_runs(before.run, before.results, after.run, after.results)
     if shown.json_line:
         write_json(compared)
     else:
@@ -110,9 +110,10 @@ def _check_name(page: Path) -> None:
 def _write_page(path: Path, contents: "Contents", options: FigureOptions) -> None:
     from arbitrage_cli.display.page import render  # Jinja is slow to import
     from arbitrage_cli.display.traces import TracePacker
+    from arbitrage_cli.runs.results import Result
 
     packer = TracePacker()
-    figures = figures_of(contents.run, packer.watch(contents.rows), options)
+    figures = figures_of(contents.run, map(Result.of, packer.watch(contents.rows)), options)
     page = render(contents.run, figures, packer.packed(figures["policies"]))
     with os_errors(OutputError, f"{path}: cannot be written", "use another file: -o FILE"):
         write_atomically(path, page.encode())

@@ -1,9 +1,10 @@
 """`arbitrage solve`: solves problems with a draft and a target."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +17,6 @@ from arbitrage_cli.stats import rounding
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.request import Request
-    from arbitrage_cli.app.solve_run import Record
     from arbitrage_cli.runs.records import RunInfo
 
 
@@ -61,7 +61,7 @@ def solve(
         _check_explained(request, is_shown=form == "json" or results.output_file is not None or not output.quiet)
     with command_display(output) as display:
 
-        def line_of(record: "Record") -> str | None:
+        def line_of(record: "Mapping[str, Any]") -> str | None:
             return wording.result(record, form, is_single=is_single) if form else None
 
         describe = partial(_describe, request, results, form)

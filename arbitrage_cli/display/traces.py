@@ -7,11 +7,14 @@ import base64
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
 from arbitrage_cli.routing.route import route_name
+
+if TYPE_CHECKING:  # pydantic is slow to import
+    from arbitrage_cli.runs.rows import Attempted
 
 BLOCK = 1 << 18  # minimum bytes of JSON in a block
 DIGITS = 4  # decimals of numbers, more than the page shows
@@ -29,15 +32,15 @@ class TracePacker:
         self._parts: list[bytes] = []
         self._size = self._num_rows = 0
 
-    def watch(self, rows: Iterable[Json]) -> Iterator[Json]:
+    def watch(self, rows: "Iterable[Attempted]") -> "Iterator[Attempted]":
         """Yield the rows unchanged, and pack each row before the next is read."""
         for row in rows:
             yield row
             self._add(row)
 
-    def _add(self, row: Json) -> None:
-        problem, _ = self._problems.setdefault(row["id"], (len(self._problems), row["level"]))
-        self._attempts[problem, row["sample"], (row["policy"], row["tau"])] = _entry(row, self._num_rows)
+    def _add(self, row: "Attempted") -> None:
+        problem, _ = self._problems.setdefault(row.id, (len(self._problems), row.level))
+        self._attempts[problem, row.sample, (row.policy, row.tau)] = _entry(row, self._num_rows)
         self._parts.append(to_json(_attempt(row)))
         self._num_rows += 1
         self._size += len(self._parts[-1])
@@ -77,25 +80,24 @@ def _packed(data: bytes) -> str:
     return base64.b64encode(zlib.compress(data, 6)).decode()
 
 
-def _entry(row: Json, number: int) -> list[Any]:
+def _entry(row: "Attempted", number: int) -> list[Any]:
     """Return an index entry: verdict, wall-clock seconds, seconds for steps, number of target steps, and attempt index."""
-    is_done = row["status"] == "done"
-    written = sum(version["seconds"] for step in row["steps"] for version in (step, step["discarded"]) if version)
-    calls = sum(step["model"] == "target" for step in row["steps"])
-    seconds = round(row["wall_seconds"], DIGITS) if is_done else None
-    return [row["grade"]["value"] if is_done else "error", seconds, round(written, DIGITS), calls, number]
+    is_done = row.status == "done"
+    written = sum(version.seconds for step in row.steps for version in (step, step.discarded) if version)
+    calls = sum(step.model == "target" for step in row.steps)
+    seconds = round(row.wall_seconds, DIGITS) if is_done else None
+    return [row.grade.value if row.grade and is_done else "error", seconds, round(written, DIGITS), calls, number]
 
 
-def _attempt(row: Json) -> dict[str, Any]:
-    grade = row["grade"] or {"answer": None, "explanation": None}
+def _attempt(row: "Attempted") -> dict[str, Any]:
     return {
-        "question": row["problem"],
-        "gold": row["gold"],
-        "answer": row["answer"] if grade["answer"] is None else grade["answer"],
-        "explanation": grade["explanation"],
-        "error": row["error"],
-        "stop": row["stop"],
-        "steps": [_rounded(step) for step in row["steps"]],
+        "question": row.problem,
+        "gold": row.gold,
+        "answer": row.answer if row.grade is None or row.grade.answer is None else row.grade.answer,
+        "explanation": row.grade and row.grade.explanation,
+        "error": row.error,
+        "stop": row.stop,
+        "steps": [_rounded(step.to_dict()) for step in row.steps],
     }
 
 

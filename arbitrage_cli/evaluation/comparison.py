@@ -4,40 +4,41 @@ Attempts are paired by problem ID and sample. A problem is excluded if its quest
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.accuracy import difference_interval
 from arbitrage_cli.evaluation.work import with_computed_seconds
-from arbitrage_cli.runs.folder import Row
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import Ratio, mcnemar
 
+Run = Mapping[str, Any]  # the contents of run.json
 
-def compare_runs(first_run: Row, first_rows: Iterable[Row], second_run: Row, second_rows: Iterable[Row]) -> dict[str, Any]:
+
+def compare_runs(first_run: Run, first: Iterable[Result], second_run: Run, second: Iterable[Result]) -> dict[str, Any]:
     """Return the comparison as JSON.
 
     A policy is compared at equal taus, or at the same preset if no taus are equal. If each run has a single policy, these two
     policies are always compared. Raises UsageError if the runs have no policy or no problem in common.
     """
-    first, second = (
-        [policy for policy in with_computed_seconds(run, results_by_policy(run, rows)) if policy.results]
-        for run, rows in ((first_run, first_rows), (second_run, second_rows))
+    before, after = (
+        [policy for policy in with_computed_seconds(run, results_by_policy(run, results)) if policy.results]
+        for run, results in ((first_run, first), (second_run, second))
     )
-    changed = _changed_questions(first, second)
+    changed = _changed_questions(before, after)
     is_timed = concurrency_of(first_run) == concurrency_of(second_run) == 1
-    pairs = _pairs(first, second)
-    compared = [_compare(_without(changed, before), _without(changed, after), is_timed=is_timed) for before, after in pairs]
+    pairs = _pairs(before, after)
+    compared = [_compare(_without(changed, one), _without(changed, other), is_timed=is_timed) for one, other in pairs]
     if not any(entry["n"] for entry in compared):
         raise UsageError("the two runs have no problem in common", "compare runs of the same data set")
     return {
         "dataset": [run["dataset"]["name"] for run in (first_run, second_run)],
         "policies": compared,
         "changed_questions": sorted(changed),
-        "notes": [*_left_out([*first, *second], pairs), *_notes(first_run, second_run, changed)],
+        "notes": [*_left_out([*before, *after], pairs), *_notes(first_run, second_run, changed)],
     }
 
 
@@ -115,7 +116,7 @@ def _seconds(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     return {"seconds": [first, second], "seconds_n": len(pairs), "seconds_ratio": Ratio(first, second).value}
 
 
-def _notes(first: Row, second: Row, changed: set[str]) -> Iterator[str]:
+def _notes(first: Run, second: Run, changed: set[str]) -> Iterator[str]:
     if changed:
         yield f"{rounding.count(len(changed), 'problem')} excluded because the question differs between the runs."
     before, after = first["fingerprint"], second["fingerprint"]

@@ -34,9 +34,9 @@ wall-clock times. `speedup_log_error` is the standard error of the logarithm of 
 """
 
 
-def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, prices: Prices | None = None) -> dict[str, Any]:
+def figures(run: Mapping[str, Any], results: Iterable[Result], *, prices: Prices | None = None) -> dict[str, Any]:
     """Return all figures of a run as JSON. Raises the same errors as `results_by_policy`."""
-    policies, whole = results_by_policy(run, rows), run
+    policies, whole = results_by_policy(run, results), run
     if run.get("skips_attempts"):
         run, policies = _attempted(run, policies)
     policies = with_computed_seconds(run, policies)

@@ -23,14 +23,18 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
 from arbitrage_cli.routing.route import label
-from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, SOLVE, to_json
+from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, SOLVE, Key, to_json
+from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.stats.rounding import count
 from arbitrage_cli.system.files import make_folder, open_regular, read_regular, sync_folder, write_all, write_atomically
+
+if TYPE_CHECKING:  # pydantic is slow to import
+    from arbitrage_cli.runs.rows import Row
 
 RUN, RESULTS, STARTED, LOCK = "run.json", "results.jsonl", "started.jsonl", "lock"
 NEW_RUN = "run.json.new"
@@ -43,24 +47,23 @@ _ELSEWHERE = "use another path (--output)"
 _RESTORE = "restore it from a copy, or rerun the command that created the run to repeat these attempts"
 _START_AGAIN = "restore it from a copy, or rerun the command that created the run with --fresh, which renames the old files"
 
-Row = Mapping[str, Any]
-Key = tuple[str, int, str, float | str | None]  # the attempt that a row belongs to: problem ID, sample, policy and tau
+Run = Mapping[str, Any]  # the contents of run.json
 
 
-class Rows(Iterable[dict[str, Any]]):
+class Rows(Iterable[Any]):
     """The rows of a file, read and validated by each iteration. Raises DamagedRunError if a finished line is invalid."""
 
-    def __init__(self, path: Path | None = None, kind: str = BENCH, run: Row | None = None) -> None:
+    def __init__(self, path: Path | None = None, kind: str = BENCH, run: Run | None = None) -> None:
         self._path, self._kind, self._run = path, kind, run
 
     def __bool__(self) -> bool:
         return next(_lines(self._path), b"").endswith(b"\n") if self._path else False
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         with os_errors(UsageError, f"{self._path}: cannot be read", "restore it from a copy"):
             validated = _validated(self._path, self._kind, self._run) if self._path else iter(())
             for row in validated:
-                if isinstance(row, dict):
+                if not isinstance(row, BadRow):
                     yield row
                 elif row.reason:
                     bad = [row, *(other for other in validated if isinstance(other, BadRow))]
@@ -74,6 +77,11 @@ class Contents:
     run: dict[str, Any]
     rows: Rows
 
+    @property
+    def results(self) -> Iterator[Result]:
+        """The results of the rows of a benchmark."""
+        return map(Result.of, self.rows)
+
 
 class BadRow(NamedTuple):
     """An invalid line with its 1-based number. The reason is empty for an unfinished line."""
@@ -86,21 +94,16 @@ class BadRow(NamedTuple):
         return f"line {self.number}: {self.reason or 'unfinished'}"
 
 
-def key_of(row: Row) -> Key:
-    """Return the key of a row. Of several rows with the same key, only the last row is used."""
-    return row["id"], row.get("sample", 0), row["policy"], row["tau"]
-
-
-def latest(rows: Rows | Sequence[Row]) -> Iterator[Row]:
+def latest(rows: "Iterable[Row]") -> Iterator[Any]:
     """Yield the last row for each key, in the order in which the keys first occur."""
     keys: set[Key] = set()
-    later: dict[Key, Row] = {}
+    later: dict[Key, Any] = {}
     for row in rows:
-        if (key := key_of(row)) in keys:
+        if (key := row.key) in keys:
             later[key] = row
         keys.add(key)
     for row in rows:
-        if (key := key_of(row)) in keys:
+        if (key := row.key) in keys:
             keys.remove(key)
             yield later.pop(key, row)
 
@@ -136,7 +139,8 @@ def _listing_record(folder: Path) -> dict[str, Any] | None:
             run = _read_run(folder, None)
             if run.get("kind") == SOLVE:
                 return None
-            statuses, _ = _find_rows(folder / RESULTS, run.get("kind", BENCH))
+            rows = _validated(folder / RESULTS, run.get("kind", BENCH))
+            statuses = {row.key: row.status for row in rows if not isinstance(row, BadRow)}
     except ArbitrageError as error:
         return record | {"error": error.message}
     is_collection = run.get("kind") == COLLECT
@@ -152,14 +156,15 @@ def _listing_record(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def encode(row: Row) -> bytes:
-    return to_json(row, separators=(",", ":")).encode() + b"\n"
+def encode(content: Mapping[str, Any]) -> bytes:
+    return to_json(content, separators=(",", ":")).encode() + b"\n"
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):
     """A run folder, locked for writing by this process until it is closed.
 
-    `statuses` maps each key to the status of its last row. `notes` contains messages about damage and earlier crashes.
+    `statuses` maps each key to the status of its last row. `results` has the result of each row of a benchmark, so that the
+    rows are read only once. `notes` contains messages about damage and earlier crashes.
     """
 
     def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False, results: Path | None = None) -> None:
@@ -181,6 +186,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.run: dict[str, Any] | None = None
         self.rows = Rows()
         self.statuses: dict[Key, str] = {}
+        self.results: list[Result] = []
         with os_errors(UsageError, f"{self._results.parent}: cannot be used for a run", _ELSEWHERE):
             _refuse_links(folder, self._results)
             self._is_new = not (folder.exists() or self._results.exists())
@@ -214,7 +220,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """The run.json of the run to resume, or None if the run has no rows yet."""
         return self.run if self.rows else None
 
-    def save_run(self, run: Row) -> None:
+    def save_run(self, run: Run) -> None:
         data = to_json(run, indent=1).encode() + b"\n"
         if self.run == (content := json.loads(data)):
             return
@@ -234,14 +240,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         (self.path / NEW_RUN).replace(self.path / RUN)
         self._open_results()
 
-    def append(self, row: Row) -> None:
+    def append(self, row: "Row") -> None:
         """Add a row and sync it to disk. Raises OutputError, without adding the row, if this or an earlier write fails."""
         if self._descriptor is None:
             raise OutputError(f"{self._results}: an earlier row could not be written", f"rerun {self._again} to resume")
         start = os.fstat(self._descriptor).st_size
         try:
             with self._writing(self._results):
-                write_all(self._descriptor, encode(row))
+                write_all(self._descriptor, encode(row.to_dict()))
                 os.fsync(self._descriptor)
         except OutputError:
             # A second sync may succeed without writing the data that the first one lost, so the row is removed.
@@ -249,13 +255,24 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 os.ftruncate(self._descriptor, start)
             self._close_results()
             raise
-        self.statuses[key_of(row)] = row["status"]
+        self._count(row)
 
-    def rewrite(self, rows: Iterable[Row]) -> None:
+    def rewrite(self, rows: "Iterable[Row]") -> None:
         with self._writing(self._results):
-            write_atomically(self._results, b"".join(map(encode, rows)))
-            self.statuses, _ = _find_rows(self._results, self._kind)
+            write_atomically(self._results, b"".join(encode(row.to_dict()) for row in rows))
+            self._find_rows()
             self._open_results()
+
+    def _find_rows(self) -> list[BadRow]:
+        self.statuses, self.results, bad = {}, [], list[BadRow]()
+        for row in _validated(self._results, self._kind, self.run):
+            bad.append(row) if isinstance(row, BadRow) else self._count(row)
+        return bad
+
+    def _count(self, row: Any) -> None:
+        self.statuses[row.key] = row.status
+        if self._kind == BENCH:
+            self.results.append(Result.of(row))
 
     def _open(self) -> None:
         if self._is_fresh:
@@ -272,7 +289,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if not has_rows and not (self.path / RUN).exists():
             return
         self.run = _read_run(self.path, self._kind)
-        self.statuses, bad = _find_rows(self._results, self._kind, self.run)
+        bad = self._find_rows()
         if self._is_users and any(row.reason for row in bad):
             raise DamagedRunError(
                 f"{self._results}: {_listed(bad)}", "restore the file from a copy, or use another path (--output)"
@@ -309,39 +326,32 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def _validated(path: Path, kind: str, run: Row | None = None) -> Iterator[dict[str, Any] | BadRow]:
+def _validated(path: Path, kind: str, run: Run | None = None) -> "Iterator[Row | BadRow]":
     """Yield the rows. If `run` is a benchmark, rows of problems or policies that are not part of it are invalid."""
-    from arbitrage_cli.runs.schema import read_row  # slow to import
+    from arbitrage_cli.runs.rows import read_row  # slow to import
 
     done: set[Key] = set()
     for number, line in enumerate(_lines(path), start=1):
+        if not line.endswith(b"\n"):
+            yield BadRow(number, line, "")
+            return
         try:
-            row = read_row(line, kind) if line.endswith(b"\n") else BadRow(number, line, "")
-            if isinstance(row, dict) and key_of(row) in done:
+            row = read_row(line, kind)
+            if row.key in done:
                 raise ValueError("repeats an earlier row")
-            if isinstance(row, dict) and run and kind == BENCH and not _is_part(row, run):
+            if run and kind == BENCH and not _is_part(row, run):
                 raise ValueError("belongs to another run")
         except ValueError as error:
-            row = BadRow(number, line, str(error))
-        if isinstance(row, dict) and row["status"] == "done":
-            done.add(key_of(row))
+            yield BadRow(number, line, str(error))
+            continue
+        if row.status == "done":
+            done.add(row.key)
         yield row
 
 
-def _is_part(row: Row, run: Row) -> bool:
+def _is_part(row: "Row", run: Run) -> bool:
     policies = ((one["policy"], one["tau"]) for one in run["policies"])
-    return row["id"] in run["levels"] and (row["policy"], row["tau"]) in policies
-
-
-def _find_rows(path: Path, kind: str, run: Row | None = None) -> tuple[dict[Key, str], list[BadRow]]:
-    statuses: dict[Key, str] = {}
-    bad: list[BadRow] = []
-    for row in _validated(path, kind, run):
-        if isinstance(row, BadRow):
-            bad.append(row)
-        else:
-            statuses[key_of(row)] = row["status"]
-    return statuses, bad
+    return row.id in run["levels"] and (row.policy, row.tau) in policies
 
 
 @contextmanager

@@ -1,13 +1,11 @@
-"""Reads the results of a run from its rows, grouped by policy and tau."""
+"""Holds the results of a run, which are read from its rows, grouped by policy and tau."""
 
-import gc
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -15,12 +13,14 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import label
-from arbitrage_cli.runs.folder import Row
+from arbitrage_cli.runs.records import Key, tau_in_json
 from arbitrage_cli.runs.summary import NO_COST, Tally, tally, total
 from arbitrage_cli.stats.intervals import Numbers
-from arbitrage_cli.types import Cost, Decision, ModelRole, Step
+from arbitrage_cli.types import Cost, Decision, ModelRole
 
-COST_FIELDS = tuple(field.name for field in fields(Cost))
+if TYPE_CHECKING:  # pydantic is slow to import
+    from arbitrage_cli.runs.rows import Attempted
+
 Outcome = Literal["correct", "incorrect", "unscored", "error"]
 SampleKey = tuple[str, int]  # problem ID and sample index, which all policies share
 
@@ -35,6 +35,7 @@ class Result:
     `text` are checksums.
     """
 
+    route: tuple[str, float | None]
     key: SampleKey
     outcome: Outcome
     stop: str | None
@@ -50,9 +51,33 @@ class Result:
     answer: str | None
     computed: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, row: "Attempted") -> Self:
+        timing, decisions = row.timing, row.decisions
+        return cls(
+            route=(row.policy, _number(row.tau)),
+            key=(row.id, row.sample),
+            outcome=row.grade.value if row.grade and row.status == "done" else "error",
+            stop=row.stop,
+            seconds=float(row.wall_seconds) if row.status == "done" else None,
+            tally=tally(decisions, timing.reward or NO_COST),
+            kept_steps=len(decisions),
+            router_seconds=timing.router["seconds"] if timing.router else 0.0,
+            program_seconds=timing.program["seconds"] if timing.program else 0.0,
+            work=_work(decisions),
+            num_scores=sum(decision.score is not None for decision in decisions),
+            question=_checksum(row.problem),
+            text=_checksum(row.text),
+            answer=row.answer,
+        )
+
     @property
     def computed_seconds(self) -> float:
         return math.fsum(self.computed.values())
+
+    @property
+    def attempt(self) -> Key:
+        return *self.key, self.route[0], tau_in_json(self.route[1])
 
     @property
     def is_correct(self) -> bool:
@@ -69,16 +94,12 @@ class Result:
 
 @dataclass(frozen=True)
 class PolicyResults:
-    """The results of one policy at one tau, sorted by key.
-
-    `superseded` contains the errors of attempts that were repeated. Only the time of these errors is used.
-    """
+    """The results of one policy at one tau, sorted by key."""
 
     policy: Policy
     tau: float | None
     tau_name: str | None = None
     results: Mapping[SampleKey, Result] = field(default_factory=dict)
-    superseded: Sequence[Result] = ()
 
     @property
     def label(self) -> str:
@@ -93,19 +114,18 @@ class PolicyResults:
         return total(result.tally for result in self.done)
 
 
-def results_by_policy(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[PolicyResults]:
+def results_by_policy(run: Mapping[str, Any], results: Iterable[Result]) -> list[PolicyResults]:
     """Return the results of each policy, in the order of run.json. A policy without rows has no results.
 
     Raises UsageError if one attempt has two results.
     """
-    plan = {_policy_of(entry): entry for entry in run["policies"]}
-    found: dict[tuple[str, float | None], list[Result]] = {policy: [] for policy in plan}
-    with _without_garbage_collection():
-        for row in rows:
-            found[_policy_of(row)].append(_read_result(row))
+    plan = {(entry["policy"], _number(entry["tau"])): entry["tau_name"] for entry in run["policies"]}
+    found: dict[tuple[str, float | None], list[Result]] = {route: [] for route in plan}
+    for result in results:
+        found[result.route].append(result)
     return [
-        PolicyResults(POLICIES[name], tau, entry["tau_name"], *_counted(name, found[name, tau]))
-        for (name, tau), entry in plan.items()
+        PolicyResults(POLICIES[name], tau, tau_name, _counted(name, found[name, tau]))
+        for (name, tau), tau_name in plan.items()
     ]
 
 
@@ -117,32 +137,6 @@ def unit_costs_of(run: Mapping[str, Any]) -> dict[ModelRole, UnitCosts]:
     """Return the measured unit costs in run.json. The unit costs determine the relative costs of a model's kinds of work."""
     recorded: Mapping[ModelRole, Mapping[str, Any]] = run.get("unit_costs") or {}
     return {role: UnitCosts(**{**costs, "batches": tuple(costs["batches"])}) for role, costs in recorded.items()}
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Disable the collector of reference cycles, which results do not have. It takes a third of the time for a large run."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def decisions_of(row: Row) -> list[Decision]:
-    return [_decision(step) for step in row["steps"]]
-
-
-def _decision(record: Row) -> Decision:
-    kept, discarded = _step(record), record["discarded"] and _step(record["discarded"])
-    by_model = {step.model: step for step in (kept, discarded) if step}
-    return Decision(kept, by_model.get("draft"), by_model.get("target"), record["score"], record["advantage"])
-
-
-def _step(record: Row) -> Step:
-    speculation = Cost(**record["speculation_cost"]) if record["speculation_cost"] else NO_COST
-    cost = Cost(**record["cost"])
-    return Step(record["model"], record["text"], record["tokens"], cost, record["stop"], None, speculation, record["phase"])
 
 
 def paired(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:
@@ -163,48 +157,23 @@ def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -
     return np.array([sums[problem] for problem in sorted(sums)], dtype=np.float64).reshape(len(sums), width)
 
 
-def _policy_of(record: Mapping[str, Any]) -> tuple[str, float | None]:
-    return record["policy"], None if record["tau"] is None else float(record["tau"])
+def _number(tau: float | str | None) -> float | None:
+    return None if tau is None else float(tau)
 
 
-def _counted(policy: str, results: Iterable[Result]) -> tuple[dict[SampleKey, Result], list[Result]]:
-    """Return the final result of each attempt, and the superseded errors. The order of the rows does not matter."""
+def _counted(policy: str, results: Iterable[Result]) -> dict[SampleKey, Result]:
+    """Return the final result of each attempt, which may have failed before. The order of the rows does not matter."""
     counted: dict[SampleKey, Result] = {}
-    superseded: list[Result] = []
     for result in results:
         before = counted.setdefault(result.key, result)
-        if before is result:
-            continue
-        error, other = (before, result) if before.outcome == "error" else (result, before)
-        if error.outcome != "error":
-            raise UsageError(
-                f"two results for problem {result.key[0]}, sample {result.key[1]}, policy {policy}",
-                "the folder contains rows of several runs: use a separate folder for each run",
-            )
-        counted[result.key] = other
-        superseded.append(error)
-    return {key: counted[key] for key in sorted(counted)}, superseded
-
-
-def _read_result(row: Row) -> Result:
-    is_done = row["status"] == "done"
-    timing, decisions = row["timing"], decisions_of(row)
-    reward = {name: timing["reward"][name] for name in COST_FIELDS} if "reward" in timing else {}
-    return Result(
-        key=(row["id"], row["sample"]),
-        outcome=row["grade"]["value"] if is_done else "error",
-        stop=row["stop"],
-        seconds=float(row["wall_seconds"]) if is_done else None,
-        tally=tally(decisions, Cost(**reward)),
-        kept_steps=len(decisions),
-        router_seconds=timing["router"]["seconds"] if "router" in timing else 0.0,
-        program_seconds=timing["program"]["seconds"] if "program" in timing else 0.0,
-        work=_work(decisions),
-        num_scores=sum(decision.score is not None for decision in decisions),
-        question=_checksum(row["problem"]),
-        text=_checksum(row["text"]),
-        answer=row["answer"],
-    )
+        if before is not result and result.outcome != "error":
+            if before.outcome != "error":
+                raise UsageError(
+                    f"two results for problem {result.key[0]}, sample {result.key[1]}, policy {policy}",
+                    "the folder contains rows of several runs: use a separate folder for each run",
+                )
+            counted[result.key] = result
+    return {key: counted[key] for key in sorted(counted)}
 
 
 def _work(decisions: Iterable[Decision]) -> list[tuple[ModelRole, Cost]]:

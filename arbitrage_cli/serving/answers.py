@@ -10,7 +10,8 @@ from typing import Any
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ServerRequestError, TimedOutError
 from arbitrage_cli.inference.step_text import num_begun
-from arbitrage_cli.runs.records import attempt_error, step_record
+from arbitrage_cli.runs.records import attempt_error
+from arbitrage_cli.runs.rows import KeptStep
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.requests import ChatRequest, RefusedError
 from arbitrage_cli.types import Decided, Decision, Finished, Phase, Trace, Writing, Wrote
@@ -125,7 +126,11 @@ class Answer:
         return {**self._header("chat.completion.chunk", decisions), "choices": [choice]}
 
     def _header(self, kind: str, decisions: Sequence[Decision]) -> Json:
-        steps = {"arbitrage": {"steps": list(map(step_record, decisions))}} if self._request.shows_decisions else {}
+        steps = (
+            {"arbitrage": {"steps": [KeptStep.of_decision(decision).to_dict() for decision in decisions]}}
+            if self._request.shows_decisions
+            else {}
+        )
         identifier, model = self._request.problem.id, self._request.model
         return {"id": identifier, "object": kind, "created": self._created, "model": model, **steps}
 

@@ -15,6 +15,7 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import Costs
+from arbitrage_cli.runs import rows
 from arbitrage_cli.runs.folder import latest, read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.results import unit_costs_of
@@ -149,14 +150,14 @@ def read_run(folder: Path, *, is_test: bool = False) -> CollectedRun:
     return CollectedRun(folder, contents.run, tuple(solution for solution in solutions if solution.states), is_test)
 
 
-def _solution(folder: Path, row: Mapping[str, Any]) -> CollectedSolution:
+def _solution(folder: Path, row: rows.Collected) -> CollectedSolution:
     try:
-        states = sorted((state_from_json(entry) for entry in row["states"]), key=lambda state: state.position)
+        states = sorted((state_from_json(entry) for entry in row.states), key=lambda state: state.position)
         if [state.position for state in states] != list(range(len(states))):
             raise ValueError("the positions of its states are not consecutive")
     except (KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"{folder}: problem {row['id']}: {error}", "collect its states again: arbitrage collect") from error
-    return CollectedSolution(row["id"], row["question"], tuple(states), row["status"] == "done")
+        raise UsageError(f"{folder}: problem {row.id}: {error}", "collect its states again: arbitrage collect") from error
+    return CollectedSolution(row.id, row.question, tuple(states), row.status == "done")
 
 
 def _refuse_duplicates(runs: Sequence[CollectedRun]) -> None:

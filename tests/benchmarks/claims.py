@@ -146,7 +146,7 @@ def accuracy(answers: Answers) -> float:
 def result_of(index: int, answer: Answer, factors: Mapping[ModelRole, float]) -> Result:
     computed: dict[str, float] = {role: factors[role] * seconds for role, seconds in answer.seconds.items()}
     return Result(
-        key=(str(index), 0), outcome="correct" if answer.is_right else "incorrect", stop="end",
+        route=("", None), key=(str(index), 0), outcome="correct" if answer.is_right else "incorrect", stop="end",
         seconds=sum(computed.values()), tally=Tally(), kept_steps=1, router_seconds=0.0, program_seconds=0.0, work=(),
         num_scores=0, question=index, text=index, answer=answer.text, computed=computed,
     )  # fmt: skip

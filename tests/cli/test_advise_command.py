@@ -14,6 +14,7 @@ from altered_gguf import alter
 from cli import Result, assert_refused, flat
 from faults import rows_of, write_problems
 from gguf import GGUFValueType
+from made_up_runs import parsed
 from test_costs import FAST_READER, NO_GAIN, Home
 
 from arbitrage_cli import open_pair
@@ -100,17 +101,20 @@ def as_if(folder: Path, count: int, seconds: Mapping[str, float], **changes: Any
     with RunFolder(folder) as opened:
         assert opened.run is not None
         names = {(one["policy"], one["tau"]): one["tau_name"] for one in opened.run["policies"]}
-        rows_of = {route_name(*key, names[key]): row for row in opened.rows if (key := (row["policy"], row["tau"])) in names}
-        rows = [
-            row
-            | taking(row, seconds[label] * (1 + index % 3))
-            | {"id": name}
-            | {"grade": {**row["grade"], "value": "incorrect" if index < WRONG.get(label, 0) else "correct"}}
-            | changes
+        rows = [row.to_dict() for row in opened.rows]
+        rows_of = {route_name(*key, names[key]): row for row in rows if (key := (row["policy"], row["tau"])) in names}
+        made = [
+            parsed(
+                row
+                | taking(row, seconds[label] * (1 + index % 3))
+                | {"id": name}
+                | {"grade": {**row["grade"], "value": "incorrect" if index < WRONG.get(label, 0) else "correct"}}
+                | changes
+            )
             for index, name in enumerate(list(opened.run["levels"])[:count])
             for label, row in rows_of.items()
         ]
-        opened.rewrite(rows)
+        opened.rewrite(made)
 
 
 def taking(row: Mapping[str, Any], seconds: float) -> dict[str, Any]:

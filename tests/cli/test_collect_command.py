@@ -29,7 +29,7 @@ def write_problems(path: Path, number: int) -> None:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [dict(row) for row in latest(read_run_folder(folder, "collect").rows)]
+    return [row.to_dict() for row in latest(read_run_folder(folder, "collect").rows)]
 
 
 def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) -> None:

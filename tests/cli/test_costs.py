@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cli import MODELS, Result, assert_refused, flat, run
 from faults import run_json, write_problems
-from made_up_runs import make_run
+from made_up_runs import make_run, results
 from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
@@ -129,7 +129,7 @@ def test_a_run_ends_well_if_contradicted_costs_cannot_be_removed(monkeypatch: py
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "arbitrage").mkdir()
     (tmp_path / "arbitrage" / "tuned.json").write_text("{")
-    forget_contradicted_costs(made.run, made.rows, notes.append)
+    forget_contradicted_costs(made.run, results(made.rows), notes.append)
     assert len(notes) == 2
 
 

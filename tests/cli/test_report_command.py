@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from cli import ESCAPE, assert_refused, run
-from made_up_runs import make_run, unpacked, write_run_folder
+from made_up_runs import figures, make_run, unpacked, write_run_folder
 
-from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.prices import parse_prices
 from arbitrage_cli.runs.folder import encode
 

@@ -12,15 +12,17 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, unpacked, unscored
+from made_up_runs import COLUMNS, MadeUp, describe, failed, figures, make_run, parsed, unpacked, unscored
 from marks import rarely
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.display.charts import Chart, accuracy_chart
 from arbitrage_cli.display.page import TEMPLATES, render
 from arbitrage_cli.display.traces import TracePacker
-from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.runs.records import to_json
+from arbitrage_cli.runs.results import Result
+from arbitrage_cli.runs.rows import WrittenStep
 
 BREAKOUTS = [
     "</script><script>alert(1)</script>", "</ScRiPt ><img src=x onerror=alert(1)>", "<!--<script>",
@@ -91,8 +93,8 @@ class Page(HTMLParser):
 
 def page_of(made: MadeUp, **options: Any) -> str:
     packer = TracePacker()
-    run, rows = json.loads(to_json({"run": made.run, "rows": made.rows})).values()  # as files have them: no lone surrogates
-    made_figures = figures(run, packer.watch(rows), **options)
+    run = json.loads(to_json(made.run))  # as the file has it: no lone surrogates
+    made_figures = metrics.figures(run, map(Result.of, packer.watch(map(parsed, made.rows))), **options)
     return render(run, made_figures, packer.packed(made_figures["policies"]))
 
 
@@ -139,9 +141,9 @@ def hostile_run(text: str) -> MadeUp:
             "level": text,
             "answer": text,
         }
-        | {"text": text, "error": text, "stop": text}
+        | {"text": text, "error": text}
         | {"grade": {"value": "incorrect", "answer": text, "explanation": text}}
-        | {"steps": [step | {"decision": text, "discarded": step}]}
+        | {"steps": [step | {"discarded": {name: step[name] for name in WrittenStep.model_fields}}]}
         for one in made.rows
     ]
     return MadeUp(made.run, [rows[0], {**rows[1], "status": "error"}, *rows[2:]])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from cli import flat
-from made_up_runs import MadeUp, describe, make_run, run_of, unscored
+from made_up_runs import MadeUp, describe, figures, make_run, results, run_of, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.app.sentences import sentence
@@ -15,7 +15,6 @@ from arbitrage_cli.display.facts import summary
 from arbitrage_cli.display.table import write_comparison, write_table
 from arbitrage_cli.display.text import short_labels
 from arbitrage_cli.evaluation.comparison import compare_runs
-from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.prices import parse_prices
 
 
@@ -32,7 +31,7 @@ def table(made: MadeUp, *, stream: io.StringIO | None = None, explain: bool = Tr
 
 def comparison(first: MadeUp, second: MadeUp) -> str:
     stream = io.StringIO()
-    compared = compare_runs(first.run, first.rows, second.run, second.rows)
+    compared = compare_runs(first.run, results(first.rows), second.run, results(second.rows))
     write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream, explain=True)
     return stream.getvalue()
 

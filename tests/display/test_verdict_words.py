@@ -6,11 +6,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from made_up_runs import make_run, unscored
+from made_up_runs import figures, make_run, unscored
 
 from arbitrage_cli.app.sentences import alone, confidence, sentence
 from arbitrage_cli.display.card import preset_sentence
-from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.verdict import Candidate, Verdict
 
 COUNTS: Any = {"num_problems": 40, "num_compared": 21, "num_gained": 3, "num_lost": 2, "num_graded": 21, "num_attempts": 40}

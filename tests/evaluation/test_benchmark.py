@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import made_up_runs
 import pytest
 from faults import results
 from hash_language import SHORT, HashBackend, Recording
@@ -28,7 +29,6 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.rewards.rollouts import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.folder import key_of
 from arbitrage_cli.types import Grade, ModelRole, Problem, Step, Trace
 
 TARGET, DRAFT = Route(POLICIES["target"], None), Route(POLICIES["draft"], None)
@@ -74,11 +74,13 @@ def scripted_bench(**options: Any) -> Bench:
 
 
 def left_of(attempts: Sequence[Attempt], rows: Iterable[Mapping[str, Any]], **crashes: int) -> list[Attempt]:
-    return remaining(attempts, {key_of(row): row["status"] for row in rows}, crashes).all
+    return remaining(
+        attempts, {(row["id"], row["sample"], row["policy"], row["tau"]): row["status"] for row in rows}, crashes
+    ).all
 
 
 def rows(bench: Bench, attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
-    return [dict(happening.row) for happening in bench.run(attempts) if isinstance(happening, Ended)]
+    return [happening.row.to_dict() for happening in bench.run(attempts) if isinstance(happening, Ended)]
 
 
 def only_row(bench: Bench, question: str = "37 * 12 - 95", column: Route = ENTROPY, answer: str = "349") -> dict[str, Any]:
@@ -214,7 +216,7 @@ def test_what_ends_a_run(monkeypatch: pytest.MonkeyPatch, error: Exception, row:
     seen: list[object] = []
     with pytest.raises(type(error)):
         seen.extend(scripted_bench().run(plan([item(0), item(1)], (TARGET,), 1)))
-    ended = [(one.row["id"], one.row["status"], one.row["error"]) for one in seen if isinstance(one, Ended)]
+    ended = [(one.row.id, one.row.status, one.row.error) for one in seen if isinstance(one, Ended)]
     assert ended == ([row] if row else [])
     assert sum(isinstance(one, Began) for one in seen) == 1
 
@@ -234,7 +236,7 @@ def test_result_depends_on_no_order_and_no_interruption(
     golden: Mapping[tuple[Any, ...], Any], order: list[Attempt], stop: int
 ) -> None:
     begun = hash_bench(WARM).run(order)
-    first = [one.row for one in itertools.islice(begun, stop) if isinstance(one, Ended)]
+    first = [one.row.to_dict() for one in itertools.islice(begun, stop) if isinstance(one, Ended)]
     begun.close()
     second = rows(hash_bench(WARM), left_of(order, first))
     assert results([*first, *second]) == golden
@@ -295,7 +297,7 @@ def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
         clock.now += 100.0  # looking takes time
         seen.append(happening)
     (ended,) = (one for one in seen if isinstance(one, Ended))
-    assert ended.row["wall_seconds"] == len(ticks) > 0
+    assert ended.row.to_dict()["wall_seconds"] == len(ticks) > 0
 
 
 def test_router_time_is_that_of_the_decision() -> None:
@@ -305,7 +307,7 @@ def test_router_time_is_that_of_the_decision() -> None:
         clock.now += 3.0
         return 0.0
 
-    policy = Policy("slow", "routed", ("draft", "target"), "nothing", 0.5, lambda seed: by_token_stats(slow_router))
+    policy = Policy("random", "routed", ("draft", "target"), "nothing", 0.5, lambda seed: by_token_stats(slow_router))
     row = only_row(scripted_bench(clock=clock, timer=clock), column=Route(policy, 0.5))
     assert row["timing"]["router"] == {"seconds": 3.0 * len(row["steps"])}
     assert row["wall_seconds"] == 3.0 * len(row["steps"])
@@ -319,7 +321,7 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     happenings = list(scripted_bench(clock=clock, seconds_for=lambda: 50.0).run(attempts))
     kinds = [type(one) for one in happenings]
     assert kinds[kinds.index(Ended) + 1] is Began  # nothing more is done for it
-    late, solved = (one.row for one in happenings if isinstance(one, Ended))
+    late, solved = (one.row.to_dict() for one in happenings if isinstance(one, Ended))
     assert (late["status"], late["error"]) == ("error", "not finished after 50 s")
     assert late["steps"]
     assert late["wall_seconds"] == 51.0
@@ -328,10 +330,11 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 def standings_of(*attempts: tuple[int, Route, float, str]) -> Standings:
     standings = Standings((TARGET, ENTROPY), 3)
-    for number, policy, seconds, verdict in attempts:
-        status, grade = ("error", None) if verdict == "error" else ("done", {"value": verdict})
-        item = Item(Problem(f"p{number}", "question"), {"answer": "4"}, level=None)
-        standings.add(Attempt(item, 0, policy), {"status": status, "grade": grade, "wall_seconds": seconds})
+    for number, route, seconds, verdict in attempts:
+        row = made_up_runs.make_row(number, 0, (route.policy.name, route.tau))
+        ended = {"status": "error", "grade": None} if verdict == "error" else {"grade": {**row["grade"], "value": verdict}}
+        (result,) = made_up_runs.results([row | ended | {"wall_seconds": seconds}])
+        standings.add(route, result)
     return standings
 
 

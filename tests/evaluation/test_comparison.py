@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import pytest
-from made_up_runs import MadeUp, make_run, slow_down, unscored
+from made_up_runs import MadeUp, make_run, results, slow_down, unscored
 
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.stats.intervals import mcnemar, paired_difference
@@ -13,7 +13,7 @@ COLUMNS = (("target", None), ("entropy", 0.5))
 
 
 def compared(first: MadeUp, second: MadeUp) -> dict[str, Any]:
-    return compare_runs(first.run, first.rows, second.run, second.rows)
+    return compare_runs(first.run, results(first.rows), second.run, results(second.rows))
 
 
 def with_verdicts(made: MadeUp, verdicts: str, factor: float = 1.0) -> MadeUp:

@@ -11,12 +11,12 @@ from cli import accept, escalate, finish, make_trace
 from hash_language import events_of, hash_engines, ticking_clock
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, make_row, make_run, run_of, unscored
+from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, figures, make_row, make_run, parsed, run_of, unscored
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.runs.records import RunInfo, row
-from arbitrage_cli.runs.results import decisions_of
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.rows import Attempted
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats.intervals import paired_difference, wilson
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, Grade, Problem, Step
@@ -38,17 +38,15 @@ def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {policy["label"]: policy for policy in made["policies"]}
 
 
-def row_of(finished: Finished, seconds: float = 1.0) -> dict[str, Any]:
-    run = RunInfo("entropy", "entropy (nats)", 1.0, 0.0, 0)
-    made = row(finished, run, sample=0, level=None, gold={"answer": "4"}, grade=SCORE, wall_seconds=seconds)
-    read: dict[str, Any] = json.loads(json.dumps(made))
-    return read
+def row_of(finished: Finished) -> Attempted:
+    facts = {"sample": 0, "level": None, "gold": {"answer": "4"}, "grade": SCORE, "answer": "4", "wall_seconds": 1.0}
+    return parsed(Attempted.of(finished, Route(POLICIES["entropy"], 1.0), {}, **facts).to_dict())
 
 
 @given(st.lists(decisions()))
 def test_row_has_the_tally_of_its_decisions(made: list[Decision]) -> None:
     """Law 6: the tally from a row, after JSON, equals the tally of the decisions exactly."""
-    assert tally(decisions_of(row_of(finish(make_trace(*made))))) == tally(made)
+    assert tally(row_of(finish(make_trace(*made))).decisions) == tally(made)
 
 
 @pytest.mark.parametrize(("policy", "tau"), [("entropy", 2.2), ("random", 0.5), ("draft", None), ("target", None)])
@@ -63,7 +61,7 @@ def test_rows_of_a_run_have_the_tally_of_its_events(policy: str, tau: float | No
         elif isinstance(event, Finished):
             live += Tally(reward_cost=event.reward_cost)
             rows.append(row_of(event))
-    folded = sum((tally(decisions_of(row)) for row in rows), Tally())
+    folded = sum((tally(row.decisions) for row in rows), Tally())
     assert live.drafted_steps + live.target_steps > 0
     no_costs: dict[str, Any] = {"draft_cost": Cost(), "target_cost": Cost()}  # sums of floats in another order
     assert replace(folded, **no_costs) == replace(live, **no_costs)
@@ -77,7 +75,7 @@ def test_rates_are_those_of_the_tally() -> None:
         finish(make_trace(accept(), escalate(), identifier="1")),
         finish(make_trace(escalate(stop="end"), identifier="2")),
     ]
-    (policy,) = figures_of([row_of(one) for one in made])["policies"]
+    (policy,) = figures_of([row_of(one).to_dict() for one in made])["policies"]
     assert policy["acceptance_rate"] == pytest.approx(1 / 3)
     assert policy["ratios"]["acceptance_rate"] == {"numerator": 1, "denominator": 3}
     assert policy["wasted_draft_tokens"] == 10
@@ -90,13 +88,13 @@ def test_rates_are_those_of_the_tally() -> None:
 def test_thinking_tokens_are_those_of_kept_thoughts() -> None:
     thought = replace(accept().kept, phase="think", num_tokens=30)
     made = [finish(make_trace(Decision(thought, thought), accept(stop="end"), identifier=name)) for name in ("1", "2")]
-    (policy,) = figures_of([row_of(one) for one in made])["policies"]
+    (policy,) = figures_of([row_of(one).to_dict() for one in made])["policies"]
     assert policy["ratios"]["thinking_tokens_mean"] == {"numerator": 60, "denominator": 2}
 
 
 def test_model_that_decoded_nothing_has_no_speed() -> None:
     verified = Step("target", "4.", 3, Cost(decode_seconds=0.25, verify_tokens=3, verify_seconds=0.5, verify_kept=3), "end")
-    (policy,) = figures_of([row_of(finish(make_trace(Decision(verified, target=verified))))])["policies"]
+    (policy,) = figures_of([row_of(finish(make_trace(Decision(verified, target=verified)))).to_dict()])["policies"]
     assert (policy["draft_tokens_per_second"], policy["target_tokens_per_second"]) == (None, None)
 
 

@@ -4,10 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from made_up_runs import make_run
+from made_up_runs import figures, make_run, results
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.prices import PRICED, Price, parse_prices
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.types import Cost
@@ -89,7 +88,7 @@ def test_savings_are_against_the_target_on_the_same_attempts() -> None:
     policies = {policy["label"]: policy for policy in figures(made.run, made.rows, prices=prices)["policies"]}
     totals = {
         policy.label: sum(one.tally.target_cost.prefill_tokens + one.tally.target_cost.decode_tokens for one in policy.done)
-        for policy in results_by_policy(made.run, made.rows)
+        for policy in results_by_policy(made.run, results(made.rows))
     }
     for label, policy in policies.items():
         assert policy["price"] == pytest.approx(totals[label] / 1e6 / 40)

@@ -9,10 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from made_up_runs import DRAFT_TOKEN, TARGET_TOKEN, MadeUp, make_run, slow_down
+from made_up_runs import DRAFT_TOKEN, TARGET_TOKEN, MadeUp, figures, make_run, results, slow_down
 from made_up_tuning import unit_costs
 
-from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.work import decoding_factors
 from arbitrage_cli.runs.results import results_by_policy
 
@@ -207,5 +206,5 @@ def test_the_unit_costs_of_a_run_are_compared_with_the_stored_costs() -> None:
     made = make_run(20, columns=ALONE)
     stored = {"draft": unit_costs(DRAFT_TOKEN), "target": unit_costs(TARGET_TOKEN / 3)}
     run = {**made.run, "unit_costs": {role: asdict(costs) for role, costs in stored.items()}}
-    factors = decoding_factors(run, results_by_policy(run, made.rows))
+    factors = decoding_factors(run, results_by_policy(run, results(made.rows)))
     assert factors == pytest.approx({"draft": 1.0, "target": 3.0})

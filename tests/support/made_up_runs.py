@@ -8,13 +8,18 @@ import base64
 import json
 import random
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
 
+from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.runs.folder import RunFolder, encode
+from arbitrage_cli.runs.records import BENCH
+from arbitrage_cli.runs.results import Result
+from arbitrage_cli.runs.rows import Attempted, read_row
 from arbitrage_cli.types import Cost, Decision, Step
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
@@ -167,13 +172,26 @@ def unscored(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "grade": {"value": "unscored", "answer": None, "explanation": "no answer was found"}}
 
 
-def write_run_folder(folder: Any, made: MadeUp) -> None:
-    from arbitrage_cli.runs.folder import RunFolder
+def parsed(row: Mapping[str, Any]) -> Attempted:
+    made = read_row(encode(row), BENCH)
+    assert isinstance(made, Attempted)
+    return made
 
+
+def results(rows: Iterable[Mapping[str, Any]]) -> Iterator[Result]:
+    return map(Result.of, map(parsed, rows))
+
+
+def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
+    """The figures of a run with these rows."""
+    return metrics.figures(run, results(rows), **options)
+
+
+def write_run_folder(folder: Any, made: MadeUp) -> None:
     with RunFolder(folder) as writer:
         writer.save_run(made.run)
         for row in made.rows:
-            writer.append(row)
+            writer.append(parsed(row))
 
 
 def unpacked(text: str) -> Any:
@@ -262,7 +280,7 @@ def _timing(steps: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         unread, total = 60, Cost()
         for step in steps:
             for own in (one for one in (step, step["discarded"]) if one and one["model"] == model):
-                own["cost"] |= {"prefill_tokens": unread, "prefill_seconds": unread * read}
+                own["cost"] |= {"prefill_tokens": unread, "prefill_seconds": unread * read} if unread else {}
                 own["seconds"] += unread * read
                 total += Cost(**own["cost"])
                 unread = 0

@@ -1,0 +1,339 @@
+"""Defines the rows of runs. One type for each kind of row builds, checks, writes and reads it.
+
+Other programs read these rows, so fields may be added but not renamed. A field that was not set is not written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.records import (
+    BENCH,
+    COLLECT,
+    SCHEMA,
+    SOLVE,
+    Key,
+    Level,
+    RunInfo,
+    Tau,
+    attempt_error,
+    problem_error,
+    tau_in_json,
+)
+from arbitrage_cli.runs.summary import NO_COST, Tally, tally
+from arbitrage_cli.system.files import reason_of
+from arbitrage_cli.types import Cost, Decision, Finished, Grade, ModelRole, Phase, Step, StepStop, TraceStop
+
+C = TypeVar("C", bound=Cost)
+Json = dict[str, Any]
+Status = Literal["done", "error"]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Elapsed = Annotated[dict[Literal["seconds"], Seconds], Field(min_length=1)]
+
+
+def _check_policy(policy: str) -> str:
+    if policy not in POLICIES:
+        raise ValueError(f"unknown policy {policy!r}")
+    return policy
+
+
+def _check_cost(cost: C) -> C:
+    if bad := [name for name in Cost.__slots__ if not 0 <= getattr(cost, name) <= 2**53]:
+        raise ValueError(f"{bad[0]} is out of range")
+    return cost
+
+
+PolicyName = Annotated[str, AfterValidator(_check_policy)]
+Checked = Annotated[C, AfterValidator(_check_cost)]
+StepCost = Annotated[
+    Checked[Cost],
+    PlainSerializer(lambda cost: {name: value for name, value in asdict(cost).items() if value}),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent(Cost):
+    """The total cost of a model in a solution, with the speed of decoding."""
+
+    decode_tokens_per_second: float | None = None
+
+    @classmethod
+    def of(cls, cost: Cost, **more: Any) -> Self:
+        return cls(**asdict(cost), decode_tokens_per_second=cost.tokens_per_second, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class Rated(Spent):
+    """The total cost of rating the steps of a solution."""
+
+    total: Annotated[float, Field(alias="seconds")] = 0.0
+
+
+class Record(BaseModel):
+    """A part of a row."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    def to_dict(self) -> Json:
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class WrittenStep(Record):
+    """A step as written by a model. Its costs omit fields whose value is 0."""
+
+    model: ModelRole
+    phase: Phase
+    text: str
+    tokens: Count
+    seconds: Seconds
+    stop: StepStop
+    cost: StepCost
+    speculation_cost: StepCost | None
+
+    @classmethod
+    def of(cls, step: Step, **more: Any) -> Self:
+        return cls(
+            model=step.model,
+            phase=step.phase,
+            text=step.text,
+            tokens=step.num_tokens,
+            seconds=step.seconds,
+            stop=step.stop,
+            cost=step.cost,
+            speculation_cost=step.speculation_cost if step.speculation_cost != NO_COST else None,
+            **more,
+        )
+
+    @property
+    def step(self) -> Step:
+        speculation = self.speculation_cost or NO_COST
+        return Step(self.model, self.text, self.tokens, self.cost, self.stop, None, speculation, self.phase)
+
+
+class KeptStep(WrittenStep):
+    """A kept step, and the discarded step if both models wrote one. Only `solve --explain` sets `explanation`."""
+
+    decision: Literal["accept", "escalate"] | None
+    score: float | None
+    advantage: float | None
+    discarded: WrittenStep | None
+    explanation: Json | None = None
+
+    @classmethod
+    def of_decision(cls, made: Decision, **more: Any) -> Self:
+        discarded = WrittenStep.of(made.discarded) if made.discarded else None
+        decided = {"decision": made.verdict, "score": made.score, "advantage": made.advantage, "discarded": discarded}
+        return cls.of(made.kept, **decided, **more)
+
+    @property
+    def made(self) -> Decision:
+        kept, discarded = self.step, self.discarded and self.discarded.step
+        by_model = {step.model: step for step in (kept, discarded) if step}
+        return Decision(kept, by_model.get("draft"), by_model.get("target"), self.score, self.advantage)
+
+
+class Timing(Record):
+    """Tokens and seconds spent by each model, by the router, on rating steps, and by the rest of the program."""
+
+    draft: Checked[Spent]
+    target: Checked[Spent]
+    router: Elapsed | None = None
+    program: Elapsed | None = None
+    reward: Checked[Rated] | None = None
+
+    @classmethod
+    def of(cls, figures: Tally, **seconds: float | None) -> Self:
+        """Return the timing of a solution. `seconds` contains other times, which are omitted if they are None."""
+        others: dict[str, Any] = {name: {"seconds": spent} for name, spent in seconds.items() if spent is not None}
+        if (reward := figures.reward_cost) != NO_COST:
+            others["reward"] = Rated.of(reward, total=reward.seconds)
+        return cls(draft=Spent.of(figures.draft_cost), target=Spent.of(figures.target_cost), **others)
+
+
+class Row(Record):
+    """The fields of every row. `policy` is None only for an invalid line in the input of `solve`."""
+
+    id: str
+    policy: PolicyName | None
+    tau: Tau
+    status: Status
+    error: str | None
+
+    @property
+    def key(self) -> Key:
+        return self.id, getattr(self, "sample", 0), self.policy, self.tau
+
+
+class Solved(Row):
+    """The fields shared by the rows of `bench` and `solve`."""
+
+    policy: PolicyName
+    problem: str
+    text: str
+    answer: str | None
+    stop: TraceStop | None
+    steps: list[KeptStep]
+    acceptance_rate: float | None
+    token_acceptance_rate: float | None
+    seconds: Seconds
+    target_alone_seconds_estimate: Seconds | None
+    tau_name: str | None
+    timing: Timing
+
+    @property
+    def decisions(self) -> list[Decision]:
+        return [step.made for step in self.steps]
+
+    @classmethod
+    def _of(cls, finished: Finished, figures: Tally, **more: Any) -> Self:
+        trace = finished.trace
+        shared = {
+            "id": trace.problem.id,
+            "problem": trace.problem.question,
+            "text": trace.text,
+            "stop": trace.stop,
+            "status": "error" if attempt_error(finished) else "done",
+            "steps": [KeptStep.of_decision(decision) for decision in trace.decisions],
+            "acceptance_rate": figures.acceptance_rate,
+            "token_acceptance_rate": figures.token_acceptance_rate,
+            "seconds": figures.seconds,
+            "target_alone_seconds_estimate": finished.target_alone_seconds,
+        }
+        return cls(**shared | more)
+
+
+class Solution(Solved):
+    """A row that `solve` writes."""
+
+    score_is: str | None
+    temperature: float
+    seed: int
+    settings: Json
+    draft: str | None
+    target: str | None
+    models: dict[ModelRole, str]
+
+    @classmethod
+    def of(cls, finished: Finished, run: RunInfo) -> Self:
+        figures, error = tally(finished.trace.decisions, finished.reward_cost), problem_error(finished)
+        explained = {} if run.explain is None else {"steps": _explained(finished, run)}
+        return cls._of(
+            finished,
+            figures,
+            answer=run.answer(finished.trace),
+            error=error[0] if error else None,
+            policy=run.policy,
+            tau=tau_in_json(run.tau),
+            tau_name=run.tau_name,
+            timing=Timing.of(figures),
+            score_is=run.score_is,
+            temperature=run.temperature,
+            seed=run.seed,
+            settings=dict(run.settings),
+            draft=run.models.get("draft"),
+            target=run.models.get("target"),
+            models=dict(run.descriptions),
+            **explained,
+        )
+
+
+class Attempted(Solved):
+    """A row that `bench` writes."""
+
+    version: Literal[1] = Field(alias="schema")
+    sample: Count
+    level: Level
+    gold: Json
+    grade: Grade | None
+    wall_seconds: Seconds
+
+    @model_validator(mode="after")
+    def _check_grade(self) -> Self:
+        if self.grade is None and self.status == "done":
+            raise ValueError("grade: missing for a finished attempt")
+        return self
+
+    @classmethod
+    def of(cls, finished: Finished, route: Route, times: Mapping[str, float | None], **facts: Any) -> Self:
+        """Return the row of an attempt. `times` contains the seconds of the router, if there is one, and of the program.
+
+        `facts` contains the fields that the solution does not determine: `sample`, `level`, `gold`, `grade`, `answer` and
+        `wall_seconds`.
+        """
+        routed = times if route.policy.score_is else {**times, "router": None}
+        figures, error = tally(finished.trace.decisions, finished.reward_cost), attempt_error(finished)
+        cut = {"stop": "context"} if isinstance(finished.error, ContextFullError) and not error else {}
+        return cls._of(
+            finished,
+            figures,
+            error=error,
+            policy=route.policy.name,
+            tau=tau_in_json(route.tau),
+            tau_name=route.tau_name,
+            timing=Timing.of(figures, **routed),
+            schema=SCHEMA,
+            **cut,
+            **facts,
+        )
+
+
+class Collected(Row):
+    """A row that `collect` writes."""
+
+    version: Literal[1] = Field(alias="schema")
+    policy: PolicyName
+    sample: Count
+    level: Level
+    question: str
+    text: str
+    states: list[Json]
+    seconds: Seconds
+
+
+class SolutionLine(Row, extra="allow"):
+    """A row of `solve` as it is read. `problem` and `policy` are None for an invalid input line."""
+
+    problem: str | None
+    text: str
+    answer: str | None
+    steps: list[Json]
+
+    @classmethod
+    def unusable(cls, number: int, reason: str) -> Self:
+        unknown = dict.fromkeys(("problem", "answer", "stop", "policy", "tau"))
+        return cls(id=str(number), status="error", error=f"line {number}: {reason}", text="", steps=[], **unknown)
+
+
+_KINDS: Mapping[str, type[Row]] = MappingProxyType({BENCH: Attempted, COLLECT: Collected, SOLVE: SolutionLine})
+
+
+def read_row(line: bytes, kind: str) -> Row:
+    """Parse a row of a run of this kind. Raises ValueError, with the reason, if the row is invalid."""
+    try:
+        return _KINDS[kind].model_validate_json(line)
+    except ValidationError as error:
+        raise ValueError(reason_of(error)) from None
+
+
+def _explained(finished: Finished, run: RunInfo) -> list[KeptStep]:
+    explained: list[KeptStep] = []
+    for index, decision in enumerate(finished.trace.decisions):
+        found = run.explain(finished.trace, index) if run.explain else None
+        explanation = asdict(found) | {"features": dict(found.features)} if found else None
+        explained.append(KeptStep.of_decision(decision, explanation=explanation))
+    return explained
