@@ -48,7 +48,9 @@ class ChatServer(HashServer):
                 return _refusal("final assistant content cannot end with trailing whitespace")
             messages, prefix = messages[:-1], last["content"].rstrip() if api.trims else last["content"]
             if prefix.endswith("twenty-"):
-                return self._answer(body, prefix, ["Twenty-one" if api.begins_anew else " one", ", twenty-two"], "stop")
+                if api.begins_anew:
+                    return self._answer(body, prefix, ["Eighteen, nineteen, twenty, twenty-", "one"], "stop")
+                return self._answer(body, prefix, [" one", ", twenty-two"], "stop")
         if api.thinks_unless is not None and any(body.get(name) != value for name, value in api.thinks_unless.items()):
             return _stream([{"reasoning_content": THINKING}, {"content": "five"}], "stop", {})
         ids = self._ids(render(self.backend.chat_template or "", messages, {}) + prefix, with_controls=True)

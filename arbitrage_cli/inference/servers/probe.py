@@ -36,8 +36,9 @@ GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0)
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
 
 QUESTION = Dialogue([{"role": "user", "content": PROBE_QUESTION}])
-COUNTING = Dialogue(
-    [{"role": "user", "content": "Count from eighteen to thirty, in words."}], "Eighteen, nineteen, twenty, twenty-"
+COUNTING = Dialogue(  # a new answer does not begin with these words, even if the model sees them
+    [{"role": "user", "content": "Count from eighteen to thirty, in words."}],
+    "Here you are, as you wished: eighteen, nineteen, twenty, twenty-",
 )
 REST = "one"  # a new answer does not begin inside a number; inside "four", Qwen2.5-Coder 1.5B skips the rest of the word
 AFTER_STEP = replace(QUESTION, written="I add the two numbers.\n\n")
@@ -50,8 +51,8 @@ WITHOUT_REASON = (
 """The hint if a server gives no reason for an HTTP error, or does not know the path."""
 
 OTHER_CONVENTION = (
-    f"set continuation in the table of the pair's target ({', '.join(CONTINUATIONS)}), or use another model; OpenAI, Gemini "
-    "and Claude since 4.6 cannot continue an answer"
+    "if the server supports /completions, set the model's template in pairs.toml; if not, set continuation in the table of "
+    f"the pair's target ({', '.join(CONTINUATIONS)}), or use another model"
 )
 WITHOUT_THINKING = (
     "use a model without thinking, or set chat_template_kwargs = { enable_thinking = false } in the pair if the server "
