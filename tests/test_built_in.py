@@ -25,7 +25,7 @@ from writing import make_engine
 import arbitrage_cli
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.data.datasets import load_dataset
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
@@ -74,7 +74,7 @@ def generate(recipe: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def backends() -> Iterator[dict[ModelRole, LlamaBackend]]:
-    options = Options(threads=1, num_sequences=SLOTS)
+    options = LoadOptions(threads=1, num_sequences=SLOTS)
     opened = {role: LlamaBackend(find_files(f"builtin:{role}")[0], options) for role in ROLES}
     yield opened
     for backend in opened.values():
@@ -148,7 +148,7 @@ def test_large_models_solve_many_at_once_too(
 ) -> None:
     problems = some_problems()
     monkeypatch.setattr(llama, "CACHED_BYTES", 0)
-    options = Options(threads=1, num_sequences=SLOTS, kv_type="f16")
+    options = LoadOptions(threads=1, num_sequences=SLOTS, kv_type="f16")
     with ExitStack() as stack:
         shared = {role: stack.enter_context(LlamaBackend(find_files(f"builtin:{role}")[0], options)) for role in ROLES}
         sizes = [c.llama_n_ctx_seq(backend._context) for backend in shared.values()]
@@ -163,10 +163,10 @@ def test_large_models_solve_many_at_once_too(
 def test_their_narrow_heads_have_an_attention_of_their_own(backends: dict[ModelRole, LlamaBackend]) -> None:
     problems = some_problems()
     assert {backend.card.kv_cache for backend in backends.values()} == {"q8_0/f16"}
-    options = Options(threads=1, kv_type="f16", num_sequences=SLOTS)
+    options = LoadOptions(threads=1, kv_type="f16", num_sequences=SLOTS)
     with ExitStack() as stack:
         plain = {role: stack.enter_context(LlamaBackend(find_files(f"builtin:{role}")[0], options)) for role in ROLES}
-        flash = stack.enter_context(LlamaBackend(find_files("builtin:draft")[0], Options(flash_attention=True)))
+        flash = stack.enter_context(LlamaBackend(find_files("builtin:draft")[0], LoadOptions(flash_attention=True)))
         assert {backend.card.kv_cache for backend in (*plain.values(), flash)} == {"f16"}
         found = texts(plain, problems, "entropy", 1.0)
     assert_nearly_same(found, texts(backends, problems, "entropy", 1.0))
@@ -313,7 +313,7 @@ def test_the_reward_model_separates_right_steps_from_wrong_ones() -> None:
     steps = [step + BLANK_LINE.separator for step in row["solution"].split(BLANK_LINE.separator)]
     digit = max(index for index, character in enumerate(steps[0]) if character.isdigit())
     slip = steps[0][:digit] + str((int(steps[0][digit]) + 1) % 10) + steps[0][digit + 1 :]
-    with LlamaBackend(find_files(pair.prm)[0], Options(threads=1)) as backend:
+    with LlamaBackend(find_files(pair.prm)[0], LoadOptions(threads=1)) as backend:
         found = {
             name: rewards_of(backend, row["problem"], way) for name, way in (("true", steps), ("wrong", [slip, *steps[1:]]))
         }

@@ -55,11 +55,11 @@ from writing import make_engine
 
 from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_token_stats, mean_negative_logprob
 from arbitrage_cli.errors import TimedOutError
-from arbitrage_cli.inference.backend import Deadline, Floats, Options
+from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache, Keep
+from arbitrage_cli.inference.kv_cache import Cache, RetainedIds
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
@@ -192,7 +192,7 @@ def call(engines: Mapping[ModelRole, Engine], problem: Problem, policy: str, lim
     st.sampled_from(["prefix", "conversation"]),
 )
 def test_earlier_problems_are_invisible(
-    make: type[HashBackend], earlier: list[tuple[Asked, int]], last: Asked, sampler: Sampler, keep: Keep
+    make: type[HashBackend], earlier: list[tuple[Asked, int]], last: Asked, sampler: Sampler, keep: RetainedIds
 ) -> None:
     """Law 4, on models that round differently in batches of another size."""
     used, fresh = (hash_engines(sampler, make=make, keep=keep) for _ in range(2))
@@ -313,7 +313,9 @@ def test_proposals_across_vocabularies() -> None:
     def solved(*, proposals: Proposals) -> dict[str, Trace]:
         sources: dict[ModelRole, str] = {"draft": "scripted:draft", "target": "scripted:target"}
         engines = {
-            role: make_engine(role, open_scripted(source, Options()), Sampler(), keep_token_stats=True, proposals=proposals)
+            role: make_engine(
+                role, open_scripted(source, LoadOptions()), Sampler(), keep_token_stats=True, proposals=proposals
+            )
             for role, source in sources.items()
         }
         return solve(engines, problems, "entropy", 1.0, limits=Limits())
@@ -356,16 +358,16 @@ def test_rolling_back_is_invisible(
     routing: tuple[str, float],
     sampler: Sampler,
     concurrency: int,
-    keep: Keep,
+    keep: RetainedIds,
 ) -> None:
     """Laws 1, 4, 5 and 7."""
     expected = solve(hash_engines(sampler), some, *routing)
     chosen: dict[str, Any] = {"make": make, "num_sequences": concurrency, "keep": keep, "clock": ticking_clock()}
     for most in (None, 0, 1, 2):
-        engines = hash_engines(sampler, most_checkpoints=most, **chosen)
+        engines = hash_engines(sampler, max_checkpoints=most, **chosen)
         found = solve(engines, some, *routing, concurrency=concurrency, speculates=True)
         assert texts(found) == texts(expected)
-    engines = hash_engines(sampler, most_checkpoints=2, **chosen)
+    engines = hash_engines(sampler, max_checkpoints=2, **chosen)
     stopped = solve(engines, some, *routing, concurrency=concurrency, stops_early=True)
     assert texts(stopped) == texts(solve(hash_engines(sampler), some, *routing))
 
@@ -432,7 +434,7 @@ def test_checkpoints_save_reading() -> None:
     drops, restores, reads_again = (
         tokens_read(),
         tokens_read(make=Recurrent),
-        tokens_read(make=Recurrent, most_checkpoints=0),
+        tokens_read(make=Recurrent, max_checkpoints=0),
     )
     assert drops <= restores < 1.2 * drops
     assert reads_again > 2 * drops
@@ -503,15 +505,15 @@ def llama_engines(
     sampler: Sampler | None = None,
     proposals: Proposals = "drafted",
     costs: UnitCosts | None = None,
-    most_checkpoints: int | None = None,
+    max_checkpoints: int | None = None,
 ) -> Iterator[dict[ModelRole, Engine]]:
-    options = Options(512, threads=1, num_sequences=num_sequences, kv_type="f32", flash_attention=False)
+    options = LoadOptions(512, threads=1, num_sequences=num_sequences, kv_type="f32", flash_attention=False)
     paths: dict[ModelRole, Path] = {"draft": draft, "target": target}
     with ExitStack() as stack:
         yield {
             role: engine(
                 role,
-                Cache(stack.enter_context(LlamaBackend(path, options)), most_checkpoints=most_checkpoints),
+                Cache(stack.enter_context(LlamaBackend(path, options)), max_checkpoints=max_checkpoints),
                 sampler or Sampler(),
                 keep_token_stats=True,
                 planner=planner(costs and (CHEAP_DRAFT if role == "draft" else costs), proposals),
@@ -644,7 +646,7 @@ def test_the_cache_is_invisible_in_llama(in_llama: Solve, pair: tuple[str, str],
 def test_checkpoints_are_invisible_in_llama(in_llama: Solve, model: str, sampler: Sampler) -> None:
     """Law 4."""
     usual, without = (
-        in_llama((model, "draft"), "entropy", 0.5, sampler=sampler, most_checkpoints=most) for most in (None, 0)
+        in_llama((model, "draft"), "entropy", 0.5, sampler=sampler, max_checkpoints=most) for most in (None, 0)
     )
     assert_same(usual, without)
     assert tally_of(without).draft_cost.prefill_tokens > 1.3 * tally_of(usual).draft_cost.prefill_tokens
@@ -669,7 +671,9 @@ def test_earlier_problems_are_invisible_in_llama(
         with ExitStack() as stack:
             paths: Mapping[ModelRole, str] = dict(zip(("draft", "target"), pair, strict=True))
             loaded = {
-                role: Recording(stack.enter_context(LlamaBackend(tiny.get(name) or Path(name), Options(1024, threads=1))))
+                role: Recording(
+                    stack.enter_context(LlamaBackend(tiny.get(name) or Path(name), LoadOptions(1024, threads=1)))
+                )
                 for role, name in paths.items()
             }
             engines = {role: Engine(role, Cache(loaded[role], style, keep="conversation"), Sampler()) for role in loaded}

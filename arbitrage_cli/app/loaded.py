@@ -9,7 +9,7 @@ from arbitrage_cli.errors import ServerError
 from arbitrage_cli.inference.backend import Backend, Clock
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache, Keep, chat_prompt
+from arbitrage_cli.inference.kv_cache import Cache, RetainedIds, chat_prompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.chat import Chat
@@ -34,7 +34,7 @@ class WriterOptions:
 
     sampler: Sampler
     style: PromptStyle
-    keep: Keep = "prefix"
+    keep: RetainedIds = "prefix"
     shares_prompts: bool = True
     unit_costs: Mapping[ModelRole, UnitCosts] = field(default_factory=dict)
     may_be_complete: Callable[[str], bool] = lambda text: True  # of the text of a solution

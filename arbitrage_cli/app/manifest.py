@@ -22,7 +22,7 @@ from arbitrage_cli.app.loaded import Model
 from arbitrage_cli.app.spec import ModelSpec, Run, Spec
 from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import ModelFileError, UsageError
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
@@ -235,7 +235,7 @@ def with_grader(run: Run, version: str) -> Run:
 # --- the parts
 
 
-def _model_facts(model: ModelSpec, load: Options) -> dict[str, Any]:
+def _model_facts(model: ModelSpec, load: LoadOptions) -> dict[str, Any]:
     source, files = model.source, model.files
     facts: dict[str, Any] = {"source": source, "identity": source, "threads": model.threads}
     facts |= dict.fromkeys(("file", "size", "sha256"))

@@ -10,7 +10,7 @@ from typing import Any
 from arbitrage_cli.app.options import ModelOptions, RouterOptions, ThreadOptions
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, UsageError, unknown
 from arbitrage_cli.evaluation.prices import parse_prices
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
 from arbitrage_cli.inference.servers.chat import CONTINUATIONS
 from arbitrage_cli.inference.step_text import BLANK_LINE
@@ -63,7 +63,7 @@ class NamedModels:
     sources: Models
     router: Router | None
     router_source: str | None
-    load: Options
+    load: LoadOptions
     served: Mapping[ModelRole, ServedSource]
     price: str | None
 
@@ -202,8 +202,8 @@ def needs_prm(policy: Policy, reward: str | None) -> bool:
     return policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
 
 
-def _load_options(pair: PairEntry | None, machine: ThreadOptions) -> Options:
-    return Options(
+def _load_options(pair: PairEntry | None, machine: ThreadOptions) -> LoadOptions:
+    return LoadOptions(
         pair.ctx if pair and machine.ctx is None else machine.ctx,
         machine.threads,
         machine.gpu_layers,
@@ -242,7 +242,7 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
 # --- models on servers
 
 
-def _served_models(pair: PairEntry | None, models: Models, load: Options) -> dict[ModelRole, ServedSource]:
+def _served_models(pair: PairEntry | None, models: Models, load: LoadOptions) -> dict[ModelRole, ServedSource]:
     addresses = {role: _address(role, source) for role, source in models.items() if source and is_served(source)}
     entries, continuation = (pair.entries, pair.target.continuation) if pair else ({}, None)
     if continuation and continuation not in CONTINUATIONS:

@@ -10,7 +10,7 @@ from arbitrage_cli.app.options import GenerationOptions
 from arbitrage_cli.app.request import Request, think_tokens
 from arbitrage_cli.errors import ArbitrageError, TemplateError
 from arbitrage_cli.evaluation.prices import Price, parse_prices
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
@@ -85,7 +85,7 @@ class Spec:
     named_taus: NamedTaus | None
     stops_early: bool | None
     reward: str | None
-    load: Options
+    load: LoadOptions
     limits: Limits
     sampler: Sampler
     notes: Sequence[str]
@@ -256,7 +256,7 @@ def advised_pair(request: Request) -> AdvisedPair:
     return AdvisedPair(machine_here(), loading_of(named.load), models, router, request.options.task.name)
 
 
-def _as_before(current: Placement, earlier: Run | None, load: Options) -> tuple[Placement, list[str]]:
+def _as_before(current: Placement, earlier: Run | None, load: LoadOptions) -> tuple[Placement, list[str]]:
     """Return the threads and the token costs of an earlier run, so that a resumed run computes in the same way."""
     if not earlier:
         return current, []
@@ -308,7 +308,7 @@ def thinking_of(
         return None, False
 
 
-def _with_thinking_context(load: Options, models: Mapping[ModelRole, ModelSpec]) -> Options:
+def _with_thinking_context(load: LoadOptions, models: Mapping[ModelRole, ModelSpec]) -> LoadOptions:
     files = [model.files for role, model in models.items() if role != "prm" and model.files]
     if load.context_size is not None or not files:
         return load

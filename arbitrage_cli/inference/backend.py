@@ -44,7 +44,7 @@ def clock_for(cards: Iterable[ModelCard]) -> Clock:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoadOptions:
     """Options for loading a model. The backend chooses a value for each option that is None.
 
     `context_size` is in tokens per sequence. If `gpu_layers` is -1, all layers are offloaded. If `kv_type` is "auto", values
@@ -139,7 +139,7 @@ class Backend(Protocol):
 
     @property
     def template_variables(self) -> Mapping[str, Any]:
-        """The variables in `Options`, and `bos_token` and `eos_token`."""
+        """The variables in `LoadOptions`, and `bos_token` and `eos_token`."""
 
     @property
     def states(self) -> States | None:

@@ -18,12 +18,12 @@ class _Checkpoint:
 
 
 class Checkpoints:
-    """Prefills and rolls back sequences, and updates the lists of cached token ids. Keeps at most `most` checkpoints per sequence."""
+    """Prefills and rolls back sequences, and updates the lists of cached token ids. Keeps at most `max_checkpoints` per sequence."""
 
-    def __init__(self, backend: Backend, most: int | None = None) -> None:
+    def __init__(self, backend: Backend, max_checkpoints: int | None = None) -> None:
         self._backend = backend
         self._states = backend.states
-        self._most = most
+        self._max_checkpoints = max_checkpoints
         self._saved: dict[int, list[_Checkpoint]] = {}  # by sequence, ordered by position
 
     @property
@@ -79,14 +79,14 @@ class Checkpoints:
         Surplus checkpoints are evicted, the oldest first. The latest pinned checkpoint is never evicted. If none is pinned,
         the first checkpoint is kept, because it may hold the prefix of every prompt.
         """
-        if not self._states or not position or self._most == 0:
+        if not self._states or not position or self._max_checkpoints == 0:
             return
         saved = self._saved.setdefault(sequence, [])
         if saved and saved[-1].position == position:
             return
         state = self._states.save(sequence)
         saved.append(_Checkpoint(position, state, pinned))
-        most = num_checkpoints(state.nbytes) if self._most is None else self._most
+        most = num_checkpoints(state.nbytes) if self._max_checkpoints is None else self._max_checkpoints
         if len(saved) > most:
             kept = max((index for index, checkpoint in enumerate(saved) if checkpoint.pinned), default=0)
             del saved[next((index for index in range(len(saved) - 1) if index != kept), 0)]

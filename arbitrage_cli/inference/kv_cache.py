@@ -29,7 +29,7 @@ READ_TOKENS = 128  # prefilled at once; small, so that progress is visible
 MIN_SHARED = 16  # minimum length of a shared prefix that is prefilled separately
 MOST_SHARED = 64  # shared prefixes that are remembered; clients of a server may use many system prompts
 
-Keep = Literal["nothing", "prefix", "conversation"]  # the ids that stay in a slot's cache after a problem
+RetainedIds = Literal["nothing", "prefix", "conversation"]  # the ids that stay in a slot's cache after a problem
 
 
 class StepIds:
@@ -166,12 +166,12 @@ class Cache:
         backend: Backend,
         style: PromptStyle = DEFAULT_STYLE,
         *,
-        keep: Keep = "nothing",
+        keep: RetainedIds = "nothing",
         first_sequence: int = 0,
-        most_checkpoints: int | None = None,
+        max_checkpoints: int | None = None,
     ) -> None:
         self.backend = backend
-        self.memory = Checkpoints(backend, most_checkpoints)
+        self.memory = Checkpoints(backend, max_checkpoints)
         self.context_size = backend.card.context_size
         self.keeps = keep
         self._first = first_sequence

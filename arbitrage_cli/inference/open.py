@@ -24,7 +24,7 @@ from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.system.files import models_folder
 
 if TYPE_CHECKING:  # NumPy is slow to import
-    from arbitrage_cli.inference.backend import Backend, Options
+    from arbitrage_cli.inference.backend import Backend, LoadOptions
 
 MAX_SECONDS = 20  # of CPU time, plus the file's size / BYTES_PER_SECOND
 BYTES_PER_SECOND = 50 << 20  # on a slow machine
@@ -34,13 +34,13 @@ MAKE = "arbitrage_cli.inference.llama.try_file:load"
 log = logging.getLogger("arbitrage.models")
 
 
-def open_model(source: str, options: "Options", progress: Callable[[float], None] | None = None) -> "Backend":
+def open_model(source: str, options: "LoadOptions", progress: Callable[[float], None] | None = None) -> "Backend":
     """Load a model, downloading the model if necessary. `progress` is called with fractions from 0 to 1.
 
     Raises ModelError if the model cannot be downloaded or loaded; UsageError if the name is unknown.
     """
     if registered := backend_of(source):
-        make: Callable[[str, Options], Backend] = registered.load()
+        make: Callable[[str, LoadOptions], Backend] = registered.load()
         return make(source, options)
     path = find_files(source)[0]
     renderer().start()  # it starts while llama.cpp is imported
@@ -50,7 +50,7 @@ def open_model(source: str, options: "Options", progress: Callable[[float], None
     return backend
 
 
-def try_model(source: str, options: "Options") -> None:
+def try_model(source: str, options: "LoadOptions") -> None:
     """Try a model in a separate process if the model is new on this machine. Raises ModelError if the trial fails."""
     files = local_files(source)
     if not files or files[0].resolve().is_relative_to(models_folder().resolve()):

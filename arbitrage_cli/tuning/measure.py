@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from arbitrage_cli.inference.backend import Backend, Clock, Options, clock_for
+from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
 from arbitrage_cli.inference.open import open_model
@@ -95,7 +95,7 @@ class Probes:
 
 def measure_and_keep(
     paths: Mapping[ModelRole, str],
-    load: Options,
+    load: LoadOptions,
     on_loading: OnLoading,
     note: Callable[[str], None],
     limit: float = PROBE_SECONDS,

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from arbitrage_cli.errors import ModelMemoryError, UsageError
-from arbitrage_cli.inference.backend import MAX_SEQUENCES, Options
+from arbitrage_cli.inference.backend import MAX_SEQUENCES, LoadOptions
 from arbitrage_cli.inference.open import load_llama, rolls_back
 from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -114,7 +114,7 @@ def rollback_of(source: str, costs: UnitCosts | None) -> int:
 
 def memory_needed(
     found: Mapping[ModelRole, str],
-    load: Options,
+    load: LoadOptions,
     num_sequences: Mapping[ModelRole, int],
     rollback: Mapping[ModelRole, int] = MappingProxyType({}),
 ) -> Need:
@@ -197,7 +197,7 @@ def _what_fits(need: Need, rooms: Sequence[tuple[Part, Room]], hint: str) -> str
     return f"even a single problem does not fit in memory: {hint}"
 
 
-def _share_on_gpu(facts: Facts, load: Options) -> float:
+def _share_on_gpu(facts: Facts, load: LoadOptions) -> float:
     if load.gpu_layers == 0 or gpu_shares_memory() or load_llama().own_gpu_memory() is None:
         return 0.0
     if load.gpu_layers is None or load.gpu_layers < 0:

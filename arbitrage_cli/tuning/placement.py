@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
@@ -34,11 +34,11 @@ def machine_here() -> Machine:
     return Machine(processor_name(), default_threads(), version, load_llama().gpu_names())
 
 
-def loading_of(load: Options) -> Loading:
+def loading_of(load: LoadOptions) -> Loading:
     return Loading(load.gpu_layers, load.flash_attention, load.kv_type, load.threads)
 
 
-def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
+def place(models: Mapping[ModelRole, str | None], load: LoadOptions) -> Placement:
     """Return the number of threads and the costs for the models on this machine.
 
     The number of threads comes from `load.threads`, the measurement or the default. Raises UsageError if the file of
@@ -51,7 +51,7 @@ def place(models: Mapping[ModelRole, str | None], load: Options) -> Placement:
     return Placement(threads, {role: found.costs for role, found in tuned.items()})
 
 
-def threads_without_costs(source: str, load: Options) -> int:
+def threads_without_costs(source: str, load: LoadOptions) -> int:
     """Return the number of threads for a model without measured costs.
 
     A model that fits in a processor's cache gets one thread, because several threads would mostly wait for each other.
@@ -60,7 +60,7 @@ def threads_without_costs(source: str, load: Options) -> int:
     return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())
 
 
-def find_measurements(models: Mapping[ModelRole, Sequence[Path]], load: Options) -> dict[ModelRole, Tuned]:
+def find_measurements(models: Mapping[ModelRole, Sequence[Path]], load: LoadOptions) -> dict[ModelRole, Tuned]:
     """Return the measurements of the models with these files. Raises UsageError if the file of measurements is damaged."""
     known = {tuned.key: tuned for tuned in read_tuned(tuned_file())} if models else {}
     if not known:  # avoids the slow import of llama.cpp, and reading the models' files

@@ -15,7 +15,7 @@ import numpy as np
 from quality import by_group
 
 from arbitrage_cli.arbitrage import RateSteps
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.rewards.prm import PrmRater
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.steps.read_text(encoding="utf-8").splitlines()]
-    load = Options(context_size=CONTEXT_SIZE, threads=options.threads, num_sequences=SEQUENCES)
+    load = LoadOptions(context_size=CONTEXT_SIZE, threads=options.threads, num_sequences=SEQUENCES)
     with LlamaBackend(options.prm, load) as backend:
         found = list(rated(PrmRater(backend, "steps"), rows))
     if options.rewards:

@@ -22,7 +22,7 @@ from pathlib import Path
 from generate import HELD_OUT_PER_LEVEL, HELD_OUT_SEEDS, Problem, held_out, training_problems
 from lines import NUMBER, Line, result, slip
 
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    load = Options(context_size=CONTEXT_SIZE, threads=options.threads, num_sequences=options.concurrency)
+    load = LoadOptions(context_size=CONTEXT_SIZE, threads=options.threads, num_sequences=options.concurrency)
     with LlamaBackend(options.draft, load) as draft, LlamaBackend(options.target, load) as target:
         backends: dict[ModelRole, LlamaBackend] = {"draft": draft, "target": target}
         if options.problems == "train":

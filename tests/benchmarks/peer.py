@@ -35,7 +35,7 @@ from arbitrage_cli.app.loaded import LocalModel, WriterOptions, Writers
 from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
@@ -245,7 +245,7 @@ def main() -> None:
         parser.error("policies that need rewards (rsd, oracle) are not supported here")
     with ExitStack() as stack:
         grader = stack.enter_context(task.open_grader())
-        options = Options(arguments.ctx, arguments.threads)
+        options = LoadOptions(arguments.ctx, arguments.threads)
         backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
         models = {role: LocalModel(backend) for role, backend in backends.items()}
         bench = Bench(

@@ -16,7 +16,7 @@ from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
 from arbitrage_cli.app.costs import forget_contradicted_costs
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.system.machine import CACHED_BYTES
@@ -364,5 +364,5 @@ def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, m
     with large.open("wb") as file:
         file.truncate(CACHED_BYTES + 1)
     models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large)}
-    assert place(models, Options()).threads == {"draft": 1, "target": 8}
-    assert place(models, Options(threads=3)).threads == {"draft": 3, "target": 3}
+    assert place(models, LoadOptions()).threads == {"draft": 1, "target": 8}
+    assert place(models, LoadOptions(threads=3)).threads == {"draft": 3, "target": 3}

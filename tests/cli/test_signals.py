@@ -178,7 +178,7 @@ def test_a_host_program_handles_later_signals_as_before() -> None:
 IN_A_MESSAGE = """
 import logging, os, sys
 from arbitrage_cli.system.signals import Interruption, interruptible
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.system.files import models_folder
 
@@ -193,7 +193,7 @@ log.setLevel(logging.DEBUG)
 log.addHandler(Sender())
 try:
     with interruptible():
-        LlamaBackend(models_folder() / "draft.gguf", Options(512, 1, 0)).close()
+        LlamaBackend(models_folder() / "draft.gguf", LoadOptions(512, 1, 0)).close()
 except Interruption as interruption:
     print(interruption.number)
 """

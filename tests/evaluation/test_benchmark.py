@@ -22,7 +22,7 @@ from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.arbitrage import by_token_stats
 from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
-from arbitrage_cli.inference.backend import Backend, Options
+from arbitrage_cli.inference.backend import Backend, LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
@@ -67,8 +67,8 @@ def hash_bench(sampler: Sampler | None = None, concurrency: int = 1, **options: 
 
 def scripted_bench(**options: Any) -> Bench:
     backends: dict[ModelRole, Backend] = {
-        "draft": open_scripted("scripted:draft", Options()),
-        "target": open_scripted("scripted:target", Options()),
+        "draft": open_scripted("scripted:draft", LoadOptions()),
+        "target": open_scripted("scripted:target", LoadOptions()),
     }
     return Bench(writers(backends), grade, SHORT, 0, **options)
 
@@ -200,7 +200,7 @@ def test_rewards_and_their_cost_are_in_the_row() -> None:
 
 
 def make_rollout() -> RolloutRater:
-    engine = make_engine("target", open_scripted("scripted:target", Options()), Sampler())
+    engine = make_engine("target", open_scripted("scripted:target", LoadOptions()), Sampler())
     return RolloutRater([engine], lambda identifier, text: "349" in text)
 
 

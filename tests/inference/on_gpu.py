@@ -21,7 +21,7 @@ from tiny_architectures import build_apart
 from writing import make_engine
 
 from arbitrage_cli.errors import ModelMemoryError
-from arbitrage_cli.inference.backend import Floats, Options
+from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend, gpus, own_gpu_memory
@@ -58,7 +58,7 @@ def built_in(role: ModelRole) -> Path:
     return find_files(f"builtin:{role}")[0]
 
 
-def logits(options: Options, length: int = 40) -> Floats:
+def logits(options: LoadOptions, length: int = 40) -> Floats:
     """Return the built-in target's logits after each of eight tokens in a batch, and after one more token."""
     with LlamaBackend(built_in("target"), replace(options, context_size=256, threads=1)) as backend:
         tokens = [(7 * number) % backend.tokenizer.size for number in range(length + 9)]
@@ -94,7 +94,7 @@ def test_any_number_of_layers(layers: int | None) -> None:
     settings = {} if layers is None else {"ARBITRAGE_GPU_LAYERS": str(layers)}
     done = patiently("solve", QUESTION, env=settings)
     assert (done.code, done.out.strip()) == (0, ANSWER), done.err
-    with LlamaBackend(built_in("target"), Options(256, gpu_layers=layers)) as backend:
+    with LlamaBackend(built_in("target"), LoadOptions(256, gpu_layers=layers)) as backend:
         assert backend.card.gpu_layers == (layers if layers in (NUM_LAYERS, 1, CPU) else ALL)
 
 
@@ -103,7 +103,7 @@ def buffers(layers: int, caplog: pytest.LogCaptureFixture) -> list[str]:
     caplog.clear()
     with (
         caplog.at_level(logging.DEBUG, "arbitrage.llama"),
-        LlamaBackend(built_in("target"), Options(256, gpu_layers=layers)),
+        LlamaBackend(built_in("target"), LoadOptions(256, gpu_layers=layers)),
     ):
         return [message for message in caplog.messages if "buffer size" in message]
 
@@ -119,7 +119,7 @@ def test_without_layers_nothing_is_computed_on_the_gpu(caplog: pytest.LogCapture
 
 def test_prefill_is_finished_when_read_returns() -> None:
     """Otherwise its time would count as that of the next token."""
-    with LlamaBackend(built_in("target"), Options(1024)) as backend:
+    with LlamaBackend(built_in("target"), LoadOptions(1024)) as backend:
         token, seconds = backend.tokenizer.any_token, []
         for _ in range(5):
             backend.drop(0, 0)
@@ -155,7 +155,7 @@ def test_all_but_too_many_layers(limit: int, kind: str) -> None:
 @pytest.mark.parametrize("flash", [None, True, False])
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "q4_0"])
 def test_kv_types(kind: str, flash: bool | None) -> None:
-    options = Options(kv_type=kind, flash_attention=flash)
+    options = LoadOptions(kv_type=kind, flash_attention=flash)
     if flash is False and kind.startswith("q"):
         with pytest.raises(ModelMemoryError):
             logits(replace(options, gpu_layers=ALL))
@@ -181,7 +181,7 @@ def test_a_new_file_is_tried_and_solves(recurrent: Path) -> None:
 
 
 def test_states_are_restored_and_rejected_tokens_removed(recurrent: Path) -> None:
-    with LlamaBackend(recurrent, Options(256, threads=1, rollback=ROLLBACK)) as backend:
+    with LlamaBackend(recurrent, LoadOptions(256, threads=1, rollback=ROLLBACK)) as backend:
         states, length = backend.states, len(READ)
         assert states is not None
 
@@ -204,7 +204,7 @@ def test_states_are_restored_and_rejected_tokens_removed(recurrent: Path) -> Non
 def test_the_cache_is_invisible(recurrent: Path) -> None:
     found = []
     for engine in (Engine, ForgetfulEngine):
-        with LlamaBackend(recurrent, Options(512, threads=1, kv_type="f32", flash_attention=False)) as backend:
+        with LlamaBackend(recurrent, LoadOptions(512, threads=1, kv_type="f32", flash_attention=False)) as backend:
             engines: dict[ModelRole, Engine] = {"target": engine("target", Cache(backend), Sampler())}
             found.append(texts(solve(engines, [Problem("1", "question 1")], "target", limits=SHORT)))
     assert found[0] == found[1]
@@ -220,7 +220,7 @@ def problems(count: int) -> list[Problem]:
 
 def tokens_of(role: ModelRole, layers: int) -> dict[str, list[tuple[str, float]]]:
     """Return the tokens that a built-in model writes for each problem, and the margin of each token."""
-    options = Options(512, threads=1, gpu_layers=layers, kv_type="f16", num_sequences=FEW)
+    options = LoadOptions(512, threads=1, gpu_layers=layers, kv_type="f16", num_sequences=FEW)
     with LlamaBackend(built_in(role), options) as backend:
         engine = make_engine(role, backend, Sampler(), keep_token_stats=True, proposals="none")
         traces = solve({role: engine}, problems(COUNT), role, limits=Limits(), concurrency=FEW)

@@ -11,7 +11,7 @@ from hash_language import CHEAP_BATCHES, CHEAP_DRAFT, ForgetfulEngine, planner, 
 from tiny_architectures import HINTS, RECURRENT, build_apart
 
 from arbitrage_cli.errors import TimedOutError
-from arbitrage_cli.inference.backend import Deadline, Floats, Options
+from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions
 from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
@@ -63,7 +63,7 @@ def solved(
     path: Path, policy: str, *, rollback: int = 0, concurrency: int = 1, engine: type[Engine] = Engine
 ) -> tuple[dict[str, Trace], int | None]:
     """Solve the problems with a draft that samples. Return the traces and the number of tokens that the target can drop."""
-    options = Options(512, threads=1, num_sequences=concurrency, kv_type="f32", flash_attention=False)
+    options = LoadOptions(512, threads=1, num_sequences=concurrency, kv_type="f32", flash_attention=False)
     with ExitStack() as stack:
         engines: dict[ModelRole, Engine] = {}
         roles: list[tuple[ModelRole, float, UnitCosts, int]] = [
@@ -107,7 +107,7 @@ def test_the_laws_hold(
 @pytest.mark.parametrize("architecture", sorted(ROLL_BACK), indirect=True)
 def test_rejected_tokens_leave_no_trace(path: Path) -> None:
     """Without the first token of the batch, llama.cpp keeps a wrong state (its issue 26695)."""
-    with LlamaBackend(path, Options(64, threads=1, kv_type="f32", flash_attention=False, rollback=ROLLBACK)) as backend:
+    with LlamaBackend(path, LoadOptions(64, threads=1, kv_type="f32", flash_attention=False, rollback=ROLLBACK)) as backend:
         states, length = backend.states, len(READ)
         assert states is not None
 
@@ -138,7 +138,7 @@ def test_rejected_tokens_leave_no_trace(path: Path) -> None:
 @pytest.mark.parametrize("architecture", sorted(ROLL_BACK), indirect=True)
 def test_an_interrupted_prefill_leaves_no_trace(path: Path) -> None:
     """The last batch is accepted whole, then edited at its end, and the prefill after it is interrupted."""
-    with LlamaBackend(path, Options(64, threads=1, kv_type="f32", flash_attention=False, rollback=ROLLBACK)) as backend:
+    with LlamaBackend(path, LoadOptions(64, threads=1, kv_type="f32", flash_attention=False, rollback=ROLLBACK)) as backend:
         memory, held, edited = Checkpoints(backend), list[int](), [*READ, *REJECTED[:2], *range(50, 58)]
         memory.read(0, held, [*READ])
         memory.decode([(0, held, [*REJECTED])])

@@ -31,7 +31,7 @@ from arbitrage_cli.errors import (
     ModelUnsupportedError,
     TimedOutError,
 )
-from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, Options, State
+from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, LoadOptions, State
 from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama import BINDING, loading
@@ -55,7 +55,7 @@ def letters(question: str, solution: str) -> Continuation:
 
 
 def open_backend(name: str, tiny: Mapping[str, Path], context: int = CONTEXT, **more: Any) -> Backend:
-    options = Options(context, threads=1, kv_type="f32", flash_attention=False, num_sequences=SEQUENCES, **more)
+    options = LoadOptions(context, threads=1, kv_type="f32", flash_attention=False, num_sequences=SEQUENCES, **more)
     return ScriptedBackend(name, letters, options) if name == "scripted" else LlamaBackend(tiny[name], options)
 
 
@@ -291,9 +291,9 @@ def test_template_variables_of_the_user(name: str, tiny: Mapping[str, Path]) -> 
 # --- llama.cpp: loading
 
 
-def refused(kind: type[ArbitrageError], path: Path, options: Options | None = None) -> str:
+def refused(kind: type[ArbitrageError], path: Path, options: LoadOptions | None = None) -> str:
     with pytest.raises(kind) as caught:
-        LlamaBackend(path, options or Options(CONTEXT, threads=1)).close()
+        LlamaBackend(path, options or LoadOptions(CONTEXT, threads=1)).close()
     assert caught.value.hint
     assert path.name in caught.value.message
     return caught.value.message
@@ -326,7 +326,7 @@ def test_a_model_that_gives_no_logits(tiny: Mapping[str, Path]) -> None:
 @pytest.mark.parametrize("name", LLAMA_MODELS)
 def test_whether_a_memory_drops_tails(tiny: Mapping[str, Path], name: str) -> None:
     expected = read_facts([tiny[name]]).state_bytes
-    with LlamaBackend(tiny[name], Options(CONTEXT, threads=1)) as backend:
+    with LlamaBackend(tiny[name], LoadOptions(CONTEXT, threads=1)) as backend:
         assert (backend.states is not None) == (name in RECURRENT)
         if backend.states:
             backend.read(0, 0, [65, 66])
@@ -348,7 +348,7 @@ def test_a_memory_that_is_not_restored(tiny: Mapping[str, Path], monkeypatch: py
 
 
 def test_a_context_that_cannot_be_made(tiny: Mapping[str, Path]) -> None:
-    options = Options(CONTEXT, threads=1, kv_type="q4_0", flash_attention=True)
+    options = LoadOptions(CONTEXT, threads=1, kv_type="q4_0", flash_attention=True)
     assert "block size 32" in refused(ModelMemoryError, tiny["draft"], options)
 
 
@@ -412,26 +412,26 @@ def test_every_option_that_is_set_exists() -> None:
 def test_a_path_with_other_letters(tiny: Mapping[str, Path], tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode("ein mödel \udcff.gguf".encode("utf-8", "surrogateescape"))
     path.write_bytes(tiny["draft"].read_bytes())
-    with LlamaBackend(path, Options(CONTEXT, threads=1)) as backend:
+    with LlamaBackend(path, LoadOptions(CONTEXT, threads=1)) as backend:
         assert backend.card.name == "tiny draft"
 
 
 def test_a_long_text_is_tokenized_whole(tiny: Mapping[str, Path]) -> None:
-    with LlamaBackend(tiny["draft"], Options(CONTEXT, threads=1)) as backend:
+    with LlamaBackend(tiny["draft"], LoadOptions(CONTEXT, threads=1)) as backend:
         assert backend.tokenizer.tokenize("ab" * 5000, continues=True) == [*b"ab"] * 5000
         assert backend.tokenizer.tokenize("ab", continues=True) == [*b"ab"]
 
 
 def test_a_context_larger_than_trained_is_a_warning(tiny: Mapping[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    with LlamaBackend(tiny["base"], Options(threads=1)) as backend:
+    with LlamaBackend(tiny["base"], LoadOptions(threads=1)) as backend:
         assert (backend.card.context_size, backend.chat_template) == (256, None)
-    with caplog.at_level(logging.WARNING, "arbitrage"), LlamaBackend(tiny["base"], Options(300, threads=1)) as backend:
+    with caplog.at_level(logging.WARNING, "arbitrage"), LlamaBackend(tiny["base"], LoadOptions(300, threads=1)) as backend:
         assert backend.card.context_size == 300
     assert "trained size 256" in caplog.text
 
 
 def test_llama_is_quiet(tiny: Mapping[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with LlamaBackend(tiny["target"], Options(CONTEXT, threads=1)) as backend:
+    with LlamaBackend(tiny["target"], LoadOptions(CONTEXT, threads=1)) as backend:
         after(backend, 0, prompt(backend))
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(tiny["draft"].read_bytes()[:-50_000])
@@ -440,7 +440,7 @@ def test_llama_is_quiet(tiny: Mapping[str, Path], tmp_path: Path, capfd: pytest.
 
 
 def test_loading_keeps_the_level_of_the_log(tiny: Mapping[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    with LlamaBackend(tiny["draft"], Options(CONTEXT, threads=1)):
+    with LlamaBackend(tiny["draft"], LoadOptions(CONTEXT, threads=1)):
         assert [record for record in caplog.records if record.levelno < logging.WARNING] == []
 
 
@@ -449,7 +449,7 @@ def test_loading_keeps_the_level_of_the_log(tiny: Mapping[str, Path], caplog: py
 
 @pytest.fixture
 def draft(tiny: Mapping[str, Path]) -> Iterator[LlamaBackend]:
-    with LlamaBackend(tiny["draft"], Options(1500, threads=1, num_sequences=2)) as opened:
+    with LlamaBackend(tiny["draft"], LoadOptions(1500, threads=1, num_sequences=2)) as opened:
         yield opened
 
 
@@ -545,7 +545,9 @@ def test_a_deadline_breaks_off_a_large_batch(draft: LlamaBackend, call: str) -> 
 @pytest.mark.parametrize("name", ["draft", "target"])
 def test_an_interrupted_batch_can_be_computed_again(name: str) -> None:
     """The sequences do not share a cache, so llama.cpp splits a batch with rows of unequal length."""
-    with LlamaBackend(models_folder() / f"{name}.gguf", Options(512, 1, flash_attention=False, num_sequences=2)) as backend:
+    with LlamaBackend(
+        models_folder() / f"{name}.gguf", LoadOptions(512, 1, flash_attention=False, num_sequences=2)
+    ) as backend:
         cache = Cache(backend)
         both = [cache.open(slot, Problem(str(slot), "1 + 1")) for slot in range(2)]
         for cached in both:
@@ -572,7 +574,7 @@ def test_ctrl_c_while_loading(tiny: Mapping[str, Path]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        LlamaBackend(tiny["draft"], Options(256, threads=1), progress=progress)
+        LlamaBackend(tiny["draft"], LoadOptions(256, threads=1), progress=progress)
     assert len(fractions) == 1
 
 
@@ -581,7 +583,7 @@ def test_ctrl_c_while_loading(tiny: Mapping[str, Path]) -> None:
 
 @pytest.fixture(scope="module")
 def spm(tiny: Mapping[str, Path]) -> Iterator[LlamaBackend]:
-    with LlamaBackend(tiny["spm"], Options(CONTEXT, threads=1)) as opened:
+    with LlamaBackend(tiny["spm"], LoadOptions(CONTEXT, threads=1)) as opened:
         yield opened
 
 

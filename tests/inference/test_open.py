@@ -14,7 +14,7 @@ from gguf import GGUFValueType as Kind
 
 from arbitrage_cli.errors import ModelError, ModelFileError
 from arbitrage_cli.inference import open as opening
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.open import try_model
 from arbitrage_cli.system.files import models_folder
 
@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def is_tried(caplog: pytest.LogCaptureFixture, path: Path) -> bool:
     caplog.clear()
     with caplog.at_level(logging.WARNING, "arbitrage.models"):
-        try_model(str(path), Options())
+        try_model(str(path), LoadOptions())
     return bool(caplog.records)
 
 
@@ -105,4 +105,4 @@ def test_child_that_gives_no_verdict_is_an_error(
     for name, value in replacements.items():
         monkeypatch.setattr(opening, name, value)
     with pytest.raises(ModelFileError, match=reason):
-        try_model(str(tiny["draft"]), Options())
+        try_model(str(tiny["draft"]), LoadOptions())

@@ -17,7 +17,7 @@ from writing import recite, text
 
 from arbitrage_cli.arbitrage import by_token_stats
 from arbitrage_cli.errors import ServerRequestError
-from arbitrage_cli.inference.backend import Floats, Options
+from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
@@ -158,7 +158,7 @@ class Formatted(ScriptedBackend):
     """Writes the same thoughts and answer in its own format. It is unsure at the start of the `unsure` texts."""
 
     def __init__(self, name: str, unsure: tuple[str, ...] = ()) -> None:
-        super().__init__(name, recite(""), Options(4096))
+        super().__init__(name, recite(""), LoadOptions(4096))
         form = FORMATS[name]
         others = [form.end] if form.end not in CONTROLS else []
         self.tokenizer = ByteTokenizer((), (*others, *CONTROLS))

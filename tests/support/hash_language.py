@@ -19,10 +19,10 @@ from made_up_tuning import unit_costs
 from scripted_models import ByteTokenizer, Continuation, ScriptedBackend
 
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Options, State
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, LoadOptions, State
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
-from arbitrage_cli.inference.kv_cache import Cache, Keep
+from arbitrage_cli.inference.kv_cache import Cache, RetainedIds
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
 from arbitrage_cli.inference.speculation import Planner, Speculator
@@ -55,7 +55,7 @@ class HashBackend(ScriptedBackend):
     def __init__(
         self, name: str = "hash", *, merges: Sequence[str] = (".\n\n",), num_sequences: int = 1, context_size: int = 2048
     ) -> None:
-        super().__init__(name, silent, Options(context_size, num_sequences=num_sequences))
+        super().__init__(name, silent, LoadOptions(context_size, num_sequences=num_sequences))
         self.tokenizer = ByteTokenizer(merges, CONTROLS)
         self._name, self._size = name, self.tokenizer.size
         self._written = np.array([*map(ord, LETTERS), *range(256, 256 + len(merges)), self._size - 1])
@@ -326,8 +326,8 @@ def hash_engines(
     proposals: Proposals = "all",
     costs: UnitCosts | None = CHEAP_BATCHES,
     clock: Callable[[], float] = time.perf_counter,
-    keep: Keep = "nothing",
-    most_checkpoints: int | None = None,
+    keep: RetainedIds = "nothing",
+    max_checkpoints: int | None = None,
     instructions: str = INSTRUCTIONS,
 ) -> dict[ModelRole, Engine]:
     """A draft and a target, with different vocabularies unless they are the same model."""
@@ -337,7 +337,7 @@ def hash_engines(
         target = make("draft", num_sequences=num_sequences)
     else:
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
-    how: dict[str, Any] = {"style": PromptStyle(instructions), "keep": keep, "most_checkpoints": most_checkpoints}
+    how: dict[str, Any] = {"style": PromptStyle(instructions), "keep": keep, "max_checkpoints": max_checkpoints}
     return {
         "draft": engine("draft", Cache(draft, **how), chosen, keep_token_stats=True, planner=planner(CHEAP_DRAFT)),
         "target": engine("target", Cache(target, **how), chosen, planner=planner(costs, proposals), clock=clock),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, UsageError
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, States
+from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions, ModelCard, States
 from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
 
 TINY = 1e-30  # total probability of the other tokens if a script is certain
@@ -79,7 +79,7 @@ class ScriptedBackend:
     chat_template: str | None = TEMPLATE
     states: States | None = None
 
-    def __init__(self, source: str, script: Script, options: Options, *, merges: Sequence[str] = (".\n\n",)) -> None:
+    def __init__(self, source: str, script: Script, options: LoadOptions, *, merges: Sequence[str] = (".\n\n",)) -> None:
         self._source = source
         self._script = script
         self.tokenizer = ByteTokenizer(merges, CONTROLS)
@@ -148,7 +148,7 @@ class ScriptedBackend:
         return text, len(decoder.getstate()[0])
 
 
-def open_scripted(source: str, options: Options) -> ScriptedBackend:
+def open_scripted(source: str, options: LoadOptions) -> ScriptedBackend:
     if source == "scripted:draft":
         return ScriptedBackend(source, Arithmetic(reliable=False), options)
     if source == "scripted:target":

@@ -8,10 +8,10 @@ from hash_language import CHEAP_BATCHES, HashBackend, Proposals, planner
 from scripted_models import Continuation, Script, ScriptedBackend
 
 from arbitrage_cli.arbitrage import WriteStep
-from arbitrage_cli.inference.backend import Backend, Floats, Options
+from arbitrage_cli.inference.backend import Backend, Floats, LoadOptions
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle, Segment
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache, Keep
+from arbitrage_cli.inference.kv_cache import Cache, RetainedIds
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -58,7 +58,7 @@ class Structured(HashBackend):
 
 
 def scripted(script: Script, *, context: int = 500, sequences: int = 1) -> ScriptedBackend:
-    options = Options(context_size=context, num_sequences=sequences)
+    options = LoadOptions(context_size=context, num_sequences=sequences)
     return ScriptedBackend("scripted", script, options, merges=("\n\n", ".\n\n"))
 
 
@@ -68,7 +68,7 @@ def make_engine(
     sampler: Sampler,
     *,
     instructions: str = INSTRUCTIONS,
-    keep: Keep = "nothing",
+    keep: RetainedIds = "nothing",
     step_end: StepEnd = BLANK_LINE,
     costs: UnitCosts | None = CHEAP_BATCHES,
     proposals: Proposals = "drafted",

@@ -17,7 +17,7 @@ from made_up_tuning import HERE, make_tuned
 from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBackend
 
 from arbitrage_cli.errors import ModelUnsupportedError, OutputError, UsageError
-from arbitrage_cli.inference.backend import Floats, Options
+from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.tuning import measure
@@ -29,7 +29,7 @@ Seconds = Callable[[int], float]  # per token, by number of threads
 
 class Slow(ScriptedBackend):
     def __init__(self, decode: Seconds, read: Seconds, context_size: int = 512) -> None:
-        super().__init__("slow", lambda question, solution: Continuation("", 1.0), Options(context_size))
+        super().__init__("slow", lambda question, solution: Continuation("", 1.0), LoadOptions(context_size))
         self._decode_seconds, self._read_seconds = decode, read
         self.threads = 0
         self.now = 0.0
@@ -83,7 +83,7 @@ def test_a_turn_that_was_disturbed_does_not_count() -> None:
 
 
 def test_llama_computes_with_the_threads_it_is_told(tiny: Mapping[str, Path]) -> None:
-    with LlamaBackend(tiny["draft"], Options(256, threads=2)) as backend:
+    with LlamaBackend(tiny["draft"], LoadOptions(256, threads=2)) as backend:
         assert [*try_threads(backend, [1])] == [1]
         assert backend.card.threads == 1
         backend.read(0, 0, [1, 2, 3])
@@ -146,7 +146,7 @@ def test_a_model_whose_tokenizer_returns_nothing_is_refused() -> None:
 
 def test_models_with_a_short_context_or_without_rollback_are_measured(tiny: Mapping[str, Path]) -> None:
     for name, size in (("draft", 64), ("hybrid", 256)):
-        with LlamaBackend(tiny[name], Options(size, threads=1)) as backend:
+        with LlamaBackend(tiny[name], LoadOptions(size, threads=1)) as backend:
             (probes,) = probe({"target": backend}, rounds=1).values()
             assert probes.costs.decode > 0
 
@@ -156,7 +156,7 @@ class Compiling(LlamaBackend):
 
     seconds = 0.0
 
-    def __init__(self, path: Path, options: Options) -> None:
+    def __init__(self, path: Path, options: LoadOptions) -> None:
         super().__init__(path, options)
         self.card = replace(self.card, gpu_layers=-1)
 
@@ -171,7 +171,7 @@ def test_costs_exclude_what_a_gpu_compiles_first(tiny: Mapping[str, Path], monke
     monkeypatch.setattr(measure, "open_model", lambda path, load, progress: Compiling(Path(path), load))
     monkeypatch.setattr(measure, "clock_for", lambda cards: lambda: Compiling.seconds)
     made = measure.measure_and_keep(
-        {"target": str(tiny["draft"])}, Options(256, threads=1), lambda *report: None, lambda note: None, limit=0.001
+        {"target": str(tiny["draft"])}, LoadOptions(256, threads=1), lambda *report: None, lambda note: None, limit=0.001
     )
     assert max(made.models["target"].costs.batches) < 1.0
 

@@ -13,7 +13,7 @@ import numpy as np
 from llama_cpp._ggml import libggml as ggml
 
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
-from arbitrage_cli.inference.backend import Deadline, Floats, ModelCard, Options, State
+from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions, ModelCard, State
 from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, gpu_layers, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
 from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
@@ -38,7 +38,7 @@ log = logging.getLogger("arbitrage.llama")
 class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     """A `Backend` for one GGUF model and its context."""
 
-    def __init__(self, path: Path, options: Options, *, progress: Callable[[float], None] | None = None) -> None:
+    def __init__(self, path: Path, options: LoadOptions, *, progress: Callable[[float], None] | None = None) -> None:
         """Load the model and allocate its context. `progress` is called with fractions from 0 to 1.
 
         Raises the errors of `load_model` and `new_context`, and ModelUnsupportedError if the model's design is unsupported.
@@ -133,14 +133,14 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         if self.tokenizer.is_empty:
             raise ModelUnsupportedError(f"{name}: the file has no vocabulary", "use a complete GGUF file of the model")
 
-    def _choose_context_size(self, options: Options) -> int:
+    def _choose_context_size(self, options: LoadOptions) -> int:
         trained = int(c.llama_model_n_ctx_train(self._model))
         size = options.context_size or min(DEFAULT_CONTEXT_SIZE, trained)
         if size > trained:
             log.warning("%s: context size %d exceeds the trained size %d", self._path.name, size, trained)
         return size
 
-    def _make_card(self, options: Options, layers: int, attention: Attention) -> ModelCard:
+    def _make_card(self, options: LoadOptions, layers: int, attention: Attention) -> ModelCard:
         return ModelCard(
             name=str(self._header.metadata.get("general.name") or self._path.stem),
             description=self._describe(),
@@ -151,7 +151,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             kv_cache=attention.formats,
         )
 
-    def _choose_attention(self, options: Options, layers: int) -> Attention:
+    def _choose_attention(self, options: LoadOptions, layers: int) -> Attention:
         # With AVX-512, llama.cpp multiplies half-precision keys 64 numbers at a time, and the remaining numbers one by one.
         # With q8_0 keys, no numbers remain. Flash attention processes small batches one token at a time.
         # Measured: tests/benchmarks/README.md.

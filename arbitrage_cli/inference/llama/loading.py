@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp.llama_cpp as c
 
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError
-from arbitrage_cli.inference.backend import MAX_DECODE, ModelCard, Options
+from arbitrage_cli.inference.backend import MAX_DECODE, LoadOptions, ModelCard
 from arbitrage_cli.inference.llama import BINDING
 from arbitrage_cli.inference.llama.binding import check_binding
 from arbitrage_cli.system.signals import noted_signals
@@ -64,7 +64,7 @@ def start_llama() -> object:
     return callback
 
 
-def gpu_layers(options: Options, num_layers: int) -> int:
+def gpu_layers(options: LoadOptions, num_layers: int) -> int:
     """Return the number of layers to offload. By default, a build that supports offloading offloads all layers (-1)."""
     if not c.llama_supports_gpu_offload():
         if options.gpu_layers:
@@ -114,7 +114,7 @@ def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | 
 
 
 def new_context(
-    path: Path, model: Any, card: ModelCard, options: Options, attention: Attention, *, share_cache: bool
+    path: Path, model: Any, card: ModelCard, options: LoadOptions, attention: Attention, *, share_cache: bool
 ) -> Any:
     """Allocate a context, which the caller must free. Raises ModelMemoryError on failure."""
     parameters = c.llama_context_default_params()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from arbitrage_cli.errors import ArbitrageError, TemplateError
-from arbitrage_cli.inference.backend import Options
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.llama.backend import LlamaBackend, gpu_names
@@ -46,12 +46,12 @@ def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))
         limit_memory(memory)
     try:
-        return "", "", "", use(Path(path), Options(CONTEXT, 1, gpu_layers, rollback=1))
+        return "", "", "", use(Path(path), LoadOptions(CONTEXT, 1, gpu_layers, rollback=1))
     except ArbitrageError as error:
         return type(error).__name__, error.message, error.hint, False
 
 
-def use(path: Path, options: Options) -> bool:
+def use(path: Path, options: LoadOptions) -> bool:
     with LlamaBackend(path, options) as backend:
         tokens = backend.tokenizer.tokenize(ODD, continues=False)
         tokens += backend.tokenizer.tokenize(ODD, continues=True)
