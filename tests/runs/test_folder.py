@@ -22,6 +22,7 @@ from made_up_runs import parsed
 
 from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
 from arbitrage_cli.runs.folder import RunFolder, encode, read_run_folder
+from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import Attempted
 
 RUN = made_up_runs.describe({"é\u2028": 1, **{f"p{number}": 1 for number in range(20)}})
@@ -65,6 +66,15 @@ def test_what_was_appended_is_there_again(quick_path: Path) -> None:
     contents = read_run_folder(quick_path / "run")
     assert (contents.run, dicts(contents.rows)) == (RUN, rows)
     assert set_aside(quick_path / "run") == []
+
+
+def test_results_of_a_folder_are_those_of_its_rows(quick_path: Path) -> None:
+    begin(quick_path / "run")
+    with RunFolder(quick_path / "run") as folder:
+        folder.append(parsed(make_row(3)))
+        assert folder.results == list(read_run_folder(quick_path / "run").results) == list(map(Result.of, folder.rows))
+        folder.rewrite(list(folder.rows)[:2])
+        assert [result.key for result in folder.results] == [("p0", 0), ("p1", 0)]
 
 
 def test_rows_of_a_large_run_are_not_held_in_memory(quick_path: Path) -> None:
