@@ -17,7 +17,7 @@ from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.runs.records import RunInfo, to_json
-from arbitrage_cli.runs.rows import Solution
+from arbitrage_cli.runs.rows import SolutionRow
 from arbitrage_cli.types import Started, Writing, Wrote
 
 HOSTILE = {
@@ -126,7 +126,7 @@ def test_sequence_in_pieces_is_none(pieces: tuple[str, ...]) -> None:
 def test_json_is_ascii_and_keeps_the_text(text: str) -> None:
     """A JSON record is one line of ASCII with hostile text escaped. A lone surrogate becomes a question mark."""
     trace = make_trace(accept(f"\\boxed{{{text}}}", stop="end"), question=text, identifier=text)
-    line = to_json(Solution.of(finish(trace), make_run(text)).to_dict())
+    line = to_json(SolutionRow.of(finish(trace), make_run(text)).to_dict())
     assert line.isascii()
     assert line.isprintable()
     read = json.loads(line)

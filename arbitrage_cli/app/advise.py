@@ -46,7 +46,7 @@ from arbitrage_cli.model_files.pairs import (
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU
-from arbitrage_cli.runs.rows import Attempted
+from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.tasks import FORMS
 from arbitrage_cli.tuning.placement import tuned_file
@@ -213,7 +213,7 @@ class AdvicePace(Pace):
     def seconds_left(self) -> float:
         return max(0.0, self._ends - time.monotonic())
 
-    def keeps(self, row: Attempted) -> bool:
+    def keeps(self, row: AttemptRow) -> bool:
         """Return whether a row is stored. The row of an attempt that ended at its time limit is not stored."""
         return row.status == "done" or time.monotonic() < self._attempt_ends
 

@@ -21,7 +21,7 @@ from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, RunFolder, read_run_folder
 from arbitrage_cli.runs.results import Result
-from arbitrage_cli.runs.rows import Attempted
+from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.tuning.memory import AUTO, MOST
 
@@ -132,7 +132,7 @@ class Pace:
     def seconds_left(self) -> float:
         return math.inf
 
-    def keeps(self, row: Attempted) -> bool:
+    def keeps(self, row: AttemptRow) -> bool:
         """Return whether the row of an attempt is stored."""
         return True
 
@@ -183,7 +183,7 @@ class _Progress:
             if result.is_done and (route := done.get(result.attempt)):
                 self._standings.add(route, result)
 
-    def add(self, attempt: Attempt, row: Attempted) -> None:
+    def add(self, attempt: Attempt, row: AttemptRow) -> None:
         self._standings.add(attempt.route, Result.of(row))
         self._waiting[attempt.route] -= 1
 

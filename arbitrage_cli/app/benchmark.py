@@ -25,7 +25,7 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import Key, attempt_error, tau_in_json
 from arbitrage_cli.runs.results import Result, SampleKey
-from arbitrage_cli.runs.rows import Attempted, Collected
+from arbitrage_cli.runs.rows import AttemptRow, CollectedRow
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
@@ -63,7 +63,7 @@ class Ended:
     """The end of an attempt, and its row."""
 
     attempt: Attempt
-    row: Attempted | Collected
+    row: AttemptRow | CollectedRow
 
 
 RunEvent = Began | Event | Ended
@@ -156,7 +156,7 @@ class Bench:
 
     def row(
         self, attempt: Attempt, finished: Finished, times: Mapping[str, float | None] = NO_TIMES, seconds: float = 0.0
-    ) -> Attempted:
+    ) -> AttemptRow:
         """Return the row of an attempt, with the seconds of the router and the program, and of the whole attempt."""
         item, grade = attempt.item, None
         if not attempt_error(finished):
@@ -164,7 +164,7 @@ class Bench:
                 grade = self.grade(finished.trace.text, item.gold)
             except ProblemError as error:
                 finished = replace(finished, error=error)
-        return Attempted.of(
+        return AttemptRow.of(
             finished,
             attempt.route,
             times,

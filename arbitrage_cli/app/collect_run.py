@@ -21,7 +21,7 @@ from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
 from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
-from arbitrage_cli.runs.rows import Collected
+from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
@@ -149,10 +149,10 @@ class Collection:
     def _collecting(self, trace: Trace) -> Flow:
         return collect(trace, self._states.setdefault(trace.problem.id, []).append)
 
-    def _row(self, attempt: Attempt, event: Finished) -> Collected:
+    def _row(self, attempt: Attempt, event: Finished) -> CollectedRow:
         error = attempt_error(event)
         figures = tally(event.trace.decisions, event.reward_cost)
-        return Collected(
+        return CollectedRow(
             schema=SCHEMA,
             id=event.trace.problem.id,
             sample=0,
@@ -167,7 +167,7 @@ class Collection:
             seconds=figures.seconds,
         )  # the states are valid even if the problem failed
 
-    def _is_better(self, row: Collected) -> bool:
+    def _is_better(self, row: CollectedRow) -> bool:
         """Return whether a row should be stored. A failed problem's row must have at least as many states as the stored row."""
         is_better = row.status == "done" or len(row.states) >= self._held.get(row.id, 0)
         if is_better:
@@ -195,7 +195,7 @@ class _Progress:
         self._began = perf_counter()
         self._finished = self._errors = 0
 
-    def add(self, attempt: Attempt, row: Collected) -> None:
+    def add(self, attempt: Attempt, row: CollectedRow) -> None:
         self._finished += 1
         self._errors += row.status == "error"
 

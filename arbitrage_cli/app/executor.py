@@ -20,7 +20,7 @@ from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import Key
-from arbitrage_cli.runs.rows import Attempted, Collected
+from arbitrage_cli.runs.rows import AttemptRow, CollectedRow
 from arbitrage_cli.runs.started import MAX_CRASHES, StartedMarks
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
@@ -125,7 +125,7 @@ class Executor:
         self,
         todo: Remaining,
         solve: Callable[[Sequence[Attempt]], Generator[RunEvent, None, None]],
-        row_of: Callable[[Attempt, Finished], Attempted | Collected],
+        row_of: Callable[[Attempt, Finished], AttemptRow | CollectedRow],
         limits: Limits,
     ) -> None:
         """Run the remaining attempts. `solve` runs a batch; `row_of` returns the row of an attempt that is given up."""
@@ -137,7 +137,7 @@ class Executor:
                 for event in events:
                     self._follow(event)
 
-    def keep(self, attempt: Attempt, row: Attempted | Collected) -> None:
+    def keep(self, attempt: Attempt, row: AttemptRow | CollectedRow) -> None:
         with noted_signals():  # a row is both stored and counted, or neither
             if is_kept := self.is_kept(row):
                 self.store.append(row)
@@ -161,9 +161,9 @@ def how_to_resume(num_safe: int, planned: int, what: str, path: Path, spec: Spec
     return f"{num_safe} of {planned} {what} are saved in {path}; to resume: {command}" if num_safe else ""
 
 
-def _ended(attempt: Attempt, row: Attempted | Collected, progress: RunProgress) -> AttemptEnded:
+def _ended(attempt: Attempt, row: AttemptRow | CollectedRow, progress: RunProgress) -> AttemptEnded:
     verdict, detail, seconds = "error", row.error or "", row.seconds
-    if isinstance(row, Collected):
+    if isinstance(row, CollectedRow):
         if row.status == "done":
             verdict, detail = "done", rounding.count(len(row.states), "state")
     else:

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.runs.rows import Solution as Row
+from arbitrage_cli.runs.rows import SolutionRow
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Phase, Problem, TraceStop
 
@@ -47,11 +47,11 @@ class Solution:
     seconds: float
     stop: TraceStop | None
     error: ArbitrageError | None
-    _row: Row = field(repr=False)
+    _row: SolutionRow = field(repr=False)
 
     @classmethod
     def of(cls, finished: Finished, run: RunInfo) -> "Solution":
-        trace, row = finished.trace, Row.of(finished, run)
+        trace, row = finished.trace, SolutionRow.of(finished, run)
         work = tally(trace.decisions, finished.reward_cost)
         escalated = sum(decision.verdict == "escalate" for decision in trace.decisions)
         return cls(

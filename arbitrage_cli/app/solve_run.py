@@ -27,14 +27,14 @@ from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.runs.folder import RUN, Rows, RunFolder, latest
 from arbitrage_cli.runs.records import SOLVE, RunInfo, tau_in_json
-from arbitrage_cli.runs.rows import Solution, SolutionLine
+from arbitrage_cli.runs.rows import SolutionLine, SolutionRow
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.tuning.memory import MOST
 from arbitrage_cli.types import Finished, Limits, Problem
 
-Record = Solution | SolutionLine
+Record = SolutionRow | SolutionLine
 LineOf = Callable[[Mapping[str, Any]], str | None]
 """Formats a record for standard output, or returns None to omit it."""
 Place = tuple[str, str | None]  # an input line: its id and problem
@@ -147,7 +147,7 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _finish(self, event: Finished, run: RunInfo) -> None:
         """Store and show a problem's result. The file omits interrupted problems, so that a resumed run solves them."""
         if self._folder is None or event.error is None or isinstance(event.error, ProblemError):
-            self._add(Solution.of(event, run))
+            self._add(SolutionRow.of(event, run))
 
     def _unsolved(self, run: RunInfo | None = None, limits: Limits | None = None) -> Iterator[Problem]:
         """Yield the problems without a result, then those that failed. Add other results and invalid lines in their places.
@@ -163,7 +163,7 @@ class Solutions(AbstractContextManager["Solutions"]):
             elif not isinstance(line, Problem):
                 self._add(SolutionLine.unusable(line.number, line.reason))
             elif run and limits and self._folder and self._crashes.get(line.id, 0) >= MAX_CRASHES:
-                self._add(Solution.of(give_up(line, limits, self._folder.started), run))
+                self._add(SolutionRow.of(give_up(line, limits, self._folder.started), run))
             elif place in self._failed:
                 self._failed[place] = line
             else:

@@ -8,7 +8,7 @@ from arbitrage_cli.app.manifest import with_grader
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import BENCH
-from arbitrage_cli.runs.rows import Attempted
+from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.tasks.task import Grader, Task
 
 
@@ -23,7 +23,7 @@ def open_run(
         yield folder
 
 
-def regrade(folder: RunFolder, task: Task) -> list[tuple[Attempted, Attempted]]:
+def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]]:
     """Regrade all finished answers and return each changed row as (before, after). All rows are replaced at once."""
     with task.open_grader() as grader:
         pairs = [(row, _graded(row, grader)) for row in folder.rows]
@@ -32,5 +32,5 @@ def regrade(folder: RunFolder, task: Task) -> list[tuple[Attempted, Attempted]]:
     return [(before, now) for before, now in pairs if before.grade != now.grade]
 
 
-def _graded(row: Attempted, grader: Grader) -> Attempted:
+def _graded(row: AttemptRow, grader: Grader) -> AttemptRow:
     return row.model_copy(update={"grade": grader.grade(row.text, row.gold)}) if row.status == "done" else row

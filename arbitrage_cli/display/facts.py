@@ -17,7 +17,7 @@ from arbitrage_cli.stats import rounding
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench_run import Preview
     from arbitrage_cli.app.model_info import Stored
-    from arbitrage_cli.runs.rows import Attempted
+    from arbitrage_cli.runs.rows import AttemptRow
     from arbitrage_cli.types import ModelRole
 
 
@@ -104,7 +104,7 @@ def _whereabouts(model: "Stored") -> str:
     return f"{'on this machine' if model.is_here else 'to download'}, {rounding.size_words(model.num_bytes)}"
 
 
-def grade_change(before: "Attempted", now: "Attempted") -> str:
+def grade_change(before: "AttemptRow", now: "AttemptRow") -> str:
     policy, grades = label(before.policy, before.tau, before.tau_name), (before.grade, now.grade)
     values = [grade.value for grade in grades if grade]
     return f"{before.id}, {policy}: was {values[0]}, now {values[1]}: {now.grade and now.grade.explanation}"

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from arbitrage_cli.routing.route import route_name
 
 if TYPE_CHECKING:  # pydantic is slow to import
-    from arbitrage_cli.runs.rows import Attempted
+    from arbitrage_cli.runs.rows import AttemptRow
 
 BLOCK = 1 << 18  # minimum bytes of JSON in a block
 DIGITS = 4  # decimals of numbers, more than the page shows
@@ -32,13 +32,13 @@ class TracePacker:
         self._parts: list[bytes] = []
         self._size = self._num_rows = 0
 
-    def watch(self, rows: "Iterable[Attempted]") -> "Iterator[Attempted]":
+    def watch(self, rows: "Iterable[AttemptRow]") -> "Iterator[AttemptRow]":
         """Yield the rows unchanged, and pack each row before the next is read."""
         for row in rows:
             yield row
             self._add(row)
 
-    def _add(self, row: "Attempted") -> None:
+    def _add(self, row: "AttemptRow") -> None:
         problem, _ = self._problems.setdefault(row.id, (len(self._problems), row.level))
         self._attempts[problem, row.sample, (row.policy, row.tau)] = _entry(row, self._num_rows)
         self._parts.append(to_json(_attempt(row)))
@@ -80,7 +80,7 @@ def _packed(data: bytes) -> str:
     return base64.b64encode(zlib.compress(data, 6)).decode()
 
 
-def _entry(row: "Attempted", number: int) -> list[Any]:
+def _entry(row: "AttemptRow", number: int) -> list[Any]:
     """Return an index entry: verdict, wall-clock seconds, seconds for steps, number of target steps, and attempt index."""
     is_done = row.status == "done"
     written = sum(version.seconds for step in row.steps for version in (step, step.discarded) if version)
@@ -89,7 +89,7 @@ def _entry(row: "Attempted", number: int) -> list[Any]:
     return [row.grade.value if row.grade and is_done else "error", seconds, round(written, DIGITS), calls, number]
 
 
-def _attempt(row: "Attempted") -> dict[str, Any]:
+def _attempt(row: "AttemptRow") -> dict[str, Any]:
     return {
         "question": row.problem,
         "gold": row.gold,

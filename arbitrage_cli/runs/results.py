@@ -19,7 +19,7 @@ from arbitrage_cli.stats.intervals import Numbers
 from arbitrage_cli.types import Cost, Decision, ModelRole
 
 if TYPE_CHECKING:  # pydantic is slow to import
-    from arbitrage_cli.runs.rows import Attempted
+    from arbitrage_cli.runs.rows import AttemptRow
 
 Outcome = Literal["correct", "incorrect", "unscored", "error"]
 SampleKey = tuple[str, int]  # problem ID and sample index, which all policies share
@@ -52,7 +52,7 @@ class Result:
     computed: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, row: "Attempted") -> Self:
+    def of(cls, row: "AttemptRow") -> Self:
         timing, decisions = row.timing, row.decisions
         return cls(
             route=(row.policy, _number(row.tau)),

@@ -209,7 +209,7 @@ class Solved(Row):
         return cls(**shared | more)
 
 
-class Solution(Solved):
+class SolutionRow(Solved):
     """A row that `solve` writes."""
 
     score_is: str | None
@@ -244,7 +244,7 @@ class Solution(Solved):
         )
 
 
-class Attempted(Solved):
+class AttemptRow(Solved):
     """A row that `bench` writes."""
 
     version: Literal[1] = Field(alias="schema")
@@ -284,7 +284,7 @@ class Attempted(Solved):
         )
 
 
-class Collected(Row):
+class CollectedRow(Row):
     """A row that `collect` writes."""
 
     version: Literal[1] = Field(alias="schema")
@@ -311,7 +311,7 @@ class SolutionLine(Row, extra="allow"):
         return cls(id=str(number), status="error", error=f"line {number}: {reason}", text="", steps=[], **unknown)
 
 
-_KINDS: Mapping[str, type[Row]] = MappingProxyType({BENCH: Attempted, COLLECT: Collected, SOLVE: SolutionLine})
+_KINDS: Mapping[str, type[Row]] = MappingProxyType({BENCH: AttemptRow, COLLECT: CollectedRow, SOLVE: SolutionLine})
 
 
 def read_row(line: bytes, kind: str) -> Row:

@@ -18,7 +18,7 @@ from arbitrage_cli.routing.presets import Costs
 from arbitrage_cli.runs.folder import latest, read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.results import unit_costs_of
-from arbitrage_cli.runs.rows import Collected
+from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.training.expected_loss import Outcomes
 from arbitrage_cli.training.states import State, features_of, prefixes_of, state_from_json
 
@@ -150,7 +150,7 @@ def read_run(folder: Path, *, is_test: bool = False) -> CollectedRun:
     return CollectedRun(folder, contents.run, tuple(solution for solution in solutions if solution.states), is_test)
 
 
-def _solution(folder: Path, row: Collected) -> CollectedSolution:
+def _solution(folder: Path, row: CollectedRow) -> CollectedSolution:
     try:
         states = sorted((state_from_json(entry) for entry in row.states), key=lambda state: state.position)
         if [state.position for state in states] != list(range(len(states))):

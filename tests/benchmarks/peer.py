@@ -50,7 +50,7 @@ from arbitrage_cli.model_files.pairs import (
 )
 from arbitrage_cli.routing.route import Route, make_routes, parse_routes
 from arbitrage_cli.routing.router import load
-from arbitrage_cli.runs.rows import Attempted
+from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.stats.intervals import Interval, log_ratio, wilson
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.tasks import FORMS, find_task
@@ -141,7 +141,7 @@ def solver_of_policy(bench: Bench, column: Route) -> Solver:
     def solve(item: Item) -> Solved:
         (ended,) = (one for one in bench.run([Attempt(item, 0, column)]) if isinstance(one, Ended))
         row = ended.row
-        if not isinstance(row, Attempted) or row.grade is None:
+        if not isinstance(row, AttemptRow) or row.grade is None:
             raise ProblemError(f"{column.label}: {row.error}")
         num_tokens = sum(step.tokens for step in row.steps)
         return Solved(row.text, row.grade.value == "correct", row.wall_seconds, num_tokens)

@@ -16,7 +16,7 @@ from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, figures, 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.rows import Attempted
+from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.stats.intervals import paired_difference, wilson
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, Grade, Problem, Step
@@ -38,9 +38,9 @@ def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {policy["label"]: policy for policy in made["policies"]}
 
 
-def row_of(finished: Finished) -> Attempted:
+def row_of(finished: Finished) -> AttemptRow:
     facts = {"sample": 0, "level": None, "gold": {"answer": "4"}, "grade": SCORE, "answer": "4", "wall_seconds": 1.0}
-    return parsed(Attempted.of(finished, Route(POLICIES["entropy"], 1.0), {}, **facts).to_dict())
+    return parsed(AttemptRow.of(finished, Route(POLICIES["entropy"], 1.0), {}, **facts).to_dict())
 
 
 @given(st.lists(decisions()))

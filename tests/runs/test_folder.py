@@ -23,7 +23,7 @@ from made_up_runs import parsed
 from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
 from arbitrage_cli.runs.folder import RunFolder, encode, read_run_folder
 from arbitrage_cli.runs.results import Result
-from arbitrage_cli.runs.rows import Attempted
+from arbitrage_cli.runs.rows import AttemptRow
 
 RUN = made_up_runs.describe({"é\u2028": 1, **{f"p{number}": 1 for number in range(20)}})
 ODD_TEXTS = ["plain", "\u0085 \u2028 \u2029 \x0b \x0c \x1c", '}{"id":', "\0", "é" * 50, "\\n\n\r\r\n", "\U0001f600"]
@@ -47,7 +47,7 @@ def read_all(path: Path) -> list[dict[str, Any]]:
     return [row.to_dict() for row in read_run_folder(path).rows]
 
 
-def dicts(rows: Iterable[Attempted]) -> list[dict[str, Any]]:
+def dicts(rows: Iterable[AttemptRow]) -> list[dict[str, Any]]:
     return [row.to_dict() for row in rows]
 
 

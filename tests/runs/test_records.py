@@ -16,7 +16,7 @@ from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import encode
 from arbitrage_cli.runs.records import BENCH, RunInfo, problem_error, to_json
-from arbitrage_cli.runs.rows import Attempted, Solution, read_row
+from arbitrage_cli.runs.rows import AttemptRow, SolutionRow, read_row
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Cost, Decision, Finished, Grade
 
@@ -38,7 +38,7 @@ def written(model: str, text: str, tokens: int, seconds: float, stop: str = "sep
 
 def test_record_of_a_routed_problem() -> None:
     trace = make_trace(escalate(), accept("So \\boxed{4}.", stop="end"), identifier="p1")
-    made = Solution.of(finish(trace, alone=3.0), RUN).to_dict()
+    made = SolutionRow.of(finish(trace, alone=3.0), RUN).to_dict()
     assert made == {
         "id": "p1",
         "problem": "What is 2 + 2?",
@@ -87,21 +87,21 @@ def test_record_of_a_routed_problem() -> None:
 def test_record_of_rated_steps() -> None:
     draft, target = make_step("draft"), make_step("target", stop="end")
     decision = Decision(target, draft=draft, target=target, advantage=0.25)
-    made = Solution.of(Finished(make_trace(decision), reward_cost=Cost(9, 1.5, 3, 0.5)), RUN).to_dict()
+    made = SolutionRow.of(Finished(make_trace(decision), reward_cost=Cost(9, 1.5, 3, 0.5)), RUN).to_dict()
     assert made["steps"][0]["advantage"] == 0.25
     assert made["timing"]["reward"]["seconds"] == 2.0
     assert made["timing"]["reward"]["prefill_tokens"] == 9
 
 
-def attempted(finished: Finished) -> Attempted:
+def attempted(finished: Finished) -> AttemptRow:
     facts = {"sample": 2, "level": "hard", "gold": {"answer": "4"}, "grade": Grade("correct", "4", "the same text")}
     route = Route(POLICIES["entropy"], 1.0)
-    return Attempted.of(finished, route, {"router": 0.25, "program": None}, answer="4", wall_seconds=3.5, **facts)
+    return AttemptRow.of(finished, route, {"router": 0.25, "program": None}, answer="4", wall_seconds=3.5, **facts)
 
 
 def test_row_is_the_record_with_what_was_attempt() -> None:
     finished = finish(make_trace(accept("So \\boxed{4}.", stop="end")))
-    row, recorded = attempted(finished), Solution.of(finished, RUN).to_dict()
+    row, recorded = attempted(finished), SolutionRow.of(finished, RUN).to_dict()
     assert row == read_row(encode(row.to_dict()), BENCH)
     made = row.to_dict()
     assert (made["sample"], made["level"], made["gold"], made["status"]) == (2, "hard", {"answer": "4"}, "done")
@@ -129,14 +129,14 @@ def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | N
     ("tau", "written"), [(math.inf, "inf"), (-math.inf, "-inf"), (0.5, 0.5), (-1.0, -1.0), (None, None)]
 )
 def test_tau_is_valid_json(tau: float | None, written: object) -> None:
-    line = to_json(Solution.of(finish(make_trace(accept(stop="end"))), replace(RUN, tau=tau)).to_dict())
+    line = to_json(SolutionRow.of(finish(make_trace(accept(stop="end"))), replace(RUN, tau=tau)).to_dict())
     assert json.loads(line, parse_constant=pytest.fail)["tau"] == written
 
 
 @given(st.text(), st.text(), st.text())
 def test_any_text_is_one_line_of_ascii_and_comes_back(question: str, identifier: str, text: str) -> None:
     trace = make_trace(accept(text, stop="end"), question=question, identifier=identifier)
-    line = to_json(Solution.of(finish(trace), RUN).to_dict())
+    line = to_json(SolutionRow.of(finish(trace), RUN).to_dict())
     assert line.isascii()
     assert len(line.splitlines()) == 1
     read = json.loads(line)

@@ -15,7 +15,7 @@ from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import SCHEMA
-from arbitrage_cli.runs.rows import Collected
+from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.training.states import State, state_to_json
 from arbitrage_cli.types import Cost, Problem, Step, TokenStats
 
@@ -112,7 +112,7 @@ def write_run(
             seed = int.from_bytes(question.encode()[-8:], "big")
             states = make_states(world or World(), seed)
             rows.append(
-                Collected(
+                CollectedRow(
                     schema=SCHEMA,
                     id=ids[number] if ids else str(number),
                     sample=0,

@@ -19,7 +19,7 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.runs.folder import RunFolder, encode
 from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.results import Result
-from arbitrage_cli.runs.rows import Attempted, read_row
+from arbitrage_cli.runs.rows import AttemptRow, read_row
 from arbitrage_cli.types import Cost, Decision, Step
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
@@ -172,9 +172,9 @@ def unscored(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "grade": {"value": "unscored", "answer": None, "explanation": "no answer was found"}}
 
 
-def parsed(row: Mapping[str, Any]) -> Attempted:
+def parsed(row: Mapping[str, Any]) -> AttemptRow:
     made = read_row(encode(row), BENCH)
-    assert isinstance(made, Attempted)
+    assert isinstance(made, AttemptRow)
     return made
 
 
