@@ -115,13 +115,13 @@ class ChatPrompt:
         low, high = (self._layouts.shown(QUESTION, variables_for(effort=effort)) for effort in ("low", "high"))
         return low != high and bool(low and high)
 
-    def of(self, problem: Problem) -> list[Segment]:
+    def for_problem(self, problem: Problem) -> list[Segment]:
         """Return a problem's prompt. Raises ConversationError if the template rejects earlier turns or the system prompt."""
         try:
             return self.segments(problem)
         except TemplateError as error:
             if problem.effort is not None:  # the template may reject this value
-                return self.of(replace(problem, effort=None))
+                return self.for_problem(replace(problem, effort=None))
             raise ConversationError(error.message, "start a new conversation, or omit the system prompt") from error
 
     def segments(self, problem: Problem) -> list[Segment]:
@@ -130,7 +130,7 @@ class ChatPrompt:
         roles = (*(turn.role for turn in problem.turns), *QUESTION)
         switch = None if problem.thinks == bool(self.thinks_by_itself) and not explicit else problem.thinks
         instructions = self._instructions if problem.system is None else problem.system.strip()
-        layout = self._layouts.of(roles, instructions != "", variables_for(switch, problem.effort))
+        layout = self._layouts.layout(roles, instructions != "", variables_for(switch, problem.effort))
         messages = [*(turn.text for turn in problem.turns), problem.question]
         texts = {**dict(zip(layout.slots, map(str.strip, messages), strict=True)), layout.system: instructions}
         segments: list[Segment] = []

@@ -246,7 +246,7 @@ class Cache:
     # --- token ids
 
     def prompt_ids(self, problem: Problem) -> list[int]:
-        return prompt_ids(self.backend, self.prompt.of(problem))
+        return prompt_ids(self.backend, self.prompt.for_problem(problem))
 
     def step_ids(self, text: str) -> list[int]:
         tokenize = self.backend.tokenizer.tokenize

@@ -46,7 +46,7 @@ class Layouts:
 
     def __init__(self, template: str | Render | None, variables: Mapping[str, Any], *, has_instructions: bool) -> None:
         self._template, self._variables, self._has_instructions = template, variables, has_instructions
-        self.of = lru_cache(MAX_LAYOUTS)(self._make)
+        self.layout = lru_cache(MAX_LAYOUTS)(self._make)
 
     @cached_property
     def source(self) -> str:
@@ -58,12 +58,12 @@ class Layouts:
     @property
     def question(self) -> Layout:
         """The layout of a single question. Raises TemplateError if rendering fails."""
-        return self.of(QUESTION, self._has_instructions)
+        return self.layout(QUESTION, self._has_instructions)
 
     def shown(self, roles: Sequence[MessageRole], variables: Variables = ()) -> str:
         """Render placeholder messages with these roles. Return "" if rendering fails."""
         try:
-            return self.of(roles, self._has_instructions, variables).text
+            return self.layout(roles, self._has_instructions, variables).text
         except TemplateError:
             return ""
 

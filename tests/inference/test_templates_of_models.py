@@ -136,14 +136,14 @@ def test_who_wants_no_thoughts_gets_none_of_a_model_whose_template_does_not_show
     assert text(prompt.segments(Problem("", "c", TURNS))) == without
     usual = ChatPrompt(TEMPLATES[name], [], style=PromptStyle("S"))
     problem = Problem("1", "c", TURNS)
-    assert [text(usual.of(replace(problem, explicit=explicit))) for explicit in (False, True)] == [answer, without]
+    assert [text(usual.for_problem(replace(problem, explicit=explicit))) for explicit in (False, True)] == [answer, without]
 
 
 def test_an_effort_that_a_template_refuses_is_left_out() -> None:
     template = "{% if reasoning_effort == 'low' %}{{ raise_exception('no') }}{% endif %}{{ messages[-1].content }}:"
     prompt = ChatPrompt(template, [], style=PromptStyle(""))
     assert not prompt.supports_effort
-    assert text(prompt.of(Problem("1", "c", effort="low"))) == "c:"
+    assert text(prompt.for_problem(Problem("1", "c", effort="low"))) == "c:"
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ class ServedWriter:
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Assign a problem to a slot. Raises ServerRequestError if the server cannot show where its thinking ends."""
-        segments, form = self._prompt.of(problem), self._prompt.think_format
+        segments, form = self._prompt.for_problem(problem), self._prompt.think_format
         if problem.thinks and self._model.dialect.is_plain and form is not THINK:
             raise self._hidden_end()
         marks = [Control(form.opens + form.closes)] if problem.thinks else []
