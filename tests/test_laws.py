@@ -37,6 +37,7 @@ from hash_language import (
     RoundingRollback,
     StaleBackend,
     Wavering,
+    always_draft,
     events_of,
     hash_engines,
     planner,
@@ -724,8 +725,7 @@ def test_speculating_is_invisible_in_llama(
     in_llama: Solve, pair: tuple[str, str], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law 5."""
-    monkeypatch.setattr("arbitrage_cli.inference.engine.UNSURE", 0.0)
-    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room, acceptance, place: max(0, min(room, 4)))
+    monkeypatch.setattr(Planner, "plan_speculation", always_draft)
     chosen = {"sampler": sampler, "costs": CHEAP_BATCHES}
     without = in_llama(pair, "random", 0.3, sampler=sampler, proposals="none")
     with_it = in_llama(pair, "random", 0.3, stops_early=True, speculates=True, **chosen)

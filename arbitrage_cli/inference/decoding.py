@@ -29,6 +29,7 @@ class OpenProblem:
     sampler: Sampler
     acceptance: Acceptance = field(default_factory=Acceptance)
     history: History | None = None
+    num_speculated: int = 0  # leading tokens of the text that the speculator has read
 
 
 @dataclass(slots=True)
@@ -113,22 +114,29 @@ class Decoder:
                 step.opened.cached.cut(len(step.opened.cached.held))
         return drawn
 
-    def write_on(self, opened: OpenProblem, max_tokens: int, should_continue: Callable[[Floats, int], bool]) -> Cost:
-        """Prefill unread tokens, then decode outside a step while `should_continue(logits, token)` returns true."""
+    def write_on(
+        self, opened: OpenProblem, max_tokens: int, num_rows: int, should_continue: Callable[[Floats, int], bool]
+    ) -> Cost:
+        """Read unread tokens, then decode outside a step while `should_continue(logits, token)` returns true.
+
+        `num_rows` says how the unread tokens are read, as in `UnitCosts.read`.
+        """
         cached = opened.cached
-        *before, token = cached.unread
-        num_read, num_decoded = len(before), 0
+        unread = cached.unread
+        tokens, before = (unread, []) if num_rows == len(unread) else (unread[-1:], unread[:-1])
+        num_read, num_decoded = len(unread) - 1, 0
         began = self._clock()
         while before:
-            del before[: cached.read(before)]
+            del before[: cached.read(before[: num_rows or None])]
         read = self._clock()
         while num_decoded < max_tokens:
-            logits = self._cache.decode([(cached, [token])])[0]
-            cached.held.append(token)
+            logits = self._cache.decode([(cached, tokens)])[-1]
+            cached.held += tokens
             num_decoded += 1
             token = opened.sampler.choose(logits, cached.problem.question, len(cached.held))
             if not should_continue(logits, token):
                 break
+            tokens = [token]
         return Cost(num_read, read - began, num_decoded, self._clock() - read)
 
     def _draw_while_proposed(self, step: StepInProgress, tokens: list[int], logits: Floats, row: int) -> list[str]:

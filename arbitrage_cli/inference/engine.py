@@ -17,15 +17,22 @@ from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Clock, Deadline, Floats, ModelCard
 from arbitrage_cli.inference.decoding import Decoder, OpenProblem, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
-from arbitrage_cli.inference.proposals import History, Proposal
+from arbitrage_cli.inference.proposals import History, Proposal, align
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import MAX_ROWS, Planner, Speculator
+from arbitrage_cli.inference.speculation import (
+    MAX_ROWS,
+    Acceptance,
+    Calibration,
+    Drafting,
+    Planner,
+    Speculation,
+    Speculator,
+)
 from arbitrage_cli.inference.token_stats import Recorder, RowMeter
 from arbitrage_cli.inference.unit_costs import TokenCosts, UnitCosts
 from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, TokenStats, Trace
 
 MIN_LOOKUP_SECONDS = 2e-3  # seconds per token; prompt lookup takes up to 1% of it
-UNSURE = 0.6  # a continuation ends when the joint probability of its tokens falls below this
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class Engine:
         states = cache.backend.states
         self._max_verified = states.most_dropped if states else MAX_ROWS
         self._planner = planner if planner and self._max_verified else Planner()
+        self._calibration = Calibration()
         self._token_costs = TokenCosts(planner.costs if planner else None)
         self.cache = cache
         self._decoder = Decoder(cache, clock)
@@ -88,7 +96,8 @@ class Engine:
         return self._planner.costs
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
-        self._slots[slot] = OpenProblem(self.cache.open(slot, problem, deadline), sampler or self._sampler)
+        cached = self.cache.open(slot, problem, deadline)
+        self._slots[slot] = OpenProblem(cached, sampler or self._sampler, Acceptance(self._calibration))
 
     def close(self, slot: int) -> None:
         self._steps.pop(slot, None)
@@ -210,44 +219,52 @@ class Engine:
 
     # --- speculating
 
-    def speculate(self, slot: int, trace: Trace, prefix: str, max_tokens: int) -> tuple[str, Cost]:
-        """Continue the `prefix` of another model's step by at most `max_tokens`, as long as this model is confident.
+    def speculate(self, slot: int, trace: Trace, prefix: str, drafting: Drafting) -> Speculation:
+        """Continue the `prefix` of another model's step as long as `drafting` goes on.
 
-        Returns the continuation and its cost. Raises ContextFullError if the context is full.
+        Raises ContextFullError if the context is full.
         """
         if slot in self._steps:
             raise ValueError(f"slot {slot} is already writing a step")
         opened = self._slots[slot]
         room = opened.cached.prepare(trace, prefix)
-        phase, tokenizer, chance = trace.phase, self.cache.backend.tokenizer, 1.0
+        phase, tokenizer, tokens = trace.phase, self.cache.backend.tokenizer, list[tuple[int, float]]()
         text = self.cache.step_text(phase, prefix)
 
         def should_continue(logits: Floats, token: int) -> bool:
-            nonlocal chance
-            chance *= math.exp(self._meter.measure(logits, token, is_top=opened.sampler.is_greedy).log_probability)
-            if chance < UNSURE or self.cache.ends(phase, token):
+            if self.cache.ends(phase, token):
                 return False
-            text.add(tokenizer.piece(token))
-            return not text.ended
+            stats = self._meter.measure(logits, token, is_top=opened.sampler.is_greedy)
+            piece, confidence = tokenizer.piece(token), math.exp(stats.log_probability)
+            text.add(piece)
+            tokens.append((len(piece), confidence))
+            return drafting.goes_on(confidence) and not text.ended
 
-        cost = self._decoder.write_on(opened, min(max_tokens, room), should_continue)
-        return text.so_far[len(prefix) :], cost
+        num_rows = self.unit_costs.read(len(opened.cached.unread))[1] if self.unit_costs else 0
+        cost = self._decoder.write_on(opened, min(drafting.max_tokens, room), num_rows, should_continue)
+        return Speculation(text.so_far[len(prefix) :], tokens, cost)
 
     def _ask_speculator(self, slot: int) -> None:
         step = self._steps[slot]
-        place = step.place
+        place, opened = step.place, step.opened
         if step.speculator is None or (place.num_left and place.source != "lookup") or step.text.is_inside_character:
             return
-        max_tokens = self._planner.plan_speculation(step.speculator.unit_costs, step.room, step.opened.acceptance, place)
-        if not max_tokens:
+        num_required = len(opened.cached.required)
+        num_unread = max(1, num_required - opened.num_speculated)
+        costs = step.speculator.unit_costs
+        drafting = self._planner.plan_speculation(costs, num_unread, step.room, opened.acceptance, place)
+        if drafting is None:
             return
         try:
-            text, cost = step.speculator.speculate(slot, step.trace, step.text.so_far, max_tokens)
+            found = step.speculator.speculate(slot, step.trace, step.text.so_far, drafting)
         except ProblemError:  # the step continues without a speculator
             step.speculator = None
             return
-        step.speculation_cost += cost
-        step.proposal.speculate(self.cache.proposed_ids(text, step.phase, step.text.so_far))
+        step.speculation_cost += found.cost
+        opened.num_speculated = num_required + max(0, len(found.tokens) - 1)
+        tokens = self.cache.proposed_ids(found.text, step.phase, step.text.so_far)
+        lengths = (len(self.cache.backend.tokenizer.piece(token)) for token in tokens)
+        step.proposal.speculate(tokens, align(found.tokens, lengths))
 
     # --- measuring
 

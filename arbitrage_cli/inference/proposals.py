@@ -11,24 +11,32 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 class Place(NamedTuple):
-    """A position in a proposal, given by the numbers of remaining tokens and preceding matches."""
+    """A position in a proposal, given by the numbers of remaining tokens and preceding matches.
+
+    `confidences` contains the draft's probabilities of the remaining tokens, if the source is `speculated`.
+    """
 
     num_left: int
     num_matched: int
     source: Source = "drafted"
+    confidences: tuple[float, ...] = ()
 
 
 class _Proposed:
     """Proposed tokens and the text's position in them."""
 
-    def __init__(self, tokens: Sequence[int], source: Source) -> None:
-        self.tokens, self.source = list(tokens), source
+    def __init__(self, tokens: Sequence[int], source: Source, confidences: Sequence[float] = ()) -> None:
+        self.tokens, self.source, self._confidences = list(tokens), source, tuple(confidences)
         self.num_matched = 0
         self._next = 0
 
     @property
     def num_left(self) -> int:
         return len(self.tokens) - self._next
+
+    def place(self, room: int) -> Place:
+        num_left = max(0, min(self.num_left, room))
+        return Place(num_left, self.num_matched, self.source, self._confidences[self._next : self._next + num_left])
 
     def upcoming(self, count: int) -> list[int]:
         return self.tokens[self._next : self._next + count]
@@ -100,6 +108,20 @@ class History(_Proposed):
             self.follow(token)
 
 
+def align(drafted: Iterable[tuple[int, float]], lengths: Iterable[int]) -> list[float]:
+    """Return the probabilities of tokens of these lengths, from the lengths and probabilities of another model's tokens.
+
+    The probability of a token is that of all drafted tokens that begin in it.
+    """
+    remaining, begin, end, confidences = iter(drafted), 0, 0, list[float]()
+    for length in lengths:
+        end, confidence = end + length, 1.0
+        while begin < end and (token := next(remaining, None)):
+            begin, confidence = begin + token[0], confidence * token[1]
+        confidences.append(confidence)
+    return confidences
+
+
 class Proposal:
     """Proposes tokens from the drafted step while the text matches the step, then from the draft's continuation or `history`."""
 
@@ -110,15 +132,14 @@ class Proposal:
         return bool(self._history or self._drafted.tokens or self._speculated.num_left)
 
     def place(self, room: int) -> Place:
-        chosen = self._chosen
-        return Place(max(0, min(chosen.num_left, room)), chosen.num_matched, chosen.source)
+        return self._chosen.place(room)
 
     def upcoming(self, count: int) -> list[int]:
         return self._chosen.upcoming(count)
 
-    def speculate(self, tokens: Sequence[int]) -> None:
+    def speculate(self, tokens: Sequence[int], confidences: Sequence[float]) -> None:
         """Propose the draft's continuation until the text differs from it or rejoins the drafted step."""
-        self._speculated = _Proposed(tokens, "speculated")
+        self._speculated = _Proposed(tokens, "speculated", confidences)
 
     def follow(self, token: int) -> bool | None:
         """Add the next token of the text. Return whether the token was proposed, or None if nothing was proposed."""

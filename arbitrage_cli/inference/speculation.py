@@ -1,4 +1,4 @@
-"""Decides how many proposed tokens a model verifies in its next batch, and whether to ask the draft for more.
+"""Decides how many proposed tokens a model verifies in its next batch, and how many more the draft writes.
 
 A batch yields one token, plus all leading proposed tokens that match the tokens drawn by the model. Verification is
 worthwhile if it yields more tokens per second than decoding. The decision depends on acceptance rates and fixed costs but
@@ -6,11 +6,14 @@ not on a clock, so runs are reproducible. Inaccurate costs waste time, and chang
 equally likely.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple, Protocol
 
-from arbitrage_cli.inference.proposals import SOURCES, Place, Proposal, Source
+from arbitrage_cli.inference.proposals import Place, Proposal, Source
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.types import Cost, Trace
 
@@ -19,10 +22,26 @@ GAIN = 1.05  # minimum gain in tokens per second; less is lost in overhead that 
 RELIABLE = 0.95  # acceptance rate of a proposal that has matched for a while
 MAX_SPECULATED = 16  # draft tokens per continuation
 
-EXPECTED: dict[Source, float] = {"drafted": 0.8, "rejoined": 0.8, "speculated": 0.8, "lookup": 0.5}  # prior rates
+EXPECTED: dict[Source, float] = {"drafted": 0.8, "rejoined": 0.8, "lookup": 0.5}  # prior rates
 PRIOR_TOKENS = 4  # weight of the prior, in tokens
 UNLIKELY = 0.02  # tokens with a lower probability of being reached are ignored
 BUCKETS = 8  # by number of preceding matches: 0, 1, 2-3, 4-7 ... 64 and more
+
+CONFIDENCES = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # the draft's probabilities of a token that separate the bins
+KEPT = (0.3, 0.4, 0.6, 0.78, 0.91, 0.98, 0.995)  # prior rates at which the target keeps these tokens
+KEPT_OVERALL = 0.9
+KEPT_PRIOR = 8  # weight of these rates, in tokens
+BEST_CASE = 0.97  # if even this rate saves no time, nothing is ever drafted
+EXPLORED = 0.02  # share of the target's time for drafts from which only the rates are learned
+PROBE = 4  # tokens of such a draft
+
+
+class Speculation(NamedTuple):
+    """A continuation of another model's step, with the lengths in bytes and the probabilities of its tokens."""
+
+    text: str
+    tokens: Sequence[tuple[int, float]]
+    cost: Cost
 
 
 class Speculator(Protocol):
@@ -31,15 +50,44 @@ class Speculator(Protocol):
     @property
     def unit_costs(self) -> UnitCosts | None: ...
 
-    def speculate(self, slot: int, trace: Trace, prefix: str, max_tokens: int) -> tuple[str, Cost]: ...
+    def speculate(self, slot: int, trace: Trace, prefix: str, drafting: "Drafting") -> Speculation: ...
+
+
+class Calibration:
+    """Tracks how often the target keeps the tokens of the draft's continuations, by the draft's probability of the token.
+
+    All problems of a run are counted together. `credit` is the time that may be spent on exploration, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self._seen, self._matched = [0] * len(KEPT), [0] * len(KEPT)
+        self.credit = 0.0
+
+    def record(self, confidence: float, *, matched: bool) -> None:
+        index = bisect_right(CONFIDENCES, confidence)
+        self._seen[index] += 1
+        self._matched[index] += matched
+
+    @property
+    def overall(self) -> float:
+        return (sum(self._matched) + KEPT_OVERALL * KEPT_PRIOR) / (sum(self._seen) + KEPT_PRIOR)
+
+    def chance(self, confidence: float) -> float:
+        """Return the probability that the target keeps a token."""
+        index = bisect_right(CONFIDENCES, confidence)
+        return (self._matched[index] + KEPT[index] * KEPT_PRIOR) / (self._seen[index] + KEPT_PRIOR)
 
 
 class Acceptance:
-    """Tracks the acceptance rate of a problem's proposed tokens, by source and number of preceding matches."""
+    """Tracks the acceptance rate of a problem's proposed tokens, by source and number of preceding matches.
 
-    def __init__(self) -> None:
-        self._seen = {source: [0.0] * BUCKETS for source in SOURCES}  # proposed tokens that were compared
-        self._matched = {source: [0.0] * BUCKETS for source in SOURCES}
+    Continuations are tracked by the `calibration` of the run.
+    """
+
+    def __init__(self, calibration: Calibration | None = None) -> None:
+        self.calibration = calibration or Calibration()
+        self._seen = {source: [0.0] * BUCKETS for source in EXPECTED}  # proposed tokens that were compared
+        self._matched = {source: [0.0] * BUCKETS for source in EXPECTED}
 
     def follow(self, proposal: Proposal, token: int) -> None:
         """Add the text's next token to `proposal` and record whether it matched."""
@@ -49,11 +97,16 @@ class Acceptance:
             self.record(place, matched=matched)
 
     def record(self, place: Place, *, matched: bool) -> None:
+        if place.source == "speculated":
+            self.calibration.record(place.confidences[0], matched=matched)
+            return
         self._seen[place.source][_bucket(place.num_matched)] += 1
         self._matched[place.source][_bucket(place.num_matched)] += matched
 
     def chances(self, place: Place, room: int) -> list[float]:
         """For each of at most `room` proposed tokens, return the probability that this token and all earlier ones match."""
+        if place.source == "speculated":
+            return [*accumulate(map(self.calibration.chance, place.confidences[: min(place.num_left, room)]), mul)]
         seen, matched = self._seen[place.source], self._matched[place.source]
         overall = (sum(matched) + EXPECTED[place.source] * PRIOR_TOKENS) / (sum(seen) + PRIOR_TOKENS)
         chances, chance = list[float](), 1.0
@@ -101,44 +154,76 @@ class Planner:
             counts[index] += 1
         return counts
 
-    def plan_speculation(self, draft: UnitCosts | None, room: int, acceptance: Acceptance, place: Place) -> int:
-        """Return how many tokens, at most `room`, a draft with these costs should propose.
+    def plan_speculation(
+        self, draft: UnitCosts | None, num_unread: int, room: int, acceptance: Acceptance, place: Place
+    ) -> "Drafting | None":
+        """Return how a draft with these costs should continue the text, of which it has not read `num_unread` tokens.
 
-        Returns 0 if the tokens already proposed at `place` yield at least as many tokens per second.
+        Returns None if the tokens already proposed at `place` take at most as many seconds per token. A draft that is not
+        expected to save time is explored now and then, so that the rates stay known.
         """
-        if self.costs is None or draft is None:
-            return 0
-        most = max(0, min(room, MAX_SPECULATED))
-        costs = [0.0, *(draft.prefill_call + count * draft.decode for count in range(1, most + 1))]
-        count, speed = _fastest_alone(self.costs, acceptance, Place(most, 0, "speculated"), costs)
-        return count if speed > _fastest_alone(self.costs, acceptance, place)[1] else 0
+        most, calibration = max(0, min(room, MAX_SPECULATED)), acceptance.calibration
+        if self.costs is None or draft is None or not most:
+            return None
+        wake = draft.read(min(num_unread, 2))[0] - draft.decode  # reading more is done once
+        costs = [self.costs.decode]
+        costs += [wake + count * draft.decode + self.costs.batch(1 + count) for count in range(1, most + 1)]
+        count, pace = _fastest(1, _powers(calibration.overall, most), costs)
+        if count:
+            chances = acceptance.chances(place, MAX_ROWS - 1)
+            proposed = [self.costs.batch(1 + number) for number in range(1 + len(chances))]
+            return Drafting(calibration, costs, pace) if pace < _fastest(1, chances, proposed)[1] else None
+        if not _fastest(1, _powers(BEST_CASE, most), costs)[0]:
+            return None
+        calibration.credit += EXPLORED * self.costs.decode
+        price = draft.read(num_unread)[0] + (PROBE - 1) * draft.decode
+        if calibration.credit < price:
+            return None
+        calibration.credit -= price
+        return Drafting(calibration, [0.0] * (1 + min(most, PROBE)), self.costs.decode)
 
 
-def _fastest_alone(
-    target: UnitCosts, acceptance: Acceptance, place: Place, drafting: Sequence[float] = ()
-) -> tuple[int, float]:
-    """Return the result of `_fastest` for a single problem. `drafting[n]` is the cost of drafting n tokens (default: 0)."""
-    chances = acceptance.chances(place, MAX_ROWS - 1)
-    drafted = drafting or [0.0] * (1 + len(chances))
-    costs = [target.batch(1 + count) + drafted[count] for count in range(1 + len(chances))]
-    return _fastest(1, chances, costs)
+class Drafting:
+    """Decides after each token of a continuation whether the draft should write another one.
+
+    `costs[n]` is the cost of drafting and verifying n tokens. A token that the target keeps saves `pace` seconds: those
+    per token that speculation should reach, which is less than a decoded token costs.
+    """
+
+    def __init__(self, calibration: Calibration, costs: Sequence[float], pace: float) -> None:
+        self._calibration, self._costs, self._pace = calibration, costs, pace
+        self._num_drafted, self._chance = 0, 1.0
+        self.max_tokens = len(costs) - 1
+
+    def goes_on(self, confidence: float) -> bool:
+        """Return whether the next token should save time, after a token of which the draft had this probability."""
+        self._num_drafted += 1
+        self._chance *= self._calibration.chance(confidence)
+        if self._num_drafted == self.max_tokens:
+            return False
+        cost, more = self._costs[self._num_drafted : self._num_drafted + 2]
+        return self._chance * self._calibration.overall * self._pace > more - cost
+
+
+def _powers(chance: float, count: int) -> list[float]:
+    return [chance**number for number in range(1, 1 + count)]
 
 
 def most_verified(costs: UnitCosts) -> int:
     """Return how many tokens (at most MAX_SPECULATED) of a reliable proposal are worth verifying in one batch."""
-    chances = [RELIABLE**number for number in range(1, 1 + MAX_SPECULATED)]
-    return _fastest(1, chances, [costs.batch(1 + number) for number in range(1 + MAX_SPECULATED)])[0]
+    verified = [costs.batch(1 + number) for number in range(1 + MAX_SPECULATED)]
+    return _fastest(1, _powers(RELIABLE, MAX_SPECULATED), verified)[0]
 
 
 def _fastest(num_certain: int, chances: Sequence[float], costs: Sequence[float]) -> tuple[int, float]:
-    """Return the number of proposed tokens that maximizes the tokens per second, and the resulting speed.
+    """Return the number of proposed tokens that minimizes the seconds per token, and these seconds.
 
     The number is 0 if the gain is below `GAIN`. `chances` are in descending order. `num_certain` tokens are always decoded.
     `costs[n]` is the cost of a batch with n proposed tokens.
     """
-    expected, best, taken = float(num_certain), GAIN * num_certain / costs[0], 0
+    expected, best, taken = float(num_certain), costs[0] / num_certain / GAIN, 0
     for number, chance in enumerate(chances, start=1):
         expected += chance
-        if expected / costs[number] > best:
-            best, taken = expected / costs[number], number
+        if costs[number] / expected < best:
+            best, taken = costs[number] / expected, number
     return taken, best

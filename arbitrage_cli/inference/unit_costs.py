@@ -38,6 +38,15 @@ class UnitCosts:
         """Seconds per token in the prefill of a step."""
         return self.prefill_token + self.prefill_call / STEP_TOKENS
 
+    def read(self, num_tokens: int) -> tuple[float, int]:
+        """Return the least seconds to compute the logits after this many tokens, and the size of the last batch.
+
+        If the size is 0, the tokens before the last one are prefilled.
+        """
+        prefill = self.prefill_call + (num_tokens - 1) * self.prefill_token + self.decode
+        batch = self.batch(num_tokens) if num_tokens <= ROWS[-1] else math.inf
+        return min((num_tokens * self.decode, 1), (batch, num_tokens), (prefill, 0))
+
     def batch(self, rows: float) -> float:
         """Return the seconds for a batch of this many tokens.
 

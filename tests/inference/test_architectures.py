@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli import run
-from hash_language import CHEAP_BATCHES, CHEAP_DRAFT, ForgetfulEngine, planner, solve, texts
+from hash_language import CHEAP_BATCHES, CHEAP_DRAFT, ForgetfulEngine, always_draft, planner, solve, texts
 from tiny_architectures import HINTS, RECURRENT, build_apart
 
 from arbitrage_cli.errors import TimedOutError
@@ -92,8 +92,7 @@ def test_the_laws_hold(
     architecture: str, path: Path, policy: str, concurrency: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Laws 1, 4 and 5: neither the cache nor draft tokens nor other problems in flight change a text."""
-    monkeypatch.setattr("arbitrage_cli.inference.engine.UNSURE", 0.0)
-    monkeypatch.setattr(Planner, "plan_speculation", lambda planner, seconds, room, acceptance, place: max(0, min(room, 4)))
+    monkeypatch.setattr(Planner, "plan_speculation", always_draft)
     alone, _ = solved(path, policy)
     forgetting, _ = solved(path, policy, rollback=ROLLBACK, engine=ForgetfulEngine)
     together, most_dropped = solved(path, policy, rollback=ROLLBACK, concurrency=concurrency)

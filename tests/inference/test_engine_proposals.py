@@ -31,7 +31,7 @@ from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import MAX_SPECULATED, Speculator
+from arbitrage_cli.inference.speculation import MAX_SPECULATED, Calibration, Drafting, Speculation, Speculator
 from arbitrage_cli.types import Cost, Limits, Step, Trace
 
 
@@ -58,11 +58,14 @@ class Teller:
         self.asked: list[str] = []
         self.most: list[int] = []
 
-    def speculate(self, slot: int, trace: Trace, beginning: str, most: int) -> tuple[str, Cost]:
+    def speculate(self, slot: int, trace: Trace, beginning: str, drafting: Drafting) -> Speculation:
+        most = drafting.max_tokens
         self.asked.append(beginning)
         self.most.append(most)
         right = self._text[len(beginning) :] if self._text.startswith(beginning) else ""
-        return right[: self._length] + self._tail, Cost(decode_tokens=most, decode_seconds=most * 1e-3)
+        found = right[: self._length] + self._tail
+        tokens = [(len(character.encode("utf-8", "surrogatepass")), 0.95) for character in found]
+        return Speculation(found, tokens, Cost(decode_tokens=most, decode_seconds=most * 1e-3))
 
 
 TAILS = st.text("ab eé\n.z\ufffd\u6f22", max_size=8) | st.sampled_from(
@@ -207,15 +210,21 @@ def test_no_more_is_speculated_than_a_batch_can_verify() -> None:
         assert teller.most[0] == most
 
 
+def drafting_of(most: int) -> Drafting:
+    """Tokens cost a third of what a token that the target keeps saves."""
+    return Drafting(Calibration(), [number / 3 for number in range(1 + most)], 1.0)
+
+
 def test_a_model_continues_a_step() -> None:
     text = "a step of many tokens, most of them are KEPT.\n\nand more"
     engine = new_engine(scripted(lambda question, solution: Continuation(text[len(solution) :], 0.999)))
-    found, cost = engine.speculate(0, new_trace(), text[:10], 4)
-    assert (found, cost.decode_tokens) == (text[10:14], 4)
-    assert engine.speculate(0, new_trace(), text[:14], 99)[0] == text[14:].split("and")[0]
+    found = engine.speculate(0, new_trace(), text[:10], drafting_of(4))
+    assert (found.text, found.cost.decode_tokens) == (text[10:14], 4)
+    assert [length for length, _ in found.tokens] == [1] * 4
+    assert engine.speculate(0, new_trace(), text[:14], drafting_of(99)).text == text[14:].split("and")[0]
     assert write(engine, new_trace()).text == text.split("and")[0]
-    unsure = new_engine(scripted(lambda question, solution: Continuation("nobody knows", 0.3)))
-    assert unsure.speculate(0, new_trace(), "", 9)[0] == ""
+    unsure = new_engine(scripted(lambda question, solution: Continuation("nobody knows", 0.2)))
+    assert unsure.speculate(0, new_trace(), "", drafting_of(9)).text == "n"
 
 
 @pytest.mark.parametrize(("seconds", "copies"), [(1.0, True), (1e-3, False)], ids=["a slow model", "a fast one"])

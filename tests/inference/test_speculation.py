@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_tuning import unit_costs
 
-from arbitrage_cli.inference.proposals import SOURCES, History, Place, Proposal
-from arbitrage_cli.inference.speculation import MAX_ROWS, MAX_SPECULATED, Acceptance, Planner, most_verified
+from arbitrage_cli.inference.proposals import SOURCES, History, Place, Proposal, align
+from arbitrage_cli.inference.speculation import MAX_ROWS, MAX_SPECULATED, Acceptance, Calibration, Planner, most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
 
 QUANTIZED = (90 / 31, 253 / 31)  # batches of 4 and 16 rows, in decodes: 1.5B, Q4_K_M, two Zen 4 cores
@@ -93,16 +93,16 @@ def test_the_likeliest_tokens_go_first() -> None:
 def test_a_continuation_is_proposed_until_the_text_leaves_it() -> None:
     proposal = Proposal([*map(ord, "abcdefgh")])
     assert proposal.follow(ord("x")) is False
-    proposal.speculate([*map(ord, "yz!")])
-    assert (proposal.place(9), proposal.place(2).num_left) == (Place(3, 0, "speculated"), 2)
+    proposal.speculate([*map(ord, "yz!")], (0.9, 0.8, 0.7))
+    assert (proposal.place(9), proposal.place(2).num_left) == (Place(3, 0, "speculated", (0.9, 0.8, 0.7)), 2)
     assert proposal.follow(ord("y")) is True
-    assert (proposal.place(9), proposal.upcoming(9)) == (Place(2, 1, "speculated"), [*map(ord, "z!")])
+    assert (proposal.place(9), proposal.upcoming(9)) == (Place(2, 1, "speculated", (0.8, 0.7)), [*map(ord, "z!")])
     assert proposal.follow(ord("e")) is False
     assert (proposal.place(9).num_left, proposal.upcoming(9)) == (0, [])
     assert proposal.follow(ord("f")) is None
-    proposal.speculate([*map(ord, "!!")])
+    proposal.speculate([*map(ord, "!!")], (0.9, 0.9))
     assert proposal.follow(ord("b")) is False
-    proposal.speculate([*map(ord, "cd!")])
+    proposal.speculate([*map(ord, "cd!")], (0.9, 0.9, 0.9))
     assert proposal.follow(ord("c")) is True  # "bc" occurs in the drafted step, which continues there
     assert (proposal.place(9).source, proposal.upcoming(9)) == ("rejoined", [*map(ord, "defgh")])
 
@@ -133,20 +133,50 @@ def test_what_is_copied(told: str, written: str, upcoming: str, num_matched: int
     assert following(written, told=told) == (upcoming, num_matched)
 
 
-def time_of_speculation(draft: float, batches: tuple[float, float], match: float) -> float:
-    """Time of 30 texts of 200 tokens with speculation, relative to decoding."""
-    chance, planner, seconds = random.Random(0), planner_of(batches), 0.0
-    for _ in range(30):
-        acceptance, done = Acceptance(), 0
-        while done < 200:
-            most = planner.plan_speculation(unit_costs(draft), 30, acceptance, Place(0, 0))
-            matching = next((index for index in range(most) if chance.random() >= match), most)
-            (count,) = planner.plan([(acceptance, Place(most, 0, "speculated"))]) if most else (0,)
-            for number in range(min(matching + 1, most)):
-                acceptance.record(Place(most - number, number, "speculated"), matched=number < matching)
-            seconds += most * draft + seconds_of(planner, 1 + count)
-            done += min(matching, count) + 1
-    return seconds / (30 * 200)
+class Speculating:
+    """Simulates texts of which the draft predicts each token with probability `match`.
+
+    `confidence` is the draft's own probability of its tokens.
+    """
+
+    def __init__(self, draft: UnitCosts, target: UnitCosts, match: float, confidence: float = 0.95) -> None:
+        self._draft, self._planner, self._match, self._confidence = draft, Planner(target), match, confidence
+        self._calibration, self._chance = Calibration(), random.Random(0)
+        self.seconds, self.num_drafted = 0.0, list[int]()
+
+    def write(self, num_tokens: int = 200) -> None:
+        acceptance, done, unread = Acceptance(self._calibration), 0, 1
+        while done < num_tokens:
+            drafting = self._planner.plan_speculation(self._draft, unread, 30, acceptance, Place(0, 0))
+            drafted = 0
+            while drafting and drafted < drafting.max_tokens:
+                drafted += 1
+                if not drafting.goes_on(self._confidence):
+                    break
+            matching = next((index for index in range(drafted) if self._chance.random() >= self._match), drafted)
+            places = [
+                Place(drafted - number, number, "speculated", (self._confidence,) * (drafted - number))
+                for number in range(drafted)
+            ]
+            (count,) = self._planner.plan([(acceptance, places[0])]) if places else (0,)
+            self.seconds += seconds_of(self._planner, 1 + count)
+            if drafted:
+                self.seconds += self._draft.read(unread)[0] + (drafted - 1) * self._draft.decode
+            kept = min(matching, count) + 1 if count else matching + 1
+            if drafted and not count:  # the target decodes tokens that match one by one, and a last one
+                self.seconds += matching * seconds_of(self._planner, 1)
+            for number in range(min(kept, drafted)):
+                acceptance.record(places[number], matched=number < matching)
+            unread = kept - drafted + 1 if kept > drafted else 1
+            unread += 0 if drafted else 1
+            done += kept
+            self.num_drafted += [drafted, *[0] * (kept - 1)]
+
+    def share(self, num_texts: int = 30) -> float:
+        """Return the time of texts of 200 tokens, relative to decoding."""
+        for _ in range(num_texts):
+            self.write()
+        return self.seconds / (len(self.num_drafted) * seconds_of(self._planner, 1))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +190,58 @@ def time_of_speculation(draft: float, batches: tuple[float, float], match: float
 def test_speculation_saves_time_or_never_costs_much(
     draft: float, batches: tuple[float, float], match: float, share: float
 ) -> None:
-    assert time_of_speculation(draft, batches, match) < share
+    assert Speculating(unit_costs(draft), unit_costs(1.0, *batches), match).share() < share
+
+
+F16 = UnitCosts((57.5, 83.5, 103.0, 149.0, 203.0), 9.0, 50.0)  # milliseconds: 1.5B, two EPYC cores
+Q4_K_M = UnitCosts((27.0, 45.0, 72.0, 118.0, 139.0), 9.0, 20.0)
+DRAFT = UnitCosts((14.1, 38.5, 44.0, 60.0, 90.0), 4.0, 21.0)
+
+
+@pytest.mark.parametrize("confidence", [0.4, 0.8, 0.999])
+def test_a_draft_that_is_often_wrong_soon_stops(confidence: float) -> None:
+    run = Speculating(DRAFT, F16, 0.5, confidence)
+    assert run.share() < 1.03
+    assert sum(map(bool, run.num_drafted[100:])) < 0.02 * len(run.num_drafted)
+    assert any(run.num_drafted[3000:])  # it is tried again
+
+
+@pytest.mark.parametrize("confidence", [0.4, 0.8, 0.999])
+def test_a_draft_that_is_mostly_right_soon_starts(confidence: float) -> None:
+    run = Speculating(DRAFT, F16, 0.95, confidence)
+    assert run.share() < 0.75
+    assert max(run.num_drafted[:20]) >= 2
+
+
+def test_a_bad_start_does_not_end_speculation() -> None:
+    run = Speculating(DRAFT, F16, 0.95)
+    for _ in range(60):
+        run._calibration.record(0.95, matched=False)
+    assert run.share(100) < 0.85
+
+
+def test_nothing_is_drafted_if_even_the_best_draft_is_too_slow() -> None:
+    run = Speculating(DRAFT, Q4_K_M, 0.95)
+    assert run.share() == pytest.approx(1.0)
+    assert not any(run.num_drafted)
+
+
+def test_few_unread_tokens_are_read_in_the_cheapest_way() -> None:
+    assert DRAFT.read(1) == (14.1, 1)
+    assert DRAFT.read(2) == (28.2, 1)
+    assert UnitCosts((14.1, 20.0, 44.0, 60.0, 90.0), 4.0, 21.0).read(2) == (20.0, 2)
+    assert DRAFT.read(100) == pytest.approx((21 + 99 * 4 + 14.1, 0))
+
+
+@pytest.mark.parametrize(
+    ("drafted", "lengths", "expected"),
+    [
+        ([(1, 0.9), (2, 0.8)], [1, 2], [0.9, 0.8]), ([(1, 0.9), (2, 0.8)], [3], [0.72]), ([(3, 0.9), (1, 0.8)], [1, 2, 1], [0.9, 1.0, 0.8]),
+        ([(2, 0.5), (2, 0.8)], [3, 1], [0.4, 1.0]), ([], [1], [1.0]),
+    ],
+)  # fmt: skip
+def test_probabilities_follow_the_text(drafted: list[tuple[int, float]], lengths: list[int], expected: list[float]) -> None:
+    assert align(drafted, lengths) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +272,12 @@ def test_only_a_place_where_something_is_proposed_is_judged(proposal: str, writt
         assert following.place(0).num_left == 0
 
 
-places = st.builds(Place, st.integers(0, 60), st.integers(0, 200), st.sampled_from(SOURCES))
-costs = st.builds(unit_costs, st.floats(0.01, 10), st.floats(1, 20), st.floats(20, 50))
+places = st.integers(0, 60).flatmap(
+    lambda num_left: st.builds(
+        Place, st.just(num_left), st.integers(0, 200), st.sampled_from(SOURCES), st.just((0.9,) * max(1, num_left))
+    )
+)
+costs = st.builds(unit_costs, st.just(0.0) | st.floats(0.01, 10), st.floats(1, 20), st.floats(20, 50))
 
 
 @settings(max_examples=80)
