@@ -7,6 +7,7 @@ from typing import Any, TextIO
 from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
 from arbitrage_cli.errors import RouterError
 from arbitrage_cli.evaluation.verdict import best_preset
+from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.stats import rounding
 
 DIGEST = 12  # characters of a checksum
@@ -135,6 +136,8 @@ def _taus(card: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
     shown = [row for row in rows if row["tau"] in others or row["tau"] in names]
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "time"]
     yield from aligned(headings, [cells for row in shown for cells in _tau_lines(row, names.get(row["tau"], []))])
+    if shortage := TauTable.from_json(taus).shortage:
+        yield from wrapped(shortage)
     yield from () if named_only else LEGEND
     time = f"relative to the target alone, {costs}" if taus["costs"] else "unknown for your models"
     yield from wrapped(f"reward: points per solution [95% interval over problems]; time: {time}")

@@ -2,27 +2,32 @@
 
 1. `training.tau_tables` measures the effect of each tau: escalated steps, change in reward, and tokens (`TauRow`).
 2. The token costs of a machine (`Costs`) convert a row's tokens to time (`TauTable.time`).
-3. A preset is the tau with the highest speed-up whose loss stays within a limit (`choose_presets`).
+3. A preset is the fastest tau whose expected loss stays within a limit, and whose 95% interval stays within twice this limit
+   (`choose_presets`).
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
+from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import Interval
 from arbitrage_cli.system.files import checked
 from arbitrage_cli.types import ModelRole
 
 ALWAYS, NEVER = 0.0, 1.0  # the taus that escalate every step and no step
 
-EXACT_TOLERANCE = 0.5  # the maximum loss of preset `exact`, in points of reward
-LOSSES: Mapping[str, float] = {"balanced": 0.1, "fast": 0.5}  # maximum losses, as shares of the target's lead over the draft
+EXACT_TOLERANCE = 0.5  # the maximum expected loss of preset `exact`, in points of reward
+LOSSES: Mapping[str, float] = {"balanced": 0.1, "fast": 0.5}  # the same, as shares of the target's lead over the draft
 PRESETS = ("exact", *LOSSES)  # from strictest to least strict
+RISK = 2.0  # the maximum loss in the 95% interval, as a multiple of the maximum expected loss
 
 MATCH_RATE, MAX_SPECULATED = 0.8, 16  # assumed for speculation: share of accepted draft tokens, and draft tokens per batch
 FOUND_IN_TIME = 0.6  # share of the tokens common to draft and target steps that are verified: 67% on the Qwen pair
@@ -100,6 +105,10 @@ class TauRow:
     target_prefill_tokens: float
     looks: float = 0.0
 
+    def keeps(self, limit: float) -> bool:
+        """Whether the expected loss is at most this number of points, and the loss in the interval at most RISK times it."""
+        return self.change >= -limit and self.change_interval[0] >= -RISK * limit
+
 
 @dataclass(frozen=True, slots=True)
 class NamedTaus:
@@ -152,6 +161,30 @@ class TauTable:
             return 0.0
         prompt = self.prompt_tokens * self.costs.target_prefill_seconds_per_token
         return prompt + self.alone_tokens * (self.costs.target_seconds_per_token + TOKEN_SECONDS)
+
+    def fastest(self, rows: Iterable[TauRow]) -> TauRow:
+        """Return the row with the shortest time or, if the costs are unknown, with the fewest escalated steps."""
+
+        def time(row: TauRow) -> float:
+            known = self.time(self.faster_row(row.tau))
+            return row.escalation_rate if known is None else known
+
+        return min(rows, key=time)
+
+    @property
+    def likely_exact(self) -> TauRow:
+        """The row of preset `exact` if the expected loss alone decided."""
+        return self.fastest([self.rows[0], *takewhile(lambda row: row.change >= -EXACT_TOLERANCE, self.rows)])
+
+    @property
+    def shortage(self) -> str | None:
+        """A note that there are too few solutions for `likely_exact`, or None unless over twice as many are needed."""
+        row, have = self.likely_exact, self.num_solutions
+        if row is self.rows[0]:
+            return None
+        needed = have * ((row.change - row.change_interval[0]) / (row.change + RISK * EXACT_TOLERANCE)) ** 2
+        few = f"{rounding.count(have, 'solution')} are too few for exact; about {float(f'{needed:.2g}'):,.0f} would do"
+        return few if needed > 2 * have else None
 
     def time_alone(self) -> float:
         """Return the expected time of policy `speculative` relative to the target alone.
@@ -220,18 +253,19 @@ class TauTable:
 
 
 def choose_presets(table: TauTable) -> dict[str, float]:
-    """Return the tau of each preset. If the costs are unknown, the tau with the fewest escalated steps is chosen."""
+    """Return the tau of each preset. If the costs are unknown, the tau with the fewest escalated steps is chosen.
+
+    The interval of one tau is too optimistic with a probability of 2.5%, but the best of many taus would be chosen for its
+    luck. The taus are therefore tested in ascending order, up to the first that fails. Then the probability that any of them
+    was accepted wrongly is also 2.5% (fixed-sequence testing; Angelopoulos et al., arXiv 2110.01052).
+    """
     lead = max(0.0, -table.rows[-1].change)  # of the target over the draft
     max_losses = {"exact": EXACT_TOLERANCE, **{name: share * lead for name, share in LOSSES.items()}}
-
-    def time(row: TauRow) -> float:
-        known = table.time(table.faster_row(row.tau))
-        return row.escalation_rate if known is None else known
-
     chosen, found = table.rows[0], {}
-    for name, max_loss in max_losses.items():
+    for name, limit in max_losses.items():
+        safe = takewhile(partial(TauRow.keeps, limit=limit), table.rows)
         # A less strict preset is never slower, because the tau of the stricter preset is among its candidates.
-        chosen = min([chosen, *(row for row in table.rows if row.change >= -max_loss)], key=time)
+        chosen = table.fastest([chosen, *safe])
         found[name] = chosen.tau
     return found
 

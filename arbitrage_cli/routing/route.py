@@ -271,12 +271,14 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
     row, costs = available.row_of(route), available.costs
     if row is None or route.tau is None:
         return route, None
-    time, escalates_all = available.table.time(row), route.tau <= ALWAYS
-    fastest = available.table.time_alone() if costs and is_default else 1.0
+    table, escalates_all = available.table, route.tau <= ALWAYS
+    shortage = table.shortage if escalates_all and route.tau_name in PRESETS else None
+    time = table.time(table.likely_exact if shortage else row)  # more solutions do not help if routing is slower anyway
+    fastest = table.time_alone() if costs and is_default else 1.0
     if not escalates_all and (time is None or time < fastest):
         return route, None
-    if escalates_all or time is None:
-        warning = f"tau {rounding.tau(route.tau)} escalates every step"
+    if time is None or (escalates_all and (time < fastest or not shortage)):
+        warning = f"tau {rounding.tau(route.tau)} escalates every step" + (f" ({shortage})" if shortage else "")
     elif time < 1:
         warning = "speculation is probably faster than routing on this machine"
     else:

@@ -7,7 +7,7 @@ dropped only once. A reward between 0 and 1 is treated as the share of solutions
 
 The curves are fitted to the states. The priors assume that the router's probability is correct and that lifts are rare. The
 prediction is corrected by the difference between the observed and the predicted change. Noisy differences are shrunk towards
-0.
+0. Resamples use both the resampled prediction and the resampled observation, so that the interval has the width of the error.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -112,7 +112,9 @@ class ExpectedLoss:
         self._solution = np.repeat(np.arange(len(lengths)), lengths)
         self._place = np.arange(len(outcomes)) - np.repeat(self._starts, lengths)
         self._alone = target_reward[self._starts]  # the reward of the target alone
-        weights = resampled_weights(outcomes.problem[self._starts], RESAMPLES)
+        problems = outcomes.problem[self._starts]
+        self._num_problems = len(np.unique(problems))
+        weights = resampled_weights(problems, RESAMPLES)
         self._weight = np.concatenate(list(weights))  # (1 + RESAMPLES, solutions); the first row is all ones
         by_state = self._weight[:, self._solution]
         gain, loss = np.maximum(self._advantage, 0), np.maximum(-self._advantage, 0)
@@ -121,11 +123,13 @@ class ExpectedLoss:
 
     def changes(self, accepted: NDArray[np.bool_]) -> tuple[float, float, float]:
         """Return the mean change in reward per solution, with its 95% interval, if these drafted steps are accepted."""
-        expected = self._chain(accepted)
-        missed = self._observed(accepted) - expected[0]
-        noise, trust = np.var(self._means(missed)[1:]), (TRUST * self._drop[0, accepted].sum() / len(missed)) ** 2
+        expected, observed = self._chain(accepted), self._observed(accepted)
+        drops = self._drop[0, accepted].sum() / len(observed)
+        # Few solutions without a drop hardly vary, so the noise is at least that of the predicted number of drops.
+        noise = max(np.var(self._means(observed - expected[0])[1:]), drops / self._num_problems)
+        trust = (TRUST * drops) ** 2
         share = trust / (trust + noise) if trust else 0.0
-        changes = self._means(expected + share * missed)
+        changes = self._means((1 - share) * expected + share * observed)
         low, high = np.percentile(changes, [2.5, 97.5])
         return float(changes[0]), float(low), float(high)
 

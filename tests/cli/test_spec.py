@@ -87,7 +87,7 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     assert (costs.target_seconds_per_token, costs.write, costs.target_cached_seconds_per_token) == (2.4, 2.4, 0.06)
     assert (spec.request.named.price, spec.tau_costs) == ("target=0.60/0.06/2.40", "the pair's prices")
     table = spec.available_router.table
-    assert spec.route.tau == min((row for row in table.rows if row.change >= -0.5), key=lambda row: table.time(row) or 0).tau
+    assert spec.route.tau == min((row for row in table.rows if row.keeps(0.5)), key=lambda row: table.time(row) or 0).tau
 
 
 def test_files_of_a_known_pair_have_its_router_whatever_their_names(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The effect of each tau, compared with a step-by-step simulation, and the taus of presets and budgets."""
 
 import json
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -109,13 +110,13 @@ def test_a_token_is_decoded_or_speculated_on() -> None:
     assert COSTS.verify == 6.0  # not measured: between reading and writing
 
 
-def make_row(tau: float, rate: float, change: float) -> TauRow:
+def make_row(tau: float, rate: float, change: float, width: float = 0.5) -> TauRow:
     zeros = dict.fromkeys((one.name for one in fields(TauRow)), 0.0)
     changes: dict[str, Any] = {
         "tau": tau,
         "escalation_rate": rate,
         "change": change,
-        "change_interval": (change - 1, change + 1),
+        "change_interval": (change - width, change + width),
     }
     return TauRow(**{**zeros, **changes})
 
@@ -138,6 +139,41 @@ def test_names_by_their_definitions() -> None:
         make_row(NEVER, 0.0, -20.0),
     )
     assert choose_presets(table) == {"exact": 0.2, "balanced": 0.4, "fast": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("width", "presets"),
+    [
+        (1.1, {"exact": 0.1, "balanced": 0.1, "fast": 0.1}),
+        (1.3, {"exact": ALWAYS, "balanced": 0.1, "fast": 0.1}),
+        (4.3, {"exact": ALWAYS, "balanced": ALWAYS, "fast": 0.1}),
+        (20.3, {"exact": ALWAYS, "balanced": ALWAYS, "fast": ALWAYS}),
+    ],
+)
+def test_interval_of_a_preset_stays_within_twice_its_limit(width: float, presets: dict[str, float]) -> None:
+    """The target leads by 20 points, so the intervals end at losses of 1, 4 and 20 points at most."""
+    table = make_rows(make_row(ALWAYS, 1.0, 0.0, 0), make_row(0.1, 0.5, 0.2, width), make_row(NEVER, 0.0, -20.0))
+    assert choose_presets(table) == presets
+
+
+def test_a_tau_beyond_one_that_fails_is_not_chosen() -> None:
+    """Of many taus with similar losses, the luckiest would be chosen."""
+    table = make_rows(
+        make_row(ALWAYS, 1.0, 0.0, 0),
+        make_row(0.1, 0.8, 0.3),
+        make_row(0.2, 0.6, 0.3, 5.0),
+        make_row(0.3, 0.4, 0.3),
+        make_row(NEVER, 0.0, -4.0),
+    )
+    assert choose_presets(table) == {"exact": 0.1, "balanced": 0.1, "fast": 0.1}
+
+
+@pytest.mark.parametrize(("width", "needed"), [(0.5, None), (1.3, None), (5.0, "1,400")])
+def test_too_few_solutions_for_exact_are_named(width: float, needed: str | None) -> None:
+    """An interval of 1 point needs 54 * 5**2 solutions."""
+    rows = make_row(ALWAYS, 1.0, 0.0, 0), make_row(0.1, 0.5, 0.0, width), make_row(NEVER, 0.0, -20.0)
+    shortage = replace(make_rows(*rows), num_solutions=54).shortage
+    assert (re.findall(r"[\d,]+", shortage) if shortage else None) == (needed and ["54", needed])
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.3, 0.7])

@@ -65,3 +65,17 @@ def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, 
     assert (table.time_alone() < routed < 1) is (policy == "speculative")
     route, _ = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_default=True)
     assert route.policy.name == policy
+
+
+@pytest.mark.parametrize(("width", "policy"), [(0.5, "arbitrage"), (9.0, "target")])
+def test_exact_is_the_target_if_there_are_too_few_solutions(tmp_path: Path, width: float, policy: str) -> None:
+    """A tau without an expected loss is not used if its interval is wide. With --policy, it is shown as every step."""
+    always, *others = make_table().rows
+    rows = (always, *(replace(row, change_interval=(row.change - width, row.change + width)) for row in others))
+    table = replace(make_table(), rows=rows, num_solutions=54)
+    available = available_router(tmp_path, rows=rows, num_solutions=54, named=table.at_costs(table.costs).named)
+    asked = make_route(POLICIES["arbitrage"], None, available)
+    route, warning = route_or_target_alone(asked, available, is_default=True)
+    assert route.policy.name == policy
+    assert ("54 solutions" in str(warning)) is (policy == "target")
+    assert ("(every step)" in asked.label) is (policy == "target")
