@@ -22,9 +22,8 @@ from arbitrage_cli.training.tau_tables import make_table, spread_taus
 
 STEPS = 5
 SOLVED, LIFTED = 0.75, 0.02
-CERTAIN = (
-    0.95  # the probability that a rollout continues a right solution to the right answer, or a wrong one to a wrong one
-)
+# The probability that a rollout continues a right solution to the right answer, or a wrong one to a wrong one.
+CERTAIN = 0.95
 SAME_TEXT = 0.6  # share of drafted steps with the target's text, if they neither spoil nor correct a solution
 COSTS = Costs(0.15, 1.0, 0.02, 0.005, 0.25)
 POINTS = (0.5, 1.0, 2.0)
