@@ -17,7 +17,6 @@ import numpy as np
 
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.stats.intervals import Interval
 from arbitrage_cli.system.files import checked
 from arbitrage_cli.types import ModelRole
@@ -183,8 +182,9 @@ class TauTable:
         if row is self.rows[0]:
             return None
         needed = have * ((row.change - row.change_interval[0]) / (row.change + RISK * EXACT_TOLERANCE)) ** 2
-        few = f"{rounding.count(have, 'solution')} are too few for exact; about {float(f'{needed:.2g}'):,.0f} would do"
-        return few if needed > 2 * have else None
+        if needed <= 2 * have:
+            return None
+        return f"the router's {have} solutions are too few for exact (about {float(f'{needed:.2g}'):,.0f} would do)"
 
     def time_alone(self) -> float:
         """Return the expected time of policy `speculative` relative to the target alone.

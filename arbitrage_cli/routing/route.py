@@ -272,13 +272,14 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
     if row is None or route.tau is None:
         return route, None
     table, escalates_all = available.table, route.tau <= ALWAYS
-    shortage = table.shortage if escalates_all and route.tau_name in PRESETS else None
-    time = table.time(table.likely_exact if shortage else row)  # more solutions do not help if routing is slower anyway
-    fastest = table.time_alone() if costs and is_default else 1.0
+    time, fastest = table.time(row), table.time_alone() if costs and is_default else 1.0
     if not escalates_all and (time is None or time < fastest):
         return route, None
-    if time is None or (escalates_all and (time < fastest or not shortage)):
-        warning = f"tau {rounding.tau(route.tau)} escalates every step" + (f" ({shortage})" if shortage else "")
+    likely = table.time(table.faster_row(table.likely_exact.tau))
+    if route.tau_name == DEFAULT_TAU and table.shortage and (likely is None or likely < fastest):
+        warning = table.shortage  # otherwise, routing would be slower with more solutions, too
+    elif time is None or (escalates_all and not route.tau_name):
+        warning = f"tau {rounding.tau(route.tau)} escalates every step"
     elif time < 1:
         warning = "speculation is probably faster than routing on this machine"
     else:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_routers import make_table, write_router
+from small_routers import CHEAP_DRAFT, make_table, write_router
 
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.routing.policies import POLICIES
@@ -67,15 +67,20 @@ def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, 
     assert route.policy.name == policy
 
 
-@pytest.mark.parametrize(("width", "policy"), [(0.5, "arbitrage"), (9.0, "target")])
-def test_exact_is_the_target_if_there_are_too_few_solutions(tmp_path: Path, width: float, policy: str) -> None:
-    """A tau without an expected loss is not used if its interval is wide. With --policy, it is shown as every step."""
+@pytest.mark.parametrize(
+    ("width", "costs", "policy", "is_short"),
+    [(0.5, CHEAP_DRAFT, "arbitrage", False), (9.0, CHEAP_DRAFT, "target", True), (9.0, SLOW_DRAFT, "target", False)],
+)
+def test_exact_is_the_target_if_there_are_too_few_solutions(
+    tmp_path: Path, width: float, costs: Costs, policy: str, *, is_short: bool
+) -> None:
+    """A tau without an expected loss is not used if its interval is wide. More solutions do not make a slow tau faster."""
     always, *others = make_table().rows
     rows = (always, *(replace(row, change_interval=(row.change - width, row.change + width)) for row in others))
-    table = replace(make_table(), rows=rows, num_solutions=54)
-    available = available_router(tmp_path, rows=rows, num_solutions=54, named=table.at_costs(table.costs).named)
-    asked = make_route(POLICIES["arbitrage"], None, available)
-    route, warning = route_or_target_alone(asked, available, is_default=True)
+    table = replace(make_table(), rows=rows, costs=costs, num_solutions=54)
+    available = available_router(tmp_path, rows=rows, costs=costs, num_solutions=54, named=table.at_costs(costs).named)
+    exact = make_route(POLICIES["arbitrage"], None, available)
+    route, warning = route_or_target_alone(exact, available, is_default=True)
     assert route.policy.name == policy
-    assert ("54 solutions" in str(warning)) is (policy == "target")
-    assert ("(every step)" in asked.label) is (policy == "target")
+    assert ("(every step)" in exact.label) is (width > 1)
+    assert ("54 solutions" in str(warning)) is is_short
