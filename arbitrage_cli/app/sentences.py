@@ -32,10 +32,11 @@ def sentence(verdict: Json) -> str:
 def alone(figures: Json) -> str:
     """Return a sentence on the problems that the draft and the target solve alone, or "" if none were compared."""
     draft = next((policy for policy in figures["policies"] if policy["policy"] == "draft"), None)
-    if not draft or not (count := draft["ratios"]["target_right"]["denominator"]):
+    if not draft or draft["target_right"] is None:
         return ""
     names = ("target_right", "answers_gained", "answers_lost")
     right, gained, lost = (draft["ratios"][name]["numerator"] for name in names)
+    count = draft["ratios"]["target_right"]["denominator"]
     problems = rounding.count(count, "problem")
     if not draft["answers_graded"]:
         return f"The draft alone gives the target's answer to {right - lost} of {problems}."

@@ -3,9 +3,9 @@
 The verdict has a probability, which can be computed after any number of problems. Before the first problem, the probability
 is based on the expected effect of each policy (`evaluation.expected`). Each solved problem adds evidence.
 
-A policy is worth using if it is at least MIN_SPEEDUP times as fast as the best lossless alternative, which is the target
-alone or speculation, and if its net change of accuracy (answers gained minus answers lost) is at least -MAX_LOSS of all
-answers and at least -MAX_LOST of the target's right answers. `app.sentences` describes the verdict in words.
+A policy is worth using if two conditions hold. Its speed-up over the best lossless alternative, which is the target alone or
+speculation, is at least MIN_SPEEDUP. Its net change of accuracy (answers gained minus answers lost) is at least -MAX_LOSS of
+all answers and at least -MAX_LOST of the target's right answers. `app.sentences` describes the verdict in words.
 """
 
 import math
@@ -103,7 +103,7 @@ class Verdict:
 def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | None:
     """Return the verdict on a run. `expected` maps all routes, including those that were not run, to their expected effects.
 
-    Return None if there is no policy to compare with the target alone.
+    Return None if the target alone is the only policy.
     """
     made = {route_of(policy): policy for policy in figures["policies"] if "answers_lost" in policy["ratios"]}
     routes = [route for route in dict.fromkeys((*expected, *made)) if _policy_of(route).kind != "oracle"]
@@ -124,7 +124,7 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
 
 
 def chance_of_speedup(expected: Expected, other: Expected = ALONE) -> float:
-    """Return the probability that a policy is at least MIN_SPEEDUP times as fast as another policy."""
+    """Return the probability that the speed-up of a policy over another is at least MIN_SPEEDUP."""
     if expected.most < MIN_SPEEDUP:
         return 0.0
     log_ratio = NormalDist(math.log(expected.speedup / other.speedup), math.hypot(expected.spread, other.spread))
@@ -173,9 +173,8 @@ def _updated(expected: Expected, made: Figures, samples: int) -> Expected:
         ratios[name]["numerator"] / samples for name in ("answers_gained", "answers_lost", "target_right")
     )
     compared, count = (ratios[name]["denominator"] / samples for name in ("answers_lost", "accuracy_difference"))
-    known = replace(
-        after_answers(expected, gained, lost, compared), right=(right + 1) / (compared + 2)
-    )  # rule of succession
+    updated = after_answers(expected, gained, lost, compared)
+    known = replace(updated, right=(right + 1) / (compared + 2))  # rule of succession
     return after_problems(known, speedup, made["speedup_log_error"], count) if speedup else known
 
 

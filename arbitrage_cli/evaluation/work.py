@@ -70,7 +70,7 @@ def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResul
 
 
 def _computed(result: Result, units: Mapping[ModelRole, UnitCosts], scales: Mapping[Kind, float]) -> dict[str, float]:
-    """Return the computed seconds by model role, and of the program and the ratings."""
+    """Return the computed seconds of each model role, of the program and of the ratings."""
     seconds: dict[str, float] = defaultdict(float, rewards=result.tally.reward_cost.seconds)
     for kind, step in _steps(result, units):
         seconds[kind if isinstance(kind, str) else kind[0]] += scales[kind] * step.expected

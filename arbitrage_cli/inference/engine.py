@@ -220,7 +220,7 @@ class Engine:
     # --- speculating
 
     def speculate(self, slot: int, trace: Trace, prefix: str, drafting: Drafting) -> Speculation:
-        """Continue the `prefix` of another model's step as long as `drafting` goes on.
+        """Continue the `prefix` of another model's step as long as `drafting` continues.
 
         Raises ContextFullError if the context is full.
         """

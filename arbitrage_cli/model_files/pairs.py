@@ -205,7 +205,7 @@ def shipped_routers() -> list[str]:
 
 
 def local_files(source: str) -> tuple[Path, ...]:
-    """Return the model's files on this machine, in order, or () if there are none. Downloads nothing."""
+    """Return the paths of the model's local files, in order, or () if it has none. Downloads nothing."""
     name = hub_name(source)
     if name:
         return hub.locate(name)

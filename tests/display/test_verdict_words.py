@@ -56,8 +56,9 @@ def advised_figures(right: dict[str, Iterable[int]], count: int, *, is_graded: b
         (advised_figures({"target": [1, 3], "draft": [2]}, 10), [10, 1, 2], True),
         (advised_figures({"target": range(8), "draft": []}, 10, is_graded=False), [2, 10], False),
         (advised_figures({"target": range(8)}, 10), [], False),
+        (advised_figures({"draft": range(8)}, 10), [], False),
     ],
-    ids=["graded", "a weak target", "no answers known", "no draft"],
+    ids=["graded", "a weak target", "no answers known", "no draft", "no target"],
 )
 def test_what_draft_and_target_solve_alone(made: dict[str, Any], counts: list[int], *, is_weak: bool) -> None:
     words = alone(made)
