@@ -24,7 +24,6 @@ from writing import make_engine
 
 import arbitrage_cli
 from arbitrage_cli.arbitrage import RateSteps
-from arbitrage_cli.data.datasets import load_dataset
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -32,6 +31,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files, read_pairs, router_file
+from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.rewards.prm import PrmRater
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.policies import POLICIES

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "arbitrage_cli"
 README = ROOT / "README.md"
 GUIDES = PACKAGE / "guides"
-OUTERMOST = ("cli.main", "grading.driver", "inference.rendering", "system.child")
+OUTERMOST = ("cli.main", "problems.program_driver", "inference.rendering", "system.child")
 """Where a process ends: the program's own, that of a tested program, and a fork that answers its parent."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -39,7 +39,7 @@ def tree_of(path: Path) -> ast.Module:
         ("import arbitrage_cli", "numpy llama_cpp typer rich arbitrage_cli.app.pair"),
         ("from arbitrage_cli import open_pair", "typer rich"),
         ("import arbitrage_cli.cli.main", "llama_cpp numpy jinja2 huggingface_hub pydantic arbitrage_cli.display.live"),
-        ("import arbitrage_cli.grading.extract", "sympy math_verify subprocess arbitrage_cli.grading.grader"),
+        ("import arbitrage_cli.problems.answers", "sympy math_verify subprocess arbitrage_cli.problems.math_grader"),
     ],
 )
 def test_slow_imports_wait_until_they_are_needed(statement: str, slow: str) -> None:

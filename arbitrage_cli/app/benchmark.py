@@ -15,12 +15,12 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, Scorer, WriteStep
-from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
-from arbitrage_cli.grading.extract import boxed_answer
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, Writer
+from arbitrage_cli.problems.answers import boxed_answer
+from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import Key, attempt_error, tau_in_json

@@ -13,10 +13,10 @@ from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.solution import Solution
 from arbitrage_cli.app.spec import Spec, limits_of, sampler_of
 from arbitrage_cli.arbitrage import Flow
-from arbitrage_cli.data.problems import make_conversation, make_problem
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job
+from arbitrage_cli.problems.lines import make_conversation, make_problem
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route, make_route
 from arbitrage_cli.runs.records import RunInfo

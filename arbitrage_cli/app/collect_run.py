@@ -18,6 +18,7 @@ from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
+from arbitrage_cli.problems.task import Grader, is_correct
 from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
@@ -25,7 +26,6 @@ from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.tasks.task import Grader, is_correct
 from arbitrage_cli.training.states import State, collect, state_to_json
 from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Started, Trace
 

@@ -20,7 +20,6 @@ from typing import Any
 from arbitrage_cli import __version__
 from arbitrage_cli.app.loaded import Model
 from arbitrage_cli.app.spec import ModelSpec, Run, Spec
-from arbitrage_cli.data.rows import Dataset
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.open import load_llama
@@ -29,6 +28,7 @@ from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.model_files.checksums import published_sha256, sha256_seen
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_gguf
+from arbitrage_cli.problems.rows import Dataset
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route, label
 from arbitrage_cli.runs.records import SCHEMA, tau_in_json

@@ -30,13 +30,13 @@ from arbitrage_cli.model_files.pairs import (
     shipped_routers,
     user_pairs,
 )
+from arbitrage_cli.problems.task import Task
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.system.files import read_text
 from arbitrage_cli.system.machine import logical_processors
-from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import ModelRole
 
 MAX_TEMPLATE_BYTES = 1 << 20

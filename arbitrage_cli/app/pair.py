@@ -30,7 +30,7 @@ from arbitrage_cli.app.solution import InOrder, Solution, StreamEvent, Token
 from arbitrage_cli.app.spec import Spec
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Scheduler
-from arbitrage_cli.tasks import find_task
+from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Problem, Started, Trace, Wrote
 
 if TYPE_CHECKING:

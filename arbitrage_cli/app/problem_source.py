@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 from arbitrage_cli.app.options import InputOptions
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.data.datasets import load_dataset, refuse_compressed
-from arbitrage_cli.data.problems import BadLine, make_problem, read_problems
-from arbitrage_cli.data.rows import Dataset, Form, parse_mapping
 from arbitrage_cli.errors import UsageError, os_errors
+from arbitrage_cli.problems.datasets import load_dataset, refuse_compressed
+from arbitrage_cli.problems.lines import BadLine, make_problem, read_problems
+from arbitrage_cli.problems.rows import Dataset, Form, parse_mapping
 from arbitrage_cli.types import Problem
 
 MAX_BAD_LINES = 20

@@ -25,6 +25,7 @@ from arbitrage_cli.app.options import (
 )
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.chat_template import PromptStyle
+from arbitrage_cli.problems.task import Task
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import (
     AvailableRouter,
@@ -34,7 +35,6 @@ from arbitrage_cli.routing.route import (
     parse_routes,
     resolve_tau,
 )
-from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.types import ModelRole
 
 Loads = Literal["needed", "both", "named"]

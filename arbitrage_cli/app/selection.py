@@ -9,11 +9,11 @@ from pathlib import Path, PurePath
 
 from arbitrage_cli.app.options import ProblemOptions
 from arbitrage_cli.app.problem_source import range_of
-from arbitrage_cli.data.datasets import load_dataset
-from arbitrage_cli.data.rows import Dataset, Item, parse_mapping
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.problems.datasets import load_dataset
+from arbitrage_cli.problems.rows import Dataset, Item, parse_mapping
+from arbitrage_cli.problems.tasks import FORMS
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.tasks import FORMS
 
 MAX_NAME = 60  # characters in each half of a folder name
 DIGEST = 8  # characters of the checksum in a shortened name

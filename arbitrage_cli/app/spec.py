@@ -20,6 +20,7 @@ from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.problems.task import Task
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.presets import PRESETS, Costs, NamedTaus
 from arbitrage_cli.routing.route import (
@@ -36,7 +37,6 @@ from arbitrage_cli.routing.route import (
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.stats import rounding
-from arbitrage_cli.tasks.task import Task
 from arbitrage_cli.tuning.placement import Placement, loading_of, machine_here, place, tuned_file
 from arbitrage_cli.tuning.store import AdvisedPair, read_advice
 from arbitrage_cli.types import Limits, ModelRole

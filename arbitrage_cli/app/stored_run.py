@@ -6,10 +6,10 @@ from pathlib import Path
 
 from arbitrage_cli.app.manifest import with_grader
 from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.problems.task import Grader, Task
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.tasks.task import Grader, Task
 
 
 @contextlib.contextmanager

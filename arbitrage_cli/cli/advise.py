@@ -46,7 +46,7 @@ def advise(
     from arbitrage_cli.app import advise as app  # slow to import
     from arbitrage_cli.app.request import RunOptions
     from arbitrage_cli.display.advice import write_advice
-    from arbitrage_cli.tasks import find_task
+    from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display, only_figures_on_stdout():
         selected = app.advice_problems(advice, seed=generation.seed, offline=models.offline)
@@ -89,7 +89,7 @@ def _costs(
     from arbitrage_cli.app.costs import forget_costs, measure_costs  # slow to import
     from arbitrage_cli.app.model_choice import choose_models
     from arbitrage_cli.display.advice import costs_record, write_costs
-    from arbitrage_cli.tasks import find_task
+    from arbitrage_cli.problems.tasks import find_task
 
     mode = "costs" if advice.costs else "forget"
     groups = (options.RouterOptions, options.ThreadOptions, options.OutputOptions)

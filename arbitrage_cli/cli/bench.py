@@ -54,7 +54,7 @@ def bench(
     from arbitrage_cli.app.request import RunOptions, ask_to_compare
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.display.facts import plan_facts
-    from arbitrage_cli.tasks import find_task
+    from arbitrage_cli.problems.tasks import find_task
 
     _refuse_repeated(invocation)
     if bench.dry_run and "json_line" in invocation.flags:

@@ -55,7 +55,7 @@ def chat(
     from arbitrage_cli.app.conversation import RoutedConversation
     from arbitrage_cli.app.request import RunOptions, ask
     from arbitrage_cli.app.session import open_session
-    from arbitrage_cli.tasks import find_task
+    from arbitrage_cli.problems.tasks import find_task
 
     task = find_task(generation.task)
     run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)

@@ -38,8 +38,8 @@ def collect(
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.session import open_session
     from arbitrage_cli.app.stored_run import open_run
+    from arbitrage_cli.problems.tasks import find_task
     from arbitrage_cli.runs.records import COLLECT
-    from arbitrage_cli.tasks import find_task
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))

@@ -21,7 +21,7 @@ def _policies(typed: str) -> list[str]:
 
 
 def _data_sets(typed: str) -> list[str]:
-    from arbitrage_cli.data.datasets import DATASETS  # slow to import
+    from arbitrage_cli.problems.datasets import DATASETS  # slow to import
 
     return _beginning(typed, DATASETS)
 

@@ -52,7 +52,7 @@ def _facts() -> Iterator[tuple[str, str]]:
 
 
 def _sandbox() -> str:
-    from arbitrage_cli.grading.programs import find_sandbox
+    from arbitrage_cli.problems.programs import find_sandbox
 
     try:
         find_sandbox()

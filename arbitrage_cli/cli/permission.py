@@ -4,7 +4,7 @@ import sys
 
 from arbitrage_cli.display.text import write
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.problems.task import Task
 
 
 def permitted(task: Task, run_code: str | None) -> Task:
@@ -15,10 +15,10 @@ def permitted(task: Task, run_code: str | None) -> Task:
     if not task.runs_code:
         return task
     if run_code == "unprotected":
-        from arbitrage_cli.tasks.code import without_sandbox
+        from arbitrage_cli.problems.code import without_sandbox
 
         return without_sandbox(task)
-    from arbitrage_cli.grading.programs import find_sandbox
+    from arbitrage_cli.problems.programs import find_sandbox
 
     find_sandbox()
     if run_code is None and not _is_confirmed(f"Task {task.name} runs model-written programs in bubblewrap."):

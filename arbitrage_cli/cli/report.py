@@ -144,7 +144,7 @@ def _list(folder: Path | None, *, as_json: bool, is_only_list: bool) -> None:
 def _regrade(run: Path, run_code: str | None, output: OutputOptions) -> None:
     from arbitrage_cli.app.stored_run import open_run, regrade
     from arbitrage_cli.display.facts import grade_change
-    from arbitrage_cli.tasks import find_task
+    from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display, open_run(run, display) as folder:
         task = permitted(find_task((folder.run or {}).get("task")), run_code)

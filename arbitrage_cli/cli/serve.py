@@ -34,7 +34,7 @@ def serve(
         reason = f"arbitrage serve needs libraries that are not installed ({error})"
         raise UsageError(reason, 'install them: pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
     from arbitrage_cli.app.request import RunOptions, ask
-    from arbitrage_cli.tasks import find_task
+    from arbitrage_cli.problems.tasks import find_task
 
     task = find_task(generation.task)
     run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)

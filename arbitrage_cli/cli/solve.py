@@ -50,7 +50,7 @@ def solve(
     """
     from arbitrage_cli.app.request import RunOptions, ask
     from arbitrage_cli.app.solve_run import solve_problems
-    from arbitrage_cli.tasks import find_task
+    from arbitrage_cli.problems.tasks import find_task
 
     is_single = problem not in (None, "-")
     form = _format(results, invocation, is_single=is_single)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from arbitrage_cli.errors import ContextFullError
-from arbitrage_cli.grading.extract import boxed_answer
+from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Attribution, Finished, ModelRole, Trace
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from arbitrage_cli.data.problems import make_conversation
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.problems.lines import make_conversation
 from arbitrage_cli.routing.route import Menu, Route
 from arbitrage_cli.types import Limits, Problem
 

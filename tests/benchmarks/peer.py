@@ -32,8 +32,6 @@ import numpy as np
 
 from arbitrage_cli.app.benchmark import Attempt, Bench, Ended
 from arbitrage_cli.app.loaded import LocalModel, WriterOptions, Writers
-from arbitrage_cli.data.datasets import load_dataset
-from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
@@ -48,13 +46,15 @@ from arbitrage_cli.model_files.pairs import (
     router_file,
     user_pairs,
 )
+from arbitrage_cli.problems.datasets import load_dataset
+from arbitrage_cli.problems.rows import Item
+from arbitrage_cli.problems.task import Grader
+from arbitrage_cli.problems.tasks import FORMS, find_task
 from arbitrage_cli.routing.route import Route, make_routes, parse_routes
 from arbitrage_cli.routing.router import load
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.stats.intervals import Interval, log_ratio, wilson
 from arbitrage_cli.system.machine import default_threads
-from arbitrage_cli.tasks import FORMS, find_task
-from arbitrage_cli.tasks.task import Grader
 from arbitrage_cli.types import Limits, ModelRole
 
 ALONE, SPECULATION = "llama-server", "llama-server, speculation"

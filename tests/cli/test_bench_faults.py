@@ -235,7 +235,7 @@ def test_interrupt_while_models_load_is_one_line_and_makes_nothing(here: Path) -
 
 
 def test_interrupt_while_an_answer_is_graded_costs_that_attempt_only(here: Path, golden: Golden) -> None:
-    result = bench(here, interrupt_in="arbitrage_cli.grading.grader.MathGrader.grade")
+    result = bench(here, interrupt_in="arbitrage_cli.problems.math_grader.MathGrader.grade")
     assert (result.code, result.out) == (130, "")
     assert bench(here).code == 0
     assert results(rows_of(here / "run")) == golden
@@ -252,7 +252,7 @@ def test_model_that_is_changed_while_it_is_used_is_noticed_at_the_end(
     shutil.copy(tiny["draft"], model)
     arguments = (*command, "--draft", str(model), "--target", str(model), "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
     how = ("--max-tokens", "4", "--threads", "1", "--concurrency", "1")
-    altered = {"alter": str(model), "alter_in": "arbitrage_cli.grading.grader.MathGrader.grade", "call": 2}
+    altered = {"alter": str(model), "alter_in": "arbitrage_cli.problems.math_grader.MathGrader.grade", "call": 2}
     result = run(*arguments, *how, cwd=here, **altered)
     assert_refused(result, 3, str(model), "changed while")
     assert run(*arguments, *how, cwd=here).code == 2

@@ -25,7 +25,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
-from arbitrage_cli.tasks import find_task
+from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.tuning.placement import tuned_file
 from arbitrage_cli.tuning.store import StoredAdvice, keep_advice
 

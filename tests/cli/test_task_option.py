@@ -20,8 +20,8 @@ from arbitrage_cli.app.request import RunOptions, ask, ask_to_compare
 from arbitrage_cli.app.spec import make_spec
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.tasks import find_task
-from arbitrage_cli.tasks.code import CODE, INSTRUCTIONS
+from arbitrage_cli.problems.code import CODE, INSTRUCTIONS
+from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.training.examples import read_states
 
 REFUSED = 2

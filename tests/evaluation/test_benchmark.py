@@ -20,12 +20,12 @@ from arbitrage_cli.app.benchmark import Attempt, Began, Bench, Ended, Standings,
 from arbitrage_cli.app.executor import remaining
 from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.arbitrage import by_token_stats
-from arbitrage_cli.data.rows import Item
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
 from arbitrage_cli.inference.backend import Backend, LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.rewards.rollouts import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route

@@ -22,19 +22,19 @@ from faults import write_problems
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.data.problems import read_json_rows, read_problems
-from arbitrage_cli.data.rows import make_dataset
 from arbitrage_cli.errors import DamagedRunError, DefectError, HubError, ModelError, RouterError, TemplateError, UsageError
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.grading.compare import compare
-from arbitrage_cli.grading.extract import final_answer, gold_answer
-from arbitrage_cli.grading.grader import MathGrader
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.servers.dialects import Completions, LlamaServer, Sglang, Vllm
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import read_pairs
+from arbitrage_cli.problems.answers import final_answer, gold_answer
+from arbitrage_cli.problems.compare import compare
+from arbitrage_cli.problems.lines import read_json_rows, read_problems
+from arbitrage_cli.problems.math_grader import MathGrader
+from arbitrage_cli.problems.rows import make_dataset
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.router import load
 from arbitrage_cli.runs.folder import read_run_folder

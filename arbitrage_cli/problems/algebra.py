@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-MAKE = "arbitrage_cli.grading.algebra:load"
+MAKE = "arbitrage_cli.problems.algebra:load"
 _REFUSED = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.", "socket.", "shutil.", "ctypes.")
 _DECIMALS = 12  # decimal places that must agree with an exact number such as \\sqrt{2}
 _PRECISION = 30

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from arbitrage_cli.data.problems import (
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.problems.lines import (
     PROBLEM_FIELDS,
     BadLine,
     UnusableError,
@@ -19,7 +20,6 @@ from arbitrage_cli.data.problems import (
     names_of,
     require,
 )
-from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import Problem
 
 FIELDS: Mapping[str, Sequence[str]] = {**PROBLEM_FIELDS, "answer": ("answer", "final_answer"), "level": ("level",)}

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from arbitrage_cli.data.rows import Form
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.problems.rows import Form
 from arbitrage_cli.types import Grade
 
 

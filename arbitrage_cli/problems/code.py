@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from arbitrage_cli.data.problems import UnusableError
-from arbitrage_cli.data.rows import Form, Row, check_texts
-from arbitrage_cli.grading.programs import ProgramRunner, Tests, find_sandbox
 from arbitrage_cli.inference.step_text import StepEnd
-from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.problems.lines import UnusableError
+from arbitrage_cli.problems.programs import ProgramRunner, Tests, find_sandbox
+from arbitrage_cli.problems.rows import Form, Row, check_texts
+from arbitrage_cli.problems.task import Task
 from arbitrage_cli.types import Grade
 
 INSTRUCTIONS = "Write the Python function that is asked for, in one ```python block, and nothing else."

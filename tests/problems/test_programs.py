@@ -16,14 +16,14 @@ from marks import rarely
 from processes import awaited, is_running
 
 from arbitrage_cli.errors import ProblemError, UsageError
-from arbitrage_cli.grading import driver
-from arbitrage_cli.grading.programs import ProgramRunner, Tests, find_sandbox
+from arbitrage_cli.problems import program_driver
+from arbitrage_cli.problems.programs import ProgramRunner, Tests, find_sandbox
 
 GOOD = "def f(x):\n    return x + 1\n"
 WANTS_2 = Tests("assert f(1) == 2\n")
 
 
-WALL_FACTOR = "arbitrage_cli.grading.programs.WALL_FACTOR"
+WALL_FACTOR = "arbitrage_cli.problems.programs.WALL_FACTOR"
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +205,7 @@ def test_program_that_is_killed_or_stopped_from_outside_is_an_error(
 def test_nothing_is_left_when_the_parent_is_killed(runner: ProgramRunner, tmp_path: Path) -> None:
     mark = str(tmp_path / "mark")
     code = (
-        "import sys; from arbitrage_cli.grading.programs import *; "
+        "import sys; from arbitrage_cli.problems.programs import *; "
         f"ProgramRunner({[*runner.sandbox, '--setenv', 'MARK', mark]!r}).run({SLEEPS!r}, {WANTS_2!r})"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -272,5 +272,5 @@ def test_processes_of_an_unprotected_program_end_with_it(
 
 
 def test_driver_ends_with_its_input() -> None:
-    command = [sys.executable, str(driver.__file__)]
+    command = [sys.executable, str(program_driver.__file__)]
     assert subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 1

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.data.problems import read_json_rows
-from arbitrage_cli.data.rows import Dataset, make_dataset
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.tasks import FORMS, MATH, find_task
-from arbitrage_cli.tasks.code import CODE, find_program, without_sandbox
-from arbitrage_cli.tasks.multiple_choice import find_letter
-from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.problems.code import CODE, find_program, without_sandbox
+from arbitrage_cli.problems.lines import read_json_rows
+from arbitrage_cli.problems.multiple_choice import find_letter
+from arbitrage_cli.problems.rows import Dataset, make_dataset
+from arbitrage_cli.problems.task import Task
+from arbitrage_cli.problems.tasks import FORMS, MATH, find_task
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.data.problems import read_json_rows
-from arbitrage_cli.data.rows import Dataset, Form, make_dataset
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName
+from arbitrage_cli.problems.lines import read_json_rows
+from arbitrage_cli.problems.rows import Dataset, Form, make_dataset
 from arbitrage_cli.system.files import models_folder
 
 BATCH_ROWS = 256
@@ -35,7 +35,7 @@ PUBLISHED: Mapping[str, HubName] = {
         ("arc", "allenai/ai2_arc", "ARC-Challenge/test-00000-of-00001.parquet"),
     )
 }
-"""The supported data sets on the Hub. `data.rows` knows their field names."""
+"""The supported data sets on the Hub. `rows` knows their field names."""
 
 SHIPPED = ("builtin", "builtin-dev")
 """Problems for the built-in models. Use the second data set for experiments and for choosing a tau."""

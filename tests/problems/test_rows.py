@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.data.problems import MAX_LINE_BYTES, read_json_rows
-from arbitrage_cli.data.rows import Dataset, Item, make_dataset, parse_mapping
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.problems.lines import MAX_LINE_BYTES, read_json_rows
+from arbitrage_cli.problems.rows import Dataset, Item, make_dataset, parse_mapping
 from arbitrage_cli.types import Problem
 
 GOOD: dict[str, Any] = {"problem": "q", "answer": "4"}
@@ -99,7 +99,7 @@ def test_bad_data_set(rows: list[bytes | dict[str, Any]], message: str) -> None:
 
 
 def test_a_file_with_millions_of_rows_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.data.rows.MAX_ROWS", 3)
+    monkeypatch.setattr("arbitrage_cli.problems.rows.MAX_ROWS", 3)
     num_read = itertools.count()
     rows = ((next(num_read), {"question": "q", "answer": "1", "id": number}) for number in range(100))
     with pytest.raises(UsageError, match="more than 3"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.grading.extract import boxed_answer, final_answer, gold_answer
+from arbitrage_cli.problems.answers import boxed_answer, final_answer, gold_answer
 
 balanced = st.recursive(
     st.text("ab1 +-\\,", max_size=5).filter(lambda text: not text.endswith("\\")),

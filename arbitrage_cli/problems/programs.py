@@ -1,4 +1,4 @@
-"""Runs a model-written program and its tests in a sandboxed process (`driver`). The guide `code` describes the sandbox."""
+"""Runs a model-written program and its tests in a sandboxed process (`program_driver`). The guide `code` describes the sandbox."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import ClassVar, Literal, cast, get_args
 
 from arbitrage_cli.errors import ProblemError, UsageError
-from arbitrage_cli.grading.extract import shown
+from arbitrage_cli.problems.answers import shown
 from arbitrage_cli.system.child import WALL_FACTOR, ChildError, Process, describe_exit
 
 # `failed` means a false assertion, `error` an exception, and `ended` that the program ended its process.
 VerdictValue = Literal["passed", "failed", "error", "time", "memory", "ended"]
 
-_DRIVER = Path(__file__).with_name("driver.py")
+_DRIVER = Path(__file__).with_name("program_driver.py")
 _PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
 _SYSTEM = ("/usr", "/lib", "/lib64", "/nix/store")  # may contain Python's shared libraries
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")

@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.grading.algebra import MAKE
-from arbitrage_cli.grading.compare import compare
-from arbitrage_cli.grading.extract import IN_BOX, final_answer, gold_answer, shown
+from arbitrage_cli.problems.algebra import MAKE
+from arbitrage_cli.problems.answers import IN_BOX, final_answer, gold_answer, shown
+from arbitrage_cli.problems.compare import compare
 from arbitrage_cli.system.child import Child, ChildError
 from arbitrage_cli.types import Grade
 

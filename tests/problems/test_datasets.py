@@ -14,10 +14,10 @@ import fake_hub
 import pytest
 from fake_hub import COMMIT, FakeHub
 
-from arbitrage_cli.data import datasets
-from arbitrage_cli.data.datasets import DATASETS, MAX_TEXT, PUBLISHED, SHIPPED, load_dataset
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.tasks import FORMS
+from arbitrage_cli.problems import datasets
+from arbitrage_cli.problems.datasets import DATASETS, MAX_TEXT, PUBLISHED, SHIPPED, load_dataset
+from arbitrage_cli.problems.tasks import FORMS
 
 GSM8K = {"question": "How many?", "answer": "9 * 2 = <<9*2=18>>18\n#### 18"}
 MATH = {"problem": "Convert.", "answer": "\\frac{1}{2}", "subject": "Algebra", "level": 2, "unique_id": "a/1"}
@@ -180,7 +180,7 @@ def test_small_parquet_file_with_gigabytes_of_text(tmp_path: Path, field: str) -
     assert path.stat().st_size < 4000
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))\n"
-        "from arbitrage_cli.data.datasets import load_dataset; from arbitrage_cli.errors import UsageError\n"
+        "from arbitrage_cli.problems.datasets import load_dataset; from arbitrage_cli.errors import UsageError\n"
         "try: load_dataset(sys.argv[1], offline=True)\n"
         "except UsageError as error: print(error.message)"
     )

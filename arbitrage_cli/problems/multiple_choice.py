@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from arbitrage_cli.data.problems import UnusableError
-from arbitrage_cli.data.rows import Form, Row, check_texts
-from arbitrage_cli.grading.extract import final_answer
-from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.problems.answers import final_answer
+from arbitrage_cli.problems.lines import UnusableError
+from arbitrage_cli.problems.rows import Form, Row, check_texts
+from arbitrage_cli.problems.task import Task
 from arbitrage_cli.types import Grade
 
 INSTRUCTIONS = "Please reason step by step, and put the letter of the right answer within \\boxed{}."

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.grading.compare import MAX_LENGTH, compare, normalise
-from arbitrage_cli.grading.grader import MathGrader
+from arbitrage_cli.problems.compare import MAX_LENGTH, compare, normalise
+from arbitrage_cli.problems.math_grader import MathGrader
 
 SAME_TEXT = [
     ("x", " x . "), ("x", "\\(x\\)"), ("x", "**x**"), ("x", "\\boxed{x}"), ("x^2 + 1", "$x^2+1$"),

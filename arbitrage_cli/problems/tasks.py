@@ -5,14 +5,14 @@ from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.data.rows import Form
 from arbitrage_cli.errors import unknown
-from arbitrage_cli.grading.extract import boxed_answer
-from arbitrage_cli.grading.grader import MathGrader, grader_version
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
-from arbitrage_cli.tasks.code import CODE
-from arbitrage_cli.tasks.multiple_choice import CHOICE
-from arbitrage_cli.tasks.task import Task
+from arbitrage_cli.problems.answers import boxed_answer
+from arbitrage_cli.problems.code import CODE
+from arbitrage_cli.problems.math_grader import MathGrader, grader_version
+from arbitrage_cli.problems.multiple_choice import CHOICE
+from arbitrage_cli.problems.rows import Form
+from arbitrage_cli.problems.task import Task
 from arbitrage_cli.types import Grade
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.data.problems import MAX_LINE_BYTES, BadLine, make_problem, read_problems
+from arbitrage_cli.problems.lines import MAX_LINE_BYTES, BadLine, make_problem, read_problems
 from arbitrage_cli.types import Problem
 
 

@@ -1,1 +1,0 @@
-"""Finds and compares final answers, and tests model-written programs."""
