@@ -257,7 +257,7 @@ def test_heads_of_pairs_ship() -> None:
         card = load(router_file(pair.router)).card
         assert card.name == pair.name
         assert len(card.pairs) == 1
-        assert set(card.taus["named"]) == {"exact", "balanced", "fast"}
+        assert set(card.taus["named"]) == {"careful", "balanced", "fast"}
         assert sum(part["states"] for part in card.data["parts"].values()) >= 700
         assert not any("/" in word for word in card.command if not word.startswith("../"))
 
@@ -280,9 +280,9 @@ def test_figures_of_routers_are_those_of_their_cards() -> None:
         cells = next(row[1:] for row in rows if row[0] == title)
         assert [cell.split(" [")[0].rstrip(" |") for cell in cells] == expected
     for name, taus in (
-        ("builtin", ("exact", "balanced", "fast")),
-        ("qwen2.5-coder", ("exact", "fast")),
-        ("universal", ("exact",)),
+        ("builtin", ("careful", "balanced", "fast")),
+        ("qwen2.5-coder", ("careful", "fast")),
+        ("universal", ("careful",)),
     ):
         assert all(f"`{tau}` ({cards[name].taus['named'][tau]:.3g})" in readme for tau in taus)
 

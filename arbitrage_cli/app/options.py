@@ -123,7 +123,7 @@ class ModelOptions(RouterOptions):
 
 
 _TAU_HELP = (
-    "Escalate steps that score above this threshold (inf: none). With a router: also exact (default), balanced, fast, or the "
+    "Escalate steps that score above this threshold (inf: none). With a router: also careful (default), balanced, fast, or the "
     "share of steps to escalate, such as 30%. For other defaults, see arbitrage guide routing."
 )
 _EARLY_STOP_HELP = "Stop poor drafted steps early and escalate them. Default: on if this saves time."

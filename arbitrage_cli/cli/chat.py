@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 QUIT = "/quit"
 HELP = """\
 /policy NAME   use another policy, such as entropy, target or arbitrage@fast; without NAME, list them
-/tau TAU       use another tau: a number, a share of the steps (30%), exact, balanced or fast
+/tau TAU       use another tau: a number, a share of the steps (30%), careful, balanced or fast
 /target        answer the last question with the target alone, and compare
 /explain       explain the decisions of the last answer, and the time of each step
 /new           start a new conversation

@@ -35,7 +35,7 @@ def train(
     """Train a router on collected states, and measure it on held-out problems.
 
     Requires scikit-learn: pip install "scikit-learn>=1.7". The problems are divided into a training, a validation and a test
-    set. With --from, only recalibrates the presets (exact, balanced, fast) and budgets, on problems that the router was not
+    set. With --from, only recalibrates the presets (careful, balanced, fast) and budgets, on problems that the router was not
     trained on.
 
     \b

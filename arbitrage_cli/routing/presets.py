@@ -1,4 +1,4 @@
-"""Chooses the presets `exact`, `balanced` and `fast` from the table of taus in a router's card.
+"""Chooses the presets `careful`, `balanced` and `fast` from the table of taus in a router's card.
 
 1. `training.tau_tables` measures the effect of each tau: escalated steps, change in reward, and tokens (`TauRow`).
 2. The token costs of a machine (`Costs`) convert a row's tokens to time (`TauTable.time`).
@@ -23,9 +23,9 @@ from arbitrage_cli.types import ModelRole
 
 ALWAYS, NEVER = 0.0, 1.0  # the taus that escalate every step and no step
 
-EXACT_TOLERANCE = 0.5  # the maximum expected loss of preset `exact`, in points of reward
+CAREFUL_TOLERANCE = 0.5  # the maximum expected loss of preset `careful`, in points of reward
 LOSSES: Mapping[str, float] = {"balanced": 0.1, "fast": 0.5}  # the same, as shares of the target's lead over the draft
-PRESETS = ("exact", *LOSSES)  # from strictest to least strict
+PRESETS = ("careful", *LOSSES)  # from strictest to least strict
 RISK = 2.0  # the maximum loss in the 95% interval, as a multiple of the maximum expected loss
 
 MATCH_RATE, MAX_SPECULATED = 0.8, 16  # assumed for speculation: share of accepted draft tokens, and draft tokens per batch
@@ -171,20 +171,20 @@ class TauTable:
         return min(rows, key=time)
 
     @property
-    def likely_exact(self) -> TauRow:
-        """The row of preset `exact` if the expected loss alone decided."""
-        return self.fastest([self.rows[0], *takewhile(lambda row: row.change >= -EXACT_TOLERANCE, self.rows)])
+    def likely_careful(self) -> TauRow:
+        """The row of preset `careful` if the expected loss alone decided."""
+        return self.fastest([self.rows[0], *takewhile(lambda row: row.change >= -CAREFUL_TOLERANCE, self.rows)])
 
     @property
     def shortage(self) -> str | None:
-        """A note that there are too few solutions for `likely_exact`, or None unless over twice as many are needed."""
-        row, have = self.likely_exact, self.num_solutions
+        """A note that there are too few solutions for `likely_careful`, or None unless over twice as many are needed."""
+        row, have = self.likely_careful, self.num_solutions
         if row is self.rows[0]:
             return None
-        needed = have * ((row.change - row.change_interval[0]) / (row.change + RISK * EXACT_TOLERANCE)) ** 2
+        needed = have * ((row.change - row.change_interval[0]) / (row.change + RISK * CAREFUL_TOLERANCE)) ** 2
         if needed <= 2 * have:
             return None
-        return f"the router's {have} solutions are too few for exact (about {float(f'{needed:.2g}'):,.0f} would do)"
+        return f"the router's {have} solutions are too few for careful (about {float(f'{needed:.2g}'):,.0f} would do)"
 
     def time_alone(self) -> float:
         """Return the expected time of policy `speculative` relative to the target alone.
@@ -260,7 +260,7 @@ def choose_presets(table: TauTable) -> dict[str, float]:
     was accepted wrongly is also 2.5% (fixed-sequence testing; Angelopoulos et al., arXiv 2110.01052).
     """
     lead = max(0.0, -table.rows[-1].change)  # of the target over the draft
-    max_losses = {"exact": EXACT_TOLERANCE, **{name: share * lead for name, share in LOSSES.items()}}
+    max_losses = {"careful": CAREFUL_TOLERANCE, **{name: share * lead for name, share in LOSSES.items()}}
     chosen, found = table.rows[0], {}
     for name, limit in max_losses.items():
         safe = takewhile(partial(TauRow.keeps, limit=limit), table.rows)

@@ -1,6 +1,6 @@
 """Converts a route such as `entropy@0.5` to the flow that solves a problem.
 
-`parse_route` finds the policy (`policies.py`), `resolve_tau` converts presets such as `exact` to numbers (`presets.py`), and
+`parse_route` finds the policy (`policies.py`), `resolve_tau` converts presets such as `careful` to numbers (`presets.py`), and
 `Route.flow` creates the flow (`arbitrage.py`).
 """
 
@@ -18,7 +18,7 @@ from arbitrage_cli.routing.thoughts import BUDGET, lead_probe_stay, probe_tau
 from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Trace
 
-DEFAULT_TAU = "exact"
+DEFAULT_TAU = "careful"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def route_name(policy: str, tau: float | str | None, tau_name: str | None = None
 
 
 def tau_words(tau: float | str, tau_name: str | None) -> str:
-    """Return a tau with its preset, such as `fast (0.347)`, or `exact (every step)` for a tau of 0."""
+    """Return a tau with its preset, such as `fast (0.347)`, or `careful (every step)` for a tau of 0."""
     number = rounding.tau(float(tau))
     return f"{tau_name} ({number if float(tau) else 'every step'})" if tau_name else number
 
@@ -275,7 +275,7 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
     time, fastest = table.time(row), table.time_alone() if costs and is_default else 1.0
     if not escalates_all and (time is None or time < fastest):
         return route, None
-    likely = table.time(table.faster_row(table.likely_exact.tau))
+    likely = table.time(table.faster_row(table.likely_careful.tau))
     if route.tau_name == DEFAULT_TAU and table.shortage and (likely is None or likely < fastest):
         warning = table.shortage  # otherwise, routing would be slower with more solutions, too
     elif time is None or (escalates_all and not route.tau_name):

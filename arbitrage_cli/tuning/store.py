@@ -84,7 +84,7 @@ class AdvisedPair:
 
 @dataclass(frozen=True, slots=True)
 class StoredAdvice:
-    """The last advice on a pair. `route` has the syntax of `--policy`, such as `arbitrage@exact`."""
+    """The last advice on a pair. `route` has the syntax of `--policy`, such as `arbitrage@careful`."""
 
     pair: AdvisedPair
     route: str

@@ -1,4 +1,4 @@
-"""Compare the expected and the true loss of preset `exact` in simulations.
+"""Compare the expected and the true loss of preset `careful` in simulations.
 
 Usage: python tests/benchmarks/presets.py [--tables 300] [--solutions 54 120 700] [--seed 0]
 
@@ -110,8 +110,8 @@ def main() -> None:
             drawn = [world.outcomes(rng, solutions) for _ in range(options.tables)]
             tables = [make_table(probability, outcomes, spread_taus(probability), COSTS) for probability, outcomes in drawn]
             print(f"{name}, {solutions} solutions")
-            report("exact", [row(table, table.named["exact"], *many) for table in tables])
-            report("expectation alone", [row(table, table.likely_exact.tau, *many) for table in tables])
+            report("careful", [row(table, table.named["careful"], *many) for table in tables])
+            report("expectation alone", [row(table, table.likely_careful.tau, *many) for table in tables])
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ OTHERS = ModelEntry("a.gguf"), TargetEntry("b.gguf")
 ROUTER = "my router.safetensors"
 GIVEN = ("--pair", "builtin", "--offline", "--router", ROUTER, "--max-tokens", "8", "--temperature", "0.5", "--ctx", "2048")
 WRONG: Mapping[str, int] = {"draft": 5}
-EXACT_PAYS = {"target": 1.0, "speculative": 0.8, "arbitrage@exact": 0.4, "draft": 0.1}
-NOTHING_PAYS = {**dict.fromkeys(EXACT_PAYS, 1.01), "target": 1.0}
+CAREFUL_PAYS = {"target": 1.0, "speculative": 0.8, "arbitrage@careful": 0.4, "draft": 0.1}
+NOTHING_PAYS = {**dict.fromkeys(CAREFUL_PAYS, 1.01), "target": 1.0}
 
 
 @pytest.fixture
@@ -139,9 +139,9 @@ def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, *
     [
         (
             20,
-            EXACT_PAYS,
-            "worth it (8 in 10): routing with arbitrage@exact reaches 2.50x the target's speed",
-            ["--policy", "arbitrage", "--tau", "exact"],
+            CAREFUL_PAYS,
+            "worth it (8 in 10): routing with arbitrage@careful reaches 2.50x the target's speed",
+            ["--policy", "arbitrage", "--tau", "careful"],
         ),
         (5, NOTHING_PAYS, "not worth it (", ["--policy", "target"]),
     ],
@@ -151,7 +151,7 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     home: Home, count: int, seconds: Mapping[str, float], said: str, policy: list[str]
 ) -> None:
     """With the router that was given, if it is needed, and all that was given of how steps are written."""
-    home.pretend(FAST_READER if seconds is EXACT_PAYS else NO_GAIN)
+    home.pretend(FAST_READER if seconds is CAREFUL_PAYS else NO_GAIN)
     ended, following = advised(home, count, seconds, *GIVEN)
     assert (ended.code, said in flat(ended.out)) == (0, True), ended.err
     routed = "--tau" in policy
@@ -161,7 +161,7 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     solved = home.run(*following[1:-1], "12 + 5", "--json")
     assert (solved.code, solved.records[0]["policy"]) == (0, policy[1]), solved.err
     saved = read_pairs(home.folder / "arbitrage" / "pairs.toml")["builtin"]
-    assert (saved.policy, saved.tau) == (policy[1], "exact" if routed else None)
+    assert (saved.policy, saved.tau) == (policy[1], "careful" if routed else None)
     assert saved.router == (str(home.folder / ROUTER) if routed else read_pairs()["builtin"].router)
 
 
@@ -236,7 +236,7 @@ def policy_of(ended: Result) -> str:
 def test_the_default_follows_the_last_advice_and_says_when_it_was_given(follower: Home) -> None:
     followed = follower.run(*ASKED)
     assert (policy_of(followed), "2026-11-29" in followed.err) == ("target", True)
-    for chosen in (("--policy", "arbitrage"), ("--tau", "exact"), ("--early-stop",), ("--router", "builtin:universal")):
+    for chosen in (("--policy", "arbitrage"), ("--tau", "careful"), ("--early-stop",), ("--router", "builtin:universal")):
         assert policy_of(follower.run(*ASKED, *chosen)) == "arbitrage"
     other_models = ("--draft", "builtin:target", "--target", "builtin:draft")
     for other in (("--task", "choice"), ("--threads", "1"), other_models):
@@ -252,7 +252,7 @@ def test_chat_and_python_follow_the_last_advice(follower: Home, monkeypatch: pyt
     monkeypatch.setenv("XDG_CONFIG_HOME", str(follower.folder))
     with open_pair() as pair:
         assert pair.solve("12 + 5").to_dict()["policy"] == "target"
-    with open_pair(tau="exact") as pair:
+    with open_pair(tau="careful") as pair:
         assert pair.solve("12 + 5").to_dict()["policy"] == "arbitrage"
 
 

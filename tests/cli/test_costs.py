@@ -274,7 +274,7 @@ def test_a_run_that_began_without_costs_goes_without_them(home: Home, tmp_path: 
 
 @pytest.fixture
 def router(home: Home) -> str:
-    """A router for the built-in pair: by the costs on its card `exact` is 0.3."""
+    """A router for the built-in pair: by the costs on its card `careful` is 0.3."""
     return str(write_router(home.folder / "small.safetensors"))
 
 
@@ -285,7 +285,7 @@ def test_named_taus_are_resolved_at_the_costs_of_this_machine(home: Home, router
     home.pretend(SLOW_VERIFIER)
     after = solve(home, "--router", router)
     assert (after["tau"], after["settings"]["tau_costs"]) == (0.6, "this machine")
-    assert solve(home, "--router", router, "--tau", "exact")["tau"] == 0.6
+    assert solve(home, "--router", router, "--tau", "careful")["tau"] == 0.6
     assert "costs of this machine" in home.run("solve", "5 + 6", "--router", router, "--debug").err
 
 
@@ -341,16 +341,16 @@ def test_drafts_are_stopped_early_if_that_takes_less_time(home: Home) -> None:
 def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, router: str) -> None:
     routed = (*BENCH[:-1], "--router", router, "--policy")
     home.pretend(FAST_READER)
-    assert home.run(*routed, "arbitrage@exact").code == 0
+    assert home.run(*routed, "arbitrage@careful").code == 0
     made = run_json(home.folder / "run")
-    assert (made["named_taus"]["exact"], made["tau_costs"]) == (0.3, "this machine")
+    assert (made["named_taus"]["careful"], made["tau_costs"]) == (0.3, "this machine")
     rows = (home.folder / "run" / "results.jsonl").read_bytes()
     home.pretend(SLOW_VERIFIER)
-    again = home.run(*routed, "arbitrage@exact")
+    again = home.run(*routed, "arbitrage@careful")
     assert again.code == 0, again.err
     assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
-    assert "uses tau 0.3 for exact" in flat(again.err)
-    other = home.run(*BENCH[:-1], "--router", "builtin:universal", "--policy", "arbitrage@exact")
+    assert "uses tau 0.3 for careful" in flat(again.err)
+    other = home.run(*BENCH[:-1], "--router", "builtin:universal", "--policy", "arbitrage@careful")
     assert (other.code, "router changed" in flat(other.err), "resumed run uses" in flat(other.err)) == (2, True, False)
     assert home.run(*routed, "arbitrage@fast,arbitrage@0.5").code == 0
     assert [one["tau"] for one in run_json(home.folder / "run")["policies"]] == [0.3, 0.5]

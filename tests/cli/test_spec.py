@@ -66,7 +66,7 @@ def test_nothing_given_is_the_built_in_pair_with_its_router() -> None:
     spec = resolved(options(ModelOptions()), RoutingOptions())
     assert spec.sources == {"draft": "builtin:draft", "target": "builtin:target"}
     assert spec.deciding_router is not None
-    assert (spec.route.policy.name, spec.route.tau) == ("arbitrage", spec.available_router.table.resolve("exact"))
+    assert (spec.route.policy.name, spec.route.tau) == ("arbitrage", spec.available_router.table.resolve("careful"))
     assert spec.request.concurrency == "1"
 
 
@@ -81,7 +81,7 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     pairs = tmp_path / "arbitrage" / "pairs.toml"
     pair = replace(read_pairs()["builtin"], name="mine", policy=None)
     save_pair(pairs, replace(pair, target=replace(pair.target, price="0.60/0.06/2.40")))
-    spec = resolved(options(mine, "pair"), RoutingOptions(tau="exact"))
+    spec = resolved(options(mine, "pair"), RoutingOptions(tau="careful"))
     costs = spec.available_router.costs
     assert costs is not None
     assert (costs.target_seconds_per_token, costs.write, costs.target_cached_seconds_per_token) == (2.4, 2.4, 0.06)
@@ -193,7 +193,7 @@ def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:
     usual = [("target", None), ("draft", None), ("speculative", None), ("entropy", 1.0)]
     assert columns(resolved(options(), BenchRoutingOptions())) == usual
     with_router = resolved(options(ModelOptions()), BenchRoutingOptions())
-    assert [one.name for one in with_router.routes][3:] == ["arbitrage@exact", "logprob@0.3"]
+    assert [one.name for one in with_router.routes][3:] == ["arbitrage@careful", "logprob@0.3"]
 
 
 def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None:

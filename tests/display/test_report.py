@@ -301,7 +301,7 @@ def test_script_shows_texts_as_texts_and_follows_links(tmp_path: Path) -> None:
 
 def sampled_run() -> MadeUp:
     made = make_run(2, columns=[("target", None), ("arbitrage", 0.0214)], samples=4)
-    made.run["policies"][1]["tau_name"] = "exact"
+    made.run["policies"][1]["tau_name"] = "careful"
     ids = {"made-up-0000": "test/1", "made-up-0001": "test/1/1"}
     run = made.run | {"ids": [*ids.values()], "levels": dict.fromkeys(ids.values())}
     return MadeUp(run, [row | {"id": ids[row["id"]]} for row in made.rows])
@@ -312,9 +312,9 @@ def sampled_run() -> MadeUp:
 @pytest.mark.parametrize(
     ("link", "place"),
     [
-        ("test/1/arbitrage@exact/2", 1),
+        ("test/1/arbitrage@careful/2", 1),
         ("test%2F1/arbitrage%40exact/2", 1),
-        ("test/1/1/arbitrage@exact/sample3/2", 5),
+        ("test/1/1/arbitrage@careful/sample3/2", 5),
         ("test/1/target/sample2", 2),
         ("test/1/target/sample9", None),
     ],

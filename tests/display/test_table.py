@@ -150,7 +150,7 @@ def test_comparison_fits_and_is_defined() -> None:
     "labels",
     [
         ("arbitrage@0.123456", "arbitrage@0.923456"),
-        ("arbitrage@exact (0.0214)", "arbitrage@0.0214", "arbitrage@fast (0.347)", "target"),
+        ("arbitrage@careful (0.0214)", "arbitrage@0.0214", "arbitrage@fast (0.347)", "target"),
         ("logprob-min@0.123456", "logprob@0.123456", "logprob@0.23456"),
         ("entropy@0.123451", "entropy@0.123452"),
     ],

@@ -13,7 +13,7 @@ from arbitrage_cli.display.card import preset_sentence
 from arbitrage_cli.evaluation.verdict import Candidate, Verdict
 
 COUNTS: Any = {"num_problems": 40, "num_compared": 21, "num_gained": 3, "num_lost": 2, "num_graded": 21, "num_attempts": 40}
-ROUTED = Candidate("arbitrage@exact", "arbitrage", 2.5, (2.2, 2.8), 0.99, 0.97, **COUNTS)
+ROUTED = Candidate("arbitrage@careful", "arbitrage", 2.5, (2.2, 2.8), 0.99, 0.97, **COUNTS)
 SPECULATIVE = Candidate("speculative", "speculative", 1.5, (1.4, 1.6), 0.9, 1.0, num_problems=8)
 SLOW = replace(SPECULATIVE, speedup=0.876, is_fast=0.01)
 DRAFT = replace(ROUTED, route="draft", policy="draft", speedup=3.0, num_compared=40, num_gained=0, num_graded=0)
@@ -23,10 +23,10 @@ LIKE = "differ from the target's"
 @pytest.mark.parametrize(
     ("verdict", "figures"),
     [
-        (Verdict(ROUTED.route, 0.96, 40, (ROUTED,)), ["9 in 10", "arbitrage@exact", "2.50x", "[2.20-2.80]", "3 answers gained and 2 lost of 21", "19 others"]),
+        (Verdict(ROUTED.route, 0.96, 40, (ROUTED,)), ["9 in 10", "arbitrage@careful", "2.50x", "[2.20-2.80]", "3 answers gained and 2 lost of 21", "19 others"]),
         (Verdict("speculative", 0.9, 8, (ROUTED, SPECULATIVE)), ["9 in 10", "speculation", "1.50x"]),
         (Verdict("draft", 0.6, 20, (DRAFT,)), ["6 in 10", "3.00x", "2 lost of 40", LIKE]),
-        (Verdict("arbitrage@exact", 0.99, 40, (replace(ROUTED, saving=0.4, saving_interval=(0.3, 0.5)),)), ["99 in 100", "40.0%", "[30-50]"]),
+        (Verdict("arbitrage@careful", 0.99, 40, (replace(ROUTED, saving=0.4, saving_interval=(0.3, 0.5)),)), ["99 in 100", "40.0%", "[30-50]"]),
         (Verdict("target", 0.85, 20, (SLOW,), 12.3, 100.0), ["3x the speed"]),
         (Verdict("target", 0.85, 20, (SLOW,), 123.4, 310.6), ["8 in 10", "0.876x", "Use the target alone", "123 draft tokens", "about 310"]),
         (Verdict("target", 0.85, 20, (SLOW, replace(ROUTED, is_safe=0.1)), 1.4), ["0.876x", "2.50x", "2 lost", "1.40 draft tokens"]),
@@ -77,7 +77,7 @@ def test_a_confidence_is_never_rounded_up() -> None:
     ]
 
 
-@pytest.mark.parametrize(("time", "figures"), [(0.6, ["--tau exact", "60%"]), (1.2, ["no preset"]), (None, ["--costs"])])
+@pytest.mark.parametrize(("time", "figures"), [(0.6, ["--tau careful", "60%"]), (1.2, ["no preset"]), (None, ["--costs"])])
 def test_a_threshold_table_in_words(time: float | None, figures: list[str]) -> None:
-    words = preset_sentence({"exact": 0.1}, [{"tau": 0.1, "time": time, "change": 0.0}])
+    words = preset_sentence({"careful": 0.1}, [{"tau": 0.1, "time": time, "change": 0.0}])
     assert [figure for figure in figures if figure not in words] == []

@@ -106,15 +106,15 @@ def test_ungraded_answers_have_no_difference() -> None:
 
 
 def test_taus_of_one_name_are_compared_and_others_are_named() -> None:
-    """`exact` may be a different number in each run. A note lists policies that only one run has."""
+    """`careful` may be a different number in each run. A note lists policies that only one run has."""
     first = make_run(6, columns=(("target", None), ("entropy", 0.3)))
     second = make_run(6, columns=(("target", None), ("entropy", 0.5), ("random", 0.3)))
     for made in (first, second):
-        made.run["policies"][1]["tau_name"] = "exact"
+        made.run["policies"][1]["tau_name"] = "careful"
     found = compared(first, second)
     assert [(entry["first"], entry["second"]) for entry in found["policies"]][1] == (
-        "entropy@exact (0.3)",
-        "entropy@exact (0.5)",
+        "entropy@careful (0.3)",
+        "entropy@careful (0.5)",
     )
     assert any("random@0.3" in note for note in found["notes"])
 

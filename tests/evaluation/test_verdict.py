@@ -31,7 +31,7 @@ from arbitrage_cli.evaluation.verdict import (
 Interval = tuple[float, float] | None
 CARD = Expected(1.3, 0.25, gained=0.5, lost=0.5, kept=9)
 NOTHING: Mapping[str, Expected] = {}
-EXPECTED: Mapping[str, Expected] = {"arbitrage@exact": CARD}
+EXPECTED: Mapping[str, Expected] = {"arbitrage@careful": CARD}
 
 
 def policy(
@@ -40,7 +40,7 @@ def policy(
     return {
         "policy": name,
         "tau": 0.2 if name == "arbitrage" else None,
-        "tau_name": "exact" if name == "arbitrage" else None,
+        "tau_name": "careful" if name == "arbitrage" else None,
         "speedup": speedup,
         "speedup_interval": interval,
         "speedup_log_error": interval and math.log(interval[1] / interval[0]) / 4,
@@ -85,7 +85,7 @@ def verdict_on(*policies: dict[str, Any], samples: int = 1, expected: Mapping[st
 
 SPECULATIVE = policy("speculative", 1.5, (1.4, 1.6))
 BALANCED = policy("arbitrage", 2.5, (2.2, 2.8), tau_name="balanced")
-EXACT = policy("arbitrage", 2.0, (1.7, 2.3))
+CAREFUL = policy("arbitrage", 2.0, (1.7, 2.3))
 SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
 
 
@@ -93,15 +93,15 @@ SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
     ("policies", "route"),
     [
         ([SPECULATIVE], "speculative"),
-        ([SPECULATIVE, EXACT], "arbitrage@exact"),
-        ([SPECULATIVE, EXACT | lost_of(4)], "speculative"),
-        ([EXACT, BALANCED], "arbitrage@exact"),
+        ([SPECULATIVE, CAREFUL], "arbitrage@careful"),
+        ([SPECULATIVE, CAREFUL | lost_of(4)], "speculative"),
+        ([CAREFUL, BALANCED], "arbitrage@careful"),
         ([BALANCED], "arbitrage@balanced"),
         ([SLOW, BALANCED], "target"),
         ([policy("speculative", 1.02, (1.0, 1.04)), SLOW], "target"),
         ([policy("speculative", 1.5, None, problems=8, speedup_log_error=0.1), SLOW], "speculative"),
         ([policy("speculative", 1.5, None, time=time(0.0))], "target"),
-        ([EXACT | {"time": time(0.0)}], "arbitrage@exact"),
+        ([CAREFUL | {"time": time(0.0)}], "arbitrage@careful"),
         ([policy("draft", 3.0, (2.5, 3.5), lost=2), SLOW], "target"),
         ([policy("draft", 3.0, (2.5, 3.5), problems=40), SLOW], "draft"),
         ([policy("oracle", 3.0, (2.0, 4.0)), SLOW], "target"),
@@ -138,9 +138,9 @@ def case(
         ([case("entropy@x", 2.0, 20, right=0.05)], "target"),
         ([case("entropy@x", 1.5, 1, 1, 40)], "entropy@x"),
         ([case("entropy@x", 1.15), case("logprob@y", 2.64, 18)], "entropy@x"),
-        ([case("equations@x", 2.53, 18, 12), case("arbitrage@exact", 2.23, 4, 12)], "arbitrage@exact"),
-        ([case("arbitrage@exact", 1.36, 1, 0, 40, right=0.05)], "target"),
-        ([case("arbitrage@exact", 3.41, 4, 0, 200, right=0.04)], "target"),
+        ([case("equations@x", 2.53, 18, 12), case("arbitrage@careful", 2.23, 4, 12)], "arbitrage@careful"),
+        ([case("arbitrage@careful", 1.36, 1, 0, 40, right=0.05)], "target"),
+        ([case("arbitrage@careful", 3.41, 4, 0, 200, right=0.04)], "target"),
     ],
     ids=[
         "gains more than it loses", "not fast enough", "similar speeds", "only loses", "as many gained as lost",
@@ -158,17 +158,17 @@ def test_advice_on_cases_with_a_known_answer(
 
 def test_routing_is_compared_with_speculation() -> None:
     """Speculation loses nothing, so routing must be faster than both."""
-    fast, similar = (case("arbitrage@exact", speedup) for speedup in (2.0, 1.6))
+    fast, similar = (case("arbitrage@careful", speedup) for speedup in (2.0, 1.6))
     alone, beside, faster = (
         verdict_on(*one, expected=EXPECTED) for one in ([similar], [similar, SPECULATIVE], [fast, SPECULATIVE])
     )
-    assert (alone.route, beside.route, faster.route) == ("arbitrage@exact", "speculative", "arbitrage@exact")
+    assert (alone.route, beside.route, faster.route) == ("arbitrage@careful", "speculative", "arbitrage@careful")
     assert beside.best.is_fast > LIKELY
     assert next(one for one in beside.candidates if one.policy == "arbitrage").is_fast < 0.5
 
 
 def test_a_change_has_its_interval() -> None:
-    (found,) = verdict_on(case("arbitrage@exact", 2.0, 4, 12), expected=EXPECTED).candidates
+    (found,) = verdict_on(case("arbitrage@careful", 2.0, 4, 12), expected=EXPECTED).candidates
     low, high = found.change_interval
     assert found.change == pytest.approx(8 / 510)
     assert -0.01 < low < found.change < high < 0.04
@@ -192,9 +192,9 @@ def test_an_open_question_is_undecided() -> None:
 
 def test_there_is_an_answer_before_the_first_problem() -> None:
     """It follows from the costs alone, and a policy that cannot reach the speed-up makes it certain."""
-    likely = verdict_on(expected={"arbitrage@exact": Expected(2.0, 0.2, gained=0.5, lost=0.5, kept=60)})
-    assert (likely.route, likely.num_problems, likely.confidence > 0.9) == ("arbitrage@exact", 0, True)
-    hopeless = verdict_on(expected={"arbitrage@exact": Expected(1.0, 0.5, most=1.05), "speculative": Expected(0.9, 0.05)})
+    likely = verdict_on(expected={"arbitrage@careful": Expected(2.0, 0.2, gained=0.5, lost=0.5, kept=60)})
+    assert (likely.route, likely.num_problems, likely.confidence > 0.9) == ("arbitrage@careful", 0, True)
+    hopeless = verdict_on(expected={"arbitrage@careful": Expected(1.0, 0.5, most=1.05), "speculative": Expected(0.9, 0.05)})
     assert (hopeless.route, hopeless.is_final, round(hopeless.confidence, 2)) == ("target", True, 1.0)
 
 
@@ -214,7 +214,7 @@ def test_more_evidence_is_more_certain() -> None:
 
 
 def test_samples_are_not_problems() -> None:
-    one, two = (verdict_on(EXACT, samples=samples, expected=EXPECTED) for samples in (1, 2))
+    one, two = (verdict_on(CAREFUL, samples=samples, expected=EXPECTED) for samples in (1, 2))
     assert (one.num_problems, two.num_problems) == (20, 10)
     assert two.confidence < one.confidence
 
@@ -233,7 +233,7 @@ def test_the_confidence_holds(bias: float) -> None:
         shares = {"speculative": (0.0, 0.0), "arbitrage": (dice.betavariate(0.7, 12), dice.betavariate(0.7, 12))}
         problems = dice.randint(0, 20)
         made = [simulated(dice, name, truth[name], shares[name], problems) for name in names] if problems else []
-        found = verdict_on(*made, expected={"speculative": names["speculative"], "arbitrage@exact": names["arbitrage"]})
+        found = verdict_on(*made, expected={"speculative": names["speculative"], "arbitrage@careful": names["arbitrage"]})
         least = {"speculative": MIN_SPEEDUP, "arbitrage": MIN_SPEEDUP * max(1.0, truth["speculative"])}
         good = {
             name
@@ -303,7 +303,7 @@ def test_what_would_change_the_answer(name: str) -> None:
 @pytest.mark.parametrize(
     ("times", "changes", "preset"),
     [
-        ((0.6, 0.4, 0.2), (0.0, -0.9, -30.0), "exact"),
+        ((0.6, 0.4, 0.2), (0.0, -0.9, -30.0), "careful"),
         ((0.95, 0.4, 0.2), (0.0, -0.9, -30.0), "balanced"),
         ((1.2, 1.1, 0.2), (0.0, -2.0, -30.0), None),
         ((None, None, None), (0.0, 0.0, 0.0), None),
@@ -313,7 +313,7 @@ def test_what_would_change_the_answer(name: str) -> None:
 def test_a_threshold_table_advises_by_its_own_rows(
     times: tuple[float | None, ...], changes: tuple[float, ...], preset: str | None
 ) -> None:
-    named = {"exact": 0.1, "balanced": 0.2, "fast": 0.4}
+    named = {"careful": 0.1, "balanced": 0.2, "fast": 0.4}
     rows = [
         {"tau": tau, "time": time, "change": change}
         for tau, time, change in zip(named.values(), times, changes, strict=True)

@@ -363,7 +363,7 @@ def test_a_router_that_learned_from_thoughts_decides_about_them() -> None:
     assert {one.draft.phase for one in decided if one.draft} == {"think", "answer"}
 
 
-@pytest.mark.parametrize(("tau_name", "tau"), [("60%", 0.8), ("exact", probe_tau(BUDGET)), (None, probe_tau(BUDGET))])
+@pytest.mark.parametrize(("tau_name", "tau"), [("60%", 0.8), ("careful", probe_tau(BUDGET)), (None, probe_tau(BUDGET))])
 def test_a_budget_holds_for_thoughts_too(tau_name: str | None, tau: float) -> None:
     scorer = replace(by_token_stats(lambda trace, draft: 0.5), routes_thoughts=False)
     route = Route(POLICIES["arbitrage"], 0.2, tau_name)

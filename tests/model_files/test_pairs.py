@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_edited_is_kept(tmp_path: Path, line: str) -> None
     )
     before = path.read_text()
     with pytest.raises(OutputError):
-        save_pair(path, PairEntry("mine", ModelEntry("a"), TargetEntry("b"), policy="arbitrage", tau="exact"))
+        save_pair(path, PairEntry("mine", ModelEntry("a"), TargetEntry("b"), policy="arbitrage", tau="careful"))
     assert path.read_text() == before
 
 

@@ -23,7 +23,7 @@ from arbitrage_cli.types import Attribution, Cost, Decision, Limits, Problem, St
 QUESTION = "What is 37 * 12 - 95?"
 ZEROS = np.zeros(50)
 OUTCOMES = Outcomes(np.arange(50), np.arange(50), ZEROS, ZEROS + 1, ZEROS + 5, ZEROS + 5, ZEROS + 5, ZEROS)
-TAUS = {**make_table(np.linspace(0.1, 0.9, 50), OUTCOMES, [0.5], None).to_json(), "named": {"exact": 0.25}}
+TAUS = {**make_table(np.linspace(0.1, 0.9, 50), OUTCOMES, [0.5], None).to_json(), "named": {"careful": 0.25}}
 SHIPPED = ("builtin:builtin", "builtin:universal", "builtin:qwen2.5-coder")  # the last one is linear
 
 

@@ -126,7 +126,7 @@ def make_rows(*rows: TauRow, costs: Costs | None = None) -> TauTable:
 
 
 def test_names_by_their_definitions() -> None:
-    """The target leads by 20 points, so `exact` may lose half a point, `balanced` 2 and `fast` 10."""
+    """The target leads by 20 points, so `careful` may lose half a point, `balanced` 2 and `fast` 10."""
     table = make_rows(
         make_row(ALWAYS, 1.0, 0.0),
         make_row(0.1, 0.8, 0.5),
@@ -138,16 +138,16 @@ def test_names_by_their_definitions() -> None:
         make_row(0.7, 0.1, -10.1),
         make_row(NEVER, 0.0, -20.0),
     )
-    assert choose_presets(table) == {"exact": 0.2, "balanced": 0.4, "fast": 0.6}
+    assert choose_presets(table) == {"careful": 0.2, "balanced": 0.4, "fast": 0.6}
 
 
 @pytest.mark.parametrize(
     ("width", "presets"),
     [
-        (1.1, {"exact": 0.1, "balanced": 0.1, "fast": 0.1}),
-        (1.3, {"exact": ALWAYS, "balanced": 0.1, "fast": 0.1}),
-        (4.3, {"exact": ALWAYS, "balanced": ALWAYS, "fast": 0.1}),
-        (20.3, {"exact": ALWAYS, "balanced": ALWAYS, "fast": ALWAYS}),
+        (1.1, {"careful": 0.1, "balanced": 0.1, "fast": 0.1}),
+        (1.3, {"careful": ALWAYS, "balanced": 0.1, "fast": 0.1}),
+        (4.3, {"careful": ALWAYS, "balanced": ALWAYS, "fast": 0.1}),
+        (20.3, {"careful": ALWAYS, "balanced": ALWAYS, "fast": ALWAYS}),
     ],
 )
 def test_interval_of_a_preset_stays_within_twice_its_limit(width: float, presets: dict[str, float]) -> None:
@@ -165,11 +165,11 @@ def test_a_tau_beyond_one_that_fails_is_not_chosen() -> None:
         make_row(0.3, 0.4, 0.3),
         make_row(NEVER, 0.0, -4.0),
     )
-    assert choose_presets(table) == {"exact": 0.1, "balanced": 0.1, "fast": 0.1}
+    assert choose_presets(table) == {"careful": 0.1, "balanced": 0.1, "fast": 0.1}
 
 
 @pytest.mark.parametrize(("width", "needed"), [(0.5, None), (1.3, None), (5.0, "1,400")])
-def test_too_few_solutions_for_exact_are_named(width: float, needed: str | None) -> None:
+def test_too_few_solutions_for_careful_are_named(width: float, needed: str | None) -> None:
     """An interval of 1 point needs 54 * 5**2 solutions."""
     rows = make_row(ALWAYS, 1.0, 0.0, 0), make_row(0.1, 0.5, 0.0, width), make_row(NEVER, 0.0, -20.0)
     shortage = replace(make_rows(*rows), num_solutions=54).shortage
@@ -228,8 +228,8 @@ def test_early_stop_pays_if_it_takes_less_time(stop: int, draft: float, pays: bo
 
 
 def test_resolve_takes_names_and_numbers() -> None:
-    table = replace(make_rows(make_row(ALWAYS, 1, 0), make_row(NEVER, 0, 0)), named={"exact": 0.25})
-    assert (table.resolve("exact"), table.resolve("0.7"), table.resolve("-1")) == (0.25, 0.7, -1)
+    table = replace(make_rows(make_row(ALWAYS, 1, 0), make_row(NEVER, 0, 0)), named={"careful": 0.25})
+    assert (table.resolve("careful"), table.resolve("0.7"), table.resolve("-1")) == (0.25, 0.7, -1)
     assert table.resolve("inf") == float("inf")
     for wrong in ("nan", "exactly", "", "%", "nan%", "101%", "-1%"):
         with pytest.raises(UsageError):

@@ -28,7 +28,7 @@ def test_a_tau_that_escalates_every_step_is_the_target_alone(
     tmp_path: Path, *, is_default: bool, policy: str, source: str
 ) -> None:
     """The target alone gives the same text in less time, even if costs are unknown. Explicit routing gets a warning."""
-    named = {"exact": 0.0, "balanced": 0.3, "fast": 0.6}
+    named = {"careful": 0.0, "balanced": 0.3, "fast": 0.6}
     available = replace(available_router(tmp_path, costs=SLOW_DRAFT, named=named), source=source)
     route, warning = route_or_target_alone(
         make_route(POLICIES["arbitrage"], "0", available), available, is_default=is_default
@@ -37,7 +37,7 @@ def test_a_tau_that_escalates_every_step_is_the_target_alone(
     assert warning is not None
 
 
-@pytest.mark.parametrize(("is_default", "name"), [(True, "target"), (False, "arbitrage@exact")])
+@pytest.mark.parametrize(("is_default", "name"), [(True, "target"), (False, "arbitrage@careful")])
 def test_routing_that_is_slower_is_no_default(tmp_path: Path, *, is_default: bool, name: str) -> None:
     """This holds at the costs of another machine, too, if those of this machine are not known."""
     available = available_router(tmp_path, costs=SLOW_DRAFT)
@@ -60,7 +60,7 @@ def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, 
     table = replace(make_table(), rows=rows, costs=costs)
     available = replace(available_router(tmp_path, rows=rows, costs=costs), costs=costs)
     routed = table.time(table.row_at(0.3))
-    assert table.at_costs(costs).named["exact"] == 0.3
+    assert table.at_costs(costs).named["careful"] == 0.3
     assert routed is not None
     assert (table.time_alone() < routed < 1) is (policy == "speculative")
     route, _ = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_default=True)
@@ -71,7 +71,7 @@ def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, 
     ("width", "costs", "policy", "is_short"),
     [(0.5, CHEAP_DRAFT, "arbitrage", False), (9.0, CHEAP_DRAFT, "target", True), (9.0, SLOW_DRAFT, "target", False)],
 )
-def test_exact_is_the_target_if_there_are_too_few_solutions(
+def test_careful_is_the_target_if_there_are_too_few_solutions(
     tmp_path: Path, width: float, costs: Costs, policy: str, *, is_short: bool
 ) -> None:
     """A tau without an expected loss is not used if its interval is wide. More solutions do not make a slow tau faster."""
@@ -79,8 +79,8 @@ def test_exact_is_the_target_if_there_are_too_few_solutions(
     rows = (always, *(replace(row, change_interval=(row.change - width, row.change + width)) for row in others))
     table = replace(make_table(), rows=rows, costs=costs, num_solutions=54)
     available = available_router(tmp_path, rows=rows, costs=costs, num_solutions=54, named=table.at_costs(costs).named)
-    exact = make_route(POLICIES["arbitrage"], None, available)
-    route, warning = route_or_target_alone(exact, available, is_default=True)
+    careful = make_route(POLICIES["arbitrage"], None, available)
+    route, warning = route_or_target_alone(careful, available, is_default=True)
     assert route.policy.name == policy
-    assert ("(every step)" in exact.label) is (width > 1)
+    assert ("(every step)" in careful.label) is (width > 1)
     assert ("54 solutions" in str(warning)) is is_short

@@ -40,7 +40,7 @@ def make_table() -> TauTable:
             ROW, tau=1.0, escalation_rate=0.0, recall=0.0, change=-30.0, change_interval=(-40.0, -20.0), target_tokens=0
         ),
     )
-    named = {"exact": 0.3, "balanced": 0.3, "fast": 0.3}
+    named = {"careful": 0.3, "balanced": 0.3, "fast": 0.3}
     return TauTable(rows, steps=4.0, prompt_tokens=50.0, alone_tokens=40.0, named=named, costs=CHEAP_DRAFT)
 
 

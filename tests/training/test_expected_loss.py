@@ -111,13 +111,13 @@ def test_intervals_are_over_problems() -> None:
     assert widths[2] < 0.65 * widths[1]
 
 
-def test_exact_rarely_loses_more_than_a_point() -> None:
+def test_careful_rarely_loses_more_than_a_point() -> None:
     """The tau of few solutions is not chosen for its luck: by the expected loss alone, this share is over 30%."""
     losses = []
     for seed in range(80):
         probability, draft, target, solution = world(54, seed)
         outcomes = outcomes_of(solution, solution, draft, target)
-        losses.append(-100 * truth(make_table(probability, outcomes, spread_taus(probability), None).named["exact"]))
+        losses.append(-100 * truth(make_table(probability, outcomes, spread_taus(probability), None).named["careful"]))
     assert np.mean(np.array(losses) > 1) < 0.05
 
 

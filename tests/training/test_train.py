@@ -263,7 +263,7 @@ def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> Non
     assert found.card.data["parts"]["training"]["states"] == int((collected.part == TRAINING).sum())
     named = dict(found.card.taus["named"])
     assert with_taus(found, replace(collected, is_whole=is_whole)).card.taus != with_taus(found, collected).card.taus
-    assert named.keys() == {"exact", "balanced", "fast"}
+    assert named.keys() == {"careful", "balanced", "fast"}
     with pytest.raises(UsageError, match="no finished solution"):
         with_taus(found, replace(collected, is_whole=np.zeros_like(is_whole)))
 
