@@ -29,10 +29,10 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
+from arbitrage_cli.costs.placement import machine_here, tuned_file
+from arbitrage_cli.costs.store import keep_tuned
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
-from arbitrage_cli.tuning.placement import machine_here, tuned_file
-from arbitrage_cli.tuning.store import keep_tuned
 
 QUESTION, ANSWER = "37 * 12 - 95", "349"
 GUIDE = Path(__file__).parents[1] / "arbitrage_cli" / "guides" / "python.md"

@@ -28,6 +28,8 @@ from arbitrage_cli.app.sentences import alone, sentence
 from arbitrage_cli.app.session import open_session
 from arbitrage_cli.app.spec import advised_pair
 from arbitrage_cli.app.stored_run import open_run
+from arbitrage_cli.costs.placement import tuned_file
+from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
 from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.metrics import figures
@@ -49,8 +51,6 @@ from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.system.files import user_folder
-from arbitrage_cli.tuning.placement import tuned_file
-from arbitrage_cli.tuning.store import AdvisedPair, StoredAdvice, keep_advice
 
 MOST_PROBLEMS = 40
 SKIPS: Mapping[str, Any] = MappingProxyType({"skips_attempts": True})  # in run.json: no attempt is missing

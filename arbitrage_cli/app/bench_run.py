@@ -18,12 +18,12 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Rollouts, Session, open_session
 from arbitrage_cli.app.spec import Run, Spec, limits_of, make_spec
 from arbitrage_cli.app.stored_run import open_run
+from arbitrage_cli.costs.memory import AUTO, MOST
 from arbitrage_cli.problems.task import Grader, is_correct
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, RunFolder, read_run_folder
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.tuning.memory import AUTO, MOST
 
 
 @dataclass(frozen=True, slots=True)

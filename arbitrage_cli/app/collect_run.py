@@ -18,13 +18,13 @@ from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.errors import InterruptedRunError, OutputError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, Scheduler, Writer
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.task import Grader, is_correct
 from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, collect, state_to_json
 from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Started, Trace
@@ -85,7 +85,7 @@ class Collection:
                 role: session.models[role].own_writer(role, session.writing) for role in spec.route.policy.models
             }
             if count := len(self._unanswered & {attempt.item.problem.id for attempt in self._todo.all}):
-                which = f"{rounding.count(count, 'problem')} without a known answer"
+                which = f"{formatting.count(count, 'problem')} without a known answer"
                 self._display.note(f"{which}: the target's own answer is assumed to be correct")
             loaded = add_loaded(self._manifest, session.models)
             self._folder.save_run({**loaded, "protections": list(grader.protections)})

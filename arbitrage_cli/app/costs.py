@@ -8,16 +8,16 @@ from arbitrage_cli.app.model_choice import NamedModels
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.spec import Run
+from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
+from arbitrage_cli.costs.placement import find_measurements, tuned_file
+from arbitrage_cli.costs.store import Tuned, forget_advice, forget_tuned, keep_tuned
 from arbitrage_cli.errors import ModelFileError, OutputError, UsageError
 from arbitrage_cli.evaluation.work import decoding_factors
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.results import Result, concurrency_of, results_by_policy, unit_costs_of
-from arbitrage_cli.stats import rounding
-from arbitrage_cli.tuning.measure import PROBE_SECONDS, Measurement, measure_and_keep
-from arbitrage_cli.tuning.placement import find_measurements, tuned_file
-from arbitrage_cli.tuning.store import Tuned, forget_advice, forget_tuned, keep_tuned
 from arbitrage_cli.types import ModelRole
 
 CONTRADICTED = 2.0  # the factor from which a run contradicts the stored costs
@@ -72,7 +72,7 @@ def forget_contradicted_costs(run: Run, results: Iterable[Result], note: Callabl
         if units[role].decode <= MIN_SECONDS or 1 / CONTRADICTED < factor < CONTRADICTED:
             continue
         is_contradicted = partial(_has_costs, run["models"][role]["sha256"], units[role])
-        took = f"the {role} took {rounding.number(factor)} times its measured token cost"
+        took = f"the {role} took {formatting.number(factor)} times its measured token cost"
         try:
             if forget_tuned(tuned_file(), is_contradicted):
                 note(f"{took}; the next command measures it again")

@@ -18,11 +18,11 @@ from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import Key
 from arbitrage_cli.runs.rows import AttemptRow, CollectedRow
 from arbitrage_cli.runs.started import MAX_CRASHES, StartedMarks
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.types import Finished, Limits, Problem, Started, Trace
 
@@ -165,7 +165,7 @@ def _ended(attempt: Attempt, row: AttemptRow | CollectedRow, progress: RunProgre
     verdict, detail, seconds = "error", row.error or "", row.seconds
     if isinstance(row, CollectedRow):
         if row.status == "done":
-            verdict, detail = "done", rounding.count(len(row.states), "state")
+            verdict, detail = "done", formatting.count(len(row.states), "state")
     else:
         seconds = row.wall_seconds
         if row.grade:

@@ -18,9 +18,9 @@ from arbitrage_cli.inference.servers.probe import describe, facts_about
 from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.rewards.prm import PrmRater, PrmStyle
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import ModelRole
 
 
@@ -74,7 +74,7 @@ class LocalModel:
     def describe(self) -> str:
         card = self.card
         layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
-        threads = rounding.count(card.threads, "thread")
+        threads = formatting.count(card.threads, "thread")
         context = f"context {card.context_size}" + (f", KV cache {card.kv_cache}" if card.kv_cache else "")
         return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from arbitrage_cli.app.model_choice import arguments_of_run
 from arbitrage_cli.app.options import AccelerationOptions
+from arbitrage_cli.costs.placement import machine_here, tuned_file
+from arbitrage_cli.costs.store import Loading, read_tuned
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.presets import Costs
@@ -15,8 +17,6 @@ from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.training.examples import read_states
 from arbitrage_cli.training.train import Progress, train, with_taus
-from arbitrage_cli.tuning.placement import machine_here, tuned_file
-from arbitrage_cli.tuning.store import Loading, read_tuned
 from arbitrage_cli.types import ModelRole
 
 SUFFIX = ".safetensors"

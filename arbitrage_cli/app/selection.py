@@ -10,10 +10,10 @@ from pathlib import Path, PurePath
 from arbitrage_cli.app.options import ProblemOptions
 from arbitrage_cli.app.problem_source import range_of
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.rows import Dataset, Item, parse_mapping
 from arbitrage_cli.problems.tasks import FORMS
-from arbitrage_cli.stats import rounding
 
 MAX_NAME = 60  # characters in each half of a folder name
 DIGEST = 8  # characters of the checksum in a shortened name
@@ -48,7 +48,7 @@ def _select(items: Sequence[Item], options: ProblemOptions, seed: int) -> list[I
     places = range_of(options.limit)
     selected = draw_sample(chosen, places.stop, seed) if _is_sample(options.limit) else chosen[places]
     if chosen and not selected:
-        reason = f"'{options.limit}' selects nothing: there are only {rounding.count(len(chosen), 'problem')}"
+        reason = f"'{options.limit}' selects nothing: there are only {formatting.count(len(chosen), 'problem')}"
         raise UsageError(reason, f"use a range within 1-{len(chosen)}", option="limit")
     return selected
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from arbitrage_cli.evaluation.verdict import LIKELY
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.stats import rounding
 
 Json = Mapping[str, Any]  # a verdict or a candidate from `figures`
 
@@ -25,7 +25,7 @@ def sentence(verdict: Json) -> str:
             return f"{adverb} ({chance}): {speeds}. Solve more problems, or use the target alone."
         return f"{adverb} not worth it ({chance}): {speeds}. Use the target alone.{_outlook(verdict)}"
     best = next(one for one in candidates if one["route"] == verdict["route"])
-    speed = f"{_speed(best)} the target's speed {rounding.number_range(best['interval'])}{_saving(best, ' and saves')}"
+    speed = f"{_speed(best)} the target's speed {formatting.number_range(best['interval'])}{_saving(best, ' and saves')}"
     return f"{adverb} worth it ({chance}): {_name(best)} reaches {speed}, {_answers(best)}."
 
 
@@ -37,7 +37,7 @@ def alone(figures: Json) -> str:
     names = ("target_right", "answers_gained", "answers_lost")
     right, gained, lost = (draft["ratios"][name]["numerator"] for name in names)
     count = draft["ratios"]["target_right"]["denominator"]
-    problems = rounding.count(count, "problem")
+    problems = formatting.count(count, "problem")
     if not draft["answers_graded"]:
         return f"The draft alone gives the target's answer to {right - lost} of {problems}."
     only, advice = ("only ", "; consider a stronger target") if FEW * right <= count >= FEW else ("", "")
@@ -51,9 +51,9 @@ def confidence(probability: float) -> tuple[str, str]:
     return "Undecided" if probability < LIKELY else "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"
 
 
-def costs_sentence(ratio: float, interval: rounding.Bounds = None) -> str:
-    bounds = rounding.number_range(interval)
-    return f"a target token costs {rounding.number(ratio)} draft tokens{bounds and f' {bounds}'}"
+def costs_sentence(ratio: float, interval: formatting.Bounds = None) -> str:
+    bounds = formatting.number_range(interval)
+    return f"a target token costs {formatting.number(ratio)} draft tokens{bounds and f' {bounds}'}"
 
 
 def _name(candidate: Json) -> str:
@@ -63,7 +63,7 @@ def _name(candidate: Json) -> str:
 
 
 def _speed(candidate: Json) -> str:
-    speedup = f"{rounding.number(candidate['speedup'])}x"
+    speedup = f"{formatting.number(candidate['speedup'])}x"
     if not candidate["is_expected"]:
         return speedup
     return f"about {speedup}" if candidate["num_problems"] else f"{speedup} (expected)"
@@ -73,7 +73,7 @@ def _saving(candidate: Json, words: str) -> str:
     saving = candidate["saving"]
     if not saving or saving < 0:
         return ""
-    return f"{words} {rounding.percent(saving)} of its price {rounding.percent_range(candidate['saving_interval'])}".rstrip()
+    return f"{words} {formatting.percent(saving)} of its price {formatting.percent_range(candidate['saving_interval'])}".rstrip()
 
 
 def _drawback(candidate: Json) -> str:
@@ -100,7 +100,7 @@ def _answers(candidate: Json) -> str:
     compared, graded, attempts = (candidate[name] for name in ("num_compared", "num_graded", "num_attempts"))
     if not compared:
         return f"but {'its answers cannot be' if candidate['num_problems'] else 'no answers were'} compared"
-    changed = f"{rounding.count(candidate['num_gained'], 'answer')} gained and {candidate['num_lost']:,} lost"
+    changed = f"{formatting.count(candidate['num_gained'], 'answer')} gained and {candidate['num_lost']:,} lost"
     notes = [
         *([f"{attempts - compared:,} others cannot be compared"] if compared < attempts else []),
         *(["answers that cannot be graded count as lost if they differ from the target's"] if graded < compared else []),

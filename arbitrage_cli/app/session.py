@@ -16,6 +16,8 @@ from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.spec import Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer
+from arbitrage_cli.costs.measure import PROBE_SECONDS
+from arbitrage_cli.costs.memory import MOST, Need, check_memory, choose_concurrency, memory_needed, rollback_of
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.evaluation.prices import parse_prices
 from arbitrage_cli.inference.backend import clock_for
@@ -29,8 +31,6 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route, need_router
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.system.files import state_of
-from arbitrage_cli.tuning.measure import PROBE_SECONDS
-from arbitrage_cli.tuning.memory import MOST, Need, check_memory, choose_concurrency, memory_needed, rollback_of
 from arbitrage_cli.types import Limits, ModelRole, Trace
 
 if TYPE_CHECKING:

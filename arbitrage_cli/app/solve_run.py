@@ -23,15 +23,15 @@ from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.solution import InOrder
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.app.stored_run import open_run
+from arbitrage_cli.costs.memory import MOST
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.folder import RUN, Rows, RunFolder, latest
 from arbitrage_cli.runs.records import SOLVE, RunInfo, tau_in_json
 from arbitrage_cli.runs.rows import SolutionLine, SolutionRow
 from arbitrage_cli.runs.started import MAX_CRASHES
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.tuning.memory import MOST
 from arbitrage_cli.types import Finished, Limits, Problem
 
 Record = SolutionRow | SolutionLine
@@ -137,11 +137,11 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _how_to_resume(self, request: Request, error: BaseException) -> str:
         """Return a note on how to resume, or "" if nothing can be resumed or standard output is closed."""
         if self._folder:
-            done = rounding.count(len(self._folder.statuses), "result")
+            done = formatting.count(len(self._folder.statuses), "result")
             return f"{done} saved in {self._path}; to resume: {resume_command(request.options.command)}"
         if self._problems.is_single or self._problems.is_typed or not self.num_done or isinstance(error, OutputError):
             return ""
-        done = rounding.count(self.num_done, "result")
+        done = formatting.count(self.num_done, "result")
         return f"{done} went to standard output; to be able to resume, use -o FILE.jsonl"
 
     def _finish(self, event: Finished, run: RunInfo) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from arbitrage_cli.app.model_choice import warnings_about
 from arbitrage_cli.app.options import GenerationOptions
 from arbitrage_cli.app.request import Request, think_tokens
+from arbitrage_cli.costs.placement import Placement, loading_of, machine_here, place, tuned_file
+from arbitrage_cli.costs.store import AdvisedPair, read_advice
 from arbitrage_cli.errors import ArbitrageError, TemplateError
 from arbitrage_cli.evaluation.prices import Price, parse_prices
 from arbitrage_cli.inference.backend import LoadOptions
@@ -20,6 +22,7 @@ from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.task import Task
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.presets import PRESETS, Costs, NamedTaus
@@ -36,9 +39,6 @@ from arbitrage_cli.routing.route import (
 )
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.runs.results import unit_costs_of
-from arbitrage_cli.stats import rounding
-from arbitrage_cli.tuning.placement import Placement, loading_of, machine_here, place, tuned_file
-from arbitrage_cli.tuning.store import AdvisedPair, read_advice
 from arbitrage_cli.types import Limits, ModelRole
 
 Run = dict[str, Any]  # run.json
@@ -215,8 +215,8 @@ def _changed_presets(presets: Sequence[str], current: NamedTaus | None, kept: Na
     if not current or not kept:
         return []
     return [
-        f"the resumed run uses tau {rounding.tau(kept.taus[name])} for {name}, as before; with the token costs of "
-        f"{current.costs_of}, tau is {rounding.tau(current.taus[name])}; to use it, choose another --output"
+        f"the resumed run uses tau {formatting.tau(kept.taus[name])} for {name}, as before; with the token costs of "
+        f"{current.costs_of}, tau is {formatting.tau(current.taus[name])}; to use it, choose another --output"
         for name in presets
         if current.taus[name] != kept.taus[name]
     ]
@@ -263,7 +263,7 @@ def _as_before(current: Placement, earlier: Run | None, load: LoadOptions) -> tu
     recorded = {role: facts.get("threads") for role, facts in earlier["models"].items()} if load.threads is None else {}
     threads = {role: recorded.get(role) or count for role, count in current.threads.items()}
     notes = [
-        f"the resumed run uses {rounding.count(count, 'thread')} for the {role}, as before; a new run would use "
+        f"the resumed run uses {formatting.count(count, 'thread')} for the {role}, as before; a new run would use "
         f"{current.threads[role]}"
         for role, count in threads.items()
         if count != current.threads[role]

@@ -10,7 +10,7 @@ from arbitrage_cli.cli.output import command_display, say, write_json
 from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.cli.streams import only_figures_on_stdout
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.advise import Advice
@@ -62,7 +62,7 @@ def advise(
     else:
         write_advice(result, sys.stdout)
     if result.num_errors:
-        say(f"{rounding.count(result.num_errors, 'error')} (the same command retries)", output)
+        say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
     if advice.save and request.asked.named.pair:
         say(_save(result, request.asked.named.pair, models.router), output)
     return options.SOME_FAILED if result.num_errors and not result.is_measured else 0
@@ -98,7 +98,7 @@ def _costs(
         raise UsageError(f"has no effect with --{mode}", "leave it out", option=unused[0])
     named = choose_models(invocation.flags, models, loading, find_task(None))
     if mode == "forget":
-        say(f"removed {rounding.count(forget_costs(named), 'measurement')} of these models", output)
+        say(f"removed {formatting.count(forget_costs(named), 'measurement')} of these models", output)
         return 0
     with command_display(output) as display, only_figures_on_stdout():
         measured = measure_costs(named, display, offline=models.offline)

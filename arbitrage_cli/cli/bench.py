@@ -12,7 +12,7 @@ from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.cli.streams import only_figures_on_stdout
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench_run import BenchRun
@@ -94,7 +94,7 @@ def _conclusion(run: "BenchRun") -> str:
     folder = shlex.quote(str(run.folder.path))
     status = "" if run.todo.all else "nothing to do: "
     num_others = len((run.folder.run or {}).get("ids", ())) - len({attempt.item.problem.id for attempt in run.attempts})
-    others = f" and attempts at {rounding.count(num_others, 'other problem')}" if num_others else ""
-    errors = f"; {rounding.count(run.num_errors, 'error')} (the same command retries)" if run.num_errors else ""
-    attempts = rounding.count(len(run.attempts), "attempt")
+    others = f" and attempts at {formatting.count(num_others, 'other problem')}" if num_others else ""
+    errors = f"; {formatting.count(run.num_errors, 'error')} (the same command retries)" if run.num_errors else ""
+    attempts = formatting.count(len(run.attempts), "attempt")
     return f"{status}{folder} has {attempts}{others}{errors}; to see every trace: arbitrage report {folder} -o report.html"

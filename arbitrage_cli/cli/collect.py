@@ -8,7 +8,7 @@ from arbitrage_cli.app.protocol import offering_to_resume
 from arbitrage_cli.cli.command import Invocation, command
 from arbitrage_cli.cli.output import command_display, say
 from arbitrage_cli.cli.permission import permitted
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 
 
 @command
@@ -56,6 +56,6 @@ def collect(
         display.close()
     name = shlex.quote(str(path))
     status = "" if collection.has_grown else "nothing to do: "
-    found = f"{rounding.count(collection.num_states, 'state')} from {rounding.count(collection.num_problems, 'problem')}"
+    found = f"{formatting.count(collection.num_states, 'state')} from {formatting.count(collection.num_problems, 'problem')}"
     say(f"{status}{name} has {found}; to train a router: arbitrage train {name} -o router.safetensors", output)
     return options.SOME_FAILED if collection.has_errors else 0

@@ -11,13 +11,13 @@ import typer
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.settings import settings_files
+from arbitrage_cli.costs.store import read_tuned
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.model_files import hub
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads, processor_features, processor_name, total_memory
-from arbitrage_cli.tuning.store import read_tuned
 
 WIDE = {"avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI"}
 """Linux CPU feature names, mapped to llama.cpp's names."""
@@ -41,7 +41,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield from _llama()
     memory = total_memory()
     yield "processor", processor_name()
-    yield "memory", rounding.size_words(memory) if memory else "unknown"
+    yield "memory", formatting.size_words(memory) if memory else "unknown"
     yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors; 1 for small models"
     yield "program sandbox", _sandbox()
     yield "measured models", _measured()
@@ -62,14 +62,14 @@ def _sandbox() -> str:
 
 
 def _measured() -> str:
-    from arbitrage_cli.tuning.placement import machine_here, tuned_file  # slow to import
+    from arbitrage_cli.costs.placement import machine_here, tuned_file  # slow to import
 
     try:
         known = read_tuned(tuned_file())
         found = [tuned for tuned in known if tuned.machine == machine_here()] if known else []
     except (UsageError, ModelError) as error:
         return error.message
-    names = dict.fromkeys(f"{one_line(tuned.name)} ({rounding.count(tuned.threads, 'thread')})" for tuned in found)
+    names = dict.fromkeys(f"{one_line(tuned.name)} ({formatting.count(tuned.threads, 'thread')})" for tuned in found)
     return ", ".join(names) or "none; arbitrage advise measures models"
 
 
@@ -81,7 +81,7 @@ def _llama() -> Iterator[tuple[str, str]]:
         yield "llama.cpp", str(llama.system_info())
         yield "built for", _build(llama.system_info(), processor_features())
         for gpu in llama.gpus():
-            yield "GPU", f"{gpu.name}, {rounding.size_words(gpu.total)} of memory, {rounding.size_words(gpu.free)} free"
+            yield "GPU", f"{gpu.name}, {formatting.size_words(gpu.total)} of memory, {formatting.size_words(gpu.free)} free"
         if not llama.gpus():
             yield "GPU", "none"
     except ModelError as error:

@@ -18,7 +18,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import is_served, user_pairs
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Pair, user/repo[:quant] or GGUF file.", autocompletion=complete_pairs)
@@ -88,10 +88,10 @@ def pull(
 def _show_sizes(names: Iterable[HubName], *, offline: bool) -> None:
     files = {file: is_here for name in names for file, is_here in hub.preview(name, offline=offline).items()}
     for file, is_here in files.items():
-        size = rounding.size_words(file.size)
+        size = formatting.size_words(file.size)
         typer.echo(f"{'present' if is_here else 'missing':<8}  {size:>8}  {one_line(file.name)}")
     missing = [file.size for file, is_here in files.items() if not is_here]
-    typer.echo(f"to download: {rounding.count(len(missing), 'file')}, {rounding.size_words(sum(missing))}")
+    typer.echo(f"to download: {formatting.count(len(missing), 'file')}, {formatting.size_words(sum(missing))}")
 
 
 @command

@@ -13,7 +13,7 @@ from arbitrage_cli.cli.command import Invocation, command
 from arbitrage_cli.cli.output import command_display, say
 from arbitrage_cli.display import wording
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.request import Request
@@ -68,9 +68,9 @@ def solve(
         solved = solve_problems(request, problem, source, results.output_file, display, line_of, describe)
     if results.output_file:
         status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
-        errors = f", {rounding.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
+        errors = f", {formatting.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
         how = "" if form else "; to print the answers, add --format text to the same command"
-        say(f"{status}{results.output_file} has {rounding.count(solved.num_done, 'result')}{errors}{how}", output)
+        say(f"{status}{results.output_file} has {formatting.count(solved.num_done, 'result')}{errors}{how}", output)
     return options.SOME_FAILED if solved.num_failed else 0
 
 

@@ -6,12 +6,12 @@ from typing import Any, TextIO
 
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.sentences import costs_sentence
+from arbitrage_cli.costs.measure import Measurement
+from arbitrage_cli.costs.placement import tuned_file
 from arbitrage_cli.display.table import write_table
 from arbitrage_cli.display.text import aligned, one_line, width_of, wrapped, write
 from arbitrage_cli.inference.unit_costs import ROWS
-from arbitrage_cli.stats import rounding
-from arbitrage_cli.tuning.measure import Measurement
-from arbitrage_cli.tuning.placement import tuned_file
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import ModelRole
 
 Json = Mapping[str, Any]
@@ -33,7 +33,7 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
 def write_costs(found: Measurement, stream: TextIO) -> None:
     """Write the unit costs of each model and the token ratio. Raises the same errors as `write`."""
     rows = [
-        [role, *(rounding.number(1000 * seconds) for seconds in (model.costs.prefill, *model.costs.batches))]
+        [role, *(formatting.number(1000 * seconds) for seconds in (model.costs.prefill, *model.costs.batches))]
         for role, model in found.models.items()
     ]
     lines = [f"{role}: {one_line(model.name)}, {_threads(role, found)}" for role, model in found.models.items()]
@@ -53,6 +53,6 @@ def costs_record(found: Measurement) -> dict[str, Any]:
 
 def _threads(role: ModelRole, found: Measurement) -> str:
     chosen, speeds = found.models[role].threads, found.speeds[role]
-    others = [f"{rounding.number(speed)} with {count}" for count, speed in speeds.items() if count != chosen]
-    tried = f" ({rounding.number(speeds[chosen])} tokens/s; {', '.join(others)})" if others else ""
-    return rounding.count(chosen, "thread") + tried
+    others = [f"{formatting.number(speed)} with {count}" for count, speed in speeds.items() if count != chosen]
+    tried = f" ({formatting.number(speeds[chosen])} tokens/s; {', '.join(others)})" if others else ""
+    return formatting.count(chosen, "thread") + tried

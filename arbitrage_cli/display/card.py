@@ -7,8 +7,8 @@ from typing import Any, TextIO
 from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
 from arbitrage_cli.errors import RouterError
 from arbitrage_cli.evaluation.verdict import best_preset
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.presets import TauTable
-from arbitrage_cli.stats import rounding
 
 DIGEST = 12  # characters of a checksum
 SHOWN_TAUS = 10  # taus in the table, in addition to presets
@@ -83,12 +83,12 @@ def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
     answers = " (the target's answers count as correct)" if card["reward"].get("answers") == "target" else ""
     yield "reward", f"{card['reward'].get('kind')}{answers}"
     for run in data["runs"]:
-        problems = f"{rounding.count(run['problems'], 'problem')}, " if "problems" in run else ""
-        states = rounding.count(run["states"], "state")
+        problems = f"{formatting.count(run['problems'], 'problem')}, " if "problems" in run else ""
+        states = formatting.count(run["states"], "state")
         yield "test data" if run["is_test"] else "data", f"{run['dataset']}: {problems}{states}"
     for name, part in data["parts"].items():
-        share = rounding.percent(part["improvable"] / part["states"])
-        counts = f"{rounding.count(part['problems'], 'problem')}, {rounding.count(part['states'], 'state')}"
+        share = formatting.percent(part["improvable"] / part["states"])
+        counts = f"{formatting.count(part['problems'], 'problem')}, {formatting.count(part['states'], 'state')}"
         yield name, f"{counts}, {share} worth escalating"
     tested = "other data" if any(run["is_test"] for run in data["runs"]) else "other problems of the same data set only"
     yield "limits", f"works with any draft, but the figures are for these models; tested on {tested}"
@@ -100,7 +100,7 @@ def _verdict(card: Card) -> list[str]:
         better, worse = low is not None and low > 0, high is not None and high < 0
         baselines.setdefault("better than" if better else "worse than" if worse else "no better than", []).append(baseline)
     found = "; ".join(f"{how} {', '.join(names)}" for how, names in baselines.items())
-    problems = rounding.count(card["data"]["parts"]["test"]["problems"], "problem")
+    problems = formatting.count(card["data"]["parts"]["test"]["problems"], "problem")
     return wrapped(f"on {problems} not used in training, the router ranks steps {found}") if found else []
 
 
@@ -116,7 +116,7 @@ def _measures(test: Mapping[str, Card]) -> Iterator[str]:
 def _figure(figure: Sequence[float | None] | None, digits: int) -> str:
     """Format a figure and its interval, such as `0.941 [0.93 0.95]`."""
     known = [f"{round(value, digits) + 0.0:.{digits}f}" for value in figure or () if value is not None]  # no negative zero
-    return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [rounding.UNKNOWN])[0]
+    return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [formatting.UNKNOWN])[0]
 
 
 def _taus(card: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _taus(card: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
     is_local = calibrated and calibrated["costs"] != "the runs"
     costs = f"with the token costs of the machine that {'calibrated the presets' if is_local else 'collected the data'}"
     yield from wrapped(
-        f"effect of tau, estimated from {rounding.count(taus['num_solutions'], 'solution')} of {one_line(source)}"
+        f"effect of tau, estimated from {formatting.count(taus['num_solutions'], 'solution')} of {one_line(source)}"
     )
     names: dict[float, list[str]] = {}
     for name, tau in taus["named"].items():
@@ -146,11 +146,11 @@ def _taus(card: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
 def _tau_lines(row: Card, names: Sequence[str]) -> Iterator[list[str]]:
     """Yield a line for each preset that has this tau. The first line also shows the tau and its figures."""
     first, *others = names or [""]
-    interval = " ".join(rounding.points(end / 100) for end in row["change_interval"])
+    interval = " ".join(formatting.points(end / 100) for end in row["change_interval"])
     cells = [
-        *(rounding.whole_percent(row[rate]) for rate in ("escalation_rate", "wasted", "recall")),
-        f"{rounding.points(row['change'] / 100)} [{interval}]",
-        rounding.whole_percent(row["time"]),
+        *(formatting.whole_percent(row[rate]) for rate in ("escalation_rate", "wasted", "recall")),
+        f"{formatting.points(row['change'] / 100)} [{interval}]",
+        formatting.whole_percent(row["time"]),
     ]
-    yield [rounding.tau(row["tau"]), first, *cells]
+    yield [formatting.tau(row["tau"]), first, *cells]
     yield from (["", name, *[""] * len(cells)] for name in others)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from arbitrage_cli.display.text import shortened
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 
 CIRCLE = "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z"
 SHAPES: Mapping[str, str] = {  # SVG paths around the origin, by policy; others have a circle
@@ -114,12 +114,12 @@ def _times(policy: Json, *, is_relative: bool) -> list[float]:
 
 
 def _title(policy: Json, time: float, *, is_relative: bool) -> str:
-    took = f"{time:.2f} of the target's time" if is_relative else rounding.seconds(time)
+    took = f"{time:.2f} of the target's time" if is_relative else formatting.seconds(time)
     return f"{policy['label']}: {_accuracy_text(policy)} in {took}"
 
 
 def _accuracy_text(figures: Json) -> str:
-    return f"{rounding.percent(figures['accuracy'])} {rounding.percent_range(figures['accuracy_interval'])}"
+    return f"{formatting.percent(figures['accuracy'])} {formatting.percent_range(figures['accuracy_interval'])}"
 
 
 def _chord(marks: Sequence[Mark]) -> list[Line]:

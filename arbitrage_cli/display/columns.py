@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 
 Json = Mapping[str, Any]
 Show = Callable[[Any], str]
@@ -30,10 +30,10 @@ class Column:
 
 def known(columns: Sequence[Column], records: Sequence[Json]) -> list[Column]:
     """Return the columns that contain a figure for at least one record."""
-    return [column for column in columns if any(column.show(record) not in ("", rounding.UNKNOWN) for record in records)]
+    return [column for column in columns if any(column.show(record) not in ("", formatting.UNKNOWN) for record in records)]
 
 
-def _value(heading: str, name: str, show: Show = rounding.number) -> Column:
+def _value(heading: str, name: str, show: Show = formatting.number) -> Column:
     return Column(heading, name, lambda figures: show(figures[name]))
 
 
@@ -44,12 +44,12 @@ def _ranged(heading: str, definition: str, show: tuple[Show, Show], of: str = ""
     )
 
 
-def _with_parts(heading: str, name: str, show: Show = rounding.percent) -> Column:
+def _with_parts(heading: str, name: str, show: Show = formatting.percent) -> Column:
     def parts(figures: Json) -> str:
         if figures[name] is None:
             return ""
         ratio = figures["ratios"][name]
-        return f"{rounding.number(ratio['numerator'])}/{rounding.number(ratio['denominator'])}"
+        return f"{formatting.number(ratio['numerator'])}/{formatting.number(ratio['denominator'])}"
 
     return Column(heading, name, lambda figures: show(figures[name]), parts)
 
@@ -62,15 +62,15 @@ def _part(part: str) -> Callable[[Json], str]:
     def mean(figures: Json) -> str:
         seconds = figures["time"][part]
         if figures["seconds_mean"] is None or not seconds:
-            return rounding.UNKNOWN
-        return rounding.number(seconds / figures["ratios"]["seconds_mean"]["denominator"])
+            return formatting.UNKNOWN
+        return formatting.number(seconds / figures["ratios"]["seconds_mean"]["denominator"])
 
     return mean
 
 
-PERCENT = rounding.percent, rounding.percent_range
-POINTS = rounding.points, rounding.points_range
-TIMES = rounding.number, rounding.number_range
+PERCENT = formatting.percent, formatting.percent_range
+POINTS = formatting.points, formatting.points_range
+TIMES = formatting.number, formatting.number_range
 
 ACCURACY = _ranged("accuracy", "accuracy", PERCENT)
 DIFFERENCE = _ranged("diff", "accuracy_difference", POINTS)
@@ -81,7 +81,7 @@ CUT = Column("cut", "cut", lambda figures: str(figures["cut"] or ""))
 SECONDS = _value("mean s", "seconds_mean")
 SPEEDUP = _ranged("speed-up", "speedup", TIMES)
 PRICE: Sequence[Column] = (
-    _value("price/1000", "price", lambda price: rounding.number(None if price is None else 1000 * price)),
+    _value("price/1000", "price", lambda price: formatting.number(None if price is None else 1000 * price)),
     _ranged("saved", "saving", PERCENT),
 )
 TERMINAL: Sequence[Column] = (
@@ -92,7 +92,7 @@ TERMINAL: Sequence[Column] = (
     SECONDS,
     SPEEDUP,
     *PRICE,
-    _value("accepted", "acceptance_rate", rounding.whole_percent),
+    _value("accepted", "acceptance_rate", formatting.whole_percent),
     _value("thinking", "thinking_tokens_mean"),
 )
 
@@ -110,9 +110,9 @@ PAGE: Mapping[str, Sequence[Column]] = {
     "Steps and tokens": (
         _with_parts("accepted steps", "acceptance_rate"),
         _with_parts("stopped early", "stopped_early_rate"),
-        _with_parts("target calls per step", "target_call_rate", rounding.number),
+        _with_parts("target calls per step", "target_call_rate", formatting.number),
         _value("wasted draft tokens", "wasted_draft_tokens"),
-        _with_parts("thinking tokens", "thinking_tokens_mean", rounding.number),
+        _with_parts("thinking tokens", "thinking_tokens_mean", formatting.number),
     ),
     "Time: mean seconds per attempt": [Column(part.replace("_", " "), "time", _part(part)) for part in TIME_PARTS],
     "Speed and price": (
@@ -126,7 +126,7 @@ COMPARISON: Sequence[Column] = (
     Column("n", "compared_accuracy", lambda entry: str(entry["n"])),
     Column("correct", "compared_accuracy", lambda entry: "{} -> {}".format(*entry["correct"])),
     _ranged("difference", "compared_accuracy", POINTS, of="accuracy_difference"),
-    _value("p", "mcnemar_p", lambda p: rounding.UNKNOWN if p is None else f"{p:.3f}"),
+    _value("p", "mcnemar_p", lambda p: formatting.UNKNOWN if p is None else f"{p:.3f}"),
     _value("speed-up", "seconds_ratio"),
 )
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.text import WIDTH, one_line
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Attribution, Cost, Decision, Trace
 
 TOP = 5  # features named in an explanation
@@ -70,7 +70,7 @@ def costs(decision: Decision) -> str:
 
 def _spent(cost: Cost) -> str:
     return ", ".join(
-        f"{kind} {rounding.count(tokens, 'token')} {rounding.number(1000 * getattr(cost, f'{kind}_seconds'))} ms"
+        f"{kind} {formatting.count(tokens, 'token')} {formatting.number(1000 * getattr(cost, f'{kind}_seconds'))} ms"
         for kind in ("prefill", "verify", "decode")
         if (tokens := getattr(cost, f"{kind}_tokens"))
     )

@@ -11,8 +11,8 @@ from arbitrage_cli.display.charts import MODELS
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.model_files.pairs import PairEntry
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.route import label
-from arbitrage_cli.stats import rounding
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench_run import Preview
@@ -31,23 +31,23 @@ def headline(figures: Json) -> Iterable[str]:
     if figures["verdict"]:
         yield sentence(figures["verdict"])
     elif policy and policy["accuracy"] is not None:
-        solved, count = rounding.percent(policy["accuracy"]), rounding.count(figures["n"], "problem")
+        solved, count = formatting.percent(policy["accuracy"]), formatting.count(figures["n"], "problem")
         yield f"{policy['label']} solves {solved} of {count}."
     cut = sum(entry["cut"] for entry in figures["policies"])
     if cut:
         made = sum(entry["n"] - entry["missing"] for entry in figures["policies"])
-        share = f"{cut} of {rounding.count(made, 'attempt')} ({rounding.percent(cut / made)})"
+        share = f"{cut} of {formatting.count(made, 'attempt')} ({formatting.percent(cut / made)})"
         yield f"{share} reached a limit before the solution was complete."
 
 
 def summary(figures: Json) -> Iterable[str]:
     for policy in figures["policies"]:
         if policy["policy"] in MODELS and policy["accuracy"] is not None and (pace := _pace(policy)):
-            yield f"The {policy['policy']} alone solves {rounding.percent(policy['accuracy'])} {pace}."
+            yield f"The {policy['policy']} alone solves {formatting.percent(policy['accuracy'])} {pace}."
 
 
 def _pace(policy: Json) -> str:
-    return "" if policy["seconds_mean"] is None else f"in {rounding.number(policy['seconds_mean'])} s per problem"
+    return "" if policy["seconds_mean"] is None else f"in {formatting.number(policy['seconds_mean'])} s per problem"
 
 
 def main_facts(run: Json) -> Iterable[Fact]:
@@ -60,7 +60,7 @@ def main_facts(run: Json) -> Iterable[Fact]:
 def model_facts(run: Json) -> Iterable[Fact]:
     for role, model in run["models"].items():
         named = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
-        threads = [rounding.count(model["threads"], "thread")] if model.get("threads") else []
+        threads = [formatting.count(model["threads"], "thread")] if model.get("threads") else []
         yield {"prm": "PRM"}.get(role, role), ", ".join([*named, *_digest(model), *threads])
     if run["router"]:
         yield "router", ", ".join([run["router"]["name"], *_digest(run["router"])])
@@ -77,7 +77,7 @@ def other_facts(run: Json) -> Iterable[Fact]:
 def run_lines(record: Json) -> tuple[str, str]:
     """Return the title and the description of a run from `list_runs`."""
     days = timedelta(seconds=record["age_seconds"]).days
-    age = rounding.count(days, "day") if days else rounding.duration(record["age_seconds"])
+    age = formatting.count(days, "day") if days else formatting.duration(record["age_seconds"])
     done = f"{record['done']}/{record['planned']} done, " if "done" in record else ""
     about = record.get("error") or f"{record['dataset']}: {record['policies']}; {record['models']}"
     return one_line(shlex.quote(record["folder"])), one_line(f"{done}{age} ago; {about}")
@@ -89,19 +89,19 @@ def plan_facts(planned: "Preview", models: "Mapping[ModelRole, Stored]", title: 
     yield "data set", title
     yield "policies", ", ".join(route.label for route in spec.routes)
     yield from ((role, f"{model.source}: {_whereabouts(model)}") for role, model in models.items())
-    done = f": {rounding.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
+    done = f": {formatting.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
     yield "folder", f"{path}{done}"
     yield "attempts", f"{num_todo} of {planned.num_attempts} to run"
     unknown = ", ".join(label for label, seconds in planned.seconds.items() if seconds is None)
     seconds = sum(planned.seconds[attempt.route.label] or 0.0 for attempt in planned.todo)
-    about = f"about {rounding.duration(seconds)}"
+    about = f"about {formatting.duration(seconds)}"
     yield "time", f"unknown for {unknown}; run with --limit 5 first, then repeat --dry-run" if unknown else about
 
 
 def _whereabouts(model: "Stored") -> str:
     if model.num_bytes is None:
         return "no file on this machine"
-    return f"{'on this machine' if model.is_here else 'to download'}, {rounding.size_words(model.num_bytes)}"
+    return f"{'on this machine' if model.is_here else 'to download'}, {formatting.size_words(model.num_bytes)}"
 
 
 def grade_change(before: "AttemptRow", now: "AttemptRow") -> str:
@@ -150,12 +150,12 @@ def pair_line(model: Json) -> str:
 def file_facts(model: Json) -> Iterator[Fact]:
     files, parameters = model["files"], model["num_parameters"]
     kv, total = (
-        rounding.size_words(model[name]) if model[name] is not None else "unknown" for name in ("kv_bytes", "memory_bytes")
+        formatting.size_words(model[name]) if model[name] is not None else "unknown" for name in ("kv_bytes", "memory_bytes")
     )
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     sampling = ", ".join(f"{name} {value:g}" for name, value in model["sampling"].items())
     trained = f"trained with {model['trained_context_size'] or 'an unknown number of'} tokens"
-    yield "file", f"{files[0]}{more}, {rounding.size_words(model['file_bytes'])}"
+    yield "file", f"{files[0]}{more}, {formatting.size_words(model['file_bytes'])}"
     yield "name", model["name"]
     yield "architecture", model["architecture"] or "unknown"
     yield "parameters", f"{parameters / 1e9:.2f} billion" if parameters >= 1e7 else str(parameters)
@@ -166,7 +166,7 @@ def file_facts(model: Json) -> Iterator[Fact]:
         "yes" if model["has_template"] else "none; system prompt and problem are joined as plain text",
     )
     yield "vocabulary", f"{model['vocabulary_size'] or 'no'} tokens"
-    yield "memory", f"{total}: weights {rounding.size_words(model['file_bytes'])}, KV cache {kv}{_recurrent(model)}"
+    yield "memory", f"{total}: weights {formatting.size_words(model['file_bytes'])}, KV cache {kv}{_recurrent(model)}"
     yield "rollback", ROLLBACKS[model["rollback"]]
     yield (
         "thinking",
@@ -192,8 +192,8 @@ def together(record: Json) -> Iterator[Fact]:
 
 def _fit(needed: int | None, present: int | None, otherwise: str) -> str:
     fits = "" if needed is None or present is None else "; it fits" if needed < present else f"; {otherwise}"
-    known = "unknown" if needed is None else rounding.size_words(needed)
-    return f"{known} of {rounding.size_words(present) if present else 'an unknown amount'}{fits}"
+    known = "unknown" if needed is None else formatting.size_words(needed)
+    return f"{known} of {formatting.size_words(present) if present else 'an unknown amount'}{fits}"
 
 
 def identity_fact(identity: Identity) -> Fact:
@@ -222,6 +222,6 @@ def _thinking(model: Json) -> str:
 def _recurrent(model: Json) -> str:
     if not model["state_bytes"]:
         return ""
-    size, state = rounding.size_words(model["state_bytes"]), model["state_bytes"]
+    size, state = formatting.size_words(model["state_bytes"]), model["state_bytes"]
     kept = f"{model['snapshot_bytes'] // state} earlier states and {model['checkpoint_bytes'] // state} checkpoints"
     return f", recurrent state {size}, and up to {kept} of the same size"

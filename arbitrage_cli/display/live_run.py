@@ -10,7 +10,7 @@ from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.live_solve import COLORS
 from arbitrage_cli.display.text import aligned, one_line, short_labels
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import ModelRole, Writing, Wrote
 
 BAR = 24  # characters
@@ -65,11 +65,11 @@ class RunView:
             return Text("")
         several = len(self._in_flight) > 1
         problem, label = list(self._in_flight.items())[-1]
-        attempt = f"{rounding.count(len(self._in_flight), 'problem')} at once" if several else problem
+        attempt = f"{formatting.count(len(self._in_flight), 'problem')} at once" if several else problem
         line = Text(f"{SPINNER[int(now * 4) % 4]} {one_line(f'{attempt}, {label}')}")
         if self._writer and not several:
             line.append(f"  step {self._step} ", "dim").append(self._writer, COLORS[self._writer])
-            line.append(f"  {rounding.count(self._num_tokens, 'token')}", "dim")
+            line.append(f"  {formatting.count(self._num_tokens, 'token')}", "dim")
         return line
 
     def _head(self, columns: int, now: float) -> Text:
@@ -78,7 +78,7 @@ class RunView:
         rest = Text(f"  {progress.finished}/{progress.planned}  {clock}")
         if progress.seconds_left is not None and progress.finished < progress.planned:
             left = max(0.0, progress.seconds_left - (now - self._updated))
-            rest.append(f", about {rounding.duration(left)} left", "bold")
+            rest.append(f", about {formatting.duration(left)} left", "bold")
         title = Text(one_line(progress.title), "bold")
         title.truncate(max(1, columns - rest.cell_len), overflow="ellipsis")
         room = min(BAR, columns - title.cell_len - 2 - rest.cell_len)  # a narrow terminal shortens the bar, then the title
@@ -107,4 +107,4 @@ def _standing_lines(standings: Sequence[Standing], columns: int) -> list[tuple[s
 def _pace(standing: Standing) -> str:
     if not standing.done or standing.seconds is None:
         return ""
-    return rounding.number(standing.seconds / standing.done)
+    return formatting.number(standing.seconds / standing.done)

@@ -14,9 +14,9 @@ from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Shown
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.explanation import step_lines
 from arbitrage_cli.display.text import first_line, one_line, safe
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import (
     Decided,
     Decision,
@@ -59,7 +59,7 @@ class _Solution:
         if self.is_rated:
             return "scoring"
         is_prefill = self.num_unread > 1 and not self.num_tokens
-        return f"prefill {self.num_unread} tokens" if is_prefill else rounding.count(self.num_tokens, "token")
+        return f"prefill {self.num_unread} tokens" if is_prefill else formatting.count(self.num_tokens, "token")
 
     def start_step(self, event: Writing, now: float) -> None:
         """Start a step, unless the event only reports prefill progress."""
@@ -210,7 +210,7 @@ class SolveView:
         width = max(cell_len(solution.identifier) for solution in by_row.values())
         lines = [_problem_line(by_row.get(row), width, columns) for row in range(shown)]
         some = f", {shown} of them shown" if len(by_row) > shown else ""
-        head = f"{rounding.count(len(by_row), 'problem')} at once{some}"
+        head = f"{formatting.count(len(by_row), 'problem')} at once{some}"
         finished = Text(f"{head}; {wording.progress(self._totals, self._run, seconds)}", "bold")
         return [finished, *lines, Text(wording.summary(self._totals.figures), "dim")]
 

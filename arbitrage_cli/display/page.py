@@ -18,7 +18,7 @@ from arbitrage_cli.display import charts, columns, facts, traces
 from arbitrage_cli.display.columns import DEFINITIONS, Column
 from arbitrage_cli.display.table import size_of
 from arbitrage_cli.display.text import safe
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -74,7 +74,7 @@ def _environment() -> jinja2.Environment:
 def _typeset(text: str) -> str:
     text = re.sub(r"(?<=\d)-(?=\d)", "\N{EN DASH}", text)
     text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text).replace("->", "\N{RIGHTWARDS ARROW}")
-    return "\N{EN DASH}" if text == rounding.UNKNOWN else text
+    return "\N{EN DASH}" if text == formatting.UNKNOWN else text
 
 
 def _hash(text: str) -> str:

@@ -12,9 +12,9 @@ from arbitrage_cli.display import wording
 from arbitrage_cli.display.base import BaseDisplay, always, in_turn
 from arbitrage_cli.display.explanation import step_lines
 from arbitrage_cli.display.text import first_line, one_line, safe, show
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, Started
 
 LOADING_SECONDS = 5.0  # minimum time between progress lines of a download or a model that is loaded
@@ -60,7 +60,7 @@ class PlainDisplay(BaseDisplay):
         if isinstance(event, AttemptEnded):
             progress = event.progress
             left = progress.seconds_left if progress.finished < progress.planned else None
-            estimate = "" if left is None else f"; about {rounding.duration(left)} left"
+            estimate = "" if left is None else f"; about {formatting.duration(left)} left"
             self._say(f"{progress.finished}/{progress.planned} {wording.attempt(event)}{estimate}")
         elif isinstance(event, RequestEnded):
             self._say(wording.request(event))

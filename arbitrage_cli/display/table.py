@@ -8,7 +8,7 @@ from arbitrage_cli.app.sentences import sentence
 from arbitrage_cli.display import columns
 from arbitrage_cli.display.columns import DEFINITIONS, Column
 from arbitrage_cli.display.text import aligned, is_drawable, one_line, short_labels, width_of, wrapped, write
-from arbitrage_cli.stats import rounding
+from arbitrage_cli.numbers import formatting
 
 MIN_LABEL = 8
 MAX_LABEL = 15  # maximum width reserved for labels before intervals move to a second table
@@ -63,7 +63,7 @@ def _lines(figures: Figures, facts: Iterable[tuple[str, str]], width: int, *, ex
 
 def size_of(figures: Figures) -> str:
     """Return a run's size, such as `40 of 500 problems x 3 samples, 2 at once`."""
-    whole = rounding.count(figures["dataset_size"], "problem")
+    whole = formatting.count(figures["dataset_size"], "problem")
     problems = whole if figures["n"] == figures["dataset_size"] else f"{figures['n']:,} of {whole}"
     samples = f" x {figures['samples']} samples" if figures["samples"] > 1 else ""
     at_once = f", {figures['concurrency']} at once" if figures["concurrency"] > 1 else ""
@@ -106,10 +106,10 @@ def _room(headings: Sequence[str], cells: Sequence[Sequence[str]], width: int) -
 def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:
     for policy in policies:
         unscored = f"{policy['unscored']} unscored" if policy["unscored"] else ""
-        errors = rounding.count(policy["errors"], "error") if policy["errors"] else ""
+        errors = formatting.count(policy["errors"], "error") if policy["errors"] else ""
         if unscored or errors:
             counts = ", ".join(filter(None, (unscored, errors)))
-            yield f"{policy['label']}: {counts} in {rounding.count(policy['n'], 'attempt')}"
+            yield f"{policy['label']}: {counts} in {formatting.count(policy['n'], 'attempt')}"
 
 
 def _paragraphs(texts: Iterable[str], width: int, style: str = "") -> Iterator[Line]:

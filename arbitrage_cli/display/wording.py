@@ -10,12 +10,12 @@ from arbitrage_cli.app.options import ResultFormat
 from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import tau_words
 from arbitrage_cli.routing.thoughts import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, attempt_error, problem_error, to_json
 from arbitrage_cli.runs.summary import Tally, tally
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
 
 BAR = 4  # characters
@@ -43,11 +43,11 @@ class Downloads:
     def words(self, progress: FileProgress) -> str:
         """Return a line such as `downloading model.gguf, 1.2 GB of 4.9 GB, 4 min left`."""
         seconds, gained = self._clock() - self._start[0], progress.done - self._start[1]
-        sizes = f"{rounding.size_words(progress.done)} of {rounding.size_words(progress.total)}"
+        sizes = f"{formatting.size_words(progress.done)} of {formatting.size_words(progress.total)}"
         words = f"{progress.activity} {one_line(progress.file)}, {sizes}"
         if seconds < 1 or gained <= 0:
             return words
-        return f"{words}, {rounding.duration((progress.total - progress.done) * seconds / gained)} left"
+        return f"{words}, {formatting.duration((progress.total - progress.done) * seconds / gained)} left"
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Totals:
 
     @property
     def text(self) -> str:
-        counts = rounding.count(self.finished, "problem") + (f", {self.failed} failed" if self.failed else "")
+        counts = formatting.count(self.finished, "problem") + (f", {self.failed} failed" if self.failed else "")
         return "; ".join([counts, summary(self.figures), f"{self.figures.seconds:.2f} s"])
 
     def slowness(self, run: RunInfo) -> str:
@@ -99,7 +99,7 @@ def progress(totals: Totals, run: RunInfo, seconds: float) -> str:
     if run.num_problems is None:
         return f"{done} finished"
     left = (run.num_problems - done) * seconds / totals.finished if totals.finished else 0.0
-    return f"{done}/{run.num_problems}" + (f", about {rounding.duration(left)} left" if left else "")
+    return f"{done}/{run.num_problems}" + (f", about {formatting.duration(left)} left" if left else "")
 
 
 def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
@@ -108,7 +108,7 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
         return [*opening(run.run), f"listening at {run.url}; models: {', '.join(run.names)}"]
     if isinstance(run, RunProgress):
         done = f", {run.finished} of them done" if run.finished else ""
-        return [f"{one_line(run.title)}: {rounding.count(run.planned, 'attempt')}{done}"]
+        return [f"{one_line(run.title)}: {formatting.count(run.planned, 'attempt')}{done}"]
     lines = [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]
     if (
         "think_min_chars" in run.settings
@@ -158,7 +158,7 @@ def comparison(decision: Decision, run: RunInfo) -> str:
     if decision.score is None or tau is None:
         return ""
     sign = ">" if decision.score > tau else "≤"
-    return f" {sign} ".join(rounding.compared(decision.score, tau))
+    return f" {sign} ".join(formatting.compared(decision.score, tau))
 
 
 def _tau(decision: Decision, run: RunInfo) -> float | None:
@@ -182,7 +182,7 @@ def is_same(decision: Decision) -> bool:
 def size(step: Step) -> str:
     """Return a step's token count, its seconds, and the limit that stopped it."""
     ends = {"early": ", stopped early", "think_budget": ", thinking limit reached"}
-    return f"{rounding.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "")
+    return f"{formatting.count(step.num_tokens, 'token')} {step.seconds:.2f} s" + ends.get(step.stop, "")
 
 
 def thinking(trace: Trace) -> str:
@@ -193,18 +193,18 @@ def thinking(trace: Trace) -> str:
     last = decisions[-1]
     ends = {"think_budget": " (limit reached)"}
     tokens = sum(decision.kept.num_tokens for decision in decisions)
-    answer = rounding.count(trace.num_tokens - tokens, "answer token")
-    return f"{rounding.count(tokens, 'thinking token')}{ends.get(last.kept.stop, '')}, {answer}"
+    answer = formatting.count(trace.num_tokens - tokens, "answer token")
+    return f"{formatting.count(tokens, 'thinking token')}{ends.get(last.kept.stop, '')}, {answer}"
 
 
 def summary(figures: Tally) -> str:
-    steps, tokens = rounding.count(figures.target_steps, "step"), []
+    steps, tokens = formatting.count(figures.target_steps, "step"), []
     if figures.drafted_steps:
         steps = f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
         discarded = f" ({figures.wasted_tokens} discarded)" if figures.wasted_tokens else ""
-        tokens.append(f"{rounding.count(figures.drafted_tokens, 'draft token')}{discarded}")
+        tokens.append(f"{formatting.count(figures.drafted_tokens, 'draft token')}{discarded}")
     if figures.target_steps:
-        tokens.append(rounding.count(figures.target_tokens, "target token"))
+        tokens.append(formatting.count(figures.target_tokens, "target token"))
     if not tokens:
         return "no tokens yet"
     speeds = ", ".join(filter(None, (_speed("draft", figures.draft_cost), _speed("target", figures.target_cost))))
@@ -251,5 +251,5 @@ def in_one_line(answer: str) -> str:
 def attempt(ended: AttemptEnded) -> str:
     """Return a line about an attempt, such as `gsm8k/12, entropy@0.5: incorrect (18), 12.3 s`."""
     detail = f" ({in_one_line(ended.detail)})" if ended.detail else ""
-    took = "" if ended.seconds is None else f", {rounding.seconds(ended.seconds)}"
+    took = "" if ended.seconds is None else f", {formatting.seconds(ended.seconds)}"
     return one_line(f"{ended.problem}, {ended.label}: {ended.verdict}{detail}{took}")

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from arbitrage_cli.numbers.intervals import Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.runs.records import LIMITS
 from arbitrage_cli.runs.results import PolicyResults, Result, paired, sums_by_problem
-from arbitrage_cli.stats.intervals import Interval, Ratio, paired_difference, wilson
 
 COMPARED = (
     *("accuracy_difference", "accuracy_difference_interval"),

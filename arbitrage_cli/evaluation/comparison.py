@@ -11,9 +11,9 @@ from typing import Any
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.accuracy import difference_interval
 from arbitrage_cli.evaluation.work import with_computed_seconds
+from arbitrage_cli.numbers import formatting
+from arbitrage_cli.numbers.intervals import Ratio, mcnemar
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy
-from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import Ratio, mcnemar
 
 Run = Mapping[str, Any]  # the contents of run.json
 
@@ -118,7 +118,7 @@ def _seconds(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
 
 def _notes(first: Run, second: Run, changed: set[str]) -> Iterator[str]:
     if changed:
-        yield f"{rounding.count(len(changed), 'problem')} excluded because the question differs between the runs."
+        yield f"{formatting.count(len(changed), 'problem')} excluded because the question differs between the runs."
     before, after = first["fingerprint"], second["fingerprint"]
     shared = [name for name in before if name in after and name != "grader"]
     if differing := [f"{name} {before[name]}, then {after[name]}" for name in shared if before[name] != after[name]]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
+from arbitrage_cli.numbers.intervals import Interval, Z
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import Costs, TauTable
 from arbitrage_cli.routing.route import route_name
 from arbitrage_cli.runs.results import unit_costs_of
-from arbitrage_cli.stats.intervals import Interval, Z
 from arbitrage_cli.types import ModelRole
 
 MATCH_RATES, MOST_MATCHES = (0.5, 0.75, 0.9), 0.97

@@ -15,11 +15,11 @@ from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.prices import Prices, counts_tokens, parse_prices, price_figures
 from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.evaluation.work import token_ratio, with_computed_seconds
+from arbitrage_cli.numbers import formatting
+from arbitrage_cli.numbers.intervals import MIN_PROBLEMS, Ratio
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import Level, tau_in_json
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, results_by_policy, unit_costs_of
-from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import MIN_PROBLEMS, Ratio
 
 SCHEMA = 1
 MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
@@ -148,17 +148,17 @@ def _differs_by_clock(policy: Mapping[str, Any]) -> bool:
 def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     done = [result for policy in policies for result in policy.done]
     for flag, count in sorted(cut_by_limit(done).items()):
-        cut = f"{count} of {rounding.count(len(done), 'attempt')}"
+        cut = f"{count} of {formatting.count(len(done), 'attempt')}"
         yield f"The limit {flag} was reached in {cut}. The unfinished solutions were graded. To finish them, raise {flag}."
     if concurrency_of(run) > 1:
         yield f"{concurrency_of(run)} problems were solved at once. Times are computed for one problem at a time."
     for policy in made:
         if POLICIES[policy["policy"]].speculates and policy["texts_differ"]:
-            texts = rounding.count(policy["texts_differ"], "text")
+            texts = formatting.count(policy["texts_differ"], "text")
             yield f"Policy speculative differs from the target in {texts}, because of near-ties."
     if (samples := run["sampling"]["samples"]) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
-    if clock := [f"{one['label']} {rounding.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:
+    if clock := [f"{one['label']} {formatting.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:
         yield f"Speed-ups by the clock differ by more than {MAX_RATIO - 1:.0%}: {', '.join(clock)}."
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
         yield f"Speed-ups on fewer than {MIN_PROBLEMS} problems are approximate and have no interval; use more problems."
@@ -168,6 +168,6 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
     missing = sum(policy["missing"] for policy in made)
     if missing and not run.get("skips_attempts"):
         yield (
-            f"The run is incomplete: {rounding.count(missing, 'attempt')} missing. Accuracy covers only the attempts made, "
+            f"The run is incomplete: {formatting.count(missing, 'attempt')} missing. Accuracy covers only the attempts made, "
             "so policies may be compared on different problems."
         )

@@ -8,9 +8,9 @@ from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.speed import speedup
+from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.runs.results import PolicyResults, Result, paired_done
 from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.stats.intervals import Ratio
 from arbitrage_cli.types import Cost, Finished, ModelRole
 
 EXAMPLE = "dollars per million prompt tokens, cached prompt tokens (optional) and completion tokens: target=0.60/0.15/2.40"

@@ -6,8 +6,8 @@ from operator import attrgetter
 from typing import Any
 
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.numbers.intervals import Interval, Ratio, log_ratio
 from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_by_problem
-from arbitrage_cli.stats.intervals import Interval, Ratio, log_ratio
 from arbitrage_cli.types import ModelRole
 
 Paired = Sequence[tuple[Result, Result]]  # the policy's and the target's results of the attempts that both finished

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.evaluation.expected import UNKNOWN, Expected, route_of
+from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import DEFAULT_TAU
-from arbitrage_cli.stats.intervals import SEED, Interval, Numbers
 
 Figures = Mapping[str, Any]
 

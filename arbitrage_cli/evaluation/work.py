@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.inference.unit_costs import token_ratio as stored_ratio
+from arbitrage_cli.numbers.intervals import Interval
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, unit_costs_of
-from arbitrage_cli.stats.intervals import Interval
 from arbitrage_cli.types import ModelRole
 
 Kind = tuple[ModelRole, str, bool] | Literal["score", "program"]

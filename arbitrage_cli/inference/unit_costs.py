@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from arbitrage_cli.stats.intervals import Interval, Z
+from arbitrage_cli.numbers.intervals import Interval, Z
 from arbitrage_cli.types import Cost, ModelRole
 
 ROWS = (1, 2, 4, 8, 16)

@@ -17,7 +17,7 @@ import numpy as np
 
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
-from arbitrage_cli.stats.intervals import Interval
+from arbitrage_cli.numbers.intervals import Interval
 from arbitrage_cli.system.files import checked
 from arbitrage_cli.types import ModelRole
 

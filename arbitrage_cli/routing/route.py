@@ -11,11 +11,11 @@ from math import inf
 from arbitrage_cli.arbitrage import Flow, Scorer, arbitrage, by_token_stats, oracle, single, uniform_draw
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.presets import ALWAYS, PRESETS, Costs, NamedTaus, TauRow, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.routing.thoughts import BUDGET, lead_probe_stay, probe_tau
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Trace
 
 DEFAULT_TAU = "careful"
@@ -80,12 +80,12 @@ class Route:
 
 def route_name(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
     """Return a route in the syntax of `--policy`, such as `entropy@0.5`."""
-    return policy if tau is None else f"{policy}@{tau_name or rounding.exact(float(tau))}"
+    return policy if tau is None else f"{policy}@{tau_name or formatting.exact(float(tau))}"
 
 
 def tau_words(tau: float | str, tau_name: str | None) -> str:
     """Return a tau with its preset, such as `fast (0.347)`, or `careful (every step)` for a tau of 0."""
-    number = rounding.tau(float(tau))
+    number = formatting.tau(float(tau))
     return f"{tau_name} ({number if float(tau) else 'every step'})" if tau_name else number
 
 
@@ -279,7 +279,7 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
     if route.tau_name == DEFAULT_TAU and table.shortage and (likely is None or likely < fastest):
         warning = table.shortage  # otherwise, routing would be slower with more solutions, too
     elif time is None or (escalates_all and not route.tau_name):
-        warning = f"tau {rounding.tau(route.tau)} escalates every step"
+        warning = f"tau {formatting.tau(route.tau)} escalates every step"
     elif time < 1:
         warning = "speculation is probably faster than routing on this machine"
     else:

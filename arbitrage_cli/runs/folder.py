@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
+from arbitrage_cli.numbers.formatting import count
 from arbitrage_cli.routing.route import label
 from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, SOLVE, Key, to_json
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
-from arbitrage_cli.stats.rounding import count
 from arbitrage_cli.system.files import make_folder, open_regular, read_regular, sync_folder, write_all, write_atomically
 
 if TYPE_CHECKING:  # pydantic is slow to import

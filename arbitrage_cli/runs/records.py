@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.answers import boxed_answer
-from arbitrage_cli.stats import rounding
 from arbitrage_cli.types import Attribution, Finished, ModelRole, Trace
 
 SCHEMA: Literal[1] = 1
@@ -79,6 +79,6 @@ def problem_error(finished: Finished) -> tuple[str, str] | None:
     if finished.error is not None:
         return str(finished.error), finished.error.hint
     if finished.trace.stop == "context":
-        steps = rounding.count(len(finished.trace.decisions), "step")
+        steps = formatting.count(len(finished.trace.decisions), "step")
         return f"the context was full after {steps}", "use a larger --ctx"
     return None

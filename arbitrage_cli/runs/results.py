@@ -11,11 +11,11 @@ import numpy as np
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import label
 from arbitrage_cli.runs.records import Key, tau_in_json
 from arbitrage_cli.runs.summary import NO_COST, Tally, tally, total
-from arbitrage_cli.stats.intervals import Numbers
 from arbitrage_cli.types import Cost, Decision, ModelRole
 
 if TYPE_CHECKING:  # pydantic is slow to import

@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from arbitrage_cli.stats.intervals import Numbers
-from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS, resampled_weights
+from arbitrage_cli.numbers.intervals import Numbers
+from arbitrage_cli.training.ranking import ADVANTAGE_DIGITS, resampled_weights
 
 RESAMPLES = 400
 MAX_CELLS = 1 << 21  # in one batch of resamples; bounds the memory

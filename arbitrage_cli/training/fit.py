@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.router import Network
-from arbitrage_cli.stats.intervals import Numbers
 
 Labels = NDArray[np.bool_]
 

@@ -18,7 +18,7 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import is_due
-from arbitrage_cli.stats.ranking import ADVANTAGE_DIGITS
+from arbitrage_cli.training.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")

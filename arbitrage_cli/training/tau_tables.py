@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.presets import ALWAYS, NEVER, Costs, TauRow, TauTable
 from arbitrage_cli.routing.router import LOOK_EVERY, clearly_above
-from arbitrage_cli.stats.intervals import Numbers
 from arbitrage_cli.training.expected_loss import ExpectedLoss, Outcomes
 
 PARTS = 20  # into which the taus divide the states

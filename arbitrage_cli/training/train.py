@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import Costs, TauTable
 from arbitrage_cli.routing.router import Network, Router, RouterCard, digest_of_problem
-from arbitrage_cli.stats.intervals import Numbers
-from arbitrage_cli.stats.ranking import Truth, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.examples import SHARES, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
+from arbitrage_cli.training.ranking import Truth, measure, selection_lead, selection_score, selection_score_gaps
 from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
 
 Progress = Callable[[str], None]

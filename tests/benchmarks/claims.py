@@ -29,10 +29,10 @@ from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.speed import latency
 from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, verdict
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
+from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.results import PolicyResults, Result
 from arbitrage_cli.runs.summary import Tally
-from arbitrage_cli.stats.intervals import Ratio
 from arbitrage_cli.types import ModelRole
 
 NUM_PROBLEMS = 40

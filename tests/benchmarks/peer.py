@@ -46,6 +46,7 @@ from arbitrage_cli.model_files.pairs import (
     router_file,
     user_pairs,
 )
+from arbitrage_cli.numbers.intervals import Interval, log_ratio, wilson
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.task import Grader
@@ -53,7 +54,6 @@ from arbitrage_cli.problems.tasks import FORMS, find_task
 from arbitrage_cli.routing.route import Route, make_routes, parse_routes
 from arbitrage_cli.routing.router import load
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.stats.intervals import Interval, log_ratio, wilson
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.types import Limits, ModelRole
 

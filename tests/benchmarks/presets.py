@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.presets import Costs, TauTable
-from arbitrage_cli.stats.intervals import Numbers
 from arbitrage_cli.training.expected_loss import Outcomes
 from arbitrage_cli.training.tau_tables import make_table, spread_taus
 

@@ -19,10 +19,10 @@ from test_costs import FAST_READER, NO_GAIN, Home
 
 from arbitrage_cli import open_pair
 from arbitrage_cli.app.advise import FIRST
+from arbitrage_cli.costs.store import read_advice
 from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, read_pairs, router_file, save_pair
 from arbitrage_cli.routing.route import route_name
 from arbitrage_cli.runs.folder import RunFolder
-from arbitrage_cli.tuning.store import read_advice
 
 MINE = PairEntry(
     "mine",

@@ -16,12 +16,12 @@ from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
 from arbitrage_cli.app.costs import forget_contradicted_costs
+from arbitrage_cli.costs.placement import machine_here, place
+from arbitrage_cli.costs.store import Tuned, keep_tuned, read_tuned
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.system.machine import CACHED_BYTES
-from arbitrage_cli.tuning.placement import machine_here, place
-from arbitrage_cli.tuning.store import Tuned, keep_tuned, read_tuned
 from arbitrage_cli.types import ModelRole
 
 FAST_READER = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, prefill=0.01)}
@@ -359,7 +359,7 @@ def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, router: str) 
 
 def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr("arbitrage_cli.tuning.placement.default_threads", lambda: 8)
+    monkeypatch.setattr("arbitrage_cli.costs.placement.default_threads", lambda: 8)
     large = tmp_path / "large.gguf"
     with large.open("wb") as file:
         file.truncate(CACHED_BYTES + 1)

@@ -21,13 +21,13 @@ from arbitrage_cli.app.options import (
 )
 from arbitrage_cli.app.request import RunOptions, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.spec import Run, Spec, advised_pair, make_spec
+from arbitrage_cli.costs.placement import tuned_file
+from arbitrage_cli.costs.store import StoredAdvice, keep_advice
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
 from arbitrage_cli.problems.tasks import find_task
-from arbitrage_cli.tuning.placement import tuned_file
-from arbitrage_cli.tuning.store import StoredAdvice, keep_advice
 
 SCRIPTED = ModelOptions(draft="scripted:draft", target="scripted:target")
 

@@ -7,7 +7,7 @@ import pytest
 from made_up_runs import MadeUp, make_run, results, slow_down, unscored
 
 from arbitrage_cli.evaluation.comparison import compare_runs
-from arbitrage_cli.stats.intervals import mcnemar, paired_difference
+from arbitrage_cli.numbers.intervals import mcnemar, paired_difference
 
 COLUMNS = (("target", None), ("entropy", 0.5))
 

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from arbitrage_cli.costs.placement import machine_here, tuned_file
+from arbitrage_cli.costs.store import Loading, Machine, Tuned, keep_tuned
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
-from arbitrage_cli.tuning.placement import machine_here, tuned_file
-from arbitrage_cli.tuning.store import Loading, Machine, Tuned, keep_tuned
 
 HERE = Machine("a fast one", 8, "0.3.36")
 

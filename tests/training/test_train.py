@@ -15,9 +15,9 @@ from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import Costs, TauTable
 from arbitrage_cli.routing.router import Network, Router
-from arbitrage_cli.stats.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.training.fit import RECIPES, Recipe, balanced, calibrate
+from arbitrage_cli.training.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.train import THINKING, Candidate, choose, train, with_taus
 
 WORLD = World()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbitrage_cli.costs.store import FILE_NAME, Loading, Machine, Tuned, read_tuned
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -12,7 +13,6 @@ from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_served, local_files
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_name
-from arbitrage_cli.tuning.store import FILE_NAME, Loading, Machine, Tuned, read_tuned
 from arbitrage_cli.types import ModelRole
 
 

@@ -1,6 +1,6 @@
 """The true coverage of 95% intervals of speed-ups, on simulated problems.
 
-To print the table in `tests/benchmarks/README.md`: python -m pytest -s -m slow tests/stats/test_coverage.py
+To print the table in `tests/benchmarks/README.md`: python -m pytest -s -m slow tests/numbers/test_coverage.py
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from arbitrage_cli.stats.intervals import Numbers, log_ratio
+from arbitrage_cli.numbers.intervals import Numbers, log_ratio
 
 DESIGNS = {  # standard deviations of log time and of the log speed-up, and the share of problems without escalation
     "speculation": (0.5, 0.1, 0.0),

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.route import label, route_name
-from arbitrage_cli.stats import rounding
 
 TAUS = st.floats(-1e9, 1e9, allow_subnormal=False)
 
 
 @given(TAUS)
 def test_a_tau_has_three_digits_no_exponent_and_no_false_zero(tau: float) -> None:
-    text = rounding.tau(tau)
+    text = formatting.tau(tau)
     assert "e" not in text
     assert len(text.lstrip("-").replace(".", "").strip("0")) <= 3
     assert float(text) == pytest.approx(tau, rel=0.005, abs=0)
@@ -43,7 +43,7 @@ def test_a_label_has_the_name_of_a_tau_and_its_number(tau: float | str, name: st
 
 @given(st.floats(0, 100), st.floats(-1, 100))
 def test_a_score_beside_tau_shows_which_is_greater(score: float, tau: float) -> None:
-    shown, beside = rounding.compared(score, tau)
+    shown, beside = formatting.compared(score, tau)
     assert "e" not in shown + beside
     assert (float(shown.replace(",", "")) > float(beside)) == (score > tau)
     assert (float(beside) == 0) == (tau == 0)
@@ -51,4 +51,4 @@ def test_a_score_beside_tau_shows_which_is_greater(score: float, tau: float) -> 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0 steps"), (1, "1 step"), (1200, "1,200 steps")])
 def test_one_has_no_plural(value: int, text: str) -> None:
-    assert rounding.count(value, "step") == text
+    assert formatting.count(value, "step") == text

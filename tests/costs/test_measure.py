@@ -16,13 +16,13 @@ import pytest
 from made_up_tuning import HERE, make_tuned
 from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBackend
 
+from arbitrage_cli.costs import measure
+from arbitrage_cli.costs.measure import ROUNDS, Probes, probe, thread_counts, try_threads
+from arbitrage_cli.costs.store import keep_tuned, read_tuned
 from arbitrage_cli.errors import ModelUnsupportedError, OutputError, UsageError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
-from arbitrage_cli.tuning import measure
-from arbitrage_cli.tuning.measure import ROUNDS, Probes, probe, thread_counts, try_threads
-from arbitrage_cli.tuning.store import keep_tuned, read_tuned
 
 Seconds = Callable[[int], float]  # per token, by number of threads
 
@@ -189,7 +189,7 @@ def test_remedy_depends_on_the_reason(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*arguments: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("arbitrage_cli.tuning.store.write_atomically", fail)
+    monkeypatch.setattr("arbitrage_cli.costs.store.write_atomically", fail)
     with pytest.raises(OutputError) as raised:
         keep_tuned(tmp_path / "tuned.json", [make_tuned()])
     assert remedy in raised.value.hint

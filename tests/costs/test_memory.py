@@ -7,12 +7,8 @@ import pytest
 from gguf import GGUFWriter
 from made_up_tuning import unit_costs
 
-from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
-from arbitrage_cli.inference.backend import LoadOptions
-from arbitrage_cli.inference.speculation import most_verified
-from arbitrage_cli.model_files.facts import num_snapshots, read_facts
-from arbitrage_cli.tuning import memory
-from arbitrage_cli.tuning.memory import (
+from arbitrage_cli.costs import memory
+from arbitrage_cli.costs.memory import (
     MOST,
     MOST_AUTO,
     MOST_AUTO_SMALL,
@@ -23,6 +19,10 @@ from arbitrage_cli.tuning.memory import (
     memory_needed,
     rollback_of,
 )
+from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
+from arbitrage_cli.inference.backend import LoadOptions
+from arbitrage_cli.inference.speculation import most_verified
+from arbitrage_cli.model_files.facts import num_snapshots, read_facts
 from arbitrage_cli.types import ModelRole
 
 OWN_GPU_MEMORY = "arbitrage_cli.inference.llama.backend.own_gpu_memory"

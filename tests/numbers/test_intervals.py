@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.stats.intervals import (
+from arbitrage_cli.numbers.intervals import (
     MIN_PROBLEMS,
     Numbers,
     log_ratio,

@@ -18,6 +18,9 @@ from typing import Protocol, cast
 
 import numpy as np
 
+from arbitrage_cli.costs.memory import check_memory, memory_needed
+from arbitrage_cli.costs.placement import loading_of, machine_here, threads_without_costs, tuned_file
+from arbitrage_cli.costs.store import Tuned, keep_tuned
 from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
@@ -25,11 +28,8 @@ from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts, token_ratio
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
-from arbitrage_cli.stats import rounding
-from arbitrage_cli.stats.intervals import Interval, Numbers
-from arbitrage_cli.tuning.memory import check_memory, memory_needed
-from arbitrage_cli.tuning.placement import loading_of, machine_here, threads_without_costs, tuned_file
-from arbitrage_cli.tuning.store import Tuned, keep_tuned
+from arbitrage_cli.numbers import formatting
+from arbitrage_cli.numbers.intervals import Interval, Numbers
 from arbitrage_cli.types import ModelRole
 
 TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 - 5 = 14.\n\n"
@@ -123,8 +123,8 @@ def measure_and_keep(
         for role, backend in backends.items():
             used, most_threads = backend.card.threads, max(speeds[role])
             if used < most_threads:
-                own, other = (rounding.number(speeds[role][threads]) for threads in (used, most_threads))
-                threads = rounding.count(used, "thread")
+                own, other = (formatting.number(speeds[role][threads]) for threads in (used, most_threads))
+                threads = formatting.count(used, "thread")
                 note(f"the {role} uses {threads}: {own} tokens/s, compared with {other} for {most_threads} threads")
         probes = probe(backends, limit=limit / 2)
         created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)

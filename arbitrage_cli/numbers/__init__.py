@@ -1,0 +1,1 @@
+"""Numbers: their confidence intervals, and their text."""

@@ -1,1 +1,0 @@
-"""Computes intervals and ranking measures, and formats figures as text."""

@@ -1,1 +1,0 @@
-"""Measures the token costs of models on this machine, and chooses threads and concurrency."""
