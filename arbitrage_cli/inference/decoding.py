@@ -7,6 +7,7 @@ the same logits in a batch.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from arbitrage_cli.arbitrage import EarlyStop
 from arbitrage_cli.inference.backend import Clock, Floats
@@ -21,6 +22,17 @@ from arbitrage_cli.types import Cost, Phase, StepStop, Trace
 log = logging.getLogger("arbitrage.engine")
 
 
+class Ahead(NamedTuple):
+    """Cached tokens after the end of a step, the first of which ended it, and the logits after each token.
+
+    `position` is the index of the first token.
+    """
+
+    position: int
+    tokens: list[int]
+    logits: Floats
+
+
 @dataclass(slots=True)
 class OpenProblem:
     """A problem in flight."""
@@ -30,6 +42,16 @@ class OpenProblem:
     acceptance: Acceptance = field(default_factory=Acceptance)
     history: History | None = None
     num_speculated: int = 0  # leading tokens of the text that the speculator has read
+    proposal: Proposal = field(default_factory=Proposal)
+    ahead: Ahead | None = None
+
+    def prepare(self, trace: Trace) -> int:
+        """Prepare the cache as `CachedProblem.prepare`, and drop the tokens ahead unless the next step begins with them."""
+        room, cached, ahead = self.cached.prepare(trace), self.cached, self.ahead
+        if ahead and (len(cached.held) != ahead.position or cached.unread != ahead.tokens[:1]):
+            cached.cut(len(cached.held))
+            self.ahead = None
+        return room
 
 
 @dataclass(slots=True)
@@ -44,7 +66,6 @@ class StepInProgress:
     trace: Trace
     max_tokens: int
     recorder: Recorder | None
-    proposal: Proposal
     max_proposed: int
     max_verified: int
     text: StepText
@@ -52,6 +73,7 @@ class StepInProgress:
     is_last_thought: bool = False  # the thinking budget ends with `max_tokens`
     early_stop: EarlyStop | None = None
     speculator: Speculator | None = None
+    until_end: bool = False  # the model writes the next step too, so batches may continue into it
     tokens: list[int] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     decode_seconds: float = 0.0
@@ -65,7 +87,7 @@ class StepInProgress:
 
     @property
     def place(self) -> Place:
-        return self.proposal.place(self.room)
+        return self.opened.proposal.place(self.room)
 
     @property
     def total_cost(self) -> Cost:
@@ -108,11 +130,16 @@ class Decoder:
         drawn: list[list[str]] = []
         row = 0
         for step, tokens in zip(steps, rows, strict=True):
-            drawn.append(self._draw_while_proposed(step, tokens, logits, row))
+            drawn.append(self._draw_while_proposed(step, tokens, logits[row : row + len(tokens)]))
             row += len(tokens)
-            if len(drawn[-1]) < len(tokens):
-                step.opened.cached.cut(len(step.opened.cached.held))
         return drawn
+
+    def take_ahead(self, step: StepInProgress, ahead: Ahead) -> list[str]:
+        """Draw tokens from logits that were computed before the step began. Return their texts."""
+        step.opened.ahead = None
+        texts = self._draw_while_proposed(step, ahead.tokens, ahead.logits)
+        step.cost += Cost(verify_kept=len(texts))
+        return texts
 
     def write_on(
         self, opened: OpenProblem, max_tokens: int, num_rows: int, should_continue: Callable[[Floats, int], bool]
@@ -139,20 +166,27 @@ class Decoder:
             tokens = [token]
         return Cost(num_read, read - began, num_decoded, self._clock() - read)
 
-    def _draw_while_proposed(self, step: StepInProgress, tokens: list[int], logits: Floats, row: int) -> list[str]:
+    def _draw_while_proposed(self, step: StepInProgress, tokens: list[int], logits: Floats) -> list[str]:
         texts: list[str] = []
-        for index, token in enumerate(tokens, start=row):
+        cached = step.opened.cached
+        for index, token in enumerate(tokens):
             if texts and (step.stop or token != step.tokens[-1]):
                 break
-            step.opened.cached.held.append(token)
+            cached.held.append(token)
             texts.append(self._draw(step, logits[index]))
+        num_drawn = len(texts)
+        if num_drawn < len(tokens):
+            if step.until_end and step.stop == "separator" and tokens[num_drawn] == step.tokens[-1]:
+                step.opened.ahead = Ahead(len(cached.held), tokens[num_drawn:], logits[num_drawn:].copy())
+            else:
+                cached.cut(len(cached.held))
         return texts
 
     def _draw(self, step: StepInProgress, logits: Floats) -> str:
         """Draw the next token from `logits` (n_vocab,) and return its text. Sets `step.stop` if the step ends."""
         token = step.opened.sampler.choose(logits, step.opened.cached.problem.question, len(step.opened.cached.held))
-        if step.proposal:
-            step.opened.acceptance.follow(step.proposal, token)
+        if step.opened.proposal:
+            step.opened.acceptance.follow(step.opened.proposal, token)
         step.tokens.append(token)
         step.opened.cached.required.append(token)
         if step.recorder:

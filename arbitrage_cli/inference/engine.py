@@ -30,7 +30,7 @@ from arbitrage_cli.inference.speculation import (
 )
 from arbitrage_cli.inference.token_stats import Recorder, RowMeter
 from arbitrage_cli.inference.unit_costs import TokenCosts, UnitCosts
-from arbitrage_cli.types import Cost, ModelRole, Phase, Problem, Step, TokenStats, Trace
+from arbitrage_cli.types import Cost, ModelRole, Problem, Step, TokenStats, Trace
 
 MIN_LOOKUP_SECONDS = 2e-3  # seconds per token; prompt lookup takes up to 1% of it
 
@@ -109,15 +109,15 @@ class Engine:
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
         """Start the requested step and return the number of unread tokens. Raises ContextFullError if the context is full."""
         trace, opened = request.trace, self._slots[slot]
-        room, unread = opened.cached.prepare(trace), opened.cached.unread
+        room, unread = opened.prepare(trace), opened.cached.unread
         phase, (budget, is_last_thought) = trace.phase, trace.next_budget()
         recorder = Recorder(self._meter) if self._keep_token_stats else None
+        self._propose(opened, request, unread)
         self._steps[slot] = StepInProgress(
             opened=opened,
             trace=trace,
             max_tokens=budget,
             recorder=recorder,
-            proposal=self._proposal(opened, request.proposal, unread, phase),
             max_proposed=min(budget, room) - 1,  # the step ends with the token after them
             max_verified=self._max_verified,
             text=self.cache.step_text(phase),
@@ -125,23 +125,25 @@ class Engine:
             is_last_thought=is_last_thought,
             early_stop=request.early_stop,
             speculator=speculator if self.unit_costs else None,
+            until_end=request.until_end and self.cache.memory.drops_tails,
         )
         return len(unread)
 
-    def _proposal(self, opened: OpenProblem, step: Step | None, unread: list[int], phase: Phase) -> Proposal:
-        tokens = self.cache.proposed_ids(step.text, phase) if step and self.unit_costs else ()
-        if not (self._planner.prompt_lookup and self.unit_costs and self.unit_costs.decode >= MIN_LOOKUP_SECONDS):
-            return Proposal(tokens)
-        if opened.history is None:
-            opened.history = History(opened.cached.prompt)
-        opened.history.catch_up(unread)
-        return Proposal(tokens, opened.history)
+    def _propose(self, opened: OpenProblem, request: WriteStep, unread: list[int]) -> None:
+        if self._planner.prompt_lookup and self.unit_costs and self.unit_costs.decode >= MIN_LOOKUP_SECONDS:
+            if opened.history is None:
+                opened.history = History(opened.cached.prompt)
+            opened.history.catch_up(unread)
+        if not (request.until_end and opened.proposal):  # the last step's proposal may continue into this step
+            step = request.proposal if self.unit_costs else None
+            tokens = self.cache.proposed_ids(step.text, request.trace.phase) if step else ()
+            opened.proposal = Proposal(tokens, opened.history)
 
     def tick(self) -> list[SlotUpdate]:
         """Advance every step by one batch. All decoding steps share a batch."""
-        reading = [slot for slot, step in self._steps.items() if len(step.opened.cached.unread) > 1]
-        decoding = [slot for slot in self._steps if slot not in reading]
-        batches = [*([slot] for slot in reading), *([decoding] if decoding else [])]
+        alone = [slot for slot, step in self._steps.items() if step.opened.ahead or len(step.opened.cached.unread) > 1]
+        decoding = [slot for slot in self._steps if slot not in alone]
+        batches = [*([slot] for slot in alone), *([decoding] if decoding else [])]
         return [update for slots in batches for update in self._advance(slots)]
 
     def _advance(self, slots: list[int]) -> list[SlotUpdate]:
@@ -151,6 +153,8 @@ class Engine:
         retried without its proposal, because the model might never write the proposed text.
         """
         slot, step = slots[0], self._steps[slots[0]]
+        if ahead := step.opened.ahead:
+            return self._updates(slot, self._decoder.take_ahead(step, ahead))
         try:
             if len(step.opened.cached.unread) > 1:  # perhaps again, because a checkpoint was restored after an error
                 self._decoder.read(step)
@@ -159,8 +163,8 @@ class Engine:
         except ProblemError as error:
             if len(slots) > 1:
                 return [update for slot in slots for update in self._advance([slot])]
-            if step.proposal:
-                step.proposal, step.speculator = Proposal(), None
+            if step.opened.proposal:
+                step.opened.proposal, step.speculator = Proposal(), None
                 return self._advance(slots)
             del self._steps[slot]
             return [SlotUpdate(slot, error=error)]
@@ -172,7 +176,7 @@ class Engine:
         steps = [self._steps[slot] for slot in slots]
         counts = self._planner.plan([(step.opened.acceptance, step.place) for step in steps])
         rows = [
-            step.opened.cached.unread + self.cache.before_end(step.proposal.upcoming(count), step.text)
+            step.opened.cached.unread + self._proposed(step, step.opened.proposal.upcoming(count))
             for step, count in zip(steps, counts, strict=True)
         ]
         drawn = self._decoder.decode(steps, rows)
@@ -180,9 +184,14 @@ class Engine:
         updates: list[SlotUpdate] = []
         for slot, step, tokens, texts in zip(slots, steps, rows, drawn, strict=True):
             step.charge(seconds * len(tokens) / num_rows, len(tokens), len(texts))
-            updates += [SlotUpdate(slot, text) for text in texts[:-1]]
-            updates.append(SlotUpdate(slot, texts[-1], step=self._finish(slot)))
+            updates += self._updates(slot, texts)
         return updates
+
+    def _proposed(self, step: StepInProgress, tokens: list[int]) -> list[int]:
+        return tokens if step.until_end else self.cache.before_end(tokens, step.text)
+
+    def _updates(self, slot: int, texts: list[str]) -> list[SlotUpdate]:
+        return [*(SlotUpdate(slot, text) for text in texts[:-1]), SlotUpdate(slot, texts[-1], step=self._finish(slot))]
 
     def _finish(self, slot: int) -> Step | None:
         step = self._steps[slot]
@@ -219,10 +228,11 @@ class Engine:
 
     # --- speculating
 
-    def speculate(self, slot: int, trace: Trace, prefix: str, drafting: Drafting) -> Speculation:
+    def speculate(self, slot: int, trace: Trace, prefix: str, drafting: Drafting, *, until_end: bool = False) -> Speculation:
         """Continue the `prefix` of another model's step as long as `drafting` continues.
 
-        Raises ContextFullError if the context is full.
+        With `until_end`, the continuation may include the beginning of the next step. Raises ContextFullError if the context
+        is full.
         """
         if slot in self._steps:
             raise ValueError(f"slot {slot} is already writing a step")
@@ -238,7 +248,7 @@ class Engine:
             piece, confidence = tokenizer.piece(token), math.exp(stats.log_probability)
             text.add(piece)
             tokens.append((len(piece), confidence))
-            return drafting.goes_on(confidence) and not text.ended
+            return drafting.should_continue(confidence) and not (text.has_marker if until_end else text.ended)
 
         num_rows = self.unit_costs.read(len(opened.cached.unread))[1] if self.unit_costs else 0
         cost = self._decoder.write_on(opened, min(drafting.max_tokens, room), num_rows, should_continue)
@@ -256,15 +266,15 @@ class Engine:
         if drafting is None:
             return
         try:
-            found = step.speculator.speculate(slot, step.trace, step.text.so_far, drafting)
+            found = step.speculator.speculate(slot, step.trace, step.text.so_far, drafting, until_end=step.until_end)
         except ProblemError:  # the step continues without a speculator
             step.speculator = None
             return
         step.speculation_cost += found.cost
         opened.num_speculated = num_required + max(0, len(found.tokens) - 1)
-        tokens = self.cache.proposed_ids(found.text, step.phase, step.text.so_far)
+        tokens = self._proposed(step, self.cache.step_ids(found.text))
         lengths = (len(self.cache.backend.tokenizer.piece(token)) for token in tokens)
-        step.proposal.speculate(tokens, align(found.tokens, lengths))
+        opened.proposal.speculate(tokens, align(found.tokens, lengths))
 
     # --- measuring
 

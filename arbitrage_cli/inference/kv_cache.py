@@ -263,9 +263,9 @@ class Cache:
             return None
         return "thought" if phase == "think" else "end"
 
-    def proposed_ids(self, text: str, phase: Phase, prefix: str = "") -> list[int]:
-        """Tokenize a proposed step, or its continuation after `prefix`, without the token that ends the step."""
-        return self.before_end(self.step_ids(text), self.step_text(phase, prefix))
+    def proposed_ids(self, text: str, phase: Phase) -> list[int]:
+        """Tokenize a proposed step without the token that ends the step."""
+        return self.before_end(self.step_ids(text), self.step_text(phase))
 
     def before_end(self, tokens: list[int], text: StepText) -> list[int]:
         """Return the leading tokens that can be appended to `text` before the step ends."""

@@ -50,7 +50,9 @@ class Speculator(Protocol):
     @property
     def unit_costs(self) -> UnitCosts | None: ...
 
-    def speculate(self, slot: int, trace: Trace, prefix: str, drafting: "Drafting") -> Speculation: ...
+    def speculate(
+        self, slot: int, trace: Trace, prefix: str, drafting: "Drafting", *, until_end: bool = False
+    ) -> Speculation: ...
 
 
 class Calibration:
@@ -195,7 +197,7 @@ class Drafting:
         self._num_drafted, self._chance = 0, 1.0
         self.max_tokens = len(costs) - 1
 
-    def goes_on(self, confidence: float) -> bool:
+    def should_continue(self, confidence: float) -> bool:
         """Return whether the next token should save time, after a token of which the draft had this probability."""
         self._num_drafted += 1
         self._chance *= self._calibration.chance(confidence)

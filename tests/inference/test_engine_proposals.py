@@ -58,7 +58,10 @@ class Teller:
         self.asked: list[str] = []
         self.most: list[int] = []
 
-    def speculate(self, slot: int, trace: Trace, beginning: str, drafting: Drafting) -> Speculation:
+    def speculate(
+        self, slot: int, trace: Trace, beginning: str, drafting: Drafting, *, until_end: bool = False
+    ) -> Speculation:
+        beginning = (trace.text if until_end else "") + beginning
         most = drafting.max_tokens
         self.asked.append(beginning)
         self.most.append(most)
@@ -201,6 +204,39 @@ def test_a_step_that_has_left_its_proposal_is_speculated_on() -> None:
     assert step.cost.verify_kept > 2 * step.cost.decode_tokens
     assert step.speculation_cost.decode_tokens > 0
     assert step.seconds == step.cost.seconds + step.speculation_cost.seconds
+
+
+@pytest.mark.parametrize("cut", [99, 3], ids=["all of it", "some of it"])
+def test_a_batch_of_a_single_model_continues_into_its_next_step(cut: int) -> None:
+    steps = ["one step.\n\n", "two steps.\n\n", "3.\n\n", "the last step"]
+    text = "".join(steps)
+    backend = Recording(scripted(lambda question, solution: Continuation(text[len(solution) :], 0.9)))
+    engine = proposing_engine(backend)
+    engine.close(0)
+    engine.open(0, PROBLEM)
+    del backend.calls[:]
+    trace, teller = new_trace(), Teller(text, cut, "#" if cut < 99 else "")
+    while not trace.finished:
+        engine.start(0, WriteStep("target", trace, speculates=True, until_end=True), teller)
+        keep(trace, finish(engine)[0])
+    written = [decision.kept for decision in trace.decisions]
+    assert [step.text for step in written] == steps
+    decodes = [call for call in backend.calls if call.name == "decode"]
+    assert len(decodes) <= 1 + (len(text) + 1) // min(cut + 1, MAX_SPECULATED + 1)
+    cost = sum((step.cost for step in written), Cost())
+    assert cost.decode_tokens + cost.verify_tokens == sum(len(call.tokens) for call in decodes)
+    assert cost.decode_tokens + cost.verify_kept == trace.num_tokens
+
+
+def test_a_step_that_another_model_writes_drops_what_was_computed_for_it() -> None:
+    text = "one step.\n\nand another one.\n\n"
+    backend = Recording(scripted(lambda question, solution: Continuation(f"{text}end"[len(solution) :], 0.9)))
+    engine, trace = proposing_engine(backend), new_trace()
+    engine.start(0, WriteStep("target", trace, speculates=True, until_end=True), Teller(text, 99))
+    keep(trace, finish(engine)[0])
+    keep(trace, foreign("and another one.\n\n", "draft"))
+    assert engine.start(0, WriteStep("target", trace, until_end=True)) > 1
+    assert finish(engine)[0].text == "end"
 
 
 def test_no_more_is_speculated_than_a_batch_can_verify() -> None:

@@ -151,7 +151,7 @@ class Speculating:
             drafted = 0
             while drafting and drafted < drafting.max_tokens:
                 drafted += 1
-                if not drafting.goes_on(self._confidence):
+                if not drafting.should_continue(self._confidence):
                     break
             matching = next((index for index in range(drafted) if self._chance.random() >= self._match), drafted)
             places = [
