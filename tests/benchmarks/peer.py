@@ -2,12 +2,13 @@
 
 Usage: python tests/benchmarks/peer.py LLAMA_SERVER DATASET [--limit N] [--pair NAME] [--draft MODEL.gguf] [--target MODEL.gguf]
        [--router FILE] [--policy target,arbitrage] [--threads N] [--ctx N] [--max-tokens N] [--draft-max 8]
-       [--spec-type draft-simple] [--early-stop]
+       [--draft-p-min 0.0] [--spec-type draft-simple] [--early-stop]
 
 LLAMA_SERVER is the path of the binary, whose folder is put on LD_LIBRARY_PATH. Both modes of the server and all policies solve a
 problem before the next one starts, in rotating order. They share files, threads, messages, context size and token limit. All
-decode greedily and keep no cache between problems. All other settings are each program's defaults. Answers to programming
-problems are graded by running them.
+decode greedily. The server keeps no cache between problems, the policies only the common beginning of all prompts. All other
+settings are each program's defaults; the policies use the token costs that the program measures. Answers to programming problems
+are graded by running them.
 
 The table shows correct answers, seconds per problem, tokens, and the speed-up over both modes of the server, with intervals over
 problems. Ctrl-C or SIGTERM ends the run, and the table then covers the problems that were solved completely.
@@ -22,41 +23,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx2
 import numpy as np
 
-from arbitrage_cli.app.benchmark import Attempt, Bench, Ended
-from arbitrage_cli.app.loaded import LocalModel, WriterOptions, Writers
-from arbitrage_cli.errors import ProblemError
-from arbitrage_cli.inference.backend import LoadOptions
-from arbitrage_cli.inference.chat_template import PromptStyle
-from arbitrage_cli.inference.open import open_model
-from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.model_files.pairs import (
-    ModelEntry,
-    PairEntry,
-    TargetEntry,
-    find_files,
-    find_pair,
-    router_file,
-    user_pairs,
-)
+from arbitrage_cli import ArbitrageError, Pair, ProblemError, open_pair
+from arbitrage_cli.model_files.pairs import find_files, find_pair, user_pairs
 from arbitrage_cli.numbers.intervals import Interval, log_ratio, wilson
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.task import Grader
 from arbitrage_cli.problems.tasks import FORMS, find_task
-from arbitrage_cli.routing.route import Route, make_routes, parse_routes
-from arbitrage_cli.routing.router import load
-from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.system.machine import default_threads
-from arbitrage_cli.types import Limits, ModelRole
+from arbitrage_cli.types import ModelRole
 
+MODELS: tuple[ModelRole, ...] = ("draft", "target")
 ALONE, SPECULATION = "llama-server", "llama-server, speculation"
 START_SECONDS, ANSWER_SECONDS, END_SECONDS = 300, 1800, 10
 
@@ -137,14 +122,18 @@ def solver_of_server(server: Server, grader: Grader, max_tokens: int) -> Solver:
     return solve
 
 
-def solver_of_policy(bench: Bench, column: Route) -> Solver:
+def solver_of_policy(pair: Pair, policy: str, grader: Grader) -> Solver:
+    name, _, tau = policy.partition("@")
+
     def solve(item: Item) -> Solved:
-        (ended,) = (one for one in bench.run([Attempt(item, 0, column)]) if isinstance(one, Ended))
-        row = ended.row
-        if not isinstance(row, AttemptRow) or row.grade is None:
-            raise ProblemError(f"{column.label}: {row.error}")
-        num_tokens = sum(step.tokens for step in row.steps)
-        return Solved(row.text, row.grade.value == "correct", row.wall_seconds, num_tokens)
+        began = time.perf_counter()
+        try:
+            solution = pair.solve(item.problem, policy=name, tau=tau or None)
+        except ArbitrageError as error:
+            raise ProblemError(f"{policy}: {error.message}") from error
+        seconds = time.perf_counter() - began
+        num_tokens = sum(decision.kept.num_tokens for decision in solution.steps)
+        return Solved(solution.text, grader.grade(solution.text, item.gold).value == "correct", seconds, num_tokens)
 
     return solve
 
@@ -153,7 +142,7 @@ def servers(files: Mapping[ModelRole, Path], instructions: str, arguments: argpa
     threads = str(arguments.threads)
     plain = ["-m", str(files["target"]), "-t", threads, "-tb", threads, "-c", str(arguments.ctx)]
     drafting = ["-md", str(files["draft"]), "--spec-draft-n-max", str(arguments.draft_max)]
-    drafting += ["--spec-draft-p-min", "0.0", "-td", threads, "-tbd", threads]
+    drafting += ["--spec-draft-p-min", str(arguments.draft_p_min), "-td", threads, "-tbd", threads]
     speculating = ["--spec-type", arguments.spec_type, *(drafting if "draft" in arguments.spec_type else [])]
     solvers = {ALONE: plain, SPECULATION: [*plain, *speculating]}
     return {name: Server(arguments.llama_server, more, instructions) for name, more in solvers.items()}
@@ -222,47 +211,29 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--draft-max", type=int, default=8, help="maximum draft tokens of the server")
     parser.add_argument("--spec-type", default="draft-simple", help="speculation type of the server, such as ngram-simple")
+    parser.add_argument("--draft-p-min", type=float, default=0.0, help="probability below which the server's draft stops")
     parser.add_argument("--early-stop", action="store_true", help="stop poor drafted steps early")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it by default
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    pair = find_pair(arguments.pair, user_pairs())
-    if arguments.draft or arguments.target:  # its router and system prompt no longer apply
-        draft, target = arguments.draft or pair.draft.source, arguments.target or pair.target.source
-        pair = PairEntry("", ModelEntry(draft), TargetEntry(target))
-    router_source = arguments.router or pair.router
-    if "arbitrage" in arguments.policy and not router_source:
-        parser.error("these models have no router: give --router FILE")
-    router = load(router_file(router_source)) if router_source else None
+    entry = find_pair(arguments.pair, user_pairs())
+    named: dict[ModelRole, str] = {role: one.source for role, one in entry.entries.items()}
+    named |= {role: model for role in MODELS if (model := getattr(arguments, role))}
+    is_own = not (arguments.draft or arguments.target)
     dataset = load_dataset(arguments.dataset, offline=True, forms=FORMS)
     task = find_task(dataset.task)
-    instructions = task.instructions if pair.system is None else pair.system
-    sources: dict[ModelRole, str] = {role: entry.source for role, entry in pair.entries.items()}
-    columns = [
-        replace(one, stops_early=arguments.early_stop) for one in make_routes(parse_routes(arguments.policy), router, None)
-    ]
-    if any(column.policy.reward for column in columns):
-        parser.error("policies that need rewards (rsd, oracle) are not supported here")
+    instructions = task.instructions if entry.system is None or not is_own else entry.system
+    models: dict[str, Any] = {"pair": arguments.pair} if is_own else {role: named[role] for role in MODELS}
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in ("router", "threads", "ctx", "max_tokens")}
     with ExitStack() as stack:
         grader = stack.enter_context(task.open_grader())
-        options = LoadOptions(arguments.ctx, arguments.threads)
-        backends = {role: stack.enter_context(closing(open_model(name, options))) for role, name in sources.items()}
-        models = {role: LocalModel(backend) for role, backend in backends.items()}
-        bench = Bench(
-            Writers(models, WriterOptions(Sampler(), PromptStyle(instructions, task.step_end))),
-            grader.grade,
-            Limits(max_tokens=arguments.max_tokens),
-            seed=0,
-            scorer_for=lambda policy: router.scorer() if router and policy.needs_router else None,
-        )
-        for column in columns:
-            bench.writers_for(column, 0)
-        files = {role: Path(find_files(name, offline=True)[0]) for role, name in sources.items()}
+        files = {role: Path(find_files(name, offline=True)[0]) for role, name in named.items()}
+        pair = stack.enter_context(open_pair(**models, task=dataset.task, early_stop=arguments.early_stop, **options))
         running = servers(files, instructions, arguments)
         for server in running.values():
             stack.enter_context(server)
         solvers = {name: solver_of_server(server, grader, arguments.max_tokens) for name, server in running.items()}
-        solvers |= {column.label: solver_of_policy(bench, column) for column in columns}
+        solvers |= {policy: solver_of_policy(pair, policy, grader) for policy in arguments.policy.split(",")}
         found = solve_all(solvers, dataset.items[: arguments.limit])
         drafted, accepted = running[SPECULATION].num_drafted, running[SPECULATION].num_accepted
     if not found[ALONE]:
