@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import llama_cpp.llama_cpp as c
 import pytest
 from cli import Result, pair_named_mine, run
 from faults import rows_of, write_rows
@@ -27,6 +26,7 @@ from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
+from arbitrage_cli.inference.llama.binding import c
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.step_text import BLANK_LINE

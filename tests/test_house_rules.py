@@ -12,7 +12,7 @@ import typer
 from cli import environment
 
 from arbitrage_cli.cli.app import make_app
-from arbitrage_cli.inference.llama import BINDING
+from arbitrage_cli.inference.llama import BINDING, PREBUILT
 from arbitrage_cli.routing.policies import POLICIES
 
 ROOT = Path(__file__).parents[1]
@@ -96,8 +96,9 @@ def test_readme_is_short() -> None:
     assert len(text_of(README).splitlines()) <= 200
 
 
-def test_the_checked_version_of_llama_cpp_is_the_pinned_one() -> None:
+def test_the_checked_versions_of_llama_cpp_are_the_pinned_ones() -> None:
     assert f'"llama-cpp-python=={BINDING}"' in text_of(ROOT / "pyproject.toml")
+    assert f'"llama-cpp-py-sync=={PREBUILT} ;' in text_of(ROOT / "pyproject.toml")
     assert set(re.findall(r"llama-cpp-python==([\d.]+\d)", text_of(README, *GUIDES.glob("*.md")))) == {BINDING}
 
 

@@ -5,7 +5,6 @@ that depend on loaded models are added later.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 import re
@@ -22,6 +21,7 @@ from arbitrage_cli.app.loaded import Model
 from arbitrage_cli.app.spec import ModelSpec, Run, Spec
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.backend import LoadOptions
+from arbitrage_cli.inference.llama.prebuilt import binding_version
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
@@ -274,7 +274,7 @@ def _machine_facts(spec: Spec) -> dict[str, Any]:
         "cpu": processor_name(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
+        "llama_cpp_python": binding_version(),
     }
 
 

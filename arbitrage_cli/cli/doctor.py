@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import typer
 
@@ -14,15 +14,13 @@ from arbitrage_cli.cli.settings import settings_files
 from arbitrage_cli.costs.store import read_tuned
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
+from arbitrage_cli.inference.llama.prebuilt import binding_version
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads, processor_features, processor_name, total_memory
 
-WIDE = {"avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI"}
-"""Linux CPU feature names, mapped to llama.cpp's names."""
-
-PACKAGES = ("llama-cpp-python", "typer", "rich", "numpy", "huggingface-hub", "jinja2")
+PACKAGES = ("typer", "rich", "numpy", "huggingface-hub", "jinja2")
 
 
 @command
@@ -76,10 +74,11 @@ def _measured() -> str:
 def _llama() -> Iterator[tuple[str, str]]:
     from arbitrage_cli.inference.open import load_llama  # slow to import
 
+    yield "llama-cpp-python", binding_version()
     try:
         llama = load_llama()
         yield "llama.cpp", str(llama.system_info())
-        yield "built for", _build(llama.system_info(), processor_features())
+        yield "built for", _build(llama.unused_instructions())
         for gpu in llama.gpus():
             yield "GPU", f"{gpu.name}, {formatting.size_words(gpu.total)} of memory, {formatting.size_words(gpu.free)} free"
         if not llama.gpus():
@@ -88,10 +87,7 @@ def _llama() -> Iterator[tuple[str, str]]:
         yield "llama.cpp", error.message
 
 
-def _build(info: str, features: frozenset[str]) -> str:
-    if not features:
+def _build(unused: Sequence[str]) -> str:
+    if not processor_features():
         return "unknown: this system does not report CPU features"
-    unused = [name for flag, name in WIDE.items() if flag in features and f"{name} = 1" not in info]
-    avx512 = "with AVX-512" if "AVX512 = 1" in info else "without AVX-512"
-    native = f"any processor, without {', '.join(unused)}" if unused else "this processor"
-    return f"{native}; {avx512}"
+    return f"any processor; it does not use this processor's {', '.join(unused)}" if unused else "this processor"

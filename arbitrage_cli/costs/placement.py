@@ -1,12 +1,12 @@
 """Chooses each model's number of threads and looks up the measured token costs."""
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from arbitrage_cli.costs.store import FILE_NAME, Loading, Machine, Tuned, read_tuned
 from arbitrage_cli.inference.backend import LoadOptions
+from arbitrage_cli.inference.llama.prebuilt import binding_version
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
@@ -30,8 +30,7 @@ def tuned_file() -> Path:
 
 def machine_here() -> Machine:
     """Return a description of this machine. Raises ModelUnsupportedError if llama.cpp cannot be imported."""
-    version = importlib.metadata.version("llama-cpp-python")
-    return Machine(processor_name(), default_threads(), version, load_llama().gpu_names())
+    return Machine(processor_name(), default_threads(), binding_version(), load_llama().gpu_names())
 
 
 def loading_of(load: LoadOptions) -> Loading:

@@ -17,6 +17,7 @@ import arbitrage_cli.errors
 from arbitrage_cli.errors import ModelFileError, ModelUnsupportedError
 from arbitrage_cli.inference.layouts import renderer
 from arbitrage_cli.inference.llama import BINDING
+from arbitrage_cli.inference.llama.prebuilt import how_to_install
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import backend_of, find_files, local_files
@@ -59,7 +60,7 @@ def try_model(source: str, options: "LoadOptions") -> None:
         read_header(path)
     sha256 = checksums.sha256_seen(files)
     if not _passed_trial(sha256):
-        log.warning("%s is new on this machine; trying it in a separate process first", files[0].name)
+        log.warning("%s is new on this machine; trying it in a separate process first", Path(source).name)
         can_drop = _try_files(files, options.gpu_layers)
         checksums.write_note("tried", [sha256], {"version": BINDING, "rolls_back": can_drop})
 
@@ -82,8 +83,7 @@ def load_llama() -> ModuleType:
         from arbitrage_cli.inference.llama import backend as llama
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise ModelUnsupportedError(
-            f"llama-cpp-python cannot be loaded ({error})",
-            f'pip install --force-reinstall "llama-cpp-python=={BINDING}"',
+            f"llama-cpp-python cannot be loaded ({error})", how_to_install(f"llama-cpp-python=={BINDING}")
         ) from error
     return llama
 

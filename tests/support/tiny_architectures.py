@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as c
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter, TokenType
 from tiny_gguf import CHATML, CHATML_CONTROLS, Array, byte_level, finish
+
+from arbitrage_cli.inference.llama.binding import c
 
 EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
 HALF = {"attention.head_count_kv": [0, 2, 0, 2]}  # layers without heads are recurrent

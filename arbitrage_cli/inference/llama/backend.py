@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as c
 import numpy as np
-from llama_cpp._ggml import libggml as ggml
 
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions, ModelCard, State
-from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, gpu_layers, load_model, new_context, start_llama
+from arbitrage_cli.inference.llama.binding import c, ggml
+from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
 from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.model_files.gguf import read_header
-from arbitrage_cli.system.machine import CACHED_BYTES, default_threads
+from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_features
 from arbitrage_cli.system.signals import noted_signals
 
 WARM_UP_TOKENS = 4
@@ -26,6 +25,15 @@ SAME_LOGITS = 1e-4  # maximum difference if the same tokens are computed in the 
 BATCH_NOISE = 0.1  # maximum difference in batches of other sizes, relative to the logits' standard deviation
 NARROW_HEAD = 32  # width of an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens in all sequences together
+INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "fma": "FMA",
+    "f16c": "F16C",
+    "bmi2": "BMI2",
+    "avx512f": "AVX512",
+    "avx512_vnni": "AVX512_VNNI",
+}
+"""Linux's names of instruction sets, mapped to llama.cpp's names."""
 OWN_GPU, INTEGRATED_GPU = 1, 2  # values of ggml_backend_dev_type; an integrated GPU uses main memory
 
 PARTIAL_ONLY = c.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY  # excludes attention layers, which can drop a tail
@@ -346,6 +354,12 @@ def system_info() -> str:
     return f"{words}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
 
 
+def unused_instructions() -> list[str]:
+    """Return the processor's instruction sets that the llama.cpp build does not use, in llama.cpp's names."""
+    info, features = system_info(), processor_features()
+    return [name for feature, name in INSTRUCTIONS.items() if feature in features and f"{name} = 1" not in info]
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """A GPU that llama.cpp can offload layers to, and its bytes of memory. An integrated GPU (not `is_own`) uses main memory."""
@@ -358,8 +372,6 @@ class Gpu:
 
 def gpus() -> list[Gpu]:
     start_llama()  # detects the devices
-    if not c.llama_supports_gpu_offload():
-        return []
     size_pointer = ctypes.POINTER(ctypes.c_size_t)
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
@@ -376,6 +388,16 @@ def gpus() -> list[Gpu]:
             name = (name_of(device) or b"").decode(errors="replace").strip()
             found.append(Gpu(name, kind_of(device) == OWN_GPU, total.value, free.value))
     return found
+
+
+def gpu_layers(options: LoadOptions, num_layers: int) -> int:
+    """Return the number of layers to offload. By default, all layers are offloaded (-1) if there is a GPU."""
+    if not gpus():
+        if options.gpu_layers:
+            log.warning("llama.cpp has no GPU support or found no GPU, so the setting gpu-layers is ignored")
+        return 0
+    wanted = options.gpu_layers
+    return -1 if wanted is None or wanted > num_layers else wanted  # the output is one more layer
 
 
 def gpu_names() -> str:

@@ -1,14 +1,23 @@
-"""Checks that llama-cpp-python and its library have the pinned version, because llama.cpp's C structures change almost monthly."""
+"""Imports llama-cpp-python as `c`, and checks its version and that of its library.
+
+Both are pinned, because llama.cpp's C structures change almost monthly.
+"""
 
 import ctypes
 import importlib.metadata
 import os
 from collections.abc import Mapping
-
-import llama_cpp.llama_cpp as c
+from typing import Any
 
 from arbitrage_cli.errors import ModelUnsupportedError
-from arbitrage_cli.inference.llama import BINDING
+from arbitrage_cli.inference.llama import BINDING, PREBUILT
+from arbitrage_cli.inference.llama.prebuilt import LIBRARY_PATH, PACKAGE, how_to_install, library_selected, prebuilt_library
+
+with library_selected():
+    import llama_cpp.llama_cpp
+
+c: Any = llama_cpp.llama_cpp
+ggml: Any = c._lib  # noqa: SLF001 - the functions of ggml, on which llama.cpp's library depends
 
 # Default field values of each structure. In a library of another version, a missing or extra field would shift later values.
 CONTEXT_DEFAULTS = {
@@ -55,8 +64,9 @@ def check_binding() -> None:
 def _check_defaults(structure: ctypes.Structure, defaults: Mapping[str, int]) -> None:
     wrong = [name for name, value in defaults.items() if getattr(structure, name) != value]
     if wrong:
-        is_chosen = "LLAMA_CPP_LIB_PATH" in os.environ
+        hint = f"unset {LIBRARY_PATH}, which selects this library"
+        if LIBRARY_PATH not in os.environ:
+            hint = how_to_install(f"{PACKAGE}=={PREBUILT}" if prebuilt_library() else f"llama-cpp-python=={BINDING}")
         raise ModelUnsupportedError(
-            f"the llama.cpp library has unexpected defaults in {type(structure).__name__} ({', '.join(wrong)})",
-            "unset LLAMA_CPP_LIB_PATH, which selects this library" if is_chosen else "reinstall llama-cpp-python",
+            f"the llama.cpp library has unexpected defaults in {type(structure).__name__} ({', '.join(wrong)})", hint
         )

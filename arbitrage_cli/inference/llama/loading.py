@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as c
-
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryError
 from arbitrage_cli.inference.backend import MAX_DECODE, LoadOptions, ModelCard
 from arbitrage_cli.inference.llama import BINDING
-from arbitrage_cli.inference.llama.binding import check_binding
+from arbitrage_cli.inference.llama.binding import c, check_binding
 from arbitrage_cli.system.signals import noted_signals
 
 BATCH_SIZE = MAX_DECODE
@@ -62,16 +60,6 @@ def start_llama() -> object:
     with noted_signals():
         c.llama_backend_init()
     return callback
-
-
-def gpu_layers(options: LoadOptions, num_layers: int) -> int:
-    """Return the number of layers to offload. By default, a build that supports offloading offloads all layers (-1)."""
-    if not c.llama_supports_gpu_offload():
-        if options.gpu_layers:
-            log.warning("llama.cpp has no GPU support or found no GPU, so the setting gpu-layers is ignored")
-        return 0
-    wanted = options.gpu_layers
-    return -1 if wanted is None or wanted > num_layers else wanted  # the output is one more layer
 
 
 def load_model(path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:

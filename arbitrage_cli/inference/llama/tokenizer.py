@@ -5,9 +5,8 @@ import functools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import llama_cpp.llama_cpp as c
-
 from arbitrage_cli.errors import ComputeError
+from arbitrage_cli.inference.llama.binding import c
 
 ROOM = 1024  # initial buffer size, in tokens
 

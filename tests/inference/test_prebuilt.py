@@ -1,0 +1,61 @@
+"""The library of llama-cpp-py-sync, for a llama-cpp-python without one. Both packages are made up; .ci/run installs the real ones."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli import environment
+
+from arbitrage_cli.inference.llama import PREBUILT
+from arbitrage_cli.inference.llama.prebuilt import LIBRARY_PATH
+
+SHOW = f"""
+import os
+from arbitrage_cli.errors import ModelUnsupportedError
+from arbitrage_cli.inference.llama import prebuilt
+prebuilt.processor_features = lambda: frozenset(os.environ["FEATURES"].split())
+try:
+    with prebuilt.library_selected():
+        print(os.environ.get("{LIBRARY_PATH}"))
+    print(os.environ.get("{LIBRARY_PATH}") == os.environ.get("CHOSEN"), prebuilt.PACKAGE in prebuilt.binding_version())
+except ModelUnsupportedError as error:
+    print(error.hint)
+"""
+
+
+def selected(folder: Path, version: str = PREBUILT, features: str = "avx2 fma", **variables: str) -> list[str]:
+    """The lines that SHOW prints. `folder` may contain more files of the packages."""
+    for package in ("llama_cpp", "llama_cpp_py_sync"):
+        (folder / package).mkdir(exist_ok=True)
+        (folder / package / "__init__.py").touch()
+    info = folder / f"llama_cpp_py_sync-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: llama-cpp-py-sync\nVersion: {version}\n")
+    env = environment({"PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}", "FEATURES": features, **variables})
+    return subprocess.run(
+        [sys.executable, "-c", SHOW], env=env, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+@pytest.mark.parametrize("features", ["avx2 fma", ""], ids=["Linux", "unknown"])
+def test_it_is_used_if_llama_cpp_python_has_none(tmp_path: Path, features: str) -> None:
+    assert selected(tmp_path, features=features) == [str(tmp_path / "llama_cpp_py_sync"), "True True"]
+
+
+def test_another_library_comes_first(tmp_path: Path) -> None:
+    chosen = {LIBRARY_PATH: "/chosen", "CHOSEN": "/chosen"}
+    assert selected(tmp_path, "1.0", **chosen) == ["/chosen", "True False"]
+    (tmp_path / "llama_cpp" / "lib").mkdir()
+    (tmp_path / "llama_cpp" / "lib" / "libllama.so").touch()
+    (tmp_path / "llama_cpp_py_sync-1.0.dist-info" / "METADATA").unlink()
+    assert selected(tmp_path) == ["None", "True False"]
+
+
+def test_what_is_refused_names_the_repair(tmp_path: Path) -> None:
+    (hint,) = selected(tmp_path, "0.11739")
+    assert f"llama-cpp-py-sync=={PREBUILT}" in hint
+    other = tmp_path / "other"
+    other.mkdir()
+    (hint,) = selected(other, features="sse4_2")
+    assert "llama-cpp-python==" in hint
