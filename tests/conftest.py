@@ -28,6 +28,7 @@ def pytest_configure() -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     shutil.copytree(Path(__file__).parent / "support" / "settings", folder, dirs_exist_ok=True)
     os.environ |= {"XDG_CONFIG_HOME": folder, "XDG_CACHE_HOME": f"{folder}/cache"}
+    os.environ |= {"HOME": f"{folder}/home", "OLLAMA_MODELS": f"{folder}/ollama"}  # without models of other programs
     keep_built_in()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -35,6 +35,9 @@ from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.prices import Prices, parse_prices
 from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
+from arbitrage_cli.inference.llama import BINDING
+from arbitrage_cli.inference.llama.prebuilt import how_to_install
+from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import (
     PairEntry,
@@ -151,7 +154,10 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
     """
     ends = time.monotonic() + USABLE * 60 * request.minutes
     asked = request.asked
-    for files in map(local_files, filter(is_gguf, asked.models_for(asked.asked).values())):
+    computed = [source for source in asked.models_for(asked.asked).values() if is_gguf(source)]
+    if computed:
+        _remind_of_build(display)
+    for files in map(local_files, computed):
         if files and (hint := prediction_hint(read_facts(files))):
             display.note(hint)
     path = request.folder or default_folder(request.selected.dataset.name, asked.named.names, prefix="advise--")
@@ -172,6 +178,17 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
             found, decided = pace.judged()
     _store(advised_pair(asked), decided.route, display)
     return Advice(decided, found, _command(request, decided.route))
+
+
+def _remind_of_build(display: Display) -> None:
+    """Say if llama.cpp does not use the whole processor. Raises ModelUnsupportedError if llama.cpp cannot be imported."""
+    llama = load_llama()
+    if (unused := llama.unused_instructions()) and not llama.gpus():
+        command = how_to_install(f"llama-cpp-python=={BINDING}")
+        display.remind(
+            f"llama.cpp was built without this processor's {', '.join(unused)}, so models run up to three times slower; "
+            f"to compile it for this processor: {command}"
+        )
 
 
 def _store(pair: AdvisedPair, route: str, display: Display) -> None:

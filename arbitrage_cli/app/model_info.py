@@ -16,6 +16,7 @@ from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
     PairEntry,
+    find_files,
     hub_name,
     local_files,
     router_file,
@@ -163,7 +164,7 @@ def _model_record(source: str, pair: PairEntry | None) -> Json:
     files = local_files(source)
     if not files and hub_name(source):
         raise ModelFileError(f"{source} is not on this machine", f"download it: arbitrage models pull {source}")
-    facts = read_facts(files or (Path(source),), pair.ctx if pair else None)
+    facts = read_facts(files or find_files(source), pair.ctx if pair else None)
     form, by_itself = thinking_of(facts.files[0], (pair and pair.chat_template_kwargs) or {})
     if by_itself and not (pair and pair.ctx):
         facts = read_facts(facts.files, min(THINK_CONTEXT_SIZE, facts.trained_context_size or THINK_CONTEXT_SIZE))

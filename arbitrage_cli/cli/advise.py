@@ -1,5 +1,6 @@
 """`arbitrage advise`: recommends a policy for a pair on this machine."""
 
+import shlex
 import sys
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.cli.streams import only_figures_on_stdout
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
+from arbitrage_cli.system.machine import total_memory
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.advise import Advice
@@ -32,7 +34,8 @@ def advise(
 
     Measures token costs first. Then solves up to 40 problems with the target alone, the draft alone, speculation and routing,
     until the answer is clear or the time limit is reached. The answer includes a confidence. Other commands use the token
-    costs, and follow the last advice by default. To add problems, repeat the command.
+    costs, and follow the last advice by default. To add problems, repeat the command. Without a pair or models, propose pairs
+    of the models of Ollama, LM Studio and llama.cpp on this machine, or advise on the built-in pair if there are none.
 
     \b
     Examples:
@@ -43,6 +46,8 @@ def advise(
     """
     if advice.costs or advice.forget:
         return _costs(invocation, advice, models, machine, output, as_json=json_line)
+    if not (models.pair or models.draft or models.target) and _propose(invocation, as_json=json_line):
+        return 0
     from arbitrage_cli.app import advise as app  # slow to import
     from arbitrage_cli.app.request import RunOptions
     from arbitrage_cli.display.advice import write_advice
@@ -66,6 +71,20 @@ def advise(
     if advice.save and request.asked.named.pair:
         say(_save(result, request.asked.named.pair, models.router), output)
     return options.SOME_FAILED if result.num_errors and not result.is_measured else 0
+
+
+def _propose(invocation: Invocation, *, as_json: bool) -> bool:
+    """Show commands that test pairs of the models on this machine. Return whether there are such pairs."""
+    from arbitrage_cli.app.found_models import found_models, propose_pairs  # slow to import
+    from arbitrage_cli.display.advice import write_proposals
+
+    pairs = propose_pairs(found_models(), total_memory())
+    commands = [shlex.join([*invocation.command, "--draft", draft, "--target", target]) for draft, target in pairs]
+    if commands and as_json:
+        write_json({"proposals": commands})
+    elif commands:
+        write_proposals(commands, sys.stdout)
+    return bool(commands)
 
 
 def _save(advice: "Advice", pair: "PairEntry", router: str | None) -> str:

@@ -1,10 +1,10 @@
-"""Completes the names of pairs, policies, data sets and routers in the shell."""
+"""Completes the names of pairs, models, policies, data sets and routers in the shell."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from arbitrage_cli.errors import UsageError
-from arbitrage_cli.model_files.pairs import shipped_routers, user_pairs
+from arbitrage_cli.errors import ArbitrageError, UsageError
+from arbitrage_cli.model_files.pairs import found_names, shipped_routers, user_pairs
 from arbitrage_cli.routing.policies import POLICIES
 
 
@@ -13,6 +13,13 @@ def complete_pairs(typed: str) -> list[str]:
     with suppress(UsageError, OSError):
         return _beginning(typed, user_pairs())
     return []
+
+
+def complete_models(typed: str) -> list[str]:
+    """Return the matching names of pairs, and of models that other programs have downloaded."""
+    with suppress(ArbitrageError, OSError):
+        return [*complete_pairs(typed), *_beginning(typed, found_names())]
+    return complete_pairs(typed)
 
 
 def _policies(typed: str) -> list[str]:
@@ -36,6 +43,8 @@ def _beginning(typed: str, names: Iterable[str]) -> list[str]:
 
 COMPLETIONS: Mapping[str, Callable[[str], list[str]]] = {
     "pair": complete_pairs,
+    "draft": complete_models,
+    "target": complete_models,
     "policy": _policies,
     "dataset": _data_sets,
     "router": _routers,

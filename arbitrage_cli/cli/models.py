@@ -10,7 +10,7 @@ import typer
 from arbitrage_cli.app import model_info
 from arbitrage_cli.app.options import Debug, Option, OutputOptions
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.completion import complete_pairs
+from arbitrage_cli.cli.completion import complete_models
 from arbitrage_cli.cli.output import command_display, write_json
 from arbitrage_cli.display import facts
 from arbitrage_cli.display.text import one_line, width_of, wrapped
@@ -21,7 +21,7 @@ from arbitrage_cli.model_files.pairs import is_served, user_pairs
 from arbitrage_cli.numbers import formatting
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Pair, user/repo[:quant] or GGUF file.", autocompletion=complete_pairs)
+    str, typer.Argument(metavar="NAME", help="Pair, user/repo[:quant] or GGUF file.", autocompletion=complete_models)
 ]
 Json = Annotated[bool, Option("Output", "Print JSON.", names=("--json",))]
 
@@ -35,7 +35,12 @@ def make_group() -> typer.Typer:
 
 @command
 def list_pairs(*, json_lines: Json = False, debug: Debug = False) -> None:
-    """List the pairs, and whether their models are on this machine."""
+    """List the pairs, whether their models are on this machine, and the models of Ollama, LM Studio and llama.cpp.
+
+    Such a model can be used by its name, for example with --draft.
+    """
+    from arbitrage_cli.app.found_models import found_models  # slow to import
+
     for error in user_pairs().broken.values():
         typer.echo(f"{one_line(error.message)}\n  {error.hint}", err=True)
     for pair in user_pairs().values():
@@ -46,6 +51,12 @@ def list_pairs(*, json_lines: Json = False, debug: Debug = False) -> None:
         else:
             title = wrapped(facts.pair_title(pair), width_of(sys.stdout))
             typer.echo("\n".join([*title, *map(facts.pair_line, models)]))
+    found = list(found_models())
+    if json_lines:
+        for model in found:
+            write_json(model.to_dict())
+    elif found:
+        typer.echo("\n".join(["", *facts.found_lines(found)]))
 
 
 @command
@@ -96,7 +107,9 @@ def _show_sizes(names: Iterable[HubName], *, offline: bool) -> None:
 
 @command
 def info(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Pairs, models or routers.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Pairs, models or routers.", autocompletion=complete_models)
+    ],
     *,
     as_json: Json = False,
     debug: Debug = False,

@@ -1,6 +1,6 @@
 """Writes the output of `arbitrage advise`: a table, the verdict and the next command, or the token costs of a pair."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
@@ -15,6 +15,8 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import ModelRole
 
 Json = Mapping[str, Any]
+PROPOSALS = "Models on this machine that suit each other, best pair first. To find out whether a pair is worth using:"
+BUILT_IN_PAIR = "For the built-in pair, use arbitrage advise --pair builtin."
 UNSOLVED = "No problem was solved in time, so these are expected values. To measure, use a larger --minutes."
 
 
@@ -28,6 +30,12 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     texts = [advice.sentence, *([] if figures["n"] else [UNSOLVED])]
     lines = [line for text in texts for line in wrapped(one_line(text), width_of(stream))]
     write(stream, "".join(f"{line}\n" for line in ("", *lines, "", f"  {advice.command}")))
+
+
+def write_proposals(commands: Sequence[str], stream: TextIO) -> None:
+    """Write commands that test pairs of the models on this machine. Raises the same errors as `write`."""
+    lines = [PROPOSALS, "", *(f"  {one_line(command)}" for command in commands), "", BUILT_IN_PAIR]
+    write(stream, "".join(f"{line}\n" for line in lines))
 
 
 def write_costs(found: Measurement, stream: TextIO) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.sentences import sentence
 from arbitrage_cli.display.charts import MODELS
-from arbitrage_cli.display.text import one_line
+from arbitrage_cli.display.text import aligned, one_line
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.numbers import formatting
@@ -16,6 +16,7 @@ from arbitrage_cli.routing.route import label
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench_run import Preview
+    from arbitrage_cli.app.found_models import FoundModel
     from arbitrage_cli.app.model_info import Stored
     from arbitrage_cli.runs.rows import AttemptRow
     from arbitrage_cli.types import ModelRole
@@ -145,6 +146,25 @@ def pair_title(pair: PairEntry) -> str:
 
 def pair_line(model: Json) -> str:
     return f"  {model['role']:<6}  {'here' if model['here'] else 'not here':<8}  {one_line(model['model'])}"
+
+
+def found_lines(models: "Iterable[FoundModel]") -> Iterator[str]:
+    """Yield a table of other programs' models, and a line for each model that cannot be used."""
+    records = [model.to_dict() for model in models]
+    rows = [
+        [
+            one_line(record["model"]),
+            formatting.size_words(record["file_bytes"]),
+            record["quantization"] or "unknown",
+            str(record["trained_context_size"] or "unknown"),
+            record["think_format"] or "no",
+        ]
+        for record in records
+        if record["error"] is None
+    ]
+    if rows:
+        yield from aligned(["model", "size", "quantization", "context", "thinking"], rows)
+    yield from (one_line(record["error"]) for record in records if record["error"])
 
 
 def file_facts(model: Json) -> Iterator[Fact]:

@@ -120,8 +120,8 @@ def unchanged_sha256(files: Sequence[Path]) -> str | None:
 
 
 def published_sha256(path: Path) -> str | None:
-    """Return the sha256 that the Hub publishes for a file in its cache: the name of the file to which `path` links."""
-    target = path.readlink().name if path.is_symlink() else ""
+    """Return the sha256 in the name of a file in the cache of the Hub, to which `path` links, or of Ollama."""
+    target = path.readlink().name if path.is_symlink() else path.name.removeprefix("sha256-")
     return target if _SHA256.fullmatch(target) else None
 
 

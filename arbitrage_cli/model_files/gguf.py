@@ -25,6 +25,9 @@ MAX_ARRAY = 1 << 24  # elements; the longest real arrays are vocabularies
 MAX_TEXT = 1 << 25  # bytes of all strings outside arrays
 MAX_STRINGS = 1 << 21  # in all arrays; a vocabulary and its merges have less than a million
 
+OTHER_KINDS = {"adapter": "an adapter", "mmproj": "a projector for images or audio", "imatrix": "an importance matrix"}
+"""Kinds of GGUF files (`general.type`) that are not models."""
+
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _INTEGERS = frozenset(_SCALARS) - {6, 7, 12}
 _STRING, _ARRAY = 8, 9
@@ -70,7 +73,7 @@ def read_header(path: Path) -> Header:
             size = os.fstat(file.fileno()).st_size
             _check_magic(path, file.read(64))
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(data, size).header()
+                return _refuse_other_kinds(path, _Reader(data, size).header())
     except _DamageError as damage:
         raise ModelFileError(f"{path}: damaged GGUF file ({damage})", "download the file again") from damage
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
@@ -87,6 +90,13 @@ def _check_magic(path: Path, start: bytes) -> None:
     if start.lstrip()[:1] == b"<":
         raise ModelFileError(f"{path}: a web page, not a GGUF model", "use the link that downloads the file")
     raise ModelFileError(f"{path}: not a GGUF model", "convert the model to GGUF, or use another file")
+
+
+def _refuse_other_kinds(path: Path, header: Header) -> Header:
+    kind = "mmproj" if header.architecture == "clip" else header.metadata.get("general.type")
+    if kind in OTHER_KINDS:
+        raise ModelFileError(f"{path}: {OTHER_KINDS[str(kind)]}, not a model", "use the model's own GGUF file")
+    return header
 
 
 class _DamageError(Exception):
@@ -137,8 +147,7 @@ class _Reader:
             self._strings_left -= length
             if self._strings_left < 0:
                 raise _DamageError(f"the arrays contain more than {MAX_STRINGS} strings")
-            for _ in range(length):
-                self._take(self._integer("<Q"))
+            self._skip_strings(length)
         elif kind in _SCALARS:
             form = f"<{length}{_SCALARS[kind][1]}"
             start = self._take(struct.calcsize(form))
@@ -146,6 +155,16 @@ class _Reader:
                 self._lists[key] = struct.unpack_from(form, self._data, start)
         else:
             raise _DamageError(f"unknown value type {kind} in an array")
+
+    def _skip_strings(self, count: int) -> None:
+        """Skip strings. This loop takes most of the time: a vocabulary and its merges have hundreds of thousands of strings."""
+        at, data, length_at = self._at, self._data, struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                at += 8 + length_at(data, at)[0]
+        except (struct.error, OverflowError):  # the next length is behind the end
+            at = self._size + 1
+        self._take(at - self._at)
 
     def _read_tensors(self, count: int) -> int:
         alignment = self._metadata.get("general.alignment", 32)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from arbitrage_cli.errors import HubError
 from arbitrage_cli.model_files.checksums import FileProgress, OnProgress, check_file, no_progress, published_sha256
-from arbitrage_cli.model_files.names import HubName, choose, find_model, is_complete
+from arbitrage_cli.model_files.names import HubName, choose, find_model, first_files, is_complete
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, ValueError)  # errors that malformed responses cause
@@ -35,15 +35,28 @@ class PublishedFile:
 
 def locate(name: HubName) -> tuple[Path, ...]:
     """Return the unverified files in the cache, in order, or () if a part is missing. Makes no request."""
+    snapshot, files = _cached_files(name)
+    model = find_model(name, files)
+    return tuple(snapshot / part for part in model) if model and is_complete(model) else ()
+
+
+def cached_models() -> Iterator[HubName]:
+    """Yield the models in the cache, which llama.cpp also uses. Projectors are left out."""
+    for folder in sorted(cache_folder().glob("models--*--*")):
+        repo = folder.name.removeprefix("models--").replace("--", "/")
+        _, files = _cached_files(HubName(repo))
+        yield from (HubName(repo, file) for file in first_files(files))
+
+
+def _cached_files(name: HubName) -> tuple[Path, list[str]]:
+    """Return the folder of a revision in the cache, and the names of its files."""
     commit = name.revision
     if not _COMMIT.fullmatch(commit):
         with contextlib.suppress(OSError, ValueError):
             commit = (_cache(name) / "refs" / name.revision).read_text().strip()
     snapshot = _cache(name) / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
-        return ()
-    model = find_model(name, [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()])
-    return tuple(snapshot / part for part in model) if model and is_complete(model) else ()
+    found = snapshot.rglob("*") if _COMMIT.fullmatch(commit) else ()
+    return snapshot, [path.relative_to(snapshot).as_posix() for path in found if path.is_file()]
 
 
 def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from arbitrage_cli.errors import HubError, UsageError
+from arbitrage_cli.errors import ArbitrageError, HubError, UsageError
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -46,7 +46,7 @@ def parse_name(source: str) -> HubName | None:
         return None
     name = HubName(match["repo"], match["selector"] or DEFAULT_QUANT, match["revision"] or "main")
     if name.is_file:
-        _refuse_unsafe(name.selector, UsageError)
+        refuse_unsafe(name.selector, UsageError)
     elif not _QUANT.fullmatch(name.selector):
         hint = "use a quantization such as :Q4_K_M, or a file name"
         raise UsageError(f"{source}: invalid quantization '{name.selector}'", hint)
@@ -76,6 +76,12 @@ def parts(file: str) -> tuple[str, ...]:
     return tuple(f"{part['stem']}-{number:05}-of-{part['total']}.gguf" for number in range(1, int(part["total"]) + 1))
 
 
+def first_files(files: Iterable[str]) -> list[str]:
+    """Return the first file of each model, without projectors."""
+    models = (file for file in files if file.lower().endswith(".gguf") and parts(file)[0] == file)
+    return sorted(file for file in models if not PurePosixPath(file).name.startswith("mmproj"))
+
+
 def is_complete(model: Sequence[str]) -> bool:
     return tuple(model) == parts(model[0])
 
@@ -89,11 +95,11 @@ def choose(name: HubName, files: Sequence[str]) -> tuple[str, ...]:
     if not is_complete(model):
         raise HubError(f"{name.repo} lacks parts of {model[0]}", "use another quantization")
     for file in model:
-        _refuse_unsafe(file, HubError)
+        refuse_unsafe(file, HubError)
     return model
 
 
-def _refuse_unsafe(file: str, error: type[UsageError | HubError]) -> None:
+def refuse_unsafe(file: str, error: type[ArbitrageError]) -> None:
     folders = file.split("/")
     is_anchored = any(pure(name).anchor for pure in (PurePosixPath, PureWindowsPath) for name in (file, *folders))
     if is_anchored or "\\" in file or not file.isprintable() or any(name in ("", ".", "..") for name in folders):

@@ -1,4 +1,4 @@
-"""Finds pairs by name, and model files by path, Hub name or built-in name.
+"""Finds pairs by name, and model files by path, Hub name, built-in name or the name in another program.
 
 Pairs are defined in two files: `models/pairs.toml`, which ships with the program, and the user's own file.
 """
@@ -7,16 +7,17 @@ import functools
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.errors import OutputError, UsageError, unknown
+from arbitrage_cli.errors import ModelFileError, OutputError, UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.names import HubName, parse_name, parts
+from arbitrage_cli.model_files.stores import find_model_file, model_names, program_of
 from arbitrage_cli.system.files import checked, models_folder, read_text, user_folder, write_atomically
 from arbitrage_cli.types import ModelRole
 
@@ -188,7 +189,7 @@ def is_served(source: str) -> bool:
 
 
 def is_gguf(source: str) -> bool:
-    """Return whether a source is the path, the Hub name or the built-in name of a GGUF model."""
+    """Return whether a source names a GGUF model, and not a model on a server or of a registered backend."""
     return not is_served(source) and backend_of(source) is None
 
 
@@ -204,6 +205,12 @@ def shipped_routers() -> list[str]:
     return [f"{BUILT_IN}{file.stem}" for file in sorted(models_folder().glob("*.safetensors"))]
 
 
+def found_names() -> Iterator[str]:
+    """Yield the names of the models of Ollama, LM Studio, llama.cpp and the Hub's cache."""
+    yield from model_names()
+    yield from map(str, hub.cached_models())
+
+
 def local_files(source: str) -> tuple[Path, ...]:
     """Return the paths of the model's local files, in order, or () if it has none. Downloads nothing."""
     name = hub_name(source)
@@ -217,7 +224,10 @@ def local_files(source: str) -> tuple[Path, ...]:
 
 
 def find_files(source: str, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
-    """Return the model's files, downloading them if necessary. If the source is a path, the files may not exist."""
+    """Return the model's files, downloading them if necessary. If the source is a path, the files may not exist.
+
+    Raises HubError if a download fails; ModelFileError if another program does not have the model.
+    """
     name = hub_name(source)
     if name:
         return hub.find(name, offline=offline, on_progress=on_progress)
@@ -232,6 +242,8 @@ def hub_name(source: str) -> HubName | None:
 def _path(source: str, built_in_suffix: str = ".gguf") -> Path:
     if is_built_in(source):
         return models_folder() / f"{source.removeprefix(BUILT_IN)}{built_in_suffix}"
+    if program_of(source):
+        return find_model_file(source)
     try:
         return Path(source).expanduser()
     except RuntimeError:  # ~nobody
@@ -241,7 +253,7 @@ def _path(source: str, built_in_suffix: str = ".gguf") -> Path:
 def _exists(source: str) -> bool:
     try:
         return _path(source).exists()
-    except OSError:  # for example, a name that is too long for the file system
+    except (OSError, ModelFileError):  # for example, a name that is too long for the file system
         return False
 
 

@@ -1,0 +1,163 @@
+"""Finds the models that Ollama, LM Studio and llama.cpp have downloaded, and names them.
+
+| name | file |
+|---|---|
+| `ollama:qwen2.5:7b` | the blob that the manifest of `qwen2.5:7b` names |
+| `lmstudio:publisher/repo[/file.gguf]` | a file in the models folder |
+| `llamacpp:file.gguf` | a file in llama.cpp's cache |
+
+The folders belong to the other programs. Their content is only read, and is not trusted.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from arbitrage_cli.errors import ModelFileError, os_errors
+from arbitrage_cli.model_files.names import first_files, refuse_unsafe
+from arbitrage_cli.system.files import read_regular, read_text
+
+OLLAMA, LM_STUDIO, LLAMA_CPP = "ollama:", "lmstudio:", "llamacpp:"
+PROGRAMS = {OLLAMA: "Ollama", LM_STUDIO: "LM Studio", LLAMA_CPP: "llama.cpp's cache"}
+"""The prefix of a name, and the program whose models it names."""
+
+PATTERNS = {LM_STUDIO: ("*/*/*",), LLAMA_CPP: ("*", "models--*/snapshots/*/*")}
+MANIFESTS = {"manifests-v2": "ollama.com", "manifests": "registry.ollama.ai"}
+"""Ollama's folders of manifests, and the name of its own registry in each of them."""
+
+MODEL_LAYER, ADAPTER_LAYER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
+SERVICE = Path("/usr/share/ollama/.ollama/models")  # of Ollama as a Linux service
+MAX_BYTES = 1 << 20  # of a manifest or a settings file
+
+_PART = r"\w(?:\.?[\w-])*"
+_OLLAMA_NAME = re.compile(
+    rf"(?:(?:(?P<host>{_PART})/)?(?P<owner>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?", re.ASCII
+)
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # in JSON of an unexpected form
+
+
+def program_of(source: str) -> str | None:
+    """Return the prefix of a name that belongs to another program, or None for other names."""
+    return next((prefix for prefix in PROGRAMS if source.startswith(prefix)), None)
+
+
+def find_model_file(source: str) -> Path:
+    """Return the first file of another program's model. Raises ModelFileError if the program has no such model."""
+    prefix = program_of(source) or ""
+    name, hint = source.removeprefix(prefix), "to list the models, use arbitrage models list"
+    folder = _ollama_folder() if prefix == OLLAMA else _folder(prefix)
+    with os_errors(ModelFileError, f"{source}: cannot be read", hint):
+        path = _ollama_file(folder, name) if prefix == OLLAMA else _file_in(folder, name)
+        if path and path.is_file():
+            return path
+    raise ModelFileError(f"{source}: not in {PROGRAMS[prefix]} ({folder})", hint)
+
+
+def model_names() -> Iterator[str]:
+    """Yield the names of other programs' models."""
+    manifests = {name for folder, host in MANIFESTS.items() for name in _manifests(_ollama_folder() / folder, host)}
+    yield from (f"{OLLAMA}{name}" for name in sorted(manifests))
+    for prefix, patterns in PATTERNS.items():
+        root = _folder(prefix)
+        files = (path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern))
+        yield from (f"{prefix}{file}" for file in first_files(files))
+
+
+# --- folders of files
+
+
+def _file_in(folder: Path, name: str) -> Path:
+    refuse_unsafe(name, ModelFileError)
+    path = folder / name
+    if not path.is_dir():
+        return path
+    files = first_files(file.name for file in path.iterdir())
+    if len(files) != 1:
+        raise ModelFileError(f"{path}: the folder contains {', '.join(files) or 'no model'}", "append the name of one file")
+    return path / files[0]
+
+
+def _folder(prefix: str) -> Path:
+    if prefix == LLAMA_CPP:
+        return Path(os.environ.get("LLAMA_CACHE") or platformdirs.user_cache_dir("llama.cpp", appauthor=False))
+    home = _home()
+    places = [home / ".lmstudio", home / ".cache" / "lm-studio"]
+    with suppress(OSError, ValueError):
+        places.insert(0, Path(read_text(home / ".lmstudio-home-pointer", MAX_BYTES).strip()))
+    place = next((place for place in places if place.is_dir()), places[-1])
+    with suppress(*_DAMAGES):
+        return Path(json.loads(read_text(place / "settings.json", MAX_BYTES))["downloadsFolder"])
+    return place / "models"
+
+
+def _home() -> Path:
+    return Path(os.path.expanduser("~"))  # noqa: PTH111 - does not fail without a home folder
+
+
+# --- Ollama
+
+
+def _ollama_folder() -> Path:
+    own = _home() / ".ollama" / "models"
+    return Path(os.environ.get("OLLAMA_MODELS") or (own if own.is_dir() or not SERVICE.is_dir() else SERVICE))
+
+
+def _manifests(folder: Path, own_host: str) -> Iterator[str]:
+    """Yield the shortest name of each manifest: `qwen2.5:7b`, `user/model:tag` or `hf.co/user/repo:quant`."""
+    for path in folder.glob("*/*/*/*"):
+        *places, model, tag = path.relative_to(folder).parts
+        shown = [] if places == [own_host, "library"] else places[1:] if places[0] == own_host else places
+        yield "/".join([*shown, f"{model}:{tag}"])
+
+
+def _ollama_file(root: Path, name: str) -> Path | None:
+    """Return the file of a model, or None if there is no manifest or no file."""
+    match = _OLLAMA_NAME.fullmatch(name)
+    if not match:
+        return None
+    place = Path(match["owner"] or "library", match["model"], match["tag"] or "latest")
+    manifests = (root / folder / (match["host"] or host) / place for folder, host in MANIFESTS.items())
+    manifest = next(filter(Path.is_file, manifests), None)
+    if manifest is None:
+        return None
+    try:
+        layers = _layers(root, json.loads(read_regular(manifest, MAX_BYTES)))
+        models = [_blob(root, digest) for kind, digest in layers if kind == MODEL_LAYER]
+    except _DAMAGES as error:
+        raise ModelFileError(f"{OLLAMA}{name}: damaged manifest ({manifest})", f"ollama pull {name}") from error
+    if any(kind == ADAPTER_LAYER for kind, _ in layers):
+        raise ModelFileError(f"{OLLAMA}{name}: a model with an adapter is not supported", "use the model without it")
+    if len(models) != 1:
+        hint = "use a model that Ollama stores as one GGUF file"
+        raise ModelFileError(f"{OLLAMA}{name}: {len(models)} GGUF files; expected 1", hint)
+    if not models[0].is_file():
+        raise ModelFileError(f"{OLLAMA}{name}: the file is missing ({models[0]})", f"ollama pull {name}")
+    return models[0]
+
+
+def _layers(root: Path, manifest: Any) -> list[tuple[str, str]]:
+    """Return the kinds and digests of a model's layers.
+
+    A list of manifests contains one manifest, or its digest, for each program that can run the model.
+    """
+    for child in manifest.get("manifests", ()):
+        layers = _layers(
+            root, child if "layers" in child else json.loads(read_regular(_blob(root, child["digest"]), MAX_BYTES))
+        )
+        if any(kind == MODEL_LAYER for kind, _ in layers):
+            return layers
+    return [(layer["mediaType"], layer["digest"]) for layer in manifest.get("layers", ())]
+
+
+def _blob(root: Path, digest: str) -> Path:
+    match = _DIGEST.fullmatch(digest)
+    if not match:
+        raise ValueError(f"invalid digest {digest}")
+    return root / "blobs" / f"sha256-{match[1]}"
