@@ -321,9 +321,10 @@ class Menu:
 
     @property
     def names(self) -> list[str]:
-        """The names that `find` accepts, without numeric taus. The first name is the default policy."""
-        presets = [f"{name}@{tau}" for name in self._policies if POLICIES[name].needs_router for tau in PRESETS]
-        return list(dict.fromkeys([self.default.policy.name, *self._policies, *presets]))
+        """The names to offer, without numeric taus and without `random`, a baseline. The first name is the default policy."""
+        offered = [name for name in self._policies if name != "random"]
+        presets = [f"{name}@{tau}" for name in offered if POLICIES[name].needs_router for tau in PRESETS]
+        return list(dict.fromkeys([self.default.policy.name, *offered, *presets]))
 
     def find(self, name: str) -> Route:
         """Return the route with this name. Raises UsageError if the policy is unknown or the tau is invalid."""

@@ -251,8 +251,8 @@ def test_many_clients_get_the_texts_of_one(client: Served) -> None:
 def test_what_models_there_are(client: Served) -> None:
     names = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert names[:2] == ["arbitrage", "entropy"]
-    assert {"draft", "target", "random"} < set(names)
-    assert not {"arbitrage@fast", "rsd", "oracle"} & set(names)
+    assert {"draft", "target", "logprob"} < set(names)
+    assert not {"arbitrage@fast", "rsd", "oracle", "random"} & set(names)
     for name in ("target", "entropy@0.2"):
         assert client.get(f"/v1/models/{name}").json()["id"] == name
     assert refusal(client.get("/v1/models/gpt-7"))["code"] == "model_not_found"
