@@ -3,7 +3,7 @@
 All records are frozen except `Trace`, to which flows append decisions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -23,6 +23,9 @@ StepStop = Literal["separator", "end", "budget", "context", "loop", "early", "th
 - `early`: the step was stopped because it will be escalated.
 - `thought`, `think_budget`: the model ended its thinking, or thinking reached its token limit. The answer follows.
 """
+
+WHOLE: Collection[StepStop] = ("separator", "end", "thought")
+"""The stops of steps that were not cut off."""
 
 TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
 
@@ -45,17 +48,16 @@ class Problem:
     """A question with its own settings.
 
     `turns` contains the earlier messages of a conversation. `system` replaces the default system prompt, unless `system` is
-    None. `thinks` is set from the limits when the problem is solved. `explicit` is true if the user turned thinking on or
-    off. `effort` is the reasoning effort passed to the chat template.
+    None. `thinks` is set from the limits when the problem is solved. `effort` is the reasoning effort passed to the chat
+    template.
     """
 
     id: str
     question: str
     turns: tuple[Message, ...] = ()
     system: str | None = None
-    thinks: bool = False
+    thinks: bool | None = None
     effort: str | None = None
-    explicit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,20 @@ class Limits:
     """Limits on the kept steps and tokens of one solution.
 
     If `max_steps` is None, only solutions of policies that choose between two models have a limit on steps.
-    `think_tokens` 0 disables thinking, and None sets no separate limit.
+    `think_tokens` 0 disables thinking, and None sets no separate limit. `is_thinking_chosen` is true if the user turned
+    thinking on or off.
     """
 
     max_steps: int | None = None
     max_tokens: int = 4096
     max_step_tokens: int = 512
     think_tokens: int | None = 0
+    is_thinking_chosen: bool = False
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether solutions begin with thinking: False if the user turned it off, None if the models do not think by default."""
+        return True if self.think_tokens != 0 else False if self.is_thinking_chosen else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ class Step:
 
     @property
     def is_whole(self) -> bool:
-        return self.stop in ("separator", "end", "thought")
+        return self.stop in WHOLE
 
     @property
     def seconds(self) -> float:

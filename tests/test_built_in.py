@@ -22,7 +22,9 @@ from small_routers import write_router
 from writing import make_engine
 
 import arbitrage_cli
+from arbitrage_cli import open_pair
 from arbitrage_cli.arbitrage import RateSteps
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama import backend as llama
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -247,6 +249,21 @@ def test_thinking_uses_the_pair_that_thinks(options: tuple[str, ...]) -> None:
     assert (record["draft"], record["target"]) == ("builtin:thinking-draft", "builtin:thinking-target")
     assert record["answer"] == "993"
     assert [step["phase"] for step in record["steps"]].count("think") >= 2
+
+
+def test_without_thinking_the_pair_that_does_not_think_is_used() -> None:
+    (record,) = solve("What is 23 * 47 - 88?", "--pair", "builtin-thinking", "--think", "off", "--json").records
+    assert (record["draft"], record["target"]) == ("builtin:draft", "builtin:target")
+    assert record["answer"] == "993"
+    assert not [step for step in record["steps"] if "think" in (step["phase"], *step["text"].split("</"))]
+
+
+def test_models_that_cannot_do_without_thinking_are_refused() -> None:
+    named = ("--draft", "builtin:thinking-draft", "--target", "builtin:thinking-target")
+    assert solve("5 + 6", *named, "--think", "off").code == 2
+    with open_pair(pair="builtin-thinking", threads=1, ctx=512) as pair, pytest.raises(UsageError) as caught:
+        pair.solve("5 + 6", think=False)
+    assert caught.value.option == "think"
 
 
 def test_heads_of_pairs_ship() -> None:

@@ -57,8 +57,8 @@ from writing import make_engine
 from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_token_stats, mean_negative_logprob
 from arbitrage_cli.errors import TimedOutError
 from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions
+from arbitrage_cli.inference.cached_sequence import CachedSequence, decode
 from arbitrage_cli.inference.chat_template import PromptStyle
-from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, RetainedIds
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -395,31 +395,33 @@ class Careless(Rollback):
 
 @pytest.mark.parametrize(("make", "is_right"), [(Rollback, True), (Careless, False)])
 def test_the_first_token_of_a_batch_is_never_dropped(make: type[Rollback], is_right: bool) -> None:
-    backend, fresh, held, prompt = make(), HashBackend(), list[int](), [*b"question"]
-    memory, length = Checkpoints(backend), len(prompt)
-    memory.read(0, held, prompt)
-    memory.save(0, length)
+    backend, fresh, prompt = make(), HashBackend(), [*b"question"]
+    sequence, length = CachedSequence(backend, 0), len(prompt)
+    sequence.read(prompt)
+    sequence.save()
     backend.decode([0, 0, 0], range(length, length + 3), [*b"abc"])
-    memory.cut(0, held, length)
+    sequence.cut(length)
     fresh.read(0, 0, prompt)
     logits, expected = (one.decode([0], [length], [*b"d"]) for one in (backend, fresh))
-    assert held == prompt
+    assert sequence.held == prompt
     assert np.array_equal(logits, expected) == is_right
 
 
 def test_checkpoints_after_a_cut_are_forgotten() -> None:
     """An answer is edited in its last letters, and the prefill of the next question is interrupted."""
-    backend, fresh, held = Rollback(), HashBackend(), list[int]()
-    memory, edited = Checkpoints(backend), [*b"question ax and more"]
-    memory.read(0, held, [*b"question "])
-    memory.decode([(0, held, [*b"abc"])])
-    held += b"abc"
-    memory.save(0, len(held))
-    memory.cut(0, held, len("question a"))
-    memory.read(0, held, [*b"x and"])
+    backend, fresh = Rollback(), HashBackend()
+    sequence, edited = CachedSequence(backend, 0), [*b"question ax and more"]
+    sequence.read([*b"question "])
+    decode([(sequence, [*b"abc"])])
+    sequence.held += b"abc"
+    sequence.save()
+    sequence.cut(len("question a"))
+    sequence.read([*b"x and"])
+    sequence.deadline = Deadline(0.0, 1.0)
     with pytest.raises(TimedOutError):
-        memory.read(0, held, [*b" more"], Deadline(0.0, 1.0))
-    memory.read(0, held, edited[len(held) :])
+        sequence.read([*b" more"])
+    sequence.deadline = None
+    sequence.read(edited[len(sequence.held) :])
     fresh.read(0, 0, edited)
     logits, expected = (one.decode([0], [len(edited)], [*b"?"]) for one in (backend, fresh))
     assert np.array_equal(logits, expected)

@@ -11,7 +11,7 @@ from arbitrage_cli.app.options import GenerationOptions, RoutingOptions, check
 from arbitrage_cli.app.request import choose_route, think_tokens
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.solution import Solution
-from arbitrage_cli.app.spec import Spec, limits_of, sampler_of
+from arbitrage_cli.app.spec import Spec, limits_of, refuse_without_thinking, sampler_of
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
@@ -96,7 +96,6 @@ class Call:
     limits: Limits
     sampler: Sampler
     system: str | None
-    is_thinking_explicit: bool
     make_flow: Callable[[Trace], Flow]
     run: RunInfo
 
@@ -104,7 +103,7 @@ class Call:
         """Convert a question to a problem. Raises UsageError if the question is invalid."""
         problem = _read_question(question, identifier)
         system = self.system if problem.system is None else problem.system
-        return replace(problem, system=system, explicit=problem.explicit or self.is_thinking_explicit)
+        return replace(problem, system=system)
 
     def job(self, problem: Problem) -> Job:
         return Job(problem, self.make_flow, self.limits, sampler=self.sampler)
@@ -126,9 +125,10 @@ def resolve_call(session: Session, defaults: Mapping[str, Any], options: Mapping
     _check_loaded(session, route.policy)
     thinks = spec.limits.think_tokens if generation.think is None else think_tokens(generation)
     limits, sampler = limits_of(generation, spec.task, thinks), sampler_of(generation)
+    if limits.thinks is False:
+        refuse_without_thinking(session.prompts())
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
-    is_explicit = generation.think is not None
-    return Call(route, limits, sampler, options.get("system"), is_explicit, session.flow(route, sampler), run)
+    return Call(route, limits, sampler, options.get("system"), session.flow(route, sampler), run)
 
 
 def _route(spec: Spec, routing: RoutingOptions, explicit: frozenset[str]) -> Route:

@@ -7,7 +7,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.spec import thinking_of
+from arbitrage_cli.app.spec import prompt_of
 from arbitrage_cli.errors import ModelError
 from arbitrage_cli.model_files.facts import Facts, read_facts
 from arbitrage_cli.model_files.pairs import find_files, found_names, local_files
@@ -39,7 +39,8 @@ def found_models() -> Iterator[FoundModel]:
             files = local_files(name) or find_files(name, offline=True)
             if files[0].resolve() not in seen:
                 seen.add(files[0].resolve())
-                form, _ = thinking_of(files[0], {})
+                prompt = prompt_of(files[0], {})
+                form = prompt.own_format if prompt else None
                 yield FoundModel(name, read_facts(files), form.name if form else None)
         except ModelError as error:
             yield FoundModel(name, error=error.message)

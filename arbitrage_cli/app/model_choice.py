@@ -94,19 +94,25 @@ def arguments_for(pair: PairEntry | None, sources: Models) -> list[str]:
     return [part for name, value in named.items() if value for part in (f"--{name}", value)]
 
 
-def _choose_pair(explicit: frozenset[str], options: RouterOptions, *, thinks: bool) -> PairEntry | None:
+def _choose_pair(explicit: frozenset[str], options: RouterOptions, *, thinks: bool | None) -> PairEntry | None:
     models = (options.draft, options.target)
     if any(models) and (not options.pair or (all(models) and "pair" not in explicit)):
         return None
     pairs = user_pairs()
     pair = find_pair(options.pair or DEFAULT_PAIR, pairs)
-    return find_pair(pair.thinking_pair, pairs) if thinks and pair.thinking_pair and not any(models) else pair
+    if any(models) or thinks is None:
+        return pair
+    if thinks:
+        return find_pair(pair.thinking_pair, pairs) if pair.thinking_pair else pair
+    return next((other for other in pairs.values() if other.thinking_pair == pair.name), pair)
 
 
 def choose_models(
-    explicit: frozenset[str], options: RouterOptions, loading: ThreadOptions, task: Task, *, thinks: bool = False
+    explicit: frozenset[str], options: RouterOptions, loading: ThreadOptions, task: Task, *, thinks: bool | None = None
 ) -> NamedModels:
-    """Return the models and router, and a PRM if the command supports it. If `thinks` is true, use the pair's thinking pair.
+    """Return the models and router, and a PRM if the command supports it.
+
+    If the user turned thinking on or off (`thinks`), use the pair that thinks, or the pair that does not.
 
     Raises UsageError if the pair is unknown, or an address, an API key or a setting of the pair is invalid; RouterError if
     the router cannot be used.

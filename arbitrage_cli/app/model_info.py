@@ -158,14 +158,15 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
 
 
 def _model_record(source: str, pair: PairEntry | None) -> Json:
-    from arbitrage_cli.app.spec import THINK_CONTEXT_SIZE, THINK_TOKENS, thinking_of  # with NumPy
+    from arbitrage_cli.app.spec import THINK_CONTEXT_SIZE, THINK_TOKENS, prompt_of  # with NumPy
     from arbitrage_cli.inference.speculation import MAX_SPECULATED
 
     files = local_files(source)
     if not files and hub_name(source):
         raise ModelFileError(f"{source} is not on this machine", f"download it: arbitrage models pull {source}")
     facts = read_facts(files or find_files(source), pair.ctx if pair else None)
-    form, by_itself = thinking_of(facts.files[0], (pair and pair.chat_template_kwargs) or {})
+    prompt = prompt_of(facts.files[0], (pair and pair.chat_template_kwargs) or {})
+    form, by_itself = (prompt.own_format, prompt.thinks_by_itself) if prompt else (None, False)
     if by_itself and not (pair and pair.ctx):
         facts = read_facts(facts.files, min(THINK_CONTEXT_SIZE, facts.trained_context_size or THINK_CONTEXT_SIZE))
     rollback = {True: "snapshots", False: "checkpoints", None: "untested"}[rolls_back(facts.files)]

@@ -50,7 +50,8 @@ class Problems:
         if problem is not None and input_file is not None:
             raise UsageError("a problem argument and --input cannot be combined", "give one of them")
         mapping = parse_mapping(options.mapping) if options.mapping else {}
-        table = _read_table(input_file, mapping, forms)
+        places = range_of(limit) if limit else slice(None)
+        table = _read_table(input_file, mapping, forms, places.stop)
         self.is_single = problem not in (None, "-")
         if self.is_single and (limit or mapping):
             raise UsageError("cannot be used with only one problem", "leave it out", option="limit" if limit else "mapping")
@@ -59,7 +60,6 @@ class Problems:
         self._ahead: deque[InputLine] = deque()
         self._ids: set[str] = set()
         self._lines: LineSource | None = None
-        places = range_of(limit) if limit else slice(None)
         self._first = 1 + (places.start or 0)
         self.total: int | None
         rows: Iterable[InputLine]
@@ -205,14 +205,16 @@ def range_of(limit: str) -> slice:
     return slice(first - 1, last)
 
 
-def _read_table(input_file: str | None, mapping: Mapping[str, str], forms: Sequence[Form]) -> Dataset | None:
-    """Return the data set from a CSV or parquet file, or None for other files."""
+def _read_table(
+    input_file: str | None, mapping: Mapping[str, str], forms: Sequence[Form], max_rows: int | None
+) -> Dataset | None:
+    """Return the data set from the first rows of a CSV or parquet file, or None for other files."""
     name = input_file or "-"
     if not name.lower().endswith(TABLES):
         return None
     with contextlib.ExitStack() as stack:
         _open_input(name, stack)  # reports a missing file like any other input
-    return load_dataset(name, offline=True, mapping=mapping, needs_answers=False, forms=forms)
+    return load_dataset(name, offline=True, mapping=mapping, needs_answers=False, forms=forms, max_rows=max_rows)
 
 
 def _from_argument(problem: str) -> Problem:

@@ -80,7 +80,7 @@ class Request:
 
     @property
     def style(self) -> PromptStyle:
-        return PromptStyle(self.system, self.options.task.step_end, self.options.generation.think is not None)
+        return PromptStyle(self.system, self.options.task.step_end)
 
     @property
     def asked(self) -> list[Policy]:
@@ -189,7 +189,7 @@ def think_tokens(generation: GenerationOptions) -> int | None:
 def _models_of(options: RunOptions) -> NamedModels:
     if not options.task.runs_code:
         _refuse(options.explicit, "run_code", f"task {options.task.name} runs no programs")
-    thinks = think_tokens(options.generation) != 0
+    thinks = None if options.generation.think is None else think_tokens(options.generation) != 0
     return choose_models(options.explicit, options.models, options.machine, options.task, thinks=thinks)
 
 

@@ -13,7 +13,6 @@ from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import limits_of
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.serving.app import Access, Bounds
@@ -60,9 +59,17 @@ def _with_bill(event: ServingEvent, run: RunInfo) -> ServingEvent:
 def _defaults(session: Session) -> Defaults:
     spec, models = session.spec, session.models.values()
     max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in models)
-    supports_effort = any(model.prompt(PromptStyle()).supports_effort for model in models)
     thinking = limits_of(spec.request.options.generation, spec.task, spec.limits.think_tokens or None)
-    return Defaults(spec.menu(), spec.limits, thinking, spec.sampler, max_chars, supports_effort)
+    prompts = session.prompts().values()
+    return Defaults(
+        spec.menu(),
+        spec.limits,
+        thinking,
+        spec.sampler,
+        max_chars,
+        supports_effort=any(prompt.supports_effort for prompt in prompts),
+        always_thinks=any(prompt.always_thinks for prompt in prompts),
+    )
 
 
 def _api_key(file: Path | None) -> str | None:

@@ -21,6 +21,7 @@ from arbitrage_cli.costs.memory import MOST, Need, check_memory, choose_concurre
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.evaluation.prices import parse_prices
 from arbitrage_cli.inference.backend import clock_for
+from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
@@ -73,8 +74,8 @@ class Servers:
             self._opened[role] = RemoteModel(open_served(self._connection, source, role, is_greedy=self._is_greedy))
         return self._opened[role]
 
-    def thinks(self, role: ModelRole) -> bool | None:
-        return self.open(role).prompt(self._style).thinks_by_itself
+    def prompt(self, role: ModelRole) -> ChatPrompt:
+        return self.open(role).prompt(self._style)
 
     def close(self) -> None:
         self._stack.close()
@@ -101,7 +102,7 @@ def open_session(
     paths = fetch(sources, display, offline=request.options.models.offline)
     measure_missing(request, paths, display, earlier, max_age, limit)
     with contextlib.closing(Servers(request, display)) as servers:
-        spec = spec or make_spec(request, earlier, servers.thinks)
+        spec = spec or make_spec(request, earlier, servers.prompt)
         for note in spec.notes:
             display.note(note)
         if spec.named_taus:
@@ -194,6 +195,11 @@ class Session:
             progress = partial(self._display.loading, f"loading {role} {model.source}")
             backend = open_model(model.path, options, progress)
             self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)))
+
+    def prompts(self) -> dict[str, ChatPrompt]:
+        """Return the prompts of the draft and the target, by name."""
+        style = self.spec.request.style
+        return {self.spec.models[role].source: model.prompt(style) for role, model in self.models.items() if role != "prm"}
 
     def scorer(self, policy: Policy) -> Scorer | None:
         return need_router(self.spec.available_router.router).scorer() if policy.needs_router else None

@@ -10,13 +10,13 @@ from arbitrage_cli.app.options import GenerationOptions
 from arbitrage_cli.app.request import Request, think_tokens
 from arbitrage_cli.costs.placement import Placement, loading_of, machine_here, place, tuned_file
 from arbitrage_cli.costs.store import AdvisedPair, read_advice
-from arbitrage_cli.errors import ArbitrageError, TemplateError
+from arbitrage_cli.errors import ArbitrageError, TemplateError, UsageError
 from arbitrage_cli.evaluation.prices import Price, parse_prices
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.thinking import FORMATS, ThinkFormat
+from arbitrage_cli.inference.thinking import FORMATS
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.facts import read_facts
@@ -118,14 +118,14 @@ class Spec:
 
 
 def make_spec(
-    request: Request, earlier: Run | None = None, thinks: Callable[[ModelRole], bool | None] = lambda role: None
+    request: Request, earlier: Run | None = None, served_prompt: Callable[[ModelRole], ChatPrompt | None] = lambda role: None
 ) -> Spec:
     """Resolve a request with the stored token costs and the model files on this machine.
 
-    `earlier` is the run.json of a run to resume, whose presets, early stops, threads and token costs are kept. `thinks`
-    returns whether a model on a server thinks by default, or None if this is unknown.
+    `earlier` is the run.json of a run to resume, whose presets, early stops, threads and token costs are kept.
+    `served_prompt` returns the prompt of a model on a server, or None if this is unknown.
 
-    Raises UsageError or ModelFileError if a setting or a file cannot be used, and the same errors as `thinks`.
+    Raises UsageError or ModelFileError if a setting or a file cannot be used, and the same errors as `served_prompt`.
     """
     named = request.named
     placement = place(named.sources, named.load)
@@ -145,7 +145,7 @@ def make_spec(
         )
         for role, source in sources.items()
     }
-    tokens, unknown = _thinking(request, models, thinks)
+    tokens, unknown = _thinking(request, models, served_prompt)
     generation = request.options.generation
     notes = [
         *preset_notes,
@@ -179,6 +179,7 @@ def limits_of(generation: GenerationOptions, task: Task, think_tokens: int | Non
         generation.max_tokens or (Limits().max_tokens if think_tokens == 0 else THINK_TOKENS),
         generation.max_step_tokens,
         think_tokens,
+        is_thinking_chosen=generation.think is not None,
     )
 
 
@@ -275,37 +276,47 @@ def _as_before(current: Placement, earlier: Run | None, load: LoadOptions) -> tu
 
 
 def _thinking(
-    request: Request, models: Mapping[ModelRole, ModelSpec], thinks: Callable[[ModelRole], bool | None]
+    request: Request, models: Mapping[ModelRole, ModelSpec], served_prompt: Callable[[ModelRole], ChatPrompt | None]
 ) -> tuple[int | None, list[str]]:
-    """Return the limit on thinking tokens, and a note for each model that may think. Servers are asked only if necessary."""
-    tokens = think_tokens(request.options.generation)
-    if request.options.generation.think is not None:
-        return tokens, []
+    """Return the limit on thinking tokens, and a note for each model that may think. Servers are asked only if necessary.
+
+    Raises UsageError if thinking is turned off, but a model always thinks.
+    """
+    tokens, variables = think_tokens(request.options.generation), request.named.load.template_variables
     writing = {role: model for role, model in models.items() if role != "prm"}
-    variables = request.named.load.template_variables
-    found = {
-        role: thinking_of(model.files[0], variables, request.system)[1] for role, model in writing.items() if model.files
-    }
-    if True not in found.values():
-        found |= {role: thinks(role) for role, model in writing.items() if model.served}
-    if True in found.values():
+    prompts = {role: prompt_of(model.files[0], variables, request.system) for role, model in writing.items() if model.files}
+    is_default = request.options.generation.think is None
+    if is_default and any(prompt and prompt.thinks_by_itself for prompt in prompts.values()):
         return None, []
-    unknown = [models[role].source for role, by_itself in found.items() if by_itself is None]
-    return 0, [f"{source}: {UNKNOWN_THINKING}" for source in dict.fromkeys(unknown)]
+    if tokens == 0:
+        prompts |= {role: served_prompt(role) for role, model in writing.items() if model.served}
+    named = {models[role].source: prompt for role, prompt in prompts.items() if prompt}
+    if not is_default:
+        if tokens == 0:
+            refuse_without_thinking(named)
+        return tokens, []
+    if any(prompt.thinks_by_itself for prompt in named.values()):
+        return None, []
+    return 0, [f"{source}: {UNKNOWN_THINKING}" for source, prompt in named.items() if prompt.thinks_by_itself is None]
 
 
-def thinking_of(
-    path: Path, variables: Mapping[str, Any], instructions: str = INSTRUCTIONS
-) -> tuple[ThinkFormat | None, bool | None]:
-    """Return the thinking format of a model's chat template, and whether the model thinks by default (None if unknown)."""
+def refuse_without_thinking(prompts: Mapping[str, ChatPrompt]) -> None:
+    """Raise UsageError if one of the models, given by name, always thinks."""
+    for name, prompt in prompts.items():
+        if prompt.always_thinks:
+            hint = "use --think on, a limit such as --think 500, or another model"
+            raise UsageError(f"{name} cannot answer without thinking", hint, option="think")
+
+
+def prompt_of(path: Path, variables: Mapping[str, Any], instructions: str = INSTRUCTIONS) -> ChatPrompt | None:
+    """Return the prompt of a file whose chat template has a thinking format, otherwise None."""
     template = read_header(path).metadata.get("tokenizer.chat_template")
     if not isinstance(template, str) or not any(form.end in template for form in FORMATS.values()):
-        return None, False
+        return None
     try:
-        prompt = ChatPrompt(template, None, (), PromptStyle(instructions), variables)
-        return prompt.own_format, prompt.thinks_by_itself
+        return ChatPrompt(template, None, (), PromptStyle(instructions), variables)
     except TemplateError:  # loading the model reports the error with the model's name
-        return None, False
+        return None
 
 
 def _with_thinking_context(load: LoadOptions, models: Mapping[ModelRole, ModelSpec]) -> LoadOptions:

@@ -55,7 +55,8 @@ def main_facts(run: Json) -> Iterable[Fact]:
     yield from model_facts(run)
     machine = {name: value for name, value in run["machine"].items() if name != "flags"}
     yield "machine", _listed(dict(sorted(machine.items(), key=lambda fact: fact[0] != "cpu")))
-    yield "settings", _listed({**run["sampling"], **run["limits"], **run["context"]})
+    limits = {name: value for name, value in run["limits"].items() if name != "is_thinking_chosen"}
+    yield "settings", _listed({**run["sampling"], **limits, **run["context"]})
 
 
 def model_facts(run: Json) -> Iterable[Fact]:

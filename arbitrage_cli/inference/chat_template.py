@@ -10,24 +10,19 @@ from typing import Any
 
 from arbitrage_cli.errors import ConversationError, TemplateError
 from arbitrage_cli.inference.layouts import CONVERSATION, QUESTION, Layout, Layouts, Render
-from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
-from arbitrage_cli.inference.thinking import CLOSING, THINK, ThinkFormat, find_format, variables_for
-from arbitrage_cli.types import Problem, Step
+from arbitrage_cli.inference.step_text import BLANK_LINE, THOUGHT_END, StepEnd, StepText
+from arbitrage_cli.inference.thinking import CLOSING, THINK, PhaseState, ThinkFormat, find_format, variables_for
+from arbitrage_cli.types import Problem, Step, Trace
 
 INSTRUCTIONS = "Please reason step by step, and put your final answer within \\boxed{}."  # from the paper
 
 
 @dataclass(frozen=True, slots=True)
 class PromptStyle:
-    """Settings for prompts.
-
-    `explicit_thoughts` is true if the user turned thinking on or off. The template's thinking variable is then always set,
-    and an answer without thinking begins with an empty thinking phase unless the model does not think by default.
-    """
+    """The system prompt, and the rule by which a step of an answer ends."""
 
     instructions: str = INSTRUCTIONS
     step_end: StepEnd = BLANK_LINE
-    explicit_thoughts: bool = False
 
 
 DEFAULT_STYLE = PromptStyle()
@@ -74,7 +69,7 @@ class ChatPrompt:
         style: PromptStyle = DEFAULT_STYLE,
         variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self._instructions, self._explicit_thoughts = style.instructions.strip(), style.explicit_thoughts
+        self._instructions, self._step_end = style.instructions.strip(), style.step_end
         self._layouts = Layouts(template, variables, has_instructions=self._instructions != "")
         self._knows_controls = control_tokens is not None
         if control_tokens is None:
@@ -103,12 +98,21 @@ class ChatPrompt:
             return state == "thoughts"
         if form.asks:
             return form.asks in layout.text
-        without = self._layouts.shown(QUESTION, variables_for(False)).rpartition(layout.slots[-1])[2]
-        if form.ends_turns or form.state_after(without) == "answer":
+        if form.ends_turns or self._state_if_off == "answer":
             return True
         if form is THINK and form.end in source:  # models without thinking also handle it, in other models' messages
             return None
         return form.end in source
+
+    @property
+    def always_thinks(self) -> bool:
+        """Whether the prompt ends in the thinking phase even if thinking is turned off."""
+        return self._state_if_off == "thoughts"
+
+    @property
+    def _state_if_off(self) -> PhaseState:
+        shown = self._layouts.shown(QUESTION, variables_for(False))
+        return self.think_format.state_after(shown.rpartition(self._layouts.question.slots[-1])[2])
 
     @property
     def supports_effort(self) -> bool:
@@ -126,9 +130,9 @@ class ChatPrompt:
 
     def segments(self, problem: Problem) -> list[Segment]:
         """Return a problem's prompt. Raises TemplateError if the template does not render every message."""
-        explicit = problem.explicit or self._explicit_thoughts
-        roles = (*(turn.role for turn in problem.turns), *QUESTION)
-        switch = None if problem.thinks == bool(self.thinks_by_itself) and not explicit else problem.thinks
+        roles, thinks = (*(turn.role for turn in problem.turns), *QUESTION), bool(problem.thinks)
+        is_default = thinks == bool(self.thinks_by_itself) and problem.thinks is not False
+        switch = None if is_default else thinks
         instructions = self._instructions if problem.system is None else problem.system.strip()
         layout = self._layouts.layout(roles, instructions != "", variables_for(switch, problem.effort))
         messages = [*(turn.text for turn in problem.turns), problem.question]
@@ -139,7 +143,7 @@ class ChatPrompt:
                 self._append_data(segments, texts[piece])
             else:
                 self._append_template_text(segments, piece)
-        self._append_template_text(segments, self._phase_start(layout, thinks=problem.thinks, explicit=explicit))
+        self._append_template_text(segments, self._phase_start(layout, problem.thinks))
         return segments
 
     def after(self, step: Step) -> list[Segment]:
@@ -153,14 +157,24 @@ class ChatPrompt:
             self._append_template_text(segments, forced + self.think_format.closes)
         return segments
 
-    def _phase_start(self, layout: Layout, *, thinks: bool, explicit: bool) -> str:
+    def _phase_start(self, layout: Layout, thinks: bool | None) -> str:
         form, state = self.think_format, self.think_format.state_after(layout.end)
         if thinks:
             return "" if state == "thoughts" else form.opens
         if state == "thoughts":
             return f"\n{form.closes}"
-        by_itself = explicit if self.thinks_by_itself is None else self.thinks_by_itself
+        by_itself = thinks is False if self.thinks_by_itself is None else self.thinks_by_itself
         return form.empty if state == "open" and by_itself else ""
+
+    def step_text(self, trace: Trace, prefix: str = "") -> StepText:
+        """Return the text of the next step, which will not contain the model's markers."""
+        form, thinks = self.think_format, trace.phase == "think"
+        return StepText(
+            prefix,
+            THOUGHT_END if thinks else self._step_end,
+            form.end if thinks or form.ends_turns else "",
+            removed=(form.start, form.end) if self.own_format or trace.problem.thinks else (),
+        )
 
     def fragments(self, text: str) -> list[str]:
         """Split a question or another model's step so that no fragment contains a whole marker."""

@@ -158,7 +158,7 @@ class Decoder:
         read = self._clock()
         while num_decoded < max_tokens:
             logits = self._cache.decode([(cached, tokens)])[-1]
-            cached.held += tokens
+            cached.held.extend(tokens)
             num_decoded += 1
             token = opened.sampler.choose(logits, cached.problem.question, len(cached.held))
             if not should_continue(logits, token):

@@ -30,7 +30,7 @@ from arbitrage_cli.inference.speculation import (
 )
 from arbitrage_cli.inference.token_stats import Recorder, RowMeter
 from arbitrage_cli.inference.unit_costs import TokenCosts, UnitCosts
-from arbitrage_cli.types import Cost, ModelRole, Problem, Step, TokenStats, Trace
+from arbitrage_cli.types import WHOLE, Cost, ModelRole, Problem, Step, TokenStats, Trace
 
 MIN_LOOKUP_SECONDS = 2e-3  # seconds per token; prompt lookup takes up to 1% of it
 
@@ -120,12 +120,12 @@ class Engine:
             recorder=recorder,
             max_proposed=min(budget, room) - 1,  # the step ends with the token after them
             max_verified=self._max_verified,
-            text=self.cache.step_text(phase),
+            text=self.cache.prompt.step_text(trace),
             phase=phase,
             is_last_thought=is_last_thought,
             early_stop=request.early_stop,
             speculator=speculator if self.unit_costs else None,
-            until_end=request.until_end and self.cache.memory.drops_tails,
+            until_end=request.until_end and opened.cached.sequence.drops_tails,
         )
         return len(unread)
 
@@ -136,7 +136,7 @@ class Engine:
             opened.history.catch_up(unread)
         if not (request.until_end and opened.proposal):  # the last step's proposal may continue into this step
             step = request.proposal if self.unit_costs else None
-            tokens = self.cache.proposed_ids(step.text, request.trace.phase) if step else ()
+            tokens = self.cache.proposed_ids(step.text, request.trace) if step else ()
             opened.proposal = Proposal(tokens, opened.history)
 
     def tick(self) -> list[SlotUpdate]:
@@ -201,9 +201,10 @@ class Engine:
             return None
         token_stats = self._token_stats(step)
         cost = step.total_cost
-        text, num_tokens = step.text.finish(), len(step.tokens)
+        text, num_tokens = step.text.finish(is_cut=step.stop not in WHOLE), len(step.tokens)
         written = Step(self._role, text, num_tokens, cost, step.stop, token_stats, step.speculation_cost, step.phase)
-        step.opened.cached.remember(written, step.tokens)
+        if not step.text.lacks_tokens:  # otherwise the text is tokenized again, as by other models
+            step.opened.cached.remember(written, step.tokens)
         self._token_costs.add(cost)
         del self._steps[slot]
         return written
@@ -239,7 +240,7 @@ class Engine:
         opened = self._slots[slot]
         room = opened.cached.prepare(trace, prefix)
         phase, tokenizer, tokens = trace.phase, self.cache.backend.tokenizer, list[tuple[int, float]]()
-        text = self.cache.step_text(phase, prefix)
+        text = self.cache.prompt.step_text(trace, prefix)
 
         def should_continue(logits: Floats, token: int) -> bool:
             if self.cache.ends(phase, token):

@@ -19,10 +19,10 @@ from itertools import takewhile
 from typing import Literal
 
 from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Tokenizer, earliest
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, Tokenizer
+from arbitrage_cli.inference.cached_sequence import CachedSequence, common_prefix, decode
 from arbitrage_cli.inference.chat_template import DEFAULT_STYLE, ChatPrompt, Control, PromptStyle, Segment
-from arbitrage_cli.inference.checkpoints import Checkpoints
-from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
+from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.types import Message, Phase, Problem, Step, StepStop, Trace
 
 READ_TOKENS = 128  # prefilled at once; small, so that progress is visible
@@ -62,7 +62,7 @@ class StepIds:
 
 @dataclass(slots=True, eq=False)
 class CachedProblem:
-    """A problem's prompt, and the ids in the backend's sequence (`held`).
+    """A problem's prompt, and the sequence that holds its ids.
 
     Prompts with the same settings share the first `num_shared` ids. The first `num_aligned` ids were prefilled in the batches
     of an empty cache. `num_reused` ids were already cached when the problem began. `first` is the problem that began the
@@ -71,19 +71,21 @@ class CachedProblem:
     """
 
     cache: "Cache"
-    sequence: int
+    sequence: CachedSequence
     problem: Problem
-    deadline: Deadline | None
     prompt: list[int]
     num_shared: int
     num_aligned: int
     num_reused: int
     first: Problem
     question_end: int
-    held: list[int]
     last_index: int = 0
     steps: StepIds = field(default_factory=StepIds)
     required: list[int] = field(default_factory=list)
+
+    @property
+    def held(self) -> list[int]:
+        return self.sequence.held
 
     @property
     def unread(self) -> list[int]:
@@ -102,30 +104,30 @@ class CachedProblem:
                 f"the solution so far ({len(required)} tokens) fills the context of {self.cache.backend.card.name} ({size} tokens)",
                 "use a larger --ctx or a smaller --max-tokens",
             )
-        self.last_index = len(required) - 1
-        common = min(_common_prefix(required, self.held), self.last_index)
-        if common < len(self.held):
-            self.cut(common)
-        self.required = required
+        self.required, self.last_index = required, len(required) - 1
+        self.sequence.keep_common(required)
+        self._note_cut()
         return size - len(required)
 
     def read(self, tokens: list[int]) -> int:
         """Prefill some of the tokens and return their number. Raises the same errors as `Backend.read`."""
-        memory, start = self.cache.memory, len(self.held)
-        ends = [self.num_shared]
-        if self.cache.keeps == "conversation" and not memory.drops_tails:
+        start, ends = len(self.held), [self.num_shared]
+        if self.cache.keeps == "conversation" and not self.sequence.drops_tails:
             ends.append(self.question_end)
         most = min([READ_TOKENS, len(tokens), *(end - start for end in ends if end > start)])
-        memory.read(self.sequence, self.held, tokens[:most], self.deadline)
+        self.sequence.read(tokens[:most])
         if start == self.num_aligned:
             self.num_aligned = self.aligned(len(self.held))
         if len(self.held) in ends and self.cache.keeps != "nothing":
-            memory.save(self.sequence, len(self.held), pinned=len(self.held) == self.question_end)
+            self.sequence.save(pinned=len(self.held) == self.question_end)
         return most
 
     def cut(self, position: int) -> None:
         """Remove all ids from `position` onward. The text does not change."""
-        self.cache.memory.cut(self.sequence, self.held, position)
+        self.sequence.cut(position)
+        self._note_cut()
+
+    def _note_cut(self) -> None:
         self.num_aligned = min(self.num_aligned, self.aligned(len(self.held)))
 
     def aligned(self, position: int) -> int:
@@ -171,14 +173,12 @@ class Cache:
         max_checkpoints: int | None = None,
     ) -> None:
         self.backend = backend
-        self.memory = Checkpoints(backend, max_checkpoints)
         self.context_size = backend.card.context_size
         self.keeps = keep
-        self._first = first_sequence
-        self._step_end = style.step_end
+        self._first, self._max_checkpoints = first_sequence, max_checkpoints
+        self._sequences: dict[int, CachedSequence] = {}  # by slot
         self.prompt = chat_prompt(backend, style)
-        self._think_format = self.prompt.think_format
-        self.think_end_token = _only_token(backend.tokenizer, self._think_format.end)
+        self.think_end_token = _only_token(backend.tokenizer, self.prompt.think_format.end)
         self._shared = functools.lru_cache(MOST_SHARED)(self._find_shared)
         self._shared(Problem("", ""))  # reject a model without a usable prompt
         self._closed: dict[int, CachedProblem] = {}  # by free slot
@@ -196,52 +196,53 @@ class Cache:
             )
         shared, num_last = self._shared(replace(problem, id="", question="", turns=()))
         num_shared = len(shared) if prompt[: len(shared)] == shared else 0
-        held, num_aligned, first = self._reuse(slot, problem, prompt, num_shared)
+        num_aligned, first = self._reuse(slot, problem, prompt, num_shared)
+        if slot not in self._sequences:
+            self._sequences[slot] = CachedSequence(self.backend, self._first + slot, self._max_checkpoints)
+        sequence = self._sequences[slot]
+        sequence.deadline = deadline
         return CachedProblem(
             self,
-            self._first + slot,
+            sequence,
             problem,
-            deadline,
             prompt,
             num_shared,
             num_aligned=num_aligned,
-            num_reused=len(held),
+            num_reused=len(sequence.held),
             first=first,
             question_end=len(prompt) - num_last,
-            held=held,
         )
 
-    def _reuse(self, slot: int, problem: Problem, prompt: list[int], num_shared: int) -> tuple[list[int], int, Problem]:
+    def _reuse(self, slot: int, problem: Problem, prompt: list[int], num_shared: int) -> tuple[int, Problem]:
         """Drop the cached ids that the problem cannot reuse.
 
-        Returns the reused ids, the number of aligned ids among them, and the first problem of the conversation.
+        Returns the number of aligned ids among the others, and the first problem of the conversation.
         """
         last = self._closed.pop(slot, None)
         if last is None:
-            return [], 0, problem
-        end, continues = _common_prefix(prompt, last.held), last.is_continued_by(problem)
+            return 0, problem
+        end, continues = common_prefix(prompt, last.held), last.is_continued_by(problem)
         if last.num_shared != num_shared:
             end = 0
         elif not continues:
             end = last.aligned(min(end, last.num_aligned, len(prompt) - 1))
         if end < len(last.held):
             last.cut(end)
-        return last.held, last.num_aligned, last.first if continues else problem
+        return last.num_aligned, last.first if continues else problem
 
     def close(self, slot: int, cached: CachedProblem) -> None:
         kept = {"nothing": 0, "prefix": cached.num_shared, "conversation": len(cached.held)}[self.keeps]
         cached.cut(kept)
         if self.keeps == "conversation":
-            self.memory.save(cached.sequence, len(cached.held))
+            cached.sequence.save()
         self._closed[slot] = cached
 
     def decode(self, batch: Sequence[tuple[CachedProblem, list[int]]]) -> Floats:
         """Decode the tokens of all problems in one batch. The caller must add the kept tokens to `held`."""
         for cached, _ in batch:
             if len(cached.held) == cached.last_index:
-                self.memory.save(cached.sequence, cached.last_index)
-        rows = [(cached.sequence, cached.held, new) for cached, new in batch]
-        return self.memory.decode(rows, earliest(cached.deadline for cached, _ in batch))
+                cached.sequence.save()
+        return decode([(cached.sequence, new) for cached, new in batch])
 
     # --- token ids
 
@@ -252,20 +253,15 @@ class Cache:
         tokenize = self.backend.tokenizer.tokenize
         return [token for fragment in self.prompt.fragments(text) for token in tokenize(fragment, continues=True)]
 
-    def step_text(self, phase: Phase, prefix: str = "") -> StepText:
-        if phase == "think":
-            return StepText(prefix, THOUGHT_END, self._think_format.end)
-        return StepText(prefix, self._step_end)
-
     def ends(self, phase: Phase, token: int) -> StepStop | None:
-        is_mark = token == self.think_end_token and (phase == "think" or self._think_format.ends_turns)
+        is_mark = token == self.think_end_token and (phase == "think" or self.prompt.think_format.ends_turns)
         if not is_mark and not self.backend.tokenizer.is_end(token):
             return None
         return "thought" if phase == "think" else "end"
 
-    def proposed_ids(self, text: str, phase: Phase) -> list[int]:
-        """Tokenize a proposed step without the token that ends the step."""
-        return self.before_end(self.step_ids(text), self.step_text(phase))
+    def proposed_ids(self, text: str, trace: Trace) -> list[int]:
+        """Tokenize a proposed next step without the token that ends the step."""
+        return self.before_end(self.step_ids(text), self.prompt.step_text(trace))
 
     def before_end(self, tokens: list[int], text: StepText) -> list[int]:
         """Return the leading tokens that can be appended to `text` before the step ends."""
@@ -277,7 +273,7 @@ class Cache:
         A short prefix is returned as [].
         """
         first, second = (self.prompt_ids(replace(settings, question=question)) for question in ("a", "1"))
-        num_first, num_last = _common_prefix(first, second), _common_prefix(first[::-1], second[::-1])
+        num_first, num_last = common_prefix(first, second), common_prefix(first[::-1], second[::-1])
         return first[:num_first] if num_first >= MIN_SHARED else [], num_last
 
 
@@ -317,9 +313,3 @@ def _only_token(tokenizer: Tokenizer, text: str) -> int | None:
         return tokenizer.control_tokens[text]
     tokens = tokenizer.tokenize(text, continues=True)
     return tokens[0] if len(tokens) == 1 else None
-
-
-def _common_prefix(required: list[int], held: list[int]) -> int:
-    if required[: len(held)] == held:  # the usual case, compared in C
-        return len(held)
-    return next(index for index, token in enumerate(held) if index >= len(required) or token != required[index])

@@ -186,7 +186,7 @@ class Scheduler:
                 self._release(flight)
 
     def _admit(self, job: Job) -> Iterator[Event]:
-        trace = Trace(replace(job.problem, thinks=job.limits.think_tokens != 0), job.limits)
+        trace = Trace(replace(job.problem, thinks=job.limits.thinks), job.limits)
         flight = _InFlight(self._free.pop(), trace, job.make_flow(trace), job.deadline)
         self._in_flight[flight.slot] = flight
         yield Started(trace)

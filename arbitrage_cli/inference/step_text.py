@@ -5,7 +5,7 @@ Tokens cannot mark the end, because many vocabularies merge separators with prec
 
 import codecs
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from arbitrage_cli.types import Phase, StepStop
@@ -39,23 +39,39 @@ class StepText:
     Separators before the first visible character do not end the step.
     """
 
-    def __init__(self, prefix: str = "", end: StepEnd = BLANK_LINE, marker: str = "") -> None:
-        """`prefix` is the text so far. The `marker` ends the step's phase and is not part of the text."""
+    def __init__(self, prefix: str = "", end: StepEnd = BLANK_LINE, marker: str = "", removed: Collection[str] = ()) -> None:
+        """`prefix` is the text so far.
+
+        The `marker` ends the step's phase. Neither the marker nor the `removed` markers are part of the text.
+        """
         self._end, self._marker = end, marker
+        self._markers = sorted({marker, *removed} - {""})
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._withheld = ""  # the last characters, if they may begin the marker
+        self._withheld = ""  # the last characters, if they may begin a marker
         self.so_far = ""  # without an incomplete character
         self.has_marker = self._has_separator = False
+        self.lacks_tokens = False  # whether the text omits a part of its tokens, except for the marker
         self._append(prefix)
 
     def add(self, piece: bytes) -> str:
-        """Append one token's bytes. Return the completed characters, except any that may belong to the marker."""
+        """Append one token's bytes. Return the completed characters, except any that may belong to a marker."""
         if self.has_marker:
             return ""
-        text = self._decoder.decode(piece)
-        if self._marker:
-            text, self.has_marker, self._withheld = _before_marker(self._withheld + text, self._marker)
+        text = self._without_markers(self._withheld + self._decoder.decode(piece))
+        num_withheld = 0 if self.has_marker else max((num_begun(text, marker) for marker in self._markers), default=0)
+        text, self._withheld = text[: len(text) - num_withheld], text[len(text) - num_withheld :]
         self._append(text)
+        return text
+
+    def _without_markers(self, text: str) -> str:
+        """Return the text up to the marker, without removed markers."""
+        while found := [(text.index(marker), marker) for marker in self._markers if marker in text]:
+            start, marker = min(found)
+            if marker == self._marker:
+                self.has_marker = True
+                return text[:start]
+            self.lacks_tokens = True
+            text = text[:start] + text[start + len(marker) :]
         return text
 
     @property
@@ -76,8 +92,13 @@ class StepText:
         """Whether the last character is incomplete. A step must not stop inside a character."""
         return 0 < len(self._decoder.getstate()[0]) < MAX_CHARACTER_BYTES
 
-    def finish(self) -> str:
-        """Return the whole text, with U+FFFD for an incomplete last character."""
+    def finish(self, *, is_cut: bool = False) -> str:
+        """Return the whole text, with U+FFFD for an incomplete last character.
+
+        If the step `is_cut`, its text does not end inside a marker, because the next step would complete the marker.
+        """
+        if is_cut and self._withheld:
+            self._withheld, self.lacks_tokens = "", True
         self.so_far += self._withheld + self._decoder.decode(b"", final=True)
         return self.so_far
 
@@ -88,15 +109,6 @@ class StepText:
             first_visible = len(self.so_far) - len(self.so_far.lstrip())
             start = max(first_visible + self._end.min_chars, num_old - len(separator) + 1)
             self._has_separator = separator in self.so_far[start:]
-
-
-def _before_marker(text: str, marker: str) -> tuple[str, bool, str]:
-    """Return the text before the marker, whether the marker was found, and trailing text that may begin the marker."""
-    before, found, _ = text.partition(marker)
-    if found:
-        return before, True, ""
-    end = len(text) - num_begun(text, marker)
-    return text[:end], False, text[end:]
 
 
 def num_begun(text: str, marker: str) -> int:

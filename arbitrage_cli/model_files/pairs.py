@@ -66,7 +66,7 @@ class TargetEntry(ModelEntry):
 class PairEntry:
     """A draft and a target, with default options that a command can override.
 
-    `thinking_pair` names the pair that replaces this pair if thinking is on. `ctx` is the context size in tokens.
+    `thinking_pair` names the pair that replaces this pair if thinking is turned on. `ctx` is the context size in tokens.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """Loads a data set from the Hub, from the files that ship with the program, or from a JSONL, CSV, text or parquet file."""
 
 import csv
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -50,11 +51,12 @@ def load_dataset(
     mapping: Mapping[str, str] = MappingProxyType({}),
     needs_answers: bool = True,
     forms: Sequence[Form] = (),
+    max_rows: int | None = None,
 ) -> Dataset:
     """Load a data set by name or path. A data set on the Hub is downloaded if it is not in the cache.
 
-    `mapping` and `needs_answers` apply only to files; see `make_dataset`. Raises UsageError if the data set is unknown or
-    invalid, and the errors of `hub.find`.
+    `mapping`, `needs_answers` and `max_rows` apply only to files; see `make_dataset`. Rows after the first `max_rows` are not
+    read. Raises UsageError if the data set is unknown or invalid, and the errors of `hub.find`.
     """
     if mapping and name_or_path in DATASETS:
         raise UsageError(f"--map is for files, not for the data set {name_or_path}", "leave out --map")
@@ -69,7 +71,8 @@ def load_dataset(
             raise UsageError(f"{name_or_path} is missing from this installation ({path})", "reinstall arbitrage")
         return _read(path, name_or_path)
     path = _existing(name_or_path)
-    return _read(path, Path(name_or_path).name, mapping=mapping, needs_answers=needs_answers, forms=forms)
+    name = Path(name_or_path).name
+    return _read(path, name, max_rows, mapping=mapping, needs_answers=needs_answers, forms=forms)
 
 
 def _existing(name: str) -> Path:
@@ -86,14 +89,14 @@ def refuse_compressed(path: Path) -> None:
         raise UsageError(f"{path}: the file is compressed", "unpack the file first")
 
 
-def _read(path: Path, name: str, **options: Any) -> Dataset:
+def _read(path: Path, name: str, max_rows: int | None = None, **options: Any) -> Dataset:
     refuse_compressed(path)
     try:
         with path.open("rb") as stream:
             is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
             stream.seek(0)
             read_rows = _parquet_rows if is_parquet else _OTHER_ROWS.get(path.suffix.lower())
-            rows = read_rows(path) if read_rows else read_json_rows(stream)
+            rows = itertools.islice(read_rows(path) if read_rows else read_json_rows(stream), max_rows)
             return make_dataset(name, rows, unit="row" if is_parquet else "line", **options)
     except (OSError, UnicodeDecodeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error

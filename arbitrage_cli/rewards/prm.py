@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
-from arbitrage_cli.inference.backend import Backend, Clock, Deadline, Floats, earliest
+from arbitrage_cli.inference.backend import Backend, Clock, Deadline, Floats
+from arbitrage_cli.inference.cached_sequence import CachedSequence, decode
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle, Segment
-from arbitrage_cli.inference.checkpoints import Checkpoints
 from arbitrage_cli.inference.kv_cache import chat_prompt, prompt_ids
 from arbitrage_cli.inference.scheduler import RewardUpdate
 from arbitrage_cli.inference.step_text import BLANK_LINE
@@ -51,24 +51,22 @@ class PrmRater:
         self._style: PrmStyle = style
         self._answers = [_single_token(backend, answer) for answer in ANSWERS]
         self._prompt = chat_prompt(backend, PromptStyle(""))
-        self._memory = Checkpoints(backend)
         self._clock = clock
         self._probability_sum, self._num_answers = 0.0, 0
-        self._deadlines: dict[int, Deadline | None] = {}
         self._requests: dict[int, RateSteps] = {}
-        self._held: dict[int, list[int]] = {}  # by slot: the token ids in its cache
+        self._sequences: dict[int, CachedSequence] = {}  # by slot
 
     @property
     def busy(self) -> bool:
         return bool(self._requests)
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-        self._deadlines[slot] = deadline
+        self._sequences[slot] = CachedSequence(self._backend, slot)
+        self._sequences[slot].deadline = deadline
 
     def close(self, slot: int) -> None:
-        if slot in self._held:
-            self._memory.cut(slot, self._held.pop(slot), 0)
-        self._deadlines.pop(slot, None)
+        if sequence := self._sequences.pop(slot, None):
+            sequence.cut(0)
         self._requests.pop(slot, None)
 
     def start(self, slot: int, request: RateSteps) -> None:
@@ -153,9 +151,9 @@ class PrmRater:
         began = self._clock()
         num_read = sum(self._read(slot, ids) for slot, ids in texts.items())
         read = self._clock()
-        rows = [(slot, self._held[slot], ids[-1:]) for slot, ids in texts.items()]
-        logits = self._memory.decode(rows, earliest(map(self._deadlines.get, texts)))
-        self._held |= texts
+        logits = decode([(self._sequences[slot], ids[-1:]) for slot, ids in texts.items()])
+        for slot, ids in texts.items():
+            self._sequences[slot].held.append(ids[-1])
         if np.isnan(logits).any():
             message = f"{self._backend.card.name} computed invalid logits (NaN)"
             raise ComputeError(message, "the model file may be damaged")
@@ -167,17 +165,14 @@ class PrmRater:
         if len(ids) > card.context_size:
             sizes = f"{len(ids)} tokens; the context of {card.name} has {card.context_size}"
             raise ContextFullError(f"the solution and the step to rate have {sizes}", "use a larger --ctx")
-        held = self._held.setdefault(slot, [])
-        most = min(len(held), len(ids) - 1)
-        common = next((index for index in range(most) if held[index] != ids[index]), most)
-        if common < len(held):
-            self._memory.cut(slot, held, common)
-        num_held = len(held)
+        sequence = self._sequences[slot]
+        common = sequence.keep_common(ids)
+        num_held = len(sequence.held)
         for end in (common, len(ids) - 1):  # the next text shares at least this prefix
-            if missing := ids[len(held) : end]:
-                self._memory.read(slot, held, missing, self._deadlines[slot])
+            if missing := ids[len(sequence.held) : end]:
+                sequence.read(missing)
             if end == common:
-                self._memory.save(slot, common)
+                sequence.save()
         return len(ids) - 1 - num_held
 
 

@@ -56,7 +56,7 @@ class Answer:
         self._filter = StopFilter(request.stops)
         self._text: list[str] = []
         self._thoughts: list[str] = []
-        problem = replace(request.problem, thinks=request.limits.think_tokens != 0)
+        problem = replace(request.problem, thinks=request.limits.thinks)
         self._trace = Trace(problem, request.limits)
         self._num_prompt: int | None = None
         self._written = self._sent = ""  # text of the current step

@@ -67,7 +67,8 @@ class Defaults:
     """The server's settings. A request may override them within the limits.
 
     `thinking` applies to requests that turn thinking on. Conversations of more than `max_chars` characters are rejected
-    without being tokenized. `supports_effort` is true if a chat template accepts `reasoning_effort`.
+    without being tokenized. `supports_effort` is true if a chat template accepts `reasoning_effort`. `always_thinks` is true
+    if a model cannot answer without thinking.
     """
 
     menu: Menu
@@ -76,6 +77,7 @@ class Defaults:
     sampler: Sampler
     max_chars: int
     supports_effort: bool = False
+    always_thinks: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -175,18 +177,21 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         reason = "Input should be an object" if first["type"] == "model_type" else first["msg"]
         raise RefusedError(f"{place}: {reason}", parameter=str(first["loc"][0])) from error
     problem = _conversation(read, identifier, defaults.max_chars)
+    if read.thinks is False and defaults.always_thinks:
+        raise RefusedError("the models of this server cannot answer without thinking", parameter="reasoning_effort")
     limits = defaults.thinking if read.thinks else defaults.limits
     effort = read.reasoning_effort
     uses_effort = defaults.supports_effort and effort in EFFORTS
     model = defaults.menu.default.policy.name if read.model is None else read.model
     return ChatRequest(
-        replace(problem, effort=effort if uses_effort else None, explicit=read.thinks is not None),
+        replace(problem, effort=effort if uses_effort else None),
         model,
         find_route(model, defaults.menu),
         replace(
             limits,
             max_tokens=min(read.token_limit or limits.max_tokens, limits.max_tokens),
             think_tokens=0 if read.thinks is False else limits.think_tokens,
+            is_thinking_chosen=limits.is_thinking_chosen or read.thinks is not None,
         ),
         replace(
             defaults.sampler,

@@ -26,7 +26,8 @@ def advised(tiny: Mapping[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def thinker(tiny: Mapping[str, Path], tmp_path: Path) -> Path:
-    template = str(entries(tiny["draft"])["tokenizer.chat_template"][1]) + "<think>\n{# until </think> #}"
+    template = str(entries(tiny["draft"])["tokenizer.chat_template"][1])
+    template += "{% if enable_thinking | default(true) %}<think>\n{% endif %}{# until </think> #}"
     return alter(tiny["draft"], tmp_path / "thinker.gguf", {"tokenizer.chat_template": (Kind.STRING, template)})
 
 

@@ -23,10 +23,12 @@ def serving(kind: Kind = "vllm", *, key: str | None = None) -> Iterator[tuple[Ha
 
 def test_a_pair_thinks_if_a_served_model_does_by_itself() -> None:
     with serving() as (server, address):
-        server.backend.chat_template = TEMPLATE + "<think>\n"
+        server.backend.chat_template = TEMPLATE + "{% if enable_thinking | default(true) %}<think>\n{% endif %}"
         models = ("--draft", "scripted:draft", "--target", address, "--policy", "target", "--max-tokens", "40")
         default, off = (run("solve", *models, *think, "--json", "1 + 1").records[0] for think in ((), ("--think", "off")))
         (info,) = run("models", "info", address, "--json").records
+        server.backend.chat_template = TEMPLATE + "<think>\n"
+        assert_refused(run("solve", *models, "--think", "off", "1 + 1"), 2, "--think", address)
     assert (default["settings"]["think_tokens"], default["settings"]["max_tokens"]) == (None, 40)
     assert default["steps"][0]["phase"] == "think"
     assert (off["settings"]["think_tokens"], {step["phase"] for step in off["steps"]}) == (0, {"answer"})

@@ -51,7 +51,7 @@ def resolved(
             request = ask_to_collect(options, asked)
         case RoutingOptions():
             request = ask(options, asked)
-    return make_spec(request, earlier, thinks=lambda role: False)
+    return make_spec(request, earlier)
 
 
 def chosen(models: ModelOptions) -> NamedModels:

@@ -12,7 +12,7 @@ from tiny_architectures import HINTS, RECURRENT, build_apart
 
 from arbitrage_cli.errors import TimedOutError
 from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions
-from arbitrage_cli.inference.checkpoints import Checkpoints
+from arbitrage_cli.inference.cached_sequence import CachedSequence, decode
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -138,17 +138,19 @@ def test_rejected_tokens_leave_no_trace(path: Path) -> None:
 def test_an_interrupted_prefill_leaves_no_trace(path: Path) -> None:
     """The last batch is accepted whole, then edited at its end, and the prefill after it is interrupted."""
     with LlamaBackend(path, LoadOptions(64, threads=1, kv_type="f32", flash_attention=False, rollback=ROLLBACK)) as backend:
-        memory, held, edited = Checkpoints(backend), list[int](), [*READ, *REJECTED[:2], *range(50, 58)]
-        memory.read(0, held, [*READ])
-        memory.decode([(0, held, [*REJECTED])])
-        held += REJECTED
-        memory.save(0, len(held))
-        memory.cut(0, held, len(held) - 2)
-        memory.read(0, held, edited[len(held) : -4])
+        sequence, edited = CachedSequence(backend, 0), [*READ, *REJECTED[:2], *range(50, 58)]
+        sequence.read([*READ])
+        decode([(sequence, [*REJECTED])])
+        sequence.held += REJECTED
+        sequence.save()
+        sequence.cut(len(sequence.held) - 2)
+        sequence.read(edited[len(sequence.held) : -4])
+        sequence.deadline = Deadline(0.0, 1.0)
         with pytest.raises(TimedOutError):
-            memory.read(0, held, edited[-4:], Deadline(0.0, 1.0))
-        memory.read(0, held, edited[len(held) :])
-        found = memory.decode([(0, held, [44])])[0].copy()
+            sequence.read(edited[-4:])
+        sequence.deadline = None
+        sequence.read(edited[len(sequence.held) :])
+        found = decode([(sequence, [44])])[0].copy()
         backend.drop(0, 0)
         backend.read(0, 0, edited)
         assert np.allclose(found, backend.decode([0], [len(edited)], [44])[0], rtol=0, atol=SAME_LOGITS)

@@ -31,7 +31,7 @@ from arbitrage_cli.errors import (
     TimedOutError,
 )
 from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, LoadOptions, State
-from arbitrage_cli.inference.checkpoints import Checkpoints
+from arbitrage_cli.inference.cached_sequence import CachedSequence
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama import BINDING, loading
 from arbitrage_cli.inference.llama.backend import LlamaBackend, LlamaStates
@@ -499,8 +499,10 @@ def test_a_read_that_fails_half_way_changes_nothing(draft: LlamaBackend, monkeyp
     fresh = after(draft, 0, start)
     draft.read(1, 0, start[:-1])
     monkeypatch.setattr(DECODE, lambda *arguments: next(calls) or real(*arguments))
+    sequence = CachedSequence(draft, 1)
+    sequence.held += start[:-1]
     with pytest.raises(ContextFullError):
-        Checkpoints(draft).read(1, start[:-1], [65] * 600)
+        sequence.read([65] * 600)
     monkeypatch.undo()
     assert_close(fresh, after(draft, 1, start[-1:], held=len(start) - 1))
 
@@ -558,7 +560,7 @@ def test_an_interrupted_batch_can_be_computed_again(name: str) -> None:
         for cached in both:
             cached.cut(len(cached.held))
         for num_looks in range(0, 2000, 9):
-            both[0].deadline = Deadline(num_looks, 1.0, partial(next, itertools.count(1)))
+            both[0].sequence.deadline = Deadline(num_looks, 1.0, partial(next, itertools.count(1)))
             with suppress(TimedOutError):
                 assert_close(fresh, cache.decode(rows))
                 break

@@ -132,11 +132,8 @@ def test_a_conversation_with_and_without_thoughts(name: str) -> None:
 def test_who_wants_no_thoughts_gets_none_of_a_model_whose_template_does_not_show_it(name: str) -> None:
     by_itself, _, answer = PROMPTS[name]
     without = answer + ("" if by_itself is False else "<think>\n\n</think>\n\n")
-    prompt = ChatPrompt(TEMPLATES[name], [], style=PromptStyle("S", explicit_thoughts=True))
-    assert text(prompt.segments(Problem("", "c", TURNS))) == without
-    usual = ChatPrompt(TEMPLATES[name], [], style=PromptStyle("S"))
-    problem = Problem("1", "c", TURNS)
-    assert [text(usual.for_problem(replace(problem, explicit=explicit))) for explicit in (False, True)] == [answer, without]
+    prompt, problem = ChatPrompt(TEMPLATES[name], [], style=PromptStyle("S")), Problem("1", "c", TURNS)
+    assert [text(prompt.for_problem(replace(problem, thinks=thinks))) for thinks in (None, False)] == [answer, without]
 
 
 def test_an_effort_that_a_template_refuses_is_left_out() -> None:
@@ -163,9 +160,9 @@ def test_thoughts_in_an_earlier_answer_are_dropped(said: str, answer: str | None
 
 def test_a_template_of_an_unknown_format_is_told_to_skip_thoughts() -> None:
     template = "{{ messages[-1].content }}<|open|>{{ 'think' if thinking | default(true) else 'response' }}<|sep|>"
-    prompt = ChatPrompt(template, [], style=PromptStyle("", explicit_thoughts=True))
+    prompt = ChatPrompt(template, [], style=PromptStyle(""))
     assert (prompt.own_format, prompt.thinks_by_itself) == (None, False)
-    assert text(prompt.segments(Problem("", "c"))) == "c<|open|>response<|sep|>"
+    assert text(prompt.segments(Problem("", "c", thinks=False))) == "c<|open|>response<|sep|>"
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -84,6 +84,7 @@ def test_templates(template: str, name: str, by_itself: bool | None, thoughts: s
     prompt = ChatPrompt(TEMPLATES[template], [])
     assert prompt.think_format is FORMATS[name]
     assert prompt.thinks_by_itself is by_itself
+    assert prompt.always_thinks is (template == "opened")
     assert text(prompt.segments(Problem("", "1 + 1", thinks=True))).endswith(thoughts)
     assert text(prompt.segments(Problem("", "1 + 1"))).endswith(answer)
 
@@ -270,6 +271,42 @@ def test_a_marker_in_pieces_is_no_part_of_the_text() -> None:
     text = StepText(end=THOUGHT_END, marker="</think>")
     given = [text.add(piece) for piece in (b"4 < 5", b" <", b"/th", b"ink", b">\n\nFour")]
     assert (given, text.ended, text.has_marker, text.finish()) == (["4 < 5", " ", "", "", ""], True, True, "4 < 5 ")
+
+
+class Straying(Thinker):
+    """Also writes the markers, as plain text, within its thoughts and answers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(SWITCHED, name, marked=False)
+        self.tokenizer = ByteTokenizer((".\n\n", "</think>", "<think>"), ("<|eos|>",))
+        self._size = self.tokenizer.size
+        self._written = np.append(self._written[:-1], [258, self.tokenizer.end])
+        self._favour = np.append(self._favour, [0.0])
+        self._ends, self._in_answers = [257, self.tokenizer.end], [0.0, 2.0]
+
+
+@pytest.mark.parametrize("think_tokens", [None, 37, 0])
+def test_markers_within_thoughts_and_answers_are_no_part_of_the_text(think_tokens: int | None) -> None:
+    """Greedy text depends neither on the cache nor on tau, if both models are the same."""
+    problems, limits = [Problem(str(number), f"question {number}") for number in range(3)], long(think_tokens)
+
+    def written(target: str, tau: float, kind: type[Engine] = Engine) -> list[tuple[str, str]]:
+        names: dict[ModelRole, str] = {"draft": "draft", "target": target}
+        backends = {role: Recording(Straying(name)) for role, name in names.items()}
+        made: dict[ModelRole, Engine] = {
+            role: kind(role, Cache(backend), Sampler(), keep_token_stats=True) for role, backend in backends.items()
+        }
+        found = solve(made, problems, "entropy", tau, limits=limits).values()
+        tokens = [call.tokens for backend in backends.values() for call in backend.calls if call.name == "decode"]
+        assert [257] in tokens
+        assert [258] in tokens
+        return [(trace.thoughts, trace.text) for trace in found]
+
+    mixed = written("target", 1.5)
+    assert "".join(text for _, text in mixed)
+    assert not [one for pair in mixed for one in pair if "think" in one]
+    assert written("target", 1.5, ForgetfulEngine) == mixed
+    assert written("draft", -1.0) == written("draft", 1.5) == written("draft", float("inf"))
 
 
 @pytest.mark.parametrize("think_tokens", [None, 37])

@@ -5,11 +5,13 @@ import io
 import itertools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.lines import MAX_LINE_BYTES, read_json_rows
 from arbitrage_cli.problems.rows import Dataset, Item, make_dataset, parse_mapping
 from arbitrage_cli.types import Problem
@@ -105,6 +107,14 @@ def test_a_file_with_millions_of_rows_is_refused_early(monkeypatch: pytest.Monke
     with pytest.raises(UsageError, match="more than 3"):
         make_dataset("bomb", rows)
     assert next(num_read) == 4
+
+
+def test_rows_beyond_those_that_are_needed_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.problems.rows.MAX_ROWS", 3)
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\n" + "".join(f"{number} + 1?,5\n" for number in range(9)) + "unequal\n")
+    found = load_dataset(str(path), offline=True, max_rows=2)
+    assert [item.problem.question for item in found.items] == ["0 + 1?", "1 + 1?"]
 
 
 def test_sha256() -> None:

@@ -24,7 +24,7 @@ from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.serving.answers import StopFilter
 from arbitrage_cli.serving.app import Access, Bounds
-from arbitrage_cli.serving.requests import read_request
+from arbitrage_cli.serving.requests import RefusedError, read_request
 from arbitrage_cli.serving.worker import Intake, Ticket
 from arbitrage_cli.types import Message, Problem, RequestEnded
 
@@ -192,6 +192,15 @@ def test_requests_say_whether_to_think(
     assert details == {"reasoning_tokens": reasoning_tokens}
     assert ("reasoning_content" in response.json()["choices"][0]["message"]) == (reasoning_tokens > 0)
     assert "x-arbitrage-ignored" not in response.headers
+
+
+@pytest.mark.parametrize("fields", [{"reasoning_effort": "none"}, OFF])
+def test_models_that_always_think_cannot_be_told_not_to(fields: dict[str, Any]) -> None:
+    body = json.dumps({"messages": USER, **fields}).encode()
+    assert read_request(body, "1", DEFAULTS).limits.thinks is False
+    with pytest.raises(RefusedError) as caught:
+        read_request(body, "1", replace(DEFAULTS, always_thinks=True))
+    assert caught.value.status == 400
 
 
 def test_effort_reaches_a_template_that_knows_it(client: Served) -> None:

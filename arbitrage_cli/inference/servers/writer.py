@@ -26,10 +26,10 @@ from arbitrage_cli.inference.servers.connection import TIMEOUT, Pending
 from arbitrage_cli.inference.servers.dialects import Dialogue, Ending, Piece, Prompt, TextRequest, Token, Usage, token_stats
 from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
 from arbitrage_cli.inference.speculation import Speculator
-from arbitrage_cli.inference.step_text import THOUGHT_END, StepText, step_end, text_end
+from arbitrage_cli.inference.step_text import StepText, step_end, text_end
 from arbitrage_cli.inference.thinking import THINK
 from arbitrage_cli.inference.unit_costs import TokenCosts
-from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, Trace
+from arbitrage_cli.types import WHOLE, Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, Trace
 
 SPARE_PIECES = 64  # of a stream, beyond the requested tokens
 MAX_BLANK_ANSWERS = 4  # in a row
@@ -179,7 +179,7 @@ class ServedWriter:
 
     async def _write(self, slot: _Slot, trace: Trace, *, until_end: bool) -> Step:
         """Write the next step or, with `until_end`, the rest of the phase. Return the last step."""
-        writing, num_before = self._begin(trace.phase, until_end=until_end), trace.num_tokens
+        writing, num_before = self._begin(trace, until_end=until_end), trace.num_tokens
         if trace.phase == "think" and not self._model.dialect.is_plain and self._think_end_ids is None:
             self._think_end_ids = await self._model.tokenize(self._prompt.think_format.end, slot.topic, is_template=True)
         prompt = await self._prompt_of(slot, trace)
@@ -194,9 +194,8 @@ class ServedWriter:
         reason = step_end(by_text, is_spent=is_spent, is_last_thought=is_last_thought, is_full=is_full)
         return self._keep(slot, trace, writing, reason or stop)
 
-    def _begin(self, phase: Phase, *, until_end: bool) -> _Writing:
-        end = THOUGHT_END if phase == "think" else self._step_end
-        return _Writing(time.perf_counter(), StepText("", end, self._marker(phase)), phase, until_end)
+    def _begin(self, trace: Trace, *, until_end: bool) -> _Writing:
+        return _Writing(time.perf_counter(), self._prompt.step_text(trace), trace.phase, until_end)
 
     def _keep(self, slot: _Slot, trace: Trace, writing: _Writing, stop: StepStop) -> Step:
         """Finish a step and add it to the trace."""
@@ -271,7 +270,7 @@ class ServedWriter:
             stop = writing.stop or ("budget" if writing.num_tokens >= trace.limits.max_step_tokens else None)
             if stop and num_tokens < max_tokens:
                 self._report(slot, step=self._keep(slot, trace, writing, stop))
-                writing = self._begin(writing.phase, until_end=True)
+                writing = self._begin(trace, until_end=True)
                 writing.first_at, writing.num_earlier = writing.began, num_tokens
         return writing
 
@@ -302,6 +301,8 @@ class ServedWriter:
     def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
         """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
         ids, end = writing.ids, self._think_end_ids or []
+        if writing.text.lacks_tokens:
+            return []
         if step.phase == "answer" or not ids:
             return ids
         before = ids[:-1] if step.stop == "thought" else ids
@@ -360,7 +361,7 @@ class ServedWriter:
             stats = token_stats(writing.tokens, k, size) if self._keep_token_stats and not writing.until_end else None
         except ValueError as error:
             raise ServerRequestError(f"{self._model.host.name}: {error}") from error
-        text, count = writing.text.finish(), writing.num_tokens
+        text, count = writing.text.finish(is_cut=stop not in WHOLE), writing.num_tokens
         return Step(self._role, text, count, _cost(writing), stop, stats, phase=writing.phase)
 
 
