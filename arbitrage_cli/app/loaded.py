@@ -12,7 +12,7 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache, RetainedIds, chat_prompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
-from arbitrage_cli.inference.servers.chat import Chat
+from arbitrage_cli.inference.servers.dialects import Chat
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.probe import describe, facts_about
 from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
@@ -93,10 +93,16 @@ class RemoteModel:
         self.card, self.chat_template = model.card, model.source.template
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool) -> Writer:
-        options = {"keep_token_stats": keep_token_stats, "shares_prompts": writing.shares_prompts}
-        model, sampler, style = self._model, writing.sampler, writing.style
-        kind = ChatWriter if isinstance(model.dialect, Chat) else ServedWriter
-        return kind(role, model, sampler, style, may_be_complete=writing.may_be_complete, **options)
+        kind = ChatWriter if isinstance(self._model.dialect, Chat) else ServedWriter
+        return kind(
+            role,
+            self._model,
+            writing.sampler,
+            writing.style,
+            keep_token_stats=keep_token_stats,
+            shares_prompts=writing.shares_prompts,
+            may_be_complete=writing.may_be_complete,
+        )
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
         """Return the prompt, which may require a request to the server. Raises TemplateError, ServerError or ServerRequestError."""
@@ -108,7 +114,7 @@ class RemoteModel:
     def need_token_stats(self, policy: str) -> None:
         if not self._model.num_alternatives:
             raise ServerError(
-                f"policy {policy} needs log-probabilities, but {self._model.host.name} does not send them",
+                f"policy {policy} needs log-probabilities, but {self._model.server.name} does not send them",
                 "enable log-probabilities on the server, or use a policy that does not need them: random, rsd, "
                 "draft, target",
             )

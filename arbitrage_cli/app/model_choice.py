@@ -12,7 +12,7 @@ from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, Us
 from arbitrage_cli.evaluation.prices import parse_prices
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
-from arbitrage_cli.inference.servers.chat import CONTINUATIONS
+from arbitrage_cli.inference.servers.dialects import CONTINUATIONS
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.checksums import sha256_seen, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts

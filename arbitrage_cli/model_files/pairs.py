@@ -54,7 +54,7 @@ class ModelEntry:
 class TargetEntry(ModelEntry):
     """The target of a pair.
 
-    `continuation` names a convention in `inference.servers.chat`. `price` contains the prices of prompt tokens, cached prompt
+    `continuation` names a convention in `inference.servers.dialects`. `price` contains the prices of prompt tokens, cached prompt
     tokens and completion tokens, in dollars per million tokens.
     """
 

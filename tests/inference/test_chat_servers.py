@@ -16,7 +16,7 @@ from arbitrage_cli.arbitrage import Flow, WriteStep
 from arbitrage_cli.errors import ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.servers.chat import Chat
+from arbitrage_cli.inference.servers.dialects import Chat
 from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.probe import facts_about, open_served
 from arbitrage_cli.inference.servers.writer import ChatWriter
@@ -243,4 +243,4 @@ def test_a_chat_api_continues_thinking_as_text() -> None:
 
 def test_a_chat_api_is_no_draft() -> None:
     with opened_model(ChatServer(Api()), template=None) as model, pytest.raises(ServerError):
-        open_served(model.connection, model.source, "draft")
+        open_served(model.server.connection, model.source, "draft")

@@ -37,18 +37,21 @@ class Address:
             raise UsageError(message, f"set the environment variable {KEY_VARIABLE}")
         return cls(base.rstrip("/"), model or None)
 
-    @property
-    def root(self) -> str:
-        return self.base.removesuffix("/v1")
+    def url(self, path: str) -> str:
+        """Return the URL of a path of the API or, if the path begins with a slash, of a path beside the API."""
+        return self.base.removesuffix("/v1") + path if path.startswith("/") else f"{self.base}/{path}"
 
     @property
     def host(self) -> str:
         return urlsplit(self.base).netloc
 
     @property
+    def is_private(self) -> bool:
+        return is_private(str(urlsplit(self.base).hostname))
+
+    @property
     def is_exposed(self) -> bool:
-        parts = urlsplit(self.base)
-        return parts.scheme == "http" and not is_private(str(parts.hostname))
+        return self.base.startswith("http:") and not self.is_private
 
 
 @dataclass(frozen=True, slots=True)

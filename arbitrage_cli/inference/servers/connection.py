@@ -1,9 +1,10 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
-Requests are retried after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`
-(up to `GONE_SECONDS`) plus a random time that grows exponentially. A longer delay, and any other HTTP error except 401,
-concern only one request. API keys are sent only in the `Authorization` header, and never through a proxy to this machine or a
-private network. Redirects are not followed, and no error shows a request.
+Work is repeated after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After` (up to
+`GONE_SECONDS`) plus a random time that grows exponentially. A longer delay, and any other HTTP error except 401, concern only
+one request. API keys are sent only in the `Authorization` header, and never through a proxy to this machine or a private
+network. A key that a server repeats is removed before its response is parsed. Redirects are not followed, and no error shows a
+request.
 """
 
 import asyncio
@@ -14,27 +15,29 @@ import random
 import re
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
-from urllib.parse import urlsplit
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
 
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
-from arbitrage_cli.inference.servers.address import is_private
+from arbitrage_cli.inference.servers.address import Address
+from arbitrage_cli.system.files import reason_of
 
 if TYPE_CHECKING:  # slow to import, and not needed without a server
+    import ssl
+
     import httpx2
 
 Json = dict[str, Any]
 T = TypeVar("T")
-Take = Callable[[Json], bool | None]
-"""A callback that receives each JSON object of a response and returns True to close the response."""
+Read = Callable[[Json], T]
+"""A function that parses a JSON object. Raises ValueError if the object has an unknown format."""
 
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 30.0  # timeout of a probe, which tests a server
@@ -44,7 +47,8 @@ END_SECONDS = 0.5  # for the end of a stream after [DONE]
 KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five seconds
 MAX_ANSWER_BYTES = 1 << 26
 ERROR_SECONDS, MAX_ERROR_BYTES = 5.0, 1 << 20  # for the explanation of an error
-MAX_TRIES, MAX_PROBES = 8, 3  # per request, while the server can be reached
+MIN_SECRET = 20  # characters of a key that is no ordinary word, so that it is removed even from a model's text
+MAX_TRIES, MAX_PROBES = 8, 3  # while the server can be reached
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
 GONE_SECONDS = 300.0  # of uninterrupted failures, after which the run stops
 TIMEOUT = 408  # HTTP status, also of responses that do not arrive in time
@@ -58,39 +62,12 @@ TOPIC_HEADERS = ("X-Session-ID", "X-SMG-Routing-Key")  # by which vLLM's router 
 log = logging.getLogger("arbitrage.servers")
 
 
-@dataclass(slots=True)
-class Host:
-    """A server, described by its name in messages, its API key and its recent failures."""
+class RetryableError(Exception):
+    """A failure after which the work is repeated. `is_down` is true if the server did not respond at all."""
 
-    name: str
-    key: str | None = field(default=None, repr=False)
-    failing_since: float | None = None
-    failed_at: float = 0.0
-    is_gone: bool = False
-    paused_until: float = 0.0
-
-    def redacted(self, text: str) -> str:
-        """Shorten a server's text to one line and remove the API key, which some servers include in errors, even wrapped."""
-        key = r"\s*".join(map(re.escape, self.key or ""))
-        return " ".join((re.sub(key, "***", text) if key else text).split())[:300]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A POST request, or a GET request if `body` is None.
-
-    All requests for a problem have the same `topic`, so that a load balancer can choose the replica that cached the prompt.
-    Requests without a topic are probes, which have short timeouts and few retries.
-    """
-
-    url: str
-    body: Mapping[str, Any] | None = None
-    is_streamed: bool = False
-    topic: str = ""
-
-    @property
-    def is_probe(self) -> bool:
-        return not self.topic
+    def __init__(self, reason: str, *, retry_after: float = 0.0, is_down: bool = False, status: int = 0) -> None:
+        super().__init__(reason)
+        self.retry_after, self.is_down, self.status = retry_after, is_down, status
 
 
 class Connection:
@@ -98,19 +75,15 @@ class Connection:
 
     def __init__(self, transport: "httpx2.AsyncBaseTransport | None" = None) -> None:
         self._arrived = threading.Event()
-        self._notices: deque[str] = deque()
+        self._transport = transport
+        self._clients: dict[tuple[bool, int], httpx2.AsyncClient] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
         self._thread.start()
-        self._clients: dict[bool, list[httpx2.AsyncClient]] = {}  # by whether a proxy may be used
-        self.run(self._make_clients(transport))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the thread and wait for its result. Do not call this from that thread."""
-        future = self.begin(work)
-        while not future.done():
-            self.wait()
-        return future.result()
+        return self.begin(work).result()
 
     def begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Start a coroutine in the thread. `wait` returns when the coroutine ends. Cancelling the future cancels its requests."""
@@ -122,11 +95,27 @@ class Connection:
         self._arrived.set()
 
     def wait(self) -> None:
-        """Wait at most `WAIT_SECONDS` for `notify`, then log pending notices about servers."""
+        """Wait at most `WAIT_SECONDS` for `notify`."""
         self._arrived.wait(WAIT_SECONDS)
         self._arrived.clear()
-        while self._notices:
-            log.warning("%s", self._notices.popleft())
+
+    def client(self, topic: str, *, may_use_proxy: bool) -> "httpx2.AsyncClient":
+        """Return a client, which is always the same for a topic, so that its connection is reused."""
+        import httpx2
+
+        name = may_use_proxy, hash(topic) % POOLS
+        if name not in self._clients:
+            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS)
+            self._clients[name] = httpx2.AsyncClient(
+                transport=self._transport, limits=limits, verify=self._certificates, trust_env=may_use_proxy
+            )
+        return self._clients[name]
+
+    @cached_property
+    def _certificates(self) -> "ssl.SSLContext":
+        import httpcore2
+
+        return httpcore2.default_ssl_context()
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -135,174 +124,206 @@ class Connection:
             self._thread.join()
             self._loop.close()
 
-    async def fetch(self, host: Host, request: Request) -> Json:
-        answers: list[Json] = []
-        await self.send(host, request, answers.append)
-        return answers[0]
-
-    async def send(self, host: Host, request: Request, take: Take, restart: Callable[[], None] = lambda: None) -> None:
-        """Send a request and pass each JSON object in the response to `take`. `restart` is called before each retry.
-
-        Raises ContextFullError if the text is too long; ServerRequestError if only this request failed; ServerError if the
-        server cannot be used.
-        """
-        began, num_tries = time.monotonic(), 0
-        while True:
-            try:
-                return await self._receive(host, request, take)
-            except _RetryableError as failure:
-                num_tries += 1
-                await asyncio.sleep(self._delay(host, request, failure, num_tries, began))
-                restart()
-
-    async def _receive(self, host: Host, request: Request, take: Take) -> None:
-        import httpx2
-
-        seconds = 2 * PROBE_SECONDS if request.is_probe else WHOLE_SECONDS
-        try:
-            async with asyncio.timeout(seconds), self._open(host, request) as response:
-                await _check(host, response)
-                async with aclosing(_objects(response, is_streamed=request.is_streamed)) as answers:
-                    async for answer in answers:
-                        if error := answer.get("error"):
-                            raise _error_in_answer(host, error)
-                        self._note_answer(host)
-                        if take(answer):
-                            return
-        except TimeoutError:
-            message = f"{host.name} did not complete a response within {seconds:g} s"
-            hint = "check that the server is not overloaded, or lower --concurrency or the setting max-step-tokens"
-            raise ServerRequestError(message, hint, status=TIMEOUT) from None
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise _RetryableError(f"is unreachable ({str(error) or type(error).__name__})", is_down=True) from None
-        except httpx2.TimeoutException as error:
-            raise _RetryableError(f"timed out ({type(error).__name__})", is_down=True, status=TIMEOUT) from None
-        except httpx2.RequestError as error:
-            reason = host.redacted(str(error)) or type(error).__name__
-            raise _RetryableError(f"interrupted a response ({reason})") from None
-        except (httpx2.InvalidURL, UnicodeError) as error:
-            raise ServerError(f"invalid server address {host.name}: {error}", "correct the address") from None
-
-    def _open(self, host: Host, request: Request) -> "AbstractAsyncContextManager[httpx2.Response]":
-        import httpx2
-
-        read = PROBE_SECONDS if request.is_probe else CHUNK_SECONDS
-        timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
-        method = "GET" if request.body is None else "POST"
-        headers = dict.fromkeys(TOPIC_HEADERS, request.topic) if request.topic else {}
-        if host.key:
-            headers["Authorization"] = f"Bearer {host.key}"
-        may_use_proxy = not is_private(str(urlsplit(request.url).hostname))  # a proxy would see the key in plain text
-        number = hash(request.topic) % POOLS  # always the same for a problem, to reuse its connection
-        client = self._clients[may_use_proxy][number]
-        return client.stream(method, request.url, json=request.body, headers=headers, timeout=timeout)
-
-    def _note_answer(self, host: Host) -> None:
-        host.failing_since = None
-        if host.is_gone:
-            host.is_gone = False
-            self._notices.append(f"{host.name} is reachable again")
-
-    def _delay(self, host: Host, request: Request, failure: "_RetryableError", num_tries: int, began: float) -> float:
-        """Return the delay before a retry, in seconds. Raises an error if the request should not be sent again."""
-        has_answered = failure.status and not failure.is_down
-        if request.is_probe and (failure.is_down or num_tries >= MAX_PROBES):
-            hint = "" if has_answered else "check the address and that the server is running"
-            raise ServerRequestError(f"{host.name} {failure}", hint, status=failure.status)
-        if failure.retry_after > GONE_SECONDS:
-            message = f"{host.name} asks to wait {failure.retry_after:,.0f} s, more than {GONE_SECONDS:.0f} s (it {failure})"
-            raise ServerRequestError(message, "retry later", status=failure.status)
-        now = time.monotonic()
-        if host.failing_since is None or began - host.failed_at > 2 * MAX_DELAY:  # no requests in between
-            host.failing_since = now
-        host.failed_at = now
-        failing = now - host.failing_since
-        if failing > GONE_SECONDS:
-            hint = "restart the server, then rerun the command to resume"
-            raise ServerError(f"{host.name} has been failing for {failing:.0f} s (it {failure})", hint)
-        if num_tries >= MAX_TRIES and not host.is_gone and (failure.status or not failure.is_down):
-            message = f"{num_tries} tries failed: {host.name} {failure}"
-            raise ServerRequestError(message, "" if has_answered else "lower --concurrency", status=failure.status)
-        if failure.is_down and not host.is_gone and (num_tries > 1 or now - began > NOTE_SECONDS):
-            host.is_gone = True
-            self._notices.append(
-                f"{host.name} {failure}; retrying for {GONE_SECONDS / 60:.0f} minutes (press Ctrl-C to stop)"
-            )
-        if failure.retry_after > NOTE_SECONDS and now >= host.paused_until:
-            host.paused_until = now + failure.retry_after
-            self._notices.append(f"{host.name} asks to wait {failure.retry_after:.0f} s before retrying (it {failure})")
-        backoff = min(MAX_DELAY, FIRST_DELAY * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)
-        return float(failure.retry_after + backoff)
-
-    async def _make_clients(self, transport: "httpx2.AsyncBaseTransport | None") -> None:
-        import httpcore2
-        import httpx2
-
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS)
-        certificates = httpcore2.default_ssl_context()
-        make = partial(httpx2.AsyncClient, transport=transport, limits=limits, verify=certificates)
-        self._clients |= {trusts: [make(trust_env=trusts) for _ in range(POOLS)] for trusts in (False, True)}
-
     async def _end(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for client in chain.from_iterable(self._clients.values()):
+        for client in self._clients.values():
             await client.aclose()
 
 
-class Pending(Generic[T]):
-    """The running coroutines, one per slot. Results are collected in the caller's thread."""
+@dataclass(slots=True)
+class Server:
+    """The API at an address, and its recent failures.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._futures: dict[int, Future[T]] = {}
+    Requests for a problem have the same `topic`, so that a load balancer can choose the replica that cached the prompt. Requests
+    without a topic are probes, which have short timeouts.
+    """
 
-    def __bool__(self) -> bool:
-        return bool(self._futures)
+    connection: Connection
+    address: Address
+    key: str | None = field(default=None, repr=False)
+    failing_since: float | None = None
+    failed_at: float = 0.0
+    is_gone: bool = False
+    paused_until: float = 0.0
 
-    def begin(self, slot: int, work: Coroutine[Any, Any, T]) -> None:
-        self._futures[slot] = self._connection.begin(work)
+    @property
+    def name(self) -> str:
+        return self.address.host
 
-    def cancel(self, slot: int) -> None:
-        if future := self._futures.pop(slot, None):
-            future.cancel()
+    async def fetch(self, path: str, read: Read[T], body: Json | None = None, topic: str = "") -> T:
+        """Send a request once, and return the response as `read` parses it. Raises the same errors as `stream`."""
+        async with self._sent(path, body, topic) as response:
+            return self._parsed(await _read(response, MAX_ANSWER_BYTES), read)
 
-    def results(self) -> list[T]:
-        """Return the results of the coroutines that have ended. If all of these have failed, raise the first error instead."""
-        ended = [slot for slot, future in self._futures.items() if future.done()]
-        good = [slot for slot in ended if not self._futures[slot].exception()]
-        return [self._futures.pop(slot).result() for slot in good or ended]
+    async def stream(self, path: str, read: Read[T], body: Json, topic: str) -> AsyncGenerator[T, None]:
+        """Send a request once, and yield the objects in the response as `read` parses them.
 
+        Raises RetryableError if the request should be sent again, or the errors of `retry`, or ContextFullError if the text is
+        too long.
+        """
+        import httpx2
 
-class _RetryableError(Exception):
-    def __init__(self, reason: str, *, retry_after: float = 0.0, is_down: bool = False, status: int = 0) -> None:
-        super().__init__(reason)
-        self.retry_after, self.is_down, self.status = retry_after, is_down, status
+        size = 0
+        async with self._sent(path, body, topic) as response:
+            if (kind := response.headers.get("Content-Type", "nothing").partition(";")[0]) != "text/event-stream":
+                raise ServerRequestError(f"{self.name} does not stream its responses (it sent {kind})")
+            async with aclosing(aiter(httpx2.EventSource(response))) as events:  # type: ignore[type-var]
+                async for event in events:
+                    size += len(event.data)
+                    if size > MAX_ANSWER_BYTES:
+                        raise RetryableError("sent too long a response")
+                    if event.data == "[DONE]":
+                        with contextlib.suppress(TimeoutError, httpx2.RequestError):
+                            async with asyncio.timeout(END_SECONDS):
+                                await anext(
+                                    events, None
+                                )  # only a response that was read to its end leaves its connection open
+                        return
+                    yield self._parsed(event.data, read)
 
+    @contextlib.asynccontextmanager
+    async def _sent(self, path: str, body: Json | None, topic: str) -> AsyncGenerator["httpx2.Response", None]:
+        """Send a request and check the status of the response. Errors while the response is read are converted as well."""
+        import httpx2
 
-async def _check(host: Host, response: "httpx2.Response") -> None:
-    status = response.status_code
-    if response.is_success:
-        return
-    text = ""
-    with contextlib.suppress(TimeoutError, _RetryableError):  # long and slow explanations are omitted
-        async with asyncio.timeout(ERROR_SECONDS):
-            text = host.redacted(_text_of_error(await _read(response, MAX_ERROR_BYTES)))
-    reason = f"responded with HTTP {status}: {text}".rstrip(": ")
-    if status in RETRIED or status >= 500:
-        raise _RetryableError(reason, retry_after=_retry_after(response.headers), status=status)
-    host.failing_since = None
-    if response.is_redirect:
-        raise ServerError(f"{host.name} redirects to another address", "use that address")
-    message = f"{host.name} {reason}"
-    if status == 401:
-        hint = "set the API key in ARBITRAGE_API_KEY, ARBITRAGE_DRAFT_API_KEY or ARBITRAGE_TARGET_API_KEY"
-        raise ServerError(message, hint)
-    if TOO_LONG.search(text):
-        raise ContextFullError(message, "use a shorter problem")
-    raise ServerRequestError(message, status=status)
+        seconds = WHOLE_SECONDS if topic else 2 * PROBE_SECONDS
+        try:
+            async with asyncio.timeout(seconds), self._open(path, body, topic) as response:
+                await self._check(response)
+                yield response
+        except TimeoutError:
+            message = f"{self.name} did not complete a response within {seconds:g} s"
+            hint = "check that the server is not overloaded, or lower --concurrency or the setting max-step-tokens"
+            raise ServerRequestError(message, hint, status=TIMEOUT) from None
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise RetryableError(f"is unreachable ({str(error) or type(error).__name__})", is_down=True) from None
+        except httpx2.TimeoutException as error:
+            raise RetryableError(f"timed out ({type(error).__name__})", is_down=True, status=TIMEOUT) from None
+        except httpx2.RequestError as error:
+            raise RetryableError(f"interrupted a response ({self.shown(error) or type(error).__name__})") from None
+        except (httpx2.InvalidURL, UnicodeError) as error:
+            raise ServerError(f"invalid server address {self.name}: {error}", "correct the address") from None
+
+    def _open(self, path: str, body: Json | None, topic: str) -> "AbstractAsyncContextManager[httpx2.Response]":
+        import httpx2
+
+        timeout = httpx2.Timeout(CHUNK_SECONDS if topic else PROBE_SECONDS, connect=CONNECT_SECONDS, pool=None)
+        headers = dict.fromkeys(TOPIC_HEADERS, topic) if topic else {}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        client = self.connection.client(topic, may_use_proxy=not self.address.is_private)  # a proxy would see the key
+        method, url = "GET" if body is None else "POST", self.address.url(path)
+        return client.stream(method, url, json=body, headers=headers, timeout=timeout)
+
+    async def _check(self, response: "httpx2.Response") -> None:
+        status = response.status_code
+        if response.is_success:
+            return
+        text = ""
+        with contextlib.suppress(TimeoutError, RetryableError):  # long and slow explanations are omitted
+            async with asyncio.timeout(ERROR_SECONDS):
+                text = self._reason(await _read(response, MAX_ERROR_BYTES))
+        reason = f"responded with HTTP {status}: {text}".rstrip(": ")
+        if status in RETRIED or status >= 500:
+            raise RetryableError(reason, retry_after=_retry_after(response.headers), status=status)
+        self.failing_since = None
+        if response.is_redirect:
+            raise ServerError(f"{self.name} redirects to another address", "use that address")
+        message = f"{self.name} {reason}"
+        if status == 401:
+            hint = "set the API key in ARBITRAGE_API_KEY, ARBITRAGE_DRAFT_API_KEY or ARBITRAGE_TARGET_API_KEY"
+            raise ServerError(message, hint)
+        if TOO_LONG.search(text):
+            raise ContextFullError(message, "use a shorter problem")
+        raise ServerRequestError(message, status=status)
+
+    def _reason(self, body: str) -> str:
+        """Return the explanation in an error response."""
+        try:
+            error = json.loads(body)
+        except (ValueError, RecursionError):
+            error = "" if body.lstrip().startswith("<") else body  # not a web page
+        return self.shown(_message(error.get("error", error) if isinstance(error, dict) else error))
+
+    def _parsed(self, text: str, read: Read[T]) -> T:
+        """Parse a JSON object. Raises ContextFullError or RetryableError if the object describes an error."""
+        try:
+            value = json.loads(self.redacted(text) if len(self.key or "") >= MIN_SECRET else text)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise RetryableError("sent a response that is not a JSON object")
+        if error := value.get("error"):
+            reason = self.shown(_message(error))
+            if TOO_LONG.search(reason):
+                raise ContextFullError(f"{self.name}: {reason}", "use a shorter problem")
+            raise RetryableError(f"interrupted a response ({reason})")
+        try:
+            answer = read(value)
+        except ValueError as error:
+            reason = self.shown(reason_of(error) if isinstance(error, ValidationError) else error)
+            raise ServerRequestError(f"{self.name} sent a response in an unknown format ({reason})") from None
+        self.failing_since = None
+        if self.is_gone:
+            self.is_gone = False
+            log.warning("%s is reachable again", self.name)
+        return answer
+
+    def redacted(self, text: str) -> str:
+        """Replace the API key, which some servers repeat, even wrapped."""
+        return re.sub(r"(?:\s|\\[nrt])*\\?".join(map(re.escape, self.key)), "***", text) if self.key else text
+
+    def shown(self, text: object) -> str:
+        """Return a server's text as a part of an error."""
+        return " ".join(self.redacted(str(text)).split())[:300]
+
+    async def retry(
+        self, work: Callable[[], Awaitable[T]], *, is_probe: bool = False, restart: Callable[[], None] = lambda: None
+    ) -> T:
+        """Repeat the work until it succeeds. `restart` is called before each retry.
+
+        A probe is repeated a few times, and only if the server responds. Raises ServerRequestError if only this work failed;
+        ServerError if the server cannot be used.
+        """
+        began, num_tries, num_counted = time.monotonic(), 0, 0
+        while True:
+            try:
+                return await work()
+            except RetryableError as failure:
+                num_tries, num_counted = num_tries + 1, num_counted + (not self.is_gone)
+                if num_counted >= (MAX_PROBES if is_probe else MAX_TRIES) or (is_probe and failure.is_down):
+                    usual = "check the address and that the server is running" if is_probe else "lower --concurrency"
+                    message = f"{'' if is_probe else f'{num_tries} tries failed: '}{self.name} {failure}"
+                    has_answered = failure.status and not failure.is_down
+                    raise ServerRequestError(message, "" if has_answered else usual, status=failure.status) from None
+                await asyncio.sleep(self._delay(failure, num_tries, began))
+                restart()
+
+    def _delay(self, failure: RetryableError, num_tries: int, began: float) -> float:
+        """Return the delay before a retry, in seconds. Raises an error if the work should not be repeated."""
+        if failure.retry_after > GONE_SECONDS:
+            message = f"{self.name} asks to wait {failure.retry_after:,.0f} s, more than {GONE_SECONDS:.0f} s (it {failure})"
+            raise ServerRequestError(message, "retry later", status=failure.status)
+        now = time.monotonic()
+        if self.failing_since is None or began - self.failed_at > 2 * MAX_DELAY:  # no requests in between
+            self.failing_since = now
+        self.failed_at = now
+        failing = now - self.failing_since
+        if failing > GONE_SECONDS:
+            hint = "restart the server, then rerun the command to resume"
+            raise ServerError(f"{self.name} has been failing for {failing:.0f} s (it {failure})", hint)
+        if failure.is_down and not self.is_gone and (num_tries > 1 or now - began > NOTE_SECONDS):
+            self.is_gone = True
+            minutes = GONE_SECONDS / 60
+            log.warning("%s %s; retrying for %.0f minutes (press Ctrl-C to stop)", self.name, failure, minutes)
+        if failure.retry_after > NOTE_SECONDS and now >= self.paused_until:
+            self.paused_until = now + failure.retry_after
+            log.warning("%s asks to wait %.0f s before retrying (it %s)", self.name, failure.retry_after, failure)
+        backoff = min(MAX_DELAY, FIRST_DELAY * 2 ** (num_tries - 1)) * random.uniform(0.5, 1.0)
+        return float(failure.retry_after + backoff)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
@@ -315,73 +336,15 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return 0.0
 
 
-def _text_of_error(body: bytes) -> str:
-    try:
-        error = json.loads(body)
-    except (ValueError, RecursionError):
-        return "" if body.lstrip().startswith(b"<") else body.decode("utf-8", "replace")  # not a web page
-    return _message(error.get("error", error) if isinstance(error, dict) else error)
+def _message(error: object) -> object:
+    return (error.get("message", error) if isinstance(error, dict) else error) or ""
 
 
-def _message(error: object) -> str:
-    return str((error.get("message", error) if isinstance(error, dict) else error) or "")
-
-
-def _error_in_answer(host: Host, error: object) -> Exception:
-    text = host.redacted(_message(error))
-    if TOO_LONG.search(text):
-        return ContextFullError(f"{host.name}: {text}", "use a shorter problem")
-    return _RetryableError(f"interrupted a response ({text})")
-
-
-async def _objects(response: "httpx2.Response", *, is_streamed: bool) -> AsyncGenerator[Json, None]:
-    import httpx2
-
-    if not is_streamed:
-        yield _object(await _read(response, MAX_ANSWER_BYTES))
-        return
-    if response.headers.get("Content-Type", "").startswith("application/json"):
-        raise _RetryableError("does not stream its responses (it sent application/json)")
-    has_ended, size = False, 0
-    async with aclosing(cast("AsyncGenerator[Any, None]", aiter(httpx2.EventSource(response)))) as events:
-        async for event in events:
-            size += len(event.data)
-            if size > MAX_ANSWER_BYTES:
-                raise _RetryableError("sent too long a response")
-            if event.data == "[DONE]":
-                with contextlib.suppress(TimeoutError, httpx2.RequestError):
-                    async with asyncio.timeout(END_SECONDS):
-                        await anext(events, None)  # only a response that was read to its end leaves its connection open
-                break
-            chunk = _object(event.data)
-            has_ended = has_ended or _is_last(chunk)
-            yield chunk
-    if not has_ended:
-        raise _RetryableError("interrupted a response")
-
-
-def _is_last(chunk: Json) -> bool:
-    """Return whether a chunk ends a stream. llama-server's `/completion` does not send [DONE]."""
-    choices = chunk.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else {}
-    return bool(chunk.get("stop") or (isinstance(first, dict) and first.get("finish_reason")))
-
-
-async def _read(response: "httpx2.Response", max_bytes: int) -> bytes:
+async def _read(response: "httpx2.Response", max_bytes: int) -> str:
     body = bytearray()
     async with aclosing(response.aiter_bytes()) as parts:
         async for part in parts:
             body += part
             if len(body) > max_bytes:
-                raise _RetryableError("sent too long a response")
-    return bytes(body)
-
-
-def _object(text: str | bytes) -> Json:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise _RetryableError("sent a response that is not a JSON object")
-    return value
+                raise RetryableError("sent too long a response")
+    return body.decode("utf-8", "replace")

@@ -7,12 +7,12 @@ token ids, such a question or step is rejected.
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
-
-from pydantic import ValidationError
 
 from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.backend import ModelCard
@@ -28,10 +28,12 @@ from arbitrage_cli.inference.chat_template import (
 )
 from arbitrage_cli.inference.layouts import Messages, RoleRefusedError
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.servers.connection import Connection, Host, Json, Request
-from arbitrage_cli.inference.servers.dialects import Completions, Piece, TextRequest
-from arbitrage_cli.system.files import reason_of
+from arbitrage_cli.inference.servers.connection import RetryableError, Server
+from arbitrage_cli.inference.servers.dialects import Completions, Prompt, TextRequest
+from arbitrage_cli.inference.servers.responses import Converted, Piece
 
+END_SECONDS = 5.0  # for the token counts after the last piece of text
+SPARE_PIECES = 64  # of a response, beyond the requested tokens
 REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
 
 
@@ -47,24 +49,23 @@ class Controls:
         found = () if self._can_ignore else LOOKS_LIKE_CONTROL.finditer(text)
         return [match for match in found if match[0] in self._own or SURELY_CONTROL.fullmatch(match[0])]
 
-    def fragments(self, text: str) -> list[str]:
-        return cut_inside(text, self.find(text))
+    def fragments(self, segment: Segment) -> list[str]:
+        """Split a question or step inside each control token."""
+        return [segment.text] if isinstance(segment, Control) else cut_inside(segment.text, self.find(segment.text))
 
-
-def prompt_text(segments: Sequence[Segment], controls: Controls) -> str:
-    """Join the segments. Raises ServerRequestError if data contains a control token's text."""
-    for match in chain.from_iterable(controls.find(segment.text) for segment in segments if isinstance(segment, Plain)):
-        message = f"the text contains '{match[0]}', which the server would treat as a control token"
-        raise ServerRequestError(message, "use a server that accepts token ids, such as vLLM, SGLang or llama-server")
-    return "".join(segment.text for segment in segments)
+    def join(self, segments: Sequence[Segment]) -> str:
+        """Join the segments. Raises ServerRequestError if a question or step contains a control token's text."""
+        for match in chain.from_iterable(self.find(segment.text) for segment in segments if isinstance(segment, Plain)):
+            message = f"the text contains '{match[0]}', which the server would treat as a control token"
+            raise ServerRequestError(message, "use a server that accepts token ids, such as vLLM, SGLang or llama-server")
+        return "".join(segment.text for segment in segments)
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model on a server. `num_alternatives` is the number of log-probabilities per token, or 0 if the server sends none."""
 
-    connection: Connection
-    host: Host
+    server: Server
     source: ServedSource
     dialect: Completions
     card: ModelCard
@@ -78,86 +79,71 @@ class ServedModel:
         template = self.source.template or (None if self.dialect.is_plain else self._render)
         return ChatPrompt(template, None, (), style, self.source.template_variables)
 
-    async def tokenize(self, text: str, topic: str, *, is_template: bool = False, begins: bool = False) -> list[int]:
-        answer = await self._post(*self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins), topic)
-        with parsing(self.host):
-            ids = [int(token) for token in answer["tokens"]]
-        return ids[1:] if begins and ids[:1] == ids[1:2] else ids  # server and template may both add the first token
-
     def controls(self, segments: Sequence[Segment]) -> Controls:
         return Controls(segments, can_ignore=self.dialect.can_ignore_controls)
 
-    async def prompt_of(self, segments: Sequence[Segment], topic: str = "") -> list[int] | str:
-        controls = self.controls(segments)
-        return prompt_text(segments, controls) if self.dialect.is_plain else await self.ids_of(segments, controls, topic)
-
-    async def ids_of(self, segments: Sequence[Segment], controls: Controls, topic: str) -> list[int]:
-        """Return the token ids of a prompt.
-
-        The prompt is tokenized as a whole unless a question or step may contain control tokens.
-        """
+    async def prompt_of(self, segments: Sequence[Segment], controls: Controls, topic: str = "") -> Prompt:
+        """Return a prompt as the server accepts it."""
+        if self.dialect.is_plain:
+            return Prompt(controls.join(segments))
         if not any(LOOKS_LIKE_CONTROL.search(segment.text) for segment in segments if isinstance(segment, Plain)):
-            return await self.tokenize("".join(segment.text for segment in segments), topic, is_template=True, begins=True)
+            segments = [Control("".join(segment.text for segment in segments))]  # tokenized as a whole
+        return Prompt(ids=await self.ids_of(segments, controls, topic, begins=True))
+
+    async def ids_of(
+        self, segments: Sequence[Segment], controls: Controls, topic: str, *, begins: bool = False
+    ) -> list[int]:
+        """Tokenize segments. If `begins` is true, the server may add the first token of a sequence."""
         parts = [
-            self.tokenize(text, topic, is_template=isinstance(segment, Control), begins=not index)
+            self._tokenize(text, topic, is_template=isinstance(segment, Control), begins=begins and not index)
             for index, segment in enumerate(segments)
-            for text in ([segment.text] if isinstance(segment, Control) else controls.fragments(segment.text))
+            for text in controls.fragments(segment)
+            if text
         ]
         return list(chain.from_iterable(await asyncio.gather(*parts)))
 
-    async def ids_of_step(self, text: str, controls: Controls, topic: str) -> list[int]:
-        parts = [self.tokenize(part, topic) for part in controls.fragments(text) if part]
-        return list(chain.from_iterable(await asyncio.gather(*parts)))
+    async def _tokenize(self, text: str, topic: str, *, is_template: bool, begins: bool) -> list[int]:
+        body = self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins)
+        ids = (await self.server.fetch("/tokenize", Converted.model_validate, body, topic)).tokens
+        return ids[1:] if begins and ids[:1] == ids[1:2] else ids  # server and template may both add the first token
 
-    async def write(
-        self,
-        request: TextRequest,
-        take: Callable[[Piece], bool | None],
-        restart: Callable[[], None],
-        topic: str = "",
-    ) -> None:
-        def take_answer(answer: Json) -> bool | None:
-            with parsing(self.host):
-                piece = self.dialect.read(answer)
-            if piece.failure:
-                message = f"{self.host.name} ended its response with '{self.host.redacted(piece.failure)}'"
-                is_filtered = piece.failure in ("content_filter", "refusal")
-                raise ServerRequestError(message, status=403 if is_filtered else 0)
-            return take(piece)
+    async def pieces(self, request: TextRequest, topic: str = "") -> AsyncGenerator[Piece, None]:
+        """Yield the pieces of a response. Raises the same errors as `Server.stream`."""
+        body, num_pieces, is_complete = self.dialect.body(request), 0, False
+        stream = self.server.stream(self.dialect.path, self.dialect.read, body, topic)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit, aclosing(stream) as pieces:
+                async for piece in pieces:
+                    num_pieces += 1
+                    self._check(piece, request, num_pieces)
+                    if piece.ending:
+                        is_complete = True
+                        limit.reschedule(asyncio.get_running_loop().time() + END_SECONDS)
+                    yield piece
+        if not is_complete:
+            raise RetryableError("interrupted a response")
 
-        url = self.dialect.url(self.source.address.base, self.source.address.root)
-        sent = Request(url, self.dialect.body(request), is_streamed=True, topic=topic)
-        await self.connection.send(self.host, sent, take_answer, restart)
+    def _check(self, piece: Piece, request: TextRequest, num_pieces: int) -> None:
+        if piece.failure:
+            message = f"{self.server.name} ended its response with '{self.server.shown(piece.failure)}'"
+            is_filtered = piece.failure in ("content_filter", "refusal")
+            raise ServerRequestError(message, status=403 if is_filtered else 0)
+        if num_pieces > 2 * request.max_tokens + SPARE_PIECES:
+            hint = "use a server that limits the number of tokens in a response"
+            raise ServerRequestError(f"{self.server.name} sent more than {request.max_tokens} tokens", hint)
 
     def _render(self, messages: Messages, variables: Mapping[str, Any]) -> str:
-        return self.connection.run(self._rendered(messages, {**self.source.template_variables, **variables}))
-
-    async def _rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
+        work = partial(self._rendered, messages, {**self.source.template_variables, **variables})
         try:
-            answer = await self._post(*self.dialect.rendering(self.name, messages, variables))
-            with parsing(self.host):
-                if "prompt" in answer:
-                    return str(answer["prompt"])
-                ids = [int(token) for token in answer["tokens"]]
-            text = await self._post("detokenize", {"model": self.name, "tokens": ids})
-            with parsing(self.host):
-                return str(text["prompt"] if "prompt" in text else text["text"])
+            return self.server.connection.run(self.server.retry(work, is_probe=True))
         except ServerRequestError as error:
             if error.status not in REFUSED:
                 raise
             raise RoleRefusedError(error.message) from error
 
-    async def _post(self, path: str, body: Mapping[str, Any], topic: str = "") -> Json:
-        request = Request(f"{self.source.address.root}/{path}", body, topic=topic)
-        return await self.connection.fetch(self.host, request)
-
-
-@contextlib.contextmanager
-def parsing(host: Host) -> Iterator[None]:
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = host.redacted(
-            reason_of(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-        )
-        raise ServerRequestError(f"{host.name} sent a response in an unknown format ({reason})") from error
+    async def _rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
+        read, rendering = Converted.model_validate, self.dialect.rendering(self.name, messages, variables)
+        rendered = await self.server.fetch(self.dialect.rendering_path, read, rendering)
+        if rendered.text is None:
+            rendered = await self.server.fetch("/detokenize", read, {"model": self.name, "tokens": rendered.tokens})
+        return rendered.text or ""

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
@@ -11,21 +12,18 @@ from arbitrage_cli.inference.backend import ModelCard
 from arbitrage_cli.inference.chat_template import PromptStyle, Segment
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.servers.chat import CONTINUATIONS, OPTIONAL, Chat, chat_at
-from arbitrage_cli.inference.servers.connection import Connection, Host, Json, Request
+from arbitrage_cli.inference.servers.connection import Connection, Server
 from arbitrage_cli.inference.servers.dialects import (
-    MIN_ALTERNATIVES,
-    VOCABULARY_SIZE,
+    CONTINUATIONS,
+    DIALECTS,
+    OPTIONAL,
+    Chat,
     Completions,
-    Dialogue,
-    ListedModel,
-    Models,
-    Piece,
     Prompt,
     TextRequest,
-    dialect_of,
 )
-from arbitrage_cli.inference.servers.model import REFUSED, ServedModel, parsing
+from arbitrage_cli.inference.servers.model import REFUSED, ServedModel
+from arbitrage_cli.inference.servers.responses import MIN_ALTERNATIVES, VOCABULARY_SIZE, Facts, ListedModel, Models, Piece
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.types import ModelRole, Problem
@@ -35,13 +33,13 @@ PROBE_TOKENS = 32
 GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0)
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
 
-QUESTION = Dialogue([{"role": "user", "content": PROBE_QUESTION}])
-COUNTING = Dialogue(  # a new answer does not begin with these words, even if the model sees them
-    [{"role": "user", "content": "Count from eighteen to thirty, in words."}],
+QUESTION = Prompt(messages=[{"role": "user", "content": PROBE_QUESTION}])
+COUNTING = Prompt(  # a new answer does not begin with these words, even if the model sees them
     "Here you are, as you wished: eighteen, nineteen, twenty, twenty-",
+    messages=[{"role": "user", "content": "Count from eighteen to thirty, in words."}],
 )
 REST = "one"  # a new answer does not begin inside a number; inside "four", Qwen2.5-Coder 1.5B skips the rest of the word
-AFTER_STEP = replace(QUESTION, written="I add the two numbers.\n\n")
+AFTER_STEP = QUESTION.followed_by("I add the two numbers.\n\n")
 
 UNEXPLAINED = re.compile("HTTP [0-9]+$|HTTP 404: (?!.*model)", re.IGNORECASE)
 WITHOUT_REASON = (
@@ -69,13 +67,13 @@ def open_served(
 
     Raises ServerError or TemplateError if the model cannot be used.
     """
-    host = Host(source.address.host, source.key)
+    server = Server(connection, source.address, source.key)
     try:
-        model = connection.run(_find(connection, host, source))
+        model = connection.run(server.retry(partial(_find, server, source), is_probe=True))
         if isinstance(model.dialect, Chat):
             if role == "draft":
                 hint = "use it as the target; if the server supports /completions, set the draft's template in pairs.toml"
-                raise ServerError(f"{model.name} at {host.name} is behind a chat API, so it cannot be the draft", hint)
+                raise ServerError(f"{model.name} at {server.name} is behind a chat API, so it cannot be the draft", hint)
             model = connection.run(_adapted(model, model.dialect, is_greedy=is_greedy))
         else:
             segments = model.prompt(PromptStyle("")).segments(Problem("", PROBE_QUESTION))
@@ -90,9 +88,9 @@ def facts_about(model: ServedModel) -> dict[str, Any]:
     return {
         "model": model.name,
         "server": model.card.description,
-        "host": model.host.name,
+        "host": model.server.name,
         "context_size": model.card.context_size,
-        "continues": _continues(model.dialect),
+        "continues": model.dialect.continues,
         "log_probabilities": model.num_alternatives,
         "has_template": not isinstance(model.dialect, Chat),
     }
@@ -106,54 +104,45 @@ def describe(model: ServedModel) -> str:
     )
 
 
-def _continues(dialect: Completions) -> str:
-    if isinstance(dialect, Chat):
-        return f"chat messages ({dialect.continuation})"
-    return "text" if dialect.is_plain else "token ids"
-
-
-async def _find(connection: Connection, host: Host, source: ServedSource) -> ServedModel:
-    async def get(url: str) -> Json:
-        return await connection.fetch(host, Request(url))
-
+async def _find(server: Server, source: ServedSource) -> ServedModel:
+    name = source.address.model
     try:
-        answer = await get(f"{source.address.base}/models")
+        models = (await server.fetch("models", Models.model_validate)).data
     except ServerRequestError as error:
-        if error.status != 404 or source.address.model is None:
+        if error.status != 404 or name is None:
             raise
-        answer = {"data": [{"id": source.address.model}]}
-    with parsing(host):
-        models = Models.model_validate(answer)
-    found, dialect = _choose(host, models, source.address.model), dialect_of(models)
+        models = [ListedModel(id=name)]
+    found = _choose(server, models, name)
+    dialect = next((DIALECTS[owner] for model in models if (owner := model.owned_by or "") in DIALECTS), Completions)()
     if source.continuation or (dialect.is_plain and not source.template):
-        dialect = chat_at(source.address.host, source.continuation, source.template_variables)
-    facts = await get(f"{source.address.root}/{dialect.facts_path}") if dialect.facts_path else {}
-    with parsing(host):
-        version, context = dialect.read_facts(facts)
-        limits = [int(limit) for limit in (found.max_model_len, context, source.context_size) if limit and limit > 0]
+        dialect = Chat.at(server.name, source.continuation, source.template_variables)
+    facts = await server.fetch(dialect.facts_path, Facts.model_validate) if dialect.facts_path else Facts()
+    limits = [limit for limit in (found.max_model_len, facts.context_size, source.context_size) if limit and limit > 0]
     card = ModelCard(
         name=found.id,
-        description=f"{dialect.name} {version}".strip(),
+        description=f"{dialect.name} {facts.version}".strip(),
         context_size=min(limits, default=CHAT_CONTEXT_SIZE if isinstance(dialect, Chat) else DEFAULT_CONTEXT_SIZE),
         vocabulary_size=found.vocabulary_size or VOCABULARY_SIZE,
         threads=0,
         gpu_layers=0,
     )
-    return ServedModel(connection, host, source, dialect, card)
+    return ServedModel(server, source, dialect, card)
 
 
-def _choose(host: Host, models: Models, name: str | None) -> ListedModel:
-    found = {model.id: model for model in models.data}
+def _choose(server: Server, models: Sequence[ListedModel], name: str | None) -> ListedModel:
+    found = {model.id: model for model in models}
     if name is None and len(found) == 1:
-        return models.data[0]
+        return models[0]
     if name not in found:
         problem = f"has no model '{name}'" if name else f"has {len(found) or 'no'} models"
-        raise ServerError(f"{host.name} {problem}", f"append # and a model name to the address: {', '.join([*found][:20])}")
+        raise ServerError(
+            f"{server.name} {problem}", f"append # and a model name to the address: {', '.join([*found][:20])}"
+        )
     return found[name]
 
 
 async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
-    prompt = await model.prompt_of(segments)
+    prompt = await model.server.retry(partial(model.prompt_of, segments, model.controls(segments)), is_probe=True)
     most = model.dialect.max_alternatives
     for number in dict.fromkeys((most, min(most, 5))):
         try:
@@ -165,25 +154,22 @@ async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedMode
 
 
 async def _test(model: ServedModel, prompt: Prompt, num_alternatives: int) -> ServedModel:
-    request = TextRequest(model.name, prompt, PROBE_TOKENS, num_alternatives=num_alternatives)
-    pieces = await _pieces_of(model, request)
-    if not any(piece.text for piece in pieces):
-        raise ServerError(f"{model.host.name}: {model.name} writes no text", "use a chat model that has a chat template")
-    received = min((len(token.alternatives) for piece in pieces for token in piece.tokens), default=0)
+    pieces = await _answer(model, TextRequest(model.name, prompt, PROBE_TOKENS, num_alternatives=num_alternatives))
+    if not _text_of(pieces):
+        raise ServerError(f"{model.server.name}: {model.name} writes no text", "use a chat model that has a chat template")
+    received = min((len(token.top) for piece in pieces for token in piece.tokens), default=0)
     return replace(model, num_alternatives=received if received >= MIN_ALTERNATIVES else 0)
 
 
-async def _pieces_of(model: ServedModel, request: TextRequest) -> list[Piece]:
-    pieces: list[Piece] = []
+async def _answer(model: ServedModel, request: TextRequest) -> list[Piece]:
+    async def collect() -> list[Piece]:
+        return [piece async for piece in model.pieces(request)]
 
-    def take(piece: Piece) -> None:
-        pieces.append(piece)
-        if len(pieces) > 2 * PROBE_TOKENS:
-            message = f"{model.host.name} did not stop {model.name} after {PROBE_TOKENS} tokens"
-            raise ServerError(message, "use a server that limits the number of tokens in a response")
+    return await model.server.retry(collect, is_probe=True)
 
-    await model.write(request, take, pieces.clear)
-    return pieces
+
+def _text_of(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
 
 
 # --- chat APIs
@@ -193,10 +179,10 @@ async def _adapted(model: ServedModel, chat: Chat, *, is_greedy: bool) -> Served
     chat, pieces = await _ask(model, chat, QUESTION, sampler=DRAWN)
     text = _text_of(pieces).lstrip()
     if not text or text.startswith("<think>") or any(piece.thinks for piece in pieces):
-        raise ServerError(f"{model.host.name}: {model.name} thinks before it answers", WITHOUT_THINKING)
+        raise ServerError(f"{model.server.name}: {model.name} thinks before it answers", WITHOUT_THINKING)
     chat = await _after_separator(model, await _continuing(model, chat))
     for name in sorted(chat.omitted & {"temperature", *(() if is_greedy else ("seed", "top_p"))}):
-        log.warning("%s does not accept %s, so samples differ from the requested ones", model.host.name, name)
+        log.warning("%s does not accept %s, so samples differ from the requested ones", model.server.name, name)
     return replace(model, dialect=chat)
 
 
@@ -207,12 +193,14 @@ async def _continuing(model: ServedModel, chat: Chat) -> Chat:
     except ServerRequestError as error:
         if error.status not in REFUSED:
             raise
-        message = f"{model.host.name} refuses to continue an answer by the convention '{chat.continuation}': {error.message}"
+        message = (
+            f"{model.server.name} refuses to continue an answer by the convention '{chat.continuation}': {error.message}"
+        )
         raise ServerError(message, OTHER_CONVENTION) from error
     text = _text_of(pieces)
-    if text.removeprefix(COUNTING.written).lstrip().startswith(REST):
-        return replace(chat, repeats=text.startswith(COUNTING.written))
-    message = f"{model.host.name}: {model.name} does not continue an answer by the convention '{chat.continuation}'"
+    if text.removeprefix(COUNTING.text).lstrip().startswith(REST):
+        return replace(chat, repeats=text.startswith(COUNTING.text))
+    message = f"{model.server.name}: {model.name} does not continue an answer by the convention '{chat.continuation}'"
     raise ServerError(message, OTHER_CONVENTION)
 
 
@@ -224,28 +212,24 @@ async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
         if error.status not in REFUSED:
             raise
         return replace(chat, trims=True)
-    text = _text_of(pieces).removeprefix(AFTER_STEP.written)
+    text = _text_of(pieces).removeprefix(AFTER_STEP.text)
     return replace(chat, trims=not text.strip() or text.startswith("\n"))
 
 
 async def _ask(
-    model: ServedModel, chat: Chat, dialogue: Dialogue, stop: str = "", sampler: Sampler = GREEDY
+    model: ServedModel, chat: Chat, prompt: Prompt, stop: str = "", sampler: Sampler = GREEDY
 ) -> tuple[Chat, list[Piece]]:
     """Send a probe without the optional fields that the server rejects.
 
     Fields are omitted one at a time, because some servers reject only a combination of fields.
     """
     while True:
-        request = TextRequest(model.name, dialogue, PROBE_TOKENS, sampler, stop=stop)
+        request = TextRequest(model.name, prompt, PROBE_TOKENS, sampler, stop=stop)
         try:
-            return chat, await _pieces_of(replace(model, dialect=chat), request)
+            return chat, await _answer(replace(model, dialect=chat), request)
         except ServerRequestError as error:
             rejected = [name for name in OPTIONAL if re.search(rf"\b{name}\b", error.message)]
             new = [name for name in rejected if name not in chat.omitted]
             if error.status not in REFUSED or not new:
                 raise
             chat = replace(chat, omitted=chat.omitted | {new[0]})
-
-
-def _text_of(pieces: Sequence[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)

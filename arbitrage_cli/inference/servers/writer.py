@@ -5,13 +5,16 @@ separator. If the step does not end there, another request continues it. If the 
 returns the rest of the phase, and the stream is divided into steps.
 """
 
-import copy
 import hashlib
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
+from os.path import commonprefix
 from typing import cast
 
 from arbitrage_cli.arbitrage import WriteStep
@@ -21,44 +24,28 @@ from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, Control, P
 from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import StepIds
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.servers.chat import Chat, OwnText
-from arbitrage_cli.inference.servers.connection import TIMEOUT, Pending
-from arbitrage_cli.inference.servers.dialects import Dialogue, Ending, Piece, Prompt, TextRequest, Token, Usage, token_stats
-from arbitrage_cli.inference.servers.model import Controls, ServedModel, prompt_text
+from arbitrage_cli.inference.servers.connection import TIMEOUT
+from arbitrage_cli.inference.servers.dialects import Chat, Prompt, TextRequest
+from arbitrage_cli.inference.servers.model import Controls, ServedModel
+from arbitrage_cli.inference.servers.responses import Ending, Piece, Token, Usage, token_stats
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import StepText, step_end, text_end
 from arbitrage_cli.inference.thinking import THINK
 from arbitrage_cli.inference.unit_costs import TokenCosts
 from arbitrage_cli.types import WHOLE, Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, Trace
 
-SPARE_PIECES = 64  # of a stream, beyond the requested tokens
 MAX_BLANK_ANSWERS = 4  # in a row
 CHECK_TOKENS = 4  # written to find out whether a solution is complete
-
-
-@dataclass(slots=True)
-class _Slot:
-    number: int
-    problem: Problem
-    segments: list[Segment]
-    controls: Controls
-    sampler: Sampler
-    prompt: list[int] | None = None
-    steps: StepIds = field(default_factory=StepIds)
-    updates: deque[SlotUpdate] = field(default_factory=deque)  # not yet returned by `tick`
-    is_new: bool = True
-    writes_rest: bool = False  # the request in flight returns all later steps
-    topic: str = field(default_factory=lambda: secrets.token_hex(8))
+MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
 
 @dataclass(slots=True)
 class _Writing:
-    """A step that is being written. If `until_end` is true, the same response contains all later steps of the phase."""
+    """A step that is being written. The same response may contain earlier and later steps."""
 
-    began: float
     text: StepText
     phase: Phase
-    until_end: bool
+    began: float
     num_earlier: int = 0  # tokens of earlier steps in the same response
     ids: list[int] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
@@ -70,6 +57,10 @@ class _Writing:
     def num_tokens(self) -> int:
         counted = sum(usage.written or 0 for usage in self.usages)
         return max(counted, len(self.ids), len(self.tokens)) or len(self.pieces)
+
+    @property
+    def num_received(self) -> int:
+        return self.num_earlier + self.num_tokens
 
     @property
     def stop(self) -> StepStop | None:
@@ -84,7 +75,41 @@ class _Writing:
         self.first_at = self.first_at or time.perf_counter()
         return self.text.add(piece.text.encode("utf-8", "replace"))
 
+    def cost(self) -> Cost:
+        """Return the server's token counts and local times. The time before the first output token counts as prefill."""
+        now = time.perf_counter()
+        num_cached = sum(usage.cached or 0 for usage in self.usages)
+        first = self.first_at if self.first_at is not None and len(self.pieces) > 1 else self.began
+        return Cost(
+            prefill_tokens=sum(usage.prompt for usage in self.usages) - num_cached,
+            prefill_seconds=first - self.began,
+            decode_tokens=self.num_tokens,
+            decode_seconds=now - first,
+            cached_tokens=num_cached,
+        )
 
+
+@dataclass(slots=True)
+class _Slot:
+    """A problem. `trace` may be ahead of the flow's trace if the response in flight contains all later steps (`until_end`)."""
+
+    number: int
+    problem: Problem
+    segments: list[Segment]
+    controls: Controls
+    sampler: Sampler
+    began: float = 0.0  # when the request for the step began
+    trace: Trace = field(init=False)
+    writing: _Writing = field(init=False)
+    until_end: bool = False
+    prompt: Prompt | None = None
+    steps: StepIds = field(default_factory=StepIds)
+    updates: deque[SlotUpdate] = field(default_factory=deque)  # not yet returned by `tick`
+    is_new: bool = True
+    topic: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+@dataclass(eq=False)
 class ServedWriter:
     """A `Writer` for a model on a server. Steps are written in the connection's thread and returned by `tick`.
 
@@ -92,30 +117,24 @@ class ServedWriter:
     solution's text is certainly unfinished.
     """
 
-    def __init__(
-        self,
-        role: ModelRole,
-        model: ServedModel,
-        sampler: Sampler,
-        style: PromptStyle,
-        *,
-        keep_token_stats: bool = False,
-        shares_prompts: bool = True,
-        may_be_complete: Callable[[str], bool] = lambda text: True,
-    ) -> None:
-        self._role = role
-        self._model = model
-        self._sampler = sampler
-        self._prompt = model.prompt(style)
-        self._instructions, self._step_end = style.instructions, style.step_end
-        self._may_be_complete = may_be_complete
-        self._keep_token_stats = keep_token_stats
-        self._shares_prompts = shares_prompts
-        self._think_end_ids: list[int] | None = None
+    role: ModelRole
+    model: ServedModel
+    sampler: Sampler
+    style: PromptStyle
+    keep_token_stats: bool = False
+    shares_prompts: bool = True
+    may_be_complete: Callable[[str], bool] = lambda text: True
+
+    def __post_init__(self) -> None:
+        self._prompt = self.model.prompt(self.style)
+        self._think_end_ids: list[int] = []
         self._costs = TokenCosts()
         self._slots: dict[int, _Slot] = {}
-        self._pending: Pending[SlotUpdate] = Pending(model.connection)
-        self.wait: Callable[[], None] | None = model.connection.wait
+        self._pending: dict[int, Future[None]] = {}
+
+    @property
+    def wait(self) -> Callable[[], None]:
+        return self.model.server.connection.wait
 
     @property
     def busy(self) -> bool:
@@ -124,27 +143,33 @@ class ServedWriter:
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Assign a problem to a slot. Raises ServerRequestError if the server cannot show where its thinking ends."""
         segments, form = self._prompt.for_problem(problem), self._prompt.think_format
-        if problem.thinks and self._model.dialect.is_plain and form is not THINK:
+        if problem.thinks and self.model.dialect.is_plain and form is not THINK:
             raise self._hidden_end()
         marks = [Control(form.opens + form.closes)] if problem.thinks else []
-        controls = self._model.controls([*segments, *marks])
-        self._slots[slot] = _Slot(slot, problem, segments, controls, sampler or self._sampler)
+        controls = self.model.controls([*segments, *marks])
+        self._slots[slot] = _Slot(slot, problem, segments, controls, sampler or self.sampler)
 
     def close(self, slot: int) -> None:
-        self._pending.cancel(slot)
+        if future := self._pending.pop(slot, None):
+            future.cancel()
         self._slots.pop(slot, None)
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
         opened = self._slots[slot]
-        if not opened.writes_rest:
-            self._pending.begin(slot, self._answer(opened, request))
-        opened.writes_rest = request.until_end
+        if not opened.until_end:
+            opened.until_end = request.until_end
+            opened.trace = replace(request.trace, decisions=[*request.trace.decisions])
+            self._pending[slot] = self.model.server.connection.begin(self._answer(opened))
         return 0
 
     def tick(self) -> list[SlotUpdate]:
-        finished = self._pending.results()
+        """Return the latest updates. Raises the error of a failed request after all updates have been returned."""
+        ended = [slot for slot, future in self._pending.items() if future.done()]  # first, so that no update is missed
         updates = [slot.updates.popleft() for slot in self._slots.values() for _ in range(len(slot.updates))]
-        return updates + finished
+        for slot in ended:
+            if not updates or not self._pending[slot].exception():
+                self._pending.pop(slot).result()
+        return updates
 
     def num_prompt_tokens(self, slot: int) -> int | None:
         prompt = self._slots[slot].prompt
@@ -156,142 +181,137 @@ class ServedWriter:
 
     # --- in the connection's thread
 
-    async def _answer(self, slot: _Slot, request: WriteStep) -> SlotUpdate:
-        trace = replace(request.trace, decisions=[*request.trace.decisions])  # may be ahead of the flow's trace
+    async def _answer(self, slot: _Slot) -> None:
+        """Write and report the next step or, with `until_end`, all later steps."""
+        write, restart = partial(self._write, slot), partial(self._report, slot, num_unread=1)
+        is_unfinished = True
         try:
-            while True:
-                num_steps = len(trace.decisions)
+            while is_unfinished:
+                num_steps = len(slot.trace.decisions)
+                slot.began = time.perf_counter()
                 try:
-                    step = await self._write(slot, trace, until_end=request.until_end)
+                    await self.model.server.retry(write, restart=restart)
                 except ServerRequestError as error:
-                    if error.status != TIMEOUT or len(trace.decisions) == num_steps:
-                        raise
-                    continue  # the next request follows the complete steps
-                if trace.finished or not request.until_end:
-                    return SlotUpdate(slot.number, step=step)
-                self._report(slot, step=step)
+                    if error.status != TIMEOUT or len(slot.trace.decisions) == num_steps:
+                        raise  # otherwise, the next request follows the complete steps
+                is_unfinished = slot.until_end and not slot.trace.finished
         except ProblemError as error:
-            return SlotUpdate(slot.number, error=error)
+            self._report(slot, error=error)
 
-    def _report(self, slot: _Slot, text: str = "", num_unread: int = 0, step: Step | None = None) -> None:
-        slot.updates.append(SlotUpdate(slot.number, text, num_unread, step))
-        self._model.connection.notify()
+    def _report(
+        self, slot: _Slot, text: str = "", num_unread: int = 0, step: Step | None = None, error: ProblemError | None = None
+    ) -> None:
+        slot.updates.append(SlotUpdate(slot.number, text, num_unread, step, error))
+        self.model.server.connection.notify()
 
-    async def _write(self, slot: _Slot, trace: Trace, *, until_end: bool) -> Step:
-        """Write the next step or, with `until_end`, the rest of the phase. Return the last step."""
-        writing, num_before = self._begin(trace, until_end=until_end), trace.num_tokens
-        if trace.phase == "think" and not self._model.dialect.is_plain and self._think_end_ids is None:
-            self._think_end_ids = await self._model.tokenize(self._prompt.think_format.end, slot.topic, is_template=True)
-        prompt = await self._prompt_of(slot, trace)
-        room = self._room(prompt)
-        fitting = self._model.card.context_size - len(prompt)  # servers may reject a higher limit
-        budget, is_last_thought = trace.next_budget(max(fitting, trace.limits.max_step_tokens) if until_end else None)
-        writing, stop = await self._write_until_end(slot, trace, prompt, writing, min(budget, room))
-        num_tokens, at_limit = trace.num_tokens + writing.num_tokens - num_before, stop == "budget"
+    async def _write(self, slot: _Slot) -> None:
+        """Write the next step or, with `until_end`, the rest of the phase."""
+        trace, size = slot.trace, self.model.card.context_size
+        self._begin(slot)
+        prompt = await self._prompt_of(slot)
+        if len(prompt.ids) >= size:
+            message = f"the solution so far ({len(prompt)} tokens) fills the context of {self.model.name} ({size} tokens)"
+            raise ContextFullError(message, "use a shorter problem or a smaller --max-tokens")
+        room, fitting = size - len(prompt.ids), size - len(prompt)  # servers may reject a higher limit than fits
+        budget, is_last_thought = trace.next_budget(max(fitting, trace.limits.max_step_tokens) if slot.until_end else None)
+        stop = await self._write_until_end(slot, prompt, min(budget, room))
+        num_tokens, at_limit = slot.writing.num_received, stop == "budget"
         is_spent = budget <= room and (at_limit or num_tokens >= budget)
         is_full = at_limit and num_tokens >= room
         by_text = None if at_limit else stop
-        reason = step_end(by_text, is_spent=is_spent, is_last_thought=is_last_thought, is_full=is_full)
-        return self._keep(slot, trace, writing, reason or stop)
+        self._keep(slot, step_end(by_text, is_spent=is_spent, is_last_thought=is_last_thought, is_full=is_full) or stop)
 
-    def _begin(self, trace: Trace, *, until_end: bool) -> _Writing:
-        return _Writing(time.perf_counter(), self._prompt.step_text(trace), trace.phase, until_end)
+    def _begin(self, slot: _Slot, num_earlier: int = 0) -> None:
+        slot.writing = _Writing(self._prompt.step_text(slot.trace), slot.trace.phase, slot.began, num_earlier)
 
-    def _keep(self, slot: _Slot, trace: Trace, writing: _Writing, stop: StepStop) -> Step:
-        """Finish a step and add it to the trace."""
-        step = self._finish(writing, stop)
+    def _keep(self, slot: _Slot, stop: StepStop) -> None:
+        """Finish the step, add it to the trace, and report it."""
+        writing, stats = slot.writing, None
+        if self.keep_token_stats and not slot.until_end:
+            try:
+                stats = token_stats(writing.tokens, self.model.num_alternatives, self.model.card.vocabulary_size)
+            except ValueError as error:
+                raise ServerRequestError(f"{self.model.server.name}: {error}") from error
+        text = writing.text.finish(is_cut=stop not in WHOLE)
+        step = Step(self.role, text, writing.num_tokens, writing.cost(), stop, stats, phase=writing.phase)
         slot.steps.remember(step, self._own_ids(step, writing))
         self._costs.add(_per_request(step.cost))
-        trace.add(Decision(kept=step))
-        return step
+        slot.trace.add(Decision(kept=step))
+        slot.is_new, slot.began = False, time.perf_counter()
+        self._report(slot, step=step)
 
-    async def _write_until_end(
-        self, slot: _Slot, trace: Trace, prompt: Prompt, writing: _Writing, max_tokens: int
-    ) -> tuple[_Writing, StepStop]:
+    async def _write_until_end(self, slot: _Slot, prompt: Prompt, max_tokens: int) -> StepStop:
         num_blank = 0
         while num_blank < MAX_BLANK_ANSWERS:
-            num_left = max_tokens - writing.num_tokens
+            num_left, before = max_tokens - slot.writing.num_received, slot.writing.text.so_far.strip()
             if num_left <= 0:
-                return writing, "budget"
-            before = writing.text.so_far.strip()
-            writing, stop = await self._continue(slot, trace, writing, self._request(slot, prompt, writing, num_left))
-            if stop:
-                return writing, stop
-            num_blank = num_blank + 1 if writing.text.so_far.strip() == before else 0
-        raise ServerRequestError(f"{self._model.name} writes only blank lines")
+                return "budget"
+            if stop := await self._continue(slot, self._request(slot, prompt, num_left)):
+                return stop
+            num_blank = num_blank + 1 if slot.writing.text.so_far.strip() == before else 0
+        raise ServerRequestError(f"{self.model.name} writes only blank lines")
 
-    async def _continue(
-        self, slot: _Slot, trace: Trace, before: _Writing, request: TextRequest
-    ) -> tuple[_Writing, StepStop | None]:
-        writing, ending, usage, own = copy.deepcopy(before), None, None, self._own_text(request)
-
-        def restart() -> None:
-            nonlocal writing, own
-            self._report(slot, num_unread=1)
-            if writing.num_earlier:
-                raise ServerRequestError(f"{self._model.host.name} interrupted a response", status=TIMEOUT)
-            writing, own = copy.deepcopy(before), self._own_text(request)
-
-        def take(piece: Piece) -> bool:
-            nonlocal writing, ending, usage
-            piece = own(piece)
-            if request.marker and piece.ending == "end":
-                piece = _without_end_token(piece, request.marker)
-            writing = self._add(slot, trace, writing, piece, request.max_tokens)
-            if writing.num_earlier + len(writing.pieces) - len(before.pieces) > 2 * request.max_tokens + SPARE_PIECES:
-                raise ServerRequestError(f"{self._model.host.name} sent more than max_tokens")
-            ending, usage = piece.ending or ending, piece.usage or usage
-            return self._closes(writing)
-
-        await self._model.write(request, take, restart, topic=slot.topic)
-        if self._closes(writing):
-            if not self._model.dialect.is_plain:
-                writing.usages.append(Usage(prompt=len(request.prompt)))
-            return writing, writing.stop
+    async def _continue(self, slot: _Slot, request: TextRequest) -> StepStop | None:
+        """Add a response to the step. Return the reason why the step ends, or None if it does not end yet."""
+        own, ending, usage = self._own_text(request), None, None
+        async with aclosing(self.model.pieces(request, slot.topic)) as pieces:
+            async for received in pieces:
+                piece = own(received)
+                if request.marker and piece.ending in ("end", "stop"):
+                    piece = _without_end_token(piece, request.marker)
+                self._add(slot, piece, request.max_tokens)
+                ending, usage = piece.ending or ending, piece.usage or usage
+                if self._closes(slot):
+                    ending = None
+                    break
+        writing = slot.writing
+        if usage is None and request.prompt.ids:
+            usage = Usage(prompt=len(request.prompt))
         if usage:
             num_left = max(0, (usage.written or 0) - writing.num_earlier)
             writing.usages.append(usage.model_copy(update={"written": num_left}))
-        return writing, await self._stop(slot, writing, ending, request)
+        return await self._stop(slot, ending, request) if ending else writing.stop
 
-    def _add(self, slot: _Slot, trace: Trace, writing: _Writing, piece: Piece, max_tokens: int) -> _Writing:
+    def _add(self, slot: _Slot, piece: Piece, max_tokens: int) -> None:
         """Add a piece to the step. If the response has more steps, keep each complete step and begin the next one."""
         rest: Piece | None = piece
         while rest:
-            piece, rest = rest, None
-            if self._model.dialect.is_plain or (writing.until_end and len(piece.ids) > 1):  # may contain several tokens
+            piece, rest, writing = rest, None, slot.writing
+            if self.model.dialect.is_plain or (slot.until_end and len(piece.ids) > 1):  # may contain several tokens
                 num_own = 1 + writing.text.num_before_end(one.encode("utf-8", "replace") for one in piece.text)
                 if num_own < len(piece.text):
                     piece, rest = piece.split(num_own)
             if text := writing.add(piece):
                 self._report(slot, text)
-            if not writing.until_end or writing.text.has_marker:
-                return writing
-            num_tokens = writing.num_earlier + writing.num_tokens
-            stop = writing.stop or ("budget" if writing.num_tokens >= trace.limits.max_step_tokens else None)
-            if stop and num_tokens < max_tokens:
-                self._report(slot, step=self._keep(slot, trace, writing, stop))
-                writing = self._begin(trace, until_end=True)
-                writing.first_at, writing.num_earlier = writing.began, num_tokens
-        return writing
+            if not slot.until_end or writing.text.has_marker:
+                return
+            stop = writing.stop or ("budget" if writing.num_tokens >= slot.trace.limits.max_step_tokens else None)
+            if stop and writing.num_received < max_tokens:
+                self._keep(slot, stop)
+                self._begin(slot, writing.num_received)
+                slot.writing.first_at = slot.began
 
     def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
         """Return a function that removes all text outside the step from the pieces of a response."""
         return lambda piece: piece
 
-    def _closes(self, writing: _Writing) -> bool:
-        if writing.until_end:
-            return writing.text.has_marker and self._model.dialect.is_plain
-        return writing.stop == "loop" or (writing.text.ended and self._model.dialect.is_plain)
+    def _closes(self, slot: _Slot) -> bool:
+        """Return whether the rest of the response is not needed."""
+        text, is_plain = slot.writing.text, self.model.dialect.is_plain
+        if slot.until_end:
+            return text.has_marker and is_plain
+        return slot.writing.stop == "loop" or (text.ended and is_plain)
 
-    async def _stop(self, slot: _Slot, writing: _Writing, ending: Ending | None, request: TextRequest) -> StepStop | None:
-        if ending is None:
-            raise ServerRequestError(f"{self._model.host.name} sent no finish reason")
-        if ending == "length" and not writing.num_earlier + writing.num_tokens:
-            raise ServerRequestError(f"{self._model.host.name} ended its response before the first token")
-        if not writing.text.has_marker and (writing.until_end or ending != "separator"):
+    async def _stop(self, slot: _Slot, ending: Ending, request: TextRequest) -> StepStop | None:
+        writing, text = slot.writing, slot.writing.text
+        if ending == "length" and not writing.num_received:
+            raise ServerRequestError(f"{self.model.server.name} ended its response before the first token")
+        if not text.has_marker and (slot.until_end or ending != "separator"):
             return (writing.stop or "budget") if ending == "length" else "thought" if writing.phase == "think" else "end"
-        if writing.text.so_far.strip() and not writing.text.so_far.endswith(request.stop) and not writing.text.ended:
-            raise ServerRequestError(f"{self._model.host.name} omitted the stop string ({self._step_end}) from its response")
+        if text.so_far.strip() and not text.so_far.endswith(request.stop) and not text.ended:
+            raise ServerRequestError(
+                f"{self.model.server.name} omitted the stop string ({self.style.step_end}) from its response"
+            )
         return writing.stop
 
     def _marker(self, phase: Phase) -> str:
@@ -300,7 +320,7 @@ class ServedWriter:
 
     def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
         """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
-        ids, end = writing.ids, self._think_end_ids or []
+        ids, end = writing.ids, self._think_end_ids
         if writing.text.lacks_tokens:
             return []
         if step.phase == "answer" or not ids:
@@ -312,57 +332,40 @@ class ServedWriter:
 
     def _hidden_end(self) -> ServerRequestError:
         return ServerRequestError(
-            f"{self._model.host.name} omits '{self._prompt.think_format.end}', which marks the end of thinking in {self._model.name}",
+            f"{self.model.server.name} omits '{self._prompt.think_format.end}', which marks the end of thinking in {self.model.name}",
             "use a newer version of vLLM, SGLang or llama-server, or --think off",
         )
 
-    def _request(self, slot: _Slot, prompt: Prompt, writing: _Writing, max_tokens: int) -> TextRequest:
-        sampler, is_first, slot.is_new = slot.sampler, slot.is_new, False
-        text = prompt + writing.text.so_far if isinstance(prompt, str | Dialogue) else [*prompt, *writing.ids]
-        k = self._model.num_alternatives if self._keep_token_stats and not writing.until_end else 0
+    def _request(self, slot: _Slot, prompt: Prompt, max_tokens: int) -> TextRequest:
+        writing = slot.writing
+        prompt = prompt.followed_by(writing.text.so_far, writing.ids)
         return TextRequest(
-            self._model.name,
-            text,
+            self.model.name,
+            prompt,
             max_tokens,
-            replace(sampler, seed=_seed(sampler.seed, slot.problem.question, len(text))),
-            num_alternatives=k,
-            cache_key="" if self._shares_prompts else slot.topic,
-            is_first=is_first,
-            stop="" if writing.until_end else self._step_end.separator,
+            replace(slot.sampler, seed=_seed(slot.sampler.seed, slot.problem.question, len(prompt))),
+            num_alternatives=self.model.num_alternatives if self.keep_token_stats and not slot.until_end else 0,
+            cache_key="" if self.shares_prompts else slot.topic,
+            is_first=slot.is_new,
+            stop="" if slot.until_end else self.style.step_end.separator,
             marker=self._marker(writing.phase),
         )
 
-    async def _prompt_of(self, slot: _Slot, trace: Trace) -> Prompt:
-        if self._model.dialect.is_plain:
-            kept = [decision.kept for decision in trace.decisions]
+    async def _prompt_of(self, slot: _Slot) -> Prompt:
+        model, controls, topic = self.model, slot.controls, slot.topic
+        if model.dialect.is_plain:
+            kept = [decision.kept for decision in slot.trace.decisions]
             steps = [segment for step in kept for segment in (Plain(step.text), *self._prompt.after(step))]
-            return prompt_text([*slot.segments, *steps], slot.controls)
+            return await model.prompt_of([*slot.segments, *steps], controls)
+        if slot.problem.thinks and not self._think_end_ids:
+            self._think_end_ids = await model.ids_of([Control(self._prompt.think_format.end)], controls, topic)
         if slot.prompt is None:
-            slot.prompt = await self._model.ids_of(slot.segments, slot.controls, slot.topic)
-        for step, own in slot.steps.missing(trace):
-            ids = own or await self._model.ids_of_step(step.text, slot.controls, slot.topic)
-            for segment in self._prompt.after(step):
-                ids = ids + await self._model.tokenize(segment.text, slot.topic, is_template=True)
-            slot.steps.add(step, ids)
-        return slot.steps.after(slot.prompt)
-
-    def _room(self, prompt: Prompt) -> int:
-        size = self._model.card.context_size
-        if isinstance(prompt, str | Dialogue):
-            return size
-        if len(prompt) >= size:
-            message = f"the solution so far ({len(prompt)} tokens) fills the context of {self._model.name} ({size} tokens)"
-            raise ContextFullError(message, "use a shorter problem or a smaller --max-tokens")
-        return size - len(prompt)
-
-    def _finish(self, writing: _Writing, stop: StepStop) -> Step:
-        try:
-            k, size = self._model.num_alternatives, self._model.card.vocabulary_size
-            stats = token_stats(writing.tokens, k, size) if self._keep_token_stats and not writing.until_end else None
-        except ValueError as error:
-            raise ServerRequestError(f"{self._model.host.name}: {error}") from error
-        text, count = writing.text.finish(is_cut=stop not in WHOLE), writing.num_tokens
-        return Step(self._role, text, count, _cost(writing), stop, stats, phase=writing.phase)
+            slot.prompt = await model.prompt_of(slot.segments, controls, topic)
+        for step, own in slot.steps.missing(slot.trace):
+            text = [] if own else [Plain(step.text)]
+            after = [Control(segment.text) for segment in self._prompt.after(step)]
+            slot.steps.add(step, own + await model.ids_of([*text, *after], controls, topic))
+        return Prompt(ids=slot.steps.after([*slot.prompt.ids]))
 
 
 class ChatWriter(ServedWriter):
@@ -370,80 +373,92 @@ class ChatWriter(ServedWriter):
 
     @property
     def _chat(self) -> Chat:
-        return cast("Chat", self._model.dialect)
+        return cast("Chat", self.model.dialect)
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
-        self._slots[slot] = _Slot(slot, problem, [], Controls([]), sampler or self._sampler)
+        self._slots[slot] = _Slot(slot, problem, [], Controls([]), sampler or self.sampler)
 
-    async def _prompt_of(self, slot: _Slot, trace: Trace) -> Prompt:
-        problem, written = slot.problem, trace.written
-        if trace.thoughts and not trace.text:
-            written += self._step_end.separator
-        system = (self._instructions if problem.system is None else problem.system).strip()
+    async def _prompt_of(self, slot: _Slot) -> Prompt:
+        problem, written = slot.problem, slot.trace.written
+        if slot.trace.thoughts and not slot.trace.text:
+            written += self.style.step_end.separator
+        system = (self.style.instructions if problem.system is None else problem.system).strip()
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": turn.role, "content": turn.text} for turn in problem.turns]
-        return Dialogue([*messages, {"role": "user", "content": problem.question}], written)
+        return Prompt(written, messages=[*messages, {"role": "user", "content": problem.question}])
 
-    def _request(self, slot: _Slot, prompt: Prompt, writing: _Writing, max_tokens: int) -> TextRequest:
+    def _request(self, slot: _Slot, prompt: Prompt, max_tokens: int) -> TextRequest:
         """Return a request.
 
         The stop string is empty if a step may contain a separator, or if the server cannot stop at a separator.
         """
-        request = super()._request(slot, prompt, writing, max_tokens)
-        stops = writing.phase == "answer" and self._step_end.min_chars == 1 and self._chat.can_stop
+        request = super()._request(slot, prompt, max_tokens)
+        stops = slot.writing.phase == "answer" and self.style.step_end.min_chars == 1 and self._chat.can_stop
         return replace(request, stop=request.stop if stops else "")
 
     def _marker(self, phase: Phase) -> str:
         return ""
 
     def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
-        return OwnText(request.dialogue.written, self._chat)
+        return OwnText(request.prompt.text, self._chat)
 
-    async def _stop(self, slot: _Slot, writing: _Writing, ending: Ending | None, request: TextRequest) -> StepStop | None:
-        if writing.until_end or ending is None or ending == "length":
-            return await super()._stop(slot, writing, ending, request)
-        written, separator = request.dialogue.written, self._step_end.separator
-        is_blank = not writing.text.so_far.strip()
-        if ending == "stop" and not request.stop:
-            ending = "end"
-        elif ending == "stop" and is_blank:
-            ending = "end" if not written or written.endswith(separator) else "separator"
+    async def _stop(self, slot: _Slot, ending: Ending, request: TextRequest) -> StepStop | None:
+        if slot.until_end or ending == "length":
+            return await super()._stop(slot, ending, request)
+        written, separator, text = request.prompt.text, self.style.step_end.separator, slot.writing.text.so_far
+        if ending == "stop" and text.strip():
+            ending = "end" if not request.stop or await self._is_over(slot, request) else "separator"
         elif ending == "stop":
-            ending = "end" if await self._is_over(slot, writing, request) else "separator"
+            is_over = not request.stop or not written or written.endswith(separator)
+            ending = "end" if is_over else "separator"
         if ending == "end":
-            return "thought" if writing.phase == "think" else "end"
-        self._report(slot, writing.add(Piece(separator)))
-        return writing.stop
+            return "thought" if slot.writing.phase == "think" else "end"
+        self._report(slot, slot.writing.add(Piece(separator)))
+        return slot.writing.stop
 
-    async def _is_over(self, slot: _Slot, writing: _Writing, request: TextRequest) -> bool:
+    async def _is_over(self, slot: _Slot, request: TextRequest) -> bool:
         """Return whether the solution is complete.
 
         Unless the solution is certainly unfinished, the model is asked to continue the solution without a stop string.
         """
-        dialogue = request.dialogue + writing.text.so_far.lstrip()
-        if not self._may_be_complete(dialogue.written):
+        prompt = request.prompt.followed_by(slot.writing.text.so_far.lstrip())
+        if not self.may_be_complete(prompt.text):
             return False
-        pieces: list[Piece] = []
-        check = replace(request, prompt=dialogue, max_tokens=CHECK_TOKENS, stop="")
-        await self._model.write(check, pieces.append, pieces.clear, topic=slot.topic)
-        writing.usages += [piece.usage.model_copy(update={"written": 0}) for piece in pieces if piece.usage]
-        own = self._own_text(check)
-        return not "".join(own(piece).text for piece in pieces)
+        check = replace(request, prompt=prompt, max_tokens=CHECK_TOKENS, stop="")
+        own, is_over = self._own_text(check), True
+        async for piece in self.model.pieces(check, slot.topic):
+            is_over = is_over and not own(piece).text
+            if piece.usage:
+                slot.writing.usages.append(piece.usage.model_copy(update={"written": 0}))
+        return is_over
 
 
-def _cost(writing: _Writing) -> Cost:
-    """Return the server's token counts and locally measured times. The time before the first output token counts as prefill."""
-    now = time.perf_counter()
-    num_cached = sum(usage.cached or 0 for usage in writing.usages)
-    num_prompt = sum(usage.prompt for usage in writing.usages)
-    first = writing.first_at if writing.first_at is not None and len(writing.pieces) > 1 else writing.began
-    return Cost(
-        prefill_tokens=num_prompt - num_cached,
-        prefill_seconds=first - writing.began,
-        decode_tokens=writing.num_tokens,
-        decode_seconds=now - first,
-        cached_tokens=num_cached,
-    )
+class OwnText:
+    """Removes repeated text from the beginning of a response: the text to continue and the separator after it."""
+
+    def __init__(self, written: str, chat: Chat) -> None:
+        self._sent = chat.sent(written)
+        self._repeats, self._is_compared, self._held = chat.repeats, not self._sent, ""
+        self._skipped = "\n" if written != self._sent else ""
+
+    def __call__(self, piece: Piece) -> Piece:
+        """Hold a response back until it differs from the text to continue.
+
+        Raises ServerRequestError if the response repeats only a part of the text to continue.
+        """
+        text = piece.text
+        if not self._is_compared:
+            self._held += text
+            num_common = len(commonprefix([self._held, self._sent]))  # noqa: RUF071 - texts, not paths
+            if piece.ending is None and num_common == len(self._held) < len(self._sent):
+                return replace(piece, text="")
+            is_repetition = self._repeats or num_common >= MAX_COMMON
+            if is_repetition and num_common < len(self._sent):
+                raise ServerRequestError("the model begins its answer again instead of continuing it", "use another target")
+            text, self._is_compared = self._held[num_common if is_repetition else 0 :], True
+        if text := text.lstrip(self._skipped):
+            self._skipped = ""
+        return replace(piece, text=text)
 
 
 def _per_request(cost: Cost) -> Cost:
