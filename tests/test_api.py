@@ -5,14 +5,16 @@ import os
 import re
 import shlex
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import run
+from cli import TIMEOUT, run
 from made_up_tuning import make_tuned
 
 import arbitrage_cli
@@ -29,6 +31,7 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
+from arbitrage_cli.app.session import Session
 from arbitrage_cli.costs.placement import machine_here, tuned_file
 from arbitrage_cli.costs.store import keep_tuned
 from arbitrage_cli.model_files.checksums import sha256_of
@@ -207,6 +210,50 @@ def test_closing_a_pair_ends_its_stream() -> None:
         pair.close()
         with pytest.raises(UsageError, match="closed"):
             next(events)
+
+
+def test_a_pair_that_is_dropped_is_closed_with_a_warning() -> None:
+    """Although a conversation and a half-read stream of it existed."""
+    pairs = [scripted()]
+    pairs[0].conversation().ask(QUESTION)
+    next(pairs[0].stream(QUESTION))
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        pairs.clear()
+
+
+def test_a_pair_is_not_closed_while_another_thread_solves() -> None:
+    with scripted() as pair:
+        asked, answered = threading.Event(), threading.Event()
+
+        def questions() -> Iterator[str]:
+            asked.set()
+            answered.wait(TIMEOUT)
+            yield QUESTION
+
+        with ThreadPoolExecutor(1) as pool:
+            solved = pool.submit(lambda: list(pair.solve_many(questions())))
+            asked.wait(TIMEOUT)
+            try:
+                with pytest.raises(UsageError, match="another thread"):
+                    pair.close()
+            finally:
+                answered.set()
+            assert [one.answer for one in solved.result()] == [ANSWER]
+        assert pair.solve(QUESTION).answer == ANSWER
+
+
+def test_an_interrupted_advice_leaves_the_pair_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the interrupt arrives while the models are loaded again."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with scripted() as pair:
+        with monkeypatch.context() as patched:
+            patched.setattr(Session, "load", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pair.advise([QUESTION], minutes=0.01)
+        assert pair.solve(QUESTION).answer == ANSWER
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ OPTIONS = {
     name: {
         "-h",
         "--help",
-        *(flag for one in command.params if not getattr(one, "hidden", False) for flag in (*one.opts, *one.secondary_opts)),
+        *(flag for one in command.params for flag in (*one.opts, *one.secondary_opts)),
     }
     for name, command in COMMANDS.items()
 } | {"": {"-h", "--help", "--version", "--install-completion", "--show-completion"}}

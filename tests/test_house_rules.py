@@ -114,15 +114,15 @@ def test_every_policy_is_documented() -> None:
     assert {name for name in POLICIES if f"`{name}`" not in rows} == set()
 
 
-def test_no_command_has_more_than_32_options() -> None:
-    """Options are what people change often. Settings of a pair or a machine belong in a settings file."""
+def test_no_help_has_more_than_22_options() -> None:
+    """The others are shared, and described by `arbitrage guide options`."""
     root: Any = typer.main.get_command(make_app())
     commands = {name: command for name, command in root.commands.items() if not hasattr(command, "commands")}
     counts = {
         name: sum(one.param_type_name == "option" and not one.hidden for one in command.params)
         for name, command in commands.items()
     }
-    assert max(counts.values()) == counts["bench"] <= 32, counts
+    assert max(counts.values()) <= 22, counts
 
 
 def test_the_fork_server_never_runs_llama_cpp() -> None:

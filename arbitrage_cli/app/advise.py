@@ -15,14 +15,9 @@ from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
 from arbitrage_cli.app.benchmark import Attempt
 from arbitrage_cli.app.model_choice import NamedModels
 from arbitrage_cli.app.model_info import prediction_hint
-from arbitrage_cli.app.options import (
-    AdviceOptions,
-    BenchRoutingOptions,
-    ProblemOptions,
-    given_options,
-)
+from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import Display, offering_to_resume
-from arbitrage_cli.app.request import Request, RunOptions, ask_to_compare
+from arbitrage_cli.app.request import Request, ask_to_compare
 from arbitrage_cli.app.selection import Selection, default_folder, draw_sample, read_problems
 from arbitrage_cli.app.sentences import alone, sentence
 from arbitrage_cli.app.session import open_session
@@ -40,14 +35,18 @@ from arbitrage_cli.inference.llama.prebuilt import how_to_install
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import (
+    ADVICE,
+    PAIRS_FILE,
     PairEntry,
     is_built_in,
     is_gguf,
     local_files,
     router_file,
     save_pair,
+    toml_lines,
 )
 from arbitrage_cli.problems.rows import Item, make_dataset
+from arbitrage_cli.problems.task import Task
 from arbitrage_cli.problems.tasks import FORMS
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
@@ -81,9 +80,9 @@ def advice_problems(advice: AdviceOptions, *, seed: int, offline: bool) -> Selec
     return read_problems(problems, seed=seed, offline=offline, needs_answers=False)
 
 
-def request_of(options: RunOptions, selected: Selection, advice: AdviceOptions) -> AdviceRequest:
+def request_of(options: Options, task: Task, selected: Selection, advice: AdviceOptions) -> AdviceRequest:
     """Check the options of `advise`. Raises UsageError if an option is invalid; RouterError if the router cannot be used."""
-    asked = ask_to_compare(options, BenchRoutingOptions(), _policies)
+    asked = ask_to_compare(options, task, default=_policies)
     if advice.save and not asked.named.own_pair:
         hint = "add these two models to pairs.toml, then use --pair NAME"
         raise UsageError("can only be used with a named pair", hint, option="save")
@@ -245,35 +244,40 @@ class AdvicePace(Pace):
 
 
 def advise_on(
-    questions: Iterable[str | Mapping[str, Any]], options: RunOptions, *, minutes: float, display: Display
+    questions: Iterable[str | Mapping[str, Any]], options: Options, task: Task, *, minutes: float, display: Display
 ) -> Advice:
     """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
     rows = (one if isinstance(one, Mapping) else {"question": one} for one in questions)
     dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
-    items = draw_sample(dataset.items, MOST_PROBLEMS, options.generation.seed)
+    items = draw_sample(dataset.items, MOST_PROBLEMS, options.seed)
     selected = Selection(dataset, items, is_sample=True)
-    asked = ask_to_compare(options, BenchRoutingOptions(), _policies)
+    asked = ask_to_compare(options, task, default=_policies)
     with TemporaryDirectory() as folder:
         return advise(AdviceRequest(asked, selected, minutes, Path(folder, "run")), display)
 
 
-def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> Path:
-    """Save the recommended policy, and its router if it needs one, to the pair's entry in pairs.toml."""
+def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> str:
+    """Append the pair with the recommended policy, and its router if it needs one, to pairs.toml.
+
+    Return what was saved or, if the file already defines the pair, the lines to insert.
+    """
     policy = advice.policy
-    path, changed = user_folder() / "pairs.toml", replace(pair, policy=policy, tau=advice.tau)
+    path, changed = user_folder() / PAIRS_FILE, replace(pair, policy=policy, tau=advice.tau)
     if router and POLICIES[policy].needs_router:
         changed = replace(changed, router=router if is_built_in(router) else str(router_file(router).absolute()))
-    save_pair(path, changed)
-    return path
+    if save_pair(path, changed):
+        return f"saved in {path}: pair {pair.name} uses policy {policy}" + (f" at {advice.tau}" if advice.tau else "")
+    fields = ADVICE if changed.router != pair.router else ("policy", "tau")
+    return "\n".join([f"to use this advice by default, set in {path}:", *toml_lines(changed, fields)])
 
 
-def _policies(named: NamedModels, options: RunOptions) -> str:
+def _policies(named: NamedModels, options: Options, task: Task) -> str:
     """Return the policies to compare, as in `bench --policy`. `draft` is included if its answers can be compared."""
     pair = named.own_pair
     speculative = [] if named.served else ["speculative"]
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
     others = [*speculative, *([f"arbitrage@{preset}"] if named.router else [])]
-    draft = ["draft"] if options.task.name != "free" or not others else []
+    draft = ["draft"] if task.name != "free" or not others else []
     return ",".join(["target", *draft, *others])
 
 
@@ -285,11 +289,11 @@ def _command(request: AdviceRequest, route: str) -> str:
     """Return the command line that solves a problem with the recommended policy."""
     options, (policy, _, tau) = request.asked.options, route.partition("@")
     explicit = options.explicit if POLICIES[policy].needs_router else options.explicit - {"router"}
-    of_data = request.selected.dataset.task if options.generation.task is None else None
+    of_data = request.selected.dataset.task if options.task is None else None
     return shlex.join(
         [
             *("arbitrage", "solve", *([] if explicit & {"draft", "target", "pair"} else request.asked.named.arguments)),
-            *given_options(explicit, options.models, options.generation, options.machine),
+            *replace(options, explicit=explicit).arguments,
             *(["--task", of_data] if of_data else []),
             *("--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"),
         ]

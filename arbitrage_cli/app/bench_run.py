@@ -101,7 +101,7 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
     spec = make_spec(request, earlier)
     if earlier:
         known = settings_of(spec) | problem_facts(selected.dataset, [item.problem.id for item in selected.items])
-        limits = limits_of(request.options.generation, spec.task, earlier["limits"]["think_tokens"])  # as its models decided
+        limits = limits_of(request.options, earlier["limits"]["think_tokens"])  # as its models decided
         known |= {"limits": asdict(limits), "think_min_chars": earlier["think_min_chars"]}
         resume(with_grown(earlier, selected.dataset), {**earlier, **known}, path)
     attempts = plan(selected.items, spec.routes, options.samples)

@@ -1,4 +1,4 @@
-"""Checks the options of a call, combines them with the pair's defaults, and converts questions to problems."""
+"""Checks the options of a call, combines them with the pair's options, and converts questions to problems."""
 
 import contextlib
 import re
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from arbitrage_cli.app.model_choice import needed_models, refuse_on_servers
-from arbitrage_cli.app.options import GenerationOptions, RoutingOptions, check
-from arbitrage_cli.app.request import choose_route, think_tokens
+from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import choose_route
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.solution import Solution
 from arbitrage_cli.app.spec import Spec, limits_of, refuse_without_thinking, sampler_of
@@ -25,7 +25,7 @@ from arbitrage_cli.types import Finished, Limits, Problem, Trace
 Question = str | Problem | Sequence[Mapping[str, str]]
 """A question: a string, a `Problem` with an id, or a list of chat messages such as `{"role": "user", "content": "..."}`."""
 
-ROUTING = frozenset(("policy", "tau", "early_stop"))
+NO_ROUTING: Mapping[str, Any] = {"policy": None, "tau": None, "early_stop": None}
 
 
 class CallOptions(TypedDict, total=False):
@@ -51,31 +51,21 @@ class CallOptions(TypedDict, total=False):
     system: str | None
 
 
-def without_none(options: CallOptions) -> dict[str, Any]:
-    """Return the options that are not None. Raises TypeError if an option is unknown."""
+def options_of(defaults: Options, options: CallOptions, **more: Any) -> Options:
+    """Return the options of a call. Raises TypeError if an option is unknown; UsageError if a value is invalid."""
     for name in options.keys() - CallOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument '{name}'")
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def routing_of(options: Mapping[str, Any]) -> RoutingOptions:
-    named = {name: options[name] for name in ROUTING & options.keys()}
-    if type(named.get("tau")) in (int, float):
-        named["tau"] = str(named["tau"])
-    return check(RoutingOptions(**named))
-
-
-def generation_of(defaults: GenerationOptions, options: Mapping[str, Any]) -> GenerationOptions:
-    """Return the generation options, using `defaults` for missing options. Raises UsageError if a value is invalid."""
-    named = {name: value for name, value in options.items() if name not in ROUTING}
-    match named.get("think"):
+    values: dict[str, Any] = {**options, **more}
+    if type(values.get("tau")) in (int, float):
+        values["tau"] = str(values["tau"])
+    match values.get("think"):
         case bool(switch):
-            named["think"] = "on" if switch else "off"
+            values["think"] = "on" if switch else "off"
         case int(limit):
-            named["think"] = str(limit)
+            values["think"] = str(limit)
         case other if other is not None:
             raise UsageError(f"expected a bool or a number of tokens, found {other!r}", option="think")
-    return check(replace(defaults, **named))
+    return defaults.with_values(values)
 
 
 @contextlib.contextmanager
@@ -115,26 +105,26 @@ class Call:
         return Solution.of(finished, run)
 
 
-def resolve_call(session: Session, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Call:
-    """Combine a call's options with the pair's defaults. Raises UsageError if an option is invalid or a model is missing."""
-    spec, options_of_pair = session.spec, session.spec.request.options
-    replaced = ROUTING if "policy" in options else frozenset()  # the pair's tau belongs to the pair's policy
-    merged = {name: value for name, value in defaults.items() if name not in replaced} | dict(options)
-    generation = generation_of(options_of_pair.generation, options)
-    route = _route(spec, routing_of(merged), frozenset(options)) if ROUTING & options.keys() else spec.route
+def resolve_call(session: Session, given: CallOptions) -> Call:
+    """Combine a call's options with the pair's options. Raises UsageError if an option is invalid or a model is missing."""
+    spec = session.spec
+    own = spec.request.options  # the pair's tau belongs to the pair's policy
+    options = options_of(replace(own, **NO_ROUTING) if given.get("policy") is not None else own, given)
+    route = _route(spec, options) if NO_ROUTING.keys() & options.explicit else spec.route
     _check_loaded(session, route.policy)
-    thinks = spec.limits.think_tokens if generation.think is None else think_tokens(generation)
-    limits, sampler = limits_of(generation, spec.task, thinks), sampler_of(generation)
+    limits = limits_of(options, spec.limits.think_tokens if options.think is None else options.think_tokens)
+    sampler = sampler_of(options)
     if limits.thinks is False:
         refuse_without_thinking(session.prompts())
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
-    return Call(route, limits, sampler, options.get("system"), session.flow(route, sampler), run)
+    system = options.system if "system" in options.explicit else None
+    return Call(route, limits, sampler, system, session.flow(route, sampler), run)
 
 
-def _route(spec: Spec, routing: RoutingOptions, explicit: frozenset[str]) -> Route:
+def _route(spec: Spec, options: Options) -> Route:
     named = spec.request.named
-    policy, tau = choose_route(named, spec.task, routing, explicit)
-    return make_route(policy, tau, spec.available_router, early_stop=named.early_stop(routing.early_stop, [policy]))
+    policy, tau = choose_route(named, spec.task, options)
+    return make_route(policy, tau, spec.available_router, early_stop=named.early_stop(options.early_stop, [policy]))
 
 
 def _check_loaded(session: Session, policy: Policy) -> None:

@@ -15,6 +15,7 @@ from arbitrage_cli.errors import ModelFileError, OutputError, UsageError
 from arbitrage_cli.evaluation.work import decoding_factors
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
+from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.results import Result, concurrency_of, results_by_policy, unit_costs_of
@@ -103,12 +104,14 @@ def _local_models(named: NamedModels) -> dict[ModelRole, str]:
 def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) -> dict[ModelRole, str]:
     """Download missing files. Return each model's first file, or its name if it has no file.
 
-    Raises ModelFileError if a file does not exist; HubError if a download fails.
+    Raises ModelFileError if a file does not exist or is not a GGUF model; HubError if a download fails.
     """
     found: dict[ModelRole, str] = {}
     for role, source in sources.items():
         files = find_files(source, offline=offline, on_progress=display.fetching)
         if files and not local_files(source):
             raise ModelFileError(f"{files[0]}: no such file", f"check the path of the {role} model")
+        if files:
+            read_header(files[0])
         found[role] = str(files[0]) if files else source
     return found

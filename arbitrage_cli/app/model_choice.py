@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.options import ModelOptions, RouterOptions, ThreadOptions
+from arbitrage_cli.app.options import Options
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, UsageError, unknown
 from arbitrage_cli.evaluation.prices import parse_prices
 from arbitrage_cli.inference.backend import LoadOptions
@@ -94,37 +94,19 @@ def arguments_for(pair: PairEntry | None, sources: Models) -> list[str]:
     return [part for name, value in named.items() if value for part in (f"--{name}", value)]
 
 
-def _choose_pair(explicit: frozenset[str], options: RouterOptions, *, thinks: bool | None) -> PairEntry | None:
-    models = (options.draft, options.target)
-    if any(models) and (not options.pair or (all(models) and "pair" not in explicit)):
-        return None
-    pairs = user_pairs()
-    pair = find_pair(options.pair or DEFAULT_PAIR, pairs)
-    if any(models) or thinks is None:
-        return pair
-    if thinks:
-        return find_pair(pair.thinking_pair, pairs) if pair.thinking_pair else pair
-    return next((other for other in pairs.values() if other.thinking_pair == pair.name), pair)
+def choose_models(options: Options, task: Task) -> NamedModels:
+    """Return the models and the router that the options name.
 
-
-def choose_models(
-    explicit: frozenset[str], options: RouterOptions, loading: ThreadOptions, task: Task, *, thinks: bool | None = None
-) -> NamedModels:
-    """Return the models and router, and a PRM if the command supports it.
-
-    If the user turned thinking on or off (`thinks`), use the pair that thinks, or the pair that does not.
-
-    Raises UsageError if the pair is unknown, or an address, an API key or a setting of the pair is invalid; RouterError if
+    If the user turned thinking on or off, use the pair that thinks, or the pair that does not. Raises UsageError if the pair is unknown, or an address, an API key or a setting of the pair is invalid; RouterError if
     the router cannot be used.
     """
     for name in ("pair", "draft", "target", "router", "prm"):
-        if getattr(options, name, None) == "":
+        if getattr(options, name) == "":
             raise UsageError("the value is empty", "enter a name, or omit the option", option=name)
-    pair = _choose_pair(explicit, options, thinks=thinks)
-    prm = options.prm if isinstance(options, ModelOptions) else None
-    models: Models = {"draft": options.draft, "target": options.target, "prm": prm}
+    pair = _choose_pair(options)
+    models: Models = {"draft": options.draft, "target": options.target, "prm": options.prm}
     if pair:
-        overridden = models.keys() - explicit if "pair" in explicit else set()
+        overridden = models.keys() - options.explicit if "pair" in options.explicit else set()
         models = {
             role: source if source and role not in overridden else pair.sources[role] for role, source in models.items()
         }
@@ -135,9 +117,22 @@ def choose_models(
     router = load(router_file(router_source)) if router_source else None
     if router:
         router.check_steps(task.step_end)
-    load_options = _load_options(pair, loading)
+    load_options = _load_options(pair, options)
     served = _served_models(own_pair, models, load_options)
     return NamedModels(pair, own_pair, models, router, router_source, load_options, served, _price_of(own_pair))
+
+
+def _choose_pair(options: Options) -> PairEntry | None:
+    models = (options.draft, options.target)
+    if any(models) and (not options.pair or (all(models) and "pair" not in options.explicit)):
+        return None
+    pairs = user_pairs()
+    pair = find_pair(options.pair or DEFAULT_PAIR, pairs)
+    if any(models) or options.think is None:
+        return pair
+    if options.think_tokens != 0:
+        return find_pair(pair.thinking_pair, pairs) if pair.thinking_pair else pair
+    return next((other for other in pairs.values() if other.thinking_pair == pair.name), pair)
 
 
 def arguments_of_run(folder: Path) -> list[str]:
@@ -208,13 +203,13 @@ def needs_prm(policy: Policy, reward: str | None) -> bool:
     return policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
 
 
-def _load_options(pair: PairEntry | None, machine: ThreadOptions) -> LoadOptions:
+def _load_options(pair: PairEntry | None, options: Options) -> LoadOptions:
     return LoadOptions(
-        pair.ctx if pair and machine.ctx is None else machine.ctx,
-        machine.threads,
-        machine.gpu_layers,
-        machine.flash_attention,
-        machine.kv_type,
+        pair.ctx if pair and options.ctx is None else options.ctx,
+        options.threads,
+        options.gpu_layers,
+        options.flash_attention,
+        options.kv_type,
         template_variables=dict(pair.chat_template_kwargs or {}) if pair else {},
     )
 

@@ -7,24 +7,26 @@ warnings about models go to the logger `arbitrage`.
 import contextlib
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
+from inspect import GEN_RUNNING, getgeneratorstate
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from arbitrage_cli.app.call import (
+    NO_ROUTING,
     Call,
     CallOptions,
     Question,
-    generation_of,
+    options_of,
     python_errors,
     resolve_call,
-    routing_of,
-    without_none,
 )
 from arbitrage_cli.app.conversation import Turns
-from arbitrage_cli.app.options import AdviceOptions, GenerationOptions, MachineOptions, ModelOptions, check
+from arbitrage_cli.app.options import AdviceOptions, Options, check
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Request, RunOptions, ask
+from arbitrage_cli.app.request import Request, ask
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.solution import InOrder, Solution, StreamEvent, Token
 from arbitrage_cli.app.spec import Spec
@@ -42,14 +44,21 @@ log = logging.getLogger("arbitrage")
 class Pair(contextlib.AbstractContextManager["Pair"]):
     """A draft and a target, loaded by `open_pair`. Calls run one at a time, in one thread, and accept `CallOptions`."""
 
-    def __init__(self, request: Request, defaults: Mapping[str, Any]) -> None:
-        self._request, self._defaults = request, defaults
+    _is_closed = True  # until the models are loaded
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
         self._stack = contextlib.ExitStack()
         self._schedulers: dict[str | None, Scheduler] = {}  # by the source of rewards
         self._events: Generator[Event, None, None] | None = None
-        self._session = self._load()
-        self._spec = self._session.spec
+        self._session: Session | None = None
+        self._spec = self._loaded().spec
         self._is_closed = False
+
+    def __del__(self) -> None:
+        if not self._is_closed and not sys.is_finalizing():
+            self.close()
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -62,10 +71,15 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return [name for name in super().__dir__() if not name.startswith("_")]
 
     def close(self) -> None:
-        """Stop a running call and free the models. Closing a closed pair has no effect."""
-        self._is_closed = True
+        """Stop a running call and free the models. Closing a closed pair has no effect.
+
+        Raises UsageError if another thread is solving a problem with this pair.
+        """
         if self._events is not None:
+            if getgeneratorstate(self._events) == GEN_RUNNING:
+                raise UsageError("another thread is solving a problem with this pair", "close the pair after the call")
             self._events.close()  # before the models are freed
+        self._is_closed = True
         self._stack.close()
 
     def solve(self, question: Question, **options: Unpack[CallOptions]) -> Solution:
@@ -96,37 +110,37 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         """Compare policies on sample questions until a policy is clearly best or the time limit is reached.
 
         A question may be a mapping with a reference answer: `{"question": "...", "answer": "36"}`. The models are freed
-        during the measurement and reloaded afterwards. Raises UsageError if a question is invalid; ModelError or ServerError
+        during the measurement and reloaded by the next call. Raises UsageError if a question is invalid; ModelError or ServerError
         if a model cannot be used.
         """
         from arbitrage_cli.app.advise import advise_on  # slow to import
 
         self._check_free()
         _check_many(questions)
-        minutes = check(AdviceOptions(minutes=minutes)).minutes
-        options = self._request.options
-        single = replace(options, machine=replace(options.machine, concurrency=None))
+        minutes = check(AdviceOptions, "minutes", minutes)
+        options, task = self._request.options, self._request.task
+        replaced = {**NO_ROUTING, "concurrency": None}
+        single = replace(options, **replaced, explicit=options.explicit - replaced.keys())
         self._stack.close()
-        self._is_closed = True  # in case loading fails
-        try:
-            return advise_on(questions, single, minutes=minutes, display=LogDisplay(log))
-        finally:
-            self._session = self._load(self._spec)
-            self._is_closed = False
-
-    def _load(self, spec: Spec | None = None) -> Session:
+        self._session = None
         self._schedulers.clear()
-        with contextlib.ExitStack() as stack:
-            session = stack.enter_context(open_session(self._request, LogDisplay(log), spec=spec))
-            session.choose_concurrency()
-            session.load()
-            self._stack.push(stack.pop_all())
-        return session
+        return advise_on(questions, single, task, minutes=minutes, display=LogDisplay(log))
+
+    def _loaded(self, spec: Spec | None = None) -> Session:
+        """Return the session, and load the models if they are not loaded."""
+        if self._session is None:
+            with contextlib.ExitStack() as stack:
+                session = stack.enter_context(open_session(self._request, LogDisplay(log), spec=spec))
+                session.choose_concurrency()
+                session.load()
+                self._stack.push(stack.pop_all())
+            self._session = session
+        return self._session
 
     @python_errors()
     def _call(self, options: CallOptions) -> Call:
         self._check_free()
-        return resolve_call(self._session, self._defaults, without_none(options))
+        return resolve_call(self._loaded(self._spec), options)
 
     def _solve(self, call: Call, problem: Problem) -> Solution:
         events = self._run(call, [call.job(problem)])
@@ -173,7 +187,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
             raise UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
 
     def _scheduler(self, call: Call) -> Scheduler:
-        policy, session = call.route.policy, self._session
+        policy, session = call.route.policy, self._loaded(self._spec)
         if policy.reward not in self._schedulers:
             has_both = {"draft", "target"} <= session.models.keys()
             self._schedulers[policy.reward] = session.scheduler(
@@ -222,20 +236,23 @@ def open_pair(
 
     Raises UsageError if an argument is invalid; RouterError, ModelError or HubError if a router or model cannot be used.
     """
-    call_defaults = without_none(defaults)
     paths = {"draft": draft, "target": target, "router": router, "prm": prm}
-    named: dict[str, Any] = {
-        name: os.fspath(path) if isinstance(path, os.PathLike) else path for name, path in paths.items()
-    }
-    models = check(ModelOptions(pair=pair, offline=offline, **named))
+    named = {name: os.fspath(path) if isinstance(path, os.PathLike) else path for name, path in paths.items()}
     if isinstance(concurrency, bool) or not isinstance(concurrency, int | str):
         raise UsageError(f"expected a number or 'auto', found {concurrency!r}", option="concurrency")
-    machine = check(MachineOptions(gpu_layers, ctx=ctx, threads=threads, concurrency=str(concurrency)))
-    given = {**named, **call_defaults, "pair": pair, "task": task, "ctx": ctx, "threads": threads}
-    explicit = frozenset(name for name, value in given.items() if value is not None) | ({"offline"} if offline else set())
-    generation = generation_of(check(GenerationOptions(task)), call_defaults)
-    options = RunOptions(models, generation, machine, find_task(generation.task), explicit=explicit)
-    return Pair(ask(options, routing_of(call_defaults), loads="named"), call_defaults)
+    options = options_of(
+        Options(),
+        defaults,
+        **named,
+        pair=pair,
+        task=task,
+        ctx=ctx,
+        threads=threads,
+        gpu_layers=gpu_layers,
+        concurrency=str(concurrency),
+        offline=offline or None,
+    )
+    return Pair(ask(options, find_task(options.task), loads="named"))
 
 
 def _check_many(questions: object) -> None:

@@ -7,22 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from arbitrage_cli.app.model_choice import (
-    NamedModels,
-    choose_models,
-    needed_models,
-    needs_prm,
-    refuse_on_servers,
-)
-from arbitrage_cli.app.options import (
-    BenchRoutingOptions,
-    CollectOptions,
-    GenerationOptions,
-    MachineOptions,
-    ModelOptions,
-    RouterOptions,
-    RoutingOptions,
-)
+from arbitrage_cli.app.model_choice import NamedModels, choose_models, needed_models, needs_prm, refuse_on_servers
+from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.problems.task import Task
@@ -42,18 +28,6 @@ Loads = Literal["needed", "both", "named"]
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
-    """The options shared by all commands that use models. `explicit` names the options that were set by flags or arguments."""
-
-    models: RouterOptions
-    generation: GenerationOptions
-    machine: MachineOptions
-    task: Task
-    explicit: frozenset[str] = frozenset()
-    command: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """What a command asks for: its options, the models that they name, and each policy with its tau as text.
 
@@ -61,7 +35,8 @@ class Request:
     drafted steps are stopped early where this saves time.
     """
 
-    options: RunOptions
+    options: Options
+    task: Task
     named: NamedModels
     policies: Sequence[ParsedRoute]
     concurrency: str
@@ -69,18 +44,18 @@ class Request:
     compares: bool = False
     is_default: bool = False
     early_stop: bool | None = None
-    reward: str | None = None
+    reward: RewardSource | None = None
 
     @property
     def system(self) -> str:
-        pair, instructions = self.named.pair, self.options.task.instructions
-        if self.options.generation.system is not None:
-            return self.options.generation.system
-        return instructions if pair is None or pair.system is None else pair.system
+        pair = self.named.pair
+        if self.options.system is not None:
+            return self.options.system
+        return self.task.instructions if pair is None or pair.system is None else pair.system
 
     @property
     def style(self) -> PromptStyle:
-        return PromptStyle(self.system, self.options.task.step_end)
+        return PromptStyle(self.system, self.task.step_end)
 
     @property
     def asked(self) -> list[Policy]:
@@ -94,103 +69,92 @@ class Request:
         refuse_on_servers(policies, needed)
         if self.loads != "named":
             return needed
-        is_prm_named = isinstance(self.options.models, ModelOptions) and self.options.models.prm
-        return {role: source for role, source in models.items() if source and (role != "prm" or is_prm_named)} | needed
+        return {role: source for role, source in models.items() if source and (role != "prm" or self.options.prm)} | needed
 
 
-def ask(options: RunOptions, routing: RoutingOptions, *, loads: Loads = "needed", concurrency: str = "1") -> Request:
+def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: str = "1") -> Request:
     """Return a request for one policy. `concurrency` is the command's default.
 
     Raises UsageError if an option is invalid or has no effect; RouterError if the router cannot be used.
     """
-    named = _models_of(options)
-    route = choose_route(named, options.task, routing, options.explicit - ({"router", "prm"} if loads == "named" else set()))
-    routing = _with_pairs_routing(routing, named)
-    chosen = (routing.policy, routing.tau, routing.early_stop, options.models.router)
+    named = _models_of(options, task)
+    routing = _with_pairs_routing(options, named)
+    for_calls = {"router", "prm"} if loads == "named" else set()
+    policy, tau = choose_route(named, task, replace(routing, explicit=options.explicit - for_calls))
+    chosen = (routing.policy, routing.tau, routing.early_stop, options.router)
     return _checked(
         Request(
             options,
+            task,
             named,
-            [route],
-            options.machine.concurrency or concurrency,
+            [(policy, tau)],
+            options.concurrency or concurrency,
             loads,
             is_default=chosen == (None,) * 4,
-            early_stop=named.early_stop(routing.early_stop, [route[0]]),
+            early_stop=named.early_stop(options.early_stop, [policy]),
         )
     )
 
 
-def policies_of_bench(named: NamedModels, options: RunOptions) -> str:
+def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
     """Return the policies that `bench` compares if the user names none."""
-    speculative = ["speculative"] if not named.served and options.machine.concurrency in (None, "1") else []
-    policy = _policy_without_router(named, options.task) or choose_policy(None, named.router).name
+    speculative = ["speculative"] if not named.served and options.concurrency in (None, "1") else []
+    policy = _policy_without_router(named, task) or choose_policy(None, named.router).name
     baseline = ["logprob"] if POLICIES[policy].needs_router else []
     return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
 
 
 def ask_to_compare(
-    options: RunOptions,
-    routing: BenchRoutingOptions,
-    default: Callable[[NamedModels, RunOptions], str] = policies_of_bench,
+    options: Options,
+    task: Task,
+    reward: RewardSource | None = None,
+    default: Callable[[NamedModels, Options, Task], str] = policies_of_bench,
 ) -> Request:
     """Return a request for a comparison of policies. Raises the same errors as `ask`."""
-    named = _models_of(options)
-    parsed = parse_routes(default(named, options) if routing.policy is None else routing.policy)
+    named = _models_of(options, task)
+    parsed = parse_routes(default(named, options, task) if options.policy is None else options.policy)
     policies = [policy for policy, _ in parsed]
-    _refuse_unused(policies, options.explicit, routing.reward)
+    _refuse_unused(policies, options.explicit, reward)
     return _checked(
         Request(
             options,
+            task,
             named,
             parsed,
-            options.machine.concurrency or "1",
+            options.concurrency or "1",
             compares=True,
-            early_stop=named.early_stop(routing.early_stop, policies),
-            reward=routing.reward,
+            early_stop=named.early_stop(options.early_stop, policies),
+            reward=reward,
         )
     )
 
 
-def ask_to_collect(options: RunOptions, collect: CollectOptions) -> Request:
+def ask_to_collect(options: Options, task: Task, collect: CollectOptions) -> Request:
     """Return a request for the steps of both models and their rewards. Raises the same errors as `ask`."""
     _refuse(options.explicit, "router", "collect uses no router")
     if collect.reward == "rollout":
         _refuse(options.explicit, "prm", "rollouts rate the steps", "omit it, or use --reward prm")
     else:
         _refuse(options.explicit, "rollouts", "a process reward model rates the steps", "use --reward rollout")
-    concurrency, oracle = options.machine.concurrency or "8", (POLICIES["oracle"], None)
-    return _checked(Request(options, _models_of(options), [oracle], concurrency, reward=collect.reward))
+    named, oracle = _models_of(options, task), (POLICIES["oracle"], None)
+    return _checked(Request(options, task, named, [oracle], options.concurrency or "8", reward=collect.reward))
 
 
-def choose_route(named: NamedModels, task: Task, routing: RoutingOptions, explicit: frozenset[str]) -> ParsedRoute:
+def choose_route(named: NamedModels, task: Task, options: Options) -> ParsedRoute:
     """Return the policy that the options, the pair or the task select, and its tau as text."""
-    routing = _with_pairs_routing(routing, named)
+    routing = _with_pairs_routing(options, named)
     policy = choose_policy(routing.policy or _policy_without_router(named, task), named.router)
-    _refuse_unused([policy], explicit)
-    return policy, routing.tau if "tau" in explicit or accepts_tau(policy, routing.tau) else None
-
-
-def think_tokens(generation: GenerationOptions) -> int | None:
-    """Return the maximum number of thinking tokens: None if unlimited, 0 if thinking is off."""
-    match generation.think:
-        case None | "off":
-            return 0
-        case "on":
-            return None
-        case text if text.isascii() and text.isdigit() and len(text) < 10:
-            return int(text)
-    hint = "use on, off, or the maximum number of thinking tokens, such as 2000"
-    raise UsageError(f"invalid value '{generation.think}'", hint, option="think")
+    _refuse_unused([policy], options.explicit)
+    return policy, routing.tau if "tau" in options.explicit or accepts_tau(policy, routing.tau) else None
 
 
 # --- the parts of a request
 
 
-def _models_of(options: RunOptions) -> NamedModels:
-    if not options.task.runs_code:
-        _refuse(options.explicit, "run_code", f"task {options.task.name} runs no programs")
-    thinks = None if options.generation.think is None else think_tokens(options.generation) != 0
-    return choose_models(options.explicit, options.models, options.machine, options.task, thinks=thinks)
+def _models_of(options: Options, task: Task) -> NamedModels:
+    if not task.runs_code:
+        _refuse(options.explicit, "run_code", f"task {task.name} runs no programs")
+    return choose_models(options, task)
 
 
 def _checked(request: Request) -> Request:
@@ -201,11 +165,11 @@ def _checked(request: Request) -> Request:
     return request
 
 
-def _with_pairs_routing(routing: RoutingOptions, named: NamedModels) -> RoutingOptions:
+def _with_pairs_routing(options: Options, named: NamedModels) -> Options:
     pair = named.own_pair
-    if pair is None or (routing.policy, routing.tau) != (None, None):
-        return routing
-    return replace(routing, policy=pair.policy, tau=pair.tau)
+    if pair is None or (options.policy, options.tau) != (None, None):
+        return options
+    return replace(options, policy=pair.policy, tau=pair.tau)
 
 
 def _policy_without_router(named: NamedModels, task: Task) -> str | None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from arbitrage_cli.app.model_choice import arguments_of_run
-from arbitrage_cli.app.options import AccelerationOptions
+from arbitrage_cli.app.options import LoadingOptions
 from arbitrage_cli.costs.placement import machine_here, tuned_file
 from arbitrage_cli.costs.store import Loading, read_tuned
 from arbitrage_cli.errors import OutputError, UsageError
@@ -44,7 +44,7 @@ def train_router(
 
 
 def with_new_presets(
-    source: str, runs: Sequence[Path], machine: AccelerationOptions, *, name: str, on_progress: Progress
+    source: str, runs: Sequence[Path], machine: LoadingOptions, *, name: str, on_progress: Progress
 ) -> Router:
     """Return the router with presets recomputed from `runs`. Problems on which the router was trained are excluded.
 
@@ -58,7 +58,7 @@ def with_new_presets(
     return with_taus(old, states, _costs_on_this_machine(runs[0], machine), name=name)
 
 
-def _costs_on_this_machine(folder: Path, machine: AccelerationOptions) -> Costs | None:
+def _costs_on_this_machine(folder: Path, machine: LoadingOptions) -> Costs | None:
     models = read_run_folder(folder, COLLECT).run["models"]
     known = {tuned.key: tuned.costs for tuned in read_tuned(tuned_file())}
     loading = Loading(machine.gpu_layers, machine.flash_attention, machine.kv_type)

@@ -59,7 +59,7 @@ def _with_bill(event: ServingEvent, run: RunInfo) -> ServingEvent:
 def _defaults(session: Session) -> Defaults:
     spec, models = session.spec, session.models.values()
     max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in models)
-    thinking = limits_of(spec.request.options.generation, spec.task, spec.limits.think_tokens or None)
+    thinking = limits_of(spec.request.options, spec.limits.think_tokens or None)
     prompts = session.prompts().values()
     return Defaults(
         spec.menu(),

@@ -54,7 +54,7 @@ class Servers:
     def __init__(self, request: Request, display: Watcher) -> None:
         self._served, self._display = request.named.served, display
         self._style = request.style
-        self._is_greedy = not request.options.generation.temperature
+        self._is_greedy = not request.options.temperature
         self._opened: dict[ModelRole, RemoteModel] = {}
         self._stack = contextlib.ExitStack()
 
@@ -99,7 +99,7 @@ def open_session(
     sources = request.models_for(request.asked)
     if any(map(is_built_in, sources.values())):
         display.remind(BUILT_IN)
-    paths = fetch(sources, display, offline=request.options.models.offline)
+    paths = fetch(sources, display, offline=request.options.offline)
     measure_missing(request, paths, display, earlier, max_age, limit)
     with contextlib.closing(Servers(request, display)) as servers:
         spec = spec or make_spec(request, earlier, servers.prompt)

@@ -54,7 +54,7 @@ def solve_problems(
 ) -> "Solutions":
     """Solve problems from an argument, a file or standard input, and write the results to `path` if it is set."""
     with contextlib.ExitStack() as stack:
-        problems = Problems(problem, source, request.options.task.forms, display, stack)
+        problems = Problems(problem, source, request.task.forms, display, stack)
         folder = stack.enter_context(_open_file(path, display)) if path else None
         solutions = stack.enter_context(Solutions(problems, display, line_of, path, folder))
         solutions.solve(request, describe)

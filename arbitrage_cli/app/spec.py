@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.model_choice import warnings_about
-from arbitrage_cli.app.options import GenerationOptions
-from arbitrage_cli.app.request import Request, think_tokens
+from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.placement import Placement, loading_of, machine_here, place, tuned_file
 from arbitrage_cli.costs.store import AdvisedPair, read_advice
 from arbitrage_cli.errors import ArbitrageError, TemplateError, UsageError
@@ -96,7 +96,7 @@ class Spec:
 
     @property
     def task(self) -> Task:
-        return self.request.options.task
+        return self.request.task
 
     @property
     def sources(self) -> dict[ModelRole, str]:
@@ -146,7 +146,6 @@ def make_spec(
         for role, source in sources.items()
     }
     tokens, unknown = _thinking(request, models, served_prompt)
-    generation = request.options.generation
     notes = [
         *preset_notes,
         *warnings_about(named, sources, uses_router=any(policy.needs_router for policy in policies)),
@@ -163,23 +162,23 @@ def make_spec(
         stops_early=any(route.stops_early for route in stopping) if stopping else None,
         reward=_reward(request, policies, sources),
         load=_with_thinking_context(named.load, models) if tokens != 0 else named.load,
-        limits=limits_of(generation, request.options.task, tokens),
-        sampler=sampler_of(generation),
+        limits=limits_of(request.options, tokens),
+        sampler=sampler_of(request.options),
         notes=list(dict.fromkeys(notes)),
     )
 
 
-def sampler_of(generation: GenerationOptions) -> Sampler:
-    return Sampler(generation.temperature, generation.top_p, generation.seed, generation.top_k, generation.min_p)
+def sampler_of(options: Options) -> Sampler:
+    return Sampler(options.temperature, options.top_p, options.seed, options.top_k, options.min_p)
 
 
-def limits_of(generation: GenerationOptions, task: Task, think_tokens: int | None) -> Limits:
+def limits_of(options: Options, think_tokens: int | None) -> Limits:
     return Limits(
-        generation.max_steps,
-        generation.max_tokens or (Limits().max_tokens if think_tokens == 0 else THINK_TOKENS),
-        generation.max_step_tokens,
+        options.max_steps,
+        options.max_tokens or (Limits().max_tokens if think_tokens == 0 else THINK_TOKENS),
+        options.max_step_tokens,
         think_tokens,
-        is_thinking_chosen=generation.think is not None,
+        is_thinking_chosen=options.think is not None,
     )
 
 
@@ -254,7 +253,7 @@ def advised_pair(request: Request) -> AdvisedPair:
         role: sha256_seen(files) if (files := local_files(source)) else source for role, source in named.writing.items()
     }
     router = named.router.sha256 if named.router else None
-    return AdvisedPair(machine_here(), loading_of(named.load), models, router, request.options.task.name)
+    return AdvisedPair(machine_here(), loading_of(named.load), models, router, request.task.name)
 
 
 def _as_before(current: Placement, earlier: Run | None, load: LoadOptions) -> tuple[Placement, list[str]]:
@@ -282,10 +281,10 @@ def _thinking(
 
     Raises UsageError if thinking is turned off, but a model always thinks.
     """
-    tokens, variables = think_tokens(request.options.generation), request.named.load.template_variables
+    tokens, variables = request.options.think_tokens, request.named.load.template_variables
     writing = {role: model for role, model in models.items() if role != "prm"}
     prompts = {role: prompt_of(model.files[0], variables, request.system) for role, model in writing.items() if model.files}
-    is_default = request.options.generation.think is None
+    is_default = request.options.think is None
     if is_default and any(prompt and prompt.thinks_by_itself for prompt in prompts.values()):
         return None, []
     if tokens == 0:

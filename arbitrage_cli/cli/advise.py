@@ -2,33 +2,34 @@
 
 import shlex
 import sys
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING
 
-from arbitrage_cli.app import options
-from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display, say, write_json
+from arbitrage_cli.app.options import SOME_FAILED, AdviceOptions, Options
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import SHARED, Option
+from arbitrage_cli.cli.output import OutputOptions, command_display, say, write_json
 from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.cli.streams import only_figures_on_stdout
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.machine import total_memory
 
-if TYPE_CHECKING:
-    from arbitrage_cli.app.advise import Advice
-    from arbitrage_cli.model_files.pairs import PairEntry
 
-
-@command
+@command(
+    without=["policy", "tau", "early_stop", "prm", "concurrency"],
+    dataset=Option(
+        "Problems similar to yours: a data set or a file of questions. Default: the built-in problems.", "NAME|FILE"
+    ),
+    minutes=Option("Time limit in minutes, including loading and the measurement of token costs."),
+    save=Option("Save the advice in the pair's entry in pairs.toml, so that other commands use it by default."),
+    costs=Option("Only measure and show token costs.", is_setting=False),
+    forget=Option("Remove the measured token costs of these models, and the advice on them.", is_setting=False),
+)
 def advise(
-    invocation: Invocation,
     *,
-    advice: options.AdviceOptions,
-    models: options.RouterOptions,
-    generation: options.GenerationOptions,
-    machine: options.ThreadOptions,
-    json_line: options.JsonFigures = False,
-    output: options.OutputOptions,
+    advice: AdviceOptions,
+    json_line: bool = False,
+    options: Options,
+    output: OutputOptions,
 ) -> int:
     """Find out whether a pair is worth using on this machine, and with which policy.
 
@@ -45,22 +46,19 @@ def advise(
       arbitrage advise --costs --pair qwen2.5-coder
     """
     if advice.costs or advice.forget:
-        return _costs(invocation, advice, models, machine, output, as_json=json_line)
-    if not (models.pair or models.draft or models.target) and _propose(invocation, as_json=json_line):
+        return _costs(advice, options, output, as_json=json_line)
+    if not (options.pair or options.draft or options.target) and _propose(options, as_json=json_line):
         return 0
     from arbitrage_cli.app import advise as app  # slow to import
-    from arbitrage_cli.app.request import RunOptions
     from arbitrage_cli.display.advice import write_advice
     from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display, only_figures_on_stdout():
-        selected = app.advice_problems(advice, seed=generation.seed, offline=models.offline)
+        selected = app.advice_problems(advice, seed=options.seed, offline=options.offline)
         if not advice.dataset:
             display.remind("using built-in problems; to use your own, add --dataset FILE, with one question per line")
-        task = permitted(find_task(generation.task or selected.dataset.task), advice.run_code)
-        loading = options.MachineOptions(**asdict(machine))
-        run_options = RunOptions(models, generation, loading, task, invocation.flags, invocation.command)
-        request = app.request_of(run_options, selected, advice)
+        task = permitted(find_task(options.task or selected.dataset.task), advice.run_code)
+        request = app.request_of(options, task, selected, advice)
         result = app.advise(request, display)
     if json_line:
         write_json(result.figures)
@@ -69,17 +67,18 @@ def advise(
     if result.num_errors:
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
     if advice.save and request.asked.named.pair:
-        say(_save(result, request.asked.named.pair, models.router), output)
-    return options.SOME_FAILED if result.num_errors and not result.is_measured else 0
+        for line in app.save_advice(result, request.asked.named.pair, options.router).splitlines():
+            say(line, output)
+    return SOME_FAILED if result.num_errors and not result.is_measured else 0
 
 
-def _propose(invocation: Invocation, *, as_json: bool) -> bool:
+def _propose(options: Options, *, as_json: bool) -> bool:
     """Show commands that test pairs of the models on this machine. Return whether there are such pairs."""
     from arbitrage_cli.app.found_models import found_models, propose_pairs  # slow to import
     from arbitrage_cli.display.advice import write_proposals
 
     pairs = propose_pairs(found_models(), total_memory())
-    commands = [shlex.join([*invocation.command, "--draft", draft, "--target", target]) for draft, target in pairs]
+    commands = [shlex.join([*options.command, "--draft", draft, "--target", target]) for draft, target in pairs]
     if commands and as_json:
         write_json({"proposals": commands})
     elif commands:
@@ -87,23 +86,7 @@ def _propose(invocation: Invocation, *, as_json: bool) -> bool:
     return bool(commands)
 
 
-def _save(advice: "Advice", pair: "PairEntry", router: str | None) -> str:
-    """Save the advice in the pair's entry, and return a message for the user."""
-    from arbitrage_cli.app.advise import save_advice
-
-    path = save_advice(advice, pair, router)
-    return f"saved in {path}: pair {pair.name} uses policy {advice.policy}" + (f" at {advice.tau}" if advice.tau else "")
-
-
-def _costs(
-    invocation: Invocation,
-    advice: options.AdviceOptions,
-    models: options.RouterOptions,
-    loading: options.ThreadOptions,
-    output: options.OutputOptions,
-    *,
-    as_json: bool,
-) -> int:
+def _costs(advice: AdviceOptions, options: Options, output: OutputOptions, *, as_json: bool) -> int:
     """Measure and show token costs, or delete them. Raises UsageError if a flag has no effect on token costs."""
     from arbitrage_cli.app.costs import forget_costs, measure_costs  # slow to import
     from arbitrage_cli.app.model_choice import choose_models
@@ -111,16 +94,15 @@ def _costs(
     from arbitrage_cli.problems.tasks import find_task
 
     mode = "costs" if advice.costs else "forget"
-    groups = (options.RouterOptions, options.ThreadOptions, options.OutputOptions)
-    used = {field.name for group in groups for field in fields(group)} | {mode, "json_line"}
-    if unused := sorted(invocation.flags - used):
+    used = {*SHARED["Models"], *SHARED["Machine"], "quiet", "debug", "json_line", mode}
+    if unused := sorted(options.explicit - used):
         raise UsageError(f"has no effect with --{mode}", "leave it out", option=unused[0])
-    named = choose_models(invocation.flags, models, loading, find_task(None))
+    named = choose_models(options, find_task(None))
     if mode == "forget":
         say(f"removed {formatting.count(forget_costs(named), 'measurement')} of these models", output)
         return 0
     with command_display(output) as display, only_figures_on_stdout():
-        measured = measure_costs(named, display, offline=models.offline)
+        measured = measure_costs(named, display, offline=options.offline)
     if as_json:
         write_json(costs_record(measured))
     else:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from arbitrage_cli.app import options
+from arbitrage_cli.app.options import SOME_FAILED, BenchOptions, Options, ProblemOptions, RewardSource
 from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display, say, show_figures
+from arbitrage_cli.cli.options import Option
+from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_display, say, show_figures
 from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.cli.streams import only_figures_on_stdout
 from arbitrage_cli.display.text import one_line
@@ -24,18 +25,29 @@ SINGLE_OPTIONS = {
 """Options that cannot be repeated, each with a hint for users who repeat it."""
 
 
-@command
+@command(
+    without=["tau"],
+    policy=Option(
+        "Policies to compare, each with an optional tau, such as target,arbitrage@fast,entropy@0.5. Default: target, "
+        "draft, speculative (only for local models), arbitrage and logprob.",
+        "NAME[@TAU],...",
+    ),
+    reward=Option(
+        "Reward for policy oracle: prm (a process reward model) or rollout (whether the target reaches the known answer)."
+    ),
+    dry_run=Option("Show the plan and the expected time, but run nothing.", is_setting=False),
+    samples=Option("Attempts per problem; sample k uses seed + k."),
+    timeout=Option("Time limit per attempt, in seconds. Default: none."),
+)
 def bench(
     invocation: Invocation,
     *,
-    problems: options.ProblemOptions,
-    routing: options.BenchRoutingOptions,
-    bench: options.BenchOptions,
-    json_line: options.JsonFigures = False,
-    models: options.ModelOptions,
-    generation: options.GenerationOptions,
-    machine: options.MachineOptions,
-    output: options.OutputOptions,
+    problems: ProblemOptions,
+    bench: BenchOptions,
+    reward: RewardSource | None = None,
+    json_line: bool = False,
+    options: Options,
+    output: OutputOptions,
 ) -> int:
     """Measure the accuracy and time of policies on a data set.
 
@@ -51,7 +63,7 @@ def bench(
     """
     from arbitrage_cli.app import model_info
     from arbitrage_cli.app.bench_run import preview, run_bench
-    from arbitrage_cli.app.request import RunOptions, ask_to_compare
+    from arbitrage_cli.app.request import ask_to_compare
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.display.facts import plan_facts
     from arbitrage_cli.problems.tasks import find_task
@@ -60,17 +72,16 @@ def bench(
     if bench.dry_run and "json_line" in invocation.flags:
         raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
     with command_display(output) as display:
-        selected = read_problems(problems, seed=generation.seed, offline=models.offline)
-        task = find_task(generation.task or selected.dataset.task)
+        selected = read_problems(problems, seed=options.seed, offline=options.offline)
+        task = find_task(options.task or selected.dataset.task)
         task = task if bench.dry_run else permitted(task, problems.run_code)
-        run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
-        request = ask_to_compare(run_options, routing)
+        request = ask_to_compare(options, task, reward)
         names, concurrency = request.named.names, request.concurrency
         path = bench.output_folder or default_folder(selected.dataset.name, names, concurrency=concurrency)
         if bench.dry_run:
             planned = preview(request, selected, path, bench)
             stored = {
-                role: model_info.stored(source, offline=models.offline) for role, source in planned.spec.sources.items()
+                role: model_info.stored(source, offline=options.offline) for role, source in planned.spec.sources.items()
             }
             for name, value in plan_facts(planned, stored, selected.title, path):
                 typer.echo(f"{name:<10}{one_line(value)}")
@@ -78,9 +89,9 @@ def bench(
         with only_figures_on_stdout():
             run = run_bench(request, selected, path, bench, display)
         display.close()
-        show_figures(*run.selected, options.FigureOptions(json_line=json_line))
+        show_figures(*run.selected, FigureOptions(json_line=json_line))
         say(_conclusion(run), output)
-    return options.SOME_FAILED if run.num_errors else 0
+    return SOME_FAILED if run.num_errors else 0
 
 
 def _refuse_repeated(invocation: Invocation) -> None:

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from arbitrage_cli.app import options
+from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.output import OutputOptions, command_display
 from arbitrage_cli.cli.streams import show_cursor
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.explanation import solution_lines
@@ -31,16 +31,8 @@ HELP = """\
 /quit          leave (or Ctrl-D)"""
 
 
-@command
-def chat(
-    invocation: Invocation,
-    *,
-    models: options.RouterOptions,
-    routing: options.RoutingOptions,
-    generation: options.SamplingOptions,
-    machine: options.MachineOptions,
-    output: options.OutputOptions,
-) -> None:
+@command(without=["prm"])
+def chat(*, options: Options, output: OutputOptions) -> None:
     """Chat with a pair, and see which model writes each step.
 
     Each line is a question, and the pair remembers the conversation. With the commands that /help lists, you can change the
@@ -53,15 +45,13 @@ def chat(
       arbitrage chat --tau fast
     """
     from arbitrage_cli.app.conversation import RoutedConversation
-    from arbitrage_cli.app.request import RunOptions, ask
+    from arbitrage_cli.app.request import ask
     from arbitrage_cli.app.session import open_session
     from arbitrage_cli.problems.tasks import find_task
 
-    task = find_task(generation.task)
-    run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        session = stack.enter_context(open_session(ask(run_options, routing, loads="both"), display))
+        session = stack.enter_context(open_session(ask(options, find_task(options.task), loads="both"), display))
         session.load()
         conversation = RoutedConversation(session, display)
         conversation.show_route()

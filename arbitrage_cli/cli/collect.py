@@ -3,25 +3,29 @@
 import contextlib
 import shlex
 
-from arbitrage_cli.app import options
+from arbitrage_cli.app.options import SOME_FAILED, CollectOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import offering_to_resume
-from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display, say
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import Option
+from arbitrage_cli.cli.output import OutputOptions, command_display, say
 from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.numbers import formatting
 
 
-@command
+@command(
+    without=["policy", "tau", "early_stop"],
+    reward=Option(
+        "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target's "
+        "continuation of the step reaches the known answer; if no answer is known, the target's own answer)."
+    ),
+    rollouts=Option("Rollouts per step. A single rollout is greedy; multiple rollouts are sampled."),
+)
 def collect(
-    invocation: Invocation,
     *,
-    problems: options.ProblemOptions,
-    collect: options.CollectOptions,
-    place: options.FolderOptions,
-    models: options.ModelOptions,
-    generation: options.GenerationOptions,
-    machine: options.MachineOptions,
-    output: options.OutputOptions,
+    problems: ProblemOptions,
+    collect: CollectOptions,
+    options: Options,
+    output: OutputOptions,
 ) -> int:
     """Collect states to train a router on.
 
@@ -34,7 +38,7 @@ def collect(
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
     from arbitrage_cli.app.collect_run import Collection
-    from arbitrage_cli.app.request import RunOptions, ask_to_collect
+    from arbitrage_cli.app.request import ask_to_collect
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.session import open_session
     from arbitrage_cli.app.stored_run import open_run
@@ -43,12 +47,11 @@ def collect(
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        selected = read_problems(problems, seed=generation.seed, offline=models.offline, needs_answers=False)
-        task = permitted(find_task(generation.task or selected.dataset.task), problems.run_code)
-        run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
-        request = ask_to_collect(run_options, collect)
-        path = place.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
-        folder = stack.enter_context(open_run(path, display, kind=COLLECT, fresh=place.fresh))
+        selected = read_problems(problems, seed=options.seed, offline=options.offline, needs_answers=False)
+        task = permitted(find_task(options.task or selected.dataset.task), problems.run_code)
+        request = ask_to_collect(options, task, collect)
+        path = collect.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
+        folder = stack.enter_context(open_run(path, display, kind=COLLECT, fresh=collect.fresh))
         session = stack.enter_context(open_session(request, display, folder.earlier))
         collection = Collection(session, selected, folder, collect, display)
         with offering_to_resume(display, lambda error: collection.how_to_resume):
@@ -58,4 +61,4 @@ def collect(
     status = "" if collection.has_grown else "nothing to do: "
     found = f"{formatting.count(collection.num_states, 'state')} from {formatting.count(collection.num_problems, 'problem')}"
     say(f"{status}{name} has {found}; to train a router: arbitrage train {name} -o router.safetensors", output)
-    return options.SOME_FAILED if collection.has_errors else 0
+    return SOME_FAILED if collection.has_errors else 0

@@ -23,7 +23,7 @@ from arbitrage_cli.system.machine import default_threads, processor_features, pr
 PACKAGES = ("typer", "rich", "numpy", "huggingface-hub", "jinja2")
 
 
-@command
+@command()
 def doctor() -> None:
     """Show versions, the machine and the settings, for bug reports."""
     for name, value in _facts():

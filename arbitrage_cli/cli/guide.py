@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import options_page
 from arbitrage_cli.display.text import is_drawable, write
 from arbitrage_cli.errors import unknown
 
@@ -17,10 +18,10 @@ MAX_COLUMNS = 100
 
 
 def _topics(typed: str) -> list[str]:
-    return [name for name in _files() if name.startswith(typed)]
+    return [name for name in _pages() if name.startswith(typed)]
 
 
-@command
+@command()
 def guide(
     topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all topics.", autocompletion=_topics)] = None,
 ) -> None:
@@ -33,21 +34,19 @@ def guide(
       arbitrage guide
       arbitrage guide routing
     """
-    files = _files()
+    pages = _pages()
     if topic is None:
-        write(sys.stdout, "".join(f"{name:<12}{_title(path)}\n" for name, path in files.items()))
-    elif topic in files:
-        _show(files[topic].read_text(encoding="utf-8"))
+        titles = {name: page.partition("\n")[0].partition(": ")[2] for name, page in pages.items()}
+        write(sys.stdout, "".join(f"{name:<12}{title}\n" for name, title in titles.items()))
+    elif topic in pages:
+        _show(pages[topic])
     else:
-        raise unknown("topic", topic, files)
+        raise unknown("topic", topic, pages)
 
 
-def _files() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(FOLDER.glob("*.md"))}
-
-
-def _title(path: Path) -> str:
-    return path.read_text(encoding="utf-8").partition("\n")[0].partition(": ")[2]
+def _pages() -> dict[str, str]:
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")} | {"options": options_page()}
+    return dict(sorted(pages.items()))
 
 
 def _show(text: str) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli.app import model_info
-from arbitrage_cli.app.options import Debug, Option, OutputOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.completion import complete_models
-from arbitrage_cli.cli.output import command_display, write_json
+from arbitrage_cli.cli.options import Option
+from arbitrage_cli.cli.output import OutputOptions, command_display, write_json
 from arbitrage_cli.display import facts
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import UsageError
@@ -23,7 +23,7 @@ from arbitrage_cli.numbers import formatting
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Pair, user/repo[:quant] or GGUF file.", autocompletion=complete_models)
 ]
-Json = Annotated[bool, Option("Output", "Print JSON.", names=("--json",))]
+AS_JSON = Option("Print JSON.", names=("--json",))
 
 
 def make_group() -> typer.Typer:
@@ -33,8 +33,8 @@ def make_group() -> typer.Typer:
     return group
 
 
-@command
-def list_pairs(*, json_lines: Json = False, debug: Debug = False) -> None:
+@command(json_line=AS_JSON)
+def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
     """List the pairs, whether their models are on this machine, and the models of Ollama, LM Studio and llama.cpp.
 
     Such a model can be used by its name, for example with --draft.
@@ -45,36 +45,26 @@ def list_pairs(*, json_lines: Json = False, debug: Debug = False) -> None:
         typer.echo(f"{one_line(error.message)}\n  {error.hint}", err=True)
     for pair in user_pairs().values():
         models = model_info.pair_models(pair)
-        if json_lines:
+        if json_line:
             by_role = {model["role"]: {"model": model["model"], "here": model["here"]} for model in models}
             write_json({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **by_role})
         else:
             title = wrapped(facts.pair_title(pair), width_of(sys.stdout))
             typer.echo("\n".join([*title, *map(facts.pair_line, models)]))
     found = list(found_models())
-    if json_lines:
+    if json_line:
         for model in found:
             write_json(model.to_dict())
     elif found:
         typer.echo("\n".join(["", *facts.found_lines(found)]))
 
 
-@command
-def pull(
-    name: Name,
-    *,
-    prm: Annotated[
-        bool,
-        Option(
-            "Models", "Also download the pair's process reward model, which policies rsd and oracle need.", is_setting=False
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, Option("Models", "Show the files and their sizes, but download nothing.", is_setting=False)
-    ] = False,
-    offline: Annotated[bool, Option("Models", "Never contact the Hub.")] = False,
-    output: OutputOptions,
-) -> None:
+@command(
+    prm=Option("Also download the pair's process reward model, which policies rsd and oracle need.", is_setting=False),
+    dry_run=Option("Show the files and their sizes, but download nothing.", is_setting=False),
+    offline=Option("Never contact the Hub."),
+)
+def pull(name: Name, *, prm: bool = False, dry_run: bool = False, offline: bool = False, output: OutputOptions) -> None:
     """Download the current files of a pair or a model from the Hugging Face Hub.
 
     An interrupted download starts from the beginning.
@@ -105,14 +95,14 @@ def _show_sizes(names: Iterable[HubName], *, offline: bool) -> None:
     typer.echo(f"to download: {formatting.count(len(missing), 'file')}, {formatting.size_words(sum(missing))}")
 
 
-@command
+@command(json_line=AS_JSON)
 def info(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="Pairs, models or routers.", autocompletion=complete_models)
     ],
     *,
-    as_json: Json = False,
-    debug: Debug = False,
+    json_line: bool = False,
+    debug: bool = False,
 ) -> None:
     """Describe models and verify their files, or show the card of a router.
 
@@ -131,15 +121,15 @@ def info(
     if (routers or served) and len(routers) + len(served) < len(names):
         raise UsageError("routers and server models cannot be combined with model files", "use separate commands")
     for router in routers:
-        _show_router(router, as_json=as_json)
+        _show_router(router, as_json=json_line)
     for source in served:
         record = model_info.describe_served(source)
-        if as_json:
+        if json_line:
             write_json(record)
         else:
             typer.echo(facts.block(str(record["model"]), facts.served_facts(record)))
     if not routers and not served:
-        _show_models(names, as_json=as_json)
+        _show_models(names, as_json=json_line)
 
 
 def _show_router(source: str, *, as_json: bool) -> None:

@@ -6,9 +6,9 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.app.options import FigureOptions, OutputOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import is_drawable, one_line, show, write
@@ -16,6 +16,23 @@ from arbitrage_cli.model_files.checksums import read_note, write_note
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.runs.results import Result
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """The options for the output on standard error."""
+
+    quiet: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FigureOptions:
+    """The options for tables of figures."""
+
+    json_line: bool = False
+    explain: bool = False
+    price: str | None = None
 
 
 @contextlib.contextmanager

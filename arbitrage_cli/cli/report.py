@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.app.options import ComparisonOptions, Debug, FigureOptions, Option, OutputOptions, RunCode
+from arbitrage_cli.app.options import RunCode
 from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display, figures_of, say, show_figures, write_json
+from arbitrage_cli.cli.options import Option
+from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_display, figures_of, say, show_figures, write_json
 from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.display.text import width_of, wrapped, write
 from arbitrage_cli.errors import OutputError, UsageError, os_errors
@@ -26,23 +27,21 @@ LIST_OPTIONS = frozenset({"run", "json_line", "debug", "quiet"})
 Run = Annotated[Path, typer.Argument(help="Run folder of arbitrage bench.")]
 
 
-@command
+@command(
+    page=Option("Write an HTML page with all traces.", "FILE", names=("--html", "-o")),
+    opens=Option("Open the page in a browser. Default file: report.html in the run folder.", names=("--open",)),
+    regrade=Option("Grade all answers again first, without loading models.", is_setting=False),
+)
 def report(
     invocation: Invocation,
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="Folder of a run, or a folder that contains runs. Default: runs.")
     ] = None,
     *,
-    page: Annotated[
-        Path | None, Option("Output", "Write an HTML page with all traces.", "FILE", names=("--html", "-o"))
-    ] = None,
-    opens: Annotated[
-        bool, Option("Output", "Open the page in a browser. Default file: report.html in the run folder.", names=("--open",))
-    ] = False,
-    regrade: Annotated[
-        bool, Option("Grading", "Grade all answers again first, without loading models.", is_setting=False)
-    ] = False,
-    run_code: RunCode = None,
+    page: Path | None = None,
+    opens: bool = False,
+    regrade: bool = False,
+    run_code: RunCode | None = None,
     figures: FigureOptions,
     output: OutputOptions,
 ) -> None:
@@ -78,8 +77,8 @@ def report(
         show_figures(contents.run, contents.results, figures)
 
 
-@command
-def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug = False) -> None:
+@command()
+def compare(first: Run, second: Run, *, json_line: bool = False, explain: bool = False, debug: bool = False) -> None:
     """Compare two runs: differences in accuracy, with intervals, and ratios of time over the same problems.
 
     Policies are paired by name and tau. If each run has only one policy, these two policies are compared.
@@ -94,10 +93,10 @@ def compare(first: Run, second: Run, *, shown: ComparisonOptions, debug: Debug =
     before, after = read_run_folder(first), read_run_folder(second)
     names = {"runs": [str(first), str(second)]}
     compared = names | comparison.compare_runs(before.run, before.results, after.run, after.results)
-    if shown.json_line:
+    if json_line:
         write_json(compared)
     else:
-        table.write_comparison(compared, sys.stdout, explain=shown.explain)
+        table.write_comparison(compared, sys.stdout, explain=explain)
 
 
 def _check_name(page: Path) -> None:

@@ -1,22 +1,22 @@
 """`arbitrage serve`: an OpenAI-compatible server for a pair."""
 
-from arbitrage_cli.app import options
-from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display
+from arbitrage_cli.app.options import KEY_VARIABLE, Options, ServerOptions
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import Option
+from arbitrage_cli.cli.output import OutputOptions, command_display
 from arbitrage_cli.errors import UsageError
 
 
-@command
-def serve(
-    invocation: Invocation,
-    *,
-    server: options.ServerOptions,
-    models: options.RouterOptions,
-    routing: options.RoutingOptions,
-    generation: options.SamplingOptions,
-    machine: options.MachineOptions,
-    output: options.OutputOptions,
-) -> None:
+@command(
+    without=["prm"],
+    host=Option("Address to listen on."),
+    port=Option("Port to listen on; 0 selects a free port."),
+    api_key_file=Option(f"File with the API key that clients must send. Default: the key in {KEY_VARIABLE}.", "FILE"),
+    no_api_key=Option("Allow other machines to connect without an API key."),
+    queue=Option("Maximum number of waiting requests."),
+    timeout=Option("Time limit per request, in seconds."),
+)
+def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> None:
     """Serve a pair over OpenAI's chat API.
 
     Concurrent requests are computed in one batch. The model name of a request selects the policy: arbitrage, arbitrage@fast,
@@ -33,10 +33,8 @@ def serve(
     except ImportError as error:
         reason = f"arbitrage serve needs libraries that are not installed ({error})"
         raise UsageError(reason, 'install them: pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
-    from arbitrage_cli.app.request import RunOptions, ask
+    from arbitrage_cli.app.request import ask
     from arbitrage_cli.problems.tasks import find_task
 
-    task = find_task(generation.task)
-    run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
     with command_display(output) as display:
-        serve_pair(ask(run_options, routing, loads="both", concurrency="8"), server, display)
+        serve_pair(ask(options, find_task(options.task), loads="both", concurrency="8"), server, display)

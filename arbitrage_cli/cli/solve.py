@@ -2,15 +2,17 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arbitrage_cli.app import options
-from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import command_display, say
+from arbitrage_cli.app.options import SOME_FAILED, InputOptions, Options, ResultFormat
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import Option
+from arbitrage_cli.cli.output import OutputOptions, command_display, say
 from arbitrage_cli.display import wording
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
@@ -20,20 +22,50 @@ if TYPE_CHECKING:
     from arbitrage_cli.runs.records import RunInfo
 
 
-@command
+@dataclass(frozen=True, slots=True)
+class ResultOptions:
+    """The destination and the format of results."""
+
+    output_file: Path | None = None
+    form: ResultFormat | None = None
+    json_lines: bool = False
+    explain: bool = False
+    hide_thoughts: bool = False
+
+
+@command(
+    input_file=Option(
+        "File with one problem per line, or in JSONL, CSV or parquet format. Use - for standard input.",
+        "FILE",
+        names=("--input", "-i"),
+        is_setting=False,
+    ),
+    mapping=Option("Field names in the file, such as question=prompt.", "FIELD=NAME,...", ("--map",), is_setting=False),
+    limit=Option("Solve only the first N problems, or a range such as 10-20.", "N|FIRST-LAST", is_setting=False),
+    output_file=Option(
+        "Write one JSON record per input line to this file. To resume, run the same command again.",
+        "FILE",
+        names=("--output", "-o"),
+        is_setting=False,
+    ),
+    form=Option(
+        "Format of standard output: text (answers) or json (records). Default: nothing with --output; otherwise text for "
+        "one problem or on a terminal, and json in other cases.",
+        names=("--format",),
+    ),
+    json_lines=Option("Same as --format json.", names=("--json",)),
+    explain=Option("Explain each router decision with its main features and the step's cost per model.", is_setting=False),
+    hide_thoughts=Option("Hide the thinking phase."),
+)
 def solve(
-    invocation: Invocation,
     problem: Annotated[
-        str | None, typer.Argument(help="Problem to solve, or - to read problems from standard input.")
+        list[str] | None, typer.Argument(help="Problem to solve, or - to read problems from standard input.")
     ] = None,
     *,
-    source: options.InputOptions,
-    models: options.ModelOptions,
-    routing: options.RoutingOptions,
-    generation: options.SamplingOptions,
-    machine: options.MachineOptions,
-    output: options.OutputOptions,
-    results: options.ResultOptions,
+    source: InputOptions,
+    results: ResultOptions,
+    options: Options,
+    output: OutputOptions,
 ) -> int:
     """Solve problems step by step with two models.
 
@@ -48,35 +80,36 @@ def solve(
       arbitrage solve --pair qwen2.5-coder --input problems.txt -o solutions.jsonl
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
-    from arbitrage_cli.app.request import RunOptions, ask
+    from arbitrage_cli.app.request import ask
     from arbitrage_cli.app.solve_run import solve_problems
     from arbitrage_cli.problems.tasks import find_task
 
-    is_single = problem not in (None, "-")
-    form = _format(results, invocation, is_single=is_single)
-    task = find_task(generation.task)
-    run_options = RunOptions(models, generation, machine, task, explicit=invocation.flags, command=invocation.command)
-    request = ask(run_options, routing)
+    question = " ".join(problem) if problem else None
+    is_single = question not in (None, "-")
+    form = _format(results, options.explicit, is_single=is_single)
+    request = ask(options, find_task(options.task))
     if results.explain:
         _check_explained(request, is_shown=form == "json" or results.output_file is not None or not output.quiet)
+    num_unanswered = 0
     with command_display(output) as display:
 
         def line_of(record: "Mapping[str, Any]") -> str | None:
-            return wording.result(record, form, is_single=is_single) if form else None
+            nonlocal num_unanswered
+            line = wording.result(record, form, is_single=is_single) if form else None
+            num_unanswered += line == ""
+            return line
 
         describe = partial(_describe, request, results, form)
-        solved = solve_problems(request, problem, source, results.output_file, display, line_of, describe)
+        solved = solve_problems(request, question, source, results.output_file, display, line_of, describe)
     if results.output_file:
         status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
         errors = f", {formatting.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
         how = "" if form else "; to print the answers, add --format text to the same command"
         say(f"{status}{results.output_file} has {formatting.count(solved.num_done, 'result')}{errors}{how}", output)
-    return options.SOME_FAILED if solved.num_failed else 0
+    return SOME_FAILED if solved.num_failed or num_unanswered else 0
 
 
-def _describe(
-    request: "Request", results: options.ResultOptions, form: options.ResultFormat | None, run: "RunInfo"
-) -> "RunInfo":
+def _describe(request: "Request", results: ResultOptions, form: ResultFormat | None, run: "RunInfo") -> "RunInfo":
     explain = request.named.router.explain if results.explain and request.named.router else None
     follow = form == "text" and sys.stdout.isatty()
     return replace(run, answers_follow=follow, shows_thoughts=not results.hide_thoughts, explain=explain)
@@ -91,11 +124,11 @@ def _check_explained(request: "Request", *, is_shown: bool) -> None:
         raise UsageError("--quiet hides the explanations", "add --json, or omit -q", option="explain")
 
 
-def _format(results: options.ResultOptions, invocation: Invocation, *, is_single: bool) -> options.ResultFormat | None:
+def _format(results: ResultOptions, explicit: frozenset[str], *, is_single: bool) -> ResultFormat | None:
     """Return the format of standard output, or None if results are written only to a file."""
-    if results.json_lines and results.form not in (None, "json") and {"json_lines", "form"} <= invocation.flags:
+    if results.json_lines and results.form not in (None, "json") and {"json_lines", "form"} <= explicit:
         raise UsageError("--json and another --format exclude each other", "use one of them")
-    if results.json_lines and "form" not in invocation.flags:
+    if results.json_lines and "form" not in explicit:
         return "json"
     if results.form:
         return results.form

@@ -2,34 +2,55 @@
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arbitrage_cli.app.options import AccelerationOptions, Option, OutputOptions, TrainOptions
+from arbitrage_cli.app.options import LoadingOptions
 from arbitrage_cli.cli.command import Invocation, command
-from arbitrage_cli.cli.output import say, write_json
+from arbitrage_cli.cli.options import Option
+from arbitrage_cli.cli.output import OutputOptions, say, write_json
 from arbitrage_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from arbitrage_cli.routing.router import Router
 
 
-@command
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """The options for training a router."""
+
+    test: list[Path] | None = None
+    seed: int = 0
+    source: str | None = None
+    output_file: Path = Path("router.safetensors")
+    force: bool = False
+    explain: bool = False
+
+
+@command(
+    test=Option("Run whose problems are held out for testing. Default: a fifth of all problems is held out.", "RUN"),
+    seed=Option("Seed for the initial network weights."),
+    source=Option(
+        "Keep the network of this router and recompute its presets, using token costs measured on this machine if available.",
+        "ROUTER",
+        names=("--from",),
+        is_setting=False,
+    ),
+    output_file=Option("Router file. The file name becomes the router's name.", "FILE.safetensors", ("--output", "-o")),
+    force=Option("Overwrite an existing file.", is_setting=False),
+    explain=Option("Show the whole card."),
+    json_line=Option("Print the card as one line of JSON.", names=("--json",)),
+)
 def train(
     invocation: Invocation,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect.")],
     *,
     training: TrainOptions,
-    machine: AccelerationOptions,
-    output_file: Annotated[
-        Path,
-        Option("Output", "Router file. The file name becomes the router's name.", "FILE.safetensors", ("--output", "-o")),
-    ] = Path("router.safetensors"),
-    force: Annotated[bool, Option("Output", "Overwrite an existing file.", is_setting=False)] = False,
-    explain: Annotated[bool, Option("Output", "Show the whole card.")] = False,
-    json_line: Annotated[bool, Option("Output", "Print the card as one line of JSON.", names=("--json",))] = False,
+    loading: LoadingOptions,
+    json_line: bool = False,
     output: OutputOptions,
 ) -> None:
     """Train a router on collected states, and measure it on held-out problems.
@@ -47,7 +68,8 @@ def train(
     from arbitrage_cli.app.router_training import bench_command, check_destination, train_router, with_new_presets
     from arbitrage_cli.routing.router import save
 
-    check_destination(output_file, force=force)
+    output_file = training.output_file
+    check_destination(output_file, force=training.force)
     name = output_file.stem
 
     def report(text: str) -> None:
@@ -59,12 +81,12 @@ def train(
                 f"--{min(unused)} has no effect with --from",
                 "omit this option, because recalibration does not train the router",
             )
-        router = with_new_presets(training.source, runs, machine, name=name, on_progress=report)
+        router = with_new_presets(training.source, runs, loading, name=name, on_progress=report)
     else:
         command, test = invocation.command, training.test or []
         router = train_router(runs, test, name=name, command=command, seed=training.seed, on_progress=report)
     save(router, output_file)
-    _show(router, as_json=json_line, explain=explain, presets_only=bool(training.source))
+    _show(router, as_json=json_line, explain=training.explain, presets_only=bool(training.source))
     report(f"wrote {output_file}: router {name}; to show its card: arbitrage models info {output_file}")
     report(f"to measure it: {shlex.join(bench_command(runs[0], output_file))}")
 

@@ -30,8 +30,8 @@ MOST_AUTO_SERVED = 64
 SHARE_AUTO = 0.5  # of the free memory, since other programs need some
 SHARE_AUTO_GPU = 0.8  # of a GPU's free memory, since compute buffers need some
 GIB = 2**30
-SMALLER = "use a smaller --ctx, a smaller kv-type in a settings file, or smaller models"
-FEWER_LAYERS = f"lower the setting gpu-layers, or {SMALLER}"
+SMALLER = "use a smaller --ctx, a smaller --kv-type, or smaller models"
+FEWER_LAYERS = f"use fewer --gpu-layers, or {SMALLER}"
 
 log = logging.getLogger("arbitrage.capacity")
 
@@ -191,7 +191,7 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
 
 def _what_fits(need: Need, rooms: Sequence[tuple[Part, Room]], hint: str) -> str:
     if fits := need.largest((part, room.free) for part, room in rooms if room.free is not None):
-        return f"use --concurrency {fits} or less, a smaller --ctx, or a smaller kv-type in a settings file"
+        return f"use --concurrency {fits} or less, a smaller --ctx, or a smaller --kv-type"
     if all(room.total is None or part.bytes_for(1) <= room.total for part, room in rooms):
         return f"use --concurrency 1, although it may be slow; or {hint}"
     return f"even a single problem does not fit in memory: {hint}"

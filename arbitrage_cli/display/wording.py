@@ -235,13 +235,17 @@ def ending(finished: Finished) -> str:
 
 
 def result(record: Mapping[str, Any], form: ResultFormat, *, is_single: bool) -> str | None:
-    """Format a record for standard output. Returns None for a single problem without steps."""
+    """Format a record for standard output. Returns None for a single problem without steps.
+
+    Of several problems, an unfinished one without an answer has an empty line.
+    """
     if form == "json":
         return to_json(record)
     text = record["text"].strip()
     if is_single:
         return safe(record["answer"] or text) if record["steps"] else None
-    return one_line(record["answer"] or text.rpartition("\n")[2])  # without an answer: the last line
+    last_line = text.rpartition("\n")[2] if record.get("stop") == "end" else ""
+    return one_line(record["answer"] or last_line)
 
 
 def in_one_line(answer: str) -> str:

@@ -5,15 +5,16 @@ Pairs are defined in two files: `models/pairs.toml`, which ships with the progra
 
 import functools
 import json
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from arbitrage_cli.errors import ModelFileError, OutputError, UsageError, unknown
+from annotated_types import Ge, MinLen
+
+from arbitrage_cli.errors import ModelFileError, OutputError, UsageError, os_errors, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.names import HubName, parse_name, parts
@@ -31,10 +32,10 @@ DEFAULT_PAIR = "builtin"
 UNIVERSAL_ROUTER = "builtin:universal"
 """The router for pairs that have no router of their own. None of its features depend on the draft."""
 
-_MIN_CTX = 64
 _EXAMPLE = 'write a pair in this form: [name] draft.source = "small.gguf" target.source = "user/repo:Q4_K_M"'
 _RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
-_ADVICE = ("policy", "tau", "router")  # the fields that `arbitrage advise --save` sets
+ADVICE = ("policy", "tau", "router")
+"""The fields of a pair that `arbitrage advise --save` sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,9 @@ class ModelEntry:
     template.
     """
 
-    source: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    source: Annotated[str, MinLen(1)]
     api_key_env: str | None = None
     template: str | None = None
 
@@ -69,6 +72,8 @@ class PairEntry:
     `thinking_pair` names the pair that replaces this pair if thinking is turned on. `ctx` is the context size in tokens.
     """
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
     name: str
     draft: ModelEntry
     target: TargetEntry
@@ -76,7 +81,7 @@ class PairEntry:
     thinking_pair: str | None = None
     policy: str | None = None
     tau: str | None = None
-    ctx: int | None = None
+    ctx: Annotated[int, Ge(64)] | None = None
     prm: str | None = None
     router: str | None = None
     system: str | None = None
@@ -92,7 +97,6 @@ class PairEntry:
 
 
 _KEYS = tuple(field.name for field in fields(PairEntry) if field.name != "name")
-_TABLES: Mapping[str, type[ModelEntry]] = {"draft": ModelEntry, "target": TargetEntry}
 
 
 class Pairs(dict[str, PairEntry]):
@@ -120,43 +124,21 @@ def user_pairs() -> Pairs:
     return read_pairs(user_folder() / PAIRS_FILE)
 
 
-def save_pair(path: Path, pair: PairEntry) -> None:
-    """Write a pair's policy, tau and router to the user's file.
-
-    If the file does not contain the pair, write the whole pair.
-    """
-    advice = added = _toml_lines(pair, _ADVICE)
-    try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        tables, lines = tomllib.loads(text), text.rstrip("\n").split("\n")
-        key = pair.name if re.fullmatch("[A-Za-z0-9_-]+", pair.name) else _toml(pair.name)
-        if pair.name in tables:
-            if (begin := _line_of(key, lines)) is None:  # only its sub-tables have headers
-                begin = len(lines) + 1
-                lines += ["", f"[{key}]"]
-            end = next((index for index in range(begin + 1, len(lines)) if lines[index].startswith("[")), len(lines))
-            others = [line for line in lines[begin + 1 : end] if line.partition("=")[0].strip() not in _ADVICE]
-            lines[begin + 1 : end] = [*advice, *others]
-        else:
-            added = _toml_lines(pair, _KEYS)
-            lines += ["", f"[{key}]", *added]
-        text = "\n".join([*lines, ""]).lstrip("\n")
-        kept = {name: value for name, value in tables.get(pair.name, {}).items() if name not in _ADVICE}
-        if tomllib.loads(text) != {**tables, pair.name: kept | tomllib.loads("\n".join(added))}:
-            raise ValueError("the file has an unusual format")
-        write_atomically(path, text.encode(), new_folder=True)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot update pair '{pair.name}' ({error})", f"add {' and '.join(advice)}") from error
+def save_pair(path: Path, pair: PairEntry) -> bool:
+    """Append the pair to the user's file. Return False, and leave the file unchanged, if the file defines this pair."""
+    with os_errors(OutputError, f"{path}: cannot be written", "check the folder of your settings"):
+        text = read_text(path) if path.exists() else ""
+        if pair.name in tomllib.loads(text):
+            return False
+        table = "\n".join([*toml_lines(pair, _KEYS), ""])
+        write_atomically(path, (f"{text}\n{table}" if text else table).encode(), new_folder=True)
+    return True
 
 
-def _line_of(key: str, lines: Sequence[str]) -> int | None:
-    header = re.compile(rf"\[{re.escape(key)}\]\s*(#.*)?")
-    return next((index for index, line in enumerate(lines) if header.fullmatch(line)), None)
-
-
-def _toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:
+def toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:
+    """Return a table with these fields of the pair, in lines."""
     values = asdict(pair)
-    return [f"{key} = {_toml(values[key])}" for key in keys if values[key] is not None]
+    return [f"[{_toml(pair.name)}]", *(f"{key} = {_toml(values[key])}" for key in keys if values[key] is not None)]
 
 
 def _toml(value: Any) -> str:
@@ -274,16 +256,7 @@ def _read(path: Path, pairs: Pairs) -> None:
 def _pair(name: str, table: Any) -> PairEntry:
     if not isinstance(table, dict):
         raise ValueError("this key is not allowed in a pair")
-    _check_keys(table, _KEYS)
-    for role, kind in _TABLES.items():
-        if not isinstance(model := table.get(role, {}), dict):
-            raise ValueError(f"{role}: this key is a table: {role}.source = {json.dumps(model, default=str)}")
-        _check_keys(model, [field.name for field in fields(kind)], f"{role}.")
-        if model.get("source") == "":
-            raise ValueError(f"{role}.source: the value is empty")
     pair = checked(PairEntry, {"name": name, **table})
-    if pair.ctx is not None and pair.ctx < _MIN_CTX:
-        raise ValueError(f"ctx: {pair.ctx} is less than {_MIN_CTX}")
     variables = table.get("chat_template_kwargs", {})
     if reserved := _RESERVED_VARIABLES.intersection(variables):
         raise ValueError(f"chat_template_kwargs: '{min(reserved)}' is reserved for the program")
@@ -292,8 +265,3 @@ def _pair(name: str, table: Any) -> PairEntry:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"chat_template_kwargs: not JSON ({error})") from error
     return pair
-
-
-def _check_keys(table: Mapping[str, Any], known: Sequence[str], prefix: str = "") -> None:
-    if unknown_keys := sorted(table.keys() - {*known}):
-        raise ValueError(f"unknown key '{prefix}{unknown_keys[0]}'; known keys: {', '.join(sorted(known))}")

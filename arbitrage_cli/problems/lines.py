@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
 
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.thinking import without_thoughts
 from arbitrage_cli.types import Message, Problem
 
@@ -58,6 +59,8 @@ def read_problems(
         nonlocal is_json
         if is_json is None:
             is_json = _BEGINS_OBJECT.match(text) is not None
+            if not {cell.strip() for cell in text.split(",")}.isdisjoint(PROBLEM_FIELDS["question"]):
+                raise UsageError("the input looks like a CSV table", "save it as FILE.csv, and use --input FILE.csv")
         if not is_json:
             if follows_gap:
                 on_gap()

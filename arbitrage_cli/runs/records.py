@@ -20,7 +20,7 @@ Level = str | int | None
 Tau = float | Literal["inf", "-inf"] | None
 Key = tuple[str, int, str | None, Tau]  # the attempt that a row belongs to: problem ID, sample, policy and tau
 
-LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "max-steps (a setting)", "context": "--ctx"}
+LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-steps", "context": "--ctx"}
 """Maps the `TraceStop` of a solution that reached a limit to the option that sets the limit."""
 
 

@@ -62,7 +62,7 @@ def state_of(path: Path) -> dict[str, int]:
 def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> None:
     """Replace a file's content atomically and durably.
 
-    Symbolic links are followed. Pipes and devices are not replaced; the content is written to them.
+    The file keeps its mode. Symbolic links are followed. Pipes and devices are not replaced; the content is written to them.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(data)
@@ -74,6 +74,8 @@ def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> No
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
+            if path.exists():
+                os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
             write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
@@ -147,4 +149,5 @@ def reason_of(error: "ValidationError") -> str:
     """Return the field and the message of the first error."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    message = "unknown key" if first["type"] == "unexpected_keyword_argument" else first["msg"]
+    return f"{place}: {message}" if place else message

@@ -20,20 +20,9 @@ from test_costs import FAST_READER, NO_GAIN, Home
 from arbitrage_cli import open_pair
 from arbitrage_cli.app.advise import FIRST
 from arbitrage_cli.costs.store import read_advice
-from arbitrage_cli.model_files.pairs import ModelEntry, PairEntry, TargetEntry, read_pairs, router_file, save_pair
+from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
 from arbitrage_cli.routing.route import route_name
 from arbitrage_cli.runs.folder import RunFolder
-
-MINE = PairEntry(
-    "mine",
-    ModelEntry("small.gguf", api_key_env="KEY"),
-    TargetEntry("large.gguf", price="0.6/2.4"),
-    ctx=2048,
-    system="",
-    chat_template_kwargs={"enable_thinking": False, "n": {"x": "y"}},
-)
-OTHERS = ModelEntry("a.gguf"), TargetEntry("b.gguf")
-
 
 ROUTER = "my router.safetensors"
 GIVEN = ("--pair", "builtin", "--offline", "--router", ROUTER, "--max-tokens", "8", "--temperature", "0.5", "--ctx", "2048")
@@ -196,19 +185,19 @@ def test_problems_are_solved_one_at_a_time(home: Home) -> None:
     assert_refused(home.run("advise", "--concurrency", "4"), 2, "", "--concurrency")
 
 
-def test_advice_is_written_to_the_entry_of_the_pair(tmp_path: Path) -> None:
-    """A new one has all of the pair; in one that is there the rest stays as it is."""
-    path = tmp_path / "new" / "pairs.toml"
-    save_pair(path, replace(MINE, policy="arbitrage", tau="balanced"))
-    assert read_pairs(path)["mine"] == replace(MINE, policy="arbitrage", tau="balanced")
-    path.write_text(path.read_text() + '# of another\n[other] # pair\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\n')
-    save_pair(path, replace(MINE, policy="speculative"))
-    assert read_pairs(path)["mine"] == replace(MINE, policy="speculative")
-    save_pair(path, replace(read_pairs(path)["other"], policy="target"))
-    assert read_pairs(path)["other"] == PairEntry("other", *OTHERS, policy="target")
-    assert "# of another\n[other] # pair\n" in path.read_text()
-    save_pair(path, replace(read_pairs(path)["other"], policy="arbitrage", router="other.safetensors"))
-    assert read_pairs(path)["other"] == PairEntry("other", *OTHERS, policy="arbitrage", router="other.safetensors")
+def test_lines_are_printed_if_the_users_file_defines_the_pair(home: Home) -> None:
+    """The file is not changed. With these lines, the pair has the advised policy."""
+    home.pretend(NO_GAIN)
+    path = home.folder / "arbitrage" / "pairs.toml"
+    save_pair(path, replace(read_pairs()["builtin"], name="mine", policy=None))
+    before = path.read_text()
+    ended = home.run("advise", "--pair", "mine", "--minutes", "0.001", "--save", "--json")
+    (advice,) = ended.records
+    lines = ended.err.splitlines()
+    assert (ended.code, path.read_text()) == (0, before), ended.err
+    path.write_text(before + "\n".join(lines[lines.index('["mine"]') + 1 :]) + "\n")
+    mine = read_pairs(path)["mine"]
+    assert mine.policy == advice["verdict"]["route"].partition("@")[0]
 
 
 ASKED = ("solve", "12 + 5", "--json")

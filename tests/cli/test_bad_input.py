@@ -99,6 +99,21 @@ def test_input_without_a_problem_is_refused_before_models_are_opened(tmp_path: P
     assert_refused(result, USAGE, "the input contains no problem")
 
 
+def test_what_is_no_model_is_refused_before_token_costs_are_measured(tmp_path: Path) -> None:
+    (tmp_path / "no.gguf").write_text("text")
+    result = run(
+        "solve",
+        "--draft",
+        "builtin:draft",
+        "--target",
+        str(tmp_path / "no.gguf"),
+        "5 + 6",
+        env={"XDG_CONFIG_HOME": str(tmp_path)},
+    )
+    assert_refused(result, 3, str(tmp_path / "no.gguf"))
+    assert "measuring" not in result.err
+
+
 def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
     with start("solve", *MODELS, "-q") as process:
         assert process.stdin is not None

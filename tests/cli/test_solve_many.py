@@ -105,6 +105,20 @@ def test_results_as_lines_of_text(here: Path) -> None:
     assert solve("1 + 1", "--format", "json", "-q").records[0]["answer"] == "2"
 
 
+def test_an_unfinished_problem_without_an_answer_has_an_empty_line() -> None:
+    result = solve("--format", "text", "--max-tokens", "3", "-q", stdin=b"5 + 6\n5 + 7\n")
+    assert (result.code, result.out) == (1, "\n\n")
+
+
+def test_words_without_quotes_are_one_problem() -> None:
+    assert solve("What", "is", "5 + 6?", "-q").out == "11\n"
+
+
+@pytest.mark.parametrize("header", [b"id,question\n", b"problem , answer\n", b"question\n"])
+def test_a_csv_table_in_a_pipe_is_refused(header: bytes) -> None:
+    assert_refused(solve(stdin=header + b"a,5 + 6\n"), 2, "", "--input FILE.csv")
+
+
 def test_formats_that_contradict_each_other(here: Path) -> None:
     assert_refused(solve_file(here, "--json", "--format", "text"), 2, "", "--json")
     assert solve("1 + 1", "--format", "text", env={"ARBITRAGE_JSON": "1"}).out == "2\n"

@@ -1,22 +1,14 @@
 """The task of a command: from its data set or `--task`, in its run, and what goes with it."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cli import QUESTION, RIGHT, Terminal, assert_refused, run
 from faults import rows_of, run_json, write_rows
 from small_routers import write_router
 
-from arbitrage_cli.app.options import (
-    BenchRoutingOptions,
-    GenerationOptions,
-    MachineOptions,
-    ModelOptions,
-    RoutingOptions,
-)
-from arbitrage_cli.app.request import RunOptions, ask, ask_to_compare
+from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import ask, ask_to_compare
 from arbitrage_cli.app.spec import make_spec
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
@@ -27,10 +19,6 @@ from arbitrage_cli.training.examples import read_states
 REFUSED = 2
 BENCH = ("bench", "--pair", "scripted", "--policy", "draft", "--dataset", "rows.jsonl", "-o", "run", "-q")
 MBPP = {"task_id": 7, "text": QUESTION, "code": "def f():\n    return 1", "test_list": ["assert f() == 1"]}
-
-
-def options(task: str | None, **models: Any) -> RunOptions:
-    return RunOptions(replace(ModelOptions(), **models), GenerationOptions(), MachineOptions(), find_task(task))
 
 
 def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> None:
@@ -66,29 +54,26 @@ def test_states_of_code_are_not_joined_with_others(tmp_path: Path) -> None:
 
 def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    models = {"draft": "a.gguf", "target": "b.gguf"}
-    spec = make_spec(ask(options("code", **models), RoutingOptions()))
+    models = Options(draft="a.gguf", target="b.gguf")
+    spec = make_spec(ask(models, CODE))
     assert (spec.task, spec.request.system) == (CODE, INSTRUCTIONS)
     assert (spec.available_router.router, spec.route.policy.name) == (
         None,
         "speculative",
     )  # routers for paragraphs are of no use
-    compared = make_spec(ask_to_compare(options("code", **models), BenchRoutingOptions())).routes
+    compared = make_spec(ask_to_compare(models, CODE)).routes
     assert [one.policy.name for one in compared] == ["target", "draft", "speculative"]
-    assert make_spec(ask(options(None, **models), RoutingOptions())).available_router.router is not None
-    served = options("code", draft="a.gguf", target="http://127.0.0.1:1/v1")
-    assert make_spec(ask(served, RoutingOptions())).route.policy.name == "target"
-    assert [one.policy.name for one in make_spec(ask_to_compare(served, BenchRoutingOptions())).routes] == [
-        "target",
-        "draft",
-    ]
+    assert make_spec(ask(models, find_task(None))).available_router.router is not None
+    served = Options(draft="a.gguf", target="http://127.0.0.1:1/v1")
+    assert make_spec(ask(served, CODE)).route.policy.name == "target"
+    assert [one.policy.name for one in make_spec(ask_to_compare(served, CODE)).routes] == ["target", "draft"]
 
 
 def test_a_router_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     router = str(write_router(tmp_path / "router.safetensors"))
     with pytest.raises(RouterError, match="a blank line"):
-        make_spec(ask(options("code", draft="a.gguf", target="b.gguf", router=router), RoutingOptions()))
+        make_spec(ask(Options(draft="a.gguf", target="b.gguf", router=router), CODE))
 
 
 @pytest.mark.usefixtures("sandbox")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import (
     ModelEntry,
@@ -52,10 +52,10 @@ def test_own_pairs(tmp_path: Path) -> None:
         ('draft = "a.gguf"\n', "'draft': this key is not allowed in a pair"),
         ('[mine]\ndraft.source = "a.gguf"\n', "target: "),
         ('[mine]\ntarget.source = "a.gguf"\ndraft.source = ""\n', "draft.source: "),
-        ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nheat = "c"\n', "unknown key 'heat'"),
-        ('[mine]\ndraft = "a.gguf"\ntarget.source = "b.gguf"\n', 'draft.source = "a.gguf"'),
-        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ndraft.price = "1/2"\n', "unknown key 'draft.price'"),
-        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ntarget.heat = 1\n', "unknown key 'target.heat'"),
+        ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nheat = "c"\n', "heat: unknown key"),
+        ('[mine]\ndraft = "a.gguf"\ntarget.source = "b.gguf"\n', "draft: "),
+        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ndraft.price = "1/2"\n', "draft.price: unknown key"),
+        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ntarget.heat = 1\n', "target.heat: unknown key"),
         ('[mine]\ndraft.source = 7\ntarget.source = "b.gguf"\n', "draft.source: "),
         ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nctx = true\n', "ctx: "),
         ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nctx = -1\n', "ctx: "),
@@ -124,25 +124,21 @@ def test_any_text_can_be_saved(tmp_path: Path) -> None:
         notes,
         chat_template_kwargs={"\U0001f600": [True, "\x7f"], "\x7f": {"a": 1}},
     )
-    for policy in ("arbitrage", "target"):
-        save_pair(path, changed := replace(pair, policy=policy))
-        assert read_pairs(path)[pair.name] == changed
+    assert save_pair(path, pair)
+    assert read_pairs(path)[pair.name] == pair
 
 
-@pytest.mark.parametrize("line", ["[x]", "[[x]]", "tau = 1", "[mine]"])
-def test_a_file_that_cannot_be_edited_is_kept(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "pairs.toml"
-    path.write_text(
-        f'[mine]\ndraft.source = "a"\ntarget.source = "b"\nsystem = """\n{line}\n"""\ntau = "fast"\n[other]\ndraft = "a"\n'
-    )
-    before = path.read_text()
-    with pytest.raises(OutputError):
-        save_pair(path, PairEntry("mine", ModelEntry("a"), TargetEntry("b"), policy="arbitrage", tau="careful"))
-    assert path.read_text() == before
-
-
-def test_a_pair_of_sub_tables_alone_gets_a_table_for_its_advice(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.toml"
-    path.write_text('[mine.draft]\nsource = "a"\n[mine.target]\nsource = "b"\n[other]\nnotes = ""\n')
-    save_pair(path, changed := PairEntry("mine", ModelEntry("a"), TargetEntry("b"), policy="target"))
-    assert read_pairs(path)["mine"] == changed
+@pytest.mark.parametrize(
+    "definition", ['[mine]\ndraft = "a"\n', 'mine.draft.source = "a"\n', '["mine".draft]\nsource = "a"']
+)
+def test_a_pair_is_appended_unless_the_file_defines_it(tmp_path: Path, definition: str) -> None:
+    """The rest of the file stays as it is, with its mode."""
+    path, new = tmp_path / "pairs.toml", PairEntry("new", ModelEntry("a"), TargetEntry("b"), policy="target")
+    path.write_text(f"# mine\n{definition}")
+    path.chmod(0o600)
+    assert not save_pair(path, replace(new, name="mine"))
+    assert path.read_text() == f"# mine\n{definition}"
+    assert save_pair(path, new)
+    assert read_pairs(path)["new"] == new
+    assert path.read_text().startswith(f"# mine\n{definition}")
+    assert path.stat().st_mode & 0o777 == 0o600
