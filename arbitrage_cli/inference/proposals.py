@@ -1,13 +1,12 @@
 """Proposes tokens that a model is likely to write next, so that the model can verify them in one batch."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 REJOIN = 2  # matching tokens in a row after which a text has rejoined its proposal
 
 # `drafted`: the rejected step. `rejoined`: the rejected step after a difference. `speculated`: the draft's continuation.
 Source = Literal["drafted", "rejoined", "speculated", "lookup"]
-SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 class Place(NamedTuple):

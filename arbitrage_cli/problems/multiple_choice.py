@@ -9,7 +9,7 @@ from typing import Any
 from arbitrage_cli.problems.answers import final_answer
 from arbitrage_cli.problems.lines import UnusableError
 from arbitrage_cli.problems.rows import Form, Row, check_texts
-from arbitrage_cli.problems.task import Task
+from arbitrage_cli.problems.task import AnswerGrader, Task
 from arbitrage_cli.types import Grade
 
 INSTRUCTIONS = "Please reason step by step, and put the letter of the right answer within \\boxed{}."
@@ -23,18 +23,15 @@ def find_letter(text: str) -> str | None:
     return found[1] if found else None
 
 
-class _Grader:
-    protections = ()
-
-    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
-        letter, expected = find_letter(text), gold.get("answer")
-        if expected is None:
-            return Grade("unscored", letter, "no gold answer in the data set")
-        if letter is None:
-            return Grade("incorrect", None, "no letter found")
-        if letter != expected:
-            return Grade("incorrect", letter, f"{letter} is not {expected}")
-        return Grade("correct", letter, f"{letter} = {expected}")
+def _grade(text: str, gold: Mapping[str, Any]) -> Grade:
+    letter, expected = find_letter(text), gold.get("answer")
+    if expected is None:
+        return Grade("unscored", letter, "no gold answer in the data set")
+    if letter is None:
+        return Grade("incorrect", None, "no letter found")
+    if letter != expected:
+        return Grade("incorrect", letter, f"{letter} is not {expected}")
+    return Grade("correct", letter, f"{letter} = {expected}")
 
 
 def _read(row: Row) -> tuple[str, dict[str, Any]]:
@@ -65,7 +62,7 @@ CHOICE = Task(
     "choice",
     INSTRUCTIONS,
     find_letter,
-    lambda: nullcontext(_Grader()),
+    lambda: nullcontext(AnswerGrader(_grade)),
     lambda: "choice 1",
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read),

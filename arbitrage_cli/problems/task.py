@@ -22,6 +22,14 @@ class Grader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerGrader:
+    """A grader that neither runs programs nor needs a process."""
+
+    grade: Callable[[str, Mapping[str, Any]], Grade]
+    protections: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A kind of problem.
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from types import MappingProxyType
-from typing import Any
 
 from arbitrage_cli.errors import unknown
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
@@ -12,19 +11,17 @@ from arbitrage_cli.problems.code import CODE
 from arbitrage_cli.problems.math_grader import MathGrader, grader_version
 from arbitrage_cli.problems.multiple_choice import CHOICE
 from arbitrage_cli.problems.rows import Form
-from arbitrage_cli.problems.task import Task
+from arbitrage_cli.problems.task import AnswerGrader, Task
 from arbitrage_cli.types import Grade
 
-
-class _NoGrader:
-    protections = ()
-
-    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
-        return Grade("unscored", None, "task free is not graded")
-
-
 MATH = Task("math", INSTRUCTIONS, boxed_answer, MathGrader, grader_version)
-FREE = Task("free", "", lambda text: None, lambda: nullcontext(_NoGrader()), lambda: "none")
+FREE = Task(
+    "free",
+    "",
+    lambda text: None,
+    lambda: nullcontext(AnswerGrader(lambda text, gold: Grade("unscored", None, "task free is not graded"))),
+    lambda: "none",
+)
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (MATH, CODE, CHOICE, FREE)})
 FORMS: tuple[Form, ...] = tuple(form for task in TASKS.values() for form in task.forms)
 

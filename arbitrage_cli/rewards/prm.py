@@ -136,20 +136,20 @@ class PrmRater:
         for number in range(max(len(request.steps) for _, request in requests)):
             chosen = [index for index, (_, request) in enumerate(requests) if number < len(request.steps)]
             texts = {slot: self._ids(r.trace, r.steps[number]) for slot, r in (requests[index] for index in chosen)}
-            logits, cost = self._logits(texts)
-            for index, reward, part in zip(chosen, self._rewards(logits), _divided(cost, len(chosen)), strict=True):
+            logits, spent = self._logits(texts)
+            for index, reward, cost in zip(chosen, self._rewards(logits), spent, strict=True):
                 rewards[index].append(reward)
-                costs[index] += part
+                costs[index] += cost
         rated = zip(requests, rewards, costs, strict=True)
         return [RewardUpdate(slot, tuple(found), cost) for (slot, _), found, cost in rated]
 
-    def _logits(self, texts: Mapping[int, list[int]]) -> tuple[Floats, Cost]:
-        """Return the next-token logits, of shape (n, n_vocab), for n texts, and the cost.
+    def _logits(self, texts: Mapping[int, list[int]]) -> tuple[Floats, list[Cost]]:
+        """Return the next-token logits, of shape (n, n_vocab), for n texts, and their costs. They share the time equally.
 
         `texts` maps slots to token ids.
         """
         began = self._clock()
-        num_read = sum(self._read(slot, ids) for slot, ids in texts.items())
+        counts = [self._read(slot, ids) for slot, ids in texts.items()]
         read = self._clock()
         logits = decode([(self._sequences[slot], ids[-1:]) for slot, ids in texts.items()])
         for slot, ids in texts.items():
@@ -157,7 +157,8 @@ class PrmRater:
         if np.isnan(logits).any():
             message = f"{self._backend.card.name} computed invalid logits (NaN)"
             raise ComputeError(message, "the model file may be damaged")
-        return logits, Cost(num_read, read - began, len(texts), self._clock() - read)
+        reading, decoding = (read - began) / len(texts), (self._clock() - read) / len(texts)
+        return logits, [Cost(count, reading, 1, decoding) for count in counts]
 
     def _read(self, slot: int, ids: list[int]) -> int:
         """Prefill all uncached tokens except the last. Return the number of prefilled tokens."""
@@ -193,15 +194,3 @@ def _single_token(backend: Backend, text: str) -> int:
         message = f"{backend.card.name} cannot rate steps: '{text}' is not a single token of its vocabulary"
         raise ModelUnsupportedError(message, "use another model")
     return ids[0]
-
-
-def _divided(cost: Cost, num_steps: int) -> list[Cost]:
-    """Divide the cost of a batch among its steps. The first step receives the remainders of the token counts."""
-    each = Cost(
-        cost.prefill_tokens // num_steps,
-        cost.prefill_seconds / num_steps,
-        cost.decode_tokens // num_steps,
-        cost.decode_seconds / num_steps,
-    )
-    remainder = Cost(prefill_tokens=cost.prefill_tokens % num_steps, decode_tokens=cost.decode_tokens % num_steps)
-    return [each + remainder, *[each] * (num_steps - 1)]

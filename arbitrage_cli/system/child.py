@@ -117,8 +117,8 @@ class Child(contextlib.AbstractContextManager["Child"]):
     `make` is the "module:name" of a factory that returns the function. If `is_kept` is true, the process calls the factory
     once and forks for each call. Otherwise, each call starts a new process, because graphics drivers do not survive a fork.
 
-    A call may use `seconds` of processor time, `wall_seconds` of wall-clock time (default: WALL_FACTOR times `seconds`), and
-    `memory` more bytes of address space than before the call (Linux only; None for no limit).
+    A call may use `seconds` of processor time, WALL_FACTOR times as much wall-clock time, and `memory` more bytes of address
+    space than before the call (Linux only; None for no limit).
     """
 
     def __init__(
@@ -127,13 +127,12 @@ class Child(contextlib.AbstractContextManager["Child"]):
         *,
         seconds: float,
         memory: int | None,
-        wall_seconds: float | None = None,
         is_kept: bool = True,
         stderr: int | IO[bytes] = subprocess.DEVNULL,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._make, self._seconds, self._memory, self._is_kept, self._stderr = make, seconds, memory, is_kept, stderr
-        self._environment, self._wall_seconds = environment, wall_seconds or WALL_FACTOR * seconds
+        self._environment, self._wall_seconds = environment, WALL_FACTOR * seconds
         self._lock = threading.RLock()
         self._process: Process | None = None
         self._is_ready = False

@@ -1,13 +1,14 @@
 """Proposed tokens, and how many of them are verified, at given costs and acceptance rates."""
 
 import random
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_tuning import unit_costs
 
-from arbitrage_cli.inference.proposals import SOURCES, History, Place, Proposal, align
+from arbitrage_cli.inference.proposals import History, Place, Proposal, Source, align
 from arbitrage_cli.inference.speculation import MAX_ROWS, MAX_SPECULATED, Acceptance, Calibration, Planner, most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
 
@@ -274,7 +275,7 @@ def test_only_a_place_where_something_is_proposed_is_judged(proposal: str, writt
 
 places = st.integers(0, 60).flatmap(
     lambda num_left: st.builds(
-        Place, st.just(num_left), st.integers(0, 200), st.sampled_from(SOURCES), st.just((0.9,) * max(1, num_left))
+        Place, st.just(num_left), st.integers(0, 200), st.sampled_from(get_args(Source)), st.just((0.9,) * max(1, num_left))
     )
 )
 costs = st.builds(unit_costs, st.just(0.0) | st.floats(0.01, 10), st.floats(1, 20), st.floats(20, 50))

@@ -45,7 +45,8 @@ def work(kind, *details):
 def child(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
     (tmp_path / "work.py").write_text(WORK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with Child("work:load", seconds=0.2, wall_seconds=20, memory=MEMORY, is_kept=request.param) as made:
+    monkeypatch.setattr("arbitrage_cli.system.child.WALL_FACTOR", 100)  # for busy machines
+    with Child("work:load", seconds=0.2, memory=MEMORY, is_kept=request.param) as made:
         yield made
 
 
@@ -80,8 +81,9 @@ def test_child_that_gives_no_answer_says_why(child: Child, harm: str, cause: str
 
 
 @pytest.mark.usefixtures("child")
-def test_child_that_waits_too_long_is_stopped() -> None:
-    with Child("work:load", seconds=60, wall_seconds=0.5, memory=None) as waiting, pytest.raises(ChildError) as error:
+def test_child_that_waits_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.system.child.WALL_FACTOR", 1 / 128)
+    with Child("work:load", seconds=64, memory=None) as waiting, pytest.raises(ChildError) as error:
         waiting("sleep")
     assert (error.value.cause, str(error.value)) == ("machine", "not finished after 0.5 s of wall-clock time")
 
@@ -128,7 +130,7 @@ def test_child_ends_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(WORK)
     code = (
         "from arbitrage_cli.system.child import Child\n"
-        "with Child('work:load', seconds=1, wall_seconds=60, memory=None) as child:\n"
+        "with Child('work:load', seconds=1, memory=None) as child:\n"
         "    print(child('parent'), flush=True)\n"
         "    child('time')\n"
         "    input()\n"
