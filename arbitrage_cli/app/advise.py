@@ -185,7 +185,7 @@ def _remind_of_build(display: Display) -> None:
     if (unused := llama.unused_instructions()) and not llama.gpus():
         command = how_to_install(f"llama-cpp-python=={BINDING}")
         display.remind(
-            f"llama.cpp was built without this processor's {', '.join(unused)}, so models run up to three times slower; "
+            f"llama.cpp was built without this processor's {', '.join(unused)}, so prefill takes up to twice as long; "
             f"to compile it for this processor: {command}"
         )
 

@@ -121,6 +121,8 @@ class Endpoints:
     async def complete(self, request: Request) -> Response:
         body = await _read_body(request, self._bounds)
         chat = read_request(body, f"chatcmpl-{secrets.token_hex(12)}", self._defaults)
+        if chat.ignored:
+            log.info("%s: ignored fields: %s", chat.problem.id, ", ".join(chat.ignored))
         with contextlib.ExitStack() as stack:
             call = self._begin(chat)
             stack.callback(self._end, call)

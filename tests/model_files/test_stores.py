@@ -175,6 +175,13 @@ def test_the_list_shows_what_can_be_used(home: Path, tiny: Mapping[str, Path]) -
     assert described["files"][0]["origin"] == "published"
 
 
+def test_completion_offers_the_names(home: Path) -> None:
+    ollama_has(home, f"{OWN}/small/1b", manifest(home, model=b"a model"))
+    words = "arbitrage solve --draft olla"
+    asked = {"_ARBITRAGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
+    assert run(env=model_stores.environment(home) | asked).out.splitlines() == ["ollama:small:1b"]
+
+
 def test_advise_proposes_pairs_and_runs_none_of_them(home: Path) -> None:
     """The built-in models are two sizes of one architecture."""
     models = Path(find_files("builtin:draft")[0]).parent
