@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,6 +15,7 @@ from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import limits_of
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.inference.servers.address import is_private
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.serving.app import Access, Bounds
@@ -22,7 +25,7 @@ from arbitrage_cli.serving.worker import Worker
 from arbitrage_cli.system.files import read_text
 from arbitrage_cli.types import RequestEnded, ServingEvent
 
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAX_KEY_BYTES = 4096
 CHARS_PER_TOKEN = 16  # above the average of any text
 
@@ -35,7 +38,7 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
     key = _api_key(options.api_key_file)
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
-        access = Access(key, _host_names(bound, options, key))
+        access = Access(key, _accepted_hosts(bound, options, key))
         session = stack.enter_context(open_session(request, display))
         bounds = Bounds(session.choose_concurrency(), options.queue, options.timeout)
         session.load()
@@ -87,11 +90,16 @@ def _api_key(file: Path | None) -> str | None:
     return key or None
 
 
-def _host_names(bound: socket, options: ServerOptions, key: str | None) -> tuple[str, ...]:
-    """Return the accepted Host headers, or () to accept all. Raises UsageError if a public address has no API key."""
+def _accepted_hosts(bound: socket, options: ServerOptions, key: str | None) -> Callable[[str], bool]:
+    """Return the check of host names. Raises UsageError if a public address has no API key.
+
+    Without a key, the domain names of web pages are rejected, because such a name may resolve to this machine.
+    """
+    own = options.host.lower()
     if ip_address(bound.getsockname()[0]).is_loopback:
-        return (*LOOPBACK, options.host)
+        return {*LOOPBACK, own}.__contains__
     if key is None and not options.no_api_key:
         hint = f"set {KEY_VARIABLE}, or use --api-key-file or --no-api-key"
         raise UsageError("other machines can connect to this address without an API key", hint, option="host")
-    return ()
+    is_ip_address = re.compile(r"[0-9.]+|.*:.*").fullmatch
+    return lambda host: bool(key or host == own or is_private(host) or is_ip_address(host))

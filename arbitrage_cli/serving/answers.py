@@ -60,22 +60,26 @@ class Answer:
         self._trace = Trace(problem, request.limits)
         self._num_prompt: int | None = None
         self._written = self._sent = ""  # text of the current step
-
-    @property
-    def is_stopped(self) -> bool:
-        return self._filter.is_stopped
+        self._reason = "stop"
+        self.is_complete = False
 
     def take(self, report: Progress) -> Json | None:
         """Add a report. Return the chunk to send, or None if there is nothing to send.
 
         Raises RefusedError if a step is rewritten and the new text differs from the tokens that were already sent.
         """
+        if isinstance(report, Finished):
+            self._reason, self.is_complete = "stop" if report.trace.stop == "end" else "length", True
+            return None
         if isinstance(report, Decided):
             self._num_prompt = report.prompt_tokens
-            return self._add_step(report.decision)
+            chunk = self._add_step(report.decision)
+            self.is_complete = self._filter.is_stopped  # only now, so that the tokens of the step are counted
+            return chunk
         if isinstance(report, Writing):
             self._written = ""
-        return self._add_token(report.text) if isinstance(report, Wrote) else None
+            return None
+        return self._add_token(report.text)
 
     def _add_token(self, text: str) -> Json | None:
         self._written += text
@@ -96,20 +100,20 @@ class Answer:
     def first(self) -> Json:
         return self._chunk({"role": "assistant", "content": ""})
 
-    def last(self, finished: Finished | None) -> list[Json]:
-        """Return the chunks that end a stream. `finished` is None if a stop string ended the answer."""
+    def last(self) -> list[Json]:
+        """Return the chunks that end a stream."""
         rest = self._filter.finish()
         chunks = [self._chunk({"content": rest})] if rest else []
-        chunks.append(self._chunk({}, reason=self._reason(finished)))
+        chunks.append(self._chunk({}, reason=self._reason))
         if self._request.shows_usage:
             chunks.append({**self._chunk({}), "choices": [], "usage": self._usage()})
         return chunks
 
-    def complete(self, finished: Finished | None) -> Json:
+    def complete(self) -> Json:
         text = "".join([*self._text, self._filter.finish()])
         thoughts = {"reasoning_content": "".join(self._thoughts)} if self._thoughts else {}
         message = {"role": "assistant", "content": text, "refusal": None, **thoughts}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason(finished)}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason}
         header = self._header("chat.completion", self._trace.decisions)
         return {**header, "choices": [choice], "usage": self._usage()}
 
@@ -133,9 +137,6 @@ class Answer:
         )
         identifier, model = self._request.problem.id, self._request.model
         return {"id": identifier, "object": kind, "created": self._created, "model": model, **steps}
-
-    def _reason(self, finished: Finished | None) -> str:
-        return "stop" if finished is None or finished.trace.stop == "end" else "length"
 
     def _usage(self) -> Json:
         decisions, kept = self._trace.decisions, self._trace.num_tokens

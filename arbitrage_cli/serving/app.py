@@ -5,16 +5,16 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from h11 import LocalProtocolError
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
@@ -24,13 +24,14 @@ from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, Json, Progress
 from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Report, Ticket, Worker
-from arbitrage_cli.types import Decided, Finished, Writing
+from arbitrage_cli.types import Finished, Writing
 
 log = logging.getLogger("arbitrage.serving")
 
 Result = TypeVar("Result")
 
 STATUS_CLIENT_CLOSED = 499  # as in nginx
+RETRY = {"retry-after": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,10 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The required API key and the host names that a request may address. An empty value is not checked."""
+    """The required API key, if any, and the host names that a request may address."""
 
     api_key: str | None = None
-    hosts: Sequence[str] = ()
+    accepts_host: Callable[[str], bool] = lambda host: True
 
 
 def make_app(defaults: Defaults, worker: Worker, bounds: Bounds, access: Access) -> ASGIApp:
@@ -61,39 +62,42 @@ def make_app(defaults: Defaults, worker: Worker, bounds: Bounds, access: Access)
         HttpRoute("/v1/models", endpoints.models),
         HttpRoute("/v1/models/{name:path}", endpoints.model),
     ]
-    known_hosts = [Middleware(TrustedHostMiddleware, access.hosts, www_redirect=False)] if access.hosts else []
-    return Starlette(
-        routes=routes,
-        middleware=[*known_hosts, Middleware(Guard, access.api_key)],
-        exception_handlers={
-            RefusedError: _show_refusal,
-            HTTPException: _show_http_error,
-            ClientDisconnect: _show_nothing,
-            Exception: _show_defect,
-        },
-    )
+    handlers = dict.fromkeys((RefusedError, HTTPException, ClientDisconnect, Exception), _show_error)
+    return Starlette(routes=routes, middleware=[Middleware(Guard, access)], exception_handlers=handlers)
 
 
 class Guard:
-    """Rejects requests from web pages of other origins, and requests without the API key."""
+    """Rejects requests from web pages of other origins, requests without the API key, and requests with an ambiguous length."""
 
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
-        self._app, self._key = app, key
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope, Headers(scope=scope))
-        await (_refusal_response(refusal) if refusal else self._app)(scope, receive, send)
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        await (_refusal_response(refusal, closes=True) if refusal else self._app)(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> RefusedError | None:
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
+    def _refusal(self, path: str, headers: Headers) -> RefusedError | None:
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return RefusedError("a request must not have both Content-Length and Transfer-Encoding")
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._access.accepts_host(_host_name(host)):  # a web page may have any domain name resolve to this server
+            return RefusedError("unknown Host header", "use the server's IP address, or an API key", code="invalid_host")
+        if origin is not None and origin.partition("://")[2] != host:
             message = "requests from web pages of other origins are refused"
             return RefusedError(message, status=403, code="invalid_origin")
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        is_right = scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), (self._key or "").encode())
-        if self._key is None or is_right or scope["path"] == "/health":
+        required = self._access.api_key
+        is_right = scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), (required or "").encode())
+        if required is None or is_right or path == "/health":
             return None
         return RefusedError("missing or invalid API key", status=401, code="invalid_api_key")
+
+
+def _host_name(header: str) -> str:
+    """Return the name or IP address in a Host header, or "" if the header is invalid."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(f"//{header}").hostname or ""
+    return ""
 
 
 class Endpoints:
@@ -105,15 +109,15 @@ class Endpoints:
         self._open: set[Call] = set()  # waiting or running
 
     async def health(self, request: Request) -> Response:
-        return _json_response({"status": "ok", "running": self._worker.num_running, "waiting": len(self._worker.intake)})
+        return JsonResponse({"status": "ok", "running": self._worker.num_running, "waiting": len(self._worker.intake)})
 
     async def models(self, request: Request) -> Response:
-        return _json_response({"object": "list", "data": [self._model(name) for name in self._defaults.names]})
+        return JsonResponse({"object": "list", "data": [self._model(name) for name in self._defaults.names]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         find_route(name, self._defaults.menu)
-        return _json_response(self._model(name))
+        return JsonResponse(self._model(name))
 
     def _model(self, name: str) -> Json:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "arbitrage"}
@@ -128,7 +132,7 @@ class Endpoints:
             stack.callback(self._end, call)
             headers = {"x-arbitrage-ignored": ", ".join(chat.ignored)} if chat.ignored else {}
             if not chat.streams:
-                return _json_response(await _unless_disconnected(request, call.answer()), headers=headers)
+                return JsonResponse(await _unless_disconnected(request, call.answer()), headers=headers)
             first = await _unless_disconnected(request, call.first())  # an early error can still set the HTTP status
             return EventStream(call.stream(first), stack.pop_all(), headers)
 
@@ -159,50 +163,44 @@ class Call:
         self.ticket = Ticket(chat, bounds.seconds, self._deliver)
 
     async def answer(self) -> Json:
-        try:
-            async with asyncio.timeout(self._bounds.seconds):
-                while not self._answer.is_stopped:
-                    if isinstance(report := await self._next(), Finished):
-                        return self._answer.complete(report)
-                    self._answer.take(report)
-        except TimeoutError as error:
-            raise answers.timed_out() from error
-        return self._answer.complete(None)
+        while not self._answer.is_complete:
+            if report := await self._next():
+                self._answer.take(report)
+        return self._answer.complete()
 
     async def first(self) -> Progress | None:
         """Return the first report with text, or None if it does not arrive in time."""
-        while isinstance(report := await self.next_or_none(), Writing):
+        while isinstance(report := await self._next(), Writing):
             pass
         return report
-
-    async def next_or_none(self) -> Progress | None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._bounds.keep_alive_seconds):
-                return await self._next()
-        return None
 
     async def stream(self, report: Progress | None) -> AsyncIterator[bytes]:
         """Yield the events of the answer, with keep-alive comments between them. `report` is the first report."""
         yield answers.event(self._answer.first())
         try:
-            while not isinstance(report, Finished):
+            while True:
                 if report is None:
                     yield answers.KEEP_ALIVE
                 elif chunk := self._answer.take(report):
                     yield answers.event(chunk)
-                if self._answer.is_stopped and isinstance(report, Decided):
-                    break  # the step with the stop string is complete, so its tokens are counted
-                if self.ticket.deadline.has_passed:
-                    raise answers.timed_out()
-                report = await self.next_or_none()
-            for chunk in self._answer.last(report if isinstance(report, Finished) else None):
+                if self._answer.is_complete:
+                    break
+                report = await self._next()
+            for chunk in self._answer.last():
                 yield answers.event(chunk)
         except RefusedError as error:
             yield answers.event(answers.error_body(error))
         yield answers.DONE
 
-    async def _next(self) -> Progress:
-        report = await self._reports.get()
+    async def _next(self) -> Progress | None:
+        """Return the next report, or None after a pause. Raises RefusedError if the request failed or timed out."""
+        try:
+            async with asyncio.timeout(self._bounds.keep_alive_seconds):
+                report = await self._reports.get()
+        except TimeoutError:
+            if self.ticket.deadline.has_passed:
+                raise answers.timed_out() from None
+            return None
         if report is None:
             raise _shutting_down()
         if isinstance(report, Finished) and (refusal := answers.refusal_of(report)):
@@ -272,30 +270,29 @@ def _shutting_down() -> RefusedError:
     return RefusedError("the server is shutting down", "retry later", status=503)
 
 
-def _json_response(data: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(answers.to_json(data), status, headers, media_type="application/json")
+class JsonResponse(Response):
+    """A response in ASCII, because a model's text may contain parts of characters that UTF-8 cannot encode."""
+
+    media_type = "application/json"
+
+    def render(self, content: Json) -> bytes:
+        return answers.to_json(content)
 
 
-def _refusal_response(error: RefusedError) -> Response:
-    close = {"connection": "close"}  # an unread body would keep the connection open
-    retry, log_in = {"retry-after": "1"}, {"www-authenticate": "Bearer"}
-    headers = {401: log_in, 408: close, 429: retry, 503: retry}
-    return _json_response(answers.error_body(error), error.status, headers.get(error.status))
+def _refusal_response(error: RefusedError, *, closes: bool = False) -> Response:
+    """Return an error response. If `closes` is true, the connection is closed, because a body may be left in it."""
+    headers = {401: {"www-authenticate": "Bearer"}, 429: RETRY, 503: RETRY}.get(error.status, {})
+    closing = {"connection": "close"} if closes or error.status == 408 else {}
+    return JsonResponse(answers.error_body(error), error.status, {**headers, **closing})
 
 
-async def _show_refusal(request: Request, error: Any) -> Response:
+async def _show_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=STATUS_CLIENT_CLOSED)
+    if isinstance(error, HTTPException):
+        error = RefusedError(error.detail.lower(), status=error.status_code)
+    if not isinstance(error, RefusedError):
+        if not isinstance(error, LocalProtocolError):  # after a malformed body, which uvicorn has already refused
+            log.error("internal error in a request (%s: %s); please report it", type(error).__name__, error, exc_info=error)
+        error = RefusedError("internal server error", status=500)
     return _refusal_response(error)
-
-
-async def _show_http_error(request: Request, error: Any) -> Response:
-    return _refusal_response(RefusedError(error.detail.lower(), status=error.status_code))
-
-
-async def _show_defect(request: Request, error: Exception) -> Response:
-    if not isinstance(error, LocalProtocolError):  # after a malformed body, which uvicorn has already refused
-        log.error("internal error in a request (%s: %s); please report it", type(error).__name__, error, exc_info=error)
-    return _refusal_response(RefusedError("internal server error", status=500))
-
-
-async def _show_nothing(request: Request, error: Exception) -> Response:
-    return Response(status_code=STATUS_CLIENT_CLOSED)

@@ -74,6 +74,20 @@ def test_the_key_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:
         assert key.encode() not in out + err
 
 
+def test_a_web_page_does_not_reach_an_open_server_under_its_own_name() -> None:
+    """Its domain name may resolve to any address (DNS rebinding)."""
+    hosts = {
+        "gpu-box": 200,
+        "10.1.2.3:8000": 200,
+        "8.8.8.8": 200,
+        "[2001:db8::1]:80": 200,
+        "box.lan": 200,
+        "evil.example": 400,
+    }
+    with served("--host", "0.0.0.0", "--no-api-key") as (_, client):  # noqa: S104
+        assert {host: client.get("/models", headers={"host": host}).status_code for host in hosts} == hosts
+
+
 def test_what_it_refuses_to_start_with(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     os.mkfifo(tmp_path / "pipe")

@@ -431,6 +431,23 @@ def test_no_host_header_opens_a_route(host: str) -> None:
             )
 
 
+def test_a_request_with_two_lengths_is_refused(client: Served) -> None:
+    """Proxies and servers that disagree about its end let one client's body become another client's request."""
+    body = json.dumps({"messages": USER}).encode()
+    with socket.create_connection(client.address, timeout=TIMEOUT) as raw:
+        raw.sendall(
+            HEAD + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        )
+        answer = b"".join(iter(lambda: raw.recv(1000), b""))  # to the end of the connection
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(("host", "status"), [("localhost", 200), ("127.0.0.1:1", 200), ("evil.example", 400), ("[", 400)])
+def test_only_known_hosts_are_served(client: Served, host: str, status: int) -> None:
+    assert client.get("/v1/models", headers={"host": host}).status_code == status
+
+
 def test_bodies_that_never_end() -> None:
     with serving(bounds=Bounds(8, body_seconds=0.5)) as client:
         with socket.create_connection(client.address, timeout=TIMEOUT) as slow:
@@ -493,7 +510,7 @@ def test_a_full_queue() -> None:
 def test_a_request_that_takes_too_long(concurrency: int) -> None:
     gate = Gate()
     gate.close()
-    bounds = Bounds(concurrency, seconds=0.3)
+    bounds = Bounds(concurrency, seconds=0.3, keep_alive_seconds=0.1)
     with serving(gate=gate, bounds=bounds, concurrency=concurrency) as client, ThreadPoolExecutor(2) as pool:
         for asked in [pool.submit(client.ask) for _ in range(2)]:
             late = asked.result()

@@ -26,7 +26,7 @@ CONCURRENCY = 4
 MENU = Menu(Route(POLICIES["entropy"], 1.5), AvailableRouter(None, None))
 LONG = replace(SHORT, max_steps=12, max_tokens=2 * SHORT.max_tokens)
 DEFAULTS = Defaults(MENU, SHORT, LONG, Sampler(), max_chars=20_000)
-NAMES = ("127.0.0.1", "localhost", "[::1]")
+NAMES = frozenset(("127.0.0.1", "localhost", "::1"))
 
 
 class Gate:
@@ -93,7 +93,7 @@ def serving(
     scheduler = Scheduler(engines, concurrency=concurrency)
     failures: list[BaseException] = []
     events: list[ServingEvent] = []
-    allowed, access = bounds or Bounds(concurrency), access or Access(None, NAMES)
+    allowed, access = bounds or Bounds(concurrency), access or Access(None, NAMES.__contains__)
     limits, thinking = replace(SHORT, think_tokens=think_tokens), replace(LONG, think_tokens=think_tokens or None)
     defaults = replace(DEFAULTS, limits=limits, thinking=thinking)
     service = Service(Worker(scheduler, None), defaults, allowed, access)
