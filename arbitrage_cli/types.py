@@ -183,7 +183,7 @@ class Decision:
         return self.target if self.kept is self.draft else self.draft
 
     @property
-    def verdict(self) -> Literal["accept", "escalate"] | None:
+    def choice(self) -> Literal["accept", "escalate"] | None:
         if self.draft is None or (self.target is None and self.score is None):
             return None
         return "accept" if self.kept is self.draft else "escalate"
@@ -265,7 +265,7 @@ class Trace:
     def _max_steps(self) -> float:
         if self.limits.max_steps is not None:
             return self.limits.max_steps
-        if self.decisions[-1].verdict is None:  # written by a single model
+        if self.decisions[-1].choice is None:  # written by a single model
             return inf
         return ROUTED_THINKING_STEPS if self.problem.thinks else ROUTED_STEPS
 

@@ -58,7 +58,7 @@ def test_a_solution_is_that_of_the_command_line() -> None:
     with scripted() as pair:
         solution = pair.solve(QUESTION)
     assert (solution.answer, solution.text, solution.stop) == (record["answer"], record["text"], record["stop"])
-    steps = [(one.kept.model, one.kept.text, one.verdict, one.score) for one in solution.steps]
+    steps = [(one.kept.model, one.kept.text, one.choice, one.score) for one in solution.steps]
     assert steps == [(one["model"], one["text"], one["decision"], one["score"]) for one in record["steps"]]
     made = json.loads(json.dumps(solution.to_dict()))
     timed = {"seconds", "steps", "timing", "target_alone_seconds_estimate"}
@@ -68,9 +68,9 @@ def test_a_solution_is_that_of_the_command_line() -> None:
 def test_usage_counts_the_work_of_each_model() -> None:
     with scripted() as pair:
         solution = pair.solve(QUESTION)
-    verdicts = [step.verdict for step in solution.steps]
+    choices = [step.choice for step in solution.steps]
     usage = solution.usage
-    assert (usage.accepted_steps, usage.escalated_steps) == (verdicts.count("accept"), verdicts.count("escalate"))
+    assert (usage.accepted_steps, usage.escalated_steps) == (choices.count("accept"), choices.count("escalate"))
     drafted = sum(step.draft.num_tokens for step in solution.steps if step.draft)
     assert usage.draft.decode_tokens + usage.draft.verify_kept == drafted > 0
     assert usage.target.prefill_tokens > 0

@@ -95,7 +95,7 @@ def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) 
     assert decision.score == pytest.approx(number, nan_ok=True)
     if kept == "draft":
         assert requests == [WriteStep("draft", trace)]
-        assert (decision.kept, decision.target, decision.discarded, decision.verdict) == (
+        assert (decision.kept, decision.target, decision.discarded, decision.choice) == (
             decision.draft,
             None,
             None,
@@ -103,7 +103,7 @@ def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) 
         )
     else:
         assert requests == [WriteStep("draft", trace), WriteStep("target", trace, proposal=decision.draft)]
-        assert (decision.kept, decision.discarded, decision.verdict) == (decision.target, decision.draft, "escalate")
+        assert (decision.kept, decision.discarded, decision.choice) == (decision.target, decision.draft, "escalate")
 
 
 def test_the_router_sees_the_kept_steps_only() -> None:
@@ -164,7 +164,7 @@ def test_one_model_alone(model: ModelRole) -> None:
     trace = new_trace()
     requests = drive(Route(POLICIES[model]).flow(trace, 0), [step(model), step(model, "end")])
     assert set(models(requests)) == {model}
-    assert [decision.verdict for decision in trace.decisions] == [None, None]
+    assert [decision.choice for decision in trace.decisions] == [None, None]
     assert [(decision.draft is None, decision.target is None) for decision in trace.decisions] == [
         (model == "target", model == "draft")
     ] * 2
@@ -255,7 +255,7 @@ def test_the_oracle_keeps_the_target_for_its_advantage(rewards: tuple[float, flo
     (decision,) = trace.decisions
     assert (decision.kept.model, decision.score) == (kept, None)
     assert decision.advantage == pytest.approx(rewards[1] - rewards[0])
-    assert decision.verdict == ("escalate" if kept == "target" else "accept")
+    assert decision.choice == ("escalate" if kept == "target" else "accept")
 
 
 def test_a_policy_with_a_router_needs_its_router() -> None:

@@ -477,7 +477,7 @@ def test_a_step_that_is_stopped_is_the_targets(some: list[Problem], tau: float, 
         assert decision.kept.stop != "early"
         assert decision.draft is not None
         assert decision.score is not None
-        assert (decision.verdict == "escalate") == (decision.score > tau)
+        assert (decision.choice == "escalate") == (decision.score > tau)
         if decision.draft.stop == "early":
             assert decision.draft.num_tokens % 2 == 0
             assert decision.score > 1.2 * tau

@@ -53,7 +53,7 @@ class Solution:
     def of(cls, finished: Finished, run: RunInfo) -> "Solution":
         trace, row = finished.trace, SolutionRow.of(finished, run)
         work = tally(trace.decisions, finished.reward_cost)
-        escalated = sum(decision.verdict == "escalate" for decision in trace.decisions)
+        escalated = sum(decision.choice == "escalate" for decision in trace.decisions)
         return cls(
             trace.problem,
             row.answer,

@@ -36,7 +36,7 @@ def solution_lines(trace: Trace, run: RunInfo, width: int) -> Iterator[str]:
     for position, decision in enumerate(trace.decisions):
         step = decision.draft or decision.kept
         early = " (stopped early)" if step.stop == "early" else ""
-        facts = [decision.verdict or step.model, wording.comparison(decision, run), one_line(step.text) + early]
+        facts = [decision.choice or step.model, wording.comparison(decision, run), one_line(step.text) + early]
         yield f"{position + 1:3}  {'  '.join(filter(None, facts))}"
         yield from step_lines(trace, position, run, width)
 

@@ -161,9 +161,9 @@ class SolveView:
 
     def _head(self, number: str, decision: Decision, columns: int) -> Text:
         kept, discarded = decision.kept, decision.discarded
-        color = "green" if decision.verdict == "accept" else "yellow"
+        color = "green" if decision.choice == "accept" else "yellow"
         writer = Text.assemble((number, "bold"), (f"{kept.model:<6}", COLORS[kept.model]))
-        writer.append(f"  {decision.verdict:<8}" if decision.verdict else "", color)
+        writer.append(f"  {decision.choice:<8}" if decision.choice else "", color)
         numbers = Text(f"  {wording.comparison(decision, self._run)}".rstrip() + "  same text" * wording.is_same(decision))
         size = Text(f"  {wording.size(kept)}", "dim")
         bar = Text(f"  {wording.bar(decision, self._run)}".rstrip(), color)

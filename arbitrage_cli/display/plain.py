@@ -103,7 +103,7 @@ class PlainDisplay(BaseDisplay):
         facts = [
             "thought" if kept.phase == "think" else "",
             kept.model,
-            decision.verdict or "",
+            decision.choice or "",
             numbers and f"{run.policy} {numbers}",
             wording.size(kept),
         ]

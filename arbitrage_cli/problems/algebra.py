@@ -25,7 +25,7 @@ def load() -> Callable[[str, str], str]:
 
     def compare(gold: str, answer: str) -> str:
         sys.addaudithook(_refuse)
-        return algebra.verdict(gold, answer)
+        return algebra.compare(gold, answer)
 
     return compare
 
@@ -57,7 +57,7 @@ class Algebra:
             self._compare(gold, answer)
         sympy_parser.parse_expr = self._parse_number
 
-    def verdict(self, gold: str, answer: str) -> str:
+    def compare(self, gold: str, answer: str) -> str:
         if _is_misread(gold, answer):
             return "different"
         try:

@@ -50,8 +50,8 @@ class _Grader:
             if _is_same(program, gold["answer"]):
                 return Grade("correct", program, "same program as in the gold answer")
             return Grade("incorrect", program, "differs from the program in the gold answer")
-        verdict = self._runner.run(program, Tests(**gold))
-        return Grade("correct" if verdict.value == "passed" else "incorrect", program, verdict.reason)
+        outcome = self._runner.run(program, Tests(**gold))
+        return Grade("correct" if outcome.value == "passed" else "incorrect", program, outcome.reason)
 
 
 def _is_same(first: str, second: str) -> bool:

@@ -18,7 +18,7 @@ from arbitrage_cli.types import Grade
 
 RULES_VERSION = 3  # incremented whenever a change may affect grades
 
-# Outcomes that are not verdicts, but that a retry would not change
+# Outcomes that decide nothing, but that a retry would not change
 _UNDECIDED: Mapping[str, str] = MappingProxyType(
     {
         "unreadable gold": "math-verify cannot read the gold answer",

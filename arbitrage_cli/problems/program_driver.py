@@ -21,7 +21,7 @@ from types import ModuleType
 _PROGRAM, _TESTS = "<program>", "<tests>"
 _MAX_LINE = 200  # characters of a failed test
 _MAX_MESSAGE = 500  # characters of an error message
-_VERDICT, _SECRET = 61, 62  # file descriptors
+_OUTPUT, _SECRET = 61, 62  # file descriptors
 _KEYCTL = {"x86_64": 250, "aarch64": 219}  # number of the system call
 _JOIN_SESSION_KEYRING = 1
 
@@ -30,7 +30,7 @@ def main() -> None:
     # The program can replace anything in this process, so the functions that are needed afterwards are stored.
     read, write, leave, dumps, extract = os.read, os.write, os._exit, json.dumps, traceback.extract_tb
     _leave_keyring()
-    os.dup2(1, _VERDICT)
+    os.dup2(1, _OUTPUT)
     os.dup2(0, _SECRET)
     job = json.loads(_read(int(_read(16))))
     for stream in (0, 1, 2):
@@ -39,17 +39,17 @@ def main() -> None:
         hard = resource.RLIM_INFINITY if name == "RLIMIT_CPU" else limit
         resource.setrlimit(getattr(resource, name), (limit, hard))
     sys.addaudithook(_keep_cpu_limit)
-    faulthandler.register(signal.SIGXCPU, _VERDICT, all_threads=False)  # works inside C code
-    write(_VERDICT, b"started")
+    faulthandler.register(signal.SIGXCPU, _OUTPUT, all_threads=False)  # works inside C code
+    write(_OUTPUT, b"started")
     random.seed(0)  # reproducible draws
     try:
         _run(job["preamble"], job["program"], job["tests"])
-        verdict = ["passed", read(_SECRET, 1000).decode()]
+        outcome = ["passed", read(_SECRET, 1000).decode()]
     except MemoryError:
-        verdict = ["memory", "ran out of memory"]
+        outcome = ["memory", "ran out of memory"]
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are failures too
-        verdict = _describe(error, [line for line in extract(error.__traceback__) if line.filename in (_PROGRAM, _TESTS)])
-    write(_VERDICT, ("\n" + dumps(verdict)).encode())
+        outcome = _describe(error, [line for line in extract(error.__traceback__) if line.filename in (_PROGRAM, _TESTS)])
+    write(_OUTPUT, ("\n" + dumps(outcome)).encode())
     leave(0)  # without the program's exit handlers
 
 

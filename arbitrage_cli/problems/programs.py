@@ -18,7 +18,7 @@ from arbitrage_cli.problems.answers import shown
 from arbitrage_cli.system.child import WALL_FACTOR, ChildError, Process, describe_exit
 
 # `failed` means a false assertion, `error` an exception, and `ended` that the program ended its process.
-VerdictValue = Literal["passed", "failed", "error", "time", "memory", "ended"]
+OutcomeValue = Literal["passed", "failed", "error", "time", "memory", "ended"]
 
 _DRIVER = Path(__file__).with_name("program_driver.py")
 _PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
@@ -46,10 +46,10 @@ class Tests:
 
 
 @dataclass(frozen=True, slots=True)
-class ProgramVerdict:
+class Outcome:
     """The result of the tests, and the reason in one short line."""
 
-    value: VerdictValue
+    value: OutcomeValue
     reason: str
 
 
@@ -69,14 +69,14 @@ class ProgramRunner:
     def protections(self) -> tuple[str, ...]:
         return ("bubblewrap", "resource limits") if self.sandbox else ("resource limits",)
 
-    def run(self, program: str, tests: Tests) -> ProgramVerdict:
+    def run(self, program: str, tests: Tests) -> Outcome:
         """Test a program.
 
         Raises ProblemError if the program's process cannot start, or is killed or stopped by another process.
         """
         job = {"preamble": tests.preamble, "program": program, "tests": tests.script, "limits": self._limits()}
         try:
-            return self._verdict(json.dumps(job).encode(), secrets.token_hex(16))
+            return self._outcome(json.dumps(job).encode(), secrets.token_hex(16))
         except ChildError as error:
             raise ProblemError(f"cannot run the program: {error}", "rerun the command") from error
 
@@ -88,7 +88,7 @@ class ProgramRunner:
             limits["RLIMIT_NPROC"] = _NUM_PROCESSES
         return limits
 
-    def _verdict(self, job: bytes, secret: str) -> ProgramVerdict:
+    def _outcome(self, job: bytes, secret: str) -> Outcome:
         command = [*self.sandbox, str(_PYTHON), "-s", "-S", "-P", "-B", "-c", _DRIVER.read_text(encoding="utf-8")]
         deadline = time.perf_counter() + WALL_FACTOR * self.seconds
         with Process(command, environment=_environment(), folder="/" if self.sandbox else tempfile.gettempdir()) as process:
@@ -98,17 +98,17 @@ class ProgramRunner:
                 while data := process.read(deadline):
                     output = (output + data)[-_MAX_OUTPUT:]
                     if _CPU_TIMEOUT in output:
-                        return ProgramVerdict("time", f"exceeded {self.seconds} s of processor time")
+                        return Outcome("time", f"exceeded {self.seconds} s of processor time")
                 code = process.wait(deadline)
             except TimeoutError:
                 if _is_stopped(process.id):
                     raise ChildError("machine", "the process was stopped") from None
-                return ProgramVerdict("time", f"timed out after {WALL_FACTOR * self.seconds} s")
+                return Outcome("time", f"timed out after {WALL_FACTOR * self.seconds} s")
         if code in _KILLED:
             raise ChildError("machine", "the process was killed")
         if not output:
             raise ChildError("machine", f"the process did not start ({describe_exit(code)})")
-        return _read_verdict(output, secret) or ProgramVerdict("ended", f"ended its process ({describe_exit(code)})")
+        return _read_outcome(output, secret) or Outcome("ended", f"ended its process ({describe_exit(code)})")
 
 
 def _environment() -> dict[str, str]:
@@ -116,7 +116,7 @@ def _environment() -> dict[str, str]:
     return {**libraries, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "HOME": "/tmp"}  # noqa: S108
 
 
-def _read_verdict(output: bytes, secret: str) -> ProgramVerdict | None:
+def _read_outcome(output: bytes, secret: str) -> Outcome | None:
     """Parse the last line of output. Only the secret proves that the tests passed, because the program can write any other line."""
     try:
         line = json.loads(output.rpartition(b"\n")[2])
@@ -124,9 +124,9 @@ def _read_verdict(output: bytes, secret: str) -> ProgramVerdict | None:
         return None
     match line:
         case ["passed", str(proof)] if secrets.compare_digest(proof.encode(), secret.encode()):
-            return ProgramVerdict("passed", "all tests passed")
-        case [str(value), str(reason)] if value in get_args(VerdictValue) and value != "passed":
-            return ProgramVerdict(cast("VerdictValue", value), shown(reason, _MAX_REASON))
+            return Outcome("passed", "all tests passed")
+        case [str(value), str(reason)] if value in get_args(OutcomeValue) and value != "passed":
+            return Outcome(cast("OutcomeValue", value), shown(reason, _MAX_REASON))
     return None
 
 

@@ -129,7 +129,7 @@ class KeptStep(WrittenStep):
     @classmethod
     def of_decision(cls, made: Decision, **more: Any) -> Self:
         discarded = WrittenStep.of(made.discarded) if made.discarded else None
-        decided = {"decision": made.verdict, "score": made.score, "advantage": made.advantage, "discarded": discarded}
+        decided = {"decision": made.choice, "score": made.score, "advantage": made.advantage, "discarded": discarded}
         return cls.of(made.kept, **decided, **more)
 
     @property

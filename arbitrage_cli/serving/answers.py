@@ -140,15 +140,15 @@ class Answer:
 
     def _usage(self) -> Json:
         decisions, kept = self._trace.decisions, self._trace.num_tokens
-        figures, verdicts = tally(decisions), [decision.verdict for decision in decisions]
+        figures, choices = tally(decisions), [decision.choice for decision in decisions]
         prompt = self._num_prompt or _num_prompt_tokens(decisions)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": kept,
             "total_tokens": prompt + kept,
             "completion_tokens_details": {"reasoning_tokens": figures.thinking_tokens},
-            "accepted_steps": verdicts.count("accept"),
-            "escalated_steps": verdicts.count("escalate"),
+            "accepted_steps": choices.count("accept"),
+            "escalated_steps": choices.count("escalate"),
             "draft_tokens": figures.drafted_tokens,
             "target_tokens": figures.target_tokens,
         }

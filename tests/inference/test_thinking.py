@@ -388,10 +388,10 @@ def router_route(tau: float, *, knows_thoughts: bool = False) -> list[Trace]:
 
 def test_a_router_decides_about_answers_and_a_rule_about_thoughts() -> None:
     decided = [one for trace in router_route(0.4) for one in trace.decisions]
-    assert {one.verdict for one in decided if one.kept.phase == "answer"} == {"escalate"}
+    assert {one.choice for one in decided if one.kept.phase == "answer"} == {"escalate"}
     thoughts = [one for one in decided if one.draft and one.draft.phase == "think"]
-    assert {one.verdict for one in thoughts} == {"accept", "escalate"}
-    assert all((one.verdict == "escalate") == ((one.score or 0.0) > probe_tau(BUDGET)) for one in thoughts)
+    assert {one.choice for one in thoughts} == {"accept", "escalate"}
+    assert all((one.choice == "escalate") == ((one.score or 0.0) > probe_tau(BUDGET)) for one in thoughts)
 
 
 def test_a_router_that_learned_from_thoughts_decides_about_them() -> None:
@@ -410,7 +410,7 @@ def test_a_budget_holds_for_thoughts_too(tau_name: str | None, tau: float) -> No
     job = Job(Problem("1", "question 1"), partial(route.flow, seed=0, scorer=scorer), long(None))
     ended = finished_of(Scheduler(engines("seed", "switched")).run([job]))
     thoughts = [one for one in ended[0].trace.decisions if one.draft and one.draft.phase == "think"]
-    assert all((one.verdict == "escalate") == ((one.score or 0.0) > tau) for one in thoughts)
+    assert all((one.choice == "escalate") == ((one.score or 0.0) > tau) for one in thoughts)
     assert thoughts
 
 

@@ -62,12 +62,12 @@ def test_an_answer(client: Served) -> None:
     assert (answer["object"], answer["model"], choice["index"]) == ("chat.completion", "entropy", 0)
     assert choice["message"] == {"role": "assistant", "content": trace.text, "refusal": None}
     assert choice["finish_reason"] == ("stop" if trace.stop == "end" else "length")
-    usage, verdicts = answer["usage"], [decision.verdict for decision in trace.decisions]
+    usage, choices = answer["usage"], [decision.choice for decision in trace.decisions]
     assert usage["prompt_tokens"] == len(f"u{INSTRUCTIONS}u{problem.question}a")
     assert usage["completion_tokens"] == trace.num_tokens == usage["total_tokens"] - usage["prompt_tokens"]
-    assert (usage["accepted_steps"], usage["escalated_steps"]) == (verdicts.count("accept"), verdicts.count("escalate"))
+    assert (usage["accepted_steps"], usage["escalated_steps"]) == (choices.count("accept"), choices.count("escalate"))
     assert usage["draft_tokens"] == sum(decision.draft.num_tokens for decision in trace.decisions if decision.draft)
-    assert [step["decision"] for step in answer["arbitrage"]["steps"]] == verdicts
+    assert [step["decision"] for step in answer["arbitrage"]["steps"]] == choices
 
 
 @pytest.mark.parametrize("fields", [{}, {"arbitrage": True}, {"stop": ["zz", "qq"]}, {"max_tokens": 20}])
