@@ -32,8 +32,8 @@ from arbitrage_cli import (
     open_pair,
 )
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.costs.placement import machine_here, tuned_file
-from arbitrage_cli.costs.store import keep_tuned
+from arbitrage_cli.costs.placement import machine_here
+from arbitrage_cli.costs.store import keep_tuned, tuned_file
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
 

@@ -23,12 +23,11 @@ from arbitrage_cli.app.sentences import alone, sentence
 from arbitrage_cli.app.session import open_session
 from arbitrage_cli.app.spec import advised_pair
 from arbitrage_cli.app.stored_run import open_run
-from arbitrage_cli.costs.placement import tuned_file
-from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice
+from arbitrage_cli.costs.prices import Prices, parse_prices
+from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
 from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.evaluation.prices import Prices, parse_prices
 from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
 from arbitrage_cli.inference.llama import BINDING
 from arbitrage_cli.inference.llama.prebuilt import how_to_install

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import mean
 
 from arbitrage_cli.app.benchmark import Attempt, Bench, Standings, plan
-from arbitrage_cli.app.costs import forget_contradicted_costs
 from arbitrage_cli.app.executor import Executor, Remaining, how_to_resume, prepare, remaining
 from arbitrage_cli.app.manifest import add_loaded, problem_facts, resume, settings_of, with_grown
 from arbitrage_cli.app.options import BenchOptions
@@ -57,7 +56,7 @@ class BenchRun:
 def run_bench(request: Request, selected: Selection, path: Path, options: BenchOptions, display: Display) -> BenchRun:
     with (
         open_run(path, display, fresh=options.fresh) as folder,
-        open_session(request, display, folder.earlier) as session,
+        open_session(request, display, folder.earlier, most=_most_at_once(request, selected)) as session,
     ):
         run = plan_run(session, selected, folder, samples=options.samples)
         with offering_to_resume(display, lambda error: run.how_to_resume):
@@ -66,18 +65,20 @@ def run_bench(request: Request, selected: Selection, path: Path, options: BenchO
     return run
 
 
+def _most_at_once(request: Request, selected: Selection) -> int:
+    return len(selected.items) if request.concurrency == AUTO else MOST
+
+
 def plan_run(session: Session, selected: Selection, folder: RunFolder, *, samples: int = 1) -> BenchRun:
     """Plan a benchmark. Raises UsageError if an earlier run has other settings."""
-    spec, earlier, items = session.spec, folder.earlier, selected.items
-    most = len(items) if spec.request.concurrency == AUTO else MOST
-    concurrency = session.choose_concurrency(most=most, earlier=earlier["concurrency"] if earlier else None)
-    attempts = plan(items, spec.routes, samples, concurrency)
+    spec, items = session.spec, selected.items
+    attempts = plan(items, spec.routes, samples, session.concurrency)
     router, warnings = spec.deciding_router, []
     if router and (known := sum(router.card.known(item.problem.question for item in items))):
         which = f"{known} of these {len(items)} problems"
         warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
     todo_and_manifest = prepare(
-        session, selected, folder, attempts, samples=samples, warnings=warnings, concurrency=concurrency
+        session, selected, folder, attempts, samples=samples, warnings=warnings, concurrency=session.concurrency
     )
     return BenchRun(session, f"bench {selected.title}", spec.routes, attempts, folder, *todo_and_manifest)
 
@@ -147,7 +148,6 @@ def measure(run: BenchRun, display: Display, pace: Pace) -> None:
         run.folder.save_run({**add_loaded(run.manifest, session.models), "protections": list(grader.protections)})
         executor = Executor(run.folder, display, _Progress(run, pace), pace.keeps)
         executor.run(run.todo, bench.run, bench.row, limits)
-        forget_contradicted_costs(run.folder.run or {}, run.folder.results, display.note)
 
 
 def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:

@@ -73,7 +73,6 @@ class Collection:
         if not self._todo.all:
             return
         session, spec, options = self._session, self._spec, self._options
-        session.choose_concurrency(most=len(self._todo.all), rollouts=options.rollouts)
         session.load(rollouts=options.rollouts)
         samplers = [
             Sampler(_temperature(options), 1.0, session.spec.sampler.seed + number) for number in range(options.rollouts)

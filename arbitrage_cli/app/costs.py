@@ -1,27 +1,25 @@
-"""Measures and removes the unit costs of models for commands."""
+"""Measures, checks and removes the unit costs of models for commands."""
 
-from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from collections.abc import Mapping
+from datetime import timedelta
 
 from arbitrage_cli.app.model_choice import NamedModels
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.spec import Run
+from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
-from arbitrage_cli.costs.placement import find_measurements, tuned_file
-from arbitrage_cli.costs.store import Tuned, forget_advice, forget_tuned, keep_tuned
-from arbitrage_cli.errors import ModelFileError, OutputError, UsageError
-from arbitrage_cli.evaluation.work import decoding_factors
-from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.costs.placement import find_measurements
+from arbitrage_cli.costs.store import Tuned, forget, keep_tuned, tuned_file
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, OutputError, UsageError
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.runs.results import Result, concurrency_of, results_by_policy, unit_costs_of
+from arbitrage_cli.runs.results import unit_costs_of
+from arbitrage_cli.system.machine import free_cores
 from arbitrage_cli.types import ModelRole
 
-CONTRADICTED = 2.0  # the factor from which a run contradicts the stored costs
+MUCH_FASTER, FAR_SLOWER = 0.5, 5.0  # the factors between which a run does not contradict the stored costs
 MIN_SECONDS = 1e-3  # the program takes most of the time of faster tokens
 
 
@@ -31,7 +29,7 @@ def measure_costs(named: NamedModels, display: Watcher, *, offline: bool) -> Mea
     Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
     """
     paths = fetch(_local_models(named), display, offline=offline)
-    keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be read or written
+    keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be written
     return measure_and_keep(paths, named.load, display.loading, display.note)
 
 
@@ -42,54 +40,66 @@ def measure_missing(
     earlier: Run | None,
     max_age: timedelta = timedelta.max,
     limit: float = PROBE_SECONDS,
-) -> None:
-    """Measure and store the unit costs of the request's models, which `fetch` has found.
+) -> Mapping[ModelRole, Tuned]:
+    """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
     Costs are not measured if a resumed run contains them, if they were measured within `max_age`, or if the draft runs without
     a target. `limit` is the maximum time for the probes, in seconds.
     """
     load = request.named.load
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role != "prm" and is_gguf(path)}
+    known = find_measurements({role: local_files(path) for role, path in paths.items()}, load, display.note)
     if "target" not in paths or paths.keys() <= unit_costs_of(earlier or {}).keys():
-        return
-    known = find_measurements({role: local_files(path) for role, path in paths.items()}, load)
-    ages = (datetime.now(UTC) - datetime.fromisoformat(one.created) for one in known.values())
-    if known.keys() == paths.keys() and all(age < max_age for age in ages):
-        return
+        return known
+    if known.keys() == paths.keys() and all(one.age < max_age for one in known.values()):
+        return known
     try:
         keep_tuned(tuned_file(), [])
         display.note("measuring the token costs of these models on this machine")
-        measure_and_keep(paths, load, display.loading, display.note, limit)
+        return measure_and_keep(paths, load, display.loading, display.note, limit).models
     except OutputError as error:
         display.note(f"the measured token costs are not used, because they cannot be saved: {error.message}")
+        return known
 
 
-def forget_contradicted_costs(run: Run, results: Iterable[Result], note: Callable[[str], None]) -> None:
-    """Remove a model's stored costs if its decoding time in a run differs greatly from these costs."""
-    if not run.get("unit_costs") or concurrency_of(run) > 1:
+def measure_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], display: Watcher) -> None:
+    """Measure stored costs again if a model's tokens took much less or far more time in a run.
+
+    Tokens may take longer than measured for good reasons, such as a long context, but not less.
+    """
+    costs = {role: model.costs for role, model in spec.models.items() if model.costs}
+    contradicted = {
+        role: factor
+        for role, factor in slowdowns.items()
+        if costs[role].decode > MIN_SECONDS and not MUCH_FASTER < factor < FAR_SLOWER
+    }
+    paths: dict[ModelRole, str] = {role: spec.models[role].path for role in costs if role != "prm"}
+    stored = find_measurements({role: spec.models[role].files for role in contradicted}, spec.request.named.load)
+    if not any(stored[role].costs == costs[role] for role in stored):
         return
-    units = unit_costs_of(run)
-    for role, factor in decoding_factors(run, results_by_policy(run, results)).items():
-        if units[role].decode <= MIN_SECONDS or 1 / CONTRADICTED < factor < CONTRADICTED:
-            continue
-        is_contradicted = partial(_has_costs, run["models"][role]["sha256"], units[role])
+    for role, factor in contradicted.items():
         took = f"the {role} took {formatting.number(factor)} times its measured token cost"
-        try:
-            if forget_tuned(tuned_file(), is_contradicted):
-                note(f"{took}; the next command measures it again")
-        except (OutputError, UsageError) as error:  # the run is complete
-            note(f"{took}, but the measurement cannot be removed: {error.message}")
+        display.note(f"{took}, so the token costs are measured again")
+    try:
+        measure_and_keep(paths, spec.request.named.load, display.loading, display.note)
+    except ArbitrageError as error:  # the run is complete
+        display.note(f"the token costs cannot be measured: {error.message}")
 
 
-def _has_costs(sha256: str, costs: UnitCosts, tuned: Tuned) -> bool:
-    return (tuned.sha256, tuned.costs) == (sha256, costs)
+def warn_of_load(spec: Spec, display: Watcher) -> None:
+    """Note that other programs use the cores of models with several threads."""
+    threads = max((model.threads or 1 for model in spec.models.values()), default=1)
+    if threads > 1 and (free := free_cores()) < threads:
+        display.note(
+            f"other programs use the processor, so {threads} threads may take many times as long as {free}; "
+            f"to use fewer, add --threads {free}"
+        )
 
 
 def forget_costs(named: NamedModels) -> int:
     """Remove the stored costs of both models and the advice on them. Return how many measurements were removed."""
-    sha256s = {sha256_seen(files) for one in _local_models(named).values() if (files := local_files(one))}
-    forget_advice(tuned_file(), sha256s)
-    return forget_tuned(tuned_file(), lambda tuned: tuned.sha256 in sha256s)
+    models = _local_models(named).values()
+    return forget(tuned_file(), {sha256_seen(files) for one in models if (files := local_files(one))})
 
 
 def _local_models(named: NamedModels) -> dict[ModelRole, str]:

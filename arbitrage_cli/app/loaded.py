@@ -145,6 +145,11 @@ class Writers:
         roles: tuple[ModelRole, ...] = route.policy.models if route else ("draft", "target")
         return {role: self._writer(role, route, sample) for role in roles}
 
+    def slowdowns(self, role: ModelRole) -> list[float]:
+        """Return how many times as long as measured the tokens of a model in this process took, for each of its writers."""
+        writers = (writer for (one, _, _), writer in self._made.items() if one == role and isinstance(writer, Engine))
+        return [slowdown for writer in writers if (slowdown := writer.slowdown)]
+
     def _writer(self, role: ModelRole, route: Route | None, sample: int) -> Writer:
         key, sampler = (role, sample, route), self._writing.sampler
         if key not in self._made:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.options import Options
+from arbitrage_cli.costs.prices import parse_prices
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, UsageError, unknown
-from arbitrage_cli.evaluation.prices import parse_prices
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
 from arbitrage_cli.inference.servers.dialects import CONTINUATIONS

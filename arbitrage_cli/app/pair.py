@@ -131,7 +131,6 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         if self._session is None:
             with contextlib.ExitStack() as stack:
                 session = stack.enter_context(open_session(self._request, LogDisplay(log), spec=spec))
-                session.choose_concurrency()
                 session.load()
                 self._stack.push(stack.pop_all())
             self._session = session

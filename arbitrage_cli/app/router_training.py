@@ -7,11 +7,11 @@ from pathlib import Path
 
 from arbitrage_cli.app.model_choice import arguments_of_run
 from arbitrage_cli.app.options import LoadingOptions
-from arbitrage_cli.costs.placement import machine_here, tuned_file
-from arbitrage_cli.costs.store import Loading, read_tuned
+from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.costs.placement import machine_here
+from arbitrage_cli.costs.store import Loading, read_cache, tuned_file
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.model_files.pairs import router_file
-from arbitrage_cli.routing.presets import Costs
 from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
@@ -58,12 +58,12 @@ def with_new_presets(
     return with_taus(old, states, _costs_on_this_machine(runs[0], machine), name=name)
 
 
-def _costs_on_this_machine(folder: Path, machine: LoadingOptions) -> Costs | None:
+def _costs_on_this_machine(folder: Path, machine: LoadingOptions) -> PairCosts | None:
     models = read_run_folder(folder, COLLECT).run["models"]
-    known = {tuned.key: tuned.costs for tuned in read_tuned(tuned_file())}
+    known = {tuned.key: tuned.costs for tuned in read_cache(tuned_file()).tuned}
     loading = Loading(machine.gpu_layers, machine.flash_attention, machine.kv_type)
     found = {role: known.get((machine_here(), models[role]["sha256"], loading)) for role in ROLES if known}
-    return Costs.of({role: costs for role, costs in found.items() if costs})
+    return PairCosts.of({role: costs for role, costs in found.items() if costs})
 
 
 def bench_command(run: Path, router: Path) -> list[str]:

@@ -40,7 +40,7 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
         bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
         access = Access(key, _accepted_hosts(bound, options, key))
         session = stack.enter_context(open_session(request, display))
-        bounds = Bounds(session.choose_concurrency(), options.queue, options.timeout)
+        bounds = Bounds(session.concurrency, options.queue, options.timeout)
         session.load()
         defaults = _defaults(session)
         scorer = session.scorer(POLICIES["arbitrage"]) if request.named.router else None

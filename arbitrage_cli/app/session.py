@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property, partial
+from statistics import median
 from typing import TYPE_CHECKING
 
-from arbitrage_cli.app.costs import fetch, measure_missing
+from arbitrage_cli.app.costs import fetch, measure_contradicted, measure_missing, warn_of_load
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.manifest import record_settings
 from arbitrage_cli.app.model_choice import BUILT_IN
@@ -18,8 +19,8 @@ from arbitrage_cli.app.spec import Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
 from arbitrage_cli.costs.memory import MOST, Need, check_memory, choose_concurrency, memory_needed, rollback_of
+from arbitrage_cli.costs.prices import parse_prices
 from arbitrage_cli.errors import ModelFileError, UsageError
-from arbitrage_cli.evaluation.prices import parse_prices
 from arbitrage_cli.inference.backend import clock_for
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import as_speculator
@@ -88,37 +89,46 @@ def open_session(
     earlier: Run | None = None,
     *,
     spec: Spec | None = None,
+    most: int = MOST,
+    rollouts: int = 1,
     max_age: timedelta = timedelta.max,
     limit: float = PROBE_SECONDS,
 ) -> Iterator["Session"]:
     """Download the models, measure missing token costs, resolve the request, and open a session for it.
 
-    `earlier` is the run.json of a run to resume. `spec` is given if the models of an earlier session are loaded again. Costs
-    older than `max_age` are measured again, in at most `limit` seconds.
+    `earlier` is the run.json of a run to resume. `spec` is given if the models of an earlier session are loaded again. At most
+    `most` problems are solved at once, each with `rollouts` continuations. Costs older than `max_age` are measured again, in at
+    most `limit` seconds.
     """
     sources = request.models_for(request.asked)
     if any(map(is_built_in, sources.values())):
         display.remind(BUILT_IN)
     paths = fetch(sources, display, offline=request.options.offline)
-    measure_missing(request, paths, display, earlier, max_age, limit)
+    measured = measure_missing(request, paths, display, earlier, max_age, limit)
     with contextlib.closing(Servers(request, display)) as servers:
-        spec = spec or make_spec(request, earlier, servers.prompt)
+        if spec is None:
+            resolve = partial(make_spec, request, earlier, servers.prompt, measured)
+            spec = resolve()
+            if (concurrency := _choose_concurrency(spec, most, rollouts, earlier)) > 1:
+                spec = resolve(concurrency)  # the costs of a token depend on how many problems share a batch
         for note in spec.notes:
             display.note(note)
         if spec.named_taus:
             log.info("presets are based on the token costs of %s", spec.named_taus.costs_of)
+        warn_of_load(spec, display)
         with contextlib.closing(Session(spec, display, servers)) as session:
             yield session
             if request.loads == "needed":  # a run, whose results are stored
                 session.check_files()
+    if request.loads == "needed":
+        measure_contradicted(spec, session.slowdowns, display)
 
 
 class Session:
     """The models of a spec, and their writers, raters and schedulers. Create it with `open_session`."""
 
     def __init__(self, spec: Spec, display: Watcher, servers: Servers) -> None:
-        self.spec = spec
-        self.concurrency = 1
+        self.spec, self.concurrency = spec, spec.concurrency
         self.models: dict[ModelRole, Model] = {}
         self._display, self._servers = display, servers
         self._stack = contextlib.ExitStack()
@@ -134,39 +144,25 @@ class Session:
                 hint = "results since the change may be wrong, so start over with another --output"
                 raise ModelFileError(f"{path}: the file changed while it was in use", hint)
 
-    @cached_property
-    def _rollback(self) -> dict[ModelRole, int]:
-        target = self.spec.models.get("target")  # no other model verifies draft tokens
-        return {"target": rollback_of(target.path, target.costs)} if target else {}
-
-    def _memory_needed(self, num_sequences: Mapping[ModelRole, int]) -> Need:
-        paths = {role: model.path for role, model in self.spec.models.items()}
-        return memory_needed(paths, self.spec.load, num_sequences, self._rollback)
-
-    def choose_concurrency(self, *, most: int = MOST, rollouts: int = 1, earlier: int | None = None) -> int:
-        """Set and return the number of problems to solve at once. `earlier` is the concurrency of a resumed run."""
-        policies = [route.policy for route in self.spec.routes]
-        sequences = _num_sequences(policies, self.spec.reward, rollouts)
-        needed = partial(self._memory_needed, sequences)
-        self.concurrency = choose_concurrency(self.spec.request.concurrency, needed, most=most, earlier=earlier)
-        for name in dict.fromkeys(policy.name for policy in policies if policy.speculates and self.concurrency > 1):
-            self._display.note(
-                f"policy {name} saves time only with one problem at a time (--concurrency 1); with several problems, it is "
-                "hardly faster than the target alone"
-            )
-        return self.concurrency
+    @property
+    def slowdowns(self) -> dict[ModelRole, float]:
+        """How many times as long as measured the tokens of each model took, where this is known."""
+        if not self.models or self.concurrency > 1:
+            return {}
+        return {role: median(found) for role in self.models if (found := self.writers.slowdowns(role))}
 
     def load(self, policies: Iterable[Policy] | None = None, *, rollouts: int = 1) -> None:
         """Load the models, with enough sequences for these policies (default: all policies of the spec)."""
         spec = self.spec
         policies = list([route.policy for route in spec.routes] if policies is None else policies)
         num_sequences = _num_sequences(policies, spec.reward, rollouts, self.concurrency)
-        check_memory(self._memory_needed(num_sequences))
+        rollback = _rollback(spec)
+        check_memory(_memory_needed(spec, num_sequences, rollback))
         served = [role for role, model in spec.models.items() if model.served]
         self.models.update({role: self._servers.open(role) for role in served})  # before files, which take time to load
         if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:
             self.models["draft"].need_token_stats(needing[0])
-        self._load_files(num_sequences)
+        self._load_files(num_sequences, rollback)
         self.writing = WriterOptions(
             spec.sampler,
             spec.request.style,
@@ -180,7 +176,7 @@ class Session:
         self._warn_of_unused_variables()
         self._warn_of_another_pair()
 
-    def _load_files(self, num_sequences: Mapping[ModelRole, int]) -> None:
+    def _load_files(self, num_sequences: Mapping[ModelRole, int], rollback: Mapping[ModelRole, int]) -> None:
         load = self.spec.load
         for role, model in self.spec.models.items():
             if model.served:
@@ -189,7 +185,7 @@ class Session:
                 load,
                 threads=model.threads,
                 num_sequences=num_sequences[role],
-                rollback=self._rollback.get(role, 0),
+                rollback=rollback.get(role, 0),
                 template_variables={} if role == "prm" else load.template_variables,
             )
             progress = partial(self._display.loading, f"loading {role} {model.source}")
@@ -293,3 +289,20 @@ def _num_sequences(
     kinds = {policy.reward for policy in policies}
     extra = rollouts if "any" in kinds and reward == "rollout" else 0
     return {"draft": concurrency, "target": (1 + extra) * concurrency, "prm": concurrency}
+
+
+def _choose_concurrency(spec: Spec, most: int, rollouts: int, earlier: Run | None) -> int:
+    """Return the number of problems to solve at once."""
+    sequences = _num_sequences([route.policy for route in spec.routes], spec.reward, rollouts)
+    needed = partial(_memory_needed, spec, sequences, _rollback(spec))
+    before = earlier.get("concurrency") if earlier else None
+    return choose_concurrency(spec.request.concurrency, needed, most=most, earlier=before)
+
+
+def _rollback(spec: Spec) -> dict[ModelRole, int]:
+    target = spec.models.get("target")  # no other model verifies draft tokens
+    return {"target": rollback_of(target.path, target.costs)} if target else {}
+
+
+def _memory_needed(spec: Spec, num_sequences: Mapping[ModelRole, int], rollback: Mapping[ModelRole, int]) -> Need:
+    return memory_needed({role: model.path for role, model in spec.models.items()}, spec.load, num_sequences, rollback)

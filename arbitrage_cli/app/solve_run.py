@@ -105,10 +105,10 @@ class Solutions(AbstractContextManager["Solutions"]):
             list(self._unsolved())
             return
         earlier = self._folder.earlier if self._folder else None
-        with open_session(request, self._display, earlier) as session:
+        most = 1 if problems.is_typed else max(1, num_known) if problems.ended else MOST
+        with open_session(request, self._display, earlier, most=most) as session:
             manifest = self._manifest(session.spec)
             if num_known:
-                session.choose_concurrency(most=1 if problems.is_typed else num_known if problems.ended else MOST)
                 session.load()
             if self._folder:
                 self._folder.save_run(add_loaded(manifest, session.models))

@@ -8,10 +8,11 @@ from typing import Any
 from arbitrage_cli.app.model_choice import warnings_about
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.costs.placement import Placement, loading_of, machine_here, place, tuned_file
-from arbitrage_cli.costs.store import AdvisedPair, read_advice
+from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.costs.placement import Placement, loading_of, machine_here, place
+from arbitrage_cli.costs.prices import parse_prices, price_costs
+from arbitrage_cli.costs.store import AdvisedPair, Tuned, read_cache, tuned_file
 from arbitrage_cli.errors import ArbitrageError, TemplateError, UsageError
-from arbitrage_cli.evaluation.prices import Price, parse_prices
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
@@ -25,7 +26,7 @@ from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.task import Task
 from arbitrage_cli.routing.policies import Policy
-from arbitrage_cli.routing.presets import PRESETS, Costs, NamedTaus
+from arbitrage_cli.routing.presets import PRESETS, NamedTaus
 from arbitrage_cli.routing.route import (
     AvailableRouter,
     Menu,
@@ -48,6 +49,10 @@ THINK_TOKENS = 16384
 THINK_CONTEXT_SIZE = 16384
 """The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
 
+NO_SPECULATION = (
+    "policy speculative saves time only with one problem at a time (--concurrency 1); with several problems, it is hardly faster "
+    "than the target alone"
+)
 UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
 
 
@@ -75,7 +80,8 @@ class Spec:
     """Everything that determines how a command solves problems.
 
     `reward` is the source of rewards for policies that accept any source. `stops_early` is None if no policy supports early
-    stops. `tau_costs` names the costs on which the presets are based, if any are used.
+    stops. `tau_costs` names the costs on which the presets are based, if any are used. `concurrency` is the number of problems
+    that are solved at once.
     """
 
     request: Request
@@ -89,6 +95,7 @@ class Spec:
     limits: Limits
     sampler: Sampler
     notes: Sequence[str]
+    concurrency: int = 1
 
     @property
     def route(self) -> Route:
@@ -118,18 +125,23 @@ class Spec:
 
 
 def make_spec(
-    request: Request, earlier: Run | None = None, served_prompt: Callable[[ModelRole], ChatPrompt | None] = lambda role: None
+    request: Request,
+    earlier: Run | None = None,
+    served_prompt: Callable[[ModelRole], ChatPrompt | None] = lambda role: None,
+    measured: Mapping[ModelRole, Tuned] | None = None,
+    concurrency: int = 1,
 ) -> Spec:
-    """Resolve a request with the stored token costs and the model files on this machine.
+    """Resolve a request with the token costs (by default, those that are stored) and the model files on this machine.
 
     `earlier` is the run.json of a run to resume, whose presets, early stops, threads and token costs are kept.
-    `served_prompt` returns the prompt of a model on a server, or None if this is unknown.
+    `served_prompt` returns the prompt of a model on a server, or None if this is unknown. The costs
+    of tokens are those of `concurrency` problems at once.
 
     Raises UsageError or ModelFileError if a setting or a file cannot be used, and the same errors as `served_prompt`.
     """
     named = request.named
-    placement = place(named.sources, named.load)
-    costs = _costs_of_prices(named.price) if named.price else Costs.of(placement.unit_costs)
+    placement = place(named.sources, named.load, measured)
+    costs = price_costs(parse_prices(named.price)) if named.price else PairCosts.of(placement.unit_costs, concurrency)
     available = AvailableRouter(named.router, named.router_source, costs, named.price is not None)
     routes, named_taus, preset_notes = _routes(request, available, earlier)
     warnings = list[str]()
@@ -150,6 +162,7 @@ def make_spec(
         *preset_notes,
         *warnings_about(named, sources, uses_router=any(policy.needs_router for policy in policies)),
         *warnings,
+        *[NO_SPECULATION for policy in policies if policy.speculates and concurrency > 1],
         *unknown,
         *placement_notes,
     ]
@@ -165,6 +178,7 @@ def make_spec(
         limits=limits_of(request.options, tokens),
         sampler=sampler_of(request.options),
         notes=list(dict.fromkeys(notes)),
+        concurrency=concurrency,
     )
 
 
@@ -236,7 +250,7 @@ def _default_or_warned(request: Request, route: Route, router: AvailableRouter) 
 
 def _advised_route(request: Request, router: AvailableRouter) -> tuple[Route, list[str]] | None:
     """Return the route of the last advice on this pair, and a note, or None. Raises ArbitrageError if the advice is invalid."""
-    known = read_advice(tuned_file()) if request.named.price is None else []
+    known = read_cache(tuned_file()).advice if request.named.price is None else ()
     advice = next((one for one in known if one.pair == advised_pair(request)), None)
     if advice is None:
         return None
@@ -330,16 +344,3 @@ def _reward(request: Request, policies: Sequence[Policy], sources: Mapping[Model
     if any(policy.reward == "any" for policy in policies):
         return request.reward or "prm"
     return "prm" if request.loads == "named" and "prm" in sources else None  # calls may use other policies
-
-
-def _costs_of_prices(price: str) -> Costs:
-    free, prices = Price(0.0, 0.0, 0.0), parse_prices(price)
-    draft, target = (prices.get(role, free) for role in ("draft", "target"))
-    return Costs(
-        draft_seconds_per_token=draft.completion,
-        target_seconds_per_token=target.completion,
-        target_prefill_seconds_per_token=target.prompt,
-        draft_prefill_seconds_per_token=draft.prompt,
-        target_verify_seconds_per_token=target.completion,
-        target_cached_seconds_per_token=target.cached,
-    )

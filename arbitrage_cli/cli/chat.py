@@ -51,7 +51,8 @@ def chat(*, options: Options, output: OutputOptions) -> None:
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        session = stack.enter_context(open_session(ask(options, find_task(options.task), loads="both"), display))
+        request = ask(options, find_task(options.task), loads="both")
+        session = stack.enter_context(open_session(request, display, most=1))
         session.load()
         conversation = RoutedConversation(session, display)
         conversation.show_route()

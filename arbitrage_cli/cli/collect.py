@@ -52,7 +52,9 @@ def collect(
         request = ask_to_collect(options, task, collect)
         path = collect.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
         folder = stack.enter_context(open_run(path, display, kind=COLLECT, fresh=collect.fresh))
-        session = stack.enter_context(open_session(request, display, folder.earlier))
+        session = stack.enter_context(
+            open_session(request, display, folder.earlier, most=len(selected.items), rollouts=collect.rollouts)
+        )
         collection = Collection(session, selected, folder, collect, display)
         with offering_to_resume(display, lambda error: collection.how_to_resume):
             collection.run()

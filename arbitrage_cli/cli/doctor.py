@@ -11,7 +11,7 @@ import typer
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.settings import settings_files
-from arbitrage_cli.costs.store import read_tuned
+from arbitrage_cli.costs.store import read_cache, tuned_file
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import ModelError, UsageError
 from arbitrage_cli.inference.llama.prebuilt import binding_version
@@ -60,13 +60,16 @@ def _sandbox() -> str:
 
 
 def _measured() -> str:
-    from arbitrage_cli.costs.placement import machine_here, tuned_file  # slow to import
+    from arbitrage_cli.costs.placement import machine_here  # slow to import
 
+    faults = list[str]()
     try:
-        known = read_tuned(tuned_file())
+        known = read_cache(tuned_file(), faults.append).tuned
         found = [tuned for tuned in known if tuned.machine == machine_here()] if known else []
     except (UsageError, ModelError) as error:
         return error.message
+    if faults:
+        return faults[0]
     names = dict.fromkeys(f"{one_line(tuned.name)} ({formatting.count(tuned.threads, 'thread')})" for tuned in found)
     return ", ".join(names) or "none; arbitrage advise measures models"
 

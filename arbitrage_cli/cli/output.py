@@ -93,8 +93,8 @@ def say(text: str, options: OutputOptions) -> None:
 
 
 def figures_of(run: Mapping[str, Any], results: "Iterable[Result]", options: FigureOptions) -> dict[str, Any]:
+    from arbitrage_cli.costs.prices import parse_prices
     from arbitrage_cli.evaluation.metrics import figures  # NumPy is slow to import
-    from arbitrage_cli.evaluation.prices import parse_prices
 
     return figures(run, results, prices=parse_prices(options.price) if options.price else None)
 

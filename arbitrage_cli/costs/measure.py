@@ -9,7 +9,7 @@ not measured, because it is the same for all policies.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,17 +19,19 @@ from typing import Protocol, cast
 import numpy as np
 
 from arbitrage_cli.costs.memory import check_memory, memory_needed
-from arbitrage_cli.costs.placement import loading_of, machine_here, threads_without_costs, tuned_file
-from arbitrage_cli.costs.store import Tuned, keep_tuned
+from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.costs.placement import loading_of, machine_here, threads_without_costs
+from arbitrage_cli.costs.store import Tuned, keep_tuned, tuned_file
 from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
 from arbitrage_cli.inference.open import open_model
-from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts, token_ratio
+from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.numbers.intervals import Interval, Numbers
+from arbitrage_cli.numbers.intervals import Numbers
+from arbitrage_cli.system.machine import free_cores
 from arbitrage_cli.types import ModelRole
 
 TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 - 5 = 14.\n\n"
@@ -41,6 +43,7 @@ THREAD_PREFILL, THREAD_DECODED = 16, 3  # tokens of the probes for a number of t
 THREAD_ROUNDS, THREAD_SECONDS = 3, 2.0  # rounds of all numbers of threads: one, then more until THREAD_SECONDS have passed
 AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest is preferred, to leave cores to others
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
+MAX_CHANGE = 1.3  # of the time of a token during a measurement that is kept
 BLOCKS, PRIOR_BLOCKS = 4, 4  # parts of a measurement whose costs are compared
 
 OnLoading = Callable[[str, float], None]
@@ -56,13 +59,16 @@ class Threaded(Backend, Protocol):
 class Measurement:
     """The measured costs of models. `speeds` maps each tested number of threads to the tokens per second.
 
-    `token_ratio` is the cost of a target token in draft tokens, with a 95% interval, or None unless both models were
-    measured.
+    `faults` says for each model whose costs were not stored why they may be wrong.
     """
 
     models: Mapping[ModelRole, Tuned]
     speeds: Mapping[ModelRole, Mapping[int, float]]
-    token_ratio: tuple[float, Interval] | None
+    faults: Mapping[ModelRole, str]
+
+    @property
+    def pair(self) -> PairCosts | None:
+        return PairCosts.of({role: model.costs for role, model in self.models.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,17 @@ class Probes:
         token = min(max(0.0, slow - fast) / (long - short), slow / long)
         batches = tuple(map(float, np.maximum.accumulate(usual)))
         return UnitCosts(batches, token, max(0.0, slow - long * token), self.error)
+
+    @property
+    def fault(self) -> str | None:
+        """Why these times must be wrong, or None."""
+        one, many = low_quartile(self.decode), low_quartile(self.batches[ROWS[-1]])
+        halves = [low_quartile(half) for half in np.array_split(self.decode, 2)]
+        if not one < many < ROWS[-1] * one:
+            return f"a batch of {ROWS[-1]} tokens took {formatting.number(many / one)} times as long as one token"
+        if max(halves) > MAX_CHANGE * min(halves):
+            return f"a token took up to {formatting.number(max(halves) / min(halves))} times as long as before"
+        return None
 
     @property
     def error(self) -> float:
@@ -100,15 +117,16 @@ def measure_and_keep(
     note: Callable[[str], None],
     limit: float = PROBE_SECONDS,
 ) -> Measurement:
-    """Measure models together and store their costs.
+    """Measure models together and store their costs, unless the measurement was disturbed.
 
     A note is shown for each model that is faster with fewer threads than usual. The probes end after `limit` seconds, but
     each runs at least once.
 
-    Raises OutputError or UsageError if the costs cannot be stored, and any error from loading or running a model.
+    Raises OutputError if the costs cannot be stored, and any error from loading or running a model.
     """
     check_memory(memory_needed(paths, load, dict.fromkeys(paths, load.num_sequences)))
-    sha256s = {role: sha256_seen(local_files(path)) for role, path in paths.items()}
+    most = {role: threads_without_costs(path, load) for role, path in paths.items()}
+    free = free_cores() if max(most.values()) > 1 and not load.threads else max(most.values())
     with ExitStack() as stack:
         backends: dict[ModelRole, Threaded] = {}
         for role, path in paths.items():
@@ -117,26 +135,49 @@ def measure_and_keep(
         on_gpu = {role: backend for role, backend in backends.items() if backend.card.gpu_layers}
         probe(on_gpu, rounds=1)  # GPU drivers compile when a number of tokens is first computed
         share = limit / 2 / len(backends)
-        most = {role: threads_without_costs(path, load) for role, path in paths.items()}
-        counts = {role: [count] if load.threads else thread_counts(count) for role, count in most.items()}
+        counts = {role: [count] if load.threads else thread_counts(min(count, free)) for role, count in most.items()}
         speeds = {role: try_threads(backend, counts[role], limit=share) for role, backend in backends.items()}
-        for role, backend in backends.items():
-            used, most_threads = backend.card.threads, max(speeds[role])
-            if used < most_threads:
-                own, other = (formatting.number(speeds[role][threads]) for threads in (used, most_threads))
-                threads = formatting.count(used, "thread")
-                note(f"the {role} uses {threads}: {own} tokens/s, compared with {other} for {most_threads} threads")
         probes = probe(backends, limit=limit / 2)
-        created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)
-        models = {
-            role: Tuned(
-                machine, sha256s[role], loading, backend.card.name, backend.card.threads, probes[role].costs, created
-            )
-            for role, backend in backends.items()
-        }
-    keep_tuned(tuned_file(), [*models.values()])
-    costs = {role: model.costs for role, model in models.items()}
-    return Measurement(models, speeds, token_ratio(costs) if costs.keys() >= {"draft", "target"} else None)
+        cards = {role: backend.card for role, backend in backends.items()}
+    created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)
+    models = {
+        role: Tuned(
+            machine,
+            sha256_seen(local_files(path)),
+            loading,
+            cards[role].name,
+            cards[role].threads,
+            probes[role].costs,
+            created,
+        )
+        for role, path in paths.items()
+    }
+    faults = {role: fault for role in paths if (fault := _fault(probes[role], most[role], free))}
+    for text in _notes(models, speeds, faults):
+        note(text)
+    good = [tuned for role, tuned in models.items() if role not in faults]
+    keep_tuned(tuned_file(), good, [models[role] for role in faults])
+    return Measurement(models, speeds, faults)
+
+
+def _fault(probes: Probes, most_threads: int, free: int) -> str | None:
+    busy = f"other programs left only {formatting.count(free, 'core')} of {most_threads}"
+    return busy if free < most_threads else probes.fault
+
+
+def _notes(
+    models: Mapping[ModelRole, Tuned],
+    speeds: Mapping[ModelRole, Mapping[int, float]],
+    faults: Mapping[ModelRole, str],
+) -> Iterator[str]:
+    for role, model in models.items():
+        own, most_threads = model.threads, max(speeds[role])
+        if own < most_threads:
+            fast, slow = (formatting.number(speeds[role][count]) for count in (own, most_threads))
+            threads = formatting.count(own, "thread")
+            yield f"the {role} uses {threads}: {fast} tokens/s, compared with {slow} for {most_threads} threads"
+    for role, fault in faults.items():
+        yield f"the costs of the {role} are used only now, and measured again by the next command: {fault}"
 
 
 def thread_counts(cores: int) -> list[int]:

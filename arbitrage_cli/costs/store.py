@@ -1,28 +1,31 @@
-"""Stores the measured unit costs of models and the last advice on each pair in a file.
+"""Keeps the measured unit costs of models, and the last advice on each pair, in a file.
 
-A measurement is valid for one machine, one model and one set of loading options. The file may contain measurements from
-several machines, because home folders may be shared.
+The file is a cache: what cannot be read is ignored, and measured again. A measurement is valid for one machine, one model and
+one set of loading options. The file may contain measurements from several machines, because home folders may be shared.
 """
 
-import contextlib
 import fcntl
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal
 
-from arbitrage_cli.errors import OutputError, UsageError, os_errors
-from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
-from arbitrage_cli.system.files import checked, make_folder, read_regular, write_atomically
+from arbitrage_cli.errors import OutputError, os_errors
+from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.system.files import checked, make_folder, read_regular, user_folder, write_atomically
 from arbitrage_cli.types import ModelRole
 
-T = TypeVar("T")
+MAX_THREADS = 1024
+LEAST_SECONDS, MOST_SECONDS = 1e-7, 3600.0  # of a token, and of a batch
 
-SCHEMA = 1
-FILE_NAME = "tuned.json"
+log = logging.getLogger("arbitrage.costs")
+
+
+def tuned_file() -> Path:
+    return user_folder() / "tuned.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,22 @@ class Tuned:
     costs: UnitCosts
     created: str
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise ValueError(f"threads: {self.threads}")
+        batches, prefill = self.costs.batches, (self.costs.prefill_token, self.costs.prefill_call)
+        if min(batches) < LEAST_SECONDS or max(*batches, *prefill) > MOST_SECONDS or list(batches) != sorted(batches):
+            raise ValueError(f"costs: {self.costs}")
+        if self.age < timedelta(days=-1):
+            raise ValueError(f"created: {self.created}")
+
     @property
     def key(self) -> tuple[Machine, str, Loading]:
         return self.machine, self.sha256, self.loading
+
+    @property
+    def age(self) -> timedelta:
+        return datetime.now(UTC) - datetime.fromisoformat(self.created).astimezone()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,81 +107,65 @@ class StoredAdvice:
     created: str
 
 
-def read_tuned(path: Path) -> list[Tuned]:
-    """Return the measurements in the file, if it exists. Raises UsageError if the file is damaged."""
-    return _read(path, "tuned", _tuned)
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The content of the file."""
+
+    schema: Literal[1] = 1
+    tuned: tuple[Tuned, ...] = ()
+    advice: tuple[StoredAdvice, ...] = ()
 
 
-def read_advice(path: Path) -> list[StoredAdvice]:
-    """Return the advice in the file, if it exists. Raises UsageError if the file or the advice is damaged."""
-    return _read(path, "advice", partial(checked, StoredAdvice))
+def read_cache(path: Path, note: Callable[[str], object] = log.debug) -> Cache:
+    """Return the content of the file. A file that cannot be read is noted and counts as empty."""
+    try:
+        return checked(Cache, json.loads(read_regular(path)))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RecursionError) as error:
+        note(f"{path} is ignored, because it cannot be read ({error})")
+    return Cache()
 
 
-def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
-    """Add or replace measurements. Raises OutputError if the file cannot be written; UsageError if the file is damaged."""
-    with _changing(path) as (tuned, _):
-        tuned[:] = {one.key: one for one in (*tuned, *new)}.values()
-
-
-def keep_advice(path: Path, new: StoredAdvice) -> None:
-    """Add or replace the advice on a pair. Raises the same errors as `keep_tuned`."""
-    with _changing(path) as (_, advice):
-        advice[:] = [*(one for one in advice if one.pair != new.pair), new]
-
-
-def forget_tuned(path: Path, is_forgotten: Callable[[Tuned], bool]) -> int:
-    """Remove measurements and return how many were removed. Raises the same errors as `keep_tuned`."""
-    if not any(map(is_forgotten, read_tuned(path))):
-        return 0
-    with _changing(path) as (tuned, _):
-        kept = [one for one in tuned if not is_forgotten(one)]
-        num_forgotten = len(tuned) - len(kept)
-        tuned[:] = kept
-    return num_forgotten
-
-
-def forget_advice(path: Path, models: set[str]) -> None:
-    """Remove the advice on models with these sha256s. Raises the same errors as `keep_tuned`."""
-    with _changing(path) as (_, advice):
-        advice[:] = [one for one in advice if models.isdisjoint(one.pair.models.values())]
-
-
-@contextlib.contextmanager
-def _changing(path: Path) -> Iterator[tuple[list[Tuned], list[StoredAdvice]]]:
-    """Lock the file, yield its measurements and its advice, and write the changed lists.
-
-    Damaged advice is dropped, because it can be measured again.
-    """
+def update_cache(path: Path, change: Callable[[Cache], Cache]) -> None:
+    """Replace the content of the file. Raises OutputError if the file cannot be written."""
     with os_errors(OutputError, f"{path}: cannot be written", "make the folder writable"):
         make_folder(path.parent)
         with path.with_name("lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            tuned, advice = read_tuned(path), list[StoredAdvice]()
-            with contextlib.suppress(UsageError):
-                advice = read_advice(path)
-            yield tuned, advice
-            content = {"schema": SCHEMA, "tuned": tuned, "advice": advice}
-            write_atomically(path, json.dumps(content, indent=1, allow_nan=False, default=asdict).encode() + b"\n")
+            content = asdict(change(read_cache(path)))
+            write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def _read(path: Path, key: str, check: Callable[[object], T]) -> list[T]:
-    try:
-        content = json.loads(read_regular(path))
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}; expected {SCHEMA}")
-        return [check(entry) for entry in content[key]]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        hint = "remove the file, then run arbitrage advise --costs"
-        raise UsageError(f"{path}: cannot be read ({error})", hint) from error
+def keep_tuned(path: Path, new: Sequence[Tuned], dropped: Sequence[Tuned] = ()) -> None:
+    """Add or replace measurements, and remove those in whose place others were `dropped`.
+
+    Raises OutputError if the file cannot be written.
+    """
+
+    def with_new(cache: Cache) -> Cache:
+        known, removed = {one.key: one for one in (*cache.tuned, *new)}, {one.key for one in dropped}
+        return replace(cache, tuned=tuple(one for key, one in known.items() if key not in removed))
+
+    update_cache(path, with_new)
 
 
-def _tuned(entry: object) -> Tuned:
-    made = checked(Tuned, entry)
-    if made.threads < 1:
-        raise ValueError("threads: less than 1")
-    seconds = (*made.costs.batches, made.costs.prefill_token, made.costs.prefill_call, made.costs.error)
-    if len(made.costs.batches) != len(ROWS) or not all(math.isfinite(one) and one >= 0 for one in seconds):
-        raise ValueError("costs: missing, negative or infinite")
-    return made
+def keep_advice(path: Path, new: StoredAdvice) -> None:
+    """Add or replace the advice on a pair. Raises OutputError if the file cannot be written."""
+    update_cache(path, lambda cache: replace(cache, advice=(*(one for one in cache.advice if one.pair != new.pair), new)))
+
+
+def forget(path: Path, sha256s: Collection[str]) -> int:
+    """Remove what is known about these models. Return the number of removed measurements.
+
+    Raises OutputError if the file cannot be written.
+    """
+    num_forgotten = sum(one.sha256 in sha256s for one in read_cache(path).tuned)
+
+    def without(cache: Cache) -> Cache:
+        tuned = (one for one in cache.tuned if one.sha256 not in sha256s)
+        advice = (one for one in cache.advice if not {*sha256s} & {*one.pair.models.values()})
+        return Cache(tuned=(*tuned,), advice=(*advice,))
+
+    update_cache(path, without)
+    return num_forgotten

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.app.sentences import costs_sentence
 from arbitrage_cli.costs.measure import Measurement
-from arbitrage_cli.costs.placement import tuned_file
+from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.display.table import write_table
 from arbitrage_cli.display.text import aligned, one_line, width_of, wrapped, write
 from arbitrage_cli.inference.unit_costs import ROWS
@@ -46,13 +46,15 @@ def write_costs(found: Measurement, stream: TextIO) -> None:
     ]
     lines = [f"{role}: {one_line(model.name)}, {_threads(role, found)}" for role, model in found.models.items()]
     lines += ["", *aligned(["ms", "prefill", "token", *(f"{size} tokens" for size in ROWS[1:])], rows), ""]
-    if found.token_ratio:
-        lines.append(costs_sentence(*found.token_ratio))
-    write(stream, "".join(f"{line}\n" for line in [*lines, f"kept in {tuned_file()}"]))
+    if pair := found.pair:
+        lines.append(costs_sentence(pair.token_ratio, pair.token_ratio_interval))
+    if found.faults.keys() < found.models.keys():
+        lines.append(f"kept in {tuned_file()}")
+    write(stream, "".join(f"{line}\n" for line in lines))
 
 
 def costs_record(found: Measurement) -> dict[str, Any]:
-    ratio, interval = found.token_ratio or (None, None)
+    ratio, interval = (pair.token_ratio, pair.token_ratio_interval) if (pair := found.pair) else (None, None)
     models: dict[str, Any] = {
         role: {**asdict(model), "tokens_per_second": dict(found.speeds[role])} for role, model in found.models.items()
     }

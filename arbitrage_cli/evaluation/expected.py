@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.numbers.intervals import Interval, Z
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.presets import Costs, TauTable
+from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import route_name
 from arbitrage_cli.runs.results import unit_costs_of
-from arbitrage_cli.types import ModelRole
 
 MATCH_RATES, MOST_MATCHES = (0.5, 0.75, 0.9), 0.97
 """The 10%, 50% and 90% quantiles of acceptance rates of draft tokens over all pairs, and the best case."""
@@ -62,25 +61,23 @@ UNKNOWN = Expected()
 
 def expected_effects(run: Mapping[str, Any]) -> dict[str, Expected]:
     """Return the expected effect of each policy in run.json, by route."""
-    units, card = unit_costs_of(run), (run["router"] or {}).get("card")
+    costs, card = PairCosts.of(unit_costs_of(run)), (run["router"] or {}).get("card")
     table = TauTable.from_json(card["taus"]) if card else None
-    if table and (costs := Costs.of(units)):
+    if table and costs:
         table = table.at_costs(costs)
     is_own = card is not None and any(_is_pair(run["models"], pair) for pair in card["pairs"])
     return {
-        route_of(entry): _expected(entry, units, table, is_own=is_own)
+        route_of(entry): _expected(entry, costs, table, is_own=is_own)
         for entry in run["policies"]
         if entry["policy"] != "target"
     }
 
 
-def _expected(
-    entry: Mapping[str, Any], units: Mapping[ModelRole, UnitCosts], table: TauTable | None, *, is_own: bool
-) -> Expected:
+def _expected(entry: Mapping[str, Any], costs: PairCosts | None, table: TauTable | None, *, is_own: bool) -> Expected:
     policy = POLICIES[entry["policy"]]
     if policy.speculates:
-        return _speculation(units, table)
-    most = _of_draft(units, table)
+        return _speculation(costs, table)
+    most = _of_draft(costs, table)
     if policy.name == "draft":
         return Expected(most or 1.0, OTHER_SPREAD, math.inf, *_outcomes(DRAFT_CHANGE, CARD_ANSWERS))
     if not policy.needs_router or table is None:
@@ -100,34 +97,21 @@ def _outcomes(change: float, answers: float) -> tuple[float, float, float]:
     return gained, lost, max(CHANGED, answers - gained - lost)
 
 
-def _speculation(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -> Expected:
-    if not {"draft", "target"} <= units.keys():
+def _speculation(costs: PairCosts | None, table: TauTable | None) -> Expected:
+    if costs is None:
         return UNKNOWN
-    low, middle, high, most = (_speculative_speedup(units, table, rate) for rate in (*MATCH_RATES, MOST_MATCHES))
+    tokens = (table.prompt_tokens, table.alone_tokens) if table else (PROMPT_TOKENS, WRITTEN_TOKENS)
+    speedups = (costs.alone(*tokens) / costs.speculative(*tokens, rate) for rate in (*MATCH_RATES, MOST_MATCHES))
+    low, middle, high, most = speedups
     spread = math.log(high / low) / (2 * QUANTILE)
     return Expected(middle, max(spread, CARD_SPREAD / 2), most)
 
 
-def _speculative_speedup(units: Mapping[ModelRole, UnitCosts], table: TauTable | None, match_rate: float) -> float:
-    """Return the speed-up with the best number of draft tokens per batch.
-
-    `match_rate` is the probability that a draft token is accepted if all earlier tokens of the batch were.
-    """
-    draft, target = units["draft"], units["target"]
-    read, written = (table.prompt_tokens, table.alone_tokens) if table else (PROMPT_TOKENS, WRITTEN_TOKENS)
-    per_token = min(
-        (target.batch(1 + count) + count * draft.decode) / sum(match_rate**power for power in range(1 + count))
-        for count in range(ROWS[-1])
-    )
-    alone = read * target.prefill_token + written * target.decode
-    return alone / (read * (target.prefill_token + draft.prefill_token) + written * per_token)
-
-
-def _of_draft(units: Mapping[ModelRole, UnitCosts], table: TauTable | None) -> float | None:
+def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float | None:
     """Return the speed-up if the draft writes every step."""
     if table and (time := table.time(table.rows[-1])):
         return 1 / time
-    return units["target"].decode / units["draft"].decode if {"draft", "target"} <= units.keys() else None
+    return costs.token_ratio if costs else None
 
 
 def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from arbitrage_cli.costs.prices import Prices, parse_prices
 from arbitrage_cli.evaluation import speed
 from arbitrage_cli.evaluation.accuracy import accuracy, compared_with_target, cut_by_limit
 from arbitrage_cli.evaluation.expected import expected_effects
-from arbitrage_cli.evaluation.prices import Prices, counts_tokens, parse_prices, price_figures
 from arbitrage_cli.evaluation.verdict import verdict
 from arbitrage_cli.evaluation.work import token_ratio, with_computed_seconds
 from arbitrage_cli.numbers import formatting
@@ -47,7 +47,7 @@ def figures(run: Mapping[str, Any], results: Iterable[Result], *, prices: Prices
     notes = list(_notes(run, policies, made))
     if target is None:
         notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")
-    if prices and (uncounted := [policy.label for policy in policies if not counts_tokens(run, policy)]):
+    if prices and (uncounted := [policy.label for policy in policies if not speed.counts_tokens(run, policy)]):
         which = "Prices" if len(uncounted) == len(policies) else f"The prices of {', '.join(uncounted)}"
         notes.append(f"{which} are unavailable, because a server did not report all token counts.")
     found = {
@@ -84,7 +84,7 @@ def _policy_figures(
         | dict.fromkeys(LATENCY)
         | speed.latency(policy, target, unit_costs_of(run), has_clock=concurrency_of(run) == 1)
         | _routing(policy)
-        | price_figures(policy, target, run, prices)
+        | speed.price_figures(policy, target, run, prices)
     )
     if found["accuracy"] is None:
         found |= dict.fromkeys(("accuracy_difference", "accuracy_difference_interval"))

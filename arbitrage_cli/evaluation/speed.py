@@ -1,14 +1,17 @@
-"""Compares each policy's speed with that of the target alone, in computed and in wall-clock seconds per problem."""
+"""Compares each policy's speed and price with those of the target alone. Seconds are computed, or those of the clock."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
+from arbitrage_cli.costs.prices import ROLES, Prices, has_prompts
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Ratio, log_ratio
 from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_by_problem
 from arbitrage_cli.types import ModelRole
+
+PRICED = ("price", "saving", "saving_interval")  # figures that need prices
 
 Paired = Sequence[tuple[Result, Result]]  # the policy's and the target's results of the attempts that both finished
 
@@ -71,3 +74,31 @@ def time_parts(policy: PolicyResults) -> dict[str, float]:
     parts["reward"] = total.reward_cost.seconds
     wall = math.fsum(result.seconds or 0.0 for result in policy.done)
     return {"wall": wall, **parts, "rest": wall - math.fsum(parts.values())}
+
+
+def price_figures(
+    policy: PolicyResults, target: PolicyResults | None, run: Mapping[str, Any], prices: Prices | None
+) -> dict[str, Any]:
+    """Return the mean price of an attempt, and the saving. Speculation that drafted no tokens has the target's price."""
+    if policy.policy.speculates and policy.done and not policy.tally.target_cost.verify_tokens:
+        policy = target or policy
+    if prices is None or not counts_tokens(run, policy):
+        return dict.fromkeys(PRICED)
+
+    def price(result: Result) -> float:
+        costs = dict(zip(ROLES, (result.tally.draft_cost, result.tally.target_cost, result.tally.reward_cost), strict=True))
+        return math.fsum(own.of(costs[role]) for role, own in prices.items())
+
+    ratio, _, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
+    return {
+        "price": Ratio(math.fsum(map(price, policy.done)), len(policy.done)),
+        "saving": 1 - ratio.denominator / ratio.numerator if ratio and ratio.numerator else None,
+        "saving_interval": [1 - 1 / end for end in interval] if interval else None,
+    }
+
+
+def counts_tokens(run: Mapping[str, Any], policy: PolicyResults) -> bool:
+    """Return whether servers reported all token counts. A stream that is closed at the end of a step reports none."""
+    served = {role for role, facts in run["models"].items() if facts.get("served")}
+    works = ([cost for role, cost in result.work if role in served and cost.seconds] for result in policy.done)
+    return all(has_prompts(costs, is_single=policy.policy.kind == "single") for costs in works)

@@ -15,8 +15,8 @@ from dataclasses import replace
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.inference.unit_costs import token_ratio as stored_ratio
 from arbitrage_cli.numbers.intervals import Interval
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, unit_costs_of
 from arbitrage_cli.types import ModelRole
@@ -93,11 +93,11 @@ def token_ratio(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> tu
     Both are None if a model decoded nothing or has no measured unit costs.
     """
     factors = decoding_factors(run, policies)
-    if not {"draft", "target"} <= factors.keys():
+    if not {"draft", "target"} <= factors.keys() or not (costs := PairCosts.of(unit_costs_of(run))):
         return None, None
-    stored, (low, high) = stored_ratio(unit_costs_of(run))
+    low, high = costs.token_ratio_interval
     factor = factors["target"] / factors["draft"]
-    return factor * stored, (factor * low, factor * high)
+    return factor * costs.token_ratio, (factor * low, factor * high)
 
 
 def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:

@@ -279,6 +279,11 @@ class Engine:
 
     # --- measuring
 
+    @property
+    def slowdown(self) -> float | None:
+        """How many times as long as its measured cost a decoded token usually took, or None if this is unknown."""
+        return self._token_costs.slowdown
+
     def num_prompt_tokens(self, slot: int) -> int | None:
         return len(self._slots[slot].cached.prompt)
 

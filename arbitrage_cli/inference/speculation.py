@@ -168,8 +168,7 @@ class Planner:
         if self.costs is None or draft is None or not most:
             return None
         wake = draft.read(min(num_unread, 2))[0] - draft.decode  # reading more is done once
-        costs = [self.costs.decode]
-        costs += [wake + count * draft.decode + self.costs.batch(1 + count) for count in range(1, most + 1)]
+        costs = _drafting_costs(self.costs, draft, most, wake)
         count, pace = _fastest(1, _powers(calibration.overall, most), costs)
         if count:
             chances = acceptance.chances(place, MAX_ROWS - 1)
@@ -205,6 +204,22 @@ class Drafting:
             return False
         cost, more = self._costs[self._num_drafted : self._num_drafted + 2]
         return self._chance * self._calibration.overall * self._pace > more - cost
+
+
+def speculative_pace(target: UnitCosts, draft: UnitCosts, match_rate: float) -> float:
+    """Return the mean seconds per token of a target that verifies the best number of draft tokens, or decodes.
+
+    `match_rate` is the probability that a draft token is kept after all earlier tokens of its batch were.
+    """
+    costs = _drafting_costs(target, draft, MAX_SPECULATED)
+    count, pace = _fastest(1, _powers(match_rate, MAX_SPECULATED), costs)
+    return pace if count else target.decode
+
+
+def _drafting_costs(target: UnitCosts, draft: UnitCosts, most: int, wake: float = 0.0) -> list[float]:
+    """Return the seconds to draft and verify 0, 1, ... `most` tokens. `wake` is the time before the first draft token."""
+    drafted = (wake + count * draft.decode + target.batch(1 + count) for count in range(1, most + 1))
+    return [target.decode, *drafted]
 
 
 def _powers(chance: float, count: int) -> list[float]:

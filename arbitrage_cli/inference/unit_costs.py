@@ -2,15 +2,16 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
+from statistics import median
 
-from arbitrage_cli.numbers.intervals import Interval, Z
-from arbitrage_cli.types import Cost, ModelRole
+from arbitrage_cli.types import Cost
 
 ROWS = (1, 2, 4, 8, 16)
 STEP_TOKENS = 32  # about the length of a step
 ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
+MAX_RATES = 1000  # steps from which the usual speed in a run is computed
 COST_ERROR = 0.035  # the usual value of `UnitCosts.error`; 5% for the ratio of two models
 
 
@@ -28,6 +29,11 @@ class UnitCosts:
     prefill_call: float = 0.0
     error: float = COST_ERROR
 
+    def __post_init__(self) -> None:
+        numbers = (*self.batches, self.prefill_token, self.prefill_call, self.error)
+        if len(self.batches) != len(ROWS) or not all(0 <= number < math.inf for number in numbers):
+            raise ValueError("unit costs: missing, negative or infinite")
+
     @property
     def decode(self) -> float:
         """Seconds per decoded token."""
@@ -37,6 +43,11 @@ class UnitCosts:
     def prefill(self) -> float:
         """Seconds per token in the prefill of a step."""
         return self.prefill_token + self.prefill_call / STEP_TOKENS
+
+    def at(self, problems: float) -> "UnitCosts":
+        """Return the costs for one of this many problems, whose tokens share batches."""
+        shared = max(1.0, problems)
+        return replace(self, batches=tuple(self.batch(shared * rows) / shared for rows in ROWS))
 
     def read(self, num_tokens: int) -> tuple[float, int]:
         """Return the least seconds to compute the logits after this many tokens, and the size of the last batch.
@@ -64,22 +75,25 @@ class UnitCosts:
         return prefill, cost.decode_tokens * self.decode, verify
 
 
-def token_ratio(costs: Mapping[ModelRole, UnitCosts]) -> tuple[float, Interval]:
-    """Return the cost of a decoded target token in draft tokens, with an interval from the errors of the costs."""
-    draft, target = costs["draft"], costs["target"]
-    ratio, factor = target.decode / draft.decode, math.exp(Z * math.hypot(draft.error, target.error))
-    return ratio, (ratio / factor, ratio * factor)
-
-
 class TokenCosts:
     """A model's prefill and decode time in this run, for estimates of the time without the other model."""
 
     def __init__(self, known: UnitCosts | None = None) -> None:
         self._known = known
         self._spent = Cost()
+        self._rates: deque[float] = deque(maxlen=MAX_RATES)  # seconds per decoded token, by step
 
     def add(self, cost: Cost) -> None:
         self._spent += cost
+        if cost.decode_tokens:
+            self._rates.append(cost.decode_seconds / cost.decode_tokens)
+
+    @property
+    def slowdown(self) -> float | None:
+        """How many times as long as its known cost a decoded token usually took, or None if too few were decoded."""
+        if not self._known or self._spent.decode_tokens < ENOUGH_TOKENS:
+            return None
+        return median(self._rates) / self._known.decode
 
     def seconds_alone(self, own: Cost, num_read: int, num_decoded: int) -> float | None:
         """Estimate the time to prefill and decode these numbers of tokens, or return None if no speed is known.

@@ -1,7 +1,7 @@
 """Chooses the presets `careful`, `balanced` and `fast` from the table of taus in a router's card.
 
 1. `training.tau_tables` measures the effect of each tau: escalated steps, change in reward, and tokens (`TauRow`).
-2. The token costs of a machine (`Costs`) convert a row's tokens to time (`TauTable.time`).
+2. The token costs of a machine (`PairCosts`) convert a row's tokens to time (`TauTable.time`).
 3. A preset is the fastest tau whose expected loss stays within a limit, and whose 95% interval stays within twice this limit
    (`choose_presets`).
 """
@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from arbitrage_cli.costs.pair import TOKEN_SECONDS, PairCosts
 from arbitrage_cli.errors import RouterError, UsageError
-from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.numbers.intervals import Interval
 from arbitrage_cli.system.files import checked
-from arbitrage_cli.types import ModelRole
 
 ALWAYS, NEVER = 0.0, 1.0  # the taus that escalate every step and no step
 
@@ -28,57 +27,10 @@ LOSSES: Mapping[str, float] = {"balanced": 0.1, "fast": 0.5}  # the same, as sha
 PRESETS = ("careful", *LOSSES)  # from strictest to least strict
 RISK = 2.0  # the maximum loss in the 95% interval, as a multiple of the maximum expected loss
 
-MATCH_RATE, MAX_SPECULATED = 0.8, 16  # assumed for speculation: share of accepted draft tokens, and draft tokens per batch
 FOUND_IN_TIME = 0.6  # share of the tokens common to draft and target steps that are verified: 67% on the Qwen pair
 SAVED = 0.5  # share of verification's possible saving that is reached: batches are small, and contain wrong tokens
 
-TOKEN_SECONDS = 3e-5  # Python's time per token, which matters for tiny models only: EPYC, built-in pair
 DECISION_SECONDS, LOOK_SECONDS = 3.5e-4, 1.2e-4  # a router's time at the end of a step, and for an unfinished step
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Seconds per token on one machine, for one sequence at a time.
-
-    If presets are chosen by price, the fields contain dollars per million tokens instead.
-
-    A target on a server processes the earlier text again in each call. `target_cached_seconds_per_token` is the cost of this
-    text.
-    """
-
-    draft_seconds_per_token: float
-    target_seconds_per_token: float
-    target_prefill_seconds_per_token: float
-    draft_prefill_seconds_per_token: float = 0.0
-    target_verify_seconds_per_token: float | None = None
-    target_cached_seconds_per_token: float = 0.0
-
-    @property
-    def verify(self) -> float:
-        """Seconds per token that the target verifies.
-
-        If the verification cost is unknown, the mean of the target's prefill and decode costs is used.
-        """
-        if self.target_verify_seconds_per_token is not None:
-            return self.target_verify_seconds_per_token
-        return (self.target_prefill_seconds_per_token + self.target_seconds_per_token) / 2
-
-    @property
-    def write(self) -> float:
-        """Mean seconds per target token without a drafted step, with speculation if speculation is faster."""
-        return min(
-            (self.target_seconds_per_token + count * (self.draft_seconds_per_token + self.verify))
-            / sum(MATCH_RATE**right for right in range(count + 1))
-            for count in range(MAX_SPECULATED + 1)
-        )
-
-    @staticmethod
-    def of(units: Mapping[ModelRole, UnitCosts]) -> "Costs | None":
-        """Return the costs of a pair, or None if a model was not measured."""
-        if not {"draft", "target"} <= units.keys():
-            return None
-        draft, target = units["draft"], units["target"]
-        return Costs(draft.decode, target.decode, target.prefill, draft.prefill, target.batches[-1] / ROWS[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +82,7 @@ class TauTable:
     prompt_tokens: float
     alone_tokens: float
     named: Mapping[str, float]
-    costs: Costs | None
+    costs: PairCosts | None
     num_solutions: int = 0
     early: tuple[TauRow, ...] = ()
 
@@ -140,26 +92,33 @@ class TauTable:
 
     def time(self, row: TauRow) -> float | None:
         """Return the expected time per solution relative to the target alone, or None if the costs are unknown."""
-        costs = self.costs
-        if costs is None or self.alone_seconds <= 0:
+        if not (alone := self.alone_seconds) or not self.costs:
             return None
-        drafting = (row.draft_prefill_tokens + self.prompt_tokens) * costs.draft_prefill_seconds_per_token
-        drafting += row.draft_tokens * (costs.draft_seconds_per_token + TOKEN_SECONDS)
+        written = row.target_tokens + row.target_verify_tokens
+        costs = self.costs.divided(row.draft_tokens, written)
+        draft, target = costs.draft, costs.target
+        drafting = (row.draft_prefill_tokens + self.prompt_tokens) * draft.prefill
+        drafting += row.draft_tokens * (draft.decode + TOKEN_SECONDS)
         reread = row.escalation_rate * self.steps * (self.prompt_tokens + self.alone_tokens / 2)
-        targeting = row.target_prefill_tokens * costs.target_prefill_seconds_per_token
-        targeting += reread * costs.target_cached_seconds_per_token
-        targeting += (row.target_tokens + row.target_verify_tokens) * (costs.write + TOKEN_SECONDS)
-        saved = FOUND_IN_TIME * row.target_verify_tokens * SAVED * max(0.0, costs.write - costs.verify)
+        targeting = row.target_prefill_tokens * target.prefill + reread * costs.reread_token
+        targeting += written * (costs.write() + TOKEN_SECONDS)
+        saved = FOUND_IN_TIME * row.target_verify_tokens * SAVED * max(0.0, costs.write() - costs.verify)
         deciding = self.steps * DECISION_SECONDS + row.looks * LOOK_SECONDS
-        return (drafting + targeting - saved + deciding) / self.alone_seconds
+        return (drafting + targeting - saved + deciding) / alone
 
     @property
     def alone_seconds(self) -> float:
         """The expected seconds per solution of the target alone, without speculation, or 0 if the costs are unknown."""
-        if self.costs is None:
-            return 0.0
-        prompt = self.prompt_tokens * self.costs.target_prefill_seconds_per_token
-        return prompt + self.alone_tokens * (self.costs.target_seconds_per_token + TOKEN_SECONDS)
+        return self.costs.alone(self.prompt_tokens, self.alone_tokens) if self.costs else 0.0
+
+    def time_lossless(self) -> float:
+        """Return the expected time of the best policy that loses nothing, relative to the target alone.
+
+        This policy is the target with speculation or, if that is slower or the costs are unknown, the target alone.
+        """
+        if not (alone := self.alone_seconds) or not self.costs:
+            return 1.0
+        return min(1.0, self.costs.speculative(self.prompt_tokens, self.alone_tokens) / alone)
 
     def fastest(self, rows: Iterable[TauRow]) -> TauRow:
         """Return the row with the shortest time or, if the costs are unknown, with the fewest escalated steps."""
@@ -186,17 +145,6 @@ class TauTable:
             return None
         return f"the router's {have} solutions are too few for careful (about {float(f'{needed:.2g}'):,.0f} would do)"
 
-    def time_alone(self) -> float:
-        """Return the expected time of policy `speculative` relative to the target alone.
-
-        The result is at most 1. If the costs are unknown, the result is 1.
-        """
-        costs = self.costs
-        if costs is None or self.alone_seconds <= 0:
-            return 1.0
-        read = self.prompt_tokens * (costs.target_prefill_seconds_per_token + costs.draft_prefill_seconds_per_token)
-        return min(1.0, (read + self.alone_tokens * (costs.write + TOKEN_SECONDS)) / self.alone_seconds)
-
     def faster_row(self, tau: float) -> TauRow:
         """Return the row of the nearest tau. The row includes early stops if early stops save time at this tau."""
         return self.row_at(tau, stops_early=self.early_stop_pays([tau]))
@@ -215,7 +163,7 @@ class TauTable:
         number = parse_number(text.removesuffix("%"), hint)
         return self.at_budget(number / 100) if text.endswith("%") else number
 
-    def at_costs(self, costs: Costs | None) -> "TauTable":
+    def at_costs(self, costs: PairCosts | None) -> "TauTable":
         table = replace(self, costs=costs)
         return replace(table, named=choose_presets(table))
 
@@ -240,9 +188,6 @@ class TauTable:
         try:
             table = checked(TauTable, found)
             taus = [row.tau for row in table.rows]
-            costs = [cost for cost in asdict(table.costs).values() if cost is not None] if table.costs else []
-            if not all(math.isfinite(cost) and cost >= 0 for cost in costs):
-                raise ValueError("costs must be finite and not negative")
             if table.early and [row.tau for row in table.early] != taus:
                 raise ValueError("the taus of the rows with and without early stops differ")
             if len(taus) < 2 or sorted(taus) != taus or not all(map(math.isfinite, [*taus, *table.named.values()])):

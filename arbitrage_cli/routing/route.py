@@ -6,14 +6,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import inf
 
 from arbitrage_cli.arbitrage import Flow, Scorer, arbitrage, by_token_stats, oracle, single, uniform_draw
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
-from arbitrage_cli.routing.presets import ALWAYS, PRESETS, Costs, NamedTaus, TauRow, TauTable, parse_number
+from arbitrage_cli.routing.presets import ALWAYS, PRESETS, NamedTaus, TauRow, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.routing.thoughts import BUDGET, lead_probe_stay, probe_tau
 from arbitrage_cli.types import Trace
@@ -140,7 +142,7 @@ def accepts_tau(policy: Policy, tau: str | None) -> bool:
 # --- from a written tau to a number
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AvailableRouter:
     """A router, its source, and the pair's token costs.
 
@@ -149,7 +151,7 @@ class AvailableRouter:
 
     router: Router | None
     source: str | None
-    costs: Costs | None = None
+    costs: PairCosts | None = None
     is_priced: bool = False
 
     @property
@@ -157,7 +159,7 @@ class AvailableRouter:
         """Whether the router was trained on other pairs, so that the costs on its card do not apply to this pair."""
         return self.source == UNIVERSAL_ROUTER
 
-    @property
+    @cached_property
     def table(self) -> TauTable:
         """The table of taus for this machine's costs or, if these are unknown, the card's costs.
 
@@ -184,7 +186,7 @@ class AvailableRouter:
         if self.router is None or self.costs is None or self.is_universal or self.is_priced:
             return None
         table, row = self.table, self.row_of(route)
-        shares = {"target": 1.0, "draft": table.time(table.rows[-1]), "speculative": table.time_alone()}
+        shares = {"target": 1.0, "draft": table.time(table.rows[-1]), "speculative": table.time_lossless()}
         share = table.time(row) if row else shares.get(route.policy.name)
         return share and share * table.alone_seconds
 
@@ -228,21 +230,6 @@ def make_route(policy: Policy, tau: str | None, available: AvailableRouter, *, e
     return replace(route, stops_early=bool(stops_early(early_stop, [route], available)))
 
 
-def make_routes(parsed: Sequence[ParsedRoute], router: Router | None, named: NamedTaus | None) -> list[Route]:
-    """Return the routes of a benchmark, without duplicates. Raises UsageError if a tau is invalid.
-
-    Budgets are resolved with the costs on the router's card.
-    """
-
-    def route(policy: Policy, tau: str | None) -> Route:
-        name = preset_or_budget(policy, tau)
-        if named and name and name in named.taus:
-            return Route(policy, named.taus[name], name)
-        return Route(policy, resolve_tau(policy, tau, AvailableRouter(router, None)), name)
-
-    return list(dict.fromkeys(route(policy, tau) for policy, tau in parsed))
-
-
 def stops_early(option: bool | None, routes: Sequence[Route], available: AvailableRouter) -> bool | None:
     """Return whether drafted steps are stopped early, or None if no policy supports early stops.
 
@@ -263,16 +250,16 @@ def stops_early(option: bool | None, routes: Sequence[Route], available: Availab
 
 
 def route_or_target_alone(route: Route, available: AvailableRouter, *, is_default: bool) -> tuple[Route, str | None]:
-    """Return the route, and a warning if it is expected to be slower than the target alone.
+    """Return the route, and a warning if a policy that loses nothing is expected to be faster.
 
-    If the user set no routing options (`is_default`), a slower route is replaced by the target alone or, if speculation is
-    even faster, by the speculative target.
+    If the user set no routing options (`is_default`), this policy replaces the route: the target alone or, if this saves
+    time, the speculative target.
     """
     row, costs = available.row_of(route), available.costs
     if row is None or route.tau is None:
         return route, None
     table, escalates_all = available.table, route.tau <= ALWAYS
-    time, fastest = table.time(row), table.time_alone() if costs and is_default else 1.0
+    time, fastest = table.time(row), table.time_lossless() if costs else 1.0
     if not escalates_all and (time is None or time < fastest):
         return route, None
     likely = table.time(table.faster_row(table.likely_careful.tau))
@@ -286,11 +273,11 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
         basis = "" if costs else " (not measured on this machine)"
         worse = "more expensive" if available.is_priced else "slower"
         warning = f"routing is probably {time - 1:.0%} {worse} than the target alone{basis}"
+    lossless = POLICIES["speculative" if fastest < 1 else "target"]
     if not is_default:
-        return route, f"{warning}; better: --policy target"
-    alone = POLICIES["speculative" if costs and costs.write < costs.target_seconds_per_token else "target"]
-    how = " with speculation (same output, except where two tokens are almost equally likely)" if alone.speculates else ""
-    return Route(alone), f"{warning}, so arbitrage uses the target alone{how}; to route anyway, use --policy arbitrage"
+        return route, f"{warning}; better: --policy {lossless.name}"
+    how = " with speculation (same output, except where two tokens are almost equally likely)" if lossless.speculates else ""
+    return Route(lossless), f"{warning}, so arbitrage uses the target alone{how}; to route anyway, use --policy arbitrage"
 
 
 # --- routes for requests and chats

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
@@ -110,6 +110,16 @@ class RouterCard:
     command: tuple[str, ...]
     version: str
     created: str
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic alone
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.features if name not in FEATURES]:
+            raise ValueError(f"the card uses the feature {unknown[0]!r}, which this version of arbitrage does not support")
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("the card lists a feature twice")
+        if any({"draft", "target"} - pair.keys() for pair in self.pairs):
+            raise ValueError("a pair in the card has no draft or no target")
 
     def known(self, questions: Iterable[str]) -> list[bool]:
         """Return whether the router was trained on each of these problems."""
@@ -236,10 +246,6 @@ def clearly_above(tau: float) -> float:
 # --- router files
 
 
-class _RefusedError(Exception):
-    pass
-
-
 def save(router: Router, path: Path) -> None:
     from safetensors.numpy import save as encode  # slow to import
 
@@ -250,9 +256,10 @@ def save(router: Router, path: Path) -> None:
 
 def load(path: Path) -> Router:
     """Read a router file. Raises UsageError if it cannot be read; RouterError if it is invalid."""
+    data = _read(path)
     try:
-        return _decode(_read(path))
-    except _RefusedError as reason:
+        return _decode(data)
+    except ValueError as reason:
         hint = "download the file again, or train a router: arbitrage train RUN -o router.safetensors"
         raise RouterError(f"{path}: {reason}", hint) from reason
 
@@ -273,15 +280,16 @@ def _decode(data: bytes) -> Router:
     try:
         arrays = decode(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _RefusedError(f"not a valid safetensors file ({error})") from error
+        raise ValueError(f"not a valid safetensors file ({error})") from error
     header = _object(data[8 : 8 + int.from_bytes(data[:8], "little")])
     about = _object(header.get("__metadata__", {}).get("arbitrage", ""))
     if about.get("schema") != SCHEMA:
-        raise _RefusedError(f"unknown schema {about.get('schema')!r}; this version of arbitrage supports {SCHEMA}")
+        raise ValueError(f"unknown schema {about.get('schema')!r}; this version of arbitrage supports {SCHEMA}")
     text = about.get("card")
     if not isinstance(text, str) or about.get("sha256") != digest_of(text, arrays):
-        raise _RefusedError("the file was changed after it was written: its sha256 does not match")
-    card = _card(_object(text))
+        raise ValueError("the file was changed after it was written: its sha256 does not match")
+    card = checked(RouterCard, _object(text))
+    checked(StepEnd, card.data.get("step_end"))
     return Router(_network(arrays, len(card.features)), card)
 
 
@@ -289,33 +297,14 @@ def _object(text: str | bytes) -> dict[str, Any]:
     try:
         found = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise _RefusedError("not a router: the metadata is not JSON") from error
+        raise ValueError("not a router: the metadata is not JSON") from error
     if not isinstance(found, dict):
-        raise _RefusedError("not a router: the metadata is not a JSON object")
+        raise ValueError("not a router: the metadata is not a JSON object")
     return found
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _card(found: dict[str, Any]) -> RouterCard:
-    other = found.keys() ^ {field.name for field in fields(RouterCard)}
-    if other:
-        raise _RefusedError(f"the card has unknown or missing fields: {', '.join(sorted(other))}")
-    try:
-        card = checked(RouterCard, found)
-        checked(StepEnd, card.data.get("step_end"))
-    except ValueError as error:
-        raise _RefusedError(f"invalid card: {error}") from error
-    unknown = [name for name in card.features if name not in FEATURES]
-    if unknown:
-        raise _RefusedError(f"the card uses the feature {unknown[0]!r}, which this version of arbitrage does not support")
-    if len(set(card.features)) != len(card.features):
-        raise _RefusedError("the card lists a feature twice")
-    if any({"draft", "target"} - pair.keys() for pair in card.pairs):
-        raise _RefusedError("a pair in the card has no draft or no target")
-    return card
 
 
 def _network(arrays: Mapping[str, NDArray[Any]], size: int) -> Network:
@@ -324,13 +313,13 @@ def _network(arrays: Mapping[str, NDArray[Any]], size: int) -> Network:
     if units:
         shapes |= {"units": (size, units), "unit_bias": (units,)}
     if arrays.keys() != shapes.keys():
-        raise _RefusedError(f"expected the arrays {', '.join(sorted(shapes))}; found {', '.join(sorted(arrays))}")
+        raise ValueError(f"expected the arrays {', '.join(sorted(shapes))}; found {', '.join(sorted(arrays))}")
     for name, array in arrays.items():
         if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise _RefusedError(f"array {name}: expected finite float32 numbers")
+            raise ValueError(f"array {name}: expected finite float32 numbers")
         if array.shape != shapes[name]:
-            raise _RefusedError(f"array {name}: expected shape {shapes[name]}, found {array.shape}")
+            raise ValueError(f"array {name}: expected shape {shapes[name]}, found {array.shape}")
     if not (arrays["scale"] > 0).all():
-        raise _RefusedError("array scale: expected positive numbers")
+        raise ValueError("array scale: expected positive numbers")
     layer = (arrays["units"], arrays["unit_bias"]) if units else None
     return Network(arrays["mean"], arrays["scale"], arrays["output"], float(arrays["output_bias"][0]), layer)

@@ -4,11 +4,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 MEMORY = Path("/proc/meminfo")
+LOAD = Path("/proc/stat")
+LOOK_SECONDS = 0.2  # in which the load of the processors is measured
 CACHED_BYTES = 32 << 20  # bytes of weights that usually fit in a processor's cache
 
 
@@ -23,6 +26,24 @@ def logical_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_cores() -> int:
+    """Return how many of the processors that this process may use are idle. Without /proc, the load average is used."""
+    before = _busy_ticks()
+    if before is None:
+        return max(1, round(logical_processors() - os.getloadavg()[0]))
+    time.sleep(LOOK_SECONDS)
+    busy = ((_busy_ticks() or before) - before) / os.sysconf("SC_CLK_TCK") / LOOK_SECONDS
+    return max(1, round(logical_processors() - busy))
+
+
+def _busy_ticks() -> int | None:
+    """Return how long the processors that this process may use have been busy, in clock ticks, or None if unknown."""
+    lines = (line.split() for line in _read(LOAD).splitlines())
+    times = {words[0]: [*map(int, words[1:9])] for words in lines if words and words[0].startswith("cpu")}
+    own = [times[name] for number in os.sched_getaffinity(0) if (name := f"cpu{number}") in times] if times else []
+    return sum(sum(one) - one[3] - one[4] for one in own) if own else None  # idle, and waiting for input or output
 
 
 def total_memory() -> int | None:

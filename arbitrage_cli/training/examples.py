@@ -3,18 +3,18 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.presets import Costs
 from arbitrage_cli.runs.folder import latest, read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.results import unit_costs_of
@@ -56,7 +56,7 @@ class Collected:
     runs: tuple[Mapping[str, Any], ...]
     pairs: tuple[Mapping[str, Any], ...]
     rewards: tuple[Mapping[str, Any], ...]
-    costs: Costs | None
+    costs: PairCosts | None
     questions: tuple[str, ...]
     step_end: StepEnd = BLANK_LINE
     solutions: tuple[CollectedSolution, ...] = ()
@@ -198,7 +198,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         runs=tuple(_about(run) for run in runs),
         pairs=pairs,
         rewards=_distinct(dict(run.facts["reward"]) for run in runs),
-        costs=_mean_costs(runs),
+        costs=_costs_of(runs),
         questions=questions,
         step_end=runs[0].step_end,
         solutions=solutions,
@@ -239,12 +239,7 @@ def _about(run: CollectedRun) -> dict[str, Any]:
     }
 
 
-def _mean_costs(runs: Sequence[CollectedRun]) -> Costs | None:
-    found = [Costs.of(unit_costs_of(run.facts)) for run in runs]
-    costs = [asdict(one) for one in found if one]
-    if len(costs) < len(runs):
-        return None
-    weights = [run.num_states for run in runs]
-    columns = {name: [run_costs[name] for run_costs in costs] for name in costs[0]}
-    means = {name: np.average(values, weights=weights) for name, values in columns.items() if None not in values}
-    return Costs(**{name: float(mean) for name, mean in means.items()})
+def _costs_of(runs: Sequence[CollectedRun]) -> PairCosts | None:
+    """Return the costs of the largest run, or None if a run has no costs."""
+    found = {run.num_states: PairCosts.of(unit_costs_of(run.facts)) for run in runs}
+    return found[max(found)] if all(found.values()) else None

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.numbers.intervals import Numbers
-from arbitrage_cli.routing.presets import ALWAYS, NEVER, Costs, TauRow, TauTable
+from arbitrage_cli.routing.presets import ALWAYS, NEVER, TauRow, TauTable
 from arbitrage_cli.routing.router import LOOK_EVERY, clearly_above
 from arbitrage_cli.training.expected_loss import ExpectedLoss, Outcomes
 
@@ -39,7 +40,7 @@ def make_table(
     probability: Numbers,
     outcomes: Outcomes,
     taus: Sequence[float],
-    costs: Costs | None,
+    costs: PairCosts | None,
     prefixes: Prefixes | None = None,
 ) -> TauTable:
     """Return a table of these taus plus `ALWAYS` and `NEVER`. `prefixes` are required for rows with early stops."""

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.policies import WRONG_EQUATION
-from arbitrage_cli.routing.presets import Costs, TauTable
+from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router, RouterCard, digest_of_problem
 from arbitrage_cli.training.examples import SHARES, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
@@ -88,7 +89,7 @@ def train(
     return Router(network, replace(card, metrics=metrics, taus=taus))
 
 
-def with_taus(router: Router, collected: Collected, costs: Costs | None = None, *, name: str | None = None) -> Router:
+def with_taus(router: Router, collected: Collected, costs: PairCosts | None = None, *, name: str | None = None) -> Router:
     """Return the router with a table of taus computed from other states.
 
     Problems on which the router was trained are excluded.
@@ -111,7 +112,7 @@ def with_taus(router: Router, collected: Collected, costs: Costs | None = None, 
     return Router(router.network, replace(router.card, name=name or router.card.name, taus=taus, data=data))
 
 
-def _table(router: Router, collected: Collected, chosen: NDArray[np.bool_], costs: Costs | None) -> TauTable:
+def _table(router: Router, collected: Collected, chosen: NDArray[np.bool_], costs: PairCosts | None) -> TauTable:
     probability = router.probabilities(collected.features[chosen])
     rows, state, tokens = collected.prefixes(chosen)
     prefixes = Prefixes(state, tokens, router.probabilities(rows))

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Numbers
-from arbitrage_cli.routing.presets import Costs, TauTable
+from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.training.expected_loss import Outcomes
 from arbitrage_cli.training.tau_tables import make_table, spread_taus
 
@@ -25,7 +27,7 @@ SOLVED, LIFTED = 0.75, 0.02
 # The probability that a rollout continues a right solution to the right answer, or a wrong one to a wrong one.
 CERTAIN = 0.95
 SAME_TEXT = 0.6  # share of drafted steps with the target's text, if they neither spoil nor correct a solution
-COSTS = Costs(0.15, 1.0, 0.02, 0.005, 0.25)
+COSTS = PairCosts(UnitCosts((0.15,) * 5, 0.005), UnitCosts((1.0, 1.2, 1.6, 2.4, 4.0), 0.02))
 POINTS = (0.5, 1.0, 2.0)
 
 

@@ -19,7 +19,7 @@ from test_costs import FAST_READER, NO_GAIN, Home
 
 from arbitrage_cli import open_pair
 from arbitrage_cli.app.advise import FIRST
-from arbitrage_cli.costs.store import read_advice
+from arbitrage_cli.costs.store import read_cache
 from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
 from arbitrage_cli.routing.route import route_name
 from arbitrage_cli.runs.folder import RunFolder
@@ -247,10 +247,10 @@ def test_chat_and_python_follow_the_last_advice(follower: Home, monkeypatch: pyt
 
 def test_new_advice_takes_the_place_of_the_last_and_is_forgotten_with_the_costs(follower: Home) -> None:
     assert follower.run("advise", "--minutes", "0.001", "--offline").code == 0
-    (advice,) = read_advice(follower.file)
+    (advice,) = read_cache(follower.file).advice
     assert advice.created > "2026-11-29T12"
     assert follower.run("advise", "--forget").code == 0
-    assert read_advice(follower.file) == []
+    assert read_cache(follower.file).advice == ()
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_invalid_advice_is_ignored_with_one_note(follower: Home, changes: Mappin
     ended = follower.run(*ASKED, "--max-tokens", "8")
     assert (policy_of(ended), ended.err.count(" is ignored: ")) == ("arbitrage", 1)
     assert follower.run("advise", "--minutes", "0.001", "--offline").code == 0
-    assert len(read_advice(follower.file)) == 1
+    assert len(read_cache(follower.file).advice) == 1
 
 
 def test_advice_that_cannot_be_stored_is_given(home: Home, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cli import ESCAPE, assert_refused, run
 from made_up_runs import figures, make_run, unpacked, write_run_folder
 
-from arbitrage_cli.evaluation.prices import parse_prices
+from arbitrage_cli.costs.prices import parse_prices
 from arbitrage_cli.runs.folder import encode
 
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])

@@ -15,8 +15,7 @@ from arbitrage_cli.app.model_choice import NamedModels, choose_models
 from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
 from arbitrage_cli.app.request import Request, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.spec import Run, Spec, advised_pair, make_spec
-from arbitrage_cli.costs.placement import tuned_file
-from arbitrage_cli.costs.store import StoredAdvice, keep_advice
+from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
@@ -73,7 +72,7 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     spec = single("pair", models=Options(pair="mine"), tau="careful")
     costs = spec.available_router.costs
     assert costs is not None
-    assert (costs.target_seconds_per_token, costs.write, costs.target_cached_seconds_per_token) == (2.4, 2.4, 0.06)
+    assert (costs.target.decode, costs.write(), costs.reread_token) == (2.4, 2.4, 0.06)
     assert (spec.request.named.price, spec.tau_costs) == ("target=0.60/0.06/2.40", "the pair's prices")
     table = spec.available_router.table
     assert spec.route.tau == min((row for row in table.rows if row.keeps(0.5)), key=lambda row: table.time(row) or 0).tau

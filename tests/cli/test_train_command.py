@@ -88,7 +88,7 @@ def test_json_is_the_card_alone(folder: Path) -> None:
     assert (found.code, found.err) == (0, "")
     assert card == json.loads(json.dumps(load(folder / "json.safetensors").card.to_json()))
     assert card["name"] == "json"
-    assert card["taus"]["costs"]["target_seconds_per_token"] == TARGET_SECONDS
+    assert card["taus"]["costs"]["target"]["batches"][0] == TARGET_SECONDS
 
 
 def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result) -> None:
@@ -150,7 +150,7 @@ def test_table_becomes_that_of_the_run_and_the_network_stays(here: Path) -> None
     assert (table.steps, len(table.rows) > 10) == (5.0, True)
     assert table.named.keys() == set(PRESETS)
     assert table.costs is not None
-    assert table.costs.target_seconds_per_token == TARGET_SECONDS  # no model is measured here
+    assert table.costs.target.decode == TARGET_SECONDS  # no model is measured here
     assert new.card.data["taus_of"]["runs"][0]["name"] == "run"
     lines = result.out.splitlines()
     assert table.num_solutions == 60
@@ -176,8 +176,7 @@ def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
     (card,) = result.records
     assert (result.code, result.err) == (0, "")
     costs = card["taus"]["costs"]
-    assert (costs["draft_seconds_per_token"], costs["target_seconds_per_token"]) == (0.5, 4.0)
-    assert costs["target_verify_seconds_per_token"] == 0.2
+    assert (costs["draft"]["batches"][0], costs["target"]["batches"][0], costs["target"]["batches"][-1]) == (0.5, 4.0, 3.2)
     assert card["data"]["taus_of"]["costs"] == "the machine that calibrated"
 
 

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from made_up_tuning import HERE, make_tuned
 from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBackend
 
 from arbitrage_cli.costs import measure
-from arbitrage_cli.costs.measure import ROUNDS, Probes, probe, thread_counts, try_threads
-from arbitrage_cli.costs.store import keep_tuned, read_tuned
-from arbitrage_cli.errors import ModelUnsupportedError, OutputError, UsageError
+from arbitrage_cli.costs.measure import DECODED, ROUNDS, Probes, probe, thread_counts, try_threads
+from arbitrage_cli.costs.placement import machine_here
+from arbitrage_cli.costs.store import Cache, Loading, keep_tuned, read_cache, tuned_file
+from arbitrage_cli.errors import ModelUnsupportedError, OutputError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
+from arbitrage_cli.model_files.checksums import sha256_of
 
 Seconds = Callable[[int], float]  # per token, by number of threads
 
@@ -181,7 +183,7 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -
     elsewhere = make_tuned(machine=replace(HERE, cores=2))
     keep_tuned(path, [make_tuned(), elsewhere])
     keep_tuned(path, [make_tuned(threads=7)])
-    assert {one.machine.cores: one.threads for one in read_tuned(path)} == {8: 7, 2: 3}
+    assert {one.machine.cores: one.threads for one in read_cache(path).tuned} == {8: 7, 2: 3}
 
 
 @pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free disk space"), (errno.EACCES, "writable")])
@@ -204,28 +206,70 @@ def test_measurements_that_end_together_are_all_kept(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         [*pool.map(keep, range(8))]
-    assert len(read_tuned(path)) == 8
+    assert len(read_cache(path).tuned) == 8
+
+
+GOOD = json.loads(json.dumps(asdict(make_tuned())))
+ZEROS = {"batches": [0.0] * 5, "prefill_token": 0.0}
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        "", "[]", '{"schema": 2, "tuned": []}', '{"schema": 1, "tuned": [{}]}', '{"schema": 1, "tuned": [1]}', "threads",
-        "costs", "error",
+        "", "[]", "{", "9" * 5000, "[" * 100_000, '{"schema": 2, "tuned": []}', '{"schema": 1, "tuned": [{}]}',
+        {"threads": 0}, {"threads": 1_000_000}, {"created": "yesterday"}, {"created": "2999-01-01T00:00:00+00:00"},
+        {"costs": ZEROS}, {"costs": {"batches": [-1.0] * 5, "prefill_token": 0.1}},
+        {"costs": GOOD["costs"] | {"batches": [1e9] * 5}}, {"costs": GOOD["costs"] | {"batches": [2.0, 1.0, 1.0, 1.0, 1.0]}},
+        {"costs": GOOD["costs"] | {"batches": [1.0]}}, {"costs": GOOD["costs"] | {"error": -0.1}},
     ],
 )  # fmt: skip
-def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "tuned.json"
+def test_a_damaged_file_counts_as_empty(tmp_path: Path, content: str | dict[str, Any]) -> None:
+    path, notes = tmp_path / "tuned.json", list[str]()
+    path.write_text(content if isinstance(content, str) else json.dumps({"schema": 1, "tuned": [GOOD | content]}))
+    assert (read_cache(path, notes.append), len(notes)) == (Cache(), 1)
     keep_tuned(path, [make_tuned()])
-    made = json.loads(path.read_text())
-    changes = {
-        "threads": {"threads": 0},
-        "costs": {"costs": {"batches": [-1.0] * 5, "prefill_token": 0.1}},
-        "error": {"costs": made["tuned"][0]["costs"] | {"error": -0.1}},
-    }
-    if content in changes:
-        made["tuned"][0] |= changes[content]
-        content = json.dumps(made)
-    path.write_text(content)
-    with pytest.raises(UsageError, match=r"tuned\.json"):
-        read_tuned(path)
+    assert len(read_cache(path, pytest.fail).tuned) == 1
+
+
+def disturbed(decode: Seconds, batch: float = 1.0) -> str | None:
+    """The fault of a measurement in which each token of a batch takes this many seconds."""
+    backend = Slow(decode, lambda threads: batch)
+    return probe({"target": backend}, clock=backend.clock, limit=1e6)["target"].fault
+
+
+def test_costs_that_cannot_be_are_a_fault() -> None:
+    """A batch of 16 takes more than one token and less than 16, and the same work takes about the same time."""
+    slower = itertools.count(1)
+    assert disturbed(lambda threads: 1.0, 0.2) is None
+    assert disturbed(lambda threads: 1.0, 0.05) is not None
+    assert disturbed(lambda threads: 1.0, 1.1) is not None
+    assert disturbed(lambda threads: 1.0 if next(slower) <= ROUNDS // 2 * DECODED else 2.0, 0.2) is not None
+
+
+def test_costs_of_a_disturbed_measurement_are_used_but_not_kept(
+    tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(measure, "clock_for", lambda cards: itertools.count().__next__)  # each piece of work takes a second
+    notes = list[str]()
+    path = tiny["draft"]
+    keep_tuned(tuned_file(), [make_tuned(machine_here(), sha256_of([path]), loading=Loading(threads=1))])
+    made = measure.measure_and_keep(
+        {"target": str(path)}, LoadOptions(256, threads=1), lambda *report: None, notes.append, limit=0.001
+    )
+    assert made.models["target"].costs.decode == 1.0
+    assert (read_cache(tuned_file()).tuned, len(notes)) == ((), 1)
+
+
+def test_fewer_threads_are_tried_beside_other_programs(
+    tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such a measurement is not kept, because the machine has more cores."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(measure, "threads_without_costs", lambda path, load: 4)
+    monkeypatch.setattr(measure, "free_cores", lambda: 2)
+    made = measure.measure_and_keep(
+        {"target": str(tiny["draft"])}, LoadOptions(256), lambda *report: None, lambda note: None, limit=0.001
+    )
+    assert max(made.speeds["target"]) == 2
+    assert read_cache(tuned_file()).tuned == ()

@@ -9,13 +9,13 @@ from made_up_runs import MadeUp, describe, figures, make_run, results, run_of, u
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.app.sentences import sentence
+from arbitrage_cli.costs.prices import parse_prices
 from arbitrage_cli.display.charts import accuracy_chart, level_chart
 from arbitrage_cli.display.columns import COMPARISON, DEFINITIONS, DIFFERENCE, PAGE, PRICE, known
 from arbitrage_cli.display.facts import summary
 from arbitrage_cli.display.table import write_comparison, write_table
 from arbitrage_cli.display.text import short_labels
 from arbitrage_cli.evaluation.comparison import compare_runs
-from arbitrage_cli.evaluation.prices import parse_prices
 
 
 class Terminal(io.StringIO):

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from small_routers import make_table
 
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.evaluation.expected import CARD_SPREAD, OTHER_SPREAD, UNKNOWN, Expected, expected_effects
 from arbitrage_cli.evaluation.verdict import MIN_SPEEDUP, chance_of_small_loss, chance_of_speedup
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.routing.presets import Costs
 
 DRAFT = UnitCosts((0.1, 0.1, 0.1, 0.1, 0.1), 0.001)
 WIDE = UnitCosts((1.0, 1.02, 1.05, 1.1, 1.2), 0.01)  # a batch takes about as long as one token
@@ -43,7 +43,7 @@ def test_speculation_depends_on_the_cost_of_batches() -> None:
 @pytest.mark.parametrize(("sha256", "spread"), [("t", CARD_SPREAD), ("another", OTHER_SPREAD)])
 def test_routing_follows_the_card_at_the_costs_of_this_machine(sha256: str, spread: float) -> None:
     found = expected_at(sha256=sha256)["arbitrage@0.3"]
-    table = make_table().at_costs(Costs.of({"draft": DRAFT, "target": WIDE}))
+    table = make_table().at_costs(PairCosts.of({"draft": DRAFT, "target": WIDE}))
     time = table.time(table.row_at(0.3))
     assert time is not None
     assert found.speedup == pytest.approx(1 / time)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from made_up_runs import figures, make_run, results
 
+from arbitrage_cli.costs.prices import Price, parse_prices
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.prices import PRICED, Price, parse_prices
+from arbitrage_cli.evaluation.speed import PRICED
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.types import Cost
 

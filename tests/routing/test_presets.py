@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_up_tuning import pair_costs
 
+from arbitrage_cli.costs.pair import TOKEN_SECONDS, PairCosts
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.routing.presets import (
     ALWAYS,
@@ -15,8 +17,6 @@ from arbitrage_cli.routing.presets import (
     FOUND_IN_TIME,
     NEVER,
     SAVED,
-    TOKEN_SECONDS,
-    Costs,
     TauRow,
     TauTable,
     choose_presets,
@@ -25,12 +25,7 @@ from arbitrage_cli.routing.router import LOOK_EVERY
 from arbitrage_cli.training.expected_loss import Outcomes
 from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
 
-COSTS = Costs(
-    draft_seconds_per_token=1.0,
-    target_seconds_per_token=10.0,
-    target_prefill_seconds_per_token=2.0,
-    draft_prefill_seconds_per_token=0.5,
-)
+COSTS = pair_costs(1.0, 10.0, prefill=2.0, draft_prefill=0.5)
 
 
 def row_at(table: TauTable, tau: float) -> TauRow:
@@ -93,9 +88,9 @@ def test_time_is_a_share_of_the_target_alone() -> None:
     probability, outcomes = make_outcomes()
     table = make_table(probability, outcomes, [0.5], COSTS)
     sums = simulate((probability > 0.5).tolist(), outcomes)
-    prompts, saved = 50.0 * 60, FOUND_IN_TIME * sums["verify"] * SAVED * max(0.0, COSTS.write - COSTS.verify)
+    prompts, saved = 50.0 * 60, FOUND_IN_TIME * sums["verify"] * SAVED * max(0.0, COSTS.write() - COSTS.verify)
     routed = sums["draft"] + (sums["draft_prefill"] + prompts) / 2 + 2 * sums["prefill"]
-    routed += COSTS.write * (sums["target"] + sums["verify"]) - saved
+    routed += COSTS.write() * (sums["target"] + sums["verify"]) - saved
     routed += TOKEN_SECONDS * (sums["draft"] + sums["target"] + sums["verify"]) + DECISION_SECONDS * len(outcomes)
     alone = (10 + TOKEN_SECONDS) * outcomes.target_tokens.sum() + 2 * prompts
     assert table.time(row_at(table, 0.5)) == pytest.approx(routed / alone)
@@ -103,11 +98,10 @@ def test_time_is_a_share_of_the_target_alone() -> None:
 
 def test_a_token_is_decoded_or_speculated_on() -> None:
     """The cheaper of decoding and speculation is used, at an acceptance rate of 80%."""
-    costs = replace(COSTS, target_verify_seconds_per_token=2.0)
-    three_asked = (10 + 3 * (1 + 2)) / (1 + 0.8 + 0.8**2 + 0.8**3)
-    assert costs.write == pytest.approx(min(three_asked, (10 + 4 * 3) / (1 + 0.8 + 0.8**2 + 0.8**3 + 0.8**4)))
-    assert replace(costs, draft_seconds_per_token=9.0).write == 10.0
-    assert COSTS.verify == 6.0  # not measured: between reading and writing
+    costs = pair_costs(1.0, 10.0, prefill=2.0, verify=2.5)  # each token more in a batch takes 2 seconds
+    three, four = (sum(0.8**power for power in range(1 + count)) for count in (3, 4))
+    assert costs.write() == pytest.approx(min((10 + 3 * (1 + 2)) / three, (10 + 4 * (1 + 2)) / four))
+    assert pair_costs(9.0, 10.0, prefill=2.0, verify=2.5).write() == 10.0
 
 
 def make_row(tau: float, rate: float, change: float, width: float = 0.5) -> TauRow:
@@ -121,7 +115,7 @@ def make_row(tau: float, rate: float, change: float, width: float = 0.5) -> TauR
     return TauRow(**{**zeros, **changes})
 
 
-def make_rows(*rows: TauRow, costs: Costs | None = None) -> TauTable:
+def make_rows(*rows: TauRow, costs: PairCosts | None = None) -> TauTable:
     return TauTable(rows, 5.0, 50.0, 100.0, {}, costs)
 
 
@@ -220,7 +214,7 @@ def test_early_stop_pays_if_it_takes_less_time(stop: int, draft: float, pays: bo
     places, ones = np.arange(count), np.ones(count)
     outcomes = Outcomes(places, places, 0 * ones, ones, 20 * ones, 20 * ones, 0 * ones, 10 * ones)
     begun = Prefixes(places, stop * ones, ones)
-    costs = Costs(draft, 1.0, 0.02, target_verify_seconds_per_token=0.3)
+    costs = pair_costs(draft, 1.0, prefill=0.02, verify=0.3)
     table = make_table(0.6 * ones, outcomes, [0.5], costs, begun)
     assert table.early_stop_pays([0.5]) is pays
     assert (table.faster_row(0.5).looks > 0) is pays
@@ -250,7 +244,7 @@ def test_budget_is_a_share_of_the_steps() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rows": []}, {"rows": [{}]}, {"rows": 7}, {"named": 7}, {"costs": {"draft_seconds_per_token": -1}},
+        {"rows": []}, {"rows": [{}]}, {"rows": 7}, {"named": 7}, {"costs": {"draft": {"batches": [-1]}}},
         {"num_solutions": "9"},
     ],
 )  # fmt: skip

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_tuning import pair_costs
 from small_routers import CHEAP_DRAFT, make_table, write_router
 
+from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.presets import Costs
 from arbitrage_cli.routing.route import AvailableRouter, make_route, route_or_target_alone
 from arbitrage_cli.routing.router import Router, load
 
-SLOW_DRAFT = Costs(draft_seconds_per_token=0.9, target_seconds_per_token=1.0, target_prefill_seconds_per_token=0.5)
+SLOW_DRAFT = pair_costs(0.9, 1.0, prefill=0.5)
 
 
 def available_router(folder: Path, **changes: Any) -> AvailableRouter:
@@ -51,7 +53,7 @@ def test_routing_that_is_slower_is_no_default(tmp_path: Path, *, is_default: boo
 @pytest.mark.parametrize(("verify", "policy"), [(0.05, "speculative"), (0.9, "arbitrage")])
 def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, policy: str) -> None:
     """Routing that saves less time than speculation is not used, because it may lose answers."""
-    costs = Costs(0.02, 1.0, 0.01, target_verify_seconds_per_token=verify)
+    costs = pair_costs(0.02, 1.0, prefill=0.01, verify=verify)
     written = (40.0, 8.0, 8.0, 0.0)
     rows = tuple(
         replace(row, draft_tokens=600.0, target_tokens=count, target_verify_tokens=0.0)
@@ -62,9 +64,24 @@ def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, 
     routed = table.time(table.row_at(0.3))
     assert table.at_costs(costs).named["careful"] == 0.3
     assert routed is not None
-    assert (table.time_alone() < routed < 1) is (policy == "speculative")
+    assert (table.time_lossless() < routed < 1) is (policy == "speculative")
     route, _ = route_or_target_alone(make_route(POLICIES["arbitrage"], None, available), available, is_default=True)
     assert route.policy.name == policy
+
+
+@pytest.mark.parametrize(("concurrency", "policy", "faster"), [(1, "arbitrage", True), (8, "target", False)])
+def test_problems_at_once_share_batches(tmp_path: Path, concurrency: int, policy: str, *, faster: bool) -> None:
+    """A target token costs four draft tokens, but little more than two if eight problems share a batch (Qwen2.5-Coder, F16)."""
+    draft = UnitCosts((0.0141, 0.020, 0.036, 0.065, 0.11), 0.002)
+    costs = PairCosts(draft, UnitCosts((0.0575, 0.0835, 0.103, 0.149, 0.203), 0.005), concurrency=concurrency)
+    always, half, *others = make_table().rows
+    rows = (always, replace(half, draft_tokens=40.0, target_tokens=20.0, target_verify_tokens=0.0), *others)
+    available = replace(available_router(tmp_path, rows=rows), costs=costs)
+    time = available.table.time(rows[1])
+    assert time is not None
+    assert (time < available.table.time_lossless()) is faster
+    route, warning = route_or_target_alone(make_route(POLICIES["arbitrage"], "0.3", available), available, is_default=True)
+    assert (route.policy.name, warning is None) == (policy, faster)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +89,7 @@ def test_the_fastest_way_without_a_loss_is_taken(tmp_path: Path, verify: float, 
     [(0.5, CHEAP_DRAFT, "arbitrage", False), (9.0, CHEAP_DRAFT, "target", True), (9.0, SLOW_DRAFT, "target", False)],
 )
 def test_careful_is_the_target_if_there_are_too_few_solutions(
-    tmp_path: Path, width: float, costs: Costs, policy: str, *, is_short: bool
+    tmp_path: Path, width: float, costs: PairCosts, policy: str, *, is_short: bool
 ) -> None:
     """A tau without an expected loss is not used if its interval is wide. More solutions do not make a slow tau faster."""
     always, *others = make_table().rows

@@ -91,7 +91,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
         "router": None,
         "tau_costs": None,
         "unit_costs": {
-            role: asdict(UnitCosts((), read)) | {"batches": [token] * 5}
+            role: asdict(UnitCosts((token,) * 5, read))
             for role, token, read in (("draft", DRAFT_TOKEN, DRAFT_READ), ("target", TARGET_TOKEN, TARGET_READ))
         },
         "grader": "1",

@@ -3,9 +3,10 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from arbitrage_cli.costs.placement import machine_here, tuned_file
-from arbitrage_cli.costs.store import Loading, Machine, Tuned, keep_tuned
-from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.costs.placement import machine_here
+from arbitrage_cli.costs.store import Loading, Machine, Tuned, keep_tuned, tuned_file
+from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
 
@@ -18,6 +19,15 @@ def unit_costs(decode: float, few: float = 1.0, many: float = 1.0, prefill: floa
     return UnitCosts(tuple(decode * cost for cost in rows), prefill)
 
 
+def pair_costs(
+    draft: float, target: float, prefill: float, draft_prefill: float = 0.0, verify: float | None = None
+) -> PairCosts:
+    """Costs of decoded and prefilled tokens, and of each of 16 target tokens in a batch (by default, between the two)."""
+    many = max(target, 16 * ((prefill + target) / 2 if verify is None else verify))
+    batches = tuple(target + (many - target) * (rows - 1) / 15 for rows in ROWS)
+    return PairCosts(UnitCosts((draft,) * len(ROWS), draft_prefill), UnitCosts(batches, prefill))
+
+
 COSTS = unit_costs(0.1, few=1.6, many=3.2, prefill=0.01)
 
 
@@ -26,8 +36,9 @@ def make_tuned(
     sha256: str = "a" * 64,
     threads: int = 3,
     costs: UnitCosts = COSTS,
+    loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> Tuned:
-    return Tuned(machine, sha256, Loading(), "tiny", threads, costs, datetime.now(UTC).isoformat())
+    return Tuned(machine, sha256, loading, "tiny", threads, costs, datetime.now(UTC).isoformat())
 
 
 def keep_built_in() -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up_tuning import pair_costs
 
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.presets import Costs, TauRow, TauTable
+from arbitrage_cli.routing.presets import TauRow, TauTable
 from arbitrage_cli.routing.router import Network, Router, RouterCard, save
 
 PAIR: Mapping[str, Any] = {"draft": {"name": "d", "sha256": None}, "target": {"name": "t", "sha256": None}}
-CHEAP_DRAFT = Costs(draft_seconds_per_token=0.1, target_seconds_per_token=1.0, target_prefill_seconds_per_token=0.01)
+CHEAP_DRAFT = pair_costs(0.1, 1.0, prefill=0.01)
 
 ROW = TauRow(
     tau=0.0,

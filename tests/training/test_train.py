@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from collected import DRAFT, TARGET, World, questions, write_run
+from made_up_tuning import pair_costs
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.presets import Costs, TauTable
+from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.training.fit import RECIPES, Recipe, balanced, calibrate
@@ -317,7 +318,7 @@ def test_smaller_router_wins_unless_the_larger_is_clearly_better() -> None:
 
 def test_taus_for_other_states(collected: Collected, router: Router, tmp_path: Path) -> None:
     other = read_states([write_run(tmp_path / "run", questions(100, start=1000), World(bias=-4.0))])
-    costs = Costs(1.0, 2.0, 1.0)
+    costs = pair_costs(1.0, 2.0, prefill=1.0)
     found = with_taus(router, other, costs)
     assert found.arrays().keys() == router.arrays().keys()
     table = TauTable.from_json(found.card.taus)

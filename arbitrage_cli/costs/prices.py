@@ -1,21 +1,16 @@
-"""Computes the price of a run's tokens, and the share of the target's price that a policy saves."""
+"""Prices of tokens, which servers charge per million."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.speed import speedup
-from arbitrage_cli.numbers.intervals import Ratio
-from arbitrage_cli.runs.results import PolicyResults, Result, paired_done
-from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.types import Cost, Finished, ModelRole
 
 EXAMPLE = "dollars per million prompt tokens, cached prompt tokens (optional) and completion tokens: target=0.60/0.15/2.40"
 ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm")
-PRICED = ("price", "saving", "saving_interval")  # figures that need prices
 NUMBER = r"\d{1,9}(\.\d{1,9})?"
 
 
@@ -35,10 +30,14 @@ class Price:
         decisions = finished.trace.decisions
         costs = [decision.target.cost for decision in decisions if decision.target]
         is_routed = any(decision.draft for decision in decisions)
-        if not _has_prompts(costs, is_single=not is_routed):
+        if not has_prompts(costs, is_single=not is_routed):
             return None
         whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=finished.trace.num_tokens)
-        return self.of(tally(decisions).target_cost), self.of(whole) if is_routed and finished.prompt_tokens else None
+        return self.of(sum(costs, Cost())), self.of(whole) if is_routed and finished.prompt_tokens else None
+
+    @property
+    def unit_costs(self) -> UnitCosts:
+        return UnitCosts(tuple(rows * self.completion for rows in ROWS), self.prompt)
 
     def of(self, cost: Cost) -> float:
         prompt = cost.prefill_tokens * self.prompt + cost.cached_tokens * self.cached
@@ -61,35 +60,14 @@ def parse_prices(text: str) -> Prices:
     return found
 
 
-def price_figures(
-    policy: PolicyResults, target: PolicyResults | None, run: Mapping[str, Any], prices: Prices | None
-) -> dict[str, Any]:
-    """Return the mean price of an attempt, and the saving. Speculation that drafted no tokens has the target's price."""
-    if policy.policy.speculates and policy.done and not policy.tally.target_cost.verify_tokens:
-        policy = target or policy
-    if prices is None or not counts_tokens(run, policy):
-        return dict.fromkeys(PRICED)
-
-    def price(result: Result) -> float:
-        costs = dict(zip(ROLES, (result.tally.draft_cost, result.tally.target_cost, result.tally.reward_cost), strict=True))
-        return math.fsum(own.of(costs[role]) for role, own in prices.items())
-
-    ratio, _, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
-    return {
-        "price": Ratio(math.fsum(map(price, policy.done)), len(policy.done)),
-        "saving": 1 - ratio.denominator / ratio.numerator if ratio and ratio.numerator else None,
-        "saving_interval": [1 - 1 / end for end in interval] if interval else None,
-    }
+def price_costs(prices: Prices) -> PairCosts:
+    """Return the prices as token costs, with which presets minimize the price instead of the time."""
+    free = Price(0.0, 0.0, 0.0)
+    draft, target = (prices.get(role, free) for role in ("draft", "target"))
+    return PairCosts(draft.unit_costs, target.unit_costs, reread_token=target.cached)
 
 
-def counts_tokens(run: Mapping[str, Any], policy: PolicyResults) -> bool:
-    """Return whether servers reported all token counts. A stream that is closed at the end of a step reports none."""
-    served = {role for role, facts in run["models"].items() if facts.get("served")}
-    works = ([cost for role, cost in result.work if role in served and cost.seconds] for result in policy.done)
-    return all(_has_prompts(costs, is_single=policy.policy.kind == "single") for costs in works)
-
-
-def _has_prompts(costs: Sequence[Cost], *, is_single: bool) -> bool:
+def has_prompts(costs: Sequence[Cost], *, is_single: bool) -> bool:
     """Return whether all prompts were counted. A single model writes many steps in one response, and only one has the counts."""
     counts = [cost.prefill_tokens + cost.cached_tokens for cost in costs]
     return all(counts) or (is_single and any(counts))
