@@ -133,15 +133,14 @@ def info(
 
 
 def _show_router(source: str, *, as_json: bool) -> None:
-    from arbitrage_cli.display.card import write_card
-    from arbitrage_cli.routing.presets import card_rows  # NumPy is slow to import
+    from arbitrage_cli.display.card import write_card  # with NumPy
 
     card = model_info.describe_router(source)
     if as_json:
         write_json(card)
         return
     origin = ", ships with arbitrage" if card["origin"] == "shipped" else ""
-    write_card(card, card_rows(card["taus"]), sys.stdout, sha256=f"{card['sha256']}{origin}")
+    write_card(card, sys.stdout, sha256=f"{card['sha256']}{origin}")
 
 
 def _show_models(names: list[str], *, as_json: bool) -> None:

@@ -93,13 +93,12 @@ def train(
 
 def _show(router: "Router", *, as_json: bool, explain: bool, presets_only: bool) -> None:
     from arbitrage_cli.display.card import write_card, write_summary, write_taus
-    from arbitrage_cli.routing.presets import card_rows
 
     card = router.card.to_json()
     if as_json:
         write_json(card)
     elif explain:
-        write_card(card, card_rows(card["taus"]), sys.stdout, sha256=router.sha256)
+        write_card(card, sys.stdout, sha256=router.sha256)
     else:
         write = write_taus if presets_only else write_summary
-        write(card, card_rows(card["taus"]), sys.stdout)
+        write(card, sys.stdout)

@@ -8,7 +8,7 @@ from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
 from arbitrage_cli.errors import RouterError
 from arbitrage_cli.evaluation.verdict import best_preset
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.presets import TauTable
+from arbitrage_cli.routing.presets import TauRow, TauTable
 
 DIGEST = 12  # characters of a checksum
 SHOWN_TAUS = 10  # taus in the table, in addition to presets
@@ -20,44 +20,43 @@ LEGEND = (
 )
 
 Card = Mapping[str, Any]
-Rows = Sequence[Mapping[str, Any]]  # a row for each tau, from `card_rows`
 
 
-def write_summary(card: Card, rows: Rows, stream: TextIO) -> None:
+def write_summary(card: Card, stream: TextIO) -> None:
     """Write the verdict, the effect of each preset, and the recommended preset. Raises the same errors as `write`."""
-    advice = wrapped(preset_sentence(card["taus"]["named"], rows))
-    _write(stream, [*_verdict(card), "", *_taus(card, rows, named_only=True), "", *advice])
+    advice = wrapped(preset_sentence(TauTable.from_json(card["taus"])))
+    _write(stream, [*_verdict(card), "", *_taus(card, named_only=True), "", *advice])
 
 
-def preset_sentence(named: Mapping[str, float], rows: Rows) -> str:
-    if any(row["time"] is None for row in rows if row["tau"] in named.values()):
+def preset_sentence(table: TauTable) -> str:
+    if not table.alone_seconds:
         return "No preset is recommended, because token costs are unknown. To measure them, run arbitrage advise --costs"
-    if (found := best_preset(named, rows)) is None:
+    if (name := best_preset(table)) is None:
         return "According to the router's threshold table, no preset saves time without lowering the reward."
-    name, row = found
-    gain = f"it takes {row['time']:.0%} of the target's time and changes the reward by {row['change']:+.1f} points"
+    row = table.faster_row(table.named[name])
+    gain = f"it takes {table.time(row):.0%} of the target's time and changes the reward by {row.change:+.1f} points"
     return f"According to the router's threshold table, use --tau {name}: {gain}."
 
 
-def write_card(card: Card, rows: Rows, stream: TextIO, *, sha256: str) -> None:
+def write_card(card: Card, stream: TextIO, *, sha256: str) -> None:
     """Write the card. Raises RouterError if the card is incomplete, and the errors of `write`."""
     try:
-        lines = list(_lines(card, rows, sha256))
+        lines = list(_lines(card, sha256))
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:  # cards come from files
         hint = "train the router again with arbitrage train, or use --json to show the card as it is"
         raise RouterError(f"router {card['name']}: incomplete card ({error})", hint) from error
     _write(stream, lines)
 
 
-def write_taus(card: Card, rows: Rows, stream: TextIO) -> None:
-    _write(stream, _taus(card, rows))
+def write_taus(card: Card, stream: TextIO) -> None:
+    _write(stream, _taus(card))
 
 
 def _write(stream: TextIO, lines: Iterable[str]) -> None:
     write(stream, "".join(f"{line}\n" for line in lines))
 
 
-def _lines(card: Card, rows: Rows, sha256: str) -> Iterator[str]:
+def _lines(card: Card, sha256: str) -> Iterator[str]:
     test = card["metrics"]["test"]
     yield one_line(card["name"])
     for name, value in _about(card, sha256):
@@ -66,7 +65,7 @@ def _lines(card: Card, rows: Rows, sha256: str) -> Iterator[str]:
     yield "on the test problems [95% interval over problems]"
     yield from _measures(test)
     yield ""
-    yield from _taus(card, rows)
+    yield from _taus(card)
     yield from _verdict(card)
 
 
@@ -119,38 +118,41 @@ def _figure(figure: Sequence[float | None] | None, digits: int) -> str:
     return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [formatting.UNKNOWN])[0]
 
 
-def _taus(card: Card, rows: Rows, *, named_only: bool = False) -> Iterator[str]:
-    taus, data = card["taus"], card["data"]
+def _taus(card: Card, *, named_only: bool = False) -> Iterator[str]:
+    table, data = TauTable.from_json(card["taus"]), card["data"]
     calibrated = data.get("taus_of")
     source = ", ".join(run["name"] for run in calibrated["runs"]) if calibrated else "held-out problems"
     is_local = calibrated and calibrated["costs"] != "the runs"
     costs = f"with the token costs of the machine that {'calibrated the presets' if is_local else 'collected the data'}"
     yield from wrapped(
-        f"effect of tau, estimated from {formatting.count(taus['num_solutions'], 'solution')} of {one_line(source)}"
+        f"effect of tau, estimated from {formatting.count(table.num_solutions, 'solution')} of {one_line(source)}"
     )
     names: dict[float, list[str]] = {}
-    for name, tau in taus["named"].items():
+    for name, tau in table.named.items():
         names.setdefault(tau, []).append(name)
-    evenly = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))]["tau"] for index in range(SHOWN_TAUS)}
-    others = {rows[-1]["tau"]} if named_only else evenly
-    shown = [row for row in rows if row["tau"] in others or row["tau"] in names]
+    rows = [table.faster_row(row.tau) for row in table.rows]
+    evenly = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))].tau for index in range(SHOWN_TAUS)}
+    others = {rows[-1].tau} if named_only else evenly
+    shown = [row for row in rows if row.tau in others or row.tau in names]
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "time"]
-    yield from aligned(headings, [cells for row in shown for cells in _tau_lines(row, names.get(row["tau"], []))])
-    if shortage := TauTable.from_json(taus).shortage:
+    yield from aligned(
+        headings, [cells for row in shown for cells in _tau_lines(row, table.time(row), names.get(row.tau, []))]
+    )
+    if shortage := table.shortage:
         yield from wrapped(shortage)
     yield from () if named_only else LEGEND
-    time = f"relative to the target alone, {costs}" if taus["costs"] else "unknown for your models"
+    time = f"relative to the target alone, {costs}" if table.costs else "unknown for your models"
     yield from wrapped(f"reward: points per solution [95% interval over problems]; time: {time}")
 
 
-def _tau_lines(row: Card, names: Sequence[str]) -> Iterator[list[str]]:
+def _tau_lines(row: TauRow, time: float | None, names: Sequence[str]) -> Iterator[list[str]]:
     """Yield a line for each preset that has this tau. The first line also shows the tau and its figures."""
     first, *others = names or [""]
-    interval = " ".join(formatting.points(end / 100) for end in row["change_interval"])
+    interval = " ".join(formatting.points(end / 100) for end in row.change_interval)
     cells = [
-        *(formatting.whole_percent(row[rate]) for rate in ("escalation_rate", "wasted", "recall")),
-        f"{formatting.points(row['change'] / 100)} [{interval}]",
-        formatting.whole_percent(row["time"]),
+        *map(formatting.whole_percent, (row.escalation_rate, row.wasted, row.recall)),
+        f"{formatting.points(row.change / 100)} [{interval}]",
+        formatting.whole_percent(time),
     ]
-    yield [formatting.tau(row["tau"]), first, *cells]
+    yield [formatting.tau(row.tau), first, *cells]
     yield from (["", name, *[""] * len(cells)] for name in others)

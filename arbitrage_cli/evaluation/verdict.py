@@ -20,6 +20,7 @@ import numpy as np
 from arbitrage_cli.evaluation.expected import UNKNOWN, Expected, route_of
 from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers
 from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import DEFAULT_TAU
 
 Figures = Mapping[str, Any]
@@ -248,11 +249,12 @@ def _ratio_needed(candidates: Sequence[Candidate], ratio: float | None) -> float
     return min(needed, default=None)
 
 
-def best_preset(named: Mapping[str, float], rows: Sequence[Figures]) -> tuple[str, Figures] | None:
-    """Return the strictest preset that reaches MIN_SPEEDUP and loses at most MAX_POINTS, with its row, or None."""
-    for name, tau in named.items():
-        for row in rows:
-            is_fast = row["tau"] == tau and row["time"] is not None and row["time"] * MIN_SPEEDUP < 1
-            if is_fast and row["change"] >= -MAX_POINTS:
-                return name, row
+def best_preset(table: TauTable) -> str | None:
+    """Return the strictest preset that loses at most MAX_POINTS and reaches MIN_SPEEDUP over every lossless policy, or None."""
+    longest = table.time_lossless() / MIN_SPEEDUP
+    for name, tau in table.named.items():
+        row = table.faster_row(tau)
+        time = table.time(row)
+        if time is not None and time < longest and row.change >= -MAX_POINTS:
+            return name
     return None

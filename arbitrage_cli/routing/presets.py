@@ -223,10 +223,3 @@ def parse_number(text: str, hint: str) -> float:
     if math.isnan(number):
         raise UsageError(f"invalid tau '{text}'", hint, option="tau")
     return number
-
-
-def card_rows(taus: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a card's table and their `time` for display. Raises RouterError if the table is invalid."""
-    table = TauTable.from_json(taus)
-    rows = [table.faster_row(row.tau) for row in table.rows]
-    return [{**asdict(row), "time": table.time(row)} for row in rows]

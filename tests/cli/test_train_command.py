@@ -14,7 +14,7 @@ from small_routers import write_router
 from arbitrage_cli.costs.placement import machine_here
 from arbitrage_cli.costs.store import keep_tuned
 from arbitrage_cli.display.card import write_card
-from arbitrage_cli.routing.presets import PRESETS, TauTable, card_rows
+from arbitrage_cli.routing.presets import PRESETS, TauTable
 from arbitrage_cli.routing.router import Router, digest_of_problem, load, save
 
 SIGNAL = World(bias=0.0, weights=(("logprob_min", -2.0), ("numbers", 1.0)))
@@ -97,9 +97,7 @@ def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result
     hostile = "\x1b]0;pwned\x07[/INST]\n\x1b[2K"
     models = {role: {"name": hostile, "sha256": None} for role in ("draft", "target")}
     stream = io.StringIO()
-    write_card(
-        card | {"name": hostile, "pairs": [models], "reward": {"kind": hostile}}, card_rows(card["taus"]), stream, sha256=""
-    )
+    write_card(card | {"name": hostile, "pairs": [models], "reward": {"kind": hostile}}, stream, sha256="")
     assert ESCAPE.decode() not in stream.getvalue()
     assert "[/INST]" in stream.getvalue()
 
@@ -169,14 +167,14 @@ def test_problems_that_the_router_was_trained_on_are_left_out(here: Path) -> Non
 
 
 def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
-    measured = ((DRAFT, unit_costs(0.5)), (TARGET, unit_costs(4.0, 0.2, 0.8)))
+    measured = ((DRAFT, unit_costs(0.5)), (TARGET, unit_costs(4.0, 1.0, 2.0)))
     known = [make_tuned(machine_here(), model["sha256"], costs=costs) for model, costs in measured]
     keep_tuned(here / "arbitrage" / "tuned.json", known)
     result = make_presets(here, "run", "--json", "-q")
     (card,) = result.records
     assert (result.code, result.err) == (0, "")
     costs = card["taus"]["costs"]
-    assert (costs["draft"]["batches"][0], costs["target"]["batches"][0], costs["target"]["batches"][-1]) == (0.5, 4.0, 3.2)
+    assert (costs["draft"]["batches"][0], costs["target"]["batches"][0], costs["target"]["batches"][-1]) == (0.5, 4.0, 8.0)
     assert card["data"]["taus_of"]["costs"] == "the machine that calibrated"
 
 

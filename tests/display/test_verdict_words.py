@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 from made_up_runs import figures, make_run, unscored
+from made_up_tuning import pair_costs
+from small_routers import make_table
 
 from arbitrage_cli.app.sentences import alone, confidence, sentence
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.display.card import preset_sentence
 from arbitrage_cli.evaluation.verdict import Candidate, Verdict
 
@@ -77,7 +80,14 @@ def test_a_confidence_is_never_rounded_up() -> None:
     ]
 
 
-@pytest.mark.parametrize(("time", "figures"), [(0.6, ["--tau careful", "60%"]), (1.2, ["no preset"]), (None, ["--costs"])])
-def test_a_threshold_table_in_words(time: float | None, figures: list[str]) -> None:
-    words = preset_sentence({"careful": 0.1}, [{"tau": 0.1, "time": time, "change": 0.0}])
+@pytest.mark.parametrize(
+    ("costs", "figures"),
+    [
+        (pair_costs(0.1, 1.0, prefill=0.01), ["--tau careful", "46%"]),
+        (pair_costs(0.9, 1.0, prefill=0.5), ["no preset"]),
+        (None, ["--costs"]),
+    ],
+)
+def test_a_threshold_table_in_words(costs: PairCosts | None, figures: list[str]) -> None:
+    words = preset_sentence(replace(make_table(), costs=costs))
     assert [figure for figure in figures if figure not in words] == []

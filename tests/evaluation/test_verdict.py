@@ -7,11 +7,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_tuning import unit_costs
+from small_routers import ROW
 
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.evaluation.expected import Expected
 from arbitrage_cli.evaluation.verdict import (
     LIKELY,
@@ -27,6 +31,7 @@ from arbitrage_cli.evaluation.verdict import (
     chance_of_speedup,
     verdict,
 )
+from arbitrage_cli.routing.presets import TauTable
 
 Interval = tuple[float, float] | None
 CARD = Expected(1.3, 0.25, gained=0.5, lost=0.5, kept=9)
@@ -301,22 +306,25 @@ def test_what_would_change_the_answer(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "changes", "preset"),
+    ("times", "changes", "batch", "preset"),
     [
-        ((0.6, 0.4, 0.2), (0.0, -0.9, -30.0), "careful"),
-        ((0.95, 0.4, 0.2), (0.0, -0.9, -30.0), "balanced"),
-        ((1.2, 1.1, 0.2), (0.0, -2.0, -30.0), None),
-        ((None, None, None), (0.0, 0.0, 0.0), None),
+        ((0.6, 0.4, 0.2), (0.0, -0.9, -30.0), 16.0, "careful"),
+        ((0.95, 0.4, 0.2), (0.0, -0.9, -30.0), 16.0, "balanced"),
+        ((1.2, 1.1, 0.2), (0.0, -2.0, -30.0), 16.0, None),
+        ((0.6, 0.4, 0.2), (0.0, -0.9, -30.0), 1.0, None),
     ],
-    ids=["the strictest", "that is fast enough", "nothing saves time for little", "no costs"],
+    ids=["the strictest", "that is fast enough", "nothing saves time for little", "speculation is faster"],
 )
 def test_a_threshold_table_advises_by_its_own_rows(
-    times: tuple[float | None, ...], changes: tuple[float, ...], preset: str | None
+    times: tuple[float, ...], changes: tuple[float, ...], batch: float, preset: str | None
 ) -> None:
+    costs = PairCosts(unit_costs(0.001), unit_costs(1.0, 1 + (batch - 1) / 5, batch))
     named = {"careful": 0.1, "balanced": 0.2, "fast": 0.4}
-    rows = [
-        {"tau": tau, "time": time, "change": change}
-        for tau, time, change in zip(named.values(), times, changes, strict=True)
-    ]
-    found = best_preset(named, rows)
-    assert (found and found[0]) == preset
+    nothing: dict[str, Any] = dict.fromkeys(("draft_prefill_tokens", "target_tokens", "target_prefill_tokens"), 0.0)
+    rows = tuple(
+        replace(ROW, tau=tau, change=change, draft_tokens=1000 * time, **nothing)
+        for tau, change, time in zip(named.values(), changes, times, strict=True)
+    )
+    table = TauTable(rows, steps=0.0, prompt_tokens=0.0, alone_tokens=1.0, named=named, costs=costs)
+    assert best_preset(table) == preset
+    assert best_preset(replace(table, costs=None)) is None
