@@ -157,26 +157,20 @@ def _default_router(own_pair: PairEntry | None, models: Models, task: Task) -> s
 
 
 def _router_of_files(models: Models) -> str | None:
+    """Return the first router that was trained on these files. Routers for code and routers that cannot be read are ignored."""
     files = {role: local_files(source) for role in ("draft", "target") if (source := models[role])}
     if len(files) < 2 or not all(files.values()):
         return None
-    with contextlib.suppress(OSError, ModelFileError):  # loading them reports it
-        for name, pair in _trained_routers():
-            if all(_is_model(pair[role], paths) for role, paths in files.items()):
-                return name
-    return None
-
-
-def _trained_routers() -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each readable router that is neither universal nor for code, once for each of its training pairs."""
     names = [name for name in shipped_routers() if name != UNIVERSAL_ROUTER]
     with contextlib.suppress(UsageError):  # a command that needs the user's pairs reports it
         names = [*(pair.router for pair in reversed(user_pairs().values()) if pair.router), *names]
     for name in names:
-        with contextlib.suppress(UsageError, RouterError):
+        with contextlib.suppress(UsageError, RouterError, OSError, ModelFileError):  # loading the files reports their errors
             card = load(router_file(name)).card
-            if card.step_end == BLANK_LINE:  # not a router for code
-                yield from ((name, pair) for pair in card.pairs)
+            trained = (all(_is_model(pair[role], paths) for role, paths in files.items()) for pair in card.pairs)
+            if card.step_end == BLANK_LINE and any(trained):
+                return name
+    return None
 
 
 def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:

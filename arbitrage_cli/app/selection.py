@@ -89,11 +89,8 @@ def _with_ids(items: Sequence[Item], ids: str | None) -> list[Item]:
 
 
 def _file_name(*names: str) -> str:
-    """Join names into a valid file name. Long names are truncated and made unique by a checksum."""
-    plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") for name in names]
+    """Join names into a valid file name. A long name is truncated and made unique by a checksum."""
+    plain = (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") for name in names)
     whole = "-".join(filter(None, plain)) or "run"
-    if len(whole) <= MAX_NAME:
-        return whole
-    room = (MAX_NAME - DIGEST) // len(plain) - 1
     digest = hashlib.sha256(whole.encode()).hexdigest()[:DIGEST]
-    return "-".join([*(name[:room].strip("-.") for name in plain), digest])
+    return whole if len(whole) <= MAX_NAME else f"{whole[: MAX_NAME - DIGEST]}-{digest}"

@@ -1,6 +1,7 @@
 """Fetches, checks, loads and closes the models of a request, and provides their writers, raters and schedulers."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,37 +50,27 @@ class Rollouts:
     samplers: Sequence[Sampler] = (Sampler(),)
 
 
-class Servers:
-    """The models of a request on servers. Each server is asked once, when a model is first needed."""
+def _server_models(request: Request, display: Watcher, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
+    """Return a function that opens a model on a server. Each server is asked once, when its model is first needed.
 
-    def __init__(self, request: Request, display: Watcher) -> None:
-        self._served, self._display = request.named.served, display
-        self._style = request.style
-        self._is_greedy = not request.options.temperature
-        self._opened: dict[ModelRole, RemoteModel] = {}
-        self._stack = contextlib.ExitStack()
+    The function raises ServerError if the server cannot be used.
+    """
 
-    @cached_property
-    def _connection(self) -> "Connection":
+    @functools.cache
+    def connection() -> "Connection":
         from arbitrage_cli.inference.servers.connection import Connection  # slow to import
 
-        return self._stack.enter_context(contextlib.closing(Connection()))
+        return stack.enter_context(contextlib.closing(Connection()))
 
-    def open(self, role: ModelRole) -> RemoteModel:
-        """Return a model. Raises ServerError if the server cannot be used."""
+    @functools.cache
+    def open_model_of(role: ModelRole) -> RemoteModel:
         from arbitrage_cli.inference.servers.probe import open_served
 
-        if role not in self._opened:
-            source = self._served[role]
-            self._display.loading(f"asking {source.address.host}", 0.0)
-            self._opened[role] = RemoteModel(open_served(self._connection, source, role, is_greedy=self._is_greedy))
-        return self._opened[role]
+        source = request.named.served[role]
+        display.loading(f"asking {source.address.host}", 0.0)
+        return RemoteModel(open_served(connection(), source, role, is_greedy=not request.options.temperature))
 
-    def prompt(self, role: ModelRole) -> ChatPrompt:
-        return self.open(role).prompt(self._style)
-
-    def close(self) -> None:
-        self._stack.close()
+    return open_model_of
 
 
 @contextlib.contextmanager
@@ -105,9 +96,10 @@ def open_session(
         display.remind(BUILT_IN)
     paths = fetch(sources, display, offline=request.options.offline)
     measured = measure_missing(request, paths, display, earlier, max_age, limit)
-    with contextlib.closing(Servers(request, display)) as servers:
+    with contextlib.ExitStack() as stack:
+        open_served = _server_models(request, display, stack)
         if spec is None:
-            resolve = partial(make_spec, request, earlier, servers.prompt, measured)
+            resolve = partial(make_spec, request, earlier, lambda role: open_served(role).prompt(request.style), measured)
             spec = resolve()
             if (concurrency := _choose_concurrency(spec, most, rollouts, earlier)) > 1:
                 spec = resolve(concurrency)  # the costs of a token depend on how many problems share a batch
@@ -116,10 +108,10 @@ def open_session(
         if spec.named_taus:
             log.info("presets are based on the token costs of %s", spec.named_taus.costs_of)
         warn_of_load(spec, display)
-        with contextlib.closing(Session(spec, display, servers)) as session:
-            yield session
-            if request.loads == "needed":  # a run, whose results are stored
-                session.check_files()
+        session = stack.enter_context(contextlib.closing(Session(spec, display, open_served)))
+        yield session
+        if request.loads == "needed":  # a run, whose results are stored
+            session.check_files()
     if request.loads == "needed":
         measure_contradicted(spec, session.slowdowns, display)
 
@@ -127,10 +119,10 @@ def open_session(
 class Session:
     """The models of a spec, and their writers, raters and schedulers. Create it with `open_session`."""
 
-    def __init__(self, spec: Spec, display: Watcher, servers: Servers) -> None:
+    def __init__(self, spec: Spec, display: Watcher, open_served: Callable[[ModelRole], RemoteModel]) -> None:
         self.spec, self.concurrency = spec, spec.concurrency
         self.models: dict[ModelRole, Model] = {}
-        self._display, self._servers = display, servers
+        self._display, self._open_served = display, open_served
         self._stack = contextlib.ExitStack()
         self._file_states = {path: state_of(path) for model in spec.models.values() for path in model.files}
 
@@ -159,7 +151,7 @@ class Session:
         rollback = _rollback(spec)
         check_memory(_memory_needed(spec, num_sequences, rollback))
         served = [role for role, model in spec.models.items() if model.served]
-        self.models.update({role: self._servers.open(role) for role in served})  # before files, which take time to load
+        self.models.update({role: self._open_served(role) for role in served})  # before files, which take time to load
         if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:
             self.models["draft"].need_token_stats(needing[0])
         self._load_files(num_sequences, rollback)

@@ -1,12 +1,13 @@
 """`arbitrage bench`: measures policies on a data set."""
 
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
 from arbitrage_cli.app.options import SOME_FAILED, BenchOptions, Options, ProblemOptions, RewardSource
-from arbitrage_cli.cli.command import Invocation, command
+from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_display, say, show_figures
 from arbitrage_cli.cli.permission import permitted
@@ -40,7 +41,6 @@ SINGLE_OPTIONS = {
     timeout=Option("Time limit per attempt, in seconds. Default: none."),
 )
 def bench(
-    invocation: Invocation,
     *,
     problems: ProblemOptions,
     bench: BenchOptions,
@@ -68,8 +68,8 @@ def bench(
     from arbitrage_cli.display.facts import plan_facts
     from arbitrage_cli.problems.tasks import find_task
 
-    _refuse_repeated(invocation)
-    if bench.dry_run and "json_line" in invocation.flags:
+    _refuse_repeated(options.command)
+    if bench.dry_run and "json_line" in options.explicit:
         raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
     with command_display(output) as display:
         selected = read_problems(problems, seed=options.seed, offline=options.offline)
@@ -94,9 +94,9 @@ def bench(
     return SOME_FAILED if run.num_errors else 0
 
 
-def _refuse_repeated(invocation: Invocation) -> None:
+def _refuse_repeated(command: Sequence[str]) -> None:
     for flag, hint in SINGLE_OPTIONS.items():
-        count = sum(argument.partition("=")[0] == flag for argument in invocation.arguments)
+        count = sum(argument.partition("=")[0] == flag for argument in command)
         if count > 1:
             raise UsageError(f"{flag} is given {count} times", hint)
 

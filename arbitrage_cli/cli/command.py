@@ -6,7 +6,7 @@ An option group is a frozen dataclass. Each field that is described as an option
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -16,18 +16,8 @@ from arbitrage_cli.cli.options import HIDDEN, OPTIONS, Option
 from arbitrage_cli.cli.settings import origin_of
 from arbitrage_cli.errors import UsageError
 
-
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """A single run of the program. `flags` contains the names of the parameters that were set on the command line."""
-
-    arguments: tuple[str, ...] = ()
-    flags: frozenset[str] = frozenset()
-
-    @property
-    def command(self) -> list[str]:
-        return ["arbitrage", *self.arguments]
-
+INVOCATION = ("explicit", "command")
+"""Parameters that describe the command line: the names of the options that it contains, and its words."""
 
 Command = Callable[..., int | None]
 """A command that returns an exit code, or None for success."""
@@ -43,12 +33,12 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
     def decorate(function: Command) -> Command:
         hints = get_type_hints(function, include_extras=True)
         described, hidden = {**OPTIONS, **own}, [name for name in HIDDEN if name not in own]
-        inputs = [one for one in _inputs(function, hints) if one.name not in without]
+        inputs = [one for one in _inputs(function, hints) if one.name not in (*INVOCATION, *without)]
 
         @functools.wraps(function)
         def run(context: typer.Context, **values: Any) -> int | None:
             try:
-                return function(**_arguments(hints, values, _invocation_of(context)))
+                return function(**_arguments(hints, {**values, **_invocation(context)}))
             except UsageError as error:
                 origin = origin_of(context, error.option) if error.option else None
                 raise (UsageError(f"{origin}: {error.message}", error.hint) if origin else error) from error.__cause__
@@ -69,13 +59,12 @@ def _inputs(function: Command, hints: Mapping[str, Any]) -> Iterator[inspect.Par
     """Yield the function's parameters, in which the fields of option groups replace the groups."""
     for parameter in inspect.signature(function).parameters.values():
         hint = hints[parameter.name]
-        if _is_group(hint):
+        if is_dataclass(hint):
             kinds = get_type_hints(hint, include_extras=True)
             for field in fields(hint):
-                if field.name not in ("explicit", "command"):
-                    default = parameter.empty if field.default is MISSING else field.default
-                    yield parameter.replace(name=field.name, default=default, annotation=kinds[field.name])
-        elif hint is not Invocation:
+                default = parameter.empty if field.default is MISSING else field.default
+                yield parameter.replace(name=field.name, default=default, annotation=kinds[field.name])
+        else:
             yield parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hint)
 
 
@@ -107,21 +96,15 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _arguments(hints: Mapping[str, Any], values: Mapping[str, Any], invocation: Invocation) -> dict[str, Any]:
-    known = {**values, "explicit": invocation.flags, "command": invocation.command}
-    arguments: dict[str, Any] = {}
-    for name, hint in hints.items():
-        if hint is Invocation:
-            arguments[name] = invocation
-        elif _is_group(hint):
-            arguments[name] = hint(**{field.name: known[field.name] for field in fields(hint) if field.name in known})
-        elif name != "return":
-            arguments[name] = values[name]
-    return arguments
+def _arguments(hints: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the function, with an option group for each dataclass."""
+    return {
+        name: values[name] if name in values else _group(hint, values) for name, hint in hints.items() if name != "return"
+    }
 
 
-def _is_group(hint: Any) -> bool:
-    return is_dataclass(hint) and hint is not Invocation
+def _group(kind: Any, values: Mapping[str, Any]) -> Any:
+    return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
 
 
 def _help(text: str, hidden: Sequence[str]) -> str:
@@ -131,8 +114,8 @@ def _help(text: str, hidden: Sequence[str]) -> str:
     return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs)
 
 
-def _invocation_of(context: typer.Context) -> Invocation:
-    names = [str(parameter.name) for parameter in context.command.params]
-    sources = {name: context.get_parameter_source(name) for name in names}
-    flags = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
-    return Invocation(tuple(context.obj.arguments if context.obj else ()), flags)
+def _invocation(context: typer.Context) -> dict[str, Any]:
+    """Return the names of the parameters that were set on the command line, and the command line."""
+    sources = {str(one.name): context.get_parameter_source(str(one.name)) for one in context.command.params}
+    explicit = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    return {"explicit": explicit, "command": ["arbitrage", *context.obj.arguments]}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arbitrage_cli.app.options import RunCode
-from arbitrage_cli.cli.command import Invocation, command
+from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_display, figures_of, say, show_figures, write_json
 from arbitrage_cli.cli.permission import permitted
@@ -33,7 +33,6 @@ Run = Annotated[Path, typer.Argument(help="Run folder of arbitrage bench.")]
     regrade=Option("Grade all answers again first, without loading models.", is_setting=False),
 )
 def report(
-    invocation: Invocation,
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="Folder of a run, or a folder that contains runs. Default: runs.")
     ] = None,
@@ -44,6 +43,7 @@ def report(
     run_code: RunCode | None = None,
     figures: FigureOptions,
     output: OutputOptions,
+    explicit: frozenset[str],
 ) -> None:
     """Show the figures of a run as a table. With -o FILE.html, write an HTML page with charts and all traces.
 
@@ -58,9 +58,9 @@ def report(
       arbitrage report runs/builtin--builtin --regrade
     """
     if run is None or not has_run(run):
-        _list(run, as_json=figures.json_line, is_only_list=invocation.flags <= LIST_OPTIONS)
+        _list(run, as_json=figures.json_line, is_only_list=explicit <= LIST_OPTIONS)
         return
-    if run_code and not regrade and "run_code" in invocation.flags:
+    if run_code and not regrade and "run_code" in explicit:
         raise UsageError("--run-code is used only with --regrade", "omit it, or add --regrade")
     page = run / "report.html" if opens and page is None else page
     if page:

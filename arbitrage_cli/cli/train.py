@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arbitrage_cli.app.options import LoadingOptions
-from arbitrage_cli.cli.command import Invocation, command
+from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, say, write_json
 from arbitrage_cli.errors import UsageError
@@ -45,13 +46,14 @@ class TrainOptions:
     json_line=Option("Print the card as one line of JSON.", names=("--json",)),
 )
 def train(
-    invocation: Invocation,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect.")],
     *,
     training: TrainOptions,
     loading: LoadingOptions,
     json_line: bool = False,
     output: OutputOptions,
+    explicit: frozenset[str],
+    command: Sequence[str],
 ) -> None:
     """Train a router on collected states, and measure it on held-out problems.
 
@@ -76,15 +78,14 @@ def train(
         say(text, output)
 
     if training.source:
-        if unused := {"test", "seed"} & invocation.flags:
+        if unused := {"test", "seed"} & explicit:
             raise UsageError(
                 f"--{min(unused)} has no effect with --from",
                 "omit this option, because recalibration does not train the router",
             )
         router = with_new_presets(training.source, runs, loading, name=name, on_progress=report)
     else:
-        command, test = invocation.command, training.test or []
-        router = train_router(runs, test, name=name, command=command, seed=training.seed, on_progress=report)
+        router = train_router(runs, training.test or [], name=name, command=command, seed=training.seed, on_progress=report)
     save(router, output_file)
     _show(router, as_json=json_line, explain=training.explain, presets_only=bool(training.source))
     report(f"wrote {output_file}: router {name}; to show its card: arbitrage models info {output_file}")
