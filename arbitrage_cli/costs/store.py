@@ -7,11 +7,13 @@ one set of loading options. The file may contain measurements from several machi
 import fcntl
 import json
 import logging
+import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from arbitrage_cli.errors import OutputError, os_errors
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -19,6 +21,9 @@ from arbitrage_cli.system.files import checked, make_folder, read_regular, user_
 from arbitrage_cli.types import ModelRole
 
 MAX_THREADS = 1024
+LOCK_SECONDS = 5.0
+"""How long to wait for another process that writes the file. If the process is stopped, it never ends."""
+MAX_PROCESS = 20  # characters of a process id
 LEAST_SECONDS, MOST_SECONDS = 1e-7, 3600.0  # of a token, and of a batch
 
 log = logging.getLogger("arbitrage.costs")
@@ -131,10 +136,28 @@ def update_cache(path: Path, change: Callable[[Cache], Cache]) -> None:
     """Replace the content of the file. Raises OutputError if the file cannot be written."""
     with os_errors(OutputError, f"{path}: cannot be written", "make the folder writable"):
         make_folder(path.parent)
-        with path.with_name("lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with path.with_name("lock").open("a+") as lock:
+            _wait_for(lock)
             content = asdict(change(read_cache(path)))
             write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def _wait_for(lock: TextIO) -> None:
+    """Lock the file, and write this process to it. Raises OutputError if another process holds the lock for too long."""
+    ends = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > ends:
+                lock.seek(0)
+                holder = f"process {lock.read(MAX_PROCESS)}"
+                raise OutputError(f"{lock.name}: locked by {holder}", f"end or resume {holder}") from error
+        time.sleep(LOCK_SECONDS / 100)
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
 
 
 def keep_tuned(path: Path, new: Sequence[Tuned], dropped: Sequence[Tuned] = ()) -> None:

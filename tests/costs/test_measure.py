@@ -1,6 +1,7 @@
 """The choice of the number of threads, with a simulated clock, and the stored measurements."""
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from made_up_tuning import HERE, make_tuned
 from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBackend
 
-from arbitrage_cli.costs import measure
+from arbitrage_cli.costs import measure, store
 from arbitrage_cli.costs.measure import DECODED, ROUNDS, Probes, probe, thread_counts, try_threads
 from arbitrage_cli.costs.placement import machine_here
 from arbitrage_cli.costs.store import Cache, Loading, keep_tuned, read_cache, tuned_file
@@ -273,3 +274,14 @@ def test_fewer_threads_are_tried_beside_other_programs(
     )
     assert max(made.speeds["target"]) == 2
     assert read_cache(tuned_file()).tuned == ()
+
+
+def test_a_process_that_holds_the_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tuned.json"
+    keep_tuned(path, [])
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.01)
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match=f"process {os.getpid()}$"):
+            keep_tuned(path, [])
+    keep_tuned(path, [])
