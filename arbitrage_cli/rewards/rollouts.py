@@ -1,7 +1,9 @@
 """Computes rewards from rollouts: the target completes the solution after a rated step, and the answer is graded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from arbitrage_cli.arbitrage import RateSteps, WriteStep
 from arbitrage_cli.errors import ProblemError
@@ -41,7 +43,7 @@ class RolloutRater:
         self._writers = writers
         self._is_right = is_right
         self._outcomes: dict[tuple[int, int], dict[Prefix, bool]] = {}  # by slot and writer: whether the solution is right
-        self._paths: dict[tuple[int, int], tuple[Trace, list[Prefix]]] = {}  # by slot and writer: unfinished solutions
+        self._rollouts: dict[tuple[int, int], Generator[WriteStep, Any, None]] = {}  # by slot and writer
         self._requests: dict[int, _Request] = {}  # by slot
         self._steps: dict[int, dict[Prefix, Step]] = {}  # by slot and prefix: the first writer's next step
 
@@ -65,12 +67,13 @@ class RolloutRater:
         for index, writer in enumerate(self._writers):
             writer.close(slot)
             self._outcomes.pop((slot, index), None)
-            self._paths.pop((slot, index), None)
+            self._rollouts.pop((slot, index), None)
 
     def start(self, slot: int, request: RateSteps) -> None:
         self._requests[slot] = _Request(request, [_prefix(request.trace.followed_by(step)) for step in request.steps])
         for index in range(len(self._writers)):
-            self._begin(slot, index)
+            self._rollouts[slot, index] = self._rollout(slot, index)
+            self._resume(slot, index, None)
 
     def next_step(self, slot: int, trace: Trace) -> Step | None:
         return self._steps[slot].get(_prefix(trace))
@@ -80,7 +83,10 @@ class RolloutRater:
         for index, writer in enumerate(self._writers):
             for update in writer.tick() if writer.busy else ():
                 try:
-                    self._follow(update, index)
+                    if update.error:
+                        raise update.error
+                    if update.step:
+                        self._resume(update.slot, index, update.step)
                 except ProblemError as error:
                     failed[update.slot] = error
         answers = [RewardUpdate(slot, error=error) for slot, error in failed.items()]
@@ -89,36 +95,25 @@ class RolloutRater:
             self._requests.pop(answer.slot, None)
         return answers
 
-    def _begin(self, slot: int, index: int) -> None:
-        request, outcomes = self._requests[slot].request, self._outcomes[slot, index]
-        for step, prefix in zip(request.steps, self._requests[slot].prefixes, strict=True):
+    def _resume(self, slot: int, index: int, written: Step | None) -> None:
+        with suppress(StopIteration):
+            self._writers[index].start(slot, self._rollouts[slot, index].send(written))
+
+    def _rollout(self, slot: int, index: int) -> Generator[WriteStep, Any, None]:
+        """Complete the solution after each rated step whose outcome is unknown."""
+        rated, outcomes = self._requests[slot], self._outcomes[slot, index]
+        for step, prefix in zip(rated.request.steps, rated.prefixes, strict=True):
             if prefix in outcomes:
                 continue
-            trace = request.trace.followed_by(step)
-            if not trace.finished:
-                self._paths[slot, index] = trace, [prefix]
-                self._writers[index].start(slot, WriteStep("target", trace))
-                return
-            outcomes[prefix] = self._is_right(trace.problem.id, trace.text)
-
-    def _follow(self, update: SlotUpdate, index: int) -> None:
-        if update.error is not None:
-            raise update.error
-        if update.step is None:
-            return
-        slot = update.slot
-        trace, prefixes = self._paths[slot, index]
-        if index == 0:
-            self._steps[slot][prefixes[-1]] = update.step
-        trace.add(Decision(kept=update.step))
-        prefixes.append(_prefix(trace))
-        self._requests[slot].cost += update.step.cost
-        if not trace.finished:
-            self._writers[index].start(slot, WriteStep("target", trace))
-            return
-        self._outcomes[slot, index] |= dict.fromkeys(prefixes, self._is_right(trace.problem.id, trace.text))
-        del self._paths[slot, index]
-        self._begin(slot, index)
+            trace, prefixes = rated.request.trace.followed_by(step), [prefix]
+            while not trace.finished:
+                written = yield WriteStep("target", trace)
+                if index == 0:
+                    self._steps[slot][prefixes[-1]] = written
+                rated.cost += written.cost
+                trace.add(Decision(kept=written))
+                prefixes.append(_prefix(trace))
+            outcomes.update(dict.fromkeys(prefixes, self._is_right(trace.problem.id, trace.text)))
 
     def _rewards(self, slot: int) -> RewardUpdate | None:
         request, indices = self._requests[slot], range(len(self._writers))
