@@ -56,9 +56,9 @@ def runner(sandbox: list[str]) -> ProgramRunner:
     ],
 )  # fmt: skip
 def test_verdict_and_its_reason(runner: ProgramRunner, program: str, script: str, value: str, reason: str | None) -> None:
-    verdict = runner.run(program, Tests(script))
-    assert verdict.value == value
-    assert reason is None or verdict.reason == reason
+    outcome = runner.run(program, Tests(script))
+    assert outcome.value == value
+    assert reason is None or outcome.reason == reason
 
 
 HONEST = {
@@ -101,8 +101,8 @@ def test_program_cannot_use_the_keys_of_the_user(runner: ProgramRunner) -> None:
     if libc.syscall(250, 1, None) < 0 or libc.syscall(248, b"user", b"arbitrage-test", b"secret", 6, -3) < 0:
         pytest.skip("no keyrings on this machine")
     search = "import ctypes\ndef f(): return ctypes.CDLL(None).syscall(250, 10, -3, b'user', b'arbitrage-test', 0)"
-    verdict = runner.run(search, Tests("assert f() == -1"))
-    assert verdict.value == "passed", verdict
+    outcome = runner.run(search, Tests("assert f() == -1"))
+    assert outcome.value == "passed", outcome
 
 
 VARIABLE = "ARBITRAGE_TEST_ANSWER"
@@ -171,10 +171,10 @@ def test_hostile_program_is_held(runner: ProgramRunner, name: str, tmp_path: Pat
         aims = {"@FILE@": tmp_path / "answer.txt", "@PORT@": server.getsockname()[1], "@PID@": os.getpid()}
         for mark, aim in aims.items():
             program = program.replace(mark, str(aim))
-        verdict = runner.run(program, WANTS_ANSWER)
+        outcome = runner.run(program, WANTS_ANSWER)
     value, *reasons = expected.split()
-    assert verdict.value == value, verdict
-    assert all(reason in verdict.reason for reason in reasons), verdict
+    assert outcome.value == value, outcome
+    assert all(reason in outcome.reason for reason in reasons), outcome
 
 
 def found(mark: str) -> int | None:
