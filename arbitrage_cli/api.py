@@ -21,12 +21,13 @@ from arbitrage_cli.errors import (
     TemplateError,
     UsageError,
 )
-from arbitrage_cli.types import Cost, Decision, Problem, Step
+from arbitrage_cli.types import Check, Cost, Decision, Problem, Step
 
 __all__ = (
     "Advice",
     "ArbitrageError",
     "CallOptions",
+    "Check",
     "ComputeError",
     "ContextFullError",
     "Conversation",

@@ -8,18 +8,18 @@
         if router(x, z) > tau:  z <- the target writes a step from x
         x <- x + z
 
-A flow is a generator that yields requests (`WriteStep` or `RateSteps`) and receives finished steps or rewards. It neither
-runs models nor reads the clock. The scheduler drives one flow per problem.
+A flow is a generator that yields requests (`WriteStep` or `RateSteps`) and receives finished steps or rewards. If it yields
+several requests, their models write at once, and it receives the first finished step. The scheduler drives the flows.
 """
 
 import math
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from arbitrage_cli.types import Decision, ModelRole, Phase, Step, Trace
+from arbitrage_cli.types import Check, Decision, ModelRole, Phase, Step, Trace
 
 ScoreOf = Callable[[Trace, Step], float]  # of a drafted step with token statistics
 
@@ -65,7 +65,8 @@ class RateSteps:
     steps: tuple[Step, ...]
 
 
-Flow = Generator[WriteStep | RateSteps, Any, None]
+Request = WriteStep | tuple[WriteStep, ...] | RateSteps
+Flow = Generator[Request, Any, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,35 @@ def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
         step: Step = yield WriteStep(model, trace, speculates=speculates, until_end=True)
         draft, target = (step, None) if model == "draft" else (None, step)
         trace.add(Decision(kept=step, draft=draft, target=target))
+
+
+def agree(
+    trace: Trace,
+    solutions: Mapping[ModelRole, Trace],
+    find_answer: Callable[[Trace], str | None],
+    is_same: Callable[[Trace, str], bool],
+    *,
+    at_once: bool,
+) -> Flow:
+    """Let the draft and the checker solve the problem in empty `solutions`, and the target if their answers differ.
+
+    Unless both write `at_once`, the first solves the problem first. If one has no answer or is in a loop, the other stops.
+    """
+    answers: dict[ModelRole, str | None] = {}
+    while None not in answers.values() and (begun := [model for model in solutions if model not in answers]):
+        requests = [WriteStep(model, solutions[model], until_end=True) for model in begun]
+        step: Step = yield tuple(requests if at_once else requests[:1])
+        own = solutions[step.model]
+        own.add(Decision(kept=step, draft=step if step.model == "draft" else None))
+        if own.finished or step.stop == "loop":
+            answers[step.model] = find_answer(own) if own.stop == "end" else None
+    agrees = None not in answers.values() and is_same(solutions["draft"], answers["check"] or "")
+    others = [own for model, own in solutions.items() if not (agrees and model == "draft")]
+    trace.check = Check(answers, agrees, [decision.kept for own in others for decision in own.decisions])
+    if agrees:
+        trace.decisions.extend(solutions["draft"].decisions)
+    else:
+        yield from single(trace, "target")
 
 
 def by_token_stats(score_of: ScoreOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Scorer:

@@ -3,14 +3,15 @@
 All records are frozen except `Trace`, to which flows append decisions.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
 from arbitrage_cli.errors import ArbitrageError
 
-ModelRole = Literal["draft", "target", "prm"]
+ModelRole = Literal["draft", "target", "prm", "check"]
+"""The role of a model. `check` is the checker, which solves a problem beside the draft in policy `agree`."""
 
 Phase = Literal["think", "answer"]
 
@@ -31,6 +32,8 @@ TraceStop = Literal["end", "max_steps", "max_tokens", "context"]
 
 ROUTED_STEPS, ROUTED_THINKING_STEPS = 100, 1000
 """The default step limits of routed solutions, without and with thinking."""
+THINK_TOKENS = 16384
+"""The default limit on tokens for solutions with thinking."""
 
 MessageRole = Literal["user", "assistant"]
 
@@ -189,6 +192,19 @@ class Decision:
         return "accept" if self.kept is self.draft else "escalate"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Check:
+    """The comparison of the draft's answer with the checker's, in policy `agree`.
+
+    `answers` omits a model that did not finish, and maps a model without an answer to None. `discarded` contains the steps of
+    all solutions that were not kept.
+    """
+
+    answers: Mapping[ModelRole, str | None]
+    agrees: bool
+    discarded: Sequence[Step]
+
+
 @dataclass(frozen=True, slots=True)
 class Attribution:
     """An explanation of a router's log-odds, as the sum of an average step's log-odds and the contributions of `features`.
@@ -203,11 +219,12 @@ class Attribution:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Trace:
-    """The solution of one problem, to which flows append decisions."""
+    """The solution of one problem, to which flows append decisions. Only policy `agree` sets `check`."""
 
     problem: Problem
     limits: Limits
     decisions: list[Decision] = field(default_factory=list)
+    check: Check | None = None
 
     def add(self, decision: Decision) -> None:
         self.decisions.append(decision)
@@ -326,6 +343,17 @@ class Decided:
     decision: Decision
     prompt_tokens: int | None = None
 
+    @property
+    def index(self) -> int:
+        return self.trace.decisions.index(self.decision)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Event: the answers of the draft and the checker were compared, as in `trace.check`. The steps of the kept solution follow."""
+
+    trace: Trace
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -342,7 +370,7 @@ class Finished:
     prompt_tokens: int | None = None
 
 
-Event = Started | Writing | Rating | Wrote | Decided | Finished
+Event = Started | Writing | Rating | Wrote | Checked | Decided | Finished
 
 
 @dataclass(frozen=True, slots=True)

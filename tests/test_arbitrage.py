@@ -1,7 +1,7 @@
 """The flows, driven by hand: no model, no engine, only requests and answers."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,7 +9,9 @@ import pytest
 from arbitrage_cli.arbitrage import (
     Flow,
     RateSteps,
+    Request,
     WriteStep,
+    agree,
     arbitrage,
     by_reward,
     by_token_stats,
@@ -50,7 +52,7 @@ def test_a_thought_that_comes_for_the_third_time_is_escalated() -> None:
     assert models(requests) == ["draft", "draft", "draft", "target"]
 
 
-def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[WriteStep | RateSteps]:
+def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Request]:
     """Send each answer to the flow's next request. Returns the requests. All answers must be used, and the flow must end."""
     requests = [next(flow)]
     waiting = iter(answers)
@@ -61,7 +63,7 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Write
             assert len(answer) == len(request.steps)
         else:
             assert isinstance(answer, Step)
-            assert answer.model == request.model
+            assert answer.model in models([request])[0].split("+")
         try:
             requests.append(flow.send(answer))
         except StopIteration:
@@ -72,11 +74,13 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Write
     return requests
 
 
-def models(requests: Iterable[WriteStep | RateSteps]) -> list[str]:
-    return ["rater" if isinstance(request, RateSteps) else request.model for request in requests]
+def models(requests: Iterable[Request]) -> list[str]:
+    """Return the model of each request, or the models joined by "+" if several write at once."""
+    together = [request if isinstance(request, tuple) else (request,) for request in requests]
+    return ["+".join("rater" if isinstance(one, RateSteps) else one.model for one in group) for group in together]
 
 
-def route(number: float, tau: float) -> tuple[Trace, list[WriteStep | RateSteps]]:
+def route(number: float, tau: float) -> tuple[Trace, list[Request]]:
     trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
     flow = arbitrage(trace, by_token_stats(lambda _trace, _draft: number), tau)
     return trace, drive(flow, [draft, target] if number > tau else [draft])
@@ -265,3 +269,65 @@ def test_a_policy_with_a_router_needs_its_router() -> None:
     scorer = by_token_stats(lambda _trace, _draft: 0.6)
     drive(Route(POLICIES["arbitrage"], 0.5).flow(trace, 0, scorer), [step("draft", "end"), step("target", "end")])
     assert trace.decisions[0].score == 0.6
+
+
+def check(
+    answers: list[Step], *, at_once: bool = False, same: bool = True, order: Sequence[ModelRole] = ("draft", "check")
+) -> tuple[Trace, list[str]]:
+    """Drive the flow of `agree`, whose answers are the last characters of the texts. Return the trace and the models."""
+    trace = new_trace()
+    solutions = {model: new_trace() for model in order}
+
+    def find(solution: Trace) -> str | None:
+        return solution.text.strip()[-1:] or None
+
+    flow = agree(trace, solutions, find, lambda solution, answer: same, at_once=at_once)
+    return trace, models(drive(flow, answers))
+
+
+def ending(model: ModelRole, text: str = "18", stop: StepStop = "end") -> Step:
+    return replace(step(model, stop), text=text)
+
+
+def test_the_target_is_not_asked_if_the_answers_are_equal() -> None:
+    steps = [step("draft"), ending("draft"), ending("check")]
+    trace, requests = check(steps)
+    assert requests == ["draft", "draft", "check"]
+    assert [decision.kept for decision in trace.decisions] == steps[:2]
+    assert trace.check is not None
+    assert (trace.check.agrees, trace.check.answers) == (True, {"draft": "8", "check": "8"})
+    assert list(trace.check.discarded) == steps[2:]
+
+
+def test_the_target_solves_the_problem_alone_if_the_answers_differ() -> None:
+    steps = [ending("draft"), ending("check", "24"), step("target"), ending("target", "24")]
+    trace, requests = check(steps, same=False)
+    assert requests == ["draft", "check", "target", "target"]
+    assert [decision.kept for decision in trace.decisions] == steps[2:]
+    assert trace.check is not None
+    assert (trace.check.agrees, list(trace.check.discarded)) == (False, steps[:2])
+
+
+@pytest.mark.parametrize("without", [ending("draft", " "), ending("draft", stop="context"), step("draft", "loop")])
+def test_a_solution_without_an_answer_disagrees_and_the_other_model_is_not_asked(without: Step) -> None:
+    trace, requests = check([without, ending("target")])
+    assert requests == ["draft", "target"]
+    assert trace.check is not None
+    assert (trace.check.agrees, trace.check.answers) == (False, {"draft": None})
+
+
+def test_the_checker_may_solve_the_problem_first() -> None:
+    _, requests = check([ending("check", ""), ending("target")], order=["check", "draft"])
+    assert requests == ["check", "target"]
+
+
+def test_both_models_may_write_at_once() -> None:
+    steps = [step("check"), ending("draft"), ending("check")]
+    trace, requests = check(steps, at_once=True)
+    assert requests == ["draft+check", "draft+check", "check"]
+    assert [decision.kept for decision in trace.decisions] == steps[1:2]
+
+
+def test_the_target_does_not_wait_for_a_model_whose_answer_is_no_longer_needed() -> None:
+    _, requests = check([step("check", "loop"), ending("target")], at_once=True)
+    assert requests == ["draft+check", "target"]

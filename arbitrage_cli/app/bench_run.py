@@ -103,7 +103,7 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
     if earlier:
         known = settings_of(spec) | problem_facts(selected.dataset, [item.problem.id for item in selected.items])
         limits = limits_of(request.options, earlier["limits"]["think_tokens"])  # as its models decided
-        known |= {"limits": asdict(limits), "think_min_chars": earlier["think_min_chars"]}
+        known |= {"limits": asdict(limits)} | {name: earlier[name] for name in ("think_min_chars", "check_thinking")}
         resume(with_grown(earlier, selected.dataset), {**earlier, **known}, path)
     attempts = plan(selected.items, spec.routes, options.samples)
     todo = remaining(attempts, {one.attempt: "done" if one.is_done else "error" for one in results}, {}).all

@@ -14,19 +14,20 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.arbitrage import Flow, RateSteps, Scorer, WriteStep
+from arbitrage_cli.arbitrage import Flow, Request, Scorer, WriteStep
 from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, Writer
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
+from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import Key, attempt_error, tau_in_json
 from arbitrage_cli.runs.results import Result, SampleKey
 from arbitrage_cli.runs.rows import AttemptRow, CollectedRow
-from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.runs.summary import tally_of
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
 NO_TIMES: Mapping[str, float | None] = MappingProxyType({"router": 0.0})
@@ -100,7 +101,7 @@ class Bench:
     limits: Limits
     seed: int
     seconds_for: Callable[[], float | None] = lambda: None
-    scorer_for: Callable[[Policy], Scorer | None] = lambda policy: None
+    scorer_for: Callable[[Policy], Scorer | Checker | None] = lambda policy: None
     rater_for: Callable[[Policy], Rater | None] = lambda policy: None
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer
@@ -213,11 +214,11 @@ class _InFlight:
 
     def program_seconds(self, finished: Finished, timed: float) -> float:
         """Return the seconds outside the models and the policy."""
-        model_seconds = tally(finished.trace.decisions, finished.reward_cost).seconds
+        model_seconds = tally_of(finished).seconds
         return max(0.0, timed - self.timer_began - model_seconds - self.router_seconds)
 
-    def _with_timed_scores(self, request: WriteStep | RateSteps) -> WriteStep | RateSteps:
-        if isinstance(request, RateSteps) or request.early_stop is None:
+    def _with_timed_scores(self, request: Request) -> Request:
+        if not isinstance(request, WriteStep) or request.early_stop is None:
             return request
         score_of = request.early_stop.score_of
 

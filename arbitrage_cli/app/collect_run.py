@@ -24,7 +24,7 @@ from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
-from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.runs.summary import tally_of
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, collect, state_to_json
 from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Started, Trace
@@ -150,7 +150,7 @@ class Collection:
 
     def _row(self, attempt: Attempt, event: Finished) -> CollectedRow:
         error = attempt_error(event)
-        figures = tally(event.trace.decisions, event.reward_cost)
+        figures = tally_of(event)
         return CollectedRow(
             schema=SCHEMA,
             id=event.trace.problem.id,

@@ -47,7 +47,8 @@ def measure_missing(
     a target. `limit` is the maximum time for the probes, in seconds.
     """
     load = request.named.load
-    paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role != "prm" and is_gguf(path)}
+    others = {"prm", *(() if request.compares and not request.named.checks_itself else ("check",))}
+    paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
     known = find_measurements({role: local_files(path) for role, path in paths.items()}, load, display.note)
     if "target" not in paths or paths.keys() <= unit_costs_of(earlier or {}).keys():
         return known
@@ -104,7 +105,7 @@ def forget_costs(named: NamedModels) -> int:
 
 def _local_models(named: NamedModels) -> dict[ModelRole, str]:
     """Return the named draft and target. Raises UsageError if llama.cpp cannot run a model on this machine."""
-    found = named.writing
+    found: dict[ModelRole, str] = {role: source for role, source in named.writing.items() if role != "check"}
     for source in found.values():
         if not is_gguf(source):
             raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")

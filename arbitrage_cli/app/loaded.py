@@ -1,7 +1,7 @@
 """The models that a session has loaded, in this process or on a server, and their writers and raters."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,17 +42,24 @@ class WriterOptions:
 
 
 class LocalModel:
-    """A model in this process. A writer and a rater that are used at the same time need separate sequences."""
+    """A model in this process. Writers and raters that are used at the same time need separate sequences.
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    The model's own writers use the sequences from `first_sequence`.
+    """
+
+    def __init__(self, backend: Backend, first_sequence: int = 0) -> None:
+        self._backend, self._first = backend, first_sequence
         self._cache: Cache | None = None
         self.card, self.chat_template = backend.card, backend.chat_template
+
+    def twin(self, first_sequence: int) -> "LocalModel":
+        """Return the same loaded model for another role, with its own sequences."""
+        return LocalModel(self._backend, first_sequence)
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool) -> Writer:
         """Return a writer that uses the model's shared cache."""
         if self._cache is None:
-            self._cache = self._make_cache(role, writing)
+            self._cache = self._make_cache(role, writing, self._first)
         return _engine(role, self._cache, writing, keep_token_stats=keep_token_stats)
 
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
@@ -111,6 +118,13 @@ class RemoteModel:
     def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
         return self.writer(role, writing, keep_token_stats=role == "draft")
 
+    def twin(self, first_sequence: int) -> "RemoteModel":
+        """Return the model for another role. Raises ServerError if a chat API cannot switch its thinking."""
+        if isinstance(self._model.dialect, Chat):
+            message = f"{self._model.name} is behind a chat API, which cannot switch its thinking"
+            raise ServerError(message, "use another --check")
+        return self
+
     def need_token_stats(self, policy: str) -> None:
         if not self._model.num_alternatives:
             raise ServerError(
@@ -127,6 +141,7 @@ class RemoteModel:
 
 
 Model = LocalModel | RemoteModel
+_WRITING: Sequence[ModelRole] = ("draft", "target", "check")
 
 
 class Writers:
@@ -142,7 +157,7 @@ class Writers:
 
     def __call__(self, route: Route | None, sample: int = 0) -> dict[ModelRole, Writer]:
         """Return the writers of a route. If `route` is None, return writers that all routes share."""
-        roles: tuple[ModelRole, ...] = route.policy.models if route else ("draft", "target")
+        roles = route.policy.models if route else [role for role in _WRITING if role in self._models]
         return {role: self._writer(role, route, sample) for role in roles}
 
     def slowdowns(self, role: ModelRole) -> list[float]:

@@ -55,6 +55,7 @@ FIXED: Mapping[str, str] = {
     "thinking token limit": "limits.think_tokens",
     "router": "router.sha256",
     "early stop": "early_stop",
+    "checker's thinking": "check_thinking",
     "reward": "reward",
     "concurrency": "concurrency",
     "kv type": "context.kv_type",
@@ -94,7 +95,7 @@ def make_manifest(spec: Spec) -> Run:
             }
             for one in spec.routes
         ],
-        "models": {role: _model_facts(model, spec.load) for role, model in spec.models.items()},
+        "models": {role: _model_facts(model, spec.load_of(role)) for role, model in spec.models.items()},
         "router": router and {"name": router.card.name, "sha256": router.sha256, "card": router.card.to_json()},
         "tau_costs": spec.tau_costs,
         "price": spec.request.named.price,
@@ -111,6 +112,7 @@ def settings_of(spec: Spec) -> Run:
     return {
         "router": router and {"sha256": router.sha256},
         "early_stop": spec.stops_early,
+        "check_thinking": spec.check_thinking,
         "reward": spec.reward,
         "prompt": {"system": request.system, "chat_template_kwargs": load.template_variables},
         "sampling": {**asdict(spec.sampler), "samples": 1},

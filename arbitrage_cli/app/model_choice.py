@@ -19,8 +19,10 @@ from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import (
     DEFAULT_PAIR,
+    THINK,
     UNIVERSAL_ROUTER,
     PairEntry,
+    PricedEntry,
     backend_of,
     find_pair,
     is_gguf,
@@ -54,8 +56,9 @@ Models = Mapping[ModelRole, str | None]
 class NamedModels:
     """The models and the router for a command.
 
-    `pair` is None if the draft and target were named separately. `own_pair` is None also if a model of the pair was replaced.
-    `price` is the price of the pair's target, in the syntax of --price.
+    `pair` is None if the draft and target were named separately. `own_pair` is None also if one of them was replaced.
+    `price` contains the prices of the pair's models, in the syntax of --price. If `checks_itself` is true, the checker is the
+    draft in its other thinking mode.
     """
 
     pair: PairEntry | None
@@ -66,6 +69,7 @@ class NamedModels:
     load: LoadOptions
     served: Mapping[ModelRole, ServedSource]
     price: str | None
+    checks_itself: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -77,7 +81,8 @@ class NamedModels:
 
     @property
     def writing(self) -> dict[ModelRole, str]:
-        return {role: source for role, source in self.sources.items() if source and role != "prm"}
+        others = {"prm", *({"check"} if self.checks_itself else ())}
+        return {role: source for role, source in self.sources.items() if source and role not in others}
 
     def early_stop(self, option: bool | None, policies: Iterable[Policy]) -> bool | None:
         """Return the option --early-stop for these policies. Raises UsageError if the draft's server cannot stop early."""
@@ -100,26 +105,29 @@ def choose_models(options: Options, task: Task) -> NamedModels:
     If the user turned thinking on or off, use the pair that thinks, or the pair that does not. Raises UsageError if the pair is unknown, or an address, an API key or a setting of the pair is invalid; RouterError if
     the router cannot be used.
     """
-    for name in ("pair", "draft", "target", "router", "prm"):
+    for name in ("pair", "draft", "target", "router", "prm", "check"):
         if getattr(options, name) == "":
             raise UsageError("the value is empty", "enter a name, or omit the option", option=name)
     pair = _choose_pair(options)
-    models: Models = {"draft": options.draft, "target": options.target, "prm": options.prm}
+    models: Models = {"draft": options.draft, "target": options.target, "prm": options.prm, "check": options.check}
     if pair:
         overridden = models.keys() - options.explicit if "pair" in options.explicit else set()
         models = {
-            role: source if source and role not in overridden else pair.sources[role] for role, source in models.items()
+            role: source if source and role not in overridden else pair.sources.get(role) for role, source in models.items()
         }
     if is_served(models["prm"] or ""):
         raise UsageError("a process reward model cannot run on a server", "use a GGUF file", option="prm")
     own_pair = pair if pair and _is_pair(pair, models) else None
+    price = _price_of(own_pair, models)
+    if checks_itself := models["check"] == THINK:
+        models = {**models, "check": models["draft"]}
     router_source = options.router or _default_router(own_pair, models, task)
     router = load(router_file(router_source)) if router_source else None
     if router:
         router.check_steps(task.step_end)
     load_options = _load_options(pair, options)
     served = _served_models(own_pair, models, load_options)
-    return NamedModels(pair, own_pair, models, router, router_source, load_options, served, _price_of(own_pair))
+    return NamedModels(pair, own_pair, models, router, router_source, load_options, served, price, checks_itself)
 
 
 def _choose_pair(options: Options) -> PairEntry | None:
@@ -209,20 +217,20 @@ def _load_options(pair: PairEntry | None, options: Options) -> LoadOptions:
 
 
 def _is_pair(pair: PairEntry, models: Models) -> bool:
-    return all(models.get(role) == entry.source for role, entry in pair.entries.items())
+    return (models["draft"], models["target"]) == (pair.draft.source, pair.target.source)
 
 
-def _price_of(own_pair: PairEntry | None) -> str | None:
-    """Return the price of the pair's target, in the syntax of --price. Raises UsageError if the price is invalid."""
-    if own_pair is None or not own_pair.target.price:
-        return None
-    price = f"target={own_pair.target.price}"
-    try:
-        parse_prices(price)
-    except UsageError as error:
-        message = f"pair '{own_pair.name}': target.price: invalid value '{own_pair.target.price}'"
-        raise UsageError(message, "use dollars per million tokens, such as 0.60/0.15/2.40") from error
-    return price
+def _price_of(own_pair: PairEntry | None, models: Models) -> str | None:
+    """Return the prices of the pair's models, in the syntax of --price. Raises UsageError if a price is invalid."""
+    entries: dict[ModelRole, PricedEntry | None] = {"target": own_pair.target, "check": own_pair.check} if own_pair else {}
+    prices = {role: one.price for role, one in entries.items() if one and one.price and one.source == models[role]}
+    for role, price in prices.items():
+        try:
+            parse_prices(f"{role}={price}")
+        except UsageError as error:
+            message = f"pair '{own_pair and own_pair.name}': {role}.price: invalid value '{price}'"
+            raise UsageError(message, "use dollars per million tokens, such as 0.60/0.15/2.40") from error
+    return ",".join(f"{role}={price}" for role, price in prices.items()) if "target" in prices else None
 
 
 def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
@@ -230,6 +238,9 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
         rollouts = "; bench and collect also support --reward rollout" if policy.reward == "any" else ""
         hint = f"use --prm MODEL, or a --pair with a process reward model (builtin, llama3){rollouts}"
         return UsageError(f"policy {policy.name} needs a process reward model", hint)
+    if role == "check":
+        hint = "use --check MODEL, or --check think for the draft in its other thinking mode; pair builtin has a checker"
+        return UsageError(f"policy {policy.name} needs a checker", hint)
     hint = f"use --{role} MODEL.gguf or --pair NAME (see arbitrage models list)"
     return UsageError(f"policy {policy.name} needs a {role} model", hint)
 
@@ -240,6 +251,7 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
 def _served_models(pair: PairEntry | None, models: Models, load: LoadOptions) -> dict[ModelRole, ServedSource]:
     addresses = {role: _address(role, source) for role, source in models.items() if source and is_served(source)}
     entries, continuation = (pair.entries, pair.target.continuation) if pair else ({}, None)
+    entries = {role: entry for role, entry in entries.items() if models[role] == entry.source}
     if continuation and continuation not in CONTINUATIONS:
         raise unknown("continuation", continuation, CONTINUATIONS)
     keys = find_keys(addresses, {role: entry.api_key_env for role, entry in entries.items()}, os.environ)

@@ -15,6 +15,7 @@ from arbitrage_cli.model_files.facts import Facts, num_snapshots, read_facts
 from arbitrage_cli.model_files.names import HubName
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
+    THINK,
     PairEntry,
     find_files,
     hub_name,
@@ -24,6 +25,7 @@ from arbitrage_cli.model_files.pairs import (
     user_pairs,
 )
 from arbitrage_cli.system.machine import total_memory
+from arbitrage_cli.types import THINK_TOKENS
 
 Json = dict[str, Any]
 
@@ -49,16 +51,16 @@ def stored(source: str, *, offline: bool) -> Stored:
 def pair_models(pair: PairEntry) -> list[Json]:
     """Describe a pair's models and router, and whether each is stored on this machine."""
     sources: dict[str, str | None] = {str(role): source for role, source in pair.sources.items()}
-    here = {role: bool(local_files(source)) for role, source in sources.items() if source}
+    here = {role: bool(local_files(source)) for role, source in sources.items() if source and source != THINK}
     if pair.router:
         sources["router"], here["router"] = pair.router, router_file(pair.router).is_file()
     return [{"role": role, "model": sources[role], "here": is_here} for role, is_here in here.items()]
 
 
 def sources_of(name: str) -> list[str]:
-    """Return the draft and target of the pair with this name. If there is no such pair, return the name itself."""
+    """Return the models of the pair with this name that write steps. If there is no such pair, return the name itself."""
     pair = user_pairs().named(name)
-    return [entry.source for entry in pair.entries.values()] if pair else [name]
+    return [entry.source for entry in pair.entries.values() if entry.source != THINK] if pair else [name]
 
 
 def names_to_fetch(name: str, *, with_prm: bool) -> list[HubName]:
@@ -158,7 +160,7 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
 
 
 def _model_record(source: str, pair: PairEntry | None) -> Json:
-    from arbitrage_cli.app.spec import THINK_CONTEXT_SIZE, THINK_TOKENS, prompt_of  # with NumPy
+    from arbitrage_cli.app.spec import THINK_CONTEXT_SIZE, prompt_of  # with NumPy
     from arbitrage_cli.inference.speculation import MAX_SPECULATED
 
     files = local_files(source)

@@ -47,6 +47,7 @@ class Options(LoadingOptions):
     offline: bool = False
     router: str | None = None
     prm: str | None = None
+    check: str | None = None
     policy: str | None = None
     tau: str | None = None
     early_stop: bool | None = None

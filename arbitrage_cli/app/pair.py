@@ -220,6 +220,7 @@ def open_pair(
     pair: str | None = None,
     router: str | os.PathLike[str] | None = None,
     prm: str | os.PathLike[str] | None = None,
+    check: str | os.PathLike[str] | None = None,
     task: str | None = None,
     ctx: int | None = None,
     threads: int | None = None,
@@ -230,12 +231,13 @@ def open_pair(
 ) -> Pair:
     """Load a draft and a target (default: the built-in pair). Use the returned pair as a context manager to free the models.
 
-    A model is a GGUF file, `user/repo:quant` on the Hub, or the URL of a server. `concurrency` is the number of problems
-    that `solve_many` solves at once. `defaults` apply to every call that does not override them.
+    A model is a GGUF file, `user/repo:quant` on the Hub, or the URL of a server. `check` is the checker of policy `agree`,
+    which may also be `"think"`: the draft in its other thinking mode. `concurrency` is the number of problems that
+    `solve_many` solves at once. `defaults` apply to every call that does not override them.
 
     Raises UsageError if an argument is invalid; RouterError, ModelError or HubError if a router or model cannot be used.
     """
-    paths = {"draft": draft, "target": target, "router": router, "prm": prm}
+    paths = {"draft": draft, "target": target, "router": router, "prm": prm, "check": check}
     named = {name: os.fspath(path) if isinstance(path, os.PathLike) else path for name, path in paths.items()}
     if isinstance(concurrency, bool) or not isinstance(concurrency, int | str):
         raise UsageError(f"expected a number or 'auto', found {concurrency!r}", option="concurrency")

@@ -3,7 +3,7 @@
 `app.spec` resolves a request. This module imports NumPy, so commands import it only when they need it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,8 +23,9 @@ from arbitrage_cli.routing.route import (
 )
 from arbitrage_cli.types import ModelRole
 
-Loads = Literal["needed", "both", "named"]
-"""The models to load: those that the policies need, also both writing models (chat, serve), or also all named models."""
+_BOTH: Collection[ModelRole] = ("draft", "target")
+Loads = Literal["needed", "both", "served", "named"]
+"""The models to load: those that the policies need, also draft and target (chat), also a checker (serve), or all named models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +62,23 @@ class Request:
     def asked(self) -> list[Policy]:
         return [policy for policy, _ in self.policies]
 
+    @property
+    def writes_whole(self) -> bool:
+        """Whether policy `agree` runs and all models write only whole solutions, so that no answer has to be continued."""
+        kinds = {policy.kind for policy in self.asked}
+        return self.loads == "needed" and "checked" in kinds and kinds <= {"checked", "single"}
+
     def models_for(self, policies: Sequence[Policy]) -> dict[ModelRole, str]:
         """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""
         models = self.named.sources
-        both = [choose_policy(None, self.named.router)] if self.loads == "both" else []
-        needed = needed_models([*policies, *both], models, self.reward)
+        others = [choose_policy(None, self.named.router)] if self.loads in ("both", "served") else []
+        others += [POLICIES["agree"]] if self.loads == "served" and models["check"] and self.task.has_answers else []
+        needed = needed_models([*policies, *others], models, self.reward)
         refuse_on_servers(policies, needed)
         if self.loads != "named":
             return needed
-        return {role: source for role, source in models.items() if source and (role != "prm" or self.options.prm)} | needed
+        named = {role: getattr(self.options, role) for role in models}  # not by the pair
+        return {role: source for role, source in models.items() if source and (role in _BOTH or named[role])} | needed
 
 
 def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: str = "1") -> Request:
@@ -79,7 +88,7 @@ def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: s
     """
     named = _models_of(options, task)
     routing = _with_pairs_routing(options, named)
-    for_calls = {"router", "prm"} if loads == "named" else set()
+    for_calls = {"named": {"router", "prm", "check"}, "served": {"check"}}.get(loads, set())
     policy, tau = choose_route(named, task, replace(routing, explicit=options.explicit - for_calls))
     chosen = (routing.policy, routing.tau, routing.early_stop, options.router)
     return _checked(
@@ -114,6 +123,7 @@ def ask_to_compare(
     named = _models_of(options, task)
     parsed = parse_routes(default(named, options, task) if options.policy is None else options.policy)
     policies = [policy for policy, _ in parsed]
+    _check_answers(policies, task)
     _refuse_unused(policies, options.explicit, reward)
     return _checked(
         Request(
@@ -144,6 +154,7 @@ def choose_route(named: NamedModels, task: Task, options: Options) -> ParsedRout
     """Return the policy that the options, the pair or the task select, and its tau as text."""
     routing = _with_pairs_routing(options, named)
     policy = choose_policy(routing.policy or _policy_without_router(named, task), named.router)
+    _check_answers([policy], task)
     _refuse_unused([policy], options.explicit)
     return policy, routing.tau if "tau" in options.explicit or accepts_tau(policy, routing.tau) else None
 
@@ -179,12 +190,20 @@ def _policy_without_router(named: NamedModels, task: Task) -> str | None:
     return "target" if POLICIES[task.policy].speculates and named.served else task.policy
 
 
+def _check_answers(policies: Sequence[Policy], task: Task) -> None:
+    for policy in policies:
+        if policy.kind == "checked" and not task.has_answers:
+            message = f"policy {policy.name} compares final answers, and solutions of task {task.name} have none"
+            raise UsageError(message, "use another --policy, or another --task", option="policy")
+
+
 def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward: str | None = None) -> None:
     uses = {
         "tau": any(policy.has_tau for policy in policies),
         "router": any(policy.needs_router for policy in policies),
         "early_stop": any(policy.can_stop_early for policy in policies),
         "prm": any(needs_prm(policy, reward) for policy in policies),
+        "check": any("check" in policy.models for policy in policies),
         "reward": any(policy.reward == "any" for policy in policies),
     }
     names = list(dict.fromkeys(policy.name for policy in policies))

@@ -59,7 +59,12 @@ def costs_sentence(ratio: float, interval: formatting.Bounds = None) -> str:
 def _name(candidate: Json) -> str:
     if candidate["policy"] == "draft":
         return "the draft alone"
-    return "speculation" if POLICIES[candidate["policy"]].speculates else f"routing with {candidate['route']}"
+    policy = POLICIES[candidate["policy"]]
+    return (
+        "speculation"
+        if policy.speculates
+        else f"{'policy' if policy.kind == 'checked' else 'routing with'} {candidate['route']}"
+    )
 
 
 def _speed(candidate: Json) -> str:

@@ -16,7 +16,6 @@ from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import limits_of
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.servers.address import is_private
-from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.serving.app import Access, Bounds
 from arbitrage_cli.serving.requests import Defaults
@@ -43,8 +42,7 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
         bounds = Bounds(session.concurrency, options.queue, options.timeout)
         session.load()
         defaults = _defaults(session)
-        scorer = session.scorer(POLICIES["arbitrage"]) if request.named.router else None
-        service = Service(Worker(session.scheduler(), scorer), defaults, bounds, access)
+        service = Service(Worker(session.scheduler(), session.scorer), defaults, bounds, access)
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
         run = session.run_info(num_problems=None)

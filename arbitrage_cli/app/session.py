@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,11 @@ from arbitrage_cli.app.manifest import record_settings
 from arbitrage_cli.app.model_choice import BUILT_IN
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.spec import Run, Spec, make_spec
+from arbitrage_cli.app.spec import ModelSpec, Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
 from arbitrage_cli.costs.memory import MOST, Need, check_memory, choose_concurrency, memory_needed, rollback_of
-from arbitrage_cli.costs.prices import parse_prices
+from arbitrage_cli.costs.prices import bill, parse_prices
 from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.inference.backend import clock_for
 from arbitrage_cli.inference.chat_template import ChatPrompt
@@ -30,6 +30,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.rewards.rollouts import RolloutRater
+from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route, need_router
 from arbitrage_cli.runs.records import RunInfo
@@ -68,7 +69,8 @@ def _server_models(request: Request, display: Watcher, stack: contextlib.ExitSta
 
         source = request.named.served[role]
         display.loading(f"asking {source.address.host}", 0.0)
-        return RemoteModel(open_served(connection(), source, role, is_greedy=not request.options.temperature))
+        is_greedy, continues = not request.options.temperature, not request.writes_whole
+        return RemoteModel(open_served(connection(), source, role, is_greedy=is_greedy, continues=continues))
 
     return open_model_of
 
@@ -147,14 +149,16 @@ class Session:
         """Load the models, with enough sequences for these policies (default: all policies of the spec)."""
         spec = self.spec
         policies = list([route.policy for route in spec.routes] if policies is None else policies)
-        num_sequences = _num_sequences(policies, spec.reward, rollouts, self.concurrency)
+        num_sequences = _num_sequences(spec, policies, rollouts, self.concurrency)
         rollback = _rollback(spec)
         check_memory(_memory_needed(spec, num_sequences, rollback))
-        served = [role for role, model in spec.models.items() if model.served]
+        served = [role for role, model in spec.loaded.items() if model.served]
         self.models.update({role: self._open_served(role) for role in served})  # before files, which take time to load
         if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:
             self.models["draft"].need_token_stats(needing[0])
         self._load_files(num_sequences, rollback)
+        if "check" in spec.models.keys() - spec.loaded.keys():
+            self.models["check"] = self.models["draft"].twin(self.concurrency)
         self.writing = WriterOptions(
             spec.sampler,
             spec.request.style,
@@ -169,10 +173,10 @@ class Session:
         self._warn_of_another_pair()
 
     def _load_files(self, num_sequences: Mapping[ModelRole, int], rollback: Mapping[ModelRole, int]) -> None:
-        load = self.spec.load
-        for role, model in self.spec.models.items():
+        for role, model in self.spec.loaded.items():
             if model.served:
                 continue
+            load = self.spec.load_of(role)
             options = replace(
                 load,
                 threads=model.threads,
@@ -186,11 +190,25 @@ class Session:
 
     def prompts(self) -> dict[str, ChatPrompt]:
         """Return the prompts of the draft and the target, by name."""
-        style = self.spec.request.style
-        return {self.spec.models[role].source: model.prompt(style) for role, model in self.models.items() if role != "prm"}
+        spec, models = self.spec, {role: self.models[role] for role in self.models if role in ("draft", "target")}
+        return {spec.models[role].source: model.prompt(spec.request.style) for role, model in models.items()}
 
-    def scorer(self, policy: Policy) -> Scorer | None:
+    def scorer(self, policy: Policy) -> Scorer | Checker | None:
+        if policy.kind == "checked":
+            return self._checker
         return need_router(self.spec.available_router.router).scorer() if policy.needs_router else None
+
+    @cached_property
+    def _checker(self) -> Checker:
+        """The checker, which solves a problem before the draft if its files are smaller."""
+        both: dict[ModelRole, ModelSpec] = {"draft": self.spec.models["draft"], "check": self.spec.models["check"]}
+        sizes = {role: sum(file.stat().st_size for file in model.files) for role, model in both.items()}
+        return Checker(
+            self._stack.enter_context(self.spec.task.open_grader()),
+            self.spec.check_thinking or "off",
+            sorted(both, key=lambda role: sizes[role]),
+            at_once=any(model.served for model in both.values()),
+        )
 
     def rater(self, policy: Policy, rollouts: Rollouts | None = None) -> Rater | None:
         """Return the step rater for this policy, or None if the policy needs no rewards.
@@ -245,7 +263,7 @@ class Session:
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.spec.task.find_answer,
-            bill=parse_prices(price)["target"].bill if (price := self.spec.request.named.price) else lambda finished: None,
+            bill=partial(bill, parse_prices(price)) if (price := self.spec.request.named.price) else lambda finished: None,
         )
 
     def _rollout(self, rollouts: Rollouts) -> RolloutRater:
@@ -275,17 +293,16 @@ class Session:
                 log.warning("chat_template_kwargs of the pair sets '%s', but the models' chat templates do not use it", name)
 
 
-def _num_sequences(
-    policies: Iterable[Policy], reward: str | None, rollouts: int, concurrency: int = 1
-) -> dict[ModelRole, int]:
-    kinds = {policy.reward for policy in policies}
-    extra = rollouts if "any" in kinds and reward == "rollout" else 0
-    return {"draft": concurrency, "target": (1 + extra) * concurrency, "prm": concurrency}
+def _num_sequences(spec: Spec, policies: Iterable[Policy], rollouts: int, concurrency: int = 1) -> dict[ModelRole, int]:
+    extra = rollouts if spec.reward == "rollout" and any(policy.reward == "any" for policy in policies) else 0
+    twins = len(spec.models) - len(spec.loaded)
+    numbers: dict[ModelRole, int] = {"draft": 1 + twins, "target": 1 + extra, "prm": 1, "check": 1}
+    return {role: number * concurrency for role, number in numbers.items()}
 
 
 def _choose_concurrency(spec: Spec, most: int, rollouts: int, earlier: Run | None) -> int:
     """Return the number of problems to solve at once."""
-    sequences = _num_sequences([route.policy for route in spec.routes], spec.reward, rollouts)
+    sequences = _num_sequences(spec, [route.policy for route in spec.routes], rollouts)
     needed = partial(_memory_needed, spec, sequences, _rollback(spec))
     before = earlier.get("concurrency") if earlier else None
     return choose_concurrency(spec.request.concurrency, needed, most=most, earlier=before)
@@ -297,4 +314,5 @@ def _rollback(spec: Spec) -> dict[ModelRole, int]:
 
 
 def _memory_needed(spec: Spec, num_sequences: Mapping[ModelRole, int], rollback: Mapping[ModelRole, int]) -> Need:
-    return memory_needed({role: model.path for role, model in spec.models.items()}, spec.load, num_sequences, rollback)
+    paths = {role: model.path for role, model in spec.loaded.items()}
+    return memory_needed(paths, spec.load, num_sequences, rollback, {"check": spec.check_context})

@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.rows import SolutionRow
-from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.types import Cost, Decision, Finished, ModelRole, Phase, Problem, TraceStop
+from arbitrage_cli.runs.summary import NO_COST, tally_of
+from arbitrage_cli.types import Check, Cost, Decision, Finished, ModelRole, Phase, Problem, TraceStop
 
 T = TypeVar("T")
 
@@ -19,7 +19,8 @@ T = TypeVar("T")
 class Usage:
     """The cost of one solution, in tokens and seconds, including discarded steps.
 
-    `reward` is the cost of rating steps. `escalated_steps` excludes steps that the target writes without a draft.
+    `reward` is the cost of rating steps, and `check` that of the checker. `escalated_steps` excludes steps that the target
+    writes without a draft.
     """
 
     draft: Cost
@@ -27,6 +28,7 @@ class Usage:
     reward: Cost
     accepted_steps: int
     escalated_steps: int
+    check: Cost = NO_COST
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -34,7 +36,7 @@ class Solution:
     """A solved problem.
 
     `answer` is the final answer, or None if the text contains no answer. `text` excludes `thinking`. `steps` contains one
-    decision per step. `seconds` is model time. `stop` is the reason why the solution ended. `error` is set if the problem
+    decision per step. `check` is the comparison of answers by policy `agree`. `seconds` is model time. `stop` is the reason why the solution ended. `error` is set if the problem
     failed in `solve_many`; `steps` and `text` then contain the unfinished solution.
     """
 
@@ -43,6 +45,7 @@ class Solution:
     text: str
     thinking: str
     steps: tuple[Decision, ...]
+    check: Check | None
     usage: Usage
     seconds: float
     stop: TraceStop | None
@@ -52,7 +55,7 @@ class Solution:
     @classmethod
     def of(cls, finished: Finished, run: RunInfo) -> "Solution":
         trace, row = finished.trace, SolutionRow.of(finished, run)
-        work = tally(trace.decisions, finished.reward_cost)
+        work = tally_of(finished)
         escalated = sum(decision.choice == "escalate" for decision in trace.decisions)
         return cls(
             trace.problem,
@@ -60,7 +63,8 @@ class Solution:
             trace.text,
             trace.thoughts,
             tuple(trace.decisions),
-            Usage(work.draft_cost, work.target_cost, work.reward_cost, work.accepted_steps, escalated),
+            trace.check,
+            Usage(work.draft_cost, work.target_cost, work.reward_cost, work.accepted_steps, escalated, work.check_cost),
             work.seconds,
             trace.stop,
             finished.error,

@@ -1,6 +1,6 @@
 """Resolves a request to a `Spec`: the models, routes, limits and settings of a command. No model is loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.task import Task
+from arbitrage_cli.routing.checker import Thinking
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.presets import PRESETS, NamedTaus
 from arbitrage_cli.routing.route import (
@@ -40,18 +41,19 @@ from arbitrage_cli.routing.route import (
 )
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.runs.results import unit_costs_of
-from arbitrage_cli.types import Limits, ModelRole
+from arbitrage_cli.types import THINK_TOKENS, Limits, ModelRole
 
 Run = dict[str, Any]  # run.json
 
-THINK_TOKENS = 16384
-"""The default limit on tokens for solutions with thinking."""
 THINK_CONTEXT_SIZE = 16384
 """The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
 
 NO_SPECULATION = (
     "policy speculative saves time only with one problem at a time (--concurrency 1); with several problems, it is hardly faster "
     "than the target alone"
+)
+CHOICE_LOSES = (
+    "policy agree lost 2.4 points on published multiple-choice answers, because two models often agree on a wrong letter"
 )
 UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
 
@@ -77,11 +79,11 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Everything that determines how a command solves problems.
+    """Everything that determines how a command solves problems. The context of `load` does not apply to a checker.
 
     `reward` is the source of rewards for policies that accept any source. `stops_early` is None if no policy supports early
     stops. `tau_costs` names the costs on which the presets are based, if any are used. `concurrency` is the number of problems
-    that are solved at once.
+    that are solved at once. `check_thinking` is None without a checker.
     """
 
     request: Request
@@ -94,6 +96,8 @@ class Spec:
     load: LoadOptions
     limits: Limits
     sampler: Sampler
+    check_thinking: Thinking | None
+    check_context: int | None
     notes: Sequence[str]
     concurrency: int = 1
 
@@ -117,11 +121,20 @@ class Spec:
     def deciding_router(self) -> Router | None:
         return self.available_router.router if any(route.policy.needs_router for route in self.routes) else None
 
+    @property
+    def loaded(self) -> dict[ModelRole, ModelSpec]:
+        """The models to load. A draft that checks itself is loaded once."""
+        checks_itself = self.request.named.checks_itself
+        return {role: model for role, model in self.models.items() if role != "check" or not checks_itself}
+
+    def load_of(self, role: ModelRole) -> LoadOptions:
+        return replace(self.load, context_size=self.check_context) if role == "check" else self.load
+
     def menu(self) -> Menu:
         """Return the routes that users of a chat or a server can select."""
-        return Menu(
-            self.route, self.available_router, early_stop=self.request.early_stop, speculates=not self.request.named.served
-        )
+        request, speculates = self.request, not self.request.named.served
+        checks = request.loads == "served" and "check" in self.models
+        return Menu(self.route, self.available_router, early_stop=request.early_stop, speculates=speculates, checks=checks)
 
 
 def make_spec(
@@ -140,7 +153,8 @@ def make_spec(
     Raises UsageError or ModelFileError if a setting or a file cannot be used, and the same errors as `served_prompt`.
     """
     named = request.named
-    placement = place(named.sources, named.load, measured)
+    checker = request.models_for(request.asked).get("check")  # another checker's files are not read
+    placement = place({**named.sources, "check": checker}, named.load, measured)
     costs = price_costs(parse_prices(named.price)) if named.price else PairCosts.of(placement.unit_costs, concurrency)
     available = AvailableRouter(named.router, named.router_source, costs, named.price is not None)
     routes, named_taus, preset_notes = _routes(request, available, earlier)
@@ -158,9 +172,12 @@ def make_spec(
         for role, source in sources.items()
     }
     tokens, unknown = _thinking(request, models, served_prompt)
+    writing = [models[role] for role in ("draft", "target") if role in models]
+    checking = _check_thinking(request, models, served_prompt) if "check" in models else None
     notes = [
         *preset_notes,
         *warnings_about(named, sources, uses_router=any(policy.needs_router for policy in policies)),
+        *([CHOICE_LOSES] if request.task.name == "choice" and "check" in sources else []),
         *warnings,
         *[NO_SPECULATION for policy in policies if policy.speculates and concurrency > 1],
         *unknown,
@@ -174,9 +191,11 @@ def make_spec(
         named_taus if any(route.tau_name in PRESETS for route in routes) else None,
         stops_early=any(route.stops_early for route in stopping) if stopping else None,
         reward=_reward(request, policies, sources),
-        load=_with_thinking_context(named.load, models) if tokens != 0 else named.load,
+        load=replace(named.load, context_size=_thinking_context(named.load, writing if tokens != 0 else [])),
         limits=limits_of(request.options, tokens),
         sampler=sampler_of(request.options),
+        check_thinking=checking,
+        check_context=_thinking_context(named.load, [models["check"]] if checking == "on" else []),
         notes=list(dict.fromkeys(notes)),
         concurrency=concurrency,
     )
@@ -296,7 +315,7 @@ def _thinking(
     Raises UsageError if thinking is turned off, but a model always thinks.
     """
     tokens, variables = request.options.think_tokens, request.named.load.template_variables
-    writing = {role: model for role, model in models.items() if role != "prm"}
+    writing = {role: model for role, model in models.items() if role in ("draft", "target")}
     prompts = {role: prompt_of(model.files[0], variables, request.system) for role, model in writing.items() if model.files}
     is_default = request.options.think is None
     if is_default and any(prompt and prompt.thinks_by_itself for prompt in prompts.values()):
@@ -311,6 +330,28 @@ def _thinking(
     if any(prompt.thinks_by_itself for prompt in named.values()):
         return None, []
     return 0, [f"{source}: {UNKNOWN_THINKING}" for source, prompt in named.items() if prompt.thinks_by_itself is None]
+
+
+def _check_thinking(
+    request: Request, models: Mapping[ModelRole, ModelSpec], served_prompt: Callable[[ModelRole], ChatPrompt | None]
+) -> Thinking:
+    """Return whether the checker thinks. A checker that is not the draft thinks if its chat template does so by default.
+
+    Raises UsageError if the checker is the draft, and the draft cannot turn its thinking on or off.
+    """
+    model, variables = models["check"], request.named.load.template_variables
+    prompt = served_prompt("check") if model.served else None
+    if model.files:
+        prompt = prompt_of(model.files[0], variables, request.system)
+    if request.named.checks_itself:
+        if not model.served and (prompt is None or prompt.own_format is None or prompt.always_thinks):
+            message = "the draft cannot turn its thinking on and off, so it cannot check itself"
+            raise UsageError(message, "use --check MODEL", option="check")
+        return "other"
+    if prompt is None:
+        return "off"
+    is_off = request.options.think == "off"
+    return "on" if (prompt.always_thinks if is_off else prompt.thinks_by_itself) else "off"
 
 
 def refuse_without_thinking(prompts: Mapping[str, ChatPrompt]) -> None:
@@ -332,12 +373,13 @@ def prompt_of(path: Path, variables: Mapping[str, Any], instructions: str = INST
         return None
 
 
-def _with_thinking_context(load: LoadOptions, models: Mapping[ModelRole, ModelSpec]) -> LoadOptions:
-    files = [model.files for role, model in models.items() if role != "prm" and model.files]
+def _thinking_context(load: LoadOptions, models: Iterable[ModelSpec]) -> int | None:
+    """Return the context size for models that think, or None if the backend chooses it."""
+    files = [model.files for model in models if model.files]
     if load.context_size is not None or not files:
-        return load
+        return load.context_size
     trained = [read_facts(paths).trained_context_size or THINK_CONTEXT_SIZE for paths in files]
-    return replace(load, context_size=min(THINK_CONTEXT_SIZE, *trained))
+    return min(THINK_CONTEXT_SIZE, *trained)
 
 
 def _reward(request: Request, policies: Sequence[Policy], sources: Mapping[ModelRole, str]) -> str | None:

@@ -31,7 +31,7 @@ HELP = """\
 /quit          leave (or Ctrl-D)"""
 
 
-@command(without=["prm"])
+@command(without=["prm", "check"])
 def chat(*, options: Options, output: OutputOptions) -> None:
     """Chat with a pair, and see which model writes each step.
 

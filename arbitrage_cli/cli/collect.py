@@ -13,7 +13,7 @@ from arbitrage_cli.numbers import formatting
 
 
 @command(
-    without=["policy", "tau", "early_stop"],
+    without=["policy", "tau", "early_stop", "check"],
     reward=Option(
         "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target's "
         "continuation of the step reaches the known answer; if no answer is known, the target's own answer)."

@@ -110,14 +110,17 @@ def solve(
 
 
 def _describe(request: "Request", results: ResultOptions, form: ResultFormat | None, run: "RunInfo") -> "RunInfo":
-    explain = request.named.router.explain if results.explain and request.named.router else None
+    router = request.named.router if request.asked[0].needs_router else None
+    explain = router.explain if router else lambda trace, index: None  # without a router, only the costs
     follow = form == "text" and sys.stdout.isatty()
-    return replace(run, answers_follow=follow, shows_thoughts=not results.hide_thoughts, explain=explain)
+    return replace(
+        run, answers_follow=follow, shows_thoughts=not results.hide_thoughts, explain=explain if results.explain else None
+    )
 
 
 def _check_explained(request: "Request", *, is_shown: bool) -> None:
     policy = request.asked[0]
-    if not policy.needs_router:
+    if not policy.needs_router and policy.kind != "checked":
         hint = "use --policy arbitrage --router FILE"
         raise UsageError(f"policy {policy.name} has no router to explain", hint, option="explain")
     if not is_shown:

@@ -117,14 +117,19 @@ def memory_needed(
     load: LoadOptions,
     num_sequences: Mapping[ModelRole, int],
     rollback: Mapping[ModelRole, int] = MappingProxyType({}),
+    contexts: Mapping[ModelRole, int | None] = MappingProxyType({}),
 ) -> Need:
-    """Return the required memory, given the sequences per problem of each model. Raises ModelFileError if a file is invalid."""
+    """Return the required memory, given the sequences per problem of each model. Raises ModelFileError if a file is invalid.
+
+    `contexts` contains the context sizes that differ from that of `load`.
+    """
     host, gpu, is_known = Part(), Part(), True
     most = MOST if any(map(is_served, found.values())) else MOST_HERE
     for role, source in found.items():
         if not is_gguf(source):
             continue
-        facts, count = read_facts(local_files(source) or (Path(source),), load.context_size), num_sequences[role]
+        context = contexts.get(role, load.context_size)
+        facts, count = read_facts(local_files(source) or (Path(source),), context), num_sequences[role]
         states = (1 + rollback.get(role, 0)) * facts.state_bytes
         kv_cache = (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"] + states
         share = _share_on_gpu(facts, load)

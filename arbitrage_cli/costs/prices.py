@@ -1,5 +1,6 @@
 """Prices of tokens, which servers charge per million."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.types import Cost, Finished, ModelRole
 
 EXAMPLE = "dollars per million prompt tokens, cached prompt tokens (optional) and completion tokens: target=0.60/0.15/2.40"
-ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm")
+ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm", "check")
 NUMBER = r"\d{1,9}(\.\d{1,9})?"
 
 
@@ -22,19 +23,6 @@ class Price:
     cached: float
     completion: float
 
-    def bill(self, finished: Finished) -> tuple[float, float | None] | None:
-        """Return the price of the target's work on a problem, and the estimated price for the target alone in one request.
-
-        Returns None if a server did not report the tokens of a prompt. The estimate is None if the draft wrote no steps.
-        """
-        decisions = finished.trace.decisions
-        costs = [decision.target.cost for decision in decisions if decision.target]
-        is_routed = any(decision.draft for decision in decisions)
-        if not has_prompts(costs, is_single=not is_routed):
-            return None
-        whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=finished.trace.num_tokens)
-        return self.of(sum(costs, Cost())), self.of(whole) if is_routed and finished.prompt_tokens else None
-
     @property
     def unit_costs(self) -> UnitCosts:
         return UnitCosts(tuple(rows * self.completion for rows in ROWS), self.prompt)
@@ -45,6 +33,23 @@ class Price:
 
 
 Prices = Mapping[ModelRole, Price]
+
+
+def bill(prices: Prices, finished: Finished) -> tuple[float, float | None] | None:
+    """Return the price of the work on a problem, and the estimated price for the target alone in one request.
+
+    Returns None if a server did not report the tokens of a prompt. The estimate is None if the target works alone.
+    """
+    trace, check = finished.trace, finished.trace.check
+    is_routed = any(decision.draft for decision in trace.decisions)
+    steps = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
+    steps += check.discarded if check else []
+    costs = {role: [step.cost for step in steps if step.model == role] for role in prices}
+    if not all(has_prompts(own, is_single=bool(check) or not is_routed) for own in costs.values()):
+        return None
+    whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=trace.num_tokens)
+    spent = math.fsum(price.of(sum(costs[role], Cost())) for role, price in prices.items())
+    return spent, prices["target"].of(whole) if (is_routed or check) and finished.prompt_tokens else None
 
 
 def parse_prices(text: str) -> Prices:
@@ -68,6 +73,9 @@ def price_costs(prices: Prices) -> PairCosts:
 
 
 def has_prompts(costs: Sequence[Cost], *, is_single: bool) -> bool:
-    """Return whether all prompts were counted. A single model writes many steps in one response, and only one has the counts."""
+    """Return whether all prompts were counted.
+
+    A model that writes a whole solution writes many steps in one response, and only one has the counts.
+    """
     counts = [cost.prefill_tokens + cost.cached_tokens for cost in costs]
     return all(counts) or (is_single and any(counts))

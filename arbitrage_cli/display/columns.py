@@ -11,7 +11,7 @@ Show = Callable[[Any], str]
 OTHER_OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "missing"}
 TIME_PARTS = (
     *(f"{model}_{activity}" for model in ("draft", "target") for activity in ("decode", "prefill", "verify")),
-    *("router", "reward", "rest"),
+    *("check_decode", "check_prefill", "router", "reward", "rest"),
 )
 
 
@@ -93,6 +93,7 @@ TERMINAL: Sequence[Column] = (
     SPEEDUP,
     *PRICE,
     _value("accepted", "acceptance_rate", formatting.whole_percent),
+    _value("called", "called_rate", formatting.whole_percent),
     _value("thinking", "thinking_tokens_mean"),
 )
 
@@ -111,6 +112,7 @@ PAGE: Mapping[str, Sequence[Column]] = {
         _with_parts("accepted steps", "acceptance_rate"),
         _with_parts("stopped early", "stopped_early_rate"),
         _with_parts("target calls per step", "target_call_rate", formatting.number),
+        _with_parts("target called", "called_rate"),
         _value("wasted draft tokens", "wasted_draft_tokens"),
         _with_parts("thinking tokens", "thinking_tokens_mean", formatting.number),
     ),
@@ -153,6 +155,8 @@ DEFINITIONS: Mapping[str, str] = {
     "acceptance_rate": "Accepted steps / drafted steps.",
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
     "target_call_rate": "Target steps, including discarded steps / kept steps.",
+    "called_rate": "Finished attempts in which the target solved the problem, because the answers of draft and checker differ / "
+    "finished attempts.",
     "wasted_draft_tokens": "Tokens in discarded drafted steps of finished attempts. Excludes tokens drafted for speculation.",
     "thinking_tokens_mean": "Thinking tokens in kept steps / finished attempts.",
     "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",

@@ -63,7 +63,7 @@ def model_facts(run: Json) -> Iterable[Fact]:
     for role, model in run["models"].items():
         named = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
         threads = [formatting.count(model["threads"], "thread")] if model.get("threads") else []
-        yield {"prm": "PRM"}.get(role, role), ", ".join([*named, *_digest(model), *threads])
+        yield {"prm": "PRM", "check": "checker"}.get(role, role), ", ".join([*named, *_digest(model), *threads])
     if run["router"]:
         yield "router", ", ".join([run["router"]["name"], *_digest(run["router"])])
 

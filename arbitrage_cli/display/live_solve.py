@@ -16,8 +16,9 @@ from arbitrage_cli.display.explanation import step_lines
 from arbitrage_cli.display.text import first_line, one_line, safe
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.runs.summary import tally
+from arbitrage_cli.runs.summary import tally, tally_of
 from arbitrage_cli.types import (
+    Checked,
     Decided,
     Decision,
     Finished,
@@ -35,7 +36,7 @@ THOUGHT_ROWS = 2
 FOOTER_ROWS = 2
 MAX_PROBLEMS = 8  # rows of problems in flight
 INDENT = 5
-COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta"}
+COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta", "check": "blue"}
 
 
 @dataclass(slots=True)
@@ -91,6 +92,8 @@ class SolveView:
             self._solutions.pop(event.trace, None)
             slowness = self._totals.slowness(self._run)
             return [*self._finished_lines(event), *([Text(slowness, "yellow")] if slowness else [])]
+        if isinstance(event, Checked):
+            return self._check_lines(event.trace, columns)
         return self._update(event, self._solutions[event.trace], columns, now)
 
     def may_wait(self, event: Shown) -> bool:
@@ -128,7 +131,9 @@ class SolveView:
     def _update(
         self, event: Writing | Wrote | Rating | Decided, solution: _Solution, columns: int, now: float
     ) -> list[Text]:
-        if isinstance(event, Wrote):
+        if isinstance(event, Wrote) and event.model != solution.writer:
+            pass  # two models may write at once, and the view shows one of them
+        elif isinstance(event, Wrote):
             solution.text += event.text if self._run.shows_thoughts or not solution.is_thought else ""
             solution.num_tokens += 1
         elif isinstance(event, Writing):
@@ -136,15 +141,22 @@ class SolveView:
         elif isinstance(event, Rating):
             solution.is_rated = True
         else:
-            next_step = len(event.trace.decisions) + 1
+            next_step = event.index + 2
             self._solutions[event.trace] = _Solution(solution.identifier, solution.row, next_step)
             return self._decision_lines(solution.identifier, event, columns)
         return []
 
+    def _check_lines(self, trace: Trace, columns: int) -> list[Text]:
+        """Return the solutions that are not kept, and the result of the comparison."""
+        lines: list[Text] = []
+        for model, text in wording.discarded(trace):
+            lines += [Text(f"  {self._of(one_line(trace.problem.id))}{model}", "dim"), *_rows(text, columns, "dim")]
+        return [*lines, Text(f"  {self._of(one_line(trace.problem.id))}{wording.checked(trace, self._run)}", "bold")]
+
     def _decision_lines(self, identifier: str, event: Decided, columns: int) -> list[Text]:
         decision = event.decision
         kept, discarded = decision.kept, decision.discarded
-        head = self._head(f"{self._of(identifier)}{len(event.trace.decisions):>3}  ", decision, columns)
+        head = self._head(f"{self._of(identifier)}{event.index + 1:>3}  ", decision, columns)
         if kept.phase == "think":
             if not self._run.shows_thoughts:
                 return []
@@ -155,8 +167,7 @@ class SolveView:
             body = _rows(kept.text, columns, "")
         else:
             body = _changed_rows(discarded.text, kept.text, columns)
-        position, width = len(event.trace.decisions) - 1, max(columns - 1, 10)
-        explanation = step_lines(event.trace, position, self._run, width) if self._run.explain else ()
+        explanation = step_lines(event.trace, event.index, self._run, max(columns - 1, 10)) if self._run.explain else ()
         return [head, *body, *(Text(line, "dim") for line in explanation)]
 
     def _head(self, number: str, decision: Decision, columns: int) -> Text:
@@ -180,7 +191,7 @@ class SolveView:
         headline = Text(failure, "bold red") if failure else self._answer_line(event)
         if not event.trace.decisions:
             return [headline]
-        figures = tally(event.trace.decisions, event.reward_cost)
+        figures = tally_of(event)
         bill = wording.price(self._run.bill(event))
         facts = (f"{figures.seconds:.2f} s", wording.thinking(event.trace), wording.summary(figures), bill)
         fact = Text("; ".join(filter(None, facts)), "dim")

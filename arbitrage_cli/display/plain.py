@@ -14,8 +14,8 @@ from arbitrage_cli.display.explanation import step_lines
 from arbitrage_cli.display.text import first_line, one_line, safe, show
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.runs.summary import tally
-from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, Started
+from arbitrage_cli.runs.summary import tally_of
+from arbitrage_cli.types import Checked, Decided, Event, Finished, RequestEnded, Started
 
 LOADING_SECONDS = 5.0  # minimum time between progress lines of a download or a model that is loaded
 
@@ -87,12 +87,21 @@ class PlainDisplay(BaseDisplay):
         has_steps = self._verbosity > 1 or run.num_problems == 1 or run.explain
         if isinstance(event, Started) and has_steps:
             self._say(f"problem {one_line(event.trace.problem.id)}: {first_line(event.trace.problem.question)}")
+        elif isinstance(event, Checked) and has_steps:
+            self._show_check(event, run)
         elif isinstance(event, Decided) and has_steps:
             self._show_decision(event, run)
         elif isinstance(event, Finished) and wording.failure(event):
             self._write(wording.failure(event))
         elif isinstance(event, Finished):
             self._show_finished(event, run)
+
+    def _show_check(self, event: Checked, run: RunInfo) -> None:
+        of = f"problem {one_line(event.trace.problem.id)}, " if run.concurrency > 1 else ""
+        for model, text in wording.discarded(event.trace):
+            self._say(f"{of}{model}")
+            self._say_text(text, "    ")
+        self._say(of + wording.checked(event.trace, run))
 
     def _show_decision(self, event: Decided, run: RunInfo) -> None:
         decision = event.decision
@@ -111,15 +120,15 @@ class PlainDisplay(BaseDisplay):
         if discarded:
             facts.append(f"({'the same text' if is_same else 'discarded'}: {discarded.model}, {wording.size(discarded)})")
         of = f"problem {one_line(event.trace.problem.id)}, " if run.concurrency > 1 else ""
-        self._say(f"{of}step {len(event.trace.decisions)}: " + " ".join(filter(None, facts)))
+        self._say(f"{of}step {event.index + 1}: " + " ".join(filter(None, facts)))
         if discarded and not is_same:
             self._say_text(discarded.text, "  - ")
         self._say_text(kept.text, "  + " if discarded and not is_same else "    ")
-        for line in step_lines(event.trace, len(event.trace.decisions) - 1, run) if run.explain else ():
+        for line in step_lines(event.trace, event.index, run) if run.explain else ():
             self._say(line)
 
     def _show_finished(self, finished: Finished, run: RunInfo) -> None:
-        figures = tally(finished.trace.decisions, finished.reward_cost)
+        figures = tally_of(finished)
         found = run.answer(finished.trace)
         facts = [
             f"answer {wording.in_one_line(found)}" if found else "no answer found",

@@ -84,6 +84,7 @@ def _entry(row: "AttemptRow", number: int) -> list[Any]:
     """Return an index entry: verdict, wall-clock seconds, seconds for steps, number of target steps, and attempt index."""
     is_done = row.status == "done"
     written = sum(version.seconds for step in row.steps for version in (step, step.discarded) if version)
+    written += sum(step.seconds for step in row.check.discarded) if row.check else 0.0
     calls = sum(step.model == "target" for step in row.steps)
     seconds = round(row.wall_seconds, DIGITS) if is_done else None
     return [row.grade.value if row.grade and is_done else "error", seconds, round(written, DIGITS), calls, number]
@@ -98,10 +99,13 @@ def _attempt(row: "AttemptRow") -> dict[str, Any]:
         "error": row.error,
         "stop": row.stop,
         "steps": [_rounded(step.to_dict()) for step in row.steps],
+        "check": row.check and _rounded(row.check.to_dict()),
     }
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
     return round(value, DIGITS) if isinstance(value, float) else value

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import tau_words
 from arbitrage_cli.routing.thoughts import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, attempt_error, problem_error, to_json
-from arbitrage_cli.runs.summary import Tally, tally
-from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
+from arbitrage_cli.runs.summary import Tally, tally, tally_of
+from arbitrage_cli.types import Checked, Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
 
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
@@ -65,13 +65,15 @@ class Totals:
     def add(self, event: Event) -> None:
         if isinstance(event, Decided):
             self.figures += tally([event.decision])
+        elif isinstance(event, Checked):
+            self.figures += tally([], check=event.trace.check)
         elif isinstance(event, Finished):
             self.figures += Tally(reward_cost=event.reward_cost)
             self.finished += 1
             self.failed += attempt_error(event) is not None
             if event.target_alone_seconds is not None:
                 self.tokens += event.trace.num_tokens
-                self.seconds += tally(event.trace.decisions, event.reward_cost).seconds
+                self.seconds += tally_of(event).seconds
                 self.alone += event.target_alone_seconds
 
     @property
@@ -129,6 +131,8 @@ def _rule(run: RunInfo) -> str:
             f"policy {run.policy}: the target verifies draft tokens; the output is that of the target alone, except where two "
             "tokens are almost equally likely"
         )
+    if POLICIES[run.policy].kind == "checked":
+        return f"policy {run.policy}: the target solves a problem if the draft and the checker give different answers"
     if run.score_is is None or run.tau is None:
         return f"policy {run.policy}: the {run.policy} alone writes every step"
     tau = tau_words(run.tau, run.tau_name)
@@ -140,7 +144,7 @@ def request(ended: RequestEnded) -> str:
     """Return a line about a request, such as `chatcmpl-1f..., arbitrage@fast: accepted 4/5 steps (80%); ...; 3.21 s`."""
     trace, error = ended.finished.trace, ended.finished.error
     end = "cancelled" if ended.is_cancelled else str(error) if error else ""
-    work, seconds = summary(tally(trace.decisions)), f"{ended.seconds:.2f} s"
+    work, seconds = summary(tally_of(ended.finished)), f"{ended.seconds:.2f} s"
     facts = [f"{trace.problem.id}, {ended.model}: {work}", end, seconds, price(ended.bill)]
     return one_line("; ".join(filter(None, facts)))
 
@@ -175,6 +179,24 @@ def bar(decision: Decision, run: RunInfo) -> str:
     return "█" * full + "░" * (BAR - full)
 
 
+def discarded(trace: Trace) -> Iterator[tuple[str, str]]:
+    """Yield the model and the text of each solution that policy `agree` did not keep."""
+    for model, name in (("draft", "draft"), ("check", "checker")):
+        steps = [step for step in (trace.check.discarded if trace.check else ()) if step.model == model]
+        if steps:
+            yield name, "".join(step.text for step in steps)
+
+
+def checked(trace: Trace, run: RunInfo) -> str:
+    """Return the result of a comparison, such as `18 and 24: the target answers`, or a sentence to explain it."""
+    answers, agrees = (trace.check.answers, trace.check.agrees) if trace.check else ({}, False)
+    draft, checker = (in_one_line(answers.get(model) or "no answer") for model in ("draft", "check"))
+    if run.explain:
+        end = "so the draft's solution is accepted" if agrees else "so the target solves the problem"
+        return f"The draft's answer is {draft} and the checker's is {checker}, {end}."
+    return f"both answer {draft}: accepted" if agrees else f"{draft} and {checker}: the target answers"
+
+
 def is_same(decision: Decision) -> bool:
     return decision.discarded is not None and decision.discarded.text.strip() == decision.kept.text.strip()
 
@@ -205,6 +227,8 @@ def summary(figures: Tally) -> str:
         tokens.append(f"{formatting.count(figures.drafted_tokens, 'draft token')}{discarded}")
     if figures.target_steps:
         tokens.append(formatting.count(figures.target_tokens, "target token"))
+    if figures.check_tokens:
+        tokens.append(formatting.count(figures.check_tokens, "checker token"))
     if not tokens:
         return "no tokens yet"
     speeds = ", ".join(filter(None, (_speed("draft", figures.draft_cost), _speed("target", figures.target_cost))))

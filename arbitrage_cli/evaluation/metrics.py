@@ -115,6 +115,9 @@ def _routing(policy: PolicyResults) -> dict[str, Any]:
         "acceptance_rate": Ratio(total.accepted_steps, total.drafted_steps),
         "stopped_early_rate": Ratio(total.stopped_steps, total.drafted_steps),
         "target_call_rate": Ratio(total.target_steps, sum(result.kept_steps for result in policy.done)),
+        "called_rate": Ratio(sum(result.tally.target_steps > 0 for result in policy.done), len(policy.done))
+        if policy.policy.kind == "checked"
+        else None,
         "wasted_draft_tokens": total.wasted_tokens,
         "thinking_tokens_mean": _rate(total.thinking_tokens, len(policy.done)),
         "draft_tokens_per_second": _rate(draft.decode_tokens, draft.decode_seconds),

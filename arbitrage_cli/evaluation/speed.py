@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from arbitrage_cli.costs.prices import ROLES, Prices, has_prompts
+from arbitrage_cli.costs.prices import Prices, has_prompts
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Ratio, log_ratio
 from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_by_problem
@@ -67,7 +67,8 @@ def time_parts(policy: PolicyResults) -> dict[str, float]:
     total = policy.tally
     parts = {
         f"{model}_{kind}": getattr(cost, f"{kind}_seconds")
-        for model, cost in (("draft", total.draft_cost), ("target", total.target_cost))
+        for model, cost in total.costs.items()
+        if model != "prm"
         for kind in ("decode", "prefill", "verify")
     }
     parts["router"] = math.fsum(result.router_seconds for result in policy.done)
@@ -86,8 +87,7 @@ def price_figures(
         return dict.fromkeys(PRICED)
 
     def price(result: Result) -> float:
-        costs = dict(zip(ROLES, (result.tally.draft_cost, result.tally.target_cost, result.tally.reward_cost), strict=True))
-        return math.fsum(own.of(costs[role]) for role, own in prices.items())
+        return math.fsum(own.of(result.tally.costs[role]) for role, own in prices.items())
 
     ratio, _, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
     return {
@@ -100,5 +100,7 @@ def price_figures(
 def counts_tokens(run: Mapping[str, Any], policy: PolicyResults) -> bool:
     """Return whether servers reported all token counts. A stream that is closed at the end of a step reports none."""
     served = {role for role, facts in run["models"].items() if facts.get("served")}
-    works = ([cost for role, cost in result.work if role in served and cost.seconds] for result in policy.done)
-    return all(has_prompts(costs, is_single=policy.policy.kind == "single") for costs in works)
+    works = (
+        [cost for role, cost in result.work if role == one and cost.seconds] for result in policy.done for one in served
+    )
+    return all(has_prompts(costs, is_single=policy.policy.kind in ("single", "checked")) for costs in works)

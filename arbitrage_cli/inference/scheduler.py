@@ -3,7 +3,7 @@
 In each tick, every busy writer and the rater advance by one batch. Flows resume when their steps or rewards are ready.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,6 +15,7 @@ from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.types import (
+    Checked,
     Cost,
     Decided,
     Event,
@@ -104,8 +105,9 @@ class _InFlight:
     slot: int
     trace: Trace
     flow: Flow
-    deadline: Deadline | None
+    job: Job
     num_reported: int = 0
+    awaited: Collection[ModelRole] = ()  # the models that write a step
     reward_cost: Cost = field(default_factory=Cost)
     waits_for_rewards: bool = False
 
@@ -166,8 +168,8 @@ class Scheduler:
             while True:
                 self._refusals.check()
                 for flight in list(self._in_flight.values()):
-                    if flight.deadline and flight.deadline.has_passed:
-                        yield self._finish(flight, flight.deadline.error)
+                    if (deadline := flight.job.deadline) and deadline.has_passed:
+                        yield self._finish(flight, deadline.error)
                 while self._free and not exhausted and (not self._in_flight or is_ready()):
                     job = next(waiting, None)
                     if job is None:
@@ -187,12 +189,13 @@ class Scheduler:
 
     def _admit(self, job: Job) -> Iterator[Event]:
         trace = Trace(replace(job.problem, thinks=job.limits.thinks), job.limits)
-        flight = _InFlight(self._free.pop(), trace, job.make_flow(trace), job.deadline)
+        flight = _InFlight(self._free.pop(), trace, job.make_flow(trace), job)
         self._in_flight[flight.slot] = flight
         yield Started(trace)
         try:
-            for writer in self._writers.values():
-                writer.open(flight.slot, trace.problem, job.deadline, job.sampler)
+            for role, writer in self._writers.items():
+                if role != "check":  # opens when it begins, because it may think while the other models do not
+                    writer.open(flight.slot, trace.problem, job.deadline, job.sampler)
             if self._rater:
                 self._rater.open(flight.slot, trace.problem, job.deadline)
         except ProblemError as error:
@@ -218,7 +221,7 @@ class Scheduler:
 
     def _take_update(self, role: ModelRole, update: SlotUpdate) -> Iterator[Event]:
         flight = self._in_flight.get(update.slot)
-        if flight is None:  # a response may continue after the last step
+        if flight is None or role not in flight.awaited:  # a response may continue after the last step
             return
         if update.error or update.step:
             self._refusals.note(role, update.error)
@@ -229,6 +232,7 @@ class Scheduler:
         else:
             yield Wrote(flight.trace, role, update.text)
             if update.step is not None:
+                flight.awaited = [model for model in flight.awaited if model != role]
                 yield from self._resume(flight, update.step)
 
     def _take_rewards(self, updates: Iterable[RewardUpdate]) -> Iterator[Event]:
@@ -243,11 +247,16 @@ class Scheduler:
         yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
 
     def _resume(self, flight: _InFlight, response: Step | tuple[float, ...] | None) -> Iterator[Event]:
-        flight.waits_for_rewards = False
+        flight.waits_for_rewards, is_checked = False, flight.trace.check is not None
         try:
             request = flight.flow.send(response)
         except StopIteration:
             request = None
+        except ProblemError as error:  # the answers cannot be compared
+            yield self._finish(flight, error)
+            return
+        if flight.trace.check and not is_checked:
+            yield Checked(flight.trace)
         for decision in flight.trace.decisions[flight.num_reported :]:
             yield Decided(flight.trace, decision, self._num_prompt_tokens(flight))
         flight.num_reported = len(flight.trace.decisions)
@@ -260,13 +269,22 @@ class Scheduler:
                     raise ValueError("the policy requests rewards, but there is no rater")
                 self._rater.start(flight.slot, request)
                 flight.waits_for_rewards = True
-                return
-            speculator = self._speculator if request.proposal or request.speculates else None
-            num_unread = self._writers[request.model].start(flight.slot, request, speculator)
+            else:
+                yield from self._start(flight, request if isinstance(request, tuple) else (request,))
         except ProblemError as error:
             yield self._finish(flight, error)
-            return
-        yield Writing(flight.trace, request.model, num_unread)
+
+    def _start(self, flight: _InFlight, requests: Sequence[WriteStep]) -> Iterator[Event]:
+        """Start the steps of models that are not writing. Other models' unfinished steps are no longer awaited."""
+        writing, flight.awaited = flight.awaited, [request.model for request in requests]
+        for request in requests:
+            if request.model in writing:
+                continue
+            writer = self._writers[request.model]
+            if request.model == "check" and not request.trace.decisions:
+                writer.open(flight.slot, request.trace.problem, flight.job.deadline, flight.job.sampler)
+            speculator = self._speculator if request.proposal or request.speculates else None
+            yield Writing(flight.trace, request.model, writer.start(flight.slot, request, speculator))
 
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
         target = self._writers.get("target") if self._concurrency == 1 else None  # otherwise problems share batches
@@ -276,7 +294,7 @@ class Scheduler:
         return Finished(flight.trace, error, alone, flight.reward_cost, num_prompt)
 
     def _num_prompt_tokens(self, flight: _InFlight) -> int | None:
-        counts = (writer.num_prompt_tokens(flight.slot) for writer in self._writers.values())
+        counts = (writer.num_prompt_tokens(flight.slot) for role, writer in self._writers.items() if role != "check")
         return next((count for count in counts if count is not None), None)
 
     def _release(self, flight: _InFlight) -> None:

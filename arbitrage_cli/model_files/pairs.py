@@ -29,6 +29,8 @@ BACKENDS = "arbitrage.backends"
 
 PAIRS_FILE = "pairs.toml"
 DEFAULT_PAIR = "builtin"
+THINK = "think"
+"""The name of a checker that is the draft in its other thinking mode."""
 UNIVERSAL_ROUTER = "builtin:universal"
 """The router for pairs that have no router of their own. None of its features depend on the draft."""
 
@@ -54,15 +56,20 @@ class ModelEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetEntry(ModelEntry):
-    """The target of a pair.
+class PricedEntry(ModelEntry):
+    """The checker of a pair, or its target.
 
-    `continuation` names a convention in `inference.servers.dialects`. `price` contains the prices of prompt tokens, cached prompt
-    tokens and completion tokens, in dollars per million tokens.
+    `price` contains the prices of prompt tokens, cached prompt tokens and completion tokens, in dollars per million tokens.
     """
 
-    continuation: str | None = None
     price: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEntry(PricedEntry):
+    """The target of a pair. `continuation` names a convention in `inference.servers.dialects`."""
+
+    continuation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +93,15 @@ class PairEntry:
     router: str | None = None
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    check: PricedEntry | None = None
 
     @property
     def sources(self) -> dict[ModelRole, str | None]:
-        return {"draft": self.draft.source, "target": self.target.source, "prm": self.prm}
+        return {**{role: entry.source for role, entry in self.entries.items()}, "prm": self.prm}
 
     @property
     def entries(self) -> dict[ModelRole, ModelEntry]:
-        return {"draft": self.draft, "target": self.target}
+        return {"draft": self.draft, "target": self.target, **({"check": self.check} if self.check else {})}
 
 
 _KEYS = tuple(field.name for field in fields(PairEntry) if field.name != "name")

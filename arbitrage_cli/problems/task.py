@@ -49,6 +49,11 @@ class Task:
     policy: str = "entropy"
     forms: tuple[Form, ...] = ()
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether two solutions have final answers that can be compared."""
+        return not self.runs_code and self.name != "free"
+
     def may_be_complete(self, text: str) -> bool:
         """Return whether a solution may be complete. In task `free`, every solution may be complete."""
         return self.name == "free" or self.find_answer(text) is not None

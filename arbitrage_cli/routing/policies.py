@@ -25,9 +25,9 @@ from arbitrage_cli.errors import unknown
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.types import ModelRole, Step, Trace
 
-PolicyKind = Literal["single", "routed", "oracle"]
+PolicyKind = Literal["single", "routed", "oracle", "checked"]
 """`single`: one model writes every step. `routed`: the score of a drafted step is compared with tau. `oracle`: both models write
-every step, and the advantage is compared with tau."""
+every step, and the advantage is compared with tau. `checked`: the draft's answer is compared with the checker's."""
 
 RewardKind = Literal["prm", "any"]
 """The source of a policy's rewards: a process reward model, or any source that the user chooses."""
@@ -55,7 +55,7 @@ class Policy:
 
     @property
     def has_tau(self) -> bool:
-        return self.kind != "single"
+        return self.kind in ("routed", "oracle")
 
     @property
     def speculates(self) -> bool:
@@ -96,6 +96,7 @@ _TABLE = (
     Policy("random", "routed", _BOTH, _DRAW, 0.7, lambda seed: by_first_token(uniform_draw(seed)), max_score=1.0),
     Policy("rsd", "routed", _BOTH, _REWARD, 0.3, lambda seed: by_reward(), reward="prm", max_score=1.0),
     Policy("oracle", "oracle", _BOTH, "advantage of the target's step", 0.0, reward="any"),
+    Policy("agree", "checked", ("draft", "check", "target")),
     Policy("draft", "single", ("draft",)),
     Policy("target", "single", ("target",)),
     Policy("speculative", "single", ("target", "draft")),

@@ -14,6 +14,7 @@ from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.numbers import formatting
+from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.presets import ALWAYS, PRESETS, NamedTaus, TauRow, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
@@ -46,9 +47,11 @@ class Route:
         """The name on the command line, such as `arbitrage@fast`."""
         return route_name(self.policy.name, self.tau, self.tau_name)
 
-    def flow(self, trace: Trace, seed: int, scorer: Scorer | None = None) -> Flow:
-        """Return the flow that solves `trace`. Raises ValueError if a required tau or `scorer` is missing."""
+    def flow(self, trace: Trace, seed: int, scorer: Scorer | Checker | None = None) -> Flow:
+        """Return the flow that solves `trace`. Raises ValueError if a required tau, scorer or checker is missing."""
         policy, tau = self.policy, self.tau
+        if isinstance(scorer, Checker):
+            return scorer.flow(trace)
         if policy.kind == "single":
             return single(trace, policy.models[0], speculates=policy.speculates)
         if tau is None:
@@ -65,9 +68,9 @@ class Route:
         thinking = arbitrage(trace, of_thoughts, self._thoughts_tau(tau), "think")
         return _chain(thinking, arbitrage(trace, routed, tau))
 
-    def thoughts_tau(self, scorer: Scorer | None) -> float | None:
+    def thoughts_tau(self, scorer: Scorer | Checker | None) -> float | None:
         """Return the tau for thinking steps. The result differs from `tau` if the router was not trained on thinking."""
-        if self.tau is None or not self.policy.needs_router or scorer is None or scorer.routes_thoughts:
+        if self.tau is None or not isinstance(scorer, Scorer) or scorer.routes_thoughts:
             return self.tau
         return self._thoughts_tau(self.tau)
 
@@ -287,9 +290,18 @@ class Menu:
     """The routes that a request or a chat turn can select by name. `default` is the route from the command line."""
 
     def __init__(
-        self, default: Route, available: AvailableRouter, *, early_stop: bool | None = None, speculates: bool = True
+        self,
+        default: Route,
+        available: AvailableRouter,
+        *,
+        early_stop: bool | None = None,
+        speculates: bool = True,
+        checks: bool = False,
     ) -> None:
-        """`speculates` is false for models on servers. Raises UsageError if the default policy needs rewards."""
+        """`speculates` is false for models on servers. `checks` is true if there is a checker.
+
+        Raises UsageError if the default policy needs rewards, or a checker in a conversation.
+        """
         self.default = default
         self._available, self._early_stop = available, early_stop
         self._policies = [
@@ -298,10 +310,12 @@ class Menu:
             if policy.reward is None
             and not (policy.needs_router and available.router is None)
             and (speculates or not policy.speculates)
+            and (checks or policy.kind != "checked")
         ]
         if default.policy.name not in self._policies:
+            needs = "rewards, which are" if default.policy.reward else "whole solutions with a final answer, which are"
             raise UsageError(
-                f"policy {default.policy.name} needs rewards, which are not available in a conversation",
+                f"policy {default.policy.name} needs {needs} not available in a conversation",
                 f"use one of: {', '.join(self._policies)}",
                 option="policy",
             )

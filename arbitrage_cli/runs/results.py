@@ -16,7 +16,7 @@ from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import label
 from arbitrage_cli.runs.records import Key, tau_in_json
 from arbitrage_cli.runs.summary import NO_COST, Tally, tally, total
-from arbitrage_cli.types import Cost, Decision, ModelRole
+from arbitrage_cli.types import Check, Cost, Decision, ModelRole
 
 if TYPE_CHECKING:  # pydantic is slow to import
     from arbitrage_cli.runs.rows import AttemptRow
@@ -53,19 +53,19 @@ class Result:
 
     @classmethod
     def of(cls, row: "AttemptRow") -> Self:
-        timing, decisions = row.timing, row.decisions
+        timing, decisions, check = row.timing, row.decisions, row.check.check if row.check else None
         return cls(
             route=(row.policy, _number(row.tau)),
             key=(row.id, row.sample),
             outcome=row.grade.value if row.grade and row.status == "done" else "error",
             stop=row.stop,
             seconds=float(row.wall_seconds) if row.status == "done" else None,
-            tally=tally(decisions, timing.reward or NO_COST),
+            tally=tally(decisions, timing.reward or NO_COST, check),
             kept_steps=len(decisions),
             router_seconds=timing.router["seconds"] if timing.router else 0.0,
             program_seconds=timing.program["seconds"] if timing.program else 0.0,
-            work=_work(decisions),
-            num_scores=sum(decision.score is not None for decision in decisions),
+            work=_work(decisions, check),
+            num_scores=sum(decision.score is not None for decision in decisions) + (check is not None),
             question=_checksum(row.problem),
             text=_checksum(row.text),
             answer=row.answer,
@@ -176,8 +176,8 @@ def _counted(policy: str, results: Iterable[Result]) -> dict[SampleKey, Result]:
     return {key: counted[key] for key in sorted(counted)}
 
 
-def _work(decisions: Iterable[Decision]) -> list[tuple[ModelRole, Cost]]:
-    work: list[tuple[ModelRole, Cost]] = []
+def _work(decisions: Iterable[Decision], check: Check | None) -> list[tuple[ModelRole, Cost]]:
+    work = [(step.model, step.cost) for step in check.discarded] if check else []
     for step in (step for decision in decisions for step in (decision.draft, decision.target) if step):
         work += [("draft", step.speculation_cost), (step.model, step.cost)]
     return [(role, cost) for role, cost in work if cost != NO_COST]

@@ -26,9 +26,9 @@ from arbitrage_cli.runs.records import (
     problem_error,
     tau_in_json,
 )
-from arbitrage_cli.runs.summary import NO_COST, Tally, tally
+from arbitrage_cli.runs.summary import NO_COST, Tally, tally_of
 from arbitrage_cli.system.files import reason_of
-from arbitrage_cli.types import Cost, Decision, Finished, Grade, ModelRole, Phase, Step, StepStop, TraceStop
+from arbitrage_cli.types import Check, Cost, Decision, Finished, Grade, ModelRole, Phase, Step, StepStop, TraceStop
 
 C = TypeVar("C", bound=Cost)
 Json = dict[str, Any]
@@ -139,11 +139,29 @@ class KeptStep(WrittenStep):
         return Decision(kept, by_model.get("draft"), by_model.get("target"), self.score, self.advantage)
 
 
+class ComparedAnswers(Record):
+    """The answers that policy `agree` compared, and the steps of all solutions that were not kept."""
+
+    answers: dict[ModelRole, str | None]
+    agrees: bool
+    discarded: list[WrittenStep]
+
+    @classmethod
+    def of(cls, check: Check) -> Self:
+        discarded = [WrittenStep.of(step) for step in check.discarded]
+        return cls(answers=dict(check.answers), agrees=check.agrees, discarded=discarded)
+
+    @property
+    def check(self) -> Check:
+        return Check(self.answers, self.agrees, [written.step for written in self.discarded])
+
+
 class Timing(Record):
     """Tokens and seconds spent by each model, by the router, on rating steps, and by the rest of the program."""
 
     draft: Checked[Spent]
     target: Checked[Spent]
+    check: Checked[Spent] | None = None
     router: Elapsed | None = None
     program: Elapsed | None = None
     reward: Checked[Rated] | None = None
@@ -152,6 +170,8 @@ class Timing(Record):
     def of(cls, figures: Tally, **seconds: float | None) -> Self:
         """Return the timing of a solution. `seconds` contains other times, which are omitted if they are None."""
         others: dict[str, Any] = {name: {"seconds": spent} for name, spent in seconds.items() if spent is not None}
+        if figures.check_cost != NO_COST:
+            others["check"] = Spent.of(figures.check_cost)
         if (reward := figures.reward_cost) != NO_COST:
             others["reward"] = Rated.of(reward, total=reward.seconds)
         return cls(draft=Spent.of(figures.draft_cost), target=Spent.of(figures.target_cost), **others)
@@ -180,6 +200,7 @@ class Solved(Row):
     answer: str | None
     stop: TraceStop | None
     steps: list[KeptStep]
+    check: ComparedAnswers | None = None
     acceptance_rate: float | None
     token_acceptance_rate: float | None
     seconds: Seconds
@@ -194,7 +215,7 @@ class Solved(Row):
     @classmethod
     def _of(cls, finished: Finished, figures: Tally, **more: Any) -> Self:
         trace = finished.trace
-        shared = {
+        shared: Json = {
             "id": trace.problem.id,
             "problem": trace.problem.question,
             "text": trace.text,
@@ -206,6 +227,8 @@ class Solved(Row):
             "seconds": figures.seconds,
             "target_alone_seconds_estimate": finished.target_alone_seconds,
         }
+        if trace.check:
+            shared["check"] = ComparedAnswers.of(trace.check)
         return cls(**shared | more)
 
 
@@ -222,7 +245,7 @@ class SolutionRow(Solved):
 
     @classmethod
     def of(cls, finished: Finished, run: RunInfo) -> Self:
-        figures, error = tally(finished.trace.decisions, finished.reward_cost), problem_error(finished)
+        figures, error = tally_of(finished), problem_error(finished)
         explained = {} if run.explain is None else {"steps": _explained(finished, run)}
         return cls._of(
             finished,
@@ -267,8 +290,8 @@ class AttemptRow(Solved):
         `facts` contains the fields that the solution does not determine: `sample`, `level`, `gold`, `grade`, `answer` and
         `wall_seconds`.
         """
-        routed = times if route.policy.score_is else {**times, "router": None}
-        figures, error = tally(finished.trace.decisions, finished.reward_cost), attempt_error(finished)
+        routed = times if route.policy.kind != "single" else {**times, "router": None}
+        figures, error = tally_of(finished), attempt_error(finished)
         cut = {"stop": "context"} if isinstance(finished.error, ContextFullError) and not error else {}
         return cls._of(
             finished,

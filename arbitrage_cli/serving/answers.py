@@ -68,6 +68,8 @@ class Answer:
 
         Raises RefusedError if a step is rewritten and the new text differs from the tokens that were already sent.
         """
+        if isinstance(report, Finished | Decided):
+            self._trace.check = report.trace.check
         if isinstance(report, Finished):
             self._reason, self.is_complete = "stop" if report.trace.stop == "end" else "length", True
             return None
@@ -139,8 +141,8 @@ class Answer:
         return {"id": identifier, "object": kind, "created": self._created, "model": model, **steps}
 
     def _usage(self) -> Json:
-        decisions, kept = self._trace.decisions, self._trace.num_tokens
-        figures, choices = tally(decisions), [decision.choice for decision in decisions]
+        decisions, kept, check = self._trace.decisions, self._trace.num_tokens, self._trace.check
+        figures, choices = tally(decisions, check=check), [decision.choice for decision in decisions]
         prompt = self._num_prompt or _num_prompt_tokens(decisions)
         return {
             "prompt_tokens": prompt,
@@ -151,6 +153,7 @@ class Answer:
             "escalated_steps": choices.count("escalate"),
             "draft_tokens": figures.drafted_tokens,
             "target_tokens": figures.target_tokens,
+            **({"check_tokens": figures.check_tokens} if check else {}),
         }
 
 

@@ -14,6 +14,8 @@ from functools import partial
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
+from arbitrage_cli.routing.checker import Checker
+from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.serving.answers import Progress
 from arbitrage_cli.serving.requests import ChatRequest
 from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, ServingEvent, Started, Writing, Wrote
@@ -87,11 +89,11 @@ class Intake:
 
 
 class Worker:
-    """Solves the problems in its intake. `scorer` is None if there is no trained router."""
+    """Solves the problems in its intake. `scorer_for` returns what a policy needs to decide."""
 
-    def __init__(self, scheduler: Scheduler, scorer: Scorer | None) -> None:
+    def __init__(self, scheduler: Scheduler, scorer_for: Callable[[Policy], Scorer | Checker | None]) -> None:
         self._scheduler = scheduler
-        self._scorer = scorer
+        self._scorer_for = scorer_for
         self.intake = Intake()
         self._tickets: dict[str, Ticket] = {}
 
@@ -115,7 +117,8 @@ class Worker:
         for ticket in self.intake:
             request = ticket.request
             self._tickets[request.problem.id] = ticket
-            make_flow = partial(request.route.flow, seed=request.sampler.seed, scorer=self._scorer)
+            scorer = self._scorer_for(request.route.policy)
+            make_flow = partial(request.route.flow, seed=request.sampler.seed, scorer=scorer)
             yield Job(request.problem, make_flow, request.limits, ticket.deadline, request.sampler)
 
     def _report(self, event: Event, observe: Observe) -> None:

@@ -246,6 +246,7 @@ def test_files_that_ship_are_known_by_their_sha256() -> None:
     assert {(Path(one["path"]).name, one["origin"], one["is_damaged"]) for one in found} == {
         ("draft.gguf", "shipped", False),
         ("target.gguf", "shipped", False),
+        ("thinking-draft.gguf", "shipped", False),  # the checker
     }
     (card,) = run("models", "info", "builtin:universal", "--json").records
     assert card["origin"] == "shipped"

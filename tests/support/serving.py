@@ -96,7 +96,7 @@ def serving(
     allowed, access = bounds or Bounds(concurrency), access or Access(None, NAMES.__contains__)
     limits, thinking = replace(SHORT, think_tokens=think_tokens), replace(LONG, think_tokens=think_tokens or None)
     defaults = replace(DEFAULTS, limits=limits, thinking=thinking)
-    service = Service(Worker(scheduler, None), defaults, allowed, access)
+    service = Service(Worker(scheduler, lambda policy: None), defaults, allowed, access)
     with closing(bind("127.0.0.1", 0)) as bound:
         bound.listen()
 

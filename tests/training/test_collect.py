@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from arbitrage_cli.arbitrage import RateSteps, WriteStep
+from arbitrage_cli.arbitrage import RateSteps, Request
 from arbitrage_cli.training.states import State, collect
 from arbitrage_cli.types import (
     Cost,
@@ -26,7 +26,7 @@ def target_step(text: str, stop: StepStop = "separator") -> Step:
     return Step("target", text, 10, Cost(prefill_tokens=7), stop)
 
 
-def run(answers: Sequence[Step | tuple[float, ...]]) -> tuple[Trace, list[State], list[WriteStep | RateSteps]]:
+def run(answers: Sequence[Step | tuple[float, ...]]) -> tuple[Trace, list[State], list[Request]]:
     trace = Trace(Problem("p", "1 + 2"), Limits())
     states: list[State] = []
     flow = collect(trace, states.append)

@@ -202,7 +202,7 @@
       element("span", "id", `${trace.id}${samples}`),
       element("span", "by", trace.policy.label),
       element("span", "said-answer", details.error ?? `${answer} (right: ${goldOf(details)})`),
-      lanes(details.steps, trace.span, "strip"),
+      lanes(written(details), trace.span, "strip"),
       element("span", "took", trace.seconds === null ? "" : `${number(trace.seconds)} s${factor === null ? "" : `, ${factor.toFixed(2)}×`}`),
     );
     const made = element("details", "trace", summary);
@@ -265,12 +265,16 @@
     next.firstElementChild.focus();
   }
 
+  function written({ steps, check }) { // all steps, after those of solutions that policy agree did not keep
+    return [...(check?.discarded ?? []).map((step) => ({ ...step, thrown: true })), ...steps];
+  }
+
   function parts(steps) { // steps in the order of writing, the draft first
     let start = 0;
     return steps.flatMap((step, index) => {
       const written = step.discarded ? [step, step.discarded] : [step];
       return written.sort((one) => (one.model === "draft" ? -1 : 1)).map((one) => {
-        const part = { ...one, start, index, thrown: one !== step };
+        const part = { ...one, start, index, thrown: one.thrown || one !== step };
         start += one.seconds;
         return part;
       });
@@ -284,7 +288,7 @@
       const who = `step ${part.index + 1}: ${part.model}, ${size(part)}${part.thrown ? ", discarded" : ""}`;
       made.append(drawn("rect", {
         class: `${part.model}${part.thrown ? " thrown" : ""}`, x: percent(part.start), width: percent(part.seconds),
-        y: part.model === "draft" ? "0" : "54%", height: "46%",
+        y: part.model === "target" ? "54%" : "0", height: "46%",
       }, drawn("title", {}, who)));
     }
     return made;
@@ -305,8 +309,8 @@
   }
 
   function body(trace, details) {
-    const written = parts(details.steps).reduce((sum, part) => sum + part.seconds, 0);
-    const span = Math.max(written, trace.seconds ?? 0);
+    const seconds = parts(written(details)).reduce((sum, part) => sum + part.seconds, 0);
+    const span = Math.max(seconds, trace.seconds ?? 0);
     const others = element("button", "", "Show this problem for all policies");
     others.type = "button";
     others.addEventListener("click", () => {
@@ -315,7 +319,8 @@
     });
     return element("div", "body",
       element("div", "question", text(details.question ?? "")),
-      span > 0 ? timeline(details.steps, span) : null,
+      span > 0 ? timeline(written(details), span) : null,
+      details.check ? comparison(details.check) : null,
       trace.policy.score_is ? element("p", "hint", `Score compared with tau: ${trace.policy.score_is}.`) : null,
       element("ol", "steps", ...details.steps.map((step, index) => stepRow(trace, step, index))),
       result(trace, details),
@@ -391,7 +396,18 @@
     return element("li", "step thought", at, folded);
   }
 
-  function who(step) { return element("span", `who ${step.model}`, step.model); }
+  function comparison({ answers, agrees, discarded }) { // shows the solutions that policy agree did not keep
+    const [draft, checker] = ["draft", "check"].map((model) => plain(answers[model] ?? "no answer").slice(0, LONG));
+    const said = agrees ? `both answer ${draft}: accepted` : `${draft} and ${checker}: the target answers`;
+    const solutions = [...new Set(discarded.map((step) => step.model))].map((model) => {
+      const steps = discarded.filter((step) => step.model === model);
+      return element("div", `version ${model}${agrees ? "" : " gone"}`, element("div", "head", who(steps[0])),
+        text(trimmed(steps.map((step) => step.text).join(""))));
+    });
+    return element("div", "comparison", ...solutions, element("p", "", said));
+  }
+
+  function who(step) { return element("span", `who ${step.model}`, step.model === "check" ? "checker" : step.model); }
   function size(step) { return `${amount(step.tokens, "token")}, ${number(step.seconds)} s${step.stop === "early" ? ", stopped early" : step.stop === "think_budget" ? ", thinking limit reached" : ""}`; }
   function spent(step) { // the cost of a step by activity
     const of = (cost) => ["prefill", "verify", "decode"].filter((part) => cost[`${part}_tokens`]).map((part) =>

@@ -195,7 +195,8 @@ class Chat(Completions):
     """`/chat/completions` with the features of one server. Requests no log-probabilities, which only drafts need.
 
     If `repeats` is true, responses begin with the text to continue. If `trims` is true, the server rejects or removes white
-    space at the end of this text, so a response may begin with the separator.
+    space at the end of this text, so a response may begin with the separator. `can_continue` is false if the continuation of
+    answers was not tested, because the model only writes whole solutions.
     """
 
     name: ClassVar[str] = "chat API"
@@ -205,6 +206,7 @@ class Chat(Completions):
     omitted: frozenset[str] = frozenset()
     repeats: bool = False
     trims: bool = False
+    can_continue: bool = True
 
     @classmethod
     def at(cls, host: str, continuation: str | None, variables: Mapping[str, Any]) -> "Chat":

@@ -61,9 +61,16 @@ log = logging.getLogger("arbitrage.servers")
 
 
 def open_served(
-    connection: Connection, source: ServedSource, role: ModelRole = "target", *, is_greedy: bool = False
+    connection: Connection,
+    source: ServedSource,
+    role: ModelRole = "target",
+    *,
+    is_greedy: bool = False,
+    continues: bool = True,
 ) -> ServedModel:
     """Find a model on a server and test it. If `is_greedy` is true, rejected seeds are not reported.
+
+    If `continues` is false, the model only writes whole solutions, so every chat API can be used.
 
     Raises ServerError or TemplateError if the model cannot be used.
     """
@@ -71,10 +78,10 @@ def open_served(
     try:
         model = connection.run(server.retry(partial(_find, server, source), is_probe=True))
         if isinstance(model.dialect, Chat):
-            if role == "draft":
+            if role == "draft" and continues:
                 hint = "use it as the target; if the server supports /completions, set the draft's template in pairs.toml"
                 raise ServerError(f"{model.name} at {server.name} is behind a chat API, so it cannot be the draft", hint)
-            model = connection.run(_adapted(model, model.dialect, is_greedy=is_greedy))
+            model = connection.run(_adapted(model, model.dialect, is_greedy=is_greedy, continues=continues))
         else:
             segments = model.prompt(PromptStyle("")).segments(Problem("", PROBE_QUESTION))
             model = connection.run(_tested(model, segments))
@@ -175,12 +182,15 @@ def _text_of(pieces: Sequence[Piece]) -> str:
 # --- chat APIs
 
 
-async def _adapted(model: ServedModel, chat: Chat, *, is_greedy: bool) -> ServedModel:
+async def _adapted(model: ServedModel, chat: Chat, *, is_greedy: bool, continues: bool) -> ServedModel:
     chat, pieces = await _ask(model, chat, QUESTION, sampler=DRAWN)
     text = _text_of(pieces).lstrip()
     if not text or text.startswith("<think>") or any(piece.thinks for piece in pieces):
         raise ServerError(f"{model.server.name}: {model.name} thinks before it answers", WITHOUT_THINKING)
-    chat = await _after_separator(model, await _continuing(model, chat))
+    if continues:
+        chat = await _after_separator(model, await _continuing(model, chat))
+    else:
+        chat = replace(chat, can_continue=False)
     for name in sorted(chat.omitted & {"temperature", *(() if is_greedy else ("seed", "top_p"))}):
         log.warning("%s does not accept %s, so samples differ from the requested ones", model.server.name, name)
     return replace(model, dialect=chat)

@@ -380,6 +380,8 @@ class ChatWriter(ServedWriter):
 
     async def _prompt_of(self, slot: _Slot) -> Prompt:
         problem, written = slot.problem, slot.trace.written
+        if written and not self._chat.can_continue:
+            raise ServerRequestError(f"{self.model.server.name} interrupted a response that cannot be continued")
         if slot.trace.thoughts and not slot.trace.text:
             written += self.style.step_end.separator
         system = (self.style.instructions if problem.system is None else problem.system).strip()

@@ -1,0 +1,195 @@
+"""Policy `agree` from the command line and from Python: what it asks, records, resumes and refuses."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from cli import QUESTION, RIGHT, WRONG, assert_refused, pair_named_mine, run
+from fake_chat import Api, ChatServer
+from fake_server import Answer, Body, on_loopback
+from faults import essence, results, rows_of, run_json, write_problems
+
+from arbitrage_cli import Check, UsageError, open_pair
+from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.runs.folder import read_run_folder
+
+DRAFT, RELIABLE = "scripted:draft", "scripted:target"
+MODELS = ("--draft", DRAFT, "--target", RELIABLE, "--check", RELIABLE, "--policy", "agree")
+EASY = "2 * 3 + 4"  # the scripted draft is right; it is wrong on QUESTION
+EXPRESSIONS = ("2 * 3 + 4", "37 * 12 - 95", "5 + 6", "14 * 13", "9 - 4", "21 * 11 + 1")
+
+
+def test_equal_answers_keep_the_drafts_solution() -> None:
+    (record,) = run("solve", *MODELS, "--json", EASY).records
+    assert (record["answer"], record["tau"], record["score_is"]) == ("10", None, None)
+    assert {step["model"] for step in record["steps"]} == {"draft"}
+    assert (record["check"]["answers"], record["check"]["agrees"]) == ({"draft": "10", "check": "10"}, True)
+    assert {step["model"] for step in record["check"]["discarded"]} == {"check"}
+    assert set(record["models"]) == {"draft", "check", "target"}
+    tokens = {model: record["timing"][model]["decode_tokens"] for model in ("draft", "target", "check")}
+    assert tokens["target"] == 0 < tokens["check"]
+
+
+def test_the_target_answers_if_the_answers_differ() -> None:
+    (record,) = run("solve", *MODELS, "--json", QUESTION).records
+    assert record["answer"] == RIGHT
+    assert {step["model"] for step in record["steps"]} == {"target"}
+    assert record["check"]["answers"] == {"draft": WRONG, "check": RIGHT}
+    assert Counter(step["model"] for step in record["check"]["discarded"]).keys() == {"draft", "check"}
+    written = [*record["steps"], *record["check"]["discarded"]]
+    for model in ("draft", "target", "check"):
+        own = sum(step["tokens"] for step in written if step["model"] == model)
+        assert record["timing"][model]["decode_tokens"] == own
+
+
+@pytest.mark.parametrize("question", [EASY, QUESTION])
+@pytest.mark.parametrize("options", [(), ("--explain",)])
+def test_both_solutions_are_shown_once_and_the_comparison_in_one_line(question: str, options: tuple[str, ...]) -> None:
+    shown = run("solve", *MODELS, *options, question).err
+    answers = {"10"} if question == EASY else {RIGHT, WRONG}
+    (compared,) = [
+        line
+        for line in shown.splitlines()
+        if all(answer in line for answer in answers)
+        and "answer" in line
+        and "boxed" not in line
+        and not line.startswith("problem")
+    ]
+    assert compared.endswith(".") == bool(options)
+    assert shown.count("\\boxed{") == (2 if question == EASY else 3)
+
+
+def test_concurrency_and_resuming_change_no_row(tmp_path: Path) -> None:
+    write_problems(tmp_path / "sums.jsonl", EXPRESSIONS)
+    command = ("bench", *MODELS, "--dataset", "sums.jsonl", "-q")
+    assert run(*command, "-o", "one", cwd=tmp_path).code == 0
+    assert run(*command, "-o", "many", "--concurrency", "8", cwd=tmp_path).code == 0
+    assert run(*command, "-o", "parts", "--ids", "p1,p3", cwd=tmp_path).code == 0
+    assert run(*command, "-o", "parts", cwd=tmp_path).code == 0
+    expected = results(rows_of(tmp_path / "one"))
+    assert {key[2]: row["check"] for key, row in expected.items()}
+    for folder in ("many", "parts"):
+        assert results(rows_of(tmp_path / folder)) == expected
+    changed = run(*command[:-3], "--check", DRAFT, *command[-3:], "-o", "one", cwd=tmp_path)
+    assert_refused(changed, 2, "one: ", "check model changed")
+
+
+@pytest.mark.parametrize("kill_after", [0.05, 0.3])
+def test_a_killed_benchmark_resumes(tmp_path: Path, kill_after: float) -> None:
+    write_problems(tmp_path / "sums.jsonl", EXPRESSIONS)
+    command = ("bench", *MODELS, "--dataset", "sums.jsonl", "-q", "-o", "run")
+    run(*command, cwd=tmp_path, kill_after=kill_after)
+    assert run(*command, cwd=tmp_path).code == 0
+    assert len(results(rows_of(tmp_path / "run"))) == len(EXPRESSIONS)
+
+
+def test_the_figures_count_the_problems_for_which_the_target_was_called(tmp_path: Path) -> None:
+    write_problems(tmp_path / "sums.jsonl", EXPRESSIONS)
+    command = ("bench", *MODELS[:-1], "target,draft,agree", "--dataset", "sums.jsonl", "-q", "-o", "run")
+    assert run(*command, "--json", cwd=tmp_path).code == 0
+    folder = read_run_folder(tmp_path / "run")
+    found = {one["policy"]: one for one in figures(folder.run, folder.results)["policies"]}
+    assert (found["agree"]["kind"], found["agree"]["accuracy"], found["draft"]["accuracy"]) == ("checked", 1.0, 0.5)
+    assert found["agree"]["ratios"]["called_rate"] == {"numerator": 3, "denominator": 6}
+    assert found["target"]["called_rate"] is None
+    assert found["agree"]["time"]["check_decode"] > 0
+    assert run_json(tmp_path / "run")["models"]["check"]["source"] == RELIABLE
+
+
+# --- three chat APIs
+
+
+class Answering(ChatServer):
+    """A chat API that answers `shift` more than the right number, and cannot continue an answer."""
+
+    def __init__(self, shift: int = 0) -> None:
+        super().__init__(Api(continues=None))
+        self.shift = shift
+
+    def _chat(self, body: Body) -> Answer:
+        if body["messages"][-1]["role"] == "assistant":
+            return Answer([{"error": {"message": "cannot continue"}}], 400)
+        left, _, right = body["messages"][-1]["content"].partition(" + ")
+        number = int(left.split()[-1]) + int(right.strip("?")) + (self.shift if int(right.strip("?")) % 2 else 0)
+        return self._answer(body, "", ["I add.\n\n", f"It is \\boxed{{{number}}}."], "stop", 7, 9)
+
+    def asked(self) -> Counter[str]:
+        """Return how often each question was asked, without the questions that test the server."""
+        questions = Counter(str(body["messages"][-1]["content"]) for body in self.bodies if "messages" in body)
+        return Counter({question: count for question, count in questions.items() if "What" not in question})
+
+
+@contextmanager
+def three_apis(checker_shift: int) -> Iterator[tuple[dict[str, Answering], tuple[str, ...]]]:
+    servers = {"draft": Answering(), "check": Answering(checker_shift), "target": Answering()}
+    with ExitStack() as stack:
+        named = [(f"--{role}", stack.enter_context(on_loopback(server))) for role, server in servers.items()]
+        yield servers, ("--policy", "agree", *(part for one in named for part in one))
+
+
+@pytest.mark.parametrize("concurrency", ["1", "8"])
+def test_a_chat_api_is_called_once_and_the_target_exactly_if_the_answers_differ(concurrency: str) -> None:
+    questions = [f"{number} + {number // 2}" for number in range(10)]
+    with three_apis(checker_shift=1) as (servers, models):
+        made = run("solve", *models, "--concurrency", concurrency, stdin="\n".join(questions).encode())
+        assert made.code == 0, made.err
+    differ = {question for question in questions if int(question.rpartition(" ")[2]) % 2}
+    assert servers["draft"].asked() == servers["check"].asked() == Counter(questions)
+    assert servers["target"].asked() == Counter(differ)
+    for record in made.records:
+        assert record["check"]["agrees"] == (record["problem"] not in differ)
+        assert record["timing"]["check"]["prefill_tokens"] == 7
+
+
+def test_the_pairs_prices_include_the_checker(tmp_path: Path) -> None:
+    with three_apis(checker_shift=1) as (_, models):
+        draft, check, target = (models[models.index(f"--{role}") + 1] for role in ("draft", "check", "target"))
+        env = pair_named_mine(tmp_path, draft=draft, target=target, target_price="1/2")
+        with (tmp_path / "arbitrage" / "pairs.toml").open("a") as file:
+            file.write(f'[mine.check]\nsource = "{check}"\nprice = "10/20"\n')
+        write_problems(tmp_path / "sums.jsonl", ["1 + 1", "2 + 2"])
+        command = ("bench", "--pair", "mine", "--policy", "target,agree", "--dataset", "sums.jsonl", "--json", "-q")
+        made = run(*command, "-o", "run", cwd=tmp_path, env=env)
+    found = {one["policy"]: one["price"] for one in made.records[0]["policies"]}
+    assert found["target"] == pytest.approx((7 * 1 + 9 * 2) / 1e6)
+    check_price = (7 * 10 + 9 * 20) / 1e6
+    assert found["agree"] == pytest.approx(check_price + found["target"] / 2)  # one of the two problems needs the target
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("task", ["code", "free"])
+def test_a_task_without_answers_is_refused(task: str) -> None:
+    assert_refused(run("solve", *MODELS, "--task", task, EASY), 2, "--policy: ", task)
+
+
+def test_multiple_choice_has_a_warning() -> None:
+    assert "2.4 points" in run("solve", *MODELS, "--task", "choice", EASY).err
+
+
+def test_a_checker_is_needed_and_used() -> None:
+    assert_refused(run("solve", *MODELS[:4], "--policy", "agree", EASY), 2, "", "--check MODEL")
+    assert_refused(run("solve", *MODELS[:6], "--policy", "draft", EASY), 2, "--check: ")
+    assert_refused(
+        run("solve", "--check", "think", "--policy", "agree", EASY), 2, "--check: ", "cannot turn its thinking on and off"
+    )
+    assert_refused(run("chat", "--policy", "agree", stdin=b"1 + 1\n"), 2, "--policy: ", "conversation")
+
+
+# --- Python
+
+
+def test_python() -> None:
+    with open_pair(DRAFT, RELIABLE, check=RELIABLE, policy="target") as pair:
+        easy, hard = pair.solve(EASY, policy="agree"), pair.solve(QUESTION, policy="agree")
+        alone = pair.solve(EASY)
+    assert isinstance(easy.check, Check)
+    assert (easy.check.agrees, hard.check and hard.check.agrees, alone.check) == (True, False, None)
+    assert (easy.answer, hard.answer) == ("10", RIGHT)
+    assert easy.usage.check.decode_tokens > 0 == alone.usage.check.decode_tokens
+    assert essence(easy.to_dict()["check"]) == essence(run("solve", *MODELS, "--json", EASY).records[0]["check"])
+    with open_pair(DRAFT, RELIABLE, policy="target") as pair, pytest.raises(UsageError):
+        pair.solve(EASY, policy="agree")
