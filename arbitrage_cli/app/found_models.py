@@ -52,20 +52,14 @@ def propose_pairs(models: Iterable[FoundModel], memory: int | None) -> list[tupl
     The models of a pair fit in memory together, and have the same architecture or a vocabulary of the same size. A pair is
     better if its target is larger, then if the draft has closer to a tenth of its size.
     """
-    pairs = [
-        (-target.num_parameters, abs(math.log(ratio / GOOD_RATIO)), names)
-        for names, (draft, target) in _chat_pairs(models)
-        if _is_related(draft, target)
-        and (ratio := target.file_bytes / draft.file_bytes) >= MIN_RATIO
-        and (memory is None or _bytes(draft) + _bytes(target) < memory)
-    ]
-    return [names for *_, names in sorted(pairs)[:MAX_PROPOSALS]]
-
-
-def _chat_pairs(models: Iterable[FoundModel]) -> Iterator[tuple[tuple[str, str], tuple[Facts, Facts]]]:
     chat = [(model.name, model.facts) for model in models if model.facts and model.facts.has_template]
-    for (draft, draft_facts), (target, target_facts) in permutations(chat, 2):
-        yield (draft, target), (draft_facts, target_facts)
+    pairs: list[tuple[int, float, tuple[str, str]]] = []
+    for (draft, small), (target, large) in permutations(chat, 2):
+        ratio = large.file_bytes / small.file_bytes
+        fits = memory is None or _bytes(small) + _bytes(large) < memory
+        if fits and ratio >= MIN_RATIO and _is_related(small, large):
+            pairs.append((-large.num_parameters, abs(math.log(ratio / GOOD_RATIO)), (draft, target)))
+    return [names for *_, names in sorted(pairs)[:MAX_PROPOSALS]]
 
 
 def _is_related(draft: Facts, target: Facts) -> bool:

@@ -52,8 +52,8 @@ def find_model_file(source: str) -> Path:
     """Return the first file of another program's model. Raises ModelFileError if the program has no such model."""
     prefix = program_of(source) or ""
     name, hint = source.removeprefix(prefix), "to list the models, use arbitrage models list"
-    folder = _ollama_folder() if prefix == OLLAMA else _folder(prefix)
     with os_errors(ModelFileError, f"{source}: cannot be read", hint):
+        folder = _ollama_folder() if prefix == OLLAMA else _folder(prefix)
         path = _ollama_file(folder, name) if prefix == OLLAMA else _file_in(folder, name)
         if path and path.is_file():
             return path
@@ -61,13 +61,14 @@ def find_model_file(source: str) -> Path:
 
 
 def model_names() -> Iterator[str]:
-    """Yield the names of other programs' models."""
-    manifests = {name for folder, host in MANIFESTS.items() for name in _manifests(_ollama_folder() / folder, host)}
-    yield from (f"{OLLAMA}{name}" for name in sorted(manifests))
-    for prefix, patterns in PATTERNS.items():
-        root = _folder(prefix)
-        files = (path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern))
-        yield from (f"{prefix}{file}" for file in first_files(files))
+    """Yield the names of other programs' models. Raises ModelFileError if a folder cannot be read."""
+    with os_errors(ModelFileError, "cannot list the models of other programs", "check the permissions of their folders"):
+        manifests = {name for folder, host in MANIFESTS.items() for name in _manifests(_ollama_folder() / folder, host)}
+        yield from (f"{OLLAMA}{name}" for name in sorted(manifests))
+        for prefix, patterns in PATTERNS.items():
+            root = _folder(prefix)
+            files = (path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern))
+            yield from (f"{prefix}{file}" for file in first_files(files))
 
 
 # --- folders of files
@@ -90,10 +91,12 @@ def _folder(prefix: str) -> Path:
     home = _home()
     places = [home / ".lmstudio", home / ".cache" / "lm-studio"]
     with suppress(OSError, ValueError):
-        places.insert(0, Path(read_text(home / ".lmstudio-home-pointer", MAX_BYTES).strip()))
-    place = next((place for place in places if place.is_dir()), places[-1])
+        if pointer := read_text(home / ".lmstudio-home-pointer", MAX_BYTES).strip():
+            places.insert(0, Path(pointer))
+    place = next(filter(Path.is_dir, places), places[0])
     with suppress(*_DAMAGES):
-        return Path(json.loads(read_text(place / "settings.json", MAX_BYTES))["downloadsFolder"])
+        if folder := json.loads(read_text(place / "settings.json", MAX_BYTES))["downloadsFolder"]:
+            return Path(place, folder)
     return place / "models"
 
 
@@ -114,7 +117,8 @@ def _manifests(folder: Path, own_host: str) -> Iterator[str]:
     for path in folder.glob("*/*/*/*"):
         *places, model, tag = path.relative_to(folder).parts
         shown = [] if places == [own_host, "library"] else places[1:] if places[0] == own_host else places
-        yield "/".join([*shown, f"{model}:{tag}"])
+        if _OLLAMA_NAME.fullmatch(name := "/".join([*shown, f"{model}:{tag}"])):
+            yield name
 
 
 def _ollama_file(root: Path, name: str) -> Path | None:

@@ -220,10 +220,8 @@ def test_info_of_layers_for_multi_token_prediction(tiny: Mapping[str, Path], tmp
 
 def test_info_of_no_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "loop").symlink_to("loop")
-    for name, content in (("empty", b""), ("text", b"no model"), ("damaged", b"GGUF" + b"\xff" * 60)):
-        (tmp_path / name).write_bytes(content)
-    for name in ("", "fifo", "loop", "missing.gguf", "empty", "text", "damaged"):
+    (tmp_path / "damaged").write_bytes(b"GGUF" + b"\xff" * 60)
+    for name in ("", "fifo", "missing.gguf", "damaged"):
         assert_refused(run("models", "info", tmp_path / name), MODEL, str(tmp_path / name))
 
 

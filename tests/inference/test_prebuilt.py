@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli import environment
 
-from arbitrage_cli.inference.llama import PREBUILT
+from arbitrage_cli.inference.llama import PREBUILT, backend
 from arbitrage_cli.inference.llama.prebuilt import LIBRARY_PATH
 
 SHOW = f"""
@@ -50,6 +50,12 @@ def test_another_library_comes_first(tmp_path: Path) -> None:
     (tmp_path / "llama_cpp" / "lib" / "libllama.so").touch()
     (tmp_path / "llama_cpp_py_sync-1.0.dist-info" / "METADATA").unlink()
     assert selected(tmp_path) == ["None", "True False"]
+
+
+def test_what_the_build_leaves_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "processor_features", lambda: frozenset({"avx2", "avx512f", "sse3"}))
+    monkeypatch.setattr(backend, "system_info", lambda: "CPU : SSE3 = 1 | AVX2 = 1 | ")
+    assert backend.unused_instructions() == ["AVX512"]
 
 
 def test_what_is_refused_names_the_repair(tmp_path: Path) -> None:

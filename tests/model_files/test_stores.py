@@ -87,16 +87,20 @@ def test_an_adapter_or_a_projector_is_no_model(home: Path, tiny: Mapping[str, Pa
         assert_refused(arbitrage(home, *USED, "--draft", source), MODEL)
 
 
-@pytest.mark.parametrize("place", ["", "moved", "elsewhere"])
+@pytest.mark.parametrize("place", ["", "moved", "elsewhere", "damaged"])
 def test_lm_studio(home: Path, place: str) -> None:
     """Its folder, or the one that its pointer names, or the folder of models that its settings name."""
     root = home / LM_STUDIO
+    (home / ".lmstudio").mkdir()
     if place == "moved":
         put(home / ".lmstudio-home-pointer", f"{home}/studio\n".encode())
         root = home / "studio/models/maker/Small-GGUF"
     elif place == "elsewhere":
         put(home / ".lmstudio/settings.json", json.dumps({"downloadsFolder": f"{home}/big"}).encode())
         root = home / "big/maker/Small-GGUF"
+    elif place == "damaged":
+        put(home / ".lmstudio-home-pointer", b" \n")
+        put(home / ".lmstudio/settings.json", b'{"downloadsFolder": ["big"]}')
     q4, _ = put(root / "Small-Q4_K_M.gguf", b"GGUF"), put(root / "mmproj-Small.gguf", b"GGUF")
     names = {"lmstudio:maker/Small-GGUF", "lmstudio:maker/Small-GGUF/Small-Q4_K_M.gguf"}
     assert {path for name in names for path in find_files(name)} == {q4}
@@ -153,6 +157,14 @@ def test_links_are_followed_but_not_in_circles(home: Path, tiny: Mapping[str, Pa
     assert arbitrage(home, *USED, "--draft", name).records[0]["steps"]
 
 
+def test_a_folder_that_cannot_be_read(home: Path) -> None:
+    put(home / ".lmstudio-home-pointer", b"x" * 5000)
+    assert local_files("lmstudio:maker/Small-GGUF") == ()
+    for names in (found_names, lambda: find_files("lmstudio:maker/Small-GGUF")):
+        with pytest.raises(ModelFileError):
+            list(names())
+
+
 def test_a_huge_tree(home: Path) -> None:
     for number in range(2000):
         put(home / f".lmstudio/models/maker/repo-{number}/model.gguf", b"")
@@ -162,6 +174,7 @@ def test_a_huge_tree(home: Path) -> None:
 def test_the_list_shows_what_can_be_used(home: Path, tiny: Mapping[str, Path]) -> None:
     ollama_has(home, f"{OWN}/small/1b", manifest(home, model=tiny["draft"].read_bytes()))
     ollama_has(home, f"{OWN}/broken/latest", b"no JSON")
+    put(home / f"ollama/manifests/{OWN}/small/.DS_Store", b"")
     put(home / LM_STUDIO / "small.gguf", tiny["draft"].read_bytes())
     records = [record for record in arbitrage(home, "models", "list", "--json").records if "model" in record]
     broken, small, copy = records
