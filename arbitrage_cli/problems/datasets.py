@@ -11,8 +11,8 @@ from typing import Any
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.names import HubName
-from arbitrage_cli.problems.lines import read_json_rows
-from arbitrage_cli.problems.rows import Dataset, Form, make_dataset
+from arbitrage_cli.problems.lines import BadLine, read_json_rows
+from arbitrage_cli.problems.rows import MAX_ROWS, Dataset, Form, Row, make_dataset
 from arbitrage_cli.system.files import models_folder
 
 BATCH_ROWS = 256
@@ -20,7 +20,7 @@ MAX_TEXT = 1 << 28  # bytes that a parquet file may declare, and characters that
 MAX_CELLS = 1 << 23
 _PARQUET_MAGIC = b"PAR1"
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-Rows = Iterator[tuple[int, Mapping[str, Any]]]
+Rows = Iterator[tuple[int, Row]]
 
 PUBLISHED: Mapping[str, HubName] = {
     name: HubName(repo, file, kind="dataset")
@@ -95,9 +95,13 @@ def _read(path: Path, name: str, max_rows: int | None = None, **options: Any) ->
         with path.open("rb") as stream:
             is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
             stream.seek(0)
-            read_rows = _parquet_rows if is_parquet else _OTHER_ROWS.get(path.suffix.lower())
-            rows = itertools.islice(read_rows(path) if read_rows else read_json_rows(stream), max_rows)
-            return make_dataset(name, rows, unit="row" if is_parquet else "line", **options)
+            rows: Iterator[tuple[int, Row] | BadLine]
+            if is_parquet:
+                rows = _parquet_rows(path, is_whole=max_rows is None)
+            else:
+                read_rows = _OTHER_ROWS.get(path.suffix.lower())
+                rows = read_rows(path) if read_rows else read_json_rows(stream)
+            return make_dataset(name, itertools.islice(rows, max_rows), unit="row" if is_parquet else "line", **options)
     except (OSError, UnicodeDecodeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise UsageError(f"{path}: cannot be read ({reason})", "check the file, its permissions and its encoding") from error
@@ -124,8 +128,8 @@ def _text_rows(path: Path) -> Rows:
 _OTHER_ROWS: Mapping[str, Callable[[Path], Rows]] = {".csv": _csv_rows, ".txt": _text_rows}
 
 
-def _parquet_rows(path: Path) -> Rows:
-    """Yield the rows of a parquet file and their numbers, one at a time.
+def _parquet_rows(path: Path, *, is_whole: bool) -> Rows:
+    """Yield the rows of a parquet file and their numbers, one at a time. `is_whole` says that all rows will be read.
 
     Strings stay dictionary-encoded until their row is read. Otherwise, a small file that repeats a long cell could fill the
     memory.
@@ -134,6 +138,8 @@ def _parquet_rows(path: Path) -> Rows:
     number = 0
     try:
         metadata = parquet.read_metadata(path)
+        if is_whole and metadata.num_rows > MAX_ROWS:
+            raise _too_large(path, f"{MAX_ROWS:,} rows")
         _check_declared_size(path, metadata)
         columns = map(metadata.schema.column, range(metadata.num_columns))
         texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]

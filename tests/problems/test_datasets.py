@@ -188,13 +188,16 @@ def test_small_parquet_file_with_gigabytes_of_text(tmp_path: Path, field: str) -
     assert (done.returncode, f"{MAX_TEXT:,}" in done.stdout) == (0, True), done.stderr
 
 
-@pytest.mark.parametrize("limit", ["MAX_TEXT", "MAX_CELLS"])
+@pytest.mark.parametrize("limit", ["MAX_TEXT", "MAX_CELLS", "MAX_ROWS"])
 def test_parquet_file_over_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    (tmp_path / "rows.parquet").write_bytes(parquet({"question": "q", "answer": "4"}))
-    assert load_dataset(str(tmp_path / "rows.parquet"), offline=True).items
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet({"question": "q", "answer": "4"}, {"question": "r", "answer": "4"}))
+    assert load_dataset(str(path), offline=True).items
     monkeypatch.setattr(datasets, limit, 1)
     with pytest.raises(UsageError, match="more than 1 "):
-        load_dataset(str(tmp_path / "rows.parquet"), offline=True)
+        load_dataset(str(path), offline=True)
+    if limit == "MAX_ROWS":
+        assert len(load_dataset(str(path), offline=True, max_rows=1).items) == 1
 
 
 def test_a_csv_file_with_a_header(tmp_path: Path) -> None:
