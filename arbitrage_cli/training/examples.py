@@ -155,7 +155,7 @@ def _solution(folder: Path, row: CollectedRow) -> CollectedSolution:
         states = sorted((state_from_json(entry) for entry in row.states), key=lambda state: state.position)
         if [state.position for state in states] != list(range(len(states))):
             raise ValueError("the positions of its states are not consecutive")
-    except (KeyError, ValueError, TypeError) as error:
+    except ValueError as error:
         raise UsageError(f"{folder}: problem {row.id}: {error}", "collect its states again: arbitrage collect") from error
     return CollectedSolution(row.id, row.question, tuple(states), row.status == "done")
 

@@ -9,21 +9,23 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import is_due
+from arbitrage_cli.runs.rows import Count, Record
+from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.training.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
 STATS = ("log_probabilities", "entropies", "margins")
-_COUNTS = ("position", "target_tokens", "target_prefill_tokens")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,61 +120,74 @@ def prefix_of(draft: Step, num_tokens: int) -> Step:
     return replace(draft, text="".join(first.pieces), num_tokens=num_tokens, stop="early", token_stats=first)
 
 
+class StateRow(Record):
+    """A state in a row of `collect`. The token statistics are base64 strings of little-endian float32 numbers."""
+
+    position: Count
+    draft_text: str
+    draft_stop: StepStop
+    pieces: list[str]
+    log_probabilities: str
+    entropies: str
+    margins: str
+    target_text: str
+    draft_reward: float
+    target_reward: float
+    advantage: float
+    kept: ModelRole
+    target_tokens: Count
+    target_prefill_tokens: Count
+    phase: Phase = "answer"
+
+
 def state_to_json(state: State) -> dict[str, Any]:
     """Convert a state to JSON. Raises ValueError if a number in the state is invalid."""
     _check(state)
-    token_stats = state.draft.known_token_stats
-    return {
-        "position": state.position,
-        "draft_text": state.draft.text,
-        "draft_stop": state.draft.stop,
-        "pieces": list(token_stats.pieces),
+    draft, token_stats = state.draft, state.draft.known_token_stats
+    same = (
+        "position",
+        "target_text",
+        "target_tokens",
+        "target_prefill_tokens",
+        "draft_reward",
+        "target_reward",
+        "advantage",
+        "kept",
+    )
+    return StateRow(
+        draft_text=draft.text,
+        draft_stop=draft.stop,
+        pieces=list(token_stats.pieces),
         **{name: base64.b64encode(np.array(getattr(token_stats, name), "<f4").tobytes()).decode("ascii") for name in STATS},
-        "target_text": state.target_text,
-        "draft_reward": state.draft_reward,
-        "target_reward": state.target_reward,
-        "advantage": state.advantage,
-        "kept": state.kept,
-        "target_tokens": state.target_tokens,
-        "target_prefill_tokens": state.target_prefill_tokens,
-        **({"phase": "think"} if state.draft.phase == "think" else {}),
-    }
+        **{name: getattr(state, name) for name in same},
+        **({"phase": draft.phase} if draft.phase == "think" else {}),
+    ).to_dict()
 
 
 def state_from_json(entry: Mapping[str, Any]) -> State:
     """Convert JSON to a state. Raises ValueError if the state is invalid."""
     try:
-        texts = [entry["draft_text"], entry["target_text"], *entry["pieces"]]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("the text of a step in a state is not a string")
-        counts = {name: entry[name] for name in _COUNTS}
-        if not all(isinstance(count, int) and count >= 0 for count in counts.values()):
-            raise ValueError(f"a state has an invalid count: {counts}")
-        if entry["draft_stop"] not in get_args(StepStop):
-            raise ValueError(f"a state has the unknown stop reason {entry['draft_stop']!r}")
-        stats = {name: np.frombuffer(base64.b64decode(entry[name], validate=True), "<f4").tolist() for name in STATS}
-        phase: Phase = "think" if entry.get("phase") == "think" else "answer"
-        token_stats = TokenStats(**stats, pieces=entry["pieces"])
-        num_tokens = len(token_stats.log_probabilities)
-        state = State(
-            draft=Step("draft", entry["draft_text"], num_tokens, Cost(), entry["draft_stop"], token_stats, phase=phase),
-            target_text=entry["target_text"],
-            draft_reward=float(entry["draft_reward"]),
-            target_reward=float(entry["target_reward"]),
-            kept="target" if entry["kept"] == "target" else "draft",
-            **counts,
-        )
-    except KeyError as error:
-        raise ValueError(f"a state lacks the field {error}") from error
-    except (TypeError, OverflowError) as error:
-        raise ValueError(f"a state has a field of the wrong type: {error}") from error
+        row = StateRow.model_validate(entry)
+    except ValidationError as error:
+        raise ValueError(reason_of(error)) from None
+    stats = {name: np.frombuffer(base64.b64decode(getattr(row, name), validate=True), "<f4").tolist() for name in STATS}
+    token_stats = TokenStats(**stats, pieces=row.pieces)
+    num_tokens = len(token_stats.log_probabilities)
+    state = State(
+        row.position,
+        Step("draft", row.draft_text, num_tokens, Cost(), row.draft_stop, token_stats, phase=row.phase),
+        row.target_text,
+        row.draft_reward,
+        row.target_reward,
+        row.kept,
+        row.target_tokens,
+        row.target_prefill_tokens,
+    )
     _check(state)
     return state
 
 
 def _check(state: State) -> None:
-    if not all(map(math.isfinite, (state.draft_reward, state.target_reward))):
-        raise ValueError("a state has a reward that is not finite")
     token_stats = state.draft.known_token_stats
     columns = [getattr(token_stats, name) for name in STATS]
     lengths = {len(column) for column in (*columns, token_stats.pieces)}
