@@ -99,7 +99,8 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
     contents = read_run_folder(path) if (path / RUN).exists() and not options.fresh else None
     results = list(contents.results) if contents else []
     earlier = contents.run if contents and results else None
-    spec = make_spec(request, earlier)
+    at_once = int(request.concurrency) if request.concurrency.isdecimal() else 1
+    spec = make_spec(request, earlier, concurrency=at_once)
     if earlier:
         known = settings_of(spec) | problem_facts(selected.dataset, [item.problem.id for item in selected.items])
         limits = limits_of(request.options, earlier["limits"]["think_tokens"])  # as its models decided

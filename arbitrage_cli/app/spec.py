@@ -35,7 +35,6 @@ from arbitrage_cli.routing.route import (
     make_route,
     parse_route,
     preset_or_budget,
-    presets_in,
     route_or_target_alone,
     stops_early,
 )
@@ -225,7 +224,8 @@ def _routes(
 
     In a resumed run, presets and budgets keep their taus, and steps are stopped early as before.
     """
-    presets = presets_in(request.policies)
+    named_by_user = {preset_or_budget(policy, tau) for policy, tau in request.policies}
+    presets = [name for name in PRESETS if name in named_by_user]
     current = router.named_taus if presets else None
     named = (
         NamedTaus(earlier["named_taus"], earlier["tau_costs"]) if current and earlier and earlier["named_taus"] else current

@@ -79,24 +79,18 @@ def _computed(result: Result, units: Mapping[ModelRole, UnitCosts], scales: Mapp
     return seconds
 
 
-def decoding_factors(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> dict[ModelRole, float]:
-    """Return each model's decoding time per token in this run, divided by its unit cost in run.json."""
-    units = unit_costs_of(run)
-    steps = _by_kind(policies, units)
-    decoded = {role: [step for after in (False, True) for step in steps.get((role, "decode", after), ())] for role in units}
-    return {role: _scale(own, own) for role, own in decoded.items() if own}
-
-
 def token_ratio(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> tuple[float | None, Interval | None]:
     """Return the cost of a decoded target token in draft tokens in this run, with an interval.
 
     Both are None if a model decoded nothing or has no measured unit costs.
     """
-    factors = decoding_factors(run, policies)
-    if not {"draft", "target"} <= factors.keys() or not (costs := PairCosts.of(unit_costs_of(run))):
+    units = unit_costs_of(run)
+    steps = _by_kind(policies, units)
+    decoded = {role: [*steps.get((role, "decode", False), ()), *steps.get((role, "decode", True), ())] for role in units}
+    if not (costs := PairCosts.of(units)) or not all(decoded.values()):
         return None, None
+    factor = _scale(decoded["target"], decoded["target"]) / _scale(decoded["draft"], decoded["draft"])
     low, high = costs.token_ratio_interval
-    factor = factors["target"] / factors["draft"]
     return factor * costs.token_ratio, (factor * low, factor * high)
 
 

@@ -133,11 +133,6 @@ def preset_or_budget(policy: Policy, tau: str | None) -> str | None:
     return name if policy.needs_router and (name in PRESETS or name.endswith("%")) else None
 
 
-def presets_in(parsed: Sequence[ParsedRoute]) -> list[str]:
-    names = (preset_or_budget(policy, tau) for policy, tau in parsed)
-    return list(dict.fromkeys(name for name in names if name and name in PRESETS))
-
-
 def accepts_tau(policy: Policy, tau: str | None) -> bool:
     return policy.has_tau and (policy.needs_router or not (tau in PRESETS or str(tau).endswith("%")))
 

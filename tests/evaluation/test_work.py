@@ -5,15 +5,10 @@ import itertools
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import pytest
-from made_up_runs import DRAFT_TOKEN, TARGET_TOKEN, MadeUp, figures, make_run, results, slow_down
-from made_up_tuning import unit_costs
-
-from arbitrage_cli.evaluation.work import decoding_factors
-from arbitrage_cli.runs.results import results_by_policy
+from made_up_runs import DRAFT_TOKEN, TARGET_TOKEN, MadeUp, figures, make_run, slow_down
 
 ALONE = (("target", None), ("draft", None))
 COLUMNS = (*ALONE, ("entropy", 0.5))
@@ -200,11 +195,3 @@ def test_the_token_ratio_of_a_served_model_is_unknown() -> None:
     made = make_run(10, columns=ALONE)
     run = {**made.run, "unit_costs": {"draft": made.run["unit_costs"]["draft"]}}
     assert figures(run, made.rows)["token_ratio"] is None
-
-
-def test_the_unit_costs_of_a_run_are_compared_with_the_stored_costs() -> None:
-    made = make_run(20, columns=ALONE)
-    stored = {"draft": unit_costs(DRAFT_TOKEN), "target": unit_costs(TARGET_TOKEN / 3)}
-    run = {**made.run, "unit_costs": {role: asdict(costs) for role, costs in stored.items()}}
-    factors = decoding_factors(run, results_by_policy(run, results(made.rows)))
-    assert factors == pytest.approx({"draft": 1.0, "target": 3.0})
