@@ -133,15 +133,6 @@ def test_ungraded_answers_have_no_accuracy(samples: int) -> None:
     assert target["accuracy"] == 0.0
 
 
-def test_skipped_attempts_are_left_out() -> None:
-    made = make_run(6, columns=ALONE)
-    others = [row for row in made.rows if row["policy"] != "draft"]
-    found = figures({**made.run, "skips_attempts": True}, others[:-1])
-    assert ([one["policy"] for one in found["policies"]], found["n"], found["policies"][0]["missing"]) == (["target"], 5, 0)
-    alone = make_run(6, columns=[("draft", None)])
-    assert figures({**alone.run, "skips_attempts": True}, alone.rows)["n"] == 6
-
-
 def test_a_policy_that_advise_stopped_is_compared_on_its_own_problems() -> None:
     """The other policies keep their problems."""
     made = make_run(6, columns=[*ALONE, ("entropy", 0.5)])
@@ -256,17 +247,6 @@ def test_independent_samples_of_a_problem_count_as_attempts() -> None:
     expected = wilson(target["correct"], 800)
     assert expected is not None
     assert high - low == pytest.approx(expected[1] - expected[0], rel=0.1)
-
-
-@pytest.mark.parametrize("samples", [1, 2])
-def test_problems_that_were_not_reached_are_in_no_accuracy(samples: int) -> None:
-    made = make_run(10, columns=TARGET_ONLY, samples=samples)
-    levels = made.run["levels"] | {f"later {number}": 1 for number in range(30)}
-    (target,) = figures({**made.run, "levels": levels}, made.rows)["policies"]
-    assert (target["n"], target["missing"]) == (40 * samples, 30 * samples)
-    (whole,) = made_figures(made)["policies"]
-    assert target["accuracy"] == whole["accuracy"] == target["correct"] / (10 * samples)
-    assert target["accuracy_interval"] == whole["accuracy_interval"]
 
 
 def test_speedup_is_over_what_both_finished() -> None:

@@ -303,10 +303,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, valu
     "changes",
     [
         {"mean": np.zeros(3, np.float32)}, {"units": np.zeros((5, 5), np.float32)}, {"unit_bias": np.zeros(4, np.float32)},
-        {"output": np.zeros((), np.float32)}, {"output_bias": np.zeros(2, np.float32)},
-        {"scale": np.zeros(len(FEATURES), np.float32)}, {"mean": np.zeros(len(FEATURES), np.float64)},
-        {"mean": np.zeros(len(FEATURES), np.int32)}, {"extra": np.zeros(1, np.float32)}, {"mean": None},
-        {"unit_bias": None}, {"units": None},
+        {"output": np.zeros((), np.float32)}, {"scale": np.zeros(len(FEATURES), np.float32)},
+        {"mean": np.zeros(len(FEATURES), np.float64)}, {"extra": np.zeros(1, np.float32)}, {"unit_bias": None},
     ],
 )  # fmt: skip
 def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[str, NDArray[Any] | None]) -> None:
@@ -319,9 +317,8 @@ def test_arrays_of_another_shape_are_refused(tmp_path: Path, changes: Mapping[st
     "changes",
     [
         {"features": [*FEATURES[:-1], "horoscope"]}, {"features": [*FEATURES[:-1], FEATURES[0]]},
-        {"features": [*FEATURES[:-1], 7]}, {"features": "tokens"}, {"hidden_size": 6}, {"pairs": [7]},
-        {"pairs": [{"draft": DRAFT}]}, {"taus": []}, {"surprise": 1}, {"metrics": ...}, {"data": {}},
-        {"data": {"step_end": "\n"}}, {"data": {"step_end": {"separator": 7}}},
+        {"features": "tokens"}, {"hidden_size": 6}, {"pairs": [{"draft": DRAFT}]}, {"metrics": ...}, {"data": {}},
+        {"data": {"step_end": {"separator": 7}}},
     ],
 )  # fmt: skip
 def test_card_that_makes_no_sense_is_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:

@@ -69,20 +69,14 @@ def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share
     "changes",
     [
         {"entropies": "!"},
-        {"entropies": "AAA"},
-        {"entropies": [1.0]},
         {"entropies": "AADAfwAAwH8="},  # NaN
         {"entropies": "AACAPw=="},  # one number of two
         {"margins": "", "log_probabilities": "", "entropies": "", "pieces": []},
         {"pieces": ["1"]},
-        {"pieces": [1, 2]},
         {"draft_stop": "tired"},
         {"draft_reward": float("nan")},
-        {"draft_reward": None},
-        {"target_reward": float("inf")},
         {"position": -1},
         {"target_tokens": 1.5},
-        {"target_tokens": "7"},
     ],
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
