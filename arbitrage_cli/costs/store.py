@@ -4,6 +4,7 @@ The file is a cache: what cannot be read is ignored, and measured again. A measu
 one set of loading options. The file may contain measurements from several machines, because home folders may be shared.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -73,12 +74,12 @@ class Tuned:
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
-            raise ValueError(f"threads: {self.threads}")
+            raise ValueError(f"{self.threads} threads")
         batches, prefill = self.costs.batches, (self.costs.prefill_token, self.costs.prefill_call)
         if min(batches) < LEAST_SECONDS or max(*batches, *prefill) > MOST_SECONDS or list(batches) != sorted(batches):
-            raise ValueError(f"costs: {self.costs}")
+            raise ValueError("token costs out of range")
         if self.age < timedelta(days=-1):
-            raise ValueError(f"created: {self.created}")
+            raise ValueError("created in the future")
 
     @property
     def key(self) -> tuple[Machine, str, Loading]:
@@ -86,7 +87,8 @@ class Tuned:
 
     @property
     def age(self) -> timedelta:
-        return datetime.now(UTC) - datetime.fromisoformat(self.created).astimezone()
+        created = datetime.fromisoformat(self.created)
+        return datetime.now(UTC) - (created if created.tzinfo else created.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,8 @@ def update_cache(path: Path, change: Callable[[Cache], Cache]) -> None:
     """Replace the content of the file. Raises OutputError if the file cannot be written."""
     with os_errors(OutputError, f"{path}: cannot be written", "make the folder writable"):
         make_folder(path.parent)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")
         with path.with_name("lock").open("a+") as lock:
             _wait_for(lock)
             content = asdict(change(read_cache(path)))

@@ -232,6 +232,14 @@ def test_a_damaged_file_counts_as_empty(tmp_path: Path, content: str | dict[str,
     assert len(read_cache(path, pytest.fail).tuned) == 1
 
 
+def test_a_pipe_in_place_of_the_file_blocks_nothing(tmp_path: Path) -> None:
+    path, notes = tmp_path / "tuned.json", list[str]()
+    os.mkfifo(path)
+    assert (read_cache(path, notes.append), len(notes)) == (Cache(), 1)
+    with pytest.raises(OutputError):
+        keep_tuned(path, [])
+
+
 def disturbed(decode: Seconds, batch: float = 1.0) -> str | None:
     """The fault of a measurement in which each token of a batch takes this many seconds."""
     backend = Slow(decode, lambda threads: batch)
