@@ -81,21 +81,17 @@ class Collected:
         prefix's index among the chosen states and its token count.
         """
         rank = np.cumsum(chosen) - 1  # the index of a state among the chosen states
-        rows: list[Floats] = []
-        states: list[int] = []
-        lengths: list[float] = []
+        found: list[tuple[Floats, int, int]] = []
         start = 0
         for solution in self.solutions:
             end = start + len(solution.states)
-            prefixes = prefixes_of(solution.question, solution.states) if chosen[start:end].any() else ()
-            for index, num_tokens, row in prefixes:
-                if chosen[start + index]:
-                    rows.append(row)
-                    states.append(int(rank[start + index]))
-                    lengths.append(num_tokens)
+            if chosen[start:end].any():
+                prefixes = prefixes_of(solution.question, solution.states)
+                found += [(row, rank[start + index], count) for index, count, row in prefixes if chosen[start + index]]
             start = end
-        features = np.array(rows, np.float32).reshape(-1, len(FEATURES))
-        return features, np.array(states, np.int64), np.array(lengths, np.float64)
+        features, states, lengths = zip(*found, strict=True) if found else ((), (), ())
+        rows = np.array(features, np.float32).reshape(-1, len(FEATURES))
+        return rows, np.array(states, np.int64), np.array(lengths, np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
