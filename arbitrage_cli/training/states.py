@@ -145,23 +145,16 @@ def state_to_json(state: State) -> dict[str, Any]:
     _check(state)
     draft, token_stats = state.draft, state.draft.known_token_stats
     same = (
-        "position",
-        "target_text",
-        "target_tokens",
-        "target_prefill_tokens",
-        "draft_reward",
-        "target_reward",
-        "advantage",
-        "kept",
+        *("position", "target_text", "target_tokens", "target_prefill_tokens"),
+        *("draft_reward", "target_reward", "advantage", "kept"),
     )
-    return StateRow(
-        draft_text=draft.text,
-        draft_stop=draft.stop,
-        pieces=list(token_stats.pieces),
-        **{name: base64.b64encode(np.array(getattr(token_stats, name), "<f4").tobytes()).decode("ascii") for name in STATS},
-        **{name: getattr(state, name) for name in same},
-        **({"phase": draft.phase} if draft.phase == "think" else {}),
-    ).to_dict()
+    found: dict[str, Any] = {name: getattr(state, name) for name in same}
+    found |= {"draft_text": draft.text, "draft_stop": draft.stop, "pieces": list(token_stats.pieces)}
+    found |= {
+        name: base64.b64encode(np.array(getattr(token_stats, name), "<f4").tobytes()).decode("ascii") for name in STATS
+    }
+    found |= {"phase": draft.phase} if draft.phase == "think" else {}
+    return StateRow(**found).to_dict()
 
 
 def state_from_json(entry: Mapping[str, Any]) -> State:
