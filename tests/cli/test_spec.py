@@ -1,5 +1,6 @@
 """`Spec`: a command line, resolved without loading a model."""
 
+import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ import pytest
 from cli import pair_named_mine
 from small_routers import write_router
 
+from arbitrage_cli.app import costs
 from arbitrage_cli.app.model_choice import NamedModels, choose_models
 from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
+from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import Request, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.spec import Run, Spec, advised_pair, make_spec
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
@@ -208,3 +211,16 @@ def test_collecting_needs_a_source_of_rewards() -> None:
     assert (spec.reward, spec.request.concurrency, list(spec.sources)) == ("rollout", "8", ["draft", "target"])
     with pytest.raises(UsageError, match="process reward model"):
         resolved(ask_to_collect(SCRIPTED, MATH, CollectOptions()))
+
+
+@pytest.mark.parametrize(("threads", "free", "noted"), [(2, 1, ["--threads 1"]), (2, 2, []), (1, 1, [])])
+def test_a_busy_machine_is_noted_before_a_run_with_several_threads(
+    monkeypatch: pytest.MonkeyPatch, threads: int, free: int, noted: list[str]
+) -> None:
+    notes = list[str]()
+    display = LogDisplay(logging.getLogger("arbitrage.test"))
+    monkeypatch.setattr(display, "note", notes.append)
+    monkeypatch.setattr(costs, "free_cores", lambda: free)
+    costs.warn_of_load(single("threads", models=Options(), threads=threads), display)
+    assert [words for words in noted if words in " ".join(notes)] == noted
+    assert len(notes) == len(noted)

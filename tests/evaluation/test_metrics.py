@@ -148,7 +148,7 @@ def test_attempts_cut_at_a_limit_are_counted() -> None:
     made = figures_of([failed(rows[0]), *rows[1:]])
     assert made["policies"][0]["cut"] == 4
     assert sum(level["cut"] for level in made["policies"][0]["by_level"].values()) == 4
-    for flag, count in (("--ctx", 1), ("max-steps", 1), ("--max-tokens", 2)):
+    for flag, count in (("--ctx", 1), ("--max-steps", 1), ("--max-tokens", 2)):
         (note,) = [note for note in made["notes"] if f"raise {flag}" in note]
         assert f"{count} of 5 attempts" in note
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,28 @@ def test_memory(root: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, st
     monkeypatch.setattr(os, "sysconf", lambda name: 1024)
     write(root, files)
     assert (machine.total_memory(), machine.available_memory()) == (total, available)
+
+
+@pytest.mark.parametrize(
+    ("busy", "free"),
+    [((0, 0, 0, 0), 4), ((1, 1, 0, 0), 2), ((0, 0, 0.3, 0), 4), ((1, 1, 1, 1), 1), (None, 3)],
+    ids=["idle", "two taken", "hardly used", "all taken", "no /proc"],
+)
+def test_cores_that_other_programs_use_are_not_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: tuple[float, ...] | None, free: int
+) -> None:
+    """The process may use processors 0 to 3 of 8, whose ticks are read twice. Others may be busy."""
+    monkeypatch.setattr(machine, "LOAD", tmp_path / "stat")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 2.0, 3.0))
+    ticks = machine.LOOK_SECONDS * os.sysconf("SC_CLK_TCK")
+
+    def tell(share: float) -> None:
+        rows = [
+            f"cpu{number} {int(share * one * ticks)} 0 0 900 50 0 0 0" for number, one in enumerate((*(busy or ()), 1, 1))
+        ]
+        (tmp_path / "stat").write_text("\n".join(["cpu 1 2 3 4", *rows]) if busy else "")
+
+    tell(0.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: tell(1.0))
+    assert machine.free_cores() == free
