@@ -1,5 +1,6 @@
 """The program as a library: `open_pair`, on the scripted models and on the built-in pair."""
 
+import contextlib
 import json
 import os
 import re
@@ -375,6 +376,18 @@ def test_advice_is_found_with_the_models_of_the_pair(tmp_path: Path, monkeypatch
         with pytest.raises(UsageError):
             pair.advise([{"text": "no question"}])
         assert len(list(pair.solve_many(["What is 5 + 6?"] * 2))) == 2
+
+
+def test_an_interrupt_after_an_advice_leaves_the_pair_open(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with scripted() as pair:
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr("arbitrage_cli.app.pair.open_session", interrupted)  # while the models are loaded again
+            pair.advise([QUESTION], minutes=1)
+            pair.solve(QUESTION)
+        assert pair.solve(QUESTION).answer == ANSWER
 
 
 def test_advice_is_based_on_a_sample_of_all_questions(home: Path) -> None:

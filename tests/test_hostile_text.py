@@ -10,8 +10,7 @@ from cli import MODELS, Terminal, accept, decide, escalate, finish, flat, make_t
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.app.benchmark import Standing
-from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress, Standing
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import safe

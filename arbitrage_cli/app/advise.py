@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.app.bench_run import BenchRun, Pace, measure, plan_run
-from arbitrage_cli.app.benchmark import Attempt
+from arbitrage_cli.app.bench_run import BenchRun
+from arbitrage_cli.app.benchmark import Pace
+from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.model_choice import NamedModels
 from arbitrage_cli.app.model_info import prediction_hint
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
@@ -22,7 +23,6 @@ from arbitrage_cli.app.selection import Selection, default_folder, draw_sample, 
 from arbitrage_cli.app.sentences import alone, sentence
 from arbitrage_cli.app.session import open_session
 from arbitrage_cli.app.spec import advised_pair
-from arbitrage_cli.app.stored_run import open_run
 from arbitrage_cli.costs.prices import Prices, parse_prices
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
@@ -50,6 +50,7 @@ from arbitrage_cli.problems.tasks import FORMS
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU
+from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.system.files import user_folder
 
@@ -159,20 +160,18 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
         if files and (hint := prediction_hint(read_facts(files))):
             display.note(hint)
     path = request.folder or default_folder(request.selected.dataset.name, asked.named.names, prefix="advise--")
-    with open_run(path, display, fresh=request.fresh) as folder:
-        is_new = request.minutes >= MIN_MINUTES and not folder.rows
+    with RunFolder(path, fresh=request.fresh) as folder:
+        is_new = request.minutes >= MIN_MINUTES and not folder.statuses
         max_age, limit = MAX_AGE if is_new else timedelta.max, COSTS_TIME * 60 * request.minutes
         with open_session(asked, display, folder.earlier, max_age=max_age, limit=limit) as session:
             # In a pseudo-random order, the first problems are a representative sample.
             drawn = sorted(request.selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
-            run = plan_run(session, replace(request.selected, items=drawn), folder)
-            title, manifest = f"advise {request.selected.title}", {**run.manifest, **SKIPS}
-            ordered = sorted(run.todo.together, key=lambda attempt: not _is_first(attempt))
-            run = replace(run, title=title, todo=replace(run.todo, together=ordered), manifest=manifest)
+            run = BenchRun(session, replace(request.selected, items=drawn), folder, display, name="advise", **SKIPS)
+            run.todo.sort(key=lambda attempt: not _is_first(attempt))
             pace = AdvicePace(run, ends, request.prices)
             with offering_to_resume(display, lambda error: run.how_to_resume):
-                if any(map(pace.is_needed, run.todo.all)):
-                    measure(run, display, pace)
+                if any(map(pace.is_needed, run.todo)):
+                    run.measure(pace)
             found, decided = pace.judged()
     _store(advised_pair(asked), decided.route, display)
     return Advice(decided, found, _command(request, decided.route))
@@ -217,7 +216,7 @@ class AdvicePace(Pace):
         if self._decided.is_final or self.seconds_left() <= 0:
             return False
         hopeless = {one.route for one in self._decided.candidates if one.confidence < HOPELESS}
-        can_compare = attempt.block >= FIRST or (attempt.item.problem.id, 0, "target", None) in self._run.folder.statuses
+        can_compare = attempt.block >= FIRST or (attempt.id, 0, "target", None) in self._run.folder.statuses
         return _is_first(attempt) or (can_compare and attempt.route.name not in hopeless)
 
     def seconds_for(self) -> float:
@@ -235,7 +234,7 @@ class AdvicePace(Pace):
     def judged(self) -> tuple[dict[str, Any], Verdict]:
         """Return the figures and the verdict on the attempts so far."""
         run = {**(self._run.folder.run or self._run.manifest), **SKIPS}
-        found = figures(run, self._run.folder.results, prices=self._prices)
+        found = figures(run, self._run.results, prices=self._prices)
         decided = verdict(found, expected_effects(run))
         if decided is None:
             raise DefectError("advise has no policy to compare")

@@ -1,4 +1,4 @@
-"""Runs policies side by side and measures the time of each attempt.
+"""Plans the attempts of a benchmark, and measures the time of each attempt.
 
 All policies solve a block of problems before the next block begins. The order of the policies is random in each block, so a
 slowdown of the machine affects all policies, and no policy always follows the same other policy. A block is a single problem
@@ -7,15 +7,16 @@ or, if several problems are solved at once, a few problems for each slot.
 
 import contextlib
 import itertools
+import math
 import random
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
+from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.arbitrage import Flow, Request, Scorer, WriteStep
-from arbitrage_cli.errors import DefectError, InterruptedRunError, ProblemError
+from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, Writer
@@ -24,50 +25,16 @@ from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.records import Key, attempt_error, tau_in_json
-from arbitrage_cli.runs.results import Result, SampleKey
-from arbitrage_cli.runs.rows import AttemptRow, CollectedRow
+from arbitrage_cli.runs.records import attempt_error
+from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.runs.summary import tally_of
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
-NO_TIMES: Mapping[str, float | None] = MappingProxyType({"router": 0.0})
 ROUNDS = 4  # the number of problems in a block per slot
 
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
 """Grades a solution's text against `Item.gold`. Raises ProblemError if the grader fails."""
 WritersFor = Callable[[Route, int], Mapping[ModelRole, Writer]]
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One attempt to solve a problem. Consecutive attempts with the same block, sample and route run together."""
-
-    item: Item
-    sample: int
-    route: Route
-    block: int = 0
-
-    @property
-    def key(self) -> Key:
-        return self.item.problem.id, self.sample, self.route.policy.name, tau_in_json(self.route.tau)
-
-
-@dataclass(frozen=True, slots=True)
-class Began:
-    """The beginning of an attempt."""
-
-    attempt: Attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The end of an attempt, and its row."""
-
-    attempt: Attempt
-    row: AttemptRow | CollectedRow
-
-
-RunEvent = Began | Event | Ended
 
 
 def plan(items: Sequence[Item], routes: Sequence[Route], samples: int, concurrency: int = 1) -> list[Attempt]:
@@ -88,78 +55,67 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """Runs attempts, up to `concurrency` at a time.
+class Pace:
+    """Decides which attempts are made and how long each may take. By default, the limit is `timeout` seconds."""
 
-    Sample k uses the seed `seed + k`. `seconds_for` returns the time limit of the next attempt, or None. `timer` measures
-    the time spent on scores and in the program itself. Attempts for which `is_needed` is false are skipped.
+    def __init__(self, timeout: float | None = None) -> None:
+        self._timeout = timeout
+
+    def is_needed(self, attempt: Attempt) -> bool:
+        return True
+
+    def seconds_for(self) -> float | None:
+        """Return the time limit of the next attempt, or None."""
+        return self._timeout
+
+    def seconds_left(self) -> float:
+        return math.inf
+
+    def keeps(self, row: AttemptRow) -> bool:
+        """Return whether the row of an attempt is stored."""
+        return True
+
+
+@dataclass(slots=True)
+class Bench:
+    """Makes attempts, up to `concurrency` at a time.
+
+    Sample k uses the seed `seed + k`. `timer` measures the time spent on scores and in the program itself.
     """
 
     writers_for: WritersFor
     grade: GradeSolution
     limits: Limits
     seed: int
-    seconds_for: Callable[[], float | None] = lambda: None
+    pace: Pace = field(default_factory=Pace)
     scorer_for: Callable[[Policy], Scorer | Checker | None] = lambda policy: None
     rater_for: Callable[[Policy], Rater | None] = lambda policy: None
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer
     clock: Callable[[], float] = time.perf_counter
     timer: Callable[[], float] = time.perf_counter
-    is_needed: Callable[[Attempt], bool] = lambda attempt: True
     refusals: Refusals = field(default_factory=Refusals)
+    _timings: "dict[str, _Timing]" = field(default_factory=dict)  # by problem
 
-    def run(self, attempts: Iterable[Attempt]) -> Generator[RunEvent, None, None]:
-        """Run the attempts. A ProblemError is recorded in the attempt's row; other errors end the run."""
-        for _, together in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.route)):
-            if needed := [attempt for attempt in together if self.is_needed(attempt)]:
-                yield from self._solve_block(needed)
-
-    def _solve_block(self, block: Sequence[Attempt]) -> Iterator[RunEvent]:
-        route, sample = block[0].route, block[0].sample
-        scorer, writers = self.scorer_for(route.policy), self.writers_for(route, sample)
-        in_flight = {attempt.item.problem.id: _InFlight(attempt, self.timer) for attempt in block}
-
-        def make_flow(trace: Trace) -> Flow:
-            return in_flight[trace.problem.id].follow(route.flow(trace, self.seed + sample, scorer))
-
+    def solve(self, attempts: Iterator[Attempt]) -> Generator[Event, None, None]:
+        """Make the needed attempts, which have the same sample and route."""
+        needed = filter(self.pace.is_needed, attempts)
+        if (first := next(needed, None)) is None:
+            return
+        writers, scorer = self.writers_for(first.route, first.sample), self.scorer_for(first.route.policy)
         scheduler = Scheduler(
             writers,
             concurrency=self.concurrency,
-            rater=self.rater_for(route.policy),
+            rater=self.rater_for(first.route.policy),
             speculator=as_speculator(writers.get("draft")),
         )
-        jobs = (Job(attempt.item.problem, make_flow, self.limits, self._deadline()) for attempt in block)
+        jobs = (self._job(attempt, scorer) for attempt in itertools.chain([first], needed))
         with contextlib.closing(scheduler.run(jobs, refusals=self.refusals)) as events:
-            yield from self._follow(events, in_flight)
-        if in_flight:
-            raise DefectError("the scheduler lost a problem")
+            yield from self._timed(events)
 
-    def _deadline(self) -> Deadline | None:
-        seconds = self.seconds_for()
-        return Deadline(self.clock() + seconds, seconds, self.clock) if seconds is not None else None
-
-    def _follow(self, events: Iterator[Event], in_flight: dict[str, "_InFlight"]) -> Iterator[RunEvent]:
-        for event, now, timed in self._timed(events):
-            current = in_flight[event.trace.problem.id]
-            if isinstance(event, Started):
-                current.began, current.timer_began = now, timed
-                yield Began(current.attempt)
-            yield event
-            if isinstance(event, Finished):
-                if isinstance(event.error, InterruptedRunError):
-                    raise event.error
-                del in_flight[event.trace.problem.id]
-                program_seconds = current.program_seconds(event, timed) if self.concurrency == 1 else None
-                times = {"router": current.router_seconds, "program": program_seconds}
-                yield Ended(current.attempt, self.row(current.attempt, event, times, now - current.began))
-
-    def row(
-        self, attempt: Attempt, finished: Finished, times: Mapping[str, float | None] = NO_TIMES, seconds: float = 0.0
-    ) -> AttemptRow:
-        """Return the row of an attempt, with the seconds of the router and the program, and of the whole attempt."""
+    def row(self, attempt: Attempt, finished: Finished) -> AttemptRow:
         item, grade = attempt.item, None
+        timing = self._timings.pop(attempt.id, None) or _Timing(self.timer)
         if not attempt_error(finished):
             try:
                 grade = self.grade(finished.trace.text, item.gold)
@@ -168,17 +124,27 @@ class Bench:
         return AttemptRow.of(
             finished,
             attempt.route,
-            times,
+            {"router": timing.router_seconds, "program": timing.program_seconds if self.concurrency == 1 else None},
             sample=attempt.sample,
             level=item.level,
             gold=dict(item.gold),
             grade=grade,
             answer=self.find_answer(finished.trace.text),
-            wall_seconds=seconds,
+            wall_seconds=timing.seconds,
         )
 
-    def _timed(self, events: Iterator[Event]) -> Iterator[tuple[Event, float, float]]:
-        """Yield each event with the elapsed seconds by `clock` and by `timer`, without the caller's time."""
+    def _job(self, attempt: Attempt, scorer: Scorer | Checker | None) -> Job:
+        timing = self._timings[attempt.id] = _Timing(self.timer)
+
+        def make_flow(trace: Trace) -> Flow:
+            return timing.follow(attempt.route.flow(trace, self.seed + attempt.sample, scorer))
+
+        seconds = self.pace.seconds_for()
+        deadline = None if seconds is None else Deadline(self.clock() + seconds, seconds, self.clock)
+        return Job(attempt.item.problem, make_flow, self.limits, deadline)
+
+    def _timed(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Yield the events, and measure by `clock` and by `timer` without the caller's time."""
         now = timed = 0.0
         while True:
             began, timer_began = self.clock(), self.timer()
@@ -187,16 +153,30 @@ class Bench:
             now += self.clock() - began
             if event is None:
                 return
-            yield event, now, timed
+            if isinstance(event, Started):
+                self._timings[event.trace.problem.id].begin(now, timed)
+            elif isinstance(event, Finished):
+                self._timings[event.trace.problem.id].end(event, now, timed)
+            yield event
 
 
 @dataclass(slots=True)
-class _InFlight:
-    attempt: Attempt
+class _Timing:
+    """The time of an attempt, in seconds. `router_seconds` is the time in which the policy scored steps and decided."""
+
     timer: Callable[[], float]
-    began: float = 0.0  # seconds since the start of the block
-    timer_began: float = 0.0
-    router_seconds: float = 0.0  # time in which the policy scored steps and decided, without model time
+    seconds: float = 0.0
+    router_seconds: float = 0.0
+    program_seconds: float | None = None  # outside the models and the policy
+    _began: tuple[float, float] = (0.0, 0.0)
+
+    def begin(self, now: float, timed: float) -> None:
+        self._began = now, timed
+
+    def end(self, finished: Finished, now: float, timed: float) -> None:
+        model_seconds = tally_of(finished).seconds
+        self.seconds = now - self._began[0]
+        self.program_seconds = max(0.0, timed - self._began[1] - model_seconds - self.router_seconds)
 
     def follow(self, flow: Flow) -> Flow:
         """Yield a flow's requests, and measure the time from each response to the next request."""
@@ -212,11 +192,6 @@ class _InFlight:
                     self.router_seconds += self.timer() - began
                 answer = yield self._with_timed_scores(request)
 
-    def program_seconds(self, finished: Finished, timed: float) -> float:
-        """Return the seconds outside the models and the policy."""
-        model_seconds = tally_of(finished).seconds
-        return max(0.0, timed - self.timer_began - model_seconds - self.router_seconds)
-
     def _with_timed_scores(self, request: Request) -> Request:
         if not isinstance(request, WriteStep) or request.early_stop is None:
             return request
@@ -229,65 +204,3 @@ class _InFlight:
             return score
 
         return replace(request, early_stop=replace(request.early_stop, score_of=timed))
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A policy's progress: attempt counts, and the total seconds of the finished attempts."""
-
-    label: str
-    planned: int
-    tried: int
-    done: int
-    correct: int | None = None
-    seconds: float | None = None
-    speedup: float | None = None  # over the target alone on the same problems, if problems are solved one at a time
-
-
-@dataclass(slots=True)
-class _Sums:
-    tried: set[SampleKey] = field(default_factory=set)
-    done: dict[SampleKey, float] = field(default_factory=dict)  # the wall-clock seconds
-    correct: int = 0
-    seconds: float = 0.0
-    shared: float = 0.0  # of the attempts that the target finished too
-    shared_target: float = 0.0  # the target's time for these attempts
-
-
-class Standings:
-    """Tracks the progress of all policies. Each policy has `planned` attempts."""
-
-    def __init__(self, routes: Sequence[Route], planned: int, concurrency: int = 1) -> None:
-        self._planned = planned
-        self._concurrency = concurrency
-        self._sums = {route: _Sums() for route in routes}
-        self._target = next((sums for route, sums in self._sums.items() if route.policy.name == "target"), None)
-
-    def add(self, route: Route, result: Result) -> None:
-        sums, key = self._sums[route], result.key
-        sums.tried.add(key)
-        if result.seconds is None:
-            return
-        sums.done[key] = result.seconds
-        sums.correct += result.is_correct
-        sums.seconds += result.seconds
-        for compared in self._sums.values() if sums is self._target else (sums,):
-            if self._target is not None and key in compared.done and key in self._target.done:
-                compared.shared += compared.done[key]
-                compared.shared_target += self._target.done[key]
-
-    def now(self) -> list[Standing]:
-        return [self._standing(route, sums) for route, sums in self._sums.items()]
-
-    def _standing(self, route: Route, sums: _Sums) -> Standing:
-        speedup = sums.shared_target / sums.shared if self._concurrency == 1 and sums.shared > 0 else None
-        counts = self._planned, len(sums.tried), len(sums.done), sums.correct
-        return Standing(route.label, *counts, sums.seconds, speedup)
-
-    def seconds_left(self, waiting: Mapping[Route, int]) -> float | None:
-        """Estimate the seconds needed for the remaining attempts, or return None if no attempt has finished yet."""
-        means = {route: sums.seconds / len(sums.done) for route, sums in self._sums.items() if sums.done}
-        if not means:
-            return None
-        overall = sum(means.values()) / len(means)
-        return sum(count * means.get(route, overall) for route, count in waiting.items()) / self._concurrency

@@ -8,15 +8,25 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import ServingEvent
 
-if TYPE_CHECKING:  # NumPy is slow to import
-    from arbitrage_cli.app.benchmark import Standing
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A policy's progress: attempt counts, and the total seconds of the finished attempts."""
+
+    label: str
+    planned: int
+    tried: int
+    done: int
+    correct: int | None = None
+    seconds: float | None = None
+    speedup: float | None = None  # over the target alone on the same problems, if problems are solved one at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +36,7 @@ class RunProgress:
     title: str
     finished: int
     planned: int
-    standings: "Sequence[Standing]"
+    standings: Sequence[Standing]
     seconds_left: float | None = None
 
 
@@ -100,14 +110,9 @@ class LogDisplay:
     def note(self, text: str) -> None:
         self._log.warning("%s", text)
 
-    def loading(self, activity: str, fraction: float) -> None: ...
-    def fetching(self, progress: FileProgress) -> None: ...
-    def remind(self, text: str) -> None: ...
-    def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None: ...
-    def handle(self, event: Shown) -> None: ...
-    def end(self) -> None: ...
-    def result(self, text: str) -> None: ...
-    def close(self) -> None: ...
+    def _ignore(self, *args: Any, **options: Any) -> None: ...
+
+    loading = fetching = remind = begin = handle = end = result = close = _ignore
 
 
 @contextlib.contextmanager

@@ -41,8 +41,8 @@ def collect(
     from arbitrage_cli.app.request import ask_to_collect
     from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.app.session import open_session
-    from arbitrage_cli.app.stored_run import open_run
     from arbitrage_cli.problems.tasks import find_task
+    from arbitrage_cli.runs.folder import RunFolder
     from arbitrage_cli.runs.records import COLLECT
 
     with contextlib.ExitStack() as stack:
@@ -51,7 +51,7 @@ def collect(
         task = permitted(find_task(options.task or selected.dataset.task), problems.run_code)
         request = ask_to_collect(options, task, collect)
         path = collect.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
-        folder = stack.enter_context(open_run(path, display, kind=COLLECT, fresh=collect.fresh))
+        folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
         session = stack.enter_context(
             open_session(request, display, folder.earlier, most=len(selected.items), rollouts=collect.rollouts)
         )
@@ -60,7 +60,7 @@ def collect(
             collection.run()
         display.close()
     name = shlex.quote(str(path))
-    status = "" if collection.has_grown else "nothing to do: "
-    found = f"{formatting.count(collection.num_states, 'state')} from {formatting.count(collection.num_problems, 'problem')}"
+    status = "" if collection.todo else "nothing to do: "
+    found = f"{formatting.count(collection.num_states, 'state')} from {formatting.count(len(collection.held), 'problem')}"
     say(f"{status}{name} has {found}; to train a router: arbitrage train {name} -o router.safetensors", output)
-    return SOME_FAILED if collection.has_errors else 0
+    return SOME_FAILED if collection.num_errors else 0

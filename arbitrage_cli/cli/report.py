@@ -15,7 +15,7 @@ from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_displ
 from arbitrage_cli.cli.permission import permitted
 from arbitrage_cli.display.text import width_of, wrapped, write
 from arbitrage_cli.errors import OutputError, UsageError, os_errors
-from arbitrage_cli.runs.folder import has_run, read_run_folder
+from arbitrage_cli.runs.folder import RunFolder, has_run, read_run_folder
 from arbitrage_cli.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def report(
 ) -> None:
     """Show the figures of a run as a table. With -o FILE.html, write an HTML page with charts and all traces.
 
-    Without a run, list the runs, newest first. If rows of the run are damaged, the exit code is 5, and the error says how to
-    repair the run.
+    Without a run, list the runs, newest first. Damaged rows are skipped, with a warning that names them.
 
     \b
     Examples:
@@ -58,7 +57,8 @@ def report(
       arbitrage report runs/builtin--builtin --regrade
     """
     if run is None or not has_run(run):
-        _list(run, as_json=figures.json_line, is_only_list=explicit <= LIST_OPTIONS)
+        with command_display(output):
+            _list(run, as_json=figures.json_line, is_only_list=explicit <= LIST_OPTIONS)
         return
     if run_code and not regrade and "run_code" in explicit:
         raise UsageError("--run-code is used only with --regrade", "omit it, or add --regrade")
@@ -67,14 +67,15 @@ def report(
         _check_name(page)
     if regrade:
         _regrade(run, run_code, output)
-    contents = read_run_folder(run)
-    if page:
-        _write_page(page, contents, figures)
-        say(f"wrote {page}", output)
-        if opens and not webbrowser.open(page.resolve().as_uri()):
-            typer.echo(f"no browser found; open {page}", err=True)
-    if page is None or figures.json_line:
-        show_figures(contents.run, contents.results, figures)
+    with command_display(output):
+        contents = read_run_folder(run)
+        if page:
+            _write_page(page, contents, figures)
+            say(f"wrote {page}", output)
+            if opens and not webbrowser.open(page.resolve().as_uri()):
+                typer.echo(f"no browser found; open {page}", err=True)
+        if page is None or figures.json_line:
+            show_figures(contents.run, contents.results, figures)
 
 
 @command()
@@ -90,9 +91,10 @@ def compare(first: Run, second: Run, *, json_line: bool = False, explain: bool =
     from arbitrage_cli.display import table
     from arbitrage_cli.evaluation import comparison  # NumPy is slow to import
 
-    before, after = read_run_folder(first), read_run_folder(second)
-    names = {"runs": [str(first), str(second)]}
-    compared = names | comparison.compare_runs(before.run, before.results, after.run, after.results)
+    with command_display(OutputOptions(debug=debug)):
+        before, after = read_run_folder(first), read_run_folder(second)
+        names = {"runs": [str(first), str(second)]}
+        compared = names | comparison.compare_runs(before.run, before.results, after.run, after.results)
     if json_line:
         write_json(compared)
     else:
@@ -141,11 +143,11 @@ def _list(folder: Path | None, *, as_json: bool, is_only_list: bool) -> None:
 
 
 def _regrade(run: Path, run_code: str | None, output: OutputOptions) -> None:
-    from arbitrage_cli.app.stored_run import open_run, regrade
+    from arbitrage_cli.app.regrade import regrade
     from arbitrage_cli.display.facts import grade_change
     from arbitrage_cli.problems.tasks import find_task
 
-    with command_display(output) as display, open_run(run, display) as folder:
+    with command_display(output) as display, RunFolder(run) as folder:
         task = permitted(find_task((folder.run or {}).get("task")), run_code)
         for before, now in regrade(folder, task):
             if not output.quiet:

@@ -12,7 +12,7 @@ import typer
 from arbitrage_cli.app.options import LoadingOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
-from arbitrage_cli.cli.output import OutputOptions, say, write_json
+from arbitrage_cli.cli.output import OutputOptions, command_display, say, write_json
 from arbitrage_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,15 +77,16 @@ def train(
     def report(text: str) -> None:
         say(text, output)
 
-    if training.source:
-        if unused := {"test", "seed"} & explicit:
-            raise UsageError(
-                f"--{min(unused)} has no effect with --from",
-                "omit this option, because recalibration does not train the router",
+    if training.source and (unused := {"test", "seed"} & explicit):
+        hint = "omit this option, because recalibration does not train the router"
+        raise UsageError(f"--{min(unused)} has no effect with --from", hint)
+    with command_display(output):
+        if training.source:
+            router = with_new_presets(training.source, runs, loading, name=name, on_progress=report)
+        else:
+            router = train_router(
+                runs, training.test or [], name=name, command=command, seed=training.seed, on_progress=report
             )
-        router = with_new_presets(training.source, runs, loading, name=name, on_progress=report)
-    else:
-        router = train_router(runs, training.test or [], name=name, command=command, seed=training.seed, on_progress=report)
     save(router, output_file)
     _show(router, as_json=json_line, explain=training.explain, presets_only=bool(training.source))
     report(f"wrote {output_file}: router {name}; to show its card: arbitrage models info {output_file}")

@@ -5,8 +5,7 @@ from datetime import timedelta
 
 from rich.text import Text
 
-from arbitrage_cli.app.benchmark import Standing
-from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown, Standing
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.live_solve import COLORS
 from arbitrage_cli.display.text import aligned, one_line, short_labels

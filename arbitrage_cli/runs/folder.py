@@ -1,13 +1,13 @@
 """Reads and writes run folders, in which `run.json` describes the run and `results.jsonl` has one row for each attempt.
 
-Once `append` returns, the row survives a killed process and a power failure. When a folder is opened for writing, invalid
-lines are moved to another file. When a folder is opened for reading, invalid lines are rejected. An unfinished last line is
-skipped, because another process may still be writing it. For `solve -o FILE`, the rows are in FILE, and the other files are
-in FILE.run.
+Once `append` returns, the row survives a killed process and a power failure. Damaged rows are skipped with a warning. When a
+folder is opened for writing, they are moved to another file, so that their attempts are repeated. An unfinished last line is
+skipped without a warning by readers, because another process may still be writing it. For `solve -o FILE`, the rows are in
+FILE, and the other files are in FILE.run.
 
     run.json                   replaced atomically; written before the first row
     results.jsonl              one row per line, append-only; replaced as a whole by --regrade
-    results.jsonl.torn-N       invalid lines
+    results.jsonl.torn-N       damaged lines
     *.old-N                    files replaced by a fresh start
     started.jsonl              problems in progress, now or when a process died
     lock                       locked while a process writes to the folder
@@ -16,10 +16,11 @@ in FILE.run.
 import fcntl
 import itertools
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,15 @@ from arbitrage_cli.routing.route import label
 from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, SOLVE, Key, to_json
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
-from arbitrage_cli.system.files import make_folder, open_regular, read_regular, sync_folder, write_all, write_atomically
+from arbitrage_cli.system.files import (
+    make_folder,
+    open_regular,
+    read_regular,
+    remove_unfinished,
+    sync_folder,
+    write_all,
+    write_atomically,
+)
 
 if TYPE_CHECKING:  # pydantic is slow to import
     from arbitrage_cli.runs.rows import Row
@@ -44,43 +53,11 @@ MAX_LINE = 1 << 26
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _ELSEWHERE = "use another path (--output)"
-_RESTORE = "restore it from a copy, or rerun the command that created the run to repeat these attempts"
+_RESTORE = f"restore it from a copy, or {_ELSEWHERE}"
 _START_AGAIN = "restore it from a copy, or rerun the command that created the run with --fresh, which renames the old files"
 
 Run = Mapping[str, Any]  # the contents of run.json
-
-
-class Rows(Iterable[Any]):
-    """The rows of a file, read and validated by each iteration. Raises DamagedRunError if a finished line is invalid."""
-
-    def __init__(self, path: Path | None = None, kind: str = BENCH, run: Run | None = None) -> None:
-        self._path, self._kind, self._run = path, kind, run
-
-    def __bool__(self) -> bool:
-        return next(_lines(self._path), b"").endswith(b"\n") if self._path else False
-
-    def __iter__(self) -> Iterator[Any]:
-        with os_errors(UsageError, f"{self._path}: cannot be read", "restore it from a copy"):
-            validated = _validated(self._path, self._kind, self._run) if self._path else iter(())
-            for row in validated:
-                if not isinstance(row, BadRow):
-                    yield row
-                elif row.reason:
-                    bad = [row, *(other for other in validated if isinstance(other, BadRow))]
-                    raise DamagedRunError(f"{self._path}: {_listed(bad)}", _RESTORE)
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """The contents of run.json, and the rows."""
-
-    run: dict[str, Any]
-    rows: Rows
-
-    @property
-    def results(self) -> Iterator[Result]:
-        """The results of the rows of a benchmark."""
-        return map(Result.of, self.rows)
+log = logging.getLogger("arbitrage.runs")
 
 
 class BadRow(NamedTuple):
@@ -94,18 +71,30 @@ class BadRow(NamedTuple):
         return f"line {self.number}: {self.reason or 'unfinished'}"
 
 
-def latest(rows: "Iterable[Row]") -> Iterator[Any]:
-    """Yield the last row for each key, in the order in which the keys first occur."""
-    keys: set[Key] = set()
-    later: dict[Key, Any] = {}
-    for row in rows:
-        if (key := row.key) in keys:
-            later[key] = row
-        keys.add(key)
-    for row in rows:
-        if (key := row.key) in keys:
-            keys.remove(key)
-            yield later.pop(key, row)
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The contents of run.json, and the file of rows. Each access to `rows` reads and validates them again."""
+
+    run: dict[str, Any]
+    path: Path
+
+    @property
+    def rows(self) -> Iterator[Any]:
+        """The valid rows. Raises DamagedRunError if a line is too long."""
+        bad = list[BadRow]()
+        with os_errors(UsageError, f"{self.path}: cannot be read", "restore it from a copy"):
+            for row in _validated(self.path, self.run):
+                if not isinstance(row, BadRow):
+                    yield row
+                elif row.reason:
+                    bad.append(row)
+        if bad:
+            log.warning("%s: %s; skipped", self.path, _listed(bad))
+
+    @property
+    def results(self) -> Iterator[Result]:
+        """The results of the rows of a benchmark."""
+        return map(Result.of, self.rows)
 
 
 def has_run(folder: Path) -> bool:
@@ -113,14 +102,17 @@ def has_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (RUN, RESULTS))
 
 
-def read_run_folder(folder: Path, kind: str = BENCH) -> Contents:
-    """Return the contents of a run folder. Rows are read lazily.
+def read_run_folder(folder: Path, kind: str | None = BENCH) -> Contents:
+    """Return the contents of a run folder. `kind` is None for a run of any kind.
 
     Raises UsageError if the folder contains no run, or a run of another kind; DamagedRunError if run.json is damaged.
     """
-    with _reading(folder, kind):
-        run = _read_run(folder, kind)
-        return Contents(run, Rows(folder / RESULTS, kind, run))
+    hint = f"use the folder of a run; arbitrage {kind or BENCH} creates run folders in runs/"
+    with os_errors(UsageError, f"{folder}: cannot be read", hint):
+        _refuse_links(folder / RESULTS, folder / RUN)
+        if not has_run(folder):
+            raise UsageError(f"{folder}: contains no run", hint)
+        return Contents(_read_run(folder, kind), folder / RESULTS)
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
@@ -135,22 +127,20 @@ def _listing_record(folder: Path) -> dict[str, Any] | None:
     newest = max((folder / name).stat().st_mtime for name in (RUN, RESULTS) if (folder / name).exists())
     record: dict[str, Any] = {"folder": str(folder), "age_seconds": max(0, round(time.time() - newest))}
     try:
-        with _reading(folder):
-            run = _read_run(folder, None)
-            if run.get("kind") == SOLVE:
-                return None
-            rows = _validated(folder / RESULTS, run.get("kind", BENCH))
-            statuses = {row.key: row.status for row in rows if not isinstance(row, BadRow)}
+        contents = read_run_folder(folder, None)
+        run, kind = contents.run, _kind_of(contents.run)
+        if kind == SOLVE:
+            return None
+        statuses = {row.key: row.status for row in contents.rows}
     except ArbitrageError as error:
         return record | {"error": error.message}
-    is_collection = run.get("kind") == COLLECT
-    attempts = 1 if is_collection else run["sampling"]["samples"] * len(run["policies"])
+    attempts = 1 if kind == COLLECT else run["sampling"]["samples"] * len(run["policies"])
     labels = [label(entry["policy"], entry["tau"], entry["tau_name"]) for entry in run["policies"]]
     return record | {
-        "kind": run.get("kind", BENCH),
+        "kind": kind,
         "dataset": run["dataset"]["name"],
         "models": ", ".join(str(model["source"]) for model in run["models"].values()),
-        "policies": COLLECT if is_collection else ", ".join(labels),
+        "policies": COLLECT if kind == COLLECT else ", ".join(labels),
         "done": [*statuses.values()].count("done"),
         "planned": run["planned"] * attempts,
     }
@@ -163,37 +153,34 @@ def encode(content: Mapping[str, Any]) -> bytes:
 class RunFolder(AbstractContextManager["RunFolder"]):
     """A run folder, locked for writing by this process until it is closed.
 
-    `statuses` maps each key to the status of its last row. `results` has the result of each row of a benchmark, so that the
-    rows are read only once. `notes` contains messages about damage and earlier crashes.
+    `run` is run.json, or None in a new run. `statuses` maps each key to the status of its last row.
     """
 
     def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False, results: Path | None = None) -> None:
-        """Create or open the folder, lock it, and set invalid lines aside.
+        """Create or open the folder, lock it, and move damaged lines to another file.
 
-        If `fresh` is true, `save_run` sets all files aside instead. `results` is the user's own file with the rows, in which
-        only an unfinished last line is set aside. Raises UsageError if the folder cannot be written to, is locked by another
-        process, or contains a run of another kind; DamagedRunError if run.json or a line of `results` is damaged.
+        If `fresh` is true, `save_run` sets all files aside instead. `results` is the file with the rows, if it is not in the
+        folder. Raises UsageError if the folder cannot be written to, is locked by another process, or contains a run of
+        another kind; DamagedRunError if run.json is damaged.
         """
         self.path = folder
         self._kind = kind
-        self._is_users = results is not None
         self._results = results or folder / RESULTS
         self._descriptor: int | None = None
         self.started = StartedMarks(folder / STARTED)
         self._is_fresh = fresh
         self._again = "the same command without --fresh" if fresh else "the same command"
-        self.notes: list[str] = []
         self.run: dict[str, Any] | None = None
-        self.rows = Rows()
         self.statuses: dict[Key, str] = {}
-        self.results: list[Result] = []
         with os_errors(UsageError, f"{self._results.parent}: cannot be used for a run", _ELSEWHERE):
-            _refuse_links(folder, self._results)
+            _refuse_links(folder, self._results, folder / RUN, folder / STARTED)
             self._is_new = not (folder.exists() or self._results.exists())
             make_folder(folder)
             self._lock: int | None = _lock(folder)
             try:
-                self._open()
+                remove_unfinished(self._results, folder / RUN)
+                if not fresh:
+                    self._open()
             except BaseException:
                 self.close()
                 raise
@@ -207,7 +194,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if self._lock is None:
             return
         self.started.close()
-        if self._is_new and self.run is None and not self.statuses:
+        if self._is_new and self.run is None:
             with suppress(OSError):
                 self._results.unlink(missing_ok=True)
                 (self.path / LOCK).unlink(missing_ok=True)
@@ -218,7 +205,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     @property
     def earlier(self) -> dict[str, Any] | None:
         """The run.json of the run to resume, or None if the run has no rows yet."""
-        return self.run if self.rows else None
+        return self.run if self.statuses else None
+
+    @property
+    def rows(self) -> Iterator[Any]:
+        return Contents(self.run, self._results).rows if self.run else iter(())
 
     def save_run(self, run: Run) -> None:
         data = to_json(run, indent=1).encode() + b"\n"
@@ -255,56 +246,41 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 os.ftruncate(self._descriptor, start)
             self._close_results()
             raise
-        self._count(row)
+        self.statuses[row.key] = row.status
 
     def rewrite(self, rows: "Iterable[Row]") -> None:
         with self._writing(self._results):
             write_atomically(self._results, b"".join(encode(row.to_dict()) for row in rows))
-            self._find_rows()
             self._open_results()
 
-    def _find_rows(self) -> list[BadRow]:
-        self.statuses, self.results, bad = {}, [], list[BadRow]()
-        for row in _validated(self._results, self._kind, self.run):
-            bad.append(row) if isinstance(row, BadRow) else self._count(row)
-        return bad
-
-    def _count(self, row: Any) -> None:
-        self.statuses[row.key] = row.status
-        if self._kind == BENCH:
-            self.results.append(Result.of(row))
-
     def _open(self) -> None:
-        if self._is_fresh:
-            return
-        self._read()
+        has_rows = self._results.exists() and self._results.stat().st_size
+        if has_rows or (self.path / RUN).exists():
+            self.run = _read_run(self.path, self._kind)
+            self._set_damage_aside(self.run)
         self.started.load()
         if crashes := self.started.crashes:
             num = count(len(crashes), "problem")
-            self.notes.append(f"a process died while solving {num}; its remaining attempts run last, one at a time")
+            log.warning("a process died while solving %s; its remaining attempts run last, one at a time", num)
         self._open_results()
 
-    def _read(self) -> None:
-        has_rows = self._results.exists() and self._results.stat().st_size
-        if not has_rows and not (self.path / RUN).exists():
-            return
-        self.run = _read_run(self.path, self._kind)
-        bad = self._find_rows()
-        if self._is_users and any(row.reason for row in bad):
-            raise DamagedRunError(
-                f"{self._results}: {_listed(bad)}", "restore the file from a copy, or use another path (--output)"
-            )
+    def _set_damage_aside(self, run: Run) -> None:
+        bad = list[BadRow]()
+        for row in _validated(self._results, run):
+            if isinstance(row, BadRow):
+                bad.append(row)
+            else:
+                self.statuses[row.key] = row.status
         if bad:
             aside, numbers = _free_name(self._results, "torn"), {row.number for row in bad}
             write_atomically(aside, b"".join(row.line for row in bad))
-            rows = (line for number, line in enumerate(_lines(self._results), start=1) if number not in numbers)
-            write_atomically(self._results, b"".join(rows))
-            self.notes.append(f"{self._results}: {_listed(bad)}; moved to {aside.name}; the attempts will be repeated")
+            lines = enumerate(_lines(self._results), start=1)
+            write_atomically(self._results, b"".join(line for number, line in lines if number not in numbers))
+            log.warning("%s: %s; moved to %s; the attempts will be repeated", self._results, _listed(bad), aside.name)
 
     def _open_results(self) -> None:
         self._close_results()
         self._descriptor = os.open(self._results, _APPEND, 0o666)
-        self.rows = Rows(self._results, self._kind)
         os.fsync(self._descriptor)  # an earlier writer may have been killed before it synced its rows
         sync_folder(self.path)
 
@@ -318,19 +294,24 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self._descriptor = None
 
 
+def _kind_of(run: Run) -> Any:
+    return run.get("kind", BENCH)
+
+
 def _lines(path: Path) -> Iterator[bytes]:
     with suppress(FileNotFoundError), open_regular(path, MAX_RESULTS) as stream:
         for number, line in enumerate(iter(partial(stream.readline, MAX_LINE), b""), start=1):
             if len(line) == MAX_LINE:
-                raise DamagedRunError(f"{path}: line {number}: more than {MAX_LINE >> 20} MiB", _START_AGAIN)
+                raise DamagedRunError(f"{path}: line {number}: more than {MAX_LINE >> 20} MiB", _RESTORE)
             yield line
 
 
-def _validated(path: Path, kind: str, run: Run | None = None) -> "Iterator[Row | BadRow]":
-    """Yield the rows. If `run` is a benchmark, rows of problems or policies that are not part of it are invalid."""
+def _validated(path: Path, run: Run) -> "Iterator[Row | BadRow]":
+    """Yield the rows. Rows of problems or policies that are not part of a benchmark are invalid."""
     from arbitrage_cli.runs.rows import read_row  # slow to import
 
     done: set[Key] = set()
+    kind = _kind_of(run)
     for number, line in enumerate(_lines(path), start=1):
         if not line.endswith(b"\n"):
             yield BadRow(number, line, "")
@@ -339,7 +320,7 @@ def _validated(path: Path, kind: str, run: Run | None = None) -> "Iterator[Row |
             row = read_row(line, kind)
             if row.key in done:
                 raise ValueError("repeats an earlier row")
-            if run and kind == BENCH and not _is_part(row, run):
+            if kind == BENCH and not _is_part(row, run):
                 raise ValueError("belongs to another run")
         except ValueError as error:
             yield BadRow(number, line, str(error))
@@ -354,16 +335,6 @@ def _is_part(row: "Row", run: Run) -> bool:
     return row.id in run["levels"] and (row.policy, row.tau) in policies
 
 
-@contextmanager
-def _reading(folder: Path, kind: str = BENCH) -> Iterator[None]:
-    hint = f"use the folder of a run; arbitrage {kind} creates run folders in runs/"
-    with os_errors(UsageError, f"{folder}: cannot be read", hint):
-        _refuse_links(folder, folder / RESULTS)
-        if not has_run(folder):
-            raise UsageError(f"{folder}: contains no run", hint)
-        yield
-
-
 def _listed(bad: Sequence[BadRow]) -> str:
     return "; ".join([*map(str, bad[:3]), *([f"{len(bad) - 3} more"] if len(bad) > 3 else [])])
 
@@ -371,27 +342,26 @@ def _listed(bad: Sequence[BadRow]) -> str:
 def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
     from arbitrage_cli.runs.schema import check_run  # slow to import
 
-    path = folder / RUN
+    path, results, hint = folder / RUN, folder / RESULTS, _RESTORE if kind == SOLVE else _START_AGAIN
     try:
         data = read_regular(path)
         run = json.loads(data)
         if not isinstance(run, dict):
             raise ValueError("not a JSON object")
-        made_by = run.get("kind", BENCH)
         if run.get("schema") == SCHEMA:
-            check_run(data, made_by)
+            check_run(data, _kind_of(run))
     except FileNotFoundError as error:
-        if (folder / RESULTS).exists() and not Rows(folder / RESULTS):
+        if results.exists() and not results.stat().st_size:
             raise UsageError(f"{folder}: the run has not begun", "wait until it begins, or repeat its command") from error
-        raise DamagedRunError(f"{path} is missing, but {RESULTS} contains rows", _START_AGAIN) from error
+        raise DamagedRunError(f"{path} is missing, but {RESULTS} contains rows", hint) from error
     except (ValueError, RecursionError) as error:
-        raise DamagedRunError(f"{path}: {error}", _START_AGAIN) from error
+        raise DamagedRunError(f"{path}: {error}", hint) from error
     if run.get("schema") != SCHEMA:
         hint = "read it with the version of arbitrage that wrote it"
         raise UsageError(f"{path}: schema {run.get('schema')} is not supported, expected {SCHEMA}", hint)
-    if kind and made_by != kind:
+    if kind and _kind_of(run) != kind:
         raise UsageError(
-            f"{folder}: expected a run of arbitrage {kind}, found a run of arbitrage {made_by}",
+            f"{folder}: expected a run of arbitrage {kind}, found a run of arbitrage {_kind_of(run)}",
             f"use a run of arbitrage {kind}",
         )
     return run
@@ -410,9 +380,9 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
-def _refuse_links(folder: Path, results: Path) -> None:
-    """Raise UsageError if a file of the run is a symbolic link, because writing would change a file elsewhere."""
-    for path in (results, folder / RUN, folder / STARTED):
+def _refuse_links(*paths: Path) -> None:
+    """Raise UsageError if a path is a symbolic link, because writing would change a file elsewhere."""
+    for path in paths:
         if path.is_symlink():
             raise UsageError(f"{path}: symbolic links are not supported", _ELSEWHERE)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.policies import POLICIES, Policy
@@ -117,14 +116,14 @@ class PolicyResults:
 def results_by_policy(run: Mapping[str, Any], results: Iterable[Result]) -> list[PolicyResults]:
     """Return the results of each policy, in the order of run.json. A policy without rows has no results.
 
-    Raises UsageError if one attempt has two results.
+    Of several results of an attempt, the one that did not fail counts.
     """
     plan = {(entry["policy"], _number(entry["tau"])): entry["tau_name"] for entry in run["policies"]}
-    found: dict[tuple[str, float | None], list[Result]] = {route: [] for route in plan}
-    for result in results:
-        found[result.route].append(result)
+    found: dict[tuple[str, float | None], dict[SampleKey, Result]] = {route: {} for route in plan}
+    for result in sorted(results, key=lambda result: result.is_done):
+        found[result.route][result.key] = result
     return [
-        PolicyResults(POLICIES[name], tau, tau_name, _counted(name, found[name, tau]))
+        PolicyResults(POLICIES[name], tau, tau_name, dict(sorted(found[name, tau].items())))
         for (name, tau), tau_name in plan.items()
     ]
 
@@ -159,21 +158,6 @@ def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -
 
 def _number(tau: float | str | None) -> float | None:
     return None if tau is None else float(tau)
-
-
-def _counted(policy: str, results: Iterable[Result]) -> dict[SampleKey, Result]:
-    """Return the final result of each attempt, which may have failed before. The order of the rows does not matter."""
-    counted: dict[SampleKey, Result] = {}
-    for result in results:
-        before = counted.setdefault(result.key, result)
-        if before is not result and result.outcome != "error":
-            if before.outcome != "error":
-                raise UsageError(
-                    f"two results for problem {result.key[0]}, sample {result.key[1]}, policy {policy}",
-                    "the folder contains rows of several runs: use a separate folder for each run",
-                )
-            counted[result.key] = result
-    return {key: counted[key] for key in sorted(counted)}
 
 
 def _work(decisions: Iterable[Decision], check: Check | None) -> list[tuple[ModelRole, Cost]]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.numbers.formatting import count
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import (
@@ -283,6 +284,15 @@ class AttemptRow(Solved):
             raise ValueError("grade: missing for a finished attempt")
         return self
 
+    @property
+    def took(self) -> float:
+        return self.wall_seconds
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """The grade and the answer, or "error" and the error."""
+        return (self.grade.value, self.grade.answer or "") if self.grade else ("error", self.error or "")
+
     @classmethod
     def of(cls, finished: Finished, route: Route, times: Mapping[str, float | None], **facts: Any) -> Self:
         """Return the row of an attempt. `times` contains the seconds of the router, if there is one, and of the program.
@@ -318,6 +328,15 @@ class CollectedRow(Row):
     text: str
     states: list[Json]
     seconds: Seconds
+
+    @property
+    def took(self) -> float:
+        return self.seconds
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """The status, and the number of states or the error."""
+        return self.status, self.error or count(len(self.states), "state")
 
 
 class SolutionLine(Row, extra="allow"):

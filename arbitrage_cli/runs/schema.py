@@ -1,28 +1,18 @@
 """Defines the fields of run.json as pydantic types, with which it is validated when it is read."""
 
-from dataclasses import fields
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NotRequired, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
+from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.runs.records import BENCH, COLLECT, SOLVE, Level, Tau
 from arbitrage_cli.runs.rows import Count, Json, PolicyName, Seconds
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.types import ModelRole
 
 _CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-def _fields_of(record: type, **more: Any) -> Any:
-    """Return the schema of a JSON object with the fields of a dataclass."""
-    bounds = {int: Count, float: Seconds}
-    hints = get_type_hints(record)
-    own = {field.name: bounds.get(hints[field.name], hints[field.name]) for field in fields(record)}
-    json_object = TypedDict(record.__name__, own | more)  # type: ignore[misc]
-    return GetPydanticSchema(lambda source, handler: handler.generate_schema(json_object))
 
 
 class _PolicyEntry(TypedDict):
@@ -71,7 +61,11 @@ class _Sampling(TypedDict):
     samples: Annotated[int, Field(ge=1)]
 
 
-_Batches = Annotated[list[Seconds], Field(min_length=len(ROWS), max_length=len(ROWS))]
+class _UnitCosts(TypedDict):
+    batches: Annotated[list[Seconds], Field(min_length=len(ROWS), max_length=len(ROWS))]
+    prefill_token: Seconds
+    prefill_call: Seconds
+    error: Seconds
 
 
 class _Machine(TypedDict):
@@ -96,7 +90,7 @@ class _SolveRun(TypedDict):
     fingerprint: dict[str, str]
     task: NotRequired[str]
     named_taus: NotRequired[dict[str, float] | None]
-    unit_costs: NotRequired[dict[ModelRole, Annotated[Json, _fields_of(UnitCosts, batches=_Batches)]]]
+    unit_costs: NotRequired[dict[ModelRole, _UnitCosts]]
 
 
 @with_config({**_CONFIG, "extra": "allow"})

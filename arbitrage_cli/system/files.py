@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import glob
 import json
 import os
 import secrets
@@ -85,6 +86,13 @@ def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> No
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_unfinished(*paths: Path) -> None:
+    """Remove the temporary files of processes that were killed in `write_atomically`. No other process may write the files."""
+    for path in paths:
+        for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????.new"):
+            temporary.unlink(missing_ok=True)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -15,7 +15,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.runs.folder import latest, read_run_folder
+from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.runs.rows import CollectedRow
@@ -142,8 +142,9 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
 
 def read_run(folder: Path, *, is_test: bool = False) -> CollectedRun:
     contents = read_run_folder(folder, COLLECT)
-    solutions = (_solution(folder, row) for row in latest(contents.rows))
-    return CollectedRun(folder, contents.run, tuple(solution for solution in solutions if solution.states), is_test)
+    solutions = {row.id: _solution(folder, row) for row in contents.rows}  # of several rows, the last one counts
+    found = tuple(solution for solution in solutions.values() if solution.states)
+    return CollectedRun(folder, contents.run, found, is_test)
 
 
 def _solution(folder: Path, row: CollectedRow) -> CollectedSolution:

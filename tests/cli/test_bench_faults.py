@@ -123,14 +123,15 @@ def test_real_models_end_alike_in_any_order_and_after_a_kill(quick_path: Path) -
 # --- F4, F5, F6: damage
 
 
-def test_line_that_is_not_a_row_is_reported_by_readers_and_done_again(here: Path, golden: Golden) -> None:
+def test_line_that_is_not_a_row_is_skipped_by_readers_and_done_again(here: Path, golden: Golden) -> None:
     bench(here)
     path = here / "run" / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     flipped = lines[1].replace(b'"sample":0', b'"sample":O', 1)
     path.write_bytes(b"".join([lines[0], flipped, *lines[2:]]))
     for command in (("report", "run"), ("compare", "run", "run")):
-        assert_refused(run(*command, cwd=here), 5, "run/results.jsonl: line 2: ")
+        assert (read := run(*command, cwd=here)).code == 0
+        assert read.err.count("run/results.jsonl: line 2: ") == 1
     repaired = bench(here)
     assert repaired.code == 0
     (note,) = [line for line in repaired.err.splitlines() if "results.jsonl.torn-1" in line]

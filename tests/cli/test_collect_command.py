@@ -10,11 +10,11 @@ import pytest
 from cli import assert_refused, run
 from faults import run_json, write_rows
 
-from arbitrage_cli.runs.folder import latest, read_run_folder
+from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.training.examples import read_run, read_states
 
 TERMINATED, INTERRUPTED, FAILED = 143, 130, 4
-ROW = "arbitrage_cli.app.collect_run.Collection._row"
+ROW = "arbitrage_cli.app.collect_run._StateSolver.row"
 COLLECT = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
 
 
@@ -29,7 +29,7 @@ def write_problems(path: Path, number: int) -> None:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [row.to_dict() for row in latest(read_run_folder(folder, "collect").rows)]
+    return [*{row.id: row.to_dict() for row in read_run_folder(folder, "collect").rows}.values()]
 
 
 def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) -> None:

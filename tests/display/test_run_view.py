@@ -8,8 +8,7 @@ import pytest
 from cli import make_trace
 from screens import Clock, View, make_screen
 
-from arbitrage_cli.app.benchmark import Standing
-from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Standing
 from arbitrage_cli.display.live import LiveDisplay
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.types import Writing, Wrote

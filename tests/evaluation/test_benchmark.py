@@ -1,12 +1,13 @@
 """A benchmark: the order of attempts, the content of a row, timing, and the standings of policies."""
 
+import contextlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import made_up_runs
 import pytest
 from faults import results
 from hash_language import SHORT, HashBackend, Recording
@@ -16,9 +17,10 @@ from made_up_tuning import unit_costs
 from scripted_models import open_scripted
 from writing import make_engine
 
-from arbitrage_cli.app.benchmark import Attempt, Began, Bench, Ended, Standings, plan
-from arbitrage_cli.app.executor import remaining
+from arbitrage_cli.app.benchmark import Bench, Pace, plan
 from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
+from arbitrage_cli.app.loop import Attempt, Loop, Progress, missing
+from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay
 from arbitrage_cli.arbitrage import by_token_stats
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
 from arbitrage_cli.inference.backend import Backend, LoadOptions
@@ -29,7 +31,8 @@ from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.rewards.rollouts import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.types import Grade, ModelRole, Problem, Step, Trace
+from arbitrage_cli.runs.rows import AttemptRow
+from arbitrage_cli.types import Finished, Grade, ModelRole, Problem, Step, Trace
 
 TARGET, DRAFT = Route(POLICIES["target"], None), Route(POLICIES["draft"], None)
 ENTROPY, RANDOM = Route(POLICIES["entropy"], 2.0), Route(POLICIES["random"], 0.5)
@@ -73,14 +76,41 @@ def scripted_bench(**options: Any) -> Bench:
     return Bench(writers(backends), grade, SHORT, 0, **options)
 
 
-def left_of(attempts: Sequence[Attempt], rows: Iterable[Mapping[str, Any]], **crashes: int) -> list[Attempt]:
-    return remaining(
-        attempts, {(row["id"], row["sample"], row["policy"], row["tau"]): row["status"] for row in rows}, crashes
-    ).all
+class Kept(LogDisplay):
+    """Keeps every row of a loop, and the events that it shows."""
+
+    def __init__(self, stop: float = math.inf) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.events: list[object] = []
+        self._stop = stop
+
+    def handle(self, event: object) -> None:
+        self.events.append(event)
+        if len(self.events) > self._stop:
+            raise KeyboardInterrupt
+
+    def is_kept(self, finished: Finished, row: AttemptRow) -> bool:
+        return not isinstance(finished.error, InterruptedRunError)
+
+    def kept(self, attempt: Attempt, row: AttemptRow) -> None:
+        self.rows.append(row.to_dict())
+
+    def show(self, attempt: Attempt, row: AttemptRow, *, is_kept: bool) -> None:
+        self.events.append(row)
+
+
+def made(bench: Bench, attempts: Iterable[Attempt], kept: Kept | None = None) -> Kept:
+    kept = kept or Kept()
+    Loop(bench, kept, None, kept, bench.limits).run(attempts)
+    return kept
+
+
+def left_of(attempts: Sequence[Attempt], rows: Iterable[Mapping[str, Any]]) -> list[Attempt]:
+    return missing(attempts, {(row["id"], row["sample"], row["policy"], row["tau"]): row["status"] for row in rows})
 
 
 def rows(bench: Bench, attempts: Iterable[Attempt]) -> list[dict[str, Any]]:
-    return [happening.row.to_dict() for happening in bench.run(attempts) if isinstance(happening, Ended)]
+    return made(bench, attempts).rows
 
 
 def only_row(bench: Bench, question: str = "37 * 12 - 95", column: Route = ENTROPY, answer: str = "349") -> dict[str, Any]:
@@ -156,14 +186,6 @@ def test_what_is_done_is_left_out_and_what_failed_comes_last() -> None:
     assert [one.key[0] for one in left_of(attempts, later)] == ["p1", "p1"]
 
 
-def test_a_problem_at_which_a_process_died_comes_last_and_alone() -> None:
-    attempts = plan([item(number) for number in range(4)], (TARGET,), 1)
-    found = remaining(attempts, {}, {"p0": 3, "p1": 0, "p2": 2})
-    given_up, *batches = ([one.key[0] for one in batch] for batch in (found.given_up, *found.batches))
-    assert (given_up, batches) == (["p0"], [["p3"], ["p1"], ["p2"]])
-    assert len({one.block for one in found.all}) == 4
-
-
 def test_row_of_a_routed_attempt() -> None:
     row = only_row(scripted_bench(), column=Route(POLICIES["entropy"], 0.3))
     assert row["status"] == "done"
@@ -213,12 +235,11 @@ def test_what_ends_a_run(monkeypatch: pytest.MonkeyPatch, error: Exception, row:
         raise error
 
     monkeypatch.setattr(Engine, "tick", fail)
-    seen: list[object] = []
+    kept = Kept()
     with pytest.raises(type(error)):
-        seen.extend(scripted_bench().run(plan([item(0), item(1)], (TARGET,), 1)))
-    ended = [(one.row.id, one.row.status, one.row.error) for one in seen if isinstance(one, Ended)]
-    assert ended == ([row] if row else [])
-    assert sum(isinstance(one, Began) for one in seen) == 1
+        made(scripted_bench(), plan([item(0), item(1)], (TARGET,), 1), kept)
+    assert [(one["id"], one["status"], one["error"]) for one in kept.rows] == ([row] if row else [])
+    assert sum(isinstance(one, AttemptStarted) for one in kept.events) == 1
 
 
 WARM = Sampler(temperature=0.8, seed=3)
@@ -235,9 +256,10 @@ def golden() -> Mapping[tuple[Any, ...], Any]:
 def test_result_depends_on_no_order_and_no_interruption(
     golden: Mapping[tuple[Any, ...], Any], order: list[Attempt], stop: int
 ) -> None:
-    begun = hash_bench(WARM).run(order)
-    first = [one.row.to_dict() for one in itertools.islice(begun, stop) if isinstance(one, Ended)]
-    begun.close()
+    begun = Kept(stop)
+    with contextlib.suppress(KeyboardInterrupt):
+        made(hash_bench(WARM), order, begun)
+    first = begun.rows
     second = rows(hash_bench(WARM), left_of(order, first))
     assert results([*first, *second]) == golden
     (alone,) = rows(hash_bench(WARM), order[:1])
@@ -292,12 +314,13 @@ def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
         return grade(text, gold)
 
     bench = replace(scripted_bench(clock=clock), grade=slow_grade)
+    attempt = Attempt(item(0, "1 + 3"), 0, TARGET)
     seen: list[object] = []
-    for happening in bench.run([Attempt(item(0, "1 + 3"), 0, TARGET)]):
+    for event in bench.solve(iter([attempt])):
         clock.now += 100.0  # looking takes time
-        seen.append(happening)
-    (ended,) = (one for one in seen if isinstance(one, Ended))
-    assert ended.row.to_dict()["wall_seconds"] == len(ticks) > 0
+        seen.append(event)
+    assert isinstance(finished := seen[-1], Finished)
+    assert bench.row(attempt, finished).wall_seconds == len(ticks) > 0
 
 
 def test_router_time_is_that_of_the_decision() -> None:
@@ -318,47 +341,28 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     clock = Clock()
     slow_down(monkeypatch, clock, Engine)
     attempts = plan([item(0, "37 * 12 - 95"), item(1, "1 + 3")], (TARGET,), 1)
-    happenings = list(scripted_bench(clock=clock, seconds_for=lambda: 50.0).run(attempts))
-    kinds = [type(one) for one in happenings]
-    assert kinds[kinds.index(Ended) + 1] is Began  # nothing more is done for it
-    late, solved = (one.row.to_dict() for one in happenings if isinstance(one, Ended))
+    kept = made(scripted_bench(clock=clock, pace=Pace(50.0)), attempts)
+    kinds = [type(one) for one in kept.events]
+    assert kinds[kinds.index(AttemptRow) + 1] is AttemptStarted  # nothing more is done for it
+    late, solved = kept.rows
     assert (late["status"], late["error"]) == ("error", "not finished after 50 s")
     assert late["steps"]
     assert late["wall_seconds"] == 51.0
     assert (solved["status"], solved["grade"]["value"]) == ("done", "correct")
 
 
-def standings_of(*attempts: tuple[int, Route, float, str]) -> Standings:
-    standings = Standings((TARGET, ENTROPY), 3)
-    for number, route, seconds, verdict in attempts:
-        row = made_up_runs.make_row(number, 0, (route.policy.name, route.tau))
-        ended = {"status": "error", "grade": None} if verdict == "error" else {"grade": {**row["grade"], "value": verdict}}
-        (result,) = made_up_runs.results([row | ended | {"wall_seconds": seconds}])
-        standings.add(route, result)
-    return standings
+def progress_of(*attempts: tuple[int, Route, float | None, bool]) -> Progress:
+    progress = Progress("run", (TARGET, ENTROPY), 3, 6)
+    for number, route, seconds, is_correct in attempts:
+        progress.add(Attempt(item(number), 0, route), seconds, is_correct=is_correct)
+    return progress
 
 
-def test_standings_count_and_compare() -> None:
-    standings = standings_of(
-        (0, TARGET, 8.0, "correct"),
-        (0, ENTROPY, 4.0, "correct"),
-        (1, TARGET, 6.0, "incorrect"),
-        (2, ENTROPY, 100.0, "error"),
-    )
-    target, entropy = standings.now()
+def test_progress_counts_and_compares() -> None:
+    attempts = [(0, TARGET, None, False), (0, TARGET, 8.0, True), (0, ENTROPY, 4.0, True), (1, TARGET, 6.0, False)]
+    now = progress_of(*attempts, (2, ENTROPY, None, False)).now(most=0.0)
+    target, entropy = now.standings
     assert (target.tried, target.done, target.correct, target.seconds, target.speedup) == (2, 2, 1, 14.0, 1.0)
     assert (entropy.tried, entropy.done, entropy.correct, entropy.seconds, entropy.speedup) == (2, 1, 1, 4.0, 2.0)
-    assert entropy.planned == 3
-
-
-def test_attempt_made_again_counts_once() -> None:
-    standings = standings_of((0, TARGET, 9.0, "error"), (0, TARGET, 3.0, "correct"))
-    assert [(one.tried, one.done, one.seconds) for one in standings.now()] == [(1, 1, 3.0), (0, 0, 0.0)]
-
-
-def test_time_left_is_estimated_by_policy() -> None:
-    standings = standings_of((0, TARGET, 8.0, "correct"), (1, TARGET, 4.0, "correct"))
-    waiting = {TARGET: 1, ENTROPY: 1}
-    assert standings.seconds_left(waiting) == 12.0
-    assert standings_of().seconds_left(waiting) is None
-    assert standings.seconds_left({}) == 0.0
+    assert (entropy.planned, now.planned, now.finished, now.seconds_left) == (3, 6, 5, 0.0)
+    assert progress_of().now().seconds_left is None

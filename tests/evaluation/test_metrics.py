@@ -13,7 +13,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, figures, make_row, make_run, parsed, run_of, unscored
 
-from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers.intervals import paired_difference, wilson
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
@@ -301,12 +300,6 @@ def test_order_of_the_rows_does_not_matter(dice: random.Random) -> None:
 
 SHUFFLED = make_run(6, columns=COLUMNS[:4], samples=2)
 IN_ORDER = figures(SHUFFLED.run, SHUFFLED.rows)
-
-
-def test_two_results_for_one_attempt_are_refused() -> None:
-    made = make_run(3, columns=TARGET_ONLY)
-    with pytest.raises(UsageError, match="two results for problem made-up-0001"):
-        figures(made.run, [*made.rows, made.rows[1]])
 
 
 @pytest.mark.parametrize("made", [make_run(5), make_run(1), make_run(4, samples=3), MadeUp(describe({}), [])])

@@ -1,26 +1,9 @@
-"""Opens run folders and regrades answers, without loading models."""
-
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
+"""Grades the answers of a benchmark again, without loading models."""
 
 from arbitrage_cli.app.manifest import with_grader
-from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.problems.task import Grader, Task
 from arbitrage_cli.runs.folder import RunFolder
-from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.rows import AttemptRow
-
-
-@contextlib.contextmanager
-def open_run(
-    path: Path, display: Display, *, kind: str = BENCH, fresh: bool = False, results: Path | None = None
-) -> Iterator[RunFolder]:
-    """Open and lock a run folder and show its notes. Raises the same errors as `RunFolder`."""
-    with RunFolder(path, kind=kind, fresh=fresh, results=results) as folder:
-        for note in folder.notes:
-            display.note(note)
-        yield folder
 
 
 def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]]:
