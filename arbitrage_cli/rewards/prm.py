@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
@@ -20,8 +20,6 @@ from arbitrage_cli.inference.scheduler import RewardUpdate
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.types import Cost, Limits, Message, Problem, Step, Trace
 
-ENOUGH_ANSWERS = 8  # answers before their mean probability is checked
-NOT_A_PRM = 0.001  # mean probability of the answers about `TEST_STEPS` below which a model is no process reward model
 TEST_QUESTION, TEST_STEPS = Problem("", "What is 2 + 3?"), ("2 + 3 = 5.", "2 + 3 = 7.")
 
 
@@ -34,7 +32,7 @@ the next step.
 """
 ANSWERS = ("+", "-")
 MIN_PROBABILITY: Mapping[PrmStyle, float] = {"turns": 0.1, "steps": 0.001}
-"""The minimum mean probability of both answers. Where the built-in model is unsure, other tokens are as likely as both."""
+"""The minimum mean probability of both answers about `TEST_STEPS`. The built-in model may find other tokens as likely."""
 
 
 class PrmRater:
@@ -52,7 +50,6 @@ class PrmRater:
         self._answers = [_single_token(backend, answer) for answer in ANSWERS]
         self._prompt = chat_prompt(backend, PromptStyle(""))
         self._clock = clock
-        self._probability_sum, self._num_answers = 0.0, 0
         self._requests: dict[int, RateSteps] = {}
         self._sequences: dict[int, CachedSequence] = {}  # by slot
 
@@ -86,9 +83,11 @@ class PrmRater:
         self.open(0, TEST_QUESTION)
         with suppress(ContextFullError):
             steps = [Step("draft", text, 1, Cost(), "separator") for text in TEST_STEPS]
-            found = [self._answer_probabilities(self._logits({0: self._ids(trace, step)})[0]).mean() for step in steps]
-            if (probability := float(np.mean(found))) < NOT_A_PRM:
-                raise self._no_answer(probability)
+            probability = fmean(self._answer_probability(self._logits({0: self._ids(trace, step)})[0][0]) for step in steps)
+            if probability < MIN_PROBABILITY[self._style]:
+                name = self._backend.card.name
+                message = f"{name} does not rate steps: it answers + or - with a probability of only {probability:.2g}"
+                raise ModelUnsupportedError(message, "use --prm with a process reward model")
         self.close(0)
 
     def _ids(self, trace: Trace, step: Step) -> list[int]:
@@ -97,25 +96,13 @@ class PrmRater:
         parts = (tokenize(part, continues=True) for part in self._prompt.fragments(reply))
         return [*prompt_ids(self._backend, segments), *chain.from_iterable(parts)]
 
-    def _answer_probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
-        """Return the total probability of the answers for each row of logits."""
-        wide = logits.astype(np.float64)
-        weights = np.exp(wide - wide.max(axis=1, keepdims=True))
-        found: npt.NDArray[np.float64] = weights[:, self._answers].sum(axis=1) / weights.sum(axis=1)
-        return found
+    def _answer_probability(self, logits: Floats) -> float:
+        """Return the total probability of both answers, given logits (n_vocab,)."""
+        weights = np.exp(logits.astype(np.float64) - logits.max())
+        return float(weights[self._answers].sum() / weights.sum())
 
     def _rewards(self, logits: Floats) -> list[float]:
-        self._probability_sum += float(self._answer_probabilities(logits).sum())
-        self._num_answers += len(logits)
-        mean = self._probability_sum / self._num_answers
-        if self._num_answers >= ENOUGH_ANSWERS and mean < MIN_PROBABILITY[self._style]:
-            raise self._no_answer(mean)
         return [1 / (1 + math.exp(minus - plus)) for plus, minus in logits[:, self._answers].astype(float).tolist()]
-
-    def _no_answer(self, probability: float) -> ModelUnsupportedError:
-        name = self._backend.card.name
-        message = f"{name} does not rate steps: it answers + or - with a probability of only {probability:.2g}"
-        return ModelUnsupportedError(message, "use --prm with a process reward model")
 
     def _try(self, requests: Sequence[tuple[int, RateSteps]]) -> list[RewardUpdate]:
         """Answer all requests in one batch. If one problem makes the batch fail, answer each request separately."""
