@@ -111,7 +111,7 @@ class States(Protocol):
     """Rolls back the sequences of a model that cannot remove arbitrary trailing tokens."""
 
     @property
-    def most_dropped(self) -> int:
+    def max_dropped(self) -> int:
         """The maximum number of tokens that `drop` can remove from the latest batch."""
 
     def can_drop(self, sequence: int, position: int) -> bool:

@@ -85,8 +85,8 @@ class CachedSequence:
             return
         state = self._states.save(self.number)
         saved.append(_Checkpoint(position, state, pinned))
-        most = num_checkpoints(state.nbytes) if self._max_checkpoints is None else self._max_checkpoints
-        if len(saved) > most:
+        room = num_checkpoints(state.nbytes) if self._max_checkpoints is None else self._max_checkpoints
+        if len(saved) > room:
             kept = max((index for index, checkpoint in enumerate(saved) if checkpoint.pinned), default=0)
             del saved[next((index for index in range(len(saved) - 1) if index != kept), 0)]
 

@@ -74,7 +74,7 @@ class Engine:
         self._keep_token_stats = keep_token_stats
         self._clock = clock
         states = cache.backend.states
-        self._max_verified = states.most_dropped if states else MAX_ROWS
+        self._max_verified = states.max_dropped if states else MAX_ROWS
         self._planner = planner if planner and self._max_verified else Planner()
         self._calibration = Calibration()
         self._token_costs = TokenCosts(planner.costs if planner else None)

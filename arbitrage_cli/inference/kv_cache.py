@@ -27,7 +27,7 @@ from arbitrage_cli.types import Message, Phase, Problem, Step, StepStop, Trace
 
 READ_TOKENS = 128  # prefilled at once; small, so that progress is visible
 MIN_SHARED = 16  # minimum length of a shared prefix that is prefilled separately
-MOST_SHARED = 64  # shared prefixes that are remembered; clients of a server may use many system prompts
+MAX_SHARED = 64  # shared prefixes that are remembered; clients of a server may use many system prompts
 
 RetainedIds = Literal["nothing", "prefix", "conversation"]  # the ids that stay in a slot's cache after a problem
 
@@ -114,13 +114,13 @@ class CachedProblem:
         start, ends = len(self.held), [self.num_shared]
         if self.cache.keeps == "conversation" and not self.sequence.drops_tails:
             ends.append(self.question_end)
-        most = min([READ_TOKENS, len(tokens), *(end - start for end in ends if end > start)])
-        self.sequence.read(tokens[:most])
+        count = min([READ_TOKENS, len(tokens), *(end - start for end in ends if end > start)])
+        self.sequence.read(tokens[:count])
         if start == self.num_aligned:
             self.num_aligned = self.aligned(len(self.held))
         if len(self.held) in ends and self.cache.keeps != "nothing":
             self.sequence.save(pinned=len(self.held) == self.question_end)
-        return most
+        return count
 
     def cut(self, position: int) -> None:
         """Remove all ids from `position` onward. The text does not change."""
@@ -179,7 +179,7 @@ class Cache:
         self._sequences: dict[int, CachedSequence] = {}  # by slot
         self.prompt = chat_prompt(backend, style)
         self.think_end_token = _only_token(backend.tokenizer, self.prompt.think_format.end)
-        self._shared = functools.lru_cache(MOST_SHARED)(self._find_shared)
+        self._shared = functools.lru_cache(MAX_SHARED)(self._find_shared)
         self._shared(Problem("", ""))  # reject a model without a usable prompt
         self._closed: dict[int, CachedProblem] = {}  # by free slot
 

@@ -31,7 +31,7 @@ from arbitrage_cli.types import (
     Wrote,
 )
 
-MOST_REFUSED = 20  # problems in a row
+MAX_REFUSED = 20  # problems in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +113,10 @@ class _InFlight:
 
 
 class Refusals:
-    """The latest problems in a row that each model's server refused with the same status. After `most`, the run ends."""
+    """The latest problems in a row that each model's server refused with the same status. After `max_refused`, the run ends."""
 
-    def __init__(self, most: float = MOST_REFUSED) -> None:
-        self._most = most
+    def __init__(self, max_refused: float = MAX_REFUSED) -> None:
+        self._max_refused = max_refused
         self._latest: dict[str, list[ServerRequestError]] = {}
 
     def note(self, model: str, error: ProblemError | None) -> None:
@@ -127,7 +127,7 @@ class Refusals:
 
     def check(self) -> None:
         for refused in self._latest.values():
-            if len(refused) >= self._most:
+            if len(refused) >= self._max_refused:
                 raise ServerError(f"{len(refused)} problems in a row failed: {refused[-1].message}")
 
 

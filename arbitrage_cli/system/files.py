@@ -24,28 +24,28 @@ CHUNK = 1 << 22  # bytes
 MAX_TEXT_BYTES = 1 << 26  # of a file that is read at once
 
 
-def open_regular(path: Path, most: int | None = MAX_TEXT_BYTES) -> BinaryIO:
-    """Open an untrusted file. Raises OSError if the file is not regular or has more than `most` bytes (None for no limit)."""
+def open_regular(path: Path, max_bytes: int | None = MAX_TEXT_BYTES) -> BinaryIO:
+    """Open an untrusted file. Raises OSError if the file is not regular or has more than `max_bytes` (None for no limit)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # do not wait for the writer of a pipe
     stream = os.fdopen(descriptor, "rb") if stat.S_ISREG((found := os.fstat(descriptor)).st_mode) else None
     if stream is None:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    if most is not None and found.st_size > most:
+    if max_bytes is not None and found.st_size > max_bytes:
         stream.close()
-        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
+        raise OSError(errno.EFBIG, f"larger than {max_bytes >> 20} MiB", str(path))
     return stream
 
 
-def read_regular(path: Path, most: int = MAX_TEXT_BYTES) -> bytes:
+def read_regular(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """Read an untrusted file. Raises the same errors as `open_regular`."""
-    with open_regular(path, most) as stream:
-        return stream.read(most)
+    with open_regular(path, max_bytes) as stream:
+        return stream.read(max_bytes)
 
 
-def read_text(path: Path, most: int = MAX_TEXT_BYTES) -> str:
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     """Read an untrusted text file. Raises the errors of `open_regular`, and ValueError if the text is not UTF-8."""
-    return read_regular(path, most).decode("utf-8")
+    return read_regular(path, max_bytes).decode("utf-8")
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:

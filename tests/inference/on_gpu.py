@@ -193,8 +193,8 @@ def test_states_are_restored_and_rejected_tokens_removed(recurrent: Path) -> Non
         first, second = then(length, 44), then(length + 1, 7)
         states.restore(0, length, saved)
         assert np.allclose(then(length, 44), first, rtol=0, atol=1e-4)
-        assert states.most_dropped == (ROLLBACK if recurrent.stem == "lfm2" else 0)
-        if states.most_dropped:
+        assert states.max_dropped == (ROLLBACK if recurrent.stem == "lfm2" else 0)
+        if states.max_dropped:
             states.restore(0, length, saved)
             backend.decode([0] * 5, range(length, length + 5), [44, *REJECTED])
             backend.drop(0, length + 1)

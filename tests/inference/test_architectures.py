@@ -84,7 +84,7 @@ def solved(
             speculates=rollback > 0,
         )
         states = engines["target"].cache.backend.states
-        return found, states.most_dropped if states else None
+        return found, states.max_dropped if states else None
 
 
 @pytest.mark.parametrize(("policy", "concurrency"), [("random", 3), ("speculative", 1)])
@@ -95,12 +95,12 @@ def test_the_laws_hold(
     monkeypatch.setattr(Planner, "plan_speculation", always_draft)
     alone, _ = solved(path, policy)
     forgetting, _ = solved(path, policy, rollback=ROLLBACK, engine=ForgetfulEngine)
-    together, most_dropped = solved(path, policy, rollback=ROLLBACK, concurrency=concurrency)
+    together, max_dropped = solved(path, policy, rollback=ROLLBACK, concurrency=concurrency)
     assert texts(forgetting) == texts(alone)
     assert texts(together) == texts(alone)
-    assert most_dropped == (None if architecture not in RECURRENT else ROLLBACK if architecture in ROLL_BACK else 0)
+    assert max_dropped == (None if architecture not in RECURRENT else ROLLBACK if architecture in ROLL_BACK else 0)
     cost = sum((d.target.cost for trace in together.values() for d in trace.decisions if d.target), Cost())
-    assert (cost.verify_tokens > cost.verify_kept > 0) == (most_dropped != 0)
+    assert (cost.verify_tokens > cost.verify_kept > 0) == (max_dropped != 0)
 
 
 @pytest.mark.parametrize("architecture", sorted(ROLL_BACK), indirect=True)

@@ -240,7 +240,7 @@ def test_a_step_that_another_model_writes_drops_what_was_computed_for_it() -> No
 
 
 def test_no_more_is_speculated_than_a_batch_can_verify() -> None:
-    for backend, most in ((HashBackend(), MAX_SPECULATED), (Rollback(), Rollback.most_dropped)):
+    for backend, most in ((HashBackend(), MAX_SPECULATED), (Rollback(), Rollback.max_dropped)):
         teller = Teller("", 0, "ab")
         write_proposed(proposing_engine(backend), new_trace(), "", teller)
         assert teller.most[0] == most

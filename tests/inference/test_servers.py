@@ -22,7 +22,7 @@ from arbitrage_cli.errors import ContextFullError, ConversationError, ServerErro
 from arbitrage_cli.inference.chat_template import Control, Plain, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import MOST_REFUSED, Job, Refusals, Scheduler
+from arbitrage_cli.inference.scheduler import MAX_REFUSED, Job, Refusals, Scheduler
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import Controls, ServedModel
@@ -359,7 +359,7 @@ def test_a_refused_problem_ends_alone_with_the_reason_of_the_server(refusal: Ans
 
 
 def follow(
-    model: ServedModel, problems: list[Problem], *, concurrency: int = 1, most: float = MOST_REFUSED
+    model: ServedModel, problems: list[Problem], *, concurrency: int = 1, most: float = MAX_REFUSED
 ) -> Iterator[Finished]:
     scheduler = Scheduler({"target": served("target", model)}, concurrency=concurrency)
     jobs = (Job(problem, lambda trace: single(trace, "target"), SHORT) for problem in problems)
@@ -380,7 +380,7 @@ def test_twenty_refusals_in_a_row_end_a_run(concurrency: int) -> None:
             ended.extend(follow(model, MANY, concurrency=concurrency))
         alone = list(follow(model, MANY, concurrency=concurrency, most=math.inf))
     errors = [type(event.error) for event in ended]
-    assert MOST_REFUSED <= errors.count(ServerRequestError) < MOST_REFUSED + concurrency
+    assert MAX_REFUSED <= errors.count(ServerRequestError) < MAX_REFUSED + concurrency
     assert [type(event.error) for event in alone] == [ServerRequestError] * len(MANY)
 
 

@@ -406,7 +406,7 @@ def test_a_budget_holds_for_thoughts_too(tau_name: str | None, tau: float) -> No
     route = Route(POLICIES["arbitrage"], 0.2, tau_name)
     assert route.thoughts_tau(scorer) == pytest.approx(tau)
     assert route.thoughts_tau(replace(scorer, routes_thoughts=True)) == 0.2
-    assert Route(POLICIES["entropy"], 0.2).thoughts_tau(scorer) == 0.2
+    assert Route(POLICIES["entropy"], 0.2).thoughts_tau(None) == 0.2
     job = Job(Problem("1", "question 1"), partial(route.flow, seed=0, scorer=scorer), long(None))
     ended = finished_of(Scheduler(engines("seed", "switched")).run([job]))
     thoughts = [one for one in ended[0].trace.decisions if one.draft and one.draft.phase == "think"]

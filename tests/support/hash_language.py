@@ -119,7 +119,7 @@ class Recurrent(HashBackend):
         assert position == 0, "a tail cannot be dropped"
         super().drop(sequence, 0)
 
-    most_dropped = 0
+    max_dropped = 0
 
     def can_drop(self, sequence: int, position: int) -> bool:
         return False
@@ -140,7 +140,7 @@ class Recurrent(HashBackend):
 class Rollback(Recurrent):
     """Can drop up to eight tokens of the latest batch. Like llama.cpp, it forgets the wrong tokens if none of the batch is kept."""
 
-    most_dropped = 8
+    max_dropped = 8
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -160,13 +160,13 @@ class Rollback(Recurrent):
 
     def can_drop(self, sequence: int, position: int) -> bool:
         first = self._first.get(sequence, position)
-        return first < position and len(self.cells[sequence]) - position <= self.most_dropped
+        return first < position and len(self.cells[sequence]) - position <= self.max_dropped
 
     def drop(self, sequence: int, position: int) -> None:
         first = self._first.pop(sequence, None)
         if position:
             assert first is not None, "a tail of an earlier batch cannot be dropped"
-            assert len(self.cells[sequence]) - position <= self.most_dropped
+            assert len(self.cells[sequence]) - position <= self.max_dropped
             self.num_dropped += 1
         stale = [-1] if position and position == first else []
         self.cells[sequence][position:] = stale

@@ -202,7 +202,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     def _check_states(self, states: "LlamaStates", rollback: int) -> None:
         """Try to restore a state, then try to remove `rollback` tokens from a batch.
 
-        Raises ModelUnsupportedError if restoring fails. If the removal fails, `states.most_dropped` remains 0.
+        Raises ModelUnsupportedError if restoring fails. If the removal fails, `states.max_dropped` remains 0.
         """
         token, after = self.tokenizer.any_token, WARM_UP_TOKENS + 1
         self._read_some(WARM_UP_TOKENS)
@@ -219,7 +219,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         self.decode([0] * count, range(after, after + count), [token, *others])
         if rollback and c.llama_memory_seq_rm(self._memory, 0, after + 1, -1):
             change = self._decode_one(after + 1) - second
-            states.most_dropped = rollback if change.std() <= BATCH_NOISE * second.std() else 0
+            states.max_dropped = rollback if change.std() <= BATCH_NOISE * second.std() else 0
 
     # --- computing
 
@@ -293,13 +293,13 @@ class LlamaStates:
 
     def __init__(self, context: Any, memory: Any, name: str) -> None:
         self._context, self._memory, self._name = context, memory, name
-        self.most_dropped = 0
+        self.max_dropped = 0
         self.batch: dict[int, int] = {}  # the first position in the latest batch, by sequence
 
     def can_drop(self, sequence: int, position: int) -> bool:
         # Without the batch's first token, llama.cpp would return true and keep a wrong state (its issue 26695).
         keeps_first = self.batch.get(sequence, position) < position
-        return keeps_first and self.num_held(sequence) - position <= self.most_dropped
+        return keeps_first and self.num_held(sequence) - position <= self.max_dropped
 
     def num_held(self, sequence: int) -> int:
         return int(c.llama_memory_seq_pos_max(self._memory, sequence)) + 1

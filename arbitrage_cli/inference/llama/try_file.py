@@ -63,4 +63,4 @@ def use(path: Path, options: LoadOptions) -> bool:
         for position in range(held, held + NUM_TOKENS):
             token = int(np.argmax(backend.decode([0], [position], [token])[0]))
             backend.tokenizer.piece(token)
-        return backend.states is not None and backend.states.most_dropped > 0
+        return backend.states is not None and backend.states.max_dropped > 0
