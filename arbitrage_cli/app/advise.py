@@ -14,11 +14,10 @@ from typing import Any
 from arbitrage_cli.app.bench_run import BenchRun
 from arbitrage_cli.app.benchmark import Pace
 from arbitrage_cli.app.loop import Attempt
-from arbitrage_cli.app.model_choice import NamedModels
 from arbitrage_cli.app.model_info import prediction_hint
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import Display, offering_to_resume
-from arbitrage_cli.app.request import Request, ask_to_compare
+from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
 from arbitrage_cli.app.selection import Selection, default_folder, draw_sample, read_problems
 from arbitrage_cli.app.sentences import alone, sentence
 from arbitrage_cli.app.session import open_session
@@ -275,7 +274,7 @@ def _policies(named: NamedModels, options: Options, task: Task) -> str:
     speculative = [] if named.served else ["speculative"]
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
     others = [*speculative, *([f"arbitrage@{preset}"] if named.router else [])]
-    others += ["agree"] if named.sources["check"] and task.has_answers else []
+    others += ["agree"] if "check" in named.sources and task.has_answers else []
     draft = ["draft"] if task.name != "free" or not others else []
     return ",".join(["target", *draft, *others])
 

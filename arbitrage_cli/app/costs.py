@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
-from arbitrage_cli.app.model_choice import NamedModels
 from arbitrage_cli.app.protocol import Watcher
-from arbitrage_cli.app.request import Request
+from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
 from arbitrage_cli.costs.placement import find_measurements

@@ -50,8 +50,8 @@ def stored(source: str, *, offline: bool) -> Stored:
 
 def pair_models(pair: PairEntry) -> list[Json]:
     """Describe a pair's models and router, and whether each is stored on this machine."""
-    sources: dict[str, str | None] = {str(role): source for role, source in pair.sources.items()}
-    here = {role: bool(local_files(source)) for role, source in sources.items() if source and source != THINK}
+    sources = {str(role): source for role, source in pair.sources.items() if source != THINK}
+    here = {role: bool(local_files(source)) for role, source in sources.items()}
     if pair.router:
         sources["router"], here["router"] = pair.router, router_file(pair.router).is_file()
     return [{"role": role, "model": sources[role], "here": is_here} for role, is_here in here.items()]

@@ -7,33 +7,168 @@ warnings about models go to the logger `arbitrage`.
 import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from inspect import GEN_RUNNING, getgeneratorstate
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from arbitrage_cli.app.call import (
-    NO_ROUTING,
-    Call,
-    CallOptions,
-    Question,
-    options_of,
-    python_errors,
-    resolve_call,
-)
 from arbitrage_cli.app.conversation import Turns
 from arbitrage_cli.app.options import AdviceOptions, Options, check
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Request, ask
+from arbitrage_cli.app.request import Request, ask, choose_route, needed_models, refuse_on_servers
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.solution import InOrder, Solution, StreamEvent, Token
-from arbitrage_cli.app.spec import Spec
-from arbitrage_cli.errors import ProblemError, UsageError
+from arbitrage_cli.app.spec import Spec, limits_of, refuse_without_thinking, sampler_of
+from arbitrage_cli.arbitrage import Flow
+from arbitrage_cli.errors import ArbitrageError, ProblemError, UsageError
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
+from arbitrage_cli.problems.lines import make_conversation, make_problem
 from arbitrage_cli.problems.tasks import find_task
-from arbitrage_cli.types import Decided, Event, Finished, ModelRole, Problem, Started, Trace, Wrote
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.route import Route, make_route
+from arbitrage_cli.runs.records import RunInfo
+from arbitrage_cli.types import Decided, Event, Finished, Limits, ModelRole, Problem, Started, Trace, Wrote
+
+Question = str | Problem | Sequence[Mapping[str, str]]
+"""A question: a string, a `Problem` with an id, or a list of chat messages such as `{"role": "user", "content": "..."}`."""
+
+NO_ROUTING: Mapping[str, Any] = {"policy": None, "tau": None, "early_stop": None}
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of a call. The pair's defaults apply to options that are missing or None.
+
+    - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
+    - `tau` is the threshold: a number, a preset (`"careful"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
+    - `early_stop` stops a drafted step as soon as it is likely to be escalated.
+    - `think` turns thinking on or off, or sets the maximum number of thinking tokens.
+    - `max_tokens` limits the whole solution, including thinking.
+    - `temperature` (0 is greedy), `top_p` and `seed` control sampling.
+    - `system` replaces the task's system prompt.
+    """
+
+    policy: str | None
+    tau: float | str | None
+    early_stop: bool | None
+    think: bool | int | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    system: str | None
+
+
+def options_of(defaults: Options, options: CallOptions, **more: Any) -> Options:
+    """Return the options of a call. Raises TypeError if an option is unknown; UsageError if a value is invalid."""
+    for name in options.keys() - CallOptions.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument '{name}'")
+    values: dict[str, Any] = {**options, **more}
+    if type(values.get("tau")) in (int, float):
+        values["tau"] = str(values["tau"])
+    match values.get("think"):
+        case bool(switch):
+            values["think"] = "on" if switch else "off"
+        case int(limit):
+            values["think"] = str(limit)
+        case other if other is not None:
+            raise UsageError(f"expected a bool or a number of tokens, found {other!r}", option="think")
+    return defaults.with_values(values)
+
+
+@contextlib.contextmanager
+def python_errors() -> Iterator[None]:
+    """In error hints, replace command-line options with the names of Python arguments."""
+    try:
+        yield
+    except ArbitrageError as error:
+        error.hint = re.sub("--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), error.hint)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The resolved options of a call. `run` contains the settings for solution records."""
+
+    route: Route
+    limits: Limits
+    sampler: Sampler
+    system: str | None
+    make_flow: Callable[[Trace], Flow]
+    run: RunInfo
+
+    def problem(self, question: Question, identifier: str) -> Problem:
+        """Convert a question to a problem. Raises UsageError if the question is invalid."""
+        problem = _read_question(question, identifier)
+        system = self.system if problem.system is None else problem.system
+        return replace(problem, system=system)
+
+    def job(self, problem: Problem) -> Job:
+        return Job(problem, self.make_flow, self.limits, sampler=self.sampler)
+
+    def solution(self, finished: Finished) -> Solution:
+        """Return the solution of a finished problem. Its record contains the problem's system prompt."""
+        system = finished.trace.problem.system
+        run = self.run if system is None else replace(self.run, settings={**self.run.settings, "system": system})
+        return Solution.of(finished, run)
+
+
+def resolve_call(session: Session, given: CallOptions) -> Call:
+    """Combine a call's options with the pair's options. Raises UsageError if an option is invalid or a model is missing."""
+    spec = session.spec
+    own = spec.request.options  # the pair's tau belongs to the pair's policy
+    options = options_of(replace(own, **NO_ROUTING) if given.get("policy") is not None else own, given)
+    route = _route(spec, options) if NO_ROUTING.keys() & options.explicit else spec.route
+    _check_loaded(session, route.policy)
+    limits = limits_of(options, spec.limits.think_tokens if options.think is None else options.think_tokens)
+    sampler = sampler_of(options)
+    if limits.thinks is False:
+        refuse_without_thinking(session.prompts())
+    run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
+    system = options.system if "system" in options.explicit else None
+    return Call(route, limits, sampler, system, session.flow(route, sampler), run)
+
+
+def _route(spec: Spec, options: Options) -> Route:
+    named = spec.request.named
+    policy, tau = choose_route(named, spec.task, options)
+    return make_route(policy, tau, spec.available_router, early_stop=named.early_stop(options.early_stop, [policy]))
+
+
+def _check_loaded(session: Session, policy: Policy) -> None:
+    spec = session.spec
+    for role in needed_models([policy], spec.request.named.sources, spec.reward).keys() - spec.models.keys():
+        hint = f"pass {role}=... to open_pair"
+        raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
+    refuse_on_servers([policy], spec.sources)
+    if policy.reads_token_stats:
+        session.models["draft"].need_token_stats(policy.name)
+
+
+def _read_question(question: Question, identifier: str) -> Problem:
+    try:
+        match question:
+            case Problem():
+                return replace(question, question=make_problem(question.question, question.id).question)
+            case str():
+                return make_problem(question, identifier)
+            case [_, *_]:
+                return make_conversation(list(map(_role_and_text, question)), identifier)
+            case _:
+                raise ValueError(f"expected a str, a Problem or a list of messages, found {question!r:.60}")
+    except ValueError as error:
+        raise UsageError(str(error), option="question") from error
+
+
+def _role_and_text(message: Any) -> tuple[str, str]:
+    match message:
+        case {"role": "system" | "developer" | "user" | "assistant" as role, "content": str(text)}:
+            return role, text
+    raise ValueError(f"expected a message such as {{'role': 'user', 'content': '...'}}, found {message!r:.60}")
+
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.advise import Advice

@@ -1,16 +1,42 @@
-"""Checks what a command or a call asks for, before token costs are measured. Only the router's small file is read.
+"""Checks what a command or a call asks for, and selects its models and its router, before token costs are measured.
 
-`app.spec` resolves a request. This module imports NumPy, so commands import it only when they need it.
+No model is loaded, and no request is sent. `app.spec` resolves a request. This module imports NumPy, so commands import it
+only when they need it.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from arbitrage_cli.app.model_choice import NamedModels, choose_models, needed_models, needs_prm, refuse_on_servers
 from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.costs.prices import parse_prices
+from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, UsageError, unknown
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
+from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
+from arbitrage_cli.inference.servers.dialects import CONTINUATIONS
+from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.model_files.checksums import sha256_seen, unchanged_sha256
+from arbitrage_cli.model_files.facts import read_facts
+from arbitrage_cli.model_files.gguf import read_header
+from arbitrage_cli.model_files.pairs import (
+    DEFAULT_PAIR,
+    THINK,
+    UNIVERSAL_ROUTER,
+    PairEntry,
+    PricedEntry,
+    backend_of,
+    find_pair,
+    is_gguf,
+    is_served,
+    local_files,
+    router_file,
+    shipped_routers,
+    user_pairs,
+)
 from arbitrage_cli.problems.task import Task
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import (
@@ -21,7 +47,315 @@ from arbitrage_cli.routing.route import (
     parse_routes,
     resolve_tau,
 )
+from arbitrage_cli.routing.router import Router, load
+from arbitrage_cli.runs.folder import read_run_folder
+from arbitrage_cli.runs.records import COLLECT
+from arbitrage_cli.system.files import read_text
+from arbitrage_cli.system.machine import logical_processors
 from arbitrage_cli.types import ModelRole
+
+MAX_TEMPLATE_BYTES = 1 << 20
+BUILT_IN = "the built-in models only solve school arithmetic; see arbitrage models list"
+UNIVERSAL = (
+    "no router was trained for this pair, so the universal router is used; "
+    "to train a router, use arbitrage collect and arbitrage train"
+)
+PAIR_SETTINGS = ("ctx", "system", "chat_template_kwargs")
+
+Models = Mapping[ModelRole, str]
+ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm", "check")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModels:
+    """The models and the router for a command.
+
+    `pair` is None if the draft and target were named separately. `own_pair` is None also if one of them was replaced.
+    `price` contains the prices of the pair's models, in the syntax of --price. If `checks_itself` is true, the checker is the
+    draft in its other thinking mode.
+    """
+
+    pair: PairEntry | None
+    own_pair: PairEntry | None
+    sources: Models
+    router: Router | None
+    router_source: str | None
+    load: LoadOptions
+    served: Mapping[ModelRole, ServedSource]
+    price: str | None
+    checks_itself: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        return [self.own_pair.name] if self.own_pair else list(self.writing.values())
+
+    @property
+    def arguments(self) -> list[str]:
+        return arguments_for(self.own_pair, self.sources)
+
+    @property
+    def writing(self) -> dict[ModelRole, str]:
+        others = {"prm", *({"check"} if self.checks_itself else ())}
+        return {role: source for role, source in self.sources.items() if role not in others}
+
+    def early_stop(self, option: bool | None, policies: Iterable[Policy]) -> bool | None:
+        """Return the option --early-stop for these policies. Raises UsageError if the draft's server cannot stop early."""
+        if "draft" not in self.served:
+            return option
+        if option and any(policy.can_stop_early for policy in policies):
+            raise UsageError("a draft on a server cannot be stopped early", "leave it out", option="early_stop")
+        return False
+
+
+def arguments_for(pair: PairEntry | None, sources: Models) -> list[str]:
+    """Return the options that name a pair, or its models."""
+    named = {"pair": pair.name} if pair else {role: sources[role] for role in ("draft", "target") if role in sources}
+    return [part for name, value in named.items() for part in (f"--{name}", value)]
+
+
+def choose_models(options: Options, task: Task) -> NamedModels:
+    """Return the models and the router that the options name.
+
+    If the user turned thinking on or off, use the pair that thinks, or the pair that does not. Raises UsageError if the pair is unknown, or an address, an API key or a setting of the pair is invalid; RouterError if
+    the router cannot be used.
+    """
+    for name in ("pair", "draft", "target", "router", "prm", "check"):
+        if getattr(options, name) == "":
+            raise UsageError("the value is empty", "enter a name, or omit the option", option=name)
+    pair = _choose_pair(options)
+    named = options.explicit if "pair" in options.explicit else ROLES
+    models: Models = {role: source for role in ROLES if role in named and (source := getattr(options, role))}
+    if pair:
+        models = {**pair.sources, **models}
+    if is_served(models.get("prm", "")):
+        raise UsageError("a process reward model cannot run on a server", "use a GGUF file", option="prm")
+    own_pair = pair if pair and _is_pair(pair, models) else None
+    price = _price_of(own_pair, models)
+    if checks_itself := models.get("check") == THINK:
+        models = {**models, "check": models["draft"]}
+    router_source = options.router or _default_router(own_pair, models, task)
+    router = load(router_file(router_source)) if router_source else None
+    if router:
+        router.check_steps(task.step_end)
+    load_options = _load_options(pair, options)
+    served = _served_models(own_pair, models, load_options)
+    return NamedModels(pair, own_pair, models, router, router_source, load_options, served, price, checks_itself)
+
+
+def _choose_pair(options: Options) -> PairEntry | None:
+    models = (options.draft, options.target)
+    if any(models) and (not options.pair or (all(models) and "pair" not in options.explicit)):
+        return None
+    pairs = user_pairs()
+    pair = find_pair(options.pair or DEFAULT_PAIR, pairs)
+    if any(models) or options.think is None:
+        return pair
+    if options.think_tokens != 0:
+        return find_pair(pair.thinking_pair, pairs) if pair.thinking_pair else pair
+    return next((other for other in pairs.values() if other.thinking_pair == pair.name), pair)
+
+
+def arguments_of_run(folder: Path) -> list[str]:
+    """Return the options that name the models of a collected run."""
+    recorded = read_run_folder(folder, COLLECT).run["models"]
+    models: Models = {role: facts["source"] for role, facts in recorded.items()}
+    return arguments_for(next((pair for pair in user_pairs().values() if _is_pair(pair, models)), None), models)
+
+
+def _default_router(own_pair: PairEntry | None, models: Models, task: Task) -> str | None:
+    """Return the pair's router, a router trained on these models, or the universal router.
+
+    Code and models of registered backends have no default router.
+    """
+    if task.name == "code":
+        return None
+    if own_pair and own_pair.router:
+        return own_pair.router
+    if any(map(backend_of, models.values())):
+        return None
+    return _router_of_files(models) or UNIVERSAL_ROUTER
+
+
+def _router_of_files(models: Models) -> str | None:
+    """Return the first router that was trained on these files. Routers for code and routers that cannot be read are ignored."""
+    files = {role: local_files(models[role]) for role in ("draft", "target") if role in models}
+    if len(files) < 2 or not all(files.values()):
+        return None
+    names = [name for name in shipped_routers() if name != UNIVERSAL_ROUTER]
+    with contextlib.suppress(UsageError):  # a command that needs the user's pairs reports it
+        names = [*(pair.router for pair in reversed(user_pairs().values()) if pair.router), *names]
+    for name in names:
+        with contextlib.suppress(UsageError, RouterError, OSError, ModelFileError):  # loading the files reports their errors
+            card = load(router_file(name)).card
+            trained = (all(_is_model(pair[role], paths) for role, paths in files.items()) for pair in card.pairs)
+            if card.step_end == BLANK_LINE and any(trained):
+                return name
+    return None
+
+
+def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:
+    """Return whether the checksums match. A file is read only if its checksum is unknown and its name matches."""
+    sha256 = unchanged_sha256(files)
+    if sha256 is None and read_facts(files).name == model.get("name"):
+        sha256 = sha256_seen(files)
+    return sha256 is not None and sha256 == model.get("sha256")
+
+
+def needed_models(policies: Iterable[Policy], models: Models, reward: str | None) -> dict[ModelRole, str]:
+    """Return the models that the policies need. Raises UsageError if such a model was not named."""
+    needed: dict[ModelRole, str] = {}
+    for policy in policies:
+        for role in (*policy.models, *(("prm",) if needs_prm(policy, reward) else ())):
+            if role not in models:
+                raise _missing_model(policy, role)
+            needed[role] = models[role]
+    return {role: needed[role] for role in models if role in needed}
+
+
+def needs_prm(policy: Policy, reward: str | None) -> bool:
+    return policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
+
+
+def _load_options(pair: PairEntry | None, options: Options) -> LoadOptions:
+    return LoadOptions(
+        pair.ctx if pair and options.ctx is None else options.ctx,
+        options.threads,
+        options.gpu_layers,
+        options.flash_attention,
+        options.kv_type,
+        template_variables=dict(pair.chat_template_kwargs or {}) if pair else {},
+    )
+
+
+def _is_pair(pair: PairEntry, models: Models) -> bool:
+    return (models.get("draft"), models.get("target")) == (pair.draft.source, pair.target.source)
+
+
+def _price_of(own_pair: PairEntry | None, models: Models) -> str | None:
+    """Return the prices of the pair's models, in the syntax of --price. Raises UsageError if a price is invalid."""
+    entries: dict[ModelRole, PricedEntry | None] = {"target": own_pair.target, "check": own_pair.check} if own_pair else {}
+    prices = {role: one.price for role, one in entries.items() if one and one.price and one.source == models.get(role)}
+    for role, price in prices.items():
+        try:
+            parse_prices(f"{role}={price}")
+        except UsageError as error:
+            message = f"pair '{own_pair and own_pair.name}': {role}.price: invalid value '{price}'"
+            raise UsageError(message, "use dollars per million tokens, such as 0.60/0.15/2.40") from error
+    return ",".join(f"{role}={price}" for role, price in prices.items()) if "target" in prices else None
+
+
+def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
+    if role == "prm":
+        rollouts = "; bench and collect also support --reward rollout" if policy.reward == "any" else ""
+        hint = f"use --prm MODEL, or a --pair with a process reward model (builtin, llama3){rollouts}"
+        return UsageError(f"policy {policy.name} needs a process reward model", hint)
+    if role == "check":
+        hint = "use --check MODEL, or --check think for the draft in its other thinking mode; pair builtin has a checker"
+        return UsageError(f"policy {policy.name} needs a checker", hint)
+    hint = f"use --{role} MODEL.gguf or --pair NAME (see arbitrage models list)"
+    return UsageError(f"policy {policy.name} needs a {role} model", hint)
+
+
+# --- models on servers
+
+
+def _served_models(pair: PairEntry | None, models: Models, load: LoadOptions) -> dict[ModelRole, ServedSource]:
+    addresses = {role: _address(role, source) for role, source in models.items() if is_served(source)}
+    entries, continuation = (pair.entries, pair.target.continuation) if pair else ({}, None)
+    entries = {role: entry for role, entry in entries.items() if models.get(role) == entry.source}
+    if continuation and continuation not in CONTINUATIONS:
+        raise unknown("continuation", continuation, CONTINUATIONS)
+    keys = find_keys(addresses, {role: entry.api_key_env for role, entry in entries.items()}, os.environ)
+    templates = {role: _read_template(entry.template) for role, entry in entries.items() if entry.template}
+    return {
+        role: ServedSource(
+            address,
+            keys.get(role),
+            templates.get(role),
+            load.template_variables,
+            load.context_size,
+            continuation if role == "target" else None,
+        )
+        for role, address in addresses.items()
+    }
+
+
+def refuse_on_servers(policies: Iterable[Policy], sources: Mapping[ModelRole, str]) -> None:
+    served = [role for role, source in sources.items() if is_served(source)]
+    for policy in policies:
+        if policy.speculates and served:
+            raise UsageError(
+                f"policy {policy.name} needs both models on this machine, but the {served[0]} is on a server",
+                "use --policy target, and enable speculation on the server (vLLM: --speculative-config; llama-server: "
+                "--spec-type)",
+                option="policy",
+            )
+
+
+def _address(role: ModelRole, source: str) -> Address:
+    try:
+        return Address.parse(source)
+    except UsageError as error:
+        raise UsageError(error.message, error.hint, option=role) from error
+
+
+def _read_template(file: str) -> str:
+    path, place = Path(file).expanduser(), f"the pair's template {file}"
+    hint = "use a Jinja file, or a GGUF file with a chat template"
+    try:
+        if path.suffix == ".gguf":
+            template = read_header(path).metadata.get("tokenizer.chat_template")
+        else:
+            template = read_text(path, MAX_TEMPLATE_BYTES)
+    except (OSError, ValueError, ArbitrageError) as error:
+        raise UsageError(f"{place}: cannot be read ({error})", hint) from error
+    if not isinstance(template, str) or not template.strip():
+        raise UsageError(f"{place}: contains no chat template", hint)
+    return template
+
+
+# --- warnings about the choice
+
+
+def warnings_about(
+    named: NamedModels,
+    sources: Mapping[ModelRole, str],
+    *,
+    uses_router: bool,
+) -> Iterator[str]:
+    served, threads = (named.served[role] for role in sources if role in named.served), named.load.threads
+    for host in dict.fromkeys(model.address.host for model in served if model.address.is_exposed):
+        yield f"{host}: problems are sent unencrypted (http); use https"
+    if named.pair:
+        yield from _borrowed_settings(sources, named.pair)
+    if uses_router and named.router_source == UNIVERSAL_ROUTER:
+        yield UNIVERSAL
+    with contextlib.suppress(OSError, RuntimeError):  # loading the models reports the error
+        yield from _unusual_pair(sources)
+    processors = logical_processors()
+    if threads and threads > processors and any(map(is_gguf, sources.values())):
+        yield f"{threads} threads are slow on {processors} logical processors; use --threads {processors} or fewer"
+
+
+def _borrowed_settings(sources: Mapping[ModelRole, str], pair: PairEntry) -> Iterator[str]:
+    others = [source for role, source in sources.items() if source not in pair.sources.values() and role != "prm"]
+    names = [name for name in PAIR_SETTINGS if getattr(pair, name) is not None]
+    if others and names:
+        borrowed = f"used with the pair's {', '.join(names)}; to change them, use options"
+        yield f"{', '.join(others)}: not in pair {pair.name}, but {borrowed}"
+
+
+def _unusual_pair(sources: Mapping[ModelRole, str]) -> Iterator[str]:
+    draft, target = (local_files(sources[role]) if role in sources else () for role in ("draft", "target"))
+    if not draft or not target:
+        return
+    sizes = [sum(path.stat().st_size for path in files) for files in (draft, target)]
+    if draft[0].resolve() == target[0].resolve():
+        yield f"draft and target are the same file ({draft[0]}), so routing has no benefit"
+    elif sizes[0] > sizes[1]:
+        hint = "--draft should be the fast model and --target the strong model"
+        yield f"the target's file ({target[0].name}) is smaller than the draft's ({draft[0].name}); {hint}"
+
 
 _BOTH: Collection[ModelRole] = ("draft", "target")
 Loads = Literal["needed", "both", "served", "named"]
@@ -72,13 +406,13 @@ class Request:
         """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""
         models = self.named.sources
         others = [choose_policy(None, self.named.router)] if self.loads in ("both", "served") else []
-        others += [POLICIES["agree"]] if self.loads == "served" and models["check"] and self.task.has_answers else []
+        others += [POLICIES["agree"]] if self.loads == "served" and "check" in models and self.task.has_answers else []
         needed = needed_models([*policies, *others], models, self.reward)
         refuse_on_servers(policies, needed)
         if self.loads != "named":
             return needed
-        named = {role: getattr(self.options, role) for role in models}  # not by the pair
-        return {role: source for role, source in models.items() if source and (role in _BOTH or named[role])} | needed
+        named = {role for role in models if role in _BOTH or getattr(self.options, role)}  # not by the pair
+        return {role: source for role, source in models.items() if role in named} | needed
 
 
 def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: str = "1") -> Request:

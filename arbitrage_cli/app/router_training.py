@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from arbitrage_cli.app.model_choice import arguments_of_run
 from arbitrage_cli.app.options import LoadingOptions
+from arbitrage_cli.app.request import arguments_of_run
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.placement import machine_here
 from arbitrage_cli.costs.store import Loading, read_cache, tuned_file

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.app.costs import fetch, measure_contradicted, measure_missing, warn_of_load
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.manifest import record_settings
-from arbitrage_cli.app.model_choice import BUILT_IN
 from arbitrage_cli.app.protocol import Watcher
-from arbitrage_cli.app.request import Request
+from arbitrage_cli.app.request import BUILT_IN, Request
 from arbitrage_cli.app.spec import ModelSpec, Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.model_choice import warnings_about
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import Request
+from arbitrage_cli.app.request import Request, warnings_about
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.placement import Placement, loading_of, machine_here, place
 from arbitrage_cli.costs.prices import parse_prices, price_costs

@@ -6,8 +6,7 @@ import sys
 from arbitrage_cli.app.options import SOME_FAILED, AdviceOptions, Options
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import SHARED, Option
-from arbitrage_cli.cli.output import OutputOptions, command_display, say, write_json
-from arbitrage_cli.cli.permission import permitted
+from arbitrage_cli.cli.output import OutputOptions, command_display, permitted, say, write_json
 from arbitrage_cli.cli.streams import only_figures_on_stdout
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
@@ -89,7 +88,7 @@ def _propose(options: Options, *, as_json: bool) -> bool:
 def _costs(advice: AdviceOptions, options: Options, output: OutputOptions, *, as_json: bool) -> int:
     """Measure and show token costs, or delete them. Raises UsageError if a flag has no effect on token costs."""
     from arbitrage_cli.app.costs import forget_costs, measure_costs  # slow to import
-    from arbitrage_cli.app.model_choice import choose_models
+    from arbitrage_cli.app.request import choose_models
     from arbitrage_cli.display.advice import costs_record, write_costs
     from arbitrage_cli.problems.tasks import find_task
 

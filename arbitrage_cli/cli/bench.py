@@ -9,8 +9,7 @@ import typer
 from arbitrage_cli.app.options import SOME_FAILED, BenchOptions, Options, ProblemOptions, RewardSource
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
-from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_display, say, show_figures
-from arbitrage_cli.cli.permission import permitted
+from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_display, permitted, say, show_figures
 from arbitrage_cli.cli.streams import only_figures_on_stdout
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import UsageError

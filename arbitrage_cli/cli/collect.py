@@ -7,8 +7,7 @@ from arbitrage_cli.app.options import SOME_FAILED, CollectOptions, Options, Prob
 from arbitrage_cli.app.protocol import offering_to_resume
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
-from arbitrage_cli.cli.output import OutputOptions, command_display, say
-from arbitrage_cli.cli.permission import permitted
+from arbitrage_cli.cli.output import OutputOptions, command_display, permitted, say
 from arbitrage_cli.numbers import formatting
 
 

@@ -1,4 +1,4 @@
-"""Writes the output of commands: displays, log messages, JSON and tables."""
+"""What commands show and ask: displays, log messages, JSON, tables, and whether programs may run."""
 
 import contextlib
 import json
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.plain import PlainDisplay
 from arbitrage_cli.display.text import is_drawable, one_line, show, write
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import read_note, write_note
+from arbitrage_cli.problems.task import Task
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.runs.results import Result
@@ -113,3 +115,30 @@ def show_figures(run: Mapping[str, Any], results: "Iterable[Result]", options: F
 
 def write_json(content: Any) -> None:
     write(sys.stdout, json.dumps(content, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def permitted(task: Task, run_code: str | None) -> Task:
+    """Return the task with the sandbox that `--run-code` selects. If the option is missing, asks the user in a terminal.
+
+    Raises UsageError if the task runs programs without permission or without bubblewrap.
+    """
+    if not task.runs_code:
+        return task
+    if run_code == "unprotected":
+        from arbitrage_cli.problems.code import without_sandbox
+
+        return without_sandbox(task)
+    from arbitrage_cli.problems.programs import find_sandbox
+
+    find_sandbox()
+    if run_code is None and not _is_confirmed(f"Task {task.name} runs model-written programs in bubblewrap."):
+        hint = 'use --run-code, or set run-code = "sandboxed" in a settings file; see arbitrage guide code'
+        raise UsageError(f"task {task.name} runs model-written programs on this machine", hint)
+    return task
+
+
+def _is_confirmed(statement: str) -> bool:
+    if sys.stdin is None or not sys.stdin.isatty() or sys.stderr is None or not sys.stderr.isatty():
+        return False
+    write(sys.stderr, f"{statement} Run them? [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

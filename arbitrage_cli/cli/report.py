@@ -11,8 +11,16 @@ import typer
 from arbitrage_cli.app.options import RunCode
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
-from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_display, figures_of, say, show_figures, write_json
-from arbitrage_cli.cli.permission import permitted
+from arbitrage_cli.cli.output import (
+    FigureOptions,
+    OutputOptions,
+    command_display,
+    figures_of,
+    permitted,
+    say,
+    show_figures,
+    write_json,
+)
 from arbitrage_cli.display.text import width_of, wrapped, write
 from arbitrage_cli.errors import OutputError, UsageError, os_errors
 from arbitrage_cli.runs.folder import RunFolder, has_run, read_run_folder

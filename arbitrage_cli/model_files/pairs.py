@@ -96,8 +96,8 @@ class PairEntry:
     check: PricedEntry | None = None
 
     @property
-    def sources(self) -> dict[ModelRole, str | None]:
-        return {**{role: entry.source for role, entry in self.entries.items()}, "prm": self.prm}
+    def sources(self) -> dict[ModelRole, str]:
+        return {**{role: entry.source for role, entry in self.entries.items()}, **({"prm": self.prm} if self.prm else {})}
 
     @property
     def entries(self) -> dict[ModelRole, ModelEntry]:

@@ -10,7 +10,7 @@ import pytest
 from cli import ESCAPE, MODELS, QUESTION, RIGHT, TIMEOUT, Terminal, assert_refused, flat, read_line, run, solve, start
 from gguf import GGUFWriter
 
-from arbitrage_cli.app.model_choice import BUILT_IN
+from arbitrage_cli.app.request import BUILT_IN
 
 
 def solve_one(*arguments: str, **options: Any) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from cli import pair_named_mine
 from small_routers import write_router
 
 from arbitrage_cli.app import costs
-from arbitrage_cli.app.model_choice import NamedModels, choose_models
 from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Request, ask, ask_to_collect, ask_to_compare
+from arbitrage_cli.app.request import NamedModels, Request, ask, ask_to_collect, ask_to_compare, choose_models
 from arbitrage_cli.app.spec import Run, Spec, advised_pair, make_spec
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import UsageError
