@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress, Standing
-from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
-from arbitrage_cli.display.plain import PlainDisplay
+from arbitrage_cli.display.display import CommandDisplay, PlainScreen
+from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.runs.records import RunInfo, to_json
@@ -73,13 +73,13 @@ def show_everywhere(display: Display, text: str) -> None:
 
 def shown_plainly(text: str) -> str:
     stream = io.StringIO()
-    show_everywhere(PlainDisplay(stream, io.StringIO(), verbosity=2), text)
+    show_everywhere(CommandDisplay(PlainScreen(stream), io.StringIO(), verbosity=2), text)
     return stream.getvalue()
 
 
 def shown_live(text: str) -> str:
     stream, ticks = io.StringIO(), iter(range(1_000_000))
-    show_everywhere(LiveDisplay(stream, io.StringIO(), clock=lambda: next(ticks) * REDRAW_SECONDS * 2), text)
+    show_everywhere(CommandDisplay(LiveScreen(stream), io.StringIO(), clock=lambda: next(ticks) * REDRAW_SECONDS * 2), text)
     return stream.getvalue()
 
 
@@ -111,7 +111,7 @@ def test_terminal_is_what_it_was(text: str) -> None:
 @pytest.mark.parametrize("pieces", [("\x1b", "]0;pwned\x07"), ("\x1b]0;", "pwned", "\x07"), ("\x9d", "0;pwned\x9c")])
 def test_sequence_in_pieces_is_none(pieces: tuple[str, ...]) -> None:
     stream, ticks = io.StringIO(), iter(range(1_000_000))
-    display = LiveDisplay(stream, io.StringIO(), clock=lambda: next(ticks) * REDRAW_SECONDS * 2)
+    display = CommandDisplay(LiveScreen(stream), io.StringIO(), clock=lambda: next(ticks) * REDRAW_SECONDS * 2)
     display.begin(make_run())
     trace = make_trace()
     display.handle(Started(trace))

@@ -4,7 +4,7 @@ import hashlib
 import shlex
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,6 @@ from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
 from arbitrage_cli.app.selection import Selection, default_folder, draw_sample, read_problems
-from arbitrage_cli.app.sentences import alone, sentence
 from arbitrage_cli.app.session import open_session
 from arbitrage_cli.app.spec import advised_pair
 from arbitrage_cli.costs.prices import Prices, parse_prices
@@ -139,10 +138,6 @@ class Advice:
     def num_unused(self) -> int:
         """The number of questions that were not used."""
         return int(self.figures["dataset_size"] - self.figures["n"])
-
-    @property
-    def sentence(self) -> str:
-        return " ".join(filter(None, (alone(self.figures), sentence(asdict(self.verdict)))))
 
 
 def advise(request: AdviceRequest, display: Display) -> Advice:

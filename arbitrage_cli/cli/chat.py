@@ -122,7 +122,7 @@ class _Prompt:
 
     def _explain(self) -> None:
         last = self._conversation.last
-        _say("\n".join(solution_lines(last.finished.trace, last.run, width_of(sys.stdout))))
+        _say("\n".join(solution_lines(last.finished.trace, last.run)))
 
 
 def _say(text: str, indent: int = 2) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.display.plain import PlainDisplay
+from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.display.text import is_drawable, one_line, show, write
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import read_note, write_note
@@ -48,12 +48,13 @@ def command_display(options: OutputOptions) -> Iterator[Display]:
 
 
 def _choose_display(options: OutputOptions) -> Display:
-    if options.quiet or not is_drawable(sys.stderr):
-        verbosity, is_due = (0, lambda reminder: False) if options.quiet else (2 if options.debug else 1, is_reminder_due)
-        return PlainDisplay(sys.stderr, sys.stdout, verbosity=verbosity, is_due=is_due)
-    from arbitrage_cli.display.live import LiveDisplay  # Rich is slow to import
+    if options.quiet:
+        return CommandDisplay(PlainScreen(sys.stderr), sys.stdout, verbosity=0, is_due=lambda reminder: False)
+    if is_drawable(sys.stderr):
+        from arbitrage_cli.display.live import LiveScreen  # Rich is slow to import
 
-    return LiveDisplay(sys.stderr, sys.stdout, is_due=is_reminder_due)
+        return CommandDisplay(LiveScreen(sys.stderr), sys.stdout, is_due=is_reminder_due)
+    return CommandDisplay(PlainScreen(sys.stderr), sys.stdout, verbosity=2 if options.debug else 1, is_due=is_reminder_due)
 
 
 def is_reminder_due(reminder: str) -> bool:

@@ -1,20 +1,20 @@
 """Writes the output of `arbitrage advise`: a table, the verdict and the next command, or the token costs of a pair."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
 from arbitrage_cli.app.advise import Advice
-from arbitrage_cli.app.sentences import costs_sentence
 from arbitrage_cli.costs.measure import Measurement
 from arbitrage_cli.costs.store import tuned_file
+from arbitrage_cli.display.printed import pairs, paragraph, print_to, table_of
 from arbitrage_cli.display.table import write_table
-from arbitrage_cli.display.text import aligned, one_line, width_of, wrapped, write
+from arbitrage_cli.display.text import one_line, write
+from arbitrage_cli.display.verdict import alone, sentence, token_ratio_words
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import ModelRole
 
-Json = Mapping[str, Any]
 PROPOSALS = "Models on this machine that suit each other, best pair first. To find out whether a pair is worth using:"
 BUILT_IN_PAIR = "For the built-in pair, use arbitrage advise --pair builtin."
 UNSOLVED = "No problem was solved in time, so these are expected values. To measure, use a larger --minutes."
@@ -25,11 +25,10 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     figures = advice.figures
     if figures["n"]:
         ratio, interval = figures["token_ratio"], figures["token_ratio_interval"]
-        costs = [("costs", costs_sentence(ratio, interval))] if ratio else []
-        write_table({**figures, "verdict": None}, costs, stream)
-    texts = [advice.sentence, *([] if figures["n"] else [UNSOLVED])]
-    lines = [line for text in texts for line in wrapped(one_line(text), width_of(stream))]
-    write(stream, "".join(f"{line}\n" for line in ("", *lines, "", f"  {advice.command}")))
+        write_table({**figures, "verdict": None}, [("costs", token_ratio_words(ratio, interval))] if ratio else [], stream)
+    texts = [alone(figures), sentence(asdict(advice.verdict)), "" if figures["n"] else UNSOLVED]
+    print_to(stream, "", paragraph(" ".join(texts)), "")
+    write(stream, f"  {advice.command}\n")
 
 
 def write_proposals(commands: Sequence[str], stream: TextIO) -> None:
@@ -39,18 +38,17 @@ def write_proposals(commands: Sequence[str], stream: TextIO) -> None:
 
 
 def write_costs(found: Measurement, stream: TextIO) -> None:
-    """Write the unit costs of each model and the token ratio. Raises the same errors as `write`."""
-    rows = [
-        [role, *(formatting.number(1000 * seconds) for seconds in (model.costs.prefill, *model.costs.batches))]
-        for role, model in found.models.items()
-    ]
-    lines = [f"{role}: {one_line(model.name)}, {_threads(role, found)}" for role, model in found.models.items()]
-    lines += ["", *aligned(["ms", "prefill", "token", *(f"{size} tokens" for size in ROWS[1:])], rows), ""]
-    if pair := found.pair:
-        lines.append(costs_sentence(pair.token_ratio, pair.token_ratio_interval))
+    """Write the unit costs of each model as speeds, and the token ratio. Raises the same errors as `write`."""
+    rows = []
+    for role, model in found.models.items():
+        sizes = zip((1, *ROWS), (model.costs.prefill, *model.costs.batches), strict=True)
+        rows.append([role, *(formatting.number(size / seconds) for size, seconds in sizes)])
+    headings = ["tokens/s", "prefill", "decode", *(f"batch of {size}" for size in ROWS[1:])]
+    ratio = [paragraph(token_ratio_words(pair.token_ratio, pair.token_ratio_interval))] if (pair := found.pair) else []
+    models = [(role, f"{model.name}, {_threads(role, found)}") for role, model in found.models.items()]
+    print_to(stream, pairs(models), "", table_of(headings, rows), "", *ratio)
     if found.faults.keys() < found.models.keys():
-        lines.append(f"kept in {tuned_file()}")
-    write(stream, "".join(f"{line}\n" for line in lines))
+        write(stream, f"kept in {tuned_file()}\n")
 
 
 def costs_record(found: Measurement) -> dict[str, Any]:

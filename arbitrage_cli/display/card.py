@@ -1,10 +1,12 @@
 """Writes the card of a router to the terminal: its training, its quality, and the effect of each tau."""
 
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from arbitrage_cli.display.text import WIDTH, aligned, one_line, wrapped, write
+from rich.console import RenderableType
+from rich.table import Table
+
+from arbitrage_cli.display.printed import pairs, paragraph, print_to, table_of
 from arbitrage_cli.errors import RouterError
 from arbitrage_cli.evaluation.verdict import best_preset
 from arbitrage_cli.numbers import formatting
@@ -15,8 +17,9 @@ SHOWN_TAUS = 10  # taus in the table, in addition to presets
 
 MEASURES = {"auc": ("AUC", 3), "spearman": ("Spearman", 2), "ece": ("calibration error", 3)}  # heading and decimals
 LEGEND = (
-    "calls: escalated steps / all steps; wasted: calls that gain nothing / calls",
-    "caught: steps worth escalating that are escalated / steps worth escalating",
+    ("calls", "escalated steps / all steps"),
+    ("wasted", "calls that gain nothing / calls"),
+    ("caught", "steps worth escalating that are escalated / steps worth escalating"),
 )
 
 Card = Mapping[str, Any]
@@ -24,8 +27,8 @@ Card = Mapping[str, Any]
 
 def write_summary(card: Card, stream: TextIO) -> None:
     """Write the verdict, the effect of each preset, and the recommended preset. Raises the same errors as `write`."""
-    advice = wrapped(preset_sentence(TauTable.from_json(card["taus"])))
-    _write(stream, [*_verdict(card), "", *_taus(card, named_only=True), "", *advice])
+    advice = preset_sentence(TauTable.from_json(card["taus"]))
+    print_to(stream, *map(paragraph, _verdict(card)), "", *_taus(card, named_only=True), "", paragraph(advice))
 
 
 def preset_sentence(table: TauTable) -> str:
@@ -41,32 +44,24 @@ def preset_sentence(table: TauTable) -> str:
 def write_card(card: Card, stream: TextIO, *, sha256: str) -> None:
     """Write the card. Raises RouterError if the card is incomplete, and the errors of `write`."""
     try:
-        lines = list(_lines(card, sha256))
+        measures = _measures(card["metrics"]["test"])
+        parts = [
+            paragraph(card["name"]),
+            pairs(_about(card, sha256)),
+            "",
+            *measures,
+            "",
+            *_taus(card),
+            *_verdict(card),
+        ]
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:  # cards come from files
         hint = "train the router again with arbitrage train, or use --json to show the card as it is"
         raise RouterError(f"router {card['name']}: incomplete card ({error})", hint) from error
-    _write(stream, lines)
+    print_to(stream, *parts)
 
 
 def write_taus(card: Card, stream: TextIO) -> None:
-    _write(stream, _taus(card))
-
-
-def _write(stream: TextIO, lines: Iterable[str]) -> None:
-    write(stream, "".join(f"{line}\n" for line in lines))
-
-
-def _lines(card: Card, sha256: str) -> Iterator[str]:
-    test = card["metrics"]["test"]
-    yield one_line(card["name"])
-    for name, value in _about(card, sha256):
-        yield from textwrap.wrap(f"{name:<12}{one_line(value)}", WIDTH, subsequent_indent=" " * 12)
-    yield ""
-    yield "on the test problems [95% interval over problems]"
-    yield from _measures(test)
-    yield ""
-    yield from _taus(card)
-    yield from _verdict(card)
+    print_to(stream, *_taus(card))
 
 
 def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
@@ -100,16 +95,16 @@ def _verdict(card: Card) -> list[str]:
         baselines.setdefault("better than" if better else "worse than" if worse else "no better than", []).append(baseline)
     found = "; ".join(f"{how} {', '.join(names)}" for how, names in baselines.items())
     problems = formatting.count(card["data"]["parts"]["test"]["problems"], "problem")
-    return wrapped(f"on {problems} not used in training, the router ranks steps {found}") if found else []
+    return [f"on {problems} not used in training, the router ranks steps {found}"] if found else []
 
 
-def _measures(test: Mapping[str, Card]) -> Iterator[str]:
+def _measures(test: Mapping[str, Card]) -> list[RenderableType]:
     rows = [
-        [one_line(policy), *(_figure(figures.get(name), digits) for name, (_, digits) in MEASURES.items())]
+        [policy, *(_figure(figures.get(name), digits) for name, (_, digits) in MEASURES.items())]
         for policy, figures in test.items()
     ]
-    headings = [heading for heading, _ in MEASURES.values()]
-    yield from aligned(["", *headings], rows, left=range(1 + len(headings)))
+    headings = ["", *(heading for heading, _ in MEASURES.values())]
+    return [paragraph("on the test problems [95% interval over problems]"), table_of(headings, rows, range(len(headings)))]
 
 
 def _figure(figure: Sequence[float | None] | None, digits: int) -> str:
@@ -118,15 +113,23 @@ def _figure(figure: Sequence[float | None] | None, digits: int) -> str:
     return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [formatting.UNKNOWN])[0]
 
 
-def _taus(card: Card, *, named_only: bool = False) -> Iterator[str]:
+def _taus(card: Card, *, named_only: bool = False) -> Iterator[RenderableType]:
     table, data = TauTable.from_json(card["taus"]), card["data"]
     calibrated = data.get("taus_of")
     source = ", ".join(run["name"] for run in calibrated["runs"]) if calibrated else "held-out problems"
     is_local = calibrated and calibrated["costs"] != "the runs"
     costs = f"with the token costs of the machine that {'calibrated the presets' if is_local else 'collected the data'}"
-    yield from wrapped(
-        f"effect of tau, estimated from {formatting.count(table.num_solutions, 'solution')} of {one_line(source)}"
-    )
+    yield paragraph(f"effect of tau, estimated from {formatting.count(table.num_solutions, 'solution')} of {source}")
+    yield _tau_table(table, named_only=named_only)
+    if shortage := table.shortage:
+        yield paragraph(shortage)
+    time = f"relative to the target alone, {costs}" if table.costs else "unknown for your models"
+    legend = () if named_only else LEGEND
+    yield pairs((*legend, ("reward", "points per solution [95% interval over problems]"), ("time", time)))
+
+
+def _tau_table(table: TauTable, *, named_only: bool) -> Table:
+    """Make a table of the presets and the last tau or, unless `named_only` is true, of evenly spread taus."""
     names: dict[float, list[str]] = {}
     for name, tau in table.named.items():
         names.setdefault(tau, []).append(name)
@@ -135,24 +138,14 @@ def _taus(card: Card, *, named_only: bool = False) -> Iterator[str]:
     others = {rows[-1].tau} if named_only else evenly
     shown = [row for row in rows if row.tau in others or row.tau in names]
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "time"]
-    yield from aligned(
-        headings, [cells for row in shown for cells in _tau_lines(row, table.time(row), names.get(row.tau, []))]
-    )
-    if shortage := table.shortage:
-        yield from wrapped(shortage)
-    yield from () if named_only else LEGEND
-    time = f"relative to the target alone, {costs}" if table.costs else "unknown for your models"
-    yield from wrapped(f"reward: points per solution [95% interval over problems]; time: {time}")
+    return table_of(headings, [_tau_cells(row, table.time(row), names.get(row.tau, [])) for row in shown])
 
 
-def _tau_lines(row: TauRow, time: float | None, names: Sequence[str]) -> Iterator[list[str]]:
-    """Yield a line for each preset that has this tau. The first line also shows the tau and its figures."""
-    first, *others = names or [""]
+def _tau_cells(row: TauRow, time: float | None, names: Sequence[str]) -> list[str]:
     interval = " ".join(formatting.points(end / 100) for end in row.change_interval)
-    cells = [
+    return [
+        *(formatting.tau(row.tau), "\n".join(names)),
         *map(formatting.whole_percent, (row.escalation_rate, row.wasted, row.recall)),
         f"{formatting.points(row.change / 100)} [{interval}]",
         formatting.whole_percent(time),
     ]
-    yield [formatting.tau(row.tau), first, *cells]
-    yield from (["", name, *[""] * len(cells)] for name in others)

@@ -80,6 +80,7 @@ MADE = Column(
 CUT = Column("cut", "cut", lambda figures: str(figures["cut"] or ""))
 SECONDS = _value("mean s", "seconds_mean")
 SPEEDUP = _ranged("speed-up", "speedup", TIMES)
+ACCEPTED = _value("accepted", "acceptance_rate", formatting.whole_percent)
 PRICE: Sequence[Column] = (
     _value("price/1000", "price", lambda price: formatting.number(None if price is None else 1000 * price)),
     _ranged("saved", "saving", PERCENT),
@@ -92,7 +93,7 @@ TERMINAL: Sequence[Column] = (
     SECONDS,
     SPEEDUP,
     *PRICE,
-    _value("accepted", "acceptance_rate", formatting.whole_percent),
+    ACCEPTED,
     _value("called", "called_rate", formatting.whole_percent),
     _value("thinking", "thinking_tokens_mean"),
 )

@@ -1,16 +1,14 @@
 """Explains decisions with the most important features and the cost of each step."""
 
-import textwrap
 from collections.abc import Iterator
 
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.text import WIDTH, one_line
+from arbitrage_cli.display.text import one_line
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Attribution, Cost, Decision, Trace
 
 TOP = 5  # features named in an explanation
-MARGIN = " " * 5
 
 _MEASURES = {"logprob": "probability", "entropy": "entropy", "margin": "margin"}
 _ENDS = {"min": "lowest", "max": "highest", "sum": "joint"}
@@ -31,21 +29,21 @@ _OWN = {  # other names are split into words and parts
 }
 
 
-def solution_lines(trace: Trace, run: RunInfo, width: int) -> Iterator[str]:
+def solution_lines(trace: Trace, run: RunInfo) -> Iterator[str]:
     """For each step, yield a line with the decision and the drafted text, followed by an explanation."""
     for position, decision in enumerate(trace.decisions):
         step = decision.draft or decision.kept
         early = " (stopped early)" if step.stop == "early" else ""
         facts = [decision.choice or step.model, wording.comparison(decision, run), one_line(step.text) + early]
         yield f"{position + 1:3}  {'  '.join(filter(None, facts))}"
-        yield from step_lines(trace, position, run, width)
+        yield from (f"     {line}" for line in step_lines(trace, position, run))
 
 
-def step_lines(trace: Trace, position: int, run: RunInfo, width: int = WIDTH) -> Iterator[str]:
+def step_lines(trace: Trace, position: int, run: RunInfo) -> Iterator[str]:
     """Yield the log-odds of the router's score, and the cost of each model."""
-    attribution = run.explain(trace, position) if run.explain else None
-    for text in (log_odds(attribution) if attribution else "", costs(trace.decisions[position])):
-        yield from textwrap.wrap(text, width, initial_indent=MARGIN, subsequent_indent=MARGIN)
+    if attribution := run.explain(trace, position) if run.explain else None:
+        yield log_odds(attribution)
+    yield costs(trace.decisions[position])
 
 
 def log_odds(attribution: Attribution) -> str:

@@ -6,9 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.app.sentences import sentence
-from arbitrage_cli.display.charts import MODELS
 from arbitrage_cli.display.text import aligned, one_line
+from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.numbers import formatting
@@ -39,16 +38,6 @@ def headline(figures: Json) -> Iterable[str]:
         made = sum(entry["n"] - entry["missing"] for entry in figures["policies"])
         share = f"{cut} of {formatting.count(made, 'attempt')} ({formatting.percent(cut / made)})"
         yield f"{share} reached a limit before the solution was complete."
-
-
-def summary(figures: Json) -> Iterable[str]:
-    for policy in figures["policies"]:
-        if policy["policy"] in MODELS and policy["accuracy"] is not None and (pace := _pace(policy)):
-            yield f"The {policy['policy']} alone solves {formatting.percent(policy['accuracy'])} {pace}."
-
-
-def _pace(policy: Json) -> str:
-    return "" if policy["seconds_mean"] is None else f"in {formatting.number(policy['seconds_mean'])} s per problem"
 
 
 def main_facts(run: Json) -> Iterable[Fact]:

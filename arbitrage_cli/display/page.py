@@ -8,13 +8,12 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from arbitrage_cli.display import charts, columns, facts, traces
+from arbitrage_cli.display import columns, facts, traces
 from arbitrage_cli.display.columns import DEFINITIONS, Column
 from arbitrage_cli.display.table import size_of
 from arbitrage_cli.display.text import safe
@@ -23,20 +22,6 @@ from arbitrage_cli.numbers import formatting
 TEMPLATES = Path(__file__).parent / "templates"
 
 Json = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class FigureTable:
-    """A table with a row for each policy: the policy, its label, and each figure with its interval or counts."""
-
-    caption: str
-    columns: Sequence[Column]
-    rows: Sequence[tuple[str, str, Sequence[tuple[str, str]]]]
-
-    @property
-    def has_beside(self) -> list[bool]:
-        """Whether each column has intervals or counts."""
-        return [any(beside for _, beside in column) for column in zip(*(cells for _, _, cells in self.rows), strict=True)]
 
 
 def render(run: Json, figures: Json, packed: Json) -> str:
@@ -67,7 +52,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: safe(value) if type(value) is str else value,  # Markup is a subclass
     )
-    environment.filters |= {"typeset": _typeset, "path": charts.path_of}
+    environment.filters["typeset"] = _typeset
     return environment
 
 
@@ -83,28 +68,31 @@ def _hash(text: str) -> str:
 
 def _view(run: Json, figures: Json) -> dict[str, Any]:
     policies = figures["policies"]
-    levels = charts.level_chart(policies)
-    tables = [table for table in (_table(*entry, policies) for entry in columns.PAGE.items()) if table.rows]
-    shown = {column.definition: column.heading for table in tables for column in table.columns}
-    shown |= {"accuracy": "accuracy"} | ({"by_level": "by level"} if levels else {})
-    shown |= {"time": "time"} if "time" in shown else {}
+    tables = [table for table in (_table(*entry, policies) for entry in columns.PAGE.items()) if table["rows"]]
+    has_levels = any(policy["by_level"] and policy["accuracy"] is not None for policy in policies)
+    shown = {column.definition: column.heading for table in tables for column, _ in table["columns"]}
+    shown |= (
+        {"accuracy": "accuracy"}
+        | ({"by_level": "by level"} if has_levels else {})
+        | ({"time": "time"} if "time" in shown else {})
+    )
     return {
         "title": figures["dataset"],
         "count": size_of(figures),
         "headline": " ".join(facts.headline(figures)),
-        "summary": " ".join(facts.summary(figures)),
         "facts": [*facts.main_facts(run)],
         "other_facts": [*facts.other_facts(run)],
         "notes": figures["notes"],
         "names": list(dict.fromkeys(policy["policy"] for policy in policies)),
-        "front": charts.accuracy_chart(policies),
-        "levels": levels,
+        "has_levels": has_levels,
         "tables": tables,
         "definitions": [(name, shown[name], text) for name, text in DEFINITIONS.items() if name in shown],
     }
 
 
-def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> FigureTable:
-    rows = [policy for policy in policies if columns.known(shown, [policy])]
-    kept = columns.known(shown, rows)
-    return FigureTable(caption, kept, [(row["policy"], row["label"], [column.cell(row) for column in kept]) for row in rows])
+def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> dict[str, Any]:
+    """Return a table of the policies that have a figure: its columns, and whether a column has intervals or counts."""
+    made = [policy for policy in policies if columns.known(shown, [policy])]
+    kept = [(column, any(column.beside(policy) for policy in made)) for column in columns.known(shown, made)]
+    rows = [(policy["policy"], policy["label"], [column.cell(policy) for column, _ in kept]) for policy in made]
+    return {"caption": caption, "columns": kept, "rows": rows}

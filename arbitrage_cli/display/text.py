@@ -8,12 +8,14 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from dataclasses import dataclass
+from typing import Self, TextIO
 
 from arbitrage_cli.errors import OutputError, ReaderGoneError
 
-WIDTH, NARROWEST = 79, 20  # maximum and minimum width of tables, in columns
+WIDTH, NARROWEST = 79, 20  # maximum and minimum width of paragraphs and tables, in columns
 MAX_LINE = 200  # characters
+ASCII = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})  # for streams that cannot encode these characters
 
 _CONTROL = ("Cc", "Cs")  # Unicode categories of control characters and lone surrogates
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -40,40 +42,46 @@ def first_line(text: str) -> str:
     return line if len(line) <= MAX_LINE and not rest else f"{line[: MAX_LINE - 1].rstrip()}…"
 
 
-def aligned(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: Iterable[int] = (0,)) -> Iterator[str]:
-    """Yield the lines of a table. Columns in `left` are left-aligned; all others are right-aligned."""
-    lines, left = [headings, *rows], set(left)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for cells in lines:
-        sized = enumerate(zip(cells, widths, strict=True))
-        yield "  ".join(cell.ljust(width) if index in left else cell.rjust(width) for index, (cell, width) in sized).rstrip()
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A sanitized line, or a block of lines. Its parts may have a style of Rich, such as "bold".
+
+    Each row into which it is wrapped starts with `margin`. In a live display, it takes at most `rows` rows.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+    margin: str = ""
+    rows: int | None = None
+
+    @classmethod
+    def of(cls, *parts: str | tuple[str, str], margin: str = "", rows: int | None = None) -> Self:
+        """Make a line of texts, or of texts with a style. Line feeds become spaces."""
+        styled = ((part, "") if isinstance(part, str) else part for part in parts)
+        return cls(tuple((safe(text).expandtabs(4).replace("\n", " "), style) for text, style in styled), margin, rows)
+
+    @classmethod
+    def block(cls, text: str, style: str = "", *, margin: str = "", rows: int | None = None) -> Self:
+        """Make a block of a text's lines that are not blank."""
+        lines = (line for line in safe(text).expandtabs(4).split("\n") if line.strip())
+        return cls((("\n".join(lines), style),), margin, rows)
+
+    def __str__(self) -> str:
+        text = "".join(text for text, _ in self.parts)
+        return "\n".join(f"{self.margin}{line}".rstrip() for line in text.split("\n"))
+
+
+def aligned(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table. The first column is left-aligned; all others are right-aligned."""
+    columns = list(zip(headings, *rows, strict=True))
+    sides = "<" + ">" * len(columns)
+    cells = [
+        [f"{cell:{side}{max(map(len, column))}}" for cell in column] for side, column in zip(sides, columns, strict=False)
+    ]
+    return ["  ".join(line).rstrip() for line in zip(*cells, strict=True)]
 
 
 def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}~"
-
-
-def short_labels(labels: Sequence[str], room: int) -> list[str]:
-    """Return distinct labels of at most `room` characters.
-
-    To shorten a label, the number of a named tau is removed first, then characters near the middle. If the labels are still
-    not distinct, they are truncated and numbered.
-    """
-    shown = [one_line(label) for label in labels]
-    brief = [label.rpartition(" (")[0] or label if len(label) > room else label for label in shown]
-    cuts = (
-        [_without_middle(label, head, room) for label in names]
-        for names in (brief, shown)
-        for head in sorted(range(room), key=lambda head: abs(head - room // 2))
-    )
-    numbered = [
-        _without_middle(f"{label}~{number}", room - 1 - len(str(number)), room) for number, label in enumerate(brief, 1)
-    ]
-    return next((cut for cut in cuts if len({*cut}) == len({*shown})), numbered)
-
-
-def _without_middle(label: str, head: int, room: int) -> str:
-    return label if len(label) <= room else f"{label[:head]}~{label[len(label) + head + 1 - room :]}"
 
 
 def wrapped(text: str, width: int = WIDTH, indent: int = 2) -> list[str]:
@@ -101,7 +109,12 @@ def write(stream: TextIO, text: str) -> None:
 
 
 def show(stream: TextIO, text: str) -> None:
-    """Write and flush. Errors are ignored."""
+    """Write and flush. Errors are ignored, and characters that the stream cannot encode are replaced."""
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(ASCII).encode(encoding, "replace").decode(encoding)
     with suppress(OSError):
         stream.write(text)
         stream.flush()

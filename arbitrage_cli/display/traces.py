@@ -1,6 +1,6 @@
 """Packs the traces of a report row by row, so that an HTML page can contain 100,000 traces.
 
-The page contains an index for searching and sorting, and compressed blocks of texts. A script unpacks the blocks on demand.
+The page contains an index for searching and sorting, and compressed blocks of rows. A script unpacks the blocks on demand.
 """
 
 import base64
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
+from arbitrage_cli.problems.answers import boxed_answer, gold_answer
 from arbitrage_cli.routing.route import route_name
 
 if TYPE_CHECKING:  # pydantic is slow to import
@@ -18,6 +19,13 @@ if TYPE_CHECKING:  # pydantic is slow to import
 
 BLOCK = 1 << 18  # minimum bytes of JSON in a block
 DIGITS = 4  # decimals of numbers, more than the page shows
+SHOWN = frozenset(
+    ("problem", "gold", "answer", "grade", "error", "stop", "steps", "check")
+)  # the fields of a row that the page shows
+CHARTED = (
+    *("label", "score_is", "tau", "policy", "accuracy", "accuracy_interval"),
+    *("speedup", "speedup_interval", "seconds_mean", "by_level"),
+)
 
 Json = Mapping[str, Any]
 
@@ -30,7 +38,7 @@ class TracePacker:
         self._attempts: dict[tuple[int, int, Any], list[Any]] = {}
         self._blocks: list[tuple[int, str]] = []
         self._parts: list[bytes] = []
-        self._size = self._num_rows = 0
+        self._num_rows = 0
 
     def watch(self, rows: "Iterable[AttemptRow]") -> "Iterator[AttemptRow]":
         """Yield the rows unchanged, and pack each row before the next is read."""
@@ -41,10 +49,11 @@ class TracePacker:
     def _add(self, row: "AttemptRow") -> None:
         problem, _ = self._problems.setdefault(row.id, (len(self._problems), row.level))
         self._attempts[problem, row.sample, (row.policy, row.tau)] = _entry(row, self._num_rows)
-        self._parts.append(to_json(_attempt(row)))
+        right = gold_answer(row.gold) or ""
+        content = row.model_dump(by_alias=True, exclude_unset=True, include={*SHOWN})
+        self._parts.append(to_json(_rounded(content | {"right": boxed_answer(right) or right})))
         self._num_rows += 1
-        self._size += len(self._parts[-1])
-        if self._size >= BLOCK:
+        if sum(map(len, self._parts)) >= BLOCK:
             self._close_block()
 
     def packed(self, policies: Sequence[Json]) -> dict[str, Any]:
@@ -54,20 +63,18 @@ class TracePacker:
         numbers = {(policy["policy"], policy["tau"]): number for number, policy in enumerate(policies)}
         attempts = [[problem, sample, numbers[of], *entry] for (problem, sample, of), entry in self._attempts.items()]
         problems = [[name, level] for name, (_, level) in self._problems.items()]
-        shown = [
-            {key: policy[key] for key in ("label", "score_is", "tau", "policy")}
-            | {"name": route_name(policy["policy"], policy["tau"], policy["tau_name"])}
-            for policy in policies
-        ]
+        named = (route_name(policy["policy"], policy["tau"], policy["tau_name"]) for policy in policies)
         return {
-            "policies": shown,
+            "policies": [
+                {"name": name, **{key: one[key] for key in CHARTED}} for name, one in zip(named, policies, strict=True)
+            ],
             "index": _packed(to_json({"problems": problems, "attempts": attempts})),
             "blocks": self._blocks,
         }
 
     def _close_block(self) -> None:
         self._blocks.append((self._num_rows - len(self._parts), _packed(b"[" + b",".join(self._parts) + b"]")))
-        self._parts, self._size = [], 0
+        self._parts = []
 
 
 def embedded(data: Any) -> str:
@@ -88,19 +95,6 @@ def _entry(row: "AttemptRow", number: int) -> list[Any]:
     calls = sum(step.model == "target" for step in row.steps)
     seconds = round(row.wall_seconds, DIGITS) if is_done else None
     return [row.grade.value if row.grade and is_done else "error", seconds, round(written, DIGITS), calls, number]
-
-
-def _attempt(row: "AttemptRow") -> dict[str, Any]:
-    return {
-        "question": row.problem,
-        "gold": row.gold,
-        "answer": row.answer if row.grade is None or row.grade.answer is None else row.grade.answer,
-        "explanation": row.grade and row.grade.explanation,
-        "error": row.error,
-        "stop": row.stop,
-        "steps": [_rounded(step.to_dict()) for step in row.steps],
-        "check": row.check and _rounded(row.check.to_dict()),
-    }
 
 
 def _rounded(value: Any) -> Any:

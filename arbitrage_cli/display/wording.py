@@ -1,4 +1,4 @@
-"""Phrases used by both the plain and the live display."""
+"""Phrases about problems, steps, runs and requests, which all displays share."""
 
 import math
 import time
@@ -12,7 +12,6 @@ from arbitrage_cli.display.text import one_line, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.route import tau_words
 from arbitrage_cli.routing.thoughts import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, attempt_error, problem_error, to_json
 from arbitrage_cli.runs.summary import Tally, tally, tally_of
@@ -79,7 +78,7 @@ class Totals:
     @property
     def text(self) -> str:
         counts = formatting.count(self.finished, "problem") + (f", {self.failed} failed" if self.failed else "")
-        return "; ".join([counts, summary(self.figures), f"{self.figures.seconds:.2f} s"])
+        return joined(counts, summary(self.figures), f"{self.figures.seconds:.2f} s")
 
     def slowness(self, run: RunInfo) -> str:
         """Return a note the first time that the policy is slower than the target alone, and "" otherwise."""
@@ -95,13 +94,12 @@ class Totals:
         )
 
 
-def progress(totals: Totals, run: RunInfo, seconds: float) -> str:
-    """Return the progress of a run, such as `12/50, about 40 s left`."""
-    done = run.num_done + totals.finished
-    if run.num_problems is None:
-        return f"{done} finished"
-    left = (run.num_problems - done) * seconds / totals.finished if totals.finished else 0.0
-    return f"{done}/{run.num_problems}" + (f", about {formatting.duration(left)} left" if left else "")
+def joined(*facts: str) -> str:
+    return "; ".join(filter(None, facts))
+
+
+def time_left(seconds: float | None) -> str:
+    return "" if seconds is None else f"about {formatting.duration(max(0.0, seconds))} left"
 
 
 def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
@@ -110,43 +108,37 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
         return [*opening(run.run), f"listening at {run.url}; models: {', '.join(run.names)}"]
     if isinstance(run, RunProgress):
         done = f", {run.finished} of them done" if run.finished else ""
-        return [f"{one_line(run.title)}: {formatting.count(run.planned, 'attempt')}{done}"]
-    lines = [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), _rule(run)]
-    if (
-        "think_min_chars" in run.settings
-        and run.thoughts_tau not in (None, run.tau)
-        and math.isfinite(run.thoughts_tau or 0.0)
-    ):
-        share = f"{(1 - (run.thoughts_tau or 0.0)) / PROBED:.0%}"
-        lines.append(
-            "this router was not trained on thinking: the target writes the first thoughts, and at most "
-            f"{share} of the later thoughts"
-        )
-    return lines
+        return [f"{run.title}: {formatting.count(run.planned, 'attempt')}{done}"]
+    return [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), *_rule(run)]
 
 
-def _rule(run: RunInfo) -> str:
+def _rule(run: RunInfo) -> list[str]:
     if POLICIES[run.policy].speculates:
-        return (
-            f"policy {run.policy}: the target verifies draft tokens; the output is that of the target alone, except where two "
-            "tokens are almost equally likely"
-        )
+        what = "the target verifies draft tokens; the output is that of the target alone"
+        return [f"policy {run.policy}: {what}, except where two tokens are almost equally likely"]
     if POLICIES[run.policy].kind == "checked":
-        return f"policy {run.policy}: the target solves a problem if the draft and the checker give different answers"
+        return [f"policy {run.policy}: the target solves a problem if the draft and the checker give different answers"]
     if run.score_is is None or run.tau is None:
-        return f"policy {run.policy}: the {run.policy} alone writes every step"
-    tau = tau_words(run.tau, run.tau_name)
-    router = f" (router {one_line(run.settings['router'])})" if run.settings.get("router") else ""
-    return f"policy {run.policy}{router}: the target rewrites a step if the {run.score_is} is above tau = {tau}"
+        return [f"policy {run.policy}: the {run.policy} alone writes every step"]
+    router = f", router {run.settings['router']}" if run.settings.get("router") else ""
+    tau = formatting.tau(run.tau) + (f" ({run.tau_name})" if run.tau_name else "")
+    rule = f"policy {run.policy}{router}: the target rewrites steps with a score above {tau}"
+    thoughts_tau = run.tau if run.thoughts_tau is None else run.thoughts_tau
+    if "think_min_chars" not in run.settings or thoughts_tau == run.tau or not math.isfinite(thoughts_tau):
+        return [rule, f"score  {run.score_is}"]
+    share = f"{(1 - thoughts_tau) / PROBED:.0%}"
+    return [
+        *(rule, f"score  {run.score_is}"),
+        f"the router was not trained on thinking: the target writes the first thoughts, and at most {share} of the others",
+    ]
 
 
 def request(ended: RequestEnded) -> str:
     """Return a line about a request, such as `chatcmpl-1f..., arbitrage@fast: accepted 4/5 steps (80%); ...; 3.21 s`."""
     trace, error = ended.finished.trace, ended.finished.error
-    end = "cancelled" if ended.is_cancelled else str(error) if error else ""
-    work, seconds = summary(tally_of(ended.finished)), f"{ended.seconds:.2f} s"
-    facts = [f"{trace.problem.id}, {ended.model}: {work}", end, seconds, price(ended.bill)]
-    return one_line("; ".join(filter(None, facts)))
+    end = "cancelled" if ended.is_cancelled else str(error or "")
+    work = f"{trace.problem.id}, {ended.model}: {summary(tally_of(ended.finished))}"
+    return one_line(joined(work, end, f"{ended.seconds:.2f} s", price(ended.bill)))
 
 
 def compared(routed: Finished, alone: Finished, answer: Callable[[Finished], str]) -> str:
@@ -198,7 +190,8 @@ def checked(trace: Trace, run: RunInfo) -> str:
 
 
 def is_same(decision: Decision) -> bool:
-    return decision.discarded is not None and decision.discarded.text.strip() == decision.kept.text.strip()
+    """Return whether both models wrote the same words."""
+    return decision.discarded is not None and decision.discarded.text.split() == decision.kept.text.split()
 
 
 def size(step: Step) -> str:
@@ -209,17 +202,17 @@ def size(step: Step) -> str:
 
 def thinking(trace: Trace) -> str:
     """Return the tokens of both phases, such as `412 thinking tokens (limit reached), 35 answer tokens`."""
-    decisions = [decision for decision in trace.decisions if decision.kept.phase == "think"]
-    if not decisions:
+    thoughts = [decision.kept for decision in trace.decisions if decision.kept.phase == "think"]
+    if not thoughts:
         return ""
-    last = decisions[-1]
-    ends = {"think_budget": " (limit reached)"}
-    tokens = sum(decision.kept.num_tokens for decision in decisions)
+    tokens = sum(step.num_tokens for step in thoughts)
+    limit = " (limit reached)" if thoughts[-1].stop == "think_budget" else ""
     answer = formatting.count(trace.num_tokens - tokens, "answer token")
-    return f"{formatting.count(tokens, 'thinking token')}{ends.get(last.kept.stop, '')}, {answer}"
+    return f"{formatting.count(tokens, 'thinking token')}{limit}, {answer}"
 
 
 def summary(figures: Tally) -> str:
+    """Return the steps, the tokens and the speeds of both models."""
     steps, tokens = formatting.count(figures.target_steps, "step"), []
     if figures.drafted_steps:
         steps = f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
@@ -231,8 +224,8 @@ def summary(figures: Tally) -> str:
         tokens.append(formatting.count(figures.check_tokens, "checker token"))
     if not tokens:
         return "no tokens yet"
-    speeds = ", ".join(filter(None, (_speed("draft", figures.draft_cost), _speed("target", figures.target_cost))))
-    return "; ".join(filter(None, (steps, ", ".join(tokens), speeds)))
+    speeds = filter(None, (_speed("draft", figures.draft_cost), _speed("target", figures.target_cost)))
+    return joined(steps, ", ".join(tokens), ", ".join(speeds))
 
 
 def _speed(role: ModelRole, cost: Cost) -> str:
@@ -249,7 +242,7 @@ def price(bill: tuple[float, float | None] | None) -> str:
 
 def failure(finished: Finished) -> str:
     error = problem_error(finished)
-    return one_line(f"problem {finished.trace.problem.id}: {'; '.join(filter(None, error))}") if error else ""
+    return one_line(f"problem {finished.trace.problem.id}: {joined(*error)}") if error else ""
 
 
 def ending(finished: Finished) -> str:

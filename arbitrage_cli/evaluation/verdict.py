@@ -5,7 +5,7 @@ is based on the expected effect of each policy (`evaluation.expected`). Each sol
 
 A policy is worth using if two conditions hold. Its speed-up over the best lossless alternative, which is the target alone or
 speculation, is at least MIN_SPEEDUP. Its net change of accuracy (answers gained minus answers lost) is at least -MAX_LOSS of
-all answers and at least -MAX_LOST of the target's right answers. `app.sentences` describes the verdict in words.
+all answers and at least -MAX_LOST of the target's right answers. `display.verdict` describes the verdict in words.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The table of policies, with the score, default tau, models and rewards of each policy.
 
 To add a policy, write its score function in `arbitrage.py`, add it to the table, and describe it in the guide `routing`. A
-mark and a colour for charts are optional (`display/charts.py`, `report.css`).
+mark and a colour for charts are optional (`report.html` and `report.css` in `display/templates`).
 """
 
 import math

@@ -17,9 +17,9 @@ from typing import Any
 
 from claims import size_of
 
-from arbitrage_cli.app.sentences import sentence
 from arbitrage_cli.arbitrage import Flow, WriteStep
 from arbitrage_cli.costs.prices import Price
+from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import MATH

@@ -55,7 +55,7 @@ def test_both_solutions_are_shown_once_and_the_comparison_in_one_line(question: 
         if all(answer in line for answer in answers)
         and "answer" in line
         and "boxed" not in line
-        and not line.startswith("problem")
+        and not line.startswith("answer")
     ]
     assert compared.endswith(".") == bool(options)
     assert shown.count("\\boxed{") == (2 if question == EASY else 3)

@@ -23,7 +23,7 @@ def solve_one(*arguments: str, **options: Any) -> dict[str, Any]:
 def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
     result = solve(QUESTION)
     assert (result.code, result.out) == (0, f"{RIGHT}\n")
-    for shown in ("37 * 12 = 454.", "37 * 12 = 444.", "444 - 95 = 349.", "step 1: target escalate", "step 2: draft accept"):
+    for shown in ("37 * 12 = 454.", "37 * 12 = 444.", "444 - 95 = 349.", "  1  target  escalate", "  2  draft   accept"):
         assert result.err.count(shown) == 1
     assert "problems" not in result.err.splitlines()[-1]
     quiet = solve(QUESTION, "-q")

@@ -28,7 +28,7 @@ from fake_server import Answer, HashServer, on_loopback
 from faults import essence, set_aside, write_rows
 from hash_language import HashBackend
 
-from arbitrage_cli.display.plain import PlainDisplay
+from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.runs.records import RunInfo
 
 INPUT = '{"problem": "1 + 1", "id": "a"}\n{bad\n\n{"problem": "37 * 12 - 95", "id": "a"}\n{"problem": "who?"}\n'
@@ -354,7 +354,7 @@ def test_a_file_moved_while_it_is_written_gets_all_results(tmp_path: Path) -> No
 def test_a_policy_slower_than_the_target_alone_is_noted_once(alone: float, policy: str, notes: int) -> None:
     """After enough tokens, by the estimate of the target's time; each of these problems takes 25 seconds."""
     stream, run = io.StringIO(), RunInfo(policy, None, None, 0.0, 0)
-    display = PlainDisplay(stream, io.StringIO(), verbosity=0)
+    display = CommandDisplay(PlainScreen(stream), io.StringIO(), verbosity=0)
     display.begin(run)
     for number in range(3):
         trace = make_trace(identifier=str(number))

@@ -8,7 +8,8 @@ import pytest
 from cli import decide, make_trace, scrollback
 
 from arbitrage_cli.app.protocol import RunProgress
-from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
+from arbitrage_cli.display.display import CommandDisplay
+from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Decision, ModelRole, Started, Trace, Writing, Wrote
 
@@ -76,7 +77,7 @@ class View:
         self.screen = screen
         self.results = io.StringIO()
         self.clock = Clock()
-        self.display = LiveDisplay(screen, self.results, clock=self.clock)
+        self.display = CommandDisplay(LiveScreen(screen), self.results, clock=self.clock)
         self.display.begin(run)
 
     def start(self, question: str = "What is 2 + 2?") -> Trace:

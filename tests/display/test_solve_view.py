@@ -12,8 +12,8 @@ from marks import rarely
 from screens import Clock, View, is_struck, make_screen
 
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.live import REDRAW_SECONDS, LiveDisplay
-from arbitrage_cli.display.plain import PlainDisplay
+from arbitrage_cli.display.display import CommandDisplay, PlainScreen
+from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Decision, Rating, Started, Trace, Writing, Wrote
 
@@ -37,7 +37,7 @@ def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> Non
         assert terminal.wait() == 0
     shown = flat(terminal.text)
     for text in (
-        f"Problem {QUESTION}",
+        f"problem: {QUESTION}",
         "37 * 12 = 454.",
         "37 * 12 = 444.",
         "444 - 95 = 349.",
@@ -75,12 +75,12 @@ def test_the_end_of_thinking_and_its_reason_are_shown() -> None:
 def test_resize_during_a_run(tmp_path: Path) -> None:
     path = many_problems(tmp_path / "problems.txt", 30)
     with Terminal("solve", *MODELS, "--input", str(path), stdout=tmp_path / "output") as terminal:
-        for columns, seen in ((50, b"Problem 5  "), (120, b"Problem 15  ")):
+        for columns, seen in ((50, b"problem 5: "), (120, b"problem 15: ")):
             terminal.wait_until(lambda seen=seen: seen in terminal.raw)  # type: ignore[misc]
             terminal.resize(columns, 24)
         assert terminal.wait() == 0
     for index in range(25, 31):
-        assert terminal.text.count(f"Problem {index}  ") == 1
+        assert terminal.text.count(f"problem {index}: ") == 2  # the question and the answer
     assert not terminal.screen.cursor.hidden
 
 
@@ -98,19 +98,18 @@ LONG = "Ann has 3 apples. " * 30
 )
 def test_a_problem_is_shown_by_its_first_line(make_view: MakeView, question: str, shown: str) -> None:
     view, plain = make_view(300), io.StringIO()
-    display = PlainDisplay(plain, io.StringIO())
+    display = CommandDisplay(PlainScreen(plain), io.StringIO())
     display.begin(RUN)
     display.handle(Started(view.start(question)))
-    assert view.screen.lines[-1] == f"Problem  {shown}"
-    assert plain.getvalue().splitlines()[-1] == f"problem 1: {shown}"
+    assert view.screen.lines[-1] == plain.getvalue().splitlines()[-1] == f"problem: {shown}"
 
 
 @pytest.mark.parametrize("then", ["begin", "note", "result", "close"])
 def test_a_line_about_loading_does_not_stay(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
     screen, clock = make_screen(monkeypatch, 80, 24), Clock()
-    display, clock.now = LiveDisplay(screen, io.StringIO(), clock=clock), clock.now + REDRAW_SECONDS
+    display, clock.now = CommandDisplay(LiveScreen(screen), io.StringIO(), clock=clock), clock.now + REDRAW_SECONDS
     display.loading("loading target large.gguf", 0.69)
-    assert screen.text == " 69% loading target large.gguf"
+    assert screen.text == "loading target large.gguf: 69%"
     {
         "begin": lambda: display.begin(RUN),
         "note": lambda: display.note("a note"),
@@ -211,12 +210,9 @@ def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
     view.display.handle(finish(traces[1]))
     view.write(traces[2], "target", "x")
     shown = view.screen.text.splitlines()
-    assert "Problem p1    1  draft   accept" in view.screen.text
-    assert shown[-5] == "2 problems at once; 1/7, about 2 s left"
-    assert shown[-3] == ""
-    view.display.handle(Started(make_trace(identifier="p3")))
-    view.write(traces[2], "target", "y")
-    assert view.screen.text.splitlines()[-3].split() == ["p3", "1"]
+    assert "problem p1:   1  draft   accept" in view.screen.text
+    assert shown[-4] == "2 problems at once; 1/7; about 2 s left"
+    assert [row.split()[0] for row in shown[-3:-1]] == ["p0", "p2"]
 
 
 @pytest.mark.parametrize(("columns", "rows"), SIZES)

@@ -10,9 +10,9 @@ from made_up_runs import figures, make_run, unscored
 from made_up_tuning import pair_costs
 from small_routers import make_table
 
-from arbitrage_cli.app.sentences import alone, confidence, sentence
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.display.card import preset_sentence
+from arbitrage_cli.display.verdict import alone, confidence, sentence
 from arbitrage_cli.evaluation.verdict import Candidate, Verdict
 
 COUNTS: Any = {"num_problems": 40, "num_compared": 21, "num_gained": 3, "num_lost": 2, "num_graded": 21, "num_attempts": 40}
@@ -30,10 +30,10 @@ LIKE = "differ from the target's"
         (Verdict("speculative", 0.9, 8, (ROUTED, SPECULATIVE)), ["9 in 10", "speculation", "1.50x"]),
         (Verdict("draft", 0.6, 20, (DRAFT,)), ["6 in 10", "3.00x", "2 lost of 40", LIKE]),
         (Verdict("arbitrage@careful", 0.99, 40, (replace(ROUTED, saving=0.4, saving_interval=(0.3, 0.5)),)), ["99 in 100", "40.0%", "[30-50]"]),
-        (Verdict("target", 0.85, 20, (SLOW,), 12.3, 100.0), ["3x the speed"]),
-        (Verdict("target", 0.85, 20, (SLOW,), 123.4, 310.6), ["8 in 10", "0.876x", "Use the target alone", "123 draft tokens", "about 310"]),
-        (Verdict("target", 0.85, 20, (SLOW, replace(ROUTED, is_safe=0.1)), 1.4), ["0.876x", "2.50x", "2 lost", "1.40 draft tokens"]),
-        (Verdict("target", 0.5, 0, (replace(SLOW, num_problems=0, is_expected=True),)), ["Undecided (5 in 10)", "0.876x (expected)"]),
+        (Verdict("target", 0.85, 20, (SLOW,), 3.21, 100.0), ["1.14x slower", "3.21x slower per token"]),
+        (Verdict("target", 0.85, 20, (SLOW,), 123.4, 310.6), ["8 in 10", "20 problems", "Use the target alone", "123x slower", "about 310x"]),
+        (Verdict("target", 0.85, 20, (SLOW, replace(ROUTED, is_safe=0.1)), 1.4), ["1.14x slower", "2.50x", "2 lost", "1.40x slower"]),
+        (Verdict("target", 0.5, 0, (replace(SLOW, speedup=0.965, num_problems=0, is_expected=True),)), ["Undecided (5 in 10)", "Estimated", "4% slower"]),
         (Verdict(ROUTED.route, 0.7, 8, (replace(ROUTED, is_expected=True),)), ["7 in 10", "about 2.50x"]),
     ],
     ids=["routing", "speculation", "draft", "money", "hopeless", "slow", "loses answers", "no problems", "few problems"],
@@ -71,7 +71,7 @@ def test_what_draft_and_target_solve_alone(made: dict[str, Any], counts: list[in
 @pytest.mark.parametrize(("is_safe", "has_costs"), [(0.9, True), (0.1, False)])
 def test_token_costs_are_mentioned_only_if_a_faster_draft_would_help(is_safe: float, has_costs: bool) -> None:
     words = sentence(asdict(Verdict("target", 0.9, 40, (replace(ROUTED, is_safe=is_safe),), 1.4)))
-    assert ("1.40 draft tokens" in words) == has_costs
+    assert ("1.40x slower" in words) == has_costs
 
 
 def test_a_confidence_is_never_rounded_up() -> None:

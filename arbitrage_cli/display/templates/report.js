@@ -3,6 +3,7 @@
 (() => {
   const PAGE = 40; // traces added at a time
   const LONG = 20000; // characters of a text shown at a time
+  const SHORT = 100; // characters of a right answer in the list
   const KEPT = 16; // unpacked blocks in the cache
   const MAX_DECIMALS = 20;
   const NAMES = { correct: "correct", incorrect: "wrong", unscored: "unscored", error: "failed" };
@@ -103,9 +104,107 @@
 
   function speedup(trace) { return trace.seconds && trace.target?.seconds ? trace.target.seconds / trace.seconds : null; }
 
-  function goldOf({ gold }) {
-    const answer = gold !== null && typeof gold === "object" && !Array.isArray(gold) && "answer" in gold ? gold.answer : gold;
-    return answer === null || answer === undefined ? "–" : plain(answer);
+  function answerOf({ answer, grade }) { return grade?.answer ?? answer; }
+  function isKnown(value) { return value !== null && value !== undefined && value !== ""; }
+
+  function rightAnswer({ right, gold }) { // the final answer, and all that is known about the right answer below it
+    const all = isKnown(gold) ? plain(gold) : "";
+    if (!isKnown(right)) return all && text(all);
+    const rest = Object.values(gold).every((value) => value === right) ? [] : [element("details", "", element("summary", "", "all that is known"), text(all))];
+    return element("div", "", text(right), ...rest);
+  }
+
+  // --- charts
+
+  function roundTicks(low, high, count) { // values and labels of about `count` intervals around the range
+    const raw = Math.max(high - low, Math.abs(high) / 10, 1e-9) / count;
+    const power = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= raw * 0.999);
+    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+    const first = Math.floor(low / step + 1e-9);
+    const last = Math.max(first + 1, Math.ceil(high / step - 1e-9));
+    return Array.from({ length: last - first + 1 }, (_, index) => [(first + index) * step, ((first + index) * step).toFixed(digits)]);
+  }
+
+  function scaleOf(ticks) { // maps the range of the ticks to a share of an axis
+    const [low, high] = [ticks[0][0], ticks.at(-1)[0]];
+    return (value) => (value - low) / (high - low);
+  }
+
+  function symbol(policy) { return drawn("use", { href: `#mark-${policy}` }); }
+
+  // Each mark has a policy, a title, and x and y: a value, followed by the ends of its interval if there is one.
+  function plot(place, { title, xTitle, xTicks, xLabels, yTicks, marks, lines }) {
+    const [xScale, yScale] = [scaleOf(xTicks), scaleOf(yTicks)];
+    const x = (value) => `${100 * xScale(value)}%`;
+    const y = (value) => `${100 - 100 * yScale(value)}%`;
+    const text = (attributes, words) => drawn("text", attributes, words);
+    const from = (className, [x1, y1], [x2, y2]) => drawn("line", { class: className, x1: x(x1), y1: y(y1), x2: x(x2), y2: y(y2) });
+    const svg = drawn("svg", { role: "img", "aria-label": [title, ...marks.map((mark) => mark.title)].join("; ") },
+      drawn("g", { class: "grid" },
+        ...yTicks.flatMap(([value, label]) => [
+          drawn("line", { x1: "0", x2: "100%", y1: y(value), y2: y(value) }),
+          text({ x: "-8", y: y(value), dy: "4", "text-anchor": "end" }, `${label}%`),
+        ]),
+        ...(xLabels ?? xTicks).map(([value, label]) => drawn("svg", { x: x(value), y: "100%" },
+          drawn("line", { class: "tick", y2: "5" }), text({ y: "19", "text-anchor": "middle" }, label))),
+        drawn("line", { class: "axis", x1: "0", y1: "100%", x2: "100%", y2: "100%" }),
+        text({ class: "axis-title", x: "-46", y: "-20" }, "accuracy"),
+        text({ class: "axis-title", x: "100%", y: "100%", dy: "40", "text-anchor": "end" }, xTitle)),
+      ...lines.map(([className, one, other]) => from(className, one, other)),
+      ...marks.map((mark) => drawn("g", { class: `intervals ${mark.policy}` },
+        ...(mark.x.length > 1 ? [from("", [mark.x[1], mark.y[0]], [mark.x[2], mark.y[0]])] : []),
+        ...(mark.y.length > 1 ? [from("", [mark.x[0], mark.y[1]], [mark.x[0], mark.y[2]])] : []))),
+      ...marks.map((mark) => drawn("svg", { class: mark.policy, x: x(mark.x[0]), y: y(mark.y[0]) }, drawn("title", {}, mark.title), symbol(mark.policy))));
+    place.querySelector(".plot").append(svg);
+    place.hidden = false;
+  }
+
+  function accuracyOf(figures) { return [figures.accuracy, ...(figures.accuracy_interval ?? [])].map((share) => 100 * share); }
+
+  function accuracyWords([value, ...interval]) {
+    return `${value.toFixed(1)}%${interval.length ? ` [${interval.map((end) => end.toFixed(0)).join("–")}]` : ""}`;
+  }
+
+  function showAccuracyAndTime() { // the time is relative to the target, if there are speed-ups
+    const isRelative = run.policies.some((policy) => policy.speedup);
+    const marks = run.policies.filter((one) => one.accuracy !== null && (isRelative ? one.speedup : one.seconds_mean)).map((one) => {
+      const ends = one.policy !== "target" && one.speedup_interval?.every((end) => end > 0) ? one.speedup_interval.toReversed() : [];
+      const x = isRelative ? [one.speedup, ...ends].map((value) => 1 / value) : [one.seconds_mean];
+      const took = isRelative ? `${x[0].toFixed(2)} of the target's time` : `${number(x[0])} s`;
+      const y = accuracyOf(one);
+      return { policy: one.policy, x, y, title: `${one.label}: ${accuracyWords(y)} in ${took}` };
+    });
+    if (!marks.length) return;
+    const [draft, target] = ["draft", "target"].map((role) => marks.find((mark) => mark.policy === role));
+    const join = (className, one, other) => [className, [one.x[0], one.y[0]], [other.x[0], other.y[0]]];
+    const lines = draft && target && draft.x[0] < target.x[0] && draft.y[0] !== target.y[0] ? [join("chord", draft, target)] : [];
+    const byPolicy = Map.groupBy(marks.toSorted((a, b) => a.x[0] - b.x[0]), (mark) => mark.policy);
+    for (const [policy, own] of byPolicy) lines.push(...own.slice(1).map((mark, index) => join(`curve ${policy}`, own[index], mark)));
+    const place = document.getElementById("front");
+    for (const key of place.querySelectorAll("[data-line]")) key.hidden = !lines.some(([name]) => name.split(" ")[0] === key.dataset.line);
+    const xTicks = roundTicks(Math.min(...marks.flatMap((mark) => mark.x)), Math.max(...marks.flatMap((mark) => mark.x)), 6);
+    const yTicks = roundTicks(Math.min(...marks.flatMap((mark) => mark.y)), Math.max(...marks.flatMap((mark) => mark.y)), 6);
+    const xTitle = isRelative ? "time relative to the target alone" : "mean seconds per problem";
+    marks.sort((a, b) => (a.policy === "target") - (b.policy === "target")); // its ring surrounds marks at the same place
+    plot(place, { title: "Accuracy against time", xTitle, xTicks, yTicks, marks, lines });
+  }
+
+  function showLevels() {
+    const levels = [...new Set(run.policies.flatMap((policy) => Object.keys(policy.by_level ?? {})))];
+    const shown = run.policies.filter((policy) => policy.by_level && policy.accuracy !== null);
+    const marks = levels.flatMap((level, place) => shown.flatMap((policy, index) => {
+      const own = policy.by_level[level];
+      if (!own || own.accuracy === null) return [];
+      const y = accuracyOf(own);
+      const title = `${policy.label}, level ${level}: ${accuracyWords(y)}, ${own.correct}/${own.n}`;
+      return [{ policy: policy.policy, x: [place + 0.15 + 0.7 * (index + 0.5) / shown.length], y, title }];
+    }));
+    if (!marks.length) return;
+    const letters = Math.max(2, Math.floor(60 / levels.length));
+    const xLabels = levels.map((level, place) => [place + 0.5, level.length > letters ? `${level.slice(0, letters - 1)}…` : level]);
+    const [xTicks, yTicks] = [[[0], [levels.length]], roundTicks(0, 100, 5)];
+    plot(document.getElementById("levels"), { title: "Accuracy by level", xTitle: "level", xTicks, xLabels, yTicks, marks, lines: [] });
   }
 
   // --- search and filters
@@ -147,9 +246,9 @@
 
   async function holds(trace, words) {
     if (trace.id.toLowerCase().includes(words)) return true;
-    const { question, answer, steps } = await detailsOf(trace);
-    const texts = [question, answer, ...steps.map((step) => step.text)];
-    return texts.some((text) => text !== null && text !== undefined && plain(text).toLowerCase().includes(words));
+    const details = await detailsOf(trace);
+    const texts = [details.problem, answerOf(details), ...details.steps.map((step) => step.text)];
+    return texts.some((text) => isKnown(text) && text.toLowerCase().includes(words));
   }
 
   const ORDERS = {
@@ -196,12 +295,13 @@
   function row(trace, details) {
     const samples = trace.sample ? ` #${trace.sample + 1}` : "";
     const factor = speedup(trace);
-    const answer = details.answer === null || details.answer === undefined ? "no answer" : plain(details.answer).slice(0, LONG);
+    const answer = (answerOf(details) ?? "no answer").slice(0, LONG);
+    const right = isKnown(details.right) ? ` (right: ${details.right.slice(0, SHORT)})` : "";
     const summary = element("summary", "",
       element("span", `verdict ${trace.verdict}`, NAMES[trace.verdict] ?? trace.verdict),
       element("span", "id", `${trace.id}${samples}`),
       element("span", "by", trace.policy.label),
-      element("span", "said-answer", details.error ?? `${answer} (right: ${goldOf(details)})`),
+      element("span", "said-answer", details.error ?? `${answer}${right}`),
       lanes(written(details), trace.span, "strip"),
       element("span", "took", trace.seconds === null ? "" : `${number(trace.seconds)} s${factor === null ? "" : `, ${factor.toFixed(2)}×`}`),
     );
@@ -295,15 +395,11 @@
   }
 
   function timeline(steps, span) {
-    const raw = span / 5;
-    const power = 10 ** Math.floor(Math.log10(raw));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= raw * 0.999);
-    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
     const ticks = drawn("svg", { class: "ticks" });
-    for (let index = 0; index * step <= span; index += 1) {
-      const x = `${100 * index * step / span}%`;
+    for (const [value, label] of roundTicks(0, span, 5).filter(([one]) => one <= span)) {
+      const x = `${100 * value / span}%`;
       ticks.append(drawn("line", { x1: x, x2: x, y1: "0", y2: "4" }),
-        drawn("text", { x, y: "16", "text-anchor": index ? "middle" : "start" }, `${(index * step).toFixed(digits)} s`));
+        drawn("text", { x, y: "16", "text-anchor": value ? "middle" : "start" }, `${label} s`));
     }
     return element("div", "timeline", lanes(steps, span, "lanes"), ticks);
   }
@@ -318,7 +414,7 @@
       document.getElementById("traces").focus();
     });
     return element("div", "body",
-      element("div", "question", text(details.question ?? "")),
+      element("div", "question", text(details.problem ?? "")),
       span > 0 ? timeline(written(details), span) : null,
       details.check ? comparison(details.check) : null,
       trace.policy.score_is ? element("p", "hint", `Score compared with tau: ${trace.policy.score_is}.`) : null,
@@ -429,12 +525,12 @@
 
   function result(trace, details) {
     const made = element("dl", "result");
-    const add = (name, value) => { if (value !== null && value !== undefined && value !== "") made.append(element("dt", "", name), element("dd", "", value)); };
+    const add = (name, value) => { if (isKnown(value)) made.append(element("dt", "", name), element("dd", "", value)); };
     const named = ({ verdict }) => NAMES[verdict] ?? verdict;
     add("verdict", element("span", `verdict ${trace.verdict}`, named(trace)));
-    add("answer", details.answer === null || details.answer === undefined ? "none" : text(plain(details.answer)));
-    add("right answer", text(goldOf(details)));
-    add("reason", details.explanation);
+    add("answer", text(answerOf(details) ?? "none"));
+    add("right answer", rightAnswer(details));
+    add("reason", details.grade?.explanation);
     add("error", details.error);
     add("stopped by", details.stop === "end" || !details.stop ? null : details.stop);
     add("thinking", thinking(details.steps));
@@ -459,6 +555,8 @@
   }
 
   watchTables();
+  showAccuracyAndTime();
+  showLevels();
   form.addEventListener("input", (event) => {
     if (event.target.name === "written") return list.classList.toggle("written", event.target.checked);
     only = null;

@@ -1,6 +1,6 @@
-"""Describes verdicts and token costs for `advise`, `bench`, `report` and the HTML report."""
+"""Sentences about verdicts and token costs for `advise`, `bench`, `report` and the HTML report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arbitrage_cli.evaluation.verdict import LIKELY
@@ -11,22 +11,29 @@ Json = Mapping[str, Any]  # a verdict or a candidate from `figures`
 
 CERTAIN = 0.985  # the confidence from which a verdict is almost certain
 FEW = 4  # a target that solves at most one problem in FEW is weak
-FASTER = 3  # the largest speed-up of the draft that the outlook considers
+SIMILAR = 4.0  # token ratio below which the models have similar speeds
+REACHABLE = 3.0  # the largest speed-up of the draft that is mentioned
+NAMED = 3  # the number of candidates in a sentence
+SMALL = 0.1  # difference of speed that is shown as a percentage
 
 
 def sentence(verdict: Json) -> str:
-    """Return a sentence with the verdict, its confidence and the figures behind it."""
+    """Return sentences with the verdict, its confidence and the figures behind it."""
     adverb, chance = confidence(verdict["confidence"])
-    candidates = verdict["candidates"]
-    if verdict["route"] == "target":
-        draft_last = sorted(candidates, key=lambda one: str(one["policy"]) == "draft")
-        speeds = "; ".join(f"{_name(one)} {_speed(one)}{_drawback(one)}" for one in draft_last)
-        if verdict["confidence"] < LIKELY:
-            return f"{adverb} ({chance}): {speeds}. Solve more problems, or use the target alone."
-        return f"{adverb} not worth it ({chance}): {speeds}. Use the target alone.{_outlook(verdict)}"
-    best = next(one for one in candidates if one["route"] == verdict["route"])
-    speed = f"{_speed(best)} the target's speed {formatting.number_range(best['interval'])}{_saving(best, ' and saves')}"
-    return f"{adverb} worth it ({chance}): {_name(best)} reaches {speed}, {_answers(best)}."
+    if verdict["route"] != "target":
+        best = next(one for one in verdict["candidates"] if one["route"] == verdict["route"])
+        speed = f"{formatting.number(best['speedup'])}x the target's speed {formatting.number_range(best['interval'])}"
+        about = f"{'about ' * best['is_expected']}{speed}{_saving(best, ' and saves')}"
+        return f"{adverb} worth it ({chance}): {_name(best)} reaches {about}, {_answers(best)}."
+    likeliest = verdict["candidates"][:NAMED]
+    measured = [one for one in likeliest if one["num_problems"]]
+    source = f"Measured on {formatting.count(verdict['num_problems'], 'problem')}"
+    figures = [_about(source, measured), _about("Estimated", [one for one in likeliest if not one["num_problems"]])]
+    if verdict["confidence"] < LIKELY:
+        opening, ending = f"{adverb} ({chance}).", ["Solve more problems, or use the target alone."]
+    else:
+        opening, ending = f"{adverb} not worth it ({chance}).", ["Use the target alone.", _outlook(verdict)]
+    return " ".join(filter(None, (opening, *figures, *ending)))
 
 
 def alone(figures: Json) -> str:
@@ -51,9 +58,15 @@ def confidence(probability: float) -> tuple[str, str]:
     return "Undecided" if probability < LIKELY else "Probably", f"{max(5, min(9, int(10 * probability + 1e-9)))} in 10"
 
 
-def costs_sentence(ratio: float, interval: formatting.Bounds = None) -> str:
-    bounds = formatting.number_range(interval)
-    return f"a target token costs {formatting.number(ratio)} draft tokens{bounds and f' {bounds}'}"
+def token_ratio_words(ratio: float, interval: formatting.Bounds = None) -> str:
+    return f"the target is {formatting.number(ratio)}x slower per token than the draft {formatting.number_range(interval)}".rstrip()
+
+
+def _about(source: str, candidates: Sequence[Json]) -> str:
+    """Return the speeds and the drawbacks of candidates that are not recommended, the draft last."""
+    ordered = sorted(candidates, key=lambda one: one["policy"] == "draft")
+    texts = [f"{_name(one)} is {'about ' * one['is_expected']}{_pace(one['speedup'])}{_drawback(one)}" for one in ordered]
+    return f"{source}: {'; '.join(texts)}." if texts else ""
 
 
 def _name(candidate: Json) -> str:
@@ -67,11 +80,11 @@ def _name(candidate: Json) -> str:
     )
 
 
-def _speed(candidate: Json) -> str:
-    speedup = f"{formatting.number(candidate['speedup'])}x"
-    if not candidate["is_expected"]:
-        return speedup
-    return f"about {speedup}" if candidate["num_problems"] else f"{speedup} (expected)"
+def _pace(speedup: float) -> str:
+    """Describe a speed in comparison with the target's."""
+    if abs(change := 1 / speedup - 1) <= SMALL:
+        return f"{abs(change):.0%} {'slower' if change > 0 else 'faster'}"
+    return f"{formatting.number(speedup)}x as fast" if speedup > 1 else f"{formatting.number(1 / speedup)}x slower"
 
 
 def _saving(candidate: Json, words: str) -> str:
@@ -90,13 +103,17 @@ def _drawback(candidate: Json) -> str:
 
 
 def _outlook(verdict: Json) -> str:
+    """Say which token ratio would be enough, or that the models have similar speeds."""
     ratio, needed = verdict["token_ratio"], verdict["ratio_needed"]
     if not ratio or all(one["is_safe"] < 1 - LIKELY for one in verdict["candidates"]):  # a faster draft would not help
         return ""
-    change = f"even a draft with {FASTER}x the speed would not be enough"
-    if needed and needed <= FASTER * ratio:
-        change = f"from about {float(f'{needed:.2g}'):g}, the pair would be worth it"
-    return f" {costs_sentence(ratio).capitalize()}; {change}."
+    if needed and needed <= REACHABLE * ratio:
+        return (
+            f"{token_ratio_words(ratio).capitalize()}; from about {float(f'{needed:.2g}'):g}x, the pair would be worth it."
+        )
+    if ratio < SIMILAR:
+        return f"{token_ratio_words(ratio).capitalize()}, and routing pays for both."
+    return ""
 
 
 def _answers(candidate: Json) -> str:

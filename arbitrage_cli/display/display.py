@@ -1,0 +1,136 @@
+"""The display of a command: it shows the lines of a view on a screen, one thread at a time."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, TextIO
+
+from arbitrage_cli.app.protocol import RunProgress, ServerInfo, Shown
+from arbitrage_cli.display import wording
+from arbitrage_cli.display.text import Line, show, write
+from arbitrage_cli.display.views import RunView, SolveView
+from arbitrage_cli.model_files.checksums import FileProgress
+from arbitrage_cli.runs.records import RunInfo
+from arbitrage_cli.types import Rating, RequestEnded, Writing, Wrote
+
+LONG_PREFILL = 32  # tokens; the display shows a longer prefill at once
+
+
+class Screen(Protocol):
+    """A stream for lines that stay. A live screen has a region below them, which each call replaces."""
+
+    is_live: bool
+    interval: float  # minimum seconds between reports about long work
+
+    def draw(self, lines: Sequence[Line], region: Sequence[Line]) -> None: ...
+
+
+class PlainScreen:
+    """A pipe, a log or a dumb terminal, which receives plain lines."""
+
+    is_live, interval = False, 5.0
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def draw(self, lines: Sequence[Line], region: Sequence[Line]) -> None:
+        for line in lines:
+            show(self._stream, f"{line}\n")
+
+
+class CommandDisplay:
+    """A `Display` that shows reminders if they are due.
+
+    Verbosity 0 shows only notes and failures, 1 also problems, attempts and requests, and 2 also steps. While `serve` shows
+    a request, another thread may log a warning, so every method that draws holds the lock.
+    """
+
+    def __init__(
+        self,
+        screen: Screen,
+        results: TextIO,
+        *,
+        verbosity: int = 1,
+        is_due: Callable[[str], bool] = lambda reminder: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._lock = threading.RLock()
+        self._screen = screen
+        self._results = results
+        self._verbosity = 2 if screen.is_live else verbosity
+        self._is_due = is_due
+        self._clock = clock
+        self._updated = clock() - screen.interval * screen.is_live  # a live screen shows the first line at once
+        self._downloads = wording.Downloads(clock)
+        self._view: SolveView | RunView | None = None
+
+    def loading(self, activity: str, fraction: float) -> None:
+        self._show_work(f"{activity}: {fraction:.0%}")
+
+    def fetching(self, progress: FileProgress) -> None:
+        with self._lock:
+            is_edge = self._downloads.is_new(progress) or progress.done == progress.total
+            self._show_work(self._downloads.words(progress), at_once=is_edge)
+
+    def note(self, text: str) -> None:
+        self._show([Line.of((text, "yellow"))])
+
+    def remind(self, text: str) -> None:
+        if self._is_due(text):
+            self.note(text)
+
+    def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
+        with self._lock:
+            self._view = None
+            if isinstance(run, RunProgress):
+                self._view = RunView(run, self._clock(), shows_attempts=self._verbosity > 0 and not self._screen.is_live)
+            elif isinstance(run, RunInfo):
+                self._view = SolveView(run, self._verbosity)
+            self._show([Line.of((text, "dim")) for text in wording.opening(run) if self._verbosity])
+
+    def handle(self, event: Shown) -> None:
+        with self._lock:
+            lines = []
+            if isinstance(event, RequestEnded):
+                lines = [Line.of((wording.request(event), "red" if event.finished.error else ""))] * (self._verbosity > 0)
+            elif self._view:
+                lines = self._view.handle(event, self._clock())
+            if lines or self._has_waited or not _may_wait(event):
+                self._show(lines)
+
+    def end(self) -> None:
+        with self._lock:
+            self._screen.draw(self._view.end() if self._view else [], [])
+
+    def result(self, text: str) -> None:
+        with self._lock:
+            self._screen.draw([], [])
+            write(self._results, text + "\n")
+
+    def close(self) -> None:
+        with self._lock:
+            self._screen.draw(self._view.close() if self._view else [], [])
+            self._view = None
+
+    @property
+    def _has_waited(self) -> bool:
+        return self._clock() - self._updated >= self._screen.interval
+
+    def _show(self, lines: Sequence[Line]) -> None:
+        """Show lines that stay, and redraw the region."""
+        with self._lock:
+            self._updated = self._clock()
+            self._screen.draw(lines, self._view.region(self._updated) if self._view and self._screen.is_live else [])
+
+    def _show_work(self, text: str, *, at_once: bool = False) -> None:
+        """Show a line about long work, such as a download, unless the last such line is recent."""
+        with self._lock:
+            if self._verbosity and (at_once or self._has_waited):
+                self._updated = self._clock()
+                lines = [Line.of((text, "dim"), rows=1)]
+                self._screen.draw(*(([], lines) if self._screen.is_live else (lines, [])))
+
+
+def _may_wait(event: Shown) -> bool:
+    """Return whether the event can wait for the next redraw, because such events are frequent."""
+    return isinstance(event, Wrote | Rating) or (isinstance(event, Writing) and event.num_unread <= LONG_PREFILL)

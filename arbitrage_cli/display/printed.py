@@ -1,0 +1,69 @@
+"""Prints results with Rich, which wraps paragraphs and cells at the width of the terminal."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from arbitrage_cli.display.text import is_drawable, one_line, safe, width_of, write
+
+MIN_NAME = 8  # characters of the first column of a table
+
+
+def print_to(stream: TextIO, *parts: RenderableType) -> None:
+    """Print paragraphs and tables, with styles if the stream is a terminal. Raises the same errors as `write`."""
+    console = _console(stream)
+    with console.capture() as capture:
+        console.print(Group(*parts), crop=False)
+    write(stream, "".join(f"{line.rstrip()}\n" for line in capture.get().removesuffix("\n").split("\n")))
+
+
+def fits(table: Table, stream: TextIO) -> bool:
+    console = _console(stream)
+    return console.measure(table, options=console.options.update(width=1000)).maximum <= console.width
+
+
+def _console(stream: TextIO) -> Console:
+    is_styled = is_drawable(stream)
+    return Console(
+        file=stream,
+        width=width_of(stream),
+        force_terminal=is_styled,
+        color_system="standard" if is_styled else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def paragraph(text: str, style: str = "") -> Text:
+    return Text(one_line(text), style)
+
+
+def pairs(rows: Iterable[tuple[str, str]], style: str = "", gap: int = 2) -> Table:
+    """Make a table of names and texts, without headings."""
+    table = Table.grid(padding=(0, gap, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(paragraph(name, style), paragraph(text, style))
+    return table
+
+
+def bullets(texts: Iterable[str]) -> Table:
+    return pairs((("-", text) for text in texts), gap=1)
+
+
+def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> Table:
+    """Make a table. Columns in `left` are left-aligned, all others right-aligned. Only the first column may be wrapped."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, (heading, *cells) in enumerate(zip(headings, *rows, strict=True)):
+        width = max(len(line) for cell in (heading, *cells) for line in cell.split("\n"))
+        least = width if index else min(width, MIN_NAME)
+        table.add_column(paragraph(heading), min_width=least, no_wrap=index > 0, overflow="fold")
+        table.columns[-1].justify = "left" if index in left else "right"
+    for row in rows:
+        table.add_row(*(Text(safe(cell)) for cell in row))
+    return table

@@ -1,0 +1,312 @@
+"""The views of problems that are solved, and of a run's attempts.
+
+A view turns events into lines that stay. `region` returns the lines that a live display redraws below them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from difflib import unified_diff
+from itertools import islice
+
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown, Standing
+from arbitrage_cli.display import wording
+from arbitrage_cli.display.explanation import step_lines
+from arbitrage_cli.display.text import Line, aligned, first_line, one_line
+from arbitrage_cli.numbers import formatting
+from arbitrage_cli.runs.records import RunInfo
+from arbitrage_cli.runs.summary import tally_of
+from arbitrage_cli.types import (
+    Checked,
+    Decided,
+    Finished,
+    ModelRole,
+    Problem,
+    Rating,
+    RequestEnded,
+    Started,
+    Trace,
+    Writing,
+    Wrote,
+)
+
+DRAFT_ROWS, TEXT_ROWS, FOOTER_ROWS, THOUGHT_ROWS = 3, 6, 2, 2
+MAX_PROBLEMS = 8  # problems in the region
+TAIL = 40  # characters of a problem's text, if several problems are solved at once
+BAR = 24  # characters
+SPINNER = "-\\|/"
+MARGIN = "     "
+DIFF_HEADER = 3  # lines before the changes
+CHANGES = {" ": "", "-": "red strike", "+": "bold green"}  # the marks distinguish them without styles, too
+COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta", "check": "blue"}
+VERDICTS = {"accept": "green", "escalate": "yellow", None: ""}
+
+
+@dataclass(slots=True)
+class _StepInProgress:
+    number: int = 1
+    writer: ModelRole | None = None
+    text: str = ""
+    draft_text: str = ""  # while the target rewrites the step
+    num_tokens: int = 0
+    num_unread: int = 0
+    is_rated: bool = False
+    is_thought: bool = False
+    began: float = 0.0
+
+    def update(self, event: Shown, now: float) -> None:
+        if isinstance(event, Wrote) and event.model == self.writer:  # two models may write at once: one of them is shown
+            self.text += event.text
+            self.num_tokens += 1
+        elif isinstance(event, Rating):
+            self.is_rated = True
+        elif isinstance(event, Writing):
+            if event.model != self.writer or self.num_tokens:  # otherwise the prefill continues
+                self.draft_text = self.text if (self.writer, event.model) == ("draft", "target") else ""
+                self.writer, self.text, self.num_tokens = event.model, "", 0
+                self.is_rated, self.is_thought, self.began = False, event.trace.phase == "think", now
+            self.number, self.num_unread = len(event.trace.decisions) + 1, event.num_unread
+
+    @property
+    def head(self) -> list[tuple[str, str]]:
+        """The number of the step, its writer, and what the writer does."""
+        is_prefill = self.num_unread > 1 and not self.num_tokens
+        state = f"prefill {self.num_unread} tokens" if is_prefill else formatting.count(self.num_tokens, "token")
+        writer = f"{self.writer or '':<6}", COLORS[self.writer] if self.writer else ""
+        return [(f"{self.number:>3}  ", "bold"), writer, (f"  {'scoring' if self.is_rated else state:<10}", "dim")]
+
+
+class SolveView:
+    """A view of problems that are being solved."""
+
+    def __init__(self, run: RunInfo, verbosity: int) -> None:
+        self._run = run
+        self._is_quiet = verbosity == 0
+        self._shows_steps = verbosity > 1 or (verbosity == 1 and (run.num_problems == 1 or run.explain is not None))
+        self._steps: dict[Trace, _StepInProgress] = {}
+        self._totals = wording.Totals()
+        self._began: float | None = None
+
+    def handle(self, event: Shown, now: float) -> list[Line]:
+        if isinstance(event, AttemptStarted | AttemptEnded | RequestEnded):
+            return []
+        self._totals.add(event)
+        self._began = now if self._began is None else self._began
+        if isinstance(event, Started):
+            self._steps[event.trace] = _StepInProgress()
+            return self._title(event.trace.problem) if self._shows_steps else []
+        if isinstance(event, Finished):
+            self._steps.pop(event.trace, None)
+            return self._last_lines(event, now)
+        if isinstance(event, Checked):
+            return [*self._check_lines(event.trace)] if self._shows_steps else []
+        if isinstance(event, Decided):
+            self._steps[event.trace] = _StepInProgress(event.index + 2)
+            return [*self._decision_lines(event)] if self._shows_steps else []
+        self._steps[event.trace].update(event, now)
+        return []
+
+    def region(self, now: float) -> list[Line]:
+        if not self._steps:
+            return []
+        progress, summary = self._progress(now), wording.summary(self._totals.figures)
+        if self._run.concurrency > 1:
+            shown = [*self._steps.items()][:MAX_PROBLEMS]
+            hidden = f", {len(shown)} of them shown" if len(shown) < len(self._steps) else ""
+            counts = wording.joined(f"{formatting.count(len(self._steps), 'problem')} at once{hidden}", progress)
+            problems = (
+                Line.of(f"  {trace.problem.id}", *step.head, f"  {self._text(step)[-TAIL:]}", rows=1)
+                for trace, step in shown
+            )
+            return [Line.of((counts, "bold"), rows=1), *problems, Line.of((summary, "dim"), rows=1)]
+        (step,) = self._steps.values()
+        if step.writer is None:
+            return []
+        blocks = [
+            (step.draft_text, "dim strike", DRAFT_ROWS),
+            (self._text(step), "dim" if step.is_thought else "", TEXT_ROWS),
+            (wording.joined(progress, summary), "dim", FOOTER_ROWS),
+        ]
+        head = Line.of(*step.head, (f"  {now - step.began:.1f} s", "dim"), rows=1)
+        return [head, *(Line.block(*block[:2], margin=MARGIN, rows=block[2]) for block in blocks if block[0].strip())]
+
+    def end(self) -> list[Line]:
+        if self._is_quiet or self._run.num_problems == 1:
+            return []
+        return [Line.of(), Line.of((self._totals.text, "bold"))]
+
+    def close(self) -> list[Line]:
+        """Return the unfinished steps."""
+        lines: list[Line] = []
+        for trace, step in self._steps.items():
+            if self._shows_steps and (written := self._text(step)):
+                head = f"{self._of(trace.problem)}{step.writer} was writing:"
+                lines += [Line.of((head, "dim")), Line.block(written, "dim", margin=MARGIN)]
+        return lines
+
+    def _progress(self, now: float) -> str:
+        """Return the seconds so far of the only problem, or how many problems are done."""
+        seconds, planned = now - (now if self._began is None else self._began), self._run.num_problems
+        if planned == 1:
+            return f"{seconds:.0f} s"
+        finished, done = self._totals.finished, self._run.num_done + self._totals.finished
+        if planned is None:
+            return f"{done} finished"
+        left = (planned - done) * seconds / finished if finished and done < planned else None
+        return wording.joined(f"{done}/{planned}", wording.time_left(left))
+
+    def _text(self, step: _StepInProgress) -> str:
+        return "" if step.is_thought and not self._run.shows_thoughts else step.text
+
+    def _of(self, problem: Problem) -> str:
+        return "" if self._run.num_problems == 1 else f"problem {one_line(problem.id)}: "
+
+    def _title(self, problem: Problem) -> list[Line]:
+        return [Line.of(), Line.of((self._of(problem) or "problem: ", "bold"), first_line(problem.question))]
+
+    def _decision_lines(self, event: Decided) -> Iterator[Line]:
+        decision, number = event.decision, event.index + 1
+        kept, discarded = decision.kept, decision.discarded
+        if kept.phase == "think" and not self._run.shows_thoughts:
+            return
+        color, is_same = VERDICTS[decision.choice], wording.is_same(decision)
+        draft = f", {discarded.model} {discarded.num_tokens} {discarded.seconds:.2f} s" if discarded else ""
+        facts = [
+            (f"  {decision.choice or '':<8}", color),
+            (f"  {wording.bar(decision, self._run)}", color),
+            (f"  {wording.comparison(decision, self._run)}{'  same text' * is_same}", ""),
+            (f"  {wording.size(kept)}{draft}", "dim"),
+        ]
+        of = self._of(event.trace.problem) if self._run.concurrency > 1 else ""
+        shown = [fact for fact in facts if fact[0].strip()]
+        yield Line.of((f"{of}{number:>3}  ", "bold"), (f"{kept.model:<6}", COLORS[kept.model]), *shown)
+        if kept.phase == "think":
+            yield Line.block(kept.text, "dim", margin=MARGIN, rows=THOUGHT_ROWS)
+        elif discarded is None or is_same:
+            yield Line.block(kept.text, margin=MARGIN)
+        else:
+            yield from _changes(discarded.text, kept.text)
+        for text in step_lines(event.trace, event.index, self._run) if self._run.explain else ():
+            yield Line.of((text, "dim"), margin=MARGIN)
+
+    def _check_lines(self, trace: Trace) -> Iterator[Line]:
+        """Yield the solutions that are not kept, and the result of the comparison."""
+        of = self._of(trace.problem) if self._run.concurrency > 1 else ""
+        for model, text in wording.discarded(trace):
+            yield Line.of((f"  {of}{model}", "dim"))
+            yield Line.block(text, "dim", margin=MARGIN)
+        yield Line.of((f"  {of}{wording.checked(trace, self._run)}", "bold"))
+
+    def _last_lines(self, finished: Finished, now: float) -> list[Line]:
+        """Return the answer or the failure of a problem, and notes about it."""
+        lines, trace = list[Line](), finished.trace
+        figures = tally_of(finished)
+        facts = [
+            f"{figures.seconds:.2f} s",
+            wording.thinking(trace),
+            wording.summary(figures),
+            wording.price(self._run.bill(finished)),
+        ]
+        if failure := wording.failure(finished):
+            lines.append(Line.of((failure, "bold red")))
+        elif not self._is_quiet:
+            progress = "" if self._run.num_problems in (None, 1) else self._progress(now)
+            about = wording.joined(*facts, progress)
+            lines.append(Line.of((self._of(trace.problem), "bold"), *self._answer(finished), (about, "dim")))
+        if slowness := self._totals.slowness(self._run):
+            lines.append(Line.of((slowness, "yellow")))
+        return lines
+
+    def _answer(self, finished: Finished) -> list[tuple[str, str]]:
+        """Return the answer and the limit that the solution reached, unless only an answer follows on the same terminal."""
+        found, ending = self._run.answer(finished.trace), wording.ending(finished)
+        if found and not ending and self._run.answers_follow and self._run.concurrency == 1:
+            return []
+        answer = (
+            [("answer ", "bold"), (wording.in_one_line(found), "bold green")] if found else [("no answer found", "yellow")]
+        )
+        return [*answer, (f" ({ending})" if ending else "", "yellow"), ("; ", "dim")]
+
+
+class RunView:
+    """A view of a benchmark or collection: a table of the policies and the current attempt. Failures stay."""
+
+    def __init__(self, progress: RunProgress, now: float, *, shows_attempts: bool) -> None:
+        self._progress = progress
+        self._shows_attempts = shows_attempts
+        self._began = self._updated = now
+        self._in_flight: dict[str, str] = {}  # policies by problem
+        self._step = _StepInProgress()
+        self._last = ""
+
+    def handle(self, event: Shown, now: float) -> list[Line]:
+        if isinstance(event, AttemptStarted):
+            self._in_flight[event.problem] = event.label
+            self._step = _StepInProgress()
+        elif isinstance(event, AttemptEnded):
+            self._in_flight.pop(event.problem, None)
+            self._progress, self._updated, self._last = event.progress, now, wording.attempt(event)
+            if self._shows_attempts:
+                return [Line.of(wording.joined(f"{self._counts} {self._last}", self._time_left(now)))]
+            return [Line.of((self._last, "bold red"))] if event.verdict == "error" else []
+        else:
+            self._step.update(event, now)
+        return []
+
+    def region(self, now: float) -> list[Line]:
+        clock = str(timedelta(seconds=int(now - self._began))).removeprefix("0:")
+        share = self._progress.finished / self._progress.planned if self._progress.planned else 1.0
+        full = round(BAR * share)
+        bar = ("  " + "█" * full, "green"), ("░" * (BAR - full), "dim")
+        progress = wording.joined(self._counts, self._time_left(now))
+        head = Line.of((self._progress.title, "bold"), f"  {clock}  {progress}", *bar, rows=1)
+        last = [Line.of((f"  last: {self._last}", "dim"), rows=1)] if self._last else []
+        return [head, *_standing_lines(self._progress.standings), self._attempt_line(now), *last]
+
+    def end(self) -> list[Line]:
+        return []
+
+    def close(self) -> list[Line]:
+        return []
+
+    @property
+    def _counts(self) -> str:
+        return f"{self._progress.finished}/{self._progress.planned}"
+
+    def _time_left(self, now: float) -> str:
+        left = self._progress.seconds_left
+        if left is None or self._progress.finished >= self._progress.planned:
+            return ""
+        return wording.time_left(left - (now - self._updated))
+
+    def _attempt_line(self, now: float) -> Line:
+        if not self._in_flight:
+            return Line.of(rows=1)
+        several = len(self._in_flight) > 1
+        problem, label = list(self._in_flight.items())[-1]
+        attempt = f"{formatting.count(len(self._in_flight), 'problem')} at once" if several else problem
+        step = self._step.head if self._step.writer and not several else []
+        return Line.of(f"{SPINNER[int(now * 4) % 4]} {attempt}, {label}", *step, rows=1)
+
+
+def _standing_lines(standings: Sequence[Standing]) -> list[Line]:
+    cells = {
+        "done": [f"{row.tried}/{row.planned}" for row in standings],
+        "right": ["" if row.correct is None or not row.tried else f"{row.correct / row.tried:.0%}" for row in standings],
+        "s each": [formatting.number(row.seconds / row.done) if row.done and row.seconds else "" for row in standings],
+        "speed": ["" if row.speedup is None else f"{row.speedup:.2f}x" for row in standings],
+        "failed": [str(row.tried - row.done) if row.tried > row.done else "" for row in standings],
+    }
+    shown = {heading: column for heading, column in cells.items() if any(column)}
+    labels = [one_line(row.label) for row in standings]
+    texts = aligned(["", *shown], zip(labels, *shown.values(), strict=True))
+    styles = ["dim", *("red" if row.tried > row.done else "" for row in standings)]
+    return [Line.of((text, style), margin="  ", rows=1) for text, style in zip(texts, styles, strict=True)]
+
+
+def _changes(before: str, after: str) -> Iterator[Line]:
+    """Yield the lines of the second text, with deleted lines struck through and new lines in bold."""
+    changes = unified_diff(before.splitlines(), after.splitlines(), n=len(before), lineterm="")
+    for line in islice(changes, DIFF_HEADER, None):
+        if line[1:].strip():
+            yield Line.of((line[1:], CHANGES[line[0]]), margin=f"   {line[0]} ")
