@@ -53,7 +53,6 @@ def read_problems(
     PROBLEM_FIELDS. The default id is the line number. `on_gap` is called if there are blank lines between lines of plain text.
     """
     is_json = True if mapping else None
-    names = {field: (mapping[field],) if field in mapping else accepted for field, accepted in PROBLEM_FIELDS.items()}
 
     def parse(number: int, text: str, follows_gap: bool) -> Problem:
         nonlocal is_json
@@ -65,11 +64,23 @@ def read_problems(
             if follows_gap:
                 on_gap()
             return make_problem(text, str(number))
-        row = _json_object(text)
-        require(row, mapping.values())
-        return make_problem(find_text(row, names["question"]), find_id(row, names["id"], number))
+        return problem_in(_json_object(text), number, mapping)
 
     return _parsed(stream, parse)
+
+
+def problem_in(row: Mapping[str, Any], number: int, mapping: Mapping[str, str]) -> Problem:
+    """Return the problem in a row. `mapping` overrides the names in PROBLEM_FIELDS. The default id is the row's number."""
+    require(row, mapping.values())
+    question_names, id_names = (names_of_field(name, mapping, PROBLEM_FIELDS) for name in ("question", "id"))
+    question = next((row[name] for name in question_names if isinstance(row.get(name), str)), None)
+    if question is None:
+        raise UnusableError(f"no text in {' or '.join(map(repr, question_names))}; found {names_of(row)}")
+    return make_problem(question, find_id(row, id_names, number))
+
+
+def names_of_field(field: str, mapping: Mapping[str, str], accepted: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    return (mapping[field],) if field in mapping else accepted[field]
 
 
 def read_json_rows(stream: LineReader) -> Iterator[tuple[int, Mapping[str, Any]] | BadLine]:
@@ -119,13 +130,6 @@ def require(row: Mapping[str, Any], names: Iterable[str]) -> None:
 
 def names_of(row: Mapping[str, Any]) -> str:
     return f"{encodable(', '.join(row)) or 'no fields':.60}"
-
-
-def find_text(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    question: str | None = next((row[name] for name in names if isinstance(row.get(name), str)), None)
-    if question is None:
-        raise UnusableError(f"no text in {' or '.join(map(repr, names))}; found {names_of(row)}")
-    return question
 
 
 def find_id(row: Mapping[str, Any], names: Sequence[str], number: int) -> str:

@@ -15,9 +15,10 @@ from arbitrage_cli.problems.lines import (
     UnusableError,
     encodable,
     find_id,
-    find_text,
     make_problem,
     names_of,
+    names_of_field,
+    problem_in,
     require,
 )
 from arbitrage_cli.types import Problem
@@ -138,16 +139,15 @@ def _formed(row: Row, number: int, form: Form) -> Item:
 
 
 def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
-    require(row, mapping.values())
-    names = {field: (mapping[field],) if field in mapping else accepted for field, accepted in FIELDS.items()}
-    question = find_text(row, names["question"])
-    answer, level = (next(filter(_has_value, map(row.get, names[field])), None) for field in ("answer", "level"))
+    problem = problem_in(row, number, mapping)
+    answer_names, level_names = (names_of_field(field, mapping, FIELDS) for field in ("answer", "level"))
+    answer, level = (next(filter(_has_value, map(row.get, names)), None) for names in (answer_names, level_names))
     if answer is None and needs_answers:
-        raise UnusableError(f"no answer in {_either(names['answer'])}; found {names_of(row)}")
+        either = " or ".join(f"'{_short(name)}'" for name in answer_names)
+        raise UnusableError(f"no answer in {either}; found {names_of(row)}")
     if not (level is None or type(level) is int or isinstance(level, str)):
         raise UnusableError("the level is neither a string nor an integer")
     gold = {} if answer is None else {"answer": _answer(answer)}
-    problem = make_problem(question, find_id(row, names["id"], number))
     return Item(problem, gold, encodable(level) if isinstance(level, str) else level)
 
 
@@ -180,10 +180,6 @@ def _is_answer(value: Any) -> bool:
 def _sha256(items: Iterable[Item]) -> str:
     rows = [[item.problem.id, item.problem.question, item.gold] for item in items]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
-
-
-def _either(names: Sequence[str]) -> str:
-    return " or ".join(f"'{_short(name)}'" for name in names)
 
 
 def _short(text: str) -> str:
