@@ -4,10 +4,12 @@ Chat APIs use different conventions to continue an unfinished answer; a table na
 chat APIs omit the stop string and report `stop` both for a stop string and for the end of the answer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from os.path import commonprefix
 from typing import Any, ClassVar
 
+from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.responses import LlamaResponse, Piece, Response
 from arbitrage_cli.inference.step_text import BLANK_LINE
@@ -39,6 +41,7 @@ APIS: Mapping[str, tuple[str, Json]] = {
     "openrouter.ai": ("trailing", {"reasoning": {"enabled": False}}),
 }
 """The convention of each API, and the fields that turn off thinking, by domain, from the providers' documentation."""
+MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 OTHER_API: tuple[str, Json] = ("trailing", {})  # such as llama-server
 
 
@@ -102,6 +105,11 @@ class Completions:
     own_fields: ClassVar[Json] = {}  # includes neutral values for the server's default sampling
 
     @property
+    def can_stop(self) -> bool:
+        """Whether the server can stop at a separator. If not, the stream is closed there."""
+        return not self.is_plain
+
+    @property
     def continues(self) -> str:
         """The form in which the server accepts a text to continue."""
         return "text" if self.is_plain else "token ids"
@@ -119,6 +127,10 @@ class Completions:
 
     def read(self, answer: Json) -> Piece:
         return Response.model_validate(answer).read()
+
+    def reader(self, request: TextRequest) -> Callable[[Json], Piece]:
+        """Return a function that parses the response to a request, and omits all text before the continuation."""
+        return self.read
 
 
 class Vllm(Completions):
@@ -194,9 +206,9 @@ DIALECTS: Mapping[str, type[Completions]] = {"vllm": Vllm, "sglang": Sglang, "ll
 class Chat(Completions):
     """`/chat/completions` with the features of one server. Requests no log-probabilities, which only drafts need.
 
-    If `repeats` is true, responses begin with the text to continue. If `trims` is true, the server rejects or removes white
-    space at the end of this text, so a response may begin with the separator. `can_continue` is false if the continuation of
-    answers was not tested, because the model only writes whole solutions.
+    Some servers repeat the text to continue. If `trims` is true, the server rejects or removes white space at the end of this
+    text, so a response may begin with the separator. `can_continue` is false if the continuation of answers was not tested,
+    because the model only writes whole solutions.
     """
 
     name: ClassVar[str] = "chat API"
@@ -204,7 +216,6 @@ class Chat(Completions):
     continuation: str = "trailing"
     no_thinking: Json = field(default_factory=dict)
     omitted: frozenset[str] = frozenset()
-    repeats: bool = False
     trims: bool = False
     can_continue: bool = True
 
@@ -221,7 +232,6 @@ class Chat(Completions):
 
     @property
     def can_stop(self) -> bool:
-        """Whether the server can stop at a separator. If not, the stream is closed there."""
         return not self.trims and "stop" not in self.omitted
 
     def body(self, request: TextRequest) -> Json:
@@ -232,6 +242,8 @@ class Chat(Completions):
         if "max_tokens" in self.omitted:
             body["max_completion_tokens"] = request.max_tokens
         if request.prompt.text:
+            if not self.can_continue:
+                raise ServerRequestError("the server interrupted a response that cannot be continued")
             of_message, of_request = CONTINUATIONS[self.continuation]
             body["messages"].append({"role": "assistant", "content": self.sent(request.prompt.text), **of_message})
             body |= of_request
@@ -240,3 +252,34 @@ class Chat(Completions):
     def sent(self, text: str) -> str:
         """Return the text to continue as the server accepts it."""
         return text.rstrip() if self.trims else text
+
+    def reader(self, request: TextRequest) -> Callable[[Json], Piece]:
+        own = _OwnText(request.prompt.text, self.sent(request.prompt.text))
+        return lambda answer: own.take(self.read(answer))
+
+
+class _OwnText:
+    """Removes repeated text from the beginning of a response: the text to continue and, if it was not sent, the separator."""
+
+    def __init__(self, written: str, sent: str) -> None:
+        self._sent, self._is_compared, self._held = sent, not sent, ""
+        self._skipped = "\n" if written != sent else ""
+
+    def take(self, piece: Piece) -> Piece:
+        """Hold a response back until it differs from the text to continue.
+
+        Raises ServerRequestError if the response repeats only a part of the text to continue.
+        """
+        text = piece.text
+        if not self._is_compared:
+            self._held += text
+            num_common = len(commonprefix([self._held, self._sent]))  # noqa: RUF071 - texts, not paths
+            if piece.ending is None and num_common == len(self._held) < len(self._sent):
+                return replace(piece, text="")
+            is_repetition = num_common >= min(len(self._sent), MAX_COMMON)
+            if is_repetition and num_common < len(self._sent):
+                raise ServerRequestError("the model begins its answer again instead of continuing it", "use another target")
+            text, self._is_compared = self._held[num_common if is_repetition else 0 :], True
+        if text := text.lstrip(self._skipped):
+            self._skipped = ""
+        return replace(piece, text=text)

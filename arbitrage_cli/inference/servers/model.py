@@ -110,7 +110,7 @@ class ServedModel:
     async def pieces(self, request: TextRequest, topic: str = "") -> AsyncGenerator[Piece, None]:
         """Yield the pieces of a response. Raises the same errors as `Server.stream`."""
         body, num_pieces, is_complete = self.dialect.body(request), 0, False
-        stream = self.server.stream(self.dialect.path, self.dialect.read, body, topic)
+        stream = self.server.stream(self.dialect.path, self.dialect.reader(request), body, topic)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as limit, aclosing(stream) as pieces:
                 async for piece in pieces:

@@ -207,9 +207,8 @@ async def _continuing(model: ServedModel, chat: Chat) -> Chat:
             f"{model.server.name} refuses to continue an answer by the convention '{chat.continuation}': {error.message}"
         )
         raise ServerError(message, OTHER_CONVENTION) from error
-    text = _text_of(pieces)
-    if text.removeprefix(COUNTING.text).lstrip().startswith(REST):
-        return replace(chat, repeats=text.startswith(COUNTING.text))
+    if _text_of(pieces).lstrip().startswith(REST):
+        return chat
     message = f"{model.server.name}: {model.name} does not continue an answer by the convention '{chat.continuation}'"
     raise ServerError(message, OTHER_CONVENTION)
 
@@ -222,7 +221,7 @@ async def _after_separator(model: ServedModel, chat: Chat) -> Chat:
         if error.status not in REFUSED:
             raise
         return replace(chat, trims=True)
-    text = _text_of(pieces).removeprefix(AFTER_STEP.text)
+    text = _text_of(pieces)
     return replace(chat, trims=not text.strip() or text.startswith("\n"))
 
 

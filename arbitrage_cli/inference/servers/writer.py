@@ -14,8 +14,6 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from os.path import commonprefix
-from typing import cast
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError, ServerRequestError
@@ -25,7 +23,7 @@ from arbitrage_cli.inference.engine import SlotUpdate
 from arbitrage_cli.inference.kv_cache import StepIds
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.connection import TIMEOUT
-from arbitrage_cli.inference.servers.dialects import Chat, Prompt, TextRequest
+from arbitrage_cli.inference.servers.dialects import Prompt, TextRequest
 from arbitrage_cli.inference.servers.model import Controls, ServedModel
 from arbitrage_cli.inference.servers.responses import Ending, Piece, Token, Usage, token_stats
 from arbitrage_cli.inference.speculation import Speculator
@@ -36,7 +34,6 @@ from arbitrage_cli.types import WHOLE, Cost, Decision, ModelRole, Phase, Problem
 
 MAX_BLANK_ANSWERS = 4  # in a row
 CHECK_TOKENS = 4  # written to find out whether a solution is complete
-MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
 
 @dataclass(slots=True)
@@ -253,13 +250,10 @@ class ServedWriter:
 
     async def _continue(self, slot: _Slot, request: TextRequest) -> StepStop | None:
         """Add a response to the step. Return the reason why the step ends, or None if it does not end yet."""
-        own, ending, usage = self._own_text(request), None, None
+        ending, usage = None, None
         async with aclosing(self.model.pieces(request, slot.topic)) as pieces:
-            async for received in pieces:
-                piece = own(received)
-                if request.marker and piece.ending in ("end", "stop"):
-                    piece = _without_end_token(piece, request.marker)
-                self._add(slot, piece, request.max_tokens)
+            async for piece in pieces:
+                self._add(slot, _without_end_token(piece, request.marker), request.max_tokens)
                 ending, usage = piece.ending or ending, piece.usage or usage
                 if self._closes(slot):
                     ending = None
@@ -270,7 +264,11 @@ class ServedWriter:
         if usage:
             num_left = max(0, (usage.written or 0) - writing.num_earlier)
             writing.usages.append(usage.model_copy(update={"written": num_left}))
-        return await self._stop(slot, ending, request) if ending else writing.stop
+        if ending is None:
+            return writing.stop
+        if not writing.num_received and (ending == "length" or not slot.trace.decisions):
+            raise ServerRequestError(f"{self.model.server.name} sent a response without text")
+        return await self._stop(slot, ending, request)
 
     def _add(self, slot: _Slot, piece: Piece, max_tokens: int) -> None:
         """Add a piece to the step. If the response has more steps, keep each complete step and begin the next one."""
@@ -291,10 +289,6 @@ class ServedWriter:
                 self._begin(slot, writing.num_received)
                 slot.writing.first_at = slot.began
 
-    def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
-        """Return a function that removes all text outside the step from the pieces of a response."""
-        return lambda piece: piece
-
     def _closes(self, slot: _Slot) -> bool:
         """Return whether the rest of the response is not needed."""
         text, is_plain = slot.writing.text, self.model.dialect.is_plain
@@ -304,8 +298,6 @@ class ServedWriter:
 
     async def _stop(self, slot: _Slot, ending: Ending, request: TextRequest) -> StepStop | None:
         writing, text = slot.writing, slot.writing.text
-        if ending == "length" and not writing.num_received:
-            raise ServerRequestError(f"{self.model.server.name} ended its response before the first token")
         if not text.has_marker and (slot.until_end or ending != "separator"):
             return (writing.stop or "budget") if ending == "length" else "thought" if writing.phase == "think" else "end"
         if text.so_far.strip() and not text.so_far.endswith(request.stop) and not text.ended:
@@ -347,7 +339,7 @@ class ServedWriter:
             num_alternatives=self.model.num_alternatives if self.keep_token_stats and not slot.until_end else 0,
             cache_key="" if self.shares_prompts else slot.topic,
             is_first=slot.is_new,
-            stop="" if slot.until_end else self.style.step_end.separator,
+            stop=self.style.step_end.separator if self.model.dialect.can_stop and not slot.until_end else "",
             marker=self._marker(writing.phase),
         )
 
@@ -371,17 +363,8 @@ class ServedWriter:
 class ChatWriter(ServedWriter):
     """A `Writer` for a model behind a chat API. The other model's thinking is continued as ordinary text."""
 
-    @property
-    def _chat(self) -> Chat:
-        return cast("Chat", self.model.dialect)
-
-    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
-        self._slots[slot] = _Slot(slot, problem, [], Controls([]), sampler or self.sampler)
-
     async def _prompt_of(self, slot: _Slot) -> Prompt:
         problem, written = slot.problem, slot.trace.written
-        if written and not self._chat.can_continue:
-            raise ServerRequestError(f"{self.model.server.name} interrupted a response that cannot be continued")
         if slot.trace.thoughts and not slot.trace.text:
             written += self.style.step_end.separator
         system = (self.style.instructions if problem.system is None else problem.system).strip()
@@ -390,19 +373,10 @@ class ChatWriter(ServedWriter):
         return Prompt(written, messages=[*messages, {"role": "user", "content": problem.question}])
 
     def _request(self, slot: _Slot, prompt: Prompt, max_tokens: int) -> TextRequest:
-        """Return a request.
-
-        The stop string is empty if a step may contain a separator, or if the server cannot stop at a separator.
-        """
+        """Return a request, without a stop string if a step may contain a separator."""
         request = super()._request(slot, prompt, max_tokens)
-        stops = slot.writing.phase == "answer" and self.style.step_end.min_chars == 1 and self._chat.can_stop
-        return replace(request, stop=request.stop if stops else "")
-
-    def _marker(self, phase: Phase) -> str:
-        return ""
-
-    def _own_text(self, request: TextRequest) -> Callable[[Piece], Piece]:
-        return OwnText(request.prompt.text, self._chat)
+        is_exact = slot.writing.phase == "answer" and self.style.step_end.min_chars == 1
+        return request if is_exact else replace(request, stop="")
 
     async def _stop(self, slot: _Slot, ending: Ending, request: TextRequest) -> StepStop | None:
         if slot.until_end or ending == "length":
@@ -427,40 +401,12 @@ class ChatWriter(ServedWriter):
         if not self.may_be_complete(prompt.text):
             return False
         check = replace(request, prompt=prompt, max_tokens=CHECK_TOKENS, stop="")
-        own, is_over = self._own_text(check), True
+        is_over = True
         async for piece in self.model.pieces(check, slot.topic):
-            is_over = is_over and not own(piece).text
+            is_over = is_over and not piece.text
             if piece.usage:
                 slot.writing.usages.append(piece.usage.model_copy(update={"written": 0}))
         return is_over
-
-
-class OwnText:
-    """Removes repeated text from the beginning of a response: the text to continue and the separator after it."""
-
-    def __init__(self, written: str, chat: Chat) -> None:
-        self._sent = chat.sent(written)
-        self._repeats, self._is_compared, self._held = chat.repeats, not self._sent, ""
-        self._skipped = "\n" if written != self._sent else ""
-
-    def __call__(self, piece: Piece) -> Piece:
-        """Hold a response back until it differs from the text to continue.
-
-        Raises ServerRequestError if the response repeats only a part of the text to continue.
-        """
-        text = piece.text
-        if not self._is_compared:
-            self._held += text
-            num_common = len(commonprefix([self._held, self._sent]))  # noqa: RUF071 - texts, not paths
-            if piece.ending is None and num_common == len(self._held) < len(self._sent):
-                return replace(piece, text="")
-            is_repetition = self._repeats or num_common >= MAX_COMMON
-            if is_repetition and num_common < len(self._sent):
-                raise ServerRequestError("the model begins its answer again instead of continuing it", "use another target")
-            text, self._is_compared = self._held[num_common if is_repetition else 0 :], True
-        if text := text.lstrip(self._skipped):
-            self._skipped = ""
-        return replace(piece, text=text)
 
 
 def _per_request(cost: Cost) -> Cost:
@@ -470,7 +416,7 @@ def _per_request(cost: Cost) -> Cost:
 
 def _without_end_token(piece: Piece, marker: str) -> Piece:
     """Remove the end-of-sequence token from the last piece, because some servers include this token in the text."""
-    *_, last = (None, *LOOKS_LIKE_CONTROL.finditer(piece.text))
+    *_, last = (None, *LOOKS_LIKE_CONTROL.finditer(piece.text if marker and piece.ending in ("end", "stop") else ""))
     if last is None or last.end() < len(piece.text) or last[0] == marker:
         return piece
     return replace(piece, text=piece.text[: last.start()])
