@@ -8,26 +8,12 @@ from made_up_runs import figures, make_run, results
 
 from arbitrage_cli.costs.prices import Price, parse_prices
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.speed import PRICED
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.types import Cost
 
 
 def report(step: dict[str, Any], prompt_tokens: int) -> None:
     step["cost"] |= {"prefill_tokens": prompt_tokens, "cached_tokens": 0}
-
-
-def test_nothing_has_a_price_without_counts_or_prices() -> None:
-    made = make_run(10)
-    assert {one[name] for one in figures(made.run, made.rows)["policies"] for name in PRICED} == {None}
-    made.run["models"]["target"]["served"] = {"name": "toy"}
-    written = [one for row in made.rows for step in row["steps"] for one in (step, step["discarded"]) if one]
-    for step in written:
-        report(step, 0)
-    shown = figures(made.run, made.rows, prices=parse_prices("draft=1/1,target=1/1"))
-    assert {one["policy"] for one in shown["policies"] if one["price"]} == {"draft"}  # the draft alone needs no server
-    assert {one["saving"] for one in shown["policies"]} == {None}
-    assert shown["notes"]
 
 
 def test_a_policy_with_unreported_prompt_tokens_has_no_price() -> None:

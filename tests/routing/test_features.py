@@ -1,8 +1,6 @@
 """Features of a drafted step, which are always finite numbers."""
 
 import math
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.routing.equations import Value, check_equations, numbers_in
 from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, EarlierSteps
-from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
+from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, TokenStats
 
 QUESTION = "Anna has 12 apples and 30 pears."
 PIECES = ("12", " +", " 30", " =", " 42", ".\n\n")
@@ -183,36 +180,6 @@ earlier = st.one_of(
 )
 
 
-def of_earlier_steps(question: str, decisions: Sequence[Decision], draft: Step) -> dict[str, float]:
-    """Compute the features that depend on earlier steps from the whole solution."""
-    trace = Trace(Problem("1", question), Limits(), list(decisions))
-    number = re.compile(r"\d+(?:[.,]\d+)*")
-    seen = {*number.findall(question), *number.findall(trace.written)}
-    available, used, wrong = Counter(numbers_in(question)), Counter[Value](), [0]
-    for text in (*(decision.kept.text for decision in decisions), draft.text):
-        unknown = overused = 0
-        for equation in check_equations(text):
-            used.update(equation.operands)
-            unknown += sum(not available[operand] for operand in {*equation.operands})
-            overused += sum(0 < available[operand] < used[operand] for operand in {*equation.operands})
-            available.update([equation.right] if equation.operands else [])
-        wrong.append(wrong[-1] + sum(not equation.is_right for equation in check_equations(text)))
-    stats = [decision.draft.known_token_stats.log_probabilities for decision in decisions if decision.draft]
-    return {
-        "unseen_numbers": sum(one not in seen for one in number.findall(draft.text)),
-        "wrong_equations_before": wrong[-2],
-        "wrong_equations": wrong[-1] - wrong[-2],
-        "unknown_operands": unknown,
-        "overused_operands": overused,
-        "unused_numbers": (available - used).total(),
-        "position": len(decisions),
-        "tokens_before": math.log1p(trace.num_tokens),
-        "previous_tokens": math.log1p(decisions[-1].kept.num_tokens) if decisions else 0,
-        "drafts_logprob_sum": max(-30 * len(stats), sum([sum(values) for values in stats])),
-        **({"previous_draft_logprob_mean": max(-30, sum(stats[-1]) / len(stats[-1]))} if stats else {}),
-    }
-
-
 @given(
     st.text(st.sampled_from("37,. x"), max_size=6), st.lists(earlier, max_size=8), st.lists(drafts, min_size=9, max_size=9)
 )
@@ -224,10 +191,6 @@ def test_earlier_steps_are_summed_up_exactly(question: str, decisions: list[Deci
         for step in (replace(draft, stop="early"), replace(draft, stop="end"), draft):
             found = growing.features(before, step)
             np.testing.assert_array_equal(found, EarlierSteps(Problem("1", question)).features(before, step))
-        expected = of_earlier_steps(question, before, draft)
-        assert {name: found[FEATURES.index(name)] for name in expected} == {
-            name: np.float32(value) for name, value in expected.items()
-        }
 
 
 numbers = st.floats(allow_nan=False, width=32)

@@ -17,7 +17,7 @@ from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
 from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
-from arbitrage_cli.training.fit import RECIPES, Recipe, balanced, calibrate
+from arbitrage_cli.training.fit import RECIPES, Recipe, calibrate
 from arbitrage_cli.training.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.train import THINKING, Candidate, choose, train, with_taus
 
@@ -62,22 +62,6 @@ def test_router_is_near_the_best_possible(collected: Collected, router: Router) 
     for baseline in ("entropy", "lowest logprob", "mean logprob", "equations", "random"):
         assert found["arbitrage"]["auc"][0] > found[baseline]["auc"][0]
     assert found["arbitrage"]["ece"][0] < 0.05
-
-
-def test_baselines_are_the_plain_numbers(collected: Collected, router: Router) -> None:
-    found = router.card.metrics["test"]
-    testing = collected.part == TEST
-    columns = dict(zip(FEATURES, collected.features[testing].T.astype(np.float64), strict=True))
-    numbers = {
-        "entropy": columns["entropy_first"],
-        "lowest logprob": -columns["logprob_min"],
-        "mean logprob": -columns["logprob_mean"],
-        "equations": 100 * columns["wrong_equations"] - columns["logprob_mean"],
-        "rsd": 1 - collected.outcomes.draft_reward[testing],
-    }
-    for name, number in numbers.items():
-        expected = measure(number, truth_of(collected, TEST))["auc"].value
-        assert found[name]["auc"][0] == pytest.approx(expected)
 
 
 def test_nothing_is_taken_from_the_test(collected: Collected, router: Router) -> None:
@@ -246,16 +230,6 @@ def test_each_pair_counts_the_same_in_each_part(tmp_path: Path) -> None:
         one, two = (found.weight[(found.part == part) & (found.pair == pair)].sum() for pair in (0, 1))
         assert one == pytest.approx(two)
     assert (read_states([few]).weight == 1).all()
-
-
-def test_weights_balance_the_classes_of_each_group() -> None:
-    """All classes of all groups have the same total weight, except classes that a group lacks."""
-    labels = np.array([True, False, False, False, False, False, True, False])
-    groups = np.array([0, 0, 0, 0, 0, 0, 1, 1])
-    weights = balanced(labels, groups)
-    assert [weights[(groups == group) & (labels == label)].sum() for group in (0, 1) for label in (True, False)] == [2] * 4
-    without = balanced(labels[:7], groups[:7])
-    assert without[6] == without[:6][labels[:6]].sum() == without[:6][~labels[:6]].sum()
 
 
 def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> None:
