@@ -177,7 +177,7 @@ def _notes(
             threads = formatting.count(own, "thread")
             yield f"the {role} uses {threads}: {fast} tokens/s, compared with {slow} for {most_threads} threads"
     for role, fault in faults.items():
-        yield f"the costs of the {role} are used only now, and measured again by the next command: {fault}"
+        yield f"the token costs of the {role} are used only in this run, because the measurement was disturbed: {fault}"
 
 
 def thread_counts(cores: int) -> list[int]:
