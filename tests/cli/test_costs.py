@@ -282,16 +282,6 @@ def test_named_taus_are_resolved_at_the_costs_of_this_machine(home: Home, router
     assert "costs of this machine" in home.run("solve", "5 + 6", "--router", router, "--debug").err
 
 
-def test_routing_that_takes_longer_than_the_target_is_noted(home: Home, router: str) -> None:
-    note = "slower than the target alone"
-    routed = ("solve", "5 + 6", "--router", router, "--no-early-stop")
-    home.pretend(FAST_READER)
-    assert note not in flat(home.run(*routed).err)
-    home.pretend(NO_GAIN)
-    assert note in flat(home.run(*routed).err)
-    assert note not in home.run("solve", "5 + 6", "--policy", "target").err
-
-
 @pytest.mark.parametrize("asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--early-stop",)], ids=str)
 def test_target_writes_alone_if_routing_gains_nothing_and_no_flag_asks_for_it(home: Home, asked: tuple[str, ...]) -> None:
     home.pretend(FAST_READER)
@@ -312,25 +302,6 @@ def test_drafts_are_stopped_early_if_that_takes_less_time(home: Home) -> None:
     assert solve(home, *routed)["settings"]["early_stop"] is True
     assert solve(home, *routed, "--no-early-stop")["settings"]["early_stop"] is False
     assert solve(home, *routed, env={"ARBITRAGE_EARLY_STOP": "0"})["settings"]["early_stop"] is False
-
-
-def test_names_of_taus_keep_their_meaning_within_a_run(home: Home, router: str) -> None:
-    routed = (*BENCH[:-1], "--router", router, "--policy")
-    home.pretend(FAST_READER)
-    assert home.run(*routed, "arbitrage@careful").code == 0
-    made = run_json(home.folder / "run")
-    assert (made["named_taus"]["careful"], made["tau_costs"]) == (0.3, "this machine")
-    rows = (home.folder / "run" / "results.jsonl").read_bytes()
-    home.pretend(SLOW_VERIFIER)
-    again = home.run(*routed, "arbitrage@careful")
-    assert again.code == 0, again.err
-    assert (home.folder / "run" / "results.jsonl").read_bytes() == rows
-    assert "uses tau 0.3 for careful" in flat(again.err)
-    other = home.run(*BENCH[:-1], "--router", "builtin:universal", "--policy", "arbitrage@careful")
-    assert (other.code, "router changed" in flat(other.err), "resumed run uses" in flat(other.err)) == (2, True, False)
-    assert home.run(*routed, "arbitrage@fast,arbitrage@0.5").code == 0
-    assert [one["tau"] for one in run_json(home.folder / "run")["policies"]] == [0.3, 0.5]
-    assert run_json(home.folder / "run")["tau_costs"] == "this machine"
 
 
 def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

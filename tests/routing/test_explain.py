@@ -68,18 +68,6 @@ def test_a_limit_of_the_log_odds_is_a_part() -> None:
     assert found.average_step + sum(value for _, value in found.features) == pytest.approx(MAX_LOG_ODDS, abs=1e-6)
 
 
-def test_solution_is_explained_as_it_was_decided() -> None:
-    router, trace = make_router(), new_trace()
-    scores = []
-    for log_probability in (-0.5, -3.0):
-        draft = make_draft(log_probability)
-        scores.append(router.probability(trace, draft))
-        target = Step("target", "3", 1, Cost(), "separator")
-        trace.add(Decision(target, draft, target, score=scores[-1]))
-    found = [router.explain(trace, position) for position in range(2)]
-    assert [one and one.log_odds for one in found] == pytest.approx([logit(score) for score in scores], abs=1e-6)
-
-
 def test_only_steps_that_the_router_scored_are_explained() -> None:
     router, thought = make_router(), replace(make_draft(-0.5), phase="think")
     trace = new_trace(thinks=True)
