@@ -9,7 +9,7 @@ import typer
 
 from arbitrage_cli.app import model_info
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.completion import complete_models
+from arbitrage_cli.cli.completion import complete_models, complete_pairs
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, write_json
 from arbitrage_cli.display import facts
@@ -21,7 +21,7 @@ from arbitrage_cli.model_files.pairs import is_served, user_pairs
 from arbitrage_cli.numbers import formatting
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Pair, user/repo[:quant] or GGUF file.", autocompletion=complete_models)
+    str, typer.Argument(metavar="NAME", help="Pair, or user/repo[:quant] on the Hub.", autocompletion=complete_pairs)
 ]
 AS_JSON = Option("Print JSON.", names=("--json",))
 

@@ -21,7 +21,11 @@ class Option:
 SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
     {
         "Models": {
-            "draft": Option("Fast model: a GGUF file, user/repo:quant on the Hub, or http://host:port/v1#model.", "MODEL"),
+            "draft": Option(
+                "Fast model: a GGUF file, user/repo:quant on the Hub, ollama:name, lmstudio:publisher/repo, or "
+                "http://host:port/v1#model.",
+                "MODEL",
+            ),
             "target": Option("Strong model, in the same format as --draft.", "MODEL"),
             "pair": Option("Pair of draft and target models; see arbitrage models list.", "NAME"),
             "router": Option("Trained router. Default: the pair's router, or the universal router.", "FILE"),
