@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Floats
@@ -76,14 +74,3 @@ def test_logits_that_are_no_numbers_are_an_error(value: float, temperature: floa
 @pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-39, 1e-60])
 def test_a_tiny_temperature_is_all_but_greedy(temperature: float) -> None:
     assert Sampler(temperature).choose(logits_of(0.2, 0.5, 0.3), "p", 0) == 1
-
-
-@settings(max_examples=50)
-@given(
-    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40),
-    st.floats(0.01, 10),
-    st.floats(0, 1),
-    st.integers(0, 100),
-)
-def test_any_settings_give_a_token_of_the_vocabulary(row: list[float], temperature: float, top_p: float, at: int) -> None:
-    assert 0 <= Sampler(temperature, top_p).choose(np.array(row, np.float32), "p", at) < len(row)

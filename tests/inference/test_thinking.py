@@ -26,13 +26,12 @@ from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import CLOSING, FORMATS, find_format
-from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
+from arbitrage_cli.rewards.rollouts import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.thoughts import BUDGET, probe_tau
 from arbitrage_cli.training.states import State, collect
 from arbitrage_cli.types import (
-    Finished,
     Limits,
     ModelRole,
     Phase,
@@ -419,29 +418,15 @@ def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: Mo
     assert {one.kept.model for trace in router_route(tau) for one in trace.decisions} == {model}
 
 
-def collected(*, recalls: bool) -> list[tuple[str, str, str, float, float]]:
-    made = engines("switched", "switched")
+def test_states_of_thoughts_are_what_both_models_write_there() -> None:
     rollout = RolloutRater([engines("switched", "switched")["target"]], lambda _name, answer: len(answer) % 2 == 0)
-    writers: dict[ModelRole, Writer] = {
-        **made,
-        "target": RecallingWriter(made["target"], rollout) if recalls else made["target"],
-    }
     found: list[State] = []
-    num_checked = 0
     job, limits = partial(Job, make_flow=partial(collect, observe=found.append)), replace(long(120), max_tokens=240)
     jobs = [job(Problem(str(number), f"question {number}"), limits=limits) for number in range(2)]
-    for event in Scheduler(writers, rater=rollout).run(jobs):
-        if isinstance(event, Finished):
-            assert event.error is None
-            assert [one.kept.phase for one in event.trace.decisions] == [one.draft.phase for one in found[num_checked:]]
-            num_checked = len(found)
-    return [(one.draft.phase, one.draft.text, one.target_text, one.draft_reward, one.target_reward) for one in found]
-
-
-def test_states_of_thoughts_are_what_both_models_write_there() -> None:
-    plain = collected(recalls=False)
-    assert [phase for phase, *_ in plain].count("think") > 2
-    assert collected(recalls=True) == plain
+    events = list(Scheduler(engines("switched", "switched"), rater=rollout).run(jobs))
+    kept = [one.kept.phase for event in finished_of(events) for one in event.trace.decisions]
+    assert kept == [state.draft.phase for state in found]
+    assert kept.count("think") > 2
 
 
 @pytest.mark.parametrize("thinks", [False, True])
