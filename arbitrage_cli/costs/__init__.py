@@ -1,1 +1,1 @@
-"""The costs of tokens on this machine, and the threads and the memory of models."""
+"""What work costs: the measured costs of tokens, computed times, prices, and the memory of models."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.accuracy import difference_interval
-from arbitrage_cli.evaluation.work import with_computed_seconds
+from arbitrage_cli.evaluation.speed import with_computed_seconds
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import Ratio, mcnemar
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy

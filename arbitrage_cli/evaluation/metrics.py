@@ -14,7 +14,6 @@ from arbitrage_cli.evaluation import speed
 from arbitrage_cli.evaluation.accuracy import accuracy, compared_with_target, cut_by_limit
 from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.verdict import verdict
-from arbitrage_cli.evaluation.work import token_ratio, with_computed_seconds
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_PROBLEMS, Ratio
 from arbitrage_cli.routing.policies import POLICIES
@@ -39,11 +38,11 @@ def figures(run: Mapping[str, Any], results: Iterable[Result], *, prices: Prices
     policies, whole = results_by_policy(run, results), run
     if run.get("skips_attempts"):
         run, policies = _attempted(run, policies)
-    policies = with_computed_seconds(run, policies)
+    policies = speed.with_computed_seconds(run, policies)
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
     prices = prices or (parse_prices(run["price"]) if run.get("price") else None)
     made = [_policy_figures(policy, target, run, prices) for policy in policies]
-    ratio, ratio_interval = token_ratio(run, policies)
+    ratio, ratio_interval = speed.token_ratio(run, policies)
     notes = list(_notes(run, policies, made))
     if target is None:
         notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from arbitrage_cli.costs.work import Work
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.policies import POLICIES, Policy
@@ -28,10 +29,8 @@ SampleKey = tuple[str, int]  # problem ID and sample index, which all policies s
 class Result:
     """The fields of a row that are used for statistics.
 
-    `seconds` is the wall-clock time, or None if the attempt failed. `work` contains the cost of each step by model, in
-    order, including discarded steps and speculation. `program_seconds` is the time spent outside the models and the router.
-    `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.work`. `question` and
-    `text` are checksums.
+    `seconds` is the wall-clock time, or None if the attempt failed. `computed` contains the computed seconds by model role, and
+    of other work; it is set by `evaluation.speed`. `question` and `text` are checksums.
     """
 
     route: tuple[str, float | None]
@@ -41,10 +40,7 @@ class Result:
     seconds: float | None
     tally: Tally
     kept_steps: int
-    router_seconds: float
-    program_seconds: float
-    work: Sequence[tuple[ModelRole, Cost]]
-    num_scores: int
+    work: Work
     question: int
     text: int
     answer: str | None
@@ -61,10 +57,13 @@ class Result:
             seconds=float(row.wall_seconds) if row.status == "done" else None,
             tally=tally(decisions, timing.reward or NO_COST, check),
             kept_steps=len(decisions),
-            router_seconds=timing.router["seconds"] if timing.router else 0.0,
-            program_seconds=timing.program["seconds"] if timing.program else 0.0,
-            work=_work(decisions, check),
-            num_scores=sum(decision.score is not None for decision in decisions) + (check is not None),
+            work=Work(
+                _steps(decisions, check),
+                sum(decision.score is not None for decision in decisions) + (check is not None),
+                router_seconds=timing.router["seconds"] if timing.router else 0.0,
+                program_seconds=timing.program["seconds"] if timing.program else 0.0,
+                reward_seconds=timing.reward.seconds if timing.reward else 0.0,
+            ),
             question=_checksum(row.problem),
             text=_checksum(row.text),
             answer=row.answer,
@@ -160,7 +159,7 @@ def _number(tau: float | str | None) -> float | None:
     return None if tau is None else float(tau)
 
 
-def _work(decisions: Iterable[Decision], check: Check | None) -> list[tuple[ModelRole, Cost]]:
+def _steps(decisions: Iterable[Decision], check: Check | None) -> list[tuple[ModelRole, Cost]]:
     work = [(step.model, step.cost) for step in check.discarded] if check else []
     for step in (step for decision in decisions for step in (decision.draft, decision.target) if step):
         work += [("draft", step.speculation_cost), (step.model, step.cost)]

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from arbitrage_cli.costs.work import Work
 from arbitrage_cli.evaluation.accuracy import compared_with_target
 from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.speed import latency
@@ -147,8 +148,7 @@ def result_of(index: int, answer: Answer, factors: Mapping[ModelRole, float]) ->
     computed: dict[str, float] = {role: factors[role] * seconds for role, seconds in answer.seconds.items()}
     return Result(
         route=("", None), key=(str(index), 0), outcome="correct" if answer.is_right else "incorrect", stop="end",
-        seconds=sum(computed.values()), tally=Tally(), kept_steps=1, router_seconds=0.0, program_seconds=0.0, work=(),
-        num_scores=0, question=index, text=index, answer=answer.text, computed=computed,
+        seconds=sum(computed.values()), tally=Tally(), kept_steps=1, work=Work(), question=index, text=index, answer=answer.text, computed=computed,
     )  # fmt: skip
 
 
