@@ -88,7 +88,7 @@ def measure_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], displ
 
 def warn_of_load(spec: Spec, display: Watcher) -> None:
     """Note that other programs use the cores of models with several threads."""
-    threads = max((model.threads or 1 for model in spec.models.values()), default=1)
+    threads = max((model.threads or 1 for model in spec.models.values() if model.files), default=1)
     if threads > 1 and (free := free_cores()) < threads:
         display.note(
             f"other programs use the processor, so {threads} threads may take many times as long as {free}; "

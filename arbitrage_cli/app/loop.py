@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -207,7 +206,7 @@ class StoredRun:
     ) -> None:
         self.session, self.folder, self.attempts, self._display = session, folder, attempts, display
         self.todo = missing(attempts, folder.statuses)
-        self.manifest = run_json(session.spec, folder, folder.path, selected, **details)
+        self.manifest = run_json(session.spec, folder, selected, **details)
         routes, by_key = session.spec.routes, {attempt.key: attempt for attempt in attempts}
         self._progress = Progress(f"{name} {selected.title}", routes, len(attempts) // len(routes), len(self.todo))
         for row in folder.rows:
@@ -227,7 +226,7 @@ class StoredRun:
         """A note on the stored attempts of this command, or "" if there are none."""
         num_safe = len({attempt.key for attempt in self.attempts} & self.folder.statuses.keys())
         saved = f"{num_safe} of {len(self.attempts)} attempts are"
-        return how_to_resume(saved, self.folder.path, self.session.spec) if num_safe else ""
+        return how_to_resume(saved, self.folder, self.session.spec) if num_safe else ""
 
     @property
     def num_errors(self) -> int:
@@ -258,17 +257,17 @@ class StoredRun:
         self._progress.add(attempt, seconds, is_correct=row.verdict[0] == "correct", is_new=is_new)
 
 
-def run_json(spec: Spec, folder: RunFolder, path: Path, selected: Selection | None = None, **details: Any) -> Run:
-    """Return the content of run.json. Raises UsageError, which names `path`, if an earlier run has other settings."""
+def run_json(spec: Spec, folder: RunFolder, selected: Selection | None = None, **details: Any) -> Run:
+    """Return the content of run.json. Raises UsageError if an earlier run in the folder has other settings."""
     run, earlier = make_manifest(spec) | details, folder.earlier
     if selected:
         ids, grader = [item.problem.id for item in selected.items], spec.task.grader_version()
         run = {**run, **problem_facts(selected.dataset, ids), "grader": grader}
         earlier = with_grown(earlier, selected.dataset) if earlier else None
     run = with_fingerprint(run)
-    return resume(earlier, run, path) if earlier else run
+    return resume(earlier, run, folder.shown) if earlier else run
 
 
-def how_to_resume(saved: str, path: Path, spec: Spec) -> str:
-    """Return a note on the results in a file or folder, and how to resume the run."""
-    return f"{saved} saved in {path}; to resume: {resume_command(spec.request.options.command)}"
+def how_to_resume(saved: str, folder: RunFolder, spec: Spec) -> str:
+    """Return a note on the stored results, and how to resume the run."""
+    return f"{saved} saved in {folder.shown}; to resume: {resume_command(spec.request.options.command)}"

@@ -53,7 +53,7 @@ def solve_problems(
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, source, request.task.forms, display, stack)
         folder = stack.enter_context(_open_file(path)) if path else None
-        solutions = stack.enter_context(Solutions(problems, display, line_of, path, folder))
+        solutions = stack.enter_context(Solutions(problems, display, line_of, folder))
         solutions.solve_missing(request, describe)
     return solutions
 
@@ -75,11 +75,9 @@ def _open_file(path: Path) -> RunFolder:
 class Solutions(AbstractContextManager["Solutions"]):
     """Writes the lines of results in problem order and counts all results, new results and errors."""
 
-    def __init__(
-        self, problems: Problems, display: Display, line_of: LineOf, path: Path | None, folder: RunFolder | None
-    ) -> None:
+    def __init__(self, problems: Problems, display: Display, line_of: LineOf, folder: RunFolder | None) -> None:
         self.num_done = self.num_new = self.num_failed = 0
-        self._problems, self._display, self._line_of, self._path, self._folder = problems, display, line_of, path, folder
+        self._problems, self._display, self._line_of, self._folder = problems, display, line_of, folder
         self._in_order = InOrder[str | None]()
         self._stored: dict[Place, tuple[str, str | None]] = {}  # status and line, in the order of the last attempts
         for row in folder.rows if folder else ():
@@ -127,8 +125,8 @@ class Solutions(AbstractContextManager["Solutions"]):
 
     def _how_to_resume(self, spec: Spec, error: BaseException) -> str:
         """Return a note on how to resume, or "" if nothing can be resumed or standard output is closed."""
-        if self._folder and self._path:
-            return how_to_resume(formatting.count(len(self._folder.statuses), "result"), self._path, spec)
+        if self._folder:
+            return how_to_resume(formatting.count(len(self._folder.statuses), "result"), self._folder, spec)
         if self._problems.is_single or self._problems.is_typed or not self.num_done or isinstance(error, OutputError):
             return ""
         done = formatting.count(self.num_done, "result")
@@ -173,16 +171,16 @@ class Solutions(AbstractContextManager["Solutions"]):
             num_unsolved += status != "done" and isinstance(line, Problem)
             if not others or (status is None and isinstance(line, Problem) and line.id in ids):
                 break
-        if others and num_new:
+        if others and num_new and self._folder:
             other = f"found the result of a problem that is not in the input, '{next(iter(others))[0][:MAX_SHOWN]}'"
-            raise UsageError(f"{self._path}: {other}", f"use the same input and --limit, or {ANOTHER}")
+            raise UsageError(f"{self._folder.shown}: {other}", f"use the same input and --limit, or {ANOTHER}")
         return num_unsolved
 
     def _manifest(self, spec: Spec) -> Run:
-        if self._folder is None or self._path is None:
+        if self._folder is None:
             return {}
         route = {"policy": spec.route.policy.name, "tau": tau_in_json(spec.route.tau)}
-        return run_json(spec, self._folder, self._path, kind=SOLVE, route=route)
+        return run_json(spec, self._folder, kind=SOLVE, route=route)
 
     def _remove_replaced(self) -> None:
         """Remove the errors of problems that were tried again."""

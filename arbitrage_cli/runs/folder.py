@@ -153,7 +153,8 @@ def encode(content: Mapping[str, Any]) -> bytes:
 class RunFolder(AbstractContextManager["RunFolder"]):
     """A run folder, locked for writing by this process until it is closed.
 
-    `run` is run.json, or None in a new run. `statuses` maps each key to the status of its last row.
+    `run` is run.json, or None in a new run. `statuses` maps each key to the status of its last row. `shown` is the path that
+    the user gave: the folder, or the file with the rows.
     """
 
     def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False, results: Path | None = None) -> None:
@@ -163,7 +164,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         folder. Raises UsageError if the folder cannot be written to, is locked by another process, or contains a run of
         another kind; DamagedRunError if run.json is damaged.
         """
-        self.path = folder
+        self.path, self.shown = folder, results or folder
         self._kind = kind
         self._results = results or folder / RESULTS
         self._descriptor: int | None = None

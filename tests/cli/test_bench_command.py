@@ -91,7 +91,7 @@ def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     assert made["grader"]
     assert made["machine"]["cpu"]
     sizes = {"max_steps": None, "max_tokens": 4096, "max_step_tokens": 512}
-    assert made["limits"] == {**sizes, "think_tokens": 0}
+    assert made["limits"] == {**sizes, "think_tokens": 0, "is_thinking_chosen": False}
     assert made["fingerprint"].keys() >= {"data set", "draft model", "target model", "grader", "system prompt", "seed"}
 
 
@@ -129,8 +129,6 @@ def test_policies_and_taus_are_lists(here: Path) -> None:
     ("arguments", "place", "word"),
     [
         (["--policy", "target,magic"], "--policy: ", "magic"),
-        (["--policy", " , "], "--policy: ", "speculative"),
-        (["--policy", "entropy@high"], "", "high"),
         (["--policy", "arbitrage"], "", "--router"),
         (["--router", "one.safetensors", "--router=other.safetensors"], "--router is given 2 times", "arbitrage compare"),
         (["--policy", "draft", "--policy", "target"], "--policy is given 2 times", "commas"),
@@ -138,9 +136,6 @@ def test_policies_and_taus_are_lists(here: Path) -> None:
         (["--policy", "arbitrage,target@0.5"], "--policy: ", "no tau"),
         (["--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
         (["--dataset", "nothing.jsonl"], "", "nothing.jsonl"),
-        (["--limit", "3-2"], "--limit: ", "3-2"),
-        (["--concurrency", "0"], "", "--concurrency"),
-        (["--map", "foo"], "", "foo"),
         (["--timeout", "nan"], "--timeout: ", ""),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -184,10 +179,13 @@ def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:
     assert_refused(bench(copy, "--dry-run", "--json"), 2, "--json: ")
 
 
-@pytest.mark.parametrize("flags", [("--temperature", "0.5"), ("--system", "Add."), ("--max-tokens", "9"), ("--early-stop",)])
-def test_a_dry_run_refuses_the_settings_that_the_run_refuses(copy: Path, flags: tuple[str, ...]) -> None:
-    dry, real = bench(copy, "--dry-run", *flags), bench(copy, *flags)
-    assert (dry.code, dry.stderr) == (2, real.stderr)
+@pytest.mark.parametrize("flags", [("--temperature", "0.5"), ("--system", "Add."), ("--early-stop",)])
+def test_a_run_and_a_dry_run_refuse_other_settings(copy: Path, flags: tuple[str, ...]) -> None:
+    files = files_of(copy / "run")
+    for arguments in (("--dry-run", *flags), flags):
+        assert_refused(bench(copy, *arguments), 2, "", "changed from", "--output")
+    assert files_of(copy / "run") == files
+    assert_refused(bench(copy, "--draft", "scripted:target"), 2, "", "draft model changed")
     assert bench(copy, "--dry-run", *flags, "--fresh").code == 0
 
 
@@ -289,20 +287,6 @@ def test_fresh_sets_the_old_run_aside(copy: Path) -> None:
 # --- what is refused
 
 
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        (["--system", "Be brief."], "system prompt"),
-        (["--draft", "scripted:target"], "draft model changed from scripted:draft to scripted:target"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-def test_run_is_resumed_only_with_the_same_settings(copy: Path, arguments: list[str], field: str) -> None:
-    files = files_of(copy / "run")
-    assert_refused(bench(copy, *arguments), 2, "", field, "changed from", "--output")
-    assert files_of(copy / "run") == files
-
-
 def test_run_of_another_command_is_refused(copy: Path) -> None:
     write_run(copy / "states", ["1 + 1?"])
     commands = {
@@ -328,18 +312,10 @@ def test_data_set_may_get_more_problems_at_its_end(copy: Path) -> None:
     assert bench(copy).code == 0
     assert len(run_json(copy / "run")["ids"]) == before + 1
     assert len(rows_of(copy / "run")) == 3 * (before + 1)
-    path.write_text(path.read_text().split("\n", 1)[1])
-    assert_refused(bench(copy), 2, "", "data set changed from sha256 ")
-
-
-def test_edited_data_set_is_refused(copy: Path) -> None:
-    path = copy / "arithmetic.jsonl"
     text = path.read_text()
-    for edited in (text.replace("349", "350"), text.replace("9 * 9", "9 * 8"), "\n".join(text.split("\n")[::-1])):
+    for edited in (text.split("\n", 1)[1], text.replace("349", "350"), text.replace("9 * 9", "9 * 8")):
         path.write_text(edited)
         assert_refused(bench(copy), 2, "", "data set changed from sha256 ")
-    path.write_text(text.replace('"p2"', '"p0"'))
-    assert_refused(bench(copy), 2, "", "line 3: ", "'p0'")
 
 
 def change_run_json(folder: Path, **changes: Any) -> None:

@@ -174,34 +174,6 @@ def test_blocks_of_several_problems_are_large(num_items: int, num_columns: int, 
         assert all([one.item for one in block] == [one.item for one in turn[0]] for block in turn)
 
 
-def test_what_is_done_is_left_out_and_what_failed_comes_last() -> None:
-    attempts = plan([item(0), item(1)], (TARGET, DRAFT), 1)
-    made: list[Mapping[str, Any]] = [
-        {"id": "p0", "sample": 0, "policy": "target", "tau": None, "status": "error"},
-        {"id": "p0", "sample": 0, "policy": "draft", "tau": None, "status": "done", "grade": {"value": "incorrect"}},
-    ]
-    keys = [one.key[::2] for one in left_of(attempts, made)]
-    assert keys == [("p1", "draft"), ("p1", "target"), ("p0", "target")]
-    later = [*made, {"id": "p0", "sample": 0, "policy": "target", "tau": None, "status": "done"}]
-    assert [one.key[0] for one in left_of(attempts, later)] == ["p1", "p1"]
-
-
-def test_row_of_a_routed_attempt() -> None:
-    row = only_row(scripted_bench(), column=Route(POLICIES["entropy"], 0.3))
-    assert row["status"] == "done"
-    assert (row["id"], row["sample"], row["policy"], row["tau"], row["level"]) == ("p0", 0, "entropy", 0.3, 0)
-    assert row["grade"] == {"value": "correct", "answer": row["text"][-5:], "explanation": "looked for it"}
-    assert (row["gold"], row["error"], row["stop"], row["schema"]) == ({"answer": "349"}, None, "end", 1)
-    assert [step["decision"] for step in row["steps"]] == ["escalate", "accept", "accept"]
-    assert row["steps"][0]["discarded"]["model"] == "draft"
-    assert row["timing"]["draft"]["decode_tokens"] > 0
-    assert row["timing"]["target"]["decode_tokens"] + row["timing"]["target"]["verify_kept"] > 0
-    assert not row.keys() & {"settings", "models", "draft", "target", "temperature", "seed", "score_is"}
-    alone = only_row(scripted_bench(), column=DRAFT)
-    assert (alone["policy"], alone["tau"], alone["grade"]["value"]) == ("draft", None, "incorrect")
-    assert ("router" in row["timing"], "router" in alone["timing"]) == (True, False)
-
-
 def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
     def failing(text: str, gold: Mapping[str, Any]) -> Grade:
         raise ProblemError("the answer cannot be graded: math-verify was killed (signal 9)")

@@ -15,7 +15,7 @@ from arbitrage_cli.errors import ContextFullError, ConversationError
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import encode
-from arbitrage_cli.runs.records import BENCH, RunInfo, problem_error, to_json
+from arbitrage_cli.runs.records import BENCH, RunInfo, to_json
 from arbitrage_cli.runs.rows import AttemptRow, SolutionRow, read_row
 from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.types import Cost, Decision, Finished, Grade
@@ -141,20 +141,6 @@ def test_any_text_is_one_line_of_ascii_and_comes_back(question: str, identifier:
     assert len(line.splitlines()) == 1
     read = json.loads(line)
     assert (read["problem"], read["id"], read["text"]) == (question, identifier, text)
-
-
-@pytest.mark.parametrize(
-    ("finished", "error"),
-    [
-        (finish(make_trace(accept(stop="end"))), None),
-        (finish(make_trace(accept())), None),
-        (finish(make_trace(), ContextFullError("too long", "give a larger --ctx")), ("too long", "give a larger --ctx")),
-        (finish(make_trace(accept(stop="context"))), ("the context was full after 1 step", "use a larger --ctx")),
-    ],
-    ids=["solved", "limit", "error with hint", "full context"],
-)
-def test_error_of_a_problem_says_what_to_do(finished: Finished, error: tuple[str, str] | None) -> None:
-    assert problem_error(finished) == error
 
 
 @given(st.lists(decisions(), min_size=1))
