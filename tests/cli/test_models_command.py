@@ -16,7 +16,7 @@ from typing import Any
 import fake_hub
 import pytest
 from altered_gguf import alter
-from cli import ESCAPE, HERE, PROGRAM, TIMEOUT, Result, assert_refused, environment, run, start
+from cli import ESCAPE, TIMEOUT, Result, assert_refused, run, start
 from fake_hub import FakeHub
 from gguf import GGUFValueType
 
@@ -308,13 +308,3 @@ def test_named_model_wins_over_a_pair_unless_the_pair_was_named_nearer(
     place.write("config.toml", settings)
     (record,) = place.run("solve", "1 + 2", "--json", *flags, **variables).records
     assert (record["draft"], record["target"]) == (drafted, "scripted:draft")
-
-
-def test_installed_copy_has_the_pairs(tmp_path: Path) -> None:
-    package = tmp_path / "arbitrage_cli"
-    source = Path(HERE).parents[1]
-    subprocess.run(["cp", "-r", source / "arbitrage_cli", package], check=True)
-    subprocess.run(["cp", "-r", source / "models", package / "models"], check=True)
-    command = [*PROGRAM, "models", "list"]
-    shown = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
-    assert "llama3" in shown.stdout

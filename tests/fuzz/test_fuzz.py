@@ -199,6 +199,10 @@ def test_problems_and_data_sets() -> None:
     )
 
 
+def in_lfs(value: object) -> dict[str, Any]:
+    return {"lfs": {"size": value, "sha256": value}}
+
+
 def test_answers_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = {"rfilename": "model-Q4_0.gguf", "size": 1, "lfs": {"size": 1, "sha256": "a" * 64, "pointerSize": 130}}
     answer = {"id": "user/repo", "sha": "b" * 40, "siblings": [file]}
@@ -211,7 +215,15 @@ def test_answers_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             with suppress(HubError):
                 assert all(0 <= file.size < 2**63 for file in hub.preview(HubName("user/repo", "Q4_0")))
 
-        fuzz(altered(answer), check, corpus=[answer])
+        changes: list[dict[str, Any]] = [{"rfilename": 7}, {"lfs": [1]}, *map(in_lfs, (7, None, "x", -1))]
+        files = [1, *({**file, **change} for change in changes)]
+        wrong = [
+            [answer],
+            None,
+            {**answer, "sha": 7},
+            *({**answer, "siblings": one} for one in (5, *([file] for file in files))),
+        ]
+        fuzz(altered(answer), check, corpus=[answer, *wrong])
         served.failure = fake_hub.Failure(200, body=json.dumps(answer))
         assert [file.size for file in hub.preview(HubName("user/repo", "Q4_0"))] == [1]
 

@@ -7,10 +7,9 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import fake_hub
 import pytest
@@ -273,29 +272,3 @@ def test_malformed_endpoint(endpoint: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert "HF_ENDPOINT" in done.stdout, done.stderr
     assert TOKEN not in done.stdout + done.stderr
-
-
-def each_file(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
-    return lambda info: info | {"siblings": [change(sibling) for sibling in info["siblings"]]}
-
-
-WRONG_TYPES: dict[str, Callable[[dict[str, Any]], object]] = {
-    "list": lambda info: [info],
-    "null": lambda info: None,
-    "commit": lambda info: info | {"sha": 7},
-    "siblings": lambda info: info | {"siblings": 5},
-    "sibling": each_file(lambda file: 1),
-    "file name": each_file(lambda file: file | {"rfilename": 7}),
-    "lfs": each_file(lambda file: file | {"lfs": [1]}),
-    "sha256": each_file(lambda file: file | {"lfs": {"size": 5, "sha256": 7}}),
-    "size": each_file(lambda file: file | {"lfs": file.get("lfs", {}) | {"size": "x"}}),
-    "negative size": each_file(lambda file: file | {"lfs": file.get("lfs", {}) | {"size": -1}}),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG_TYPES)
-def test_json_of_wrong_types(served: FakeHub, kind: str) -> None:
-    served.failure = Failure(200, body=json.dumps(WRONG_TYPES[kind](served.info(REPO))))
-    with pytest.raises(HubError):
-        hub.fetch(NAME)
-    assert not served.downloads()
