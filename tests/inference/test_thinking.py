@@ -308,6 +308,23 @@ def test_markers_within_thoughts_and_answers_are_no_part_of_the_text(think_token
     assert written("draft", -1.0) == written("draft", 1.5) == written("draft", float("inf"))
 
 
+@pytest.mark.parametrize("think_tokens", [None, 0])
+@pytest.mark.parametrize("kind", ["vllm", "llamacpp", "plain"])
+def test_markers_from_a_server_are_no_part_of_the_text(kind: Kind, think_tokens: int | None) -> None:
+    """A target that writes alone continues within one response, in which the server still sees its markers."""
+    problems, limits = [Problem(str(number), f"question {number}") for number in range(3)], long(think_tokens)
+
+    def written(target: Writer, policy: str) -> list[tuple[str, str]]:
+        draft = Engine("draft", Cache(Straying("draft")), Sampler(), keep_token_stats=True)
+        found = solve({"draft": draft, "target": target}, problems, policy, 1.5, limits=limits).values()
+        return [(trace.thoughts, trace.text) for trace in found]
+
+    expected = written(Engine("target", Cache(Straying("target")), Sampler()), "entropy")
+    with served(HashServer(kind, Straying("target")), SWITCHED) as writer:
+        assert written(writer, "entropy") == expected
+        assert not [one for pair in written(writer, "target") for one in pair if "think" in one]
+
+
 @pytest.mark.parametrize("think_tokens", [None, 37])
 @pytest.mark.parametrize(
     ("kind", "target"),
