@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from cli import QUESTION, RIGHT, WRONG, assert_refused, pair_named_mine, run
+from cli import QUESTION, RIGHT, WRONG, Terminal, assert_refused, flat, pair_named_mine, run
 from fake_chat import Api, ChatServer
 from fake_server import Answer, Body, on_loopback
 from faults import essence, results, rows_of, run_json, write_problems
@@ -96,6 +96,14 @@ def test_the_figures_count_the_problems_for_which_the_target_was_called(tmp_path
     assert found["target"]["called_rate"] is None
     assert found["agree"]["time"]["check_decode"] > 0
     assert run_json(tmp_path / "run")["models"]["check"]["source"] == RELIABLE
+
+
+@pytest.mark.parametrize(("question", "said"), [(EASY, 2), (QUESTION, 3)])
+def test_the_live_view_shows_every_solution_once(question: str, said: int) -> None:
+    with Terminal("solve", *MODELS, question) as terminal:
+        assert terminal.wait() == 0
+    assert flat(terminal.text).count("\\boxed{") == said
+    assert terminal.text.splitlines()[-1] == ("10" if question == EASY else RIGHT)
 
 
 # --- three chat APIs

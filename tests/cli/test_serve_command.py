@@ -44,6 +44,19 @@ def test_it_answers_and_ends_when_it_is_told_to() -> None:
     assert [line.split(", ")[1].partition(":")[0] for line in lines] == ["draft", "target"]
 
 
+def test_a_checker_makes_agree_a_model() -> None:
+    models = (*MODELS, "--check", "scripted:target")
+    with served(models=models) as (_, client):
+        assert "agree" in {model["id"] for model in client.get("/models").json()["data"]}
+        for question, answer in (("2 * 3 + 4", "10"), (QUESTION, RIGHT)):
+            messages = [{"role": "user", "content": question}]
+            made = client.post("/chat/completions", json={"messages": messages, "model": "agree"}).json()
+            assert f"boxed{{{answer}}}" in made["choices"][0]["message"]["content"]
+            (record,) = run("solve", *models, "--policy", "agree", "--json", question).records
+            counted = {model: made["usage"][f"{model}_tokens"] for model in ("draft", "check", "target")}
+            assert counted == {model: record["timing"][model]["decode_tokens"] for model in counted}
+
+
 def test_a_signal_ends_no_computation() -> None:
     with served("--threads", "1", models=("--pair", "builtin")) as (process, client), ThreadPoolExecutor(16) as pool:
         texts = [{"messages": [{"role": "user", "content": f"Evaluate {n}*11."}]} for n in range(16)]
