@@ -104,7 +104,7 @@ def _measures(test: Mapping[str, Card]) -> list[RenderableType]:
         for policy, figures in test.items()
     ]
     headings = ["", *(heading for heading, _ in MEASURES.values())]
-    return [paragraph("on the test problems [95% interval over problems]"), table_of(headings, rows, range(len(headings)))]
+    return [paragraph("on the test problems [95% interval over problems]"), table_of(headings, rows, [True] * len(headings))]
 
 
 def _figure(figure: Sequence[float | None] | None, digits: int) -> str:

@@ -130,7 +130,7 @@ COMPARISON: Sequence[Column] = (
     Column("correct", "compared_accuracy", lambda entry: "{} -> {}".format(*entry["correct"])),
     _ranged("difference", "compared_accuracy", POINTS, of="accuracy_difference"),
     _value("p", "mcnemar_p", lambda p: formatting.UNKNOWN if p is None else f"{p:.3f}"),
-    _value("speed-up", "seconds_ratio"),
+    _ranged("speed-up", "seconds_ratio", TIMES),
 )
 
 _EFFECTIVE = "for the effective number of attempts (Kish) if there are several samples per problem"
@@ -172,5 +172,5 @@ DEFINITIONS: Mapping[str, str] = {
     "mcnemar_p": "Exact two-sided McNemar test: among the attempts that only one run solved, the probability of a split at least "
     "as uneven as this one if both runs are equally good.",
     "seconds_ratio": "Computed seconds of the first run / computed seconds of the second run, over the attempts that both "
-    "finished; above 1, the second run is faster. It has no interval, because the unit costs of each run have a common error.",
+    f"finished; above 1, the second run is faster. {_OVER_PROBLEMS} It includes the errors of both runs' unit costs.",
 }

@@ -1,7 +1,7 @@
 """Prints results with Rich, which wraps paragraphs and cells at the width of the terminal."""
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import TextIO
+from collections.abc import Iterable, Sequence
+from typing import Literal, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -14,28 +14,12 @@ MIN_NAME = 8  # characters of the first column of a table
 
 def print_to(stream: TextIO, *parts: RenderableType) -> None:
     """Print paragraphs and tables, with styles if the stream is a terminal. Raises the same errors as `write`."""
-    console = _console(stream)
+    is_styled = is_drawable(stream)
+    colors: Literal["standard"] | None = "standard" if is_styled else None
+    console = Console(width=width_of(stream), force_terminal=is_styled, color_system=colors)
     with console.capture() as capture:
         console.print(Group(*parts), crop=False)
     write(stream, "".join(f"{line.rstrip()}\n" for line in capture.get().removesuffix("\n").split("\n")))
-
-
-def fits(table: Table, stream: TextIO) -> bool:
-    console = _console(stream)
-    return console.measure(table, options=console.options.update(width=1000)).maximum <= console.width
-
-
-def _console(stream: TextIO) -> Console:
-    is_styled = is_drawable(stream)
-    return Console(
-        file=stream,
-        width=width_of(stream),
-        force_terminal=is_styled,
-        color_system="standard" if is_styled else None,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
 
 
 def paragraph(text: str, style: str = "") -> Text:
@@ -56,14 +40,14 @@ def bullets(texts: Iterable[str]) -> Table:
     return pairs((("-", text) for text in texts), gap=1)
 
 
-def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> Table:
-    """Make a table. Columns in `left` are left-aligned, all others right-aligned. Only the first column may be wrapped."""
+def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]], is_left: Iterable[bool] = ()) -> Table:
+    """Make a table. By default, only the first column is left-aligned. Only the first column may be wrapped."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for index, (heading, *cells) in enumerate(zip(headings, *rows, strict=True)):
+    sides = ("left" if one else "right" for one in is_left or [index == 0 for index, _ in enumerate(headings)])
+    for index, (heading, side, *cells) in enumerate(zip(headings, sides, *rows, strict=True)):
         width = max(len(line) for cell in (heading, *cells) for line in cell.split("\n"))
         least = width if index else min(width, MIN_NAME)
-        table.add_column(paragraph(heading), min_width=least, no_wrap=index > 0, overflow="fold")
-        table.columns[-1].justify = "left" if index in left else "right"
+        table.add_column(paragraph(heading), "", min_width=least, no_wrap=index > 0, overflow="fold", justify=side)
     for row in rows:
         table.add_row(*(Text(safe(cell)) for cell in row))
     return table

@@ -7,8 +7,7 @@ from rich.table import Table
 
 from arbitrage_cli.display import columns
 from arbitrage_cli.display.columns import DEFINITIONS, Column
-from arbitrage_cli.display.printed import bullets, fits, pairs, paragraph, print_to, table_of
-from arbitrage_cli.display.text import one_line
+from arbitrage_cli.display.printed import bullets, pairs, paragraph, print_to, table_of
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.numbers import formatting
 
@@ -29,7 +28,7 @@ def write_table(figures: Figures, facts: Iterable[tuple[str, str]], stream: Text
         stream,
         paragraph(f"{figures['dataset']}: {size_of(figures)}", "bold"),
         *(pairs(facts, "dim"), ""),
-        _table(shown, policies, [policy["label"] for policy in policies], figures["n"], stream),
+        _table(shown, policies, [policy["label"] for policy in policies], figures["n"]),
         *(("", paragraph(sentence(verdict), "bold")) if verdict else ()),
         *(("", bullets(notes)) if notes else ()),
         *(("", _definitions(shown)) if explain else ()),
@@ -43,7 +42,7 @@ def write_comparison(comparison: Figures, stream: TextIO, *, explain: bool = Fal
     print_to(
         stream,
         *(paragraph(f"{names}: first {first}, second {second}", "bold"), ""),
-        *(_table(columns.COMPARISON, entries, [*map(_pair_label, entries)], count, stream), ""),
+        *(_table(columns.COMPARISON, entries, [*map(_pair_label, entries)], count), ""),
         bullets([*(change for entry in entries for change in _changes(entry)), *comparison["notes"]]),
         *(("", _definitions(columns.COMPARISON)) if explain else ()),
     )
@@ -58,23 +57,14 @@ def size_of(figures: Figures) -> str:
     return problems + samples + at_once
 
 
-def _table(
-    shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str], num_problems: int, stream: TextIO
-) -> Table:
-    """Make a table. If it is too wide, intervals move below their figures, and labels lose the numbers of named taus."""
-    cells = [[column.cell(record)[: 1 + (num_problems >= MIN_PROBLEMS)] for column in shown] for record in records]
-    ranged = {
-        0,
-        *(index for index, column in enumerate(zip(*cells, strict=True), 1) if any(cell[1:] > ("",) for cell in column)),
-    }
-    names = [one_line(label) for label in labels]
-    brief = [name.rpartition(" (")[0] or name for name in names]
-    for first, separator in ((names, " "), (names, "\n"), (brief, "\n")):
-        rows = [[name, *map(separator.join, row)] for name, row in zip(first, cells, strict=True)]
-        table = table_of(["policy", *(column.heading for column in shown)], rows, ranged)
-        if fits(table, stream):
-            break
-    return table
+def _table(shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str], num_problems: int) -> Table:
+    """Make a table with intervals below their figures, if there are enough problems for intervals."""
+    cells = [[column.cell(record) for column in shown] for record in records]
+    if num_problems < MIN_PROBLEMS:
+        cells = [[(figure, "") for figure, _ in row] for row in cells]
+    ranged = [any(interval for _, interval in column) for column in zip(*cells, strict=True)]
+    rows = [[label, *("\n".join(filter(None, cell)) for cell in row)] for label, row in zip(labels, cells, strict=True)]
+    return table_of(["policy", *(column.heading for column in shown)], rows, [True, *ranged])
 
 
 def _definitions(shown: Sequence[Column]) -> Table:

@@ -6,14 +6,15 @@ Attempts are paired by problem ID and sample. A problem is excluded if its quest
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.accuracy import difference_interval
-from arbitrage_cli.evaluation.speed import with_computed_seconds
+from arbitrage_cli.evaluation.speed import speedup, with_computed_seconds
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import Ratio, mcnemar
-from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy
+from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy, unit_costs_of
 
 Run = Mapping[str, Any]  # the contents of run.json
 
@@ -29,9 +30,10 @@ def compare_runs(first_run: Run, first: Iterable[Result], second_run: Run, secon
         for run, results in ((first_run, first), (second_run, second))
     )
     changed = _changed_questions(before, after)
-    is_timed = concurrency_of(first_run) == concurrency_of(second_run) == 1
+    runs = (first_run, second_run)
+    timed = runs if concurrency_of(first_run) == concurrency_of(second_run) == 1 else ()
     pairs = _pairs(before, after)
-    compared = [_compare(_without(changed, one), _without(changed, other), is_timed=is_timed) for one, other in pairs]
+    compared = [_compare(_without(changed, one), _without(changed, other), timed) for one, other in pairs]
     if not any(entry["n"] for entry in compared):
         raise UsageError("the two runs have no problem in common", "compare runs of the same data set")
     return {
@@ -74,7 +76,7 @@ def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyRes
         yield f"Not compared, because only one run has results: {', '.join(names)}."
 
 
-def _compare(first: PolicyResults, second: PolicyResults, *, is_timed: bool) -> dict[str, Any]:
+def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run]) -> dict[str, Any]:
     pairs = paired(first, second)
     is_graded = any(result.is_graded for pair in pairs for result in pair)
     return {
@@ -84,7 +86,7 @@ def _compare(first: PolicyResults, second: PolicyResults, *, is_timed: bool) -> 
         "only_first": len(first.results) - len(pairs),
         "only_second": len(second.results) - len(pairs),
         **_accuracy(pairs if is_graded else []),
-        **_seconds([(before, after) for before, after in pairs if is_timed and before.is_done and after.is_done]),
+        **_seconds([(before, after) for before, after in pairs if timed and before.is_done and after.is_done], timed),
     }
 
 
@@ -109,11 +111,21 @@ def _ids(pairs: Sequence[tuple[Result, Result]], verdicts: tuple[bool, bool]) ->
     return list(dict.fromkeys(before.key[0] for before, after in pairs if (before.is_correct, after.is_correct) == verdicts))
 
 
-def _seconds(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
-    """Return the total seconds and their ratio. It has no interval, because each run's unit costs have a common error."""
-    first = math.fsum(before.computed_seconds for before, _ in pairs)
-    second = math.fsum(after.computed_seconds for _, after in pairs)
-    return {"seconds": [first, second], "seconds_n": len(pairs), "seconds_ratio": Ratio(first, second).value}
+def _seconds(pairs: Sequence[tuple[Result, Result]], runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the total seconds, their ratio and its interval, which includes the errors of both runs' unit costs."""
+    errors = [_cost_error(results, run) for results, run in zip(zip(*pairs, strict=True), runs, strict=False)]
+    computed = attrgetter("computed_seconds")
+    _, _, interval = speedup([(after, before) for before, after in pairs], computed, math.hypot(*errors))
+    first, second = (math.fsum(computed(pair[side]) for pair in pairs) for side in (0, 1))
+    ratio = {"seconds_ratio": Ratio(first, second).value, "seconds_ratio_interval": interval}
+    return {"seconds": [first, second], "seconds_n": len(pairs), **ratio}
+
+
+def _cost_error(results: Sequence[Result], run: Run) -> float:
+    """Return the standard deviation of the error of the log seconds of a run that comes from the run's unit costs."""
+    whole = math.fsum(result.computed_seconds for result in results) or 1.0
+    seconds = {role: math.fsum(result.computed.get(role, 0.0) for result in results) for role in unit_costs_of(run)}
+    return math.hypot(*(costs.error * seconds[role] / whole for role, costs in unit_costs_of(run).items()))
 
 
 def _notes(first: Run, second: Run, changed: set[str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Comparisons of two runs: only attempts at the same problem by the same policy are paired."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ def test_a_run_equals_itself() -> None:
         assert (entry["accuracy_difference"], entry["seconds_ratio"], entry["mcnemar_p"]) == (0.0, 1.0, 1.0)
         low, high = entry["accuracy_difference_interval"]
         assert low < 0 < high
+        low, high = entry["seconds_ratio_interval"]
+        assert low < 1 < high
 
 
 def test_problems_are_paired_by_id() -> None:
@@ -80,13 +83,22 @@ def test_samples_are_paired_and_not_tested_as_if_independent() -> None:
 
 
 def test_more_samples_in_one_run_change_no_test_of_the_shared_ones() -> None:
-    """Computed seconds depend on the unit costs of a whole run, so an interval over problems would be too narrow."""
     first, more = make_run(10, columns=[("draft", None)]), make_run(10, columns=[("draft", None)], samples=2)
     rows = [*first.rows, *(row for row in more.rows if row["sample"])]
     (entry,) = compared(first, MadeUp(more.run, rows))["policies"]
     assert (entry["n"], entry["only_second"], entry["mcnemar_p"]) == (10, 10, 1.0)
     assert entry["accuracy_difference_interval"] == compared(first, first)["policies"][0]["accuracy_difference_interval"]
-    assert "seconds_ratio_interval" not in entry
+    assert entry["seconds_ratio_interval"] is None  # fewer than 15 problems
+
+
+def test_interval_of_the_times_includes_the_errors_of_the_unit_costs() -> None:
+    made = make_run(20, columns=[("target", None)])
+    widths = []
+    for error in (0.0, 0.1):
+        made.run["unit_costs"]["target"]["error"] = error
+        low, high = compared(made, made)["policies"][0]["seconds_ratio_interval"]
+        widths.append(math.log(high / low))
+    assert widths == [0.0, pytest.approx(2 * 2.09 * math.hypot(0.1, 0.1), rel=0.1)]
 
 
 def test_ungraded_answers_have_no_difference() -> None:
