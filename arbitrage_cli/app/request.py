@@ -6,6 +6,7 @@ only when they need it.
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,7 @@ from arbitrage_cli.types import ModelRole
 
 MAX_TEMPLATE_BYTES = 1 << 20
 BUILT_IN = "the built-in models only solve school arithmetic; see arbitrage models list"
+_NUMBER, _ARITHMETIC = re.compile(r"\d"), re.compile(r"\d\D+\d|\bhow (many|much)\b|\bconvert\b", re.IGNORECASE)
 UNIVERSAL = (
     "no router was trained for this pair, so the universal router is used; "
     "to train a router, use arbitrage collect and arbitrage train"
@@ -64,6 +66,11 @@ PAIR_SETTINGS = ("ctx", "system", "chat_template_kwargs")
 
 Models = Mapping[ModelRole, str]
 ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm", "check")
+
+
+def is_arithmetic(question: str) -> bool:
+    """Return whether the built-in models may be able to answer a question."""
+    return bool(_NUMBER.search(question) and _ARITHMETIC.search(question))
 
 
 @dataclass(frozen=True, slots=True)

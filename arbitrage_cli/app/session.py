@@ -14,7 +14,7 @@ from arbitrage_cli.app.costs import fetch, measure_contradicted, measure_missing
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.manifest import record_settings
 from arbitrage_cli.app.protocol import Watcher
-from arbitrage_cli.app.request import BUILT_IN, Request
+from arbitrage_cli.app.request import BUILT_IN, Request, is_arithmetic
 from arbitrage_cli.app.spec import ModelSpec, Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
@@ -262,6 +262,7 @@ class Session:
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.spec.task.find_answer,
+            may_answer=is_arithmetic if any(map(is_built_in, self.spec.sources.values())) else lambda question: True,
             bill=partial(bill, parse_prices(price)) if (price := self.spec.request.named.price) else lambda finished: None,
         )
 

@@ -295,8 +295,8 @@ def _as_before(current: Placement, earlier: Run | None, load: LoadOptions) -> tu
     recorded = {role: facts.get("threads") for role, facts in earlier["models"].items()} if load.threads is None else {}
     threads = {role: recorded.get(role) or count for role, count in current.threads.items()}
     notes = [
-        f"the resumed run uses {formatting.count(count, 'thread')} for the {role}, as before; a new run would use "
-        f"{current.threads[role]}"
+        f"the {role} was measured again and is now fastest with {formatting.count(current.threads[role], 'thread')}; "
+        f"this run keeps {count}"
         for role, count in threads.items()
         if count != current.threads[role]
     ]

@@ -32,6 +32,7 @@ from arbitrage_cli.types import (
 
 DRAFT_ROWS, TEXT_ROWS, FOOTER_ROWS, THOUGHT_ROWS = 3, 6, 2, 2
 MAX_PROBLEMS = 8  # problems in the region
+NO_ARITHMETIC = "this question is not arithmetic, so the answer of the built-in models is probably wrong"
 TAIL = 40  # characters of a problem's text, if several problems are solved at once
 BAR = 24  # characters
 SPINNER = "-\\|/"
@@ -213,6 +214,8 @@ class SolveView:
             progress = "" if self._run.num_problems in (None, 1) else self._progress(now)
             about = wording.joined(*facts, progress)
             lines.append(Line.of((self._of(trace.problem), "bold"), *self._answer(finished), (about, "dim")))
+            if not self._run.may_answer(trace.problem.question):
+                lines.append(Line.of((NO_ARITHMETIC, "yellow")))
         if slowness := self._totals.slowness(self._run):
             lines.append(Line.of((slowness, "yellow")))
         return lines

@@ -45,6 +45,7 @@ class RunInfo:
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
     explain: Callable[[Trace, int], Attribution | None] | None = None  # explains the decision at an index
+    may_answer: Callable[[str], bool] = lambda question: True  # whether the models were trained on such questions
     bill: Callable[[Finished], tuple[float, float | None] | None] = lambda finished: None  # dollars: spent, target alone
 
     def answer(self, trace: Trace) -> str | None:

@@ -132,6 +132,8 @@ def test_the_built_in_models_are_named_once_a_day_and_never_if_quiet(tmp_path: P
     env = {"XDG_CACHE_HOME": str(tmp_path)}
     said = [run(*command, *flags, env=env).err.count(BUILT_IN) for flags in (("-q",), (), ())]
     assert said == [0, 1, 0]
+    last = [run("solve", question, *command[2:]).err.splitlines()[-1] for question in (command[1], "Who was Bach?")]
+    assert [line.startswith("answer") for line in last] == [True, False]  # a note on an answer that is not arithmetic
     nowhere = run(*command, env={"XDG_CACHE_HOME": "/dev/null"})
     assert (nowhere.code, nowhere.err.count(BUILT_IN), len(BUILT_IN) < 80) == (0, 1, True)
 
