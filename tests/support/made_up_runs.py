@@ -91,7 +91,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
         "router": None,
         "tau_costs": None,
         "unit_costs": {
-            role: asdict(UnitCosts((token,) * 5, read))
+            role: asdict(UnitCosts((token,) * 5, read)) | {"batches": [token] * 5}
             for role, token, read in (("draft", DRAFT_TOKEN, DRAFT_READ), ("target", TARGET_TOKEN, TARGET_READ))
         },
         "grader": "1",
