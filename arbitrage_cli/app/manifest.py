@@ -19,13 +19,13 @@ from typing import Any
 from arbitrage_cli import __version__
 from arbitrage_cli.app.loaded import Model
 from arbitrage_cli.app.spec import ModelSpec, Run, Spec
-from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama.prebuilt import binding_version
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
-from arbitrage_cli.model_files.checksums import published_sha256, sha256_seen
+from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import is_gguf
 from arbitrage_cli.problems.rows import Dataset
@@ -243,12 +243,7 @@ def _model_facts(model: ModelSpec, load: LoadOptions) -> dict[str, Any]:
     facts |= dict.fromkeys(("file", "size", "sha256"))
     if not is_gguf(source):
         return facts | {"n_ctx": load.context_size, "threads": None}
-    sha256, published = sha256_seen(files), published_sha256(files[0]) if len(files) == 1 else None
-    if published not in (None, sha256):
-        raise ModelFileError(
-            f"{files[0]}: sha256 does not match the published file",
-            f"remove the file and download it again: arbitrage models pull {source}",
-        )
+    sha256 = sha256_seen(files)
     return facts | {
         "identity": f"sha256 {sha256[:16]}",
         "file": str(files[0].absolute()),

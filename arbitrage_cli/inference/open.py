@@ -56,11 +56,11 @@ def try_model(source: str, options: "LoadOptions") -> None:
     files = local_files(source)
     if not files or files[0].resolve().is_relative_to(models_folder().resolve()):
         return
-    for path in files:
-        read_header(path)
+    first, *_ = [read_header(path) for path in files]
     sha256 = checksums.sha256_seen(files)
     if not _passed_trial(sha256):
-        log.warning("%s is new on this machine; trying it in a separate process first", Path(source).name)
+        name = first.metadata.get("general.name") or files[0].name
+        log.warning("%s is new on this machine; trying it in a separate process first", name)
         can_drop = _try_files(files, options.gpu_layers)
         checksums.write_note("tried", [sha256], {"version": BINDING, "rolls_back": can_drop})
 

@@ -104,11 +104,16 @@ def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lamb
 
 
 def sha256_seen(files: Sequence[Path]) -> str:
-    """Return the sha256 of the concatenated files. The files are read again only if a size, mtime or inode has changed."""
+    """Return the sha256 of the concatenated files. The files are read again only if a size, mtime or inode has changed.
+
+    Raises ModelFileError if a file cannot be read, or differs from the published file.
+    """
     known = unchanged_sha256(files)
     if known is None:
         known = sha256_of(files)
         _record(files, known)
+    if len(files) == 1 and published_sha256(files[0]) not in (None, known):
+        raise ModelFileError(f"{files[0]}: the sha256 differs from the published one", "download the file again")
     return known
 
 

@@ -77,6 +77,14 @@ def test_a_damaged_manifest(home: Path, content: bytes) -> None:
     assert caught.value.hint
 
 
+def test_a_damaged_file(home: Path, tiny: Mapping[str, Path]) -> None:
+    """The name of a blob contains its sha256."""
+    data = tiny["draft"].read_bytes()
+    ollama_has(home, f"{OWN}/small/latest", manifest(home, model=data))
+    find_files("ollama:small")[0].write_bytes(data.replace(b"tiny draft", b"tiny craft"))
+    assert_refused(arbitrage(home, *USED, "--draft", "ollama:small"), MODEL, str(home))
+
+
 def test_an_adapter_or_a_projector_is_no_model(home: Path, tiny: Mapping[str, Path], tmp_path: Path) -> None:
     ollama_has(home, f"{OWN}/tuned/latest", manifest(home, model=b"a model", adapter=b"lora"))
     put(home / LM_STUDIO / "mmproj-small.gguf", b"GGUF")
