@@ -10,7 +10,7 @@ import pytest
 from fake_chat import Api, ChatServer, chunk
 from fake_server import Answer, Body, opened_model
 from hash_language import SHORT, events_of, finished_of, solve, texts
-from test_servers import PROBLEMS, here
+from test_servers import PROBLEMS, here, set_limits
 
 from arbitrage_cli.arbitrage import Flow, WriteStep
 from arbitrage_cli.errors import ServerError, ServerRequestError
@@ -267,7 +267,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_of_a_chat_api_change_no_text(fault: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.inference.servers.connection.FIRST_DELAY", 0.001)
+    set_limits(monkeypatch, FIRST_DELAY=0.001)
     server, faults = ChatServer(Api()), iter([fault] * 3)
     with opened_model(server, template=None) as model:
         server.faults = lambda: next(faults, None)

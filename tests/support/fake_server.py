@@ -52,9 +52,9 @@ class Answer:
 class HashServer:
     """A model of the toy language behind HTTP. Tests set its faults."""
 
-    def __init__(self, kind: Kind, backend: HashBackend | None = None, *, key: str | None = None) -> None:
+    def __init__(self, kind: Kind = "vllm", backend: HashBackend | None = None, *, key: str | None = None) -> None:
         self.kind, self.key = kind, key
-        self.backend = backend or HashBackend("draft")
+        self.backend = backend or HashBackend("target")
         self.names = ["toy"]
         self.max_alternatives = {"plain": 5}.get(kind, 20)
         self.faults: Callable[[], Answer | None] = lambda: None

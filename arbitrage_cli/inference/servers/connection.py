@@ -86,10 +86,8 @@ class Connection:
         return self.begin(work).result()
 
     def begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Start a coroutine in the thread. `wait` returns when the coroutine ends. Cancelling the future cancels its requests."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        future.add_done_callback(lambda _: self.notify())
-        return future
+        """Start a coroutine in the thread. Cancelling the future cancels its requests."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def notify(self) -> None:
         self._arrived.set()
