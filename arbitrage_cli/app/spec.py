@@ -357,7 +357,7 @@ def refuse_without_thinking(prompts: Mapping[str, ChatPrompt]) -> None:
     """Raise UsageError if one of the models, given by name, always thinks."""
     for name, prompt in prompts.items():
         if prompt.always_thinks:
-            hint = "use --think on, a limit such as --think 500, or another model"
+            hint = "use --think=on, a limit such as --think=500, or another model"
             raise UsageError(f"{name} cannot answer without thinking", hint, option="think")
 
 

@@ -178,7 +178,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
         raise RefusedError(f"{place}: {reason}", parameter=str(first["loc"][0])) from error
     problem = _conversation(read, identifier, defaults.max_chars)
     if read.thinks is False and defaults.always_thinks:
-        raise RefusedError("the models of this server cannot answer without thinking", parameter="reasoning_effort")
+        raise RefusedError("the models of this server cannot answer without thinking")
     limits = defaults.thinking if read.thinks else defaults.limits
     effort = read.reasoning_effort
     uses_effort = defaults.supports_effort and effort in EFFORTS
