@@ -132,7 +132,7 @@ def describe_models(names: Sequence[str]) -> Json:
     """Describe model files and the memory that they need. Raises ModelFileError if a GGUF file is missing or invalid."""
     pair = user_pairs().named(names[0])
     models = [
-        _model_record(source, pair) for source in dict.fromkeys(source for name in names for source in sources_of(name))
+        describe_model(source, pair) for source in dict.fromkeys(source for name in names for source in sources_of(name))
     ]
     sizes = [model["memory_bytes"] for model in models]
     return {
@@ -159,7 +159,8 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
             yield identify(Path(file), on_progress)
 
 
-def _model_record(source: str, pair: PairEntry | None) -> Json:
+def describe_model(source: str, pair: PairEntry | None = None) -> Json:
+    """Describe a model by its files. Raises ModelFileError if a GGUF file is missing or invalid."""
     from arbitrage_cli.app.spec import THINK_CONTEXT_SIZE, prompt_of  # with NumPy
     from arbitrage_cli.inference.speculation import MAX_SPECULATED
 

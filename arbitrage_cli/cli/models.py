@@ -54,7 +54,7 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
     found = list(found_models())
     if json_line:
         for model in found:
-            write_json(model.to_dict())
+            write_json(model)
     elif found:
         typer.echo("\n".join(["", *facts.found_lines(found)]))
 

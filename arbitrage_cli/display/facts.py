@@ -1,7 +1,7 @@
 """Facts about runs, models and routers, for tables, the HTML report and `models info`."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from arbitrage_cli.routing.route import label
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench_run import Preview
-    from arbitrage_cli.app.found_models import FoundModel
     from arbitrage_cli.app.model_info import Stored
     from arbitrage_cli.runs.rows import AttemptRow
     from arbitrage_cli.types import ModelRole
@@ -138,23 +137,22 @@ def pair_line(model: Json) -> str:
     return f"  {model['role']:<6}  {'here' if model['here'] else 'not here':<8}  {one_line(model['model'])}"
 
 
-def found_lines(models: "Iterable[FoundModel]") -> Iterator[str]:
+def found_lines(models: Sequence[Json]) -> Iterator[str]:
     """Yield a table of other programs' models, and a line for each model that cannot be used."""
-    records = [model.to_dict() for model in models]
     rows = [
         [
-            one_line(record["model"]),
-            formatting.size_words(record["file_bytes"]),
-            record["quantization"] or "unknown",
-            str(record["trained_context_size"] or "unknown"),
-            record["think_format"] or "no",
+            one_line(model["model"]),
+            formatting.size_words(model["file_bytes"]),
+            model["quantization"] or "unknown",
+            str(model["trained_context_size"] or "unknown"),
+            model["think_format"] or "no",
         ]
-        for record in records
-        if record["error"] is None
+        for model in models
+        if "error" not in model
     ]
     if rows:
         yield from aligned(["model", "size", "quantization", "context", "thinking"], rows)
-    yield from (one_line(record["error"]) for record in records if record["error"])
+    yield from (one_line(model["error"]) for model in models if "error" in model)
 
 
 def file_facts(model: Json) -> Iterator[Fact]:
