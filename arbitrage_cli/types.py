@@ -350,9 +350,10 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Event: the answers of the draft and the checker were compared, as in `trace.check`. The steps of the kept solution follow."""
+    """Event: the answers of the draft and the checker were compared. The steps of the kept solution follow."""
 
     trace: Trace
+    check: Check
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def measure_missing(
     a target. `limit` is the maximum time for the probes, in seconds.
     """
     load = request.named.load
-    others = {"prm", *(() if request.compares and not request.named.checks_itself else ("check",))}
+    others = {"prm"} if request.compares and not request.named.checks_itself else {"prm", "check"}
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
     known = find_measurements({role: local_files(path) for role, path in paths.items()}, load, display.note)
     if "target" not in paths or paths.keys() <= unit_costs_of(earlier or {}).keys():
@@ -104,7 +104,7 @@ def forget_costs(named: NamedModels) -> int:
 
 def _local_models(named: NamedModels) -> dict[ModelRole, str]:
     """Return the named draft and target. Raises UsageError if llama.cpp cannot run a model on this machine."""
-    found: dict[ModelRole, str] = {role: source for role, source in named.writing.items() if role != "check"}
+    found = named.writing
     for source in found.values():
         if not is_gguf(source):
             raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")

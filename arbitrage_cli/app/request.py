@@ -7,7 +7,7 @@ only when they need it.
 import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +66,7 @@ PAIR_SETTINGS = ("ctx", "system", "chat_template_kwargs")
 
 Models = Mapping[ModelRole, str]
 ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm", "check")
+WRITING = ROLES[:2]
 
 
 def is_arithmetic(question: str) -> bool:
@@ -102,8 +103,7 @@ class NamedModels:
 
     @property
     def writing(self) -> dict[ModelRole, str]:
-        others = {"prm", *({"check"} if self.checks_itself else ())}
-        return {role: source for role, source in self.sources.items() if role not in others}
+        return {role: source for role, source in self.sources.items() if role in WRITING}
 
     def early_stop(self, option: bool | None, policies: Iterable[Policy]) -> bool | None:
         """Return the option --early-stop for these policies. Raises UsageError if the draft's server cannot stop early."""
@@ -364,7 +364,6 @@ def _unusual_pair(sources: Mapping[ModelRole, str]) -> Iterator[str]:
         yield f"the target's file ({target[0].name}) is smaller than the draft's ({draft[0].name}); {hint}"
 
 
-_BOTH: Collection[ModelRole] = ("draft", "target")
 Loads = Literal["needed", "both", "served", "named"]
 """The models to load: those that the policies need, also draft and target (chat), also a checker (serve), or all named models."""
 
@@ -418,7 +417,7 @@ class Request:
         refuse_on_servers(policies, needed)
         if self.loads != "named":
             return needed
-        named = {role for role in models if role in _BOTH or getattr(self.options, role)}  # not by the pair
+        named = {role for role in models if role in WRITING or getattr(self.options, role)}  # not by the pair
         return {role: source for role, source in models.items() if role in named} | needed
 
 
@@ -464,8 +463,7 @@ def ask_to_compare(
     named = _models_of(options, task)
     parsed = parse_routes(default(named, options, task) if options.policy is None else options.policy)
     policies = [policy for policy, _ in parsed]
-    _check_answers(policies, task)
-    _refuse_unused(policies, options.explicit, reward)
+    _refuse_useless(policies, options.explicit, task, reward)
     return _checked(
         Request(
             options,
@@ -495,8 +493,7 @@ def choose_route(named: NamedModels, task: Task, options: Options) -> ParsedRout
     """Return the policy that the options, the pair or the task select, and its tau as text."""
     routing = _with_pairs_routing(options, named)
     policy = choose_policy(routing.policy or _policy_without_router(named, task), named.router)
-    _check_answers([policy], task)
-    _refuse_unused([policy], options.explicit)
+    _refuse_useless([policy], options.explicit, task)
     return policy, routing.tau if "tau" in options.explicit or accepts_tau(policy, routing.tau) else None
 
 
@@ -531,14 +528,11 @@ def _policy_without_router(named: NamedModels, task: Task) -> str | None:
     return "target" if POLICIES[task.policy].speculates and named.served else task.policy
 
 
-def _check_answers(policies: Sequence[Policy], task: Task) -> None:
-    for policy in policies:
-        if policy.kind == "checked" and not task.has_answers:
-            message = f"policy {policy.name} compares final answers, and solutions of task {task.name} have none"
-            raise UsageError(message, "use another --policy, or another --task", option="policy")
-
-
-def _refuse_unused(policies: Sequence[Policy], explicit: frozenset[str], reward: str | None = None) -> None:
+def _refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: Task, reward: str | None = None) -> None:
+    """Raise UsageError if the task has no answers that policy `agree` could compare, or if an explicit option has no effect."""
+    if any(policy.kind == "checked" for policy in policies) and not task.has_answers:
+        message = f"policy agree compares final answers, and solutions of task {task.name} have none"
+        raise UsageError(message, "use another --policy, or another --task", option="policy")
     uses = {
         "tau": any(policy.has_tau for policy in policies),
         "router": any(policy.needs_router for policy in policies),

@@ -15,7 +15,7 @@ from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptio
 from arbitrage_cli.app.manifest import record_settings
 from arbitrage_cli.app.protocol import Watcher
 from arbitrage_cli.app.request import BUILT_IN, Request, is_arithmetic
-from arbitrage_cli.app.spec import ModelSpec, Run, Spec, make_spec
+from arbitrage_cli.app.spec import Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
 from arbitrage_cli.costs.memory import MOST, Need, check_memory, choose_concurrency, memory_needed, rollback_of
@@ -200,13 +200,12 @@ class Session:
     @cached_property
     def _checker(self) -> Checker:
         """The checker, which solves a problem before the draft if its files are smaller."""
-        both: dict[ModelRole, ModelSpec] = {"draft": self.spec.models["draft"], "check": self.spec.models["check"]}
-        sizes = {role: sum(file.stat().st_size for file in model.files) for role, model in both.items()}
+        models, roles = self.spec.models, tuple[ModelRole, ...](("draft", "check"))
         return Checker(
             self._stack.enter_context(self.spec.task.open_grader()),
             self.spec.check_thinking or "off",
-            sorted(both, key=lambda role: sizes[role]),
-            at_once=any(model.served for model in both.values()),
+            sorted(roles, key=lambda role: sum(file.stat().st_size for file in models[role].files)),
+            at_once=any(models[role].served for role in roles),
         )
 
     def rater(self, policy: Policy, rollouts: Rollouts | None = None) -> Rater | None:

@@ -281,8 +281,10 @@ def _advised_route(request: Request, router: AvailableRouter) -> tuple[Route, li
 def advised_pair(request: Request) -> AdvisedPair:
     """Return the conditions for an advice on these models. Raises ModelUnsupportedError if llama.cpp cannot be imported."""
     named = request.named
-    models = {
-        role: sha256_seen(files) if (files := local_files(source)) else source for role, source in named.writing.items()
+    models: dict[ModelRole, str] = {
+        role: sha256_seen(files) if (files := local_files(source)) else source
+        for role, source in named.sources.items()
+        if role != "prm"
     }
     router = named.router.sha256 if named.router else None
     return AdvisedPair(machine_here(), loading_of(named.load), models, router, request.task.name)

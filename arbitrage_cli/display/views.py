@@ -100,7 +100,7 @@ class SolveView:
             self._steps.pop(event.trace, None)
             return self._last_lines(event, now)
         if isinstance(event, Checked):
-            return [*self._check_lines(event.trace)] if self._shows_steps else []
+            return [*self._check_lines(event)] if self._shows_steps else []
         if isinstance(event, Decided):
             self._steps[event.trace] = _StepInProgress(event.index + 2)
             return [*self._decision_lines(event)] if self._shows_steps else []
@@ -190,13 +190,13 @@ class SolveView:
         for text in step_lines(event.trace, event.index, self._run) if self._run.explain else ():
             yield Line.of((text, "dim"), margin=MARGIN)
 
-    def _check_lines(self, trace: Trace) -> Iterator[Line]:
+    def _check_lines(self, event: Checked) -> Iterator[Line]:
         """Yield the solutions that are not kept, and the result of the comparison."""
-        of = self._of(trace.problem) if self._run.concurrency > 1 else ""
-        for model, text in wording.discarded(trace):
+        of = self._of(event.trace.problem) if self._run.concurrency > 1 else ""
+        for model, text in wording.discarded(event.check):
             yield Line.of((f"  {of}{model}", "dim"))
             yield Line.block(text, "dim", margin=MARGIN)
-        yield Line.of((f"  {of}{wording.checked(trace, self._run)}", "bold"))
+        yield Line.of((f"  {of}{wording.checked(event.check, self._run)}", "bold"))
 
     def _last_lines(self, finished: Finished, now: float) -> list[Line]:
         """Return the answer or the failure of a problem, and notes about it."""

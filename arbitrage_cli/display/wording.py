@@ -4,6 +4,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from arbitrage_cli.app.options import ResultFormat
@@ -15,7 +17,19 @@ from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.thoughts import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, attempt_error, problem_error, to_json
 from arbitrage_cli.runs.summary import Tally, tally, tally_of
-from arbitrage_cli.types import Checked, Cost, Decided, Decision, Event, Finished, ModelRole, RequestEnded, Step, Trace
+from arbitrage_cli.types import (
+    Check,
+    Checked,
+    Cost,
+    Decided,
+    Decision,
+    Event,
+    Finished,
+    ModelRole,
+    RequestEnded,
+    Step,
+    Trace,
+)
 
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
@@ -65,7 +79,7 @@ class Totals:
         if isinstance(event, Decided):
             self.figures += tally([event.decision])
         elif isinstance(event, Checked):
-            self.figures += tally([], check=event.trace.check)
+            self.figures += tally([], check=event.check)
         elif isinstance(event, Finished):
             self.figures += Tally(reward_cost=event.reward_cost)
             self.finished += 1
@@ -171,22 +185,19 @@ def bar(decision: Decision, run: RunInfo) -> str:
     return "█" * full + "░" * (BAR - full)
 
 
-def discarded(trace: Trace) -> Iterator[tuple[str, str]]:
+def discarded(check: Check) -> Iterator[tuple[str, str]]:
     """Yield the model and the text of each solution that policy `agree` did not keep."""
-    for model, name in (("draft", "draft"), ("check", "checker")):
-        steps = [step for step in (trace.check.discarded if trace.check else ()) if step.model == model]
-        if steps:
-            yield name, "".join(step.text for step in steps)
+    for model, steps in groupby(check.discarded, key=attrgetter("model")):
+        yield "checker" if model == "check" else model, "".join(step.text for step in steps)
 
 
-def checked(trace: Trace, run: RunInfo) -> str:
+def checked(check: Check, run: RunInfo) -> str:
     """Return the result of a comparison, such as `18 and 24: the target answers`, or a sentence to explain it."""
-    answers, agrees = (trace.check.answers, trace.check.agrees) if trace.check else ({}, False)
-    draft, checker = (in_one_line(answers.get(model) or "no answer") for model in ("draft", "check"))
+    draft, checker = (in_one_line(check.answers.get(model) or "no answer") for model in ("draft", "check"))
     if run.explain:
-        end = "so the draft's solution is accepted" if agrees else "so the target solves the problem"
+        end = "so the draft's solution is accepted" if check.agrees else "so the target solves the problem"
         return f"The draft's answer is {draft} and the checker's is {checker}, {end}."
-    return f"both answer {draft}: accepted" if agrees else f"{draft} and {checker}: the target answers"
+    return f"both answer {draft}: accepted" if check.agrees else f"{draft} and {checker}: the target answers"
 
 
 def is_same(decision: Decision) -> bool:

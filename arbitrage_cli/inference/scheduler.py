@@ -256,7 +256,7 @@ class Scheduler:
             yield self._finish(flight, error)
             return
         if flight.trace.check and not is_checked:
-            yield Checked(flight.trace)
+            yield Checked(flight.trace, flight.trace.check)
         for decision in flight.trace.decisions[flight.num_reported :]:
             yield Decided(flight.trace, decision, self._num_prompt_tokens(flight))
         flight.num_reported = len(flight.trace.decisions)
