@@ -27,7 +27,7 @@ from arbitrage_cli.runs.folder import RunFolder
 ROUTER = "my router.safetensors"
 GIVEN = ("--pair", "builtin", "--offline", "--router", ROUTER, "--max-tokens", "8", "--temperature", "0.5", "--ctx", "2048")
 WRONG: Mapping[str, int] = {"draft": 5}
-CAREFUL_PAYS = {"target": 1.0, "speculative": 0.8, "arbitrage@careful": 0.4, "draft": 0.1}
+CAREFUL_PAYS = {"target": 1.0, "speculative": 0.8, "agree": 0.8, "arbitrage@careful": 0.4, "draft": 0.1}
 NOTHING_PAYS = {**dict.fromkeys(CAREFUL_PAYS, 1.01), "target": 1.0}
 
 
@@ -129,7 +129,7 @@ def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, *
         (
             20,
             CAREFUL_PAYS,
-            "worth it (8 in 10): routing with arbitrage@careful reaches 2.50x the target's speed",
+            "routing with arbitrage@careful reaches 2.50x the target's speed",
             ["--policy", "arbitrage", "--tau", "careful"],
         ),
         (5, NOTHING_PAYS, "not worth it (", ["--policy", "target"]),
