@@ -1,7 +1,7 @@
 """Plans and runs a benchmark, storing a row for each attempt."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -43,12 +43,12 @@ class BenchRun(StoredRun):
         self.results: list[Result] = []
         self._pace = Pace()
         spec, items, concurrency = session.spec, selected.items, session.concurrency
-        attempts, sampling = plan(items, spec.routes, samples, concurrency), asdict(spec.sampler) | {"samples": samples}
+        attempts = plan(items, spec.routes, samples, concurrency)
         router, warnings = spec.deciding_router, []
         if router and (known := sum(router.card.known(item.problem.question for item in items))):
             which = f"{known} of these {len(items)} problems"
             warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
-        details |= {"sampling": sampling, "warnings": warnings, "concurrency": concurrency}
+        details |= {"samples": samples, "warnings": warnings, "concurrency": concurrency}
         super().__init__(session, selected, folder, display, attempts, name=name, **details)
 
     def count(self, row: AttemptRow) -> None:
@@ -114,9 +114,10 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
     at_once = int(request.concurrency) if request.concurrency.isdecimal() else 1
     spec = make_spec(request, earlier, concurrency=at_once)
     if earlier:
-        known = settings_of(spec) | problem_facts(selected.dataset, [item.problem.id for item in selected.items])
-        limits = limits_of(request.options, earlier["limits"]["think_tokens"])  # as its models decided
-        known |= {"limits": asdict(limits)} | {name: earlier[name] for name in ("think_min_chars", "check_thinking")}
+        before = earlier["settings"]  # thinking is as its models decided
+        settings = settings_of(spec, limits=limits_of(request.options, before["think_tokens"]))
+        known = problem_facts(selected.dataset, [item.problem.id for item in selected.items])
+        known |= {"settings": settings | {"check_thinking": before["check_thinking"]}}
         resume(with_grown(earlier, selected.dataset), {**earlier, **known}, path)
     attempts = plan(selected.items, spec.routes, options.samples)
     todo = missing(attempts, {one.attempt: "done" if one.is_done else "error" for one in results})

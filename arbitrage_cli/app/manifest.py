@@ -43,30 +43,15 @@ FIXED: Mapping[str, str] = {
     "data set": "dataset.sha256",
     "policy": "route.policy",
     "tau": "route.tau",
-    "task": "task",
     "grader": "grader",
-    "system prompt": "prompt.system",
-    "chat template kwargs": "prompt.chat_template_kwargs",
-    "step separator": "step_separator",
-    "minimum step length": "step_min_chars",
-    "minimum thought length": "think_min_chars",
-    **{name.replace("_", " "): f"sampling.{name}" for name in ("temperature", "top_p", "top_k", "min_p", "seed")},
-    **{name.replace("_", " "): f"limits.{name}" for name in ("max_steps", "max_tokens", "max_step_tokens")},
-    "thinking token limit": "limits.think_tokens",
-    "router": "router.sha256",
-    "early stop": "early_stop",
-    "checker's thinking": "check_thinking",
     "reward": "reward",
     "concurrency": "concurrency",
-    "kv type": "context.kv_type",
-    "gpu layers": "machine.gpu_layers",
-    "flash attention": "machine.flash_attention",
     "processor": "machine.cpu",
     "GPU": "machine.gpu",
     "llama-cpp-python": "machine.llama_cpp_python",
 }
-"""Paths of the values in run.json that must not change when a run resumes. None is ignored, except in `UNLIMITED`."""
-UNLIMITED = ("max steps", "thinking token limit")  # None means "no limit"
+"""Paths of the values in run.json that, like all settings, must not change when a run resumes. None is ignored."""
+UNLIMITED = ("max steps", "think tokens")  # settings in which None means "no limit"
 FIXED_OF_MODELS = {
     "{} model": "identity",
     "{} context size": "n_ctx",
@@ -81,7 +66,7 @@ def make_manifest(spec: Spec) -> Run:
     published file.
     """
     router = spec.deciding_router
-    return settings_of(spec) | {
+    return {
         "schema": SCHEMA,
         "tool": __version__,
         "command": list(spec.request.options.command),
@@ -97,6 +82,8 @@ def make_manifest(spec: Spec) -> Run:
         ],
         "models": {role: _model_facts(model, spec.load_of(role)) for role, model in spec.models.items()},
         "router": router and {"name": router.card.name, "sha256": router.sha256, "card": router.card.to_json()},
+        "settings": settings_of(spec),
+        "samples": 1,
         "tau_costs": spec.tau_costs,
         "price": spec.request.named.price,
         "named_taus": dict(spec.named_taus.taus) if spec.named_taus else None,
@@ -106,22 +93,29 @@ def make_manifest(spec: Spec) -> Run:
     }
 
 
-def settings_of(spec: Spec) -> Run:
-    """Return the settings that must not change when a run resumes, except the models, the router's card and the machine."""
-    request, load, task, router = spec.request, spec.load, spec.task, spec.deciding_router
+def settings_of(
+    spec: Spec, routes: Sequence[Route] | None = None, limits: Limits | None = None, sampler: Sampler | None = None
+) -> dict[str, Any]:
+    """Return the settings that affect solutions. None of them may change when a run resumes."""
+    task, load, limits, routes = spec.task, spec.load, limits or spec.limits, routes or spec.routes
+    early_stops = [route.stops_early for route in routes if route.policy.can_stop_early]
+    router = spec.available_router.router if any(route.policy.needs_router for route in routes) else None
     return {
-        "router": router and {"sha256": router.sha256},
-        "early_stop": spec.stops_early,
-        "check_thinking": spec.check_thinking,
-        "reward": spec.reward,
-        "prompt": {"system": request.system, "chat_template_kwargs": load.template_variables},
-        "sampling": {**asdict(spec.sampler), "samples": 1},
-        "limits": asdict(spec.limits),
         "task": task.name,
         "step_separator": task.step_end.separator,
         "step_min_chars": task.step_end.min_chars,
-        "think_min_chars": THOUGHT_END.min_chars if spec.limits.think_tokens != 0 else None,
-        "context": {"kv_type": load.kv_type},
+        "think_min_chars": THOUGHT_END.min_chars if limits.think_tokens != 0 else None,
+        "system": spec.request.system,
+        "chat_template_kwargs": dict(load.template_variables),
+        **asdict(sampler or spec.sampler),
+        **{name: getattr(limits, name) for name in ("max_steps", "max_tokens", "max_step_tokens", "think_tokens")},
+        "early_stop": any(early_stops) if early_stops else None,
+        "check_thinking": spec.check_thinking,
+        "reward": spec.reward,
+        "router_sha256": router and router.sha256,
+        "kv_type": load.kv_type,
+        "gpu_layers": "auto" if load.gpu_layers is None else load.gpu_layers,
+        "flash_attention": "auto" if load.flash_attention is None else load.flash_attention,
     }
 
 
@@ -136,21 +130,12 @@ def with_fingerprint(run: Run) -> Run:
     return run | {"fingerprint": {name: _text(value) for name, value in _fixed(run).items()}}
 
 
-def record_settings(spec: Spec, route: Route, limits: Limits, sampler: Sampler) -> dict[str, Any]:
-    """Return the settings that affect a solution's text, for its record."""
-    settings: dict[str, Any] = {name: getattr(sampler, name) for name in ("top_p", "top_k", "min_p")}
-    settings |= asdict(limits)
-    settings |= {"system": spec.request.system, "kv_type": spec.load.kv_type}
-    if spec.load.template_variables:
-        settings["chat_template_kwargs"] = dict(spec.load.template_variables)
-    if limits.think_tokens != 0:
-        settings["think_min_chars"] = THOUGHT_END.min_chars
-    if (router := spec.available_router.router) and route.policy.needs_router:
-        costs_of = spec.available_router.costs_of if route.tau_name in PRESETS else None
-        settings |= {"router": router.card.name, "router_sha256": router.sha256, "tau_costs": costs_of}
-    if route.policy.can_stop_early:
-        settings["early_stop"] = route.stops_early
-    return settings
+def record_settings(spec: Spec, route: Route, limits: Limits | None, sampler: Sampler | None) -> dict[str, Any]:
+    """Return the settings that affect a solution, for its record."""
+    settings, available = settings_of(spec, [route], limits, sampler), spec.available_router
+    router = available.router.card.name if available.router and route.policy.needs_router else None
+    costs_of = available.costs_of if route.tau_name in PRESETS else None
+    return settings | {"router": router, "tau_costs": costs_of, "concurrency": spec.concurrency}
 
 
 def add_loaded(run: Run, models: Mapping[ModelRole, Model]) -> Run:
@@ -169,7 +154,7 @@ def add_loaded(run: Run, models: Mapping[ModelRole, Model]) -> Run:
     if any(is_gguf(facts["source"]) for facts in full["models"].values()):
         llama = load_llama()
         full["machine"]["flags"] = str(llama.system_info())
-        full["context"]["n_batch"] = llama.BATCH_SIZE
+        full["machine"]["n_batch"] = llama.BATCH_SIZE
     return full
 
 
@@ -201,7 +186,7 @@ def resume(earlier: Run, now: Run, place: Path) -> Run:
         "policies": [*earlier["policies"], *added],
         "warnings": [*earlier["warnings"], *now["warnings"]],
     }
-    merged["sampling"]["samples"] = max(earlier["sampling"]["samples"], now["sampling"]["samples"])
+    merged["samples"] = max(earlier["samples"], now["samples"])
     if added:
         names = ", ".join(label(listed["policy"], listed["tau"], listed["tau_name"]) for listed in added)
         merged["warnings"].append(f"policies measured after the others, so the machine's speed may have changed: {names}")
@@ -263,11 +248,9 @@ def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
 
 
 def _machine_facts(spec: Spec) -> dict[str, Any]:
-    computes, load = any(map(is_gguf, spec.sources.values())), spec.load
+    computes = any(map(is_gguf, spec.sources.values()))
     return {
         "gpu": (load_llama().gpu_names() or "none") if computes else None,
-        "gpu_layers": "auto" if load.gpu_layers is None else load.gpu_layers,
-        "flash_attention": "auto" if load.flash_attention is None else load.flash_attention,
         "cpu": processor_name(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -279,8 +262,9 @@ def _machine_facts(spec: Spec) -> dict[str, Any]:
 
 
 def _fixed(run: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: _get(run, path) for name, path in FIXED.items()}
+    found = {name.replace("_", " "): value for name, value in run["settings"].items()}
     found |= {name: "none" for name in UNLIMITED if found[name] is None}
+    found |= {name: value for name, path in FIXED.items() if (value := _get(run, path)) is not None}
     for role, facts in run["models"].items():
         found |= {name.format(role): facts.get(key) for name, key in FIXED_OF_MODELS.items()}
     return {name: value for name, value in found.items() if value is not None}

@@ -254,8 +254,7 @@ class Session:
             thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
             temperature=drawn.temperature,
             seed=drawn.seed,
-            settings=record_settings(self.spec, chosen, limits or self.spec.limits, drawn)
-            | {"concurrency": self.concurrency},
+            settings=record_settings(self.spec, chosen, limits, drawn),
             models=self.spec.sources,
             descriptions={role: self.models[role].describe() for role in chosen.policy.models},
             num_problems=num_problems,

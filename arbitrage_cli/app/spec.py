@@ -89,7 +89,6 @@ class Spec:
     routes: Sequence[Route]
     available_router: AvailableRouter
     named_taus: NamedTaus | None
-    stops_early: bool | None
     reward: str | None
     load: LoadOptions
     limits: Limits
@@ -160,7 +159,6 @@ def make_spec(
     if not request.compares:
         routes[0], warnings = _default_or_warned(request, routes[0], available)
     policies = [route.policy for route in routes]
-    stopping = [route for route in routes if route.policy.can_stop_early]
     sources = request.models_for(policies)
     placement, placement_notes = _as_before(placement, earlier, named.load)
     models = {
@@ -187,7 +185,6 @@ def make_spec(
         routes,
         available,
         named_taus if any(route.tau_name in PRESETS for route in routes) else None,
-        stops_early=any(route.stops_early for route in stopping) if stopping else None,
         reward=_reward(request, policies, sources),
         load=replace(named.load, context_size=_thinking_context(named.load, writing if tokens != 0 else [])),
         limits=limits_of(request.options, tokens),
@@ -236,7 +233,7 @@ def _routes(
         name = preset_or_budget(policy, tau)
         before = kept.get(name or "")
         routes.append(make_route(policy, tau, router) if before is None else Route(policy, before, name))
-    early = earlier["early_stop"] if earlier and request.early_stop is None else request.early_stop
+    early = earlier["settings"]["early_stop"] if earlier and request.early_stop is None else request.early_stop
     early = stops_early(early, routes, router)
     routes = [replace(route, stops_early=bool(early) and route.policy.can_stop_early) for route in dict.fromkeys(routes)]
     is_same_router = earlier and router.router and (earlier["router"] or {}).get("sha256") == router.router.sha256

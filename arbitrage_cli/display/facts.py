@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Json = Mapping[str, Any]
 Fact = tuple[str, str]  # a name and a text
+LONG_SETTINGS = ("system", "step_separator", "router_sha256")  # they are not listed
 
 
 def headline(figures: Json) -> Iterable[str]:
@@ -43,8 +44,7 @@ def main_facts(run: Json) -> Iterable[Fact]:
     yield from model_facts(run)
     machine = {name: value for name, value in run["machine"].items() if name != "flags"}
     yield "machine", _listed(dict(sorted(machine.items(), key=lambda fact: fact[0] != "cpu")))
-    limits = {name: value for name, value in run["limits"].items() if name != "is_thinking_chosen"}
-    yield "settings", _listed({**run["sampling"], **limits, **run["context"]})
+    yield "settings", _listed({name: value for name, value in run["settings"].items() if name not in LONG_SETTINGS})
 
 
 def model_facts(run: Json) -> Iterable[Fact]:

@@ -138,7 +138,7 @@ def _rule(run: RunInfo) -> list[str]:
     tau = formatting.tau(run.tau) + (f" ({run.tau_name})" if run.tau_name else "")
     rule = f"policy {run.policy}{router}: the target rewrites steps with a score above {tau}"
     thoughts_tau = run.tau if run.thoughts_tau is None else run.thoughts_tau
-    if "think_min_chars" not in run.settings or thoughts_tau == run.tau or not math.isfinite(thoughts_tau):
+    if run.settings.get("think_min_chars") is None or thoughts_tau == run.tau or not math.isfinite(thoughts_tau):
         return [rule, f"score  {run.score_is}"]
     share = f"{(1 - thoughts_tau) / PROBED:.0%}"
     return [

@@ -55,7 +55,7 @@ def figures(run: Mapping[str, Any], results: Iterable[Result], *, prices: Prices
         "dataset_sha256": run["dataset"]["sha256"],
         "dataset_size": run["dataset"]["count"],
         "n": len(run["levels"]),
-        "samples": run["sampling"]["samples"],
+        "samples": run["samples"],
         "concurrency": concurrency_of(run),
         "policies": made,
         "token_ratio": ratio,
@@ -76,7 +76,7 @@ def _attempted(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tup
 def _policy_figures(
     policy: PolicyResults, target: PolicyResults | None, run: Mapping[str, Any], prices: Prices | None
 ) -> dict[str, Any]:
-    levels, samples = run["levels"], run["sampling"]["samples"]
+    levels, samples = run["levels"], run["samples"]
     found = _with_ratios(
         accuracy(policy.results.values(), len(levels) * samples)
         | compared_with_target(policy, target)
@@ -158,7 +158,7 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
         if POLICIES[policy["policy"]].speculates and policy["texts_differ"]:
             texts = formatting.count(policy["texts_differ"], "text")
             yield f"Policy speculative differs from the target in {texts}, because of near-ties."
-    if (samples := run["sampling"]["samples"]) > 1:
+    if (samples := run["samples"]) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
     if clock := [f"{one['label']} {formatting.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:
         yield f"Speed-ups by the clock differ by more than {MAX_RATIO - 1:.0%}: {', '.join(clock)}."

@@ -134,7 +134,7 @@ def _listing_record(folder: Path) -> dict[str, Any] | None:
         statuses = {row.key: row.status for row in contents.rows}
     except ArbitrageError as error:
         return record | {"error": error.message}
-    attempts = 1 if kind == COLLECT else run["sampling"]["samples"] * len(run["policies"])
+    attempts = 1 if kind == COLLECT else run["samples"] * len(run["policies"])
     labels = [label(entry["policy"], entry["tau"], entry["tau_name"]) for entry in run["policies"]]
     return record | {
         "kind": kind,

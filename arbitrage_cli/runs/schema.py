@@ -56,11 +56,6 @@ class _DataSet(_Named):
     count: Count
 
 
-class _Sampling(TypedDict):
-    temperature: float
-    samples: Annotated[int, Field(ge=1)]
-
-
 class _UnitCosts(TypedDict):
     batches: Annotated[list[Seconds], Field(min_length=len(ROWS), max_length=len(ROWS))]
     prefill_token: Seconds
@@ -82,13 +77,11 @@ class _SolveRun(TypedDict):
     models: dict[str, _Model]
     router: _Router | None
     tau_costs: str | None
-    sampling: _Sampling
-    limits: Json
-    context: Json
+    settings: Json
+    samples: Annotated[int, Field(ge=1)]
     machine: _Machine
     warnings: list[str]
     fingerprint: dict[str, str]
-    task: NotRequired[str]
     named_taus: NotRequired[dict[str, float] | None]
     unit_costs: NotRequired[dict[ModelRole, _UnitCosts]]
 

@@ -109,7 +109,7 @@ class CollectedRun:
 
     @property
     def step_end(self) -> StepEnd:
-        return StepEnd(self.facts["step_separator"], self.facts["step_min_chars"])
+        return StepEnd(self.facts["settings"]["step_separator"], self.facts["settings"]["step_min_chars"])
 
     @property
     def pair(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _about(run: CollectedRun) -> dict[str, Any]:
         "dataset_sha256": dataset.get("sha256"),
         "problems": len({solution.question for solution in run.solutions}),
         "states": run.num_states,
-        "think_min_chars": run.facts.get("think_min_chars"),
+        "think_min_chars": run.facts["settings"].get("think_min_chars"),
         "is_test": run.is_test,
     }
 

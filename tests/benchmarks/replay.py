@@ -101,7 +101,7 @@ def run_of(rows: list[Json]) -> Json:
     return {
         "dataset": {"name": "published answers", "sha256": "", "count": len(rows)},
         "levels": {row["id"]: None for row in rows},
-        "sampling": {"samples": 1},
+        "samples": 1,
         "policies": policies,
         "models": {},
         "router": None,

@@ -24,15 +24,18 @@ def manifest(**changes: Any) -> Run:
         "policies": [{"policy": "target", "tau": None, "score_is": None}],
         "models": {"target": {"source": "large.gguf", "identity": "sha256 aa", "n_ctx": 4096, "threads": 2}},
         "router": None,
-        "early_stop": None,
         "reward": None,
-        "think_min_chars": 100,
         "grader": "rules 1",
-        "prompt": {"system": "Think.", "chat_template_kwargs": {}},
-        "sampling": {"temperature": 0.0, "top_p": 1.0, "seed": 0, "top_k": 0, "min_p": 0.0, "samples": 1},
-        "limits": {"max_steps": None, "max_tokens": 4096, "max_step_tokens": 512, "think_tokens": None},
-        "context": {"kv_type": "auto"},
-        "machine": {"gpu": "none", "gpu_layers": 0, "flash_attention": "auto", "cpu": "abacus", "llama_cpp_python": "0.3"},
+        "samples": 1,
+        "settings": {
+            "system": "Think.",
+            "seed": 0,
+            "max_steps": None,
+            "think_tokens": None,
+            "early_stop": None,
+            "router_sha256": None,
+        },
+        "machine": {"gpu": "none", "cpu": "abacus", "llama_cpp_python": "0.3"},
         "concurrency": 1,
         "warnings": [],
         "fingerprint": {},
@@ -54,13 +57,9 @@ def manifest(**changes: Any) -> Run:
         ("models__target__n_ctx", 8192, "target context size"),
         ("models__target__threads", 4, "number of target threads"),
         ("grader", "rules 2", "grader"),
-        ("prompt__system", "Hurry.", "system prompt"),
-        ("sampling__temperature", 0.7, "temperature"),
-        ("sampling__seed", 1, "seed"),
-        ("limits__max_steps", 100, "max steps"),
-        ("limits__max_tokens", 5, "max tokens"),
-        ("limits__think_tokens", 30, "thinking token limit"),
-        ("think_min_chars", 200, "minimum thought length"),
+        ("settings__system", "Hurry.", "system"),
+        ("settings__max_steps", 100, "max steps"),
+        ("settings__think_tokens", 30, "think tokens"),
         ("machine__cpu", "slide rule", "processor"),
         ("machine__gpu", "NVIDIA H100", "GPU"),
         ("concurrency", 8, "concurrency"),
@@ -73,31 +72,27 @@ def test_changed_fixed_field_is_refused(path: str, value: Any, name: str) -> Non
             resume(before, now, HERE)
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [("early_stop", True), ("reward", "prm"), ("router", {"sha256": "aa", "name": "mine"})],
-)
-def test_field_that_did_not_apply_may_be_added_and_then_stays(path: str, value: Any) -> None:
-    grown = resume(manifest(), manifest(**{path: value}), HERE)
-    assert grown[path] == value
-    assert resume(grown, manifest(), HERE)[path] == value
-    other: Any = {"sha256": "bb", "name": "other"} if path == "router" else "another" if isinstance(value, str) else False
+@pytest.mark.parametrize(("name", "value", "other"), [("early_stop", True, False), ("router_sha256", "a" * 64, "b" * 64)])
+def test_setting_that_did_not_apply_may_be_added_and_then_stays(name: str, value: Any, other: Any) -> None:
+    grown = resume(manifest(), manifest(**{f"settings__{name}": value}), HERE)
+    assert grown["settings"][name] == value
+    assert resume(grown, manifest(), HERE)["settings"][name] == value
     with pytest.raises(UsageError, match="changed from"):
-        resume(grown, manifest(**{path: other}), HERE)
+        resume(grown, manifest(**{f"settings__{name}": other}), HERE)
 
 
 def test_problems_samples_policies_and_models_may_grow() -> None:
     entropy = {"policy": "entropy", "tau": 1.0, "tau_name": None, "score_is": "nats"}
-    now = manifest(ids=["p1"], levels={"p1": 2}, policies=[entropy], sampling__samples=3)
+    now = manifest(ids=["p1"], levels={"p1": 2}, policies=[entropy], samples=3)
     now["models"]["draft"] = {"source": "small.gguf", "identity": "sha256 cc", "n_ctx": 4096, "threads": 2}
     grown = resume(manifest(), now, HERE)
     assert (grown["ids"], grown["planned"], grown["levels"]) == (["p0", "p1"], 2, {"p0": 1, "p1": 2})
     assert [one["policy"] for one in grown["policies"]] == ["target", "entropy"]
-    assert grown["sampling"]["samples"] == 3
+    assert grown["samples"] == 3
     assert list(grown["models"]) == ["target", "draft"]
     assert (grown["created"], len(grown["warnings"])) == ("2026-01-01", 1)
     fewer = resume(grown, manifest(), HERE)
-    assert (fewer["planned"], fewer["sampling"]["samples"], len(fewer["policies"])) == (2, 3, 2)
+    assert (fewer["planned"], fewer["samples"], len(fewer["policies"])) == (2, 3, 2)
 
 
 def test_facts_of_loaded_models_are_kept() -> None:

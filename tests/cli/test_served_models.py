@@ -45,7 +45,7 @@ def test_results_are_resumed_while_the_server_thinks_as_before(tmp_path: Path) -
         assert run(*command, "--limit", "2", cwd=tmp_path).code == 0
         assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
         server.backend.chat_template = TEMPLATE
-        assert_refused(run(*command, cwd=tmp_path), 2, "out.jsonl: ", "thinking token limit changed")
+        assert_refused(run(*command, cwd=tmp_path), 2, "out.jsonl: ", "think tokens changed")
 
 
 def test_a_pair_of_servers_and_its_keys(tmp_path: Path) -> None:

@@ -195,14 +195,18 @@ def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None
     new = resolved(asked)
     assert new.named_taus is not None
     budget = {"policy": "arbitrage", "tau": 0.125, "tau_name": "30%"}
-    run: Run = {"named_taus": {**new.named_taus.taus, "fast": 0.9}, "tau_costs": "the router's card", "early_stop": True}
+    run: Run = {
+        "named_taus": {**new.named_taus.taus, "fast": 0.9},
+        "tau_costs": "the router's card",
+        "settings": {"early_stop": True},
+    }
     assert new.deciding_router is not None
     run |= {"models": {}, "router": {"sha256": new.deciding_router.sha256}}
     again = resolved(asked, run | {"policies": [budget]})
     assert [tau for _, tau in columns(again)] == [0.9, 0.125, 0.5]
-    assert (again.stops_early, len(again.notes)) == (True, len(new.notes) + 1)
+    assert ([route.stops_early for route in again.routes], len(again.notes)) == ([True] * 3, len(new.notes) + 1)
     now = resolved(ask_to_compare(replace(routed, early_stop=False), MATH), run | {"policies": []})
-    assert now.stops_early is False
+    assert not any(route.stops_early for route in now.routes)
 
 
 def test_collecting_needs_a_source_of_rewards() -> None:

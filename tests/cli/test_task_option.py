@@ -27,7 +27,7 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
     assert run(*BENCH, "--run-code=unprotected", cwd=tmp_path).code == 0
     made = run_json(tmp_path / "run")
-    assert (made["task"], made["step_separator"], made["step_min_chars"]) == (
+    assert tuple(made["settings"][name] for name in ("task", "step_separator", "step_min_chars")) == (
         "code",
         CODE.step_end.separator,
         CODE.step_end.min_chars,

@@ -219,7 +219,7 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
                 *({"kind": "chat"}, {"models": {"target": None}}, {"router": 1}, {"policies": [{"tau": None}]}),
                 {"policies": [RUN["policies"][0] | {"policy": "best"}]},
                 *(
-                    {"dataset": RUN["dataset"] | {"sha256": -1}}, {"sampling": "all"}, {"levels": 1}, {"concurrency": 0},
+                    {"dataset": RUN["dataset"] | {"sha256": -1}}, {"samples": "all"}, {"levels": 1}, {"concurrency": 0},
                     {"schema": 9}, {"router": {"name": "r", "sha256": "0", "card": []}}, {"tau_costs": 1},
                 ),
             )

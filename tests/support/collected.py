@@ -99,8 +99,7 @@ def write_run(
         "kind": "collect",
         "models": models,
         "fingerprint": {"seed": folder.name},
-        "step_separator": BLANK_LINE.separator,
-        "step_min_chars": BLANK_LINE.min_chars,
+        "settings": {"step_separator": BLANK_LINE.separator, "step_min_chars": BLANK_LINE.min_chars},
         "reward": {"kind": "prm", "name": "made up"},
         "unit_costs": COSTS,
     }
