@@ -27,7 +27,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 class StopFilter:
     """Ends streamed text before the first stop string and holds back characters that may begin a stop string."""
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
         self.is_stopped = False
@@ -53,7 +53,7 @@ class Answer:
     def __init__(self, request: ChatRequest, created: int) -> None:
         self._request = request
         self._created = created
-        self._filter = StopFilter(request.stops)
+        self._filter = StopFilter(request.body.stop)
         self._text: list[str] = []
         self._thoughts: list[str] = []
         problem = replace(request.problem, thinks=request.limits.thinks)
@@ -107,7 +107,7 @@ class Answer:
         rest = self._filter.finish()
         chunks = [self._chunk({"content": rest})] if rest else []
         chunks.append(self._chunk({}, reason=self._reason))
-        if self._request.shows_usage:
+        if self._request.body.stream_options.include_usage:
             chunks.append({**self._chunk({}), "choices": [], "usage": self._usage()})
         return chunks
 
@@ -134,7 +134,7 @@ class Answer:
     def _header(self, kind: str, decisions: Sequence[Decision]) -> Json:
         steps = (
             {"arbitrage": {"steps": [KeptStep.of_decision(decision).to_dict() for decision in decisions]}}
-            if self._request.shows_decisions
+            if self._request.body.arbitrage
             else {}
         )
         identifier, model = self._request.problem.id, self._request.model

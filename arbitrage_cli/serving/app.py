@@ -106,7 +106,6 @@ class Endpoints:
     def __init__(self, defaults: Defaults, worker: Worker, bounds: Bounds) -> None:
         self._defaults, self._worker, self._bounds = defaults, worker, bounds
         self._started = int(time.time())
-        self._open: set[Call] = set()  # waiting or running
 
     async def health(self, request: Request) -> Response:
         return JsonResponse({"status": "ok", "running": self._worker.num_running, "waiting": len(self._worker.intake)})
@@ -129,34 +128,29 @@ class Endpoints:
             log.info("%s: ignored fields: %s", chat.problem.id, ", ".join(chat.ignored))
         with contextlib.ExitStack() as stack:
             call = self._begin(chat)
-            stack.callback(self._end, call)
+            stack.callback(self._worker.intake.withdraw, call.ticket)
             headers = {"x-arbitrage-ignored": ", ".join(chat.ignored)} if chat.ignored else {}
-            if not chat.streams:
+            if not chat.body.stream:
                 return JsonResponse(await _unless_disconnected(request, call.answer()), headers=headers)
             first = await _unless_disconnected(request, call.first())  # an early error can still set the HTTP status
             return EventStream(call.stream(first), stack.pop_all(), headers)
 
     def _begin(self, chat: ChatRequest) -> "Call":
-        if len(self._open) >= self._bounds.running + self._bounds.waiting:
-            message = f"the queue is full: {len(self._open)} requests are running or waiting"
+        num_open = self._worker.num_running + len(self._worker.intake)
+        if num_open >= self._bounds.running + self._bounds.waiting:
+            message = f"the queue is full: {num_open} requests are running or waiting"
             raise RefusedError(message, "retry later", status=429, code="queue_full")
-        call = Call(chat, self._bounds, on_end=self._open.discard)
+        call = Call(chat, self._bounds)
         if not self._worker.intake.put(call.ticket):
             raise _shutting_down()
-        self._open.add(call)
         return call
-
-    def _end(self, call: "Call") -> None:
-        self._open.discard(call)
-        self._worker.intake.withdraw(call.ticket)
 
 
 class Call:
-    """A request that is being answered in the event loop. `on_end` is called after the last report."""
+    """A request that is being answered in the event loop."""
 
-    def __init__(self, chat: ChatRequest, bounds: Bounds, on_end: Callable[["Call"], None]) -> None:
+    def __init__(self, chat: ChatRequest, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
         self._answer = Answer(chat, int(time.time()))
@@ -209,12 +203,7 @@ class Call:
 
     def _deliver(self, report: Report) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop has ended
-            self._loop.call_soon_threadsafe(self._take, report)
-
-    def _take(self, report: Report) -> None:
-        self._reports.put_nowait(report)
-        if report is None or isinstance(report, Finished):
-            self._on_end(self)
+            self._loop.call_soon_threadsafe(self._reports.put_nowait, report)
 
 
 class EventStream(StreamingResponse):

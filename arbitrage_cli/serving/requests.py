@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from arbitrage_cli.errors import ArbitrageError, UsageError
@@ -84,22 +84,6 @@ class Defaults:
         return list(dict.fromkeys([PAIR, *self.menu.names]))
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """A checked request. `problem.id` is the id of the request."""
-
-    problem: Problem
-    model: str
-    route: Route
-    limits: Limits
-    sampler: Sampler
-    stops: tuple[str, ...] = ()
-    streams: bool = False
-    shows_usage: bool = False  # at the end of a stream
-    shows_decisions: bool = False
-    ignored: tuple[str, ...] = ()  # field names
-
-
 class _StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
     include_usage: bool = False
@@ -128,7 +112,7 @@ class _TemplateVariables(BaseModel):
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     """The supported fields. `_read_object` drops fields that are null."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -141,7 +125,9 @@ class _Body(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     max_tokens: Literal[-1] | Annotated[int, Field(ge=1)] = -1  # -1: unlimited, as sent by clients of llama.cpp
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] = []
+    stop: Annotated[
+        list[_Stop], Field(max_length=4), BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)
+    ] = []
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
     arbitrage: bool = False
@@ -168,9 +154,22 @@ class _Body(BaseModel):
         return tuple(re.sub("[^!-~]|,", "?", name[:40]) for name in names[:MAX_IGNORED])
 
 
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A checked request. `problem.id` is the id of the request, and `ignored` contains names of fields."""
+
+    body: Body
+    problem: Problem
+    model: str
+    route: Route
+    limits: Limits
+    sampler: Sampler
+    ignored: tuple[str, ...] = ()
+
+
 def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatRequest:
     try:
-        read = _Body.model_validate(_read_object(body))
+        read = Body.model_validate(_read_object(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"][:4]))
@@ -184,6 +183,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
     uses_effort = defaults.supports_effort and effort in EFFORTS
     model = defaults.menu.default.policy.name if read.model is None else read.model
     return ChatRequest(
+        read,
         replace(problem, effort=effort if uses_effort else None),
         model,
         find_route(model, defaults.menu),
@@ -197,11 +197,7 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
             defaults.sampler,
             **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
         ),
-        (read.stop,) if isinstance(read.stop, str) else tuple(read.stop),
-        streams=read.stream,
-        shows_usage=read.stream_options.include_usage,
-        shows_decisions=read.arbitrage,
-        ignored=(*read.ignored, *(["reasoning_effort"] if not uses_effort and effort not in (None, "none") else [])),
+        (*read.ignored, *(["reasoning_effort"] if not uses_effort and effort not in (None, "none") else [])),
     )
 
 
@@ -230,7 +226,7 @@ def _read_object(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _conversation(body: _Body, identifier: str, max_chars: int) -> Problem:
+def _conversation(body: Body, identifier: str, max_chars: int) -> Problem:
     messages = [(message.role, message.text) for message in body.messages]
     num_chars = sum(len(text) for _, text in messages)
     if num_chars > max_chars:

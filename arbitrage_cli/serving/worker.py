@@ -129,7 +129,7 @@ class Worker:
         observe(event)
         if isinstance(event, Decided):
             ticket.deliver(event)
-        elif isinstance(event, Writing | Wrote) and request.streams and request.route.policy.kind == "single":
+        elif isinstance(event, Writing | Wrote) and request.body.stream and request.route.policy.kind == "single":
             ticket.deliver(event)  # every token of a single model is kept
         elif isinstance(event, Finished):
             del self._tickets[event.trace.problem.id]

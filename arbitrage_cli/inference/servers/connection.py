@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -187,9 +187,16 @@ class Server:
         """Send a request and check the status of the response. Errors while the response is read are converted as well."""
         import httpx2
 
-        seconds = WHOLE_SECONDS if topic else 2 * PROBE_SECONDS
+        seconds, read = (WHOLE_SECONDS, CHUNK_SECONDS) if topic else (2 * PROBE_SECONDS, PROBE_SECONDS)
+        headers = dict.fromkeys(TOPIC_HEADERS, topic) if topic else {}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        client = self.connection.client(topic, may_use_proxy=not self.address.is_private)  # a proxy would see the key
+        timeout = httpx2.Timeout(read, connect=CONNECT_SECONDS, pool=None)
+        method, url = "GET" if body is None else "POST", self.address.url(path)
+        sending = client.stream(method, url, json=body, headers=headers, timeout=timeout)
         try:
-            async with asyncio.timeout(seconds), self._open(path, body, topic) as response:
+            async with asyncio.timeout(seconds), sending as response:
                 await self._check(response)
                 yield response
         except TimeoutError:
@@ -204,17 +211,6 @@ class Server:
             raise RetryableError(f"interrupted a response ({self.shown(error) or type(error).__name__})") from None
         except (httpx2.InvalidURL, UnicodeError) as error:
             raise ServerError(f"invalid server address {self.name}: {error}", "correct the address") from None
-
-    def _open(self, path: str, body: Json | None, topic: str) -> "AbstractAsyncContextManager[httpx2.Response]":
-        import httpx2
-
-        timeout = httpx2.Timeout(CHUNK_SECONDS if topic else PROBE_SECONDS, connect=CONNECT_SECONDS, pool=None)
-        headers = dict.fromkeys(TOPIC_HEADERS, topic) if topic else {}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        client = self.connection.client(topic, may_use_proxy=not self.address.is_private)  # a proxy would see the key
-        method, url = "GET" if body is None else "POST", self.address.url(path)
-        return client.stream(method, url, json=body, headers=headers, timeout=timeout)
 
     async def _check(self, response: "httpx2.Response") -> None:
         status = response.status_code
@@ -240,18 +236,14 @@ class Server:
 
     def _reason(self, body: str) -> str:
         """Return the explanation in an error response."""
-        try:
-            error = json.loads(body)
-        except (ValueError, RecursionError):
+        error = _loaded(body)
+        if error is None:
             error = "" if body.lstrip().startswith("<") else body  # not a web page
         return self.shown(_message(error.get("error", error) if isinstance(error, dict) else error))
 
     def _parsed(self, text: str, read: Read[T]) -> T:
         """Parse a JSON object. Raises ContextFullError or RetryableError if the object describes an error."""
-        try:
-            value = json.loads(self.redacted(text) if len(self.key or "") >= MIN_SECRET else text)
-        except (ValueError, RecursionError):
-            value = None
+        value = _loaded(self.redacted(text) if len(self.key or "") >= MIN_SECRET else text)
         if not isinstance(value, dict):
             raise RetryableError("sent a response that is not a JSON object")
         if error := value.get("error"):
@@ -332,6 +324,13 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         seconds = float(milliseconds or value) if is_number else parsedate_to_datetime(value).timestamp() - time.time()
         return max(seconds / 1000 if milliseconds else seconds, 0.0)
     return 0.0
+
+
+def _loaded(text: str) -> Any:
+    """Return a JSON value, or None if the text is not JSON."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
 
 
 def _message(error: object) -> object:

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ContextFullError, ProblemError, ServerRequestError
@@ -195,10 +196,8 @@ class ServedWriter:
         except ProblemError as error:
             self._report(slot, error=error)
 
-    def _report(
-        self, slot: _Slot, text: str = "", num_unread: int = 0, step: Step | None = None, error: ProblemError | None = None
-    ) -> None:
-        slot.updates.append(SlotUpdate(slot.number, text, num_unread, step, error))
+    def _report(self, slot: _Slot, **update: Any) -> None:
+        slot.updates.append(SlotUpdate(slot.number, **update))
         self.model.server.connection.notify()
 
     async def _write(self, slot: _Slot) -> None:
@@ -280,7 +279,7 @@ class ServedWriter:
                 if num_own < len(piece.text):
                     piece, rest = piece.split(num_own)
             if text := writing.add(piece):
-                self._report(slot, text)
+                self._report(slot, text=text)
             if not slot.until_end or writing.text.has_marker:
                 return
             stop = writing.stop or ("budget" if writing.num_tokens >= slot.trace.limits.max_step_tokens else None)
@@ -389,7 +388,7 @@ class ChatWriter(ServedWriter):
             ending = "end" if is_over else "separator"
         if ending == "end":
             return "thought" if slot.writing.phase == "think" else "end"
-        self._report(slot, slot.writing.add(Piece(separator)))
+        self._report(slot, text=slot.writing.add(Piece(separator)))
         return slot.writing.stop
 
     async def _is_over(self, slot: _Slot, request: TextRequest) -> bool:
