@@ -108,7 +108,6 @@ def open_session(
             display.note(note)
         if spec.named_taus:
             log.info("presets are based on the token costs of %s", spec.named_taus.costs_of)
-        warn_of_load(spec, display)
         session = stack.enter_context(contextlib.closing(Session(spec, display, open_served)))
         yield session
         if request.loads == "needed":  # a run, whose results are stored
@@ -151,6 +150,7 @@ class Session:
         num_sequences = _num_sequences(spec, policies, rollouts, self.concurrency)
         rollback = _rollback(spec)
         check_memory(_memory_needed(spec, num_sequences, rollback))
+        warn_of_load(spec, self._display)
         served = [role for role, model in spec.loaded.items() if model.served]
         self.models.update({role: self._open_served(role) for role in served})  # before files, which take time to load
         if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:

@@ -130,7 +130,7 @@ def read_cache(path: Path, note: Callable[[str], object] = log.debug) -> Cache:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError, RecursionError) as error:
-        note(f"{path} is ignored, because it cannot be read ({error})")
+        note(f"{path} is ignored: {error}")
     return Cache()
 
 
