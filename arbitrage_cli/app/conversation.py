@@ -79,7 +79,7 @@ class RoutedConversation:
         finished = self._solve(self._turns.problem(question), route)
         if finished.error is None:
             self._turns.add(finished.trace.problem.question, finished.trace.text)
-            explain = router.explain if router and route.policy.needs_router else None
+            explain = router.explain if router and route.policy.needs_router else lambda trace, index: None
             self._last = Answer(finished, replace(self._session.run_info(num_problems=1, route=route), explain=explain))
         return finished
 

@@ -12,8 +12,8 @@ from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.output import OutputOptions, command_display
 from arbitrage_cli.cli.streams import show_cursor
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.explanation import solution_lines
 from arbitrage_cli.display.text import safe, width_of, wrapped, write
+from arbitrage_cli.display.views import decision_lines
 from arbitrage_cli.errors import ProblemError, UsageError, unknown
 from arbitrage_cli.system.signals import Interruption, interruptible
 from arbitrage_cli.types import Finished
@@ -121,8 +121,9 @@ class _Prompt:
             self._display.note(wording.compared(self._conversation.last.finished, alone, self._conversation.answer))
 
     def _explain(self) -> None:
-        last = self._conversation.last
-        _say("\n".join(solution_lines(last.finished.trace, last.run)))
+        trace, run = self._conversation.last.finished.trace, self._conversation.last.run
+        lines = (line for index, _ in enumerate(trace.decisions) for line in decision_lines(trace, index, run))
+        _say("\n".join(map(str, lines)))
 
 
 def _say(text: str, indent: int = 2) -> None:

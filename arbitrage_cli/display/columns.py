@@ -8,7 +8,7 @@ from arbitrage_cli.numbers import formatting
 
 Json = Mapping[str, Any]
 Show = Callable[[Any], str]
-OTHER_OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "missing"}
+OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "missing", "cut": "cut"}
 TIME_PARTS = (
     *(f"{model}_{activity}" for model in ("draft", "target") for activity in ("decode", "prefill", "verify")),
     *("check_decode", "check_prefill", "router", "reward", "rest"),
@@ -55,7 +55,7 @@ def _with_parts(heading: str, name: str, show: Show = formatting.percent) -> Col
 
 
 def _outcomes(figures: Json) -> str:
-    return ", ".join(f"{figures[name]} {word}" for name, word in OTHER_OUTCOMES.items() if figures[name])
+    return "\n".join(f"{figures[name]} {word}" for name, word in OUTCOMES.items() if figures[name])
 
 
 def _part(part: str) -> Callable[[Json], str]:
@@ -74,10 +74,8 @@ TIMES = formatting.number, formatting.number_range
 
 ACCURACY = _ranged("accuracy", "accuracy", PERCENT)
 DIFFERENCE = _ranged("diff", "accuracy_difference", POINTS)
-MADE = Column(
-    "made", "missing", lambda figures: f"{figures['n'] - figures['missing']}/{figures['n']}" * (figures["missing"] > 0)
-)
-CUT = Column("cut", "cut", lambda figures: str(figures["cut"] or ""))
+CORRECT = Column("correct", "accuracy", lambda figures: f"{figures['correct']}/{figures['n']}")
+REMARKS = Column("remarks", "outcomes", _outcomes)
 SECONDS = _value("mean s", "seconds_mean")
 SPEEDUP = _ranged("speed-up", "speedup", TIMES)
 ACCEPTED = _value("accepted", "acceptance_rate", formatting.whole_percent)
@@ -87,8 +85,6 @@ PRICE: Sequence[Column] = (
 )
 TERMINAL: Sequence[Column] = (
     ACCURACY,
-    MADE,
-    CUT,
     DIFFERENCE,
     SECONDS,
     SPEEDUP,
@@ -96,13 +92,14 @@ TERMINAL: Sequence[Column] = (
     ACCEPTED,
     _value("called", "called_rate", formatting.whole_percent),
     _value("thinking", "thinking_tokens_mean"),
+    REMARKS,
 )
 
 PAGE: Mapping[str, Sequence[Column]] = {
     "Accuracy and time": (
         ACCURACY,
-        Column("correct", "accuracy", lambda figures: f"{figures['correct']}/{figures['n']}", _outcomes),
-        CUT,
+        CORRECT,
+        REMARKS,
         _ranged("vs target, points", "accuracy_difference", POINTS),
         SPEEDUP,
         SECONDS,
@@ -142,8 +139,8 @@ DEFINITIONS: Mapping[str, str] = {
     f"the accuracy is unknown. Interval: 95%, Wilson, {_EFFECTIVE}.",
     "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
     f"Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
-    "missing": "Attempts made / planned attempts, if attempts are missing.",
-    "cut": "Attempts that reached a limit (max-tokens, max-steps, ctx) before the solution was complete. They are graded too.",
+    "outcomes": "Attempts that were unscored, that failed, that are missing, or that were cut: they reached a limit (max-tokens, "
+    "max-steps, ctx) before the solution was complete. Cut solutions are graded, too.",
     "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
     "times the unit costs measured in the run. A step that took less than half or more than twice the usual time of such steps "
     "counts as a usual step. "

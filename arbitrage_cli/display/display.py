@@ -61,7 +61,7 @@ class CommandDisplay:
         self._is_due = is_due
         self._clock = clock
         self._updated = clock() - screen.interval * screen.is_live  # a live screen shows the first line at once
-        self._downloads = wording.Downloads(clock)
+        self._file = ("", 0, 0.0)  # the name of the file that is fetched, and the first report: its bytes and its time
         self._view: SolveView | RunView | None = None
 
     def loading(self, activity: str, fraction: float) -> None:
@@ -69,8 +69,11 @@ class CommandDisplay:
 
     def fetching(self, progress: FileProgress) -> None:
         with self._lock:
-            is_edge = self._downloads.is_new(progress) or progress.done == progress.total
-            self._show_work(self._downloads.words(progress), at_once=is_edge)
+            name = f"{progress.activity} {progress.file}"
+            if is_new := name != self._file[0]:
+                self._file = (name, progress.done, self._clock())
+            words = wording.fetching(progress, progress.done - self._file[1], self._clock() - self._file[2])
+            self._show_work(words, at_once=is_new or progress.done == progress.total)
 
     def note(self, text: str) -> None:
         self._show([Line.of((text, "yellow"))])

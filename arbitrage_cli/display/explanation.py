@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-from arbitrage_cli.display import wording
-from arbitrage_cli.display.text import one_line
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Attribution, Cost, Decision, Trace
@@ -29,19 +27,11 @@ _OWN = {  # other names are split into words and parts
 }
 
 
-def solution_lines(trace: Trace, run: RunInfo) -> Iterator[str]:
-    """For each step, yield a line with the decision and the drafted text, followed by an explanation."""
-    for position, decision in enumerate(trace.decisions):
-        step = decision.draft or decision.kept
-        early = " (stopped early)" if step.stop == "early" else ""
-        facts = [decision.choice or step.model, wording.comparison(decision, run), one_line(step.text) + early]
-        yield f"{position + 1:3}  {'  '.join(filter(None, facts))}"
-        yield from (f"     {line}" for line in step_lines(trace, position, run))
-
-
 def step_lines(trace: Trace, position: int, run: RunInfo) -> Iterator[str]:
-    """Yield the log-odds of the router's score, and the cost of each model."""
-    if attribution := run.explain(trace, position) if run.explain else None:
+    """Yield the log-odds of the router's score, and the cost of each model, if the run explains decisions."""
+    if run.explain is None:
+        return
+    if attribution := run.explain(trace, position):
         yield log_odds(attribution)
     yield costs(trace.decisions[position])
 

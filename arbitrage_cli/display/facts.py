@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.display.text import aligned, one_line
-from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.numbers import formatting
@@ -23,21 +22,6 @@ if TYPE_CHECKING:
 Json = Mapping[str, Any]
 Fact = tuple[str, str]  # a name and a text
 LONG_SETTINGS = ("system", "step_separator", "router_sha256")  # they are not listed
-
-
-def headline(figures: Json) -> Iterable[str]:
-    """Yield the verdict or a policy's accuracy, and the share of attempts that reached a limit."""
-    policy = next((policy for policy in figures["policies"] if policy["kind"] != "single"), None)
-    if figures["verdict"]:
-        yield sentence(figures["verdict"])
-    elif policy and policy["accuracy"] is not None:
-        solved, count = formatting.percent(policy["accuracy"]), formatting.count(figures["n"], "problem")
-        yield f"{policy['label']} solves {solved} of {count}."
-    cut = sum(entry["cut"] for entry in figures["policies"])
-    if cut:
-        made = sum(entry["n"] - entry["missing"] for entry in figures["policies"])
-        share = f"{cut} of {formatting.count(made, 'attempt')} ({formatting.percent(cut / made)})"
-        yield f"{share} reached a limit before the solution was complete."
 
 
 def main_facts(run: Json) -> Iterable[Fact]:

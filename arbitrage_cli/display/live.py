@@ -32,7 +32,7 @@ class LiveScreen:
             self._live.stop()
             self._live = None
         if lines:
-            self._console.print(*(row for line in lines for row in self._lasting_rows(line)), sep="\n")
+            self._console.print(*(row for line in lines for row in self._wrapped(line)), sep="\n")
         if rows:
             self._live = self._live or self._started()
             self._live.update(Group(*rows), refresh=True)
@@ -41,12 +41,6 @@ class LiveScreen:
         live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
         live.start()
         return live
-
-    def _lasting_rows(self, line: Line) -> list[Text]:
-        rows = self._wrapped(line)
-        if line.rows is None or (hidden := len(rows) - line.rows) < 2:
-            return rows
-        return [*rows[: line.rows], Text(f"{line.margin}… {hidden} more lines", "dim")]
 
     def _region_rows(self, region: Sequence[Line]) -> list[Text]:
         """Return the rows of the region, which leave one row of the terminal free.

@@ -17,6 +17,7 @@ from arbitrage_cli.display import columns, facts, traces
 from arbitrage_cli.display.columns import DEFINITIONS, Column
 from arbitrage_cli.display.table import size_of
 from arbitrage_cli.display.text import safe
+from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.numbers import formatting
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,7 +80,7 @@ def _view(run: Json, figures: Json) -> dict[str, Any]:
     return {
         "title": figures["dataset"],
         "count": size_of(figures),
-        "headline": " ".join(facts.headline(figures)),
+        "headline": sentence(figures["verdict"]) if figures["verdict"] else "",
         "facts": [*facts.main_facts(run)],
         "other_facts": [*facts.other_facts(run)],
         "notes": figures["notes"],

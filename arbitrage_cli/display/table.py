@@ -23,14 +23,13 @@ def write_table(figures: Figures, facts: Iterable[tuple[str, str]], stream: Text
     shown = columns.known(columns.TERMINAL, policies)
     if columns.PRICE[0] in shown:  # not all columns fit
         shown = [column for column in shown if column not in (columns.SECONDS, columns.ACCEPTED)]
-    notes = [*_not_scored(policies), *figures["notes"]]
     print_to(
         stream,
         paragraph(f"{figures['dataset']}: {size_of(figures)}", "bold"),
         *(pairs(facts, "dim"), ""),
         _table(shown, policies, [policy["label"] for policy in policies], figures["n"]),
         *(("", paragraph(sentence(verdict), "bold")) if verdict else ()),
-        *(("", bullets(notes)) if notes else ()),
+        *(("", bullets(figures["notes"])) if figures["notes"] else ()),
         *(("", _definitions(shown)) if explain else ()),
     )
 
@@ -72,14 +71,6 @@ def _definitions(shown: Sequence[Column]) -> Table:
     for column in shown:
         meanings.setdefault(column.definition, column.heading)
     return pairs(((heading, DEFINITIONS[name]) for name, heading in meanings.items()), "dim")
-
-
-def _not_scored(policies: Sequence[Figures]) -> Iterator[str]:
-    for policy in policies:
-        unscored = f"{policy['unscored']} unscored" if policy["unscored"] else ""
-        errors = formatting.count(policy["errors"], "error") if policy["errors"] else ""
-        if counts := ", ".join(filter(None, (unscored, errors))):
-            yield f"{policy['label']}: {counts} in {formatting.count(policy['n'], 'attempt')}"
 
 
 def _pair_label(entry: Figures) -> str:

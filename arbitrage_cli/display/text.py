@@ -46,7 +46,7 @@ def first_line(text: str) -> str:
 class Line:
     """A sanitized line, or a block of lines. Its parts may have a style of Rich, such as "bold".
 
-    Each row into which it is wrapped starts with `margin`. In a live display, it takes at most `rows` rows.
+    Each row into which it is wrapped starts with `margin`. In the region of a live screen, it takes at most `rows` rows.
     """
 
     parts: tuple[tuple[str, str], ...]

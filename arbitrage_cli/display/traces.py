@@ -50,8 +50,9 @@ class TracePacker:
         problem, _ = self._problems.setdefault(row.id, (len(self._problems), row.level))
         self._attempts[problem, row.sample, (row.policy, row.tau)] = _entry(row, self._num_rows)
         right = gold_answer(row.gold) or ""
-        content = row.model_dump(by_alias=True, exclude_unset=True, include={*SHOWN})
-        self._parts.append(to_json(_rounded(content | {"right": boxed_answer(right) or right})))
+        content = row.model_dump_json(by_alias=True, exclude_unset=True, include={*SHOWN})
+        shown = json.loads(content, parse_float=_rounded) | {"right": boxed_answer(right) or right}
+        self._parts.append(to_json(shown))
         self._num_rows += 1
         if sum(map(len, self._parts)) >= BLOCK:
             self._close_block()
@@ -97,9 +98,5 @@ def _entry(row: "AttemptRow", number: int) -> list[Any]:
     return [row.grade.value if row.grade and is_done else "error", seconds, round(written, DIGITS), calls, number]
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return round(value, DIGITS) if isinstance(value, float) else value
+def _rounded(number: str) -> float:
+    return round(float(number), DIGITS)

@@ -12,7 +12,7 @@ from itertools import islice
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown, Standing
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.explanation import step_lines
-from arbitrage_cli.display.text import Line, aligned, first_line, one_line
+from arbitrage_cli.display.text import Line, aligned, first_line, one_line, shortened
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally_of
@@ -30,51 +30,50 @@ from arbitrage_cli.types import (
     Wrote,
 )
 
-DRAFT_ROWS, TEXT_ROWS, FOOTER_ROWS, THOUGHT_ROWS = 3, 6, 2, 2
+DRAFT_ROWS, TEXT_ROWS, FOOTER_ROWS = 3, 6, 2
 MAX_PROBLEMS = 8  # problems in the region
 NO_ARITHMETIC = "this question is not arithmetic, so the answer of the built-in models is probably wrong"
+MAX_THOUGHT = 160  # characters
 TAIL = 40  # characters of a problem's text, if several problems are solved at once
 BAR = 24  # characters
-SPINNER = "-\\|/"
 MARGIN = "     "
 DIFF_HEADER = 3  # lines before the changes
 CHANGES = {" ": "", "-": "red strike", "+": "bold green"}  # the marks distinguish them without styles, too
 COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta", "check": "blue"}
-VERDICTS = {"accept": "green", "escalate": "yellow", None: ""}
+CHOICES = {"accept": "green", "escalate": "yellow", None: ""}
 
 
 @dataclass(slots=True)
 class _StepInProgress:
     number: int = 1
     writer: ModelRole | None = None
+    state: str = ""
     text: str = ""
     draft_text: str = ""  # while the target rewrites the step
     num_tokens: int = 0
-    num_unread: int = 0
-    is_rated: bool = False
     is_thought: bool = False
     began: float = 0.0
 
     def update(self, event: Shown, now: float) -> None:
-        if isinstance(event, Wrote) and event.model == self.writer:  # two models may write at once: one of them is shown
+        if isinstance(event, Rating):
+            self.state = "scoring"
+        elif isinstance(event, Wrote) and event.model == self.writer:  # two models may write at once: one of them is shown
             self.text += event.text
             self.num_tokens += 1
-        elif isinstance(event, Rating):
-            self.is_rated = True
+            self.state = formatting.count(self.num_tokens, "token")
         elif isinstance(event, Writing):
             if event.model != self.writer or self.num_tokens:  # otherwise the prefill continues
                 self.draft_text = self.text if (self.writer, event.model) == ("draft", "target") else ""
                 self.writer, self.text, self.num_tokens = event.model, "", 0
-                self.is_rated, self.is_thought, self.began = False, event.trace.phase == "think", now
-            self.number, self.num_unread = len(event.trace.decisions) + 1, event.num_unread
+                self.is_thought, self.began = event.trace.phase == "think", now
+            self.number = len(event.trace.decisions) + 1
+            self.state = f"prefill {event.num_unread} tokens" if event.num_unread > 1 else "0 tokens"
 
     @property
     def head(self) -> list[tuple[str, str]]:
         """The number of the step, its writer, and what the writer does."""
-        is_prefill = self.num_unread > 1 and not self.num_tokens
-        state = f"prefill {self.num_unread} tokens" if is_prefill else formatting.count(self.num_tokens, "token")
-        writer = f"{self.writer or '':<6}", COLORS[self.writer] if self.writer else ""
-        return [(f"{self.number:>3}  ", "bold"), writer, (f"  {'scoring' if self.is_rated else state:<10}", "dim")]
+        writer = (f"{self.writer:<6}", COLORS[self.writer]) if self.writer else ("", "")
+        return [(f"{self.number:>3}  ", "bold"), writer, (f"  {self.state:<10}", "dim")]
 
 
 class SolveView:
@@ -103,7 +102,8 @@ class SolveView:
             return [*self._check_lines(event)] if self._shows_steps else []
         if isinstance(event, Decided):
             self._steps[event.trace] = _StepInProgress(event.index + 2)
-            return [*self._decision_lines(event)] if self._shows_steps else []
+            of = self._of(event.trace.problem) if self._run.concurrency > 1 else ""
+            return [*decision_lines(event.trace, event.index, self._run, of)] if self._shows_steps else []
         self._steps[event.trace].update(event, now)
         return []
 
@@ -165,31 +165,6 @@ class SolveView:
     def _title(self, problem: Problem) -> list[Line]:
         return [Line.of(), Line.of((self._of(problem) or "problem: ", "bold"), first_line(problem.question))]
 
-    def _decision_lines(self, event: Decided) -> Iterator[Line]:
-        decision, number = event.decision, event.index + 1
-        kept, discarded = decision.kept, decision.discarded
-        if kept.phase == "think" and not self._run.shows_thoughts:
-            return
-        color, is_same = VERDICTS[decision.choice], wording.is_same(decision)
-        draft = f", {discarded.model} {discarded.num_tokens} {discarded.seconds:.2f} s" if discarded else ""
-        facts = [
-            (f"  {decision.choice or '':<8}", color),
-            (f"  {wording.bar(decision, self._run)}", color),
-            (f"  {wording.comparison(decision, self._run)}{'  same text' * is_same}", ""),
-            (f"  {wording.size(kept)}{draft}", "dim"),
-        ]
-        of = self._of(event.trace.problem) if self._run.concurrency > 1 else ""
-        shown = [fact for fact in facts if fact[0].strip()]
-        yield Line.of((f"{of}{number:>3}  ", "bold"), (f"{kept.model:<6}", COLORS[kept.model]), *shown)
-        if kept.phase == "think":
-            yield Line.block(kept.text, "dim", margin=MARGIN, rows=THOUGHT_ROWS)
-        elif discarded is None or is_same:
-            yield Line.block(kept.text, margin=MARGIN)
-        else:
-            yield from _changes(discarded.text, kept.text)
-        for text in step_lines(event.trace, event.index, self._run) if self._run.explain else ():
-            yield Line.of((text, "dim"), margin=MARGIN)
-
     def _check_lines(self, event: Checked) -> Iterator[Line]:
         """Yield the solutions that are not kept, and the result of the comparison."""
         of = self._of(event.trace.problem) if self._run.concurrency > 1 else ""
@@ -231,6 +206,31 @@ class SolveView:
         return [*answer, (f" ({ending})" if ending else "", "yellow"), ("; ", "dim")]
 
 
+def decision_lines(trace: Trace, index: int, run: RunInfo, of: str = "") -> Iterator[Line]:
+    """Yield a line about the decision at an index, the text of the step, and its explanation, if there is one."""
+    decision = trace.decisions[index]
+    kept, discarded = decision.kept, decision.discarded
+    if kept.phase == "think" and not run.shows_thoughts:
+        return
+    color, is_same = CHOICES[decision.choice], wording.is_same(decision)
+    draft = f", {discarded.model} {discarded.num_tokens} {discarded.seconds:.2f} s" if discarded else ""
+    facts = [
+        (f"  {decision.choice or '':<8}", color),
+        (f"  {wording.bar(decision, run)}", color),
+        (f"  {wording.comparison(decision, run)}{'  same text' * is_same}", ""),
+        (f"  {wording.size(kept)}{draft}", "dim"),
+    ]
+    shown = [fact for fact in facts if fact[0].strip()]
+    yield Line.of((f"{of}{index + 1:>3}  ", "bold"), (f"{kept.model:<6}", COLORS[kept.model]), *shown)
+    if kept.phase == "think":
+        yield Line.block(shortened(kept.text.strip(), MAX_THOUGHT), "dim", margin=MARGIN)
+    elif discarded is None or is_same:
+        yield Line.block(kept.text, margin=MARGIN)
+    else:
+        yield from _changes(discarded.text, kept.text)
+    yield from (Line.of((text, "dim"), margin=MARGIN) for text in step_lines(trace, index, run))
+
+
 class RunView:
     """A view of a benchmark or collection: a table of the policies and the current attempt. Failures stay."""
 
@@ -264,7 +264,7 @@ class RunView:
         progress = wording.joined(self._counts, self._time_left(now))
         head = Line.of((self._progress.title, "bold"), f"  {clock}  {progress}", *bar, rows=1)
         last = [Line.of((f"  last: {self._last}", "dim"), rows=1)] if self._last else []
-        return [head, *_standing_lines(self._progress.standings), self._attempt_line(now), *last]
+        return [head, *_standing_lines(self._progress.standings), self._attempt_line, *last]
 
     def end(self) -> list[Line]:
         return []
@@ -282,14 +282,15 @@ class RunView:
             return ""
         return wording.time_left(left - (now - self._updated))
 
-    def _attempt_line(self, now: float) -> Line:
+    @property
+    def _attempt_line(self) -> Line:
         if not self._in_flight:
             return Line.of(rows=1)
         several = len(self._in_flight) > 1
         problem, label = list(self._in_flight.items())[-1]
         attempt = f"{formatting.count(len(self._in_flight), 'problem')} at once" if several else problem
         step = self._step.head if self._step.writer and not several else []
-        return Line.of(f"{SPINNER[int(now * 4) % 4]} {attempt}, {label}", *step, rows=1)
+        return Line.of(f"  {attempt}, {label}", *step, rows=1)
 
 
 def _standing_lines(standings: Sequence[Standing]) -> list[Line]:

@@ -1,7 +1,6 @@
 """Phrases about problems, steps, runs and requests, which all displays share."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -38,29 +37,11 @@ SLOWER = 1.1  # ratio of times above which a policy is slow
 ENOUGH_TOKENS, ENOUGH_SECONDS = 64, 5.0  # needed to judge whether a policy is slow
 
 
-class Downloads:
-    """Describes the progress and the remaining time of downloads."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._file: tuple[str, str] | None = None
-        self._start = (0.0, 0)
-
-    def is_new(self, progress: FileProgress) -> bool:
-        """Return whether this is the first report about a file. If so, start to measure the download speed."""
-        is_new = self._file != (progress.activity, progress.file)
-        if is_new:
-            self._file, self._start = (progress.activity, progress.file), (self._clock(), progress.done)
-        return is_new
-
-    def words(self, progress: FileProgress) -> str:
-        """Return a line such as `downloading model.gguf, 1.2 GB of 4.9 GB, 4 min left`."""
-        seconds, gained = self._clock() - self._start[0], progress.done - self._start[1]
-        sizes = f"{formatting.size_words(progress.done)} of {formatting.size_words(progress.total)}"
-        words = f"{progress.activity} {one_line(progress.file)}, {sizes}"
-        if seconds < 1 or gained <= 0:
-            return words
-        return f"{words}, {formatting.duration((progress.total - progress.done) * seconds / gained)} left"
+def fetching(progress: FileProgress, gained: int, seconds: float) -> str:
+    """Return a line such as `downloading model.gguf, 1.2 GB of 4.9 GB; about 4 min left`, at the speed of the bytes gained."""
+    sizes = f"{formatting.size_words(progress.done)} of {formatting.size_words(progress.total)}"
+    left = (progress.total - progress.done) * seconds / gained if seconds >= 1 and gained > 0 else None
+    return joined(f"{progress.activity} {progress.file}, {sizes}", time_left(left))
 
 
 @dataclass(slots=True)
