@@ -61,9 +61,6 @@ def test_several_at_once_are_counted(make_view: MakeView) -> None:
         ["done", "right", "s", "each"],
         ["target", "2/3", "50%", "0.250"],
     ]
-    view.display.handle(AttemptEnded("p1", "target", "correct", "7", None, AT_ONCE))
-    assert view.screen.lines[-2][1:] == " p2, target"
-    assert view.screen.lines[-1] == "  last: p1, target: correct (7)"
 
 
 PROGRESS = RunProgress("bench odd\nset", 4, 6, (), seconds_left=90.0)
@@ -81,14 +78,6 @@ def test_attempt_is_one_line_of_visible_text() -> None:
         "4/6 p [2J1, entropy@0.5: incorrect (1 2), 12.3 s; about 2 min left",
         "6/6 p2, draft: correct",
     ]
-
-
-def test_long_work_before_a_run_is_named() -> None:
-    stream, clock = io.StringIO(), Clock()
-    display = CommandDisplay(PlainScreen(stream), io.StringIO(), clock=clock)
-    clock.now += 60
-    display.loading("checking draft.gguf", 1.0)
-    assert stream.getvalue() == "checking draft.gguf: 100%\n"
 
 
 def test_quiet_display_has_notes_only() -> None:

@@ -4,18 +4,16 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from cli import MODELS, QUESTION, Terminal, accept, escalate, finish, flat, make_trace, many_problems
+from cli import MODELS, QUESTION, Terminal, accept, escalate, finish, flat, make_trace
 from marks import rarely
 from screens import Clock, View, is_struck, make_screen
 
-from arbitrage_cli.display import wording
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Decision, Rating, Started, Trace, Writing, Wrote
+from arbitrage_cli.types import Rating, Started, Trace, Writing, Wrote
 
 SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
 RUN = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=1)
@@ -48,39 +46,6 @@ def test_every_step_stays_in_the_scrollback_once(columns: int, rows: int) -> Non
     assert "\u2026" not in shown  # what is cut to one row is the region's alone
     assert terminal.text.splitlines()[-1] == "349"  # stdout is the same terminal: the answer is there once
     assert "answer 349" not in shown
-    assert not terminal.screen.cursor.hidden
-
-
-def test_decision_says_who_wrote_and_why() -> None:
-    with Terminal("solve", *MODELS, QUESTION) as terminal:
-        terminal.wait()
-    first, second = (line.split() for line in terminal.text.splitlines() if re.match(r" +[12]  (draft|target)", line))
-    assert first[:7] == ["1", "target", "escalate", "\u2588" * 4, "2.90", ">", "1.00"]
-    assert second[:7] == ["2", "draft", "accept", "\u2591" * 4, "0.21", "\u2264", "1.00"]
-    assert is_struck(terminal.screen, "454.")
-    assert not is_struck(terminal.screen, "444.")
-
-
-def test_the_end_of_thinking_and_its_reason_are_shown() -> None:
-    thought = replace(accept().kept, phase="think", stop="thought", num_tokens=412)
-    answer = replace(accept("So 4.", stop="end").kept, num_tokens=35)
-    ended = Decision(thought, thought)
-    limited = Decision(replace(thought, stop="think_budget"))
-    reasons = {ended: "412 thinking tokens", limited: "412 thinking tokens (limit reached)"}
-    for decision, words in reasons.items():
-        assert wording.thinking(make_trace(decision, Decision(answer))) == f"{words}, 35 answer tokens"
-    assert wording.thinking(make_trace(Decision(answer))) == ""
-
-
-def test_resize_during_a_run(tmp_path: Path) -> None:
-    path = many_problems(tmp_path / "problems.txt", 30)
-    with Terminal("solve", *MODELS, "--input", str(path), stdout=tmp_path / "output") as terminal:
-        for columns, seen in ((50, b"problem 5: "), (120, b"problem 15: ")):
-            terminal.wait_until(lambda seen=seen: seen in terminal.raw)  # type: ignore[misc]
-            terminal.resize(columns, 24)
-        assert terminal.wait() == 0
-    for index in range(25, 31):
-        assert terminal.text.count(f"problem {index}: ") == 2  # the question and the answer
     assert not terminal.screen.cursor.hidden
 
 

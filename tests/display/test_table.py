@@ -11,7 +11,6 @@ from test_hostile_text import HOSTILE, MARKUP, OBEYED
 from arbitrage_cli.costs.prices import parse_prices
 from arbitrage_cli.display.columns import COMPARISON, DEFINITIONS, DIFFERENCE, PAGE, PRICE, known
 from arbitrage_cli.display.table import write_comparison, write_table
-from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.evaluation.comparison import compare_runs
 
 
@@ -73,13 +72,6 @@ def test_ungraded_answers_have_no_columns_or_charts() -> None:
         "accuracy",
         "vs target, points",
     }
-
-
-def test_the_verdict_stands_under_the_table() -> None:
-    made = make_run(20, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
-    verdict = figures(made.run, made.rows)["verdict"]
-    assert 0.5 <= verdict["confidence"] <= 1
-    assert sentence(verdict) in flat(table(made, explain=False).partition("entropy@0.5")[2])
 
 
 def test_cut_attempts_have_a_column() -> None:
