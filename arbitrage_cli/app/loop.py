@@ -30,9 +30,6 @@ from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.types import Event, Finished, Limits, Started, Trace
 
-MIN_FINISHED = 3
-"""The number of finished attempts from which the remaining time is estimated."""
-
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -155,13 +152,13 @@ class Progress:
         """Measure the time from now on. `concurrency` attempts are made at once."""
         self._concurrency, self._began = concurrency, perf_counter()
 
-    def add(self, attempt: Attempt, seconds: float | None, *, is_correct: bool = False, is_new: bool = True) -> None:
-        """Count an attempt. `seconds` is None if the attempt failed; `is_new` is false for an attempt of an earlier command."""
+    def add(self, attempt: Attempt, row: Any, *, is_new: bool = True) -> None:
+        """Count the row of an attempt. `is_new` is false for an attempt of an earlier command."""
         route, key = attempt.route, (attempt.id, attempt.sample)
         self._tried[route].add(key)
-        if seconds is not None:
-            self._done[route][key] = seconds
-            self._correct[route] += is_correct
+        if row.status == "done":
+            self._done[route][key] = row.took
+            self._correct[route] += row.verdict[0] == "correct"
         self._left -= is_new
         self._finished += is_new
 
@@ -181,9 +178,9 @@ class Progress:
 
     @property
     def _seconds_left(self) -> float | None:
-        """The estimated time left, from the mean time per attempt so far. Attempts in progress count as half done."""
+        """The estimated time left, from the mean time of the attempts so far. Attempts in progress count as half done."""
         begun = min(self._concurrency - 1, self._left) / 2
-        each = (perf_counter() - self._began) / (self._finished + begun) if self._finished >= MIN_FINISHED else None
+        each = (perf_counter() - self._began) / (self._finished + begun) if self._finished else None
         return each and each * (self._left - begun)
 
 
@@ -212,7 +209,7 @@ class StoredRun:
         for row in folder.rows:
             self.count(row)
             if row.status == "done" and row.key in by_key:
-                self._add(by_key[row.key], row, is_new=False)
+                self._progress.add(by_key[row.key], row, is_new=False)
 
     def count(self, row: Any) -> None:
         """Note the content of a row in the folder."""
@@ -245,16 +242,12 @@ class StoredRun:
 
     def kept(self, attempt: Attempt, row: Any) -> None:
         self.count(row)
-        self._add(attempt, row)
+        self._progress.add(attempt, row)
 
     def show(self, attempt: Attempt, row: Any, *, is_kept: bool) -> None:
         verdict, detail = row.verdict
         shown = verdict if is_kept else "stopped"
         self._display.handle(AttemptEnded(row.id, attempt.route.label, shown, detail, row.took, self.progress))
-
-    def _add(self, attempt: Attempt, row: Any, *, is_new: bool = True) -> None:
-        seconds = row.took if row.status == "done" else None
-        self._progress.add(attempt, seconds, is_correct=row.verdict[0] == "correct", is_new=is_new)
 
 
 def run_json(spec: Spec, folder: RunFolder, selected: Selection | None = None, **details: Any) -> Run:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import made_up_runs
 import pytest
 from faults import results
 from hash_language import SHORT, HashBackend, Recording
@@ -323,16 +324,19 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     assert (solved["status"], solved["grade"]["value"]) == ("done", "correct")
 
 
-def progress_of(*attempts: tuple[int, Route, float | None, bool]) -> Progress:
+def progress_of(*attempts: tuple[int, Route, float, str]) -> Progress:
     progress = Progress("run", (TARGET, ENTROPY), 3, 6)
-    for number, route, seconds, is_correct in attempts:
-        progress.add(Attempt(item(number), 0, route), seconds, is_correct=is_correct)
+    for number, route, seconds, verdict in attempts:
+        row = made_up_runs.make_row(number, 0, (route.policy.name, route.tau)) | {"wall_seconds": seconds}
+        ended = {"status": "error", "grade": None} if verdict == "error" else {"grade": {**row["grade"], "value": verdict}}
+        progress.add(Attempt(item(number), 0, route), made_up_runs.parsed(row | ended))
     return progress
 
 
 def test_progress_counts_and_compares() -> None:
-    attempts = [(0, TARGET, None, False), (0, TARGET, 8.0, True), (0, ENTROPY, 4.0, True), (1, TARGET, 6.0, False)]
-    now = progress_of(*attempts, (2, ENTROPY, None, False)).now(most=0.0)
+    """An attempt that is made again counts once."""
+    attempts = [(0, TARGET, 9.0, "error"), (0, TARGET, 8.0, "correct"), (0, ENTROPY, 4.0, "correct")]
+    now = progress_of(*attempts, (1, TARGET, 6.0, "incorrect"), (2, ENTROPY, 9.0, "error")).now(most=0.0)
     target, entropy = now.standings
     assert (target.tried, target.done, target.correct, target.seconds, target.speedup) == (2, 2, 1, 14.0, 1.0)
     assert (entropy.tried, entropy.done, entropy.correct, entropy.seconds, entropy.speedup) == (2, 1, 1, 4.0, 2.0)
