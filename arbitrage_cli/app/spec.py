@@ -152,7 +152,8 @@ def make_spec(
     named = request.named
     checker = request.models_for(request.asked).get("check")  # another checker's files are not read
     placement = place({**named.sources, "check": checker}, named.load, measured)
-    costs = price_costs(parse_prices(named.price)) if named.price else PairCosts.of(placement.unit_costs, concurrency)
+    at_once = 1 if request.loads == "served" else concurrency  # a server's limit, which a single user does not reach
+    costs = price_costs(parse_prices(named.price)) if named.price else PairCosts.of(placement.unit_costs, at_once)
     available = AvailableRouter(named.router, named.router_source, costs, named.price is not None)
     routes, named_taus, preset_notes = _routes(request, available, earlier)
     warnings = list[str]()
@@ -264,8 +265,12 @@ def _default_or_warned(request: Request, route: Route, router: AvailableRouter) 
 
 
 def _advised_route(request: Request, router: AvailableRouter) -> tuple[Route, list[str]] | None:
-    """Return the route of the last advice on this pair, and a note, or None. Raises ArbitrageError if the advice is invalid."""
-    known = read_cache(tuned_file()).advice if request.named.price is None else ()
+    """Return the route of the last advice on this pair, and a note, or None. Raises ArbitrageError if the advice is invalid.
+
+    An advice is for times, and for one problem at a time.
+    """
+    is_for_times = request.named.price is None and (router.costs is None or router.costs.concurrency == 1)
+    known = read_cache(tuned_file()).advice if is_for_times else ()
     advice = next((one for one in known if one.pair == advised_pair(request)), None)
     if advice is None:
         return None

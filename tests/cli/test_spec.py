@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 from cli import pair_named_mine
+from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
 from arbitrage_cli.app import costs
 from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import NamedModels, Request, ask, ask_to_collect, ask_to_compare, choose_models
+from arbitrage_cli.app.request import Loads, NamedModels, Request, ask, ask_to_collect, ask_to_compare, choose_models
 from arbitrage_cli.app.spec import Run, Spec, advised_pair, make_spec
-from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
+from arbitrage_cli.costs.store import StoredAdvice, Tuned, keep_advice, tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
 from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
 from arbitrage_cli.problems.tasks import find_task
+from arbitrage_cli.types import ModelRole
 
 SCRIPTED = Options(draft="scripted:draft", target="scripted:target")
 MATH = find_task(None)
@@ -119,6 +121,20 @@ def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, polic
     other = single(models=replace(served, target="http://127.0.0.1:2/v1"))
     assert (before.route.policy.name, other.route.policy.name) == ("arbitrage", "arbitrage")
     assert (after.route.policy.name, len(after.notes)) == (policy, num_notes)
+
+
+@pytest.mark.parametrize(
+    ("loads", "concurrency", "policy"), [("needed", 1, "arbitrage"), ("needed", 8, "target"), ("served", 8, "arbitrage")]
+)
+def test_the_default_follows_the_costs_of_its_concurrency(loads: Loads, concurrency: int, policy: str) -> None:
+    """Batches make only the target cheaper here. An advice is for one problem at a time, as in most of a server's time."""
+    request = ask(Options(), MATH, loads=loads)
+    measured: dict[ModelRole, Tuned] = {
+        "draft": make_tuned(costs=unit_costs(0.2, 4.0, 16.0, prefill=0.01)),
+        "target": make_tuned(costs=unit_costs(1.0, 1.0, 1.1, prefill=0.01)),
+    }
+    keep_advice(tuned_file(), StoredAdvice(advised_pair(request), "arbitrage@fast", "2026-11-29T12:00:00+00:00"))
+    assert make_spec(request, measured=measured, concurrency=concurrency).route.policy.name == policy
 
 
 def test_only_the_models_that_are_needed_are_sources() -> None:
