@@ -18,7 +18,6 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.task import Grader, is_correct
-from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
@@ -69,7 +68,11 @@ class Collection(StoredRun):
         session.load(rollouts=options.rollouts)
         samplers = [Sampler(_temperature(options), 1.0, spec.sampler.seed + number) for number in range(options.rollouts)]
         with spec.task.open_grader() as grader:
-            rollouts = Rollouts(lambda problem, text: is_correct(grader, text, self._golds[problem]), samplers)
+            rollouts = Rollouts(
+                lambda problem, text: is_correct(grader, text, self._golds[problem]),
+                samplers,
+                recalls=samplers[0] == spec.sampler,
+            )
             rater = session.rater(spec.route.policy, rollouts)
             writers: dict[ModelRole, Writer] = {
                 role: session.models[role].own_writer(role, session.writing) for role in spec.route.policy.models
@@ -77,8 +80,6 @@ class Collection(StoredRun):
             if count := len(self._unanswered & {attempt.id for attempt in self.todo}):
                 which = f"{formatting.count(count, 'problem')} without a known answer"
                 self._display.note(f"{which}: the target's own answer is assumed to be correct")
-            if isinstance(rater, RolloutRater) and samplers[0] == spec.sampler:
-                writers["target"] = RecallingWriter(writers["target"], rater)
             scheduler = Scheduler(writers, concurrency=session.concurrency, rater=rater)
             solver = _StateSolver(scheduler, spec.limits, grader, self._golds, self._unanswered)
             self._store(self.begin(solver, grader), solver)

@@ -44,10 +44,14 @@ log = logging.getLogger("arbitrage.session")
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """The settings of rollouts: one continuation per sampler. `is_right` receives a problem id and a solution."""
+    """The settings of rollouts: one continuation per sampler. `is_right` receives a problem id and a solution.
+
+    See `RolloutRater` for `recalls`.
+    """
 
     is_right: Callable[[str, str], bool]
     samplers: Sequence[Sampler] = (Sampler(),)
+    recalls: bool = False
 
 
 def _server_models(request: Request, display: Watcher, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
@@ -269,7 +273,7 @@ class Session:
             self.models["target"].own_writer("target", replace(self.writing, sampler=sampler), self.concurrency * number)
             for number, sampler in enumerate(rollouts.samplers, start=1)
         ]
-        return RolloutRater(writers, rollouts.is_right)
+        return RolloutRater(writers, rollouts.is_right, recalls=rollouts.recalls)
 
     def _warn_of_another_pair(self) -> None:
         router = self.spec.deciding_router

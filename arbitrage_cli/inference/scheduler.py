@@ -88,6 +88,9 @@ class Rater(Solver, Protocol):
 
     def tick(self) -> Sequence[RewardUpdate]: ...
 
+    def recall(self, slot: int, request: WriteStep) -> Step | None:
+        """Return the requested step, at no cost, if it was already written to rate another step."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -269,6 +272,9 @@ class Scheduler:
                     raise ValueError("the policy requests rewards, but there is no rater")
                 self._rater.start(flight.slot, request)
                 flight.waits_for_rewards = True
+            elif isinstance(request, WriteStep) and self._rater and (step := self._rater.recall(flight.slot, request)):
+                yield Wrote(flight.trace, request.model, step.text)
+                yield from self._resume(flight, step)
             else:
                 yield from self._start(flight, request if isinstance(request, tuple) else (request,))
         except ProblemError as error:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from arbitrage_cli.arbitrage import RateSteps
+from arbitrage_cli.arbitrage import RateSteps, WriteStep
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
 from arbitrage_cli.inference.backend import Backend, Clock, Deadline, Floats
 from arbitrage_cli.inference.cached_sequence import CachedSequence, decode
@@ -68,6 +68,9 @@ class PrmRater:
 
     def start(self, slot: int, request: RateSteps) -> None:
         self._requests[slot] = request
+
+    def recall(self, slot: int, request: WriteStep) -> Step | None:
+        return None
 
     def tick(self) -> list[RewardUpdate]:
         requests = list(self._requests.items())

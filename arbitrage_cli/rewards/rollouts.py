@@ -8,10 +8,7 @@ from typing import Any
 from arbitrage_cli.arbitrage import RateSteps, WriteStep
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.inference.backend import Deadline
-from arbitrage_cli.inference.engine import SlotUpdate
-from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import RewardUpdate, Writer
-from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.types import Cost, Decision, Phase, Problem, Step, Trace
 
 Prefix = tuple[str, str, Phase, bool]
@@ -34,14 +31,15 @@ class RolloutRater:
     """A `Rater` whose reward is the share of the target's continuations that reach the known answer, as in Math-Shepherd.
 
     `writers` contains the target's writers: either one greedy writer or several sampling writers. A continuation depends
-    only on its prefix, so one rollout determines the outcome of every prefix on its path.
+    only on its prefix, so one rollout determines the outcome of every prefix on its path. If `recalls` is true, the target
+    samples like the first writer, whose steps need not be written again.
     """
 
     waits_for_many = False
 
-    def __init__(self, writers: Sequence[Writer], is_right: Callable[[str, str], bool]) -> None:
+    def __init__(self, writers: Sequence[Writer], is_right: Callable[[str, str], bool], *, recalls: bool = False) -> None:
         self._writers = writers
-        self._is_right = is_right
+        self._is_right, self._recalls = is_right, recalls
         self._outcomes: dict[tuple[int, int], dict[Prefix, bool]] = {}  # by slot and writer: whether the solution is right
         self._rollouts: dict[tuple[int, int], Generator[WriteStep, Any, None]] = {}  # by slot and writer
         self._requests: dict[int, _Request] = {}  # by slot
@@ -75,8 +73,9 @@ class RolloutRater:
             self._rollouts[slot, index] = self._rollout(slot, index)
             self._resume(slot, index, None)
 
-    def next_step(self, slot: int, trace: Trace) -> Step | None:
-        return self._steps[slot].get(_prefix(trace))
+    def recall(self, slot: int, request: WriteStep) -> Step | None:
+        step = self._steps[slot].get(_prefix(request.trace)) if self._recalls and request.model == "target" else None
+        return step and replace(step, cost=Cost())
 
     def tick(self) -> list[RewardUpdate]:
         failed: dict[int, ProblemError] = {}
@@ -121,45 +120,3 @@ class RolloutRater:
         if any(None in of_step for of_step in outcomes):
             return None
         return RewardUpdate(slot, tuple(sum(map(bool, of_step)) / len(of_step) for of_step in outcomes), request.cost)
-
-
-class RecallingWriter:
-    """Wraps the target's writer and reuses the steps of a `RolloutRater`, whose first writer must use the same sampler."""
-
-    def __init__(self, writer: Writer, rollout: RolloutRater) -> None:
-        self._writer = writer
-        self._rollout = rollout
-        self._recalled: dict[int, Step] = {}
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._recalled) or self._writer.busy
-
-    @property
-    def wait(self) -> Callable[[], None] | None:
-        return None if self._recalled else self._writer.wait
-
-    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
-        self._writer.open(slot, problem, deadline, sampler)
-
-    def close(self, slot: int) -> None:
-        self._recalled.pop(slot, None)
-        self._writer.close(slot)
-
-    def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
-        step = self._rollout.next_step(slot, request.trace)
-        if step is None:
-            return self._writer.start(slot, request, speculator)
-        self._recalled[slot] = replace(step, cost=Cost())
-        return 0
-
-    def tick(self) -> list[SlotUpdate]:
-        updates = [SlotUpdate(slot, step.text, step=step) for slot, step in self._recalled.items()]
-        self._recalled.clear()
-        return updates + (list(self._writer.tick()) if self._writer.busy else [])
-
-    def num_prompt_tokens(self, slot: int) -> int | None:
-        return self._writer.num_prompt_tokens(slot)
-
-    def seconds_alone(self, slot: int, trace: Trace) -> float | None:
-        return self._writer.seconds_alone(slot, trace)

@@ -20,7 +20,7 @@ from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, RewardUpdate, Scheduler, Writer
 from arbitrage_cli.rewards.prm import PrmRater, PrmStyle, ask
-from arbitrage_cli.rewards.rollouts import RecallingWriter, RolloutRater
+from arbitrage_cli.rewards.rollouts import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace
@@ -296,12 +296,11 @@ def test_what_a_rollout_wrote_is_not_written_again(sampler: Sampler) -> None:
     problems = [Problem(str(number), f"question {number}") for number in range(3)]
 
     def decisions(*, recalls: bool) -> tuple[list[tuple[str, str, float | None]], int]:
-        rollout = RolloutRater([target(sampler, num_sequences=2)], lambda _identifier, text: len(text) % 3 == 0)
-        engine = target(sampler, num_sequences=2)
-        writer = RecallingWriter(engine, rollout) if recalls else engine
+        writers = [target(sampler, num_sequences=2) for _ in range(2)]
+        rollout = RolloutRater(writers[:1], lambda _identifier, text: len(text) % 3 == 0, recalls=recalls)
         found: list[tuple[str, str, float | None]] = []
         num_decoded = 0
-        for event in run("oracle", problems, rollout, writer, concurrency=2):
+        for event in run("oracle", problems, rollout, writers[1], concurrency=2):
             if isinstance(event, Decided) and event.decision.target:
                 found.append((event.trace.problem.id, event.decision.target.text, event.decision.advantage))
                 num_decoded += event.decision.target.cost.decode_tokens
