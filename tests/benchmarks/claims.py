@@ -40,8 +40,7 @@ NUM_PROBLEMS = 40
 SHARES = (0.25, 0.5, 0.75)  # of the problems that the target solves, drawn at random
 UNNAMED_SIZES = {"Phi-3.5-mini-instruct": 3.8}  # billions of parameters of models whose names do not contain them
 CLASSES = ((0.985, "99 in 100"), (0.9, "9 in 10"), (0.8, "8 in 10"), (0.7, "7 in 10"), (LIKELY, "6 in 10"))
-STAND_INS = {"draft": "draft", "agree": "logprob", "random": "random"}
-"""For each policy of a session, a policy of the program from which the same effect is expected before the first problem."""
+KINDS = ("draft", "agree", "random")  # policies of the sessions
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Records:
         sizes = self._sizes
         draft, target = dice.choice([(one, two) for one in sizes for two in sizes if sizes[one] < sizes[two]])
         others = [name for name in sizes if name not in (draft, target) and sizes[name] < sizes[target]]
-        kind = dice.choice([kind for kind in STAND_INS if kind != "agree" or others])
+        kind = dice.choice([kind for kind in KINDS if kind != "agree" or others])
         answers, alone = self._answers(draft, "draft"), self._answers(target, "target")
         if kind == "agree":
             second = self._answers(dice.choice(others), "draft")
@@ -154,17 +153,16 @@ def result_of(index: int, answer: Answer, factors: Mapping[ModelRole, float]) ->
 
 def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole, float]) -> Verdict:
     """Return the program's verdict after these problems, given the errors of the unit costs."""
-    name = STAND_INS[contest.kind]
     policy, target = (
         PolicyResults(
             POLICIES[one], None, results={(str(index), 0): result_of(index, answers[index], factors) for index in problems}
         )
-        for one, answers in ((name, contest.policy), ("target", contest.target))
+        for one, answers in ((contest.kind, contest.policy), ("target", contest.target))
     )
     units: dict[ModelRole, UnitCosts] = {role: UnitCosts((cost,) * 5, cost / 10) for role, cost in contest.costs.items()}
     found = {**compared_with_target(policy, target), **latency(policy, target, units, has_clock=True)}
     entry = {
-        "policy": name,
+        "policy": contest.kind,
         "tau": None,
         "tau_name": None,
         "saving": None,
@@ -217,7 +215,7 @@ def write_claims(ended: Sequence[Claim], stopped: Sequence[Claim]) -> None:
 def write_kinds(claims: Sequence[Claim]) -> None:
     """Print how many claims of at least 9 in 10 are true, for each policy."""
     print("\n| policy | truly worth it | claims of 9 in 10 and more: worth it | not worth it |\n|---|---|---|---|")
-    for kind in STAND_INS:
+    for kind in KINDS:
         members = [one for one in claims if one.contest.kind == kind]
         sure = [one for one in members if one.verdict.confidence >= 0.9]
         print(f"| {kind} | {np.mean([one.contest.is_worth_it for one in members]):.0%} | {' | '.join(sides(sure))} |")
