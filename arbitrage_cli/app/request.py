@@ -337,6 +337,8 @@ def warnings_about(
         yield from _borrowed_settings(sources, named.pair)
     if uses_router and named.router_source == UNIVERSAL_ROUTER:
         yield UNIVERSAL
+    if not named.checks_itself and sources.get("check", "") == sources.get("draft"):
+        yield "the checker is the draft, so they make the same mistakes; use another --check"
     with contextlib.suppress(OSError, RuntimeError):  # loading the models reports the error
         yield from _unusual_pair(sources)
     processors = logical_processors()

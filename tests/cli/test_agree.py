@@ -178,6 +178,12 @@ def test_multiple_choice_has_a_warning() -> None:
     assert "2.4 points" in run("solve", *MODELS, "--task", "choice", EASY).err
 
 
+def test_a_checker_that_is_the_draft_has_a_warning() -> None:
+    made = run("solve", *MODELS[:4], "--check", DRAFT, *MODELS[6:], "--json", QUESTION)
+    assert "--check" in made.err
+    assert made.records[0]["answer"] == WRONG
+
+
 def test_a_checker_is_needed_and_used() -> None:
     assert_refused(run("solve", *MODELS[:4], "--policy", "agree", EASY), 2, "", "--check MODEL")
     assert_refused(run("solve", *MODELS[:6], "--policy", "draft", EASY), 2, "--check: ")
