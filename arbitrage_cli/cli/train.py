@@ -88,13 +88,13 @@ def train(
                 runs, training.test or [], name=name, command=command, seed=training.seed, on_progress=report
             )
     save(router, output_file)
-    _show(router, as_json=json_line, explain=training.explain, presets_only=bool(training.source))
+    _show(router, as_json=json_line, explain=training.explain)
     report(f"wrote {output_file}: router {name}; to show its card: arbitrage models info {output_file}")
     report(f"to measure it: {shlex.join(bench_command(runs[0], output_file))}")
 
 
-def _show(router: "Router", *, as_json: bool, explain: bool, presets_only: bool) -> None:
-    from arbitrage_cli.display.card import write_card, write_summary, write_taus
+def _show(router: "Router", *, as_json: bool, explain: bool) -> None:
+    from arbitrage_cli.display.card import write_card, write_summary
 
     card = router.card.to_json()
     if as_json:
@@ -102,5 +102,4 @@ def _show(router: "Router", *, as_json: bool, explain: bool, presets_only: bool)
     elif explain:
         write_card(card, sys.stdout, sha256=router.sha256)
     else:
-        write = write_taus if presets_only else write_summary
-        write(card, sys.stdout)
+        write_summary(card, sys.stdout)

@@ -60,10 +60,6 @@ def write_card(card: Card, stream: TextIO, *, sha256: str) -> None:
     print_to(stream, *parts)
 
 
-def write_taus(card: Card, stream: TextIO) -> None:
-    print_to(stream, *_taus(card))
-
-
 def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
     data, metrics = card["data"], card["metrics"]
     architecture = metrics["architecture"]

@@ -54,8 +54,13 @@ def _with_parts(heading: str, name: str, show: Show = formatting.percent) -> Col
     return Column(heading, name, lambda figures: show(figures[name]), parts)
 
 
-def _outcomes(figures: Json) -> str:
-    return "\n".join(f"{figures[name]} {word}" for name, word in OUTCOMES.items() if figures[name])
+def _points_range(interval: formatting.Bounds) -> str:
+    return "" if interval is None else f"[{100 * interval[0]:+.0f} to {100 * interval[1]:+.0f}]"
+
+
+def outcomes(figures: Json) -> str:
+    """Return counts such as `1 failed, 2 cut`."""
+    return ", ".join(f"{figures[name]:,} {word}" for name, word in OUTCOMES.items() if figures[name])
 
 
 def _part(part: str) -> Callable[[Json], str]:
@@ -69,13 +74,13 @@ def _part(part: str) -> Callable[[Json], str]:
 
 
 PERCENT = formatting.percent, formatting.percent_range
-POINTS = formatting.points, formatting.points_range
+POINTS = formatting.points, _points_range
 TIMES = formatting.number, formatting.number_range
 
 ACCURACY = _ranged("accuracy", "accuracy", PERCENT)
 DIFFERENCE = _ranged("diff", "accuracy_difference", POINTS)
 CORRECT = Column("correct", "accuracy", lambda figures: f"{figures['correct']}/{figures['n']}")
-REMARKS = Column("remarks", "outcomes", _outcomes)
+REMARKS = Column("remarks", "outcomes", outcomes)
 SECONDS = _value("mean s", "seconds_mean")
 SPEEDUP = _ranged("speed-up", "speedup", TIMES)
 ACCEPTED = _value("accepted", "acceptance_rate", formatting.whole_percent)
@@ -92,7 +97,6 @@ TERMINAL: Sequence[Column] = (
     ACCEPTED,
     _value("called", "called_rate", formatting.whole_percent),
     _value("thinking", "thinking_tokens_mean"),
-    REMARKS,
 )
 
 PAGE: Mapping[str, Sequence[Column]] = {

@@ -12,6 +12,7 @@ from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.numbers import formatting
 
 MAX_NAMES = 12  # problem IDs in a line
+MAX_COLUMNS = 5
 MIN_PROBLEMS = 5  # for which intervals are shown
 
 Figures = Mapping[str, Any]
@@ -21,15 +22,18 @@ def write_table(figures: Figures, facts: Iterable[tuple[str, str]], stream: Text
     """Write the facts, the table and the notes; with `explain`, also the definitions. Raises the same errors as `write`."""
     policies, verdict = figures["policies"], figures["verdict"]
     shown = columns.known(columns.TERMINAL, policies)
-    if columns.PRICE[0] in shown:  # not all columns fit
-        shown = [column for column in shown if column not in (columns.SECONDS, columns.ACCEPTED)]
+    for spare in (columns.SECONDS, columns.ACCEPTED):
+        if len(shown) > MAX_COLUMNS and spare in shown:
+            shown.remove(spare)
+    remarks = [f"{one['label']}: {found} of {one['n']:,}" for one in policies if (found := columns.outcomes(one))]
+    notes = [*remarks, *figures["notes"]]
     print_to(
         stream,
         paragraph(f"{figures['dataset']}: {size_of(figures)}", "bold"),
         *(pairs(facts, "dim"), ""),
         _table(shown, policies, [policy["label"] for policy in policies], figures["n"]),
         *(("", paragraph(sentence(verdict), "bold")) if verdict else ()),
-        *(("", bullets(figures["notes"])) if figures["notes"] else ()),
+        *(("", bullets(notes)) if notes else ()),
         *(("", _definitions(shown)) if explain else ()),
     )
 

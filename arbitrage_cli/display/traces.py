@@ -22,11 +22,6 @@ DIGITS = 4  # decimals of numbers, more than the page shows
 SHOWN = frozenset(
     ("problem", "gold", "answer", "grade", "error", "stop", "steps", "check")
 )  # the fields of a row that the page shows
-CHARTED = (
-    *("label", "score_is", "tau", "policy", "accuracy", "accuracy_interval"),
-    *("speedup", "speedup_interval", "seconds_mean", "by_level"),
-)
-
 Json = Mapping[str, Any]
 
 
@@ -66,9 +61,7 @@ class TracePacker:
         problems = [[name, level] for name, (_, level) in self._problems.items()]
         named = (route_name(policy["policy"], policy["tau"], policy["tau_name"]) for policy in policies)
         return {
-            "policies": [
-                {"name": name, **{key: one[key] for key in CHARTED}} for name, one in zip(named, policies, strict=True)
-            ],
+            "policies": [{**one, "name": name} for name, one in zip(named, policies, strict=True)],
             "index": _packed(to_json({"problems": problems, "attempts": attempts})),
             "blocks": self._blocks,
         }

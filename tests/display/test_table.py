@@ -74,14 +74,13 @@ def test_ungraded_answers_have_no_columns_or_charts() -> None:
     }
 
 
-def test_cut_attempts_have_a_column() -> None:
+def test_other_outcomes_are_notes() -> None:
     made = make_run(4, columns=[("target", None), ("draft", None)])
-    assert "remarks" not in table(made)
-    text = table(run_of([{**made.rows[0], "stop": "max_tokens"}, *made.rows[1:]]))
-    heading, target, draft = text.splitlines()[2:5]
-    assert (heading.split()[-1], target.endswith("1 cut"), draft.endswith("cut")) == ("remarks", True, False)
-    assert flat(DEFINITIONS["outcomes"]) in flat(text)
-    assert "raise --max-tokens" in flat(text)
+    assert "of 4\n" not in table(made)
+    rows = [{**made.rows[0], "stop": "max_tokens"}, unscored(made.rows[1]), *made.rows[2:-1]]
+    text = table(MadeUp(made.run, rows))
+    assert "- target: 1 cut of 4\n" in text
+    assert "- draft: 1 unscored, 1 missing of 4\n" in text
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), *MARKUP])
