@@ -123,7 +123,7 @@ class _Prompt:
     def _explain(self) -> None:
         trace, run = self._conversation.last.finished.trace, self._conversation.last.run
         lines = (line for index, _ in enumerate(trace.decisions) for line in decision_lines(trace, index, run))
-        _say("\n".join(map(str, lines)))
+        _say("\n".join(map(str, lines)), 5)
 
 
 def _say(text: str, indent: int = 2) -> None:
