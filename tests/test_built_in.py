@@ -219,7 +219,7 @@ def test_the_readme_of_the_models_is_true() -> None:
     pair, thinking = (read_pairs()[name] for name in ("builtin", "builtin-thinking"))
     assert pair.router
     sources = (*pair.sources.values(), thinking.draft.source, thinking.target.source)
-    shipped = [find_files(source)[0] for source in sources if source]
+    shipped = [find_files(source)[0] for source in dict.fromkeys(sources) if source]
     routers = sorted(MODELS.glob("*.safetensors"))
     assert {router_file(pair.router), router_file(UNIVERSAL_ROUTER)} <= set(routers)
     lines = (MODELS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
