@@ -32,7 +32,6 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
-from arbitrage_cli.app.session import Session
 from arbitrage_cli.costs.placement import machine_here
 from arbitrage_cli.costs.store import keep_tuned, tuned_file
 from arbitrage_cli.model_files.checksums import sha256_of
@@ -240,20 +239,6 @@ def test_a_pair_is_not_closed_while_another_thread_solves() -> None:
             finally:
                 answered.set()
             assert [one.answer for one in solved.result()] == [ANSWER]
-        assert pair.solve(QUESTION).answer == ANSWER
-
-
-def test_an_interrupted_advice_leaves_the_pair_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if the interrupt arrives while the models are loaded again."""
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with scripted() as pair:
-        with monkeypatch.context() as patched:
-            patched.setattr(Session, "load", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                pair.advise([QUESTION], minutes=0.01)
         assert pair.solve(QUESTION).answer == ANSWER
 
 

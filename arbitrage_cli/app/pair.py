@@ -121,7 +121,10 @@ def resolve_call(session: Session, given: CallOptions) -> Call:
     spec = session.spec
     own = spec.request.options  # the pair's tau belongs to the pair's policy
     options = options_of(replace(own, **NO_ROUTING) if given.get("policy") is not None else own, given)
-    route = _route(spec, options) if NO_ROUTING.keys() & options.explicit else spec.route
+    route, named = spec.route, spec.request.named
+    if NO_ROUTING.keys() & options.explicit:
+        policy, tau = choose_route(named, spec.task, options)
+        route = make_route(policy, tau, spec.available_router, early_stop=named.early_stop(options.early_stop, [policy]))
     _check_loaded(session, route.policy)
     limits = limits_of(options, spec.limits.think_tokens if options.think is None else options.think_tokens)
     sampler = sampler_of(options)
@@ -130,12 +133,6 @@ def resolve_call(session: Session, given: CallOptions) -> Call:
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
     system = options.system if "system" in options.explicit else None
     return Call(route, limits, sampler, system, session.flow(route, sampler), run)
-
-
-def _route(spec: Spec, options: Options) -> Route:
-    named = spec.request.named
-    policy, tau = choose_route(named, spec.task, options)
-    return make_route(policy, tau, spec.available_router, early_stop=named.early_stop(options.early_stop, [policy]))
 
 
 def _check_loaded(session: Session, policy: Policy) -> None:
@@ -277,9 +274,8 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return resolve_call(self._loaded(self._spec), options)
 
     def _solve(self, call: Call, problem: Problem) -> Solution:
-        events = self._run(call, [call.job(problem)])
-        (finished,) = (event for event in events if isinstance(event, Finished))
-        return _solution_or_error(call, finished)
+        (solution,) = (event for event in self._stream(call, problem) if isinstance(event, Solution))
+        return solution
 
     def _solve_many(self, call: Call, questions: Iterable[Question]) -> Generator[Solution, None, None]:
         in_order = InOrder[Solution]()

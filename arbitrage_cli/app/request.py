@@ -116,14 +116,16 @@ class NamedModels:
 
 def arguments_for(pair: PairEntry | None, sources: Models) -> list[str]:
     """Return the options that name a pair, or its models."""
-    named = {"pair": pair.name} if pair else {role: sources[role] for role in ("draft", "target") if role in sources}
+    named = {"pair": pair.name} if pair else {role: sources[role] for role in WRITING if role in sources}
     return [part for name, value in named.items() for part in (f"--{name}", value)]
 
 
 def choose_models(options: Options, task: Task) -> NamedModels:
     """Return the models and the router that the options name.
 
-    If the user turned thinking on or off, use the pair that thinks, or the pair that does not. Raises UsageError if the pair is unknown, or an address, an API key or a setting of the pair is invalid; RouterError if
+    If the user turned thinking on or off, use the pair that thinks, or the pair that does not.
+
+    Raises UsageError if the pair is unknown, or an address, an API key or a setting of the pair is invalid; RouterError if
     the router cannot be used.
     """
     for name in ("pair", "draft", "target", "router", "prm", "check"):
@@ -138,7 +140,7 @@ def choose_models(options: Options, task: Task) -> NamedModels:
         raise UsageError("a process reward model cannot run on a server", "use a GGUF file", option="prm")
     own_pair = pair if pair and _is_pair(pair, models) else None
     price = _price_of(own_pair, models)
-    if checks_itself := models.get("check") == THINK:
+    if checks_itself := models.get("check") == THINK and "draft" in models:
         models = {**models, "check": models["draft"]}
     router_source = options.router or _default_router(own_pair, models, task)
     router = load(router_file(router_source)) if router_source else None
@@ -185,7 +187,7 @@ def _default_router(own_pair: PairEntry | None, models: Models, task: Task) -> s
 
 def _router_of_files(models: Models) -> str | None:
     """Return the first router that was trained on these files. Routers for code and routers that cannot be read are ignored."""
-    files = {role: local_files(models[role]) for role in ("draft", "target") if role in models}
+    files = {role: local_files(models[role]) for role in WRITING if role in models}
     if len(files) < 2 or not all(files.values()):
         return None
     names = [name for name in shipped_routers() if name != UNIVERSAL_ROUTER]
