@@ -8,7 +8,7 @@ from typing import Any
 
 from arbitrage_cli.app.benchmark import Bench, Pace, plan
 from arbitrage_cli.app.loop import Attempt, StoredRun, missing
-from arbitrage_cli.app.manifest import problem_facts, resume, settings_of, with_grown
+from arbitrage_cli.app.manifest import problem_facts, resume, settings_of, with_grader, with_grown
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.protocol import Display, RunProgress, offering_to_resume
 from arbitrage_cli.app.request import Request
@@ -17,7 +17,7 @@ from arbitrage_cli.app.session import Rollouts, Session, open_session
 from arbitrage_cli.app.spec import Run, Spec, limits_of, make_spec
 from arbitrage_cli.costs.memory import AUTO, MOST
 from arbitrage_cli.errors import InterruptedRunError
-from arbitrage_cli.problems.task import Grader, is_correct
+from arbitrage_cli.problems.task import Grader, Task, is_correct
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, RunFolder, read_run_folder
 from arbitrage_cli.runs.results import Result
@@ -70,13 +70,31 @@ class BenchRun(StoredRun):
         self._pace, session = pace, self.session
         with session.spec.task.open_grader() as grader:
             session.load({attempt.route.policy for attempt in self.todo})
-            bench = _make_bench(self, grader, pace)
+            bench = self._bench(grader)
             for attempt in self.todo:
                 session.writers(attempt.route, attempt.sample)
             self.begin(bench, grader).run(self.todo)
 
     def is_kept(self, finished: Finished, row: AttemptRow) -> bool:
         return not isinstance(finished.error, InterruptedRunError) and self._pace.keeps(row)
+
+    def _bench(self, grader: Grader) -> Bench:
+        session, spec = self.session, self.session.spec
+        policies = {attempt.route.policy.name: attempt.route.policy for attempt in self.todo}
+        golds = {attempt.id: attempt.item.gold for attempt in self.todo}
+        rollouts = Rollouts(lambda problem, text: is_correct(grader, text, golds[problem]))
+        return Bench(
+            session.writers,
+            grader.grade,
+            spec.limits,
+            spec.sampler.seed,
+            self._pace,
+            {name: session.scorer(policy) for name, policy in policies.items()},
+            {name: session.rater(policy, rollouts) for name, policy in policies.items()},
+            concurrency=session.concurrency,
+            find_answer=spec.task.find_answer,
+            timer=session.writing.clock,
+        )
 
 
 def run_bench(request: Request, selected: Selection, path: Path, options: BenchOptions, display: Display) -> BenchRun:
@@ -131,22 +149,17 @@ def _expected(route: Route, spec: Spec, results: Iterable[Result]) -> float | No
     return mean(known) if known else spec.available_router.expected_seconds(route)
 
 
-def _make_bench(run: BenchRun, grader: Grader, pace: Pace) -> Bench:
-    session, spec = run.session, run.session.spec
-    policies = {attempt.route.policy.name: attempt.route.policy for attempt in run.todo}
-    golds = {attempt.id: attempt.item.gold for attempt in run.todo}
-    rollouts = Rollouts(lambda problem, text: is_correct(grader, text, golds[problem]))
-    scorers = {name: session.scorer(policy) for name, policy in policies.items()}
-    raters = {name: session.rater(policy, rollouts) for name, policy in policies.items()}
-    return Bench(
-        session.writers,
-        grader.grade,
-        spec.limits,
-        spec.sampler.seed,
-        pace,
-        scorer_for=lambda policy: scorers[policy.name],
-        rater_for=lambda policy: raters[policy.name],
-        concurrency=session.concurrency,
-        find_answer=spec.task.find_answer,
-        timer=session.writing.clock,
-    )
+def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]]:
+    """Grade all finished answers again, without loading models. Return each changed row as (before, after).
+
+    All rows are replaced at once.
+    """
+    with task.open_grader() as grader:
+        pairs = [(row, _graded(row, grader)) for row in folder.rows]
+    folder.rewrite(row for _, row in pairs)
+    folder.save_run(with_grader(folder.run or {}, task.grader_version()))
+    return [(before, now) for before, now in pairs if before.grade != now.grade]
+
+
+def _graded(row: AttemptRow, grader: Grader) -> AttemptRow:
+    return row.model_copy(update={"grade": grader.grade(row.text, row.gold)}) if row.status == "done" else row

@@ -23,7 +23,6 @@ from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, W
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.routing.checker import Checker
-from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import attempt_error
 from arbitrage_cli.runs.rows import AttemptRow
@@ -80,7 +79,7 @@ class Pace:
 class Bench:
     """Makes attempts, up to `concurrency` at a time.
 
-    Sample k uses the seed `seed + k`. `timer` measures the time spent on scores and in the program itself.
+    Sample k uses the seed `seed + k`. `scorers` and `raters` are those of the policies, by name. `timer` measures the time spent on scores and in the program itself.
     """
 
     writers_for: WritersFor
@@ -88,8 +87,8 @@ class Bench:
     limits: Limits
     seed: int
     pace: Pace = field(default_factory=Pace)
-    scorer_for: Callable[[Policy], Scorer | Checker | None] = lambda policy: None
-    rater_for: Callable[[Policy], Rater | None] = lambda policy: None
+    scorers: Mapping[str, Scorer | Checker | None] = field(default_factory=dict)
+    raters: Mapping[str, Rater | None] = field(default_factory=dict)
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer
     clock: Callable[[], float] = time.perf_counter
@@ -102,14 +101,14 @@ class Bench:
         needed = filter(self.pace.is_needed, attempts)
         if (first := next(needed, None)) is None:
             return
-        writers, scorer = self.writers_for(first.route, first.sample), self.scorer_for(first.route.policy)
+        writers, policy = self.writers_for(first.route, first.sample), first.route.policy.name
         scheduler = Scheduler(
             writers,
             concurrency=self.concurrency,
-            rater=self.rater_for(first.route.policy),
+            rater=self.raters.get(policy),
             speculator=as_speculator(writers.get("draft")),
         )
-        jobs = (self._job(attempt, scorer) for attempt in itertools.chain([first], needed))
+        jobs = (self._job(attempt, self.scorers.get(policy)) for attempt in itertools.chain([first], needed))
         with contextlib.closing(scheduler.run(jobs, refusals=self.refusals)) as events:
             yield from self._timed(events)
 

@@ -214,8 +214,8 @@ class Solved(Row):
         return [step.made for step in self.steps]
 
     @classmethod
-    def _of(cls, finished: Finished, figures: Tally, **more: Any) -> Self:
-        trace = finished.trace
+    def _of(cls, finished: Finished, times: Mapping[str, float | None], **more: Any) -> Self:
+        trace, figures = finished.trace, tally_of(finished)
         shared: Json = {
             "id": trace.problem.id,
             "problem": trace.problem.question,
@@ -227,6 +227,7 @@ class Solved(Row):
             "token_acceptance_rate": figures.token_acceptance_rate,
             "seconds": figures.seconds,
             "target_alone_seconds_estimate": finished.target_alone_seconds,
+            "timing": Timing.of(figures, **times),
         }
         if trace.check:
             shared["check"] = ComparedAnswers.of(trace.check)
@@ -246,17 +247,16 @@ class SolutionRow(Solved):
 
     @classmethod
     def of(cls, finished: Finished, run: RunInfo) -> Self:
-        figures, error = tally_of(finished), problem_error(finished)
+        error = problem_error(finished)
         explained = {} if run.explain is None else {"steps": _explained(finished, run)}
         return cls._of(
             finished,
-            figures,
+            {},
             answer=run.answer(finished.trace),
             error=error[0] if error else None,
             policy=run.policy,
             tau=tau_in_json(run.tau),
             tau_name=run.tau_name,
-            timing=Timing.of(figures),
             score_is=run.score_is,
             temperature=run.temperature,
             seed=run.seed,
@@ -301,16 +301,15 @@ class AttemptRow(Solved):
         `wall_seconds`.
         """
         routed = times if route.policy.kind != "single" else {**times, "router": None}
-        figures, error = tally_of(finished), attempt_error(finished)
+        error = attempt_error(finished)
         cut = {"stop": "context"} if isinstance(finished.error, ContextFullError) and not error else {}
         return cls._of(
             finished,
-            figures,
+            routed,
             error=error,
             policy=route.policy.name,
             tau=tau_in_json(route.tau),
             tau_name=route.tau_name,
-            timing=Timing.of(figures, **routed),
             schema=SCHEMA,
             **cut,
             **facts,

@@ -189,7 +189,7 @@ def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
 
 
 def test_rewards_and_their_cost_are_in_the_row() -> None:
-    row = only_row(scripted_bench(rater_for=lambda policy: make_rollout()), column=Route(POLICIES["oracle"], 0.0))
+    row = only_row(scripted_bench(raters={"oracle": make_rollout()}), column=Route(POLICIES["oracle"], 0.0))
     assert {step["advantage"] for step in row["steps"]} <= {-1.0, 0.0, 1.0}
     assert row["timing"]["reward"]["decode_tokens"] > 0
 
