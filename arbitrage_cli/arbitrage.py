@@ -142,8 +142,8 @@ def agree(
     Unless both write `at_once`, the first solves the problem first. If one has no answer or is in a loop, the other stops.
     """
     answers: dict[ModelRole, str | None] = {}
-    while None not in answers.values() and (begun := [model for model in solutions if model not in answers]):
-        requests = [WriteStep(model, solutions[model], until_end=True) for model in begun]
+    while None not in answers.values() and (unsolved := [model for model in solutions if model not in answers]):
+        requests = [WriteStep(model, solutions[model], until_end=True) for model in unsolved]
         step: Step = yield tuple(requests if at_once else requests[:1])
         own = solutions[step.model]
         own.add(Decision(kept=step, draft=step if step.model == "draft" else None))
