@@ -285,11 +285,14 @@ def test_script_shows_texts_as_texts_and_follows_links(tmp_path: Path) -> None:
     for row in made.rows:
         row |= {"problem": hostile, "answer": hostile}
         row["steps"] = [row["steps"][0] | {"text": f"{hostile} {number}", "discarded": None} for number in (1, 2, 3)]
+        discarded = {name: row["steps"][0][name] for name in WrittenStep.model_fields} | {"model": "check"}
+        row["check"] = {"answers": {"draft": hostile, "check": None}, "agrees": False, "discarded": [discarded]}
     parsed = seen(made, tmp_path, link=f"{quote(made.rows[0]['id'])}/target/2")
     assert "img" not in {tag for tag, _ in parsed.elements}
     assert not [name for _, attributes in parsed.elements for name in attributes if name.startswith("on")]
     assert not OBEYED.search(parsed.text)
     assert [name for name in classes(parsed, "li") if name.startswith("step")] == ["step", "step here", "step"]
+    assert classes(parsed, "div").count("comparison") == 1
     assert "<script>alert(1)</script>" in parsed.text
 
 
