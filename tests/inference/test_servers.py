@@ -246,7 +246,7 @@ def test_a_limit_that_may_exceed_the_context_is_lowered() -> None:
 class Broken(HashServer):
     """Breaks the first streams after some chunks."""
 
-    cuts = (0, 3, 30, 50, 20)
+    cuts = (0, 3, 30, 50, *[20] * 9)
 
     def _completions(self, body: Body) -> Answer:
         answer, number = super()._completions(body), self.counts["/v1/completions"] - 1

@@ -73,10 +73,8 @@ def test_an_answer(client: Served) -> None:
 @pytest.mark.parametrize("fields", [{}, {"arbitrage": True}, {"stop": ["zz", "qq"]}, {"max_tokens": 20}])
 def test_a_stream_is_the_answer_in_parts(client: Served, fields: dict[str, Any]) -> None:
     whole = client.ask(**fields).json()
-    options = {"stream": True, "stream_options": {"include_usage": True}}
-    request = {"messages": [{"role": "user", "content": "question 0"}], **fields, **options}
-    with client.stream("POST", "/v1/chat/completions", json=request) as response:
-        found = chunks(response.iter_lines())
+    response = client.ask(stream=True, stream_options={"include_usage": True}, **fields)
+    found = chunks(response.iter_lines())
     assert response.headers["content-type"].startswith("text/event-stream")
     *parts, last = found
     deltas = [part["choices"][0]["delta"] for part in parts]
@@ -96,9 +94,7 @@ def test_a_stream_is_the_answer_in_parts(client: Served, fields: dict[str, Any])
 def test_tokens_that_are_surely_kept_are_streamed_as_they_are_written(client: Served, model: str, stop: str | None) -> None:
     fields = {"model": model, "stop": stop, "stream_options": {"include_usage": True}}
     whole = client.ask(**fields).json()
-    request = {"messages": [{"role": "user", "content": "question 0"}], "stream": True, **fields}
-    with client.stream("POST", "/v1/chat/completions", json=request) as response:
-        *parts, last = chunks(response.iter_lines())
+    *parts, last = chunks(client.ask(stream=True, **fields).iter_lines())
     texts = [text for part in parts if (text := part["choices"][0]["delta"].get("content"))]
     assert "".join(texts) == whole["choices"][0]["message"]["content"]
     assert last["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
@@ -166,9 +162,8 @@ def test_thoughts_are_apart_from_the_answer(thinker: Served, model: str) -> None
     assert (message["reasoning_content"], message["content"]) == (trace.thoughts, trace.text)
     assert whole["usage"]["completion_tokens"] == trace.num_tokens
     assert whole["usage"]["completion_tokens_details"] == {"reasoning_tokens": 30}
-    request = {"messages": [{"role": "user", "content": "question 0"}], "stream": True, **fields}
-    with thinker.stream("POST", "/v1/chat/completions", json=request) as response:
-        deltas = [chunk["choices"][0]["delta"] for chunk in chunks(response.iter_lines())]
+    stream = chunks(thinker.ask(stream=True, **fields).iter_lines())
+    deltas = [chunk["choices"][0]["delta"] for chunk in stream]
     for name in ("reasoning_content", "content"):
         assert "".join(delta.get(name, "") for delta in deltas) == message[name]
     assert not [delta for delta in deltas if delta.get("content") and "reasoning_content" in delta]
@@ -332,26 +327,18 @@ def test_fields_that_are_ignored_are_listed(client: Served) -> None:
     fields: dict[str, Any] = {"repeat_penalty": 1.1, "cache_prompt": True}
     answer = client.ask(user="me", max_tokens=-1, **nothing)
     assert "x-arbitrage-ignored" not in answer.headers
+    unknown: dict[str, Any] = {"reasoning": {"max_tokens": 500}, "a,\r\nb: \xe9": 1, "x" * 500: 1}
+    template = {"chat_template_kwargs": {"enable_thinking": False, "other": 1}}
     for stream in (False, True):
-        sent = {
-            "messages": [{"role": "user", "content": "question 0"}],
-            "stream": stream,
-            **fields,
-            "chat_template_kwargs": {"enable_thinking": False, "other": 1},
-            "reasoning": {"max_tokens": 500},
-            "a,\r\nb: \xe9": 1,
-            "x" * 500: 1,
-        }
-        with client.stream("POST", "/v1/chat/completions", json=sent) as response:
-            assert response.headers["x-arbitrage-ignored"].split(", ") == [
-                *fields,
-                "reasoning",
-                "a???b:??",
-                "x" * 40,
-                "chat_template_kwargs.other",
-            ]
-            text = text_of_stream(response) if stream else json.loads(response.read())["choices"][0]["message"]["content"]
-        assert text == text_of(answer)
+        response = client.ask(stream=stream, **fields, **template, **unknown)
+        assert response.headers["x-arbitrage-ignored"].split(", ") == [
+            *fields,
+            "reasoning",
+            "a???b:??",
+            "x" * 40,
+            "chat_template_kwargs.other",
+        ]
+        assert (text_of_stream(response) if stream else text_of(response)) == text_of(answer)
 
 
 @pytest.mark.parametrize(

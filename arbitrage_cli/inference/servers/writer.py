@@ -181,14 +181,18 @@ class ServedWriter:
 
     async def _answer(self, slot: _Slot) -> None:
         """Write and report the next step or, with `until_end`, all later steps."""
-        write, restart = partial(self._write, slot), partial(self._report, slot, num_unread=1)
-        is_unfinished = True
+        is_unfinished, num_steps = True, 0
+
+        def restart() -> None:
+            self._report(slot, num_unread=1)
+            if len(slot.trace.decisions) > num_steps:
+                raise ServerRequestError(f"{self.model.server.name} interrupted a response", status=TIMEOUT)
+
         try:
             while is_unfinished:
-                num_steps = len(slot.trace.decisions)
-                slot.began = time.perf_counter()
+                num_steps, slot.began = len(slot.trace.decisions), time.perf_counter()
                 try:
-                    await self.model.server.retry(write, restart=restart)
+                    await self.model.server.retry(partial(self._write, slot), restart=restart)
                 except ServerRequestError as error:
                     if error.status != TIMEOUT or len(slot.trace.decisions) == num_steps:
                         raise  # otherwise, the next request follows the complete steps
@@ -258,7 +262,7 @@ class ServedWriter:
                     ending = None
                     break
         writing = slot.writing
-        if usage is None and request.prompt.ids:
+        if ending is None and request.prompt.ids:
             usage = Usage(prompt=len(request.prompt))
         if usage:
             num_left = max(0, (usage.written or 0) - writing.num_earlier)
@@ -290,10 +294,8 @@ class ServedWriter:
 
     def _closes(self, slot: _Slot) -> bool:
         """Return whether the rest of the response is not needed."""
-        text, is_plain = slot.writing.text, self.model.dialect.is_plain
-        if slot.until_end:
-            return text.has_marker and is_plain
-        return slot.writing.stop == "loop" or (text.ended and is_plain)
+        ends = slot.writing.text.ended and self.model.dialect.is_plain
+        return ends or (not slot.until_end and slot.writing.stop == "loop")
 
     async def _stop(self, slot: _Slot, ending: Ending, request: TextRequest) -> StepStop | None:
         writing, text = slot.writing, slot.writing.text
