@@ -1,5 +1,6 @@
 """The display of a command: it shows the lines of a view on a screen, one thread at a time."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -60,8 +61,9 @@ class CommandDisplay:
         self._verbosity = 2 if screen.is_live else verbosity
         self._is_due = is_due
         self._clock = clock
-        self._updated = clock() - screen.interval * screen.is_live  # a live screen shows the first line at once
-        self._file = ("", 0, 0.0)  # the name of the file that is fetched, and the first report: its bytes and its time
+        self._updated = -math.inf if screen.is_live else clock()  # a live screen shows the first line at once
+        self._first: FileProgress | None = None  # the first report about the file that is fetched
+        self._first_at = 0.0
         self._view: SolveView | RunView | None = None
 
     def loading(self, activity: str, fraction: float) -> None:
@@ -69,11 +71,12 @@ class CommandDisplay:
 
     def fetching(self, progress: FileProgress) -> None:
         with self._lock:
-            name = f"{progress.activity} {progress.file}"
-            if is_new := name != self._file[0]:
-                self._file = (name, progress.done, self._clock())
-            words = wording.fetching(progress, progress.done - self._file[1], self._clock() - self._file[2])
-            self._show_work(words, at_once=is_new or progress.done == progress.total)
+            first = self._first
+            if first is None or (first.activity, first.file) != (progress.activity, progress.file):
+                self._first = first = progress
+                self._first_at = self._clock()
+            words = wording.fetching(progress, progress.done - first.done, self._clock() - self._first_at)
+            self._show_work(words, at_once=progress is first or progress.done == progress.total)
 
     def note(self, text: str) -> None:
         self._show([Line.of((text, "yellow"))])
@@ -93,11 +96,9 @@ class CommandDisplay:
 
     def handle(self, event: Shown) -> None:
         with self._lock:
-            lines = []
-            if isinstance(event, RequestEnded):
-                lines = [Line.of((wording.request(event), "red" if event.finished.error else ""))] * (self._verbosity > 0)
-            elif self._view:
-                lines = self._view.handle(event, self._clock())
+            lines = self._view.handle(event, self._clock()) if self._view else []
+            if isinstance(event, RequestEnded) and self._verbosity:
+                lines = [Line.of((wording.request(event), "red" if event.finished.error else ""))]
             if lines or self._has_waited or not _may_wait(event):
                 self._show(lines)
 
