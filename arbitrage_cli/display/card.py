@@ -89,9 +89,11 @@ def _verdict(card: Card) -> list[str]:
     for baseline, (_, low, high) in card["metrics"].get("leads", {}).items():
         better, worse = low is not None and low > 0, high is not None and high < 0
         baselines.setdefault("better than" if better else "worse than" if worse else "no better than", []).append(baseline)
-    found = "; ".join(f"{how} {', '.join(names)}" for how, names in baselines.items())
+    if not baselines:
+        return []
     problems = formatting.count(card["data"]["parts"]["test"]["problems"], "problem")
-    return [f"on {problems} not used in training, the router ranks steps {found}"] if found else []
+    found = "; ".join(f"{how} {', '.join(names)}" for how, names in baselines.items())
+    return [f"on {problems} not used in training, the router ranks steps {found}"]
 
 
 def _measures(test: Mapping[str, Card]) -> list[RenderableType]:
