@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_server import Answer, HashServer, Kind, opened_model
-from hash_language import ForgetfulEngine, HashBackend, Recording, events_of, finished_of, solve
+from hash_language import (
+    CHEAP_BATCHES,
+    ForgetfulEngine,
+    HashBackend,
+    Recording,
+    Rollback,
+    events_of,
+    finished_of,
+    planner,
+    solve,
+)
 from marks import rarely
 from scripted_models import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from tiny_gguf import CHATML
@@ -282,29 +292,40 @@ class Straying(Thinker):
         self._written = np.append(self._written[:-1], [258, self.tokenizer.end])
         self._favour = np.append(self._favour, [0.0])
         self._ends, self._in_answers = [257, self.tokenizer.end], [0.0, 2.0]
+        self.cells = [[], []]  # two sequences
 
 
+class StrayingHybrid(Straying, Rollback):
+    """A model with recurrent layers, which is rolled back to a checkpoint."""
+
+
+@pytest.mark.parametrize("make", [Straying, StrayingHybrid])
 @pytest.mark.parametrize("think_tokens", [None, 37, 0])
-def test_markers_within_thoughts_and_answers_are_no_part_of_the_text(think_tokens: int | None) -> None:
-    """Greedy text depends neither on the cache nor on tau, if both models are the same."""
+def test_markers_within_thoughts_and_answers_are_no_part_of_the_text(think_tokens: int | None, make: type[Straying]) -> None:
+    """Greedy text depends on neither the cache, other problems nor draft tokens, nor, if both models are the same, on tau."""
     problems, limits = [Problem(str(number), f"question {number}") for number in range(3)], long(think_tokens)
 
-    def written(target: str, tau: float, kind: type[Engine] = Engine) -> list[tuple[str, str]]:
+    def written(
+        target: str, tau: float, kind: type[Engine] = Engine, concurrency: int = 1, *, proposes: bool = False
+    ) -> list[tuple[str, str]]:
         names: dict[ModelRole, str] = {"draft": "draft", "target": target}
-        backends = {role: Recording(Straying(name)) for role, name in names.items()}
+        backends = {role: Recording(make(name)) for role, name in names.items()}
+        plan = planner(CHEAP_BATCHES) if proposes else None
         made: dict[ModelRole, Engine] = {
-            role: kind(role, Cache(backend), Sampler(), keep_token_stats=True) for role, backend in backends.items()
+            role: kind(role, Cache(backend), Sampler(), keep_token_stats=True, planner=plan)
+            for role, backend in backends.items()
         }
-        found = solve(made, problems, "entropy", tau, limits=limits).values()
+        traces = solve(made, problems, "entropy", tau, limits=limits, concurrency=concurrency, speculates=proposes)
+        found = [trace for _, trace in sorted(traces.items())]
         tokens = [call.tokens for backend in backends.values() for call in backend.calls if call.name == "decode"]
-        assert [257] in tokens
-        assert [258] in tokens
+        assert {257, 258} <= {token for batch in tokens for token in batch}
         return [(trace.thoughts, trace.text) for trace in found]
 
     mixed = written("target", 1.5)
     assert "".join(text for _, text in mixed)
     assert not [one for pair in mixed for one in pair if "think" in one]
-    assert written("target", 1.5, ForgetfulEngine) == mixed
+    assert written("target", 1.5, ForgetfulEngine) == written("target", 1.5, concurrency=2) == mixed
+    assert written("target", 1.5, proposes=True) == mixed
     assert written("draft", -1.0) == written("draft", 1.5) == written("draft", float("inf"))
 
 
