@@ -618,9 +618,11 @@ def test_a_model_is_chosen_by_name_or_is_the_only_one() -> None:
     server = HashServer("llamacpp")
     with opened_model(server) as model:
         assert (model.name, model.num_alternatives, model.card.context_size) == ("toy", 20, 2048)
-    server.names = ["one", "two"]
-    with pytest.raises(ServerError), opened_model(server):
+    server.names, server.key = ["one", "key sk-secret", "two"], "sk-secret"
+    with pytest.raises(ServerError) as raised, opened_model(server, key="sk-secret"):
         pass
+    assert "one, key ***, two" in raised.value.hint
+    server.key = None
     with opened_model(server, name="two") as model:
         assert model.name == "two"
 

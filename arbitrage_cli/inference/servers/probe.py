@@ -142,9 +142,8 @@ def _choose(server: Server, models: Sequence[ListedModel], name: str | None) -> 
         return models[0]
     if name not in found:
         problem = f"has no model '{name}'" if name else f"has {len(found) or 'no'} models"
-        raise ServerError(
-            f"{server.name} {problem}", f"append # and a model name to the address: {', '.join([*found][:20])}"
-        )
+        names = server.shown(", ".join([*found][:20]))
+        raise ServerError(f"{server.name} {problem}", f"append # and a model name to the address: {names}")
     return found[name]
 
 
