@@ -79,9 +79,8 @@ class ModelSpec:
 class Spec:
     """Everything that determines how a command solves problems. The context of `load` does not apply to a checker.
 
-    `reward` is the source of rewards for policies that accept any source. `stops_early` is None if no policy supports early
-    stops. `tau_costs` names the costs on which the presets are based, if any are used. `concurrency` is the number of problems
-    that are solved at once. `check_thinking` is None without a checker.
+    `reward` is the source of rewards for policies that accept any source. `concurrency` is the number of problems that are
+    solved at once. `check_thinking` is None without a checker.
     """
 
     request: Request
@@ -112,6 +111,7 @@ class Spec:
 
     @property
     def tau_costs(self) -> str | None:
+        """The name of the costs on which the presets are based, if any are used."""
         return self.named_taus.costs_of if self.named_taus else None
 
     @property
@@ -144,8 +144,8 @@ def make_spec(
     """Resolve a request with the token costs (by default, those that are stored) and the model files on this machine.
 
     `earlier` is the run.json of a run to resume, whose presets, early stops, threads and token costs are kept.
-    `served_prompt` returns the prompt of a model on a server, or None if this is unknown. The costs
-    of tokens are those of `concurrency` problems at once.
+    `served_prompt` returns the prompt of a model on a server, or None if this is unknown. The costs of tokens are those of
+    `concurrency` problems at once.
 
     Raises UsageError or ModelFileError if a setting or a file cannot be used, and the same errors as `served_prompt`.
     """

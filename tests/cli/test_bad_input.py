@@ -38,34 +38,27 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
     [
         (["solve"], "", "no problem given", ""),
         ([*SOLVE[:-1], ""], "", "the problem is empty", ""),
-        ([*SOLVE[:-1], " \t\n "], "", "the problem is empty", ""),
         ([*SOLVE[:-1], "two.jsonl"], "", "", "--input"),
         ([*SOLVE, "--input", "two.jsonl"], "", "a problem argument and --input", ""),
         *(
             ([*SOLVE[:-1], "-q", "--input", name], "", f"{name}: ", "")
-            for name in ("no/such/file.txt", ".", "~nobody-here/x.txt", "/proc/self/mem", "/dev/zero")
+            for name in ("no/such/file.txt", "~nobody-here/x.txt", "/dev/zero")
         ),
         (["solve", "1 + 1", "--draft", "scripted:draft"], "", "policy entropy needs a target model", ""),
         (["solve", "1 + 1", *MODELS[2:]], "", "policy entropy needs a draft model", "--draft MODEL"),
         ([*DRAFT_ALONE, "scripted:oracle"], "", "", "scripted:target"),
         ([*DRAFT_ALONE, "x.gguf"], "", "x.gguf: no such file", ""),
         ([*DRAFT_ALONE, ""], "", "--draft: the value is empty", ""),
-        ([*DRAFT_ALONE, "."], "", ".", "path"),
         ([*DRAFT_ALONE, "fifo.gguf"], "", "fifo.gguf", "regular file"),
-        (["solve", QUESTION, "--draft", "fifo.gguf", "--target", "fifo.gguf"], "", "fifo.gguf", "regular file"),
         ([*DRAFT_ALONE, "~nobody-here/x.gguf"], "", "~nobody-here/x.gguf: ", ""),
         (["solv"], "", "No such command 'solv'. Did you mean 'solve'?", ""),
         (["models", "pul"], "", "", "'pull'"),
-        (["guide", "trainign"], "", "", "did you mean 'training'"),
         ([*SOLVE, "--polcy", "target"], "", "", "--policy"),
         ([*SOLVE, "--ctx", "100000000000"], "", "--ctx: ", ""),
-        ([*SOLVE, "--threads", "100000"], "", "--threads: ", ""),
         ([*SOLVE, "--temperature", "nan"], "", "--temperature: ", ""),
         ([*SOLVE, "--max-tokens", "0"], "", "--max-tokens: Input should be greater than or equal to 1", ""),
         ([*SOLVE, "--policy", "entrop"], "", "--policy: unknown policy 'entrop'", "did you mean 'entropy'"),
-        ([*SOLVE, "--pair", "buildin"], "", "--pair: ", "did you mean 'builtin'"),
         ([*SOLVE, "--tau", "high"], "", "--tau: invalid tau 'high'", "entropy"),
-        (["solve", QUESTION, "--tau", "130%"], "", "--tau: budget 130%", "100%"),
         ([*SOLVE, "--prm", "none.gguf"], "", "--prm: policy entropy", ""),
         ([*SOLVE, "--limit", "3"], "", "--limit: ", "one problem"),
         (["solve", "-i", "two.jsonl.gz"], "", "two.jsonl.gz: the file is compressed", "unpack"),
@@ -74,7 +67,6 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         ([*SOLVE], "tau =", "arbitrage.toml: not valid TOML (Invalid value (at line 1, column 6))", ""),
         ([*BENCH, "--limit", "4-9"], "", "--limit: '4-9' ", ""),
         (["bench", *SHORT, "--target", "no.gguf", "--policy", "target"], "", "no.gguf", ""),
-        (["bench", *SHORT, "--policy", "rsd", "--prm", "no.gguf"], "", "no.gguf", ""),
         (["collect", *SHORT, *PAIR, "--reward", "rollout"], "", "no.gguf", ""),
         (["advise", "--costs", *PAIR], "", "no.gguf", ""),
         (["report", "nowhere"], "", "nowhere: ", ""),
@@ -87,8 +79,7 @@ def test_what_is_wrong_is_named(quick_path: Path, arguments: list[str], settings
     os.mkfifo(quick_path / "fifo.gguf")
     if settings:
         (quick_path / "arbitrage.toml").write_text(f"{settings}\n")
-    is_of_a_model = ".gguf" in message or message == "."
-    assert_refused(run(*arguments, cwd=quick_path), MODEL if is_of_a_model else USAGE, message, word)
+    assert_refused(run(*arguments, cwd=quick_path), MODEL if ".gguf" in message else USAGE, message, word)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\t\r\n", b"\xef\xbb\xbf"], ids=["empty", "blank lines", "only a BOM"])
@@ -99,18 +90,11 @@ def test_input_without_a_problem_is_refused_before_models_are_opened(tmp_path: P
     assert_refused(result, USAGE, "the input contains no problem")
 
 
-def test_what_is_no_model_is_refused_before_token_costs_are_measured(tmp_path: Path) -> None:
-    (tmp_path / "no.gguf").write_text("text")
-    result = run(
-        "solve",
-        "--draft",
-        "builtin:draft",
-        "--target",
-        str(tmp_path / "no.gguf"),
-        "5 + 6",
-        env={"XDG_CONFIG_HOME": str(tmp_path)},
-    )
-    assert_refused(result, 3, str(tmp_path / "no.gguf"))
+def test_what_is_no_model_is_refused_before_token_costs_are_measured(quick_path: Path) -> None:
+    (quick_path / "no.gguf").write_text("text")
+    models = ("--draft", "builtin:draft", "--target", "no.gguf")
+    result = run("solve", *models, "5 + 6", cwd=quick_path, env={"XDG_CONFIG_HOME": str(quick_path)})
+    assert_refused(result, MODEL, "no.gguf")
     assert "measuring" not in result.err
 
 

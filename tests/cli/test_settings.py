@@ -68,14 +68,7 @@ def test_variable_that_is_not_a_setting_is_named_once() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("settings", "tau"),
-    [
-        ('tau = "fast"\n', 1.0),
-        ("tau = 0.4\n", 0.4),
-        ('tau = "20%"\n', 1.0),
-    ],
-)
+@pytest.mark.parametrize(("settings", "tau"), [('tau = "fast"\n', 1.0), ("tau = 0.4\n", 0.4)])
 def test_setting_that_does_not_apply_is_ignored(tmp_path: Path, settings: str, tau: float) -> None:
     assert solve(tmp_path, "--policy", "entropy", settings=settings)["tau"] == tau
 
@@ -84,17 +77,11 @@ def test_setting_that_does_not_apply_is_ignored(tmp_path: Path, settings: str, t
     ("settings", "place", "word"),
     [
         ("taus = 1\n", "", "did you mean 'tau'"),
-        ("max_tokns = 1\n", "", "did you mean 'max-tokens'"),
-        ("tau = \n", "", "TOML"),
         pytest.param(f"a{5000 * '.a'} = 1\n", "", "TOML", id="nested too deeply"),
         ("tau = [1]\n", "tau: ", "[1]"),
         ('max-tokens = "many"\n', "max-tokens: ", "integer"),
-        ('max_tokens = "many"\n', "max-tokens: ", "integer"),
         ("threads = 0\n", "threads: ", "1"),
         ('kv-type = "q9"\n', "kv-type: ", "q9"),
-        ("policy = 3\n", "policy: ", "3"),
-        ('policy = "entrop"\n', "policy: ", "did you mean 'entropy'"),
-        ('tau = "high"\n', "tau: ", "high"),
         ('[solve]\nmax-tokens = "many"\n', "max-tokens: ", "integer"),
         ('[solve]\noutput = "x"\n', "[solve] ", "output"),
         ("solve = 1\n", "", "solve"),
