@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import Request, warnings_about
+from arbitrage_cli.app.request import WRITING, Request, warnings_about
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.placement import Placement, loading_of, machine_here, place
 from arbitrage_cli.costs.prices import parse_prices, price_costs
@@ -53,6 +54,8 @@ NO_SPECULATION = (
 CHOICE_LOSES = (
     "policy agree lost 2.4 points on published multiple-choice answers, because two models often agree on a wrong letter"
 )
+PromptOfRole = Callable[[ModelRole], ChatPrompt | None]
+
 UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
 
 
@@ -137,7 +140,7 @@ class Spec:
 def make_spec(
     request: Request,
     earlier: Run | None = None,
-    served_prompt: Callable[[ModelRole], ChatPrompt | None] = lambda role: None,
+    served_prompt: PromptOfRole = lambda role: None,
     measured: Mapping[ModelRole, Tuned] | None = None,
     concurrency: int = 1,
 ) -> Spec:
@@ -168,9 +171,10 @@ def make_spec(
         )
         for role, source in sources.items()
     }
-    tokens, unknown = _thinking(request, models, served_prompt)
+    find_prompt = partial(_find_prompt, request, models, served_prompt)
+    tokens, unknown = _thinking(request.options, models, find_prompt)
     writing = [models[role] for role in ("draft", "target") if role in models]
-    checking = _check_thinking(request, models, served_prompt) if "check" in models else None
+    checking = _check_thinking(request, find_prompt("check")) if "check" in models else None
     notes = [
         *preset_notes,
         *warnings_about(named, sources, uses_router=any(policy.needs_router for policy in policies)),
@@ -310,44 +314,45 @@ def _as_before(current: Placement, earlier: Run | None, load: LoadOptions) -> tu
     return Placement(threads, costs), notes
 
 
+def _find_prompt(
+    request: Request, models: Mapping[ModelRole, ModelSpec], served_prompt: PromptOfRole, role: ModelRole
+) -> ChatPrompt | None:
+    """Return the prompt of a model, or None if it does not think or this is unknown."""
+    if models[role].served:
+        return served_prompt(role)
+    files, variables = models[role].files, request.named.load.template_variables
+    return prompt_of(files[0], variables, request.system) if files else None
+
+
 def _thinking(
-    request: Request, models: Mapping[ModelRole, ModelSpec], served_prompt: Callable[[ModelRole], ChatPrompt | None]
+    options: Options, models: Mapping[ModelRole, ModelSpec], find_prompt: PromptOfRole
 ) -> tuple[int | None, list[str]]:
     """Return the limit on thinking tokens, and a note for each model that may think. Servers are asked only if necessary.
 
     Raises UsageError if thinking is turned off, but a model always thinks.
     """
-    tokens, variables = request.options.think_tokens, request.named.load.template_variables
-    writing = {role: model for role, model in models.items() if role in ("draft", "target")}
-    prompts = {role: prompt_of(model.files[0], variables, request.system) for role, model in writing.items() if model.files}
-    is_default = request.options.think is None
-    if is_default and any(prompt and prompt.thinks_by_itself for prompt in prompts.values()):
-        return None, []
-    if tokens == 0:
-        prompts |= {role: served_prompt(role) for role, model in writing.items() if model.served}
-    named = {models[role].source: prompt for role, prompt in prompts.items() if prompt}
-    if not is_default:
-        if tokens == 0:
-            refuse_without_thinking(named)
-        return tokens, []
-    if any(prompt.thinks_by_itself for prompt in named.values()):
-        return None, []
-    return 0, [f"{source}: {UNKNOWN_THINKING}" for source, prompt in named.items() if prompt.thinks_by_itself is None]
+    if options.think_tokens != 0:
+        return options.think_tokens, []
+    prompts: dict[str, ChatPrompt] = {}
+    for role in sorted((role for role in WRITING if role in models), key=lambda role: models[role].served is not None):
+        if prompt := find_prompt(role):
+            prompts[models[role].source] = prompt
+            if prompt.thinks_by_itself and options.think is None:
+                return None, []
+    if options.think is None:
+        return 0, [f"{source}: {UNKNOWN_THINKING}" for source, one in prompts.items() if one.thinks_by_itself is None]
+    refuse_without_thinking(prompts)
+    return 0, []
 
 
-def _check_thinking(
-    request: Request, models: Mapping[ModelRole, ModelSpec], served_prompt: Callable[[ModelRole], ChatPrompt | None]
-) -> Thinking:
+def _check_thinking(request: Request, prompt: ChatPrompt | None) -> Thinking:
     """Return whether the checker thinks. A checker that is not the draft thinks if its chat template does so by default.
 
     Raises UsageError if the checker is the draft, and the draft cannot turn its thinking on or off.
     """
-    model, variables = models["check"], request.named.load.template_variables
-    prompt = served_prompt("check") if model.served else None
-    if model.files:
-        prompt = prompt_of(model.files[0], variables, request.system)
     if request.named.checks_itself:
-        if not model.served and (prompt is None or prompt.own_format is None or prompt.always_thinks):
+        is_fixed = prompt is None or prompt.own_format is None or prompt.always_thinks
+        if is_fixed and "check" not in request.named.served:
             message = "the draft cannot turn its thinking on and off, so it cannot check itself"
             raise UsageError(message, "use --check MODEL", option="check")
         return "other"
