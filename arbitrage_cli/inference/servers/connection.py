@@ -131,7 +131,7 @@ class Connection:
             await client.aclose()
 
 
-@dataclass(slots=True)
+@dataclass
 class Server:
     """The API at an address, and its recent failures.
 
@@ -264,7 +264,11 @@ class Server:
 
     def redacted(self, text: str) -> str:
         """Replace the API key, which some servers repeat, even wrapped."""
-        return re.sub(r"(?:\s|\\[nrt])*\\?".join(map(re.escape, self.key)), "***", text) if self.key else text
+        return self._key_pattern.sub("***", text)
+
+    @cached_property
+    def _key_pattern(self) -> re.Pattern[str]:
+        return re.compile(r"(?:\s|\\[nrt])*\\?".join(map(re.escape, self.key)) if self.key else "(?!)")
 
     def shown(self, text: object) -> str:
         """Return a server's text as a part of an error."""
