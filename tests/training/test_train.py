@@ -109,20 +109,12 @@ def test_router_learns_from_thoughts_what_is_different_about_them(tmp_path: Path
     assert (learned.scorer().routes_thoughts, router.scorer().routes_thoughts) == (True, False)
     thoughts = of_both.features[:, FEATURES.index("is_thought")] == 1
     assert thoughts.sum() == 1200
+    figures = learned.card.metrics["test"]
+    assert (THINKING in figures, THINKING in router.card.metrics["test"]) == (True, False)
+    assert figures[THINKING]["auc"] != figures["arbitrage"]["auc"]
     for is_thought in (True, False):
         found, true = learned.probabilities(of_both.features), of_both.outcomes.advantage > 0
         assert found[thoughts == is_thought].mean() == pytest.approx(true[thoughts == is_thought].mean(), abs=0.05)
-
-
-def test_a_card_has_the_figures_of_thinking_steps_alone(tmp_path: Path, router: Router) -> None:
-    of_both = read_states([write_run(tmp_path / "run", questions(600), replace(WORLD, thoughts=2))])
-    learned = train_on(of_both)
-    chosen = (of_both.part == TEST) & (of_both.features[:, FEATURES.index("is_thought")] == 1)
-    outcomes = of_both.outcomes.take(chosen)
-    truth = Truth(outcomes.advantage, outcomes.advantage > 0, outcomes.problem)
-    auc = measure(learned.probabilities(of_both.features[chosen]), truth)["auc"]
-    assert learned.card.metrics["test"][THINKING]["auc"] == [auc.value, auc.low, auc.high]
-    assert THINKING not in router.card.metrics["test"]
 
 
 def test_split_is_by_the_problems_text(tmp_path: Path) -> None:
