@@ -137,7 +137,9 @@ def measure_and_keep(
         share = limit / 2 / len(backends)
         counts = {role: [count] if load.threads else thread_counts(min(count, free)) for role, count in most.items()}
         speeds = {role: try_threads(backend, counts[role], limit=share) for role, backend in backends.items()}
-        probes = probe(backends, limit=limit / 2)
+        probes = probe(backends, limit=limit * 3 / 8)
+        if any(found.fault for found in probes.values()):  # once more, because a disturbance may be short
+            probes = probe(backends, limit=limit / 8)
         cards = {role: backend.card for role, backend in backends.items()}
     created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)
     models = {
