@@ -58,8 +58,8 @@ class StepText:
         if self.has_marker:
             return ""
         text = self._without_markers(self._withheld + self._decoder.decode(piece))
-        num_withheld = 0 if self.has_marker else max((num_begun(text, marker) for marker in self._markers), default=0)
-        text, self._withheld = text[: len(text) - num_withheld], text[len(text) - num_withheld :]
+        end = len(text) - (0 if self.has_marker else num_begun(text, self._markers))
+        text, self._withheld = text[:end], text[end:]
         self._append(text)
         return text
 
@@ -111,9 +111,10 @@ class StepText:
             self._has_separator = separator in self.so_far[start:]
 
 
-def num_begun(text: str, marker: str) -> int:
-    """Return the number of trailing characters that may begin the marker."""
-    return next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)
+def num_begun(text: str, markers: Collection[str]) -> int:
+    """Return the number of trailing characters that may begin one of the markers."""
+    longest = min(len(text), max(map(len, markers), default=1) - 1)
+    return next((n for n in range(longest, 0, -1) if any(text.endswith(marker[:n]) for marker in markers)), 0)
 
 
 def _is_loop(tokens: Sequence[object]) -> bool:

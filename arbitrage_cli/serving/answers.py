@@ -38,7 +38,7 @@ class StopFilter:
         text = self._held + part
         found = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stops if stop in text]
         self.is_stopped = bool(found)
-        end = min(found)[1] if found else len(text) - max((num_begun(text, stop) for stop in self._stops), default=0)
+        end = min(found)[1] if found else len(text) - num_begun(text, self._stops)
         self._held = "" if found else text[end:]
         return text[:end]
 
