@@ -17,7 +17,7 @@ from arbitrage_cli.cli.doctor import doctor
 from arbitrage_cli.cli.guide import guide
 from arbitrage_cli.cli.report import compare, report
 from arbitrage_cli.cli.serve import serve
-from arbitrage_cli.cli.settings import ContextObject, Settings, origin_of, read_settings, unknown_variables
+from arbitrage_cli.cli.settings import ContextObject, default_map, origin_of, read_settings, unknown_variables
 from arbitrage_cli.cli.solve import solve
 from arbitrage_cli.cli.train import train
 from arbitrage_cli.display.text import is_drawable, one_line
@@ -60,14 +60,14 @@ def run(arguments: Sequence[str]) -> int:
     group: Any = typer.main.get_command(make_app())  # with the options that install shell completion
     explains = not arguments or arguments[0] in ("doctor", "guide") or not {*HELP, "--version"}.isdisjoint(arguments)
     # Commands that help to find a mistake in a settings file ignore the file.
-    settings = Settings({}, {}) if explains else read_settings(group.commands)
+    settings = {} if explains else read_settings(group.commands)
     for warning in () if explains else unknown_variables(group.commands, os.environ):
         typer.echo(f"arbitrage: {one_line(warning)}", err=True)
     try:
         code = group.main(
             args=[RUN_CODE if argument == "--run-code" else argument for argument in arguments],
             prog_name="arbitrage",
-            default_map=settings.defaults,
+            default_map=default_map(group.commands, settings),
             obj=ContextObject(tuple(arguments), settings),
             standalone_mode=False,
         )

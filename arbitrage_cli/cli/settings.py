@@ -23,52 +23,45 @@ FLAGS_ONLY = ("--debug",)
 """Options that have an environment variable but cannot be set in a file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The merged settings of all files, in Typer's format, and the file that set each option of each command."""
-
-    defaults: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Path]]
+Values = Mapping[str, tuple[Any, Path]]
+"""The value of each option, and the file that set it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextObject:
-    """The `context.obj` of every command. Contains the program's arguments and the settings."""
+    """The `context.obj` of every command: the program's arguments, and the settings of each command."""
 
     arguments: tuple[str, ...]
-    settings: Settings
+    settings: Mapping[str, Values]
 
 
 def settings_files() -> list[Path]:
     return [path for path in (Path(PROJECT_FILE), user_folder() / "config.toml") if path.is_file()]
 
 
-def read_settings(commands: Mapping[str, Any]) -> Settings:
-    """Read all settings files. Raises UsageError if a file cannot be read or an option is unknown."""
-    values: dict[str, dict[str, Any]] = {name: {} for name in commands}
-    files: dict[str, dict[str, Path]] = {name: {} for name in commands}
+def read_settings(commands: Mapping[str, Any]) -> Mapping[str, Values]:
+    """Return the settings of each command. Raises UsageError if a file cannot be read or an option is unknown."""
+    settings: dict[str, dict[str, tuple[Any, Path]]] = {name: {} for name in commands}
     for path in reversed(settings_files()):
-        for name, settings in _read(path, commands).items():
-            values[name] |= settings
-            files[name] |= dict.fromkeys(settings, path)
-    defaults = {name: _defaults(command, values[name]) for name, command in commands.items()}
-    return Settings(defaults, files)
+        tables = _read(path, commands)
+        for name, values in settings.items():
+            values |= {option: (value, path) for option, value in {**tables[""], **tables.get(name, {})}.items()}
+    return settings
+
+
+def default_map(commands: Mapping[str, Any], settings: Mapping[str, Values]) -> dict[str, Any]:
+    """Return the settings in Typer's format."""
+    return {name: _defaults(commands[name], values) for name, values in settings.items()}
 
 
 def unknown_variables(commands: Mapping[str, Any], environment: Iterable[str]) -> Iterator[str]:
     """Yield a warning for each ARBITRAGE_ variable that is not a setting. Variables that hold API keys may have any name."""
-    known = {str(parameter.envvar) for command in _all(commands) for parameter in command.params}
+    known = {str(parameter.envvar) for command in commands.values() for each in _all(command) for parameter in each.params}
     for name in sorted(environment):
         if name.startswith(PREFIX) and not name.endswith("_API_KEY") and name not in known:
             similar = get_close_matches(name, known, n=1)
             guess = f": did you mean {similar[0]}?" if similar else ""
             yield f"the environment variable {name} does not match any setting{guess}"
-
-
-def _all(commands: Mapping[str, Any]) -> Iterator[Any]:
-    for command in commands.values():
-        yield command
-        yield from _all(getattr(command, "commands", {}))
 
 
 def origin_of(context: typer.Context, name: str) -> str | None:
@@ -82,55 +75,52 @@ def origin_of(context: typer.Context, name: str) -> str | None:
     option = parameter.opts[0].removeprefix("--")
     if source.name != "DEFAULT_MAP":
         return f"--{option}"
-    return f"{context.obj.settings.files[context.command_path.split()[1]][option]}: {option}"
+    return f"{context.obj.settings[context.command_path.split()[1]][option][1]}: {option}"
 
 
 def _read(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of each table, and the general settings under an empty name."""
     try:
-        content = tomllib.loads(read_text(path))
-        tables = {
-            name: _dashed(path, value) for name, value in content.items() if name in commands and isinstance(value, dict)
-        }
-        general = _dashed(path, {name: value for name, value in content.items() if name not in tables})
+        general = tomllib.loads(read_text(path))
+        tables = {name: general.pop(name) for name in commands if isinstance(general.get(name), dict)}
+        checked = {name: _checked(path, f"[{name}] ", table, [commands[name]]) for name, table in tables.items()}
+        return {"": _checked(path, "", general, commands.values()), **checked}
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid TOML ({error})", "correct or remove the file") from error
-    _check_names(path, general, set(_option_names(commands)))
-    for name, table in tables.items():
-        _check_names(path, table, set(_option_names({name: commands[name]})), f"[{name}] ")
-    return {name: general | tables.get(name, {}) for name in commands}
 
 
-def _dashed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(path: Path, place: str, table: Mapping[str, Any], commands: Iterable[Any]) -> dict[str, Any]:
     """Return the settings with dashes in their names, and with tables converted to JSON.
 
-    Raises UsageError if a name is spelled both with dashes and with underscores.
+    Raises UsageError if an option is unknown, or if its name is spelled both with dashes and with underscores.
     """
-    dashed: dict[str, Any] = {}
-    for name, value in settings.items():
+    known = sorted({option for command in commands for each in _all(command) for option, _ in _options(each)})
+    checked: dict[str, Any] = {}
+    for name, value in table.items():
         option = name.replace("_", "-")
-        if option in dashed:
+        if option in checked:
             raise UsageError(f"{path}: '{option}' is set twice: with dashes and with underscores", "keep one of them")
-        dashed[option] = json.dumps(value, default=str) if isinstance(value, dict) else value
-    return dashed
+        if option not in known:
+            error = unknown("setting", option, known)
+            raise UsageError(f"{path}: {place}{error.message}", error.hint)
+        checked[option] = json.dumps(value, default=str) if isinstance(value, dict) else value
+    return checked
 
 
-def _check_names(path: Path, settings: Mapping[str, Any], known: set[str], table: str = "") -> None:
-    for name in settings:
-        if name not in known:
-            error = unknown("setting", name, sorted(known))
-            raise UsageError(f"{path}: {table}{error.message}", error.hint)
+def _all(command: Any) -> Iterator[Any]:
+    """Yield a command and the commands below it."""
+    yield command
+    for below in getattr(command, "commands", {}).values():
+        yield from _all(below)
 
 
-def _defaults(command: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    own = {parameter.name: settings[option] for option, parameter in _options(command) if option in settings}
-    return own | {name: _defaults(below, settings) for name, below in getattr(command, "commands", {}).items()}
-
-
-def _option_names(commands: Mapping[str, Any]) -> Iterator[str]:
-    return (option for command in _all(commands) for option, _ in _options(command))
+def _defaults(command: Any, values: Values) -> dict[str, Any]:
+    own = {parameter.name: values[option][0] for option, parameter in _options(command) if option in values}
+    return own | {name: _defaults(below, values) for name, below in getattr(command, "commands", {}).items()}
 
 
 def _options(command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the options that can be set in a file, and their parameters."""
     for parameter in command.params:
         for option in parameter.opts:
             if option.startswith("--") and parameter.envvar and option not in FLAGS_ONLY:

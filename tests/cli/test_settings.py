@@ -77,7 +77,7 @@ def test_setting_that_does_not_apply_is_ignored(tmp_path: Path, settings: str, t
     ("settings", "place", "word"),
     [
         ("taus = 1\n", "", "did you mean 'tau'"),
-        pytest.param(f"a{5000 * '.a'} = 1\n", "", "TOML", id="nested too deeply"),
+        pytest.param(f"map{5000 * '.a'} = 1\n", "", "TOML", id="nested too deeply"),
         ("tau = [1]\n", "tau: ", "[1]"),
         ('max-tokens = "many"\n', "max-tokens: ", "integer"),
         ("threads = 0\n", "threads: ", "1"),
