@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.display.text import aligned, one_line
+from arbitrage_cli.display.text import aligned, one_line, role_name
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.numbers import formatting
@@ -35,7 +35,7 @@ def model_facts(run: Json) -> Iterable[Fact]:
     for role, model in run["models"].items():
         named = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
         threads = [formatting.count(model["threads"], "thread")] if model.get("threads") else []
-        yield {"prm": "PRM", "check": "checker"}.get(role, role), ", ".join([*named, *_digest(model), *threads])
+        yield role_name(role), ", ".join([*named, *_digest(model), *threads])
     if run["router"]:
         yield "router", ", ".join([run["router"]["name"], *_digest(run["router"])])
 
@@ -62,7 +62,7 @@ def plan_facts(planned: "Preview", models: "Mapping[ModelRole, Stored]", title: 
     spec, num_todo = planned.spec, len(planned.todo)
     yield "data set", title
     yield "policies", ", ".join(route.label for route in spec.routes)
-    yield from ((role, f"{model.source}: {_whereabouts(model)}") for role, model in models.items())
+    yield from ((role_name(role), f"{model.source}: {_whereabouts(model)}") for role, model in models.items())
     done = f": {formatting.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
     yield "folder", f"{path}{done}"
     yield "attempts", f"{num_todo} of {planned.num_attempts} to run"
@@ -118,7 +118,7 @@ def pair_title(pair: PairEntry) -> str:
 
 
 def pair_line(model: Json) -> str:
-    return f"  {model['role']:<6}  {'here' if model['here'] else 'not here':<8}  {one_line(model['model'])}"
+    return f"  {role_name(model['role']):<7}  {'here' if model['here'] else 'not here':<8}  {one_line(model['model'])}"
 
 
 def found_lines(models: Sequence[Json]) -> Iterator[str]:

@@ -30,6 +30,11 @@ def safe(text: str) -> str:
     )
 
 
+def role_name(role: str) -> str:
+    """Return the name of a model's role for users."""
+    return {"check": "checker", "prm": "PRM"}.get(role, role)
+
+
 def one_line(text: str) -> str:
     """Return the text as one sanitized line with single spaces."""
     return " ".join(safe(text).split())

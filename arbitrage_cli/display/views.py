@@ -12,7 +12,7 @@ from itertools import islice
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown, Standing
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.explanation import step_lines
-from arbitrage_cli.display.text import Line, aligned, first_line, one_line, shortened
+from arbitrage_cli.display.text import Line, aligned, first_line, one_line, role_name, shortened
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.summary import tally_of
@@ -72,7 +72,7 @@ class _StepInProgress:
     @property
     def head(self) -> list[tuple[str, str]]:
         """The number of the step, its writer, and what the writer does."""
-        writer = (f"{self.writer:<6}", COLORS[self.writer]) if self.writer else ("", "")
+        writer = (f"{role_name(self.writer):<6}", COLORS[self.writer]) if self.writer else ("", "")
         return [(f"{self.number:>3}  ", "bold"), writer, (f"  {self.state:<10}", "dim")]
 
 
@@ -140,8 +140,8 @@ class SolveView:
         """Return the unfinished steps."""
         lines: list[Line] = []
         for trace, step in self._steps.items():
-            if self._shows_steps and (written := self._text(step)):
-                head = f"{self._of(trace.problem)}{step.writer} was writing:"
+            if self._shows_steps and step.writer and (written := self._text(step)):
+                head = f"{self._of(trace.problem)}{role_name(step.writer)} was writing:"
                 lines += [Line.of((head, "dim")), Line.block(written, "dim", margin=MARGIN)]
         return lines
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from arbitrage_cli.app.options import ResultFormat
 from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
-from arbitrage_cli.display.text import one_line, safe, shortened
+from arbitrage_cli.display.text import one_line, role_name, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES
@@ -104,7 +104,7 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
     if isinstance(run, RunProgress):
         done = f", {run.finished} of them done" if run.finished else ""
         return [f"{run.title}: {formatting.count(run.planned, 'attempt')}{done}"]
-    return [*(f"{role:<6} {one_line(text)}" for role, text in run.descriptions.items()), *_rule(run)]
+    return [*(f"{role_name(role):<7} {one_line(text)}" for role, text in run.descriptions.items()), *_rule(run)]
 
 
 def _rule(run: RunInfo) -> list[str]:
@@ -169,7 +169,7 @@ def bar(decision: Decision, run: RunInfo) -> str:
 def discarded(check: Check) -> Iterator[tuple[str, str]]:
     """Yield the model and the text of each solution that policy `agree` did not keep."""
     for model, steps in groupby(check.discarded, key=attrgetter("model")):
-        yield "checker" if model == "check" else model, "".join(step.text for step in steps)
+        yield role_name(model), "".join(step.text for step in steps)
 
 
 def checked(check: Check, run: RunInfo) -> str:

@@ -79,7 +79,7 @@ def test_list_shows_pairs_and_what_is_here_without_the_hub(pair: HubFixture) -> 
     shown = pair.run("models", "list")
     assert (shown.code, shown.err) == (0, "")
     assert "mine: two tiny ones" in shown.out
-    assert f"  draft   not here  {DRAFT}\n" in shown.out
+    assert f"  draft    not here  {DRAFT}\n" in shown.out
     assert not pair.hub.requests
 
 
