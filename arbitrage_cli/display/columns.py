@@ -8,7 +8,7 @@ from arbitrage_cli.numbers import formatting
 
 Json = Mapping[str, Any]
 Show = Callable[[Any], str]
-OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "missing", "cut": "cut"}
+OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "not attempted", "cut": "cut"}
 TIME_PARTS = (
     *(f"{model}_{activity}" for model in ("draft", "target") for activity in ("decode", "prefill", "verify")),
     *("check_decode", "check_prefill", "router", "reward", "rest"),
@@ -143,7 +143,7 @@ DEFINITIONS: Mapping[str, str] = {
     f"the accuracy is unknown. Interval: 95%, Wilson, {_EFFECTIVE}.",
     "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
     f"Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
-    "outcomes": "Attempts that were unscored, that failed, that are missing, or that were cut: they reached a limit (max-tokens, "
+    "outcomes": "Attempts that were unscored, that failed, that were not attempted, or that were cut: they reached a limit (max-tokens, "
     "max-steps, ctx) before the solution was complete. Cut solutions are graded, too.",
     "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
     "times the unit costs measured in the run. A step that took less than half or more than twice the usual time of such steps "

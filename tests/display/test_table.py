@@ -80,7 +80,7 @@ def test_other_outcomes_are_notes() -> None:
     rows = [{**made.rows[0], "stop": "max_tokens"}, unscored(made.rows[1]), *made.rows[2:-1]]
     text = table(MadeUp(made.run, rows))
     assert "- target: 1 cut of 4\n" in text
-    assert "- draft: 1 unscored, 1 missing of 4\n" in text
+    assert "- draft: 1 unscored, 1 not attempted of 4\n" in text
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), *MARKUP])
