@@ -5,9 +5,8 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from h11 import LocalProtocolError
@@ -28,15 +27,16 @@ from arbitrage_cli.types import Finished, Writing
 
 log = logging.getLogger("arbitrage.serving")
 
-Result = TypeVar("Result")
-
 STATUS_CLIENT_CLOSED = 499  # as in nginx
 RETRY = {"retry-after": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits on requests: the maximum numbers of running and waiting requests, their timeout, and their size."""
+    """Limits on requests: the maximum numbers of running and waiting requests, their timeout, and their size.
+
+    After a pause of `keep_alive_seconds`, a stream sends a comment, and a disconnected client is noticed.
+    """
 
     running: int
     waiting: int = 64
@@ -131,8 +131,8 @@ class Endpoints:
             stack.callback(self._worker.intake.withdraw, call.ticket)
             headers = {"x-arbitrage-ignored": ", ".join(chat.ignored)} if chat.ignored else {}
             if not chat.body.stream:
-                return JsonResponse(await _unless_disconnected(request, call.answer()), headers=headers)
-            first = await _unless_disconnected(request, call.first())  # an early error can still set the HTTP status
+                return JsonResponse(await call.answer(request.is_disconnected), headers=headers)
+            first = await call.first()  # an early error can still set the HTTP status
             return EventStream(call.stream(first), stack.pop_all(), headers)
 
     def _begin(self, chat: ChatRequest) -> "Call":
@@ -156,10 +156,12 @@ class Call:
         self._answer = Answer(chat, int(time.time()))
         self.ticket = Ticket(chat, bounds.seconds, self._deliver)
 
-    async def answer(self) -> Json:
+    async def answer(self, is_disconnected: Callable[[], Awaitable[bool]]) -> Json:
         while not self._answer.is_complete:
             if report := await self._next():
                 self._answer.take(report)
+            if await is_disconnected():
+                raise ClientDisconnect
         return self._answer.complete()
 
     async def first(self) -> Progress | None:
@@ -235,24 +237,6 @@ async def _read_body(request: Request, bounds: Bounds) -> bytes:
     except TimeoutError as error:
         raise RefusedError(f"the body did not arrive within {bounds.body_seconds:g} s", status=408) from error
     return bytes(body)
-
-
-async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the result of `work`. If the client disconnects first, cancel `work` and raise ClientDisconnect."""
-    task, disconnected = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(request))
-    try:
-        await asyncio.wait((task, disconnected), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        disconnected.cancel()
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _shutting_down() -> RefusedError:

@@ -525,7 +525,7 @@ def test_a_request_withdrawn_while_the_scheduler_takes_it() -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_clients_that_hang_up_leave_nothing(stream: bool) -> None:
     gate = Gate()
-    with serving(gate=gate, bounds=Bounds(100, keep_alive_seconds=0.01 if stream else 5)) as client:
+    with serving(gate=gate, bounds=Bounds(100, keep_alive_seconds=0.01)) as client:
         expected_text = text_of(client.ask())
         gate.close()
         body = json.dumps({"messages": USER, "stream": stream}).encode()
