@@ -12,14 +12,13 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.app.bench_run import BenchRun
-from arbitrage_cli.app.benchmark import Pace
 from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.model_info import prediction_hint
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
 from arbitrage_cli.app.selection import Selection, default_folder, draw_sample, read_problems
-from arbitrage_cli.app.session import open_session
+from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import advised_pair
 from arbitrage_cli.costs.prices import Prices, parse_prices
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
@@ -51,6 +50,7 @@ from arbitrage_cli.routing.route import DEFAULT_TAU
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.system.files import user_folder
+from arbitrage_cli.types import Finished
 
 MOST_PROBLEMS = 40
 SKIPS: Mapping[str, Any] = MappingProxyType({"skips_attempts": True})  # in run.json: no attempt is missing
@@ -160,13 +160,11 @@ def advise(request: AdviceRequest, display: Display) -> Advice:
         with open_session(asked, display, folder.earlier, max_age=max_age, limit=limit) as session:
             # In a pseudo-random order, the first problems are a representative sample.
             drawn = sorted(request.selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
-            run = BenchRun(session, replace(request.selected, items=drawn), folder, display, name="advise", **SKIPS)
-            run.todo.sort(key=lambda attempt: not _is_first(attempt))
-            pace = AdvicePace(run, ends, request.prices)
+            run = AdviceRun(session, replace(request.selected, items=drawn), folder, display, ends, request.prices)
             with offering_to_resume(display, lambda error: run.how_to_resume):
-                if any(map(pace.is_needed, run.todo)):
-                    run.measure(pace)
-            found, decided = pace.judged()
+                if any(map(run.is_needed, run.todo)):
+                    run.measure()
+            found, decided = run.judged()
     _store(advised_pair(asked), decided.route, display)
     return Advice(decided, found, _command(request, decided.route))
 
@@ -190,16 +188,27 @@ def _store(pair: AdvisedPair, route: str, display: Display) -> None:
         display.note(f"other commands will not follow this advice, because it cannot be stored: {error.message}")
 
 
-class AdvicePace(Pace):
-    """Selects the attempts that may change the verdict until the time limit is reached.
+class AdviceRun(BenchRun):
+    """A benchmark of the attempts that may change the verdict until the time limit is reached.
 
     The target and the draft alone solve the first problems. Then other policies solve the same problems, and all policies
     the remaining problems. Policies that cannot be worthwhile are skipped.
     """
 
-    def __init__(self, run: BenchRun, ends: float, prices: Prices | None) -> None:
-        super().__init__()
-        self._run, self._ends, self._prices = run, ends, prices
+    name, more_facts = "advise", SKIPS
+
+    def __init__(
+        self,
+        session: Session,
+        selected: Selection,
+        folder: RunFolder,
+        display: Display,
+        ends: float,
+        prices: Prices | None,
+    ) -> None:
+        super().__init__(session, selected, folder, display)
+        self.todo.sort(key=lambda attempt: not _is_first(attempt))
+        self._ends, self._prices = ends, prices
         self._seconds, self._attempt_ends = self.seconds_left(), ends
         self._item: Item | None = None
         self._decided = self.judged()[1]
@@ -210,7 +219,7 @@ class AdvicePace(Pace):
         if self._decided.is_final or self.seconds_left() <= 0:
             return False
         hopeless = {one.route for one in self._decided.candidates if one.confidence < HOPELESS}
-        can_compare = attempt.block >= FIRST or (attempt.id, 0, "target", None) in self._run.folder.statuses
+        can_compare = attempt.block >= FIRST or (attempt.id, 0, "target", None) in self.folder.statuses
         return _is_first(attempt) or (can_compare and attempt.route.name not in hopeless)
 
     def seconds_for(self) -> float:
@@ -221,14 +230,14 @@ class AdvicePace(Pace):
     def seconds_left(self) -> float:
         return max(0.0, self._ends - time.monotonic())
 
-    def keeps(self, row: AttemptRow) -> bool:
+    def is_kept(self, finished: Finished, row: AttemptRow) -> bool:
         """Return whether a row is stored. The row of an attempt that ended at its time limit is not stored."""
-        return row.status == "done" or time.monotonic() < self._attempt_ends
+        return super().is_kept(finished, row) and (row.status == "done" or time.monotonic() < self._attempt_ends)
 
     def judged(self) -> tuple[dict[str, Any], Verdict]:
         """Return the figures and the verdict on the attempts so far."""
-        run = {**(self._run.folder.run or self._run.manifest), **SKIPS}
-        found = figures(run, self._run.results, prices=self._prices)
+        run = {**(self.folder.run or self.manifest), **self.more_facts}
+        found = figures(run, self.results, prices=self._prices)
         decided = verdict(found, expected_effects(run))
         if decided is None:
             raise DefectError("advise has no policy to compare")

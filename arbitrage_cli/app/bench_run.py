@@ -1,12 +1,14 @@
 """Plans and runs a benchmark, storing a row for each attempt."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.app.benchmark import Bench, Pace, plan
+from arbitrage_cli.app.benchmark import Bench, plan
 from arbitrage_cli.app.loop import Attempt, StoredRun, missing
 from arbitrage_cli.app.manifest import problem_facts, resume, settings_of, with_grader, with_grown
 from arbitrage_cli.app.options import BenchOptions
@@ -20,13 +22,17 @@ from arbitrage_cli.errors import InterruptedRunError
 from arbitrage_cli.problems.task import Grader, Task, is_correct
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, RunFolder, read_run_folder
+from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.types import Finished
 
 
 class BenchRun(StoredRun):
-    """A planned benchmark. `results` contains a result for each row in the folder."""
+    """A benchmark, in which an attempt may take `timeout` seconds. `results` contains a result for each row in the folder."""
+
+    name = BENCH
+    more_facts: Mapping[str, Any] = MappingProxyType({})  # for run.json
 
     def __init__(
         self,
@@ -35,28 +41,26 @@ class BenchRun(StoredRun):
         folder: RunFolder,
         display: Display,
         *,
-        name: str = "bench",
         samples: int = 1,
-        **details: Any,
+        timeout: float | None = None,
     ) -> None:
-        """Plan a benchmark for the command `name`. Raises UsageError if an earlier run has other settings."""
         self.results: list[Result] = []
-        self._pace = Pace()
+        self._timeout = timeout
         spec, items, concurrency = session.spec, selected.items, session.concurrency
         attempts = plan(items, spec.routes, samples, concurrency)
         router, warnings = spec.deciding_router, []
         if router and (known := sum(router.card.known(item.problem.question for item in items))):
             which = f"{known} of these {len(items)} problems"
             warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
-        details |= {"samples": samples, "warnings": warnings, "concurrency": concurrency}
-        super().__init__(session, selected, folder, display, attempts, name=name, **details)
+        details = {"samples": samples, "warnings": warnings, "concurrency": concurrency, **self.more_facts}
+        super().__init__(session, selected, folder, display, attempts, **details)
 
     def count(self, row: AttemptRow) -> None:
         self.results.append(Result.of(row))
 
     @property
     def progress(self) -> RunProgress:
-        return self._progress.now(self._pace.seconds_left())
+        return self._progress.now(self.seconds_left())
 
     @property
     def selected(self) -> tuple[Run, list[Result]]:
@@ -65,9 +69,20 @@ class BenchRun(StoredRun):
         levels = {name: level for name, level in run.get("levels", {}).items() if name in ids}
         return {**run, "levels": levels}, [result for result in self.results if result.key[0] in ids]
 
-    def measure(self, pace: Pace) -> None:
-        """Make the missing attempts that `pace` needs."""
-        self._pace, session = pace, self.session
+    def is_needed(self, attempt: Attempt) -> bool:
+        return True
+
+    def seconds_for(self) -> float | None:
+        """Return the time limit of the next attempt, or None."""
+        return self._timeout
+
+    def seconds_left(self) -> float:
+        """Return the time that is left for all attempts."""
+        return math.inf
+
+    def measure(self) -> None:
+        """Make the missing attempts that are needed."""
+        session = self.session
         with session.spec.task.open_grader() as grader:
             session.load({attempt.route.policy for attempt in self.todo})
             bench = self._bench(grader)
@@ -76,7 +91,7 @@ class BenchRun(StoredRun):
             self.begin(bench, grader).run(self.todo)
 
     def is_kept(self, finished: Finished, row: AttemptRow) -> bool:
-        return not isinstance(finished.error, InterruptedRunError) and self._pace.keeps(row)
+        return not isinstance(finished.error, InterruptedRunError)
 
     def _bench(self, grader: Grader) -> Bench:
         session, spec = self.session, self.session.spec
@@ -88,7 +103,8 @@ class BenchRun(StoredRun):
             grader.grade,
             spec.limits,
             spec.sampler.seed,
-            self._pace,
+            self.is_needed,
+            self.seconds_for,
             {name: session.scorer(policy) for name, policy in policies.items()},
             {name: session.rater(policy, rollouts) for name, policy in policies.items()},
             concurrency=session.concurrency,
@@ -102,10 +118,10 @@ def run_bench(request: Request, selected: Selection, path: Path, options: BenchO
         RunFolder(path, fresh=options.fresh) as folder,
         open_session(request, display, folder.earlier, most=_most_at_once(request, selected)) as session,
     ):
-        run = BenchRun(session, selected, folder, display, samples=options.samples)
+        run = BenchRun(session, selected, folder, display, samples=options.samples, timeout=options.timeout)
         with offering_to_resume(display, lambda error: run.how_to_resume):
             if run.todo:
-                run.measure(Pace(options.timeout))
+                run.measure()
     return run
 
 

@@ -7,7 +7,6 @@ or, if several problems are solved at once, a few problems for each slot.
 
 import contextlib
 import itertools
-import math
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -54,39 +53,19 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
-class Pace:
-    """Decides which attempts are made and how long each may take. By default, the limit is `timeout` seconds."""
-
-    def __init__(self, timeout: float | None = None) -> None:
-        self._timeout = timeout
-
-    def is_needed(self, attempt: Attempt) -> bool:
-        return True
-
-    def seconds_for(self) -> float | None:
-        """Return the time limit of the next attempt, or None."""
-        return self._timeout
-
-    def seconds_left(self) -> float:
-        return math.inf
-
-    def keeps(self, row: AttemptRow) -> bool:
-        """Return whether the row of an attempt is stored."""
-        return True
-
-
 @dataclass(slots=True)
 class Bench:
     """Makes attempts, up to `concurrency` at a time.
 
-    Sample k uses the seed `seed + k`. `scorers` and `raters` are those of the policies, by name. `timer` measures the time spent on scores and in the program itself.
+    Sample k uses the seed `seed + k`. `seconds_for` returns the time limit of the next attempt, or None. `scorers` and `raters` are those of the policies, by name. `timer` measures the time spent on scores and in the program itself.
     """
 
     writers_for: WritersFor
     grade: GradeSolution
     limits: Limits
     seed: int
-    pace: Pace = field(default_factory=Pace)
+    is_needed: Callable[[Attempt], bool] = lambda attempt: True
+    seconds_for: Callable[[], float | None] = lambda: None
     scorers: Mapping[str, Scorer | Checker | None] = field(default_factory=dict)
     raters: Mapping[str, Rater | None] = field(default_factory=dict)
     concurrency: int = 1
@@ -98,7 +77,7 @@ class Bench:
 
     def solve(self, attempts: Iterator[Attempt]) -> Generator[Event, None, None]:
         """Make the needed attempts, which have the same sample and route."""
-        needed = filter(self.pace.is_needed, attempts)
+        needed = filter(self.is_needed, attempts)
         if (first := next(needed, None)) is None:
             return
         writers, policy = self.writers_for(first.route, first.sample), first.route.policy.name
@@ -138,7 +117,7 @@ class Bench:
         def make_flow(trace: Trace) -> Flow:
             return timing.follow(attempt.route.flow(trace, self.seed + attempt.sample, scorer))
 
-        seconds = self.pace.seconds_for()
+        seconds = self.seconds_for()
         deadline = None if seconds is None else Deadline(self.clock() + seconds, seconds, self.clock)
         return Job(attempt.item.problem, make_flow, self.limits, deadline)
 

@@ -32,6 +32,8 @@ ROLLOUT_TEMPERATURE = 0.7  # with more than one rollout
 class Collection(StoredRun):
     """A planned collection. `held` counts the stored states of each problem."""
 
+    name = COLLECT
+
     def __init__(
         self, session: Session, selected: Selection, folder: RunFolder, options: CollectOptions, display: Display
     ) -> None:
@@ -40,7 +42,7 @@ class Collection(StoredRun):
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
         self._unanswered = {name for name, gold in self._golds.items() if not gold and spec.reward == "rollout"}
         attempts, reward = [Attempt(item, 0, spec.route) for item in selected.items], self._reward_facts(spec.reward)
-        super().__init__(session, selected, folder, display, attempts, name=COLLECT, kind=COLLECT, reward=reward)
+        super().__init__(session, selected, folder, display, attempts, kind=COLLECT, reward=reward)
 
     def count(self, row: CollectedRow) -> None:
         self.held[row.id] = len(row.states)  # of several rows, the last one counts

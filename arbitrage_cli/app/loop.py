@@ -187,8 +187,11 @@ class Progress:
 class StoredRun:
     """A run in a folder: the attempts of this command, those that are missing, and the progress.
 
-    `manifest` is written to run.json. Raises UsageError if the folder contains a run with other settings.
+    `name` is that of the command. `manifest` is written to run.json. Raises UsageError if the folder contains a run with other
+    settings.
     """
+
+    name: str
 
     def __init__(
         self,
@@ -197,15 +200,13 @@ class StoredRun:
         folder: RunFolder,
         display: Display,
         attempts: Sequence[Attempt],
-        *,
-        name: str,
         **details: Any,
     ) -> None:
         self.session, self.folder, self.attempts, self._display = session, folder, attempts, display
         self.todo = missing(attempts, folder.statuses)
         self.manifest = run_json(session.spec, folder, selected, **details)
         routes, by_key = session.spec.routes, {attempt.key: attempt for attempt in attempts}
-        self._progress = Progress(f"{name} {selected.title}", routes, len(attempts) // len(routes), len(self.todo))
+        self._progress = Progress(f"{self.name} {selected.title}", routes, len(attempts) // len(routes), len(self.todo))
         for row in folder.rows:
             self.count(row)
             if row.status == "done" and row.key in by_key:

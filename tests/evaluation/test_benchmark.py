@@ -18,7 +18,7 @@ from made_up_tuning import unit_costs
 from scripted_models import open_scripted
 from writing import make_engine
 
-from arbitrage_cli.app.benchmark import Bench, Pace, plan
+from arbitrage_cli.app.benchmark import Bench, plan
 from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.app.loop import Attempt, Loop, Progress, missing
 from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay
@@ -314,7 +314,7 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     clock = Clock()
     slow_down(monkeypatch, clock, Engine)
     attempts = plan([item(0, "37 * 12 - 95"), item(1, "1 + 3")], (TARGET,), 1)
-    kept = made(scripted_bench(clock=clock, pace=Pace(50.0)), attempts)
+    kept = made(scripted_bench(clock=clock, seconds_for=lambda: 50.0), attempts)
     kinds = [type(one) for one in kept.events]
     assert kinds[kinds.index(AttemptRow) + 1] is AttemptStarted  # nothing more is done for it
     late, solved = kept.rows
