@@ -356,10 +356,8 @@ def _check_thinking(request: Request, prompt: ChatPrompt | None) -> Thinking:
             message = "the draft cannot turn its thinking on and off, so it cannot check itself"
             raise UsageError(message, "use --check MODEL", option="check")
         return "other"
-    if prompt is None:
-        return "off"
     is_off = request.options.think == "off"
-    return "on" if (prompt.always_thinks if is_off else prompt.thinks_by_itself) else "off"
+    return "on" if prompt and (prompt.always_thinks if is_off else prompt.thinks_by_itself) else "off"
 
 
 def refuse_without_thinking(prompts: Mapping[str, ChatPrompt]) -> None:

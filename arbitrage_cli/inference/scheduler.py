@@ -250,7 +250,7 @@ class Scheduler:
         yield from [Rating(flight.trace) for flight in self._in_flight.values() if flight.waits_for_rewards]
 
     def _resume(self, flight: _InFlight, response: Step | tuple[float, ...] | None) -> Iterator[Event]:
-        flight.waits_for_rewards, is_checked = False, flight.trace.check is not None
+        flight.waits_for_rewards, earlier = False, flight.trace.check
         try:
             request = flight.flow.send(response)
         except StopIteration:
@@ -258,8 +258,8 @@ class Scheduler:
         except ProblemError as error:  # the answers cannot be compared
             yield self._finish(flight, error)
             return
-        if flight.trace.check and not is_checked:
-            yield Checked(flight.trace, flight.trace.check)
+        if (check := flight.trace.check) and not earlier:
+            yield Checked(flight.trace, check)
         for decision in flight.trace.decisions[flight.num_reported :]:
             yield Decided(flight.trace, decision, self._num_prompt_tokens(flight))
         flight.num_reported = len(flight.trace.decisions)
