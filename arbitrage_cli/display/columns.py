@@ -1,6 +1,6 @@
 """Defines the columns of the tables in the terminal and in the HTML report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,9 @@ def _points_range(interval: formatting.Bounds) -> str:
     return "" if interval is None else f"[{100 * interval[0]:+.0f} to {100 * interval[1]:+.0f}]"
 
 
-def outcomes(figures: Json) -> str:
+def outcomes(figures: Json, names: Iterable[str] = OUTCOMES) -> str:
     """Return counts such as `1 failed, 2 cut`."""
-    return ", ".join(f"{figures[name]:,} {word}" for name, word in OUTCOMES.items() if figures[name])
+    return ", ".join(f"{figures[name]:,} {OUTCOMES[name]}" for name in names if figures[name])
 
 
 def _part(part: str) -> Callable[[Json], str]:

@@ -13,6 +13,7 @@ from arbitrage_cli.numbers import formatting
 
 MAX_NAMES = 12  # problem IDs in a line
 MAX_COLUMNS = 5
+UNUSUAL = ("unscored", "errors", "missing")  # outcomes that are noted; other notes name the limits that cut solutions
 MIN_PROBLEMS = 5  # for which intervals are shown
 
 Figures = Mapping[str, Any]
@@ -25,8 +26,8 @@ def write_table(figures: Figures, facts: Iterable[tuple[str, str]], stream: Text
     for spare in (columns.SECONDS, columns.ACCEPTED):
         if len(shown) > MAX_COLUMNS and spare in shown:
             shown.remove(spare)
-    remarks = [f"{one['label']}: {found} of {one['n']:,}" for one in policies if (found := columns.outcomes(one))]
-    notes = [*remarks, *figures["notes"]]
+    notes = [f"{one['label']}: {found} of {one['n']:,}" for one in policies if (found := columns.outcomes(one, UNUSUAL))]
+    notes += figures["notes"]
     print_to(
         stream,
         paragraph(f"{figures['dataset']}: {size_of(figures)}", "bold"),

@@ -79,7 +79,7 @@ def test_other_outcomes_are_notes() -> None:
     assert "of 4\n" not in table(made)
     rows = [{**made.rows[0], "stop": "max_tokens"}, unscored(made.rows[1]), *made.rows[2:-1]]
     text = table(MadeUp(made.run, rows))
-    assert "- target: 1 cut of 4\n" in text
+    assert "raise --max-tokens" in flat(text)
     assert "- draft: 1 unscored, 1 not attempted of 4\n" in text
 
 
