@@ -1,5 +1,6 @@
 """Policy `agree` from the command line and from Python: what it asks, records, resumes and refuses."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -115,10 +116,13 @@ class Answering(ChatServer):
     def __init__(self, shift: int = 0) -> None:
         super().__init__(Api(continues=None))
         self.shift = shift
+        self.refused = ""  # a question
 
     def _chat(self, body: Body) -> Answer:
         if body["messages"][-1]["role"] == "assistant":
             return Answer([{"error": {"message": "cannot continue"}}], 400)
+        if body["messages"][-1]["content"] == self.refused:
+            return Answer([{"error": {"message": "refused"}}], 400)
         left, _, right = body["messages"][-1]["content"].partition(" + ")
         number = int(left.split()[-1]) + int(right.strip("?")) + (self.shift if int(right.strip("?")) % 2 else 0)
         return self._answer(body, "", ["I add.\n\n", f"It is \\boxed{{{number}}}."], "stop", 7, 9)
@@ -149,6 +153,20 @@ def test_a_chat_api_is_called_once_and_the_target_exactly_if_the_answers_differ(
     for record in made.records:
         assert record["check"]["agrees"] == (record["problem"] not in differ)
         assert record["timing"]["check"]["prefill_tokens"] == 7
+
+
+def test_a_problem_that_the_checker_refuses_fails_alone_and_is_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "sums.txt").write_text("1 + 2\n3 + 4\n5 + 5\n")
+    with three_apis(checker_shift=1) as (servers, models):
+        command = ("solve", *models, "-i", "sums.txt", "-o", "out.jsonl")
+        servers["check"].refused = "3 + 4"
+        assert run(*command, cwd=tmp_path).code == 1
+        assert servers["target"].asked() == Counter(["5 + 5"])
+        servers["check"].refused = ""
+        assert run(*command, cwd=tmp_path).code == 0
+        assert servers["check"].asked() == Counter({"1 + 2": 1, "3 + 4": 2, "5 + 5": 1})
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(record["answer"], record["status"]) for record in records] == [("3", "done"), ("7", "done"), ("10", "done")]
 
 
 def test_the_pairs_prices_include_the_checker(tmp_path: Path) -> None:
