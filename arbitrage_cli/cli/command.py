@@ -5,6 +5,7 @@ An option group is a frozen dataclass. Each field that is described as an option
 
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -16,6 +17,7 @@ from arbitrage_cli.cli.options import HIDDEN, OPTIONS, Option
 from arbitrage_cli.cli.settings import origin_of
 from arbitrage_cli.errors import UsageError
 
+COLUMNS = 76  # of the names of options, which must not be divided
 INVOCATION = ("explicit", "command")
 """Parameters that describe the command line: the names of the options that it contains, and its words."""
 
@@ -110,8 +112,11 @@ def _group(kind: Any, values: Mapping[str, Any]) -> Any:
 def _help(text: str, hidden: Sequence[str]) -> str:
     """Join the lines of each docstring paragraph except examples, because Rich keeps line breaks. Name the hidden options."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
-    paragraphs += [f"More options, described by arbitrage guide options: {', '.join(hidden)}"] if hidden else []
-    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs)
+    paragraphs = [part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs]
+    more = f"More options, described by arbitrage guide options: {', '.join(hidden)}"
+    return "\n\n".join(
+        [*paragraphs, f"\b\n{textwrap.fill(more, COLUMNS, break_on_hyphens=False)}"] if hidden else paragraphs
+    )
 
 
 def _invocation(context: typer.Context) -> dict[str, Any]:
