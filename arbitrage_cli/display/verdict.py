@@ -23,7 +23,7 @@ def sentence(verdict: Json) -> str:
     if verdict["route"] != "target":
         best = next(one for one in verdict["candidates"] if one["route"] == verdict["route"])
         speed = f"{formatting.number(best['speedup'])}x the target's speed {formatting.number_range(best['interval'])}"
-        about = f"{'about ' * best['is_expected']}{speed}{_saving(best, ' and saves')}"
+        about = f"{_roughly(best)}{speed}{_saving(best, ' and saves')}"
         return f"{adverb} worth it ({chance}): {_name(best)} reaches {about}, {_answers(best)}."
     likeliest = verdict["candidates"][:NAMED]
     measured = [one for one in likeliest if one["num_problems"]]
@@ -65,8 +65,13 @@ def token_ratio_words(ratio: float, interval: formatting.Bounds = None) -> str:
 def _about(source: str, candidates: Sequence[Json]) -> str:
     """Return the speeds and the drawbacks of candidates that are not recommended, the draft last."""
     ordered = sorted(candidates, key=lambda one: one["policy"] == "draft")
-    texts = [f"{_name(one)} is {'about ' * one['is_expected']}{_pace(one['speedup'])}{_drawback(one)}" for one in ordered]
+    texts = [f"{_name(one)} is {_roughly(one)}{_pace(one['speedup'])}{_drawback(one)}" for one in ordered]
     return f"{source}: {'; '.join(texts)}." if texts else ""
+
+
+def _roughly(candidate: Json) -> str:
+    """Return a word for a speed that follows from few problems and the expected speed."""
+    return "about " if candidate["is_expected"] and candidate["num_problems"] else ""
 
 
 def _name(candidate: Json) -> str:
@@ -98,6 +103,8 @@ def _drawback(candidate: Json) -> str:
     """Return a candidate's savings or, if the candidate is fast enough, the reason why it is not recommended."""
     if candidate["is_fast"] < candidate["is_safe"]:
         return _saving(candidate, ", but it saves")
+    if not candidate["num_compared"]:
+        return ", accuracy not measured"
     is_changed = candidate["num_gained"] or candidate["num_lost"]
     return f", {_answers(candidate)}" if is_changed else ", but it may lose answers"
 
