@@ -182,7 +182,7 @@ def test_cached_tokens_are_counted_under_each_name(cached: Body) -> None:
     "wrong",
     [
         {"prompt_tokens_details": {"cached_tokens": 5000}}, {"prompt_tokens": -3}, {"completion_tokens": -2},
-        {"prompt_tokens": "many"}, {"completion_tokens": 10**30},
+        {"prompt_tokens": "many"}, {"completion_tokens": 10**30}, {"prompt_tokens": 10**6}, {"completion_tokens": 10**6},
     ],
 )  # fmt: skip
 def test_contradictory_usage_is_unknown(wrong: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:

@@ -6,10 +6,11 @@ token ids, such a question or step is rejected.
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -33,8 +34,11 @@ from arbitrage_cli.inference.servers.dialects import Completions, Prompt, TextRe
 from arbitrage_cli.inference.servers.responses import Converted, Piece
 
 END_SECONDS = 5.0  # for the token counts after the last piece of text
-SPARE_PIECES = 64  # of a response, beyond the requested tokens
+SPARE_TOKENS = 64  # of a response, beyond the requested tokens
+HIDDEN_TOKENS = 4096  # of a prompt that a server may add to
 REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
+
+log = logging.getLogger("arbitrage.servers")
 
 
 class Controls:
@@ -115,22 +119,27 @@ class ServedModel:
             async with asyncio.timeout(None) as limit, aclosing(stream) as pieces:
                 async for piece in pieces:
                     num_pieces += 1
-                    self._check(piece, request, num_pieces)
                     if piece.ending:
                         is_complete = True
                         limit.reschedule(asyncio.get_running_loop().time() + END_SECONDS)
-                    yield piece
+                    yield self._checked(piece, request, num_pieces)
         if not is_complete:
             raise RetryableError("interrupted a response")
 
-    def _check(self, piece: Piece, request: TextRequest, num_pieces: int) -> None:
+    def _checked(self, piece: Piece, request: TextRequest, num_pieces: int) -> Piece:
+        """Return the piece without implausible token counts. Raises ServerRequestError if the response is refused or too long."""
         if piece.failure:
             message = f"{self.server.name} ended its response with '{self.server.shown(piece.failure)}'"
             is_filtered = piece.failure in ("content_filter", "refusal")
             raise ServerRequestError(message, status=403 if is_filtered else 0)
-        if num_pieces > 2 * request.max_tokens + SPARE_PIECES:
+        max_written, max_prompt = 2 * request.max_tokens + SPARE_TOKENS, 2 * len(request.prompt) + HIDDEN_TOKENS
+        if num_pieces > max_written:
             hint = "use a server that limits the number of tokens in a response"
             raise ServerRequestError(f"{self.server.name} sent more than {request.max_tokens} tokens", hint)
+        if piece.usage and (piece.usage.prompt > max_prompt or (piece.usage.written or 0) > max_written):
+            log.warning("a server reports wrong token counts, which are not counted: more tokens than were sent")
+            return replace(piece, usage=None)
+        return piece
 
     def _render(self, messages: Messages, variables: Mapping[str, Any]) -> str:
         work = partial(self._rendered, messages, {**self.source.template_variables, **variables})
