@@ -59,7 +59,8 @@ class ResultOptions:
 )
 def solve(
     problem: Annotated[
-        list[str] | None, typer.Argument(help="Problem to solve, or - to read problems from standard input.")
+        list[str] | None,
+        typer.Argument(metavar="PROBLEM", help="Problem to solve, or - to read problems from standard input."),
     ] = None,
     *,
     source: InputOptions,
