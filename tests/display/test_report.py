@@ -230,13 +230,6 @@ def test_data_cannot_end_its_element() -> None:
 # --- what it says
 
 
-def test_what_stands_in_the_way_is_told_first() -> None:
-    warned = MadeUp({**RUN.run, "warnings": ["the machine was busy"]}, RUN.rows[:-1])
-    text = page(warned).text
-    assert "the machine was busy" in text
-    assert "The run is incomplete" in text
-
-
 def test_traces_are_the_rows() -> None:
     run = page(RUN).run
     assert len(run["blocks"]) == len(run["attempts"]) == len(RUN.rows)

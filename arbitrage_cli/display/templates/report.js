@@ -179,8 +179,10 @@
     const [draft, target] = ["draft", "target"].map((role) => marks.find((mark) => mark.policy === role));
     const join = (className, one, other) => [className, [one.x[0], one.y[0]], [other.x[0], other.y[0]]];
     const lines = draft && target && draft.x[0] < target.x[0] && draft.y[0] !== target.y[0] ? [join("chord", draft, target)] : [];
-    const byPolicy = Map.groupBy(marks.toSorted((a, b) => a.x[0] - b.x[0]), (mark) => mark.policy);
-    for (const [policy, own] of byPolicy) lines.push(...own.slice(1).map((mark, index) => join(`curve ${policy}`, own[index], mark)));
+    for (const policy of new Set(marks.map((mark) => mark.policy))) {
+      const own = marks.filter((mark) => mark.policy === policy).sort((a, b) => a.x[0] - b.x[0]);
+      lines.push(...own.slice(1).map((mark, index) => join(`curve ${policy}`, own[index], mark)));
+    }
     const place = document.getElementById("front");
     for (const key of place.querySelectorAll("[data-line]")) key.hidden = !lines.some(([name]) => name.split(" ")[0] === key.dataset.line);
     const xTicks = roundTicks(Math.min(...marks.flatMap((mark) => mark.x)), Math.max(...marks.flatMap((mark) => mark.x)), 6);
