@@ -9,7 +9,7 @@ not measured, because it is the same for all policies.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,12 +87,11 @@ class Probes:
         batches = tuple(map(float, np.maximum.accumulate(usual)))
         return UnitCosts(batches, token, max(0.0, slow - long * token), self.error)
 
-    @property
-    def fault(self) -> str | None:
-        """Why these times must be wrong, or None."""
+    def fault(self, *, is_on_gpu: bool) -> str | None:
+        """Return why these times must be wrong, or None. A GPU may compute a batch in the time of one token."""
         one, many = low_quartile(self.decode), low_quartile(self.batches[ROWS[-1]])
         halves = [low_quartile(half) for half in np.array_split(self.decode, 2)]
-        if not one < many < ROWS[-1] * one:
+        if not (is_on_gpu or one < many) or many >= ROWS[-1] * one:
             return f"a batch of {ROWS[-1]} tokens took {formatting.number(many / one)} times as long as one token"
         if max(halves) > MAX_CHANGE * min(halves):
             return f"a token took up to {formatting.number(max(halves) / min(halves))} times as long as before"
@@ -138,7 +137,7 @@ def measure_and_keep(
         counts = {role: [count] if load.threads else thread_counts(min(count, free)) for role, count in most.items()}
         speeds = {role: try_threads(backend, counts[role], limit=share) for role, backend in backends.items()}
         probes = probe(backends, limit=limit * 3 / 8)
-        if any(found.fault for found in probes.values()):  # once more, because a disturbance may be short
+        if _faults(probes, on_gpu):  # once more, because a disturbance may be short
             probes = probe(backends, limit=limit / 8)
         cards = {role: backend.card for role, backend in backends.items()}
     created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)
@@ -154,7 +153,8 @@ def measure_and_keep(
         )
         for role, path in paths.items()
     }
-    faults = {role: fault for role in paths if (fault := _fault(probes[role], most[role], free))}
+    busy = (role for role, threads in most.items() if free < threads)
+    faults = _faults(probes, on_gpu) | {role: f"other programs left only {free} of {most[role]} cores" for role in busy}
     for text in _notes(models, speeds, faults):
         note(text)
     good = [tuned for role, tuned in models.items() if role not in faults]
@@ -162,9 +162,9 @@ def measure_and_keep(
     return Measurement(models, speeds, faults)
 
 
-def _fault(probes: Probes, most_threads: int, free: int) -> str | None:
-    busy = f"other programs left only {formatting.count(free, 'core')} of {most_threads}"
-    return busy if free < most_threads else probes.fault
+def _faults(probes: Mapping[ModelRole, Probes], on_gpu: Container[ModelRole]) -> dict[ModelRole, str]:
+    faults = {role: found.fault(is_on_gpu=role in on_gpu) for role, found in probes.items()}
+    return {role: fault for role, fault in faults.items() if fault}
 
 
 def _notes(

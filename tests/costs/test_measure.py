@@ -240,10 +240,10 @@ def test_a_pipe_in_place_of_the_file_blocks_nothing(tmp_path: Path) -> None:
         keep_tuned(path, [])
 
 
-def disturbed(decode: Seconds, batch: float = 1.0) -> str | None:
+def disturbed(decode: Seconds, batch: float = 1.0, *, is_on_gpu: bool = False) -> str | None:
     """The fault of a measurement in which each token of a batch takes this many seconds."""
     backend = Slow(decode, lambda threads: batch)
-    return probe({"target": backend}, clock=backend.clock, limit=1e6)["target"].fault
+    return probe({"target": backend}, clock=backend.clock, limit=1e6)["target"].fault(is_on_gpu=is_on_gpu)
 
 
 def test_costs_that_cannot_be_are_a_fault() -> None:
@@ -251,6 +251,7 @@ def test_costs_that_cannot_be_are_a_fault() -> None:
     slower = itertools.count(1)
     assert disturbed(lambda threads: 1.0, 0.2) is None
     assert disturbed(lambda threads: 1.0, 0.05) is not None
+    assert disturbed(lambda threads: 1.0, 0.05, is_on_gpu=True) is None
     assert disturbed(lambda threads: 1.0, 1.1) is not None
     assert disturbed(lambda threads: 1.0 if next(slower) <= ROUNDS // 2 * DECODED else 2.0, 0.2) is not None
 
