@@ -97,8 +97,8 @@ def warn_of_load(spec: Spec, display: Watcher) -> None:
 
 
 def forget_costs(named: NamedModels) -> int:
-    """Remove the stored costs of both models and the advice on them. Return how many measurements were removed."""
-    models = _local_models(named).values()
+    """Remove the stored costs of these models and the advice on them. Return how many measurements were removed."""
+    models = [*_local_models(named).values(), *filter(is_gguf, named.writing.values())]
     return forget(tuned_file(), {sha256_seen(files) for one in models if (files := local_files(one))})
 
 

@@ -132,7 +132,7 @@ def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, *
             "routing with arbitrage@careful reaches 2.50x the target's speed",
             ["--policy", "arbitrage", "--tau", "careful"],
         ),
-        (20, NOTHING_PAYS, "not worth it (", ["--policy", "target"]),
+        (5, NOTHING_PAYS, "not worth it (", ["--policy", "target"]),
     ],
     ids=["worth it", "not worth it"],
 )
