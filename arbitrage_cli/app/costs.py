@@ -98,7 +98,8 @@ def warn_of_load(spec: Spec, display: Watcher) -> None:
 
 def forget_costs(named: NamedModels) -> int:
     """Remove the stored costs of these models and the advice on them. Return how many measurements were removed."""
-    models = [*_local_models(named).values(), *filter(is_gguf, named.writing.values())]
+    checker = "" if named.checks_itself else named.sources.get("check", "")
+    models = [*_local_models(named).values(), *([checker] if checker and is_gguf(checker) else [])]
     return forget(tuned_file(), {sha256_seen(files) for one in models if (files := local_files(one))})
 
 
