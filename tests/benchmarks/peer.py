@@ -38,6 +38,7 @@ from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.task import Grader
 from arbitrage_cli.problems.tasks import FORMS, find_task
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.types import ModelRole
 
@@ -122,13 +123,14 @@ def solver_of_server(server: Server, grader: Grader, max_tokens: int) -> Solver:
     return solve
 
 
-def solver_of_policy(pair: Pair, policy: str, grader: Grader) -> Solver:
+def solver_of_policy(pair: Pair, policy: str, grader: Grader, *, early_stop: bool) -> Solver:
     name, _, tau = policy.partition("@")
+    stops = early_stop if POLICIES[name].can_stop_early else None
 
     def solve(item: Item) -> Solved:
         began = time.perf_counter()
         try:
-            solution = pair.solve(item.problem, policy=name, tau=tau or None)
+            solution = pair.solve(item.problem, policy=name, tau=tau or None, early_stop=stops)
         except ArbitrageError as error:
             raise ProblemError(f"{policy}: {error.message}") from error
         seconds = time.perf_counter() - began
@@ -228,12 +230,15 @@ def main() -> None:
     with ExitStack() as stack:
         grader = stack.enter_context(task.open_grader())
         files = {role: Path(find_files(name, offline=True)[0]) for role, name in named.items()}
-        pair = stack.enter_context(open_pair(**models, task=dataset.task, early_stop=arguments.early_stop, **options))
+        pair = stack.enter_context(open_pair(**models, task=dataset.task, **options))
         running = servers(files, instructions, arguments)
         for server in running.values():
             stack.enter_context(server)
         solvers = {name: solver_of_server(server, grader, arguments.max_tokens) for name, server in running.items()}
-        solvers |= {policy: solver_of_policy(pair, policy, grader) for policy in arguments.policy.split(",")}
+        solvers |= {
+            policy: solver_of_policy(pair, policy, grader, early_stop=arguments.early_stop)
+            for policy in arguments.policy.split(",")
+        }
         found = solve_all(solvers, dataset.items[: arguments.limit])
         drafted, accepted = running[SPECULATION].num_drafted, running[SPECULATION].num_accepted
     if not found[ALONE]:
