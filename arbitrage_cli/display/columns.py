@@ -55,7 +55,8 @@ def _with_parts(heading: str, name: str, show: Show = formatting.percent) -> Col
 
 
 def _points_range(interval: formatting.Bounds) -> str:
-    return "" if interval is None else f"[{100 * interval[0]:+.0f} to {100 * interval[1]:+.0f}]"
+    low, high = (round(100 * end) + 0.0 for end in interval or (0, 0))  # never -0
+    return f"[{low:+.0f} to {high:+.0f}]" if interval else ""
 
 
 def outcomes(figures: Json, names: Iterable[str] = OUTCOMES) -> str:

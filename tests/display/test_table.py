@@ -121,6 +121,8 @@ def test_differences_and_savings_have_their_intervals() -> None:
         assert difference.startswith("[")
         assert difference in text
         assert saving in text
+        nearly_none = policy | {"accuracy_difference_interval": (-0.001, 0.05)}
+        assert DIFFERENCE.cell(nearly_none)[1] == "[+0 to +5]"
 
 
 def test_comparison_fits_and_is_defined() -> None:
