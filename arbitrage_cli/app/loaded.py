@@ -161,7 +161,7 @@ class Writers:
         return {role: self._writer(role, route, sample) for role in roles}
 
     def slowdowns(self, role: ModelRole) -> list[float]:
-        """Return how many times as long as measured the tokens of a model in this process took, for each of its writers."""
+        """Return the ratio of actual to measured time per token, for each writer of a model in this process."""
         writers = (writer for (one, _, _), writer in self._made.items() if one == role and isinstance(writer, Engine))
         return [slowdown for writer in writers if (slowdown := writer.slowdown)]
 

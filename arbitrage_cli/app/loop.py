@@ -221,7 +221,7 @@ class StoredRun:
 
     @property
     def how_to_resume(self) -> str:
-        """A note on the stored attempts of this command, or "" if there are none."""
+        """The number of stored attempts and the command to resume the run, or "" if no attempt is stored."""
         num_safe = len({attempt.key for attempt in self.attempts} & self.folder.statuses.keys())
         saved = f"{num_safe} of {len(self.attempts)} attempts are"
         return how_to_resume(saved, self.folder, self.session.spec) if num_safe else ""

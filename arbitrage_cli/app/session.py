@@ -142,7 +142,7 @@ class Session:
 
     @property
     def slowdowns(self) -> dict[ModelRole, float]:
-        """How many times as long as measured the tokens of each model took, where this is known."""
+        """The ratio of actual to measured time per token, for each model whose ratio is known."""
         if not self.models or self.concurrency > 1:
             return {}
         return {role: median(found) for role in self.models if (found := self.writers.slowdowns(role))}

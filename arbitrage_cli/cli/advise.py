@@ -34,8 +34,8 @@ def advise(
 
     Measures token costs first. Then solves up to 40 problems with the target alone, the draft alone, speculation and routing,
     until the answer is clear or the time limit is reached. The answer includes a confidence. Other commands use the token
-    costs, and follow the last advice by default. To add problems, repeat the command. Without a pair or models, propose pairs
-    of the models of Ollama, LM Studio and llama.cpp on this machine, or advise on the built-in pair if there are none.
+    costs, and follow the last advice by default. To add problems, repeat the command. Without a pair or models, the
+    command proposes pairs of models from Ollama, LM Studio and llama.cpp. If none are found, it measures the built-in pair.
 
     \b
     Examples:

@@ -92,9 +92,9 @@ class Probes:
         one, many = low_quartile(self.decode), low_quartile(self.batches[ROWS[-1]])
         halves = [low_quartile(half) for half in np.array_split(self.decode, 2)]
         if not (is_on_gpu or one < many) or many >= ROWS[-1] * one:
-            return f"a batch of {ROWS[-1]} tokens took {formatting.number(many / one)} times as long as one token"
+            return f"a batch of {ROWS[-1]} tokens took {formatting.number(many / one)}x the time of one token"
         if max(halves) > MAX_CHANGE * min(halves):
-            return f"a token took up to {formatting.number(max(halves) / min(halves))} times as long as before"
+            return f"the time per token changed by a factor of {formatting.number(max(halves) / min(halves))}"
         return None
 
     @property
