@@ -11,16 +11,16 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.app.bench_run import BenchRun
+from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.model_info import prediction_hint
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
+from arbitrage_cli.app.problem_source import Selection, default_folder, draw_sample, select_problems
 from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
-from arbitrage_cli.app.selection import Selection, default_folder, draw_sample, read_problems
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import advised_pair
-from arbitrage_cli.costs.prices import Prices, parse_prices
+from arbitrage_cli.costs.prices import parse_prices
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
 from arbitrage_cli.evaluation.expected import expected_effects
@@ -29,7 +29,7 @@ from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
 from arbitrage_cli.inference.llama import BINDING
 from arbitrage_cli.inference.llama.prebuilt import how_to_install
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.model_files.facts import read_facts
+from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import (
     ADVICE,
     PAIRS_FILE,
@@ -61,31 +61,20 @@ FIRST = 5  # problems that the target and the draft alone solve before other pol
 LONGEST = 0.5  # the maximum share of the time for one attempt
 
 
-@dataclass(frozen=True, slots=True)
-class AdviceRequest:
-    """A request for a comparison of policies within a time limit."""
-
-    asked: Request
-    selected: Selection
-    minutes: float
-    folder: Path | None = None
-    fresh: bool = False
-    prices: Prices | None = None
-
-
 def advice_problems(advice: AdviceOptions, *, seed: int, offline: bool) -> Selection:
     problems = ProblemOptions(dataset=advice.dataset or "builtin", mapping=advice.mapping, limit=str(MOST_PROBLEMS))
-    return read_problems(problems, seed=seed, offline=offline, needs_answers=False)
+    return select_problems(problems, seed=seed, offline=offline, needs_answers=False)
 
 
-def request_of(options: Options, task: Task, selected: Selection, advice: AdviceOptions) -> AdviceRequest:
-    """Check the options of `advise`. Raises UsageError if an option is invalid; RouterError if the router cannot be used."""
-    asked = ask_to_compare(options, task, default=_policies)
-    if advice.save and not asked.named.own_pair:
+def ask_for_advice(options: Options, task: Task, advice: AdviceOptions) -> Request:
+    """Return a request for the comparison of policies. Raises the same errors as `ask_to_compare`."""
+    request = ask_to_compare(options, task, default=_policies)
+    if advice.save and not request.named.own_pair:
         hint = "add these two models to pairs.toml, then use --pair NAME"
         raise UsageError("can only be used with a named pair", hint, option="save")
-    prices = parse_prices(advice.price) if advice.price else None
-    return AdviceRequest(asked, selected, advice.minutes, advice.output_folder, advice.fresh, prices)
+    if advice.price:
+        parse_prices(advice.price)
+    return request
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,33 +129,32 @@ class Advice:
         return int(self.figures["dataset_size"] - self.figures["n"])
 
 
-def advise(request: AdviceRequest, display: Display) -> Advice:
+def advise(request: Request, selected: Selection, advice: AdviceOptions, display: Display) -> Advice:
     """Measure missing token costs and compare the policies. Repeating the request adds problems to the measurement.
 
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
-    ends = time.monotonic() + USABLE * 60 * request.minutes
-    asked = request.asked
-    computed = [source for source in asked.models_for(asked.asked).values() if is_gguf(source)]
+    ends = time.monotonic() + USABLE * 60 * advice.minutes
+    computed = [source for source in request.models_for(request.asked).values() if is_gguf(source)]
     if computed:
         _remind_of_build(display)
     for files in map(local_files, computed):
         if files and (hint := prediction_hint(read_facts(files))):
             display.note(hint)
-    path = request.folder or default_folder(request.selected.dataset.name, asked.named.names, prefix="advise--")
-    with RunFolder(path, fresh=request.fresh) as folder:
-        is_new = request.minutes >= MIN_MINUTES and not folder.statuses
-        max_age, limit = MAX_AGE if is_new else timedelta.max, COSTS_TIME * 60 * request.minutes
-        with open_session(asked, display, folder.earlier, max_age=max_age, limit=limit) as session:
+    path = advice.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="advise--")
+    with RunFolder(path, fresh=advice.fresh) as folder:
+        is_new = advice.minutes >= MIN_MINUTES and not folder.statuses
+        max_age, limit = MAX_AGE if is_new else timedelta.max, COSTS_TIME * 60 * advice.minutes
+        with open_session(request, display, folder.earlier, max_age=max_age, limit=limit) as session:
             # In a pseudo-random order, the first problems are a representative sample.
-            drawn = sorted(request.selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
-            run = AdviceRun(session, replace(request.selected, items=drawn), folder, display, ends, request.prices)
+            drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
+            run = AdviceRun(session, replace(selected, items=drawn), folder, ends, advice.price)
             with offering_to_resume(display, lambda error: run.how_to_resume):
                 if any(map(run.is_needed, run.todo)):
                     run.measure()
             found, decided = run.judged()
-    _store(advised_pair(asked), decided.route, display)
-    return Advice(decided, found, _command(request, decided.route))
+    _store(advised_pair(request), decided.route, display)
+    return Advice(decided, found, _command(request, selected, decided.route))
 
 
 def _remind_of_build(display: Display) -> None:
@@ -197,18 +185,10 @@ class AdviceRun(BenchRun):
 
     name, more_facts = "advise", SKIPS
 
-    def __init__(
-        self,
-        session: Session,
-        selected: Selection,
-        folder: RunFolder,
-        display: Display,
-        ends: float,
-        prices: Prices | None,
-    ) -> None:
-        super().__init__(session, selected, folder, display)
+    def __init__(self, session: Session, selected: Selection, folder: RunFolder, ends: float, price: str | None) -> None:
+        super().__init__(session, selected, folder)
         self.todo.sort(key=lambda attempt: not _is_first(attempt))
-        self._ends, self._prices = ends, prices
+        self._ends, self._prices = ends, parse_prices(price) if price else None
         self._seconds, self._attempt_ends = self.seconds_left(), ends
         self._item: Item | None = None
         self._decided = self.judged()[1]
@@ -252,9 +232,9 @@ def advise_on(
     dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
     items = draw_sample(dataset.items, MOST_PROBLEMS, options.seed)
     selected = Selection(dataset, items, is_sample=True)
-    asked = ask_to_compare(options, task, default=_policies)
     with TemporaryDirectory() as folder:
-        return advise(AdviceRequest(asked, selected, minutes, Path(folder, "run")), display)
+        advice = AdviceOptions(minutes=minutes, output_folder=Path(folder, "run"))
+        return advise(ask_for_advice(options, task, advice), selected, advice, display)
 
 
 def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> str:
@@ -287,14 +267,14 @@ def _is_first(attempt: Attempt) -> bool:
     return attempt.block < FIRST and attempt.route.policy.name in ("target", "draft")
 
 
-def _command(request: AdviceRequest, route: str) -> str:
+def _command(request: Request, selected: Selection, route: str) -> str:
     """Return the command line that solves a problem with the recommended policy."""
-    options, (policy, _, tau) = request.asked.options, route.partition("@")
+    options, (policy, _, tau) = request.options, route.partition("@")
     explicit = options.explicit if POLICIES[policy].needs_router else options.explicit - {"router"}
-    of_data = request.selected.dataset.task if options.task is None else None
+    of_data = selected.dataset.task if options.task is None else None
     return shlex.join(
         [
-            *("arbitrage", "solve", *([] if explicit & {"draft", "target", "pair"} else request.asked.named.arguments)),
+            *("arbitrage", "solve", *([] if explicit & {"draft", "target", "pair"} else request.named.arguments)),
             *replace(options, explicit=explicit).arguments,
             *(["--task", of_data] if of_data else []),
             *("--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"),

@@ -2,9 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Job
@@ -47,26 +46,18 @@ class Turns:
         self._answered = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A solved question and its settings."""
-
-    finished: Finished
-    run: RunInfo
-
-
 class RoutedConversation:
     """A conversation whose `route` may change between questions."""
 
-    def __init__(self, session: Session, display: Display) -> None:
+    def __init__(self, session: Session) -> None:
         self.menu = session.spec.menu()
         self.route = self.menu.default
-        self._session, self._spec, self._display = session, session.spec, display
-        self._turns = Turns(session.spec.sources, display.note)
+        self._session, self._spec, self._display = session, session.spec, session.display
+        self._turns = Turns(session.spec.sources, session.display.note)
         self._scheduler = session.scheduler()
         self._shown: tuple[Route, str | None] | None = None
         self._are_models_shown = False
-        self._last: Answer | None = None
+        self._last: tuple[Finished, RunInfo] | None = None
 
     def choose(self, name: str) -> None:
         """Select a route such as `arbitrage@fast`. Raises UsageError if it is not in the menu."""
@@ -80,12 +71,12 @@ class RoutedConversation:
         if finished.error is None:
             self._turns.add(finished.trace.problem.question, finished.trace.text)
             explain = router.explain if router and route.policy.needs_router else lambda trace, index: None
-            self._last = Answer(finished, replace(self._session.run_info(num_problems=1, route=route), explain=explain))
+            self._last = finished, replace(self._session.run_info(num_problems=1, route=route), explain=explain)
         return finished
 
     @property
-    def last(self) -> Answer:
-        """The last answer. Raises UsageError if there is no answer yet."""
+    def last(self) -> tuple[Finished, RunInfo]:
+        """The last answer and its settings. Raises UsageError if there is no answer yet."""
         if self._last is None:
             raise UsageError("there is no answer yet", "ask a question first")
         return self._last
@@ -95,7 +86,7 @@ class RoutedConversation:
 
         Raises UsageError if there is no question yet.
         """
-        return self._solve(self.last.finished.trace.problem, self.menu.find("target"))
+        return self._solve(self.last[0].trace.problem, self.menu.find("target"))
 
     def clear(self) -> None:
         self._turns.clear()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
-from arbitrage_cli.app.protocol import Watcher
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
@@ -22,7 +22,7 @@ MUCH_FASTER, FAR_SLOWER = 0.5, 5.0  # the factors between which a run does not c
 MIN_SECONDS = 1e-3  # the program takes most of the time of faster tokens
 
 
-def measure_costs(named: NamedModels, display: Watcher, *, offline: bool) -> Measurement:
+def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> Measurement:
     """Measure and store the unit costs of both models.
 
     Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
@@ -35,7 +35,7 @@ def measure_costs(named: NamedModels, display: Watcher, *, offline: bool) -> Mea
 def measure_missing(
     request: Request,
     found: Mapping[ModelRole, str],
-    display: Watcher,
+    display: Display,
     earlier: Run | None,
     max_age: timedelta = timedelta.max,
     limit: float = PROBE_SECONDS,
@@ -62,7 +62,7 @@ def measure_missing(
         return known
 
 
-def measure_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], display: Watcher) -> None:
+def measure_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], display: Display) -> None:
     """Measure stored costs again if a model's tokens took much less or far more time in a run.
 
     Tokens may take longer than measured for good reasons, such as a long context, but not less.
@@ -86,7 +86,7 @@ def measure_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], displ
         display.note(f"the token costs cannot be measured: {error.message}")
 
 
-def warn_of_load(spec: Spec, display: Watcher) -> None:
+def warn_of_load(spec: Spec, display: Display) -> None:
     """Note that other programs use the cores of models with several threads."""
     threads = max((model.threads or 1 for model in spec.models.values() if model.files), default=1)
     if threads > 1 and (free := free_cores()) < threads:
@@ -112,7 +112,7 @@ def _local_models(named: NamedModels) -> dict[ModelRole, str]:
     return found
 
 
-def fetch(sources: Mapping[ModelRole, str], display: Watcher, *, offline: bool) -> dict[ModelRole, str]:
+def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
     """Download missing files. Return each model's first file, or its name if it has no file.
 
     Raises ModelFileError if a file does not exist or is not a GGUF model; HubError if a download fails.

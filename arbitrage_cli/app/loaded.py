@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from arbitrage_cli.errors import ServerError
 from arbitrage_cli.inference.backend import Backend, Clock
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
@@ -42,10 +41,9 @@ class WriterOptions:
 
 
 class LocalModel:
-    """A model in this process. Writers and raters that are used at the same time need separate sequences.
+    """A model in this process. Its writers share a cache, which uses the sequences from `first_sequence`."""
 
-    The model's own writers use the sequences from `first_sequence`.
-    """
+    sends_token_stats = can_switch_thinking = True
 
     def __init__(self, backend: Backend, first_sequence: int = 0) -> None:
         self._backend, self._first = backend, first_sequence
@@ -53,26 +51,23 @@ class LocalModel:
         self.card, self.chat_template = backend.card, backend.chat_template
 
     def twin(self, first_sequence: int) -> "LocalModel":
-        """Return the same loaded model for another role, with its own sequences."""
+        """Return the same loaded model, with its own sequences, so that both can be used at the same time."""
         return LocalModel(self._backend, first_sequence)
 
-    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool) -> Writer:
-        """Return a writer that uses the model's shared cache."""
+    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
         if self._cache is None:
-            self._cache = self._make_cache(role, writing, self._first)
-        return _engine(role, self._cache, writing, keep_token_stats=keep_token_stats)
-
-    def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
-        return _engine(role, self._make_cache(role, writing, first_sequence), writing, keep_token_stats=role == "draft")
+            self._cache = Cache(self._backend, writing.style, keep=writing.keep, first_sequence=self._first)
+        costs = writing.unit_costs.get(role)
+        planner = Planner(costs, prompt_lookup=role == "target") if costs else None
+        return Engine(
+            role, self._cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner, clock=writing.clock
+        )
 
     def rater(self, style: PrmStyle, clock: Clock) -> Rater:
         """Return a rater that uses this process reward model. Raises ModelUnsupportedError if the model cannot rate steps."""
         rater = PrmRater(self._backend, style, clock=clock)
         rater.check()
         return rater
-
-    def need_token_stats(self, policy: str) -> None:
-        """Raise ServerError if a server does not send the log-probabilities that the policy needs."""
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
         """Return the prompt. Raises TemplateError if the chat template cannot be used."""
@@ -88,9 +83,6 @@ class LocalModel:
     def served_facts(self) -> Mapping[str, Any] | None:
         return None
 
-    def _make_cache(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Cache:
-        return Cache(self._backend, writing.style, keep=writing.keep, first_sequence=first_sequence)
-
 
 class RemoteModel:
     """A model on a server, with the same methods as `LocalModel`."""
@@ -98,8 +90,12 @@ class RemoteModel:
     def __init__(self, model: ServedModel) -> None:
         self._model = model
         self.card, self.chat_template = model.card, model.source.template
+        self.sends_token_stats, self.can_switch_thinking = bool(model.num_alternatives), not isinstance(model.dialect, Chat)
 
-    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool) -> Writer:
+    def twin(self, first_sequence: int) -> "RemoteModel":
+        return self
+
+    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
         kind = ChatWriter if isinstance(self._model.dialect, Chat) else ServedWriter
         return kind(
             role,
@@ -114,24 +110,6 @@ class RemoteModel:
     def prompt(self, style: PromptStyle) -> ChatPrompt:
         """Return the prompt, which may require a request to the server. Raises TemplateError, ServerError or ServerRequestError."""
         return self._model.prompt(style)
-
-    def own_writer(self, role: ModelRole, writing: WriterOptions, first_sequence: int = 0) -> Writer:
-        return self.writer(role, writing, keep_token_stats=role == "draft")
-
-    def twin(self, first_sequence: int) -> "RemoteModel":
-        """Return the model for another role. Raises ServerError if a chat API cannot switch its thinking."""
-        if isinstance(self._model.dialect, Chat):
-            message = f"{self._model.name} is behind a chat API, which cannot switch its thinking"
-            raise ServerError(message, "use another --check")
-        return self
-
-    def need_token_stats(self, policy: str) -> None:
-        if not self._model.num_alternatives:
-            raise ServerError(
-                f"policy {policy} needs log-probabilities, but {self._model.server.name} does not send them",
-                "enable log-probabilities on the server, or use a policy that does not need them: random, rsd, "
-                "draft, target",
-            )
 
     def describe(self) -> str:
         return describe(self._model)
@@ -172,9 +150,3 @@ class Writers:
             keep = role == "draft" and (route is None or route.policy.reads_token_stats)
             self._made[key] = self._models[role].writer(role, writing, keep_token_stats=keep)
         return self._made[key]
-
-
-def _engine(role: ModelRole, cache: Cache, writing: WriterOptions, *, keep_token_stats: bool) -> Engine:
-    costs = writing.unit_costs.get(role)
-    planner = Planner(costs, prompt_lookup=role == "target") if costs else None
-    return Engine(role, cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner, clock=writing.clock)

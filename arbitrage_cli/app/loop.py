@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from arbitrage_cli.app.manifest import add_loaded, make_manifest, problem_facts, resume, with_fingerprint, with_grown
 from arbitrage_cli.app.options import resume_command
+from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress, Standing
-from arbitrage_cli.app.selection import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.errors import ProblemError
@@ -198,11 +198,10 @@ class StoredRun:
         session: Session,
         selected: Selection,
         folder: RunFolder,
-        display: Display,
         attempts: Sequence[Attempt],
         **details: Any,
     ) -> None:
-        self.session, self.folder, self.attempts, self._display = session, folder, attempts, display
+        self.session, self.folder, self.attempts = session, folder, attempts
         self.todo = missing(attempts, folder.statuses)
         self.manifest = run_json(session.spec, folder, selected, **details)
         routes, by_key = session.spec.routes, {attempt.key: attempt for attempt in attempts}
@@ -235,8 +234,8 @@ class StoredRun:
         session = self.session
         self.folder.save_run({**add_loaded(self.manifest, session.models), "protections": list(grader.protections)})
         self._progress.start(session.concurrency)
-        self._display.begin(self.progress)
-        return Loop(solver, self, self.folder, self._display, session.spec.limits)
+        session.display.begin(self.progress)
+        return Loop(solver, self, self.folder, session.display, session.spec.limits)
 
     def is_kept(self, finished: Finished, row: Any) -> bool:
         return True
@@ -248,7 +247,7 @@ class StoredRun:
     def show(self, attempt: Attempt, row: Any, *, is_kept: bool) -> None:
         verdict, detail = row.verdict
         shown = verdict if is_kept else "stopped"
-        self._display.handle(AttemptEnded(row.id, attempt.route.label, shown, detail, row.took, self.progress))
+        self.session.display.handle(AttemptEnded(row.id, attempt.route.label, shown, detail, row.took, self.progress))
 
 
 def run_json(spec: Spec, folder: RunFolder, selected: Selection | None = None, **details: Any) -> Run:

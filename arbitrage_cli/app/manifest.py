@@ -26,7 +26,7 @@ from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.facts import read_facts
+from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import is_gguf
 from arbitrage_cli.problems.rows import Dataset
 from arbitrage_cli.routing.presets import PRESETS
@@ -86,7 +86,6 @@ def make_manifest(spec: Spec) -> Run:
         "samples": 1,
         "tau_costs": spec.tau_costs,
         "price": spec.request.named.price,
-        "named_taus": dict(spec.named_taus.taus) if spec.named_taus else None,
         "unit_costs": {role: asdict(model.costs) for role, model in spec.models.items() if model.costs},
         "machine": _machine_facts(spec),
         "warnings": [],
@@ -182,7 +181,6 @@ def resume(earlier: Run, now: Run, place: Path) -> Run:
     added = [listed for listed in now["policies"] if (listed["policy"], listed["tau"]) not in known]
     merged = _joined(earlier, now) | {
         "created": earlier["created"],
-        "named_taus": earlier.get("named_taus") or now.get("named_taus"),
         "policies": [*earlier["policies"], *added],
         "warnings": [*earlier["warnings"], *now["warnings"]],
     }

@@ -1,23 +1,25 @@
-"""JSON descriptions of pairs, model files, served models and routers."""
+"""Describes pairs, model files, served models and routers as JSON, and proposes pairs of the models on this machine."""
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.errors import ModelError, ModelFileError, UsageError
 from arbitrage_cli.inference.open import load_llama, rolls_back
-from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import Identity, OnProgress, identify
-from arbitrage_cli.model_files.facts import Facts, num_snapshots, read_facts
-from arbitrage_cli.model_files.names import HubName
+from arbitrage_cli.model_files.gguf import Facts, num_snapshots, read_facts
+from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
     THINK,
     PairEntry,
     find_files,
+    found_names,
     hub_name,
     local_files,
     router_file,
@@ -28,24 +30,6 @@ from arbitrage_cli.system.machine import total_memory
 from arbitrage_cli.types import THINK_TOKENS
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A model's size on this machine or, if it is not there, the size of its download (None if unknown)."""
-
-    source: str
-    is_here: bool
-    num_bytes: int | None
-
-
-def stored(source: str, *, offline: bool) -> Stored:
-    """Find out whether a model is on this machine. Raises HubError if the Hub cannot be reached."""
-    if files := local_files(source):
-        return Stored(source, True, sum(file.stat().st_size for file in files))
-    if offline or (name := hub_name(source)) is None:
-        return Stored(source, False, None)
-    return Stored(source, False, sum(file.size for file, is_here in hub.preview(name).items() if not is_here))
 
 
 def pair_models(pair: PairEntry) -> list[Json]:
@@ -188,3 +172,42 @@ def describe_model(source: str, pair: PairEntry | None = None) -> Json:
         "think_max_tokens": THINK_TOKENS if form else None,
         "prediction_hint": prediction_hint(facts),
     }
+
+
+MIN_RATIO, GOOD_RATIO = 4.0, 10.0  # size of the target / size of the draft; below the minimum, routing rarely saves time
+MAX_PROPOSALS = 3
+
+
+def found_models() -> Iterator[Json]:
+    """Describe the models of Ollama, LM Studio, llama.cpp and the Hub's cache.
+
+    A file that has several names is described once. Of a model that cannot be used, only the `error` is known.
+    """
+    seen: set[Path] = set()
+    for name in found_names():
+        try:
+            model = describe_model(name)
+        except ModelError as error:
+            yield {"model": name, "error": error.message}
+            continue
+        if (file := Path(model["files"][0]).resolve()) not in seen:
+            seen.add(file)
+            yield model
+
+
+def propose_pairs(models: Iterable[Json], memory: int | None) -> list[tuple[str, str]]:
+    """Return at most `MAX_PROPOSALS` drafts and targets by name, best first.
+
+    The models of a pair fit in memory together, and have the same architecture or a vocabulary of the same size. A pair is
+    better if its target is larger, then if the draft has closer to a tenth of its size.
+    """
+    chat = [model for model in models if model.get("has_template")]
+    pairs: list[tuple[int, float, tuple[str, str]]] = []
+    for draft, target in permutations(chat, 2):
+        ratio = target["file_bytes"] / draft["file_bytes"]
+        fits = memory is None or sum(model["memory_bytes"] or model["file_bytes"] for model in (draft, target)) < memory
+        is_related = any(draft[name] == target[name] for name in ("architecture", "vocabulary_size"))
+        if fits and is_related and ratio >= MIN_RATIO:
+            names = draft["model"], target["model"]
+            pairs.append((-target["num_parameters"], abs(math.log(ratio / GOOD_RATIO)), names))
+    return [names for *_, names in sorted(pairs)[:MAX_PROPOSALS]]

@@ -141,8 +141,7 @@ def _check_loaded(session: Session, policy: Policy) -> None:
         hint = f"pass {role}=... to open_pair"
         raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
     refuse_on_servers([policy], spec.sources)
-    if policy.reads_token_stats:
-        session.models["draft"].need_token_stats(policy.name)
+    session.check_token_stats([policy])
 
 
 def _read_question(question: Question, identifier: str) -> Problem:
@@ -198,9 +197,6 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
     def __repr__(self) -> str:
         models = ", ".join(f"{role}={source!r}" for role, source in self._spec.sources.items())
         return f"<Pair {models}, policy={self._spec.route.name!r}>"
-
-    def __dir__(self) -> list[str]:
-        return [name for name in super().__dir__() if not name.startswith("_")]
 
     def close(self) -> None:
         """Stop a running call and free the models. Closing a closed pair has no effect.

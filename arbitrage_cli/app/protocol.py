@@ -72,8 +72,8 @@ class ServerInfo:
 Shown = ServingEvent | AttemptStarted | AttemptEnded
 
 
-class Watcher(Protocol):
-    """The methods of a display that a session calls while it prepares models."""
+class Display(Protocol):
+    """The display of one command. `close` restores the terminal and may be called more than once."""
 
     def loading(self, activity: str, fraction: float) -> None:
         """Show the progress of an activity such as `loading draft small.gguf`. `fraction` ranges from 0 to 1."""
@@ -86,10 +86,6 @@ class Watcher(Protocol):
 
     def remind(self, text: str) -> None:
         """Show a line at most once a day."""
-
-
-class Display(Watcher, Protocol):
-    """The display of one command. `close` restores the terminal and may be called more than once."""
 
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None: ...
     def handle(self, event: Shown) -> None: ...

@@ -14,14 +14,11 @@ from typing import Any, Literal
 
 from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
 from arbitrage_cli.costs.prices import parse_prices
-from arbitrage_cli.errors import ArbitrageError, ModelFileError, RouterError, UsageError, unknown
+from arbitrage_cli.errors import ArbitrageError, UsageError, unknown
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
 from arbitrage_cli.inference.servers.dialects import CONTINUATIONS
-from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.model_files.checksums import sha256_seen, unchanged_sha256
-from arbitrage_cli.model_files.facts import read_facts
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import (
     DEFAULT_PAIR,
@@ -35,7 +32,6 @@ from arbitrage_cli.model_files.pairs import (
     is_served,
     local_files,
     router_file,
-    shipped_routers,
     user_pairs,
 )
 from arbitrage_cli.problems.task import Task
@@ -59,11 +55,9 @@ MAX_TEMPLATE_BYTES = 1 << 20
 BUILT_IN = "the built-in models only solve school arithmetic; see arbitrage models list"
 _NUMBER, _ARITHMETIC = re.compile(r"\d"), re.compile(r"\d\D+\d|\bhow (many|much)\b|\bconvert\b", re.IGNORECASE)
 UNIVERSAL = (
-    "no router was trained for this pair, so the universal router is used; "
-    "to train a router, use arbitrage collect and arbitrage train"
+    "no router is set for these models, so the universal router is used; to choose one, use --router, and to train one, "
+    "use arbitrage collect and arbitrage train"
 )
-PAIR_SETTINGS = ("ctx", "system", "chat_template_kwargs")
-
 Models = Mapping[ModelRole, str]
 ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm", "check")
 WRITING = ROLES[:2]
@@ -172,42 +166,12 @@ def arguments_of_run(folder: Path) -> list[str]:
 
 
 def _default_router(own_pair: PairEntry | None, models: Models, task: Task) -> str | None:
-    """Return the pair's router, a router trained on these models, or the universal router.
-
-    Code and models of registered backends have no default router.
-    """
+    """Return the pair's router or the universal router. Code and models of registered backends have no default router."""
     if task.name == "code":
         return None
     if own_pair and own_pair.router:
         return own_pair.router
-    if any(map(backend_of, models.values())):
-        return None
-    return _router_of_files(models) or UNIVERSAL_ROUTER
-
-
-def _router_of_files(models: Models) -> str | None:
-    """Return the first router that was trained on these files. Routers for code and routers that cannot be read are ignored."""
-    files = {role: local_files(models[role]) for role in WRITING if role in models}
-    if len(files) < 2 or not all(files.values()):
-        return None
-    names = [name for name in shipped_routers() if name != UNIVERSAL_ROUTER]
-    with contextlib.suppress(UsageError):  # a command that needs the user's pairs reports it
-        names = [*(pair.router for pair in reversed(user_pairs().values()) if pair.router), *names]
-    for name in names:
-        with contextlib.suppress(UsageError, RouterError, OSError, ModelFileError):  # loading the files reports their errors
-            card = load(router_file(name)).card
-            trained = (all(_is_model(pair[role], paths) for role, paths in files.items()) for pair in card.pairs)
-            if card.step_end == BLANK_LINE and any(trained):
-                return name
-    return None
-
-
-def _is_model(model: Mapping[str, Any], files: Sequence[Path]) -> bool:
-    """Return whether the checksums match. A file is read only if its checksum is unknown and its name matches."""
-    sha256 = unchanged_sha256(files)
-    if sha256 is None and read_facts(files).name == model.get("name"):
-        sha256 = sha256_seen(files)
-    return sha256 is not None and sha256 == model.get("sha256")
+    return None if any(map(backend_of, models.values())) else UNIVERSAL_ROUTER
 
 
 def needed_models(policies: Iterable[Policy], models: Models, reward: str | None) -> dict[ModelRole, str]:
@@ -244,13 +208,14 @@ def _price_of(own_pair: PairEntry | None, models: Models) -> str | None:
     """Return the prices of the pair's models, in the syntax of --price. Raises UsageError if a price is invalid."""
     entries: dict[ModelRole, PricedEntry | None] = {"target": own_pair.target, "check": own_pair.check} if own_pair else {}
     prices = {role: one.price for role, one in entries.items() if one and one.price and one.source == models.get(role)}
-    for role, price in prices.items():
-        try:
-            parse_prices(f"{role}={price}")
-        except UsageError as error:
-            message = f"pair '{own_pair and own_pair.name}': {role}.price: invalid value '{price}'"
-            raise UsageError(message, "use dollars per million tokens, such as 0.60/0.15/2.40") from error
-    return ",".join(f"{role}={price}" for role, price in prices.items()) if "target" in prices else None
+    if "target" not in prices:
+        return None
+    price = ",".join(f"{role}={price}" for role, price in prices.items())
+    try:
+        parse_prices(price)
+    except UsageError as error:
+        raise UsageError(f"pair '{own_pair and own_pair.name}': price: {error.message}", error.hint) from error
+    return price
 
 
 def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
@@ -326,46 +291,22 @@ def _read_template(file: str) -> str:
 # --- warnings about the choice
 
 
-def warnings_about(
-    named: NamedModels,
-    sources: Mapping[ModelRole, str],
-    *,
-    uses_router: bool,
-) -> Iterator[str]:
+def warnings_about(named: NamedModels, sources: Models, *, uses_router: bool) -> Iterator[str]:
     served, threads = (named.served[role] for role in sources if role in named.served), named.load.threads
     for host in dict.fromkeys(model.address.host for model in served if model.address.is_exposed):
         yield f"{host}: problems are sent unencrypted (http); use https"
-    if named.pair:
-        yield from _borrowed_settings(sources, named.pair)
     if uses_router and named.router_source == UNIVERSAL_ROUTER:
         yield UNIVERSAL
     if not named.checks_itself and sources.get("check", "") == sources.get("draft"):
         yield "the checker is the draft, so they make the same mistakes; use another --check"
-    with contextlib.suppress(OSError, RuntimeError):  # loading the models reports the error
-        yield from _unusual_pair(sources)
+    if {"draft", "target"} <= sources.keys():
+        with contextlib.suppress(OSError, RuntimeError):  # loading the models reports the error
+            draft, target = (sum(file.stat().st_size for file in local_files(sources[role])) for role in WRITING)
+            if 0 < target < draft:
+                yield "the draft's file is larger than the target's; --draft should be the fast model"
     processors = logical_processors()
     if threads and threads > processors and any(map(is_gguf, sources.values())):
         yield f"{threads} threads are slow on {processors} logical processors; use --threads {processors} or fewer"
-
-
-def _borrowed_settings(sources: Mapping[ModelRole, str], pair: PairEntry) -> Iterator[str]:
-    others = [source for role, source in sources.items() if source not in pair.sources.values() and role != "prm"]
-    names = [name for name in PAIR_SETTINGS if getattr(pair, name) is not None]
-    if others and names:
-        borrowed = f"used with the pair's {', '.join(names)}; to change them, use options"
-        yield f"{', '.join(others)}: not in pair {pair.name}, but {borrowed}"
-
-
-def _unusual_pair(sources: Mapping[ModelRole, str]) -> Iterator[str]:
-    draft, target = (local_files(sources[role]) if role in sources else () for role in ("draft", "target"))
-    if not draft or not target:
-        return
-    sizes = [sum(path.stat().st_size for path in files) for files in (draft, target)]
-    if draft[0].resolve() == target[0].resolve():
-        yield f"draft and target are the same file ({draft[0]}), so routing has no benefit"
-    elif sizes[0] > sizes[1]:
-        hint = "--draft should be the fast model and --target the strong model"
-        yield f"the target's file ({target[0].name}) is smaller than the draft's ({draft[0].name}); {hint}"
 
 
 Loads = Literal["needed", "both", "served", "named"]
@@ -433,20 +374,9 @@ def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: s
     named = _models_of(options, task)
     routing = _with_pairs_routing(options, named)
     for_calls = {"named": {"router", "prm", "check"}, "served": {"check"}}.get(loads, set())
-    policy, tau = choose_route(named, task, replace(routing, explicit=options.explicit - for_calls))
-    chosen = (routing.policy, routing.tau, routing.early_stop, options.router)
-    return _checked(
-        Request(
-            options,
-            task,
-            named,
-            [(policy, tau)],
-            options.concurrency or concurrency,
-            loads,
-            is_default=chosen == (None,) * 4,
-            early_stop=named.early_stop(options.early_stop, [policy]),
-        )
-    )
+    route = choose_route(named, task, replace(routing, explicit=options.explicit - for_calls))
+    is_default = (routing.policy, routing.tau, routing.early_stop, options.router) == (None,) * 4
+    return _request(options, task, named, [route], concurrency, loads=loads, is_default=is_default)
 
 
 def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
@@ -466,20 +396,8 @@ def ask_to_compare(
     """Return a request for a comparison of policies. Raises the same errors as `ask`."""
     named = _models_of(options, task)
     parsed = parse_routes(default(named, options, task) if options.policy is None else options.policy)
-    policies = [policy for policy, _ in parsed]
-    _refuse_useless(policies, options.explicit, task, reward)
-    return _checked(
-        Request(
-            options,
-            task,
-            named,
-            parsed,
-            options.concurrency or "1",
-            compares=True,
-            early_stop=named.early_stop(options.early_stop, policies),
-            reward=reward,
-        )
-    )
+    _refuse_useless([policy for policy, _ in parsed], options.explicit, task, reward)
+    return _request(options, task, named, parsed, compares=True, reward=reward)
 
 
 def ask_to_collect(options: Options, task: Task, collect: CollectOptions) -> Request:
@@ -489,8 +407,8 @@ def ask_to_collect(options: Options, task: Task, collect: CollectOptions) -> Req
         _refuse(options.explicit, "prm", "rollouts rate the steps", "omit it, or use --reward prm")
     else:
         _refuse(options.explicit, "rollouts", "a process reward model rates the steps", "use --reward rollout")
-    named, oracle = _models_of(options, task), (POLICIES["oracle"], None)
-    return _checked(Request(options, task, named, [oracle], options.concurrency or "8", reward=collect.reward))
+    oracle = (POLICIES["oracle"], None)
+    return _request(options, task, _models_of(options, task), [oracle], "8", reward=collect.reward)
 
 
 def choose_route(named: NamedModels, task: Task, options: Options) -> ParsedRoute:
@@ -510,11 +428,18 @@ def _models_of(options: Options, task: Task) -> NamedModels:
     return choose_models(options, task)
 
 
-def _checked(request: Request) -> Request:
-    """Return the request. Raises UsageError if a model is missing or a tau is invalid."""
+def _request(
+    options: Options, task: Task, named: NamedModels, routes: Sequence[ParsedRoute], concurrency: str = "1", **more: Any
+) -> Request:
+    """Return a request whose concurrency is that of the options or this default.
+
+    Raises UsageError if a model is missing or a tau is invalid.
+    """
+    early_stop = named.early_stop(options.early_stop, [policy for policy, _ in routes])
+    request = Request(options, task, named, routes, options.concurrency or concurrency, early_stop=early_stop, **more)
     request.models_for(request.asked)
-    for policy, tau in request.policies:
-        resolve_tau(policy, tau, AvailableRouter(request.named.router, request.named.router_source))
+    for policy, tau in routes:
+        resolve_tau(policy, tau, AvailableRouter(named.router, named.router_source))
     return request
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.app.costs import fetch, measure_contradicted, measure_missing, warn_of_load
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.manifest import record_settings
-from arbitrage_cli.app.protocol import Watcher
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import BUILT_IN, Request, is_arithmetic
 from arbitrage_cli.app.spec import Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
 from arbitrage_cli.costs.memory import MOST, Need, check_memory, choose_concurrency, memory_needed, rollback_of
 from arbitrage_cli.costs.prices import bill, parse_prices
-from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
 from arbitrage_cli.inference.backend import clock_for
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import as_speculator
@@ -54,7 +54,7 @@ class Rollouts:
     recalls: bool = False
 
 
-def _server_models(request: Request, display: Watcher, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
+def _server_models(request: Request, display: Display, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
     """Return a function that opens a model on a server. Each server is asked once, when its model is first needed.
 
     The function raises ServerError if the server cannot be used.
@@ -81,7 +81,7 @@ def _server_models(request: Request, display: Watcher, stack: contextlib.ExitSta
 @contextlib.contextmanager
 def open_session(
     request: Request,
-    display: Watcher,
+    display: Display,
     earlier: Run | None = None,
     *,
     spec: Spec | None = None,
@@ -110,8 +110,8 @@ def open_session(
                 spec = resolve(concurrency)  # the costs of a token depend on how many problems share a batch
         for note in spec.notes:
             display.note(note)
-        if spec.named_taus:
-            log.info("presets are based on the token costs of %s", spec.named_taus.costs_of)
+        if spec.tau_costs:
+            log.info("presets are based on the token costs of %s", spec.tau_costs)
         session = stack.enter_context(contextlib.closing(Session(spec, display, open_served)))
         yield session
         if request.loads == "needed":  # a run, whose results are stored
@@ -123,10 +123,10 @@ def open_session(
 class Session:
     """The models of a spec, and their writers, raters and schedulers. Create it with `open_session`."""
 
-    def __init__(self, spec: Spec, display: Watcher, open_served: Callable[[ModelRole], RemoteModel]) -> None:
+    def __init__(self, spec: Spec, display: Display, open_served: Callable[[ModelRole], RemoteModel]) -> None:
         self.spec, self.concurrency = spec, spec.concurrency
         self.models: dict[ModelRole, Model] = {}
-        self._display, self._open_served = display, open_served
+        self.display, self._open_served = display, open_served
         self._stack = contextlib.ExitStack()
         self._file_states = {path: state_of(path) for model in spec.models.values() for path in model.files}
 
@@ -154,14 +154,13 @@ class Session:
         num_sequences = _num_sequences(spec, policies, rollouts, self.concurrency)
         rollback = _rollback(spec)
         check_memory(_memory_needed(spec, num_sequences, rollback))
-        warn_of_load(spec, self._display)
+        warn_of_load(spec, self.display)
         served = [role for role, model in spec.loaded.items() if model.served]
         self.models.update({role: self._open_served(role) for role in served})  # before files, which take time to load
-        if needing := [policy.name for policy in policies if policy.reads_token_stats and "draft" in self.models]:
-            self.models["draft"].need_token_stats(needing[0])
+        self.check_token_stats(policies)
         self._load_files(num_sequences, rollback)
-        if "check" in spec.models.keys() - spec.loaded.keys():
-            self.models["check"] = self.models["draft"].twin(self.concurrency)
+        if spec.models.keys() != spec.loaded.keys():
+            self._load_twin()
         self.writing = WriterOptions(
             spec.sampler,
             spec.request.style,
@@ -172,7 +171,6 @@ class Session:
             clock_for(model.card for model in self.models.values()),
         )
         self.writers = Writers(self.models, self.writing)
-        self._warn_of_unused_variables()
         self._warn_of_another_pair()
 
     def _load_files(self, num_sequences: Mapping[ModelRole, int], rollback: Mapping[ModelRole, int]) -> None:
@@ -187,9 +185,26 @@ class Session:
                 rollback=rollback.get(role, 0),
                 template_variables={} if role == "prm" else load.template_variables,
             )
-            progress = partial(self._display.loading, f"loading {role} {model.source}")
+            progress = partial(self.display.loading, f"loading {role} {model.source}")
             backend = open_model(model.path, options, progress)
             self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)))
+
+    def _load_twin(self) -> None:
+        """Let the draft be the checker too. Raises ServerError if it cannot turn its thinking on and off."""
+        draft, source = self.models["draft"], self.spec.models["draft"].source
+        if not draft.can_switch_thinking:
+            raise ServerError(f"{source} is behind a chat API, which cannot switch its thinking", "use another --check")
+        self.models["check"] = draft.twin(self.concurrency)
+
+    def check_token_stats(self, policies: Iterable[Policy]) -> None:
+        """Raise ServerError if the draft's server does not send the log-probabilities that a policy needs."""
+        needing = [policy.name for policy in policies if policy.reads_token_stats]
+        if needing and "draft" in self.models and not self.models["draft"].sends_token_stats:
+            raise ServerError(
+                f"policy {needing[0]} needs log-probabilities, but {self.spec.models['draft'].source} does not send them",
+                "enable log-probabilities on the server, or use a policy that does not need them: random, rsd, "
+                "draft, target",
+            )
 
     def prompts(self) -> dict[str, ChatPrompt]:
         """Return the prompts of the draft and the target, by name."""
@@ -270,7 +285,7 @@ class Session:
 
     def _rollout(self, rollouts: Rollouts) -> RolloutRater:
         writers = [  # policies use the first sequences
-            self.models["target"].own_writer("target", replace(self.writing, sampler=sampler), self.concurrency * number)
+            self.models["target"].twin(self.concurrency * number).writer("target", replace(self.writing, sampler=sampler))
             for number, sampler in enumerate(rollouts.samplers, start=1)
         ]
         return RolloutRater(writers, rollouts.is_right, recalls=rollouts.recalls)
@@ -285,14 +300,6 @@ class Session:
             log.warning(
                 "router %s was trained on %s, so its thresholds may not suit these models", router.card.name, trained_on
             )
-
-    def _warn_of_unused_variables(self) -> None:
-        if any(model.served for model in self.spec.models.values()):
-            return  # the server's template may use them
-        templates = [model.chat_template or "" for role, model in self.models.items() if role != "prm"]
-        for name in self.spec.load.template_variables:
-            if not any(name in template for template in templates):
-                log.warning("chat_template_kwargs of the pair sets '%s', but the models' chat templates do not use it", name)
 
 
 def _num_sequences(spec: Spec, policies: Iterable[Policy], rollouts: int, concurrency: int = 1) -> dict[ModelRole, int]:

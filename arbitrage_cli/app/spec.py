@@ -1,6 +1,6 @@
 """Resolves a request to a `Spec`: the models, routes, limits and settings of a command. No model is loaded."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,21 +20,19 @@ from arbitrage_cli.inference.servers.address import ServedSource
 from arbitrage_cli.inference.thinking import FORMATS
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.gguf import read_header
+from arbitrage_cli.model_files.gguf import read_facts, read_header
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.task import Task
 from arbitrage_cli.routing.checker import Thinking
 from arbitrage_cli.routing.policies import Policy
-from arbitrage_cli.routing.presets import PRESETS, NamedTaus
+from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import (
     AvailableRouter,
     Menu,
     Route,
     make_route,
     parse_route,
-    preset_or_budget,
     route_or_target_alone,
     stops_early,
 )
@@ -90,7 +88,6 @@ class Spec:
     models: Mapping[ModelRole, ModelSpec]
     routes: Sequence[Route]
     available_router: AvailableRouter
-    named_taus: NamedTaus | None
     reward: str | None
     load: LoadOptions
     limits: Limits
@@ -115,7 +112,7 @@ class Spec:
     @property
     def tau_costs(self) -> str | None:
         """The name of the costs on which the presets are based, if any are used."""
-        return self.named_taus.costs_of if self.named_taus else None
+        return self.available_router.costs_of if any(route.tau_name in PRESETS for route in self.routes) else None
 
     @property
     def deciding_router(self) -> Router | None:
@@ -146,7 +143,7 @@ def make_spec(
 ) -> Spec:
     """Resolve a request with the token costs (by default, those that are stored) and the model files on this machine.
 
-    `earlier` is the run.json of a run to resume, whose presets, early stops, threads and token costs are kept.
+    `earlier` is the run.json of a run to resume, whose threads and token costs are kept, so that presets have the same taus.
     `served_prompt` returns the prompt of a model on a server, or None if this is unknown. The costs of tokens are those of
     `concurrency` problems at once.
 
@@ -154,49 +151,38 @@ def make_spec(
     """
     named = request.named
     checker = request.models_for(request.asked).get("check")  # another checker's files are not read
-    placement = place({**named.sources, "check": checker}, named.load, measured)
+    here = place({**named.sources, "check": checker}, named.load, measured)
+    placement, placement_notes = _as_before(here, earlier, named.load)
     at_once = 1 if request.loads == "served" else concurrency  # a server's limit, which a single user does not reach
     costs = price_costs(parse_prices(named.price)) if named.price else PairCosts.of(placement.unit_costs, at_once)
     available = AvailableRouter(named.router, named.router_source, costs, named.price is not None)
-    routes, named_taus, preset_notes = _routes(request, available, earlier)
-    warnings = list[str]()
+    routes = _routes(request, available)
+    route_notes = list[str]()
     if not request.compares:
-        routes[0], warnings = _default_or_warned(request, routes[0], available)
+        routes[0], route_notes = _default_or_warned(request, routes[0], available)
     policies = [route.policy for route in routes]
-    sources = request.models_for(policies)
-    placement, placement_notes = _as_before(placement, earlier, named.load)
     models = {
         role: ModelSpec(
             source, local_files(source), named.served.get(role), placement.threads.get(role), placement.unit_costs.get(role)
         )
-        for role, source in sources.items()
+        for role, source in request.models_for(policies).items()
     }
     find_prompt = partial(_find_prompt, request, models, served_prompt)
     tokens, unknown = _thinking(request.options, models, find_prompt)
-    writing = [models[role] for role in ("draft", "target") if role in models]
     checking = _check_thinking(request, find_prompt("check")) if "check" in models else None
-    notes = [
-        *preset_notes,
-        *warnings_about(named, sources, uses_router=any(policy.needs_router for policy in policies)),
-        *([CHOICE_LOSES] if request.task.name == "choice" and "check" in sources else []),
-        *warnings,
-        *[NO_SPECULATION for policy in policies if policy.speculates and concurrency > 1],
-        *unknown,
-        *placement_notes,
-    ]
+    writing = [models[role] for role in WRITING if role in models] if tokens != 0 else []
     return Spec(
         request,
         models,
         routes,
         available,
-        named_taus if any(route.tau_name in PRESETS for route in routes) else None,
-        reward=_reward(request, policies, sources),
-        load=replace(named.load, context_size=_thinking_context(named.load, writing if tokens != 0 else [])),
+        reward=_reward(request, policies, models),
+        load=replace(named.load, context_size=_thinking_context(named.load, writing)),
         limits=limits_of(request.options, tokens),
         sampler=sampler_of(request.options),
         check_thinking=checking,
         check_context=_thinking_context(named.load, [models["check"]] if checking == "on" else []),
-        notes=list(dict.fromkeys(notes)),
+        notes=[*_warnings(request, policies, models, concurrency), *route_notes, *unknown, *placement_notes],
         concurrency=concurrency,
     )
 
@@ -218,42 +204,21 @@ def limits_of(options: Options, think_tokens: int | None) -> Limits:
 # --- the parts of a spec
 
 
-def _routes(
-    request: Request, router: AvailableRouter, earlier: Run | None
-) -> tuple[list[Route], NamedTaus | None, list[str]]:
-    """Return the routes, the taus of presets, and a note for each preset that has another tau than in a new run.
-
-    In a resumed run, presets and budgets keep their taus, and steps are stopped early as before.
-    """
-    named_by_user = {preset_or_budget(policy, tau) for policy, tau in request.policies}
-    presets = [name for name in PRESETS if name in named_by_user]
-    current = router.named_taus if presets else None
-    named = (
-        NamedTaus(earlier["named_taus"], earlier["tau_costs"]) if current and earlier and earlier["named_taus"] else current
-    )
-    kept = {one["tau_name"]: float(one["tau"]) for one in (earlier["policies"] if earlier else ()) if one["tau_name"]}
-    kept |= named.taus if named else {}
-    routes = list[Route]()
-    for policy, tau in request.policies:
-        name = preset_or_budget(policy, tau)
-        before = kept.get(name or "")
-        routes.append(make_route(policy, tau, router) if before is None else Route(policy, before, name))
-    early = earlier["settings"]["early_stop"] if earlier and request.early_stop is None else request.early_stop
-    early = stops_early(early, routes, router)
-    routes = [replace(route, stops_early=bool(early) and route.policy.can_stop_early) for route in dict.fromkeys(routes)]
-    is_same_router = earlier and router.router and (earlier["router"] or {}).get("sha256") == router.router.sha256
-    return routes, named, _changed_presets(presets, current, named) if is_same_router else []  # another router is refused
+def _warnings(
+    request: Request, policies: Sequence[Policy], models: Mapping[ModelRole, ModelSpec], concurrency: int
+) -> Iterator[str]:
+    sources = {role: model.source for role, model in models.items()}
+    yield from warnings_about(request.named, sources, uses_router=any(policy.needs_router for policy in policies))
+    if request.task.name == "choice" and "check" in models:
+        yield CHOICE_LOSES
+    if concurrency > 1 and any(policy.speculates for policy in policies):
+        yield NO_SPECULATION
 
 
-def _changed_presets(presets: Sequence[str], current: NamedTaus | None, kept: NamedTaus | None) -> list[str]:
-    if not current or not kept:
-        return []
-    return [
-        f"the resumed run uses tau {formatting.tau(kept.taus[name])} for {name}, as before; with the token costs of "
-        f"{current.costs_of}, tau is {formatting.tau(current.taus[name])}; to use it, choose another --output"
-        for name in presets
-        if current.taus[name] != kept.taus[name]
-    ]
+def _routes(request: Request, router: AvailableRouter) -> list[Route]:
+    routes = list(dict.fromkeys(make_route(policy, tau, router, early_stop=False) for policy, tau in request.policies))
+    early = bool(stops_early(request.early_stop, routes, router))
+    return [replace(route, stops_early=early and route.policy.can_stop_early) for route in routes]
 
 
 def _default_or_warned(request: Request, route: Route, router: AvailableRouter) -> tuple[Route, list[str]]:
@@ -388,7 +353,7 @@ def _thinking_context(load: LoadOptions, models: Iterable[ModelSpec]) -> int | N
     return min(THINK_CONTEXT_SIZE, *trained)
 
 
-def _reward(request: Request, policies: Sequence[Policy], sources: Mapping[ModelRole, str]) -> str | None:
+def _reward(request: Request, policies: Sequence[Policy], models: Collection[ModelRole]) -> str | None:
     if any(policy.reward == "any" for policy in policies):
         return request.reward or "prm"
-    return "prm" if request.loads == "named" and "prm" in sources else None  # calls may use other policies
+    return "prm" if request.loads == "named" and "prm" in models else None  # calls may use other policies

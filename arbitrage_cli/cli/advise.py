@@ -6,8 +6,7 @@ import sys
 from arbitrage_cli.app.options import SOME_FAILED, AdviceOptions, Options
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import SHARED, Option
-from arbitrage_cli.cli.output import OutputOptions, command_display, permitted, say, write_json
-from arbitrage_cli.cli.streams import only_figures_on_stdout
+from arbitrage_cli.cli.output import OutputOptions, command_display, only_figures_on_stdout, permitted, say, write_json
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.machine import total_memory
@@ -57,23 +56,23 @@ def advise(
         if not advice.dataset:
             display.remind("using built-in problems; to use your own, add --dataset FILE, with one question per line")
         task = permitted(find_task(options.task or selected.dataset.task), advice.run_code)
-        request = app.request_of(options, task, selected, advice)
-        result = app.advise(request, display)
+        request = app.ask_for_advice(options, task, advice)
+        result = app.advise(request, selected, advice, display)
     if json_line:
         write_json(result.figures)
     else:
         write_advice(result, sys.stdout)
     if result.num_errors:
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
-    if advice.save and request.asked.named.pair:
-        for line in app.save_advice(result, request.asked.named.pair, options.router).splitlines():
+    if advice.save and request.named.pair:
+        for line in app.save_advice(result, request.named.pair, options.router).splitlines():
             say(line, output)
     return SOME_FAILED if result.num_errors and not result.is_measured else 0
 
 
 def _propose(options: Options, *, as_json: bool) -> bool:
     """Show commands that test pairs of the models on this machine. Return whether there are such pairs."""
-    from arbitrage_cli.app.found_models import found_models, propose_pairs  # slow to import
+    from arbitrage_cli.app.model_info import found_models, propose_pairs  # slow to import
     from arbitrage_cli.display.advice import write_proposals
 
     pairs = propose_pairs(found_models(), total_memory())

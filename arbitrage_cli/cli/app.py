@@ -12,14 +12,12 @@ from arbitrage_cli.cli import models
 from arbitrage_cli.cli.advise import advise
 from arbitrage_cli.cli.bench import bench
 from arbitrage_cli.cli.chat import chat
-from arbitrage_cli.cli.collect import collect
-from arbitrage_cli.cli.doctor import doctor
-from arbitrage_cli.cli.guide import guide
 from arbitrage_cli.cli.report import compare, report
 from arbitrage_cli.cli.serve import serve
 from arbitrage_cli.cli.settings import ContextObject, default_map, origin_of, read_settings, unknown_variables
+from arbitrage_cli.cli.setup import doctor, guide
 from arbitrage_cli.cli.solve import solve
-from arbitrage_cli.cli.train import train
+from arbitrage_cli.cli.training import collect, train
 from arbitrage_cli.display.text import is_drawable, one_line
 from arbitrage_cli.errors import UsageError, unknown
 

@@ -9,14 +9,21 @@ import typer
 from arbitrage_cli.app.options import SOME_FAILED, BenchOptions, Options, ProblemOptions, RewardSource
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
-from arbitrage_cli.cli.output import FigureOptions, OutputOptions, command_display, permitted, say, show_figures
-from arbitrage_cli.cli.streams import only_figures_on_stdout
+from arbitrage_cli.cli.output import (
+    FigureOptions,
+    OutputOptions,
+    command_display,
+    only_figures_on_stdout,
+    permitted,
+    say,
+    show_figures,
+)
 from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.bench_run import BenchRun
+    from arbitrage_cli.app.bench import BenchRun
 
 SINGLE_OPTIONS = {
     "--router": "measure each router in a folder of its own (--output), then run arbitrage compare FIRST SECOND",
@@ -60,18 +67,18 @@ def bench(
       arbitrage bench --dataset math500 --pair qwen2.5-coder --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
-    from arbitrage_cli.app import model_info
-    from arbitrage_cli.app.bench_run import preview, run_bench
+    from arbitrage_cli.app.bench import preview, run_bench
+    from arbitrage_cli.app.problem_source import default_folder, select_problems
     from arbitrage_cli.app.request import ask_to_compare
-    from arbitrage_cli.app.selection import default_folder, read_problems
     from arbitrage_cli.display.facts import plan_facts
+    from arbitrage_cli.model_files.pairs import hub_name, local_files
     from arbitrage_cli.problems.tasks import find_task
 
     _refuse_repeated(options.command)
     if bench.dry_run and "json_line" in options.explicit:
         raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
     with command_display(output) as display:
-        selected = read_problems(problems, seed=options.seed, offline=options.offline)
+        selected = select_problems(problems, seed=options.seed, offline=options.offline)
         task = find_task(options.task or selected.dataset.task)
         task = task if bench.dry_run else permitted(task, problems.run_code)
         request = ask_to_compare(options, task, reward)
@@ -79,10 +86,8 @@ def bench(
         path = bench.output_folder or default_folder(selected.dataset.name, names, concurrency=concurrency)
         if bench.dry_run:
             planned = preview(request, selected, path, bench)
-            stored = {
-                role: model_info.stored(source, offline=options.offline) for role, source in planned.spec.sources.items()
-            }
-            for name, value in plan_facts(planned, stored, selected.title, path):
+            missing = {source for source in planned.spec.sources.values() if hub_name(source) and not local_files(source)}
+            for name, value in plan_facts(planned, missing, selected.title, path):
                 typer.echo(f"{name:<10}{one_line(value)}")
             return 0
         with only_figures_on_stdout():

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.output import OutputOptions, command_display
-from arbitrage_cli.cli.streams import show_cursor
+from arbitrage_cli.cli.output import OutputOptions, command_display, show_cursor
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.text import safe, width_of, wrapped, write
 from arbitrage_cli.display.views import decision_lines
@@ -54,7 +53,7 @@ def chat(*, options: Options, output: OutputOptions) -> None:
         request = ask(options, find_task(options.task), loads="both")
         session = stack.enter_context(open_session(request, display, most=1))
         session.load()
-        conversation = RoutedConversation(session, display)
+        conversation = RoutedConversation(session)
         conversation.show_route()
         prompt = _Prompt(conversation, display, shows_answers=output.quiet or not sys.stdout.isatty())
         with contextlib.suppress(ImportError):  # some builds of Python lack it
@@ -118,10 +117,11 @@ class _Prompt:
     def _compare(self) -> None:
         self._answer(alone := self._conversation.ask_target())
         if alone.error is None:
-            self._display.note(wording.compared(self._conversation.last.finished, alone, self._conversation.answer))
+            self._display.note(wording.compared(self._conversation.last[0], alone, self._conversation.answer))
 
     def _explain(self) -> None:
-        trace, run = self._conversation.last.finished.trace, self._conversation.last.run
+        finished, run = self._conversation.last
+        trace = finished.trace
         lines = (line for index, _ in enumerate(trace.decisions) for line in decision_lines(trace, index, run))
         _say("\n".join(map(str, lines)), 5)
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from arbitrage_cli.cli.streams import Output, show_cursor, without_blocking
+from arbitrage_cli.cli.output import Output, show_cursor, without_blocking
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.errors import (
     ArbitrageError,

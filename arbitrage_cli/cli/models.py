@@ -8,15 +8,14 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli.app import model_info
-from arbitrage_cli.cli.command import command
-from arbitrage_cli.cli.completion import complete_models, complete_pairs
+from arbitrage_cli.cli.command import command, complete_models, complete_pairs
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, write_json
 from arbitrage_cli.display import facts
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
-from arbitrage_cli.model_files.names import HubName
+from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import is_served, user_pairs
 from arbitrage_cli.numbers import formatting
 
@@ -39,7 +38,7 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
 
     Such a model can be used by its name, for example with --draft.
     """
-    from arbitrage_cli.app.found_models import found_models  # slow to import
+    from arbitrage_cli.app.model_info import found_models  # slow to import
 
     for error in user_pairs().broken.values():
         typer.echo(f"{one_line(error.message)}\n  {error.hint}", err=True)

@@ -1,22 +1,32 @@
-"""What commands show and ask: displays, log messages, JSON, tables, and whether programs may run."""
+"""What commands show and ask: the standard streams, displays, log messages, JSON, tables, and permission to run programs.
+
+Write errors of standard output become OutputError. Standard error never blocks a run.
+"""
 
 import contextlib
+import ctypes
+import io
 import json
 import logging
+import os
+import select
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
-from arbitrage_cli.display.text import is_drawable, one_line, show, write
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
+from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.model_files.checksums import read_note, write_note
 from arbitrage_cli.problems.task import Task
 
-if TYPE_CHECKING:  # NumPy is slow to import
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
     from arbitrage_cli.runs.results import Result
 
 
@@ -143,3 +153,99 @@ def _is_confirmed(statement: str) -> bool:
         return False
     write(sys.stderr, f"{statement} Run them? [y/N] ")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+PATIENCE = 1000
+"""Milliseconds to wait if the pipe of standard error is full."""
+
+
+class Output(io.TextIOWrapper):
+    """Standard output. Raises OutputError if the text cannot be written. Characters that cannot be encoded are escaped."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        stream.flush()
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+    def write(self, text: str, /) -> int:
+        with writing():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with writing():
+            super().flush()
+
+    def give_back(self) -> None:
+        """Detach from the wrapped stream, and drop data that cannot be written."""
+        with contextlib.suppress(OutputError, ValueError):
+            self.detach()
+
+
+class Messages(io.RawIOBase):
+    """Writes standard error to a pipe. Text is dropped if nobody reads the pipe, so that a run never blocks.
+
+    The first write to a full pipe waits up to `PATIENCE` milliseconds. If nobody reads the pipe during this time, later text is
+    dropped immediately until the pipe is read again.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._patience = PATIENCE
+        self._room = select.poll()
+        self._room.register(descriptor, select.POLLOUT)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        left = bytes(data)
+        size = len(left)
+        while left:
+            if not self._room.poll(self._patience):
+                self._patience = 0
+                break
+            self._patience = PATIENCE
+            left = left[os.write(self._descriptor, left[: select.PIPE_BUF]) :]  # PIPE_BUF bytes never block after poll
+        return size
+
+
+def without_blocking(stream: TextIO) -> TextIO:
+    """Return a stream that never blocks in place of a pipe or a socket; return any other stream unchanged."""
+    try:
+        mode = os.fstat(stream.fileno()).st_mode
+    except (OSError, ValueError):  # not a file
+        return stream
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return stream
+    raw = io.BufferedWriter(Messages(stream.fileno()))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True, write_through=True)
+
+
+def show_cursor() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if is_drawable(sys.stderr):
+            os.write(sys.stderr.fileno(), b"\x1b[?25h")
+
+
+@contextlib.contextmanager
+def only_figures_on_stdout() -> Iterator[None]:
+    """Redirect the standard output of C libraries to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with contextlib.suppress(OSError):  # standard error may be closed
+            os.dup2(2, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)

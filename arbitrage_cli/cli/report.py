@@ -151,7 +151,7 @@ def _list(folder: Path | None, *, as_json: bool, is_only_list: bool) -> None:
 
 
 def _regrade(run: Path, run_code: str | None, output: OutputOptions) -> None:
-    from arbitrage_cli.app.bench_run import regrade
+    from arbitrage_cli.app.bench import regrade
     from arbitrage_cli.display.facts import grade_change
     from arbitrage_cli.problems.tasks import find_task
 

@@ -82,7 +82,7 @@ def solve(
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
     from arbitrage_cli.app.request import ask
-    from arbitrage_cli.app.solve_run import solve_problems
+    from arbitrage_cli.app.solve import solve_problems
     from arbitrage_cli.problems.tasks import find_task
 
     question = " ".join(problem) if problem else None

@@ -16,7 +16,7 @@ from arbitrage_cli.inference.backend import MAX_SEQUENCES, LoadOptions
 from arbitrage_cli.inference.open import load_llama, rolls_back
 from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.model_files.facts import KV_BYTES, Facts, num_snapshots, read_facts
+from arbitrage_cli.model_files.gguf import KV_BYTES, Facts, num_snapshots, read_facts
 from arbitrage_cli.model_files.pairs import is_gguf, is_served, local_files
 from arbitrage_cli.system.machine import CACHED_BYTES, available_memory, gpu_shares_memory, total_memory
 from arbitrage_cli.types import ModelRole

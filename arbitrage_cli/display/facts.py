@@ -1,7 +1,7 @@
 """Facts about runs, models and routers, for tables, the HTML report and `models info`."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,8 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.route import label
 
 if TYPE_CHECKING:
-    from arbitrage_cli.app.bench_run import Preview
-    from arbitrage_cli.app.model_info import Stored
+    from arbitrage_cli.app.bench import Preview
     from arbitrage_cli.runs.rows import AttemptRow
-    from arbitrage_cli.types import ModelRole
 
 
 Json = Mapping[str, Any]
@@ -57,12 +55,13 @@ def run_lines(record: Json) -> tuple[str, str]:
     return one_line(shlex.quote(record["folder"])), one_line(f"{done}{age} ago; {about}")
 
 
-def plan_facts(planned: "Preview", models: "Mapping[ModelRole, Stored]", title: str, path: Path) -> Iterable[Fact]:
-    """Yield facts about a planned benchmark, where its models are, and its estimated duration."""
+def plan_facts(planned: "Preview", missing: Collection[str], title: str, path: Path) -> Iterable[Fact]:
+    """Yield facts about a planned benchmark, the models that it will download, and its estimated duration."""
     spec, num_todo = planned.spec, len(planned.todo)
     yield "data set", title
     yield "policies", ", ".join(route.label for route in spec.routes)
-    yield from ((role_name(role), f"{model.source}: {_whereabouts(model)}") for role, model in models.items())
+    for role, source in spec.sources.items():
+        yield role_name(role), f"{source} (to download)" if source in missing else source
     done = f": {formatting.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
     yield "folder", f"{path}{done}"
     yield "attempts", f"{num_todo} of {planned.num_attempts} to run"
@@ -70,12 +69,6 @@ def plan_facts(planned: "Preview", models: "Mapping[ModelRole, Stored]", title: 
     seconds = sum(planned.seconds[attempt.route.label] or 0.0 for attempt in planned.todo)
     about = f"about {formatting.duration(seconds)}"
     yield "time", f"unknown for {unknown}; run with --limit 5 first, then repeat --dry-run" if unknown else about
-
-
-def _whereabouts(model: "Stored") -> str:
-    if model.num_bytes is None:
-        return "no file on this machine"
-    return f"{'on this machine' if model.is_here else 'to download'}, {formatting.size_words(model.num_bytes)}"
 
 
 def grade_change(before: "AttemptRow", now: "AttemptRow") -> str:

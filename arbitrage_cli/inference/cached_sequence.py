@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, State, earliest
-from arbitrage_cli.model_files.facts import num_checkpoints
+from arbitrage_cli.model_files.gguf import num_checkpoints
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -59,7 +58,7 @@ def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
         "published": published_sha256(path),
         "recorded": unchanged_sha256([path]),
     }
-    sha256 = _sha256_of_file(path, on_progress)
+    sha256 = sha256_of([path], on_progress)
     origin = next((name for name, expected in known.items() if expected), None)
     return Identity(path, sha256, origin or "unknown", origin is not None and known[origin] != sha256)
 
@@ -71,11 +70,7 @@ def check_file(path: Path, sha256: str | None, cache: Path, on_progress: OnProgr
     """
     if sha256 is None and path.suffix == ".gguf":
         raise ModelFileError(f"{path}: the published sha256 is unknown", "remove the file and download it again")
-    if sha256 in (None, unchanged_sha256([path])):
-        return
-    found = _sha256_of_file(path, on_progress)
-    _record([path], found)
-    if found == sha256:
+    if sha256 is None or _known_sha256([path], on_progress) == sha256:
         return
     for part in (path.parent / path.readlink() if path.is_symlink() else path, path):
         if Path(os.path.realpath(part.parent)).is_relative_to(cache):  # a link may lead to a user's own file
@@ -85,21 +80,14 @@ def check_file(path: Path, sha256: str | None, cache: Path, on_progress: OnProgr
     raise ModelFileError(f"{path}: the sha256 differs from the published one; {outcome}", hint)
 
 
-def _readable(path: Path) -> AbstractContextManager[None]:
-    return os_errors(ModelFileError, f"{path}: cannot be read", "check the path and the file's permissions")
-
-
-def sha256_of(files: Sequence[Path], on_progress: Callable[[float], None] = lambda fraction: None) -> str:
-    """Return the sha256 of the concatenated files. `on_progress` is called with fractions from 0 to 1.
-
-    Raises ModelFileError if a file cannot be read.
-    """
-    with _readable(files[0]):
+def sha256_of(files: Sequence[Path], on_progress: OnProgress = no_progress) -> str:
+    """Return the sha256 of the concatenated files. Raises ModelFileError if a file cannot be read."""
+    with os_errors(ModelFileError, f"{files[0]}: cannot be read", "check the path and the file's permissions"):
         total, done, digest = sum(path.stat().st_size for path in files), 0, hashlib.sha256()
         for chunk in chain.from_iterable(map(read_chunks, files)):
             digest.update(chunk)
             done += len(chunk)
-            on_progress(done / total)
+            on_progress(FileProgress("checking", files[0].name, done, total))
     return digest.hexdigest()
 
 
@@ -108,12 +96,17 @@ def sha256_seen(files: Sequence[Path]) -> str:
 
     Raises ModelFileError if a file cannot be read, or differs from the published file.
     """
-    known = unchanged_sha256(files)
-    if known is None:
-        known = sha256_of(files)
-        _record(files, known)
+    known = _known_sha256(files)
     if len(files) == 1 and published_sha256(files[0]) not in (None, known):
         raise ModelFileError(f"{files[0]}: the sha256 differs from the published one", "download the file again")
+    return known
+
+
+def _known_sha256(files: Sequence[Path], on_progress: OnProgress = no_progress) -> str:
+    known = unchanged_sha256(files)
+    if known is None:
+        known = sha256_of(files, on_progress)
+        write_note(_SEEN, _names(files), {"checksum": known, "files": [state_of(path) for path in files]})
     return known
 
 
@@ -128,16 +121,6 @@ def published_sha256(path: Path) -> str | None:
     """Return the sha256 in the name of a file in the cache of the Hub, to which `path` links, or of Ollama."""
     target = path.readlink().name if path.is_symlink() else path.name.removeprefix("sha256-")
     return target if _SHA256.fullmatch(target) else None
-
-
-def _record(files: Sequence[Path], sha256: str) -> None:
-    write_note(_SEEN, _names(files), {"checksum": sha256, "files": [state_of(path) for path in files]})
-
-
-def _sha256_of_file(path: Path, on_progress: OnProgress) -> str:
-    with _readable(path):
-        size = path.stat().st_size
-    return sha256_of([path], lambda share: on_progress(FileProgress("checking", path.name, round(share * size), size)))
 
 
 def _shipped_sha256(path: Path) -> str | None:

@@ -17,7 +17,7 @@ from annotated_types import Ge, MinLen
 from arbitrage_cli.errors import ModelFileError, OutputError, UsageError, os_errors, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
-from arbitrage_cli.model_files.names import HubName, parse_name, parts
+from arbitrage_cli.model_files.hub import HubName, parse_name, parts
 from arbitrage_cli.model_files.stores import find_model_file, model_names, program_of
 from arbitrage_cli.system.files import checked, models_folder, read_text, user_folder, write_atomically
 from arbitrage_cli.types import ModelRole

@@ -20,7 +20,7 @@ from typing import Any
 import platformdirs
 
 from arbitrage_cli.errors import ModelFileError, os_errors
-from arbitrage_cli.model_files.names import first_files, refuse_unsafe
+from arbitrage_cli.model_files.hub import first_files, refuse_unsafe
 from arbitrage_cli.system.files import read_regular, read_text
 
 OLLAMA, LM_STUDIO, LLAMA_CPP = "ollama:", "lmstudio:", "llamacpp:"

@@ -62,14 +62,6 @@ class TauRow:
 
 
 @dataclass(frozen=True, slots=True)
-class NamedTaus:
-    """The taus of the presets, and the source of the token costs for which they were chosen."""
-
-    taus: Mapping[str, float]
-    costs_of: str
-
-
-@dataclass(frozen=True, slots=True)
 class TauTable:
     """A table of taus in ascending order, from `ALWAYS` to `NEVER`.
 

@@ -16,7 +16,7 @@ from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.checker import Checker
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
-from arbitrage_cli.routing.presets import ALWAYS, PRESETS, NamedTaus, TauRow, TauTable, parse_number
+from arbitrage_cli.routing.presets import ALWAYS, PRESETS, TauRow, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.routing.thoughts import BUDGET, lead_probe_stay, probe_tau
 from arbitrage_cli.types import Trace
@@ -165,10 +165,6 @@ class AvailableRouter:
         """
         table = TauTable.from_json(need_router(self.router).card.taus)
         return table.at_costs(self.costs) if self.costs or self.is_universal else table
-
-    @property
-    def named_taus(self) -> NamedTaus:
-        return NamedTaus(self.table.named, self.costs_of)
 
     @property
     def costs_of(self) -> str:

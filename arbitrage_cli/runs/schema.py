@@ -82,7 +82,6 @@ class _SolveRun(TypedDict):
     machine: _Machine
     warnings: list[str]
     fingerprint: dict[str, str]
-    named_taus: NotRequired[dict[str, float] | None]
     unit_costs: NotRequired[dict[ModelRole, _UnitCosts]]
 
 

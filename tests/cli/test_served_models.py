@@ -166,7 +166,7 @@ def test_a_pair_with_prices_shows_what_a_problem_cost(tmp_path: Path) -> None:
         cost = result.records[0]["timing"]["target"]
         assert f"${(cost['prefill_tokens'] + cost['decode_tokens']) / 1000:.5f}" in result.err
     assert ("about $" in routed.err, "about $" in alone.err, "$" in free.err) == (True, False, False)
-    assert_refused(wrong, 2, "pair 'mine': target.price", "1/x")
+    assert_refused(wrong, 2, "pair 'mine': price", "1/x")
 
 
 def test_ignored_sampling_options_are_noted_if_they_matter() -> None:

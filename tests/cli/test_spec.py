@@ -2,14 +2,11 @@
 
 import logging
 import math
-import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import pair_named_mine
 from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
@@ -20,9 +17,7 @@ from arbitrage_cli.app.request import Loads, NamedModels, Request, ask, ask_to_c
 from arbitrage_cli.app.spec import Run, Spec, advised_pair, make_spec
 from arbitrage_cli.costs.store import StoredAdvice, Tuned, keep_advice, tuned_file
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.model_files.checksums import sha256_of, unchanged_sha256
-from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
+from arbitrage_cli.model_files.pairs import read_pairs, save_pair
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.types import ModelRole
 
@@ -80,35 +75,6 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     assert (spec.request.named.price, spec.tau_costs) == ("target=0.60/0.06/2.40", "the pair's prices")
     table = spec.available_router.table
     assert spec.route.tau == min((row for row in table.rows if row.keeps(0.5)), key=lambda row: table.time(row) or 0).tau
-
-
-def test_files_of_a_known_pair_have_its_router_whatever_their_names(tmp_path: Path) -> None:
-    for role in ("draft", "target"):
-        shutil.copy(router_file(f"builtin:{role}").with_suffix(".gguf"), tmp_path / f"my-{role}.gguf")
-    mine, draft = (str(tmp_path / f"my-{role}.gguf") for role in ("target", "draft"))
-    known = chosen(Options(draft=draft, target=mine))
-    other = chosen(Options(draft=draft, target=draft))
-    assert (known.router_source, other.router_source) == ("builtin:builtin", "builtin:universal")
-
-
-def test_files_of_a_pair_of_the_users_have_its_router(tmp_path: Path, tiny: Mapping[str, Path]) -> None:
-    """A pair whose router is not there changes nothing; a model of another name is not even read."""
-    files = {role: tiny[role] for role in ("draft", "target")}
-    facts = {role: {"name": read_facts([file]).name, "sha256": sha256_of([file])} for role, file in files.items()}
-    router = tmp_path / "mine.safetensors"
-    pair_named_mine(tmp_path, draft="old-name.gguf", target=files["target"], router=router)
-    named = Options(draft=str(files["draft"]), target=str(files["target"]))
-    assert chosen(named).router_source == "builtin:universal"
-    write_router(router, pair=facts)
-    assert chosen(named).router_source == str(router)
-    write_router(router, pair=facts, data={"step_end": {"separator": "\n", "min_chars": 1}})  # of code
-    assert chosen(named).router_source == "builtin:universal"
-    write_router(router, pair={role: {**one, "sha256": "0" * 64} for role, one in facts.items()})
-    assert chosen(named).router_source == "builtin:universal"
-    unread = Path(shutil.copy(files["draft"], tmp_path / "new.gguf"))
-    write_router(router, pair={role: {**one, "name": "another"} for role, one in facts.items()})
-    chosen(replace(named, draft=str(unread)))
-    assert unchanged_sha256([unread]) is None
 
 
 @pytest.mark.parametrize(("route", "policy", "num_notes"), [("draft", "draft", 1), ("speculative", "arbitrage", 2)])
@@ -203,26 +169,16 @@ def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:
     assert [one.name for one in with_router.routes][3:] == ["arbitrage@careful", "logprob@0.3"]
 
 
-def test_resumed_run_keeps_its_named_taus_and_early_stop(tmp_path: Path) -> None:
-    routed = Options(
-        router=str(write_router(tmp_path / "small.safetensors")), policy="arbitrage@fast,arbitrage@30%,arbitrage@0.5"
-    )
-    asked = ask_to_compare(routed, MATH)
-    new = resolved(asked)
-    assert new.named_taus is not None
-    budget = {"policy": "arbitrage", "tau": 0.125, "tau_name": "30%"}
-    run: Run = {
-        "named_taus": {**new.named_taus.taus, "fast": 0.9},
-        "tau_costs": "the router's card",
-        "settings": {"early_stop": True},
-    }
-    assert new.deciding_router is not None
-    run |= {"models": {}, "router": {"sha256": new.deciding_router.sha256}}
-    again = resolved(asked, run | {"policies": [budget]})
-    assert [tau for _, tau in columns(again)] == [0.9, 0.125, 0.5]
-    assert ([route.stops_early for route in again.routes], len(again.notes)) == ([True] * 3, len(new.notes) + 1)
-    now = resolved(ask_to_compare(replace(routed, early_stop=False), MATH), run | {"policies": []})
-    assert not any(route.stops_early for route in now.routes)
+def test_resumed_run_keeps_its_presets_although_the_costs_have_changed(tmp_path: Path) -> None:
+    router = str(write_router(tmp_path / "small.safetensors"))
+    asked = ask_to_compare(Options(router=router, policy="arbitrage,arbitrage@30%,arbitrage@0.5"), MATH)
+    draft, fast = make_tuned(costs=unit_costs(0.1, prefill=0.01)), make_tuned(costs=unit_costs(1.0, prefill=0.01))
+    before: dict[ModelRole, Tuned] = {"draft": draft, "target": fast}
+    now = {**before, "target": make_tuned(costs=unit_costs(1.0, 8.0, 32.0, prefill=0.01))}
+    first = make_spec(asked, measured=before)
+    run: Run = {"models": {}, "unit_costs": {role: asdict(one.costs) for role, one in before.items()}}
+    assert make_spec(asked, run, measured=now).routes == first.routes
+    assert columns(make_spec(asked, measured=now)) != columns(first)
 
 
 def test_collecting_needs_a_source_of_rewards() -> None:

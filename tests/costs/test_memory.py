@@ -22,7 +22,7 @@ from arbitrage_cli.costs.memory import (
 from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.speculation import most_verified
-from arbitrage_cli.model_files.facts import num_snapshots, read_facts
+from arbitrage_cli.model_files.gguf import num_snapshots, read_facts
 from arbitrage_cli.types import ModelRole
 
 OWN_GPU_MEMORY = "arbitrage_cli.inference.llama.backend.own_gpu_memory"

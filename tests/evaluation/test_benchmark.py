@@ -18,7 +18,7 @@ from made_up_tuning import unit_costs
 from scripted_models import open_scripted
 from writing import make_engine
 
-from arbitrage_cli.app.benchmark import Bench, plan
+from arbitrage_cli.app.bench import Bench, plan
 from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.app.loop import Attempt, Loop, Progress, missing
 from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay

@@ -28,8 +28,8 @@ from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.servers.dialects import Completions, LlamaServer, Sglang, Vllm
 from arbitrage_cli.inference.servers.responses import Facts
 from arbitrage_cli.model_files import hub
-from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.names import HubName
+from arbitrage_cli.model_files.gguf import read_facts
+from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import read_pairs
 from arbitrage_cli.problems.answers import final_answer, gold_answer
 from arbitrage_cli.problems.compare import compare

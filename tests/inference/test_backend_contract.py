@@ -36,7 +36,7 @@ from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama import BINDING, loading
 from arbitrage_cli.inference.llama.backend import LlamaBackend, LlamaStates
 from arbitrage_cli.inference.llama.binding import c, check_binding
-from arbitrage_cli.model_files.facts import read_facts
+from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import Limits, Problem, Trace
 

@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arbitrage_cli.errors import ModelFileError
-from arbitrage_cli.model_files.facts import read_facts
-from arbitrage_cli.model_files.gguf import read_header
+from arbitrage_cli.model_files.gguf import read_facts, read_header
 
 UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
 HUGE = 2**64 - 1

@@ -20,7 +20,7 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 from arbitrage_cli.errors import ArbitrageError, HubError, ModelFileError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import FileProgress
-from arbitrage_cli.model_files.names import HubName
+from arbitrage_cli.model_files.hub import HubName
 
 REPO, FILE = "user/Model-GGUF", "Model-Q4_K_M.gguf"
 DATA = bytes(range(256)) * 4000 + b"the end"  # about 1 MB
@@ -264,8 +264,8 @@ def test_cache_that_is_a_circle_of_links(tmp_path: Path, monkeypatch: pytest.Mon
 def test_malformed_endpoint(endpoint: str, tmp_path: Path) -> None:
     """huggingface_hub reads HF_ENDPOINT when it is imported, hence the other process."""
     code = (
-        "from arbitrage_cli.errors import HubError; from arbitrage_cli.model_files import hub, names\n"
-        "try: hub.fetch(names.HubName('user/repo'))\n"
+        "from arbitrage_cli.errors import HubError; from arbitrage_cli.model_files import hub\n"
+        "try: hub.fetch(hub.HubName('user/repo'))\n"
         "except HubError as error: print(error.message)"
     )
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN}

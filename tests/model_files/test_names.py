@@ -3,7 +3,7 @@
 import pytest
 
 from arbitrage_cli.errors import HubError, UsageError
-from arbitrage_cli.model_files.names import HubName, choose, parse_name
+from arbitrage_cli.model_files.hub import HubName, choose, parse_name
 
 NAME = HubName("user/repo")
 DATASET_FILE = HubName("user/rows", "test.jsonl", kind="dataset")

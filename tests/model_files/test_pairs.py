@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.model_files.names import HubName
+from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import (
     ModelEntry,
     PairEntry,

@@ -15,7 +15,7 @@ import numpy as np
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, UsageError
 from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions, ModelCard, States
-from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
+from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
 
 TINY = 1e-30  # total probability of the other tokens if a script is certain
 

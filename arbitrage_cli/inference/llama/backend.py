@@ -15,8 +15,7 @@ from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions, Model
 from arbitrage_cli.inference.llama.binding import c, ggml
 from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
-from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
-from arbitrage_cli.model_files.gguf import read_header
+from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE, read_header
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_features
 from arbitrage_cli.system.signals import noted_signals
 

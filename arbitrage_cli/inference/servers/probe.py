@@ -25,7 +25,7 @@ from arbitrage_cli.inference.servers.dialects import (
 from arbitrage_cli.inference.servers.model import REFUSED, ServedModel
 from arbitrage_cli.inference.servers.responses import MIN_ALTERNATIVES, VOCABULARY_SIZE, Facts, ListedModel, Models, Piece
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.model_files.facts import DEFAULT_CONTEXT_SIZE
+from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.types import ModelRole, Problem
 
 PROBE_QUESTION = "What is 2 + 3?"

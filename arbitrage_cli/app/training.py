@@ -1,29 +1,44 @@
-"""Collects training states: writes every step with both models, and stores the states of each problem."""
+"""Collects training states, and creates routers from them.
+
+To collect states, both models write every step. A router is trained on the states, or the presets of an existing router are
+recomputed.
+"""
 
 import contextlib
+import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.loop import Attempt, Loop, StoredRun
-from arbitrage_cli.app.options import CollectOptions
-from arbitrage_cli.app.protocol import Display, RunProgress
-from arbitrage_cli.app.selection import Selection
+from arbitrage_cli.app.options import CollectOptions, LoadingOptions
+from arbitrage_cli.app.problem_source import Selection
+from arbitrage_cli.app.protocol import RunProgress
+from arbitrage_cli.app.request import arguments_of_run
 from arbitrage_cli.app.session import Rollouts, Session
 from arbitrage_cli.arbitrage import Flow, single
-from arbitrage_cli.errors import InterruptedRunError, OutputError
+from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.costs.placement import machine_here
+from arbitrage_cli.costs.store import Loading, read_cache, tuned_file
+from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
+from arbitrage_cli.inference.scheduler import Job, Scheduler
+from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.task import Grader, is_correct
-from arbitrage_cli.runs.folder import RunFolder
+from arbitrage_cli.routing.router import Router, load
+from arbitrage_cli.runs.folder import RunFolder, read_run_folder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.runs.summary import tally_of
 from arbitrage_cli.system.signals import noted_signals
+from arbitrage_cli.training.examples import read_states
 from arbitrage_cli.training.states import State, collect, state_to_json
+from arbitrage_cli.training.train import Progress, train, with_taus
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Started, Trace
 
 ROLLOUT_TEMPERATURE = 0.7  # with more than one rollout
@@ -34,15 +49,13 @@ class Collection(StoredRun):
 
     name = COLLECT
 
-    def __init__(
-        self, session: Session, selected: Selection, folder: RunFolder, options: CollectOptions, display: Display
-    ) -> None:
+    def __init__(self, session: Session, selected: Selection, folder: RunFolder, options: CollectOptions) -> None:
         spec, self._options = session.spec, options
         self.held: dict[str, int] = {}
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
         self._unanswered = {name for name, gold in self._golds.items() if not gold and spec.reward == "rollout"}
         attempts, reward = [Attempt(item, 0, spec.route) for item in selected.items], self._reward_facts(spec.reward)
-        super().__init__(session, selected, folder, display, attempts, kind=COLLECT, reward=reward)
+        super().__init__(session, selected, folder, attempts, kind=COLLECT, reward=reward)
 
     def count(self, row: CollectedRow) -> None:
         self.held[row.id] = len(row.states)  # of several rows, the last one counts
@@ -76,13 +89,10 @@ class Collection(StoredRun):
                 recalls=samplers[0] == spec.sampler,
             )
             rater = session.rater(spec.route.policy, rollouts)
-            writers: dict[ModelRole, Writer] = {
-                role: session.models[role].own_writer(role, session.writing) for role in spec.route.policy.models
-            }
             if count := len(self._unanswered & {attempt.id for attempt in self.todo}):
                 which = f"{formatting.count(count, 'problem')} without a known answer"
-                self._display.note(f"{which}: the target's own answer is assumed to be correct")
-            scheduler = Scheduler(writers, concurrency=session.concurrency, rater=rater)
+                session.display.note(f"{which}: the target's own answer is assumed to be correct")
+            scheduler = Scheduler(session.writers(None), concurrency=session.concurrency, rater=rater)
             solver = _StateSolver(scheduler, spec.limits, grader, self._golds, self._unanswered)
             self._store(self.begin(solver, grader), solver)
 
@@ -165,3 +175,54 @@ class _StateSolver:
 
 def _temperature(options: CollectOptions) -> float:
     return ROLLOUT_TEMPERATURE if options.rollouts > 1 else 0.0
+
+
+SUFFIX = ".safetensors"
+ROLES: tuple[ModelRole, ...] = ("draft", "target")
+
+
+def check_destination(output: Path, *, force: bool) -> None:
+    """Raise UsageError if the suffix is wrong or the file exists without `force`; OutputError if it is not writable."""
+    if output.suffix != SUFFIX:
+        hint = f"for example -o {output.stem or 'router'}{SUFFIX}"
+        raise UsageError(f"{output}: the name of a router file must end in {SUFFIX}", hint, option="output_file")
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists", "overwrite it with --force, or use another file (--output)")
+    if not os.access(output.parent, os.W_OK):
+        raise OutputError(f"{output}: the folder does not exist or is not writable", "use another path (--output)")
+
+
+def train_router(
+    runs: Sequence[Path], test: Sequence[Path], *, name: str, command: Sequence[str], seed: int, on_progress: Progress
+) -> Router:
+    """Train a router on `runs` and test it on `test`. Raises the same errors as `read_states` and `train`."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    states = read_states(runs, test)
+    return train(states, name=name, command=tuple(command), created=created, seed=seed, on_progress=on_progress)
+
+
+def with_new_presets(
+    source: str, runs: Sequence[Path], machine: LoadingOptions, *, name: str, on_progress: Progress
+) -> Router:
+    """Return the router with presets recomputed from `runs`. Problems on which the router was trained are excluded.
+
+    Raises UsageError if the runs use different pairs, and the same errors as `with_taus`.
+    """
+    old, states = load(router_file(source)), read_states(runs)
+    if len(states.pairs) > 1:
+        raise UsageError("the runs use different pairs", "presets depend on the pair, so use runs of a single pair")
+    if known := sum(old.card.known(states.questions)):
+        on_progress(f"excluded {known} of {len(states.questions)} problems, because the router was trained on them")
+    return with_taus(old, states, _costs_on_this_machine(runs[0], machine), name=name)
+
+
+def _costs_on_this_machine(folder: Path, machine: LoadingOptions) -> PairCosts | None:
+    models = read_run_folder(folder, COLLECT).run["models"]
+    known = {tuned.key: tuned.costs for tuned in read_cache(tuned_file()).tuned}
+    loading = Loading(machine.gpu_layers, machine.flash_attention, machine.kv_type)
+    found = {role: known.get((machine_here(), models[role]["sha256"], loading)) for role in ROLES if known}
+    return PairCosts.of({role: costs for role, costs in found.items() if costs})
+
+
+def bench_command(run: Path, router: Path) -> list[str]:
+    return ["arbitrage", "bench", *arguments_of_run(run), "--dataset", "OTHERS.jsonl", "--router", str(router)]

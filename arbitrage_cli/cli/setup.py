@@ -1,19 +1,23 @@
-"""`arbitrage doctor`: describes the installation for bug reports."""
+"""`arbitrage doctor` describes the installation for bug reports, and `arbitrage guide` shows the guides."""
 
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import options_page
 from arbitrage_cli.cli.settings import settings_files
 from arbitrage_cli.costs.store import read_cache, tuned_file
-from arbitrage_cli.display.text import one_line
-from arbitrage_cli.errors import ModelError, UsageError
+from arbitrage_cli.display.text import is_drawable, one_line, write
+from arbitrage_cli.errors import ModelError, UsageError, unknown
 from arbitrage_cli.inference.llama.prebuilt import binding_version
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.numbers import formatting
@@ -94,3 +98,56 @@ def _build(unused: Sequence[str]) -> str:
     if not processor_features():
         return "unknown: this system does not report CPU features"
     return f"any processor; it does not use this processor's {', '.join(unused)}" if unused else "this processor"
+
+
+FOLDER = Path(__file__).parents[1] / "guides"
+MAX_COLUMNS = 100
+
+
+def _topics(typed: str) -> list[str]:
+    return [name for name in _pages() if name.startswith(typed)]
+
+
+@command()
+def guide(
+    topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all topics.", autocompletion=_topics)] = None,
+) -> None:
+    """Show a guide: routing, benchmarks, code, training, servers, output, settings, ...
+
+    In a terminal, the guide opens in a pager. Otherwise, plain Markdown is printed.
+
+    \b
+    Examples:
+      arbitrage guide
+      arbitrage guide routing
+    """
+    pages = _pages()
+    if topic is None:
+        titles = {name: page.partition("\n")[0].partition(": ")[2] for name, page in pages.items()}
+        write(sys.stdout, "".join(f"{name:<12}{title}\n" for name, title in titles.items()))
+    elif topic in pages:
+        _show(pages[topic])
+    else:
+        raise unknown("topic", topic, pages)
+
+
+def _pages() -> dict[str, str]:
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")} | {"options": options_page()}
+    return dict(sorted(pages.items()))
+
+
+def _show(text: str) -> None:
+    if not is_drawable(sys.stdout):
+        write(sys.stdout, text)
+        return
+    from rich.console import Console  # slow to import
+    from rich.markdown import Markdown
+
+    os.environ.setdefault("LESS", "FRX")  # git's default: keep colors, and quit if the text fits on the screen
+    console = Console(width=min(Console().width, MAX_COLUMNS))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pager handles Ctrl-C
+    try:
+        with console.pager(styles=True):
+            console.print(Markdown(text, hyperlinks=False))
+    finally:
+        signal.signal(signal.SIGINT, before)

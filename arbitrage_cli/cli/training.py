@@ -1,0 +1,149 @@
+"""`arbitrage collect` and `arbitrage train`: collect states, and train a router on them or recalibrate its presets."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arbitrage_cli.app.options import SOME_FAILED, CollectOptions, LoadingOptions, Options, ProblemOptions
+from arbitrage_cli.app.protocol import offering_to_resume
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import Option
+from arbitrage_cli.cli.output import OutputOptions, command_display, permitted, say, write_json
+from arbitrage_cli.errors import UsageError
+from arbitrage_cli.numbers import formatting
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """The options for training a router."""
+
+    test: list[Path] | None = None
+    seed: int = 0
+    source: str | None = None
+    output_file: Path = Path("router.safetensors")
+    force: bool = False
+
+
+@command(
+    test=Option("Run whose problems are held out for testing. Default: a fifth of all problems is held out.", "RUN"),
+    seed=Option("Seed for the initial network weights."),
+    source=Option(
+        "Keep the network of this router and recompute its presets, using token costs measured on this machine if available.",
+        "ROUTER",
+        names=("--from",),
+        is_setting=False,
+    ),
+    output_file=Option("Router file. The file name becomes the router's name.", "FILE.safetensors", ("--output", "-o")),
+    force=Option("Overwrite an existing file.", is_setting=False),
+    json_line=Option("Print the card as one line of JSON.", names=("--json",)),
+)
+def train(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect.")],
+    *,
+    training: TrainOptions,
+    loading: LoadingOptions,
+    json_line: bool = False,
+    output: OutputOptions,
+    explicit: frozenset[str],
+    command: Sequence[str],
+) -> None:
+    """Train a router on collected states, and measure it on held-out problems.
+
+    Requires scikit-learn: pip install "scikit-learn>=1.7". The problems are divided into a training, a validation and a test
+    set. With --from, only recalibrates the presets (careful, balanced, fast) and budgets, on problems that the router was not
+    trained on.
+
+    \b
+    Examples:
+      arbitrage train runs/states -o router.safetensors
+      arbitrage train runs/one runs/two -o both.safetensors
+      arbitrage train --from router.safetensors runs/others -o mine.safetensors
+    """
+    from arbitrage_cli.app.training import bench_command, check_destination, train_router, with_new_presets
+    from arbitrage_cli.display.card import write_summary
+    from arbitrage_cli.routing.router import save
+
+    output_file = training.output_file
+    check_destination(output_file, force=training.force)
+    name = output_file.stem
+
+    def report(text: str) -> None:
+        say(text, output)
+
+    if training.source and (unused := {"test", "seed"} & explicit):
+        hint = "omit this option, because recalibration does not train the router"
+        raise UsageError(f"--{min(unused)} has no effect with --from", hint)
+    with command_display(output):
+        if training.source:
+            router = with_new_presets(training.source, runs, loading, name=name, on_progress=report)
+        else:
+            router = train_router(
+                runs, training.test or [], name=name, command=command, seed=training.seed, on_progress=report
+            )
+    save(router, output_file)
+    if json_line:
+        write_json(router.card.to_json())
+    else:
+        write_summary(router.card.to_json(), sys.stdout)
+    report(f"wrote {output_file}: router {name}; to show its card: arbitrage models info {output_file}")
+    report(f"to measure it: {shlex.join(bench_command(runs[0], output_file))}")
+
+
+@command(
+    without=["policy", "tau", "early_stop", "check"],
+    reward=Option(
+        "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target's "
+        "continuation of the step reaches the known answer; if no answer is known, the target's own answer)."
+    ),
+    rollouts=Option("Rollouts per step. A single rollout is greedy; multiple rollouts are sampled."),
+)
+def collect(
+    *,
+    problems: ProblemOptions,
+    collect: CollectOptions,
+    options: Options,
+    output: OutputOptions,
+) -> int:
+    """Collect states to train a router on.
+
+    Both models write every step, and both versions are scored. A state contains the draft's token statistics for a step, and
+    how much better the target's step scores. The same command resumes an interrupted run.
+
+    \b
+    Examples:
+      arbitrage collect --dataset builtin-dev -o runs/states
+      arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
+    """
+    from arbitrage_cli.app.problem_source import default_folder, select_problems
+    from arbitrage_cli.app.request import ask_to_collect
+    from arbitrage_cli.app.session import open_session
+    from arbitrage_cli.app.training import Collection
+    from arbitrage_cli.problems.tasks import find_task
+    from arbitrage_cli.runs.folder import RunFolder
+    from arbitrage_cli.runs.records import COLLECT
+
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(command_display(output))
+        selected = select_problems(problems, seed=options.seed, offline=options.offline, needs_answers=False)
+        task = permitted(find_task(options.task or selected.dataset.task), problems.run_code)
+        request = ask_to_collect(options, task, collect)
+        path = collect.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
+        folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
+        session = stack.enter_context(
+            open_session(request, display, folder.earlier, most=len(selected.items), rollouts=collect.rollouts)
+        )
+        collection = Collection(session, selected, folder, collect)
+        with offering_to_resume(display, lambda error: collection.how_to_resume):
+            collection.run()
+        display.close()
+    name = shlex.quote(str(path))
+    status = "" if collection.todo else "nothing to do: "
+    found = f"{formatting.count(collection.num_states, 'state')} from {formatting.count(len(collection.held), 'problem')}"
+    say(f"{status}{name} has {found}; to train a router: arbitrage train {name} -o router.safetensors", output)
+    return SOME_FAILED if collection.num_errors else 0
