@@ -121,18 +121,15 @@ def test_it_works_at_once() -> None:
     assert solve("Who wrote Faust?", "--max-tokens", "60").code == 0
 
 
-def test_an_odd_pair_is_a_warning(tmp_path: Path) -> None:
-    small, large = (find_files(f"builtin:{role}")[0] for role in ROLES)
-    link = tmp_path / "link.gguf"
-    link.symlink_to(small)
-    same, swapped = "draft and target are the same file", "is smaller than the draft's"
-    bench = ("bench", "--dataset", "builtin", "--limit", "1", "--policy", "target,entropy", "-o", str(tmp_path / "run"))
-    for command in (("solve", "1 + 1", "--policy", "entropy"), (*bench, "--fresh")):
-        for draft, target, words in [(small, link, same), (large, small, swapped), (small, large, None)]:
-            err = run(*command, "--draft", str(draft), "--target", str(target), "--max-tokens", "1").err
-            assert [err.count(one) for one in (same, swapped)] == [words == same, words == swapped], err
-    alone = solve("1 + 1", "--policy", "target", "--draft", str(large), "--target", str(small), "--max-tokens", "1").err
-    assert swapped not in alone
+def test_swapped_models_are_a_warning() -> None:
+    small, large = (str(find_files(f"builtin:{role}")[0]) for role in ROLES)
+    for draft, target, policy, count in [
+        (large, small, "entropy", 1),
+        (small, large, "entropy", 0),
+        (large, small, "target", 0),
+    ]:
+        models = ("--draft", draft, "--target", target, "--policy", policy)
+        assert run("solve", "1 + 1", *models, "--max-tokens", "1").err.count("larger than the target's") == count
 
 
 def test_proposals_and_batches_change_no_text(backends: dict[ModelRole, LlamaBackend]) -> None:
