@@ -34,6 +34,7 @@ MANIFESTS = {"manifests-v2": "ollama.com", "manifests": "registry.ollama.ai"}
 MODEL_LAYER, ADAPTER_LAYER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
 SERVICE = Path("/usr/share/ollama/.ollama/models")  # of Ollama as a Linux service
 MAX_BYTES = 1 << 20  # of a manifest or a settings file
+MAX_CHILDREN = 16  # of a list of manifests
 
 _PART = r"\w(?:\.?[\w-])*"
 _OLLAMA_NAME = re.compile(
@@ -151,12 +152,16 @@ def _layers(root: Path, manifest: Any) -> list[tuple[str, str]]:
 
     A list of manifests contains one manifest, or its digest, for each program that can run the model.
     """
-    for child in manifest.get("manifests", ()):
-        layers = _layers(
-            root, child if "layers" in child else json.loads(read_regular(_blob(root, child["digest"]), MAX_BYTES))
+    for child in manifest.get("manifests", ())[:MAX_CHILDREN]:
+        layers = _own_layers(
+            child if "layers" in child else json.loads(read_regular(_blob(root, child["digest"]), MAX_BYTES))
         )
         if any(kind == MODEL_LAYER for kind, _ in layers):
             return layers
+    return _own_layers(manifest)
+
+
+def _own_layers(manifest: Any) -> list[tuple[str, str]]:
     return [(layer["mediaType"], layer["digest"]) for layer in manifest.get("layers", ())]
 
 

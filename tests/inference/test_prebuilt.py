@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli import environment
 
+from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama import PREBUILT, backend
 from arbitrage_cli.inference.llama.prebuilt import LIBRARY_PATH
 
@@ -56,6 +58,31 @@ def test_what_the_build_leaves_unused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "processor_features", lambda: frozenset({"avx2", "avx512f", "sse3"}))
     monkeypatch.setattr(backend, "system_info", lambda: "CPU : SSE3 = 1 | AVX2 = 1 | ")
     assert backend.unused_instructions() == ["AVX512"]
+
+
+def test_a_library_that_computes_over_rpc_has_no_gpu_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prebuilt library has the RPC backend, for which `llama_supports_gpu_offload` is always true."""
+    cpu, gpu, accelerator = 0, 1, 3  # ggml_backend_dev_type
+    devices = [cpu, accelerator]
+    monkeypatch.setattr(f"{backend.__name__}.c.llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(
+        backend,
+        "ggml",
+        SimpleNamespace(
+            ggml_backend_dev_count=lambda: len(devices),
+            ggml_backend_dev_get=lambda index: index,
+            ggml_backend_dev_type=lambda index: devices[index],
+            ggml_backend_dev_description=lambda index: b"RPC[10.0.0.2:50052]",
+            ggml_backend_dev_memory=lambda index, free, total: None,
+        ),
+    )
+
+    def layers(wanted: int | None) -> int:
+        return backend.gpu_layers(LoadOptions(gpu_layers=wanted), 4)
+
+    assert (backend.gpu_names(), backend.own_gpu_memory(), layers(None), layers(2)) == ("", None, 0, 0)
+    devices.append(gpu)  # of a machine that was named with --rpc
+    assert (backend.gpu_names(), layers(None), layers(2)) == ("RPC[10.0.0.2:50052]", -1, 2)
 
 
 def test_what_is_refused_names_the_repair(tmp_path: Path) -> None:

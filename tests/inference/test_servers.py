@@ -654,14 +654,15 @@ def test_a_server_that_is_not_there_is_reported_at_once() -> None:
 ENDLESS = Answer([{"choices": [{"text": "a", "finish_reason": None}]}] * 1000, is_streamed=True)
 
 
-@pytest.mark.parametrize("answer", [STALLED, ENDLESS])
-def test_a_server_that_never_ends_is_given_up(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("answer", "num_requests"), [(STALLED, 1), (ENDLESS, 3)])
+def test_a_server_that_never_ends_is_given_up(answer: Answer, num_requests: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response is read for a time, or up to a number of tokens; then, fewer and no log-probabilities are requested."""
     set_limits(monkeypatch, PROBE_SECONDS=0.2)
     server = HashServer()
     server.faults = lambda: answer
     with pytest.raises(ServerError), opened_model(server):
         pass
-    assert server.counts["/v1/completions"] <= 3  # without log-probabilities at last
+    assert server.counts["/v1/completions"] <= num_requests  # fewer on a busy machine
 
 
 @pytest.mark.parametrize(

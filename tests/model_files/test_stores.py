@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import model_stores
 import pytest
@@ -57,6 +58,15 @@ def test_a_list_of_manifests_has_one_for_each_runner(home: Path) -> None:
     for tag, children in {"inside": [other, gguf], "named": [other, named]}.items():
         ollama_has(home, f"{OWN}/small/{tag}", {"manifests": children})
         assert find_files(f"ollama:small:{tag}")[0].read_bytes() == b"a model"
+
+
+def test_lists_of_lists_of_manifests_are_not_followed(home: Path) -> None:
+    """Each would be read twice as often as the list that names it."""
+    content: dict[str, Any] = {"layers": []}
+    for _ in range(40):
+        content = {"manifests": [{"digest": blob(home, json.dumps(content).encode())}] * 2}
+    ollama_has(home, f"{OWN}/small/latest", json.dumps(content).encode())
+    assert local_files("ollama:small") == ()
 
 
 @pytest.mark.parametrize(
