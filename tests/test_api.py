@@ -32,8 +32,7 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
-from arbitrage_cli.costs.placement import machine_here
-from arbitrage_cli.costs.store import keep_tuned, tuned_file
+from arbitrage_cli.costs.store import keep_tuned, machine_here, tuned_file
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
 

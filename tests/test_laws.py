@@ -68,7 +68,7 @@ from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.summary import Tally, tally
+from arbitrage_cli.runs.records import Tally, tally
 from arbitrage_cli.types import Cost, Decided, Event, Limits, Message, ModelRole, Problem, Step, Trace, Wrote
 
 ROUTED = ("entropy", "logprob", "logprob-min", "random")

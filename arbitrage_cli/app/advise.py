@@ -20,12 +20,11 @@ from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import advised_pair
-from arbitrage_cli.costs.prices import parse_prices
+from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
-from arbitrage_cli.evaluation.expected import expected_effects
 from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, verdict
+from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, expected_effects, verdict
 from arbitrage_cli.inference.llama import BINDING
 from arbitrage_cli.inference.llama.prebuilt import how_to_install
 from arbitrage_cli.inference.open import load_llama

@@ -35,13 +35,12 @@ from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, W
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.task import Grader, Task, is_correct
-from arbitrage_cli.routing.checker import Checker
+from arbitrage_cli.routing.policies import Checker
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, RunFolder, read_run_folder
-from arbitrage_cli.runs.records import BENCH, attempt_error
+from arbitrage_cli.runs.records import BENCH, attempt_error, tally_of
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.runs.summary import tally_of
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
 ROUNDS = 4  # the number of problems in a block per slot

@@ -7,8 +7,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
-from arbitrage_cli.costs.placement import find_measurements
-from arbitrage_cli.costs.store import Tuned, forget, keep_tuned, tuned_file
+from arbitrage_cli.costs.store import Tuned, find_measurements, forget, keep_tuned, tuned_file
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, OutputError, UsageError
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.gguf import read_header
@@ -48,7 +47,7 @@ def measure_missing(
     load = request.named.load
     others = {"prm"} if request.compares and not request.named.checks_itself else {"prm", "check"}
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
-    known = find_measurements({role: local_files(path) for role, path in paths.items()}, load, display.note)
+    known = find_measurements(paths, load, display.note)
     if "target" not in paths or paths.keys() <= unit_costs_of(earlier or {}).keys():
         return known
     if known.keys() == paths.keys() and all(one.age < max_age for one in known.values()):
@@ -74,7 +73,7 @@ def measure_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], displ
         if costs[role].decode > MIN_SECONDS and not MUCH_FASTER < factor < FAR_SLOWER
     }
     paths: dict[ModelRole, str] = {role: spec.models[role].path for role in costs if role != "prm"}
-    stored = find_measurements({role: spec.models[role].files for role in contradicted}, spec.request.named.load)
+    stored = find_measurements({role: spec.models[role].path for role in contradicted}, spec.request.named.load)
     if not any(stored[role].costs == costs[role] for role in stored):
         return
     for role, factor in contradicted.items():

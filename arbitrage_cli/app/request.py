@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
-from arbitrage_cli.costs.prices import parse_prices
+from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.errors import ArbitrageError, UsageError, unknown
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle

@@ -19,7 +19,7 @@ from arbitrage_cli.app.spec import Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
 from arbitrage_cli.costs.memory import MOST, Need, check_memory, choose_concurrency, memory_needed, rollback_of
-from arbitrage_cli.costs.prices import bill, parse_prices
+from arbitrage_cli.costs.pair import bill, parse_prices
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
 from arbitrage_cli.inference.backend import clock_for
 from arbitrage_cli.inference.chat_template import ChatPrompt
@@ -29,8 +29,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.rewards.rollouts import RolloutRater
-from arbitrage_cli.routing.checker import Checker
-from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.policies import Checker, Policy
 from arbitrage_cli.routing.route import Route, need_router
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.system.files import state_of

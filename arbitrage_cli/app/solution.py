@@ -7,9 +7,8 @@ from reprlib import repr as short
 from typing import Any, Generic, TypeVar
 
 from arbitrage_cli.errors import ArbitrageError
-from arbitrage_cli.runs.records import RunInfo
+from arbitrage_cli.runs.records import NO_COST, RunInfo, tally_of
 from arbitrage_cli.runs.rows import SolutionRow
-from arbitrage_cli.runs.summary import NO_COST, tally_of
 from arbitrage_cli.types import Check, Cost, Decision, Finished, ModelRole, Phase, Problem, TraceStop
 
 T = TypeVar("T")

@@ -8,10 +8,8 @@ from typing import Any
 
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import WRITING, Request, warnings_about
-from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.costs.placement import Placement, loading_of, machine_here, place
-from arbitrage_cli.costs.prices import parse_prices, price_costs
-from arbitrage_cli.costs.store import AdvisedPair, Tuned, read_cache, tuned_file
+from arbitrage_cli.costs.pair import PairCosts, parse_prices, price_costs
+from arbitrage_cli.costs.store import AdvisedPair, Placement, Tuned, loading_of, machine_here, place, read_cache, tuned_file
 from arbitrage_cli.errors import ArbitrageError, TemplateError, UsageError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, PromptStyle
@@ -24,8 +22,7 @@ from arbitrage_cli.model_files.gguf import read_facts, read_header
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.task import Task
-from arbitrage_cli.routing.checker import Thinking
-from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.policies import Policy, Thinking
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import (
     AvailableRouter,

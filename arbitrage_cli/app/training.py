@@ -22,8 +22,7 @@ from arbitrage_cli.app.request import arguments_of_run
 from arbitrage_cli.app.session import Rollouts, Session
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.costs.placement import machine_here
-from arbitrage_cli.costs.store import Loading, read_cache, tuned_file
+from arbitrage_cli.costs.store import Loading, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
@@ -32,12 +31,10 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.task import Grader, is_correct
 from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import RunFolder, read_run_folder
-from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tau_in_json
+from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
-from arbitrage_cli.runs.summary import tally_of
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.training.examples import read_states
-from arbitrage_cli.training.states import State, collect, state_to_json
+from arbitrage_cli.training.states import State, collect, read_states, state_to_json
 from arbitrage_cli.training.train import Progress, train, with_taus
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Started, Trace
 

@@ -106,7 +106,7 @@ def say(text: str, options: OutputOptions) -> None:
 
 
 def figures_of(run: Mapping[str, Any], results: "Iterable[Result]", options: FigureOptions) -> dict[str, Any]:
-    from arbitrage_cli.costs.prices import parse_prices
+    from arbitrage_cli.costs.pair import parse_prices
     from arbitrage_cli.evaluation.metrics import figures  # NumPy is slow to import
 
     return figures(run, results, prices=parse_prices(options.price) if options.price else None)

@@ -64,7 +64,7 @@ def _sandbox() -> str:
 
 
 def _measured() -> str:
-    from arbitrage_cli.costs.placement import machine_here  # slow to import
+    from arbitrage_cli.costs.store import machine_here  # slow to import
 
     faults = list[str]()
     try:

@@ -20,8 +20,7 @@ import numpy as np
 
 from arbitrage_cli.costs.memory import check_memory, memory_needed
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.costs.placement import loading_of, machine_here, threads_without_costs
-from arbitrage_cli.costs.store import Tuned, keep_tuned, tuned_file
+from arbitrage_cli.costs.store import Tuned, keep_tuned, loading_of, machine_here, threads_without_costs, tuned_file
 from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
@@ -45,8 +44,6 @@ AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest 
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
 MAX_CHANGE = 1.3  # of the time of a token during a measurement that is kept
 BLOCKS, PRIOR_BLOCKS = 4, 4  # parts of a measurement whose costs are compared
-
-OnLoading = Callable[[str, float], None]
 
 
 class Threaded(Backend, Protocol):
@@ -112,7 +109,7 @@ class Probes:
 def measure_and_keep(
     paths: Mapping[ModelRole, str],
     load: LoadOptions,
-    on_loading: OnLoading,
+    on_loading: Callable[[str, float], None],
     note: Callable[[str], None],
     limit: float = PROBE_SECONDS,
 ) -> Measurement:

@@ -6,7 +6,7 @@ estimate does not include compute buffers of a few hundred megabytes.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -186,20 +186,13 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
         )
     for part, room in rooms:
         if room.free is not None and part.bytes_for(count) > room.free:
+            fits = need.largest((part, room.free) for part, room in rooms if room.free is not None)
             raise ModelMemoryError(
                 f"{count} problems at once need {part.bytes_for(count) / GIB:.1f} GiB of {room.name} ({part.weights / GIB:.1f} for the "
                 f"models, {part.each / GIB:.2f} for each problem's KV cache), but {room.free / GIB:.1f} are available",
-                _what_fits(need, rooms, room.hint),
+                f"use --concurrency {max(1, fits)}, or {room.hint}",
             )
     return count
-
-
-def _what_fits(need: Need, rooms: Sequence[tuple[Part, Room]], hint: str) -> str:
-    if fits := need.largest((part, room.free) for part, room in rooms if room.free is not None):
-        return f"use --concurrency {fits} or less, a smaller --ctx, or a smaller --kv-type"
-    if all(room.total is None or part.bytes_for(1) <= room.total for part, room in rooms):
-        return f"use --concurrency 1, although it may be slow; or {hint}"
-    return f"even a single problem does not fit in memory: {hint}"
 
 
 def _share_on_gpu(facts: Facts, load: LoadOptions) -> float:

@@ -1,4 +1,4 @@
-"""Keeps the measured unit costs of models, and the last advice on each pair, in a file.
+"""Keeps the measured unit costs of models, and the last advice on each pair, in a file. Chooses each model's number of threads.
 
 The file is a cache: what cannot be read is ignored, and measured again. A measurement is valid for one machine, one model and
 one set of loading options. The file may contain measurements from several machines, because home folders may be shared.
@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from arbitrage_cli.errors import OutputError, os_errors
+from arbitrage_cli.inference.backend import LoadOptions
+from arbitrage_cli.inference.llama.prebuilt import binding_version
+from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.model_files.checksums import sha256_seen
+from arbitrage_cli.model_files.pairs import is_served, local_files
 from arbitrage_cli.system.files import checked, make_folder, read_regular, user_folder, write_atomically
+from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_name
 from arbitrage_cli.types import ModelRole
 
 MAX_THREADS = 1024
@@ -196,3 +202,59 @@ def forget(path: Path, sha256s: Collection[str]) -> int:
 
     update_cache(path, without)
     return num_forgotten
+
+
+# --- the models of a command on this machine
+
+
+def machine_here() -> Machine:
+    """Return a description of this machine. Raises ModelUnsupportedError if llama.cpp cannot be imported."""
+    return Machine(processor_name(), default_threads(), binding_version(), load_llama().gpu_names())
+
+
+def loading_of(load: LoadOptions) -> Loading:
+    return Loading(load.gpu_layers, load.flash_attention, load.kv_type, load.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The number of threads for each model, and the unit costs of the models that were measured."""
+
+    threads: Mapping[ModelRole, int]
+    unit_costs: Mapping[ModelRole, UnitCosts]
+
+
+def place(
+    models: Mapping[ModelRole, str | None], load: LoadOptions, measured: Mapping[ModelRole, Tuned] | None = None
+) -> Placement:
+    """Return the number of threads and the costs for the models on this machine.
+
+    The number of threads comes from `load.threads`, the measurement or the default. By default, stored measurements are used.
+    """
+    sources = {role: source for role, source in models.items() if source and not is_served(source)}
+    measured = find_measurements(sources, load) if measured is None else measured
+    threads = {role: threads_without_costs(source, load) for role, source in sources.items()}
+    threads |= {role: found.threads for role, found in measured.items()}
+    return Placement(threads, {role: found.costs for role, found in measured.items()})
+
+
+def threads_without_costs(source: str, load: LoadOptions) -> int:
+    """Return the number of threads for a model without measured costs.
+
+    A model that fits in a processor's cache gets one thread, because several threads would mostly wait for each other.
+    """
+    size = sum(file.stat().st_size for file in local_files(source))
+    return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())
+
+
+def find_measurements(
+    sources: Mapping[ModelRole, str], load: LoadOptions, note: Callable[[str], object] = log.debug
+) -> dict[ModelRole, Tuned]:
+    """Return the stored measurements of the models that have files on this machine."""
+    files = {role: parts for role, source in sources.items() if (parts := local_files(source))}
+    known = {tuned.key: tuned for tuned in read_cache(tuned_file(), note).tuned} if files else {}
+    if not known:  # avoids the slow import of llama.cpp, and reading the models' files
+        return {}
+    machine, loading = machine_here(), loading_of(load)
+    found = {role: known.get((machine, sha256_seen(parts), loading)) for role, parts in files.items()}
+    return {role: tuned for role, tuned in found.items() if tuned}

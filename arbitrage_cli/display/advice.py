@@ -7,8 +7,7 @@ from typing import Any, TextIO
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.costs.measure import Measurement
 from arbitrage_cli.costs.store import tuned_file
-from arbitrage_cli.display.printed import pairs, paragraph, print_to, table_of
-from arbitrage_cli.display.table import write_table
+from arbitrage_cli.display.table import pairs, paragraph, print_to, table_of, write_table
 from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.display.verdict import alone, sentence, token_ratio_words
 from arbitrage_cli.inference.unit_costs import ROWS

@@ -6,7 +6,7 @@ from typing import Any, TextIO
 from rich.console import RenderableType
 from rich.table import Table
 
-from arbitrage_cli.display.printed import pairs, paragraph, print_to, table_of
+from arbitrage_cli.display.table import pairs, paragraph, print_to, table_of
 from arbitrage_cli.errors import RouterError
 from arbitrage_cli.evaluation.verdict import best_preset
 from arbitrage_cli.numbers import formatting
@@ -15,7 +15,7 @@ from arbitrage_cli.routing.presets import TauRow, TauTable
 DIGEST = 12  # characters of a checksum
 SHOWN_TAUS = 10  # taus in the table, in addition to presets
 
-MEASURES = {"auc": ("AUC", 3), "spearman": ("Spearman", 2), "ece": ("calibration error", 3)}  # heading and decimals
+MEASURES = {"auc": "AUC", "ece": "calibration error"}
 LEGEND = (
     ("calls", "escalated steps / all steps"),
     ("wasted", "calls that gain nothing / calls"),
@@ -97,17 +97,14 @@ def _verdict(card: Card) -> list[str]:
 
 
 def _measures(test: Mapping[str, Card]) -> list[RenderableType]:
-    rows = [
-        [policy, *(_figure(figures.get(name), digits) for name, (_, digits) in MEASURES.items())]
-        for policy, figures in test.items()
-    ]
-    headings = ["", *(heading for heading, _ in MEASURES.values())]
+    rows = [[policy, *(_figure(figures.get(name)) for name in MEASURES)] for policy, figures in test.items()]
+    headings = ["", *MEASURES.values()]
     return [paragraph("on the test problems [95% interval over problems]"), table_of(headings, rows, [True] * len(headings))]
 
 
-def _figure(figure: Sequence[float | None] | None, digits: int) -> str:
-    """Format a figure and its interval, such as `0.941 [0.93 0.95]`."""
-    known = [f"{round(value, digits) + 0.0:.{digits}f}" for value in figure or () if value is not None]  # no negative zero
+def _figure(figure: Sequence[float | None] | None) -> str:
+    """Format a figure and its interval, such as `0.941 [0.931 0.950]`."""
+    known = [f"{value:.3f}" for value in figure or () if value is not None]
     return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [formatting.UNKNOWN])[0]
 
 

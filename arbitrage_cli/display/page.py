@@ -2,25 +2,40 @@
 
 The template escapes all text, and a script inserts the traces as plain text. A Content Security Policy blocks the network.
 It allows, by hash, only this script and one style sheet.
+
+A page can contain 100,000 traces, which are packed row by row. It contains an index for searching and sorting, and compressed
+blocks of rows, which the script unpacks on demand.
 """
 
 import base64
 import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+from pydantic_core import to_json
 
-from arbitrage_cli.display import columns, facts, traces
-from arbitrage_cli.display.columns import DEFINITIONS, Column
-from arbitrage_cli.display.table import size_of
+from arbitrage_cli.display import facts
+from arbitrage_cli.display.table import DEFINITIONS, PAGE, Column, known, size_of
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.numbers import formatting
+from arbitrage_cli.problems.answers import boxed_answer, gold_answer
+from arbitrage_cli.routing.route import route_name
+
+if TYPE_CHECKING:  # pydantic is slow to import
+    from arbitrage_cli.runs.rows import AttemptRow
 
 TEMPLATES = Path(__file__).parent / "templates"
+BLOCK = 1 << 18  # minimum bytes of JSON in a block
+DIGITS = 4  # decimals of numbers, more than the page shows
+SHOWN = frozenset(
+    ("problem", "gold", "answer", "grade", "error", "stop", "steps", "check")
+)  # the fields of a row that the page shows
 
 Json = Mapping[str, Any]
 
@@ -35,7 +50,7 @@ def render(run: Json, figures: Json, packed: Json) -> str:
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        data=traces.embedded(packed),
+        data=_embedded(packed),
         **_view(run, figures),
     )
 
@@ -69,7 +84,7 @@ def _hash(text: str) -> str:
 
 def _view(run: Json, figures: Json) -> dict[str, Any]:
     policies = figures["policies"]
-    tables = [table for table in (_table(*entry, policies) for entry in columns.PAGE.items()) if table["rows"]]
+    tables = [table for table in (_table(*entry, policies) for entry in PAGE.items()) if table["rows"]]
     has_levels = any(policy["by_level"] and policy["accuracy"] is not None for policy in policies)
     shown = {column.definition: column.heading for table in tables for column, _ in table["columns"]}
     shown |= (
@@ -93,7 +108,80 @@ def _view(run: Json, figures: Json) -> dict[str, Any]:
 
 def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> dict[str, Any]:
     """Return a table of the policies that have a figure: its columns, and whether a column has intervals or counts."""
-    made = [policy for policy in policies if columns.known(shown, [policy])]
-    kept = [(column, any(column.beside(policy) for policy in made)) for column in columns.known(shown, made)]
+    made = [policy for policy in policies if known(shown, [policy])]
+    kept = [(column, any(column.beside(policy) for policy in made)) for column in known(shown, made)]
     rows = [(policy["policy"], policy["label"], [column.cell(policy) for column, _ in kept]) for policy in made]
     return {"caption": caption, "columns": kept, "rows": rows}
+
+
+# --- traces
+
+
+class TracePacker:
+    """Packs the rows of a run, which may be in any order. If an attempt has several rows, the last row is used."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, tuple[int, Any]] = {}  # index and level by ID
+        self._attempts: dict[tuple[int, int, Any], list[Any]] = {}
+        self._blocks: list[tuple[int, str]] = []
+        self._parts: list[bytes] = []
+        self._num_rows = 0
+
+    def watch(self, rows: "Iterable[AttemptRow]") -> "Iterator[AttemptRow]":
+        """Yield the rows unchanged, and pack each row before the next is read."""
+        for row in rows:
+            yield row
+            self._add(row)
+
+    def _add(self, row: "AttemptRow") -> None:
+        problem, _ = self._problems.setdefault(row.id, (len(self._problems), row.level))
+        self._attempts[problem, row.sample, (row.policy, row.tau)] = _entry(row, self._num_rows)
+        right = gold_answer(row.gold) or ""
+        content = row.model_dump_json(by_alias=True, exclude_unset=True, include={*SHOWN})
+        shown = json.loads(content, parse_float=_rounded) | {"right": boxed_answer(right) or right}
+        self._parts.append(to_json(shown))
+        self._num_rows += 1
+        if sum(map(len, self._parts)) >= BLOCK:
+            self._close_block()
+
+    def packed(self, policies: Sequence[Json]) -> dict[str, Any]:
+        """Return the data for the page's script. A block has the index of its first attempt, and the packed attempts."""
+        if self._parts:
+            self._close_block()
+        numbers = {(policy["policy"], policy["tau"]): number for number, policy in enumerate(policies)}
+        attempts = [[problem, sample, numbers[of], *entry] for (problem, sample, of), entry in self._attempts.items()]
+        problems = [[name, level] for name, (_, level) in self._problems.items()]
+        named = (route_name(policy["policy"], policy["tau"], policy["tau_name"]) for policy in policies)
+        return {
+            "policies": [{**one, "name": name} for name, one in zip(named, policies, strict=True)],
+            "index": _packed(to_json({"problems": problems, "attempts": attempts})),
+            "blocks": self._blocks,
+        }
+
+    def _close_block(self) -> None:
+        self._blocks.append((self._num_rows - len(self._parts), _packed(b"[" + b",".join(self._parts) + b"]")))
+        self._parts = []
+
+
+def _embedded(data: Any) -> str:
+    """Return ASCII JSON that cannot end a script element or begin a comment."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _packed(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 6)).decode()
+
+
+def _entry(row: "AttemptRow", number: int) -> list[Any]:
+    """Return an index entry: verdict, wall-clock seconds, seconds for steps, number of target steps, and attempt index."""
+    is_done = row.status == "done"
+    written = sum(version.seconds for step in row.steps for version in (step, step.discarded) if version)
+    written += sum(step.seconds for step in row.check.discarded) if row.check else 0.0
+    calls = sum(step.model == "target" for step in row.steps)
+    seconds = round(row.wall_seconds, DIGITS) if is_done else None
+    return [row.grade.value if row.grade and is_done else "error", seconds, round(written, DIGITS), calls, number]
+
+
+def _rounded(number: str) -> float:
+    return round(float(number), DIGITS)

@@ -1,32 +1,213 @@
-"""Writes the main figures of a run, or a comparison of two runs, as a table."""
+"""Prints the main figures of a run, or a comparison of two runs, as a table. Defines the tables' columns, also for the page.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+Rich wraps paragraphs and cells at the width of the terminal.
+"""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TextIO
+
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from arbitrage_cli.display import columns
-from arbitrage_cli.display.columns import DEFINITIONS, Column
-from arbitrage_cli.display.printed import bullets, pairs, paragraph, print_to, table_of
+from arbitrage_cli.display.text import is_drawable, one_line, safe, width_of, write
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.numbers import formatting
 
+MIN_NAME = 8  # characters of the first column of a table
 MAX_NAMES = 12  # problem IDs in a line
 MAX_COLUMNS = 5
 UNUSUAL = ("unscored", "errors", "missing")  # outcomes that are noted; other notes name the limits that cut solutions
 MIN_PROBLEMS = 5  # for which intervals are shown
 
-Figures = Mapping[str, Any]
+Json = Mapping[str, Any]
 
 
-def write_table(figures: Figures, facts: Iterable[tuple[str, str]], stream: TextIO, *, explain: bool = False) -> None:
+# --- columns
+
+Show = Callable[[Any], str]
+OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "not attempted", "cut": "cut"}
+TIME_PARTS = (
+    *(f"{model}_{activity}" for model in ("draft", "target") for activity in ("decode", "prefill", "verify")),
+    *("check_decode", "check_prefill", "router", "reward", "rest"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column. `definition` is a key of DEFINITIONS. `show` formats a figure; `beside` formats its interval or counts."""
+
+    heading: str
+    definition: str
+    show: Callable[[Json], str]
+    beside: Callable[[Json], str] = lambda figures: ""
+
+    def cell(self, figures: Json) -> tuple[str, str]:
+        return self.show(figures), self.beside(figures)
+
+
+def known(columns: Sequence[Column], records: Sequence[Json]) -> list[Column]:
+    """Return the columns that contain a figure for at least one record."""
+    return [column for column in columns if any(column.show(record) not in ("", formatting.UNKNOWN) for record in records)]
+
+
+def _value(heading: str, name: str, show: Show = formatting.number) -> Column:
+    return Column(heading, name, lambda figures: show(figures[name]))
+
+
+def _ranged(heading: str, definition: str, show: tuple[Show, Show], of: str = "") -> Column:
+    name = of or definition
+    return Column(
+        heading, definition, lambda figures: show[0](figures[name]), lambda figures: show[1](figures[f"{name}_interval"])
+    )
+
+
+def _with_parts(heading: str, name: str, show: Show = formatting.percent) -> Column:
+    def parts(figures: Json) -> str:
+        if figures[name] is None:
+            return ""
+        ratio = figures["ratios"][name]
+        return f"{formatting.number(ratio['numerator'])}/{formatting.number(ratio['denominator'])}"
+
+    return Column(heading, name, lambda figures: show(figures[name]), parts)
+
+
+def _points_range(interval: formatting.Bounds) -> str:
+    low, high = (round(100 * end) + 0.0 for end in interval or (0, 0))  # never -0
+    return f"[{low:+.0f} to {high:+.0f}]" if interval else ""
+
+
+def outcomes(figures: Json, names: Iterable[str] = OUTCOMES) -> str:
+    """Return counts such as `1 failed, 2 cut`."""
+    return ", ".join(f"{figures[name]:,} {OUTCOMES[name]}" for name in names if figures[name])
+
+
+def _part(part: str) -> Callable[[Json], str]:
+    def mean(figures: Json) -> str:
+        seconds = figures["time"][part]
+        if figures["seconds_mean"] is None or not seconds:
+            return formatting.UNKNOWN
+        return formatting.number(seconds / figures["ratios"]["seconds_mean"]["denominator"])
+
+    return mean
+
+
+PERCENT = formatting.percent, formatting.percent_range
+POINTS = formatting.points, _points_range
+TIMES = formatting.number, formatting.number_range
+
+ACCURACY = _ranged("accuracy", "accuracy", PERCENT)
+DIFFERENCE = _ranged("diff", "accuracy_difference", POINTS)
+CORRECT = Column("correct", "accuracy", lambda figures: f"{figures['correct']}/{figures['n']}")
+REMARKS = Column("remarks", "outcomes", outcomes)
+SECONDS = _value("mean s", "seconds_mean")
+SPEEDUP = _ranged("speed-up", "speedup", TIMES)
+ACCEPTED = _value("accepted", "acceptance_rate", formatting.whole_percent)
+PRICE: Sequence[Column] = (
+    _value("price/1000", "price", lambda price: formatting.number(None if price is None else 1000 * price)),
+    _ranged("saved", "saving", PERCENT),
+)
+TERMINAL: Sequence[Column] = (
+    ACCURACY,
+    DIFFERENCE,
+    SECONDS,
+    SPEEDUP,
+    *PRICE,
+    ACCEPTED,
+    _value("called", "called_rate", formatting.whole_percent),
+    _value("thinking", "thinking_tokens_mean"),
+)
+
+PAGE: Mapping[str, Sequence[Column]] = {
+    "Accuracy and time": (
+        ACCURACY,
+        CORRECT,
+        REMARKS,
+        _ranged("vs target, points", "accuracy_difference", POINTS),
+        SPEEDUP,
+        SECONDS,
+        _value("clock s", "measured_seconds_mean"),
+        _ranged("clock speed-up", "measured_speedup", TIMES),
+    ),
+    "Steps and tokens": (
+        _with_parts("accepted steps", "acceptance_rate"),
+        _with_parts("stopped early", "stopped_early_rate"),
+        _with_parts("target calls per step", "target_call_rate", formatting.number),
+        _with_parts("target called", "called_rate"),
+        _value("wasted draft tokens", "wasted_draft_tokens"),
+        _with_parts("thinking tokens", "thinking_tokens_mean", formatting.number),
+    ),
+    "Time: mean seconds per attempt": [Column(part.replace("_", " "), "time", _part(part)) for part in TIME_PARTS],
+    "Speed and price": (
+        _value("draft tokens/s", "draft_tokens_per_second"),
+        _value("target tokens/s", "target_tokens_per_second"),
+        *PRICE,
+    ),
+}
+
+COMPARISON: Sequence[Column] = (
+    Column("n", "compared_accuracy", lambda entry: str(entry["n"])),
+    Column("correct", "compared_accuracy", lambda entry: "{} -> {}".format(*entry["correct"])),
+    _ranged("difference", "compared_accuracy", POINTS, of="accuracy_difference"),
+    _value("p", "mcnemar_p", lambda p: formatting.UNKNOWN if p is None else f"{p:.3f}"),
+    _ranged("speed-up", "seconds_ratio", TIMES),
+)
+
+_EFFECTIVE = "for the effective number of attempts (Kish) if there are several samples per problem"
+_OVER_PROBLEMS = "Interval: 95%, paired jackknife over problems, if there are at least 15 problems."
+_WITH_COST_ERROR = f"{_OVER_PROBLEMS} It includes the error of the unit costs."
+
+DEFINITIONS: Mapping[str, str] = {
+    "accuracy": "Correct answers / attempts. Unscored answers and errors count as incorrect, but if no answer was graded, "
+    f"the accuracy is unknown. Interval: 95%, Wilson, {_EFFECTIVE}.",
+    "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
+    f"Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
+    "outcomes": "Attempts that were unscored, that failed, that were not attempted, or that were cut: they reached a limit (max-tokens, "
+    "max-steps, ctx) before the solution was complete. Cut solutions are graded, too.",
+    "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
+    "times the unit costs measured in the run. A step that took less than half or more than twice the usual time of such steps "
+    "counts as a usual step. "
+    "The time of models without measured unit costs, such as models on servers, is measured.",
+    "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both finished; "
+    f"above 1 is faster. {_WITH_COST_ERROR}",
+    "measured_seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
+    "measured_speedup": "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that both "
+    f"finished; above 1 is faster. {_WITH_COST_ERROR}",
+    "acceptance_rate": "Accepted steps / drafted steps.",
+    "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
+    "target_call_rate": "Target steps, including discarded steps / kept steps.",
+    "called_rate": "Finished attempts in which the target solved the problem, because the answers of draft and checker differ / "
+    "finished attempts.",
+    "wasted_draft_tokens": "Tokens in discarded drafted steps of finished attempts. Excludes tokens drafted for speculation.",
+    "thinking_tokens_mean": "Thinking tokens in kept steps / finished attempts.",
+    "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
+    "target_tokens_per_second": "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
+    "price": "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",
+    "saving": "1 - price of this policy / price of the target alone, over the attempts that both finished. "
+    f"{_OVER_PROBLEMS}",
+    "time": "Wall-clock seconds of the finished attempts, by activity. `rest` is the time of all other activities.",
+    "by_level": "Accuracy on the planned problems of one level, with the number of correct answers and attempts.",
+    "compared_accuracy": "(Correct answers in the second run - correct answers in the first run) / attempts made in both, in "
+    f"percentage points. Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
+    "mcnemar_p": "Exact two-sided McNemar test: among the attempts that only one run solved, the probability of a split at least "
+    "as uneven as this one if both runs are equally good.",
+    "seconds_ratio": "Computed seconds of the first run / computed seconds of the second run, over the attempts that both "
+    f"finished; above 1, the second run is faster. {_OVER_PROBLEMS} It includes the errors of both runs' unit costs.",
+}
+
+
+# --- tables
+
+
+def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO, *, explain: bool = False) -> None:
     """Write the facts, the table and the notes; with `explain`, also the definitions. Raises the same errors as `write`."""
     policies, verdict = figures["policies"], figures["verdict"]
-    shown = columns.known(columns.TERMINAL, policies)
-    for spare in (columns.SECONDS, columns.ACCEPTED):
+    shown = known(TERMINAL, policies)
+    for spare in (SECONDS, ACCEPTED):
         if len(shown) > MAX_COLUMNS and spare in shown:
             shown.remove(spare)
-    notes = [f"{one['label']}: {found} of {one['n']:,}" for one in policies if (found := columns.outcomes(one, UNUSUAL))]
+    notes = [f"{one['label']}: {found} of {one['n']:,}" for one in policies if (found := outcomes(one, UNUSUAL))]
     notes += figures["notes"]
     print_to(
         stream,
@@ -39,20 +220,20 @@ def write_table(figures: Figures, facts: Iterable[tuple[str, str]], stream: Text
     )
 
 
-def write_comparison(comparison: Figures, stream: TextIO, *, explain: bool = False) -> None:
+def write_comparison(comparison: Json, stream: TextIO, *, explain: bool = False) -> None:
     """Write the comparison of two runs. Raises the same errors as `write`."""
     entries, (first, second) = comparison["policies"], comparison["runs"]
     names, count = " against ".join(dict.fromkeys(comparison["dataset"])), max(entry["n"] for entry in entries)
     print_to(
         stream,
         *(paragraph(f"{names}: first {first}, second {second}", "bold"), ""),
-        *(_table(columns.COMPARISON, entries, [*map(_pair_label, entries)], count), ""),
+        *(_table(COMPARISON, entries, [*map(_pair_label, entries)], count), ""),
         bullets([*(change for entry in entries for change in _changes(entry)), *comparison["notes"]]),
-        *(("", _definitions(columns.COMPARISON)) if explain else ()),
+        *(("", _definitions(COMPARISON)) if explain else ()),
     )
 
 
-def size_of(figures: Figures) -> str:
+def size_of(figures: Json) -> str:
     """Return a run's size, such as `40 of 500 problems x 3 samples, 2 at once`."""
     whole = formatting.count(figures["dataset_size"], "problem")
     problems = whole if figures["n"] == figures["dataset_size"] else f"{figures['n']:,} of {whole}"
@@ -61,7 +242,7 @@ def size_of(figures: Figures) -> str:
     return problems + samples + at_once
 
 
-def _table(shown: Sequence[Column], records: Sequence[Figures], labels: Sequence[str], num_problems: int) -> Table:
+def _table(shown: Sequence[Column], records: Sequence[Json], labels: Sequence[str], num_problems: int) -> Table:
     """Make a table with intervals below their figures, if there are enough problems for intervals."""
     cells = [[column.cell(record) for column in shown] for record in records]
     if num_problems < MIN_PROBLEMS:
@@ -78,11 +259,11 @@ def _definitions(shown: Sequence[Column]) -> Table:
     return pairs(((heading, DEFINITIONS[name]) for name, heading in meanings.items()), "dim")
 
 
-def _pair_label(entry: Figures) -> str:
+def _pair_label(entry: Json) -> str:
     return " / ".join(dict.fromkeys((entry["first"], entry["second"])))
 
 
-def _changes(entry: Figures) -> Iterator[str]:
+def _changes(entry: Json) -> Iterator[str]:
     for name in ("fixed", "broken", "both_wrong"):
         if ids := entry[name]:
             named = ", ".join([*ids[:MAX_NAMES], *(["..."] if len(ids) > MAX_NAMES else [])])
@@ -90,3 +271,47 @@ def _changes(entry: Figures) -> Iterator[str]:
     if entry["only_first"] or entry["only_second"]:
         counts = f"{entry['only_first']} only in the first run, {entry['only_second']} only in the second"
         yield f"{entry['first']}: {counts}, not compared"
+
+
+# --- printing
+
+
+def print_to(stream: TextIO, *parts: RenderableType) -> None:
+    """Print paragraphs and tables, with styles if the stream is a terminal. Raises the same errors as `write`."""
+    is_styled = is_drawable(stream)
+    colors: Literal["standard"] | None = "standard" if is_styled else None
+    console = Console(width=width_of(stream), force_terminal=is_styled, color_system=colors)
+    with console.capture() as capture:
+        console.print(Group(*parts), crop=False)
+    write(stream, "".join(f"{line.rstrip()}\n" for line in capture.get().removesuffix("\n").split("\n")))
+
+
+def paragraph(text: str, style: str = "") -> Text:
+    return Text(one_line(text), style)
+
+
+def pairs(rows: Iterable[tuple[str, str]], style: str = "", gap: int = 2) -> Table:
+    """Make a table of names and texts, without headings."""
+    table = Table.grid(padding=(0, gap, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(paragraph(name, style), paragraph(text, style))
+    return table
+
+
+def bullets(texts: Iterable[str]) -> Table:
+    return pairs((("-", text) for text in texts), gap=1)
+
+
+def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]], is_left: Iterable[bool] = ()) -> Table:
+    """Make a table. By default, only the first column is left-aligned. Only the first column may be wrapped."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    sides = ("left" if one else "right" for one in is_left or [index == 0 for index, _ in enumerate(headings)])
+    for index, (heading, side, *cells) in enumerate(zip(headings, sides, *rows, strict=True)):
+        width = max(len(line) for cell in (heading, *cells) for line in cell.split("\n"))
+        least = width if index else min(width, MIN_NAME)
+        table.add_column(paragraph(heading), "", min_width=least, no_wrap=index > 0, overflow="fold", justify=side)
+    for row in rows:
+        table.add_row(*(Text(safe(cell)) for cell in row))
+    return table

@@ -11,14 +11,15 @@ from itertools import islice
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown, Standing
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.explanation import step_lines
 from arbitrage_cli.display.text import Line, aligned, first_line, one_line, role_name, shortened
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.runs.summary import tally_of
+from arbitrage_cli.runs.records import RunInfo, tally_of
 from arbitrage_cli.types import (
+    Attribution,
     Checked,
+    Cost,
     Decided,
+    Decision,
     Finished,
     ModelRole,
     Problem,
@@ -40,6 +41,8 @@ MARGIN = "     "
 DIFF_HEADER = 3  # lines before the changes
 CHANGES = {" ": "", "-": "red strike", "+": "bold green"}  # the marks distinguish them without styles, too
 COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta", "check": "blue"}
+MAX_FEATURES = 5  # features named in an explanation
+FEATURE_WORDS = {"logprob": "log-probability", "min": "lowest", "max": "highest"}  # of the parts of names
 CHOICES = {"accept": "green", "escalate": "yellow", None: ""}
 
 
@@ -191,8 +194,6 @@ class SolveView:
             lines.append(Line.of((self._of(trace.problem), "bold"), *self._answer(finished), (about, "dim")))
             if not self._run.may_answer(trace.problem.question):
                 lines.append(Line.of((NO_ARITHMETIC, "yellow")))
-        if slowness := self._totals.slowness(self._run):
-            lines.append(Line.of((slowness, "yellow")))
         return lines
 
     def _answer(self, finished: Finished) -> list[tuple[str, str]]:
@@ -228,7 +229,48 @@ def decision_lines(trace: Trace, index: int, run: RunInfo, of: str = "") -> Iter
         yield Line.block(kept.text, margin=MARGIN)
     else:
         yield from _changes(discarded.text, kept.text)
-    yield from (Line.of((text, "dim"), margin=MARGIN) for text in step_lines(trace, index, run))
+    yield from (Line.of((text, "dim"), margin=MARGIN) for text in _explanation(trace, index, run))
+
+
+def _explanation(trace: Trace, position: int, run: RunInfo) -> Iterator[str]:
+    """Yield the log-odds of the router's score, and the cost of each model, if the run explains decisions."""
+    if run.explain is None:
+        return
+    if attribution := run.explain(trace, position):
+        yield log_odds(attribution)
+    yield _costs(trace.decisions[position])
+
+
+def log_odds(attribution: Attribution) -> str:
+    shown = [("an average step", attribution.average_step)]
+    shown += [(_feature_words(name), value) for name, value in attribution.features[:MAX_FEATURES]]
+    # The rest is computed from rounded terms, so that the shown terms add up.
+    rest = round(attribution.log_odds, 2) - sum(round(value, 2) for _, value in shown)
+    if len(attribution.features) > MAX_FEATURES:
+        shown.append(("all other features", rest))
+    return f"log-odds {attribution.log_odds:+.2f}: " + "; ".join(f"{value:+.2f} {words}" for words, value in shown)
+
+
+def _costs(decision: Decision) -> str:
+    draft, target = decision.draft, decision.target
+    spent = {
+        "draft": draft.cost if draft else Cost(),
+        "target": target.cost if target else Cost(),
+        "draft for speculation": target.speculation_cost if target else Cost(),
+    }
+    return "; ".join(f"{who}: {words}" for who, cost in spent.items() if (words := _spent(cost)))
+
+
+def _spent(cost: Cost) -> str:
+    return ", ".join(
+        f"{kind} {formatting.count(tokens, 'token')} {formatting.number(1000 * getattr(cost, f'{kind}_seconds'))} ms"
+        for kind in ("prefill", "verify", "decode")
+        if (tokens := getattr(cost, f"{kind}_tokens"))
+    )
+
+
+def _feature_words(name: str) -> str:
+    return " ".join(FEATURE_WORDS.get(part, part) for part in name.split("_"))
 
 
 class RunView:

@@ -12,10 +12,8 @@ from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, role_name, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.thoughts import PROBED
-from arbitrage_cli.runs.records import LIMITS, RunInfo, attempt_error, problem_error, to_json
-from arbitrage_cli.runs.summary import Tally, tally, tally_of
+from arbitrage_cli.routing.policies import POLICIES, PROBED
+from arbitrage_cli.runs.records import LIMITS, RunInfo, Tally, attempt_error, problem_error, tally, tally_of, to_json
 from arbitrage_cli.types import (
     Check,
     Checked,
@@ -33,8 +31,6 @@ from arbitrage_cli.types import (
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
 FEW = 16  # tokens; the speed of fewer tokens is shown as approximate
-SLOWER = 1.1  # ratio of times above which a policy is slow
-ENOUGH_TOKENS, ENOUGH_SECONDS = 64, 5.0  # needed to judge whether a policy is slow
 
 
 def fetching(progress: FileProgress, gained: int, seconds: float) -> str:
@@ -51,10 +47,6 @@ class Totals:
     figures: Tally = field(default_factory=Tally)
     finished: int = 0
     failed: int = 0
-    tokens: int = 0  # with `seconds` and `alone`: of problems with an estimate for the target alone
-    seconds: float = 0.0
-    alone: float = 0.0
-    is_slowness_shown: bool = False
 
     def add(self, event: Event) -> None:
         if isinstance(event, Decided):
@@ -65,28 +57,11 @@ class Totals:
             self.figures += Tally(reward_cost=event.reward_cost)
             self.finished += 1
             self.failed += attempt_error(event) is not None
-            if event.target_alone_seconds is not None:
-                self.tokens += event.trace.num_tokens
-                self.seconds += tally_of(event).seconds
-                self.alone += event.target_alone_seconds
 
     @property
     def text(self) -> str:
         counts = formatting.count(self.finished, "problem") + (f", {self.failed} failed" if self.failed else "")
         return joined(counts, summary(self.figures), f"{self.figures.seconds:.2f} s")
-
-    def slowness(self, run: RunInfo) -> str:
-        """Return a note the first time that the policy is slower than the target alone, and "" otherwise."""
-        is_enough = self.tokens >= ENOUGH_TOKENS and self.seconds >= ENOUGH_SECONDS
-        is_slow = is_enough and self.seconds > SLOWER * self.alone > 0
-        if self.is_slowness_shown or not is_slow or run.policy == "target":
-            return ""
-        self.is_slowness_shown = True
-        percent = f"{self.seconds / self.alone - 1:.0%}"
-        return (
-            f"policy {run.policy} is about {percent} slower than the target alone (estimate): "
-            "use --policy target, or run arbitrage advise"
-        )
 
 
 def joined(*facts: str) -> str:

@@ -10,8 +10,8 @@ from operator import attrgetter
 from typing import Any
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.evaluation.accuracy import difference_interval
-from arbitrage_cli.evaluation.speed import speedup, with_computed_seconds
+from arbitrage_cli.evaluation.metrics import difference_interval
+from arbitrage_cli.evaluation.speed import share_of, speedup, with_computed_seconds
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import Ratio, mcnemar
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy, unit_costs_of
@@ -113,19 +113,20 @@ def _ids(pairs: Sequence[tuple[Result, Result]], verdicts: tuple[bool, bool]) ->
 
 def _seconds(pairs: Sequence[tuple[Result, Result]], runs: Sequence[Run]) -> dict[str, Any]:
     """Return the total seconds, their ratio and its interval, which includes the errors of both runs' unit costs."""
-    errors = [_cost_error(results, run) for results, run in zip(zip(*pairs, strict=True), runs, strict=False)]
-    computed = attrgetter("computed_seconds")
-    _, _, interval = speedup([(after, before) for before, after in pairs], computed, math.hypot(*errors))
-    first, second = (math.fsum(computed(pair[side]) for pair in pairs) for side in (0, 1))
-    ratio = {"seconds_ratio": Ratio(first, second).value, "seconds_ratio_interval": interval}
-    return {"seconds": [first, second], "seconds_n": len(pairs), **ratio}
-
-
-def _cost_error(results: Sequence[Result], run: Run) -> float:
-    """Return the standard deviation of the error of the log seconds of a run that comes from the run's unit costs."""
-    whole = math.fsum(result.computed_seconds for result in results) or 1.0
-    seconds = {role: math.fsum(result.computed.get(role, 0.0) for result in results) for role in unit_costs_of(run)}
-    return math.hypot(*(costs.error * seconds[role] / whole for role, costs in unit_costs_of(run).items()))
+    errors = [
+        costs.error * share_of(role, results)
+        for results, run in zip(zip(*pairs, strict=True), runs, strict=False)
+        for role, costs in unit_costs_of(run).items()
+    ]
+    reversed_pairs = [(after, before) for before, after in pairs]
+    ratio, _, interval = speedup(reversed_pairs, attrgetter("computed_seconds"), math.hypot(*errors))
+    ratio = ratio or Ratio(0.0, 0.0)
+    return {
+        "seconds": [ratio.numerator, ratio.denominator],
+        "seconds_n": len(pairs),
+        "seconds_ratio": ratio.value,
+        "seconds_ratio_interval": interval,
+    }
 
 
 def _notes(first: Run, second: Run, changed: set[str]) -> Iterator[str]:

@@ -1,22 +1,52 @@
-"""Compares each policy's speed and price with those of the target alone. Seconds are computed, or those of the clock."""
+"""Compares each policy's speed and price with those of the target alone. Seconds are computed, or those of the clock.
+
+The amount of work on a problem is deterministic: tokens in prefill, decoding and verification, scores, and tokens that the
+program handles. Only the time of the work is noisy. The unit costs are means over many steps. A disturbed step counts as a
+usual step of the same kind at a similar place in a solution. A change of model may slow down the next step. The first steps
+after a change are therefore a kind of their own, so that a policy pays for its changes. The computed time of an attempt is
+its work multiplied by these unit costs. The work of a model without measured unit costs keeps its measured time: most of a
+server's time is latency, which does not depend on counted work.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any
+from statistics import median
+from typing import Any, Literal, NamedTuple
 
-from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.costs.prices import Prices, has_prompts
-from arbitrage_cli.costs.work import Work, by_kind, scale_of
+from arbitrage_cli.costs.pair import PairCosts, Prices, has_prompts
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Ratio, log_ratio
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, sums_by_problem, unit_costs_of
 from arbitrage_cli.types import ModelRole
 
+PHASES = ("prefill", "decode", "verify")
+DISTURBED = 2.0  # the factor by which a disturbed step is slower or faster than the usual step
+NEIGHBOURS = 7  # steps before a place, and after it, that define the usual step
+MIN_STEPS = 8  # minimum steps of a policy; with fewer, all policies define the usual step
+
+LATENCY = ("seconds_mean", "speedup", "speedup_log_error", "speedup_interval")
+"""The time figures, computed from the counted work or, with the prefix `measured_`, by the clock. `speedup_log_error` is the
+standard error of the logarithm of the speed-up. It includes the error of the unit costs."""
 PRICED = ("price", "saving", "saving_interval")  # figures that need prices
 
+Units = Mapping[ModelRole, UnitCosts]
+Kind = tuple[ModelRole, str, bool] | Literal["score", "program"]
+"""A kind of work: the scores of a policy, the tokens that the program handles, or a phase of a model's work.
+
+The last part of the tuple is whether the step follows a step of another model, which may be slower.
+"""
 Paired = Sequence[tuple[Result, Result]]  # the policy's and the target's results of the attempts that both finished
+
+
+class Piece(NamedTuple):
+    """The expected and measured seconds of a piece of work, and its place: the number of tokens written before."""
+
+    place: int
+    expected: float
+    measured: float
 
 
 def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> list[PolicyResults]:
@@ -27,25 +57,68 @@ def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResul
     """
     is_shared = concurrency_of(run) > 1
     units = unit_costs_of(run)
-    everything = by_kind(_works(policies), units)
+    everything = _by_kind(policies, units)
 
     def computed(policy: PolicyResults) -> PolicyResults:
-        found = by_kind(_works(other for other in policies if _is_same_work(policy, other)), units)
+        found = _by_kind([other for other in policies if _is_same_work(policy, other)], units)
         scales = {
-            kind: 1.0 if is_shared and isinstance(kind, tuple) else scale_of(own, everything[kind])
+            kind: 1.0 if is_shared and isinstance(kind, tuple) else _scale(own, everything[kind])
             for kind, own in found.items()
         }
-
-        def timed(result: Result) -> Result:
-            return replace(result, computed=result.work.computed(units, scales)) if result.is_done else result
-
-        return replace(policy, results={key: timed(result) for key, result in policy.results.items()})
+        results = {
+            key: replace(result, computed=_computed(result, units, scales)) if result.is_done else result
+            for key, result in policy.results.items()
+        }
+        return replace(policy, results=results)
 
     return [computed(policy) for policy in policies]
 
 
-def _works(policies: Iterable[PolicyResults]) -> list[Work]:
-    return [result.work for policy in policies for result in policy.done]
+def _computed(result: Result, units: Units, scales: Mapping[Kind, float]) -> dict[str, float]:
+    """Return the computed seconds of each model role, of the program and of the ratings."""
+    seconds: dict[str, float] = defaultdict(float, rewards=result.tally.reward_cost.seconds)
+    for kind, piece in _pieces(result, units):
+        seconds[kind if isinstance(kind, str) else kind[0]] += scales[kind] * piece.expected
+    for role, cost in result.steps:
+        seconds[role] += 0.0 if role in units else cost.seconds
+    return seconds
+
+
+def _by_kind(policies: Iterable[PolicyResults], units: Units) -> Mapping[Kind, Sequence[Piece]]:
+    found: dict[Kind, list[Piece]] = defaultdict(list)
+    for result in (result for policy in policies for result in policy.done):
+        for kind, piece in _pieces(result, units):
+            found[kind].append(piece)
+    return found
+
+
+def _pieces(result: Result, units: Units) -> Iterator[tuple[Kind, Piece]]:
+    """Yield the pieces of work that take time and that `units` cover."""
+    found: list[tuple[Kind, Piece]] = []
+    place, previous = 0, None
+    for role, cost in result.steps:
+        if role in units:
+            measured = cost.prefill_seconds, cost.decode_seconds, cost.verify_seconds
+            for phase, expected, seconds in zip(PHASES, units[role].seconds(cost), measured, strict=True):
+                found.append(((role, phase, previous not in (None, role)), Piece(place, expected, seconds)))
+        place, previous = place + cost.decode_tokens + cost.verify_kept, role
+    found.append(("score", Piece(0, result.num_scores, result.router_seconds)))
+    found.append(("program", Piece(0, place, result.program_seconds)))
+    return ((kind, piece) for kind, piece in found if piece.expected)
+
+
+def _scale(own: Sequence[Piece], everything: Sequence[Piece]) -> float:
+    """Return the total measured seconds of a policy's pieces of one kind, divided by their total expected seconds.
+
+    A disturbed piece gets the usual time of the pieces at similar places.
+    """
+    ordered, total = sorted(own, key=lambda piece: piece.place), 0.0
+    for index, piece in enumerate(ordered):
+        near = ordered[max(0, index - NEIGHBOURS) : index + NEIGHBOURS + 1] if len(own) >= MIN_STEPS else everything
+        usual = piece.expected * median(one.measured / one.expected for one in near)
+        is_usual = usual <= DISTURBED * piece.measured and piece.measured <= DISTURBED * usual
+        total += piece.measured if is_usual else usual
+    return total / math.fsum(piece.expected for piece in own)
 
 
 def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:
@@ -61,7 +134,7 @@ def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:
 
 
 def _written(result: Result) -> list[tuple[ModelRole, int, int, int]]:
-    return [(role, cost.decode_tokens, cost.verify_tokens, cost.verify_batches) for role, cost in result.work.steps]
+    return [(role, cost.decode_tokens, cost.verify_tokens, cost.verify_batches) for role, cost in result.steps]
 
 
 def token_ratio(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> tuple[float | None, Interval | None]:
@@ -70,30 +143,30 @@ def token_ratio(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> tu
     Both are None if a model decoded nothing or has no measured unit costs.
     """
     units = unit_costs_of(run)
-    pieces = by_kind(_works(policies), units)
+    pieces = _by_kind(policies, units)
     decoded = {role: [*pieces.get((role, "decode", False), ()), *pieces.get((role, "decode", True), ())] for role in units}
     if not (costs := PairCosts.of(units)) or not all(decoded.values()):
         return None, None
-    factor = scale_of(decoded["target"], decoded["target"]) / scale_of(decoded["draft"], decoded["draft"])
+    factor = _scale(decoded["target"], decoded["target"]) / _scale(decoded["draft"], decoded["draft"])
     low, high = costs.token_ratio_interval
     return factor * costs.token_ratio, (factor * low, factor * high)
 
 
-def latency(
-    policy: PolicyResults, target: PolicyResults | None, units: Mapping[ModelRole, UnitCosts], *, has_clock: bool
-) -> dict[str, Any]:
-    """Return the mean seconds and the speed-up, computed from the counted work.
+def latency(policy: PolicyResults, target: PolicyResults | None, units: Units, *, has_clock: bool) -> dict[str, Any]:
+    """Return the figures named LATENCY, computed from the counted work and, if `has_clock` is true, by the clock.
 
-    If `has_clock` is true, they are also measured by the clock. Problems that are solved at once share the clock's time.
+    Problems that are solved at once share the clock's time.
     """
     pairs, found = paired_done(policy, target) if target else [], dict[str, Any]()
-    common = _cost_error(pairs, units)
-    clocks = {"": attrgetter("computed_seconds"), "measured_": attrgetter("seconds")}
-    for prefix, seconds in list(clocks.items())[: 1 + has_clock]:
-        ratio, error, interval = speedup(pairs, seconds, common)
-        mean = Ratio(math.fsum(map(seconds, policy.done)), len(policy.done))
-        found |= {f"{prefix}seconds_mean": mean, f"{prefix}speedup": ratio}
-        found |= {f"{prefix}speedup_log_error": error, f"{prefix}speedup_interval": interval}
+    own, others = ([pair[side] for pair in pairs] for side in (0, 1))
+    # The errors of different models are independent. The error of a model affects a speed-up as far as the model's shares of
+    # the two times differ, so a policy that does the target's work has no such error.
+    common = math.hypot(*(costs.error * (share_of(role, own) - share_of(role, others)) for role, costs in units.items()))
+    for prefix, seconds in {"": attrgetter("computed_seconds"), "measured_": attrgetter("seconds")}.items():
+        values: Iterable[Any] = [None] * len(LATENCY)
+        if has_clock or not prefix:
+            values = Ratio(math.fsum(map(seconds, policy.done)), len(policy.done)), *speedup(pairs, seconds, common)
+        found |= {f"{prefix}{name}": value for name, value in zip(LATENCY, values, strict=True)}
     return found
 
 
@@ -112,18 +185,10 @@ def speedup(
     return Ratio(*(math.fsum(column) for column in table.T)), error, None if is_target else interval
 
 
-def _cost_error(pairs: Paired, units: Mapping[ModelRole, UnitCosts]) -> float:
-    """Return the standard deviation of the error of a log speed-up that comes from the unit costs.
-
-    The errors of different models are independent. The error of a model affects a speed-up as far as the model's shares of
-    the two times differ, so a policy that does the target's work has no such error.
-    """
-
-    def share(role: ModelRole, side: int) -> float:
-        whole = math.fsum(pair[side].computed_seconds for pair in pairs) or 1.0
-        return math.fsum(pair[side].computed.get(role, 0.0) for pair in pairs) / whole
-
-    return math.hypot(*(costs.error * (share(role, 0) - share(role, 1)) for role, costs in units.items()))
+def share_of(role: ModelRole, results: Sequence[Result]) -> float:
+    """Return a model's share of the computed time."""
+    whole = math.fsum(result.computed_seconds for result in results) or 1.0
+    return math.fsum(result.computed.get(role, 0.0) for result in results) / whole
 
 
 def time_parts(policy: PolicyResults) -> dict[str, float]:
@@ -134,7 +199,7 @@ def time_parts(policy: PolicyResults) -> dict[str, float]:
         if model != "prm"
         for kind in ("decode", "prefill", "verify")
     }
-    parts["router"] = math.fsum(result.work.router_seconds for result in policy.done)
+    parts["router"] = math.fsum(result.router_seconds for result in policy.done)
     parts["reward"] = total.reward_cost.seconds
     wall = math.fsum(result.seconds or 0.0 for result in policy.done)
     return {"wall": wall, **parts, "rest": wall - math.fsum(parts.values())}
@@ -164,8 +229,6 @@ def counts_tokens(run: Mapping[str, Any], policy: PolicyResults) -> bool:
     """Return whether servers reported all token counts. A stream that is closed at the end of a step reports none."""
     served = {role for role, facts in run["models"].items() if facts.get("served")}
     works = (
-        [cost for role, cost in result.work.steps if role == one and cost.seconds]
-        for result in policy.done
-        for one in served
+        [cost for role, cost in result.steps if role == one and cost.seconds] for result in policy.done for one in served
     )
     return all(has_prompts(costs, is_single=policy.policy.kind in ("single", "checked")) for costs in works)

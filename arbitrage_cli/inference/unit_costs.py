@@ -12,6 +12,7 @@ ROWS = (1, 2, 4, 8, 16)
 STEP_TOKENS = 32  # about the length of a step
 ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
 MAX_RATES = 1000  # steps from which the usual speed in a run is computed
+MAX_COST = 1e12  # so that no sum is infinite
 COST_ERROR = 0.035  # the usual value of `UnitCosts.error`; 5% for the ratio of two models
 
 
@@ -31,8 +32,8 @@ class UnitCosts:
 
     def __post_init__(self) -> None:
         numbers = (*self.batches, self.prefill_token, self.prefill_call, self.error)
-        if len(self.batches) != len(ROWS) or not all(0 <= number < math.inf for number in numbers):
-            raise ValueError("unit costs: missing, negative or infinite")
+        if len(self.batches) != len(ROWS) or not all(0 <= number <= MAX_COST for number in numbers):
+            raise ValueError("unit costs: missing, negative or too large")
 
     @property
     def decode(self) -> float:

@@ -2,16 +2,23 @@
 
 To add a policy, write its score function in `arbitrage.py`, add it to the table, and describe it in the guide `routing`. A
 mark and a colour for charts are optional (`report.html` and `report.css` in `display/templates`).
+
+Below the table are the rule that chooses the target's thoughts and the checker of policy `agree`.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 from arbitrage_cli.arbitrage import (
+    Flow,
+    ScoreOf,
     Scorer,
+    agree,
     by_first_token,
     by_least_likely_token,
     by_reward,
@@ -23,7 +30,7 @@ from arbitrage_cli.arbitrage import (
 )
 from arbitrage_cli.errors import unknown
 from arbitrage_cli.routing.equations import check_equations
-from arbitrage_cli.types import ModelRole, Step, Trace
+from arbitrage_cli.types import THINK_TOKENS, Decision, Grade, Limits, ModelRole, Step, Trace
 
 PolicyKind = Literal["single", "routed", "oracle", "checked"]
 """`single`: one model writes every step. `routed`: the score of a drafted step is compared with tau. `oracle`: both models write
@@ -109,3 +116,103 @@ def find_policy(name: str) -> Policy:
     if name not in POLICIES:
         raise unknown("policy", name, POLICIES, option="policy")
     return POLICIES[name]
+
+
+# --- thoughts, if the router was not trained on thinking: lead, probe, stay
+
+LEAD = 200  # thinking tokens at the beginning that the target writes, or more to complete a thought
+BUDGET = 0.3  # default maximum share of the later thoughts that the target writes
+PROBED = 1 / 3  # share of the budget that is spent on random probes
+DEPARTED = 0.5  # a thought departs if the target keeps a smaller share of the drafted words
+
+_WORD = re.compile(r"\d|[^\W\d]+|[^\w\s]")
+
+
+def probe_tau(budget: float) -> float:
+    """Return the tau for `lead_probe_stay`."""
+    return 1 - budget * PROBED
+
+
+def lead_probe_stay(budget: float, draw: ScoreOf) -> ScoreOf:
+    """Return a scoring function for drafted thoughts.
+
+    The target leads: it writes the beginning of the thinking. Later thoughts are probed at random. After a probe, the target
+    stays as long as its thoughts differ from the drafted thoughts. A budget limits the target's share of the later thoughts.
+    The score is 1 if the target leads or stays, 0 if the budget is spent, and random otherwise. `tests/benchmarks/README.md`
+    compares this rule with others.
+    """
+
+    def score(trace: Trace, draft: Step) -> float:
+        if trace.num_tokens < LEAD:
+            return 1.0
+        later = [decision.kept.model for decision in _after_lead(trace)]
+        if later.count("target") >= budget * (len(later) + 1):
+            return 0.0
+        return 1.0 if departs(trace.decisions[-1]) else draw(trace, draft)
+
+    return score
+
+
+def departs(decision: Decision) -> bool:
+    """Return whether the target wrote this step with few of the drafted words."""
+    draft, target = decision.draft, decision.target
+    return draft is not None and target is not None and share_kept(draft.text, target.text) < DEPARTED
+
+
+def share_kept(drafted: str, written: str) -> float:
+    """Return the share of the drafted words that precede the first different word."""
+    words = _WORD.findall(drafted)
+    kept = takewhile(lambda pair: pair[0] == pair[1], zip(words, _WORD.findall(written), strict=False))
+    return sum(1 for _ in kept) / max(1, len(words))
+
+
+def _after_lead(trace: Trace) -> list[Decision]:
+    tokens_before = accumulate((decision.kept.num_tokens for decision in trace.decisions), initial=0)
+    return [decision for tokens, decision in zip(tokens_before, trace.decisions, strict=False) if tokens >= LEAD]
+
+
+# --- the checker of policy `agree`
+
+Thinking = Literal["on", "off", "other"]
+"""Whether the checker thinks. `other`: if and only if the draft does not."""
+
+
+class Grader(Protocol):
+    """Finds the answer of a solution, and compares it with another answer."""
+
+    def grade(self, text: str, gold: Mapping[str, str]) -> Grade: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """The settings of the checker. `order` is the order in which the two models solve a problem, unless they write at once."""
+
+    grader: Grader
+    thinking: Thinking = "off"
+    order: Sequence[ModelRole] = ("draft", "check")
+    at_once: bool = False
+
+    def flow(self, trace: Trace) -> Flow:
+        traces = {"draft": Trace(trace.problem, trace.limits), "check": self._own_trace(trace)}
+        solutions = {model: traces[model] for model in self.order}
+        return agree(trace, solutions, self._answer, self._is_same, at_once=self.at_once)
+
+    def _answer(self, solution: Trace) -> str | None:
+        return self.grader.grade(solution.text, {}).answer
+
+    def _is_same(self, solution: Trace, answer: str) -> bool:
+        return self.grader.grade(solution.text, {"answer": answer}).value == "correct"
+
+    def _own_trace(self, trace: Trace) -> Trace:
+        limits = self._own_limits(trace.limits)
+        return Trace(replace(trace.problem, thinks=limits.thinks), limits)
+
+    def _own_limits(self, limits: Limits) -> Limits:
+        """Return the checker's limits. If only the checker thinks, the default limit is that of solutions with thinking."""
+        thinks = not limits.thinks if self.thinking == "other" else self.thinking == "on"
+        if thinks == bool(limits.thinks):
+            return limits
+        if not thinks:
+            return replace(limits, think_tokens=0, is_thinking_chosen=self.thinking == "other")
+        is_default = limits.max_tokens == Limits().max_tokens
+        return replace(limits, think_tokens=None, max_tokens=THINK_TOKENS if is_default else limits.max_tokens)

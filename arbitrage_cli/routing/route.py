@@ -14,11 +14,9 @@ from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.checker import Checker
-from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
+from arbitrage_cli.routing.policies import BUDGET, POLICIES, Checker, Policy, find_policy, lead_probe_stay, probe_tau
 from arbitrage_cli.routing.presets import ALWAYS, PRESETS, TauRow, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
-from arbitrage_cli.routing.thoughts import BUDGET, lead_probe_stay, probe_tau
 from arbitrage_cli.types import Trace
 
 DEFAULT_TAU = "careful"

@@ -341,7 +341,7 @@ def _listed(bad: Sequence[BadRow]) -> str:
 
 
 def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
-    from arbitrage_cli.runs.schema import check_run  # slow to import
+    from arbitrage_cli.runs.rows import check_run  # slow to import
 
     path, results, hint = folder / RUN, folder / RESULTS, _RESTORE if kind == SOLVE else _START_AGAIN
     try:

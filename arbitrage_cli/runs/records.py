@@ -1,20 +1,23 @@
-"""Describes runs and their attempts: the settings that displays show, the keys of rows, and why an attempt failed."""
+"""Describes runs and attempts: the settings that displays show, the keys of rows, why an attempt failed, and totals of work."""
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from operator import add, attrgetter
 from typing import Any, Literal
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.answers import boxed_answer
-from arbitrage_cli.types import Attribution, Finished, ModelRole, Trace
+from arbitrage_cli.types import Attribution, Check, Cost, Decision, Finished, ModelRole, Trace
 
 SCHEMA: Literal[1] = 1
 """The schema of rows and run.json. Folders with another schema are rejected."""
 BENCH, COLLECT, SOLVE = "bench", "collect", "solve"
 """The kinds of runs, named after the commands that create them. The run.json of a benchmark omits the kind."""
+
+NO_COST = Cost()
 
 Level = str | int | None
 Tau = float | Literal["inf", "-inf"] | None
@@ -83,3 +86,92 @@ def problem_error(finished: Finished) -> tuple[str, str] | None:
         steps = formatting.count(len(finished.trace.decisions), "step")
         return f"the context was full after {steps}", "use a larger --ctx"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Totals over several steps. Costs and drafted tokens include discarded steps.
+
+    `stopped_steps` counts the drafted steps that were stopped early. `thinking_tokens` counts kept steps. `reward_cost` is
+    the cost of rating steps. `check_tokens` and `check_cost` belong to the checker.
+    """
+
+    drafted_steps: int = 0
+    accepted_steps: int = 0
+    stopped_steps: int = 0
+    target_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    target_tokens: int = 0
+    check_tokens: int = 0
+    thinking_tokens: int = 0
+    draft_cost: Cost = field(default_factory=Cost)
+    target_cost: Cost = field(default_factory=Cost)
+    reward_cost: Cost = field(default_factory=Cost)
+    check_cost: Cost = field(default_factory=Cost)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*map(add, _values(self), _values(other)))
+
+    @property
+    def wasted_tokens(self) -> int:
+        return self.drafted_tokens - self.accepted_tokens
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        return self.accepted_steps / self.drafted_steps if self.drafted_steps else None
+
+    @property
+    def token_acceptance_rate(self) -> float | None:
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
+
+    @property
+    def seconds(self) -> float:
+        return sum(cost.seconds for cost in self.costs.values())
+
+    @property
+    def costs(self) -> dict[ModelRole, Cost]:
+        return {"draft": self.draft_cost, "target": self.target_cost, "prm": self.reward_cost, "check": self.check_cost}
+
+
+def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST, check: Check | None = None) -> Tally:
+    made, others = list(decisions), check.discarded if check else ()
+    drafts = [decision.draft for decision in made if decision.draft] + [step for step in others if step.model == "draft"]
+    checks = [step for step in others if step.model == "check"]
+    targets = [decision.target for decision in made if decision.target]
+    accepted = [decision.kept for decision in made if decision.kept is decision.draft]
+    speculation = [step.speculation_cost for step in targets]
+    return Tally(
+        drafted_steps=len(drafts),
+        accepted_steps=len(accepted),
+        stopped_steps=sum(step.stop == "early" for step in drafts),
+        target_steps=len(targets),
+        drafted_tokens=sum(step.num_tokens for step in drafts),
+        accepted_tokens=sum(step.num_tokens for step in accepted),
+        target_tokens=sum(step.num_tokens for step in targets),
+        check_tokens=sum(step.num_tokens for step in checks),
+        thinking_tokens=sum(decision.kept.num_tokens for decision in made if decision.kept.phase == "think"),
+        draft_cost=_sum_costs([*(step.cost for step in drafts), *speculation]),
+        target_cost=_sum_costs([step.cost for step in targets]),
+        reward_cost=reward_cost,
+        check_cost=_sum_costs([step.cost for step in checks]),
+    )
+
+
+def tally_of(finished: Finished) -> Tally:
+    return tally(finished.trace.decisions, finished.reward_cost, finished.trace.check)
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """Return the sum of many tallies, much faster than by repeated addition."""
+    columns = zip(*map(_values, tallies), strict=True)
+    sums: list[Any] = [_sum_costs(column) if isinstance(column[0], Cost) else sum(column) for column in columns]
+    return Tally(*sums)
+
+
+_values = attrgetter(*(field.name for field in fields(Tally)))
+_cost_values = attrgetter(*(field.name for field in fields(Cost)))
+
+
+def _sum_costs(costs: Sequence[Any]) -> Cost:
+    return Cost(*map(sum, zip(*map(_cost_values, costs), strict=True)))

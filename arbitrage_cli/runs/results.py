@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from arbitrage_cli.costs.work import Work
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import label
-from arbitrage_cli.runs.records import Key, tau_in_json
-from arbitrage_cli.runs.summary import NO_COST, Tally, tally, total
+from arbitrage_cli.runs.records import NO_COST, Key, Tally, tally, tau_in_json, total
 from arbitrage_cli.types import Check, Cost, Decision, ModelRole
 
 if TYPE_CHECKING:  # pydantic is slow to import
@@ -29,8 +27,10 @@ SampleKey = tuple[str, int]  # problem ID and sample index, which all policies s
 class Result:
     """The fields of a row that are used for statistics.
 
-    `seconds` is the wall-clock time, or None if the attempt failed. `computed` contains the computed seconds by model role, and
-    of other work; it is set by `evaluation.speed`. `question` and `text` are checksums.
+    `seconds` is the wall-clock time, or None if the attempt failed. `steps` contains the cost of each step by model, in order,
+    including discarded steps and speculation. `program_seconds` is the time spent outside the models and the router.
+    `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.speed`. `question` and
+    `text` are checksums.
     """
 
     route: tuple[str, float | None]
@@ -40,10 +40,13 @@ class Result:
     seconds: float | None
     tally: Tally
     kept_steps: int
-    work: Work
     question: int
     text: int
     answer: str | None
+    steps: Sequence[tuple[ModelRole, Cost]] = ()
+    num_scores: int = 0
+    router_seconds: float = 0.0
+    program_seconds: float = 0.0
     computed: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -57,16 +60,13 @@ class Result:
             seconds=float(row.wall_seconds) if row.status == "done" else None,
             tally=tally(decisions, timing.reward or NO_COST, check),
             kept_steps=len(decisions),
-            work=Work(
-                _steps(decisions, check),
-                sum(decision.score is not None for decision in decisions) + (check is not None),
-                router_seconds=timing.router["seconds"] if timing.router else 0.0,
-                program_seconds=timing.program["seconds"] if timing.program else 0.0,
-                reward_seconds=timing.reward.seconds if timing.reward else 0.0,
-            ),
             question=_checksum(row.problem),
             text=_checksum(row.text),
             answer=row.answer,
+            steps=_steps(decisions, check),
+            num_scores=sum(decision.score is not None for decision in decisions) + (check is not None),
+            router_seconds=timing.router["seconds"] if timing.router else 0.0,
+            program_seconds=timing.program["seconds"] if timing.program else 0.0,
         )
 
     @property

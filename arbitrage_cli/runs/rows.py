@@ -1,38 +1,65 @@
-"""Defines the rows of runs. One type for each kind of row builds, checks, writes and reads it.
+"""Defines the rows of runs and run.json. One type for each kind of row builds, checks, writes and reads it.
 
 Other programs read these rows, so fields may be added but not renamed. A field that was not set is not written.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+    with_config,
+)
+from typing_extensions import TypedDict
 
 from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.formatting import count
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import (
     BENCH,
     COLLECT,
+    NO_COST,
     SCHEMA,
     SOLVE,
     Key,
     Level,
     RunInfo,
+    Tally,
     Tau,
     attempt_error,
     problem_error,
+    tally_of,
     tau_in_json,
 )
-from arbitrage_cli.runs.summary import NO_COST, Tally, tally_of
 from arbitrage_cli.system.files import reason_of
-from arbitrage_cli.types import Check, Cost, Decision, Finished, Grade, ModelRole, Phase, Step, StepStop, TraceStop
+from arbitrage_cli.types import (
+    Attribution,
+    Check,
+    Cost,
+    Decision,
+    Finished,
+    Grade,
+    ModelRole,
+    Phase,
+    Step,
+    StepStop,
+    Trace,
+    TraceStop,
+)
 
-C = TypeVar("C", bound=Cost)
 Json = dict[str, Any]
+Explain = Callable[[Trace, int], Attribution | None]
 Status = Literal["done", "error"]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
@@ -45,36 +72,15 @@ def _check_policy(policy: str) -> str:
     return policy
 
 
-def _check_cost(cost: C) -> C:
+def _check_cost(cost: Cost) -> Cost:
     if bad := [name for name in Cost.__slots__ if not 0 <= getattr(cost, name) <= 2**53]:
         raise ValueError(f"{bad[0]} is out of range")
     return cost
 
 
 PolicyName = Annotated[str, AfterValidator(_check_policy)]
-Checked = Annotated[C, AfterValidator(_check_cost)]
-StepCost = Annotated[
-    Checked[Cost],
-    PlainSerializer(lambda cost: {name: value for name, value in asdict(cost).items() if value}),
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Spent(Cost):
-    """The total cost of a model in a solution, with the speed of decoding."""
-
-    decode_tokens_per_second: float | None = None
-
-    @classmethod
-    def of(cls, cost: Cost, **more: Any) -> Self:
-        return cls(**asdict(cost), decode_tokens_per_second=cost.tokens_per_second, **more)
-
-
-@dataclass(frozen=True, slots=True)
-class Rated(Spent):
-    """The total cost of rating the steps of a solution."""
-
-    total: Annotated[float, Field(alias="seconds")] = 0.0
+ModelCost = Annotated[Cost, AfterValidator(_check_cost)]
+StepCost = Annotated[ModelCost, PlainSerializer(lambda cost: {name: value for name, value in asdict(cost).items() if value})]
 
 
 class Record(BaseModel):
@@ -160,22 +166,21 @@ class ComparedAnswers(Record):
 class Timing(Record):
     """Tokens and seconds spent by each model, by the router, on rating steps, and by the rest of the program."""
 
-    draft: Checked[Spent]
-    target: Checked[Spent]
-    check: Checked[Spent] | None = None
+    draft: ModelCost
+    target: ModelCost
+    check: ModelCost | None = None
     router: Elapsed | None = None
     program: Elapsed | None = None
-    reward: Checked[Rated] | None = None
+    reward: ModelCost | None = None
 
     @classmethod
     def of(cls, figures: Tally, **seconds: float | None) -> Self:
         """Return the timing of a solution. `seconds` contains other times, which are omitted if they are None."""
         others: dict[str, Any] = {name: {"seconds": spent} for name, spent in seconds.items() if spent is not None}
-        if figures.check_cost != NO_COST:
-            others["check"] = Spent.of(figures.check_cost)
-        if (reward := figures.reward_cost) != NO_COST:
-            others["reward"] = Rated.of(reward, total=reward.seconds)
-        return cls(draft=Spent.of(figures.draft_cost), target=Spent.of(figures.target_cost), **others)
+        others |= {
+            name: cost for name, cost in (("check", figures.check_cost), ("reward", figures.reward_cost)) if cost != NO_COST
+        }
+        return cls(draft=figures.draft_cost, target=figures.target_cost, **others)
 
 
 class Row(Record):
@@ -214,7 +219,7 @@ class Solved(Row):
         return [step.made for step in self.steps]
 
     @classmethod
-    def _of(cls, finished: Finished, times: Mapping[str, float | None], **more: Any) -> Self:
+    def _of(cls, finished: Finished, times: Mapping[str, float | None], explain: Explain | None, **more: Any) -> Self:
         trace, figures = finished.trace, tally_of(finished)
         shared: Json = {
             "id": trace.problem.id,
@@ -222,7 +227,10 @@ class Solved(Row):
             "text": trace.text,
             "stop": trace.stop,
             "status": "error" if attempt_error(finished) else "done",
-            "steps": [KeptStep.of_decision(decision) for decision in trace.decisions],
+            "steps": [
+                KeptStep.of_decision(made, **_explanation(explain, trace, index))
+                for index, made in enumerate(trace.decisions)
+            ],
             "acceptance_rate": figures.acceptance_rate,
             "token_acceptance_rate": figures.token_acceptance_rate,
             "seconds": figures.seconds,
@@ -248,10 +256,10 @@ class SolutionRow(Solved):
     @classmethod
     def of(cls, finished: Finished, run: RunInfo) -> Self:
         error = problem_error(finished)
-        explained = {} if run.explain is None else {"steps": _explained(finished, run)}
         return cls._of(
             finished,
             {},
+            run.explain,
             answer=run.answer(finished.trace),
             error=error[0] if error else None,
             policy=run.policy,
@@ -264,7 +272,6 @@ class SolutionRow(Solved):
             draft=run.models.get("draft"),
             target=run.models.get("target"),
             models=dict(run.descriptions),
-            **explained,
         )
 
 
@@ -306,6 +313,7 @@ class AttemptRow(Solved):
         return cls._of(
             finished,
             routed,
+            None,
             error=error,
             policy=route.policy.name,
             tau=tau_in_json(route.tau),
@@ -363,10 +371,116 @@ def read_row(line: bytes, kind: str) -> Row:
         raise ValueError(reason_of(error)) from None
 
 
-def _explained(finished: Finished, run: RunInfo) -> list[KeptStep]:
-    explained: list[KeptStep] = []
-    for index, decision in enumerate(finished.trace.decisions):
-        found = run.explain(finished.trace, index) if run.explain else None
-        explanation = asdict(found) | {"features": dict(found.features)} if found else None
-        explained.append(KeptStep.of_decision(decision, explanation=explanation))
-    return explained
+def _explanation(explain: Explain | None, trace: Trace, index: int) -> Json:
+    """Return the field `explanation` of a step, if decisions are explained."""
+    if explain is None:
+        return {}
+    found = explain(trace, index)
+    return {"explanation": found and asdict(found) | {"features": dict(found.features)}}
+
+
+# --- run.json
+
+_CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _PolicyEntry(TypedDict):
+    policy: PolicyName
+    tau: Tau
+    tau_name: str | None
+    score_is: str | None
+
+
+class _Served(TypedDict):
+    model: str
+    log_probabilities: int | None
+    context_size: int | None
+
+
+class _Model(TypedDict):
+    source: str
+    sha256: str | None
+    file: NotRequired[str | None]
+    name: NotRequired[str | None]
+    description: NotRequired[str | None]
+    threads: NotRequired[int | None]
+    served: NotRequired[_Served | None]
+
+
+class _Named(TypedDict):
+    name: str
+    sha256: str
+
+
+class _Card(TypedDict):
+    pairs: list[dict[str, Json]]
+    taus: Json
+
+
+class _Router(_Named):
+    card: _Card
+
+
+class _DataSet(_Named):
+    count: Count
+
+
+class _Machine(TypedDict):
+    cpu: str | None
+
+
+@with_config({**_CONFIG, "extra": "allow"})
+class _SolveRun(TypedDict):
+    schema: Literal[1]
+    tool: str
+    command: list[str]
+    created: str
+    policies: list[_PolicyEntry]
+    models: dict[str, _Model]
+    router: _Router | None
+    tau_costs: str | None
+    settings: Json
+    samples: Annotated[int, Field(ge=1)]
+    machine: _Machine
+    warnings: list[str]
+    fingerprint: dict[str, str]
+    unit_costs: NotRequired[dict[ModelRole, UnitCosts]]
+
+
+@with_config({**_CONFIG, "extra": "allow"})
+class _BenchRun(_SolveRun):
+    dataset: _DataSet
+    ids: list[str]
+    levels: dict[str, Level]
+    planned: Count
+    grader: str
+    concurrency: NotRequired[Annotated[int, Field(ge=1)] | None]
+    price: NotRequired[str | None]
+    skips_attempts: NotRequired[bool]
+
+
+class _Pair(TypedDict):
+    draft: _Model
+    target: _Model
+    prm: NotRequired[_Model]
+
+
+@with_config({**_CONFIG, "extra": "allow"})
+class _CollectRun(_BenchRun):
+    models: _Pair  # type: ignore[misc]  # narrower than a dict
+    reward: Json
+
+
+_RUNS = MappingProxyType(
+    {BENCH: TypeAdapter[Any](_BenchRun), COLLECT: TypeAdapter[Any](_CollectRun), SOLVE: TypeAdapter[Any](_SolveRun)}
+)
+
+
+def check_run(data: bytes, kind: str) -> None:
+    """Raise ValueError, with the reason, if `data` is not a valid run.json of this kind."""
+    if kind not in (*_RUNS,):  # it may be of any type
+        raise ValueError(f"kind: expected {', '.join(_RUNS)}")
+    try:
+        _RUNS[kind].validate_json(data)
+    except ValidationError as error:
+        raise ValueError(reason_of(error)) from None

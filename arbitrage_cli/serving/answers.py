@@ -10,9 +10,8 @@ from typing import Any
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ServerRequestError, TimedOutError
 from arbitrage_cli.inference.step_text import num_begun
-from arbitrage_cli.runs.records import attempt_error
+from arbitrage_cli.runs.records import attempt_error, tally
 from arbitrage_cli.runs.rows import KeptStep
-from arbitrage_cli.runs.summary import tally
 from arbitrage_cli.serving.requests import ChatRequest, RefusedError
 from arbitrage_cli.types import Decided, Decision, Finished, Phase, Trace, Writing, Wrote
 

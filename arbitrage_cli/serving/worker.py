@@ -14,8 +14,7 @@ from functools import partial
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
-from arbitrage_cli.routing.checker import Checker
-from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.policies import Checker, Policy
 from arbitrage_cli.serving.answers import Progress
 from arbitrage_cli.serving.requests import ChatRequest
 from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, ServingEvent, Started, Writing, Wrote

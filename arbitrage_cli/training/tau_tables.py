@@ -1,12 +1,21 @@
-"""Creates tables of taus from recorded states.
+"""Creates tables of taus from recorded states: the effect of each tau on the reward, and the tokens that it takes.
 
 If a reward is the share of the target's continuations that reach the right answer, the losses of a solution add up to the
 difference in accuracy (the performance difference lemma, Kakade and Langford 2002). This assumes that the router visits the
 recorded states.
+
+At each step, a solution is either right or wrong so far. Accepting a drafted step can *drop* a right solution if the
+target's step was better, or *lift* a wrong solution if the drafted step was better. Two logistic curves map the router's
+log-odds to the probabilities of a drop and of a lift. Each step depends on the previous steps, so a solution can be
+dropped only once. A reward between 0 and 1 is treated as the share of solutions that are right.
+
+The curves are fitted to the states. The priors assume that the router's probability is correct and that lifts are rare. The
+prediction is corrected by the difference between the observed and the predicted change. Noisy differences are shrunk towards
+0. Resamples use both the resampled prediction and the resampled observation, so that the interval has the width of the error.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +24,153 @@ from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.presets import ALWAYS, NEVER, TauRow, TauTable
 from arbitrage_cli.routing.router import LOOK_EVERY, clearly_above
-from arbitrage_cli.training.expected_loss import ExpectedLoss, Outcomes
+from arbitrage_cli.training.ranking import ADVANTAGE_DIGITS, resampled_weights
 
 PARTS = 20  # into which the taus divide the states
+RESAMPLES = 400
+MAX_CELLS = 1 << 21  # in one batch of resamples; bounds the memory
+NEAREST = 1e-6  # smallest distance of a probability from 0 and 1
+TRUST = 0.5  # prior standard deviation of the missed loss, as a share of the expected drops
+NEWTON_STEPS, LONGEST_STEP = 12, 2.0
+
+Prior = tuple[tuple[float, float], tuple[float, float]]
+"""The means and the standard deviations of a Gaussian prior for the intercept and the slope of a curve's log-odds."""
+DROP: Prior = (0.0, 1.0), (1.0, 0.3)
+LIFT: Prior = (-3.0, 0.5), (1.0, 0.5)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcomes:
+    """The outcomes of n states. Each column has shape (n,) and is grouped by solution and ordered by step."""
+
+    solution: NDArray[np.int64]
+    problem: NDArray[np.int64]
+    draft_reward: Numbers
+    target_reward: Numbers
+    draft_tokens: Numbers
+    target_tokens: Numbers
+    target_prefill_tokens: Numbers
+    shared_tokens: Numbers
+
+    def __len__(self) -> int:
+        return len(self.problem)
+
+    @property
+    def advantage(self) -> Numbers:
+        return np.round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """The index of each solution's first state."""
+        return np.flatnonzero(np.diff(self.solution, prepend=-1))
+
+    def take(self, chosen: NDArray[np.bool_]) -> "Outcomes":
+        return Outcomes(*(getattr(self, column.name)[chosen] for column in fields(Outcomes)))
+
+    def cut(self, stops: Numbers) -> "Outcomes":
+        """Return the outcomes if each drafted step is stopped after its number of tokens in `stops`.
+
+        Infinite numbers do not stop a step.
+        """
+        drafted, shared = (np.minimum(tokens, stops) for tokens in (self.draft_tokens, self.shared_tokens))
+        return replace(self, draft_tokens=drafted, shared_tokens=shared)
+
+
+# --- the expected loss of accepted steps
+
+
+def chance(curve: Numbers, number: Numbers) -> Numbers:
+    """Return the probabilities of r curves at n numbers, with shape (r, n).
+
+    `curve` has shape (r, 2), and `number` has shape (n,).
+    """
+    values: Numbers = 1 / (1 + np.exp(-(curve[:, :1] + curve[:, 1:] * number)))
+    return values
+
+
+def fit_curves(number: Numbers, share: Numbers, weight: Numbers, prior: Prior) -> Numbers:
+    """Fit a curve to n shares for each of r rows of weights. Return the curves, an array of shape (r, 2).
+
+    The curves are maximum a posteriori estimates, computed by Newton's method.
+    """
+    mean, precision = np.array(prior[0]), np.array(prior[1]) ** -2.0
+    inputs = np.stack([np.ones_like(number), number], axis=1)
+    squares = np.stack([inputs[:, 0], number, number, number**2], axis=1)
+    curve = np.tile(mean, (len(weight), 1))
+    for _ in range(NEWTON_STEPS):
+        now = chance(curve, number)
+        slope = (weight * (share - now)) @ inputs - precision * (curve - mean)
+        bend = ((weight * now * (1 - now)) @ squares).reshape(-1, 2, 2) + np.diag(precision)
+        curve = curve + np.clip(np.linalg.solve(bend, slope[..., None])[..., 0], -LONGEST_STEP, LONGEST_STEP)
+    return curve
+
+
+class ExpectedLoss:
+    """Estimates changes in reward from a router's probabilities for n states and the outcomes of these states."""
+
+    def __init__(self, probability: Numbers, outcomes: Outcomes) -> None:
+        clipped = np.clip(probability, NEAREST, 1 - NEAREST)
+        log_odds = np.log(clipped / (1 - clipped))
+        target_reward, self._starts = outcomes.target_reward, outcomes.starts
+        self._advantage = target_reward - outcomes.draft_reward
+        lengths = np.diff(self._starts, append=len(outcomes))
+        self._solution = np.repeat(np.arange(len(lengths)), lengths)
+        self._place = np.arange(len(outcomes)) - np.repeat(self._starts, lengths)
+        self._alone = target_reward[self._starts]  # the reward of the target alone
+        problems = outcomes.problem[self._starts]
+        self._num_problems = len(np.unique(problems))
+        weights = resampled_weights(problems, RESAMPLES)
+        self._weight = np.concatenate(list(weights))  # (1 + RESAMPLES, solutions); the first row is all ones
+        by_state = self._weight[:, self._solution]
+        gain, loss = np.maximum(self._advantage, 0), np.maximum(-self._advantage, 0)
+        self._drop = _chances(log_odds, gain, target_reward, by_state, DROP)
+        self._lift = _chances(log_odds, loss, 1 - target_reward, by_state, LIFT)
+
+    def changes(self, accepted: NDArray[np.bool_]) -> tuple[float, float, float]:
+        """Return the mean change in reward per solution, with its 95% interval, if these drafted steps are accepted."""
+        expected, observed = self._chain(accepted), self._observed(accepted)
+        drops = self._drop[0, accepted].sum() / len(observed)
+        # Few solutions without a drop hardly vary, so the noise is at least that of the predicted number of drops.
+        noise = max(np.var(self._means(observed - expected[0])[1:]), drops / self._num_problems)
+        trust = (TRUST * drops) ** 2
+        share = trust / (trust + noise) if trust else 0.0
+        changes = self._means((1 - share) * expected + share * observed)
+        low, high = np.percentile(changes, [2.5, 97.5])
+        return float(changes[0]), float(low), float(high)
+
+    def _means(self, changes: Numbers) -> Numbers:
+        """Return the mean change per solution for each resample."""
+        means: Numbers = (changes * self._weight).sum(axis=1) / self._weight.sum(axis=1)
+        return means
+
+    def _observed(self, accepted: NDArray[np.bool_]) -> Numbers:
+        """Return the change in each solution's reward, computed from the recorded rewards."""
+        lost = np.add.reduceat(np.where(accepted, self._advantage, 0.0), self._starts)
+        return np.clip(self._alone - lost, 0.0, 1.0) - self._alone
+
+    def _chain(self, accepted: NDArray[np.bool_]) -> Numbers:
+        """Return the expected change in each solution's reward for each resample, with shape (1 + RESAMPLES, solutions)."""
+        reward = np.tile(self._alone, (len(self._weight), 1))
+        for place in range(int(self._place.max()) + 1):
+            chosen = np.flatnonzero(accepted & (self._place == place))
+            of = self._solution[chosen]
+            before = reward[:, of]
+            reward[:, of] = before * (1 - self._drop[:, chosen]) + (1 - before) * self._lift[:, chosen]
+        changes: Numbers = reward - self._alone
+        return changes
+
+
+def _chances(log_odds: Numbers, change: Numbers, of: Numbers, weight: Numbers, prior: Prior) -> NDArray[np.float32]:
+    """Fit a curve to `change / of` for each row of weights. Return the fitted probabilities, in the shape of `weight`."""
+    share = np.divide(change, of, out=np.zeros_like(of), where=of > 0)
+    size = max(1, MAX_CELLS // len(log_odds))
+    batches = [weight[start : start + size] * of for start in range(0, len(weight), size)]
+    return np.concatenate(
+        [chance(fit_curves(log_odds, share, batch, prior), log_odds).astype(np.float32) for batch in batches]
+    )
+
+
+# --- the table of taus
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,9 +23,9 @@ from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router, RouterCard, digest_of_problem
-from arbitrage_cli.training.examples import SHARES, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
-from arbitrage_cli.training.ranking import Truth, measure, selection_lead, selection_score, selection_score_gaps
+from arbitrage_cli.training.ranking import Truth, figure, measure, selection_gaps, selection_score
+from arbitrage_cli.training.states import SHARES, SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
 
 Progress = Callable[[str], None]
@@ -97,13 +97,13 @@ def with_taus(router: Router, collected: Collected, costs: PairCosts | None = No
     By default, `costs` are taken from the runs. Raises RouterError if steps end differently than in the training states;
     UsageError if there are too few states.
     """
-    router.check_steps(collected.step_end)
+    router.check_steps(collected.runs[0].step_end)
     if not collected.is_whole.any():
         raise UsageError("these runs contain no finished solution", COLLECT_TO_THE_END)
     chosen = collected.is_whole & ~np.array(router.card.known(collected.questions))[collected.outcomes.problem]
     _check_part(collected, chosen, "to make presets", "problems new to the router")
     about = {
-        "runs": list(collected.runs),
+        "runs": [run.about for run in collected.runs],
         "rewards": list(collected.rewards),
         "costs": "the runs" if costs is None else "the machine that calibrated",
     }
@@ -129,8 +129,8 @@ def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
     """
     best = max(candidates, key=lambda candidate: candidate.selection_score)
     for candidate in candidates:
-        gaps = selection_score_gaps(best.log_odds, candidate.log_odds, truth)
-        if best.selection_score - candidate.selection_score <= float(np.nanstd(gaps)):
+        gap, *resampled = selection_gaps(best.log_odds, candidate.log_odds, truth)
+        if gap <= float(np.nanstd(resampled)):
             return candidate
     return best
 
@@ -164,7 +164,7 @@ def _truth_of(collected: Collected, part: int) -> Truth:
 
 def _truth_at(collected: Collected, chosen: NDArray[np.bool_]) -> Truth:
     outcomes = collected.outcomes.take(chosen)
-    return Truth(outcomes.advantage, outcomes.advantage > 0, outcomes.problem, collected.weight[chosen])
+    return Truth(outcomes.advantage > 0, outcomes.problem, collected.weight[chosen])
 
 
 # --- enough states
@@ -193,7 +193,8 @@ def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str, 
 
 def _collect_more(collected: Collected, chosen: NDArray[np.bool_]) -> str:
     pair = collected.pair[chosen][0] if chosen.any() else 0
-    number, facts = _num_missing(collected, collected.pair == pair), collected.facts[pair]
+    number = _num_missing(collected, collected.pair == pair)
+    facts = next(run.facts for run in collected.runs if run.pair == collected.pairs[pair])
     total = len(facts["ids"]) + number
     command = re.sub(r" --fresh\b| --limit[ =]\S+", "", shlex.join(facts["command"]))
     if total > facts["dataset"]["count"]:
@@ -232,10 +233,10 @@ def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
         pairs=collected.pairs,
         reward=dict(rewards[0]) if len(rewards) == 1 else {"kind": "several", "all": list(rewards)},
         data={
-            "runs": list(collected.runs),
+            "runs": [run.about for run in collected.runs],
             "seed": seed,
             "learned": " ".join(sorted(digest_of_problem(collected.questions[number]) for number in learned)),
-            "step_end": asdict(collected.step_end),
+            "step_end": asdict(collected.runs[0].step_end),
             "thoughts": int(collected.features[collected.part == TRAINING, FEATURES.index("is_thought")].sum()),
             "parts": parts,
         },
@@ -251,14 +252,12 @@ def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     leads: dict[str, Any] = {}
     for name, values in scores(probability, collected).items():
-        figures = measure(values[testing], tested, is_probability=name == "arbitrage")
-        measured[name] = {which: [*figure] for which, figure in figures.items()}
+        measured[name] = measure(values[testing], tested, is_probability=name == "arbitrage")
         if name in COMPARED:
-            leads[name] = [*selection_lead(probability[testing], values[testing], tested)]
+            leads[name] = figure(selection_gaps(probability[testing], values[testing], tested), tested)
     thoughts = testing & (collected.features[:, FEATURES.index("is_thought")] == 1)
     if thoughts.any():
-        figures = measure(probability[thoughts], _truth_at(collected, thoughts), is_probability=True)
-        measured[THINKING] = {which: [*figure] for which, figure in figures.items()}
+        measured[THINKING] = measure(probability[thoughts], _truth_at(collected, thoughts), is_probability=True)
     return {"test": measured, "leads": leads}
 
 

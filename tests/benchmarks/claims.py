@@ -24,16 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
-from arbitrage_cli.costs.work import Work
-from arbitrage_cli.evaluation.accuracy import compared_with_target
-from arbitrage_cli.evaluation.expected import expected_effects
+from arbitrage_cli.evaluation.metrics import compared_with_target
 from arbitrage_cli.evaluation.speed import latency
-from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, verdict
+from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, expected_effects, verdict
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.runs.records import Tally
 from arbitrage_cli.runs.results import PolicyResults, Result
-from arbitrage_cli.runs.summary import Tally
 from arbitrage_cli.types import ModelRole
 
 NUM_PROBLEMS = 40
@@ -147,7 +145,7 @@ def result_of(index: int, answer: Answer, factors: Mapping[ModelRole, float]) ->
     computed: dict[str, float] = {role: factors[role] * seconds for role, seconds in answer.seconds.items()}
     return Result(
         route=("", None), key=(str(index), 0), outcome="correct" if answer.is_right else "incorrect", stop="end",
-        seconds=sum(computed.values()), tally=Tally(), kept_steps=1, work=Work(), question=index, text=index, answer=answer.text, computed=computed,
+        seconds=sum(computed.values()), tally=Tally(), kept_steps=1, question=index, text=index, answer=answer.text, computed=computed,
     )  # fmt: skip
 
 

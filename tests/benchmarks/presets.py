@@ -19,8 +19,7 @@ from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.presets import TauTable
-from arbitrage_cli.training.expected_loss import Outcomes
-from arbitrage_cli.training.tau_tables import make_table, spread_taus
+from arbitrage_cli.training.tau_tables import Outcomes, make_table, spread_taus
 
 STEPS = 5
 SOLVED, LIFTED = 0.75, 0.02

@@ -18,17 +18,16 @@ from typing import Any
 from claims import size_of
 
 from arbitrage_cli.arbitrage import Flow, WriteStep
-from arbitrage_cli.costs.prices import Price
+from arbitrage_cli.costs.pair import Price
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import MATH
-from arbitrage_cli.routing.checker import Checker
-from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.policies import POLICIES, Checker
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.records import tally_of
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.runs.summary import tally_of
 from arbitrage_cli.types import Cost, Finished, Grade, Limits, ModelRole, Problem, Step, Trace
 
 CHARS_PER_SECOND = 1e4  # of a model with a billion parameters

@@ -11,7 +11,7 @@ from cli import assert_refused, run
 from faults import run_json, write_rows
 
 from arbitrage_cli.runs.folder import read_run_folder
-from arbitrage_cli.training.examples import read_run, read_states
+from arbitrage_cli.training.states import read_run, read_states
 
 TERMINATED, INTERRUPTED, FAILED = 143, 130, 4
 ROW = "arbitrage_cli.app.training._StateSolver.row"

@@ -14,8 +14,7 @@ from faults import run_json, write_problems
 from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
-from arbitrage_cli.costs.placement import machine_here, place
-from arbitrage_cli.costs.store import Tuned, keep_tuned, read_cache
+from arbitrage_cli.costs.store import Tuned, keep_tuned, machine_here, place, read_cache
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files
@@ -306,7 +305,7 @@ def test_drafts_are_stopped_early_if_that_takes_less_time(home: Home) -> None:
 
 def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr("arbitrage_cli.costs.placement.default_threads", lambda: 8)
+    monkeypatch.setattr("arbitrage_cli.costs.store.default_threads", lambda: 8)
     large = tmp_path / "large.gguf"
     with large.open("wb") as file:
         file.truncate(CACHED_BYTES + 1)

@@ -12,7 +12,7 @@ from cli import ESCAPE, MODELS, assert_refused, run
 from faults import essence, rows_of, write_problems
 from made_up_runs import figures, make_run, unpacked, write_run_folder
 
-from arbitrage_cli.costs.prices import parse_prices
+from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.runs.folder import encode
 
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])

@@ -11,8 +11,7 @@ from collected import DRAFT, TARGET, TARGET_SECONDS, World, questions, write_run
 from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
-from arbitrage_cli.costs.placement import machine_here
-from arbitrage_cli.costs.store import keep_tuned
+from arbitrage_cli.costs.store import keep_tuned, machine_here
 from arbitrage_cli.display.card import write_card
 from arbitrage_cli.routing.presets import PRESETS, TauTable
 from arbitrage_cli.routing.router import Router, digest_of_problem, load, save

@@ -19,8 +19,7 @@ from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBacke
 
 from arbitrage_cli.costs import measure, store
 from arbitrage_cli.costs.measure import DECODED, ROUNDS, Probes, probe, thread_counts, try_threads
-from arbitrage_cli.costs.placement import machine_here
-from arbitrage_cli.costs.store import Cache, Loading, keep_tuned, read_cache, tuned_file
+from arbitrage_cli.costs.store import Cache, Loading, keep_tuned, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import ModelUnsupportedError, OutputError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend

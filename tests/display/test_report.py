@@ -16,8 +16,7 @@ from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, parsed, un
 from marks import rarely
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
-from arbitrage_cli.display.page import TEMPLATES, render
-from arbitrage_cli.display.traces import TracePacker
+from arbitrage_cli.display.page import TEMPLATES, TracePacker, render
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.runs.records import to_json
 from arbitrage_cli.runs.results import Result

@@ -8,9 +8,17 @@ from cli import flat
 from made_up_runs import COLUMNS, MadeUp, describe, figures, make_run, results, run_of, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
-from arbitrage_cli.costs.prices import parse_prices
-from arbitrage_cli.display.columns import COMPARISON, DEFINITIONS, DIFFERENCE, PAGE, PRICE, known
-from arbitrage_cli.display.table import write_comparison, write_table
+from arbitrage_cli.costs.pair import parse_prices
+from arbitrage_cli.display.table import (
+    COMPARISON,
+    DEFINITIONS,
+    DIFFERENCE,
+    PAGE,
+    PRICE,
+    known,
+    write_comparison,
+    write_table,
+)
 from arbitrage_cli.evaluation.comparison import compare_runs
 
 
@@ -100,7 +108,7 @@ def test_names_are_data(monkeypatch: pytest.MonkeyPatch, text: str, kind: type[i
 
 @pytest.mark.parametrize("width", [79, 68])
 def test_narrow_terminal_has_intervals_below_their_figures(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    monkeypatch.setattr("arbitrage_cli.display.printed.width_of", lambda stream: width)
+    monkeypatch.setattr("arbitrage_cli.display.table.width_of", lambda stream: width)
     made = make_run(60, columns=[*COLUMNS[:2], ("entropy", 0.5)])
     lines = table(made, explain=False).splitlines()
     index = next(index for index, line in enumerate(lines) if line.startswith("draft "))

@@ -8,8 +8,16 @@ import pytest
 from small_routers import make_table
 
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.evaluation.expected import CARD_SPREAD, OTHER_SPREAD, UNKNOWN, Expected, expected_effects
-from arbitrage_cli.evaluation.verdict import MIN_SPEEDUP, chance_of_small_loss, chance_of_speedup
+from arbitrage_cli.evaluation.verdict import (
+    CARD_SPREAD,
+    MIN_SPEEDUP,
+    OTHER_SPREAD,
+    UNKNOWN,
+    Expected,
+    chance_of_small_loss,
+    chance_of_speedup,
+    expected_effects,
+)
 from arbitrage_cli.inference.unit_costs import UnitCosts
 
 DRAFT = UnitCosts((0.1, 0.1, 0.1, 0.1, 0.1), 0.001)

@@ -16,8 +16,8 @@ from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, figures, 
 from arbitrage_cli.numbers.intervals import paired_difference, wilson
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.records import Tally, tally
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.runs.summary import Tally, tally
 from arbitrage_cli.types import Cost, Decided, Decision, Finished, Grade, Problem, Step
 
 SCORE = Grade("correct", "4", "the same number")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from made_up_runs import figures, make_run, results
 
-from arbitrage_cli.costs.prices import Price, parse_prices
+from arbitrage_cli.costs.pair import Price, parse_prices
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.results import results_by_policy
 from arbitrage_cli.types import Cost
@@ -97,6 +97,6 @@ def test_nothing_is_saved_against_a_free_target(text: str) -> None:
 def test_scoring_of_steps_has_its_price() -> None:
     made = make_run(4, columns=[("target", None)])
     for row in made.rows:
-        row["timing"]["reward"] = {"seconds": 1.0, **asdict(Cost(prefill_tokens=500, prefill_seconds=1.0))}
+        row["timing"]["reward"] = asdict(Cost(prefill_tokens=500, prefill_seconds=1.0))
     (shown,) = figures(made.run, made.rows, prices=parse_prices("prm=2/2"))["policies"]
     assert shown["price"] == pytest.approx(500 * 2 / 1e6)

@@ -16,13 +16,13 @@ from made_up_tuning import unit_costs
 from small_routers import ROW
 
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.evaluation.expected import Expected
 from arbitrage_cli.evaluation.verdict import (
     LIKELY,
     MAX_LOSS,
     MAX_LOST,
     MIN_SPEEDUP,
     SURE,
+    Expected,
     Verdict,
     after_answers,
     after_problems,

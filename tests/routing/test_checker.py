@@ -11,7 +11,7 @@ from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.problems.tasks import MATH
-from arbitrage_cli.routing.checker import Checker, Thinking
+from arbitrage_cli.routing.policies import Checker, Thinking
 from arbitrage_cli.types import THINK_TOKENS, Finished, Limits, Problem, Trace
 
 PLAIN, OFF = Limits(), Limits(is_thinking_chosen=True)

@@ -12,12 +12,11 @@ import pytest
 from cli import assert_refused, flat, run
 from test_router import make_draft, make_router
 
-from arbitrage_cli.display.explanation import feature_words, log_odds
+from arbitrage_cli.display.views import log_odds
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.router import MAX_LOG_ODDS, Router, load, save
-from arbitrage_cli.training.expected_loss import Outcomes
-from arbitrage_cli.training.tau_tables import make_table
+from arbitrage_cli.training.tau_tables import Outcomes, make_table
 from arbitrage_cli.types import Attribution, Cost, Decision, Limits, Problem, Step, Trace
 
 QUESTION = "What is 37 * 12 - 95?"
@@ -79,11 +78,9 @@ def test_only_steps_that_the_router_scored_are_explained() -> None:
     assert [bool(knows.explain(trace, position)) for position in range(3)] == [True, True, False]
 
 
-def test_every_feature_has_words_of_its_own() -> None:
-    words = [feature_words(name) for name in FEATURES]
-    assert len(set(words)) == len(FEATURES)
-    assert not [one for one in words if re.search(r"_|logprob|q\d|2nd|drafts", one)]
-    assert feature_words("digit_logprob_2nd_min") == "second lowest probability of digits"
+def test_features_are_in_words() -> None:
+    shown = log_odds(Attribution(1.0, 0.0, [("digit_logprob_2nd_min", 1.0)]))
+    assert shown.endswith("+1.00 digit log-probability 2nd lowest")
 
 
 def test_shown_figures_add_up() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from arbitrage_cli.arbitrage import uniform_draw
-from arbitrage_cli.routing.thoughts import BUDGET, DEPARTED, LEAD, departs, lead_probe_stay, probe_tau, share_kept
+from arbitrage_cli.routing.policies import BUDGET, DEPARTED, LEAD, departs, lead_probe_stay, probe_tau, share_kept
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 SAME, OTHER = "So 2 + 3 = 5, which is right.", "No: 2 + 3 = 6 is wrong."

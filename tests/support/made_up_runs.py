@@ -160,7 +160,7 @@ def make_row(index: int, sample: int, column: Column, *, levels: int = 5, drift:
 
 
 def failed(row: Mapping[str, Any]) -> dict[str, Any]:
-    timing = dict.fromkeys(("draft", "target"), _with_speed(Cost()))
+    timing = dict.fromkeys(("draft", "target"), asdict(Cost()))
     return {
         **row,
         "status": "error",
@@ -291,10 +291,6 @@ def _timing(steps: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 unread = 0
             if step["model"] != model:
                 unread += step["tokens"]
-        timing[model] = _with_speed(total)
+        timing[model] = asdict(total)
     decided = sum(step["score"] is not None for step in steps)
     return {**timing, "router": {"seconds": decided * 0.0005}}
-
-
-def _with_speed(cost: Cost) -> dict[str, Any]:
-    return asdict(cost) | {"decode_tokens_per_second": cost.tokens_per_second}

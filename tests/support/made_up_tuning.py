@@ -4,8 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.costs.placement import machine_here
-from arbitrage_cli.costs.store import Loading, Machine, Tuned, keep_tuned, tuned_file
+from arbitrage_cli.costs.store import Loading, Machine, Tuned, keep_tuned, machine_here, tuned_file
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files

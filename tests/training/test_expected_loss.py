@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arbitrage_cli.training.expected_loss import ExpectedLoss, Outcomes
-from arbitrage_cli.training.tau_tables import make_table, spread_taus
+from arbitrage_cli.training.tau_tables import ExpectedLoss, Outcomes, make_table, spread_taus
 
 Array = np.ndarray[Any, Any]
 STEPS = 4

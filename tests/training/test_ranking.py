@@ -20,8 +20,7 @@ def make(count: int = 400, seed: int = 0, *, rounded: bool = True) -> tuple[Numb
     rng = np.random.default_rng(seed)
     probability = 1 / (1 + np.exp(-rng.normal(-1, 1.5, count)))
     is_better = rng.random(count) < probability
-    advantage = np.where(is_better, rng.uniform(0.1, 1, count), -rng.uniform(0, 0.5, count).round(1))
-    return probability.round(2) if rounded else probability, Truth(advantage, is_better, np.arange(count) // 5)
+    return probability.round(2) if rounded else probability, Truth(is_better, np.arange(count) // 5)
 
 
 def value(name: str, number: Numbers, truth: Truth) -> float:
@@ -30,11 +29,9 @@ def value(name: str, number: Numbers, truth: Truth) -> float:
     return found
 
 
-def test_auc_and_spearman_are_those_of_the_libraries() -> None:
-    metrics, stats = pytest.importorskip("sklearn.metrics"), pytest.importorskip("scipy.stats")
-    number, truth = make()
+def test_auc_is_that_of_the_library() -> None:
+    metrics, (number, truth) = pytest.importorskip("sklearn.metrics"), make()
     assert value("auc", number, truth) == pytest.approx(metrics.roc_auc_score(truth.is_better, number))
-    assert value("spearman", number, truth) == pytest.approx(stats.spearmanr(number, truth.advantage).statistic)
 
 
 def test_calibration_error_is_over_ten_bins() -> None:
@@ -50,8 +47,8 @@ def test_calibration_error_is_over_ten_bins() -> None:
 def test_intervals_are_over_problems() -> None:
     """States of one problem are not independent, so the same states in fewer problems have wider intervals."""
     number, truth = make(600)
-    fewer = Truth(truth.advantage[::10].repeat(10), truth.is_better[::10].repeat(10), np.arange(600) // 10)
-    apart = Truth(fewer.advantage, fewer.is_better, np.arange(600))
+    fewer = Truth(truth.is_better[::10].repeat(10), np.arange(600) // 10)
+    apart = Truth(fewer.is_better, np.arange(600))
     wide, narrow = (measure(number[::10].repeat(10), one)["auc"] for one in (fewer, apart))
     assert wide.value == narrow.value
     assert wide.low is not None
@@ -70,8 +67,7 @@ def test_interval_covers_the_truth() -> None:
 
 
 def test_one_class_only() -> None:
-    found = measure(np.arange(10.0), Truth(np.zeros(10), np.zeros(10, bool), np.arange(10)))
-    assert (found["auc"].value, found["spearman"].value) == (None, None)
+    assert measure(np.arange(10.0), Truth(np.zeros(10, bool), np.arange(10)))["auc"].value is None
 
 
 def test_merit_is_recall_among_the_highest_and_auc_in_equal_parts() -> None:
@@ -84,7 +80,7 @@ def test_merit_is_recall_among_the_highest_and_auc_in_equal_parts() -> None:
 def test_merit_counts_by_weight() -> None:
     number, truth = make(300)
     times = np.arange(300) % 3 + 1
-    weighted = Truth(truth.advantage, truth.is_better, truth.problem, times.astype(np.float64))
-    repeated = Truth(truth.advantage.repeat(times), truth.is_better.repeat(times), truth.problem.repeat(times))
+    weighted = Truth(truth.is_better, truth.problem, times.astype(np.float64))
+    repeated = Truth(truth.is_better.repeat(times), truth.problem.repeat(times))
     assert selection_score(number, weighted) == pytest.approx(selection_score(number.repeat(times), repeated))
     assert selection_score(number, weighted) != pytest.approx(selection_score(number, truth))

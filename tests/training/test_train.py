@@ -16,9 +16,9 @@ from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
-from arbitrage_cli.training.examples import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.training.fit import RECIPES, Recipe, calibrate
 from arbitrage_cli.training.ranking import Truth, measure, selection_score
+from arbitrage_cli.training.states import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
 from arbitrage_cli.training.train import THINKING, Candidate, choose, train, with_taus
 
 WORLD = World()
@@ -48,7 +48,7 @@ def router(collected: Collected) -> Router:
 
 def truth_of(collected: Collected, part: int) -> Truth:
     outcomes = collected.outcomes.take(collected.part == part)
-    return Truth(outcomes.advantage, outcomes.advantage > 0, outcomes.problem)
+    return Truth(outcomes.advantage > 0, outcomes.problem)
 
 
 def test_router_is_near_the_best_possible(collected: Collected, router: Router) -> None:
@@ -155,7 +155,7 @@ def test_given_test_is_the_whole_test(tmp_path: Path) -> None:
     found = read_states([learned], [tested])
     assert int((found.part == TEST).sum()) == 5 * (50 + 100)
     assert {part_of(question, frozenset(questions(100, start=150))) for question in questions(150)} == {TRAINING, VALIDATION}
-    assert found.runs[1]["is_test"]
+    assert found.runs[1].is_test
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path, monkeypatch:
     is_better = collected.outcomes.advantage > 0
     for pair in (0, 1):
         mine = collected.pair == pair
-        truth = Truth(is_better[mine].astype(np.float64), is_better[mine], collected.outcomes.problem[mine])
+        truth = Truth(is_better[mine], collected.outcomes.problem[mine])
         assert (measure(probability[mine], truth)["auc"].value or 0) > 0.6
 
 
@@ -273,7 +273,7 @@ def test_smaller_router_wins_unless_the_larger_is_clearly_better() -> None:
     rng = np.random.default_rng(0)
     signal = rng.normal(size=2000)
     is_better = rng.random(2000) < 1 / (1 + np.exp(2 - 2 * signal))
-    truth = Truth(is_better.astype(np.float64), is_better, np.arange(2000) // 5)
+    truth = Truth(is_better, np.arange(2000) // 5)
     large = make_candidate(signal, truth, 64)
     near = make_candidate(signal + rng.normal(0, 0.02, 2000), truth, 0)
     far = make_candidate(signal + rng.normal(0, 1.0, 2000), truth, 0)
