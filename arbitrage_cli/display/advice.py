@@ -12,7 +12,6 @@ from arbitrage_cli.display.text import one_line, write
 from arbitrage_cli.display.verdict import alone, sentence, token_ratio_words
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.types import ModelRole
 
 PROPOSALS = "Models on this machine that suit each other, best pair first. To find out whether a pair is worth using:"
 BUILT_IN_PAIR = "For the built-in pair, use arbitrage advise --pair builtin."
@@ -44,7 +43,7 @@ def write_costs(found: Measurement, stream: TextIO) -> None:
         rows.append([role, *(formatting.number(size / seconds) for size, seconds in sizes)])
     headings = ["tokens/s", "prefill", "decode", *(f"batch of {size}" for size in ROWS[1:])]
     ratio = [paragraph(token_ratio_words(pair.token_ratio, pair.token_ratio_interval))] if (pair := found.pair) else []
-    models = [(role, f"{model.name}, {_threads(role, found)}") for role, model in found.models.items()]
+    models = [(role, f"{model.name}, {formatting.count(model.threads, 'thread')}") for role, model in found.models.items()]
     print_to(stream, pairs(models), "", table_of(headings, rows), "", *ratio)
     if found.faults.keys() < found.models.keys():
         write(stream, f"kept in {tuned_file()}\n")
@@ -56,10 +55,3 @@ def costs_record(found: Measurement) -> dict[str, Any]:
         role: {**asdict(model), "tokens_per_second": dict(found.speeds[role])} for role, model in found.models.items()
     }
     return {**models, "token_ratio": ratio, "token_ratio_interval": interval}
-
-
-def _threads(role: ModelRole, found: Measurement) -> str:
-    chosen, speeds = found.models[role].threads, found.speeds[role]
-    others = [f"{formatting.number(speed)} with {count}" for count, speed in speeds.items() if count != chosen]
-    tried = f" ({formatting.number(speeds[chosen])} tokens/s; {', '.join(others)})" if others else ""
-    return formatting.count(chosen, "thread") + tried

@@ -28,7 +28,7 @@ Card = Mapping[str, Any]
 def write_summary(card: Card, stream: TextIO) -> None:
     """Write the verdict, the effect of each preset, and the recommended preset. Raises the same errors as `write`."""
     advice = preset_sentence(TauTable.from_json(card["taus"]))
-    print_to(stream, *map(paragraph, _verdict(card)), "", *_taus(card, named_only=True), "", paragraph(advice))
+    print_to(stream, *map(paragraph, _verdict(card)), "", *_taus(card), "", paragraph(advice))
 
 
 def preset_sentence(table: TauTable) -> str:
@@ -61,11 +61,10 @@ def write_card(card: Card, stream: TextIO, *, sha256: str) -> None:
 
 
 def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
-    data, metrics = card["data"], card["metrics"]
-    architecture = metrics["architecture"]
+    data, architecture = card["data"], card["metrics"]["architecture"]
     units = architecture["recipe"]["units"]
     form = f"average of {architecture['members']} networks with {units} units each" if units else "logistic regression"
-    yield "router", f"{form}; calibration: {metrics['calibration']}"
+    yield "router", form
     yield "sha256", sha256
     yield "created", f"{card['created']}, with arbitrage {card['version']}"
     for role, model in ((role, pair[role]) for pair in card["pairs"] for role in ("draft", "target")):
@@ -73,15 +72,13 @@ def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
     answers = " (the target's answers count as correct)" if card["reward"].get("answers") == "target" else ""
     yield "reward", f"{card['reward'].get('kind')}{answers}"
     for run in data["runs"]:
-        problems = f"{formatting.count(run['problems'], 'problem')}, " if "problems" in run else ""
-        states = formatting.count(run["states"], "state")
-        yield "test data" if run["is_test"] else "data", f"{run['dataset']}: {problems}{states}"
+        yield "test data" if run["is_test"] else "data", f"{run['dataset']}: {_size(run)}"
     for name, part in data["parts"].items():
-        share = formatting.percent(part["improvable"] / part["states"])
-        counts = f"{formatting.count(part['problems'], 'problem')}, {formatting.count(part['states'], 'state')}"
-        yield name, f"{counts}, {share} worth escalating"
-    tested = "other data" if any(run["is_test"] for run in data["runs"]) else "other problems of the same data set only"
-    yield "limits", f"works with any draft, but the figures are for these models; tested on {tested}"
+        yield name, f"{_size(part)}, {formatting.percent(part['improvable'] / part['states'])} worth escalating"
+
+
+def _size(part: Card) -> str:
+    return f"{formatting.count(part['problems'], 'problem')}, {formatting.count(part['states'], 'state')}"
 
 
 def _verdict(card: Card) -> list[str]:
@@ -108,30 +105,28 @@ def _figure(figure: Sequence[float | None] | None) -> str:
     return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [formatting.UNKNOWN])[0]
 
 
-def _taus(card: Card, *, named_only: bool = False) -> Iterator[RenderableType]:
+def _taus(card: Card) -> Iterator[RenderableType]:
     table, data = TauTable.from_json(card["taus"]), card["data"]
     calibrated = data.get("taus_of")
     source = ", ".join(run["name"] for run in calibrated["runs"]) if calibrated else "held-out problems"
     is_local = calibrated and calibrated["costs"] != "the runs"
     costs = f"with the token costs of the machine that {'calibrated the presets' if is_local else 'collected the data'}"
     yield paragraph(f"effect of tau, estimated from {formatting.count(table.num_solutions, 'solution')} of {source}")
-    yield _tau_table(table, named_only=named_only)
+    yield _tau_table(table)
     if shortage := table.shortage:
         yield paragraph(shortage)
     time = f"relative to the target alone, {costs}" if table.costs else "unknown for your models"
-    legend = () if named_only else LEGEND
-    yield pairs((*legend, ("reward", "points per solution [95% interval over problems]"), ("time", time)))
+    yield pairs((*LEGEND, ("reward", "points per solution [95% interval over problems]"), ("time", time)))
 
 
-def _tau_table(table: TauTable, *, named_only: bool) -> Table:
-    """Make a table of the presets and the last tau or, unless `named_only` is true, of evenly spread taus."""
+def _tau_table(table: TauTable) -> Table:
+    """Make a table of the presets and of evenly spread taus."""
     names: dict[float, list[str]] = {}
     for name, tau in table.named.items():
         names.setdefault(tau, []).append(name)
     rows = [table.faster_row(row.tau) for row in table.rows]
     evenly = {rows[round(index * (len(rows) - 1) / (SHOWN_TAUS - 1))].tau for index in range(SHOWN_TAUS)}
-    others = {rows[-1].tau} if named_only else evenly
-    shown = [row for row in rows if row.tau in others or row.tau in names]
+    shown = [row for row in rows if row.tau in evenly or row.tau in names]
     headings = ["tau", "", "calls", "wasted", "caught", "reward vs target", "time"]
     return table_of(headings, [_tau_cells(row, table.time(row), names.get(row.tau, [])) for row in shown])
 

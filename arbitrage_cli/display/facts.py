@@ -134,30 +134,22 @@ def found_lines(models: Sequence[Json]) -> Iterator[str]:
 
 def file_facts(model: Json) -> Iterator[Fact]:
     files, parameters = model["files"], model["num_parameters"]
-    kv, total = (
-        formatting.size_words(model[name]) if model[name] is not None else "unknown" for name in ("kv_bytes", "memory_bytes")
-    )
+    total, weights, kv = (formatting.size_words(model[name]) for name in ("memory_bytes", "file_bytes", "kv_bytes"))
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     sampling = ", ".join(f"{name} {value:g}" for name, value in model["sampling"].items())
     trained = f"trained with {model['trained_context_size'] or 'an unknown number of'} tokens"
-    yield "file", f"{files[0]}{more}, {formatting.size_words(model['file_bytes'])}"
+    yield "file", f"{files[0]}{more}, {weights}"
     yield "name", model["name"]
     yield "architecture", model["architecture"] or "unknown"
     yield "parameters", f"{parameters / 1e9:.2f} billion" if parameters >= 1e7 else str(parameters)
     yield "quantization", model["quantization"] or "unknown"
     yield "context", f"{model['context_size']} tokens; {trained}"
-    yield (
-        "chat template",
-        "yes" if model["has_template"] else "none; system prompt and problem are joined as plain text",
-    )
+    yield "chat template", "yes" if model["has_template"] else "none; system prompt and problem are joined as plain text"
     yield "vocabulary", f"{model['vocabulary_size'] or 'no'} tokens"
-    yield "memory", f"{total}: weights {formatting.size_words(model['file_bytes'])}, KV cache {kv}{_recurrent(model)}"
+    yield "memory", f"{total}: weights {weights}, KV cache {kv}{_recurrent(model)}"
     yield "rollback", ROLLBACKS[model["rollback"]]
-    yield (
-        "thinking",
-        _thinking(model)
-        + (f"; up to {model['think_max_tokens']:,} tokens per solution" if model["think_max_tokens"] else ""),
-    )
+    limit = f"; up to {model['think_max_tokens']:,} tokens per solution" if model["think_max_tokens"] else ""
+    yield "thinking", f"{_thinking(model)}{limit}"
     if model["prediction_hint"]:
         yield "prediction", model["prediction_hint"]
     yield "sampling", sampling or "no recommendation"
@@ -177,8 +169,7 @@ def together(record: Json) -> Iterator[Fact]:
 
 def _fit(needed: int | None, present: int | None, otherwise: str) -> str:
     fits = "" if needed is None or present is None else "; it fits" if needed < present else f"; {otherwise}"
-    known = "unknown" if needed is None else formatting.size_words(needed)
-    return f"{known} of {formatting.size_words(present) if present else 'an unknown amount'}{fits}"
+    return f"{formatting.size_words(needed)} of {formatting.size_words(present)}{fits}"
 
 
 def identity_fact(identity: Identity) -> Fact:

@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from pydantic_core import to_json
@@ -26,9 +26,7 @@ from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.answers import boxed_answer, gold_answer
 from arbitrage_cli.routing.route import route_name
-
-if TYPE_CHECKING:  # pydantic is slow to import
-    from arbitrage_cli.runs.rows import AttemptRow
+from arbitrage_cli.runs.rows import AttemptRow
 
 TEMPLATES = Path(__file__).parent / "templates"
 BLOCK = 1 << 18  # minimum bytes of JSON in a block
@@ -127,13 +125,13 @@ class TracePacker:
         self._parts: list[bytes] = []
         self._num_rows = 0
 
-    def watch(self, rows: "Iterable[AttemptRow]") -> "Iterator[AttemptRow]":
+    def watch(self, rows: Iterable[AttemptRow]) -> Iterator[AttemptRow]:
         """Yield the rows unchanged, and pack each row before the next is read."""
         for row in rows:
             yield row
             self._add(row)
 
-    def _add(self, row: "AttemptRow") -> None:
+    def _add(self, row: AttemptRow) -> None:
         problem, _ = self._problems.setdefault(row.id, (len(self._problems), row.level))
         self._attempts[problem, row.sample, (row.policy, row.tau)] = _entry(row, self._num_rows)
         right = gold_answer(row.gold) or ""
@@ -173,7 +171,7 @@ def _packed(data: bytes) -> str:
     return base64.b64encode(zlib.compress(data, 6)).decode()
 
 
-def _entry(row: "AttemptRow", number: int) -> list[Any]:
+def _entry(row: AttemptRow, number: int) -> list[Any]:
     """Return an index entry: verdict, wall-clock seconds, seconds for steps, number of target steps, and attempt index."""
     is_done = row.status == "done"
     written = sum(version.seconds for step in row.steps for version in (step, step.discarded) if version)

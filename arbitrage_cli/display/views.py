@@ -174,7 +174,7 @@ class SolveView:
         for model, text in wording.discarded(event.check):
             yield Line.of((f"  {of}{model}", "dim"))
             yield Line.block(text, "dim", margin=MARGIN)
-        yield Line.of((f"  {of}{wording.checked(event.check, self._run)}", "bold"))
+        yield Line.of((f"  {of}{wording.checked(event.check)}", "bold"))
 
     def _last_lines(self, finished: Finished, now: float) -> list[Line]:
         """Return the answer or the failure of a problem, and notes about it."""

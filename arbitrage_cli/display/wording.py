@@ -147,12 +147,9 @@ def discarded(check: Check) -> Iterator[tuple[str, str]]:
         yield role_name(model), "".join(step.text for step in steps)
 
 
-def checked(check: Check, run: RunInfo) -> str:
-    """Return the result of a comparison, such as `18 and 24: the target answers`, or a sentence to explain it."""
+def checked(check: Check) -> str:
+    """Return the result of a comparison, such as `18 and 24: the target answers`."""
     draft, checker = (in_one_line(check.answers.get(model) or "no answer") for model in ("draft", "check"))
-    if run.explain:
-        end = "so the draft's solution is accepted" if check.agrees else "so the target solves the problem"
-        return f"The draft's answer is {draft} and the checker's is {checker}, {end}."
     return f"both answer {draft}: accepted" if check.agrees else f"{draft} and {checker}: the target answers"
 
 

@@ -39,10 +39,6 @@ def points(difference: float | None) -> str:
     return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
-def points_range(interval: Bounds) -> str:
-    return "" if interval is None else f"[{points(interval[0])} to {points(interval[1])}]"
-
-
 def number_range(interval: Bounds) -> str:
     return "" if interval is None else f"[{number(interval[0])}-{number(interval[1])}]"
 
@@ -91,8 +87,10 @@ def duration(value: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def size_words(size: float) -> str:
-    """Format a number of bytes: `4.9 GB`, `380 MB`, `12 kB`."""
+def size_words(size: float | None) -> str:
+    """Format a number of bytes: `4.9 GB`, `380 MB`, `12 kB`, or `unknown`."""
+    if size is None:
+        return "unknown"
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}" if unit == "GB" else f"{size / factor:.0f} {unit}"
