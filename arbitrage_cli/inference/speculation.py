@@ -20,7 +20,7 @@ from arbitrage_cli.types import Cost, Trace
 MAX_ROWS = 128  # maximum rows of a batch; small, so that progress is visible
 GAIN = 1.05  # minimum gain in tokens per second; less is lost in overhead that the costs omit
 RELIABLE = 0.95  # acceptance rate of a proposal that has matched for a while
-MAX_SPECULATED = 16  # draft tokens per continuation
+MAX_SPECULATED = 24  # draft tokens per continuation
 
 EXPECTED: dict[Source, float] = {"drafted": 0.8, "rejoined": 0.8, "lookup": 0.5}  # prior rates
 PRIOR_TOKENS = 4  # weight of the prior, in tokens
