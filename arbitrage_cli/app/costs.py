@@ -90,7 +90,7 @@ def warn_of_load(spec: Spec, display: Display) -> None:
     threads = max((model.threads or 1 for model in spec.models.values() if model.files), default=1)
     if threads > 1 and (free := free_cores()) < threads:
         display.note(
-            f"other programs use the processor, so {threads} threads may be much slower than {free}; "
+            f"other programs use the processor, so {threads} threads may be slower than {free}; "
             f"to use fewer, add --threads {free}"
         )
 

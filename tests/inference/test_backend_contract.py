@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from functools import partial
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli import environment
 from gguf import GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -597,3 +600,27 @@ def test_a_continuation_gets_no_space(spm: LlamaBackend, text: str) -> None:
 def test_a_continuation_is_tokenized_as_inside_a_text(spm: LlamaBackend) -> None:
     whole, head, tail = (spm.tokenizer.tokenize(text, continues=True) for text in ("a the", "a", " the"))
     assert whole == head + tail
+
+
+def spin_counts(**variables: str) -> tuple[str | None, str]:
+    """GNU OpenMP's spin count after llama.cpp was loaded, None if it uses another OpenMP, and the variable in the environment."""
+    code = "import os, arbitrage_cli.inference.llama.binding; print(os.environ.get('GOMP_SPINCOUNT', ''))"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment({"OMP_DISPLAY_ENV": "verbose", "GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None, **variables}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = re.search(r"GOMP_SPINCOUNT = '(\d+)'", found.stderr)
+    return shown and shown[1], found.stdout.strip()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP")
+def test_threads_wait_actively_for_a_short_time_only() -> None:
+    """Otherwise, decoding beside another program that uses a core takes up to 15 times as long."""
+    if spin_counts()[0] is None:
+        pytest.skip("llama.cpp was built without GNU OpenMP")
+    assert spin_counts() == ("1000", "")
+    assert spin_counts(GOMP_SPINCOUNT="77") == ("77", "77")
+    assert spin_counts(OMP_WAIT_POLICY="passive") == ("0", "")

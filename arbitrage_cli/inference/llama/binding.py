@@ -6,14 +6,36 @@ Both are pinned, because llama.cpp's C structures change almost monthly.
 import ctypes
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from arbitrage_cli.errors import ModelUnsupportedError
 from arbitrage_cli.inference.llama import BINDING, PREBUILT
 from arbitrage_cli.inference.llama.prebuilt import LIBRARY_PATH, PACKAGE, how_to_install, library_selected, prebuilt_library
 
-with library_selected():
+SPIN_COUNT = "GOMP_SPINCOUNT"  # GNU OpenMP reads these variables while it is loaded
+WAIT_POLICY = "OMP_WAIT_POLICY"
+
+
+@contextmanager
+def _short_spinning() -> Iterator[None]:
+    """Let llama.cpp's threads spin for microseconds while they wait for each other, unless the user has chosen otherwise.
+
+    By default, they spin for a millisecond. If another program uses the core of one thread, the others then keep that thread
+    waiting, and decoding takes up to 15 times as long. Measured: tests/benchmarks/README.md.
+    """
+    if SPIN_COUNT in os.environ or WAIT_POLICY in os.environ:
+        yield
+        return
+    os.environ[SPIN_COUNT] = "1000"
+    try:
+        yield
+    finally:
+        del os.environ[SPIN_COUNT]
+
+
+with library_selected(), _short_spinning():
     import llama_cpp.llama_cpp
 
 c: Any = llama_cpp.llama_cpp
