@@ -5,6 +5,7 @@ An option group is a frozen dataclass. Each field that is described as an option
 
 import functools
 import inspect
+import logging
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -137,6 +138,7 @@ def complete_pairs(typed: str) -> list[str]:
 
 def complete_models(typed: str) -> list[str]:
     """Return the matching names of pairs, and of models that other programs have downloaded."""
+    logging.disable()  # warnings would appear within the line that the user types
     with suppress(ArbitrageError, OSError):
         return [*complete_pairs(typed), *_beginning(typed, found_names())]
     return complete_pairs(typed)

@@ -14,6 +14,7 @@ ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
 MAX_RATES = 1000  # steps from which the usual speed in a run is computed
 MAX_COST = 1e12  # so that no sum is infinite
 COST_ERROR = 0.035  # the usual value of `UnitCosts.error`; 5% for the ratio of two models
+MAX_ERROR = 100.0  # so that no factor is infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,11 @@ class UnitCosts:
 
     def __post_init__(self) -> None:
         numbers = (*self.batches, self.prefill_token, self.prefill_call, self.error)
-        if len(self.batches) != len(ROWS) or not all(0 <= number <= MAX_COST for number in numbers):
+        if (
+            len(self.batches) != len(ROWS)
+            or not all(0 <= number <= MAX_COST for number in numbers)
+            or self.error > MAX_ERROR
+        ):
             raise ValueError("unit costs: missing, negative or too large")
 
     @property

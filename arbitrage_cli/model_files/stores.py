@@ -10,9 +10,10 @@ The folders belong to the other programs. Their content is only read, and is not
 """
 
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ SERVICE = Path("/usr/share/ollama/.ollama/models")  # of Ollama as a Linux servi
 MAX_BYTES = 1 << 20  # of a manifest or a settings file
 MAX_CHILDREN = 16  # of a list of manifests
 
+log = logging.getLogger("arbitrage.models")
 _PART = r"\w(?:\.?[\w-])*"
 _OLLAMA_NAME = re.compile(
     rf"(?:(?:(?P<host>{_PART})/)?(?P<owner>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?", re.ASCII
@@ -62,14 +64,20 @@ def find_model_file(source: str) -> Path:
 
 
 def model_names() -> Iterator[str]:
-    """Yield the names of other programs' models. Raises ModelFileError if a folder cannot be read."""
-    with os_errors(ModelFileError, "cannot list the models of other programs", "check the permissions of their folders"):
-        manifests = {name for folder, host in MANIFESTS.items() for name in _manifests(_ollama_folder() / folder, host)}
-        yield from (f"{OLLAMA}{name}" for name in sorted(manifests))
-        for prefix, patterns in PATTERNS.items():
-            root = _folder(prefix)
-            files = (path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern))
-            yield from (f"{prefix}{file}" for file in first_files(files))
+    """Yield the names of other programs' models. A program whose folder cannot be read is noted in the log."""
+    for prefix, program in PROGRAMS.items():
+        try:
+            yield from sorted(f"{prefix}{name}" for name in _names(prefix) if name.isprintable())
+        except OSError as error:
+            log.warning("the models of %s cannot be listed (%s)", program, error.strerror)
+
+
+def _names(prefix: str) -> Iterable[str]:
+    if prefix == OLLAMA:
+        root = _ollama_folder()
+        return {name for folder, host in MANIFESTS.items() for name in _manifests(root / folder, host)}
+    root = _folder(prefix)
+    return first_files(path.relative_to(root).as_posix() for pattern in PATTERNS[prefix] for path in root.glob(pattern))
 
 
 # --- folders of files

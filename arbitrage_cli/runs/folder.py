@@ -179,7 +179,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             make_folder(folder)
             self._lock: int | None = _lock(folder)
             try:
-                remove_unfinished(self._results, folder / RUN)
+                remove_unfinished(self._results, folder / RUN, folder / NEW_RUN, _free_name(self._results, "torn"))
+                (folder / NEW_RUN).unlink(missing_ok=True)
                 if not fresh:
                     self._open()
             except BaseException:

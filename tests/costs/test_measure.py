@@ -221,6 +221,7 @@ ZEROS = {"batches": [0.0] * 5, "prefill_token": 0.0}
         {"costs": ZEROS}, {"costs": {"batches": [-1.0] * 5, "prefill_token": 0.1}},
         {"costs": GOOD["costs"] | {"batches": [1e9] * 5}}, {"costs": GOOD["costs"] | {"batches": [2.0, 1.0, 1.0, 1.0, 1.0]}},
         {"costs": GOOD["costs"] | {"batches": [1.0]}}, {"costs": GOOD["costs"] | {"error": -0.1}},
+        {"costs": GOOD["costs"] | {"error": 1e300}},
     ],
 )  # fmt: skip
 def test_a_damaged_file_counts_as_empty(tmp_path: Path, content: str | dict[str, Any]) -> None:

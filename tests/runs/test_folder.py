@@ -257,7 +257,8 @@ def test_fresh_sets_aside_what_was_there(quick_path: Path) -> None:
 
 def test_temporary_files_of_a_killed_process_are_removed(quick_path: Path) -> None:
     rows = begin(quick_path / "run")
-    for name in (".run.json.0a1b2c3d.new", ".results.jsonl.0a1b2c3d.new", ".mine.0a1b2c3d.new"):
+    unfinished = ("run.json", "run.json.new", "results.jsonl", "results.jsonl.torn-1", "mine")
+    for name in ("run.json.new", *(f".{one}.0a1b2c3d.new" for one in unfinished)):
         (quick_path / "run" / name).touch()
     assert (reopened(quick_path / "run"), set_aside(quick_path / "run")) == (rows, [".mine.0a1b2c3d.new"])
 
