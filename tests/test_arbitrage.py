@@ -80,12 +80,6 @@ def models(requests: Iterable[Request]) -> list[str]:
     return ["+".join("rater" if isinstance(one, RateSteps) else one.model for one in group) for group in together]
 
 
-def route(number: float, tau: float) -> tuple[Trace, list[Request]]:
-    trace, draft, target = new_trace(), step("draft", "end"), step("target", "end")
-    flow = arbitrage(trace, by_token_stats(lambda _trace, _draft: number), tau)
-    return trace, drive(flow, [draft, target] if number > tau else [draft])
-
-
 @pytest.mark.parametrize(
     ("number", "tau", "kept"),
     [
@@ -94,7 +88,8 @@ def route(number: float, tau: float) -> tuple[Trace, list[Request]]:
     ],
 )  # fmt: skip
 def test_strictly_more_than_tau_escalates(number: float, tau: float, kept: str) -> None:
-    trace, requests = route(number, tau)
+    trace, answers = new_trace(), [step("draft", "end"), *([step("target", "end")] if kept == "target" else [])]
+    requests = drive(arbitrage(trace, by_token_stats(lambda _trace, _draft: number), tau), answers)
     (decision,) = trace.decisions
     assert decision.score == pytest.approx(number, nan_ok=True)
     if kept == "draft":
@@ -148,11 +143,17 @@ def test_why_a_solution_ends(limits: Limits, last: StepStop, stop: str) -> None:
     assert (trace.stop, trace.num_tokens) == (stop, 6)
 
 
-@pytest.mark.parametrize("policy", ["draft", "target", "speculative"])
-def test_a_single_model_has_no_step_limit(policy: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "model", "speculates"),
+    [("draft", "draft", False), ("target", "target", False), ("speculative", "target", True)],
+)
+def test_a_single_model_writes_all_steps_without_a_limit(policy: str, model: ModelRole, speculates: bool) -> None:
     trace = new_trace(Limits(max_tokens=1001))
-    drive(Route(POLICIES[policy]).flow(trace, 0), [step("draft" if policy == "draft" else "target")] * 1001)
+    requests = drive(Route(POLICIES[policy]).flow(trace, 0), [step(model)] * 1001)
+    assert requests == [WriteStep(model, trace, speculates=speculates, until_end=True)] * 1001
     assert (len(trace.decisions), trace.stop) == (1001, "max_tokens")
+    assert {decision.choice for decision in trace.decisions} == {None}
+    assert all((one.draft is None, one.target is None) == (model == "target", model == "draft") for one in trace.decisions)
 
 
 @pytest.mark.parametrize(("thinks", "most"), [(False, 100), (True, 1000)])
@@ -161,26 +162,6 @@ def test_routed_solutions_have_a_step_limit(thinks: bool, most: int) -> None:
     drive(arbitrage(accepted, by_token_stats(lambda trace, draft: 0.5), 0.9), [step("draft")] * most)
     drive(oracle(rated, 0.0), [step("draft"), step("target"), (0.5, 0.5)] * most)
     assert [(len(trace.decisions), trace.stop) for trace in (accepted, rated)] == [(most, "max_steps")] * 2
-
-
-@pytest.mark.parametrize("model", ["draft", "target"])
-def test_one_model_alone(model: ModelRole) -> None:
-    trace = new_trace()
-    requests = drive(Route(POLICIES[model]).flow(trace, 0), [step(model), step(model, "end")])
-    assert set(models(requests)) == {model}
-    assert [decision.choice for decision in trace.decisions] == [None, None]
-    assert [(decision.draft is None, decision.target is None) for decision in trace.decisions] == [
-        (model == "target", model == "draft")
-    ] * 2
-
-
-def test_speculative_is_the_target_alone_with_a_draft_that_speculates() -> None:
-    trace, policy = new_trace(), POLICIES["speculative"]
-    requests = drive(Route(policy).flow(trace, 0), [step("target"), step("target", "end")])
-    assert requests == [WriteStep("target", trace, speculates=True, until_end=True)] * 2
-    assert set(policy.models) == {"draft", "target"}
-    assert [decision.draft for decision in trace.decisions] == [None, None]
-    assert next(Route(POLICIES["target"]).flow(new_trace(), 0)).speculates is False  # type: ignore[union-attr]
 
 
 def test_numbers_of_the_token_statistics() -> None:
@@ -262,15 +243,6 @@ def test_the_oracle_keeps_the_target_for_its_advantage(rewards: tuple[float, flo
     assert decision.choice == ("escalate" if kept == "target" else "accept")
 
 
-def test_a_policy_with_a_router_needs_its_router() -> None:
-    with pytest.raises(ValueError, match="needs a router"):
-        Route(POLICIES["arbitrage"], 0.5).flow(new_trace(), 0)
-    trace = new_trace()
-    scorer = by_token_stats(lambda _trace, _draft: 0.6)
-    drive(Route(POLICIES["arbitrage"], 0.5).flow(trace, 0, scorer), [step("draft", "end"), step("target", "end")])
-    assert trace.decisions[0].score == 0.6
-
-
 def check(
     answers: list[Step], *, at_once: bool = False, same: bool = True, order: Sequence[ModelRole] = ("draft", "check")
 ) -> tuple[Trace, list[str]]:
@@ -287,25 +259,6 @@ def check(
 
 def ending(model: ModelRole, text: str = "18", stop: StepStop = "end") -> Step:
     return replace(step(model, stop), text=text)
-
-
-def test_the_target_is_not_asked_if_the_answers_are_equal() -> None:
-    steps = [step("draft"), ending("draft"), ending("check")]
-    trace, requests = check(steps)
-    assert requests == ["draft", "draft", "check"]
-    assert [decision.kept for decision in trace.decisions] == steps[:2]
-    assert trace.check is not None
-    assert (trace.check.agrees, trace.check.answers) == (True, {"draft": "8", "check": "8"})
-    assert list(trace.check.discarded) == steps[2:]
-
-
-def test_the_target_solves_the_problem_alone_if_the_answers_differ() -> None:
-    steps = [ending("draft"), ending("check", "24"), step("target"), ending("target", "24")]
-    trace, requests = check(steps, same=False)
-    assert requests == ["draft", "check", "target", "target"]
-    assert [decision.kept for decision in trace.decisions] == steps[2:]
-    assert trace.check is not None
-    assert (trace.check.agrees, list(trace.check.discarded)) == (False, steps[:2])
 
 
 @pytest.mark.parametrize("without", [ending("draft", " "), ending("draft", stop="context"), step("draft", "loop")])

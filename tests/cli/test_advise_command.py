@@ -270,11 +270,3 @@ def test_advice_that_cannot_be_stored_is_given(home: Home, tmp_path: Path) -> No
     (tmp_path / "file").touch()
     ended = home.run("advise", "--minutes", "0.001", env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
     assert (ended.code, " in 10" in flat(ended.out)) == (0, True), ended.err
-
-
-def test_the_policy_of_a_pair_is_its_default(home: Home) -> None:
-    pair = read_pairs()["builtin"]
-    save_pair(home.folder / "arbitrage" / "pairs.toml", replace(pair, policy="draft"))
-    asked = ("solve", "12 + 5", "--format", "json")
-    assert json.loads(home.run(*asked).stdout)["policy"] == "draft"
-    assert json.loads(home.run(*asked, "--policy", "target").stdout)["policy"] == "target"

@@ -77,15 +77,6 @@ def test_concurrency_and_resuming_change_no_row(tmp_path: Path) -> None:
     assert_refused(changed, 2, "one: ", "check model changed")
 
 
-@pytest.mark.parametrize("kill_after", [0.05, 0.3])
-def test_a_killed_benchmark_resumes(tmp_path: Path, kill_after: float) -> None:
-    write_problems(tmp_path / "sums.jsonl", EXPRESSIONS)
-    command = ("bench", *MODELS, "--dataset", "sums.jsonl", "-q", "-o", "run")
-    run(*command, cwd=tmp_path, kill_after=kill_after)
-    assert run(*command, cwd=tmp_path).code == 0
-    assert len(results(rows_of(tmp_path / "run"))) == len(EXPRESSIONS)
-
-
 def test_the_figures_count_the_problems_for_which_the_target_was_called(tmp_path: Path) -> None:
     write_problems(tmp_path / "sums.jsonl", EXPRESSIONS)
     command = ("bench", *MODELS[:-1], "target,draft,agree", "--dataset", "sums.jsonl", "-q", "-o", "run")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from cli import (
     CLOSED,
     ESCAPE,
     MODELS,
+    PROGRAM,
     QUESTION,
     TIMEOUT,
     assert_refused,
+    environment,
     many_problems,
     read_line,
     run,
-    run_shell,
     solve,
     start,
 )
@@ -60,6 +62,8 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         ([*SOLVE, "--policy", "entrop"], "", "--policy: unknown policy 'entrop'", "did you mean 'entropy'"),
         ([*SOLVE, "--tau", "high"], "", "--tau: invalid tau 'high'", "entropy"),
         ([*SOLVE, "--prm", "none.gguf"], "", "--prm: policy entropy", ""),
+        ([*SOLVE, "--policy", "rsd"], "", "", "process reward model"),
+        (["collect", "--pair", "scripted", *SHORT], "", "", "process reward model"),
         ([*SOLVE, "--limit", "3"], "", "--limit: ", "one problem"),
         (["solve", "-i", "two.jsonl.gz"], "", "two.jsonl.gz: the file is compressed", "unpack"),
         (["solve", "-i", "two.jsonl", "--limit", "10-20"], "", "--limit: ", "before line 10"),
@@ -100,8 +104,6 @@ def test_what_is_no_model_is_refused_before_token_costs_are_measured(quick_path:
 
 def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
     with start("solve", *MODELS, "-q") as process:
-        assert process.stdin is not None
-        assert process.stderr is not None
         for _ in range(50):
             process.stdin.write(b"7" * (1 << 20))
         process.stdin.write(b"\n1 + 1\n")
@@ -146,8 +148,6 @@ def test_reader_that_takes_one_line_and_leaves_ends_the_run_silently(tmp_path: P
     path = many_problems(tmp_path / "problems.txt", 500)
     with start("solve", *MODELS, "-q", "--input", str(path), stdin=subprocess.DEVNULL) as process:
         read_line(process)
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(TIMEOUT) == CLOSED_PIPE
@@ -158,9 +158,10 @@ def test_reader_that_takes_one_line_and_leaves_ends_the_run_silently(tmp_path: P
     [(">&-", USAGE, ""), (">/dev/full", RUN_FAILED, ""), ("2>&-", 0, "349\n"), ("<&-", 0, "349\n")],
 )
 def test_streams_of_a_shell(redirection: str, code: int, out: str) -> None:
-    result = run_shell(redirection, "solve", *MODELS, "-q", QUESTION)
-    assert (result.code, result.out) == (code, out)
-    assert not re.search("Traceback|defect|Exception ignored", result.err)
+    command = f"{shlex.join([*PROGRAM, 'solve', *MODELS, '-q', QUESTION])} {redirection}"
+    ended = subprocess.run(["/bin/sh", "-c", command], env=environment(), capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (code, out)
+    assert not re.search("Traceback|defect|Exception ignored", ended.stderr)
 
 
 def test_closed_stdin_and_devices_are_no_source_of_problems() -> None:

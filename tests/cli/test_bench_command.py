@@ -88,8 +88,6 @@ def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
     assert columns_of(finished) == [("target", None), ("draft", None), ("entropy", 1.0)]
     assert {role: one["source"] for role, one in made["models"].items()} == {r: f"scripted:{r}" for r in ("draft", "target")}
     assert all(len(model["chat_template_sha256"]) == 64 for model in made["models"].values())
-    assert made["grader"]
-    assert made["machine"]["cpu"]
     sizes = {"max_steps": None, "max_tokens": 4096, "max_step_tokens": 512}
     assert made["settings"].items() >= {**sizes, "think_tokens": 0}.items()
     assert made["fingerprint"].keys() >= {"data set", "draft model", "target model", "grader", "system", "seed"}
@@ -111,6 +109,10 @@ def test_models_are_identified_by_their_sha256(here: Path, tiny: Mapping[str, Pa
     assert run_json(here / "run")["machine"]["n_batch"] > 0
     shutil.copy(tiny["spm"], models["draft"])
     assert_refused(run(*arguments, cwd=here), 2, "", "draft model changed")
+    shutil.copy(tiny["draft"], models["draft"])
+    for place, value, words in (("models.draft.n_ctx", 128, "draft context size"), ("machine.gpu", "NVIDIA H100", "GPU")):
+        change_run_json(here, place, value)
+        assert_refused(run(*arguments, cwd=here), 2, f"run: {words} changed from {value} to ")
 
 
 # --- what is compared
@@ -204,13 +206,6 @@ def test_several_at_once_make_the_same_rows(here: Path) -> None:
     assert figures["concurrency"] == 3
     assert {one["measured_seconds_mean"] for one in figures["policies"]} == {None}
     assert len(rows_of(folder)) == 9
-
-
-def test_run_has_one_concurrency(copy: Path) -> None:
-    assert bench(copy, "--concurrency", "2", "--fresh", "-q").code == 0
-    for arguments, number in (((), 1), (("--concurrency", "3"), 3)):
-        assert_refused(bench(copy, *arguments), 2, "", f"concurrency changed from 2 to {number}")
-    assert bench(copy, "--concurrency", "auto", "-q").code == 0
 
 
 def test_policy_needs_its_models_and_no_others(here: Path) -> None:
@@ -318,13 +313,43 @@ def test_data_set_may_get_more_problems_at_its_end(copy: Path) -> None:
         assert_refused(bench(copy), 2, "", "data set changed from sha256 ")
 
 
-def change_run_json(folder: Path, **changes: Any) -> None:
-    made = run_json(folder / "run") | changes
+def change_run_json(folder: Path, path: str, value: Any) -> None:
+    made = place = run_json(folder / "run")
+    *parents, name = path.split(".")
+    for parent in parents:
+        place = place[parent]
+    place[name] = value
     (folder / "run" / "run.json").write_bytes(encode(made))
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "name"),
+    [
+        ("dataset.sha256", "e" * 64, "data set"), ("models.target.identity", "sha256 bb", "target model"),
+        ("settings.system", "Hurry.", "system"), ("settings.max_steps", 100, "max steps"),
+        ("settings.think_tokens", None, "think tokens"), ("machine.cpu", "slide rule", "processor"),
+        ("concurrency", 8, "concurrency"),
+    ],
+)  # fmt: skip
+def test_a_run_with_another_fixed_value_is_refused(copy: Path, path: str, value: Any, name: str) -> None:
+    change_run_json(copy, path, value)
+    assert_refused(bench(copy), 2, "run: ", f"{name} changed from ")
+
+
+def test_a_setting_that_did_not_apply_may_be_added_and_then_stays(here: Path) -> None:
+    for policy, early_stop in (("target", None), ("entropy", False), ("draft", False)):
+        assert bench(here, "--policy", policy, "-q").code == 0
+        assert run_json(here / "run")["settings"]["early_stop"] is early_stop
+
+
+def test_another_version_is_noted(copy: Path) -> None:
+    change_run_json(copy, "tool", "0.0")
+    assert bench(copy, "--policy", "random", "-q").code == 0
+    assert any(" 0.0 and " in warning for warning in run_json(copy / "run")["warnings"])
+
+
 def test_another_grader_is_refused_until_the_run_is_graded_again(copy: Path) -> None:
-    change_run_json(copy, grader="older")
+    change_run_json(copy, "grader", "older")
     refused = bench(copy, "--samples", "2")
     assert_refused(refused, 2, "", "grader changed from older", "arbitrage report run --regrade")
     assert run("report", "run", "--regrade", "-q", cwd=copy).code == 0

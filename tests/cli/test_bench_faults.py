@@ -245,79 +245,50 @@ def test_interrupt_while_an_answer_is_graded_costs_that_attempt_only(here: Path,
 # --- a model that changes
 
 
-@pytest.mark.parametrize("command", [("bench", "--policy", "draft,target"), ("collect", "--reward", "rollout")])
+USED = ("--draft", "model.gguf", "--target", "model.gguf", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
+BRIEF = ("--max-tokens", "4", "--threads", "1", "--concurrency", "1")
+COMMANDS = (("bench", "--policy", "draft,target"), ("collect", "--reward", "rollout"))
+each_command = pytest.mark.parametrize("command", COMMANDS, ids=["bench", "collect"])
+
+
+@each_command
 def test_model_that_is_changed_while_it_is_used_is_noticed_at_the_end(
     here: Path, command: tuple[str, ...], tiny: Mapping[str, Path]
 ) -> None:
-    model = here / "model.gguf"
-    shutil.copy(tiny["draft"], model)
-    arguments = (*command, "--draft", str(model), "--target", str(model), "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
-    how = ("--max-tokens", "4", "--threads", "1", "--concurrency", "1")
-    altered = {"alter": str(model), "alter_in": "arbitrage_cli.problems.math_grader.MathGrader.grade", "call": 2}
-    result = run(*arguments, *how, cwd=here, **altered)
-    assert_refused(result, 3, str(model), "changed while")
-    assert run(*arguments, *how, cwd=here).code == 2
+    shutil.copy(tiny["draft"], here / "model.gguf")
+    altered = {"alter": "model.gguf", "alter_in": "arbitrage_cli.problems.math_grader.MathGrader.grade", "call": 2}
+    assert_refused(run(*command, *USED, *BRIEF, cwd=here, **altered), 3, "model.gguf", "changed while")
+    assert run(*command, *USED, *BRIEF, cwd=here).code == 2
 
 
-@pytest.mark.parametrize("command", [("bench", "--policy", "draft"), ("collect", "--reward", "rollout")])
+@each_command
 def test_finished_run_reads_no_model_that_is_unchanged(
     here: Path, command: tuple[str, ...], tiny: Mapping[str, Path]
 ) -> None:
     """Another byte with the old size, mtime and inode is not seen, as nothing is computed with it; with a new mtime it is."""
-    model = here / "model.gguf"
-    shutil.copy(tiny["draft"], model)
-    models = ("--draft", "model.gguf", "--target", "model.gguf")
-    arguments = (*command, *models, "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
-    how = ("--max-tokens", "4", "--threads", "1", "--concurrency", "1")
-    assert run(*arguments, *how, cwd=here).code == 0
+    model = Path(shutil.copy(tiny["draft"], here / "model.gguf"))
+    assert run(*command, *USED, *BRIEF, cwd=here).code == 0
     before = model.stat()
     with model.open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"!")
     os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert run(*arguments, *how, cwd=here).code == 0
+    assert run(*command, *USED, *BRIEF, cwd=here).code == 0
     os.utime(model)
-    assert_refused(run(*arguments, *how, cwd=here), 2, "", "draft model changed")
+    assert_refused(run(*command, *USED, *BRIEF, cwd=here), 2, "", "draft model changed")
 
 
 def test_blob_of_the_hub_whose_name_is_not_its_sha256_is_not_measured(here: Path, tiny: Mapping[str, Path]) -> None:
     """A bit that flips on the disk changes no time: other commands do not read the whole file again."""
     data = tiny["draft"].read_bytes()
-    blob, link = here / hashlib.sha256(data).hexdigest(), here / "model.gguf"
-    link.symlink_to(blob.name)
-    arguments = ("bench", "--policy", "draft", "--draft", "model.gguf", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
+    blob = here / hashlib.sha256(data).hexdigest()
+    (here / "model.gguf").symlink_to(blob.name)
     for content, code in ((data, 0), (data[:-1] + b"!", 3)):
         blob.write_bytes(content)
-        assert run(*arguments, "--max-tokens", "4", "--threads", "1", cwd=here).code == code
+        assert run("bench", "--policy", "draft", *USED[:2], *USED[4:], *BRIEF, cwd=here).code == code
 
 
-# --- a problem that ends the process
-
-
-@pytest.mark.parametrize("flags", [(), ("--concurrency", "2")], ids=["one at a time", "two at once"])
-def test_problem_that_ends_the_process_ends_as_an_error(here: Path, golden: Golden, flags: tuple[str, ...]) -> None:
-    deadly = {"die_on": "12 * 34"}
-    assert [bench(here, *flags, **deadly).code for _ in range(4)] == [*[-signal.SIGABRT] * 3, 1]
-    rows = {(row["id"], row["policy"]): row for row in rows_of(here / "run")}
-    assert len(rows) == NUM_ROWS
-    lost = {identifier for (identifier, _), row in rows.items() if row["status"] == "error"}
-    assert lost == {"p0"}
-    assert "crashed 3 times" in rows["p0", "target"]["error"]
-    assert [bench(here, *flags, **deadly).code for _ in range(2)] == [-signal.SIGABRT, 1]
-    assert bench(here, *flags).code == 0
-    assert results({(row["id"], row["policy"]): row for row in rows_of(here / "run")}.values()) == golden
-    assert set_aside(here / "run") == []
-
-
-def test_killed_process_is_not_the_problems_fault(here: Path, golden: Golden) -> None:
-    for _ in range(5):
-        assert (
-            bench(here, interrupt_in="arbitrage_cli.inference.engine.Engine.tick", call=3, signals=[signal.SIGKILL]).code
-            == KILLED
-        )
-    assert "a process died" in (end := run(*BENCH[:-1], cwd=here)).err
-    assert end.code == 0
-    assert results(rows_of(here / "run")) == golden
+# --- steps and streams that hang
 
 
 def test_hanging_step_ends_in_an_error_row(here: Path) -> None:

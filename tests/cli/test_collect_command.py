@@ -57,41 +57,21 @@ def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) ->
         assert len(kept) < len(whole)
 
 
-@pytest.mark.parametrize(
-    ("known", "num_problems"), [(True, 9), (False, 9), (True, 5)], ids=["known", "questions alone", "few"]
-)
-def test_problem_that_ends_the_process_ends_as_an_error(tmp_path: Path, known: bool, num_problems: int) -> None:
-    """The problem may crash the process while tokens are timed, while the target answers, or while states are collected."""
-    write_problems(tmp_path / "problems.jsonl", num_problems)
-    problems = [json.loads(line) for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
-    if not known:
-        questions = [{"id": one["id"], "question": one["question"]} for one in problems]
-        write_rows(tmp_path / "problems.jsonl", questions)
-    codes = [run(*COLLECT, cwd=tmp_path, die_on=problems[3]["question"]).code for _ in range(4)]
-    assert codes == [*[-signal.SIGABRT] * 3, 1]
-    statuses = {row["id"]: row["status"] for row in rows_of(tmp_path / "run")}
-    assert [name for name, status in statuses.items() if status == "error"] == [problems[3]["id"]]
-    assert len(statuses) == num_problems
-    assert run(*COLLECT, cwd=tmp_path).code == 0
-    assert {row["status"] for row in rows_of(tmp_path / "run")} == {"done"}
-
-
-def test_answers_of_the_target_are_kept_with_their_states(tmp_path: Path) -> None:
-    """The target solves one problem after the other, each before its states are collected: what breaks the run off loses one."""
-    write_problems(tmp_path / "problems.jsonl", 8)
-    questions = [json.loads(line)["question"] for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
-    (tmp_path / "problems.jsonl").write_text("".join(json.dumps({"question": one}) + "\n" for one in questions))
-    assert run(*COLLECT, "--concurrency", "1", cwd=tmp_path, die_on=questions[7]).code == -signal.SIGABRT
-    kept = rows_of(tmp_path / "run")
-    assert [(row["id"], row["status"]) for row in kept] == [(str(number), "done") for number in range(1, 8)]
-    assert all(state["target_reward"] == 1.0 for row in kept for state in row["states"])
-
-
 def test_more_rollouts_at_once_than_llama_has_sequences_for_are_refused(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", 16)
     command = ("collect", "--pair", "builtin", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
     result = run(*command, "--rollouts", "16", "--concurrency", "16", cwd=tmp_path)
     assert_refused(result, 2, "", "--concurrency 15", "--rollouts")
+
+
+def test_a_run_of_states_is_not_graded_again(tmp_path: Path) -> None:
+    write_problems(tmp_path / "problems.jsonl", 1)
+    assert run(*COLLECT, cwd=tmp_path).code == 0
+    made = run_json(tmp_path / "run") | {"grader": "older"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(made))
+    refused = run(*COLLECT, cwd=tmp_path)
+    assert_refused(refused, 2, "run: grader changed from older")
+    assert "--regrade" not in refused.err
 
 
 def counts_of(folder: Path) -> dict[str, int]:

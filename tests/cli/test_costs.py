@@ -55,6 +55,13 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
 
 
+@pytest.fixture
+def nowhere(tmp_path: Path) -> dict[str, str]:
+    """An environment in which settings cannot be stored."""
+    (tmp_path / "file").touch()
+    return {"XDG_CONFIG_HOME": str(tmp_path / "file")}
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
     home = Home(tmp_path_factory.mktemp("tuned"))
@@ -128,9 +135,8 @@ def test_costs_of_a_model_that_joins_a_run_are_measured(home: Home) -> None:
     assert run_json(home.folder / "run")["unit_costs"]["target"]["batches"][0] > 0
 
 
-def test_costs_that_cannot_be_saved_are_noted(home: Home, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    result = home.run("solve", "5 + 6", "--json", env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
+def test_costs_that_cannot_be_saved_are_noted(home: Home, nowhere: dict[str, str]) -> None:
+    result = home.run("solve", "5 + 6", "--json", env=nowhere)
     assert (result.code, "cannot be saved" in flat(result.err)) == (0, True)
     assert "measuring" not in result.err
 
@@ -170,9 +176,8 @@ ONE = ("advise", "--costs", "--target", "builtin:target", "--ctx", "128")
 Q8: Mapping[str, str] = {"ARBITRAGE_KV_TYPE": "q8_0"}
 
 
-def test_unwritable_place_is_refused_before_measuring(home: Home, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    result = home.run(*ONE, env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
+def test_unwritable_place_is_refused_before_measuring(home: Home, nowhere: dict[str, str]) -> None:
+    result = home.run(*ONE, env=nowhere)
     assert_refused(result, 1, "", "tuned.json")
     assert "checking" not in result.err
 
@@ -209,26 +214,28 @@ def test_measurements_hold_for_one_kv_type_and_gpu(home: Home) -> None:
 BENCH = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
 
 
-def test_bench_records_threads_and_is_not_resumed_with_others(home: Home) -> None:
+def test_a_run_keeps_the_threads_and_the_costs_that_it_began_with(home: Home) -> None:
+    """Costs decide what is proposed: another measurement changes nothing in a run that is resumed."""
     home.pretend(FAST_READER, THREADS)
     write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
-    bench = (*BENCH, "--concurrency", "2", "--policy")
-    for policies in ("target,draft", "draft"):
-        assert home.run(*bench, policies).code == 0
-        made = run_json(home.folder / "run")
-        assert {role: model["threads"] for role, model in made["models"].items()} == THREADS
-        assert made["fingerprint"]["number of target threads"] == "2"
-    refusal = "number of target threads changed from 2 to 1"
-    assert_refused(home.run(*bench, "target,draft", "--threads", "1"), 2, "", refusal)
-
-
-def test_a_run_keeps_the_threads_that_it_began_with_and_says_so(home: Home) -> None:
-    home.pretend(FAST_READER, THREADS)
-    assert home.run(*BENCH, "--policy", "target").code == 0
-    home.pretend(FAST_READER)
-    resumed = home.run(*BENCH, "--policy", "target,draft")
+    assert home.run(*BENCH, "--concurrency", "2", "--policy", "target").code == 0
+    home.pretend(SLOW_VERIFIER)
+    resumed = home.run(*BENCH, "--concurrency", "2", "--policy", "target,draft")
     assert (resumed.code, "this run keeps 2" in flat(resumed.err)) == (0, True)
-    assert {role: model["threads"] for role, model in run_json(home.folder / "run")["models"].items()} == THREADS
+    made = run_json(home.folder / "run")
+    assert {role: model["threads"] for role, model in made["models"].items()} == THREADS
+    assert made["fingerprint"]["number of target threads"] == "2"
+    assert made["unit_costs"]["target"] == json.loads(json.dumps(asdict(FAST_READER["target"])))
+    refusal = "number of target threads changed from 2 to 1"
+    assert_refused(home.run(*BENCH, "--concurrency", "2", "--policy", "target,draft", "--threads", "1"), 2, "", refusal)
+
+
+def test_a_run_that_began_without_costs_goes_without_them(home: Home, nowhere: dict[str, str]) -> None:
+    write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
+    for limit, env in (("1", nowhere), ("2", {})):
+        assert home.run(*BENCH, "--policy", "target,random", "--limit", limit, env=env).code == 0
+        home.pretend(FAST_READER)
+    assert run_json(home.folder / "run")["unit_costs"] == {}
 
 
 def test_costs_that_are_forgotten_change_nothing_any_more(home: Home) -> None:
@@ -240,28 +247,6 @@ def test_costs_that_are_forgotten_change_nothing_any_more(home: Home) -> None:
     assert home.run("advise", "--forget").code == 0
     assert [*read_cache(home.file).tuned] == [another]
     assert threads_of(solve(home)) == default
-
-
-def test_a_run_keeps_the_costs_that_it_began_with(home: Home) -> None:
-    """They decide what is proposed: another measurement changes nothing in a run that is resumed."""
-    home.pretend(FAST_READER)
-    write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
-    assert home.run(*BENCH, "--policy", "target,draft").code == 0
-    began = run_json(home.folder / "run")["unit_costs"]
-    assert began["target"] == json.loads(json.dumps(asdict(FAST_READER["target"])))
-    home.pretend(SLOW_VERIFIER)
-    assert home.run(*BENCH, "--policy", "speculative").code == 0
-    assert run_json(home.folder / "run")["unit_costs"] == began
-
-
-def test_a_run_that_began_without_costs_goes_without_them(home: Home, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
-    bench = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target,random", "-o", "run", "--limit")
-    assert home.run(*bench, "1", env={"XDG_CONFIG_HOME": str(tmp_path / "file")}).code == 0
-    home.pretend(FAST_READER)
-    assert home.run(*bench, "2").code == 0
-    assert run_json(home.folder / "run")["unit_costs"] == {}
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import json
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
-from cli import TIMEOUT, assert_refused, read_line, run, start
+from cli import TIMEOUT, assert_refused, run, served
 from fake_chat import Api, ChatServer, chunk
 from fake_server import Answer, on_loopback
 from faults import rows_of, write_problems
@@ -56,6 +56,10 @@ def api(quick_path: Path) -> Iterator[Refusing]:
         yield made
 
 
+def records_of(folder: Path) -> list[Any]:
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize("answer", [REFUSAL, LONG_WAIT, FILTERED], ids=["403", "429", "filter"])
 @pytest.mark.parametrize("concurrency", ["1", "4"])
 def test_solve_records_a_refusal(api: Refusing, quick_path: Path, answer: Answer, concurrency: str) -> None:
@@ -69,17 +73,19 @@ def test_solve_records_a_refusal(api: Refusing, quick_path: Path, answer: Answer
 
 
 def test_solve_tries_missing_problems_before_refused_ones(api: Refusing, quick_path: Path) -> None:
-    """The output is in input order all the same."""
+    """Solved ones stay as they are. Standard output is in input order all the same."""
     command = ("solve", *api.models, "--policy", "target", "-i", "problems.jsonl", "-o", "out.jsonl", "--format", "json")
     assert run(*command, "--limit", "4", cwd=quick_path, env=ENV).code == 1
+    first = records_of(quick_path)
     api.refuses = lambda question: False
     api.asked.clear()
     resumed = run(*command, cwd=quick_path, env=ENV)
     assert resumed.code == 0, resumed.err
     assert list(dict.fromkeys(api.asked)) == [*QUESTIONS[4:], BAD]
     assert [one["id"] for one in resumed.records] == NAMES
-    records = [json.loads(line) for line in (quick_path / "out.jsonl").read_text().splitlines()]
+    records = records_of(quick_path)
     assert [(one["id"], one["status"]) for one in records] == [(name, "done") for name in NAMES]
+    assert [one in records for one in first] == [True, True, False, True]
 
 
 def test_a_run_in_which_everything_is_refused_ends_and_is_resumed_behind_it(api: Refusing, quick_path: Path) -> None:
@@ -136,27 +142,23 @@ def test_advise_measures_other_problems(api: Refusing, quick_path: Path) -> None
 
 
 def test_serve_passes_a_refusal_on_and_answers_others(api: Refusing) -> None:
-    with start("serve", *api.models, "--port", "0", "--policy", "target", stdin=subprocess.DEVNULL, env=ENV) as process:
-        try:
-            with httpx2.Client(base_url=read_line(process).decode().strip(), timeout=TIMEOUT) as client:
+    with served("--policy", "target", models=api.models, env=ENV) as (process, client):
 
-                def ask(question: str, *, stream: bool = False) -> httpx2.Response:
-                    body = {"messages": [{"role": "user", "content": question}], "stream": stream}
-                    return client.post("/chat/completions", json=body)
+        def ask(question: str, *, stream: bool = False) -> httpx2.Response:
+            body = {"messages": [{"role": "user", "content": question}], "stream": stream}
+            return client.post("/chat/completions", json=body)
 
-                for answer, status in ((REFUSAL, 403), (LONG_WAIT, 429), (FILTERED, 403)):
-                    api.answer = answer
-                    refused = [ask(BAD, stream=stream) for stream in (False, True)]
-                    assert [one.status_code for one in refused] == [status] * 2
-                    words = REASON if answer is not FILTERED else "content_filter"
-                    assert all(words in one.json()["error"]["message"] for one in refused)
-                    assert not any(KEY in one.text for one in refused)
-                assert {ask(BAD).status_code for _ in range(25)} == {403}
-                assert ask(QUESTIONS[0]).status_code == 200
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(TIMEOUT) == 0
-        finally:
-            process.kill()
+        for answer, status in ((REFUSAL, 403), (LONG_WAIT, 429), (FILTERED, 403)):
+            api.answer = answer
+            refused = [ask(BAD, stream=stream) for stream in (False, True)]
+            assert [one.status_code for one in refused] == [status] * 2
+            words = REASON if answer is not FILTERED else "content_filter"
+            assert all(words in one.json()["error"]["message"] for one in refused)
+            assert not any(KEY in one.text for one in refused)
+        assert {ask(BAD).status_code for _ in range(25)} == {403}
+        assert ask(QUESTIONS[0]).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 0
 
 
 def test_a_chat_goes_on_after_a_refusal(api: Refusing) -> None:

@@ -4,30 +4,14 @@ import os
 import re
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx2
-from cli import MODELS, PROGRAM, QUESTION, RIGHT, TIMEOUT, WRONG, Terminal, assert_refused, read_line, run, start
+from cli import MODELS, PROGRAM, QUESTION, RIGHT, TIMEOUT, WRONG, Terminal, assert_refused, run, served
 from processes import awaited, ended_by
 
 ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
-
-
-@contextmanager
-def served(
-    *arguments: str, models: tuple[str, ...] = MODELS, **options: Any
-) -> Iterator[tuple[subprocess.Popen[bytes], httpx2.Client]]:
-    with start("serve", *models, "--port", "0", *arguments, stdin=subprocess.DEVNULL, **options) as process:
-        try:
-            with httpx2.Client(base_url=read_line(process).decode().strip(), timeout=TIMEOUT) as client:
-                yield process, client
-        finally:
-            process.kill()
 
 
 def test_it_answers_and_ends_when_it_is_told_to() -> None:

@@ -16,7 +16,20 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from cli import ESCAPE, MODELS, PROGRAM, QUESTION, RIGHT, TIMEOUT, Terminal, environment, many_problems, read_line, start
+from cli import (
+    ESCAPE,
+    MODELS,
+    PROGRAM,
+    QUESTION,
+    RIGHT,
+    TIMEOUT,
+    Process,
+    Terminal,
+    environment,
+    many_problems,
+    read_line,
+    start,
+)
 from marks import rarely
 from processes import awaited, ended_by
 
@@ -82,7 +95,6 @@ def test_signal_ends_a_run_after_a_whole_record(problems: str, number: int, code
 
 def test_interrupt_ends_a_run_that_waits_for_a_problem() -> None:
     with start("solve", *MODELS, "-q") as process:
-        assert process.stdin is not None
         process.stdin.write(b"1 + 1\n")
         process.stdin.flush()
         read_line(process)
@@ -103,7 +115,6 @@ def test_reader_that_stopped_reading_cannot_keep_a_run_alive(problems: str) -> N
                 code = process.wait(TIMEOUT)
         finally:
             process.kill()
-        assert process.stderr is not None
         err = process.stderr.read().decode()
     assert code in (INTERRUPTED, -signal.SIGINT)
     assert "Traceback" not in err
@@ -206,8 +217,7 @@ def test_signal_while_llama_cpp_writes_a_message_is_not_lost() -> None:
     assert (out.split(), err) == ([b"15"], b"")
 
 
-def wait_until_pipe_is_full(process: "subprocess.Popen[bytes]") -> None:
-    assert process.stdout is not None
+def wait_until_pipe_is_full(process: Process) -> None:
     seen, since = 0, time.monotonic()
     while not seen or time.monotonic() - since < 0.5:
         assert process.poll() is None
@@ -262,4 +272,4 @@ def test_signal_while_the_process_ends_shows_no_traceback(number: int) -> None:
     with start(program=(sys.executable, "-c", code), stdin=subprocess.DEVNULL) as process:
         assert read_line(process) == b"ending\n"
         process.send_signal(number)
-        assert (process.wait(TIMEOUT), process.stderr and process.stderr.read()) == (-number, b"")
+        assert (process.wait(TIMEOUT), process.stderr.read()) == (-number, b"")

@@ -13,7 +13,7 @@ from small_routers import write_router
 from arbitrage_cli.app import costs
 from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Loads, NamedModels, Request, ask, ask_to_collect, ask_to_compare, choose_models
+from arbitrage_cli.app.request import Loads, NamedModels, ask, ask_to_collect, ask_to_compare, choose_models
 from arbitrage_cli.app.spec import Run, Spec, advised_pair, make_spec
 from arbitrage_cli.costs.store import StoredAdvice, Tuned, keep_advice, tuned_file
 from arbitrage_cli.errors import UsageError
@@ -34,33 +34,12 @@ def options(*explicit: str, models: Options = SCRIPTED, **values: Any) -> Option
     return replace(models, explicit=frozenset(explicit), **values)
 
 
-def resolved(request: Request, earlier: Run | None = None) -> Spec:
-    return make_spec(request, earlier)
-
-
 def single(*explicit: str, models: Options = SCRIPTED, **values: Any) -> Spec:
-    return resolved(ask(options(*explicit, models=models, **values), MATH))
+    return make_spec(ask(options(*explicit, models=models, **values), MATH))
 
 
 def chosen(models: Options) -> NamedModels:
     return choose_models(models, MATH)
-
-
-def columns(spec: Spec) -> list[tuple[str, float | None]]:
-    return [(route.policy.name, route.tau) for route in spec.routes]
-
-
-def test_nothing_given_is_the_built_in_pair_with_its_router() -> None:
-    spec = single(models=Options())
-    assert spec.sources == {"draft": "builtin:draft", "target": "builtin:target"}
-    assert spec.deciding_router is not None
-    assert (spec.route.policy.name, spec.route.tau) == ("arbitrage", spec.available_router.table.resolve("careful"))
-    assert spec.request.concurrency == "1"
-
-
-def test_models_named_one_by_one_replace_those_of_the_default_pair() -> None:
-    spec = single(models=Options(draft="a.gguf", target="b.gguf"))
-    assert (spec.request.named.pair, spec.available_router.source) == (None, "builtin:universal")
 
 
 def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
@@ -103,21 +82,6 @@ def test_the_default_follows_the_costs_of_its_concurrency(loads: Loads, concurre
     assert make_spec(request, measured=measured, concurrency=concurrency).route.policy.name == policy
 
 
-def test_only_the_models_that_are_needed_are_sources() -> None:
-    assert list(single(policy="target").sources) == ["target"]
-    rsd = single(models=Options(), policy="rsd")
-    assert list(rsd.sources) == ["draft", "target", "prm"]
-    with pytest.raises(UsageError, match="process reward model"):
-        single(policy="rsd")
-
-
-def test_unused_flag_is_refused_and_an_unused_setting_is_not() -> None:
-    assert single(policy="target", tau="0.3").route.tau is None
-    with pytest.raises(UsageError) as raised:
-        single("policy", "tau", policy="target", tau="0.3")
-    assert raised.value.option == "tau"
-
-
 @pytest.mark.parametrize("policy", ["arbitrage", "random"])
 def test_tau_above_every_score_is_refused(policy: str) -> None:
     with pytest.raises(UsageError) as raised:
@@ -138,9 +102,12 @@ def test_tau_above_every_score_is_refused(policy: str) -> None:
     ],
 )
 def test_flag_that_no_policy_of_a_benchmark_uses_is_refused(policy: str, given: str) -> None:
+    asked = options("policy", given, models=Options(policy=policy))
     with pytest.raises(UsageError) as raised:
-        ask_to_compare(options("policy", given, models=Options(policy=policy)), MATH)
+        ask_to_compare(asked, MATH)
     assert raised.value.option == given
+    if given in ("reward", "early_stop"):
+        ask_to_compare(replace(asked, policy=f"{policy},oracle,entropy"), MATH, "rollout")
 
 
 @pytest.mark.parametrize(("reward", "given"), [("rollout", "router"), ("rollout", "prm"), ("prm", "rollouts")])
@@ -150,23 +117,14 @@ def test_flag_that_collect_does_not_use_is_refused(reward: RewardSource, given: 
     assert raised.value.option == given
 
 
-@pytest.mark.parametrize(("policy", "given"), [("target,oracle", "reward"), ("target,entropy", "early_stop")])
-def test_flag_that_one_policy_of_a_benchmark_uses_is_taken(policy: str, given: str) -> None:
-    ask_to_compare(options("policy", given, models=Options(policy=policy)), MATH, "rollout")
-
-
-def test_benchmark_has_a_column_for_each_policy_and_tau() -> None:
-    routed = options(policy="target,entropy@0.5,entropy,logprob@0.2,entropy")
-    assert columns(resolved(ask_to_compare(routed, MATH))) == [
-        ("target", None),
-        ("entropy", 0.5),
-        ("entropy", 1.0),
-        ("logprob", 0.2),
-    ]
-    usual = [("target", None), ("draft", None), ("speculative", None), ("entropy", 1.0)]
-    assert columns(resolved(ask_to_compare(SCRIPTED, MATH))) == usual
-    with_router = resolved(ask_to_compare(Options(), MATH))
-    assert [one.name for one in with_router.routes][3:] == ["arbitrage@careful", "logprob@0.3"]
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [(SCRIPTED, ["target", "draft", "speculative", "entropy@1"]), (Options(), ["arbitrage@careful", "logprob@0.3"])],
+    ids=["scripted", "built-in"],
+)
+def test_policies_of_a_benchmark_without_policies(models: Options, names: list[str]) -> None:
+    spec = make_spec(ask_to_compare(models, MATH))
+    assert [route.name for route in spec.routes][-len(names) :] == names
 
 
 def test_resumed_run_keeps_its_presets_although_the_costs_have_changed(tmp_path: Path) -> None:
@@ -178,14 +136,7 @@ def test_resumed_run_keeps_its_presets_although_the_costs_have_changed(tmp_path:
     first = make_spec(asked, measured=before)
     run: Run = {"models": {}, "unit_costs": {role: asdict(one.costs) for role, one in before.items()}}
     assert make_spec(asked, run, measured=now).routes == first.routes
-    assert columns(make_spec(asked, measured=now)) != columns(first)
-
-
-def test_collecting_needs_a_source_of_rewards() -> None:
-    spec = resolved(ask_to_collect(SCRIPTED, MATH, CollectOptions("rollout")))
-    assert (spec.reward, spec.request.concurrency, list(spec.sources)) == ("rollout", "8", ["draft", "target"])
-    with pytest.raises(UsageError, match="process reward model"):
-        resolved(ask_to_collect(SCRIPTED, MATH, CollectOptions()))
+    assert [one.tau for one in make_spec(asked, measured=now).routes] != [one.tau for one in first.routes]
 
 
 @pytest.mark.parametrize(("threads", "free", "noted"), [(2, 1, ["--threads 1"]), (2, 2, []), (1, 1, [])])

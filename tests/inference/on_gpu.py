@@ -6,7 +6,6 @@ The same process computes the expected values on the CPU, with gpu-layers = 0. `
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,14 +15,11 @@ import llama_cpp
 import numpy as np
 import pytest
 from cli import Result, run
-from hash_language import ForgetfulEngine, solve, texts
-from tiny_architectures import build_apart
+from hash_language import solve
 from writing import make_engine
 
 from arbitrage_cli.errors import ModelMemoryError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
-from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend, gpus, own_gpu_memory
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import find_files
@@ -37,9 +33,6 @@ COUNT, FEW = 100, 8  # problems whose texts and scores are compared
 NEAR_TIE = 0.7  # nats between the top two tokens; logits differ by up to 0.35, because CPUs round activations to 8 bits
 NOISE = 0.1  # of scores, and of logits relative to their standard deviation
 EXIT_MODEL = 3
-ROLLBACK = 8
-READ, REJECTED = (5, 9, 12, 7, 30, 22, 41, 8, 15, 3), (11, 17, 25, 33)
-SHORT = Limits(max_steps=4, max_tokens=60, max_step_tokens=20)
 SECONDS = 600  # for one command, since a software device compiles shaders
 IS_VULKAN = any((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-vulkan*"))
 
@@ -162,52 +155,6 @@ def test_kv_types(kind: str, flash: bool | None) -> None:
         return
     on_cpu, on_gpu = (logits(replace(options, gpu_layers=layers)) for layers in (CPU, ALL))
     assert (on_cpu - on_gpu).std() < NOISE * on_cpu.std()
-
-
-# --- states of recurrent layers
-
-
-@pytest.fixture(scope="module", params=["hybrid", "lfm2"])
-def recurrent(request: pytest.FixtureRequest, tiny: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that keeps checkpoints, and one that can also remove rejected tokens (`n_rs_seq`)."""
-    if request.param in tiny:
-        return tiny[request.param]
-    return build_apart(tmp_path_factory.mktemp("lfm2"), "lfm2")
-
-
-def test_a_new_file_is_tried_and_solves(recurrent: Path) -> None:
-    done = patiently("solve", "1 + 1", "--draft", str(recurrent), "--target", str(recurrent), "--max-tokens", "8", "--json")
-    assert done.code == 0, done.err
-
-
-def test_states_are_restored_and_rejected_tokens_removed(recurrent: Path) -> None:
-    with LlamaBackend(recurrent, LoadOptions(256, threads=1, rollback=ROLLBACK)) as backend:
-        states, length = backend.states, len(READ)
-        assert states is not None
-
-        def then(position: int, token: int) -> Floats:
-            return backend.decode([0], [position], [token]).copy()
-
-        backend.read(0, 0, READ)
-        saved = states.save(0)
-        first, second = then(length, 44), then(length + 1, 7)
-        states.restore(0, length, saved)
-        assert np.allclose(then(length, 44), first, rtol=0, atol=1e-4)
-        assert states.max_dropped == (ROLLBACK if recurrent.stem == "lfm2" else 0)
-        if states.max_dropped:
-            states.restore(0, length, saved)
-            backend.decode([0] * 5, range(length, length + 5), [44, *REJECTED])
-            backend.drop(0, length + 1)
-            assert (then(length + 1, 7) - second).std() < NOISE * second.std()
-
-
-def test_the_cache_is_invisible(recurrent: Path) -> None:
-    found = []
-    for engine in (Engine, ForgetfulEngine):
-        with LlamaBackend(recurrent, LoadOptions(512, threads=1, kv_type="f32", flash_attention=False)) as backend:
-            engines: dict[ModelRole, Engine] = {"target": engine("target", Cache(backend), Sampler())}
-            found.append(texts(solve(engines, [Problem("1", "question 1")], "target", limits=SHORT)))
-    assert found[0] == found[1]
 
 
 # --- texts

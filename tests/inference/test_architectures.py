@@ -10,9 +10,7 @@ from cli import run
 from hash_language import CHEAP_BATCHES, CHEAP_DRAFT, ForgetfulEngine, always_draft, planner, solve, texts
 from tiny_architectures import HINTS, RECURRENT, build_apart
 
-from arbitrage_cli.errors import TimedOutError
-from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions
-from arbitrage_cli.inference.cached_sequence import CachedSequence, decode
+from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.kv_cache import Cache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -132,25 +130,3 @@ def test_rejected_tokens_leave_no_trace(path: Path) -> None:
         verify()
         backend.drop(0, length)
         assert np.abs(then(length, 44) - first).max() > 0.05
-
-
-@pytest.mark.parametrize("architecture", sorted(ROLL_BACK), indirect=True)
-def test_an_interrupted_prefill_leaves_no_trace(path: Path) -> None:
-    """The last batch is accepted whole, then edited at its end, and the prefill after it is interrupted."""
-    with LlamaBackend(path, LoadOptions(64, threads=1, kv_type="f32", flash_attention=False, rollback=ROLLBACK)) as backend:
-        sequence, edited = CachedSequence(backend, 0), [*READ, *REJECTED[:2], *range(50, 58)]
-        sequence.read([*READ])
-        decode([(sequence, [*REJECTED])])
-        sequence.held += REJECTED
-        sequence.save()
-        sequence.cut(len(sequence.held) - 2)
-        sequence.read(edited[len(sequence.held) : -4])
-        sequence.deadline = Deadline(0.0, 1.0)
-        with pytest.raises(TimedOutError):
-            sequence.read(edited[-4:])
-        sequence.deadline = None
-        sequence.read(edited[len(sequence.held) :])
-        found = decode([(sequence, [44])])[0].copy()
-        backend.drop(0, 0)
-        backend.read(0, 0, edited)
-        assert np.allclose(found, backend.decode([0], [len(edited)], [44])[0], rtol=0, atol=SAME_LOGITS)

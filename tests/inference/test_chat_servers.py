@@ -156,17 +156,21 @@ def test_an_answer_that_begins_again_is_an_error() -> None:
     assert finished.trace.text == f"{first}\n\n"
 
 
-ONE_STEP = Limits(1, 120, 40)
+KEY, ONE_STEP = "sk-secret-0123456789", Limits(1, 120, 40)
+
+
+def finished_by(answer: Answer, **options: Any) -> tuple[Finished, ChatServer]:
+    """Solve a problem with an API that has a key and gives this answer to each request after the probe."""
+    server = ChatServer(Api(), key=KEY)
+    with opened_model(server, template=None, key=KEY) as model:
+        server.bodies.clear()
+        server.faults = lambda: answer
+        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target", **options))
+    return finished, server
 
 
 def step_from(chunks: list[Body]) -> Step:
-    """Return the step that a target writes if the API sends these chunks."""
-    server = ChatServer(Api())
-    with opened_model(server, template=None) as model:
-        server.faults = lambda: Answer(chunks, is_streamed=True)
-        finished = events_of({"target": writer(model)}, PROBLEMS[:1], "target", limits=ONE_STEP)[-1]
-    assert isinstance(finished, Finished)
-    return finished.trace.decisions[0].kept
+    return finished_by(Answer(chunks, is_streamed=True), limits=ONE_STEP)[0].trace.decisions[0].kept
 
 
 @pytest.mark.parametrize(
@@ -199,32 +203,20 @@ def test_only_the_first_choice_is_read() -> None:
 
 @pytest.mark.parametrize("kind", ["text/html", "application/json"])
 def test_a_response_that_is_no_stream_is_not_requested_again(kind: str) -> None:
-    server = ChatServer(Api())
-    with opened_model(server, template=None) as model:
-        server.bodies.clear()
-        server.faults = lambda: Answer([{}], headers={"content-type": kind})
-        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
+    finished, server = finished_by(Answer([{}], headers={"content-type": kind}))
     assert isinstance(finished.error, ServerRequestError)
     assert (kind in finished.error.message, len(server.bodies)) == (True, 1)
 
 
-def test_a_key_that_a_server_repeats_reaches_no_text() -> None:
-    key = "sk-secret-0123456789"
-    with opened_model(server := ChatServer(Api(), key=key), template=None, key=key) as model:
-        chunks = [chunk({"content": f"Your key is {key}."}), chunk({}, "stop")]
-        server.faults = lambda: Answer(chunks, is_streamed=True)
-        (trace,) = solve({"target": writer(model)}, PROBLEMS[:1], "target").values()
-    assert trace.text == "Your key is ***."
-
-
 def test_a_response_that_stays_open_after_its_end_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.inference.servers.model.END_SECONDS", 0.05)
-    server = ChatServer(Api())
-    with opened_model(server, template=None) as model:
-        chunks = [chunk({"content": "one"}), chunk({}, "stop")]
-        server.faults = lambda: Answer(chunks, is_streamed=True, stalls=True)
-        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
+    chunks = [chunk({"content": "one"}), chunk({}, "stop")]
+    finished, _ = finished_by(Answer(chunks, is_streamed=True, stalls=True))
     assert (finished.error, finished.trace.text) == (None, "one")
+
+
+def test_a_key_that_a_server_repeats_reaches_no_text() -> None:
+    assert step_from([chunk({"content": f"Your key is {KEY}."}), chunk({}, "stop")]).text == "Your key is ***."
 
 
 def test_a_chunk_ends_at_the_separator() -> None:
@@ -240,18 +232,14 @@ def test_a_chunk_ends_at_the_separator() -> None:
         ([chunk({}, "tool_calls")], "tool_calls"),
         ([chunk({"content": ""}, "stop")], "without text"),
         ([chunk({"content": ""})] * 1000, "more than"),
-        ([chunk({}, "Bearer sk-secret")], "Bearer ***"),
+        ([chunk({}, f"Bearer {KEY}")], "Bearer ***"),
         ([chunk({"content": "So"}), chunk({}, "insufficient_system_resource")], "insufficient_system_resource"),
     ],
 )
 def test_an_api_that_refuses_ends_the_step_under_the_name_of_its_reason(chunks: list[Body], reason: str) -> None:
-    server = ChatServer(Api(), key="sk-secret")
-    with opened_model(server, template=None, key="sk-secret") as model:
-        server.faults = lambda: Answer(chunks, is_streamed=True)
-        (finished,) = finished_of(events_of({"target": writer(model)}, PROBLEMS[:1], "target"))
+    finished, _ = finished_by(Answer(chunks, is_streamed=True))
     assert isinstance(finished.error, ServerRequestError)
-    assert reason in finished.error.message
-    assert "secret" not in finished.error.message
+    assert (reason in finished.error.message, KEY in finished.error.message) == (True, False)
 
 
 SOON = {"Retry-After": "0.001"}

@@ -129,30 +129,17 @@ def test_a_proposal_changes_no_step(
     assert trace.stop == expected.stop
 
 
-def test_what_matches_is_drawn_from_a_batch() -> None:
+def test_what_matches_is_drawn_from_a_batch_and_counted_apart() -> None:
     text = "a step of many tokens, most of them are KEPT.\n\n"
     backend = Recording(scripted(recite(text)))
     engine, trace = proposing_engine(backend), new_trace()
     del backend.calls[:]
-    step = write_proposed(engine, trace, text[:40] + "WWWWWWWW")
-    assert (step.text, step.num_tokens) == (text, len(backend.tokenizer.tokenize(text, continues=True)))
-    assert backend.count("decode") > step.num_tokens  # some in vain
-    assert sum(call.name == "decode" for call in backend.calls) < step.num_tokens - 25
+    engine.start(0, WriteStep("draft", trace, foreign(text[:40] + "WWWWWWWW", "draft")))
+    step, given = finish(engine)
+    assert (len(given), "".join(given)) == (step.num_tokens, text)
     drops = [call.positions[0] for call in backend.calls if call.name == "drop"]
     assert len(drops) == 2  # the step written before, and what did not match
     assert drops[1] - drops[0] == 41  # the last token of the prompt, and 40 that matched
-    keep(trace, step)
-    assert engine.start(0, WriteStep("draft", trace)) == 1
-
-
-def test_verified_tokens_are_counted_apart() -> None:
-    text = "a step of many tokens, most of them as proposed.\n\n"
-    backend = Recording(scripted(recite(text)))
-    engine = proposing_engine(backend)
-    del backend.calls[:]
-    engine.start(0, WriteStep("draft", new_trace(), foreign(text[:40], "draft")))
-    step, given = finish(engine)
-    assert (len(given), "".join(given)) == (step.num_tokens, text)
     batches = [len(call.tokens) for call in backend.calls if call.name == "decode"]
     cost = step.cost
     assert cost.verify_tokens == sum(size for size in batches if size > 1)
@@ -161,6 +148,8 @@ def test_verified_tokens_are_counted_apart() -> None:
     assert cost.decode_tokens == sum(size == 1 for size in batches)
     assert cost.decode_seconds == cost.decode_tokens + 1  # and one for finishing
     assert step.seconds == cost.prefill_seconds + cost.decode_seconds + cost.verify_seconds
+    keep(trace, step)
+    assert engine.start(0, WriteStep("draft", trace)) == 1
 
 
 def test_no_more_is_read_than_a_step_can_hold() -> None:

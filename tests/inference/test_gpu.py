@@ -12,7 +12,7 @@ import pytest
 PYTHON = os.environ.get("ARBITRAGE_TEST_GPU", "")
 SECONDS = 3600  # a software device compiles shaders
 HERE = Path(__file__).parent
-RECURRENT = "lfm2 and not lfm2moe or qwen35 and not qwen35moe or nemotron_h or mamba2 or granitehybrid"
+RECURRENT = "jamba or lfm2 and not lfm2moe or qwen35 and not qwen35moe or nemotron_h or mamba2 or granitehybrid"
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ DRAFT = ("solve", "--policy", "draft", "--threads", "1", "--max-tokens", "4", "-
 TOKENS, MODEL, SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.model", "tokenizer.ggml.scores"
 
 
+def sentencepiece(tokens: list[str]) -> Mapping[str, Entry]:
+    return {MODEL: (Kind.STRING, "llama"), SCORES: (Kind.ARRAY, (Kind.FLOAT32, [0.0] * len(tokens)))}
+
+
+def without(byte: str) -> Callable[[list[str]], Mapping[str, Entry]]:
+    return lambda tokens: {TOKENS: (Kind.ARRAY, (Kind.STRING, [token if token != byte else "another" for token in tokens]))}
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -35,35 +43,25 @@ def is_tried(caplog: pytest.LogCaptureFixture, path: Path) -> bool:
     return bool(caplog.records)
 
 
-def sentencepiece(path: Path) -> Mapping[str, Entry]:
-    _, (_, tokens) = entries(path)[TOKENS]
-    return {MODEL: (Kind.STRING, "llama"), SCORES: (Kind.ARRAY, (Kind.FLOAT32, [0.0] * len(tokens)))}
-
-
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("name", "change", "reason"),
     [
-        ({"llama.attention.layer_norm_rms_epsilon": (Kind.FLOAT32, math.nan)}, "GGML_ASSERT"),
-        ({"llama.expert_count": (Kind.UINT32, 2**31)}, "GGML_ASSERT"),
-        ({"llama.attention.head_count_kv": (Kind.ARRAY, (Kind.INT32, [2, 0]))}, "GGML_ASSERT"),
-        (None, "unordered_map"),
+        ("draft", {"llama.attention.layer_norm_rms_epsilon": (Kind.FLOAT32, math.nan)}, "GGML_ASSERT"),
+        ("draft", {"llama.expert_count": (Kind.UINT32, 2**31)}, "GGML_ASSERT"),
+        ("draft", {"llama.attention.head_count_kv": (Kind.ARRAY, (Kind.INT32, [2, 0]))}, "GGML_ASSERT"),
+        ("draft", sentencepiece, "unordered_map"),
+        ("spm", without("<0x70>"), "unordered_map"),
+        ("spm", without("<0xE2>"), "unordered_map"),
     ],
-    ids=["epsilon", "experts", "layer without heads", "no bytes"],
+    ids=["epsilon", "experts", "layer without heads", "no bytes", "no p", "no e2"],
 )
 def test_file_that_ends_a_process_is_an_error(
-    changes: dict[str, Entry] | None, reason: str, tiny: Mapping[str, Path], tmp_path: Path, cache: str
+    name: str, change: Any, reason: str, tiny: Mapping[str, Path], tmp_path: Path, cache: str
 ) -> None:
-    path = alter(tiny["draft"], tmp_path / "bad.gguf", changes or sentencepiece(tiny["draft"]))
+    changes = change(entries(tiny[name])[TOKENS][1][1]) if callable(change) else change
+    path = alter(tiny[name], tmp_path / "bad.gguf", changes)
     result = run(*DRAFT, path, "1 + 1", env={"XDG_CACHE_HOME": cache})
     assert_refused(result, 3, str(path), "SIGABRT", reason)
-
-
-@pytest.mark.parametrize("byte", ["<0x70>", "<0xE2>"])
-def test_every_byte_is_tried(byte: str, tiny: Mapping[str, Path], tmp_path: Path, cache: str) -> None:
-    kind, (inner, tokens) = entries(tiny["spm"])[TOKENS]
-    others = [token if token != byte else "another" for token in tokens]
-    path = alter(tiny["spm"], tmp_path / "bad.gguf", {TOKENS: (kind, (inner, others))})
-    assert_refused(run(*DRAFT, path, "1 + 1", env={"XDG_CACHE_HOME": cache}), 3, str(path), "SIGABRT", "unordered_map")
 
 
 def test_a_first_token_that_the_file_lacks_is_left_out(tmp_path: Path, cache: str) -> None:

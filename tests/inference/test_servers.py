@@ -2,11 +2,11 @@
 
 import contextlib
 import gc
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -83,17 +83,6 @@ def here(concurrency: int = 1, **more: Any) -> dict[ModelRole, Engine]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("concurrency", [1, 3])
-def test_a_served_target_writes_what_an_engine_writes(kind: Kind, concurrency: int) -> None:
-    expected = solve(here(), PROBLEMS, "entropy", 1.0)
-    with opened_model(HashServer(kind)) as model:
-        writers: dict[ModelRole, Any] = {**here(concurrency), "target": served("target", model)}
-        found = solve(writers, PROBLEMS, "entropy", 1.0, concurrency=concurrency)
-    assert texts(found) == texts(expected)
-    assert {decision.kept.model for trace in found.values() for decision in trace.decisions} == {"draft", "target"}
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_served_step_goes_on_behind_a_separator_that_comes_too_early(kind: Kind) -> None:
     words = StepEnd(" ", 20)
     expected = solve(here(step_end=words), PROBLEMS, "entropy", 1.0)
@@ -126,14 +115,17 @@ def test_a_served_draft_writes_and_measures_what_an_engine_does(kind: Kind, toke
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_served_models_and_the_laws(kind: Kind) -> None:
+def test_served_models_write_what_engines_write_and_the_laws_hold(kind: Kind) -> None:
+    expected = texts(solve(here(), PROBLEMS, "logprob", 1.0))
+    assert {model for solved in expected.values() for model, _ in solved} == {"draft", "target"}
     with (
         opened_model(HashServer(kind, HashBackend("draft"))) as draft,
         opened_model(HashServer(kind)) as target,
     ):
         both: dict[ModelRole, Any] = {"draft": served("draft", draft), "target": served("target", target)}
-        routed = texts(solve(both, PROBLEMS, "logprob", 1.0))
-        assert texts(solve(both, PROBLEMS, "logprob", 1.0, concurrency=4)) == routed
+        assert texts(solve({**here(), "target": both["target"]}, PROBLEMS, "logprob", 1.0)) == expected
+        assert texts(solve(both, PROBLEMS, "logprob", 1.0)) == expected
+        assert texts(solve(both, PROBLEMS, "logprob", 1.0, concurrency=4)) == expected
         assert texts(solve(both, PROBLEMS, "logprob", float("inf"))) == texts(solve(here(), PROBLEMS, "draft"))
         assert texts(solve(both, PROBLEMS, "logprob", -1.0)) == texts(solve(here(), PROBLEMS, "target"))
 
@@ -366,35 +358,13 @@ def test_a_refused_problem_ends_alone_with_the_reason_of_the_server(refusal: Ans
     assert texts({event.trace.problem.id: event.trace for event in finished if not event.error}) == texts(expected)
 
 
-def follow(
-    model: ServedModel, problems: list[Problem], *, concurrency: int = 1, most: float = MAX_REFUSED
-) -> Iterator[Finished]:
-    scheduler = Scheduler({"target": served("target", model)}, concurrency=concurrency)
-    jobs = (Job(problem, lambda trace: single(trace, "target"), SHORT) for problem in problems)
-    for event in scheduler.run(jobs, refusals=Refusals(most)):
-        if isinstance(event, Finished):
-            yield event
-
-
 MANY = [Problem(str(number), f"question {number}") for number in range(30)]
-
-
-@pytest.mark.parametrize("concurrency", [1, 3])
-def test_twenty_refusals_in_a_row_end_a_run(concurrency: int) -> None:
-    server, ended = HashServer(), list[Finished]()
-    with opened_model(server) as model:
-        server.faults = lambda: Answer([{"error": {"message": "no credit left"}}], 402)
-        with pytest.raises(ServerError, match="no credit left"):
-            ended.extend(follow(model, MANY, concurrency=concurrency))
-        alone = list(follow(model, MANY, concurrency=concurrency, most=math.inf))
-    errors = [type(event.error) for event in ended]
-    assert MAX_REFUSED <= errors.count(ServerRequestError) < MAX_REFUSED + concurrency
-    assert [type(event.error) for event in alone] == [ServerRequestError] * len(MANY)
 
 
 @pytest.mark.parametrize("between", [None, 403], ids=["an answer", "another reason"])
 def test_refusals_that_are_not_in_a_row_end_no_run(between: int | None) -> None:
     server = HashServer()
+    jobs = (Job(problem, partial(single, model="target"), SHORT) for problem in MANY)
     with opened_model(server) as model:
 
         def fault() -> Answer | None:
@@ -403,7 +373,8 @@ def test_refusals_that_are_not_in_a_row_end_no_run(between: int | None) -> None:
             return Answer([{"error": {"message": "no"}}], status) if status else None
 
         server.faults = fault
-        ended = list(follow(model, MANY))
+        scheduler = Scheduler({"target": served("target", model)})
+        ended = finished_of(scheduler.run(jobs, refusals=Refusals(MAX_REFUSED)))
     assert [event.error.status for event in ended if isinstance(event.error, ServerRequestError)].count(402) == 29
     assert len(ended) == 30
 

@@ -89,31 +89,3 @@ def test_cutting_into_tokens_does_not_move_the_end(rule: StepEnd, text: str, dat
     assert written.startswith(by_byte)
     if end is not None and ended_after is not None:
         assert len(b"".join(pieces[: ended_after - 1])) < end <= len(b"".join(pieces[:ended_after]))
-
-
-@given(st.lists(st.sampled_from(["</", "think", ">", "<", "a", "</think>", "<think>", "\n"]), max_size=12), st.booleans())
-def test_removed_markers_never_reach_the_text(pieces: list[str], is_cut: bool) -> None:
-    step = StepText(removed=("<think>", "</think>"))
-    shown = "".join(step.add(piece.encode()) for piece in pieces)
-    text = step.finish(is_cut=is_cut)
-    assert text.startswith(shown)
-    assert "<think>" not in text + "nk>"[: is_cut * 3]
-    assert "</think>" not in text + "k>"[: is_cut * 2]
-    assert step.lacks_tokens or text == "".join(pieces)
-
-
-@pytest.mark.parametrize("rule", [BLANK_LINE, LINES])
-@given(st.lists(st.sampled_from([b"a", b"b\n", b"\n", b"\xc3", b"\xa9\n\n"]), max_size=9), st.integers(0, 9))
-def test_what_comes_before_the_end_is_known_in_advance(rule: StepEnd, pieces: list[bytes], num_written: int) -> None:
-    text = StepText(end=rule)
-    for piece in pieces[:num_written]:
-        text.add(piece)
-    if not text.ended:
-        before, so_far = text.num_before_end(pieces[num_written:]), text.so_far
-        for piece in pieces[num_written:][:before]:
-            text.add(piece)
-        assert so_far == text.so_far[: len(so_far)]
-        assert not text.ended
-        for piece in pieces[num_written:][before : before + 1]:
-            text.add(piece)
-            assert text.ended

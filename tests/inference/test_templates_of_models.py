@@ -1,78 +1,20 @@
-"""Chat templates that do what those of real models do about thoughts: the switch, the end of the prompt, and what becomes of earlier turns.
-
-Each is shortened to what it does with text; tools and images are left out.
-"""
+"""What chat templates do about thoughts: their format, the switch, the end of the prompt, and what becomes of earlier turns."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from chat_templates import TEMPLATES
 from writing import text
 
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
-from arbitrage_cli.inference.thinking import without_thoughts
+from arbitrage_cli.inference.thinking import FORMATS, without_thoughts
 from arbitrage_cli.types import Message, Problem
 
 TURNS = (Message("user", "a"), Message("assistant", "b"))
-STRIPPED = "{% set text = m.content.split('</think>')[-1].strip() if '</think>' in m.content else m.content %}"
-
-TEMPLATES: Mapping[str, str] = {
-    "GLM-4.6": (
-        "[gMASK]<sop>{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}"
-        "{{ '/nothink' if enable_thinking is defined and not enable_thinking else '' }}"
-        "{% elif m.role == 'assistant' %}" + STRIPPED + "<|assistant|>\n<think></think>\n{{ text }}"
-        "{% else %}<|{{ m.role }}|>\n{{ m.content }}{% endif %}{% endfor %}"
-        "<|assistant|>{{ '\\n<think></think>' if enable_thinking is defined and not enable_thinking else '' }}"
-    ),
-    "GLM-4.7": (
-        "[gMASK]<sop>{% for m in messages %}{% if m.role == 'assistant' %}" + STRIPPED + "<|assistant|></think>{{ text }}"
-        "{% else %}<|{{ m.role }}|>{{ m.content }}{% endif %}{% endfor %}"
-        "<|assistant|>{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}"
-    ),
-    "DeepSeek-V3.1": (
-        "{% if thinking is not defined %}{% set thinking = false %}{% endif %}"
-        "<s>{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}<U>{{ m.content }}"
-        "{% else %}" + STRIPPED + "<A></think>{{ text }}</s>{% endif %}{% endfor %}"
-        "<A>{{ '<think>' if thinking else '</think>' }}"
-    ),
-    "LFM2.5-Instruct": (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n" + STRIPPED + "{{ text }}<|im_end|>\n{% endfor %}"
-        "{{ '<|im_start|>assistant\\n' }}"
-    ),
-    "gemma-4": (
-        "{% set on = enable_thinking is defined and enable_thinking %}{% set first = messages[0] %}"
-        "{% if on or first.role == 'system' %}{{ '<|turn>system\\n' }}{{ '<|think|>' if on else '' }}"
-        "{{ first.content if first.role == 'system' else '' }}{{ '<turn|>\\n' }}{% endif %}"
-        "{% for m in messages if m.role != 'system' %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-        "{{ m.content.split('<channel|>')[-1] }}<turn|>\n{% endfor %}{{ '<|turn>model\\n' }}"
-        "{{ '' if on else '<|channel>thought\\n<channel|>' }}"
-    ),
-    "gpt-oss": (
-        "{% if reasoning_effort is not defined %}{% set reasoning_effort = 'medium' %}{% endif %}"
-        "<|start|>system<|message|>Reasoning: {{ reasoning_effort }}<|end|>"
-        "{% for m in messages %}{% if m.role == 'system' %}<|start|>developer<|message|>{{ m.content }}<|end|>"
-        "{% elif m.role == 'user' %}<|start|>user<|message|>{{ m.content }}<|end|>"
-        "{% else %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}<|start|>assistant"
-    ),
-    "SmolLM3": (
-        "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
-        "{% set skips = '' if enable_thinking else '<think>\\n\\n</think>\\n' %}"
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ skips if m.role == 'assistant' else '' }}{{ m.content }}<|im_end|>\n"
-        "{% endfor %}{{ '<|im_start|>assistant\\n' }}{{ skips }}"
-    ),
-    "Nemotron-Nano-v2": (
-        "{% set ns = namespace(on=true) %}{% for m in messages %}{% if '/no_think' in m.content %}{% set ns.on = false %}{% endif %}"
-        "{% endfor %}{% for m in messages %}{% if m.role == 'assistant' %}" + STRIPPED + "<A>\n{{ text }}\n<E>\n"
-        "{% else %}<{{ m.role }}>\n{{ m.content }}\n{% endif %}{% endfor %}"
-        "{{ '<A>\\n' }}{{ '<think>\\n\\n' if ns.on else '<think></think>' }}"
-    ),
-    "Nemotron-Super-v1.5": (
-        "{% set enable_thinking = '/no_think' not in messages[0].content %}"
-        "{% for m in messages %}<{{ m.role }}>" + STRIPPED + "{{ text }}<E>{% endfor %}"
-        "<assistant>{{ '' if enable_thinking else '<think>\\n\\n</think>\\n\\n' }}"
-    ),
-}
 CHAT = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+ASKED = CHAT + "b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+PLAIN = "<|system|>S<|user|>a<|assistant|>b<|user|>c"
 GLM_TURN = "/nothink<|assistant|>\n<think></think>"
 GEMMA = "S<turn|>\n<|turn>user\na<turn|>\n<|turn>model\nb<turn|>\n<|turn>user\nc<turn|>\n<|turn>model\n"
 OSS = (
@@ -93,11 +35,7 @@ PROMPTS: Mapping[str, tuple[bool | None, str, str]] = {
         "[gMASK]<sop><|system|>S<|user|>a<|assistant|></think>b<|user|>c<|assistant|></think>",
     ),
     "DeepSeek-V3.1": (False, "<s>S<U>a<A></think>b</s><U>c<A><think>", "<s>S<U>a<A></think>b</s><U>c<A></think>"),
-    "LFM2.5-Instruct": (
-        None,
-        CHAT + "b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>\n",
-        CHAT + "b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n",
-    ),
+    "LFM2.5-Instruct": (None, f"{ASKED}<think>\n", ASKED),
     "gemma-4": (
         False,
         f"<|turn>system\n<|think|>{GEMMA}<|channel>thought\n",
@@ -106,7 +44,7 @@ PROMPTS: Mapping[str, tuple[bool | None, str, str]] = {
     "gpt-oss": (True, f"{OSS}<|channel|>analysis<|message|>", f"{OSS}<|channel|>final<|message|>"),
     "SmolLM3": (
         True,
-        CHAT + "b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        f"{ASKED}<think>\n",
         CHAT
         + "<think>\n\n</think>\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n",
     ),
@@ -116,14 +54,22 @@ PROMPTS: Mapping[str, tuple[bool | None, str, str]] = {
         "<system>S<E><user>a<E><assistant>b<E><user>c<E><assistant><think>\n",
         "<system>S<E><user>a<E><assistant>b<E><user>c<E><assistant>",
     ),
+    "switched": (True, f"{PLAIN}<|assistant|>\n<think>\n", f"{PLAIN}<|assistant|>\n<think>\n\n</think>\n\n"),
+    "always": (True, f"{PLAIN}<|assistant|><think>\n", f"{PLAIN}<|assistant|><think>\n\n</think>\n\n"),
+    "seed": (True, f"{PLAIN}<|assistant|>\n<seed:think>", f"{PLAIN}<|assistant|>\n<seed:think>\n\n</seed:think>\n"),
+    "mistral": (True, f"{PLAIN}[/INST][THINK]", f"{PLAIN}[/INST][THINK]\n\n[/THINK]"),
+    "none": (False, f"{ASKED}<think>\n", ASKED),
 }
+OWN_FORMATS = {"gemma-4": "channel", "gpt-oss": "harmony", "seed": "seed", "mistral": "mistral"}
+ALWAYS = ("Nemotron-Nano-v2", "always")  # thinking cannot be turned off
 
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_conversation_with_and_without_thoughts(name: str) -> None:
     by_itself, thoughts, answer = PROMPTS[name]
     prompt = ChatPrompt(TEMPLATES[name], [], style=PromptStyle("S"))
-    assert prompt.thinks_by_itself is by_itself
+    assert prompt.think_format is FORMATS[OWN_FORMATS.get(name, "think")]
+    assert (prompt.thinks_by_itself, prompt.always_thinks) == (by_itself, name in ALWAYS)
     assert text(prompt.segments(Problem("", "c", TURNS, thinks=True))) == thoughts
     assert text(prompt.segments(Problem("", "c", TURNS))) == answer
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from cli import TIMEOUT, environment, read_line, start
+from cli import TIMEOUT, environment, served
 from processes import awaited
 
 pytestmark = pytest.mark.slow
@@ -27,11 +27,8 @@ MOST_WRONG = 3  # of ten sums; the built-in pair makes mistakes
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with start("serve", "--pair", "builtin", "--port", "0", "--threads", "1", stdin=subprocess.DEVNULL) as process:
-        try:
-            yield read_line(process).decode().strip()
-        finally:
-            process.kill()
+    with served("--threads", "1", models=("--pair", "builtin")) as (_, client):
+        yield str(client.base_url).rstrip("/")
 
 
 def program(client: str, name: str) -> str:

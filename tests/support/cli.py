@@ -10,11 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
+import httpx2
 import pexpect
 import pyte
 
@@ -164,29 +166,26 @@ def solve(*arguments: str | bytes, **options: Any) -> Result:
 # --- as a real process
 
 
+class Process(subprocess.Popen[bytes]):
+    """A process whose streams are pipes."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+
 def start(
     *arguments: str | bytes,
     stdin: int | IO[bytes] = subprocess.PIPE,
     env: Mapping[str, str | None] | None = None,
     cwd: Path = HERE,
     program: Iterable[str] = PROGRAM,
-) -> subprocess.Popen[bytes]:
+) -> Process:
     pipe = subprocess.PIPE
-    return subprocess.Popen([*program, *arguments], stdin=stdin, stdout=pipe, stderr=pipe, env=environment(env), cwd=cwd)
+    return Process([*program, *arguments], stdin=stdin, stdout=pipe, stderr=pipe, env=environment(env), cwd=cwd)
 
 
-def run_shell(redirections: str, *arguments: str) -> Result:
-    program = ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", *PROGRAM]
-    with start(*arguments, stdin=subprocess.DEVNULL, program=program) as process:
-        try:
-            out, err = process.communicate(timeout=TIMEOUT)
-        finally:
-            process.kill()
-    return Result(process.returncode, out, err)
-
-
-def read_line(process: subprocess.Popen[bytes]) -> bytes:
-    assert process.stdout is not None
+def read_line(process: Process) -> bytes:
     line, deadline = b"", time.monotonic() + TIMEOUT
     while not line.endswith(b"\n"):
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
@@ -195,6 +194,23 @@ def read_line(process: subprocess.Popen[bytes]) -> bytes:
         assert byte, f"stdout ended after {line!r}"
         line += byte
     return line
+
+
+@contextmanager
+def served(
+    *arguments: str,
+    models: Sequence[str] = MODELS,
+    env: Mapping[str, str | None] | None = None,
+    program: Iterable[str] = PROGRAM,
+) -> Iterator[tuple[Process, httpx2.Client]]:
+    """Run `arbitrage serve`, and yield a client of it too."""
+    command = ("serve", *models, "--port", "0", *arguments)
+    with start(*command, stdin=subprocess.DEVNULL, env=env, program=program) as process:
+        try:
+            with httpx2.Client(base_url=read_line(process).decode().strip(), timeout=TIMEOUT) as client:
+                yield process, client
+        finally:
+            process.kill()
 
 
 def many_problems(path: Path, number: int) -> Path:

@@ -1,6 +1,5 @@
 """Helpers for tests with other processes and threads."""
 
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from cli import TIMEOUT
+from cli import TIMEOUT, Process
 
 from arbitrage_cli.system.child import Child
 
@@ -47,7 +46,7 @@ def awaited(condition: Callable[[], int | None]) -> int:
     return answer
 
 
-def ended_by(number: int, process: "subprocess.Popen[bytes]") -> int:
+def ended_by(number: int, process: Process) -> int:
     """The exit code of a process that is sent a signal until it ends: one that is still pending is not sent again."""
 
     def code() -> int | None:
