@@ -13,7 +13,6 @@ from typing import Any
 
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.loop import Attempt
-from arbitrage_cli.app.model_info import prediction_hint
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.problem_source import Selection, default_folder, draw_sample, select_problems
 from arbitrage_cli.app.protocol import Display, offering_to_resume
@@ -28,14 +27,12 @@ from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, expected_effects
 from arbitrage_cli.inference.llama import BINDING
 from arbitrage_cli.inference.llama.prebuilt import how_to_install
 from arbitrage_cli.inference.open import load_llama
-from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import (
     ADVICE,
     PAIRS_FILE,
     PairEntry,
     is_built_in,
     is_gguf,
-    local_files,
     router_file,
     save_pair,
     toml_lines,
@@ -134,12 +131,8 @@ def advise(request: Request, selected: Selection, advice: AdviceOptions, display
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
     ends = time.monotonic() + USABLE * 60 * advice.minutes
-    computed = [source for source in request.models_for(request.asked).values() if is_gguf(source)]
-    if computed:
+    if any(map(is_gguf, request.models_for(request.asked).values())):
         _remind_of_build(display)
-    for files in map(local_files, computed):
-        if files and (hint := prediction_hint(read_facts(files))):
-            display.note(hint)
     path = advice.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="advise--")
     with RunFolder(path, fresh=advice.fresh) as folder:
         is_new = advice.minutes >= MIN_MINUTES and not folder.statuses

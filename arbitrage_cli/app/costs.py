@@ -7,9 +7,8 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
-from arbitrage_cli.costs.store import Tuned, find_measurements, forget, keep_tuned, tuned_file
+from arbitrage_cli.costs.store import Tuned, find_measurements, keep_tuned, tuned_file
 from arbitrage_cli.errors import ArbitrageError, ModelFileError, OutputError, UsageError
-from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files
 from arbitrage_cli.numbers import formatting
@@ -26,7 +25,10 @@ def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> Mea
 
     Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
     """
-    paths = fetch(_local_models(named), display, offline=offline)
+    for source in named.writing.values():
+        if not is_gguf(source):
+            raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")
+    paths = fetch(named.writing, display, offline=offline)
     keep_tuned(tuned_file(), [])  # fail before measuring if the file cannot be written
     return measure_and_keep(paths, named.load, display.loading, display.note)
 
@@ -93,22 +95,6 @@ def warn_of_load(spec: Spec, display: Display) -> None:
             f"other programs use the processor, so {threads} threads may be slower than {free}; "
             f"to use fewer, add --threads {free}"
         )
-
-
-def forget_costs(named: NamedModels) -> int:
-    """Remove the stored costs of these models and the advice on them. Return how many measurements were removed."""
-    checker = "" if named.checks_itself else named.sources.get("check", "")
-    models = [*_local_models(named).values(), *([checker] if checker and is_gguf(checker) else [])]
-    return forget(tuned_file(), {sha256_seen(files) for one in models if (files := local_files(one))})
-
-
-def _local_models(named: NamedModels) -> dict[ModelRole, str]:
-    """Return the named draft and target. Raises UsageError if llama.cpp cannot run a model on this machine."""
-    found = named.writing
-    for source in found.values():
-        if not is_gguf(source):
-            raise UsageError(f"{source}: llama.cpp cannot run this model", "use a GGUF file or a model on the Hub")
-    return found
 
 
 def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import permutations
@@ -12,7 +11,7 @@ from typing import Any
 from arbitrage_cli.errors import ModelError, ModelFileError, UsageError
 from arbitrage_cli.inference.open import load_llama, rolls_back
 from arbitrage_cli.model_files.checksums import Identity, OnProgress, identify
-from arbitrage_cli.model_files.gguf import Facts, num_snapshots, read_facts
+from arbitrage_cli.model_files.gguf import num_snapshots, read_facts
 from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
@@ -85,33 +84,6 @@ def describe_router(source: str) -> Json:
     return {"sha256": router.sha256, "origin": identity.origin, **router.card.to_json(), "taus": taus}
 
 
-def describe_served(source: str) -> Json:
-    """Return the features of a served model, detected with one short generation. Raises ServerError if the generation fails."""
-    from arbitrage_cli.inference.chat_template import PromptStyle
-    from arbitrage_cli.inference.servers.address import Address, ServedSource, find_keys
-    from arbitrage_cli.inference.servers.connection import Connection  # slow to import
-    from arbitrage_cli.inference.servers.probe import facts_about, open_served
-
-    address = Address.parse(source)
-    served = ServedSource(address, find_keys({"target": address}, {}, os.environ).get("target"))
-    with contextlib.closing(Connection()) as connection:
-        model = open_served(connection, served)
-        prompt = model.prompt(PromptStyle())
-    facts = facts_about(model)
-    form, by_itself = prompt.own_format, prompt.thinks_by_itself if facts["has_template"] else None
-    return {**facts, "think_format": form.name if form else None, "thinks_by_itself": by_itself}
-
-
-def prediction_hint(facts: Facts) -> str | None:
-    """Return a hint on using the file's multi-token prediction layers, or None if there are no such layers."""
-    return (
-        f"the file has multi-token prediction layers; to use them, run llama.cpp's server: "
-        f"llama-server -m {facts.files[0]} --spec-type draft-mtp"
-        if facts.prediction_layers
-        else None
-    )
-
-
 def describe_models(names: Sequence[str]) -> Json:
     """Describe model files and the memory that they need. Raises ModelFileError if a GGUF file is missing or invalid."""
     pair = user_pairs().named(names[0])
@@ -170,7 +142,6 @@ def describe_model(source: str, pair: PairEntry | None = None) -> Json:
         "think_format": form.name if form else None,
         "thinks_by_itself": by_itself,
         "think_max_tokens": THINK_TOKENS if form else None,
-        "prediction_hint": prediction_hint(facts),
     }
 
 

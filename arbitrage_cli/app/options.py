@@ -155,7 +155,6 @@ class AdviceOptions:
     run_code: RunCode | None = None
     price: str | None = None
     costs: bool = False
-    forget: bool = False
     output_folder: Path | None = None
     fresh: bool = False
 
@@ -176,7 +175,6 @@ class ServerOptions:
 
     host: str = "127.0.0.1"
     port: Annotated[int, Interval(ge=0, le=65535)] = 8080
-    api_key_file: Path | None = None
     no_api_key: bool = False
     queue: Annotated[int, Interval(ge=0, le=10_000)] = 64
     timeout: Annotated[float, Interval(ge=1, le=86_400)] = 600.0

@@ -49,15 +49,13 @@ class Problems:
         stack: contextlib.ExitStack,
     ) -> None:
         """Open the source. Raises UsageError if the source is missing, ambiguous or unreadable."""
-        input_file, limit = options.input_file, options.limit
+        input_file = options.input_file
         if problem is not None and input_file is not None:
             raise UsageError("a problem argument and --input cannot be combined", "give one of them")
         mapping = parse_mapping(options.mapping) if options.mapping else {}
-        places = range_of(limit) if limit else slice(None)
+        places = range_of(options.limit) if options.limit else slice(None)
         table = _read_table(input_file, mapping, forms, places.stop)
         self.is_single = problem not in (None, "-")
-        if self.is_single and (limit or mapping):
-            raise UsageError("cannot be used with only one problem", "leave it out", option="limit" if limit else "mapping")
         self.ended = self._has_gap = False
         self._display, self._name = display, input_file or "standard input"
         self._ahead: deque[InputLine] = deque()

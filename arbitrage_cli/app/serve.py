@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
 from socket import socket
 
 from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
@@ -21,11 +20,9 @@ from arbitrage_cli.serving.app import Access, Bounds
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Service, bind, listen
 from arbitrage_cli.serving.worker import Worker
-from arbitrage_cli.system.files import read_text
 from arbitrage_cli.types import RequestEnded, ServingEvent
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-MAX_KEY_BYTES = 4096
 CHARS_PER_TOKEN = 16  # above the average of any text
 
 
@@ -34,7 +31,7 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
 
     Raises UsageError if the key or the address cannot be used, and the same errors as `Session` and `Service.run`.
     """
-    key = _api_key(options.api_key_file)
+    key = _api_key()
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
         access = Access(key, _accepted_hosts(bound, options, key))
@@ -73,18 +70,12 @@ def _defaults(session: Session) -> Defaults:
     )
 
 
-def _api_key(file: Path | None) -> str | None:
-    """Return the API key that clients must send, from the file or the environment. Raises UsageError if the key is invalid."""
-    try:
-        key = os.environ.get(KEY_VARIABLE, "") if file is None else read_text(file.expanduser(), MAX_KEY_BYTES)
-    except (OSError, RuntimeError, ValueError) as error:
-        hint = "use a file with one line of text"
-        raise UsageError(f"{file}: cannot be read as an API key", hint, option="api_key_file") from error
-    key = key.strip()
-    if not (key.isascii() and key.isprintable()) or (file and not key):
-        raise UsageError(
-            "the API key must be a single line of ASCII text", "create a key, for example with: openssl rand -hex 32"
-        )
+def _api_key() -> str | None:
+    """Return the API key that clients must send, from the environment. Raises UsageError if the key is invalid."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        hint = "create a key, for example with: openssl rand -hex 32"
+        raise UsageError(f"{KEY_VARIABLE}: the API key must be a single line of ASCII text", hint)
     return key or None
 
 
@@ -97,7 +88,7 @@ def _accepted_hosts(bound: socket, options: ServerOptions, key: str | None) -> C
     if ip_address(bound.getsockname()[0]).is_loopback:
         return {*LOOPBACK, own}.__contains__
     if key is None and not options.no_api_key:
-        hint = f"set {KEY_VARIABLE}, or use --api-key-file or --no-api-key"
+        hint = f"set {KEY_VARIABLE}, or use --no-api-key"
         raise UsageError("other machines can connect to this address without an API key", hint, option="host")
     is_ip_address = re.compile(r"[0-9.]+|.*:.*").fullmatch
     return lambda host: bool(key or host == own or is_private(host) or is_ip_address(host))

@@ -47,14 +47,17 @@ def solve_problems(
     path: Path | None,
     display: Display,
     line_of: LineOf,
-    describe: Callable[[RunInfo], RunInfo],
+    shown: Mapping[str, Any],
 ) -> "Solutions":
-    """Solve problems from an argument, a file or standard input, and write the results to `path` if it is set."""
+    """Solve problems from an argument, a file or standard input, and write the results to `path` if it is set.
+
+    `shown` contains the fields of `RunInfo` that decide what the display shows.
+    """
     with contextlib.ExitStack() as stack:
         problems = Problems(problem, source, request.task.forms, display, stack)
         folder = stack.enter_context(_open_file(path)) if path else None
         solutions = stack.enter_context(Solutions(problems, display, line_of, folder))
-        solutions.solve_missing(request, describe)
+        solutions.solve_missing(request, shown)
     return solutions
 
 
@@ -88,11 +91,11 @@ class Solutions(AbstractContextManager["Solutions"]):
         with contextlib.suppress(OutputError):  # an output error is already being raised
             self._write(self._in_order.rest())
 
-    def solve_missing(self, request: Request, describe: Callable[[RunInfo], RunInfo]) -> None:
+    def solve_missing(self, request: Request, shown: Mapping[str, Any]) -> None:
         """Solve the problems that have no result. If every problem has a result, no models are loaded.
 
-        `describe` extends the run description passed to the display. Raises UsageError if the file contains results of other
-        problems or settings, and the same errors as `Session` and `Scheduler.run`.
+        Raises UsageError if the file contains results of other problems or settings, and the same errors as `Session` and
+        `Scheduler.run`.
         """
         problems = self._problems
         num_known = self._match_earlier() + problems.look_ahead(2 if request.concurrency == "1" else MOST)
@@ -109,14 +112,14 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self._folder.save_run(add_loaded(manifest, session.models))
             with offering_to_resume(self._display, lambda error: self._how_to_resume(session.spec, error)):
                 if num_known:
-                    self._solve_with(session, describe)
+                    self._solve_with(session, shown)
                 else:
                     list(self._unsolved())
         self._remove_replaced()
 
-    def _solve_with(self, session: Session, describe: Callable[[RunInfo], RunInfo]) -> None:
+    def _solve_with(self, session: Session, shown: Mapping[str, Any]) -> None:
         num_done = sum(status == "done" for status, _ in self._stored.values())
-        run = describe(replace(session.run_info(num_problems=self._problems.total), num_done=num_done))
+        run = replace(session.run_info(num_problems=self._problems.total), num_done=num_done, **shown)
         solver = _Solver(session, run, self._problems.is_ready)
         self._display.begin(run)
         attempts = (Attempt(Item(problem, {}), 0, session.spec.route) for problem in self._unsolved())

@@ -20,7 +20,6 @@ from arbitrage_cli.system.machine import total_memory
     minutes=Option("Time limit in minutes, including loading and the measurement of token costs."),
     save=Option("Save the advice in the pair's entry in pairs.toml, so that other commands use it by default."),
     costs=Option("Only measure and show token costs.", is_setting=False),
-    forget=Option("Remove the measured token costs of these models, and the advice on them.", is_setting=False),
 )
 def advise(
     *,
@@ -43,8 +42,8 @@ def advise(
       arbitrage advise --draft small.gguf --target large.gguf --minutes 30
       arbitrage advise --costs --pair qwen2.5-coder
     """
-    if advice.costs or advice.forget:
-        return _costs(advice, options, output, as_json=json_line)
+    if advice.costs:
+        return _costs(options, output, as_json=json_line)
     if not (options.pair or options.draft or options.target) and _propose(options, as_json=json_line):
         return 0
     from arbitrage_cli.app import advise as app  # slow to import
@@ -84,21 +83,17 @@ def _propose(options: Options, *, as_json: bool) -> bool:
     return bool(commands)
 
 
-def _costs(advice: AdviceOptions, options: Options, output: OutputOptions, *, as_json: bool) -> int:
-    """Measure and show token costs, or delete them. Raises UsageError if a flag has no effect on token costs."""
-    from arbitrage_cli.app.costs import forget_costs, measure_costs  # slow to import
+def _costs(options: Options, output: OutputOptions, *, as_json: bool) -> int:
+    """Measure and show token costs. Raises UsageError if a flag has no effect on them."""
+    from arbitrage_cli.app.costs import measure_costs  # slow to import
     from arbitrage_cli.app.request import choose_models
     from arbitrage_cli.display.advice import costs_record, write_costs
     from arbitrage_cli.problems.tasks import find_task
 
-    mode = "costs" if advice.costs else "forget"
-    used = {*SHARED["Models"], *SHARED["Machine"], "quiet", "debug", "json_line", mode}
+    used = {*SHARED["Models"], *SHARED["Machine"], "quiet", "debug", "json_line", "costs"}
     if unused := sorted(options.explicit - used):
-        raise UsageError(f"has no effect with --{mode}", "leave it out", option=unused[0])
+        raise UsageError("has no effect with --costs", "leave it out", option=unused[0])
     named = choose_models(options, find_task(None))
-    if mode == "forget":
-        say(f"removed {formatting.count(forget_costs(named), 'measurement')} of these models", output)
-        return 0
     with command_display(output) as display, only_figures_on_stdout():
         measured = measure_costs(named, display, offline=options.offline)
     if as_json:

@@ -16,7 +16,7 @@ from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.hub import HubName
-from arbitrage_cli.model_files.pairs import is_served, user_pairs
+from arbitrage_cli.model_files.pairs import user_pairs
 from arbitrage_cli.numbers import formatting
 
 Name = Annotated[
@@ -107,7 +107,6 @@ def info(
 
     The sha256 of each file is compared with the Hub's, with that of the shipped file, or with that of its first use on this
     machine. The exit code is 3 if it differs. For a router (a .safetensors file, or builtin:universal), its card is shown.
-    For a model on a server (http://host:port/v1#model), a short request finds its capabilities.
 
     \b
     Examples:
@@ -116,18 +115,11 @@ def info(
       arbitrage models info router.safetensors
     """
     routers = [router for name in names if (router := model_info.router_named(name))]
-    served = [name for name in names if is_served(name)]
-    if (routers or served) and len(routers) + len(served) < len(names):
-        raise UsageError("routers and server models cannot be combined with model files", "use separate commands")
+    if routers and len(routers) < len(names):
+        raise UsageError("routers and models cannot be combined", "use separate commands")
     for router in routers:
         _show_router(router, as_json=json_line)
-    for source in served:
-        record = model_info.describe_served(source)
-        if json_line:
-            write_json(record)
-        else:
-            typer.echo(facts.block(str(record["model"]), facts.served_facts(record)))
-    if not routers and not served:
+    if not routers:
         _show_models(names, as_json=json_line)
 
 

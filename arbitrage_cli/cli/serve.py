@@ -11,8 +11,7 @@ from arbitrage_cli.errors import UsageError
     without=["prm"],
     host=Option("Address to listen on."),
     port=Option("Port to listen on; 0 selects a free port."),
-    api_key_file=Option(f"File with the API key that clients must send. Default: the key in {KEY_VARIABLE}.", "FILE"),
-    no_api_key=Option("Allow other machines to connect without an API key."),
+    no_api_key=Option(f"Allow other machines to connect without an API key, which is otherwise read from {KEY_VARIABLE}."),
     queue=Option("Maximum number of waiting requests."),
     timeout=Option("Time limit per request, in seconds."),
 )

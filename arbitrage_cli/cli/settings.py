@@ -92,14 +92,12 @@ def _read(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _checked(path: Path, place: str, table: Mapping[str, Any], commands: Iterable[Any]) -> dict[str, Any]:
     """Return the settings with dashes in their names, and with tables converted to JSON.
 
-    Raises UsageError if an option is unknown, or if its name is spelled both with dashes and with underscores.
+    Raises UsageError if an option is unknown.
     """
     known = sorted({option for command in commands for each in _all(command) for option, _ in _options(each)})
     checked: dict[str, Any] = {}
     for name, value in table.items():
         option = name.replace("_", "-")
-        if option in checked:
-            raise UsageError(f"{path}: '{option}' is set twice: with dashes and with underscores", "keep one of them")
         if option not in known:
             error = unknown("setting", option, known)
             raise UsageError(f"{path}: {place}{error.message}", error.hint)

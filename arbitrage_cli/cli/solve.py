@@ -2,8 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,6 @@ from arbitrage_cli.numbers import formatting
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.request import Request
-    from arbitrage_cli.runs.records import RunInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +98,8 @@ def solve(
             num_unanswered += line == ""
             return line
 
-        describe = partial(_describe, request, results, form)
-        solved = solve_problems(request, question, source, results.output_file, display, line_of, describe)
+        shown = _shown(request, results, form)
+        solved = solve_problems(request, question, source, results.output_file, display, line_of, shown)
     if results.output_file:
         status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
         errors = f", {formatting.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
@@ -110,13 +108,15 @@ def solve(
     return SOME_FAILED if solved.num_failed or num_unanswered else 0
 
 
-def _describe(request: "Request", results: ResultOptions, form: ResultFormat | None, run: "RunInfo") -> "RunInfo":
+def _shown(request: "Request", results: ResultOptions, form: ResultFormat | None) -> Mapping[str, Any]:
+    """Return the fields of `RunInfo` that decide what the display shows."""
     router = request.named.router if request.asked[0].needs_router else None
     explain = router.explain if router else lambda trace, index: None  # without a router, only the costs
-    follow = form == "text" and sys.stdout.isatty()
-    return replace(
-        run, answers_follow=follow, shows_thoughts=not results.hide_thoughts, explain=explain if results.explain else None
-    )
+    return {
+        "answers_follow": form == "text" and sys.stdout.isatty(),
+        "shows_thoughts": not results.hide_thoughts,
+        "explain": explain if results.explain else None,
+    }
 
 
 def _check_explained(request: "Request", *, is_shown: bool) -> None:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -186,22 +186,6 @@ def keep_tuned(path: Path, new: Sequence[Tuned], dropped: Sequence[Tuned] = ()) 
 def keep_advice(path: Path, new: StoredAdvice) -> None:
     """Add or replace the advice on a pair. Raises OutputError if the file cannot be written."""
     update_cache(path, lambda cache: replace(cache, advice=(*(one for one in cache.advice if one.pair != new.pair), new)))
-
-
-def forget(path: Path, sha256s: Collection[str]) -> int:
-    """Remove what is known about these models. Return the number of removed measurements.
-
-    Raises OutputError if the file cannot be written.
-    """
-    num_forgotten = sum(one.sha256 in sha256s for one in read_cache(path).tuned)
-
-    def without(cache: Cache) -> Cache:
-        tuned = (one for one in cache.tuned if one.sha256 not in sha256s)
-        advice = (one for one in cache.advice if not {*sha256s} & {*one.pair.models.values()})
-        return Cache(tuned=(*tuned,), advice=(*advice,))
-
-    update_cache(path, without)
-    return num_forgotten
 
 
 # --- the models of a command on this machine

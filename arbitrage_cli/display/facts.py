@@ -150,8 +150,6 @@ def file_facts(model: Json) -> Iterator[Fact]:
     yield "rollback", ROLLBACKS[model["rollback"]]
     limit = f"; up to {model['think_max_tokens']:,} tokens per solution" if model["think_max_tokens"] else ""
     yield "thinking", f"{_thinking(model)}{limit}"
-    if model["prediction_hint"]:
-        yield "prediction", model["prediction_hint"]
     yield "sampling", sampling or "no recommendation"
 
 
@@ -176,16 +174,6 @@ def identity_fact(identity: Identity) -> Fact:
     """Return a fact with the result of verifying a file, and the file's sha256."""
     origin = ORIGINS[identity.origin]
     return identity.path.name, f"{f'DAMAGED: not {origin}' if identity.is_damaged else origin}: sha256 {identity.sha256}"
-
-
-def served_facts(model: Json) -> Iterator[Fact]:
-    logprobs, shows_template = model["log_probabilities"], model["has_template"]
-    yield "server", f"{model['server']} at {model['host']}"
-    yield "context", f"{model['context_size']} tokens"
-    yield "continues", str(model["continues"])
-    yield "log-probs", f"{logprobs} per token" if logprobs else "none; the model cannot be used as a draft with a router"
-    yield "chat template", "known" if shows_template else "applied by the server"
-    yield "thinking", _thinking(model) if shows_template else "turned off"
 
 
 def _thinking(model: Json) -> str:

@@ -251,8 +251,7 @@ class Facts:
     """Facts about a model. A fact is None if the files do not contain it.
 
     `context_size` is the number of tokens for which a context would be allocated. `kv_bytes` is the size of this context's
-    KV cache in f16. `state_bytes` is the size of the recurrent layers' state per sequence. `prediction_layers` is the number
-    of layers for multi-token prediction.
+    KV cache in f16. `state_bytes` is the size of the recurrent layers' state per sequence.
     """
 
     files: tuple[Path, ...]
@@ -266,7 +265,6 @@ class Facts:
     kv_bytes: int | None
     state_bytes: int
     num_layers: int | None
-    prediction_layers: int
     has_template: bool
     vocabulary_size: int | None
     sampling: Mapping[str, int | float]
@@ -316,7 +314,6 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
         kv_bytes=None if kv_per_token is None else kv_per_token * context * _F16_BYTES,
         state_bytes=_state_numbers(first) * _F32_BYTES,
         num_layers=first.number("block_count"),
-        prediction_layers=first.number("nextn_predict_layers") or 0,
         has_template="tokenizer.chat_template" in first.metadata,
         vocabulary_size=first.array_lengths.get("tokenizer.ggml.tokens"),
         sampling=_sampling(first),

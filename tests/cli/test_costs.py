@@ -1,4 +1,4 @@
-"""`advise --costs` and `--forget`, and how the other commands use the measured costs and threads."""
+"""`advise --costs`, and how the other commands use the measured costs and threads."""
 
 import hashlib
 import json
@@ -236,17 +236,6 @@ def test_a_run_that_began_without_costs_goes_without_them(home: Home, nowhere: d
         assert home.run(*BENCH, "--policy", "target,random", "--limit", limit, env=env).code == 0
         home.pretend(FAST_READER)
     assert run_json(home.folder / "run")["unit_costs"] == {}
-
-
-def test_costs_that_are_forgotten_change_nothing_any_more(home: Home) -> None:
-    default = threads_of(solve(home))
-    home.pretend(FAST_READER, THREADS)
-    another = make_tuned(machine_here(), "0" * 64, 2, FAST_READER["draft"])
-    keep_tuned(home.file, [another])
-    assert_refused(home.run("advise", "--forget", "--minutes", "1"), 2, "", "--minutes")
-    assert home.run("advise", "--forget").code == 0
-    assert [*read_cache(home.file).tuned] == [another]
-    assert threads_of(solve(home)) == default
 
 
 @pytest.fixture

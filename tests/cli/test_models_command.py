@@ -207,15 +207,6 @@ def test_info_shows_the_rollback_that_the_first_load_found(tiny: Mapping[str, Pa
     assert (transformer["rollback"], transformer["snapshot_bytes"]) == ("tail", 0)
 
 
-def test_info_of_layers_for_multi_token_prediction(tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    path = alter(tiny["draft"], tmp_path / "predicts.gguf", {"llama.nextn_predict_layers": (GGUFValueType.UINT32, 1)})
-    (model,) = run("models", "info", path, "--json").records[0]["models"]
-    assert model["prediction_layers"] == 1
-    assert f"llama-server -m {path} --spec-type draft-mtp" in run("models", "info", path).out
-    (without,) = run("models", "info", tiny["draft"], "--json").records[0]["models"]
-    assert (without["prediction_layers"], without["prediction_hint"]) == (0, None)
-
-
 def test_info_of_no_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "damaged").write_bytes(b"GGUF" + b"\xff" * 60)

@@ -120,8 +120,3 @@ def test_table_of_a_command_wins_over_the_top_level_for_it_alone(quick_path: Pat
     made = run_json(quick_path / "mine")["policies"]
     assert [one["policy"] for one in made] == ["target", "draft"]
     assert run("solve", "5 + 6", "--json", "-q", cwd=quick_path).records[0]["policy"] == "logprob"
-
-
-def test_one_setting_in_two_spellings_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "arbitrage.toml").write_text("max-tokens = 1\nmax_tokens = 2\n")
-    assert_refused(run("solve", "5 + 6", cwd=tmp_path), 2, "arbitrage.toml: ", "max-tokens")

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGUFWriter
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from arbitrage_cli.errors import ModelFileError
 from arbitrage_cli.model_files.gguf import read_facts, read_header
@@ -128,7 +126,6 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
         (b"", "not a GGUF model"),
         (b"GGUF", "ends inside the header"),
         (b"<!DOCTYPE html><html><head></head></html>", "web page"),
-        (b"\n\n  <html><body>404 Not Found, sorry</body></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git-lfs pointer"),
         (b"PK\x03\x04" + b"\0" * 100, "not a GGUF"),
         *((gguf(version=version), f"version {version}") for version in (1, 4, 0x03000000)),
@@ -139,12 +136,10 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
         (gguf(*(tensor(b"", (1,), 0) for _ in range(20_000)), b"\0" * 64, num_tensors=20_000), "20000 tensors"),
         *((layers(value), f"{value} layers") for value in (0, 513, 2**31 - 1)),
         (gguf(string(b"key", 2**63), b"\0" * 64, num_entries=1), "string has"),
-        (gguf(string(b"key", HUGE), b"\0" * 64, num_entries=1), "string has"),
         (gguf(entry(b"k", STRING, string(b"text", 1 << 20)), num_entries=1), "ends inside the header"),
         (gguf(entry(b"k", 13, b"\0" * 8), num_entries=1), "unknown value type 13"),
         (gguf(entry(b"k", ARRAY, array(77, 3)), num_entries=1), "unknown value type 77"),
         (gguf(entry(b"k", ARRAY, array(UINT64, 2**61)), num_entries=1), "array has"),
-        (gguf(entry(b"k", ARRAY, array(STRING, HUGE)), num_entries=1), "array has"),
         (gguf(entry(b"k", ARRAY, array(UINT64, 1 << 20)), num_entries=1), "ends inside the header"),
         (gguf(entry(b"k", ARRAY, array(ARRAY, 1) * 2), num_entries=1), "unknown value type 9 in an array"),
         *(
@@ -163,16 +158,9 @@ def test_damaged_files_say_what_is_wrong(data: bytes, says: str, tmp_path: Path)
     assert says in refusal_of(data, tmp_path)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_changed_bytes_never_do_worse_than_an_error(small: Path, data: st.DataObject) -> None:
-    changed = bytearray(small.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        changed[data.draw(st.integers(4, len(changed) - 60))] = data.draw(st.sampled_from([0, 1, 9, 127, 128, 255]))
-    path = small.with_name("changed.gguf")
-    path.write_bytes(changed)
-    with suppress(ModelFileError):
-        assert read_header(path).file_size == len(changed)
+def test_as_many_layers_as_llama_cpp_takes(tmp_path: Path) -> None:
+    (tmp_path / "many.gguf").write_bytes(layers(512))
+    assert read_facts([tmp_path / "many.gguf"]).num_layers == 512
 
 
 def test_odd_paths(small: Path, tmp_path: Path) -> None:
@@ -189,11 +177,6 @@ def test_odd_paths(small: Path, tmp_path: Path) -> None:
             assert reason in refusal(path)
     (tmp_path / "link.gguf").symlink_to(small)
     assert read_header(tmp_path / "link.gguf") == read_header(small)
-
-
-def test_as_many_layers_as_llama_cpp_takes(tmp_path: Path) -> None:
-    (tmp_path / "many.gguf").write_bytes(layers(512))
-    assert read_facts([tmp_path / "many.gguf"]).num_layers == 512
 
 
 def test_a_vocabulary_of_millions_is_refused_early(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files from the Hub: checksums, failed downloads, refusals, hostile responses and secrets."""
+"""Files from the Hub: names, checksums, failed downloads, refusals, hostile responses and secrets."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from cli import TIMEOUT
 from fake_hub import COMMIT, Failure, FakeHub
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
-from arbitrage_cli.errors import ArbitrageError, HubError, ModelFileError
+from arbitrage_cli.errors import ArbitrageError, HubError, ModelFileError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import FileProgress
-from arbitrage_cli.model_files.hub import HubName
+from arbitrage_cli.model_files.hub import HubName, choose, parse_name
 
 REPO, FILE = "user/Model-GGUF", "Model-Q4_K_M.gguf"
 DATA = bytes(range(256)) * 4000 + b"the end"  # about 1 MB
@@ -28,6 +28,14 @@ NAME = HubName(REPO)
 SET = "user/Set"
 LARGE, SMALL = HubName(SET, "main/test.parquet", kind="dataset"), HubName(SET, "test.jsonl", kind="dataset")
 TOKEN = "hf_SENTINEL0123456789"  # noqa: S105 - no real one
+
+
+UNNAMED = HubName("user/repo")
+PATHS = ("model", "model.gguf", "a/small.gguf", "./a/b", "../a/b", "~/a", "/a/b", "a/b/c", "a\\b/c", "a/..", "a/b--c", "")
+LEADING_OUT = (
+    *("u/r:../../x.gguf", "u/r:/etc/x.gguf", "u/r:a/../x.gguf", "u/r:a\\x.gguf", "u/r:a\x1b[2J.gguf", "u/r@../../x"),
+    *("u/r:*", "u/r:latest"),
+)
 
 
 @pytest.fixture
@@ -272,3 +280,70 @@ def test_malformed_endpoint(endpoint: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert "HF_ENDPOINT" in done.stdout, done.stderr
     assert TOKEN not in done.stdout + done.stderr
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("user/repo", HubName("user/repo", "Q4_K_M", "main")),
+        ("user/repo:q8_0", HubName("user/repo", "q8_0", "main")),
+        ("user/repo@v1.0", HubName("user/repo", "Q4_K_M", "v1.0")),
+        ("user/repo:IQ3_XS@refs/pr/1", HubName("user/repo", "IQ3_XS", "refs/pr/1")),
+        ("user/repo:UD-Q4_K_XL", HubName("user/repo", "UD-Q4_K_XL", "main")),
+        ("u-s/re.po_1:sub/file.gguf@main", HubName("u-s/re.po_1", "sub/file.gguf", "main")),
+    ],
+)
+def test_names(source: str, name: HubName) -> None:
+    assert parse_name(source) == name
+
+
+@pytest.mark.parametrize("source", PATHS)
+def test_paths_are_not_names(source: str) -> None:
+    assert parse_name(source) is None
+
+
+@pytest.mark.parametrize("source", LEADING_OUT)
+def test_names_that_lead_out_of_the_cache(source: str) -> None:
+    with pytest.raises(UsageError):
+        parse_name(source)
+
+
+Q4, Q8 = "Model-Q4_K_M.gguf", "Model-Q8_0.gguf"
+PARTS = tuple(f"M-Q4_K_M-0000{number}-of-00003.gguf" for number in (1, 2, 3))
+SPELT = ("model.Q5_K_S.gguf", "sub/q5_k_s.gguf", "Q5_K_S/a-b_q5_k_s.gguf")
+
+
+@pytest.mark.parametrize(
+    ("selector", "files", "chosen"),
+    [
+        *((selector, (Q4, Q8), (Q4,)) for selector in ("q4_k_m", "Q4_K_M", Q4)),
+        *(("Q5_K_S", (file, "mmproj-q5_k_s.gguf", "model-IQ5_K_S.gguf"), (file,)) for file in SPELT),
+        *((selector, PARTS[::-1], PARTS) for selector in ("Q4_K_M", PARTS[1])),
+    ],
+)
+def test_choice_of_files(selector: str, files: tuple[str, ...], chosen: tuple[str, ...]) -> None:
+    assert choose(HubName("user/repo", selector), files) == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message", "hint"),
+    [
+        (HubName("user/repo", "Q2_K"), ["M-Q4_K_M.gguf", "M-Q8_0.gguf"], "has no Q2_K", "M-Q4_K_M.gguf, M-Q8_0.gguf"),
+        (UNNAMED, ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "a-Q4_K_M.gguf, b-Q4_K_M.gguf", "user/repo:a-Q4_K_M.gguf"),
+        (UNNAMED, [], "has no Q4_K_M", "-GGUF"),
+        (UNNAMED, ["M-Q4_K_M-00001-of-00002.gguf"], "lacks parts", "another quantization"),
+        (UNNAMED, ["../../../evil-Q4_K_M.gguf"], "unsafe", "inside the repository"),
+        (UNNAMED, ["/etc/evil-Q4_K_M.gguf"], "unsafe", "inside the repository"),
+        (UNNAMED, ["a\\..\\evil-Q4_K_M.gguf"], "unsafe", "inside the repository"),
+        (UNNAMED, ["C:/evil-Q4_K_M.gguf"], "unsafe", "inside the repository"),
+        (SMALL, ["other.jsonl"], "has no test.jsonl", "other.jsonl"),
+    ],
+)
+def test_no_single_safe_choice(name: HubName, files: list[str], message: str, hint: str) -> None:
+    with pytest.raises(HubError) as caught:
+        choose(name, files)
+    assert message in caught.value.message
+    assert hint in caught.value.hint

@@ -53,7 +53,6 @@ def test_own_pairs(tmp_path: Path) -> None:
         ('[mine]\ndraft.source = "a.gguf"\n', "target: "),
         ('[mine]\ntarget.source = "a.gguf"\ndraft.source = ""\n', "draft.source: "),
         ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nheat = "c"\n', "heat: unknown key"),
-        ('[mine]\ndraft = "a.gguf"\ntarget.source = "b.gguf"\n', "draft: "),
         ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ndraft.price = "1/2"\n', "draft.price: unknown key"),
         ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ntarget.heat = 1\n', "target.heat: unknown key"),
         ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nctx = -1\n', "ctx: "),
@@ -80,7 +79,7 @@ def test_own_pairs_that_make_no_sense(tmp_path: Path, text: str, words: str) -> 
 def test_a_broken_entry_stops_only_its_own_pair(tmp_path: Path) -> None:
     """A broken entry also hides the shipped pair of its name."""
     own = tmp_path / "pairs.toml"
-    own.write_text('[llama3]\ndraft = 7\n[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\n')
+    own.write_text('[llama3]\ndraft = "a"\n[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\n')
     pairs = read_pairs(own)
     assert find_pair("mine", pairs) == PairEntry("mine", ModelEntry("a.gguf"), TargetEntry("b.gguf"))
     assert pairs.broken.keys() == {"llama3"}

@@ -181,12 +181,6 @@ def test_a_folder_that_cannot_be_read(home: Path) -> None:
     assert complete(home, "ollama") == ["ollama:small:1b"]
 
 
-def test_a_huge_tree(home: Path) -> None:
-    for number in range(2000):
-        put(home / f".lmstudio/models/maker/repo-{number}/model.gguf", b"")
-    assert len([*found_names()]) == 2000
-
-
 def test_the_list_shows_what_can_be_used(home: Path, tiny: Mapping[str, Path]) -> None:
     ollama_has(home, f"{OWN}/small/1b", manifest(home, model=tiny["draft"].read_bytes()))
     ollama_has(home, f"{OWN}/broken/latest", b"no JSON")
