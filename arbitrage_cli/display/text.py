@@ -14,7 +14,6 @@ from typing import Self, TextIO
 from arbitrage_cli.errors import OutputError, ReaderGoneError
 
 WIDTH, NARROWEST = 79, 20  # maximum and minimum width of paragraphs and tables, in columns
-MAX_LINE = 200  # characters
 ASCII = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})  # for streams that cannot encode these characters
 
 _CONTROL = ("Cc", "Cs")  # Unicode categories of control characters and lone surrogates
@@ -38,13 +37,6 @@ def role_name(role: str) -> str:
 def one_line(text: str) -> str:
     """Return the text as one sanitized line with single spaces."""
     return " ".join(safe(text).split())
-
-
-def first_line(text: str) -> str:
-    """Return the first line of a text. An ellipsis marks omitted text."""
-    line, _, rest = safe(text).strip().partition("\n")
-    line = one_line(line)
-    return line if len(line) <= MAX_LINE and not rest else f"{line[: MAX_LINE - 1].rstrip()}…"
 
 
 @dataclass(frozen=True, slots=True)

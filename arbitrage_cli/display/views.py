@@ -11,7 +11,7 @@ from itertools import islice
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown, Standing
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.text import Line, aligned, first_line, one_line, role_name, shortened
+from arbitrage_cli.display.text import Line, aligned, one_line, role_name, shortened
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo, tally_of
 from arbitrage_cli.types import (
@@ -34,7 +34,7 @@ from arbitrage_cli.types import (
 DRAFT_ROWS, TEXT_ROWS, FOOTER_ROWS = 3, 6, 2
 MAX_PROBLEMS = 8  # problems in the region
 NO_ARITHMETIC = "this question is not arithmetic, so the answer of the built-in models is probably wrong"
-MAX_THOUGHT = 160  # characters
+MAX_QUESTION, MAX_THOUGHT = 200, 160  # characters
 TAIL = 40  # characters of a problem's text, if several problems are solved at once
 BAR = 24  # characters
 MARGIN = "     "
@@ -166,7 +166,10 @@ class SolveView:
         return "" if self._run.num_problems == 1 else f"problem {one_line(problem.id)}: "
 
     def _title(self, problem: Problem) -> list[Line]:
-        return [Line.of(), Line.of((self._of(problem) or "problem: ", "bold"), first_line(problem.question))]
+        return [
+            Line.of(),
+            Line.of((self._of(problem) or "problem: ", "bold"), shortened(one_line(problem.question), MAX_QUESTION)),
+        ]
 
     def _check_lines(self, event: Checked) -> Iterator[Line]:
         """Yield the solutions that are not kept, and the result of the comparison."""

@@ -26,6 +26,8 @@ from arbitrage_cli.runs.results import (
     unit_costs_of,
 )
 
+Run = Mapping[str, Any]  # the contents of run.json
+
 SCHEMA = 1
 MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
 
@@ -35,7 +37,7 @@ COMPARED = (
 )
 
 
-def figures(run: Mapping[str, Any], results: Iterable[Result], *, prices: Prices | None = None) -> dict[str, Any]:
+def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None) -> dict[str, Any]:
     """Return all figures of a run as JSON. Raises the same errors as `results_by_policy`."""
     policies, whole = results_by_policy(run, results), run
     if run.get("skips_attempts"):
@@ -45,12 +47,6 @@ def figures(run: Mapping[str, Any], results: Iterable[Result], *, prices: Prices
     prices = prices or (parse_prices(run["price"]) if run.get("price") else None)
     made = [_policy_figures(policy, target, run, prices) for policy in policies]
     ratio, ratio_interval = speed.token_ratio(run, policies)
-    notes = list(_notes(run, policies, made))
-    if target is None:
-        notes.append("Speed-ups and differences are unavailable, because the run has no results for policy target.")
-    if prices and (uncounted := [policy.label for policy in policies if not speed.counts_tokens(run, policy)]):
-        which = "Prices" if len(uncounted) == len(policies) else f"The prices of {', '.join(uncounted)}"
-        notes.append(f"{which} are unavailable, because a server did not report all token counts.")
     found = {
         "schema": SCHEMA,
         "dataset": run["dataset"]["name"],
@@ -62,22 +58,23 @@ def figures(run: Mapping[str, Any], results: Iterable[Result], *, prices: Prices
         "policies": made,
         "token_ratio": ratio,
         "token_ratio_interval": ratio_interval,
-        "notes": [*notes, *run["warnings"]],
+        "notes": [
+            *_notes(run, policies, made, has_target=target is not None, has_prices=prices is not None),
+            *run["warnings"],
+        ],
     }
     decided = verdict(found, expected_effects(whole)) if target or run.get("skips_attempts") else None
     return found | {"verdict": decided and asdict(decided)}
 
 
-def _attempted(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> tuple[Mapping[str, Any], list[PolicyResults]]:
+def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[PolicyResults]]:
     """Leave out the policies that `advise` skipped, and the problems that no policy has attempted."""
     made = [policy for policy in policies if policy.results or policy.policy is POLICIES["target"]]
     ids = {key[0] for policy in made for key in policy.results}
     return {**run, "levels": {name: level for name, level in run["levels"].items() if name in ids}}, made
 
 
-def _policy_figures(
-    policy: PolicyResults, target: PolicyResults | None, run: Mapping[str, Any], prices: Prices | None
-) -> dict[str, Any]:
+def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> dict[str, Any]:
     levels, samples = run["levels"], run["samples"]
     found = _with_ratios(
         accuracy(policy.results.values(), len(levels) * samples)
@@ -233,7 +230,9 @@ def _differs_by_clock(policy: Mapping[str, Any]) -> bool:
     return bool(computed and clock) and not 1 / MAX_RATIO <= clock / computed <= MAX_RATIO
 
 
-def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _notes(
+    run: Run, policies: Sequence[PolicyResults], made: Sequence[Mapping[str, Any]], *, has_target: bool, has_prices: bool
+) -> Iterator[str]:
     done = [result for policy in policies for result in policy.done]
     for flag, count in sorted(cut_by_limit(done).items()):
         cut = f"{count} of {formatting.count(len(done), 'attempt')}"
@@ -259,3 +258,9 @@ def _notes(run: Mapping[str, Any], policies: Sequence[PolicyResults], made: Sequ
             f"The run is incomplete: {formatting.count(missing, 'attempt')} missing. Accuracy covers only the attempts made, "
             "so policies may be compared on different problems."
         )
+    if not has_target:
+        yield "Speed-ups and differences are unavailable, because the run has no results for policy target."
+    uncounted = [one["label"] for one in made if one["price"] is None and one["seconds_mean"] is not None]
+    if has_prices and uncounted:
+        which = "Prices" if len(uncounted) == len(made) else f"The prices of {', '.join(uncounted)}"
+        yield f"{which} are unavailable, because a server did not report all token counts."

@@ -154,16 +154,12 @@ def lead_probe_stay(budget: float, draw: ScoreOf) -> ScoreOf:
 
 
 def departs(decision: Decision) -> bool:
-    """Return whether the target wrote this step with few of the drafted words."""
-    draft, target = decision.draft, decision.target
-    return draft is not None and target is not None and share_kept(draft.text, target.text) < DEPARTED
-
-
-def share_kept(drafted: str, written: str) -> float:
-    """Return the share of the drafted words that precede the first different word."""
-    words = _WORD.findall(drafted)
-    kept = takewhile(lambda pair: pair[0] == pair[1], zip(words, _WORD.findall(written), strict=False))
-    return sum(1 for _ in kept) / max(1, len(words))
+    """Return whether the target wrote this step, and kept few of the drafted words before the first different word."""
+    if decision.draft is None or decision.target is None:
+        return False
+    drafted, written = (_WORD.findall(step.text) for step in (decision.draft, decision.target))
+    kept = takewhile(lambda pair: pair[0] == pair[1], zip(drafted, written, strict=False))
+    return len([*kept]) < DEPARTED * max(1, len(drafted))
 
 
 def _after_lead(trace: Trace) -> list[Decision]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.answers import boxed_answer
-from arbitrage_cli.types import Attribution, Check, Cost, Decision, Finished, ModelRole, Trace
+from arbitrage_cli.types import Attribution, Check, Cost, Decision, Finished, ModelRole, Step, Trace
 
 SCHEMA: Literal[1] = 1
 """The schema of rows and run.json. Folders with another schema are rejected."""
@@ -140,22 +140,30 @@ def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST, check: Che
     checks = [step for step in others if step.model == "check"]
     targets = [decision.target for decision in made if decision.target]
     accepted = [decision.kept for decision in made if decision.kept is decision.draft]
-    speculation = [step.speculation_cost for step in targets]
+    thoughts = [decision.kept for decision in made if decision.kept.phase == "think"]
     return Tally(
         drafted_steps=len(drafts),
         accepted_steps=len(accepted),
         stopped_steps=sum(step.stop == "early" for step in drafts),
         target_steps=len(targets),
-        drafted_tokens=sum(step.num_tokens for step in drafts),
-        accepted_tokens=sum(step.num_tokens for step in accepted),
-        target_tokens=sum(step.num_tokens for step in targets),
-        check_tokens=sum(step.num_tokens for step in checks),
-        thinking_tokens=sum(decision.kept.num_tokens for decision in made if decision.kept.phase == "think"),
-        draft_cost=_sum_costs([*(step.cost for step in drafts), *speculation]),
-        target_cost=_sum_costs([step.cost for step in targets]),
+        drafted_tokens=_num_tokens(drafts),
+        accepted_tokens=_num_tokens(accepted),
+        target_tokens=_num_tokens(targets),
+        check_tokens=_num_tokens(checks),
+        thinking_tokens=_num_tokens(thoughts),
+        draft_cost=_sum_costs([*_costs(drafts), *(step.speculation_cost for step in targets)]),
+        target_cost=_sum_costs(_costs(targets)),
         reward_cost=reward_cost,
-        check_cost=_sum_costs([step.cost for step in checks]),
+        check_cost=_sum_costs(_costs(checks)),
     )
+
+
+def _num_tokens(steps: Iterable[Step]) -> int:
+    return sum(step.num_tokens for step in steps)
+
+
+def _costs(steps: Iterable[Step]) -> list[Cost]:
+    return [step.cost for step in steps]
 
 
 def tally_of(finished: Finished) -> Tally:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from arbitrage_cli.arbitrage import uniform_draw
-from arbitrage_cli.routing.policies import BUDGET, DEPARTED, LEAD, departs, lead_probe_stay, probe_tau, share_kept
+from arbitrage_cli.routing.policies import BUDGET, LEAD, departs, lead_probe_stay, probe_tau
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 SAME, OTHER = "So 2 + 3 = 5, which is right.", "No: 2 + 3 = 6 is wrong."
@@ -52,10 +52,9 @@ def test_the_budget_bounds_the_share_of_later_thoughts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "share"),
-    [(SAME, 1.0), (SAME.replace("right", "wrong"), 9 / 11), (OTHER, 0.0), ("", 0.0), (f"{SAME} Wait.", 1.0)],
+    ("written", "has_departed"),
+    [(SAME, False), (SAME.replace("right", "wrong"), False), (SAME.replace("2", "1"), True), (OTHER, True), ("", True)],
 )
-def test_the_kept_share_ends_at_the_first_other_word(written: str, share: float) -> None:
-    assert share_kept(SAME, written) == pytest.approx(share, abs=0.01)
-    assert departs(rewritten(written)) is (share < DEPARTED)
+def test_a_thought_departs_at_the_first_other_word(written: str, *, has_departed: bool) -> None:
+    assert departs(rewritten(written)) is has_departed
     assert not departs(accepted())
