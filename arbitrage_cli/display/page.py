@@ -10,7 +10,6 @@ blocks of rows, which the script unpacks on demand.
 import base64
 import hashlib
 import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from arbitrage_cli.display import facts
 from arbitrage_cli.display.table import DEFINITIONS, PAGE, Column, known, size_of
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.display.verdict import sentence
-from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.answers import boxed_answer, gold_answer
 from arbitrage_cli.routing.route import route_name
 from arbitrage_cli.runs.rows import AttemptRow
@@ -58,7 +56,7 @@ def _template_text(name: str) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         trim_blocks=True,
@@ -66,14 +64,6 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: safe(value) if type(value) is str else value,  # Markup is a subclass
     )
-    environment.filters["typeset"] = _typeset
-    return environment
-
-
-def _typeset(text: str) -> str:
-    text = re.sub(r"(?<=\d)-(?=\d)", "\N{EN DASH}", text)
-    text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text).replace("->", "\N{RIGHTWARDS ARROW}")
-    return "\N{EN DASH}" if text == formatting.UNKNOWN else text
 
 
 def _hash(text: str) -> str:

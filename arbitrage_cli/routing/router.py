@@ -173,21 +173,15 @@ class Router:
     def explain(self, trace: Trace, position: int) -> Attribution | None:
         """Return each feature's contribution to the score at this position, or None if the router did not score the step.
 
-        If the log-odds exceed `MAX_LOG_ODDS`, the difference is listed as the contribution `limit`. Raises ValueError if the
-        draft has no token statistics.
+        Raises ValueError if the draft has no token statistics.
         """
         draft = trace.decisions[position].draft
         if draft is None or (draft.phase == "think" and not self.card.knows_thoughts):
             return None
         inputs = EarlierSteps(trace.problem).features(trace.decisions[:position], draft)[self._columns]
-        unlimited = float(self.network.log_odds(inputs))
-        log_odds = min(MAX_LOG_ODDS, max(-MAX_LOG_ODDS, unlimited))
-        values = self.network.parts(inputs).tolist()
-        parts = [
-            *zip(self.card.features, values, strict=True),
-            *([("limit", log_odds - unlimited)] * (log_odds != unlimited)),
-        ]
-        return Attribution(log_odds, unlimited - math.fsum(values), sorted(parts, key=lambda part: -abs(part[1])))
+        log_odds, values = float(self.network.log_odds(inputs)), self.network.parts(inputs).tolist()
+        parts = sorted(zip(self.card.features, values, strict=True), key=lambda part: -abs(part[1]))
+        return Attribution(log_odds, log_odds - math.fsum(values), parts)
 
     def check_steps(self, step_end: StepEnd) -> None:
         if self.card.step_end != step_end:

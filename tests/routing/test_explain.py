@@ -15,7 +15,7 @@ from test_router import make_draft, make_router
 from arbitrage_cli.display.views import log_odds
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.router import MAX_LOG_ODDS, Router, load, save
+from arbitrage_cli.routing.router import Router, load, save
 from arbitrage_cli.training.tau_tables import Outcomes, make_table
 from arbitrage_cli.types import Attribution, Cost, Decision, Limits, Problem, Step, Trace
 
@@ -56,15 +56,6 @@ def test_parts_add_up_to_the_log_odds(source: str) -> None:
         sizes = [abs(value) for _, value in found.features]
         assert sizes == sorted(sizes, reverse=True)
         assert {name for name, _ in found.features} == set(router.card.features)
-
-
-def test_a_limit_of_the_log_odds_is_a_part() -> None:
-    router = make_router()
-    steep = Router(router.network.moved(1.0, 1000.0), router.card)
-    found = attribution_of(steep, make_draft())
-    assert found.log_odds == MAX_LOG_ODDS
-    assert found.features[0][0] == "limit"
-    assert found.average_step + sum(value for _, value in found.features) == pytest.approx(MAX_LOG_ODDS, abs=1e-6)
 
 
 def test_only_steps_that_the_router_scored_are_explained() -> None:
