@@ -1,4 +1,4 @@
-"""The verdict on a pair: its answer, its confidence, and whether that confidence holds."""
+"""The verdict on a pair: what is expected of a policy before it has run, the answer, and whether its confidence holds."""
 
 import json
 import math
@@ -7,21 +7,24 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up_tuning import unit_costs
-from small_routers import ROW
+from small_routers import ROW, make_table
 
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.evaluation.verdict import (
+    CARD_SPREAD,
     LIKELY,
     MAX_LOSS,
     MAX_LOST,
     MIN_SPEEDUP,
+    OTHER_SPREAD,
     SURE,
+    UNKNOWN,
     Expected,
     Verdict,
     after_answers,
@@ -29,8 +32,10 @@ from arbitrage_cli.evaluation.verdict import (
     best_preset,
     chance_of_small_loss,
     chance_of_speedup,
+    expected_effects,
     verdict,
 )
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.presets import TauTable
 
 Interval = tuple[float, float] | None
@@ -328,3 +333,55 @@ def test_a_threshold_table_advises_by_its_own_rows(
     table = TauTable(rows, steps=0.0, prompt_tokens=0.0, alone_tokens=1.0, named=named, costs=costs)
     assert best_preset(table) == preset
     assert best_preset(replace(table, costs=None)) is None
+
+
+DRAFT = UnitCosts((0.1, 0.1, 0.1, 0.1, 0.1), 0.001)
+WIDE = UnitCosts((1.0, 1.02, 1.05, 1.1, 1.2), 0.01)  # a batch takes about as long as one token
+NARROW = UnitCosts((1.0, 2.0, 4.0, 8.0, 16.0), 0.01)  # a batch takes as long as its tokens one by one
+ROUTES = ("target", "speculative", "arbitrage@0.3", "entropy@0.5", "draft")
+
+
+def expected_at(target: UnitCosts | None = WIDE, *, sha256: str = "t", router: bool = True) -> Mapping[str, Expected]:
+    pair = {"draft": {"sha256": "d"}, "target": {"sha256": "t"}}
+    run: dict[str, Any] = {
+        "unit_costs": {"draft": asdict(DRAFT), "target": asdict(target)} if target else {},
+        "models": {"draft": {"sha256": "d"}, "target": {"sha256": sha256}},
+        "router": {"card": {"taus": make_table().to_json(), "pairs": [pair]}} if router else None,
+        "policies": [
+            {"policy": policy, "tau": float(tau) if tau else None, "tau_name": None}
+            for policy, _, tau in (route.partition("@") for route in ROUTES)
+        ],
+    }
+    return expected_effects(run)
+
+
+def test_speculation_depends_on_the_cost_of_batches() -> None:
+    cheap, dear = (expected_at(target)["speculative"] for target in (WIDE, NARROW))
+    assert chance_of_speedup(cheap) > 0.9
+    assert dear.most < MIN_SPEEDUP
+    assert chance_of_speedup(dear) == 0
+    assert cheap.interval[0] < cheap.speedup < cheap.interval[1] <= cheap.most
+
+
+@pytest.mark.parametrize(("sha256", "spread"), [("t", CARD_SPREAD), ("another", OTHER_SPREAD)])
+def test_routing_follows_the_card_at_the_costs_of_this_machine(sha256: str, spread: float) -> None:
+    found = expected_at(sha256=sha256)["arbitrage@0.3"]
+    table = make_table().at_costs(PairCosts.of({"draft": DRAFT, "target": WIDE}))
+    time = table.time(table.row_at(0.3))
+    assert time is not None
+    assert found.speedup == pytest.approx(1 / time)
+    assert (found.spread, found.change) == (spread, 0.0)
+    assert found.gained + found.lost + found.kept <= 10
+
+
+def test_the_draft_is_the_best_case_and_not_to_be_trusted() -> None:
+    found = expected_at()
+    assert found["draft"].speedup > 5
+    assert found["arbitrage@0.3"].most >= found["draft"].speedup
+    assert chance_of_small_loss(found["draft"]) < 0.3 < 0.5 < chance_of_small_loss(found["arbitrage@0.3"])
+
+
+def test_nothing_is_known_without_costs_and_card() -> None:
+    found = expected_at(None, router=False)
+    assert (found["speculative"], found["entropy@0.5"]) == (UNKNOWN, UNKNOWN)
+    assert "target" not in found
