@@ -30,6 +30,7 @@ from arbitrage_cli.routing.route import (
     Route,
     make_route,
     parse_route,
+    route_name,
     route_or_target_alone,
     stops_early,
 )
@@ -156,7 +157,7 @@ def make_spec(
     routes = _routes(request, available)
     route_notes = list[str]()
     if not request.compares:
-        routes[0], route_notes = _default_or_warned(request, routes[0], available)
+        routes[0], route_notes = _default_or_warned(request, earlier, routes[0], available)
     policies = [route.policy for route in routes]
     models = {
         role: ModelSpec(
@@ -218,9 +219,18 @@ def _routes(request: Request, router: AvailableRouter) -> list[Route]:
     return [replace(route, stops_early=early and route.policy.can_stop_early) for route in routes]
 
 
-def _default_or_warned(request: Request, route: Route, router: AvailableRouter) -> tuple[Route, list[str]]:
-    """Return the advised route or the target alone, if this is better than the default route, and notes for the user."""
+def _default_or_warned(
+    request: Request, earlier: Run | None, route: Route, router: AvailableRouter
+) -> tuple[Route, list[str]]:
+    """Return the advised route or the target alone, if this is better than the default route, and notes for the user.
+
+    A resumed run keeps its default route, because the advice, the costs or the concurrency may have changed.
+    """
     notes = list[str]()
+    if earlier and request.is_default:
+        began = earlier["policies"][0]
+        policy, tau = parse_route(route_name(began["policy"], began["tau"], began["tau_name"]))
+        return make_route(policy, tau, router, early_stop=earlier["settings"]["early_stop"]), notes
     try:
         if request.is_default and (advised := _advised_route(request, router)):
             return advised

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
 from arbitrage_cli.app import costs
+from arbitrage_cli.app.manifest import make_manifest
 from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import Loads, NamedModels, ask, ask_to_collect, ask_to_compare, choose_models
@@ -23,6 +25,11 @@ from arbitrage_cli.types import ModelRole
 
 SCRIPTED = Options(draft="scripted:draft", target="scripted:target")
 MATH = find_task(None)
+CHEAP_BATCHES: Mapping[ModelRole, Tuned] = {
+    "draft": make_tuned(costs=unit_costs(0.2, 4.0, 16.0, prefill=0.01)),
+    "target": make_tuned(costs=unit_costs(1.0, 1.0, 1.1, prefill=0.01)),
+}
+"""Costs at which batches make only the target cheaper."""
 
 
 @pytest.fixture(autouse=True)
@@ -72,14 +79,21 @@ def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, polic
     ("loads", "concurrency", "policy"), [("needed", 1, "arbitrage"), ("needed", 8, "target"), ("served", 8, "arbitrage")]
 )
 def test_the_default_follows_the_costs_of_its_concurrency(loads: Loads, concurrency: int, policy: str) -> None:
-    """Batches make only the target cheaper here. An advice is for one problem at a time, as in most of a server's time."""
+    """An advice is for one problem at a time, as in most of a server's time."""
     request = ask(Options(), MATH, loads=loads)
-    measured: dict[ModelRole, Tuned] = {
-        "draft": make_tuned(costs=unit_costs(0.2, 4.0, 16.0, prefill=0.01)),
-        "target": make_tuned(costs=unit_costs(1.0, 1.0, 1.1, prefill=0.01)),
-    }
     keep_advice(tuned_file(), StoredAdvice(advised_pair(request), "arbitrage@fast", "2026-11-29T12:00:00+00:00"))
-    assert make_spec(request, measured=measured, concurrency=concurrency).route.policy.name == policy
+    assert make_spec(request, measured=CHEAP_BATCHES, concurrency=concurrency).route.policy.name == policy
+
+
+@pytest.mark.parametrize(("concurrency", "policy", "advised"), [(1, "arbitrage", "target"), (8, "target", "arbitrage@fast")])
+def test_a_resumed_run_keeps_its_default(concurrency: int, policy: str, advised: str) -> None:
+    """Whatever is advised afterwards, and however few problems are left."""
+    request = ask(Options(), MATH)
+    began = make_spec(request, measured=CHEAP_BATCHES, concurrency=concurrency)
+    keep_advice(tuned_file(), StoredAdvice(advised_pair(request), advised, "2026-11-29T12:00:00+00:00"))
+    resumed = make_spec(request, make_manifest(began), measured=CHEAP_BATCHES)
+    assert (resumed.route, resumed.route.policy.name) == (began.route, policy)
+    assert make_spec(request, measured=CHEAP_BATCHES).route.name == advised
 
 
 @pytest.mark.parametrize("policy", ["arbitrage", "random"])
