@@ -74,7 +74,7 @@ def _view(run: Json, figures: Json) -> dict[str, Any]:
     policies = figures["policies"]
     tables = [table for table in (_table(*entry, policies) for entry in PAGE.items()) if table["rows"]]
     has_levels = any(policy["by_level"] and policy["accuracy"] is not None for policy in policies)
-    shown = {column.definition: column.heading for table in tables for column, _ in table["columns"]}
+    shown = {column.key: column.heading for table in tables for column, _ in table["columns"]}
     shown |= (
         {"accuracy": "accuracy"}
         | ({"by_level": "by level"} if has_levels else {})
@@ -97,7 +97,7 @@ def _view(run: Json, figures: Json) -> dict[str, Any]:
 def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> dict[str, Any]:
     """Return a table of the policies that have a figure: its columns, and whether a column has intervals or counts."""
     made = [policy for policy in policies if known(shown, [policy])]
-    kept = [(column, any(column.beside(policy) for policy in made)) for column in known(shown, made)]
+    kept = [(column, any(column.cell(policy)[1] for policy in made)) for column in known(shown, made)]
     rows = [(policy["policy"], policy["label"], [column.cell(policy) for column, _ in kept]) for policy in made]
     return {"caption": caption, "columns": kept, "rows": rows}
 

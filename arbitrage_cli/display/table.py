@@ -5,6 +5,7 @@ Rich wraps paragraphs and cells at the width of the terminal.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -36,41 +37,38 @@ TIME_PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. `definition` is a key of DEFINITIONS. `show` formats a figure; `beside` formats its interval or counts."""
+    """A column with a figure and, beside it, the figure's interval or the two numbers of a ratio.
+
+    If `name` is empty, the whole record is shown. `definition` is a key of DEFINITIONS.
+    """
 
     heading: str
-    definition: str
-    show: Callable[[Json], str]
-    beside: Callable[[Json], str] = lambda figures: ""
+    name: str
+    show: Show = formatting.number
+    show_interval: Show | None = None
+    has_counts: bool = False
+    definition: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.definition or self.name
 
     def cell(self, figures: Json) -> tuple[str, str]:
-        return self.show(figures), self.beside(figures)
+        return self.show(figures[self.name] if self.name else figures), self._beside(figures)
+
+    def _beside(self, figures: Json) -> str:
+        if self.show_interval:
+            return self.show_interval(figures[f"{self.name}_interval"])
+        if not self.has_counts or figures[self.name] is None:
+            return ""
+        ratio = figures["ratios"][self.name]
+        return f"{formatting.number(ratio['numerator'])}/{formatting.number(ratio['denominator'])}"
 
 
 def known(columns: Sequence[Column], records: Sequence[Json]) -> list[Column]:
     """Return the columns that contain a figure for at least one record."""
-    return [column for column in columns if any(column.show(record) not in ("", formatting.UNKNOWN) for record in records)]
-
-
-def _value(heading: str, name: str, show: Show = formatting.number) -> Column:
-    return Column(heading, name, lambda figures: show(figures[name]))
-
-
-def _ranged(heading: str, definition: str, show: tuple[Show, Show], of: str = "") -> Column:
-    name = of or definition
-    return Column(
-        heading, definition, lambda figures: show[0](figures[name]), lambda figures: show[1](figures[f"{name}_interval"])
-    )
-
-
-def _with_parts(heading: str, name: str, show: Show = formatting.percent) -> Column:
-    def parts(figures: Json) -> str:
-        if figures[name] is None:
-            return ""
-        ratio = figures["ratios"][name]
-        return f"{formatting.number(ratio['numerator'])}/{formatting.number(ratio['denominator'])}"
-
-    return Column(heading, name, lambda figures: show(figures[name]), parts)
+    empty = ("", formatting.UNKNOWN)
+    return [column for column in columns if any(column.cell(record)[0] not in empty for record in records)]
 
 
 def _points_range(interval: formatting.Bounds) -> str:
@@ -83,30 +81,25 @@ def outcomes(figures: Json, names: Iterable[str] = OUTCOMES) -> str:
     return ", ".join(f"{figures[name]:,} {OUTCOMES[name]}" for name in names if figures[name])
 
 
-def _part(part: str) -> Callable[[Json], str]:
-    def mean(figures: Json) -> str:
-        seconds = figures["time"][part]
-        if figures["seconds_mean"] is None or not seconds:
-            return formatting.UNKNOWN
-        return formatting.number(seconds / figures["ratios"]["seconds_mean"]["denominator"])
-
-    return mean
+def _mean_seconds(part: str, figures: Json) -> str:
+    seconds = figures["time"][part]
+    if figures["seconds_mean"] is None or not seconds:
+        return formatting.UNKNOWN
+    return formatting.number(seconds / figures["ratios"]["seconds_mean"]["denominator"])
 
 
 PERCENT = formatting.percent, formatting.percent_range
 POINTS = formatting.points, _points_range
 TIMES = formatting.number, formatting.number_range
 
-ACCURACY = _ranged("accuracy", "accuracy", PERCENT)
-DIFFERENCE = _ranged("diff", "accuracy_difference", POINTS)
-CORRECT = Column("correct", "accuracy", lambda figures: f"{figures['correct']}/{figures['n']}")
-REMARKS = Column("remarks", "outcomes", outcomes)
-SECONDS = _value("mean s", "seconds_mean")
-SPEEDUP = _ranged("speed-up", "speedup", TIMES)
-ACCEPTED = _value("accepted", "acceptance_rate", formatting.whole_percent)
+ACCURACY = Column("accuracy", "accuracy", *PERCENT)
+DIFFERENCE = Column("diff", "accuracy_difference", *POINTS)
+SECONDS = Column("mean s", "seconds_mean")
+SPEEDUP = Column("speed-up", "speedup", *TIMES)
+ACCEPTED = Column("accepted", "acceptance_rate", formatting.whole_percent)
 PRICE: Sequence[Column] = (
-    _value("price/1000", "price", lambda price: formatting.number(None if price is None else 1000 * price)),
-    _ranged("saved", "saving", PERCENT),
+    Column("price/1000", "price", lambda price: formatting.number(None if price is None else 1000 * price)),
+    Column("saved", "saving", *PERCENT),
 )
 TERMINAL: Sequence[Column] = (
     ACCURACY,
@@ -115,43 +108,45 @@ TERMINAL: Sequence[Column] = (
     SPEEDUP,
     *PRICE,
     ACCEPTED,
-    _value("called", "called_rate", formatting.whole_percent),
-    _value("thinking", "thinking_tokens_mean"),
+    Column("called", "called_rate", formatting.whole_percent),
+    Column("thinking", "thinking_tokens_mean"),
 )
 
 PAGE: Mapping[str, Sequence[Column]] = {
     "Accuracy and time": (
         ACCURACY,
-        CORRECT,
-        REMARKS,
-        _ranged("vs target, points", "accuracy_difference", POINTS),
+        Column("correct", "", lambda figures: f"{figures['correct']}/{figures['n']}", definition="accuracy"),
+        Column("remarks", "", outcomes, definition="outcomes"),
+        Column("vs target, points", "accuracy_difference", *POINTS),
         SPEEDUP,
         SECONDS,
-        _value("clock s", "measured_seconds_mean"),
-        _ranged("clock speed-up", "measured_speedup", TIMES),
+        Column("clock s", "measured_seconds_mean"),
+        Column("clock speed-up", "measured_speedup", *TIMES),
     ),
     "Steps and tokens": (
-        _with_parts("accepted steps", "acceptance_rate"),
-        _with_parts("stopped early", "stopped_early_rate"),
-        _with_parts("target calls per step", "target_call_rate", formatting.number),
-        _with_parts("target called", "called_rate"),
-        _value("wasted draft tokens", "wasted_draft_tokens"),
-        _with_parts("thinking tokens", "thinking_tokens_mean", formatting.number),
+        Column("accepted steps", "acceptance_rate", formatting.percent, has_counts=True),
+        Column("stopped early", "stopped_early_rate", formatting.percent, has_counts=True),
+        Column("target calls per step", "target_call_rate", has_counts=True),
+        Column("target called", "called_rate", formatting.percent, has_counts=True),
+        Column("wasted draft tokens", "wasted_draft_tokens"),
+        Column("thinking tokens", "thinking_tokens_mean", has_counts=True),
     ),
-    "Time: mean seconds per attempt": [Column(part.replace("_", " "), "time", _part(part)) for part in TIME_PARTS],
+    "Time: mean seconds per attempt": [
+        Column(part.replace("_", " "), "", partial(_mean_seconds, part), definition="time") for part in TIME_PARTS
+    ],
     "Speed and price": (
-        _value("draft tokens/s", "draft_tokens_per_second"),
-        _value("target tokens/s", "target_tokens_per_second"),
+        Column("draft tokens/s", "draft_tokens_per_second"),
+        Column("target tokens/s", "target_tokens_per_second"),
         *PRICE,
     ),
 }
 
 COMPARISON: Sequence[Column] = (
-    Column("n", "compared_accuracy", lambda entry: str(entry["n"])),
-    Column("correct", "compared_accuracy", lambda entry: "{} -> {}".format(*entry["correct"])),
-    _ranged("difference", "compared_accuracy", POINTS, of="accuracy_difference"),
-    _value("p", "mcnemar_p", lambda p: formatting.UNKNOWN if p is None else f"{p:.3f}"),
-    _ranged("speed-up", "seconds_ratio", TIMES),
+    Column("n", "n", str, definition="compared_accuracy"),
+    Column("correct", "correct", lambda counts: "{} -> {}".format(*counts), definition="compared_accuracy"),
+    Column("difference", "accuracy_difference", *POINTS, definition="compared_accuracy"),
+    Column("p", "mcnemar_p", lambda p: formatting.UNKNOWN if p is None else f"{p:.3f}"),
+    Column("speed-up", "seconds_ratio", *TIMES),
 )
 
 _EFFECTIVE = "for the effective number of attempts (Kish) if there are several samples per problem"
@@ -255,7 +250,7 @@ def _table(shown: Sequence[Column], records: Sequence[Json], labels: Sequence[st
 def _definitions(shown: Sequence[Column]) -> Table:
     meanings: dict[str, str] = {}
     for column in shown:
-        meanings.setdefault(column.definition, column.heading)
+        meanings.setdefault(column.key, column.heading)
     return pairs(((heading, DEFINITIONS[name]) for name, heading in meanings.items()), "dim")
 
 

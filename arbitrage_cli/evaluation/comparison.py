@@ -22,8 +22,7 @@ Run = Mapping[str, Any]  # the contents of run.json
 def compare_runs(first_run: Run, first: Iterable[Result], second_run: Run, second: Iterable[Result]) -> dict[str, Any]:
     """Return the comparison as JSON.
 
-    A policy is compared at equal taus, or at the same preset if no taus are equal. If each run has a single policy, these two
-    policies are always compared. Raises UsageError if the runs have no policy or no problem in common.
+    A policy is compared at the same preset or tau. If each run has a single policy, these two policies are always compared. Raises UsageError if the runs have no policy or no problem in common.
     """
     before, after = (
         [policy for policy in with_computed_seconds(run, results_by_policy(run, results)) if policy.results]
@@ -58,10 +57,8 @@ def _without(problems: set[str], policy: PolicyResults) -> PolicyResults:
 def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> list[tuple[PolicyResults, PolicyResults]]:
     if len(first) == len(second) == 1:
         return [(first[0], second[0])]
-    by_tau: dict[Any, PolicyResults] = {(policy.policy, policy.tau): policy for policy in second}
-    by_name: dict[Any, PolicyResults] = {(policy.policy, policy.tau_name): policy for policy in second if policy.tau_name}
-    found = [(one, by_tau.get((one.policy, one.tau)) or by_name.get((one.policy, one.tau_name))) for one in first]
-    pairs = [(policy, other) for policy, other in found if other]
+    others = {policy.name: policy for policy in second}
+    pairs = [(policy, others[policy.name]) for policy in first if policy.name in others]
     if not pairs:
         names = ["; ".join(policy.label for policy in policies) or "no results" for policies in (first, second)]
         raise UsageError(

@@ -12,7 +12,7 @@ import numpy as np
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.routing.route import label
+from arbitrage_cli.routing.route import label, route_name
 from arbitrage_cli.runs.records import NO_COST, Key, Tally, tally, tau_in_json, total
 from arbitrage_cli.types import Check, Cost, Decision, ModelRole
 
@@ -98,6 +98,10 @@ class PolicyResults:
     tau: float | None
     tau_name: str | None = None
     results: Mapping[SampleKey, Result] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return route_name(self.policy.name, self.tau, self.tau_name)
 
     @property
     def label(self) -> str:

@@ -5,8 +5,6 @@ is calibrated. The test part only measures the router. The table of taus is comp
 test part. Training is deterministic.
 """
 
-import math
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +23,7 @@ from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router, RouterCard, digest_of_problem
 from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
 from arbitrage_cli.training.ranking import Truth, figure, measure, selection_gaps, selection_score
-from arbitrage_cli.training.states import SHARES, SPLIT, TEST, TRAINING, VALIDATION, Collected
+from arbitrage_cli.training.states import SPLIT, TEST, TRAINING, VALIDATION, Collected
 from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
 
 Progress = Callable[[str], None]
@@ -187,30 +185,10 @@ def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str, 
     labels = collected.outcomes.advantage[chosen] > 0
     for members, what in ((labels, "with"), (~labels, "without")):
         if members.sum() < MIN_CLASS:
-            found = f"{int(members.sum())} {what} an advantage in {of}, among {len(collected.part)} states in total"
-            raise UsageError(f"too few states {what_for}: {found}", _collect_more(collected, chosen))
-
-
-def _collect_more(collected: Collected, chosen: NDArray[np.bool_]) -> str:
-    pair = collected.pair[chosen][0] if chosen.any() else 0
-    number = _num_missing(collected, collected.pair == pair)
-    facts = next(run.facts for run in collected.runs if run.pair == collected.pairs[pair])
-    total = len(facts["ids"]) + number
-    command = re.sub(r" --fresh\b| --limit[ =]\S+", "", shlex.join(facts["command"]))
-    if total > facts["dataset"]["count"]:
-        return f"collect at least {number} more problems, with another --dataset and -o: {command}"
-    return f"collect at least {number} more problems: {command} --limit {total}"
-
-
-def _num_missing(collected: Collected, chosen: NDArray[np.bool_]) -> int:
-    """Estimate how many more problems must be collected until each class has enough states in each part."""
-    is_better, part = collected.outcomes.advantage[chosen] > 0, collected.part[chosen]
-    num_problems, most = len(np.unique(collected.outcomes.problem[chosen])), 1.0
-    for members in (is_better, ~is_better):
-        each = max(1, members.sum()) / num_problems
-        for index, share in enumerate((*SHARES, 1 - sum(SHARES))):
-            most = max(most, (MIN_CLASS - members[part == index].sum()) / (each * share))
-    return math.ceil(most)
+            found = f"{int(members.sum())} {what} an advantage in {of}, at least {MIN_CLASS} are needed"
+            command = shlex.join(collected.runs[0].facts["command"])
+            hint = f"collect more problems with a higher --limit, or from another --dataset to another -o: {command}"
+            raise UsageError(f"too few states {what_for}: {found}", hint)
 
 
 # --- the card

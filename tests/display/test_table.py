@@ -141,4 +141,4 @@ def test_comparison_fits_and_is_defined() -> None:
     assert line.split()[1] == "9"
     assert "3 only in the first run, 0 only in the second" in flat(text)
     for column in COMPARISON:
-        assert flat(DEFINITIONS[column.definition]) in flat(text)
+        assert flat(DEFINITIONS[column.key]) in flat(text)
