@@ -101,7 +101,7 @@ def test_a_call_overrides_what_the_pair_has() -> None:
         assert pair.solve(QUESTION, max_tokens=100).text == whole.text  # nothing of a call stays
         assert usual.solve(QUESTION, tau=float("inf")).text == whole.text
         assert usual.solve(QUESTION, tau="0.5").to_dict()["tau"] == 0.5
-        assert pair.solve(QUESTION, policy="entropy", temperature=0.5, seed=3).to_dict()["seed"] == 3
+        assert pair.solve(QUESTION, policy="entropy", temperature=0.5, seed=3).to_dict()["settings"]["seed"] == 3
 
 
 def test_the_pairs_tau_is_for_the_pairs_policy() -> None:

@@ -15,6 +15,8 @@ from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo, to_json
 from arbitrage_cli.runs.rows import SolutionRow
 from arbitrage_cli.types import Started, Writing, Wrote
@@ -48,7 +50,7 @@ markup = pytest.mark.parametrize("text", MARKUP)
 
 
 def make_run(text: str = "") -> RunInfo:
-    return RunInfo("entropy", "number", 1.0, 0.0, 0, {"draft": text}, {"draft": f"name {text}"})
+    return RunInfo(Route(POLICIES["entropy"], 1.0), {"draft": text}, {"draft": f"name {text}"})
 
 
 def show_everywhere(display: Display, text: str) -> None:

@@ -263,16 +263,11 @@ class Session:
         limits: Limits | None = None,
         sampler: Sampler | None = None,
     ) -> RunInfo:
-        chosen, drawn = route or self.spec.route, sampler or self.spec.sampler
+        chosen = route or self.spec.route
         return RunInfo(
-            policy=chosen.policy.name,
-            score_is=chosen.policy.score_is or None,
-            tau=chosen.tau,
-            tau_name=chosen.tau_name,
+            chosen,
             thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
-            temperature=drawn.temperature,
-            seed=drawn.seed,
-            settings=record_settings(self.spec, chosen, limits, drawn),
+            settings=record_settings(self.spec, chosen, limits, sampler),
             models=self.spec.sources,
             descriptions={role: self.models[role].describe() for role in chosen.policy.models},
             num_problems=num_problems,

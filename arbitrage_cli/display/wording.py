@@ -12,7 +12,7 @@ from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, role_name, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.policies import POLICIES, PROBED
+from arbitrage_cli.routing.policies import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, Tally, attempt_error, problem_error, tally, tally_of, to_json
 from arbitrage_cli.types import (
     Check,
@@ -83,24 +83,25 @@ def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
 
 
 def _rule(run: RunInfo) -> list[str]:
-    if POLICIES[run.policy].speculates:
+    route, policy = run.route, run.route.policy
+    if policy.speculates:
         what = "the target verifies draft tokens; the output is that of the target alone"
-        return [f"policy {run.policy}: {what}, except where two tokens are almost equally likely"]
-    if POLICIES[run.policy].kind == "checked":
-        return [f"policy {run.policy}: the target solves a problem if the draft and the checker give different answers"]
-    if run.score_is is None or run.tau is None:
-        return [f"policy {run.policy}: the {run.policy} alone writes every step"]
+        return [f"policy {policy.name}: {what}, except where two tokens are almost equally likely"]
+    if policy.kind == "checked":
+        return [f"policy {policy.name}: the target solves a problem if the draft and the checker give different answers"]
+    if route.tau is None:
+        return [f"policy {policy.name}: the {policy.name} alone writes every step"]
     router = f", router {run.settings['router']}" if run.settings.get("router") else ""
-    tau = formatting.tau(run.tau) + (f" ({run.tau_name})" if run.tau_name else "")
-    rule = f"policy {run.policy}{router}: the target rewrites steps with a score above {tau}"
-    thoughts_tau = run.tau if run.thoughts_tau is None else run.thoughts_tau
-    if run.settings.get("think_min_chars") is None or thoughts_tau == run.tau or not math.isfinite(thoughts_tau):
-        return [rule, f"score  {run.score_is}"]
-    share = f"{(1 - thoughts_tau) / PROBED:.0%}"
-    return [
-        *(rule, f"score  {run.score_is}"),
-        f"the router was not trained on thinking: the target writes the first thoughts, and at most {share} of the others",
+    tau = formatting.tau(route.tau) + (f" ({route.tau_name})" if route.tau_name else "")
+    rule = [
+        f"policy {policy.name}{router}: the target rewrites steps with a score above {tau}",
+        f"score  {policy.score_is}",
     ]
+    of_thoughts = route.tau if run.thoughts_tau is None else run.thoughts_tau
+    if run.settings.get("think_min_chars") is not None and of_thoughts != route.tau and math.isfinite(of_thoughts):
+        share = f"the first thoughts, and at most {(1 - of_thoughts) / PROBED:.0%} of the others"
+        rule.append(f"the router was not trained on thinking: the target writes {share}")
+    return rule
 
 
 def request(ended: RequestEnded) -> str:
@@ -129,7 +130,7 @@ def comparison(decision: Decision, run: RunInfo) -> str:
 
 def _tau(decision: Decision, run: RunInfo) -> float | None:
     is_thought = decision.draft is not None and decision.draft.phase == "think"
-    return run.tau if run.thoughts_tau is None or not is_thought else run.thoughts_tau
+    return run.route.tau if run.thoughts_tau is None or not is_thought else run.thoughts_tau
 
 
 def bar(decision: Decision, run: RunInfo) -> str:

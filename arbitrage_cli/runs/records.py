@@ -5,12 +5,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import add, attrgetter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.types import Attribution, Check, Cost, Decision, Finished, ModelRole, Step, Trace
+
+if TYPE_CHECKING:  # NumPy is slow to import
+    from arbitrage_cli.routing.route import Route
 
 SCHEMA: Literal[1] = 1
 """The schema of rows and run.json. Folders with another schema are rejected."""
@@ -29,22 +32,17 @@ LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-s
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """The settings of a run. `score_is` and `tau` are None if the policy does not route steps."""
+    """The settings of a run that solves problems."""
 
-    policy: str
-    score_is: str | None
-    tau: float | None
-    temperature: float
-    seed: int
+    route: "Route"
     models: Mapping[ModelRole, str] = field(default_factory=dict)  # names given by the user
     descriptions: Mapping[ModelRole, str] = field(default_factory=dict)  # from the model files
     settings: Mapping[str, Any] = field(default_factory=dict)  # all other settings that affect the text
     num_problems: int | None = None  # None if unknown in advance
     num_done: int = 0  # by an earlier command
-    tau_name: str | None = None
     answers_follow: bool = False  # the answers are written to the terminal that shows the view
     shows_thoughts: bool = True
-    thoughts_tau: float | None = None  # threshold for thoughts if it differs from tau
+    thoughts_tau: float | None = None  # threshold for thoughts if it differs from the route's
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
     explain: Callable[[Trace, int], Attribution | None] | None = None  # explains the decision at an index

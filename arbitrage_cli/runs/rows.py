@@ -219,13 +219,18 @@ class Solved(Row):
         return [step.made for step in self.steps]
 
     @classmethod
-    def _of(cls, finished: Finished, times: Mapping[str, float | None], explain: Explain | None, **more: Any) -> Self:
+    def _of(
+        cls, finished: Finished, route: Route, times: Mapping[str, float | None], explain: Explain | None, **more: Any
+    ) -> Self:
         trace, figures = finished.trace, tally_of(finished)
         shared: Json = {
             "id": trace.problem.id,
             "problem": trace.problem.question,
             "text": trace.text,
             "stop": trace.stop,
+            "policy": route.policy.name,
+            "tau": tau_in_json(route.tau),
+            "tau_name": route.tau_name,
             "status": "error" if attempt_error(finished) else "done",
             "steps": [
                 KeptStep.of_decision(made, **_explanation(explain, trace, index))
@@ -246,8 +251,6 @@ class SolutionRow(Solved):
     """A row that `solve` writes."""
 
     score_is: str | None
-    temperature: float
-    seed: int
     settings: Json
     draft: str | None
     target: str | None
@@ -258,16 +261,12 @@ class SolutionRow(Solved):
         error = problem_error(finished)
         return cls._of(
             finished,
+            run.route,
             {},
             run.explain,
             answer=run.answer(finished.trace),
             error=error[0] if error else None,
-            policy=run.policy,
-            tau=tau_in_json(run.tau),
-            tau_name=run.tau_name,
-            score_is=run.score_is,
-            temperature=run.temperature,
-            seed=run.seed,
+            score_is=run.route.policy.score_is or None,
             settings=dict(run.settings),
             draft=run.models.get("draft"),
             target=run.models.get("target"),
@@ -312,12 +311,10 @@ class AttemptRow(Solved):
         cut = {"stop": "context"} if isinstance(finished.error, ContextFullError) and not error else {}
         return cls._of(
             finished,
+            route,
             routed,
             None,
             error=error,
-            policy=route.policy.name,
-            tau=tau_in_json(route.tau),
-            tau_name=route.tau_name,
             schema=SCHEMA,
             **cut,
             **facts,

@@ -39,7 +39,7 @@ def solve(draft: Path, target: Path, *arguments: str, policy: str = "entropy", *
 def sampling(result: Result) -> dict[str, Any]:
     assert result.code == 0, result.err
     (record,) = result.records
-    return {"temperature": record["temperature"], **{name: record["settings"][name] for name in ("top_k", "top_p", "min_p")}}
+    return {name: record["settings"][name] for name in ("temperature", "top_k", "top_p", "min_p")}
 
 
 def test_info_shows_thoughts_and_sampling(tiny: Mapping[str, Path], advised: Path, thinker: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_file_of_results_resumes_with_what_the_models_files_say(
     assert result.code == 0, result.err
     resumed = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [one["text"] for one in resumed] == [json.loads(line)["text"] for line in whole]
-    assert {(one["settings"]["think_tokens"], one["temperature"]) for one in resumed} == {(None, 0.0)}
+    assert {(one["settings"]["think_tokens"], one["settings"]["temperature"]) for one in resumed} == {(None, 0.0)}
     assert {step["phase"] for one in resumed for step in one["steps"]} >= {"think"}
 
 

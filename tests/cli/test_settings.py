@@ -34,7 +34,7 @@ def test_flag_wins_over_environment_over_project_over_own_file(tmp_path: Path) -
     environment: dict[str, str | None] = {"ARBITRAGE_SEED": "3"}
     for flags, env, seed in ([], None, 2), ([], environment, 3), (["--seed", "4"], environment, 4):
         record = solve(tmp_path, *flags, **files, env=env)
-        assert (record["seed"], record["temperature"]) == (seed, 0.5)
+        assert (record["settings"]["seed"], record["settings"]["temperature"]) == (seed, 0.5)
 
 
 @pytest.mark.parametrize("name", ["max-tokens", "max_tokens"])

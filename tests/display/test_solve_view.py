@@ -12,11 +12,13 @@ from screens import Clock, View, is_struck, make_screen
 
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Rating, Started, Trace, Writing, Wrote
 
 SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
-RUN = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=1)
+RUN = RunInfo(Route(POLICIES["entropy"], 1.0), num_problems=1)
 WIDE = "\u6f22\u5b57\u306e\u7b54\u3048"  # five characters, two cells each
 EMOJI = "\U0001f600\U0001f680"
 KINDS = ["words", "x", "CJK", "emoji", "tabs"]
@@ -157,7 +159,7 @@ def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, r
     assert not view.screen.screen.cursor.hidden
 
 
-SHARED = RunInfo("entropy", "entropy of the step's first token (nats)", 1.0, 0.0, 0, num_problems=7, concurrency=3)
+SHARED = RunInfo(Route(POLICIES["entropy"], 1.0), num_problems=7, concurrency=3)
 
 
 def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
@@ -182,7 +184,7 @@ def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
 
 @pytest.mark.parametrize(("columns", "rows"), SIZES)
 def test_region_of_many_fits_any_terminal(make_view: MakeView, columns: int, rows: int) -> None:
-    view = make_view(columns, rows, run=RunInfo("draft", None, None, 0.0, 0, concurrency=32))
+    view = make_view(columns, rows, run=RunInfo(Route(POLICIES["draft"]), concurrency=32))
     traces = [make_trace(identifier=WIDE * (number % 3) + str(number)) for number in range(32)]
     for trace in traces:
         view.display.handle(Started(trace))

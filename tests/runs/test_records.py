@@ -20,11 +20,7 @@ from arbitrage_cli.runs.rows import AttemptRow, SolutionRow, read_row
 from arbitrage_cli.types import Cost, Decision, Finished, Grade
 
 RUN = RunInfo(
-    policy="entropy",
-    score_is="entropy (nats)",
-    tau=1.0,
-    temperature=0.0,
-    seed=7,
+    Route(POLICIES["entropy"], 1.0),
     models={"draft": "small.gguf", "target": "big.gguf"},
     descriptions={"draft": "small", "target": "big"},
 )
@@ -69,9 +65,7 @@ def test_record_of_a_routed_problem() -> None:
         "policy": "entropy",
         "tau": 1.0,
         "tau_name": None,
-        "score_is": "entropy (nats)",
-        "temperature": 0.0,
-        "seed": 7,
+        "score_is": "entropy of the step's first token (nats)",
         "settings": {},
         "draft": "small.gguf",
         "target": "big.gguf",
@@ -127,7 +121,9 @@ def test_row_is_done_or_an_error(finished: Finished, status: str, error: str | N
     ("tau", "written"), [(math.inf, "inf"), (-math.inf, "-inf"), (0.5, 0.5), (-1.0, -1.0), (None, None)]
 )
 def test_tau_is_valid_json(tau: float | None, written: object) -> None:
-    line = to_json(SolutionRow.of(finish(make_trace(accept(stop="end"))), replace(RUN, tau=tau)).to_dict())
+    line = to_json(
+        SolutionRow.of(finish(make_trace(accept(stop="end"))), replace(RUN, route=Route(POLICIES["entropy"], tau))).to_dict()
+    )
     assert json.loads(line, parse_constant=pytest.fail)["tau"] == written
 
 
