@@ -51,8 +51,7 @@ class Problem:
     """A question with its own settings.
 
     `turns` contains the earlier messages of a conversation. `system` replaces the default system prompt, unless `system` is
-    None. `thinks` is set from the limits when the problem is solved. `effort` is the reasoning effort passed to the chat
-    template.
+    None. `thinks` is set from the limits when the problem is solved.
     """
 
     id: str
@@ -60,7 +59,6 @@ class Problem:
     turns: tuple[Message, ...] = ()
     system: str | None = None
     thinks: bool | None = None
-    effort: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

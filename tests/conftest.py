@@ -17,7 +17,7 @@ from made_up_tuning import keep_built_in
 from tiny_gguf import write_all
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.problems.programs import find_sandbox
+from arbitrage_cli.problems.code import find_sandbox
 
 
 def pytest_configure() -> None:

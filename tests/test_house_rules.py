@@ -128,7 +128,7 @@ def test_no_help_has_more_than_22_options() -> None:
 def test_the_fork_server_never_runs_llama_cpp() -> None:
     """A fork has no OpenMP threads and would wait for them forever where llama.cpp computes while loading (AMX)."""
     code = (
-        "import fork_server; from arbitrage_cli.inference.llama.loading import start_llama;"
+        "import fork_server; from arbitrage_cli.inference.llama.binding import start_llama;"
         "fork_server.warm_up(); print(start_llama.cache_info().misses)"
     )
     ended = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)

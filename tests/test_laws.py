@@ -57,10 +57,9 @@ from writing import make_engine
 from arbitrage_cli.arbitrage import EarlyStop, arbitrage, by_token_stats, mean_negative_logprob
 from arbitrage_cli.errors import TimedOutError
 from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions
-from arbitrage_cli.inference.cached_sequence import CachedSequence, decode
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache, RetainedIds
+from arbitrage_cli.inference.kv_cache import Cache, CachedSequence, RetainedIds, decode
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler

@@ -24,8 +24,7 @@ from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tu
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, expected_effects, verdict
-from arbitrage_cli.inference.llama import BINDING
-from arbitrage_cli.inference.llama.prebuilt import how_to_install
+from arbitrage_cli.inference.llama import BINDING, how_to_install
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.pairs import (
     ADVICE,
@@ -38,8 +37,7 @@ from arbitrage_cli.model_files.pairs import (
     toml_lines,
 )
 from arbitrage_cli.problems.rows import Item, make_dataset
-from arbitrage_cli.problems.task import Task
-from arbitrage_cli.problems.tasks import FORMS
+from arbitrage_cli.problems.tasks import FORMS, Task
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU

@@ -34,7 +34,7 @@ from arbitrage_cli.inference.engine import as_speculator
 from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, Writer
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
-from arbitrage_cli.problems.task import Grader, Task, is_correct
+from arbitrage_cli.problems.tasks import Grader, Task, is_correct
 from arbitrage_cli.routing.policies import Checker
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, RunFolder, read_run_folder
@@ -258,7 +258,7 @@ class BenchRun(StoredRun):
             bench = self._bench(grader)
             for attempt in self.todo:
                 session.writers(attempt.route, attempt.sample)
-            self.begin(bench, grader).run(self.todo)
+            self.begin(bench).run(self.todo)
 
     def is_kept(self, finished: Finished, row: AttemptRow) -> bool:
         return not isinstance(finished.error, InterruptedRunError)

@@ -8,7 +8,7 @@ from arbitrage_cli.app.session import Session
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.model_files.pairs import is_built_in
-from arbitrage_cli.problems.lines import make_problem
+from arbitrage_cli.problems.rows import make_problem
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Finished, Message, ModelRole, Problem

@@ -12,13 +12,12 @@ from arbitrage_cli.inference.kv_cache import Cache, RetainedIds, chat_prompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.dialects import Chat
-from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.probe import describe, facts_about
+from arbitrage_cli.inference.servers.model import ServedModel, describe, facts_about
 from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.rewards.prm import PrmRater, PrmStyle
+from arbitrage_cli.rewards.raters import PrmRater, PrmStyle
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import ModelRole
 

@@ -21,7 +21,6 @@ from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.problems.rows import Item
-from arbitrage_cli.problems.task import Grader
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import Key, tau_in_json
@@ -229,10 +228,11 @@ class StoredRun:
     def num_errors(self) -> int:
         return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
 
-    def begin(self, solver: Solver, grader: Grader) -> Loop:
+    def begin(self, solver: Solver) -> Loop:
         """Write run.json, show the progress, and return the loop in which `solver` makes attempts."""
         session = self.session
-        self.folder.save_run({**add_loaded(self.manifest, session.models), "protections": list(grader.protections)})
+        protections = list(session.spec.task.protections)
+        self.folder.save_run({**add_loaded(self.manifest, session.models), "protections": protections})
         self._progress.start(session.concurrency)
         session.display.begin(self.progress)
         return Loop(solver, self, self.folder, session.display, session.spec.limits)

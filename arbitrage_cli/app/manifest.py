@@ -21,7 +21,7 @@ from arbitrage_cli.app.loaded import Model
 from arbitrage_cli.app.spec import ModelSpec, Run, Spec
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import LoadOptions
-from arbitrage_cli.inference.llama.prebuilt import binding_version
+from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END

@@ -26,7 +26,7 @@ from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, ProblemError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
-from arbitrage_cli.problems.lines import make_conversation, make_problem
+from arbitrage_cli.problems.rows import make_conversation, make_problem
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route, make_route

@@ -19,8 +19,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.datasets import load_dataset, refuse_compressed
-from arbitrage_cli.problems.lines import BadLine, make_problem, read_problems
-from arbitrage_cli.problems.rows import Dataset, Form, Item, parse_mapping
+from arbitrage_cli.problems.rows import BadLine, Dataset, Form, Item, make_problem, parse_mapping, read_problems
 from arbitrage_cli.problems.tasks import FORMS
 from arbitrage_cli.types import Problem
 

@@ -34,7 +34,7 @@ from arbitrage_cli.model_files.pairs import (
     router_file,
     user_pairs,
 )
-from arbitrage_cli.problems.task import Task
+from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import (
     AvailableRouter,

@@ -16,9 +16,8 @@ from arbitrage_cli.app.spec import limits_of
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.servers.address import is_private
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.serving.app import Access, Bounds
 from arbitrage_cli.serving.requests import Defaults
-from arbitrage_cli.serving.server import Service, bind, listen
+from arbitrage_cli.serving.server import Access, Bounds, Service, bind, listen
 from arbitrage_cli.serving.worker import Worker
 from arbitrage_cli.types import RequestEnded, ServingEvent
 
@@ -65,7 +64,6 @@ def _defaults(session: Session) -> Defaults:
         thinking,
         spec.sampler,
         max_chars,
-        supports_effort=any(prompt.supports_effort for prompt in prompts),
         always_thinks=any(prompt.always_thinks for prompt in prompts),
     )
 

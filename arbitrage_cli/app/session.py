@@ -28,7 +28,7 @@ from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.model_files.pairs import is_built_in
-from arbitrage_cli.rewards.rollouts import RolloutRater
+from arbitrage_cli.rewards.raters import RolloutRater
 from arbitrage_cli.routing.policies import Checker, Policy
 from arbitrage_cli.routing.route import Route, need_router
 from arbitrage_cli.runs.records import RunInfo
@@ -43,14 +43,10 @@ log = logging.getLogger("arbitrage.session")
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """The settings of rollouts: one continuation per sampler. `is_right` receives a problem id and a solution.
-
-    See `RolloutRater` for `recalls`.
-    """
+    """The settings of rollouts: one continuation per sampler. `is_right` receives a problem id and a solution."""
 
     is_right: Callable[[str, str], bool]
     samplers: Sequence[Sampler] = (Sampler(),)
-    recalls: bool = False
 
 
 def _server_models(request: Request, display: Display, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
@@ -67,7 +63,7 @@ def _server_models(request: Request, display: Display, stack: contextlib.ExitSta
 
     @functools.cache
     def open_model_of(role: ModelRole) -> RemoteModel:
-        from arbitrage_cli.inference.servers.probe import open_served
+        from arbitrage_cli.inference.servers.model import open_served
 
         source = request.named.served[role]
         display.loading(f"asking {source.address.host}", 0.0)
@@ -282,7 +278,7 @@ class Session:
             self.models["target"].twin(self.concurrency * number).writer("target", replace(self.writing, sampler=sampler))
             for number, sampler in enumerate(rollouts.samplers, start=1)
         ]
-        return RolloutRater(writers, rollouts.is_right, recalls=rollouts.recalls)
+        return RolloutRater(writers, rollouts.is_right)
 
     def _warn_of_another_pair(self) -> None:
         router = self.spec.deciding_router

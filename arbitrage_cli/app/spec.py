@@ -21,7 +21,7 @@ from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.gguf import read_facts, read_header
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.problems.task import Task
+from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.routing.policies import Policy, Thinking
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import (

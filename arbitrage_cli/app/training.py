@@ -28,7 +28,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.problems.task import Grader, is_correct
+from arbitrage_cli.problems.tasks import Grader, is_correct
 from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import RunFolder, read_run_folder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json
@@ -83,7 +83,6 @@ class Collection(StoredRun):
             rollouts = Rollouts(
                 lambda problem, text: is_correct(grader, text, self._golds[problem]),
                 samplers,
-                recalls=samplers[0] == spec.sampler,
             )
             rater = session.rater(spec.route.policy, rollouts)
             if count := len(self._unanswered & {attempt.id for attempt in self.todo}):
@@ -91,7 +90,7 @@ class Collection(StoredRun):
                 session.display.note(f"{which}: the target's own answer is assumed to be correct")
             scheduler = Scheduler(session.writers(None), concurrency=session.concurrency, rater=rater)
             solver = _StateSolver(scheduler, spec.limits, grader, self._golds, self._unanswered)
-            self._store(self.begin(solver, grader), solver)
+            self._store(self.begin(solver), solver)
 
     def _store(self, loop: Loop, solver: "_StateSolver") -> None:
         try:

@@ -22,11 +22,11 @@ from arbitrage_cli.display.display import CommandDisplay, PlainScreen
 from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
 from arbitrage_cli.errors import OutputError, UsageError
 from arbitrage_cli.model_files.checksums import read_note, write_note
-from arbitrage_cli.problems.task import Task
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+    from arbitrage_cli.problems.tasks import Task
     from arbitrage_cli.runs.results import Result
 
 
@@ -128,7 +128,7 @@ def write_json(content: Any) -> None:
     write(sys.stdout, json.dumps(content, ensure_ascii=True, allow_nan=False) + "\n")
 
 
-def permitted(task: Task, run_code: str | None) -> Task:
+def permitted(task: "Task", run_code: str | None) -> "Task":
     """Return the task with the sandbox that `--run-code` selects. If the option is missing, asks the user in a terminal.
 
     Raises UsageError if the task runs programs without permission or without bubblewrap.
@@ -136,10 +136,10 @@ def permitted(task: Task, run_code: str | None) -> Task:
     if not task.runs_code:
         return task
     if run_code == "unprotected":
-        from arbitrage_cli.problems.code import without_sandbox
+        from arbitrage_cli.problems.tasks import without_sandbox
 
         return without_sandbox(task)
-    from arbitrage_cli.problems.programs import find_sandbox
+    from arbitrage_cli.problems.code import find_sandbox
 
     find_sandbox()
     if run_code is None and not _is_confirmed(f"Task {task.name} runs model-written programs in bubblewrap."):

@@ -18,7 +18,7 @@ from arbitrage_cli.cli.settings import settings_files
 from arbitrage_cli.costs.store import read_cache, tuned_file
 from arbitrage_cli.display.text import is_drawable, one_line, write
 from arbitrage_cli.errors import ModelError, UsageError, unknown
-from arbitrage_cli.inference.llama.prebuilt import binding_version
+from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.files import user_folder
@@ -54,7 +54,7 @@ def _facts() -> Iterator[tuple[str, str]]:
 
 
 def _sandbox() -> str:
-    from arbitrage_cli.problems.programs import find_sandbox
+    from arbitrage_cli.problems.code import find_sandbox
 
     try:
         find_sandbox()

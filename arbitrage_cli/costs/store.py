@@ -18,7 +18,7 @@ from typing import Literal, TextIO
 
 from arbitrage_cli.errors import OutputError, os_errors
 from arbitrage_cli.inference.backend import LoadOptions
-from arbitrage_cli.inference.llama.prebuilt import binding_version
+from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen

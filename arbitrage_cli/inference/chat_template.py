@@ -1,20 +1,38 @@
-"""Builds prompts with the model's chat template. Control tokens are recognized only in the template's own text."""
+"""Builds prompts with the model's chat template. Control tokens are recognized only in the template's own text.
 
+Templates are rendered with placeholders, so they never receive the user's text. Because they come from model files, they are
+rendered in a sandboxed child process with limited time and memory (`inference.rendering`).
+"""
+
+import atexit
+import json
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+import secrets
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
+from string import ascii_lowercase
 from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.errors import ConversationError, TemplateError
-from arbitrage_cli.inference.layouts import CONVERSATION, QUESTION, Layout, Layouts, Render
 from arbitrage_cli.inference.step_text import BLANK_LINE, THOUGHT_END, StepEnd, StepText
-from arbitrage_cli.inference.thinking import CLOSING, THINK, PhaseState, ThinkFormat, find_format, variables_for
-from arbitrage_cli.types import Problem, Step, Trace
+from arbitrage_cli.inference.thinking import CLOSING, THINK, THINKING_VARIABLES, PhaseState, ThinkFormat, find_format
+from arbitrage_cli.system.child import Child, ChildError
+from arbitrage_cli.types import MessageRole, Problem, Step, Trace
 
 INSTRUCTIONS = "Please reason step by step, and put your final answer within \\boxed{}."  # from the paper
+
+MAX_RENDER_SECONDS = 2.0
+MAX_RENDER_BYTES = 256 << 20
+MAX_LAYOUTS = 32  # cached per model; also the number of cached renderings
+
+Messages = list[dict[str, str]]
+Render = Callable[[Messages, Mapping[str, Any]], str]  # takes template variables; raises the same errors as `render`
+
+QUESTION: tuple[MessageRole, ...] = ("user",)
+CONVERSATION: tuple[MessageRole, ...] = ("user", "assistant", "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +129,14 @@ class ChatPrompt:
 
     @property
     def _state_if_off(self) -> PhaseState:
-        shown = self._layouts.shown(QUESTION, variables_for(False))
+        shown = self._layouts.shown(QUESTION, thinks=False)
         return self.think_format.state_after(shown.rpartition(self._layouts.question.slots[-1])[2])
-
-    @property
-    def supports_effort(self) -> bool:
-        low, high = (self._layouts.shown(QUESTION, variables_for(effort=effort)) for effort in ("low", "high"))
-        return low != high and bool(low and high)
 
     def for_problem(self, problem: Problem) -> list[Segment]:
         """Return a problem's prompt. Raises ConversationError if the template rejects earlier turns or the system prompt."""
         try:
             return self.segments(problem)
         except TemplateError as error:
-            if problem.effort is not None:  # the template may reject this value
-                return self.for_problem(replace(problem, effort=None))
             raise ConversationError(error.message, "start a new conversation, or omit the system prompt") from error
 
     def segments(self, problem: Problem) -> list[Segment]:
@@ -134,7 +145,7 @@ class ChatPrompt:
         is_default = thinks == bool(self.thinks_by_itself) and problem.thinks is not False
         switch = None if is_default else thinks
         instructions = self._instructions if problem.system is None else problem.system.strip()
-        layout = self._layouts.layout(roles, instructions != "", variables_for(switch, problem.effort))
+        layout = self._layouts.layout(roles, instructions != "", switch)
         messages = [*(turn.text for turn in problem.turns), problem.question]
         texts = {**dict(zip(layout.slots, map(str.strip, messages), strict=True)), layout.system: instructions}
         segments: list[Segment] = []
@@ -157,7 +168,7 @@ class ChatPrompt:
             self._append_template_text(segments, forced + self.think_format.closes)
         return segments
 
-    def _phase_start(self, layout: Layout, thinks: bool | None) -> str:
+    def _phase_start(self, layout: "Layout", thinks: bool | None) -> str:
         form, state = self.think_format, self.think_format.state_after(layout.end)
         if thinks:
             return "" if state == "thoughts" else form.opens
@@ -214,3 +225,127 @@ def _append_plain(segments: list[Segment], text: str) -> None:
     if segments and isinstance(segments[-1], Plain):
         text = segments.pop().text + text
     segments.append(Plain(text))
+
+
+# --- layouts
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A rendered template. `slots` are the placeholders for messages, and `system` is the placeholder for instructions."""
+
+    text: str
+    slots: Sequence[str]
+    system: str = ""
+
+    @property
+    def end(self) -> str:
+        return self.text.rpartition(self.slots[-1])[2]
+
+
+class Layouts:
+    """The layouts of one model's template, or plain question-and-answer layouts if there is no template."""
+
+    def __init__(self, template: str | Render | None, variables: Mapping[str, Any], *, has_instructions: bool) -> None:
+        self._template, self._variables, self._has_instructions = template, variables, has_instructions
+        self.layout = lru_cache(MAX_LAYOUTS)(self._make)
+
+    @cached_property
+    def source(self) -> str:
+        """The template's text, or rendered examples with thinking on and off if a server renders the template."""
+        if not callable(self._template):
+            return self._template or ""
+        return self.shown(CONVERSATION) + "".join(self.shown(QUESTION, thinks=on) for on in (True, False))
+
+    @property
+    def question(self) -> Layout:
+        """The layout of a single question. Raises TemplateError if rendering fails."""
+        return self.layout(QUESTION, self._has_instructions)
+
+    def shown(self, roles: Sequence[MessageRole], *, thinks: bool | None = None) -> str:
+        """Render placeholder messages with these roles. Return "" if rendering fails."""
+        try:
+            return self.layout(roles, self._has_instructions, thinks).text
+        except TemplateError:
+            return ""
+
+    def _make(self, roles: Sequence[MessageRole], has_instructions: bool, thinks: bool | None = None) -> Layout:
+        """Render placeholders. If `thinks` is None, the template's default applies. Raises TemplateError if rendering fails."""
+        variables = {} if thinks is None else dict.fromkeys(THINKING_VARIABLES, thinks)
+        slots = [_placeholder(f"message {index}") for index in range(len(roles))]
+        system = _placeholder("instructions") if has_instructions else ""
+        if self._template is None:
+            return Layout((system and f"{system}\n\n") + _without_template(roles, slots), slots, system)
+        messages = [{"role": role, "content": text} for role, text in zip(roles, slots, strict=True)]
+        reason = "it does not render every message exactly once, in order"
+        attempts = [[{"role": "system", "content": system}, *messages]] if has_instructions else []
+        for attempt in [*attempts, _within_first(system, messages)]:
+            try:
+                text = self._render(attempt, variables)
+            except RoleRefusedError as refusal:
+                reason = f"it rejects the messages ({refusal})"
+                continue
+            is_complete = all(text.count(placeholder) == 1 for placeholder in [system, *slots] if placeholder)
+            if is_complete and sorted(slots, key=text.index) == slots:
+                return Layout(text, slots, system)
+        raise unusable(reason)
+
+    def _render(self, messages: Messages, variables: Mapping[str, bool]) -> str:
+        if callable(self._template):
+            return self._template(messages, variables)
+        return render(self._template or "", messages, {**self._variables, **variables})
+
+
+def _within_first(instructions: str, messages: Messages) -> Messages:
+    first = next(index for index, message in enumerate(messages) if message["role"] == "user")
+    content = "\n\n".join(filter(None, (instructions, messages[first]["content"])))
+    return [*messages[:first], {"role": "user", "content": content}, *messages[first + 1 :]]
+
+
+def _without_template(roles: Sequence[MessageRole], texts: Sequence[str]) -> str:
+    layout = {"user": "Problem: {}\n\nSolution:", "assistant": " {}\n\n"}
+    return "".join(layout[role].format(text) for role, text in zip(roles, texts, strict=True))
+
+
+class RoleRefusedError(Exception):
+    """Raised if the template calls `raise_exception`. Many templates do so for system messages."""
+
+
+@cache
+def _placeholder(name: str) -> str:
+    """Return random letters that occur in no other text and are not changed by trimming, quoting or escaping.
+
+    The same name always has the same placeholder, so that models with the same template share renderings.
+    """
+    return "slot" + "".join(secrets.choice(ascii_lowercase) for _ in range(24))
+
+
+def render(template: str, messages: Messages, variables: Mapping[str, Any]) -> str:
+    """Render a template. Raises TemplateError if rendering fails; RoleRefusedError if the template rejects messages."""
+    try:
+        kind, text = _rendered(template, json.dumps([messages, dict(variables)]))
+    except ChildError as error:
+        raise unusable(str(error)) from error
+    if kind == "refused":
+        raise RoleRefusedError(text)
+    if kind == "broken":
+        raise unusable(text)
+    return text
+
+
+@lru_cache(MAX_LAYOUTS)
+def _rendered(template: str, arguments: str) -> tuple[str, str]:
+    kind, text = renderer()(template, arguments)
+    return str(kind), str(text)
+
+
+@cache
+def renderer() -> Child:
+    """Return the child process that renders all templates."""
+    child = Child("arbitrage_cli.inference.rendering:load", seconds=MAX_RENDER_SECONDS, memory=MAX_RENDER_BYTES)
+    atexit.register(child.close)
+    return child
+
+
+def unusable(reason: str) -> TemplateError:
+    return TemplateError(f"the model's chat template cannot be used: {reason}", "use another GGUF file of this model")

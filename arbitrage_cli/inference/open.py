@@ -15,9 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import arbitrage_cli.errors
 from arbitrage_cli.errors import ModelFileError, ModelUnsupportedError
-from arbitrage_cli.inference.layouts import renderer
-from arbitrage_cli.inference.llama import BINDING
-from arbitrage_cli.inference.llama.prebuilt import how_to_install
+from arbitrage_cli.inference.chat_template import renderer
+from arbitrage_cli.inference.llama import BINDING, how_to_install
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import backend_of, find_files, local_files

@@ -77,19 +77,12 @@ class Writer(Solver, Protocol):
 class Rater(Solver, Protocol):
     """Computes the rewards of steps, with a local model or on a server."""
 
-    @property
-    def waits_for_many(self) -> bool:
-        """Whether rewards are computed only while no writer is busy, so that many requests are rated at once."""
-
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None: ...
 
     def start(self, slot: int, request: RateSteps) -> None:
         """Start a request. Its rewards are returned by `tick`. Raises ProblemError if the steps cannot be rated."""
 
     def tick(self) -> Sequence[RewardUpdate]: ...
-
-    def recall(self, slot: int, request: WriteStep) -> Step | None:
-        """Return the requested step, at no cost, if it was already written to rate another step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +204,8 @@ class Scheduler:
         for role, writer in self._writers.items():
             for update in writer.tick() if writer.busy else ():
                 yield from self._take_update(role, update)
-        rater = self._rater
-        computes = any(writer.busy and not writer.wait for writer in self._writers.values())
-        if rater and rater.busy and not (rater.waits_for_many and computes):
-            yield from self._take_rewards(rater.tick())
+        if self._rater and self._rater.busy:
+            yield from self._take_rewards(self._rater.tick())
 
     def _wait(self) -> None:
         busy = [solver for solver in self._solvers() if solver.busy]
@@ -272,9 +263,6 @@ class Scheduler:
                     raise ValueError("the policy requests rewards, but there is no rater")
                 self._rater.start(flight.slot, request)
                 flight.waits_for_rewards = True
-            elif isinstance(request, WriteStep) and self._rater and (step := self._rater.recall(flight.slot, request)):
-                yield Wrote(flight.trace, request.model, step.text)
-                yield from self._resume(flight, step)
             else:
                 yield from self._start(flight, request if isinstance(request, tuple) else (request,))
         except ProblemError as error:

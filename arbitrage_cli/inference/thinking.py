@@ -11,14 +11,8 @@ from typing import Literal
 
 CLOSING = "I have thought long enough. I answer now."  # inserted when the thinking budget is used up
 
-Variables = tuple[tuple[str, bool | str], ...]
+THINKING_VARIABLES = ("enable_thinking", "thinking")  # of chat templates
 PhaseState = Literal["thoughts", "answer", "open"]  # what the model writes next after a prompt
-
-
-def variables_for(on: bool | None = None, effort: str | None = None) -> Variables:
-    """Return chat template variables. If an argument is None, the template's default applies."""
-    switches: Variables = () if on is None else (("enable_thinking", on), ("thinking", on))
-    return switches if effort is None else (*switches, ("reasoning_effort", effort))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from typing import Any
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.hub import HubName
-from arbitrage_cli.problems.lines import BadLine, read_json_rows
-from arbitrage_cli.problems.rows import MAX_ROWS, Dataset, Form, Row, make_dataset
+from arbitrage_cli.problems.rows import MAX_ROWS, BadLine, Dataset, Form, Row, make_dataset, read_json_rows
 from arbitrage_cli.system.files import models_folder
 
 BATCH_ROWS = 256

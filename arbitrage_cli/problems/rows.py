@@ -1,36 +1,58 @@
-"""Converts rows to a data set: problems with their correct answers. A single invalid row makes the data set invalid."""
+"""Reads problems from lines of text or JSON, and converts rows to a data set: problems with their correct answers.
+
+Lines are read lazily, so that each problem in a pipe is yielded before the next is written. A single invalid row makes a data
+set invalid.
+"""
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.problems.lines import (
-    PROBLEM_FIELDS,
-    BadLine,
-    UnusableError,
-    encodable,
-    find_id,
-    make_problem,
-    names_of,
-    names_of_field,
-    problem_in,
-    require,
-)
-from arbitrage_cli.types import Problem
+from arbitrage_cli.inference.thinking import without_thoughts
+from arbitrage_cli.types import Message, Problem
 
-FIELDS: Mapping[str, Sequence[str]] = {**PROBLEM_FIELDS, "answer": ("answer", "final_answer"), "level": ("level",)}
-"""The accepted field names, in order of precedence; the first field with a value is used."""
+T = TypeVar("T")
+Row = Mapping[str, Any]
+
+FIELDS: Mapping[str, Sequence[str]] = {
+    "question": ("problem", "question"),
+    "id": ("id", "unique_id"),
+    "answer": ("answer", "final_answer"),
+    "level": ("level",),
+}
+"""The accepted field names, in order of precedence; the first field with a usable value is used."""
+NO_MAPPING: Mapping[str, str] = MappingProxyType({})
 
 FORMAT = 'use parquet, or JSONL with an object such as {"question": "2 + 3?", "answer": "5"} on each line'
+MAX_LINE_BYTES = 1 << 20
 MAX_ROWS = 1 << 18  # more than any data set of problems; a small parquet file may declare millions
 MAX_SHOWN = 60  # characters of a file's text in a message
 
-Row = Mapping[str, Any]
+_BEGINS_OBJECT = re.compile(r'\{\s*["}]')  # not a set such as {1, 2, 3}
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is not a valid problem. Lines are counted from 1."""
+
+    number: int
+    reason: str
+
+
+class LineReader(Protocol):
+    """An object that yields lines of bytes, such as a binary file."""
+
+    def readline(self, limit: int, /) -> bytes: ...
+
+
+class UnusableError(ValueError):
+    """Raised if a line or row is not a valid problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +94,128 @@ class Dataset:
         return _sha256(self.items[:count])
 
 
+# --- problems
+
+
+def make_problem(question: object, identifier: str) -> Problem:
+    if not isinstance(question, str):
+        raise UnusableError(f"expected a string, found {question!r:.60}")
+    question = question.strip()
+    if not question:
+        raise UnusableError("the problem is empty")
+    if "\0" in question:
+        raise UnusableError("the problem contains a NUL character")
+    if len(question) > MAX_LINE_BYTES:
+        raise UnusableError(f"the problem is longer than {MAX_LINE_BYTES:,} characters")
+    return Problem(identifier, _encodable(question))
+
+
+def make_conversation(messages: Sequence[tuple[str, str]], identifier: str) -> Problem:
+    """Create a problem from (role, text) messages. Raises UnusableError unless the last message is the user's question."""
+    system = [text for role, text in messages if role in ("system", "developer")]
+    rest = messages[len(system) :]
+    if any(role in ("system", "developer") for role, _ in rest):
+        raise UnusableError("system messages must come before all others")
+    *turns, last = _joined(rest) or [Message("assistant", "")]
+    if last.role != "user":
+        raise UnusableError('the last message must have the role "user"')
+    question = make_problem(last.text, identifier).question
+    return Problem(identifier, question, tuple(turns), "\n\n".join(system) if system else None)
+
+
+def _joined(messages: Sequence[tuple[str, str]]) -> list[Message]:
+    """Join consecutive messages of the same role, as most chat templates require, and remove thinking from answers."""
+    joined: list[Message] = []
+    for sender, text in messages:
+        role: Literal["user", "assistant"] = "assistant" if sender == "assistant" else "user"
+        before = f"{joined.pop().text}\n\n" if joined and joined[-1].role == role else ""
+        joined.append(Message(role, before + (without_thoughts(text) if role == "assistant" else text)))
+    return joined
+
+
+# --- lines
+
+
+def read_problems(
+    stream: LineReader, on_gap: Callable[[], None] = lambda: None, mapping: Mapping[str, str] = NO_MAPPING
+) -> Iterator[Problem | BadLine]:
+    """Yield a problem for each non-blank line of UTF-8 text.
+
+    The input is treated as JSONL if its first non-blank line begins like a JSON object, or if `mapping` overrides the names in
+    FIELDS. The default id is the line number. `on_gap` is called if there are blank lines between lines of plain text.
+    """
+    is_json = True if mapping else None
+
+    def parse(number: int, text: str, follows_gap: bool) -> Problem:
+        nonlocal is_json
+        if is_json is None:
+            is_json = _BEGINS_OBJECT.match(text) is not None
+            if not {cell.strip() for cell in text.split(",")}.isdisjoint(FIELDS["question"]):
+                raise UsageError("the input looks like a CSV table", "save it as FILE.csv, and use --input FILE.csv")
+        if is_json:
+            return _problem_in(_json_object(text), number, mapping)
+        if follows_gap:
+            on_gap()
+        return make_problem(text, str(number))
+
+    return _parsed(stream, parse)
+
+
+def read_json_rows(stream: LineReader) -> Iterator[tuple[int, Row] | BadLine]:
+    return _parsed(stream, lambda number, text, follows_gap: (number, _json_object(text)))
+
+
+def _parsed(stream: LineReader, parse: Callable[[int, str, bool], T]) -> Iterator[T | BadLine]:
+    """For each non-blank line, call `parse` with the line's number, its text, and whether blank lines precede it."""
+    last = 0
+    for number, line in enumerate(_cut_lines(stream), start=1):
+        before = last
+        try:
+            text = _decode(line, number)
+            if not text:
+                continue
+            last = number
+            if not before and text[:1] == "[" and text[1:].lstrip()[:1] in ("{", '"', ""):
+                yield BadLine(number, "found a JSON list; write one JSON object per line")
+                return
+            yield parse(number, text, 0 < before < number - 1)
+        except UnusableError as error:
+            last = number
+            yield BadLine(number, str(error))
+
+
+def _cut_lines(stream: LineReader) -> Iterator[bytes]:
+    """Yield lines, split only at line feeds. A line over the limit is truncated to a length just above the limit."""
+    while line := stream.readline(MAX_LINE_BYTES + 2):
+        rest = line
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_LINE_BYTES + 2)
+        yield line
+
+
+def _decode(line: bytes, number: int) -> str:
+    if len(line) > MAX_LINE_BYTES + 1:
+        raise UnusableError(f"the line is longer than {MAX_LINE_BYTES:,} bytes")
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UnusableError(f"not UTF-8 text (byte {error.start + 1} of the line)") from error
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply, or contains a number that is too long")
+        raise UnusableError(f"not valid JSON ({reason})") from error
+    if not isinstance(row, dict):
+        raise UnusableError("not a JSON object")
+    return row
+
+
+# --- data sets
+
+
 def parse_mapping(text: str) -> dict[str, str]:
     mapping: dict[str, str] = {}
     for part in text.split(","):
@@ -87,7 +231,7 @@ def make_dataset(
     name: str,
     rows: Iterable[tuple[int, Row] | BadLine],
     *,
-    mapping: Mapping[str, str] = MappingProxyType({}),
+    mapping: Mapping[str, str] = NO_MAPPING,
     revision: str | None = None,
     unit: Literal["line", "row"] = "line",
     needs_answers: bool = True,
@@ -96,21 +240,17 @@ def make_dataset(
     """Convert numbered rows to a data set.
 
     `mapping` overrides the names in FIELDS. Without a mapping, all rows are read with the first form in `forms` that matches
-    the first row. Raises UsageError if there are no rows or more than MAX_ROWS, if an id occurs twice, or if a row lacks its question or a
-    required answer.
+    the first row. Raises UsageError for the first invalid row, such as one that lacks its question or a required answer or
+    repeats an id, and if there are no rows or more than MAX_ROWS.
     """
     items: dict[str, tuple[int, Item]] = {}
-    bad: list[BadLine] = []
-    is_readable = False
     form: Form | None = None
     for line in rows:
         if isinstance(line, BadLine):
-            bad.append(line)
-            continue
+            raise UsageError(f"{name}: {unit} {line.number}: {line.reason}", FORMAT)
         number, row = line
         if len(items) == MAX_ROWS:
             raise UsageError(f"{name}: more than {MAX_ROWS:,} problems", "split the file")
-        is_readable = True
         if not items and not mapping:
             form = next((form for form in forms if form.fields <= row.keys()), None)
         try:
@@ -119,42 +259,77 @@ def make_dataset(
             if first != number:
                 raise UnusableError(f"duplicate id '{_short(item.problem.id)}', already used in {unit} {first}")
         except UnusableError as error:
-            bad.append(BadLine(number, str(error)))
-    if bad:
-        more = f" ({len(bad) - 1} more invalid {unit}s)" if len(bad) > 1 else ""
-        hint = "correct the file, or name the fields with --map question=NAME,answer=NAME"
-        if needs_answers:
-            hint += "; without known answers, see `arbitrage guide benchmarks`"
-        raise UsageError(f"{name}: {unit} {bad[0].number}: {bad[0].reason}{more}", hint if is_readable else FORMAT)
+            hint = "correct the file, or name the fields with --map question=NAME,answer=NAME"
+            if needs_answers:
+                hint += "; without known answers, see `arbitrage guide benchmarks`"
+            raise UsageError(f"{name}: {unit} {number}: {error}", hint) from error
     if not items:
         raise UsageError(f"{name}: no problems in the file", FORMAT)
     found = tuple(item for _, item in items.values())
     return Dataset(name, found, revision, _sha256(found), form.task if form else None)
 
 
-def _formed(row: Row, number: int, form: Form) -> Item:
-    require(row, sorted(form.fields))
-    question, gold = form.read(row)
-    return Item(make_problem(question, find_id(row, (form.id,), number)), gold)
-
-
-def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
-    problem = problem_in(row, number, mapping)
-    answer_names, level_names = (names_of_field(field, mapping, FIELDS) for field in ("answer", "level"))
-    answer, level = (next(filter(_has_value, map(row.get, names)), None) for names in (answer_names, level_names))
-    if answer is None and needs_answers:
-        either = " or ".join(f"'{_short(name)}'" for name in answer_names)
-        raise UnusableError(f"no answer in {either}; found {names_of(row)}")
-    if not (level is None or type(level) is int or isinstance(level, str)):
-        raise UnusableError("the level is neither a string nor an integer")
-    gold = {} if answer is None else {"answer": _answer(answer)}
-    return Item(problem, gold, encodable(level) if isinstance(level, str) else level)
-
-
 def check_texts(row: Row, *names: str) -> None:
     for name in names:
         if not isinstance(row[name], str):
             raise UnusableError(f"{name}: expected a string")
+
+
+def _formed(row: Row, number: int, form: Form) -> Item:
+    _require(row, sorted(form.fields))
+    question, gold = form.read(row)
+    return Item(_numbered(question, row, number, {"id": form.id}), gold)
+
+
+def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
+    problem = _problem_in(row, number, mapping)
+    answer, level = (_first(row, field, mapping, _has_value) for field in ("answer", "level"))
+    if answer is None and needs_answers:
+        raise UnusableError(f"no answer in {_either('answer', mapping)}; found {_names_of(row)}")
+    if not (level is None or type(level) is int or isinstance(level, str)):
+        raise UnusableError("the level is neither a string nor an integer")
+    gold = {} if answer is None else {"answer": _answer(answer)}
+    return Item(problem, gold, _encodable(level) if isinstance(level, str) else level)
+
+
+def _problem_in(row: Row, number: int, mapping: Mapping[str, str]) -> Problem:
+    _require(row, mapping.values())
+    question = _first(row, "question", mapping, lambda value: isinstance(value, str))
+    if question is None:
+        raise UnusableError(f"no text in {_either('question', mapping)}; found {_names_of(row)}")
+    return _numbered(question, row, number, mapping)
+
+
+def _numbered(question: str, row: Row, number: int, mapping: Mapping[str, str]) -> Problem:
+    """Return a problem with the row's id, or else with its number."""
+    identifier = _first(row, "id", mapping, _is_id)
+    return make_problem(question, _encodable(str(number if identifier is None else identifier)))
+
+
+def _names(field: str, mapping: Mapping[str, str]) -> Sequence[str]:
+    return (mapping[field],) if field in mapping else FIELDS[field]
+
+
+def _first(row: Row, field: str, mapping: Mapping[str, str], is_usable: Callable[[Any], bool]) -> Any:
+    """Return the field's first usable value, or None."""
+    return next(filter(is_usable, map(row.get, _names(field, mapping))), None)
+
+
+def _either(field: str, mapping: Mapping[str, str]) -> str:
+    return " or ".join(f"'{_short(name)}'" for name in _names(field, mapping))
+
+
+def _require(row: Row, names: Iterable[str]) -> None:
+    if absent := [name for name in names if name not in row]:
+        raise UnusableError(f"no field '{_short(_encodable(absent[0]))}'; found {_names_of(row)}")
+
+
+def _names_of(row: Row) -> str:
+    return _short(_encodable(", ".join(row)) or "no fields")
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, str) and bool(value.strip()))
 
 
 def _has_value(value: Any) -> bool:
@@ -167,14 +342,16 @@ def _answer(value: Any) -> Any:
     parts = value if isinstance(value, list) else [value]
     if not parts or not all(map(_is_answer, parts)):
         raise UnusableError("the answer is not a string, a number or a list of these")
-    plain = [encodable(part) if isinstance(part, str) else part for part in parts]
+    plain = [_encodable(part) if isinstance(part, str) else part for part in parts]
     return plain if isinstance(value, list) else plain[0]
 
 
 def _is_answer(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+    return _is_id(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def _sha256(items: Iterable[Item]) -> str:

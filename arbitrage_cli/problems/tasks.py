@@ -1,20 +1,154 @@
-"""Lists all tasks by name, and defines the tasks `math` and `free`. A task is a kind of problem."""
+"""Describes tasks: their prompts, their step separators, and how answers are found and graded. Lists all tasks by name."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
+from typing import Any, Protocol
 
-from arbitrage_cli.errors import unknown
+from arbitrage_cli.errors import ProblemError, unknown
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
-from arbitrage_cli.problems.answers import boxed_answer
-from arbitrage_cli.problems.code import CODE
-from arbitrage_cli.problems.math_grader import MathGrader, grader_version
-from arbitrage_cli.problems.multiple_choice import CHOICE
-from arbitrage_cli.problems.rows import Form
-from arbitrage_cli.problems.task import AnswerGrader, Task
+from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
+from arbitrage_cli.problems import code, math_grader
+from arbitrage_cli.problems.answers import boxed_answer, final_answer
+from arbitrage_cli.problems.rows import Form, Row, UnusableError, check_texts
 from arbitrage_cli.types import Grade
 
-MATH = Task("math", INSTRUCTIONS, boxed_answer, MathGrader, grader_version)
+
+class Grader(Protocol):
+    """Grades solutions."""
+
+    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
+        """Grade a solution against `Item.gold`. Raises ProblemError if the grader fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerGrader:
+    """A grader that neither runs programs nor needs a process."""
+
+    grade: Callable[[str, Mapping[str, Any]], Grade]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A kind of problem.
+
+    `instructions` is the system prompt. `find_answer` returns the answer in a solution, or None. `grader_version` returns
+    the versions of all rules and libraries that affect grades. If grading runs model-written programs, `protections` names
+    the mechanisms that isolate them. `policy` is the default policy if there is no router. The task is the default for a data
+    set if its rows match one of `forms`.
+    """
+
+    name: str
+    instructions: str
+    find_answer: Callable[[str], str | None]
+    open_grader: Callable[[], AbstractContextManager[Grader]]
+    grader_version: Callable[[], str]
+    step_end: StepEnd = BLANK_LINE
+    protections: Sequence[str] = ()
+    policy: str = "entropy"
+    forms: tuple[Form, ...] = ()
+
+    @property
+    def runs_code(self) -> bool:
+        return bool(self.protections)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether two solutions have final answers that can be compared."""
+        return not self.runs_code and self.name != "free"
+
+    def may_be_complete(self, text: str) -> bool:
+        """Return whether a solution may be complete. In task `free`, every solution may be complete."""
+        return self.name == "free" or self.find_answer(text) is not None
+
+
+def is_correct(grader: Grader, text: str, gold: Mapping[str, Any]) -> bool:
+    """Return whether a solution is correct. Raises ProblemError if it cannot be graded."""
+    grade = grader.grade(text, gold)
+    if grade.value == "unscored":
+        raise ProblemError(f"cannot grade a solution: {grade.explanation}", "check the problem's answer")
+    return grade.value == "correct"
+
+
+def without_sandbox(task: Task) -> Task:
+    return replace(task, open_grader=partial(code.open_grader, is_sandboxed=False), protections=("resource limits",))
+
+
+# --- multiple choice
+
+_LETTER = re.compile(r"(?:\\text\{|\()?\s*([A-Z])\b")
+
+
+def find_letter(text: str) -> str | None:
+    """Return the letter at the start of the final answer, as in `B`, `(B)` or `B. seven`."""
+    found = _LETTER.match(final_answer(text).answer or "")
+    return found[1] if found else None
+
+
+def _grade_choice(text: str, gold: Mapping[str, Any]) -> Grade:
+    letter, expected = find_letter(text), gold.get("answer")
+    if expected is None:
+        return Grade("unscored", letter, "no gold answer in the data set")
+    if letter is None:
+        return Grade("incorrect", None, "no letter found")
+    if letter != expected:
+        return Grade("incorrect", letter, f"{letter} is not {expected}")
+    return Grade("correct", letter, f"{letter} = {expected}")
+
+
+def _read_choices(row: Row) -> tuple[str, dict[str, Any]]:
+    """Read a row in which `choices` is a list, or an object with the lists `text` and `label` (as in ARC)."""
+    check_texts(row, "question")
+    choices = row["choices"]
+    texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (choices, None)
+    if not isinstance(texts, list) or not 1 < len(texts) <= len(string.ascii_uppercase):
+        raise UnusableError("choices: expected a list of 2 to 26 choices")
+    letters = string.ascii_uppercase[: len(texts)]
+    labels = labels or list(letters)
+    if not isinstance(labels, list) or len(labels) != len(texts):
+        raise UnusableError("choices: expected a label for each text")
+    choices = [f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True)]
+    answer = row["answer"] if "answer" in row else row["answerKey"]
+    return "\n".join([row["question"], "", *choices]), {"answer": _letter_of(answer, letters, labels)}
+
+
+def _letter_of(answer: Any, letters: str, labels: list[Any]) -> str:
+    if type(answer) is int and 0 <= answer < len(letters):
+        return letters[answer]
+    if answer in labels:
+        return letters[labels.index(answer)]
+    raise UnusableError("answer: expected the index or the label of a choice")
+
+
+# --- all tasks
+
+MATH = Task("math", INSTRUCTIONS, boxed_answer, math_grader.MathGrader, math_grader.grader_version)
+CODE = Task(
+    "code",
+    code.INSTRUCTIONS,
+    code.find_program,
+    code.open_grader,
+    code.grader_version,
+    step_end=StepEnd("\n", 40),
+    protections=("bubblewrap", "resource limits"),
+    policy="speculative",  # routing by log-probability scored no better than the draft: tests/benchmarks
+    forms=code.FORMS,
+)
+CHOICE = Task(
+    "choice",
+    "Please reason step by step, and put the letter of the right answer within \\boxed{}.",
+    find_letter,
+    lambda: nullcontext(AnswerGrader(_grade_choice)),
+    lambda: "choice 1",
+    forms=(
+        Form("choice", frozenset(("question", "choices", "answer")), _read_choices),
+        Form("choice", frozenset(("question", "choices", "answerKey")), _read_choices),
+    ),
+)
 FREE = Task(
     "free",
     "",

@@ -14,16 +14,13 @@ from pydantic_core import from_json
 
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.problems.lines import make_conversation
+from arbitrage_cli.problems.rows import make_conversation
 from arbitrage_cli.routing.route import Menu, Route
 from arbitrage_cli.types import Limits, Problem
 
 PAIR = "arbitrage"
 MAX_NAME = 100  # characters in a model name
 MAX_IGNORED = 32  # field names in the header of ignored fields
-
-EFFORTS = frozenset(("minimal", "low", "medium", "high", "xhigh", "max"))
-"""Values of `reasoning_effort` that are passed to chat templates. The value `none` turns thinking off instead."""
 
 HARMLESS = frozenset(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"))
 """Fields that cannot change an answer. They are ignored silently."""
@@ -67,8 +64,7 @@ class Defaults:
     """The server's settings. A request may override them within the limits.
 
     `thinking` applies to requests that turn thinking on. Conversations of more than `max_chars` characters are rejected
-    without being tokenized. `supports_effort` is true if a chat template accepts `reasoning_effort`. `always_thinks` is true
-    if a model cannot answer without thinking.
+    without being tokenized. `always_thinks` is true if a model cannot answer without thinking.
     """
 
     menu: Menu
@@ -76,7 +72,6 @@ class Defaults:
     thinking: Limits
     sampler: Sampler
     max_chars: int
-    supports_effort: bool = False
     always_thinks: bool = False
 
     @property
@@ -113,7 +108,10 @@ _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Body(BaseModel):
-    """The supported fields. `_read_object` drops fields that are null."""
+    """The supported fields. `_read_object` drops fields that are null.
+
+    Of `reasoning_effort`, only `none` differs from the other values: it turns thinking off.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow")
     messages: Annotated[list[_Message], Field(min_length=1, max_length=512)]
@@ -148,15 +146,16 @@ class Body(BaseModel):
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The names of unknown fields, shortened and escaped for an HTTP header."""
+        """The names of fields without effect, shortened and escaped for an HTTP header."""
         nested = (f"chat_template_kwargs.{name}" for name in self.chat_template_kwargs.model_extra or ())
-        names = [name for name in (*(self.model_extra or ()), *nested) if name not in HARMLESS and name not in NEUTRAL]
+        effort = () if self.reasoning_effort in (None, "none") else ("reasoning_effort",)
+        names = [name for name in (*(self.model_extra or ()), *nested, *effort) if name not in {*HARMLESS, *NEUTRAL}]
         return tuple(re.sub("[^!-~]|,", "?", name[:40]) for name in names[:MAX_IGNORED])
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A checked request. `problem.id` is the id of the request, and `ignored` contains names of fields."""
+    """A checked request. `problem.id` is the id of the request."""
 
     body: Body
     problem: Problem
@@ -164,7 +163,6 @@ class ChatRequest:
     route: Route
     limits: Limits
     sampler: Sampler
-    ignored: tuple[str, ...] = ()
 
 
 def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatRequest:
@@ -179,12 +177,10 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
     if read.thinks is False and defaults.always_thinks:
         raise RefusedError("the models of this server cannot answer without thinking")
     limits = defaults.thinking if read.thinks else defaults.limits
-    effort = read.reasoning_effort
-    uses_effort = defaults.supports_effort and effort in EFFORTS
     model = defaults.menu.default.policy.name if read.model is None else read.model
     return ChatRequest(
         read,
-        replace(problem, effort=effort if uses_effort else None),
+        problem,
         model,
         find_route(model, defaults.menu),
         replace(
@@ -197,7 +193,6 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
             defaults.sampler,
             **read.model_dump(include={"temperature", "top_p", "top_k", "min_p", "seed"}, exclude_none=True),
         ),
-        (*read.ignored, *(["reasoning_effort"] if not uses_effort and effort not in (None, "none") else [])),
     )
 
 

@@ -1,33 +1,296 @@
-"""Runs the server: HTTP and signal handling in the main thread, the models in a second thread."""
+"""An HTTP server with OpenAI's endpoints, which checks API keys and limits requests.
 
+HTTP and signals are handled in the main thread, the models run in a second thread.
+"""
+
+import asyncio
 import contextlib
+import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import h11
 import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route as HttpRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from arbitrage_cli.errors import UsageError, os_errors
-from arbitrage_cli.serving.app import Access, Bounds, make_app
-from arbitrage_cli.serving.requests import Defaults
-from arbitrage_cli.serving.worker import Observe, Worker
+from arbitrage_cli.serving import answers
+from arbitrage_cli.serving.answers import Answer, Json, Progress
+from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
+from arbitrage_cli.serving.worker import Observe, Report, Ticket, Worker
 from arbitrage_cli.system.signals import ENDING
+from arbitrage_cli.types import Finished, Writing
 
 MAX_CONNECTIONS = 512
 BACKLOG = 128  # pending connections
 HEADER_BYTES = 1 << 16
 KEEP_ALIVE_SECONDS = 120  # longer than clients reuse a connection: a request on a closing connection would be lost
 ANOTHER = "use another --port or --host"
+STATUS_CLIENT_CLOSED = 499  # as in nginx
+RETRY = {"retry-after": "1"}
+
+log = logging.getLogger("arbitrage.serving")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits on requests: the maximum numbers of running and waiting requests, their timeout, and their size.
+
+    After a pause of `keep_alive_seconds`, a stream sends a comment, and a disconnected client is noticed.
+    """
+
+    running: int
+    waiting: int = 64
+    seconds: float = 600.0
+    body_bytes: int = 1 << 20
+    body_seconds: float = 10.0
+    keep_alive_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The required API key, if any, and the host names that a request may address."""
+
+    api_key: str | None = None
+    accepts_host: Callable[[str], bool] = lambda host: True
+
+
+def make_app(defaults: Defaults, worker: Worker, bounds: Bounds, access: Access) -> ASGIApp:
+    endpoints = Endpoints(defaults, worker, bounds)
+    routes = [
+        HttpRoute("/health", endpoints.health),
+        HttpRoute("/v1/chat/completions", endpoints.complete, methods=["POST"]),
+        HttpRoute("/v1/models", endpoints.models),
+        HttpRoute("/v1/models/{name:path}", endpoints.model),
+    ]
+    handlers = dict.fromkeys((RefusedError, HTTPException, ClientDisconnect, Exception), _show_error)
+    return Starlette(routes=routes, middleware=[Middleware(Guard, access)], exception_handlers=handlers)
+
+
+class Guard:
+    """Rejects requests from web pages of other origins, requests without the API key, and requests with an ambiguous length."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        await (_refusal_response(refusal, closes=True) if refusal else self._app)(scope, receive, send)
+
+    def _refusal(self, path: str, headers: Headers) -> RefusedError | None:
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return RefusedError("a request must not have both Content-Length and Transfer-Encoding")
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._access.accepts_host(_host_name(host)):  # a web page may have any domain name resolve to this server
+            return RefusedError("unknown Host header", "use the server's IP address, or an API key", code="invalid_host")
+        if origin is not None and origin.partition("://")[2] != host:
+            message = "requests from web pages of other origins are refused"
+            return RefusedError(message, status=403, code="invalid_origin")
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        required = self._access.api_key
+        is_right = scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), (required or "").encode())
+        if required is None or is_right or path == "/health":
+            return None
+        return RefusedError("missing or invalid API key", status=401, code="invalid_api_key")
+
+
+def _host_name(header: str) -> str:
+    """Return the name or IP address in a Host header, or "" if the header is invalid."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(f"//{header}").hostname or ""
+    return ""
+
+
+class Endpoints:
+    """The route handlers."""
+
+    def __init__(self, defaults: Defaults, worker: Worker, bounds: Bounds) -> None:
+        self._defaults, self._worker, self._bounds = defaults, worker, bounds
+        self._started = int(time.time())
+
+    async def health(self, request: Request) -> Response:
+        return JsonResponse({"status": "ok", "running": self._worker.num_running, "waiting": len(self._worker.intake)})
+
+    async def models(self, request: Request) -> Response:
+        return JsonResponse({"object": "list", "data": [self._model(name) for name in self._defaults.names]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        find_route(name, self._defaults.menu)
+        return JsonResponse(self._model(name))
+
+    def _model(self, name: str) -> Json:
+        return {"id": name, "object": "model", "created": self._started, "owned_by": "arbitrage"}
+
+    async def complete(self, request: Request) -> Response:
+        body = await _read_body(request, self._bounds)
+        chat = read_request(body, f"chatcmpl-{secrets.token_hex(12)}", self._defaults)
+        if ignored := ", ".join(chat.body.ignored):
+            log.info("%s: ignored fields: %s", chat.problem.id, ignored)
+        with contextlib.ExitStack() as stack:
+            call = self._begin(chat)
+            stack.callback(self._worker.intake.withdraw, call.ticket)
+            headers = {"x-arbitrage-ignored": ignored} if ignored else {}
+            if not chat.body.stream:
+                return JsonResponse(await call.answer(request.is_disconnected), headers=headers)
+            first = await call.first()  # an early error can still set the HTTP status
+            return EventStream(call.stream(first), stack.pop_all(), headers)
+
+    def _begin(self, chat: ChatRequest) -> "Call":
+        num_open = self._worker.num_running + len(self._worker.intake)
+        if num_open >= self._bounds.running + self._bounds.waiting:
+            message = f"the queue is full: {num_open} requests are running or waiting"
+            raise RefusedError(message, "retry later", status=429, code="queue_full")
+        call = Call(chat, self._bounds)
+        if not self._worker.intake.put(call.ticket):
+            raise _shutting_down()
+        return call
+
+
+class Call:
+    """A request that is being answered in the event loop."""
+
+    def __init__(self, chat: ChatRequest, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._loop = asyncio.get_running_loop()
+        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        self._answer = Answer(chat, int(time.time()))
+        self.ticket = Ticket(chat, bounds.seconds, self._deliver)
+
+    async def answer(self, is_disconnected: Callable[[], Awaitable[bool]]) -> Json:
+        while not self._answer.is_complete:
+            if report := await self._next():
+                self._answer.take(report)
+            if await is_disconnected():
+                raise ClientDisconnect
+        return self._answer.complete()
+
+    async def first(self) -> Progress | None:
+        """Return the first report with text, or None if it does not arrive in time."""
+        while isinstance(report := await self._next(), Writing):
+            pass
+        return report
+
+    async def stream(self, report: Progress | None) -> AsyncIterator[bytes]:
+        """Yield the events of the answer, with keep-alive comments between them. `report` is the first report."""
+        yield answers.event(self._answer.first())
+        try:
+            while True:
+                if report is None:
+                    yield answers.KEEP_ALIVE
+                elif chunk := self._answer.take(report):
+                    yield answers.event(chunk)
+                if self._answer.is_complete:
+                    break
+                report = await self._next()
+            for chunk in self._answer.last():
+                yield answers.event(chunk)
+        except RefusedError as error:
+            yield answers.event(answers.error_body(error))
+        yield answers.DONE
+
+    async def _next(self) -> Progress | None:
+        """Return the next report, or None after a pause. Raises RefusedError if the request failed or timed out."""
+        try:
+            async with asyncio.timeout(self._bounds.keep_alive_seconds):
+                report = await self._reports.get()
+        except TimeoutError:
+            if self.ticket.deadline.has_passed:
+                raise answers.timed_out() from None
+            return None
+        if report is None:
+            raise _shutting_down()
+        if isinstance(report, Finished) and (refusal := answers.refusal_of(report)):
+            raise refusal
+        return report
+
+    def _deliver(self, report: Report) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._reports.put_nowait, report)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. `at_end` is closed when the stream ends or its client disconnects."""
+
+    def __init__(self, events: AsyncIterator[bytes], at_end: contextlib.ExitStack, headers: Mapping[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store", **headers})
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._at_end:
+            await super().__call__(scope, receive, send)
+
+
+async def _read_body(request: Request, bounds: Bounds) -> bytes:
+    """Read a request body. Raises RefusedError if the body is not JSON, is too large or arrives too slowly."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RefusedError("the body must be JSON", "set the header Content-Type: application/json", status=415)
+    too_large = RefusedError(f"the body is larger than {bounds.body_bytes:,} bytes", status=413)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(bounds.body_seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > bounds.body_bytes:
+                    raise too_large
+    except TimeoutError as error:
+        raise RefusedError(f"the body did not arrive within {bounds.body_seconds:g} s", status=408) from error
+    return bytes(body)
+
+
+def _shutting_down() -> RefusedError:
+    return RefusedError("the server is shutting down", "retry later", status=503)
+
+
+class JsonResponse(Response):
+    """A response in ASCII, because a model's text may contain parts of characters that UTF-8 cannot encode."""
+
+    media_type = "application/json"
+
+    def render(self, content: Json) -> bytes:
+        return answers.to_json(content)
+
+
+def _refusal_response(error: RefusedError, *, closes: bool = False) -> Response:
+    """Return an error response. If `closes` is true, the connection is closed, because a body may be left in it."""
+    headers = {401: {"www-authenticate": "Bearer"}, 429: RETRY, 503: RETRY}.get(error.status, {})
+    closing = {"connection": "close"} if closes or error.status in (408, 413) else {}
+    return JsonResponse(answers.error_body(error), error.status, {**headers, **closing})
+
+
+async def _show_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=STATUS_CLIENT_CLOSED)
+    if isinstance(error, HTTPException):
+        error = RefusedError(error.detail.lower(), status=error.status_code)
+    if not isinstance(error, RefusedError):
+        if not isinstance(error, h11.LocalProtocolError):  # after a malformed body, which uvicorn has already refused
+            log.error("internal error in a request (%s: %s); please report it", type(error).__name__, error, exc_info=error)
+        error = RefusedError("internal server error", status=500)
+    return _refusal_response(error)
+
+
+# --- connections and signals
 
 
 class HttpServer(uvicorn.Server):

@@ -36,8 +36,7 @@ from arbitrage_cli.model_files.pairs import find_files, find_pair, user_pairs
 from arbitrage_cli.numbers.intervals import Interval, log_ratio, wilson
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.rows import Item
-from arbitrage_cli.problems.task import Grader
-from arbitrage_cli.problems.tasks import FORMS, find_task
+from arbitrage_cli.problems.tasks import FORMS, Grader, find_task
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.system.machine import default_threads
 from arbitrage_cli.types import ModelRole

@@ -14,7 +14,7 @@ from fake_server import Answer, on_loopback
 from faults import rows_of, write_problems
 
 from arbitrage_cli import Pair, ServerError, ServerRequestError, open_pair
-from arbitrage_cli.inference.servers.probe import COUNTING, QUESTION
+from arbitrage_cli.inference.servers.model import COUNTING, QUESTION
 
 PROBED = [dialogue.messages[0]["content"] for dialogue in (QUESTION, COUNTING)]
 KEY, REASON = "sk-secret-0123", "input was flagged"

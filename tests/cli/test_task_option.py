@@ -12,8 +12,8 @@ from arbitrage_cli.app.request import ask, ask_to_compare
 from arbitrage_cli.app.spec import make_spec
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.problems.code import CODE, INSTRUCTIONS
-from arbitrage_cli.problems.tasks import find_task
+from arbitrage_cli.problems.code import INSTRUCTIONS
+from arbitrage_cli.problems.tasks import CODE, find_task
 from arbitrage_cli.training.states import read_states
 
 REFUSED = 2

@@ -29,7 +29,7 @@ from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.problems.rows import Item
-from arbitrage_cli.rewards.rollouts import RolloutRater
+from arbitrage_cli.rewards.raters import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.rows import AttemptRow

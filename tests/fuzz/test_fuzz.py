@@ -31,11 +31,9 @@ from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import read_pairs
-from arbitrage_cli.problems.answers import final_answer, gold_answer
-from arbitrage_cli.problems.compare import compare
-from arbitrage_cli.problems.lines import read_json_rows, read_problems
+from arbitrage_cli.problems.answers import compare, final_answer, gold_answer
 from arbitrage_cli.problems.math_grader import MathGrader
-from arbitrage_cli.problems.rows import make_dataset
+from arbitrage_cli.problems.rows import make_dataset, read_json_rows, read_problems
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.router import load
 from arbitrage_cli.runs.folder import read_run_folder

@@ -34,9 +34,8 @@ from arbitrage_cli.errors import (
     TimedOutError,
 )
 from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, LoadOptions, State
-from arbitrage_cli.inference.cached_sequence import CachedSequence
-from arbitrage_cli.inference.kv_cache import Cache
-from arbitrage_cli.inference.llama import BINDING, loading
+from arbitrage_cli.inference.kv_cache import Cache, CachedSequence
+from arbitrage_cli.inference.llama import BINDING, binding
 from arbitrage_cli.inference.llama.backend import LlamaBackend, LlamaStates
 from arbitrage_cli.inference.llama.binding import c, check_binding
 from arbitrage_cli.model_files.gguf import read_facts
@@ -385,7 +384,7 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_option_that_is_set_exists() -> None:
     """ctypes accepts any name of an attribute."""
     known = {name for function in STRUCTURES for name, _ in function.restype._fields_}
-    used = set(re.findall(r"\bparameters\.(\w+)", Path(loading.__file__).read_text()))
+    used = set(re.findall(r"\bparameters\.(\w+)", Path(binding.__file__).read_text()))
     assert {*SET_FIELDS} < used <= known
 
 

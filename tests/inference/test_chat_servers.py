@@ -1,9 +1,7 @@
 """Targets behind chat APIs write what engines write here, whatever the API's conventions; what cannot be continued is an error."""
 
-import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -17,8 +15,7 @@ from arbitrage_cli.errors import ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.dialects import Chat
-from arbitrage_cli.inference.servers.model import ServedModel
-from arbitrage_cli.inference.servers.probe import facts_about, open_served
+from arbitrage_cli.inference.servers.model import ServedModel, facts_about, open_served
 from arbitrage_cli.inference.servers.writer import ChatWriter
 from arbitrage_cli.types import Decision, Event, Finished, Limits, Problem, Step, Trace
 
@@ -245,8 +242,6 @@ def test_an_api_that_refuses_ends_the_step_under_the_name_of_its_reason(chunks: 
 SOON = {"Retry-After": "0.001"}
 FAULTS = [
     Answer([{"error": {"message": "slow down"}}], 429, SOON),
-    Answer([{"error": {"message": "slow down"}}], 429, {"retry-after-ms": "1"}),
-    Answer([{"error": {"message": "slow down"}}], 429, {"Retry-After": formatdate(time.time() - 5, usegmt=True)}),
     Answer([{"error": {"message": "overloaded"}}], 529, {"Retry-After": "soon"}),
     Answer([chunk({"content": "I"}), {"error": {"code": 502, "message": "down"}, "choices": []}], is_streamed=True),
     Answer([chunk({"content": "I"})], is_streamed=True, cut=1),

@@ -14,7 +14,7 @@ from tiny_gguf import CHATML, HEADERS, INST
 from writing import text
 
 from arbitrage_cli.errors import TemplateError
-from arbitrage_cli.inference import layouts
+from arbitrage_cli.inference import chat_template
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Control, Plain, PromptStyle, Segment
 from arbitrage_cli.system.child import Child
 from arbitrage_cli.types import Message, Problem
@@ -207,7 +207,7 @@ def test_a_template_must_show_every_message(template: str) -> None:
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Child]:
-    load, memory = "arbitrage_cli.inference.rendering:load", layouts.MAX_RENDER_BYTES
+    load, memory = "arbitrage_cli.inference.rendering:load", chat_template.MAX_RENDER_BYTES
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arbitrage_cli.system.child.WALL_FACTOR", 240)  # for busy machines
         with Child(load, seconds=0.25, memory=memory) as child:
@@ -217,7 +217,7 @@ def impatient() -> Iterator[Child]:
 
 @pytest.fixture
 def hurry(impatient: Child, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(layouts, "renderer", lambda: impatient)
+    monkeypatch.setattr(chat_template, "renderer", lambda: impatient)
     tracemalloc.start()
     began = time.process_time()
     yield
@@ -281,7 +281,7 @@ def test_a_template_cannot_reach_the_machine(attempt: str, tmp_path: Path, monke
 
 
 def test_the_process_that_renders_templates_ends_with_the_program() -> None:
-    program = "from arbitrage_cli.inference.layouts import render; print(render('x', [], {}))"
+    program = "from arbitrage_cli.inference.chat_template import render; print(render('x', [], {}))"
     command = [sys.executable, "-W", "error::ResourceWarning", "-c", program]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (ended.stdout, ended.stderr) == ("x\n", "")

@@ -9,13 +9,12 @@ import pytest
 from cli import environment
 
 from arbitrage_cli.inference.backend import LoadOptions
-from arbitrage_cli.inference.llama import PREBUILT, backend
-from arbitrage_cli.inference.llama.prebuilt import LIBRARY_PATH
+from arbitrage_cli.inference.llama import LIBRARY_PATH, PREBUILT, backend
 
 SHOW = f"""
 import os
 from arbitrage_cli.errors import ModelUnsupportedError
-from arbitrage_cli.inference.llama import prebuilt
+from arbitrage_cli.inference import llama as prebuilt
 prebuilt.processor_features = lambda: frozenset(os.environ["FEATURES"].split())
 try:
     with prebuilt.library_selected():

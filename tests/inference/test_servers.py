@@ -5,7 +5,6 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from email.utils import formatdate
 from functools import partial
 from typing import Any
 
@@ -25,8 +24,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import MAX_REFUSED, Job, Refusals, Scheduler
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection
-from arbitrage_cli.inference.servers.model import Controls, ServedModel
-from arbitrage_cli.inference.servers.probe import PROBE_TOKENS, open_served
+from arbitrage_cli.inference.servers.model import PROBE_TOKENS, Controls, ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Step, Trace
@@ -332,7 +330,7 @@ def test_a_key_or_an_address_that_is_no_longer_valid_ends_the_run(status: int) -
         finished_by(HashServer(), faults=lambda: answer)
 
 
-LONG_WAITS = {429: "301", 503: formatdate(time.time() + 10**7, usegmt=True)}
+LONG_WAITS = {429: "301", 503: "10000000.5"}
 REFUSALS = [
     Answer([{"error": {"message": "sk-secret (sk-\nsecret) may not ask this"}}], status, {"Retry-After": wait})
     for status, wait in (dict.fromkeys((400, 402, 403, 404, 405, 413, 422), "3600") | LONG_WAITS).items()

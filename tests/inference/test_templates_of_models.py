@@ -82,13 +82,6 @@ def test_who_wants_no_thoughts_gets_none_of_a_model_whose_template_does_not_show
     assert [text(prompt.for_problem(replace(problem, thinks=thinks))) for thinks in (None, False)] == [answer, without]
 
 
-def test_an_effort_that_a_template_refuses_is_left_out() -> None:
-    template = "{% if reasoning_effort == 'low' %}{{ raise_exception('no') }}{% endif %}{{ messages[-1].content }}:"
-    prompt = ChatPrompt(template, [], style=PromptStyle(""))
-    assert not prompt.supports_effort
-    assert text(prompt.for_problem(Problem("1", "c", effort="low"))) == "c:"
-
-
 @pytest.mark.parametrize(
     ("said", "answer"),
     [
@@ -109,13 +102,6 @@ def test_a_template_of_an_unknown_format_is_told_to_skip_thoughts() -> None:
     prompt = ChatPrompt(template, [], style=PromptStyle(""))
     assert (prompt.own_format, prompt.thinks_by_itself) == (None, False)
     assert text(prompt.segments(Problem("", "c", thinks=False))) == "c<|open|>response<|sep|>"
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_effort_is_for_templates_that_ask_for_more_or_less_thought(name: str) -> None:
-    prompt = ChatPrompt(TEMPLATES[name], [], style=PromptStyle("S"))
-    assert prompt.supports_effort is (name == "gpt-oss")
-    assert ("Reasoning: high" in text(prompt.segments(Problem("", "c", effort="high")))) is prompt.supports_effort
 
 
 @pytest.mark.parametrize(("name", "off"), [("GLM-4.7", "</think>"), ("SmolLM3", "<think>\n\n</think>\n")])

@@ -15,7 +15,7 @@ from processes import is_running, process_of
 
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.problems.math_grader import MathGrader, grader_version
-from arbitrage_cli.problems.task import is_correct
+from arbitrage_cli.problems.tasks import is_correct
 from arbitrage_cli.types import Grade
 
 ASKED = "\\boxed{2\\sqrt{2}}"
@@ -217,7 +217,7 @@ def test_fork_may_only_compute(tmp_path: Path, code: str) -> None:
     canary, module = tmp_path / "canary", tmp_path / "module.py"
     module.write_text(code.format(canary))
     program = (
-        "import runpy, sys; from arbitrage_cli.problems.algebra import _refuse; sys.addaudithook(_refuse); "
+        "import runpy, sys; from arbitrage_cli.problems.math_grader import _refuse; sys.addaudithook(_refuse); "
         f"runpy.run_path({str(module)!r})"
     )
     done = subprocess.run([sys.executable, "-B", "-c", program], capture_output=True, check=False)

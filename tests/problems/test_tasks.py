@@ -7,12 +7,9 @@ from typing import Any
 import pytest
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.problems.code import CODE, find_program, without_sandbox
-from arbitrage_cli.problems.lines import read_json_rows
-from arbitrage_cli.problems.multiple_choice import find_letter
-from arbitrage_cli.problems.rows import Dataset, make_dataset
-from arbitrage_cli.problems.task import Task
-from arbitrage_cli.problems.tasks import FORMS, MATH, find_task
+from arbitrage_cli.problems.code import find_program
+from arbitrage_cli.problems.rows import Dataset, make_dataset, read_json_rows
+from arbitrage_cli.problems.tasks import CODE, FORMS, MATH, Task, find_letter, find_task, without_sandbox
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",

@@ -19,8 +19,7 @@ from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, RewardUpdate, Scheduler, Writer
-from arbitrage_cli.rewards.prm import PrmRater, PrmStyle, ask
-from arbitrage_cli.rewards.rollouts import RolloutRater
+from arbitrage_cli.rewards.raters import PrmRater, PrmStyle, RolloutRater, ask
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace
@@ -289,27 +288,6 @@ def test_a_rollout_answers_for_every_text_on_its_path() -> None:
     assert len(steps) > 2
     request = RateSteps(trace_of(steps[0]), (foreign(steps[1]),))
     assert score(rater, {0: request})[0] == RewardUpdate(0, (1.0,), Cost())
-
-
-@pytest.mark.parametrize("sampler", [Sampler(), Sampler(0.8, 1.0, 3)])
-def test_what_a_rollout_wrote_is_not_written_again(sampler: Sampler) -> None:
-    problems = [Problem(str(number), f"question {number}") for number in range(3)]
-
-    def decisions(*, recalls: bool) -> tuple[list[tuple[str, str, float | None]], int]:
-        writers = [target(sampler, num_sequences=2) for _ in range(2)]
-        rollout = RolloutRater(writers[:1], lambda _identifier, text: len(text) % 3 == 0, recalls=recalls)
-        found: list[tuple[str, str, float | None]] = []
-        num_decoded = 0
-        for event in run("oracle", problems, rollout, writers[1], concurrency=2):
-            if isinstance(event, Decided) and event.decision.target:
-                found.append((event.trace.problem.id, event.decision.target.text, event.decision.advantage))
-                num_decoded += event.decision.target.cost.decode_tokens
-        return sorted(found, key=lambda one: one[0]), num_decoded
-
-    (plain, num_plain), (recalled, num_recalled) = decisions(recalls=False), decisions(recalls=True)
-    assert recalled == plain
-    assert len(plain) > 2 * len(problems)
-    assert num_recalled < num_plain / 2
 
 
 def test_no_rollout_waits_for_those_of_other_problems() -> None:

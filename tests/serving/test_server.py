@@ -23,8 +23,8 @@ from serving import CONCURRENCY, DEFAULTS, LONG, Gate, Served, chunks, refusal, 
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.serving.answers import StopFilter
-from arbitrage_cli.serving.app import Access, Bounds
 from arbitrage_cli.serving.requests import RefusedError, read_request
+from arbitrage_cli.serving.server import Access, Bounds
 from arbitrage_cli.serving.worker import Intake, Ticket
 from arbitrage_cli.types import Message, Problem, RequestEnded
 
@@ -198,16 +198,10 @@ def test_models_that_always_think_cannot_be_told_not_to(fields: dict[str, Any]) 
     assert caught.value.status == 400
 
 
-def test_effort_reaches_a_template_that_knows_it(client: Served) -> None:
-    effort = {"reasoning_effort": "high"}
-    response = client.ask(max_tokens=9, **effort)
+def test_an_effort_only_turns_thinking_on(client: Served) -> None:
+    response = client.ask(max_tokens=9, reasoning_effort="high")
     assert response.json()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 9}
     assert response.headers["x-arbitrage-ignored"] == "reasoning_effort"
-    body = json.dumps({"messages": USER, **effort}).encode()
-    read = read_request(body, "1", replace(DEFAULTS, supports_effort=True))
-    assert (read.problem.effort, read.ignored) == ("high", ())
-    odd = read_request(body.replace(b"high", b"<|end|>"), "1", replace(DEFAULTS, supports_effort=True))
-    assert (odd.problem.effort, odd.ignored) == (None, ("reasoning_effort",))
 
 
 def test_who_asks_for_thoughts_gets_the_limits_of_solutions_that_think(client: Served) -> None:
@@ -386,7 +380,7 @@ def test_a_malformed_body_is_no_defect(client: Served, caplog: pytest.LogCapture
 def test_a_defect_is_logged_and_answered(
     client: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("arbitrage_cli.serving.app.find_route", lambda name, menu: 1 / 0)
+    monkeypatch.setattr("arbitrage_cli.serving.server.find_route", lambda name, menu: 1 / 0)
     response = client.get("/v1/models/target")
     assert (response.status_code, refusal(response)["type"]) == (500, "server_error")
     assert [record.name for record in caplog.records] == ["arbitrage.serving"]

@@ -6,7 +6,7 @@ from typing import Any
 from fake_server import Answer, Body, HashServer
 from hash_language import HashBackend
 
-from arbitrage_cli.inference.layouts import render
+from arbitrage_cli.inference.chat_template import render
 
 THINKING = "let me see"
 

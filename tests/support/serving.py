@@ -16,9 +16,8 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import AvailableRouter, Menu, Route
-from arbitrage_cli.serving.app import Access, Bounds
 from arbitrage_cli.serving.requests import Defaults
-from arbitrage_cli.serving.server import Service, bind
+from arbitrage_cli.serving.server import Access, Bounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
 from arbitrage_cli.types import ServingEvent
 

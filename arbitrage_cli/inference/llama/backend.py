@@ -12,8 +12,7 @@ import numpy as np
 
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions, ModelCard, State
-from arbitrage_cli.inference.llama.binding import c, ggml
-from arbitrage_cli.inference.llama.loading import BATCH_SIZE, Attention, load_model, new_context, start_llama
+from arbitrage_cli.inference.llama.binding import BATCH_SIZE, Attention, c, ggml, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE, read_header
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_features

@@ -19,7 +19,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -174,11 +173,10 @@ class Server:
                     if size > MAX_ANSWER_BYTES:
                         raise RetryableError("sent too long a response")
                     if event.data == "[DONE]":
+                        # Only a response that was read to its end leaves its connection open.
                         with contextlib.suppress(TimeoutError, httpx2.RequestError):
                             async with asyncio.timeout(END_SECONDS):
-                                await anext(
-                                    events, None
-                                )  # only a response that was read to its end leaves its connection open
+                                await anext(events, None)
                         return
                     yield self._parsed(event.data, read)
 
@@ -321,13 +319,9 @@ class Server:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the delay in seconds that the server requests, as a number or a date. OpenAI also sends milliseconds."""
-    with contextlib.suppress(ValueError, OverflowError):
-        milliseconds, value = headers.get("retry-after-ms", ""), headers.get("Retry-After", "")
-        is_number = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", milliseconds or value)
-        seconds = float(milliseconds or value) if is_number else parsedate_to_datetime(value).timestamp() - time.time()
-        return max(seconds / 1000 if milliseconds else seconds, 0.0)
-    return 0.0
+    """Return the delay in seconds that the server requests."""
+    value = headers.get("Retry-After", "")
+    return float(value) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) else 0.0
 
 
 def _loaded(text: str) -> Any:

@@ -16,7 +16,6 @@ from arbitrage_cli.inference.step_text import BLANK_LINE
 
 Json = dict[str, Any]
 
-WITH_USAGE: Json = {"stream_options": {"include_usage": True}}
 OPTIONAL = ("max_tokens", "top_p", "seed", "stream_options", "stop", "temperature", "thinking", "enable_thinking")
 """Fields that some APIs reject, in the order in which they are omitted. Instead of `max_tokens`, these APIs accept `max_completion_tokens`."""
 
@@ -95,13 +94,13 @@ class Completions:
     the sequence. Requests therefore have no stop string; the stream is closed at the separator instead.
     """
 
-    name: ClassVar[str] = "OpenAI-compatible"
-    path: ClassVar[str] = "completions"
-    is_plain: ClassVar[bool] = True  # without extensions
-    max_alternatives: ClassVar[int] = 5
-    can_ignore_controls: ClassVar[bool] = False  # can tokenize control tokens as plain text
-    facts_path: ClassVar[str] = ""
-    rendering_path: ClassVar[str] = "/tokenize"
+    name = "OpenAI-compatible"
+    path = "completions"
+    is_plain = True  # without extensions
+    max_alternatives = 5
+    can_ignore_controls = False  # can tokenize control tokens as plain text
+    facts_path = ""
+    rendering_path = "/tokenize"
     own_fields: ClassVar[Json] = {}  # includes neutral values for the server's default sampling
 
     @property
@@ -123,7 +122,8 @@ class Completions:
 
     def body(self, request: TextRequest) -> Json:
         alternatives = {"logprobs": request.num_alternatives} if request.num_alternatives else {}
-        return {**self.own_fields, **request.body(), "max_tokens": request.max_tokens, **WITH_USAGE, **alternatives}
+        usage = {"stream_options": {"include_usage": True}}
+        return {**self.own_fields, **request.body(), "max_tokens": request.max_tokens, **usage, **alternatives}
 
     def read(self, answer: Json) -> Piece:
         return Response.model_validate(answer).read()
@@ -211,8 +211,8 @@ class Chat(Completions):
     because the model only writes whole solutions.
     """
 
-    name: ClassVar[str] = "chat API"
-    path: ClassVar[str] = "chat/completions"
+    name = "chat API"
+    path = "chat/completions"
     continuation: str = "trailing"
     no_thinking: Json = field(default_factory=dict)
     omitted: frozenset[str] = frozenset()

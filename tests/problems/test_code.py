@@ -17,13 +17,13 @@ from processes import awaited, is_running
 
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.problems import program_driver
-from arbitrage_cli.problems.programs import ProgramRunner, Tests, find_sandbox
+from arbitrage_cli.problems.code import ProgramRunner, find_sandbox
 
 GOOD = "def f(x):\n    return x + 1\n"
-WANTS_2 = Tests("assert f(1) == 2\n")
+WANTS_2 = "assert f(1) == 2\n"
 
 
-WALL_FACTOR = "arbitrage_cli.problems.programs.WALL_FACTOR"
+WALL_FACTOR = "arbitrage_cli.problems.code.WALL_FACTOR"
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def runner(sandbox: list[str]) -> ProgramRunner:
     ],
 )  # fmt: skip
 def test_verdict_and_its_reason(runner: ProgramRunner, program: str, script: str, value: str, reason: str | None) -> None:
-    outcome = runner.run(program, Tests(script))
+    outcome = runner.run(program, script)
     assert outcome.value == value
     assert reason is None or outcome.reason == reason
 
@@ -92,7 +92,7 @@ HONEST = {
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_program_passes(runner: ProgramRunner, name: str) -> None:
     program, script = HONEST[name]
-    assert runner.run(program, Tests(script)).reason == "all tests passed"
+    assert runner.run(program, script).reason == "all tests passed"
 
 
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="numbers of system calls")
@@ -101,12 +101,12 @@ def test_program_cannot_use_the_keys_of_the_user(runner: ProgramRunner) -> None:
     if libc.syscall(250, 1, None) < 0 or libc.syscall(248, b"user", b"arbitrage-test", b"secret", 6, -3) < 0:
         pytest.skip("no keyrings on this machine")
     search = "import ctypes\ndef f(): return ctypes.CDLL(None).syscall(250, 10, -3, b'user', b'arbitrage-test', 0)"
-    outcome = runner.run(search, Tests("assert f() == -1"))
+    outcome = runner.run(search, "assert f() == -1")
     assert outcome.value == "passed", outcome
 
 
 VARIABLE = "ARBITRAGE_TEST_ANSWER"
-WANTS_ANSWER = Tests("assert f() != 0 and False\n")
+WANTS_ANSWER = "assert f() != 0 and False\n"
 HOSTILE = {
     "exit at load": ("import os\nos._exit(0)", "ended"),
     "exit in a call": ("import os\ndef f(): os._exit(0)", "ended"),
@@ -205,7 +205,7 @@ def test_program_that_is_killed_or_stopped_from_outside_is_an_error(
 def test_nothing_is_left_when_the_parent_is_killed(runner: ProgramRunner, tmp_path: Path) -> None:
     mark = str(tmp_path / "mark")
     code = (
-        "import sys; from arbitrage_cli.problems.programs import *; "
+        "import sys; from arbitrage_cli.problems.code import *; "
         f"ProgramRunner({[*runner.sandbox, '--setenv', 'MARK', mark]!r}).run({SLEEPS!r}, {WANTS_2!r})"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -254,9 +254,7 @@ def test_without_bubblewrap_programs_are_refused(
     ids=["good", "exit", "time", "memory"],
 )
 def test_resource_limits_hold_without_a_sandbox(program: str, value: str) -> None:
-    runner = ProgramRunner((), seconds=1, memory=256 << 20)
-    assert runner.protections == ("resource limits",)
-    assert runner.run(program, WANTS_2).value == value
+    assert ProgramRunner((), seconds=1, memory=256 << 20).run(program, WANTS_2).value == value
 
 
 @pytest.mark.parametrize("keeps_pipes", [False, *rarely(True)])
@@ -266,7 +264,7 @@ def test_processes_of_an_unprotected_program_end_with_it(
     monkeypatch.setattr(WALL_FACTOR, 20)
     closes = "pass" if keeps_pipes else "os.closerange(0, 99)"
     program = f"import os, time\nchild = os.fork()\nif not child:\n {closes}\n time.sleep(100)\n"
-    ProgramRunner((), seconds=1).run(f"{program}open({str(tmp_path / 'id')!r}, 'w').write(str(child))", Tests(""))
+    ProgramRunner((), seconds=1).run(f"{program}open({str(tmp_path / 'id')!r}, 'w').write(str(child))", "")
     child = int((tmp_path / "id").read_text())
     awaited(lambda: not is_running(child))
 

@@ -1,0 +1,265 @@
+"""Computes rewards with a process reward model, or from rollouts.
+
+In a rollout, the target completes the solution after a rated step, and the answer is graded.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+
+from arbitrage_cli.arbitrage import RateSteps, WriteStep
+from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
+from arbitrage_cli.inference.backend import Backend, Clock, Deadline, Floats
+from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle, Segment
+from arbitrage_cli.inference.kv_cache import CachedSequence, chat_prompt, decode, prompt_ids
+from arbitrage_cli.inference.scheduler import RewardUpdate, Writer
+from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.types import Cost, Decision, Limits, Message, Phase, Problem, Step, Trace
+
+TEST_QUESTION, TEST_STEPS = Problem("", "What is 2 + 3?"), ("2 + 3 = 5.", "2 + 3 = 7.")
+
+
+PrmStyle = Literal["turns", "steps"]
+"""The prompt of a process reward model, which answers `+` or `-` after a step.
+
+In style `turns` (RLHFlow/Llama3.1-8B-PRM-Deepseek-Data), each step is a user turn, and the assistant has answered `+` to all
+earlier steps. In style `steps` (the built-in model), the solution is one assistant turn, and the answer takes the place of
+the next step.
+"""
+ANSWERS = ("+", "-")
+MIN_PROBABILITY: Mapping[PrmStyle, float] = {"turns": 0.1, "steps": 0.001}
+"""The minimum mean probability of both answers about `TEST_STEPS`. The built-in model may find other tokens as likely."""
+
+
+class PrmRater:
+    """A `Rater` that asks a process reward model about one step after another.
+
+    The reward is the probability of `+` relative to `-`. Slot n uses sequence n of the backend and keeps its prefix for reuse.
+    """
+
+    wait = None
+
+    def __init__(self, backend: Backend, style: PrmStyle = "turns", *, clock: Clock = time.perf_counter) -> None:
+        self._backend = backend
+        self._style: PrmStyle = style
+        self._answers = [_single_token(backend, answer) for answer in ANSWERS]
+        self._prompt = chat_prompt(backend, PromptStyle(""))
+        self._clock = clock
+        self._requests: dict[int, RateSteps] = {}
+        self._sequences: dict[int, CachedSequence] = {}  # by slot
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._requests)
+
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
+        self._sequences[slot] = CachedSequence(self._backend, slot)
+        self._sequences[slot].deadline = deadline
+
+    def close(self, slot: int) -> None:
+        if sequence := self._sequences.pop(slot, None):
+            sequence.cut(0)
+        self._requests.pop(slot, None)
+
+    def start(self, slot: int, request: RateSteps) -> None:
+        self._requests[slot] = request
+
+    def tick(self) -> list[RewardUpdate]:
+        requests, self._requests = self._requests, {}
+        return [self._rate(slot, request) for slot, request in requests.items()]
+
+    def _rate(self, slot: int, request: RateSteps) -> RewardUpdate:
+        rewards, total = [], Cost()
+        try:
+            for step in request.steps:
+                logits, cost = self._logits(slot, request.trace, step)
+                rewards.append(self._reward(logits))
+                total += cost
+        except ProblemError as error:
+            return RewardUpdate(slot, error=error)
+        return RewardUpdate(slot, tuple(rewards), total)
+
+    def check(self) -> None:
+        """Rate a correct and a wrong step as a test.
+
+        Raises ModelUnsupportedError if the model does not answer.
+        """
+        trace = Trace(TEST_QUESTION, Limits())
+        self.open(0, TEST_QUESTION)
+        with suppress(ContextFullError):
+            steps = [Step("draft", text, 1, Cost(), "separator") for text in TEST_STEPS]
+            probability = fmean(self._answer_probability(self._logits(0, trace, step)[0]) for step in steps)
+            if probability < MIN_PROBABILITY[self._style]:
+                name = self._backend.card.name
+                message = f"{name} does not rate steps: it answers + or - with a probability of only {probability:.2g}"
+                raise ModelUnsupportedError(message, "use --prm with a process reward model")
+        self.close(0)
+
+    def _answer_probability(self, logits: Floats) -> float:
+        """Return the total probability of both answers, given logits (n_vocab,)."""
+        weights = np.exp(logits.astype(np.float64) - logits.max())
+        return float(weights[self._answers].sum() / weights.sum())
+
+    def _reward(self, logits: Floats) -> float:
+        plus, minus = logits[self._answers].astype(float).tolist()
+        return 1 / (1 + math.exp(minus - plus))
+
+    def _logits(self, slot: int, trace: Trace, step: Step) -> tuple[Floats, Cost]:
+        """Return the logits (n_vocab,) of the answer about a step, and their cost."""
+        sequence, ids, began = self._sequences[slot], self._ids(trace, step), self._clock()
+        num_read = self._read(sequence, ids)
+        read = self._clock()
+        (logits,) = decode([(sequence, ids[-1:])])
+        sequence.held.append(ids[-1])
+        if np.isnan(logits).any():
+            message = f"{self._backend.card.name} computed invalid logits (NaN)"
+            raise ComputeError(message, "the model file may be damaged")
+        return logits, Cost(num_read, read - began, 1, self._clock() - read)
+
+    def _ids(self, trace: Trace, step: Step) -> list[int]:
+        segments, reply = ask(self._prompt, trace, step, self._style)
+        tokenize = self._backend.tokenizer.tokenize
+        parts = (tokenize(part, continues=True) for part in self._prompt.fragments(reply))
+        return [*prompt_ids(self._backend, segments), *chain.from_iterable(parts)]
+
+    def _read(self, sequence: CachedSequence, ids: list[int]) -> int:
+        """Prefill all uncached tokens except the last. Return the number of prefilled tokens."""
+        card = self._backend.card
+        if len(ids) > card.context_size:
+            sizes = f"{len(ids)} tokens; the context of {card.name} has {card.context_size}"
+            raise ContextFullError(f"the solution and the step to rate have {sizes}", "use a larger --ctx")
+        common = sequence.keep_common(ids)
+        num_held = len(sequence.held)
+        for end in (common, len(ids) - 1):  # the next text shares at least this prefix
+            if missing := ids[len(sequence.held) : end]:
+                sequence.read(missing)
+            if end == common:
+                sequence.save()
+        return len(ids) - 1 - num_held
+
+
+def ask(prompt: ChatPrompt, trace: Trace, step: Step, style: PrmStyle) -> tuple[list[Segment], str]:
+    """Return the prompt for a step, and the part of the reply that precedes the answer."""
+    if style == "steps":
+        solution = trace.followed_by(step).written.rstrip()
+        return prompt.segments(Problem("", trace.problem.question)), solution + BLANK_LINE.separator
+    first, *others = [*(decision.kept.text.strip() for decision in trace.decisions), step.text.strip()]
+    *rated, last = f"{trace.problem.question.strip()} {first}", *others
+    turns = [turn for text in rated for turn in (Message("user", text), Message("assistant", ANSWERS[0]))]
+    return prompt.segments(Problem("", last, tuple(turns))), ""
+
+
+def _single_token(backend: Backend, text: str) -> int:
+    ids = backend.tokenizer.tokenize(text, continues=True)
+    if len(ids) != 1:
+        message = f"{backend.card.name} cannot rate steps: '{text}' is not a single token of its vocabulary"
+        raise ModelUnsupportedError(message, "use another model")
+    return ids[0]
+
+
+# --- rollouts
+
+Prefix = tuple[str, str, Phase, bool]
+"""Everything that a continuation depends on: the text so far, the next phase, and whether thinking reached its budget."""
+
+
+@dataclass(slots=True)
+class _Request:
+    request: RateSteps
+    prefixes: list[Prefix]
+    cost: Cost = field(default_factory=Cost)
+
+
+def _prefix(trace: Trace) -> Prefix:
+    is_forced = any(decision.kept.stop == "think_budget" for decision in trace.decisions)
+    return trace.thoughts, trace.text, trace.phase, is_forced
+
+
+class RolloutRater:
+    """A `Rater` whose reward is the share of the target's continuations that reach the known answer, as in Math-Shepherd.
+
+    `writers` contains the target's writers: either one greedy writer or several sampling writers. A continuation depends
+    only on its prefix, so one rollout determines the outcome of every prefix on its path.
+    """
+
+    def __init__(self, writers: Sequence[Writer], is_right: Callable[[str, str], bool]) -> None:
+        self._writers = writers
+        self._is_right = is_right
+        self._outcomes: dict[tuple[int, int], dict[Prefix, bool]] = {}  # by slot and writer: whether the solution is right
+        self._rollouts: dict[tuple[int, int], Generator[WriteStep, Any, None]] = {}  # by slot and writer
+        self._requests: dict[int, _Request] = {}  # by slot
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def wait(self) -> Callable[[], None] | None:
+        return None if any(writer.busy and not writer.wait for writer in self._writers) else self._writers[0].wait
+
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
+        for index, writer in enumerate(self._writers):
+            writer.open(slot, problem, deadline)
+            self._outcomes[slot, index] = {}
+
+    def close(self, slot: int) -> None:
+        self._requests.pop(slot, None)
+        for index, writer in enumerate(self._writers):
+            writer.close(slot)
+            self._outcomes.pop((slot, index), None)
+            self._rollouts.pop((slot, index), None)
+
+    def start(self, slot: int, request: RateSteps) -> None:
+        self._requests[slot] = _Request(request, [_prefix(request.trace.followed_by(step)) for step in request.steps])
+        for index in range(len(self._writers)):
+            self._rollouts[slot, index] = self._rollout(slot, index)
+            self._resume(slot, index, None)
+
+    def tick(self) -> list[RewardUpdate]:
+        failed: dict[int, ProblemError] = {}
+        for index, writer in enumerate(self._writers):
+            for update in writer.tick() if writer.busy else ():
+                try:
+                    if update.error:
+                        raise update.error
+                    if update.step:
+                        self._resume(update.slot, index, update.step)
+                except ProblemError as error:
+                    failed[update.slot] = error
+        answers = [RewardUpdate(slot, error=error) for slot, error in failed.items()]
+        answers += filter(None, (self._rewards(slot) for slot in self._requests if slot not in failed))
+        for answer in answers:
+            self._requests.pop(answer.slot, None)
+        return answers
+
+    def _resume(self, slot: int, index: int, written: Step | None) -> None:
+        with suppress(StopIteration):
+            self._writers[index].start(slot, self._rollouts[slot, index].send(written))
+
+    def _rollout(self, slot: int, index: int) -> Generator[WriteStep, Any, None]:
+        """Complete the solution after each rated step whose outcome is unknown."""
+        rated, outcomes = self._requests[slot], self._outcomes[slot, index]
+        for step, prefix in zip(rated.request.steps, rated.prefixes, strict=True):
+            if prefix in outcomes:
+                continue
+            trace, prefixes = rated.request.trace.followed_by(step), [prefix]
+            while not trace.finished:
+                written = yield WriteStep("target", trace)
+                rated.cost += written.cost
+                trace.add(Decision(kept=written))
+                prefixes.append(_prefix(trace))
+            outcomes.update(dict.fromkeys(prefixes, self._is_right(trace.problem.id, trace.text)))
+
+    def _rewards(self, slot: int) -> RewardUpdate | None:
+        request, indices = self._requests[slot], range(len(self._writers))
+        outcomes = [[self._outcomes[slot, index].get(prefix) for index in indices] for prefix in request.prefixes]
+        if any(None in of_step for of_step in outcomes):
+            return None
+        return RewardUpdate(slot, tuple(sum(map(bool, of_step)) / len(of_step) for of_step in outcomes), request.cost)
