@@ -32,7 +32,9 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
+from arbitrage_cli.app.session import Session
 from arbitrage_cli.costs.store import keep_tuned, machine_here, tuned_file
+from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
 
@@ -238,6 +240,23 @@ def test_a_pair_is_not_closed_while_another_thread_solves() -> None:
             finally:
                 answered.set()
             assert [one.answer for one in solved.result()] == [ANSWER]
+        assert pair.solve(QUESTION).answer == ANSWER
+
+
+def test_a_call_of_another_thread_is_refused_before_the_first_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_scheduler = Session.scheduler
+
+    def scheduler(session: Session, *given: Any) -> Scheduler:
+        monkeypatch.undo()
+        with ThreadPoolExecutor(1) as other:
+            for call in (lambda: pair.solve(QUESTION), pair.close):
+                with pytest.raises(UsageError):
+                    other.submit(call).result(TIMEOUT)
+        return make_scheduler(session, *given)
+
+    with scripted() as pair:
+        monkeypatch.setattr(Session, "scheduler", scheduler)
+        assert pair.solve(QUESTION).answer == ANSWER
         assert pair.solve(QUESTION).answer == ANSWER
 
 

@@ -9,11 +9,12 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import GEN_RUNNING, getgeneratorstate
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack
 
 from arbitrage_cli.app.conversation import Turns
 from arbitrage_cli.app.options import AdviceOptions, Options, check
@@ -182,6 +183,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         self._stack = contextlib.ExitStack()
         self._schedulers: dict[str | None, Scheduler] = {}  # by the source of rewards
         self._events: Generator[Event, None, None] | None = None
+        self._busy = threading.Lock()  # held during a call
         self._session: Session | None = None
         self._spec = self._loaded().spec
         self._is_closed = False
@@ -203,8 +205,8 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
         Raises UsageError if another thread is solving a problem with this pair.
         """
-        if self._events is not None:
-            if getgeneratorstate(self._events) == GEN_RUNNING:
+        if self._busy.locked():
+            if self._events is None or getgeneratorstate(self._events) == GEN_RUNNING:
                 raise UsageError("another thread is solving a problem with this pair", "close the pair after the call")
             self._events.close()  # before the models are freed
         self._is_closed = True
@@ -298,19 +300,24 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
                         yield _solution_or_error(call, event)
 
     def _run(self, call: Call, jobs: Iterable[Job]) -> Generator[Event, None, None]:
-        self._check_free()
-        self._events = self._scheduler(call).run(jobs)
+        if self._is_closed or not self._busy.acquire(blocking=False):
+            self._refuse()
         try:
+            self._events = self._scheduler(call).run(jobs)
             with contextlib.closing(self._events):
                 yield from self._events
             if self._is_closed:
                 raise UsageError("this pair was closed before the problem was solved")
         finally:
             self._events = None
+            self._busy.release()
 
     def _check_free(self) -> None:
-        if self._is_closed or self._events is not None:
-            raise UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
+        if self._is_closed or self._busy.locked():
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
 
     def _scheduler(self, call: Call) -> Scheduler:
         policy, session = call.route.policy, self._loaded(self._spec)
