@@ -55,7 +55,7 @@ def scripted(**options: Any) -> Pair:
 
 
 def test_a_solution_is_that_of_the_command_line() -> None:
-    (record,) = run("solve", QUESTION, "--pair", "scripted", "--json", "-q").records
+    record = run("solve", QUESTION, "--pair", "scripted", "--json", "-q").record
     with scripted() as pair:
         solution = pair.solve(QUESTION)
     assert (solution.answer, solution.text, solution.stop) == (record["answer"], record["text"], record["stop"])

@@ -235,21 +235,21 @@ def test_the_router_is_of_this_pair() -> None:
     for role, source in (("draft", pair.draft.source), ("target", pair.target.source)):
         (path,) = find_files(source)
         assert models[role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    (record,) = solve("5 + 6", "--json").records
+    record = solve("5 + 6", "--json").record
     assert (record["draft"], record["target"]) == ("builtin:draft", "builtin:target")
     assert (record["policy"], record["settings"]["router"], record["settings"]["system"]) == ("arbitrage", "builtin", "")
 
 
 @pytest.mark.parametrize("options", [("--think", "on"), ("--pair", "builtin-thinking")])
 def test_thinking_uses_the_pair_that_thinks(options: tuple[str, ...]) -> None:
-    (record,) = solve("What is 23 * 47 - 88?", *options, "--json").records
+    record = solve("What is 23 * 47 - 88?", *options, "--json").record
     assert (record["draft"], record["target"]) == ("builtin:thinking-draft", "builtin:thinking-target")
     assert record["answer"] == "993"
     assert [step["phase"] for step in record["steps"]].count("think") >= 2
 
 
 def test_without_thinking_the_pair_that_does_not_think_is_used() -> None:
-    (record,) = solve("What is 23 * 47 - 88?", "--pair", "builtin-thinking", "--think", "off", "--json").records
+    record = solve("What is 23 * 47 - 88?", "--pair", "builtin-thinking", "--think", "off", "--json").record
     assert (record["draft"], record["target"]) == ("builtin:draft", "builtin:target")
     assert record["answer"] == "993"
     assert not [step for step in record["steps"] if "think" in (step["phase"], *step["text"].split("</"))]
@@ -304,7 +304,7 @@ def test_figures_of_routers_are_those_of_their_cards() -> None:
 def test_models_without_a_router_have_the_universal_one() -> None:
     target = str(find_files("builtin:target")[0])
     result = solve("5 + 6", "--json", "--policy", "arbitrage", "--system", "", "--draft", target, "--target", target)
-    (record,) = result.records
+    record = result.record
     assert (record["policy"], record["settings"]["router"]) == ("arbitrage", "universal")
     assert result.err.count("the universal router is used") == 1
 
@@ -317,7 +317,7 @@ def test_a_benchmark_on_what_the_router_was_trained_on_says_so(quick_path: Path)
     bench = ("bench", "--dataset", str(quick_path / "two.jsonl"), "--policy", "arbitrage,draft", "-q", "--json")
     seen = run(*bench, "--router", router, "-o", str(quick_path / "seen"))
     usual = run(*bench, "-o", str(quick_path / "usual"))
-    assert ["on 1 of these 2 problems" in str(result.records[0]["notes"]) for result in (seen, usual)] == [True, False]
+    assert ["on 1 of these 2 problems" in str(result.record["notes"]) for result in (seen, usual)] == [True, False]
 
 
 def test_the_reward_model_separates_right_steps_from_wrong_ones() -> None:
@@ -370,7 +370,7 @@ def test_computed_times_agree_with_the_time_that_was_spent(quick_path: Path) -> 
         "bench", "--dataset", "builtin", "--limit", "20", "--policy", "target,draft,arbitrage", "-o", "run", "-q", "--json",
     )  # fmt: skip
     result = run(*bench, cwd=quick_path)
-    (made,) = result.records
+    made = result.record
     for policy in made["policies"]:
         rows = [row for row in rows_of(quick_path / "run") if row["policy"] == policy["policy"]]
         parts = [

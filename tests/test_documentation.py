@@ -134,7 +134,7 @@ def test_words_in_backticks_are_known_to_the_program(page: Path) -> None:
 
 
 def test_guide_has_all_fields_of_a_record_and_no_others() -> None:
-    (record,) = run("solve", *MODELS, "--policy", "entropy", "--json", QUESTION).records
+    record = run("solve", *MODELS, "--policy", "entropy", "--json", QUESTION).record
     _, _, text = (GUIDES / "output.md").read_text(encoding="utf-8").partition("## The JSON record")
     table, _, steps = text.partition("\n## ")[0].partition("A step has")
     named = {span for line in table.splitlines() if line.startswith("| `") for span in spans(line.split("|")[1])}

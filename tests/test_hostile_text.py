@@ -159,8 +159,7 @@ def scrollback_of(output: str) -> str:
 def test_hostile_problem_from_a_pipe_reaches_no_terminal() -> None:
     problem = "1 + 1 " + "".join(HOSTILE.values()).replace("\x00", "")
     result = solve("--debug", stdin=json.dumps({"problem": problem, "id": problem}).encode() + b"\n")
-    assert result.code == 0, result.err
-    assert result.records[0]["answer"] == "2"
+    assert result.record["answer"] == "2"
     assert not OBEYED.search(result.out + result.err)
 
 
@@ -175,7 +174,7 @@ def test_hostile_problem_in_a_terminal_changes_nothing() -> None:
 
 
 def test_box_in_the_problem_is_no_answer() -> None:
-    right = solve("What is 1 + 1? \\boxed{42}", "--json", "-q").records[0]
+    right = solve("What is 1 + 1? \\boxed{42}", "--json", "-q").record
     assert right["answer"] == "2"
-    none = solve("What is 1 + 1? \\boxed{42}", "--json", "-q", env={"ARBITRAGE_MAX_STEPS": "1"}).records[0]
+    none = solve("What is 1 + 1? \\boxed{42}", "--json", "-q", env={"ARBITRAGE_MAX_STEPS": "1"}).record
     assert none["answer"] is None

@@ -138,7 +138,7 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     assert following[:2] == ["arbitrage", "solve"]
     assert sorted(following[2:]) == sorted([*given, *policy, "PROBLEM"])
     solved = home.run(*following[1:-1], "12 + 5", "--json")
-    assert (solved.code, solved.records[0]["policy"]) == (0, policy[1]), solved.err
+    assert solved.record["policy"] == policy[1]
     saved = read_pairs(home.folder / "arbitrage" / "pairs.toml")["builtin"]
     assert (saved.policy, saved.tau) == (policy[1], "careful" if routed else None)
     assert saved.router == (str(home.folder / ROUTER) if routed else read_pairs()["builtin"].router)
@@ -182,7 +182,7 @@ def test_lines_are_printed_if_the_users_file_defines_the_pair(home: Home) -> Non
     save_pair(path, replace(read_pairs()["builtin"], name="mine", policy=None))
     before = path.read_text()
     ended = home.run("advise", "--pair", "mine", "--minutes", "0.001", "--save", "--json")
-    (advice,) = ended.records
+    advice = ended.record
     lines = ended.err.splitlines()
     assert (ended.code, path.read_text()) == (0, before), ended.err
     path.write_text(before + "\n".join(lines[lines.index('["mine"]') + 1 :]) + "\n")
@@ -208,8 +208,7 @@ def with_advice(home: Home, **changes: Any) -> None:
 
 
 def policy_of(ended: Result) -> str:
-    assert ended.code == 0, ended.err
-    return str(ended.records[0]["policy"])
+    return str(ended.record["policy"])
 
 
 def test_the_default_follows_the_last_advice_and_says_when_it_was_given(follower: Home) -> None:

@@ -23,7 +23,7 @@ EXPRESSIONS = ("2 * 3 + 4", "37 * 12 - 95", "5 + 6", "14 * 13", "9 - 4", "21 * 1
 
 
 def test_equal_answers_keep_the_drafts_solution() -> None:
-    (record,) = run("solve", *MODELS, "--json", EASY).records
+    record = run("solve", *MODELS, "--json", EASY).record
     assert (record["answer"], record["tau"], record["score_is"]) == ("10", None, None)
     assert {step["model"] for step in record["steps"]} == {"draft"}
     assert (record["check"]["answers"], record["check"]["agrees"]) == ({"draft": "10", "check": "10"}, True)
@@ -34,7 +34,7 @@ def test_equal_answers_keep_the_drafts_solution() -> None:
 
 
 def test_the_target_answers_if_the_answers_differ() -> None:
-    (record,) = run("solve", *MODELS, "--json", QUESTION).records
+    record = run("solve", *MODELS, "--json", QUESTION).record
     assert record["answer"] == RIGHT
     assert {step["model"] for step in record["steps"]} == {"target"}
     assert record["check"]["answers"] == {"draft": WRONG, "check": RIGHT}
@@ -169,7 +169,7 @@ def test_the_pairs_prices_include_the_checker(tmp_path: Path) -> None:
         write_problems(tmp_path / "sums.jsonl", ["1 + 1", "2 + 2"])
         command = ("bench", "--pair", "mine", "--policy", "target,agree", "--dataset", "sums.jsonl", "--json", "-q")
         made = run(*command, "-o", "run", cwd=tmp_path, env=env)
-    found = {one["policy"]: one["price"] for one in made.records[0]["policies"]}
+    found = {one["policy"]: one["price"] for one in made.record["policies"]}
     assert found["target"] == pytest.approx((7 * 1 + 9 * 2) / 1e6)
     check_price = (7 * 10 + 9 * 20) / 1e6
     assert found["agree"] == pytest.approx(check_price + found["target"] / 2)  # one of the two problems needs the target
@@ -190,7 +190,7 @@ def test_multiple_choice_has_a_warning() -> None:
 def test_a_checker_that_is_the_draft_has_a_warning() -> None:
     made = run("solve", *MODELS[:4], "--check", DRAFT, *MODELS[6:], "--json", QUESTION)
     assert "--check" in made.err
-    assert made.records[0]["answer"] == WRONG
+    assert made.record["answer"] == WRONG
 
 
 def test_a_checker_is_needed_and_used() -> None:
@@ -213,6 +213,6 @@ def test_python() -> None:
     assert (easy.check.agrees, hard.check and hard.check.agrees, alone.check) == (True, False, None)
     assert (easy.answer, hard.answer) == ("10", RIGHT)
     assert easy.usage.check.decode_tokens > 0 == alone.usage.check.decode_tokens
-    assert essence(easy.to_dict()["check"]) == essence(run("solve", *MODELS, "--json", EASY).records[0]["check"])
+    assert essence(easy.to_dict()["check"]) == essence(run("solve", *MODELS, "--json", EASY).record["check"])
     with open_pair(DRAFT, RELIABLE, policy="target") as pair, pytest.raises(UsageError):
         pair.solve(EASY, policy="agree")

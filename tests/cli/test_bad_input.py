@@ -135,7 +135,7 @@ def test_problem_that_fails_has_a_record_and_does_not_stop_the_others(problem: b
 
 def test_steps_are_kept_when_the_context_fills_up() -> None:
     result = solve("1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9", "-q", "--json", "--ctx", "160")
-    (record,) = result.records
+    record = result.record
     assert (result.code, record["stop"], record["status"]) == (0, "context", "done")
     assert record["text"].startswith("1 + 2 = 3.\n\n3 + 3 = 6.\n\n")
     assert record["steps"]

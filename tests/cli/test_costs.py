@@ -69,10 +69,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
 
 
 def solve(home: Home, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    result = home.run("solve", "5 + 6", "--json", *arguments, env=env)
-    assert result.code == 0, result.err
-    record: dict[str, Any] = result.records[0]
-    return record
+    return home.run("solve", "5 + 6", "--json", *arguments, env=env).record
 
 
 def threads_of(record: Mapping[str, Any]) -> list[int]:
@@ -159,7 +156,7 @@ def test_doctor_shows_measured_models_or_a_damaged_file(tuned: tuple[Home, Resul
 def test_one_model_is_measured_alone_as_json(home: Home) -> None:
     result = home.run(*ONE, "--json", "-q", env=Q8)
     assert (result.code, result.err) == (0, "")
-    (record,) = result.records
+    record = result.record
     assert [*record] == ["target", "token_ratio", "token_ratio_interval"]
     assert record["target"]["costs"]["batches"][0] > 0
     assert record["token_ratio"] is None
@@ -261,7 +258,7 @@ def test_target_writes_alone_if_routing_gains_nothing_and_no_flag_asks_for_it(ho
     assert solve(home)["policy"] == "arbitrage"
     home.pretend(NO_GAIN)
     result = home.run("solve", "5 + 6", "--json", *asked)
-    (record,) = result.records
+    record = result.record
     assert record["policy"] == ("arbitrage" if asked else "target")
     assert ("uses the target alone" in flat(result.err)) == (not asked)
     assert bool(record["settings"]["router"]) == bool(asked)

@@ -93,7 +93,7 @@ def test_compare_shows_both_runs_as_a_table_or_a_line(folder: Path, tmp_path: Pa
     shown = run("compare", folder, tmp_path / "other")
     assert (shown.code, shown.stderr) == (0, b"")
     assert "entropy@0.5" in shown.out
-    (record,) = run("compare", folder, tmp_path / "other", "--json").records
+    record = run("compare", folder, tmp_path / "other", "--json").record
     assert [entry["first"] for entry in record["policies"]] == ["entropy@0.5"]
     assert record["policies"][0]["accuracy_difference"] == 0.0
 

@@ -36,7 +36,7 @@ def test_a_checker_makes_agree_a_model() -> None:
             messages = [{"role": "user", "content": question}]
             made = client.post("/chat/completions", json={"messages": messages, "model": "agree"}).json()
             assert f"boxed{{{answer}}}" in made["choices"][0]["message"]["content"]
-            (record,) = run("solve", *models, "--policy", "agree", "--json", question).records
+            record = run("solve", *models, "--policy", "agree", "--json", question).record
             counted = {model: made["usage"][f"{model}_tokens"] for model in ("draft", "check", "target")}
             assert counted == {model: record["timing"][model]["decode_tokens"] for model in counted}
 

@@ -25,7 +25,7 @@ def test_a_pair_thinks_if_a_served_model_does_by_itself() -> None:
     with serving() as (server, address):
         server.backend.chat_template = TEMPLATE + "{% if enable_thinking | default(true) %}<think>\n{% endif %}"
         models = ("--draft", "scripted:draft", "--target", address, "--policy", "target", "--max-tokens", "40")
-        default, off = (run("solve", *models, *think, "--json", "1 + 1").records[0] for think in ((), ("--think", "off")))
+        default, off = (run("solve", *models, *think, "--json", "1 + 1").record for think in ((), ("--think", "off")))
         server.backend.chat_template = TEMPLATE + "<think>\n"
         assert_refused(run("solve", *models, "--think", "off", "1 + 1"), 2, "--think", address)
     assert (default["settings"]["think_tokens"], default["settings"]["max_tokens"]) == (None, 40)
@@ -52,8 +52,7 @@ def test_a_pair_of_servers_and_its_keys(tmp_path: Path) -> None:
         env |= {"MY_KEY": KEY, "ARBITRAGE_DRAFT_API_KEY": "sk-other"}
         arguments = ("solve", "--pair", "mine", "--policy", "logprob", "--json", "What is 1 + 1?")
         result = run(*arguments, env=env)
-        assert result.code == 0, result.err
-        assert result.records[0]["steps"]
+        assert result.record["steps"]
         assert_refused(run(*arguments, env=env | {"MY_KEY": None}), 2, "", "MY_KEY")
         assert_refused(run(*arguments, env=env | {"ARBITRAGE_DRAFT_API_KEY": "sk-wrong"}), 3, "", "ARBITRAGE_DRAFT_API_KEY")
 
@@ -140,8 +139,7 @@ def test_a_local_draft_with_a_target_behind_a_chat_api() -> None:
     with on_loopback(ChatServer(Api(), key=KEY)) as address:
         models, env = ("--draft", "scripted:draft", "--target", f"{address}#toy"), {"ARBITRAGE_API_KEY": KEY}
         result = run("solve", *models, "--tau", "0", "--json", "--debug", "What is 1 + 1?", env=env)
-    assert result.code == 0, result.err
-    (record,) = result.records
+    record = result.record
     assert (record["error"], record["draft"], record["target"]) == (None, "scripted:draft", f"{address}#toy")
     assert {step["model"] for step in record["steps"]} <= {"draft", "target"}
     assert record["timing"]["target"]["decode_tokens"] > 0
@@ -158,8 +156,7 @@ def test_a_pair_with_prices_shows_what_a_problem_cost(tmp_path: Path) -> None:
         free = run("solve", "--pair", "mine", "--policy", "draft", "1 + 1", env=pair_named_mine(tmp_path, **models))
         wrong = run("solve", "--pair", "mine", "1 + 1", env=pair_named_mine(tmp_path, **models, target_price="1/x"))
     for result in (routed, alone):
-        assert result.code == 0, result.err
-        cost = result.records[0]["timing"]["target"]
+        cost = result.record["timing"]["target"]
         assert f"${(cost['prefill_tokens'] + cost['decode_tokens']) / 1000:.5f}" in result.err
     assert ("about $" in routed.err, "about $" in alone.err, "$" in free.err) == (True, False, False)
     assert_refused(wrong, 2, "pair 'mine': price", "1/x")

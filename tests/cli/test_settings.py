@@ -23,10 +23,7 @@ def write_settings(folder: Path, settings: str, own: str = "") -> dict[str, str 
 def solve(
     folder: Path, *flags: str, settings: str = "", own: str = "", env: Mapping[str, str | None] | None = None
 ) -> dict[str, Any]:
-    result = run(*SOLVE, *flags, cwd=folder, env={**write_settings(folder, settings, own), **(env or {})})
-    assert result.code == 0, result.err
-    record: dict[str, Any] = result.records[0]
-    return record
+    return run(*SOLVE, *flags, cwd=folder, env={**write_settings(folder, settings, own), **(env or {})}).record
 
 
 def test_flag_wins_over_environment_over_project_over_own_file(tmp_path: Path) -> None:
@@ -41,7 +38,7 @@ def test_flag_wins_over_environment_over_project_over_own_file(tmp_path: Path) -
 @pytest.mark.parametrize("table", ["", "[solve]\n"], ids=["top level", "table"])
 def test_setting_is_spelt_with_dashes_or_underscores(tmp_path: Path, table: str, name: str) -> None:
     env = write_settings(tmp_path, f"{table}{name} = 2\n")
-    (record,) = run("solve", *MODELS, "5 + 6", "--json", "-q", cwd=tmp_path, env=env).records
+    record = run("solve", *MODELS, "5 + 6", "--json", "-q", cwd=tmp_path, env=env).record
     assert (record["stop"], record["steps"][0]["tokens"]) == ("max_tokens", 2)
 
 
@@ -119,4 +116,4 @@ def test_table_of_a_command_wins_over_the_top_level_for_it_alone(quick_path: Pat
     assert run("bench", "--dataset", "one.jsonl", "-q", cwd=quick_path).code == 0
     made = run_json(quick_path / "mine")["policies"]
     assert [one["policy"] for one in made] == ["target", "draft"]
-    assert run("solve", "5 + 6", "--json", "-q", cwd=quick_path).records[0]["policy"] == "logprob"
+    assert run("solve", "5 + 6", "--json", "-q", cwd=quick_path).record["policy"] == "logprob"

@@ -14,10 +14,7 @@ from arbitrage_cli.app.request import BUILT_IN
 
 
 def solve_one(*arguments: str, **options: Any) -> dict[str, Any]:
-    result = solve(QUESTION, "--json", "-q", *arguments, **options)
-    assert result.code == 0, result.err
-    (record,) = result.records
-    return record
+    return solve(QUESTION, "--json", "-q", *arguments, **options).record
 
 
 def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:

@@ -105,7 +105,7 @@ def test_every_line_has_a_result_in_its_place(here: Path, concurrency: str) -> N
 
 def test_results_as_lines_of_text(here: Path) -> None:
     assert solve_file(here, "-q", "--format", "text").out == "2\n\n349\n\n"
-    assert solve("1 + 1", "--format", "json", "-q").records[0]["answer"] == "2"
+    assert solve("1 + 1", "--format", "json", "-q").record["answer"] == "2"
 
 
 def test_an_unfinished_problem_without_an_answer_has_an_empty_line() -> None:

@@ -83,7 +83,7 @@ def test_json_is_the_card_alone(folder: Path) -> None:
     (folder / "json.safetensors").write_bytes(b"old")
     arguments = ("--json", "--quiet", "--force")
     found = run("train", "run", "-o", "json.safetensors", *arguments, cwd=folder)
-    (card,) = found.records
+    card = found.record
     assert (found.code, found.err) == (0, "")
     assert card == json.loads(json.dumps(load(folder / "json.safetensors").card.to_json()))
     assert card["name"] == "json"
@@ -170,7 +170,7 @@ def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
     known = [make_tuned(machine_here(), model["sha256"], costs=costs) for model, costs in measured]
     keep_tuned(here / "arbitrage" / "tuned.json", known)
     result = make_presets(here, "run", "--json", "-q")
-    (card,) = result.records
+    card = result.record
     assert (result.code, result.err) == (0, "")
     costs = card["taus"]["costs"]
     assert (costs["draft"]["batches"][0], costs["target"]["batches"][0], costs["target"]["batches"][-1]) == (0.5, 4.0, 8.0)

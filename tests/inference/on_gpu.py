@@ -74,7 +74,7 @@ def test_doctor_shows_the_device_and_its_memory() -> None:
 
 def test_info_shows_whether_all_layers_fit() -> None:
     memory = own_gpu_memory()
-    (record,) = run("models", "info", "builtin", "--json").records
+    record = run("models", "info", "builtin", "--json").record
     assert record["gpu_bytes"] == (memory[0] if memory else None)
     assert ("GPU memory" in run("models", "info", "builtin").out) == bool(memory)
 

@@ -53,7 +53,7 @@ def test_an_architecture_solves_problems(architecture: str, path: Path, tmp_path
         found.append({record["problem"]: record["text"] for record in done.records})
     assert len(found[0]) == 2
     assert found[0].keys() == found[1].keys()
-    (model,) = run("models", "info", path, "--json").records[0]["models"]
+    (model,) = run("models", "info", path, "--json").record["models"]
     assert (model["state_bytes"] > 0) == (architecture in RECURRENT)
 
 

@@ -64,6 +64,13 @@ class Result:
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.stdout.split(b"\n") if line]
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The only record of a command that succeeded."""
+        assert self.code == 0, self.err
+        (record,) = self.records
+        return record
+
 
 def assert_refused(result: Result, code: int, place: str = "", *words: str) -> None:
     """Nothing on stdout, no traceback, one message that begins with the place of the error, and at most one hint.
