@@ -190,10 +190,10 @@ def test_info_of_a_model_with_recurrent_layers(tiny: Mapping[str, Path], tmp_pat
     assert model["state_bytes"] == 2 * (3 * 64 + 64 * 8) * 4  # layers, channels, bytes
     assert model["checkpoint_bytes"] == 8 * model["state_bytes"]
     assert model["kv_bytes"] == 1 * 2048 * 2 * (2 * 8) * 2  # of one layer of three
-    assert (model["rollback"], model["snapshot_bytes"]) == ("untested", 16 * model["state_bytes"])
+    assert (model["rollback"], model["snapshot_bytes"]) == ("untested", 24 * model["state_bytes"])
     file_bytes = path.stat().st_size
-    assert model["memory_bytes"] == file_bytes + model["kv_bytes"] + 25 * model["state_bytes"]
-    assert "16 earlier states and 8 checkpoints" in run("models", "info", path).out
+    assert model["memory_bytes"] == file_bytes + model["kv_bytes"] + 33 * model["state_bytes"]
+    assert "24 earlier states and 8 checkpoints" in run("models", "info", path).out
 
 
 def test_info_shows_the_rollback_that_the_first_load_found(tiny: Mapping[str, Path], tmp_path: Path) -> None:
