@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import GEN_RUNNING, getgeneratorstate
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from arbitrage_cli.app.conversation import Turns
 from arbitrage_cli.app.options import AdviceOptions, Options, check
@@ -251,10 +251,11 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         options, task = self._request.options, self._request.task
         replaced = {**NO_ROUTING, "concurrency": None}
         single = replace(options, **replaced, explicit=options.explicit - replaced.keys())
-        self._stack.close()
-        self._session = None
-        self._schedulers.clear()
-        return advise_on(questions, single, task, minutes=minutes, display=LogDisplay(log))
+        with self._reserved():
+            self._stack.close()
+            self._session = None
+            self._schedulers.clear()
+            return advise_on(questions, single, task, minutes=minutes, display=LogDisplay(log))
 
     def _loaded(self, spec: Spec | None = None) -> Session:
         """Return the session, and load the models if they are not loaded."""
@@ -300,24 +301,31 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
                         yield _solution_or_error(call, event)
 
     def _run(self, call: Call, jobs: Iterable[Job]) -> Generator[Event, None, None]:
-        if self._is_closed or not self._busy.acquire(blocking=False):
-            self._refuse()
-        try:
+        with self._reserved():
             self._events = self._scheduler(call).run(jobs)
             with contextlib.closing(self._events):
                 yield from self._events
             if self._is_closed:
                 raise UsageError("this pair was closed before the problem was solved")
+
+    @contextlib.contextmanager
+    def _reserved(self) -> Iterator[None]:
+        """Refuse the calls of other threads in the `with` block."""
+        if self._is_closed or not self._busy.acquire(blocking=False):
+            raise self._refusal
+        try:
+            yield
         finally:
             self._events = None
             self._busy.release()
 
     def _check_free(self) -> None:
         if self._is_closed or self._busy.locked():
-            self._refuse()
+            raise self._refusal
 
-    def _refuse(self) -> NoReturn:
-        raise UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
+    @property
+    def _refusal(self) -> UsageError:
+        return UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
 
     def _scheduler(self, call: Call) -> Scheduler:
         policy, session = call.route.policy, self._loaded(self._spec)
