@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 from cli import MODELS, PROGRAM, QUESTION, RIGHT, TIMEOUT, WRONG, Terminal, assert_refused, run, served
+from fake_server import Answer, HashServer, on_loopback
 from processes import awaited, ended_by
 
 ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
@@ -39,6 +40,23 @@ def test_a_checker_makes_agree_a_model() -> None:
             record = run("solve", *models, "--policy", "agree", "--json", question).record
             counted = {model: made["usage"][f"{model}_tokens"] for model in ("draft", "check", "target")}
             assert counted == {model: record["timing"][model]["decode_tokens"] for model in counted}
+
+
+def test_a_target_that_cannot_be_used_for_a_while_ends_no_service() -> None:
+    """For example, a proxy redirects all requests while the target's server is updated."""
+    moved: list[Answer] = []
+    server = HashServer()
+    server.faults = lambda: moved[0] if moved else None
+    with on_loopback(server) as address, served(models=("--draft", "scripted:draft", "--target", address)) as (_, client):
+
+        def status_of(model: str) -> int:
+            return client.post("/chat/completions", json={**ASKED, "model": model}).status_code
+
+        assert status_of("target") == 200
+        moved.append(Answer([{}], 307, {"Location": "http://elsewhere/v1"}))
+        assert (status_of("target"), status_of("draft")) == (500, 200)
+        moved.clear()
+        assert status_of("target") == 200
 
 
 def test_a_signal_ends_no_computation() -> None:
