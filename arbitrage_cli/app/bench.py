@@ -331,7 +331,7 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
 
 
 def _expected(route: Route, spec: Spec, results: Iterable[Result]) -> float | None:
-    known = [one.seconds for one in results if one.seconds is not None and one.route == (route.policy.name, route.tau)]
+    known = [one.seconds for one in results if one.seconds is not None and one.route == replace(route, stops_early=False)]
     return mean(known) if known else spec.available_router.expected_seconds(route)
 
 

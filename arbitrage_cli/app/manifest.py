@@ -30,7 +30,7 @@ from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import is_gguf
 from arbitrage_cli.problems.rows import Dataset
 from arbitrage_cli.routing.presets import PRESETS
-from arbitrage_cli.routing.route import Route, label
+from arbitrage_cli.routing.route import Route, stored_route
 from arbitrage_cli.runs.records import SCHEMA, tau_in_json
 from arbitrage_cli.system.machine import processor_name
 from arbitrage_cli.types import Limits, ModelRole
@@ -186,7 +186,7 @@ def resume(earlier: Run, now: Run, place: Path) -> Run:
     }
     merged["samples"] = max(earlier["samples"], now["samples"])
     if added:
-        names = ", ".join(label(listed["policy"], listed["tau"], listed["tau_name"]) for listed in added)
+        names = ", ".join(stored_route(listed).label for listed in added)
         merged["warnings"].append(f"policies measured after the others, so the machine's speed may have changed: {names}")
     if earlier["tool"] != now["tool"]:
         merged["warnings"].append(f"the results come from two versions of arbitrage: {earlier['tool']} and {now['tool']}")

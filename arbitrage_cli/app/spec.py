@@ -30,9 +30,9 @@ from arbitrage_cli.routing.route import (
     Route,
     make_route,
     parse_route,
-    route_name,
     route_or_target_alone,
     stops_early,
+    stored_route,
 )
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.runs.results import unit_costs_of
@@ -229,7 +229,7 @@ def _default_or_warned(
     notes = list[str]()
     if earlier and request.is_default:
         began = earlier["policies"][0]
-        policy, tau = parse_route(route_name(began["policy"], began["tau"], began["tau_name"]))
+        policy, tau = parse_route(stored_route(began).name)
         return make_route(policy, tau, router, early_stop=earlier["settings"]["early_stop"]), notes
     try:
         if request.is_default and (advised := _advised_route(request, router)):

@@ -10,7 +10,6 @@ from arbitrage_cli.display.text import aligned, one_line, role_name
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.route import label
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench import Preview
@@ -72,9 +71,8 @@ def plan_facts(planned: "Preview", missing: Collection[str], title: str, path: P
 
 
 def grade_change(before: "AttemptRow", now: "AttemptRow") -> str:
-    policy, grades = label(before.policy, before.tau, before.tau_name), (before.grade, now.grade)
-    values = [grade.value for grade in grades if grade]
-    return f"{before.id}, {policy}: was {values[0]}, now {values[1]}: {now.grade and now.grade.explanation}"
+    values = [row.grade.value for row in (before, now) if row.grade]
+    return f"{before.id}, {before.route.label}: was {values[0]}, now {values[1]}: {now.grade and now.grade.explanation}"
 
 
 def _listed(values: Json) -> str:

@@ -23,7 +23,7 @@ from arbitrage_cli.display.table import DEFINITIONS, PAGE, Column, known, size_o
 from arbitrage_cli.display.text import safe
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.problems.answers import boxed_answer, gold_answer
-from arbitrage_cli.routing.route import route_name
+from arbitrage_cli.routing.route import stored_route
 from arbitrage_cli.runs.rows import AttemptRow
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -139,9 +139,8 @@ class TracePacker:
         numbers = {(policy["policy"], policy["tau"]): number for number, policy in enumerate(policies)}
         attempts = [[problem, sample, numbers[of], *entry] for (problem, sample, of), entry in self._attempts.items()]
         problems = [[name, level] for name, (_, level) in self._problems.items()]
-        named = (route_name(policy["policy"], policy["tau"], policy["tau_name"]) for policy in policies)
         return {
-            "policies": [{**one, "name": name} for name, one in zip(named, policies, strict=True)],
+            "policies": [{**one, "name": stored_route(one).name} for one in policies],
             "index": _packed(to_json({"problems": problems, "attempts": attempts})),
             "blocks": self._blocks,
         }

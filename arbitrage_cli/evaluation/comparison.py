@@ -57,10 +57,10 @@ def _without(problems: set[str], policy: PolicyResults) -> PolicyResults:
 def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> list[tuple[PolicyResults, PolicyResults]]:
     if len(first) == len(second) == 1:
         return [(first[0], second[0])]
-    others = {policy.name: policy for policy in second}
-    pairs = [(policy, others[policy.name]) for policy in first if policy.name in others]
+    others = {policy.route.name: policy for policy in second}
+    pairs = [(policy, others[policy.route.name]) for policy in first if policy.route.name in others]
     if not pairs:
-        names = ["; ".join(policy.label for policy in policies) or "no results" for policies in (first, second)]
+        names = ["; ".join(policy.route.label for policy in policies) or "no results" for policies in (first, second)]
         raise UsageError(
             "the two runs have no policy in common", f"the first run has {names[0]}; the second run has {names[1]}"
         )
@@ -69,7 +69,7 @@ def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> l
 
 def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyResults, PolicyResults]]) -> Iterator[str]:
     compared = {id(policy) for pair in pairs for policy in pair}
-    if names := dict.fromkeys(policy.label for policy in policies if id(policy) not in compared):
+    if names := dict.fromkeys(policy.route.label for policy in policies if id(policy) not in compared):
         yield f"Not compared, because only one run has results: {', '.join(names)}."
 
 
@@ -77,8 +77,8 @@ def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run]) 
     pairs = paired(first, second)
     is_graded = any(result.is_graded for pair in pairs for result in pair)
     return {
-        "first": first.label,
-        "second": second.label,
+        "first": first.route.label,
+        "second": second.route.label,
         "n": len(pairs),
         "only_first": len(first.results) - len(pairs),
         "only_second": len(second.results) - len(pairs),

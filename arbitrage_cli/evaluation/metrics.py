@@ -88,9 +88,9 @@ def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Ru
     return {
         "policy": policy.policy.name,
         "kind": policy.policy.kind,
-        "tau": tau_in_json(policy.tau),
-        "tau_name": policy.tau_name,
-        "label": policy.label,
+        "tau": tau_in_json(policy.route.tau),
+        "tau_name": policy.route.tau_name,
+        "label": policy.route.label,
         "score_is": policy.policy.score_is or None,
         **found,
         "time": speed.time_parts(policy),

@@ -21,7 +21,7 @@ from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers, Z
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import TauTable
-from arbitrage_cli.routing.route import DEFAULT_TAU, route_name
+from arbitrage_cli.routing.route import DEFAULT_TAU, stored_route
 from arbitrage_cli.runs.results import unit_costs_of
 
 Figures = Mapping[str, Any]
@@ -148,7 +148,7 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
 
     Return None if the target alone is the only policy.
     """
-    made = {route_of(policy): policy for policy in figures["policies"] if "answers_lost" in policy["ratios"]}
+    made = {stored_route(policy).name: policy for policy in figures["policies"] if "answers_lost" in policy["ratios"]}
     routes = [route for route in dict.fromkeys((*expected, *made)) if _policy_of(route).kind != "oracle"]
     effects = {route: expected.get(route, UNKNOWN) for route in routes}
     effects |= {route: _updated(effects[route], made[route], figures["samples"]) for route in routes if route in made}
@@ -313,7 +313,7 @@ def expected_effects(run: Mapping[str, Any]) -> dict[str, Expected]:
         table = table.at_costs(costs)
     is_own = card is not None and any(_is_pair(run["models"], pair) for pair in card["pairs"])
     return {
-        route_of(entry): _expected(entry, costs, table, is_own=is_own)
+        stored_route(entry).name: _expected(entry, costs, table, is_own=is_own)
         for entry in run["policies"]
         if entry["policy"] != "target"
     }
@@ -363,8 +363,3 @@ def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float | None:
 def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:
     sha256s = [[known.get(role, {}).get("sha256") for known in (models, pair)] for role in ("draft", "target")]
     return all(own is not None and own == known for own, known in sha256s)
-
-
-def route_of(entry: Mapping[str, Any]) -> str:
-    """Return the route of a row, or of a policy in run.json or in the figures, in the syntax of `--policy`."""
-    return route_name(entry["policy"], entry["tau"], entry["tau_name"])

@@ -4,10 +4,11 @@
 `Route.flow` creates the flow (`arbitrage.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
+from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, Scorer, arbitrage, by_token_stats, oracle, single, uniform_draw
 from arbitrage_cli.costs.pair import PairCosts
@@ -36,14 +37,16 @@ class Route:
     stops_early: bool = False
 
     @property
-    def label(self) -> str:
-        """The name in tables and messages, such as `arbitrage@fast (0.347)`."""
-        return label(self.policy.name, self.tau, self.tau_name)
-
-    @property
     def name(self) -> str:
         """The name on the command line, such as `arbitrage@fast`."""
-        return route_name(self.policy.name, self.tau, self.tau_name)
+        return self.policy.name if self.tau is None else f"{self.policy.name}@{self.tau_name or formatting.exact(self.tau)}"
+
+    @property
+    def label(self) -> str:
+        """The name in tables and messages, such as `arbitrage@fast (0.347)`, or `arbitrage@careful (every step)`."""
+        if self.tau is None or not self.tau_name:
+            return self.name
+        return f"{self.name} ({formatting.tau(self.tau) if self.tau else 'every step'})"
 
     def flow(self, trace: Trace, seed: int, scorer: Scorer | Checker | None = None) -> Flow:
         """Return the flow that solves `trace`. Raises ValueError if a required tau, scorer or checker is missing."""
@@ -81,20 +84,10 @@ class Route:
         return float(name[:-1]) / 100 if name.endswith("%") else BUDGET
 
 
-def route_name(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
-    """Return a route in the syntax of `--policy`, such as `entropy@0.5`."""
-    return policy if tau is None else f"{policy}@{tau_name or formatting.exact(float(tau))}"
-
-
-def tau_words(tau: float | str, tau_name: str | None) -> str:
-    """Return a tau with its preset, such as `fast (0.347)`, or `careful (every step)` for a tau of 0."""
-    number = formatting.tau(float(tau))
-    return f"{tau_name} ({number if float(tau) else 'every step'})" if tau_name else number
-
-
-def label(policy: str, tau: float | str | None, tau_name: str | None = None) -> str:
-    """Return the name of a route for tables and messages, such as `arbitrage@fast (0.347)`."""
-    return route_name(policy, tau) if tau is None or not tau_name else f"{policy}@{tau_words(tau, tau_name)}"
+def stored_route(entry: Mapping[str, Any]) -> Route:
+    """Return the route of a policy in run.json or in the figures, or of a row."""
+    tau = entry["tau"]
+    return Route(POLICIES[entry["policy"]], None if tau is None else float(tau), entry["tau_name"])
 
 
 def _chain(*flows: Flow) -> Flow:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
 from arbitrage_cli.numbers.formatting import count
-from arbitrage_cli.routing.route import label
+from arbitrage_cli.routing.route import stored_route
 from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, SOLVE, Key, to_json
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
@@ -135,7 +135,7 @@ def _listing_record(folder: Path) -> dict[str, Any] | None:
     except ArbitrageError as error:
         return record | {"error": error.message}
     attempts = 1 if kind == COLLECT else run["samples"] * len(run["policies"])
-    labels = [label(entry["policy"], entry["tau"], entry["tau_name"]) for entry in run["policies"]]
+    labels = [stored_route(entry).label for entry in run["policies"]]
     return record | {
         "kind": kind,
         "dataset": run["dataset"]["name"],

@@ -11,8 +11,8 @@ import numpy as np
 
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Numbers
-from arbitrage_cli.routing.policies import POLICIES, Policy
-from arbitrage_cli.routing.route import label, route_name
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.route import Route, stored_route
 from arbitrage_cli.runs.records import NO_COST, Key, Tally, tally, tau_in_json, total
 from arbitrage_cli.types import Check, Cost, Decision, ModelRole
 
@@ -33,7 +33,7 @@ class Result:
     `text` are checksums.
     """
 
-    route: tuple[str, float | None]
+    route: Route
     key: SampleKey
     outcome: Outcome
     stop: str | None
@@ -53,7 +53,7 @@ class Result:
     def of(cls, row: "AttemptRow") -> Self:
         timing, decisions, check = row.timing, row.decisions, row.check.check if row.check else None
         return cls(
-            route=(row.policy, _number(row.tau)),
+            route=row.route,
             key=(row.id, row.sample),
             outcome=row.grade.value if row.grade and row.status == "done" else "error",
             stop=row.stop,
@@ -75,7 +75,7 @@ class Result:
 
     @property
     def attempt(self) -> Key:
-        return *self.key, self.route[0], tau_in_json(self.route[1])
+        return *self.key, self.route.policy.name, tau_in_json(self.route.tau)
 
     @property
     def is_correct(self) -> bool:
@@ -92,20 +92,14 @@ class Result:
 
 @dataclass(frozen=True)
 class PolicyResults:
-    """The results of one policy at one tau, sorted by key."""
+    """The results of one route, sorted by key."""
 
-    policy: Policy
-    tau: float | None
-    tau_name: str | None = None
+    route: Route
     results: Mapping[SampleKey, Result] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        return route_name(self.policy.name, self.tau, self.tau_name)
-
-    @property
-    def label(self) -> str:
-        return label(self.policy.name, self.tau, self.tau_name)
+    def policy(self) -> Policy:
+        return self.route.policy
 
     @cached_property
     def done(self) -> list[Result]:
@@ -121,14 +115,11 @@ def results_by_policy(run: Mapping[str, Any], results: Iterable[Result]) -> list
 
     Of several results of an attempt, the one that did not fail counts.
     """
-    plan = {(entry["policy"], _number(entry["tau"])): entry["tau_name"] for entry in run["policies"]}
-    found: dict[tuple[str, float | None], dict[SampleKey, Result]] = {route: {} for route in plan}
+    routes = [stored_route(entry) for entry in run["policies"]]
+    found: dict[Route, dict[SampleKey, Result]] = {route: {} for route in routes}
     for result in sorted(results, key=lambda result: result.is_done):
         found[result.route][result.key] = result
-    return [
-        PolicyResults(POLICIES[name], tau, tau_name, dict(sorted(found[name, tau].items())))
-        for (name, tau), tau_name in plan.items()
-    ]
+    return [PolicyResults(route, dict(sorted(found[route].items()))) for route in routes]
 
 
 def concurrency_of(run: Mapping[str, Any]) -> int:
@@ -157,10 +148,6 @@ def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -
         before = sums.get(problem)
         sums[problem] = numbers if before is None else [sum(pair) for pair in zip(before, numbers, strict=True)]
     return np.array([sums[problem] for problem in sorted(sums)], dtype=np.float64).reshape(len(sums), width)
-
-
-def _number(tau: float | str | None) -> float | None:
-    return None if tau is None else float(tau)
 
 
 def _steps(decisions: Iterable[Decision], check: Check | None) -> list[tuple[ModelRole, Cost]]:

@@ -25,7 +25,7 @@ from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.formatting import count
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.route import Route, stored_route
 from arbitrage_cli.runs.records import (
     BENCH,
     COLLECT,
@@ -217,6 +217,10 @@ class Solved(Row):
     @property
     def decisions(self) -> list[Decision]:
         return [step.made for step in self.steps]
+
+    @property
+    def route(self) -> Route:
+        return stored_route(dict(self))
 
     @classmethod
     def _of(

@@ -30,6 +30,7 @@ from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPE
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import Tally
 from arbitrage_cli.runs.results import PolicyResults, Result
 from arbitrage_cli.types import ModelRole
@@ -144,7 +145,7 @@ def accuracy(answers: Answers) -> float:
 def result_of(index: int, answer: Answer, factors: Mapping[ModelRole, float]) -> Result:
     computed: dict[str, float] = {role: factors[role] * seconds for role, seconds in answer.seconds.items()}
     return Result(
-        route=("", None), key=(str(index), 0), outcome="correct" if answer.is_right else "incorrect", stop="end",
+        route=Route(POLICIES["target"]), key=(str(index), 0), outcome="correct" if answer.is_right else "incorrect", stop="end",
         seconds=sum(computed.values()), tally=Tally(), kept_steps=1, question=index, text=index, answer=answer.text, computed=computed,
     )  # fmt: skip
 
@@ -153,7 +154,7 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
     """Return the program's verdict after these problems, given the errors of the unit costs."""
     policy, target = (
         PolicyResults(
-            POLICIES[one], None, results={(str(index), 0): result_of(index, answers[index], factors) for index in problems}
+            Route(POLICIES[one]), {(str(index), 0): result_of(index, answers[index], factors) for index in problems}
         )
         for one, answers in ((contest.kind, contest.policy), ("target", contest.target))
     )

@@ -19,7 +19,6 @@ from arbitrage_cli import open_pair
 from arbitrage_cli.app.advise import FIRST
 from arbitrage_cli.costs.store import read_cache
 from arbitrage_cli.model_files.pairs import read_pairs, router_file, save_pair
-from arbitrage_cli.routing.route import route_name
 from arbitrage_cli.runs.folder import RunFolder
 
 ROUTER = "my router.safetensors"
@@ -79,9 +78,7 @@ def as_if(folder: Path, count: int, seconds: Mapping[str, float], **changes: Any
     """Rewrite a run to `count` problems with these seconds per policy, up to three times as many, and some wrong drafts."""
     with RunFolder(folder) as opened:
         assert opened.run is not None
-        names = {(one["policy"], one["tau"]): one["tau_name"] for one in opened.run["policies"]}
-        rows = [row.to_dict() for row in opened.rows]
-        rows_of = {route_name(*key, names[key]): row for row in rows if (key := (row["policy"], row["tau"])) in names}
+        rows_of = {row.route.name: row.to_dict() for row in opened.rows}
         made = [
             parsed(
                 row

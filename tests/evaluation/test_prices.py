@@ -74,7 +74,9 @@ def test_savings_are_against_the_target_on_the_same_attempts() -> None:
     prices = parse_prices("draft=0/0,target=1/1")
     policies = {policy["label"]: policy for policy in figures(made.run, made.rows, prices=prices)["policies"]}
     totals = {
-        policy.label: sum(one.tally.target_cost.prefill_tokens + one.tally.target_cost.decode_tokens for one in policy.done)
+        policy.route.label: sum(
+            one.tally.target_cost.prefill_tokens + one.tally.target_cost.decode_tokens for one in policy.done
+        )
         for policy in results_by_policy(made.run, results(made.rows))
     }
     for label, policy in policies.items():

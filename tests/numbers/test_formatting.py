@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.route import label, route_name
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
 
 TAUS = st.floats(-1e9, 1e9, allow_subnormal=False)
 
@@ -22,7 +23,7 @@ def test_a_tau_has_three_digits_no_exponent_and_no_false_zero(tau: float) -> Non
 
 @given(TAUS | st.just(math.inf) | st.just(-math.inf))
 def test_a_route_is_named_by_its_very_tau(tau: float) -> None:
-    policy, _, text = route_name("entropy", tau).partition("@")
+    policy, _, text = Route(POLICIES["entropy"], tau).name.partition("@")
     assert (policy, float(text)) == ("entropy", tau)
     assert "e" not in text
 
@@ -34,11 +35,11 @@ def test_a_route_is_named_by_its_very_tau(tau: float) -> None:
         (0.000012, "30%", "30% (0.000012)"),
         (0.0, "careful", "careful (every step)"),
         (0.5, None, "0.5"),
-        ("inf", None, "inf"),
+        (math.inf, None, "inf"),
     ],
 )
-def test_a_label_has_the_name_of_a_tau_and_its_number(tau: float | str, name: str | None, shown: str) -> None:
-    assert label("arbitrage", tau, name) == f"arbitrage@{shown}"
+def test_a_label_has_the_name_of_a_tau_and_its_number(tau: float, name: str | None, shown: str) -> None:
+    assert Route(POLICIES["arbitrage"], tau, name).label == f"arbitrage@{shown}"
 
 
 @given(st.floats(0, 100), st.floats(-1, 100))
