@@ -259,10 +259,10 @@ def _pair_label(entry: Json) -> str:
 
 
 def _changes(entry: Json) -> Iterator[str]:
-    for name in ("fixed", "broken", "both_wrong"):
+    for name in ("fixed", "broken"):
         if ids := entry[name]:
             named = ", ".join([*ids[:MAX_NAMES], *(["..."] if len(ids) > MAX_NAMES else [])])
-            yield f"{_pair_label(entry)}, {name.replace('_', ' ')} ({len(ids)}): {named}"
+            yield f"{_pair_label(entry)}, {name} ({len(ids)}): {named}"
     if entry["only_first"] or entry["only_second"]:
         counts = f"{entry['only_first']} only in the first run, {entry['only_second']} only in the second"
         yield f"{entry['first']}: {counts}, not compared"

@@ -1,18 +1,16 @@
 """Compares the accuracy and time of two runs on the problems that both contain.
 
-Attempts are paired by problem ID and sample. A problem is excluded if its question differs between the runs.
+Attempts are paired by problem ID, question and sample.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import difference_interval
 from arbitrage_cli.evaluation.speed import share_of, speedup, with_computed_seconds
-from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import Ratio, mcnemar
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy, unit_costs_of
 
@@ -22,36 +20,24 @@ Run = Mapping[str, Any]  # the contents of run.json
 def compare_runs(first_run: Run, first: Iterable[Result], second_run: Run, second: Iterable[Result]) -> dict[str, Any]:
     """Return the comparison as JSON.
 
-    A policy is compared at the same preset or tau. If each run has a single policy, these two policies are always compared. Raises UsageError if the runs have no policy or no problem in common.
+    A policy is compared at the same preset or tau. If each run has a single policy, these two policies are always compared.
+    Raises UsageError if the runs have no policy or no problem in common.
     """
     before, after = (
         [policy for policy in with_computed_seconds(run, results_by_policy(run, results)) if policy.results]
         for run, results in ((first_run, first), (second_run, second))
     )
-    changed = _changed_questions(before, after)
     runs = (first_run, second_run)
     timed = runs if concurrency_of(first_run) == concurrency_of(second_run) == 1 else ()
     pairs = _pairs(before, after)
-    compared = [_compare(_without(changed, one), _without(changed, other), timed) for one, other in pairs]
+    compared = [_compare(one, other, timed) for one, other in pairs]
     if not any(entry["n"] for entry in compared):
         raise UsageError("the two runs have no problem in common", "compare runs of the same data set")
     return {
         "dataset": [run["dataset"]["name"] for run in (first_run, second_run)],
         "policies": compared,
-        "changed_questions": sorted(changed),
-        "notes": [*_left_out([*before, *after], pairs), *_notes(first_run, second_run, changed)],
+        "notes": [*_left_out([*before, *after], pairs), *_notes(first_run, second_run)],
     }
-
-
-def _changed_questions(first: Iterable[PolicyResults], second: Iterable[PolicyResults]) -> set[str]:
-    before, after = (
-        {key[0]: result.question for policy in run for key, result in policy.results.items()} for run in (first, second)
-    )
-    return {name for name, question in after.items() if before.get(name, question) != question}
-
-
-def _without(problems: set[str], policy: PolicyResults) -> PolicyResults:
-    return replace(policy, results={key: result for key, result in policy.results.items() if key[0] not in problems})
 
 
 def _pairs(first: Sequence[PolicyResults], second: Sequence[PolicyResults]) -> list[tuple[PolicyResults, PolicyResults]]:
@@ -74,7 +60,7 @@ def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyRes
 
 
 def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run]) -> dict[str, Any]:
-    pairs = paired(first, second)
+    pairs = [(before, after) for before, after in paired(first, second) if before.question == after.question]
     is_graded = any(result.is_graded for pair in pairs for result in pair)
     return {
         "first": first.route.label,
@@ -94,10 +80,7 @@ def _accuracy(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     return {
         "fixed": _ids(pairs, (False, True)),
         "broken": _ids(pairs, (True, False)),
-        "both_wrong": _ids(pairs, (False, False)),
         "correct": [sum(before.is_correct for before, _ in pairs), sum(after.is_correct for _, after in pairs)],
-        "first_only_correct": first_only,
-        "second_only_correct": second_only,
         "accuracy_difference": Ratio(second_only - first_only, len(pairs)).value,
         "accuracy_difference_interval": difference_interval([(after, before) for before, after in pairs]),
         "mcnemar_p": mcnemar(first_only, second_only) if samples == 1 and pairs else None,
@@ -126,9 +109,7 @@ def _seconds(pairs: Sequence[tuple[Result, Result]], runs: Sequence[Run]) -> dic
     }
 
 
-def _notes(first: Run, second: Run, changed: set[str]) -> Iterator[str]:
-    if changed:
-        yield f"{formatting.count(len(changed), 'problem')} excluded because the question differs between the runs."
+def _notes(first: Run, second: Run) -> Iterator[str]:
     before, after = first["fingerprint"], second["fingerprint"]
     shared = [name for name in before if name in after and name != "grader"]
     if differing := [f"{name} {before[name]}, then {after[name]}" for name in shared if before[name] != after[name]]:

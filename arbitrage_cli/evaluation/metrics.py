@@ -21,6 +21,7 @@ from arbitrage_cli.runs.results import (
     Result,
     concurrency_of,
     paired,
+    paired_done,
     results_by_policy,
     sums_by_problem,
     unit_costs_of,
@@ -33,7 +34,7 @@ MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up th
 
 COMPARED = (
     *("accuracy_difference", "accuracy_difference_interval"),
-    *("same_answers", "answers_gained", "answers_lost", "answers_graded", "target_right", "texts_differ"),
+    *("answers_gained", "answers_lost", "answers_graded", "target_right", "texts_differ"),
 )
 
 
@@ -140,17 +141,14 @@ def compared_with_target(policy: PolicyResults, target: PolicyResults | None) ->
     compared = [(own, other) for own, other in known if other.is_graded or other.answer is not None]
     lost = sum(_is_lost(own, other) for own, other in compared)
     gained = sum(other.is_graded and own.is_correct and not other.is_correct for own, other in compared)
-    both = [(own, other) for own, other in known if own.is_done]
-    answered = [(own.answer, other.answer) for own, other in both if other.answer is not None]
     return {
         "accuracy_difference": Ratio(sum(own.is_correct - other.is_correct for own, other in pairs), len(pairs)),
         "accuracy_difference_interval": difference_interval(pairs),
-        "same_answers": Ratio(sum(own == others for own, others in answered), len(answered)),
         "answers_gained": Ratio(gained, len(compared)),
         "answers_lost": Ratio(lost, len(compared)),
         "answers_graded": sum(other.is_graded for _, other in compared),
         "target_right": Ratio(sum(other.is_correct or not other.is_graded for _, other in compared), len(compared)),
-        "texts_differ": sum(own.text != other.text for own, other in both),
+        "texts_differ": sum(own.text != other.text for own, other in paired_done(policy, target)),
     }
 
 

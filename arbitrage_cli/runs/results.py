@@ -115,11 +115,10 @@ def results_by_policy(run: Mapping[str, Any], results: Iterable[Result]) -> list
 
     Of several results of an attempt, the one that did not fail counts.
     """
-    routes = [stored_route(entry) for entry in run["policies"]]
-    found: dict[Route, dict[SampleKey, Result]] = {route: {} for route in routes}
+    found: dict[Route, dict[SampleKey, Result]] = {stored_route(entry): {} for entry in run["policies"]}
     for result in sorted(results, key=lambda result: result.is_done):
         found[result.route][result.key] = result
-    return [PolicyResults(route, dict(sorted(found[route].items()))) for route in routes]
+    return [PolicyResults(route, dict(sorted(own.items()))) for route, own in found.items()]
 
 
 def concurrency_of(run: Mapping[str, Any]) -> int:

@@ -169,7 +169,6 @@ def test_lost_and_gained_answers_are_counted() -> None:
     assert draft["answers_graded"] == 5
     assert draft["ratios"]["accuracy_difference"] == {"numerator": 0, "denominator": 10}
     assert draft["accuracy_difference_interval"] == paired_difference(1, 2, 2, 5)
-    assert draft["ratios"]["same_answers"] == {"numerator": 1, "denominator": 2}
     assert target["accuracy_difference"] is None
 
 
