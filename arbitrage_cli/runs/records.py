@@ -26,6 +26,8 @@ Level = str | int | None
 Tau = float | Literal["inf", "-inf"] | None
 Key = tuple[str, int, str | None, Tau]  # the attempt that a row belongs to: problem ID, sample, policy and tau
 
+Explain = Callable[[Trace, int], Attribution | None]  # explains the decision at an index
+
 LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-steps", "context": "--ctx"}
 """Maps the `TraceStop` of a solution that reached a limit to the option that sets the limit."""
 
@@ -45,7 +47,7 @@ class RunInfo:
     thoughts_tau: float | None = None  # threshold for thoughts if it differs from the route's
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
-    explain: Callable[[Trace, int], Attribution | None] | None = None  # explains the decision at an index
+    explain: Explain | None = None
     may_answer: Callable[[str], bool] = lambda question: True  # whether the models were trained on such questions
     bill: Callable[[Finished], tuple[float, float | None] | None] = lambda finished: None  # dollars: spent, target alone
 

@@ -3,23 +3,12 @@
 Other programs read these rows, so fields may be added but not renamed. A field that was not set is not written.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NotRequired, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-    with_config,
-)
-from typing_extensions import TypedDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -32,6 +21,7 @@ from arbitrage_cli.runs.records import (
     NO_COST,
     SCHEMA,
     SOLVE,
+    Explain,
     Key,
     Level,
     RunInfo,
@@ -44,7 +34,6 @@ from arbitrage_cli.runs.records import (
 )
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.types import (
-    Attribution,
     Check,
     Cost,
     Decision,
@@ -59,7 +48,6 @@ from arbitrage_cli.types import (
 )
 
 Json = dict[str, Any]
-Explain = Callable[[Trace, int], Attribution | None]
 Status = Literal["done", "error"]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
@@ -382,57 +370,57 @@ def _explanation(explain: Explain | None, trace: Trace, index: int) -> Json:
 
 # --- run.json
 
-_CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
+
+class _Known(Record, extra="ignore"):
+    """The fields of a part of run.json that the program reads."""
 
 
-class _PolicyEntry(TypedDict):
+class _PolicyEntry(_Known):
     policy: PolicyName
     tau: Tau
     tau_name: str | None
     score_is: str | None
 
 
-class _Served(TypedDict):
+class _Served(_Known):
     model: str
     log_probabilities: int | None
     context_size: int | None
 
 
-class _Model(TypedDict):
+class _Model(_Known):
     source: str
     sha256: str | None
-    file: NotRequired[str | None]
-    name: NotRequired[str | None]
-    description: NotRequired[str | None]
-    threads: NotRequired[int | None]
-    served: NotRequired[_Served | None]
+    file: str | None = None
+    name: str | None = None
+    description: str | None = None
+    threads: int | None = None
+    served: _Served | None = None
 
 
-class _Named(TypedDict):
-    name: str
-    sha256: str
-
-
-class _Card(TypedDict):
+class _Card(_Known):
     pairs: list[dict[str, Json]]
     taus: Json
 
 
-class _Router(_Named):
+class _Router(_Known):
+    name: str
+    sha256: str
     card: _Card
 
 
-class _DataSet(_Named):
+class _DataSet(_Known):
+    name: str
+    sha256: str
     count: Count
 
 
-class _Machine(TypedDict):
+class _Machine(_Known):
     cpu: str | None
 
 
-@with_config({**_CONFIG, "extra": "allow"})
-class _SolveRun(TypedDict):
-    schema: Literal[1]
+class _SolveRun(_Known):
+    version: Literal[1] = Field(alias="schema")
     tool: str
     command: list[str]
     created: str
@@ -445,36 +433,32 @@ class _SolveRun(TypedDict):
     machine: _Machine
     warnings: list[str]
     fingerprint: dict[str, str]
-    unit_costs: NotRequired[dict[ModelRole, UnitCosts]]
+    unit_costs: dict[ModelRole, UnitCosts] = {}
 
 
-@with_config({**_CONFIG, "extra": "allow"})
 class _BenchRun(_SolveRun):
     dataset: _DataSet
     ids: list[str]
     levels: dict[str, Level]
     planned: Count
     grader: str
-    concurrency: NotRequired[Annotated[int, Field(ge=1)] | None]
-    price: NotRequired[str | None]
-    skips_attempts: NotRequired[bool]
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    price: str | None = None
+    skips_attempts: bool = False
 
 
-class _Pair(TypedDict):
+class _Pair(_Known):
     draft: _Model
     target: _Model
-    prm: NotRequired[_Model]
+    prm: _Model | None = None
 
 
-@with_config({**_CONFIG, "extra": "allow"})
 class _CollectRun(_BenchRun):
-    models: _Pair  # type: ignore[misc]  # narrower than a dict
+    models: _Pair  # type: ignore[assignment]  # narrower than a dict
     reward: Json
 
 
-_RUNS = MappingProxyType(
-    {BENCH: TypeAdapter[Any](_BenchRun), COLLECT: TypeAdapter[Any](_CollectRun), SOLVE: TypeAdapter[Any](_SolveRun)}
-)
+_RUNS: Mapping[str, type[_Known]] = MappingProxyType({BENCH: _BenchRun, COLLECT: _CollectRun, SOLVE: _SolveRun})
 
 
 def check_run(data: bytes, kind: str) -> None:
@@ -482,6 +466,6 @@ def check_run(data: bytes, kind: str) -> None:
     if kind not in (*_RUNS,):  # it may be of any type
         raise ValueError(f"kind: expected {', '.join(_RUNS)}")
     try:
-        _RUNS[kind].validate_json(data)
+        _RUNS[kind].model_validate_json(data)
     except ValidationError as error:
         raise ValueError(reason_of(error)) from None
