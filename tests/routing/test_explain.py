@@ -7,22 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from cli import assert_refused, flat, run
+from small_routers import write_router
 from test_router import make_draft, make_router
 
 from arbitrage_cli.display.views import log_odds
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.features import FEATURES
-from arbitrage_cli.routing.router import Router, load, save
-from arbitrage_cli.training.tau_tables import Outcomes, make_table
+from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.types import Attribution, Cost, Decision, Limits, Problem, Step, Trace
 
 QUESTION = "What is 37 * 12 - 95?"
-ZEROS = np.zeros(50)
-OUTCOMES = Outcomes(np.arange(50), np.arange(50), ZEROS, ZEROS + 1, ZEROS + 5, ZEROS + 5, ZEROS + 5, ZEROS)
-TAUS = {**make_table(np.linspace(0.1, 0.9, 50), OUTCOMES, [0.5], None).to_json(), "named": {"careful": 0.25}}
 SHIPPED = ("builtin:builtin", "builtin:universal", "builtin:qwen2.5-coder")  # the last one is linear
 
 
@@ -84,8 +80,8 @@ def test_shown_figures_add_up() -> None:
 
 @pytest.fixture
 def scripted(tmp_path: Path) -> tuple[str, ...]:
-    save(make_router(taus=TAUS), tmp_path / "router.safetensors")
-    return ("solve", QUESTION, "--pair", "scripted", "--router", str(tmp_path / "router.safetensors"))
+    router = write_router(tmp_path / "router.safetensors")
+    return ("solve", QUESTION, "--pair", "scripted", "--router", str(router))
 
 
 def test_records_have_explanations(scripted: tuple[str, ...]) -> None:

@@ -54,11 +54,6 @@ def approx(value: float) -> object:
     return pytest.approx(value, rel=1e-5)
 
 
-def test_phase_is_a_feature() -> None:
-    step = make(shown=token_stats())
-    assert (named(step)["is_thought"], named(replace(step, phase="think"))["is_thought"]) == (0, 1)
-
-
 def test_log_probabilities_are_summed_up_as_log_odds() -> None:
     found = named(make(shown=token_stats()))
     assert found["logprob_first"] == approx(log_odds(-0.1))
