@@ -201,7 +201,7 @@ class SolveView:
 
     def _answer(self, finished: Finished) -> list[tuple[str, str]]:
         """Return the answer and the limit that the solution reached, unless only an answer follows on the same terminal."""
-        found, ending = self._run.answer(finished.trace), wording.ending(finished)
+        found, ending = self._run.find_answer(finished.trace.text), wording.ending(finished)
         if found and not ending and self._run.answers_follow and self._run.concurrency == 1:
             return []
         answer = (

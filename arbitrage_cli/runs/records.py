@@ -51,9 +51,6 @@ class RunInfo:
     may_answer: Callable[[str], bool] = lambda question: True  # whether the models were trained on such questions
     bill: Callable[[Finished], tuple[float, float | None] | None] = lambda finished: None  # dollars: spent, target alone
 
-    def answer(self, trace: Trace) -> str | None:
-        return self.find_answer(trace.text)
-
 
 def tau_in_json(tau: float | None) -> Tau:
     """Return a tau for JSON: a number, "inf", "-inf" or None."""

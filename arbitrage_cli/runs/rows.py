@@ -256,7 +256,7 @@ class SolutionRow(Solved):
             run.route,
             {},
             run.explain,
-            answer=run.answer(finished.trace),
+            answer=run.find_answer(finished.trace.text),
             error=error[0] if error else None,
             score_is=run.route.policy.score_is or None,
             settings=dict(run.settings),
