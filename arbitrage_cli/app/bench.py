@@ -23,7 +23,7 @@ from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display, RunProgress, offering_to_resume
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.session import Rollouts, Session, open_session
+from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import Run, Spec, limits_of, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
 from arbitrage_cli.arbitrage import Request as FlowRequest
@@ -267,7 +267,10 @@ class BenchRun(StoredRun):
         session, spec = self.session, self.session.spec
         policies = {attempt.route.policy.name: attempt.route.policy for attempt in self.todo}
         golds = {attempt.id: attempt.item.gold for attempt in self.todo}
-        rollouts = Rollouts(lambda problem, text: is_correct(grader, text, golds[problem]))
+
+        def is_right(problem: str, text: str) -> bool:
+            return is_correct(grader, text, golds[problem])
+
         return Bench(
             session.writers,
             grader.grade,
@@ -276,7 +279,7 @@ class BenchRun(StoredRun):
             self.is_needed,
             self.seconds_for,
             {name: session.scorer(policy) for name, policy in policies.items()},
-            {name: session.rater(policy, rollouts) for name, policy in policies.items()},
+            {name: session.rater(policy, is_right) for name, policy in policies.items()},
             concurrency=session.concurrency,
             find_answer=spec.task.find_answer,
             timer=session.writing.clock,

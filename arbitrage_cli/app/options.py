@@ -164,7 +164,6 @@ class CollectOptions:
     """The options for step rewards, and the run folder."""
 
     reward: RewardSource | None = None
-    rollouts: Annotated[int, Interval(ge=1, le=16)] = 1
     output_folder: Path | None = None
     fresh: bool = False
 

@@ -405,8 +405,6 @@ def ask_to_collect(options: Options, task: Task, collect: CollectOptions) -> Req
     _refuse(options.explicit, "router", "collect uses no router")
     if collect.reward == "rollout":
         _refuse(options.explicit, "prm", "rollouts rate the steps", "omit it, or use --reward prm")
-    else:
-        _refuse(options.explicit, "rollouts", "a process reward model rates the steps", "use --reward rollout")
     oracle = (POLICIES["oracle"], None)
     return _request(options, task, _models_of(options, task), [oracle], "8", reward=collect.reward)
 

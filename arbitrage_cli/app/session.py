@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, partial
 from statistics import median
@@ -41,14 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("arbitrage.session")
 
 
-@dataclass(frozen=True, slots=True)
-class Rollouts:
-    """The settings of rollouts: one continuation per sampler. `is_right` receives a problem id and a solution."""
-
-    is_right: Callable[[str, str], bool]
-    samplers: Sequence[Sampler] = (Sampler(),)
-
-
 def _server_models(request: Request, display: Display, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
     """Return a function that opens a model on a server. Each server is asked once, when its model is first needed.
 
@@ -81,15 +73,13 @@ def open_session(
     *,
     spec: Spec | None = None,
     most: int = MOST,
-    rollouts: int = 1,
     max_age: timedelta = timedelta.max,
     limit: float = PROBE_SECONDS,
 ) -> Iterator["Session"]:
     """Download the models, measure missing token costs, resolve the request, and open a session for it.
 
     `earlier` is the run.json of a run to resume. `spec` is given if the models of an earlier session are loaded again. At most
-    `most` problems are solved at once, each with `rollouts` continuations. Costs older than `max_age` are measured again, in at
-    most `limit` seconds.
+    `most` problems are solved at once. Costs older than `max_age` are measured again, in at most `limit` seconds.
     """
     sources = request.models_for(request.asked)
     if any(map(is_built_in, sources.values())):
@@ -101,7 +91,7 @@ def open_session(
         if spec is None:
             resolve = partial(make_spec, request, earlier, lambda role: open_served(role).prompt(request.style), measured)
             spec = resolve()
-            if (concurrency := _choose_concurrency(spec, most, rollouts, earlier)) > 1:
+            if (concurrency := _choose_concurrency(spec, most, earlier)) > 1:
                 spec = resolve(concurrency)  # the costs of a token depend on how many problems share a batch
         for note in spec.notes:
             display.note(note)
@@ -142,11 +132,11 @@ class Session:
             return {}
         return {role: median(found) for role in self.models if (found := self.writers.slowdowns(role))}
 
-    def load(self, policies: Iterable[Policy] | None = None, *, rollouts: int = 1) -> None:
+    def load(self, policies: Iterable[Policy] | None = None) -> None:
         """Load the models, with enough sequences for these policies (default: all policies of the spec)."""
         spec = self.spec
         policies = list([route.policy for route in spec.routes] if policies is None else policies)
-        num_sequences = _num_sequences(spec, policies, rollouts, self.concurrency)
+        num_sequences = _num_sequences(spec, policies, self.concurrency)
         rollback = _rollback(spec)
         check_memory(_memory_needed(spec, num_sequences, rollback))
         warn_of_load(spec, self.display)
@@ -222,8 +212,10 @@ class Session:
             at_once=any(models[role].served for role in roles),
         )
 
-    def rater(self, policy: Policy, rollouts: Rollouts | None = None) -> Rater | None:
+    def rater(self, policy: Policy, is_right: Callable[[str, str], bool] | None = None) -> Rater | None:
         """Return the step rater for this policy, or None if the policy needs no rewards.
+
+        Rollouts need `is_right`, which receives a problem id and a solution.
 
         Raises UsageError if there is no reward source; ModelUnsupportedError if the process reward model cannot rate steps.
         """
@@ -232,9 +224,11 @@ class Session:
             return None
         if kind == "prm" and isinstance(prm := self.models.get("prm"), LocalModel):
             return prm.rater("steps" if is_built_in(self.spec.models["prm"].source) else "turns", self.writing.clock)
-        if kind == "rollout" and rollouts is not None:
-            return self._rollout(rollouts)
-        hint = "use --prm MODEL" + (", or --reward rollout" if rollouts else "")
+        if kind == "rollout" and is_right:
+            greedy = replace(self.writing, sampler=Sampler())
+            target = self.models["target"].twin(self.concurrency)  # policies use the first sequences
+            return RolloutRater(target.writer("target", greedy), is_right)
+        hint = "use --prm MODEL" + (", or --reward rollout" if is_right else "")
         raise UsageError(f"policy {policy.name} needs a reward source", hint)
 
     def scheduler(self, route: Route | None = None, rater: Rater | None = None) -> Scheduler:
@@ -273,13 +267,6 @@ class Session:
             bill=partial(bill, parse_prices(price)) if (price := self.spec.request.named.price) else lambda finished: None,
         )
 
-    def _rollout(self, rollouts: Rollouts) -> RolloutRater:
-        writers = [  # policies use the first sequences
-            self.models["target"].twin(self.concurrency * number).writer("target", replace(self.writing, sampler=sampler))
-            for number, sampler in enumerate(rollouts.samplers, start=1)
-        ]
-        return RolloutRater(writers, rollouts.is_right)
-
     def _warn_of_another_pair(self) -> None:
         router = self.spec.deciding_router
         if router is None or self.spec.available_router.is_universal:  # `warnings_about` covers a universal router
@@ -292,16 +279,16 @@ class Session:
             )
 
 
-def _num_sequences(spec: Spec, policies: Iterable[Policy], rollouts: int, concurrency: int = 1) -> dict[ModelRole, int]:
-    extra = rollouts if spec.reward == "rollout" and any(policy.reward == "any" for policy in policies) else 0
+def _num_sequences(spec: Spec, policies: Iterable[Policy], concurrency: int = 1) -> dict[ModelRole, int]:
+    has_rollouts = spec.reward == "rollout" and any(policy.reward == "any" for policy in policies)
     twins = len(spec.models) - len(spec.loaded)
-    numbers: dict[ModelRole, int] = {"draft": 1 + twins, "target": 1 + extra, "prm": 1, "check": 1}
+    numbers: dict[ModelRole, int] = {"draft": 1 + twins, "target": 1 + has_rollouts, "prm": 1, "check": 1}
     return {role: number * concurrency for role, number in numbers.items()}
 
 
-def _choose_concurrency(spec: Spec, most: int, rollouts: int, earlier: Run | None) -> int:
+def _choose_concurrency(spec: Spec, most: int, earlier: Run | None) -> int:
     """Return the number of problems to solve at once."""
-    sequences = _num_sequences(spec, [route.policy for route in spec.routes], rollouts)
+    sequences = _num_sequences(spec, [route.policy for route in spec.routes])
     needed = partial(_memory_needed, spec, sequences, _rollback(spec))
     before = earlier.get("concurrency") if earlier else None
     return choose_concurrency(spec.request.concurrency, needed, most=most, earlier=before)

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.loop import Attempt, Loop, StoredRun
-from arbitrage_cli.app.options import CollectOptions, LoadingOptions
+from arbitrage_cli.app.options import LoadingOptions
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import RunProgress
 from arbitrage_cli.app.request import arguments_of_run
-from arbitrage_cli.app.session import Rollouts, Session
+from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.store import Loading, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
-from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
@@ -38,20 +37,19 @@ from arbitrage_cli.training.states import State, collect, read_states, state_to_
 from arbitrage_cli.training.train import Progress, train, with_taus
 from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Started, Trace
 
-ROLLOUT_TEMPERATURE = 0.7  # with more than one rollout
-
 
 class Collection(StoredRun):
     """A planned collection. `held` counts the stored states of each problem."""
 
     name = COLLECT
 
-    def __init__(self, session: Session, selected: Selection, folder: RunFolder, options: CollectOptions) -> None:
-        spec, self._options = session.spec, options
+    def __init__(self, session: Session, selected: Selection, folder: RunFolder) -> None:
+        spec = session.spec
         self.held: dict[str, int] = {}
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
         self._unanswered = {name for name, gold in self._golds.items() if not gold and spec.reward == "rollout"}
-        attempts, reward = [Attempt(item, 0, spec.route) for item in selected.items], self._reward_facts(spec.reward)
+        attempts = [Attempt(item, 0, spec.route) for item in selected.items]
+        reward = {"kind": spec.reward} | ({"answers": "target"} if self._unanswered else {})
         super().__init__(session, selected, folder, attempts, kind=COLLECT, reward=reward)
 
     def count(self, row: CollectedRow) -> None:
@@ -76,15 +74,10 @@ class Collection(StoredRun):
         """Store each problem as soon as it is solved. If the run is interrupted, store the states of unfinished problems."""
         if not self.todo:
             return
-        session, spec, options = self.session, self.session.spec, self._options
-        session.load(rollouts=options.rollouts)
-        samplers = [Sampler(_temperature(options), 1.0, spec.sampler.seed + number) for number in range(options.rollouts)]
+        session, spec = self.session, self.session.spec
+        session.load()
         with spec.task.open_grader() as grader:
-            rollouts = Rollouts(
-                lambda problem, text: is_correct(grader, text, self._golds[problem]),
-                samplers,
-            )
-            rater = session.rater(spec.route.policy, rollouts)
+            rater = session.rater(spec.route.policy, lambda problem, text: is_correct(grader, text, self._golds[problem]))
             if count := len(self._unanswered & {attempt.id for attempt in self.todo}):
                 which = f"{formatting.count(count, 'problem')} without a known answer"
                 session.display.note(f"{which}: the target's own answer is assumed to be correct")
@@ -101,13 +94,6 @@ class Collection(StoredRun):
                     if len(states) > self.held.get(name, 0):
                         error = None if trace.finished else InterruptedRunError("interrupted")
                         loop.end(loop.in_flight[name], Finished(trace, error))
-
-    def _reward_facts(self, reward: str | None) -> dict[str, Any]:
-        facts: dict[str, Any] = {"kind": reward}
-        if reward == "rollout":
-            facts |= {"rollouts": self._options.rollouts, "temperature": _temperature(self._options)}
-            facts |= {"answers": "target"} if self._unanswered else {}
-        return facts
 
 
 class _StateSolver:
@@ -167,10 +153,6 @@ class _StateSolver:
         states: list[State] = []
         self.unfinished[trace.problem.id] = trace, states
         return collect(trace, states.append)
-
-
-def _temperature(options: CollectOptions) -> float:
-    return ROLLOUT_TEMPERATURE if options.rollouts > 1 else 0.0
 
 
 SUFFIX = ".safetensors"

@@ -101,7 +101,6 @@ def train(
         "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target's "
         "continuation of the step reaches the known answer; if no answer is known, the target's own answer)."
     ),
-    rollouts=Option("Rollouts per step. A single rollout is greedy; multiple rollouts are sampled."),
 )
 def collect(
     *,
@@ -135,10 +134,8 @@ def collect(
         request = ask_to_collect(options, task, collect)
         path = collect.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
         folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
-        session = stack.enter_context(
-            open_session(request, display, folder.earlier, most=len(selected.items), rollouts=collect.rollouts)
-        )
-        collection = Collection(session, selected, folder, collect)
+        session = stack.enter_context(open_session(request, display, folder.earlier, most=len(selected.items)))
+        collection = Collection(session, selected, folder)
         with offering_to_resume(display, lambda error: collection.how_to_resume):
             collection.run()
         display.close()

@@ -181,7 +181,7 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
     if count > need.most:
         raise UsageError(
             f"{count} concurrent problems exceed the limit of {need.most} for models on this machine",
-            f"use --concurrency {need.most} or less, or fewer --rollouts",
+            f"use --concurrency {need.most} or less",
             option="concurrency",
         )
     for part, room in rooms:

@@ -5,9 +5,8 @@ In a rollout, the target completes the solution after a rated step, and the answ
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import chain
 from statistics import fmean
 from typing import Any, Literal
@@ -170,96 +169,77 @@ Prefix = tuple[str, str, Phase, bool]
 """Everything that a continuation depends on: the text so far, the next phase, and whether thinking reached its budget."""
 
 
-@dataclass(slots=True)
-class _Request:
-    request: RateSteps
-    prefixes: list[Prefix]
-    cost: Cost = field(default_factory=Cost)
-
-
 def _prefix(trace: Trace) -> Prefix:
     is_forced = any(decision.kept.stop == "think_budget" for decision in trace.decisions)
     return trace.thoughts, trace.text, trace.phase, is_forced
 
 
 class RolloutRater:
-    """A `Rater` whose reward is the share of the target's continuations that reach the known answer, as in Math-Shepherd.
+    """A `Rater` that rewards a step with 1 if the target's continuation of it reaches the known answer, as in Math-Shepherd.
 
-    `writers` contains the target's writers: either one greedy writer or several sampling writers. A continuation depends
-    only on its prefix, so one rollout determines the outcome of every prefix on its path.
+    The `writer` is greedy, so a continuation depends only on its prefix, and one rollout determines the outcome of every
+    prefix on its path.
     """
 
-    def __init__(self, writers: Sequence[Writer], is_right: Callable[[str, str], bool]) -> None:
-        self._writers = writers
-        self._is_right = is_right
-        self._outcomes: dict[tuple[int, int], dict[Prefix, bool]] = {}  # by slot and writer: whether the solution is right
-        self._rollouts: dict[tuple[int, int], Generator[WriteStep, Any, None]] = {}  # by slot and writer
-        self._requests: dict[int, _Request] = {}  # by slot
+    def __init__(self, writer: Writer, is_right: Callable[[str, str], bool]) -> None:
+        self._writer, self._is_right = writer, is_right
+        self._outcomes: dict[int, dict[Prefix, bool]] = {}  # by slot: whether the solution is right
+        self._rollouts: dict[int, Generator[WriteStep, Any, RewardUpdate]] = {}  # by slot
+        self._updates: list[RewardUpdate] = []
 
     @property
     def busy(self) -> bool:
-        return bool(self._requests)
+        return bool(self._rollouts or self._updates)
 
     @property
     def wait(self) -> Callable[[], None] | None:
-        return None if any(writer.busy and not writer.wait for writer in self._writers) else self._writers[0].wait
+        return self._writer.wait if self._writer.busy else None
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-        for index, writer in enumerate(self._writers):
-            writer.open(slot, problem, deadline)
-            self._outcomes[slot, index] = {}
+        self._writer.open(slot, problem, deadline)
+        self._outcomes[slot] = {}
 
     def close(self, slot: int) -> None:
-        self._requests.pop(slot, None)
-        for index, writer in enumerate(self._writers):
-            writer.close(slot)
-            self._outcomes.pop((slot, index), None)
-            self._rollouts.pop((slot, index), None)
+        self._writer.close(slot)
+        self._outcomes.pop(slot, None)
+        self._rollouts.pop(slot, None)
 
     def start(self, slot: int, request: RateSteps) -> None:
-        self._requests[slot] = _Request(request, [_prefix(request.trace.followed_by(step)) for step in request.steps])
-        for index in range(len(self._writers)):
-            self._rollouts[slot, index] = self._rollout(slot, index)
-            self._resume(slot, index, None)
+        self._rollouts[slot] = self._rollout(slot, request)
+        self._resume(slot, None)
 
     def tick(self) -> list[RewardUpdate]:
-        failed: dict[int, ProblemError] = {}
-        for index, writer in enumerate(self._writers):
-            for update in writer.tick() if writer.busy else ():
-                try:
-                    if update.error:
-                        raise update.error
-                    if update.step:
-                        self._resume(update.slot, index, update.step)
-                except ProblemError as error:
-                    failed[update.slot] = error
-        answers = [RewardUpdate(slot, error=error) for slot, error in failed.items()]
-        answers += filter(None, (self._rewards(slot) for slot in self._requests if slot not in failed))
-        for answer in answers:
-            self._requests.pop(answer.slot, None)
-        return answers
+        for update in self._writer.tick() if self._writer.busy else ():
+            try:
+                if update.error:
+                    raise update.error
+                if update.step:
+                    self._resume(update.slot, update.step)
+            except ProblemError as error:
+                del self._rollouts[update.slot]
+                self._updates.append(RewardUpdate(update.slot, error=error))
+        updates, self._updates = self._updates, []
+        return updates
 
-    def _resume(self, slot: int, index: int, written: Step | None) -> None:
-        with suppress(StopIteration):
-            self._writers[index].start(slot, self._rollouts[slot, index].send(written))
+    def _resume(self, slot: int, written: Step | None) -> None:
+        try:
+            self._writer.start(slot, self._rollouts[slot].send(written))
+        except StopIteration as ended:
+            del self._rollouts[slot]
+            self._updates.append(ended.value)
 
-    def _rollout(self, slot: int, index: int) -> Generator[WriteStep, Any, None]:
+    def _rollout(self, slot: int, request: RateSteps) -> Generator[WriteStep, Any, RewardUpdate]:
         """Complete the solution after each rated step whose outcome is unknown."""
-        rated, outcomes = self._requests[slot], self._outcomes[slot, index]
-        for step, prefix in zip(rated.request.steps, rated.prefixes, strict=True):
-            if prefix in outcomes:
-                continue
-            trace, prefixes = rated.request.trace.followed_by(step), [prefix]
-            while not trace.finished:
-                written = yield WriteStep("target", trace)
-                rated.cost += written.cost
-                trace.add(Decision(kept=written))
-                prefixes.append(_prefix(trace))
-            outcomes.update(dict.fromkeys(prefixes, self._is_right(trace.problem.id, trace.text)))
-
-    def _rewards(self, slot: int) -> RewardUpdate | None:
-        request, indices = self._requests[slot], range(len(self._writers))
-        outcomes = [[self._outcomes[slot, index].get(prefix) for index in indices] for prefix in request.prefixes]
-        if any(None in of_step for of_step in outcomes):
-            return None
-        return RewardUpdate(slot, tuple(sum(map(bool, of_step)) / len(of_step) for of_step in outcomes), request.cost)
+        outcomes, rewards, cost = self._outcomes[slot], list[float](), Cost()
+        for step in request.steps:
+            trace = request.trace.followed_by(step)
+            prefixes = [_prefix(trace)]
+            if prefixes[0] not in outcomes:
+                while not trace.finished:
+                    written = yield WriteStep("target", trace)
+                    cost += written.cost
+                    trace.add(Decision(kept=written))
+                    prefixes.append(_prefix(trace))
+                outcomes.update(dict.fromkeys(prefixes, self._is_right(trace.problem.id, trace.text)))
+            rewards.append(float(outcomes[prefixes[0]]))
+        return RewardUpdate(slot, tuple(rewards), cost)

@@ -60,8 +60,8 @@ def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) ->
 def test_more_rollouts_at_once_than_llama_has_sequences_for_are_refused(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", 16)
     command = ("collect", "--pair", "builtin", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
-    result = run(*command, "--rollouts", "16", "--concurrency", "16", cwd=tmp_path)
-    assert_refused(result, 2, "", "--concurrency 15", "--rollouts")
+    result = run(*command, "--concurrency", "129", cwd=tmp_path)
+    assert_refused(result, 2, "", "--concurrency 128")
 
 
 def test_a_run_of_states_is_not_graded_again(tmp_path: Path) -> None:

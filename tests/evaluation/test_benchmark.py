@@ -196,7 +196,7 @@ def test_rewards_and_their_cost_are_in_the_row() -> None:
 
 def make_rollout() -> RolloutRater:
     engine = make_engine("target", open_scripted("scripted:target", LoadOptions()), Sampler())
-    return RolloutRater([engine], lambda identifier, text: "349" in text)
+    return RolloutRater(engine, lambda identifier, text: "349" in text)
 
 
 @pytest.mark.parametrize(

@@ -378,7 +378,7 @@ def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: Mo
 
 
 def test_states_of_thoughts_are_what_both_models_write_there() -> None:
-    rollout = RolloutRater([engines("switched", "switched")["target"]], lambda _name, answer: len(answer) % 2 == 0)
+    rollout = RolloutRater(engines("switched", "switched")["target"], lambda _name, answer: len(answer) % 2 == 0)
     found: list[State] = []
     job, limits = partial(Job, make_flow=partial(collect, observe=found.append)), replace(long(120), max_tokens=240)
     jobs = [job(Problem(str(number), f"question {number}"), limits=limits) for number in range(2)]

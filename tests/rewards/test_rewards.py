@@ -272,7 +272,7 @@ def test_a_rollout_goes_on_as_the_target_would() -> None:
         seen.append((identifier, text))
         return text == solutions[1]
 
-    rater = opened(RolloutRater([target()], is_right))
+    rater = opened(RolloutRater(target(), is_right))
     for _ in range(2):
         assert score_one(rater, trace_of(), "ab.\n\n", "cd.\n\n") == (0.0, 1.0)
         assert seen == [("p", text) for text in solutions]
@@ -282,7 +282,7 @@ def test_a_rollout_answers_for_every_text_on_its_path() -> None:
     """The target would continue the same text identically, so no rollout is run for it."""
     solution = written_alone("ab.\n\n")
     outcomes = iter([True])
-    rater = opened(RolloutRater([target()], lambda identifier, text: text == solution and next(outcomes)))
+    rater = opened(RolloutRater(target(), lambda identifier, text: text == solution and next(outcomes)))
     score_one(rater, trace_of(), "ab.\n\n")
     steps = [part + "\n\n" for part in solution.split("\n\n") if part]
     assert len(steps) > 2
@@ -294,7 +294,7 @@ def test_no_rollout_waits_for_those_of_other_problems() -> None:
     problems = [Problem(str(number), "question " * (number + 1)) for number in range(3)]
 
     def advantages(concurrency: int) -> tuple[dict[str, list[float | None]], bool]:
-        rater = RolloutRater([target(num_sequences=concurrency)], lambda _identifier, text: len(text) % 2 == 0)
+        rater = RolloutRater(target(num_sequences=concurrency), lambda _identifier, text: len(text) % 2 == 0)
         found: dict[str, list[float | None]] = defaultdict(list)
         overlaps = False
         for event in run("oracle", problems, rater, concurrency=concurrency):
@@ -310,7 +310,7 @@ def test_no_rollout_waits_for_those_of_other_problems() -> None:
 
 def test_a_rollout_that_fails_ends_its_problem_only() -> None:
     ends = make_engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler(), instructions="")
-    rater = RolloutRater([ends], lambda _identifier, _text: True)
+    rater = RolloutRater(ends, lambda _identifier, _text: True)
     ended = finished(run("oracle", [Problem("long", "x" * 251), Problem("short", "x")], rater))
     assert isinstance(ended["long"].error, ContextFullError)
     assert "257 tokens" in str(ended["long"].error)
@@ -318,13 +318,7 @@ def test_a_rollout_that_fails_ends_its_problem_only() -> None:
     assert ended["short"].trace.decisions
 
 
-def test_several_samples_share_the_reward() -> None:
-    answers = iter([True, False, True, True])
-    engines = [target(Sampler(1.0, 1.0, seed)) for seed in range(4)]
-    assert score_one(opened(RolloutRater(engines, lambda *_: next(answers))), trace_of(), "ab.\n\n") == (0.75,)
-
-
 def test_a_finished_solution_needs_no_rollout() -> None:
     end = Step("draft", "the end", 3, Cost(), "end")
-    rater = opened(RolloutRater([target()], lambda _identifier, text: text == "the end"))
+    rater = opened(RolloutRater(target(), lambda _identifier, text: text == "the end"))
     assert score(rater, {0: RateSteps(trace_of(), (end,))})[0] == RewardUpdate(0, (1.0,), Cost())
