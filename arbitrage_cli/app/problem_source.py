@@ -18,7 +18,7 @@ from arbitrage_cli.app.options import InputOptions, ProblemOptions
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.problems.datasets import load_dataset, refuse_compressed
+from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.rows import BadLine, Dataset, Form, Item, make_problem, parse_mapping, read_problems
 from arbitrage_cli.problems.tasks import FORMS
 from arbitrage_cli.types import Problem
@@ -230,7 +230,6 @@ def _from_argument(problem: str) -> Problem:
 def _open_input(name: str | None, stack: contextlib.ExitStack) -> BinaryIO:
     """Open a file, or standard input if the name is `-`. Without a name, standard input must be a pipe or a file."""
     if name is not None and name != "-":
-        refuse_compressed(Path(name))
         try:
             stream = stack.enter_context(Path(name).expanduser().open("rb"))
             if not _is_pipe_or_file(stream):

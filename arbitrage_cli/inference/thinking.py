@@ -6,7 +6,6 @@ Each model marks phases in its own format, and markers are never passed between 
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 CLOSING = "I have thought long enough. I answer now."  # inserted when the thinking budget is used up
@@ -54,33 +53,31 @@ class ThinkFormat:
 
 THINK = ThinkFormat("think", "<think>\n", "</think>", "</think>\n\n")  # also for models without a thinking format
 
-FORMATS: Mapping[str, ThinkFormat] = MappingProxyType(
-    {
-        form.name: form
-        for form in (
-            ThinkFormat(
-                "harmony",
-                "<|channel|>analysis<|message|>",
-                "<|end|>",
-                "<|end|><|start|>assistant<|channel|>final<|message|>",
-                skips="<|channel|>final<|message|>",
-                shown_by="<|channel|>",
-                ends_turns=True,
-            ),
-            ThinkFormat(
-                "channel",
-                "<|channel>thought\n",
-                "<channel|>",
-                "<channel|>",
-                "<|channel>thought\n<channel|>",
-                asks="<|think|>",
-            ),
-            ThinkFormat("seed", "<seed:think>", "</seed:think>", "</seed:think>\n"),
-            ThinkFormat("mistral", "[THINK]", "[/THINK]", "[/THINK]"),
-            THINK,
-        )
-    }
-)
+FORMATS: Mapping[str, ThinkFormat] = {
+    form.name: form
+    for form in (
+        ThinkFormat(
+            "harmony",
+            "<|channel|>analysis<|message|>",
+            "<|end|>",
+            "<|end|><|start|>assistant<|channel|>final<|message|>",
+            skips="<|channel|>final<|message|>",
+            shown_by="<|channel|>",
+            ends_turns=True,
+        ),
+        ThinkFormat(
+            "channel",
+            "<|channel>thought\n",
+            "<channel|>",
+            "<channel|>",
+            "<|channel>thought\n<channel|>",
+            asks="<|think|>",
+        ),
+        ThinkFormat("seed", "<seed:think>", "</seed:think>", "</seed:think>\n"),
+        ThinkFormat("mistral", "[THINK]", "[/THINK]", "[/THINK]"),
+        THINK,
+    )
+}
 
 
 def find_format(template: str, special: Collection[str]) -> ThinkFormat:

@@ -5,20 +5,18 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.hub import HubName
-from arbitrage_cli.problems.rows import MAX_ROWS, BadLine, Dataset, Form, Row, make_dataset, read_json_rows
+from arbitrage_cli.problems.rows import MAX_ROWS, NO_MAPPING, BadLine, Dataset, Form, Row, make_dataset, read_json_rows
 from arbitrage_cli.system.files import models_folder
 
 BATCH_ROWS = 256
 MAX_TEXT = 1 << 28  # bytes that a parquet file may declare, and characters that all of its cells may have
 MAX_CELLS = 1 << 23
 _PARQUET_MAGIC = b"PAR1"
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 Rows = Iterator[tuple[int, Row]]
 
 PUBLISHED: Mapping[str, HubName] = {
@@ -47,7 +45,7 @@ def load_dataset(
     name_or_path: str,
     *,
     offline: bool,
-    mapping: Mapping[str, str] = MappingProxyType({}),
+    mapping: Mapping[str, str] = NO_MAPPING,
     needs_answers: bool = True,
     forms: Sequence[Form] = (),
     max_rows: int | None = None,
@@ -60,15 +58,10 @@ def load_dataset(
     if mapping and name_or_path in DATASETS:
         raise UsageError(f"--map is for files, not for the data set {name_or_path}", "leave out --map")
     if published := PUBLISHED.get(name_or_path):
-        if published.selector.endswith(".parquet"):
-            _load_pyarrow(name_or_path)  # raises before the download
         (path,) = hub.find(published, offline=offline)
         return _read(path, name_or_path, revision=hub.commit_of(published, path), forms=forms)
     if name_or_path in SHIPPED:
-        path = models_folder() / f"{name_or_path}.jsonl"
-        if not path.is_file():
-            raise UsageError(f"{name_or_path} is missing from this installation ({path})", "reinstall arbitrage")
-        return _read(path, name_or_path)
+        return _read(models_folder() / f"{name_or_path}.jsonl", name_or_path)
     path = _existing(name_or_path)
     name = Path(name_or_path).name
     return _read(path, name, max_rows, mapping=mapping, needs_answers=needs_answers, forms=forms)
@@ -83,13 +76,7 @@ def _existing(name: str) -> Path:
     raise UsageError(f"'{name}' is neither a data set nor a regular file", hint, option="dataset")
 
 
-def refuse_compressed(path: Path) -> None:
-    if path.suffix.lower() in _COMPRESSED:
-        raise UsageError(f"{path}: the file is compressed", "unpack the file first")
-
-
 def _read(path: Path, name: str, max_rows: int | None = None, **options: Any) -> Dataset:
-    refuse_compressed(path)
     try:
         with path.open("rb") as stream:
             is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
 
 from arbitrage_cli.errors import UsageError
@@ -27,7 +26,7 @@ FIELDS: Mapping[str, Sequence[str]] = {
     "level": ("level",),
 }
 """The accepted field names, in order of precedence; the first field with a usable value is used."""
-NO_MAPPING: Mapping[str, str] = MappingProxyType({})
+NO_MAPPING: Mapping[str, str] = {}
 
 FORMAT = 'use parquet, or JSONL with an object such as {"question": "2 + 3?", "answer": "5"} on each line'
 MAX_LINE_BYTES = 1 << 20

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from arbitrage_cli.errors import ProblemError, unknown
@@ -156,7 +155,7 @@ FREE = Task(
     lambda: nullcontext(AnswerGrader(lambda text, gold: Grade("unscored", None, "task free is not graded"))),
     lambda: "none",
 )
-TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (MATH, CODE, CHOICE, FREE)})
+TASKS: Mapping[str, Task] = {task.name: task for task in (MATH, CODE, CHOICE, FREE)}
 FORMS: tuple[Form, ...] = tuple(form for task in TASKS.values() for form in task.forms)
 
 

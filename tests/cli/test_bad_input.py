@@ -64,7 +64,6 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         ([*SOLVE, "--prm", "none.gguf"], "", "--prm: policy entropy", ""),
         ([*SOLVE, "--policy", "rsd"], "", "", "process reward model"),
         (["collect", "--pair", "scripted", *SHORT], "", "", "process reward model"),
-        (["solve", "-i", "two.jsonl.gz"], "", "two.jsonl.gz: the file is compressed", "unpack"),
         (["solve", "-i", "two.jsonl", "--limit", "10-20"], "", "--limit: ", "before line 10"),
         (["solve", "-i", "two.jsonl", "-o", "out.csv"], "", "--output: out.csv", "JSONL"),
         ([*SOLVE], "tau =", "arbitrage.toml: not valid TOML (Invalid value (at line 1, column 6))", ""),
