@@ -57,12 +57,11 @@ def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) ->
         assert len(kept) < len(whole)
 
 
-def test_more_problems_at_once_than_llama_has_sequences_for_are_refused(tmp_path: Path) -> None:
-    """A rollout needs a sequence of its own."""
-    write_problems(tmp_path / "problems.jsonl", 129)
+def test_too_many_problems_at_once_are_refused(tmp_path: Path) -> None:
+    write_problems(tmp_path / "problems.jsonl", 65)
     command = ("collect", "--pair", "builtin", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
-    result = run(*command, "--concurrency", "129", cwd=tmp_path)
-    assert_refused(result, 2, "", "--concurrency 128")
+    result = run(*command, "--concurrency", "65", cwd=tmp_path)
+    assert_refused(result, 2, "", "--concurrency 64")
 
 
 def test_a_run_of_states_is_not_graded_again(tmp_path: Path) -> None:
