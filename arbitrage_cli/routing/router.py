@@ -309,10 +309,8 @@ def _network(arrays: Mapping[str, NDArray[Any]], size: int) -> Network:
     if arrays.keys() != shapes.keys():
         raise ValueError(f"expected the arrays {', '.join(sorted(shapes))}; found {', '.join(sorted(arrays))}")
     for name, array in arrays.items():
-        if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise ValueError(f"array {name}: expected finite float32 numbers")
-        if array.shape != shapes[name]:
-            raise ValueError(f"array {name}: expected shape {shapes[name]}, found {array.shape}")
+        if array.dtype != np.float32 or array.shape != shapes[name] or not np.isfinite(array).all():
+            raise ValueError(f"array {name}: expected finite float32 numbers of shape {shapes[name]}")
     if not (arrays["scale"] > 0).all():
         raise ValueError("array scale: expected positive numbers")
     layer = (arrays["units"], arrays["unit_bias"]) if units else None
