@@ -27,7 +27,6 @@ from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import Run, Spec, limits_of, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
 from arbitrage_cli.arbitrage import Request as FlowRequest
-from arbitrage_cli.costs.memory import AUTO, MOST
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
@@ -289,17 +288,13 @@ class BenchRun(StoredRun):
 def run_bench(request: Request, selected: Selection, path: Path, options: BenchOptions, display: Display) -> BenchRun:
     with (
         RunFolder(path, fresh=options.fresh) as folder,
-        open_session(request, display, folder.earlier, most=_most_at_once(request, selected)) as session,
+        open_session(request, display, folder.earlier) as session,
     ):
         run = BenchRun(session, selected, folder, samples=options.samples, timeout=options.timeout)
         with offering_to_resume(display, lambda error: run.how_to_resume):
             if run.todo:
                 run.measure()
     return run
-
-
-def _most_at_once(request: Request, selected: Selection) -> int:
-    return len(selected.items) if request.concurrency == AUTO else MOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,8 +313,7 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
     contents = read_run_folder(path) if (path / RUN).exists() and not options.fresh else None
     results = list(contents.results) if contents else []
     earlier = contents.run if contents and results else None
-    at_once = int(request.concurrency) if request.concurrency.isdecimal() else 1
-    spec = make_spec(request, earlier, concurrency=at_once)
+    spec = make_spec(request, earlier, concurrency=request.concurrency)
     if earlier:
         before = earlier["settings"]  # thinking is as its models decided
         settings = settings_of(spec, limits=limits_of(request.options, before["think_tokens"]))

@@ -14,6 +14,7 @@ from arbitrage_cli.types import Limits
 SOME_FAILED = 1
 MAX_CONTEXT = 1 << 24  # tokens; above any model, and within llama.cpp's integers
 MAX_THREADS = 512  # llama.cpp's limit, which it does not check
+MAX_CONCURRENCY = 1024  # if all models are on servers
 KEY_VARIABLE = "ARBITRAGE_SERVE_API_KEY"
 
 RewardSource = Literal["prm", "rollout"]
@@ -64,7 +65,7 @@ class Options(LoadingOptions):
     seed: int = 0
     ctx: Annotated[int, Interval(ge=64, le=MAX_CONTEXT)] | None = None
     threads: Annotated[int, Interval(ge=1, le=MAX_THREADS)] | None = None
-    concurrency: str | None = None
+    concurrency: Annotated[int, Interval(ge=1, le=MAX_CONCURRENCY)] | None = None
     explicit: frozenset[str] = frozenset()
     command: Sequence[str] = ()
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import GEN_RUNNING, getgeneratorstate
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from arbitrage_cli.app.conversation import Turns
 from arbitrage_cli.app.options import AdviceOptions, Options, check
@@ -367,7 +367,7 @@ def open_pair(
     ctx: int | None = None,
     threads: int | None = None,
     gpu_layers: int | None = None,
-    concurrency: int | Literal["auto"] = 1,
+    concurrency: int = 1,
     offline: bool = False,
     **defaults: Unpack[CallOptions],
 ) -> Pair:
@@ -381,8 +381,6 @@ def open_pair(
     """
     paths = {"draft": draft, "target": target, "router": router, "prm": prm, "check": check}
     named = {name: os.fspath(path) if isinstance(path, os.PathLike) else path for name, path in paths.items()}
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int | str):
-        raise UsageError(f"expected a number or 'auto', found {concurrency!r}", option="concurrency")
     options = options_of(
         Options(),
         defaults,
@@ -392,7 +390,7 @@ def open_pair(
         ctx=ctx,
         threads=threads,
         gpu_layers=gpu_layers,
-        concurrency=str(concurrency),
+        concurrency=concurrency,
         offline=offline or None,
     )
     return Pair(ask(options, find_task(options.task), loads="named"))

@@ -286,10 +286,10 @@ def _select(items: Sequence[Item], options: ProblemOptions, seed: int) -> list[I
     return selected
 
 
-def default_folder(dataset: str, models: Sequence[str], *, prefix: str = "", concurrency: str = "1") -> Path:
+def default_folder(dataset: str, models: Sequence[str], *, prefix: str = "", concurrency: int = 1) -> Path:
     """Return the default run folder: `runs/math500--mine` or, at concurrency 8, `runs/math500--mine--concurrency-8`."""
     names = [PurePath(name).name.removesuffix(".gguf") for name in models]
-    suffix = "" if concurrency == "1" else f"--concurrency-{_file_name(concurrency)}"
+    suffix = "" if concurrency == 1 else f"--concurrency-{concurrency}"
     return Path("runs") / f"{prefix}{_file_name(PurePath(dataset).stem)}--{_file_name(*names)}{suffix}"
 
 

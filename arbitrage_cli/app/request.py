@@ -325,7 +325,7 @@ class Request:
     task: Task
     named: NamedModels
     policies: Sequence[ParsedRoute]
-    concurrency: str
+    concurrency: int
     loads: Loads = "needed"
     compares: bool = False
     is_default: bool = False
@@ -366,7 +366,7 @@ class Request:
         return {role: source for role, source in models.items() if role in named} | needed
 
 
-def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: str = "1") -> Request:
+def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: int = 1) -> Request:
     """Return a request for one policy. `concurrency` is the command's default.
 
     Raises UsageError if an option is invalid or has no effect; RouterError if the router cannot be used.
@@ -381,7 +381,7 @@ def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: s
 
 def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
     """Return the policies that `bench` compares if the user names none."""
-    speculative = ["speculative"] if not named.served and options.concurrency in (None, "1") else []
+    speculative = ["speculative"] if not named.served and options.concurrency in (None, 1) else []
     policy = _policy_without_router(named, task) or choose_policy(None, named.router).name
     baseline = ["logprob"] if POLICIES[policy].needs_router else []
     return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
@@ -406,7 +406,7 @@ def ask_to_collect(options: Options, task: Task, collect: CollectOptions) -> Req
     if collect.reward == "rollout":
         _refuse(options.explicit, "prm", "rollouts rate the steps", "omit it, or use --reward prm")
     oracle = (POLICIES["oracle"], None)
-    return _request(options, task, _models_of(options, task), [oracle], "8", reward=collect.reward)
+    return _request(options, task, _models_of(options, task), [oracle], 8, reward=collect.reward)
 
 
 def choose_route(named: NamedModels, task: Task, options: Options) -> ParsedRoute:
@@ -427,7 +427,7 @@ def _models_of(options: Options, task: Task) -> NamedModels:
 
 
 def _request(
-    options: Options, task: Task, named: NamedModels, routes: Sequence[ParsedRoute], concurrency: str = "1", **more: Any
+    options: Options, task: Task, named: NamedModels, routes: Sequence[ParsedRoute], concurrency: int = 1, **more: Any
 ) -> Request:
     """Return a request whose concurrency is that of the options or this default.
 

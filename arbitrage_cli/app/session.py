@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.app.costs import fetch, measure_contradicted, measure_missing, warn_of_load
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.manifest import record_settings
+from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import BUILT_IN, Request, is_arithmetic
 from arbitrage_cli.app.spec import Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
-from arbitrage_cli.costs.memory import MOST, Need, check_memory, choose_concurrency, memory_needed, rollback_of
+from arbitrage_cli.costs.memory import Need, check_concurrency, check_memory, memory_needed, rollback_of
 from arbitrage_cli.costs.pair import bill, parse_prices
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
 from arbitrage_cli.inference.backend import clock_for
@@ -72,7 +73,7 @@ def open_session(
     earlier: Run | None = None,
     *,
     spec: Spec | None = None,
-    most: int = MOST,
+    most: int = MAX_CONCURRENCY,
     max_age: timedelta = timedelta.max,
     limit: float = PROBE_SECONDS,
 ) -> Iterator["Session"]:
@@ -91,7 +92,7 @@ def open_session(
         if spec is None:
             resolve = partial(make_spec, request, earlier, lambda role: open_served(role).prompt(request.style), measured)
             spec = resolve()
-            if (concurrency := _choose_concurrency(spec, most, earlier)) > 1:
+            if (concurrency := _choose_concurrency(spec, most)) > 1:
                 spec = resolve(concurrency)  # the costs of a token depend on how many problems share a batch
         for note in spec.notes:
             display.note(note)
@@ -286,12 +287,13 @@ def _num_sequences(spec: Spec, policies: Iterable[Policy], concurrency: int = 1)
     return {role: number * concurrency for role, number in numbers.items()}
 
 
-def _choose_concurrency(spec: Spec, most: int, earlier: Run | None) -> int:
-    """Return the number of problems to solve at once."""
-    sequences = _num_sequences(spec, [route.policy for route in spec.routes])
-    needed = partial(_memory_needed, spec, sequences, _rollback(spec))
-    before = earlier.get("concurrency") if earlier else None
-    return choose_concurrency(spec.request.concurrency, needed, most=most, earlier=before)
+def _choose_concurrency(spec: Spec, most: int) -> int:
+    """Return the number of problems to solve at once. Raises UsageError or ModelMemoryError if they are too many."""
+    count = min(spec.request.concurrency, most)
+    if count > 1:
+        sequences = _num_sequences(spec, [route.policy for route in spec.routes])
+        check_concurrency(count, _memory_needed(spec, sequences, _rollback(spec)))
+    return count
 
 
 def _rollback(spec: Spec) -> dict[ModelRole, int]:

@@ -13,14 +13,13 @@ from typing import Any
 
 from arbitrage_cli.app.loop import Attempt, Loop, how_to_resume, run_json
 from arbitrage_cli.app.manifest import add_loaded
-from arbitrage_cli.app.options import InputOptions
+from arbitrage_cli.app.options import MAX_CONCURRENCY, InputOptions
 from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.solution import InOrder
 from arbitrage_cli.app.spec import Run, Spec
-from arbitrage_cli.costs.memory import MOST
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.numbers import formatting
@@ -98,12 +97,12 @@ class Solutions(AbstractContextManager["Solutions"]):
         `Scheduler.run`.
         """
         problems = self._problems
-        num_known = self._match_earlier() + problems.look_ahead(2 if request.concurrency == "1" else MOST)
+        num_known = self._match_earlier() + problems.look_ahead(request.concurrency)
         if not num_known and self._folder is None:
             list(self._unsolved())
             return
         earlier = self._folder.earlier if self._folder else None
-        most = 1 if problems.is_typed else max(1, num_known) if problems.ended else MOST
+        most = 1 if problems.is_typed else max(1, num_known) if problems.ended else MAX_CONCURRENCY
         with open_session(request, self._display, earlier, most=most) as session:
             manifest = self._manifest(session.spec)
             if num_known:

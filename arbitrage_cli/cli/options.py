@@ -78,7 +78,7 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
             "concurrency": Option(
                 "Number of problems to solve at once: up to 64, or 1024 with models on servers. Higher values increase "
                 "throughput and latency. Default: 1; for collect and serve, 8.",
-                "N|auto",
+                "N",
             ),
             "gpu_layers": Option("Number of layers on the GPU. Default: all, if there is a GPU.", "N"),
             "flash_attention": Option("Flash attention. Default: chosen by llama.cpp."),

@@ -36,4 +36,4 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
     from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display:
-        serve_pair(ask(options, find_task(options.task), loads="served", concurrency="8"), server, display)
+        serve_pair(ask(options, find_task(options.task), loads="served", concurrency=8), server, display)

@@ -1,4 +1,4 @@
-"""Chooses how many problems to solve at once, based on the memory that the models need.
+"""Checks whether models, and the problems to solve at once, fit in memory.
 
 Before a model is loaded, the headers of its files are used to estimate its memory: the weights and, for each sequence, the
 KV cache, the recurrent states and their checkpoints. The machine's memory and a GPU's own memory are checked separately. The
@@ -6,7 +6,7 @@ estimate does not include compute buffers of a few hundred megabytes.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,17 +18,11 @@ from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import KV_BYTES, Facts, num_snapshots, read_facts
 from arbitrage_cli.model_files.pairs import is_gguf, is_served, local_files
-from arbitrage_cli.system.machine import CACHED_BYTES, available_memory, gpu_shares_memory, total_memory
+from arbitrage_cli.system.machine import available_memory, gpu_shares_memory, total_memory
 from arbitrage_cli.types import ModelRole
 
-AUTO = "auto"
 MOST = 1024  # if all models are on servers
 MOST_HERE = 64  # more gain nothing, and each needs sequences of every model
-MOST_AUTO = 16  # on a processor more gain little, and each problem takes longer
-MOST_AUTO_SMALL = 4  # models in the processor's cache gain less from sharing a pass over the weights
-MOST_AUTO_SERVED = 64
-SHARE_AUTO = 0.5  # of the free memory, since other programs need some
-SHARE_AUTO_GPU = 0.8  # of a GPU's free memory, since compute buffers need some
 GIB = 2**30
 SMALLER = "use a smaller --ctx, a smaller --kv-type, or smaller models"
 FEWER_LAYERS = f"use fewer --gpu-layers, or {SMALLER}"
@@ -59,12 +53,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A memory in bytes (None if unknown), the share of its free bytes that `auto` uses, and a hint on using less."""
+    """A memory in bytes (None if unknown), and a hint on using less."""
 
     name: str
     total: int | None
     free: int | None
-    share_auto: float
     hint: str
 
 
@@ -81,17 +74,12 @@ class Need:
     is_known: bool = True
     most: int = MOST_HERE
 
-    @property
-    def weights(self) -> int:
-        """The bytes of all weights, which are 0 if no model runs on this machine."""
-        return self.host.weights + self.gpu.weights
-
     def rooms(self) -> list[tuple[Part, Room]]:
         """Return each part with the memory that must hold it."""
-        rooms = [(self.host, Room("memory", total_memory(), available_memory(), SHARE_AUTO, SMALLER))]
+        rooms = [(self.host, Room("memory", total_memory(), available_memory(), SMALLER))]
         if self.gpu != Part():
             total, free = load_llama().own_gpu_memory()
-            rooms.append((self.gpu, Room("GPU memory", total, free, SHARE_AUTO_GPU, FEWER_LAYERS)))
+            rooms.append((self.gpu, Room("GPU memory", total, free, FEWER_LAYERS)))
         return rooms
 
     def largest(self, rooms: Iterable[tuple[Part, float]]) -> int:
@@ -161,29 +149,17 @@ def check_memory(need: Need) -> None:
             )
 
 
-def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earlier: int | None = None) -> int:
-    """Convert a value of --concurrency to the number of problems to solve at once, at most `most`.
-
-    In a resumed run, the value `auto` means `earlier`. In a new run, `auto` means the largest useful number that fits in the
-    usable share of each free memory. If the result is 1, `needed` is not called. Raises UsageError if the value is invalid
-    or llama.cpp has too few sequences; ModelMemoryError if the problems do not fit in memory.
+def check_concurrency(count: int, need: Need) -> None:
+    """Raise UsageError if llama.cpp has too few sequences for `count` problems at once, or ModelMemoryError if these do not
+    fit in the free memory.
     """
-    is_auto = text == AUTO
-    count = earlier if is_auto and earlier else min(most, MOST_AUTO_SERVED if is_auto else _number(text))
-    if count == 1:
-        return 1
-    need = needed()
-    rooms = need.rooms()
-    if is_auto and not earlier:
-        local = MOST_AUTO_SMALL if need.weights <= CACHED_BYTES else MOST_AUTO
-        useful = local if need.weights else MOST_AUTO_SERVED
-        return max(1, min(count, useful, need.largest((part, room.share_auto * (room.free or 0)) for part, room in rooms)))
     if count > need.most:
         raise UsageError(
             f"{count} concurrent problems exceed the limit of {need.most} for models on this machine",
             f"use --concurrency {need.most} or less",
             option="concurrency",
         )
+    rooms = need.rooms()
     for part, room in rooms:
         if room.free is not None and part.bytes_for(count) > room.free:
             fits = need.largest((part, room.free) for part, room in rooms if room.free is not None)
@@ -192,7 +168,6 @@ def choose_concurrency(text: str, needed: Callable[[], Need], *, most: int, earl
                 f"models, {part.each / GIB:.2f} for each problem's KV cache), but {room.free / GIB:.1f} are available",
                 f"use --concurrency {max(1, fits)}, or {room.hint}",
             )
-    return count
 
 
 def _share_on_gpu(facts: Facts, load: LoadOptions) -> float:
@@ -201,12 +176,3 @@ def _share_on_gpu(facts: Facts, load: LoadOptions) -> float:
     if load.gpu_layers is None or load.gpu_layers < 0:
         return 1.0
     return min(1.0, load.gpu_layers / (facts.num_layers + 1)) if facts.num_layers else 0.0
-
-
-def _number(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
-    if not 1 <= number <= MOST:
-        raise UsageError(
-            f"invalid number of problems '{text}'", f"use a number from 1 to {MOST}, or auto", option="concurrency"
-        )
-    return number

@@ -88,7 +88,7 @@ def test_a_blank_line_within_text_is_pointed_out_once(text: str, is_hinted: bool
     assert solve(stdin=text.encode("latin-1")).err.count("$(cat FILE)") == is_hinted
 
 
-@pytest.mark.parametrize("concurrency", ["1", "3", "auto"])
+@pytest.mark.parametrize("concurrency", ["1", "3"])
 def test_every_line_has_a_result_in_its_place(here: Path, concurrency: str) -> None:
     result = solve_file(here, "-q", "--concurrency", concurrency)
     assert result.code == 1

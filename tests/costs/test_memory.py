@@ -7,19 +7,17 @@ import pytest
 from gguf import GGUFWriter
 from made_up_tuning import unit_costs
 
+from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.costs import memory
 from arbitrage_cli.costs.memory import (
-    MOST,
-    MOST_AUTO,
-    MOST_AUTO_SMALL,
     Need,
     Part,
+    check_concurrency,
     check_memory,
-    choose_concurrency,
     memory_needed,
     rollback_of,
 )
-from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
+from arbitrage_cli.errors import ModelFileError, ModelMemoryError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.model_files.gguf import num_snapshots, read_facts
@@ -30,60 +28,17 @@ OWN_GPU_MEMORY = "arbitrage_cli.inference.llama.backend.own_gpu_memory"
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with 2000 bytes of memory, 1000 of them free, and a processor cache of 50 bytes."""
+    """A machine with 2000 bytes of memory, 1000 of them free."""
     monkeypatch.setattr(memory, "total_memory", lambda: 2000)
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    monkeypatch.setattr(memory, "CACHED_BYTES", 50)
-
-
-def never() -> Need:
-    raise AssertionError("the models' files were read")
-
-
-@pytest.mark.parametrize(
-    ("text", "most", "earlier"), [("1", MOST, None), ("auto", 1, None), ("8", 1, None), ("auto", MOST, 1)]
-)
-def test_one_is_one(text: str, most: int, earlier: int | None) -> None:
-    assert choose_concurrency(text, never, most=most, earlier=earlier) == 1
-
-
-@pytest.mark.parametrize(
-    ("need", "most", "found"),
-    [
-        (Need(Part(100, 100)), 64, 4),  # in half of the memory
-        (Need(Part(100, 100)), 3, 3),
-        (Need(Part(100, 1)), 64, MOST_AUTO),
-        (Need(Part(50, 1)), 64, MOST_AUTO_SMALL),
-        (Need(Part(900, 100)), 64, 1),
-        (Need(Part(100, 0), is_known=False), 64, 1),
-        (Need(Part(100, 1), most=15), 64, 15),
-    ],
-)
-def test_auto_takes_what_is_worth_it_and_fits(need: Need, most: int, found: int) -> None:
-    assert choose_concurrency("auto", lambda: need, most=most) == found
-
-
-def test_auto_resumes_as_the_run_began() -> None:
-    assert choose_concurrency("auto", lambda: Need(Part(100, 100)), most=64, earlier=7) == 7
-    assert choose_concurrency("auto", lambda: Need(Part(100, 100)), most=2, earlier=7) == 7
-    with pytest.raises(ModelMemoryError):
-        choose_concurrency("auto", lambda: Need(Part(100, 200)), most=64, earlier=7)
 
 
 def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelRole, Path]) -> None:
     served: dict[ModelRole, str] = {"draft": "http://a/v1", "target": "http://b/v1"}
     need = memory_needed(served, LoadOptions(), {"draft": 1, "target": 1})
-    assert choose_concurrency("1024", lambda: need, most=MOST) == 1024
-    assert choose_concurrency("auto", lambda: need, most=MOST) == 64
+    check_concurrency(MAX_CONCURRENCY, need)
     mixed = memory_needed(served | {"draft": str(tiny["draft"])}, LoadOptions(256), {"draft": 1, "target": 1})
     assert mixed.most == 256
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "1025", "1.5", "many", "", "\u0664"])
-def test_other_words_are_refused(text: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        choose_concurrency(text, never, most=MOST)
-    assert caught.value.option == "concurrency"
 
 
 def test_need_is_read_from_the_files(tiny: Mapping[ModelRole, Path]) -> None:
@@ -183,21 +138,20 @@ def test_one_is_refused_only_if_it_never_fits(
 @pytest.mark.parametrize(
     ("count", "need", "hint"),
     [
-        ("10", Need(Part(100, 100)), "--concurrency 9"),
-        ("2", Need(Part(800, 300)), "--concurrency 1"),
-        ("2", Need(Part(1500, 0), is_known=False), "--concurrency 1"),
-        ("9", Need(Part(10, 10), Part(100, 50)), "--concurrency 8"),
-        ("2", Need(Part(), Part(1501)), "gpu-layers"),
+        (10, Need(Part(100, 100)), "--concurrency 9"),
+        (2, Need(Part(800, 300)), "--concurrency 1"),
+        (2, Need(Part(1500, 0), is_known=False), "--concurrency 1"),
+        (9, Need(Part(10, 10), Part(100, 50)), "--concurrency 8"),
+        (2, Need(Part(), Part(1501)), "gpu-layers"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_would(count: str, need: Need, hint: str) -> None:
+def test_what_does_not_fit_is_refused_with_what_would(count: int, need: Need, hint: str) -> None:
     with pytest.raises(ModelMemoryError) as caught:
-        choose_concurrency(count, lambda: need, most=64)
+        check_concurrency(count, need)
     assert hint in caught.value.hint
 
 
 @pytest.mark.usefixtures("gpu")
-def test_auto_takes_half_of_the_free_memory_and_80_percent_of_a_gpus() -> None:
-    on_both = Need(Part(10, 10), Part(100, 50))
-    assert [choose_concurrency(text, lambda: on_both, most=64) for text in ("auto", "8")] == [6, 8]
-    assert choose_concurrency("9", lambda: Need(Part(100, 100)), most=64) == 9
+def test_what_fits_is_taken() -> None:
+    check_concurrency(8, Need(Part(10, 10), Part(100, 50)))
+    check_concurrency(9, Need(Part(100, 100)))
