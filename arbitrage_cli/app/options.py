@@ -27,16 +27,7 @@ Positive = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, slots=True)
-class LoadingOptions:
-    """The options for loading models that affect token costs."""
-
-    gpu_layers: Annotated[int, Ge(-1)] | None = None
-    flash_attention: bool | None = None
-    kv_type: Literal["auto", "f16", "q8_0", "q4_0", "f32"] = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Options(LoadingOptions):
+class Options:
     """The options that determine how problems are solved. They are shared by all commands that use models.
 
     `explicit` names the options that were set by flags or arguments, and `command` is the command line.
@@ -65,6 +56,9 @@ class Options(LoadingOptions):
     seed: int = 0
     ctx: Annotated[int, Interval(ge=64, le=MAX_CONTEXT)] | None = None
     threads: Annotated[int, Interval(ge=1, le=MAX_THREADS)] | None = None
+    gpu_layers: Annotated[int, Ge(-1)] | None = None
+    flash_attention: bool | None = None
+    kv_type: Literal["auto", "f16", "q8_0", "q4_0", "f32"] = "auto"
     concurrency: Annotated[int, Interval(ge=1, le=MAX_CONCURRENCY)] | None = None
     explicit: frozenset[str] = frozenset()
     command: Sequence[str] = ()

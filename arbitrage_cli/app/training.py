@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.loop import Attempt, Loop, StoredRun
-from arbitrage_cli.app.options import LoadingOptions
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import RunProgress
 from arbitrage_cli.app.request import arguments_of_run
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow, single
-from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.costs.store import Loading, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import Grader, is_correct
 from arbitrage_cli.routing.router import Router, load
-from arbitrage_cli.runs.folder import RunFolder, read_run_folder
+from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
@@ -179,9 +176,7 @@ def train_router(
     return train(states, name=name, command=tuple(command), created=created, seed=seed, on_progress=on_progress)
 
 
-def with_new_presets(
-    source: str, runs: Sequence[Path], machine: LoadingOptions, *, name: str, on_progress: Progress
-) -> Router:
+def with_new_presets(source: str, runs: Sequence[Path], *, name: str, on_progress: Progress) -> Router:
     """Return the router with presets recomputed from `runs`. Problems on which the router was trained are excluded.
 
     Raises UsageError if the runs use different pairs, and the same errors as `with_taus`.
@@ -191,15 +186,7 @@ def with_new_presets(
         raise UsageError("the runs use different pairs", "presets depend on the pair, so use runs of a single pair")
     if known := sum(old.card.known(states.questions)):
         on_progress(f"excluded {known} of {len(states.questions)} problems, because the router was trained on them")
-    return with_taus(old, states, _costs_on_this_machine(runs[0], machine), name=name)
-
-
-def _costs_on_this_machine(folder: Path, machine: LoadingOptions) -> PairCosts | None:
-    models = read_run_folder(folder, COLLECT).run["models"]
-    known = {tuned.key: tuned.costs for tuned in read_cache(tuned_file()).tuned}
-    loading = Loading(machine.gpu_layers, machine.flash_attention, machine.kv_type)
-    found = {role: known.get((machine_here(), models[role]["sha256"], loading)) for role in ROLES if known}
-    return PairCosts.of({role: costs for role, costs in found.items() if costs})
+    return with_taus(old, states, name=name)
 
 
 def bench_command(run: Path, router: Path) -> list[str]:

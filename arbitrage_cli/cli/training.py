@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from arbitrage_cli.app.options import SOME_FAILED, CollectOptions, LoadingOptions, Options, ProblemOptions
+from arbitrage_cli.app.options import SOME_FAILED, CollectOptions, Options, ProblemOptions
 from arbitrage_cli.app.protocol import offering_to_resume
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
@@ -34,7 +34,7 @@ class TrainOptions:
     test=Option("Run whose problems are held out for testing. Default: a fifth of all problems is held out.", "RUN"),
     seed=Option("Seed for the initial network weights."),
     source=Option(
-        "Keep the network of this router and recompute its presets, using token costs measured on this machine if available.",
+        "Keep the network of this router and recompute its presets.",
         "ROUTER",
         names=("--from",),
         is_setting=False,
@@ -47,7 +47,6 @@ def train(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect.")],
     *,
     training: TrainOptions,
-    loading: LoadingOptions,
     json_line: bool = False,
     output: OutputOptions,
     explicit: frozenset[str],
@@ -81,7 +80,7 @@ def train(
         raise UsageError(f"--{min(unused)} has no effect with --from", hint)
     with command_display(output):
         if training.source:
-            router = with_new_presets(training.source, runs, loading, name=name, on_progress=report)
+            router = with_new_presets(training.source, runs, name=name, on_progress=report)
         else:
             router = train_router(
                 runs, training.test or [], name=name, command=command, seed=training.seed, on_progress=report

@@ -109,13 +109,11 @@ def _taus(card: Card) -> Iterator[RenderableType]:
     table, data = TauTable.from_json(card["taus"]), card["data"]
     calibrated = data.get("taus_of")
     source = ", ".join(run["name"] for run in calibrated["runs"]) if calibrated else "held-out problems"
-    is_local = calibrated and calibrated["costs"] != "the runs"
-    costs = f"with the token costs of the machine that {'calibrated the presets' if is_local else 'collected the data'}"
     yield paragraph(f"effect of tau, estimated from {formatting.count(table.num_solutions, 'solution')} of {source}")
     yield _tau_table(table)
     if shortage := table.shortage:
         yield paragraph(shortage)
-    time = f"relative to the target alone, {costs}" if table.costs else "unknown for your models"
+    time = "relative to the target alone, with the card's token costs" if table.costs else "unknown for your models"
     yield pairs((*LEGEND, ("reward", "points per solution [95% interval over problems]"), ("time", time)))
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
-from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.features import FEATURES
@@ -83,16 +82,14 @@ def train(
         ],
     }
     unlearned = collected.is_whole & (collected.part != TRAINING)
-    taus = _table(router, collected, unlearned, collected.costs).to_json()
+    taus = _table(router, collected, unlearned).to_json()
     return Router(network, replace(card, metrics=metrics, taus=taus))
 
 
-def with_taus(router: Router, collected: Collected, costs: PairCosts | None = None, *, name: str | None = None) -> Router:
+def with_taus(router: Router, collected: Collected, *, name: str | None = None) -> Router:
     """Return the router with a table of taus computed from other states.
 
-    Problems on which the router was trained are excluded.
-
-    By default, `costs` are taken from the runs. Raises RouterError if steps end differently than in the training states;
+    Problems on which the router was trained are excluded. Raises RouterError if steps end differently than in the training states;
     UsageError if there are too few states.
     """
     router.check_steps(collected.runs[0].step_end)
@@ -100,21 +97,17 @@ def with_taus(router: Router, collected: Collected, costs: PairCosts | None = No
         raise UsageError("these runs contain no finished solution", COLLECT_TO_THE_END)
     chosen = collected.is_whole & ~np.array(router.card.known(collected.questions))[collected.outcomes.problem]
     _check_part(collected, chosen, "to make presets", "problems new to the router")
-    about = {
-        "runs": [run.about for run in collected.runs],
-        "rewards": list(collected.rewards),
-        "costs": "the runs" if costs is None else "the machine that calibrated",
-    }
-    taus = _table(router, collected, chosen, costs or collected.costs).to_json()
+    about = {"runs": [run.about for run in collected.runs], "rewards": list(collected.rewards)}
+    taus = _table(router, collected, chosen).to_json()
     data = {**router.card.data, "taus_of": about}
     return Router(router.network, replace(router.card, name=name or router.card.name, taus=taus, data=data))
 
 
-def _table(router: Router, collected: Collected, chosen: NDArray[np.bool_], costs: PairCosts | None) -> TauTable:
+def _table(router: Router, collected: Collected, chosen: NDArray[np.bool_]) -> TauTable:
     probability = router.probabilities(collected.features[chosen])
     rows, state, tokens = collected.prefixes(chosen)
     prefixes = Prefixes(state, tokens, router.probabilities(rows))
-    return make_table(probability, collected.outcomes.take(chosen), spread_taus(probability), costs, prefixes)
+    return make_table(probability, collected.outcomes.take(chosen), spread_taus(probability), collected.costs, prefixes)
 
 
 # --- learning

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 from cli import ESCAPE, Result, assert_refused, flat, run
-from collected import DRAFT, TARGET, TARGET_SECONDS, World, questions, write_run
-from made_up_tuning import make_tuned, unit_costs
+from collected import TARGET, TARGET_SECONDS, World, questions, write_run
 from small_routers import write_router
 
-from arbitrage_cli.costs.store import keep_tuned, machine_here
 from arbitrage_cli.display.card import write_card
 from arbitrage_cli.routing.presets import PRESETS, TauTable
 from arbitrage_cli.routing.router import Router, digest_of_problem, load, save
@@ -163,18 +161,6 @@ def test_problems_that_the_router_was_trained_on_are_left_out(here: Path) -> Non
     result = make_presets(here, "run")
     assert result.code == 0, result.err
     assert table_of(here / "new.safetensors").num_solutions == 53
-
-
-def test_costs_of_measured_models_are_those_of_this_machine(here: Path) -> None:
-    measured = ((DRAFT, unit_costs(0.5)), (TARGET, unit_costs(4.0, 1.0, 2.0)))
-    known = [make_tuned(machine_here(), model["sha256"], costs=costs) for model, costs in measured]
-    keep_tuned(here / "arbitrage" / "tuned.json", known)
-    result = make_presets(here, "run", "--json", "-q")
-    card = result.record
-    assert (result.code, result.err) == (0, "")
-    costs = card["taus"]["costs"]
-    assert (costs["draft"]["batches"][0], costs["target"]["batches"][0], costs["target"]["batches"][-1]) == (0.5, 4.0, 8.0)
-    assert card["data"]["taus_of"]["costs"] == "the machine that calibrated"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from collected import DRAFT, TARGET, World, questions, write_run
-from made_up_tuning import pair_costs
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.routing.features import FEATURES
@@ -272,10 +271,9 @@ def test_smaller_router_wins_unless_the_larger_is_clearly_better() -> None:
 
 def test_taus_for_other_states(collected: Collected, router: Router, tmp_path: Path) -> None:
     other = read_states([write_run(tmp_path / "run", questions(100, start=1000), World(bias=-4.0))])
-    costs = pair_costs(1.0, 2.0, prefill=1.0)
-    found = with_taus(router, other, costs)
+    found = with_taus(router, other)
     assert found.arrays().keys() == router.arrays().keys()
     table = TauTable.from_json(found.card.taus)
-    assert table.costs == costs
+    assert table.costs == other.costs
     assert table.steps == 5
     assert table.rows != TauTable.from_json(router.card.taus).rows
