@@ -63,7 +63,7 @@ def advice_problems(advice: AdviceOptions, *, seed: int, offline: bool) -> Selec
 def ask_for_advice(options: Options, task: Task, advice: AdviceOptions) -> Request:
     """Return a request for the comparison of policies. Raises the same errors as `ask_to_compare`."""
     request = ask_to_compare(options, task, default=_policies)
-    if advice.save and not request.named.own_pair:
+    if advice.save and not request.named.pair:
         hint = "add these two models to pairs.toml, then use --pair NAME"
         raise UsageError("can only be used with a named pair", hint, option="save")
     if advice.price:
@@ -244,7 +244,7 @@ def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> str:
 
 def _policies(named: NamedModels, options: Options, task: Task) -> str:
     """Return the policies to compare, as in `bench --policy`. `draft` is included if its answers can be compared."""
-    pair = named.own_pair
+    pair = named.pair
     speculative = [] if named.served else ["speculative"]
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
     others = [*speculative, *([f"arbitrage@{preset}"] if named.router else [])]

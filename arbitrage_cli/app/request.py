@@ -72,13 +72,11 @@ def is_arithmetic(question: str) -> bool:
 class NamedModels:
     """The models and the router for a command.
 
-    `pair` is None if the draft and target were named separately. `own_pair` is None also if one of them was replaced.
-    `price` contains the prices of the pair's models, in the syntax of --price. If `checks_itself` is true, the checker is the
-    draft in its other thinking mode.
+    `pair` is None if the draft or the target was named separately. `price` contains the prices of the pair's models, in the
+    syntax of --price. If `checks_itself` is true, the checker is the draft in its other thinking mode.
     """
 
     pair: PairEntry | None
-    own_pair: PairEntry | None
     sources: Models
     router: Router | None
     router_source: str | None
@@ -89,11 +87,11 @@ class NamedModels:
 
     @property
     def names(self) -> list[str]:
-        return [self.own_pair.name] if self.own_pair else list(self.writing.values())
+        return [self.pair.name] if self.pair else list(self.writing.values())
 
     @property
     def arguments(self) -> list[str]:
-        return arguments_for(self.own_pair, self.sources)
+        return arguments_for(self.pair, self.sources)
 
     @property
     def writing(self) -> dict[ModelRole, str]:
@@ -132,17 +130,17 @@ def choose_models(options: Options, task: Task) -> NamedModels:
         models = {**pair.sources, **models}
     if is_served(models.get("prm", "")):
         raise UsageError("a process reward model cannot run on a server", "use a GGUF file", option="prm")
-    own_pair = pair if pair and _is_pair(pair, models) else None
-    price = _price_of(own_pair, models)
+    pair = pair if pair and _is_pair(pair, models) else None  # its settings do not apply to other models
+    price = _price_of(pair, models)
     if checks_itself := models.get("check") == THINK and "draft" in models:
         models = {**models, "check": models["draft"]}
-    router_source = options.router or _default_router(own_pair, models, task)
+    router_source = options.router or _default_router(pair, models, task)
     router = load(router_file(router_source)) if router_source else None
     if router:
         router.check_steps(task.step_end)
     load_options = _load_options(pair, options)
-    served = _served_models(own_pair, models, load_options)
-    return NamedModels(pair, own_pair, models, router, router_source, load_options, served, price, checks_itself)
+    served = _served_models(pair, models, load_options)
+    return NamedModels(pair, models, router, router_source, load_options, served, price, checks_itself)
 
 
 def _choose_pair(options: Options) -> PairEntry | None:
@@ -165,12 +163,12 @@ def arguments_of_run(folder: Path) -> list[str]:
     return arguments_for(next((pair for pair in user_pairs().values() if _is_pair(pair, models)), None), models)
 
 
-def _default_router(own_pair: PairEntry | None, models: Models, task: Task) -> str | None:
+def _default_router(pair: PairEntry | None, models: Models, task: Task) -> str | None:
     """Return the pair's router or the universal router. Code and models of registered backends have no default router."""
     if task.name == "code":
         return None
-    if own_pair and own_pair.router:
-        return own_pair.router
+    if pair and pair.router:
+        return pair.router
     return None if any(map(backend_of, models.values())) else UNIVERSAL_ROUTER
 
 
@@ -204,9 +202,9 @@ def _is_pair(pair: PairEntry, models: Models) -> bool:
     return (models.get("draft"), models.get("target")) == (pair.draft.source, pair.target.source)
 
 
-def _price_of(own_pair: PairEntry | None, models: Models) -> str | None:
+def _price_of(pair: PairEntry | None, models: Models) -> str | None:
     """Return the prices of the pair's models, in the syntax of --price. Raises UsageError if a price is invalid."""
-    entries: dict[ModelRole, PricedEntry | None] = {"target": own_pair.target, "check": own_pair.check} if own_pair else {}
+    entries: dict[ModelRole, PricedEntry | None] = {"target": pair.target, "check": pair.check} if pair else {}
     prices = {role: one.price for role, one in entries.items() if one and one.price and one.source == models.get(role)}
     if "target" not in prices:
         return None
@@ -214,7 +212,7 @@ def _price_of(own_pair: PairEntry | None, models: Models) -> str | None:
     try:
         parse_prices(price)
     except UsageError as error:
-        raise UsageError(f"pair '{own_pair and own_pair.name}': price: {error.message}", error.hint) from error
+        raise UsageError(f"pair '{pair and pair.name}': price: {error.message}", error.hint) from error
     return price
 
 
@@ -442,7 +440,7 @@ def _request(
 
 
 def _with_pairs_routing(options: Options, named: NamedModels) -> Options:
-    pair = named.own_pair
+    pair = named.pair
     if pair is None or (options.policy, options.tau) != (None, None):
         return options
     return replace(options, policy=pair.policy, tau=pair.tau)
