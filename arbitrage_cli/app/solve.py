@@ -7,7 +7,7 @@ tries it again after all other problems. Until that command ends, the file conta
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.runs.folder import RUN, RunFolder
-from arbitrage_cli.runs.records import SOLVE, RunInfo, tau_in_json
+from arbitrage_cli.runs.records import SOLVE, tau_in_json
 from arbitrage_cli.runs.rows import SolutionLine, SolutionRow
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.types import Event, Finished, Problem
@@ -119,11 +119,20 @@ class Solutions(AbstractContextManager["Solutions"]):
     def _solve_with(self, session: Session, shown: Mapping[str, Any]) -> None:
         num_done = sum(status == "done" for status, _ in self._stored.values())
         run = replace(session.run_info(num_problems=self._problems.total), num_done=num_done, **shown)
-        solver = _Solver(session, run, self._problems.is_ready)
+        self._session, self._run = session, run
         self._display.begin(run)
         attempts = (Attempt(Item(problem, {}), 0, session.spec.route) for problem in self._unsolved())
-        Loop(solver, self, self._folder, self._display, session.spec.limits).run(attempts)
+        Loop(self, self, self._folder, self._display, session.spec.limits).run(attempts)
         self._display.end()
+
+    def solve(self, attempts: Iterator[Attempt]) -> Generator[Event, None, None]:
+        session, route = self._session, self._session.spec.route
+        flow = session.flow(route)
+        jobs = (Job(attempt.item.problem, flow, session.spec.limits) for attempt in attempts)
+        return session.scheduler(route).run(jobs, self._problems.is_ready)
+
+    def row(self, attempt: Attempt, finished: Finished) -> SolutionRow:
+        return SolutionRow.of(finished, self._run)
 
     def _how_to_resume(self, spec: Spec, error: BaseException) -> str:
         """Return a note on how to resume, or "" if nothing can be resumed or standard output is closed."""
@@ -214,24 +223,6 @@ class Solutions(AbstractContextManager["Solutions"]):
         for line in lines:
             if line is not None:
                 self._display.result(line)
-
-
-@dataclass(frozen=True, slots=True)
-class _Solver:
-    """Solves problems with the route of a session. `run` contains the settings for the records."""
-
-    session: Session
-    run: RunInfo
-    is_ready: Callable[[], bool]
-
-    def solve(self, attempts: Iterator[Attempt]) -> Generator[Event, None, None]:
-        route, limits = self.session.spec.route, self.session.spec.limits
-        flow = self.session.flow(route)
-        jobs = (Job(attempt.item.problem, flow, limits) for attempt in attempts)
-        return self.session.scheduler(route).run(jobs, self.is_ready)
-
-    def row(self, attempt: Attempt, finished: Finished) -> SolutionRow:
-        return SolutionRow.of(finished, self.run)
 
 
 def _place_of(line: InputLine) -> Place:

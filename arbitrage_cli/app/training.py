@@ -24,7 +24,7 @@ from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.problems.tasks import Grader, is_correct
+from arbitrage_cli.problems.tasks import is_correct
 from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json
@@ -32,11 +32,15 @@ from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, collect, read_states, state_to_json
 from arbitrage_cli.training.train import Progress, train, with_taus
-from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Started, Trace
+from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Started, Trace
 
 
 class Collection(StoredRun):
-    """A planned collection. `held` counts the stored states of each problem."""
+    """A planned collection, which also solves its problems.
+
+    `held` counts the stored states of each problem. If a problem has no known answer, the target solves it first, and its
+    answer counts as known.
+    """
 
     name = COLLECT
 
@@ -45,6 +49,7 @@ class Collection(StoredRun):
         self.held: dict[str, int] = {}
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
         self._unanswered = {name for name, gold in self._golds.items() if not gold and spec.reward == "rollout"}
+        self._unfinished: dict[str, tuple[Trace, list[State]]] = {}
         attempts = [Attempt(item, 0, spec.route) for item in selected.items]
         reward = {"kind": spec.reward} | ({"answers": "target"} if self._unanswered else {})
         super().__init__(session, selected, folder, attempts, kind=COLLECT, reward=reward)
@@ -71,40 +76,19 @@ class Collection(StoredRun):
         """Store each problem as soon as it is solved. If the run is interrupted, store the states of unfinished problems."""
         if not self.todo:
             return
-        session, spec = self.session, self.session.spec
+        session = self.session
         session.load()
-        with spec.task.open_grader() as grader:
-            rater = session.rater(spec.route.policy, lambda problem, text: is_correct(grader, text, self._golds[problem]))
-            if count := len(self._unanswered & {attempt.id for attempt in self.todo}):
-                which = f"{formatting.count(count, 'problem')} without a known answer"
-                session.display.note(f"{which}: the target's own answer is assumed to be correct")
-            scheduler = Scheduler(session.writers(None), concurrency=session.concurrency, rater=rater)
-            solver = _StateSolver(scheduler, spec.limits, grader, self._golds, self._unanswered)
-            self._store(self.begin(solver), solver)
-
-    def _store(self, loop: Loop, solver: "_StateSolver") -> None:
-        try:
-            loop.run(self.todo)
-        finally:
-            with noted_signals(), contextlib.suppress(OutputError):  # an OutputError that ended the run is already shown
-                for name, (trace, states) in solver.unfinished.items():
-                    if len(states) > self.held.get(name, 0):
-                        error = None if trace.finished else InterruptedRunError("interrupted")
-                        loop.end(loop.in_flight[name], Finished(trace, error))
-
-
-class _StateSolver:
-    """Collects states. If a problem is `unanswered`, the target solves it first, and its answer is added to `golds`.
-
-    `unfinished` contains the traces and the states of the problems in progress.
-    """
-
-    def __init__(
-        self, scheduler: Scheduler, limits: Limits, grader: Grader, golds: dict[str, Any], unanswered: set[str]
-    ) -> None:
-        self._scheduler, self._limits, self._grader = scheduler, limits, grader
-        self._golds, self._unanswered = golds, unanswered
-        self.unfinished: dict[str, tuple[Trace, list[State]]] = {}
+        if count := len(self._unanswered & {attempt.id for attempt in self.todo}):
+            which = f"{formatting.count(count, 'problem')} without a known answer"
+            session.display.note(f"{which}: the target's own answer is assumed to be correct")
+        with session.spec.task.open_grader() as self._grader:
+            rater = session.rater(session.spec.route.policy, self._is_right)
+            self._scheduler = Scheduler(session.writers(None), concurrency=session.concurrency, rater=rater)
+            loop = self.begin(self)
+            try:
+                loop.run(self.todo)
+            finally:
+                self._store_unfinished(loop)
 
     def solve(self, attempts: Iterator[Attempt]) -> Generator[Event, None, None]:
         jobs = deque(self._job(attempt.item.problem) for attempt in attempts)
@@ -122,11 +106,11 @@ class _StateSolver:
                 elif not (isinstance(event, Started) and name in again):
                     yield event
                     if isinstance(event, Finished):  # its row is stored
-                        self.unfinished.pop(name, None)
+                        self._unfinished.pop(name, None)
 
     def row(self, attempt: Attempt, finished: Finished) -> CollectedRow:
         error = attempt_error(finished)
-        _, states = self.unfinished.get(attempt.id, (None, ()))
+        _, states = self._unfinished.get(attempt.id, (None, ()))
         return CollectedRow(
             schema=SCHEMA,
             id=attempt.id,
@@ -144,12 +128,22 @@ class _StateSolver:
 
     def _job(self, problem: Problem) -> Job:
         flow = partial(single, model="target") if problem.id in self._unanswered else self._collecting
-        return Job(problem, flow, self._limits)
+        return Job(problem, flow, self.session.spec.limits)
 
     def _collecting(self, trace: Trace) -> Flow:
         states: list[State] = []
-        self.unfinished[trace.problem.id] = trace, states
+        self._unfinished[trace.problem.id] = trace, states
         return collect(trace, states.append)
+
+    def _is_right(self, problem: str, text: str) -> bool:
+        return is_correct(self._grader, text, self._golds[problem])
+
+    def _store_unfinished(self, loop: Loop) -> None:
+        with noted_signals(), contextlib.suppress(OutputError):  # an OutputError that ended the run is already shown
+            for name, (trace, states) in self._unfinished.items():
+                if len(states) > self.held.get(name, 0):
+                    error = None if trace.finished else InterruptedRunError("interrupted")
+                    loop.end(loop.in_flight[name], Finished(trace, error))
 
 
 SUFFIX = ".safetensors"
