@@ -53,7 +53,6 @@ def test_a_table_has_a_header(tmp_path: Path) -> None:
     for given, ids in ((("in.csv", "--limit", "2-3"), ["b", "c"]), (("in.jsonl",), ["a", "c"])):
         assert [row["id"] for row in solve("--input", *given, *mapped, "--json", cwd=tmp_path).records] == ids
     assert_refused(solve("--input", "in.csv", cwd=tmp_path), 2, "", "prompt", "--map")
-    assert_refused(solve("1 + 1", *mapped, cwd=tmp_path), 2, "", "--map")
     assert_refused(solve("--input", "in.jsonl", "--map", "question=prompt,id=m", cwd=tmp_path), 2, "", "'m'")
     piped = solve(*mapped, "--json", stdin=(tmp_path / "in.jsonl").read_bytes())
     assert [row["id"] for row in piped.records] == ["a", "c"]
