@@ -1,8 +1,8 @@
 """The public names of `arbitrage_cli`."""
 
 from arbitrage_cli.app.advise import Advice
-from arbitrage_cli.app.pair import CallOptions, Conversation, Pair, Question, open_pair
-from arbitrage_cli.app.solution import Solution, StreamEvent, Token, Usage
+from arbitrage_cli.app.call import CallOptions, Question, Solution, StreamEvent, Token, Usage
+from arbitrage_cli.app.pair import Conversation, Pair, open_pair
 from arbitrage_cli.errors import (
     ArbitrageError,
     ComputeError,

@@ -7,170 +7,46 @@ warnings about models go to the logger `arbitrage`.
 import contextlib
 import logging
 import os
-import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from inspect import GEN_RUNNING, getgeneratorstate
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from arbitrage_cli.app.conversation import Turns
+from arbitrage_cli.app.call import (
+    NO_ROUTING,
+    Call,
+    CallOptions,
+    InOrder,
+    Question,
+    Solution,
+    StreamEvent,
+    Token,
+    options_of,
+    python_errors,
+    resolve_call,
+)
 from arbitrage_cli.app.options import AdviceOptions, Options, check
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Request, ask, choose_route, needed_models, refuse_on_servers
+from arbitrage_cli.app.request import Request, ask
 from arbitrage_cli.app.session import Session, open_session
-from arbitrage_cli.app.solution import InOrder, Solution, StreamEvent, Token
-from arbitrage_cli.app.spec import Spec, limits_of, refuse_without_thinking, sampler_of
-from arbitrage_cli.arbitrage import Flow
-from arbitrage_cli.errors import ArbitrageError, ProblemError, UsageError
-from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.app.spec import Spec
+from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Scheduler
-from arbitrage_cli.problems.rows import make_conversation, make_problem
+from arbitrage_cli.model_files.pairs import is_built_in
+from arbitrage_cli.problems.rows import make_problem
 from arbitrage_cli.problems.tasks import find_task
-from arbitrage_cli.routing.policies import Policy
-from arbitrage_cli.routing.route import Route, make_route
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Decided, Event, Finished, Limits, ModelRole, Problem, Started, Trace, Wrote
-
-Question = str | Problem | Sequence[Mapping[str, str]]
-"""A question: a string, a `Problem` with an id, or a list of chat messages such as `{"role": "user", "content": "..."}`."""
-
-NO_ROUTING: Mapping[str, Any] = {"policy": None, "tau": None, "early_stop": None}
-
-
-class CallOptions(TypedDict, total=False):
-    """The options of a call. The pair's defaults apply to options that are missing or None.
-
-    - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
-    - `tau` is the threshold: a number, a preset (`"careful"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
-    - `early_stop` stops a drafted step as soon as it is likely to be escalated.
-    - `think` turns thinking on or off, or sets the maximum number of thinking tokens.
-    - `max_tokens` limits the whole solution, including thinking.
-    - `temperature` (0 is greedy), `top_p` and `seed` control sampling.
-    - `system` replaces the task's system prompt.
-    """
-
-    policy: str | None
-    tau: float | str | None
-    early_stop: bool | None
-    think: bool | int | None
-    max_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    seed: int | None
-    system: str | None
-
-
-def options_of(defaults: Options, options: CallOptions, **more: Any) -> Options:
-    """Return the options of a call. Raises TypeError if an option is unknown; UsageError if a value is invalid."""
-    for name in options.keys() - CallOptions.__annotations__.keys():
-        raise TypeError(f"unexpected keyword argument '{name}'")
-    values: dict[str, Any] = {**options, **more}
-    if type(values.get("tau")) in (int, float):
-        values["tau"] = str(values["tau"])
-    match values.get("think"):
-        case bool(switch):
-            values["think"] = "on" if switch else "off"
-        case int(limit):
-            values["think"] = str(limit)
-        case other if other is not None:
-            raise UsageError(f"expected a bool or a number of tokens, found {other!r}", option="think")
-    return defaults.with_values(values)
-
-
-@contextlib.contextmanager
-def python_errors() -> Iterator[None]:
-    """In error hints, replace command-line options with the names of Python arguments."""
-    try:
-        yield
-    except ArbitrageError as error:
-        error.hint = re.sub("--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), error.hint)
-        raise
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """The resolved options of a call. `run` contains the settings for solution records."""
-
-    route: Route
-    limits: Limits
-    sampler: Sampler
-    system: str | None
-    make_flow: Callable[[Trace], Flow]
-    run: RunInfo
-
-    def problem(self, question: Question, identifier: str) -> Problem:
-        """Convert a question to a problem. Raises UsageError if the question is invalid."""
-        problem = _read_question(question, identifier)
-        system = self.system if problem.system is None else problem.system
-        return replace(problem, system=system)
-
-    def job(self, problem: Problem) -> Job:
-        return Job(problem, self.make_flow, self.limits, sampler=self.sampler)
-
-    def solution(self, finished: Finished) -> Solution:
-        """Return the solution of a finished problem. Its record contains the problem's system prompt."""
-        system = finished.trace.problem.system
-        run = self.run if system is None else replace(self.run, settings={**self.run.settings, "system": system})
-        return Solution.of(finished, run)
-
-
-def resolve_call(session: Session, given: CallOptions) -> Call:
-    """Combine a call's options with the pair's options. Raises UsageError if an option is invalid or a model is missing."""
-    spec = session.spec
-    own = spec.request.options  # the pair's tau belongs to the pair's policy
-    options = options_of(replace(own, **NO_ROUTING) if given.get("policy") is not None else own, given)
-    route, named = spec.route, spec.request.named
-    if NO_ROUTING.keys() & options.explicit:
-        policy, tau = choose_route(named, spec.task, options)
-        route = make_route(policy, tau, spec.available_router, early_stop=named.early_stop(options.early_stop, [policy]))
-    _check_loaded(session, route.policy)
-    limits = limits_of(options, spec.limits.think_tokens if options.think is None else options.think_tokens)
-    sampler = sampler_of(options)
-    if limits.thinks is False:
-        refuse_without_thinking(session.prompts())
-    run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
-    system = options.system if "system" in options.explicit else None
-    return Call(route, limits, sampler, system, session.flow(route, sampler), run)
-
-
-def _check_loaded(session: Session, policy: Policy) -> None:
-    spec = session.spec
-    for role in needed_models([policy], spec.request.named.sources, spec.reward).keys() - spec.models.keys():
-        hint = f"pass {role}=... to open_pair"
-        raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
-    refuse_on_servers([policy], spec.sources)
-    session.check_token_stats([policy])
-
-
-def _read_question(question: Question, identifier: str) -> Problem:
-    try:
-        match question:
-            case Problem():
-                return replace(question, question=make_problem(question.question, question.id).question)
-            case str():
-                return make_problem(question, identifier)
-            case [_, *_]:
-                return make_conversation(list(map(_role_and_text, question)), identifier)
-            case _:
-                raise ValueError(f"expected a str, a Problem or a list of messages, found {question!r:.60}")
-    except ValueError as error:
-        raise UsageError(str(error), option="question") from error
-
-
-def _role_and_text(message: Any) -> tuple[str, str]:
-    match message:
-        case {"role": "system" | "developer" | "user" | "assistant" as role, "content": str(text)}:
-            return role, text
-    raise ValueError(f"expected a message such as {{'role': 'user', 'content': '...'}}, found {message!r:.60}")
-
+from arbitrage_cli.types import Decided, Event, Finished, Message, ModelRole, Problem, Started, Trace, Wrote
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.advise import Advice
 
 log = logging.getLogger("arbitrage")
+FORGETS = "the built-in models do not support conversations, so each question is answered separately"
 
 
 class Pair(contextlib.AbstractContextManager["Pair"]):
@@ -337,23 +213,6 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return self._schedulers[policy.reward]
 
 
-class Conversation:
-    """A conversation, created by `Pair.conversation`. Failed questions are not remembered."""
-
-    def __init__(self, solve: Callable[[Call, Problem], Solution], call: Call, sources: Mapping[ModelRole, str]) -> None:
-        self._solve, self._call = solve, call
-        self._turns = Turns(sources, log.warning, call.system)
-
-    def ask(self, question: str) -> Solution:
-        """Answer a question. Raises the same errors as `Pair.solve`."""
-        solution = self._solve(self._call, self._turns.problem(question))
-        self._turns.add(solution.problem.question, solution.text)
-        return solution
-
-    def clear(self) -> None:
-        self._turns.clear()
-
-
 @python_errors()
 def open_pair(
     draft: str | os.PathLike[str] | None = None,
@@ -417,3 +276,129 @@ def _solution_or_error(call: Call, finished: Finished) -> Solution:
     if finished.error:
         raise finished.error
     return call.solution(finished)
+
+
+# --- conversations
+
+
+class Turns:
+    """The questions and answers of a conversation.
+
+    The built-in models were not trained on conversations, so they receive each question alone, and `note` reports this once.
+    """
+
+    def __init__(self, sources: Mapping[ModelRole, str], note: Callable[[str], None], system: str | None = None) -> None:
+        self._remembers = not any(map(is_built_in, sources.values()))
+        self._note, self._system = note, system
+        self._num_questions = 0
+        self._answered: tuple[Message, ...] = ()
+
+    def problem(self, question: str) -> Problem:
+        try:
+            problem = make_problem(question, str(self._num_questions + 1))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if self._num_questions == 1 and not self._remembers:
+            self._note(FORGETS)
+        self._num_questions += 1
+        return replace(problem, turns=self._answered, system=self._system)
+
+    def add(self, question: str, answer: str) -> None:
+        if self._remembers:
+            self._answered += (Message("user", question), Message("assistant", answer))
+
+    def clear(self) -> None:
+        self._answered = ()
+
+
+class Conversation:
+    """A conversation, created by `Pair.conversation`. Failed questions are not remembered."""
+
+    def __init__(self, solve: Callable[[Call, Problem], Solution], call: Call, sources: Mapping[ModelRole, str]) -> None:
+        self._solve, self._call = solve, call
+        self._turns = Turns(sources, log.warning, call.system)
+
+    def ask(self, question: str) -> Solution:
+        """Answer a question. Raises the same errors as `Pair.solve`."""
+        solution = self._solve(self._call, self._turns.problem(question))
+        self._turns.add(solution.problem.question, solution.text)
+        return solution
+
+    def clear(self) -> None:
+        self._turns.clear()
+
+
+class RoutedConversation:
+    """A conversation whose `route` may change between questions."""
+
+    def __init__(self, session: Session) -> None:
+        self.menu = session.spec.menu()
+        self.route = self.menu.default
+        self._session, self._spec, self._display = session, session.spec, session.display
+        self._turns = Turns(session.spec.sources, session.display.note)
+        self._scheduler = session.scheduler()
+        self._shown: tuple[Route, str | None] | None = None
+        self._are_models_shown = False
+        self._last: tuple[Finished, RunInfo] | None = None
+
+    def choose(self, name: str) -> None:
+        """Select a route such as `arbitrage@fast`. Raises UsageError if it is not in the menu."""
+        self.route = self.menu.find(name)
+        self.show_route()
+
+    def ask(self, question: str) -> Finished:
+        """Answer a question and remember the answer. Raises UsageError if the question is not valid text."""
+        route, router = self.route, self._spec.available_router.router
+        finished = self._solve(self._turns.problem(question), route)
+        if finished.error is None:
+            self._turns.add(finished.trace.problem.question, finished.trace.text)
+            explain = router.explain if router and route.policy.needs_router else lambda trace, index: None
+            self._last = finished, replace(self._session.run_info(num_problems=1, route=route), explain=explain)
+        return finished
+
+    @property
+    def last(self) -> tuple[Finished, RunInfo]:
+        """The last answer and its settings. Raises UsageError if there is no answer yet."""
+        if self._last is None:
+            raise UsageError("there is no answer yet", "ask a question first")
+        return self._last
+
+    def ask_target(self) -> Finished:
+        """Let the target answer the last question again, without remembering the new answer.
+
+        Raises UsageError if there is no question yet.
+        """
+        return self._solve(self.last[0].trace.problem, self.menu.find("target"))
+
+    def clear(self) -> None:
+        self._turns.clear()
+        self._last = None
+
+    def answer(self, finished: Finished) -> str:
+        text = finished.trace.text
+        return self._spec.task.find_answer(text) or text.strip()
+
+    def show_route(self) -> None:
+        self._show(self.route)
+
+    def close_view(self) -> None:
+        """Show the unfinished step of an interrupted question."""
+        self._display.close()
+        self._shown = None
+
+    def _solve(self, problem: Problem, route: Route) -> Finished:
+        self._show(route)
+        job = Job(problem, self._session.flow(route), self._spec.limits)
+        with contextlib.closing(self._scheduler.run([job])) as events:
+            for event in events:
+                self._display.handle(event)
+                if isinstance(event, Finished):
+                    finished = event
+        self._display.end()
+        return finished
+
+    def _show(self, route: Route) -> None:
+        if (route, route.tau_name) != self._shown:
+            run = self._session.run_info(num_problems=1, route=route)
+            self._display.begin(replace(run, descriptions={}) if self._are_models_shown else run)
+            self._shown, self._are_models_shown = (route, route.tau_name), True

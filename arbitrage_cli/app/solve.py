@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from arbitrage_cli.app.call import InOrder
 from arbitrage_cli.app.loop import Attempt, Loop, how_to_resume, run_json
 from arbitrage_cli.app.manifest import add_loaded
 from arbitrage_cli.app.options import MAX_CONCURRENCY, InputOptions
@@ -18,7 +19,6 @@ from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display, offering_to_resume
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
-from arbitrage_cli.app.solution import InOrder
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job

@@ -11,9 +11,8 @@ from arbitrage_cli import __version__
 from arbitrage_cli.cli import models
 from arbitrage_cli.cli.advise import advise
 from arbitrage_cli.cli.bench import bench
-from arbitrage_cli.cli.chat import chat
+from arbitrage_cli.cli.chat import chat, serve
 from arbitrage_cli.cli.report import compare, report
-from arbitrage_cli.cli.serve import serve
 from arbitrage_cli.cli.settings import ContextObject, default_map, origin_of, read_settings, unknown_variables
 from arbitrage_cli.cli.setup import doctor, guide
 from arbitrage_cli.cli.solve import solve

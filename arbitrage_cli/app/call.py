@@ -1,0 +1,273 @@
+"""The calls of a pair: their options, problems and solutions, and `InOrder`, which puts results in problem order."""
+
+import contextlib
+import re
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from reprlib import repr as short
+from typing import Any, Generic, TypedDict, TypeVar
+
+from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import choose_route, needed_models, refuse_on_servers
+from arbitrage_cli.app.session import Session
+from arbitrage_cli.app.spec import limits_of, refuse_without_thinking, sampler_of
+from arbitrage_cli.arbitrage import Flow
+from arbitrage_cli.errors import ArbitrageError, UsageError
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Job
+from arbitrage_cli.problems.rows import make_conversation, make_problem
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.route import Route, make_route
+from arbitrage_cli.runs.records import NO_COST, RunInfo, tally_of
+from arbitrage_cli.runs.rows import SolutionRow
+from arbitrage_cli.types import (
+    Check,
+    Cost,
+    Decision,
+    Finished,
+    Limits,
+    ModelRole,
+    Phase,
+    Problem,
+    Trace,
+    TraceStop,
+)
+
+Question = str | Problem | Sequence[Mapping[str, str]]
+"""A question: a string, a `Problem` with an id, or a list of chat messages such as `{"role": "user", "content": "..."}`."""
+
+NO_ROUTING: Mapping[str, Any] = {"policy": None, "tau": None, "early_stop": None}
+
+T = TypeVar("T")
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of a call. The pair's defaults apply to options that are missing or None.
+
+    - `policy` decides which model writes each step: `"arbitrage"` (a router), `"target"`, `"draft"`, `"speculative"`, ...
+    - `tau` is the threshold: a number, a preset (`"careful"`, `"balanced"`, `"fast"`) or a budget such as `"30%"`.
+    - `early_stop` stops a drafted step as soon as it is likely to be escalated.
+    - `think` turns thinking on or off, or sets the maximum number of thinking tokens.
+    - `max_tokens` limits the whole solution, including thinking.
+    - `temperature` (0 is greedy), `top_p` and `seed` control sampling.
+    - `system` replaces the task's system prompt.
+    """
+
+    policy: str | None
+    tau: float | str | None
+    early_stop: bool | None
+    think: bool | int | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    system: str | None
+
+
+def options_of(defaults: Options, options: CallOptions, **more: Any) -> Options:
+    """Return the options of a call. Raises TypeError if an option is unknown; UsageError if a value is invalid."""
+    for name in options.keys() - CallOptions.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument '{name}'")
+    values: dict[str, Any] = {**options, **more}
+    if type(values.get("tau")) in (int, float):
+        values["tau"] = str(values["tau"])
+    match values.get("think"):
+        case bool(switch):
+            values["think"] = "on" if switch else "off"
+        case int(limit):
+            values["think"] = str(limit)
+        case other if other is not None:
+            raise UsageError(f"expected a bool or a number of tokens, found {other!r}", option="think")
+    return defaults.with_values(values)
+
+
+@contextlib.contextmanager
+def python_errors() -> Iterator[None]:
+    """In error hints, replace command-line options with the names of Python arguments."""
+    try:
+        yield
+    except ArbitrageError as error:
+        error.hint = re.sub("--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), error.hint)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The cost of one solution, in tokens and seconds, including discarded steps.
+
+    `reward` is the cost of rating steps, and `check` that of the checker. `escalated_steps` excludes steps that the target
+    writes without a draft.
+    """
+
+    draft: Cost
+    target: Cost
+    reward: Cost
+    accepted_steps: int
+    escalated_steps: int
+    check: Cost = NO_COST
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Solution:
+    """A solved problem.
+
+    `answer` is the final answer, or None if the text contains no answer. `text` excludes `thinking`. `steps` contains one
+    decision per step. `check` is the comparison of answers by policy `agree`. `seconds` is model time. `stop` is the reason why the solution ended. `error` is set if the problem
+    failed in `solve_many`; `steps` and `text` then contain the unfinished solution.
+    """
+
+    problem: Problem
+    answer: str | None
+    text: str
+    thinking: str
+    steps: tuple[Decision, ...]
+    check: Check | None
+    usage: Usage
+    seconds: float
+    stop: TraceStop | None
+    error: ArbitrageError | None
+    _row: SolutionRow = field(repr=False)
+
+    @classmethod
+    def of(cls, finished: Finished, run: RunInfo) -> "Solution":
+        trace, row = finished.trace, SolutionRow.of(finished, run)
+        work = tally_of(finished)
+        escalated = sum(decision.choice == "escalate" for decision in trace.decisions)
+        return cls(
+            trace.problem,
+            row.answer,
+            trace.text,
+            trace.thoughts,
+            tuple(trace.decisions),
+            trace.check,
+            Usage(work.draft_cost, work.target_cost, work.reward_cost, work.accepted_steps, escalated, work.check_cost),
+            work.seconds,
+            trace.stop,
+            finished.error,
+            row,
+        )
+
+    def __repr__(self) -> str:
+        failed = f", error={type(self.error).__name__}" if self.error else ""
+        return (
+            f"<Solution {short(self.problem.id)}: answer={short(self.answer)}, {len(self.steps)} steps, "
+            f"{self.seconds:.2f} s, stop={self.stop!r}{failed}>"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON record that `arbitrage solve --json` writes."""
+        return self._row.to_dict()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Text that a model has just written. The text of a drafted step is discarded if the next `Decision` escalates the step."""
+
+    model: ModelRole
+    phase: Phase
+    text: str
+
+
+StreamEvent = Token | Decision | Solution
+"""An event of `Pair.stream`: a token, the decision about a step, or the solution at the end."""
+
+
+class InOrder(Generic[T]):
+    """Holds results until all earlier results are ready. Their order is that of `expect`."""
+
+    def __init__(self) -> None:
+        self._expected: deque[Hashable] = deque()
+        self._held: dict[Hashable, T] = {}
+
+    def expect(self, key: Hashable) -> None:
+        self._expected.append(key)
+
+    def put(self, key: Hashable, result: T) -> None:
+        self._held[key] = result
+
+    def ready(self) -> Iterator[T]:
+        """Yield and remove the results that precede the first unfinished problem."""
+        while self._expected and self._expected[0] in self._held:
+            yield self._held.pop(self._expected.popleft())
+
+    def rest(self) -> Iterator[T]:
+        """Yield all remaining results in order."""
+        yield from (self._held[key] for key in self._expected if key in self._held)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The resolved options of a call. `run` contains the settings for solution records."""
+
+    route: Route
+    limits: Limits
+    sampler: Sampler
+    system: str | None
+    make_flow: Callable[[Trace], Flow]
+    run: RunInfo
+
+    def problem(self, question: Question, identifier: str) -> Problem:
+        """Convert a question to a problem. Raises UsageError if the question is invalid."""
+        problem = _read_question(question, identifier)
+        system = self.system if problem.system is None else problem.system
+        return replace(problem, system=system)
+
+    def job(self, problem: Problem) -> Job:
+        return Job(problem, self.make_flow, self.limits, sampler=self.sampler)
+
+    def solution(self, finished: Finished) -> Solution:
+        """Return the solution of a finished problem. Its record contains the problem's system prompt."""
+        system = finished.trace.problem.system
+        run = self.run if system is None else replace(self.run, settings={**self.run.settings, "system": system})
+        return Solution.of(finished, run)
+
+
+def resolve_call(session: Session, given: CallOptions) -> Call:
+    """Combine a call's options with the pair's options. Raises UsageError if an option is invalid or a model is missing."""
+    spec = session.spec
+    own = spec.request.options  # the pair's tau belongs to the pair's policy
+    options = options_of(replace(own, **NO_ROUTING) if given.get("policy") is not None else own, given)
+    route, named = spec.route, spec.request.named
+    if NO_ROUTING.keys() & options.explicit:
+        policy, tau = choose_route(named, spec.task, options)
+        route = make_route(policy, tau, spec.available_router, early_stop=named.early_stop(options.early_stop, [policy]))
+    _check_loaded(session, route.policy)
+    limits = limits_of(options, spec.limits.think_tokens if options.think is None else options.think_tokens)
+    sampler = sampler_of(options)
+    if limits.thinks is False:
+        refuse_without_thinking(session.prompts())
+    run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
+    system = options.system if "system" in options.explicit else None
+    return Call(route, limits, sampler, system, session.flow(route, sampler), run)
+
+
+def _check_loaded(session: Session, policy: Policy) -> None:
+    spec = session.spec
+    for role in needed_models([policy], spec.request.named.sources, spec.reward).keys() - spec.models.keys():
+        hint = f"pass {role}=... to open_pair"
+        raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
+    refuse_on_servers([policy], spec.sources)
+    session.check_token_stats([policy])
+
+
+def _read_question(question: Question, identifier: str) -> Problem:
+    try:
+        match question:
+            case Problem():
+                return replace(question, question=make_problem(question.question, question.id).question)
+            case str():
+                return make_problem(question, identifier)
+            case [_, *_]:
+                return make_conversation(list(map(_role_and_text, question)), identifier)
+            case _:
+                raise ValueError(f"expected a str, a Problem or a list of messages, found {question!r:.60}")
+    except ValueError as error:
+        raise UsageError(str(error), option="question") from error
+
+
+def _role_and_text(message: Any) -> tuple[str, str]:
+    match message:
+        case {"role": "system" | "developer" | "user" | "assistant" as role, "content": str(text)}:
+            return role, text
+    raise ValueError(f"expected a message such as {{'role': 'user', 'content': '...'}}, found {message!r:.60}")
