@@ -139,7 +139,7 @@ def advise(request: Request, selected: Selection, advice: AdviceOptions, display
             # In a pseudo-random order, the first problems are a representative sample.
             drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
             run = AdviceRun(session, replace(selected, items=drawn), folder, ends, advice.price)
-            with offering_to_resume(display, lambda error: run.how_to_resume):
+            with offering_to_resume(display, lambda: run.how_to_resume):
                 if any(map(run.is_needed, run.todo)):
                     run.measure()
             found, decided = run.judged()

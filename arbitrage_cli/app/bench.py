@@ -291,7 +291,7 @@ def run_bench(request: Request, selected: Selection, path: Path, options: BenchO
         open_session(request, display, folder.earlier) as session,
     ):
         run = BenchRun(session, selected, folder, samples=options.samples, timeout=options.timeout)
-        with offering_to_resume(display, lambda error: run.how_to_resume):
+        with offering_to_resume(display, lambda: run.how_to_resume):
             if run.todo:
                 run.measure()
     return run

@@ -35,8 +35,7 @@ InputLine = Problem | BadLine
 class Problems:
     """A command's problems, read on demand.
 
-    `total` is the number of rows, if it is known. `ended` is true once all rows have been read. `is_single` is true if a
-    single problem is read from an argument.
+    `total` is the number of rows, if it is known. `ended` is true once all rows have been read.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class Problems:
         mapping = parse_mapping(options.mapping) if options.mapping else {}
         places = range_of(options.limit) if options.limit else slice(None)
         table = _read_table(input_file, mapping, forms, places.stop)
-        self.is_single = problem not in (None, "-")
         self.ended = self._has_gap = False
         self._display, self._name = display, input_file or "standard input"
         self._ahead: deque[InputLine] = deque()
@@ -63,7 +61,7 @@ class Problems:
         self._first = 1 + (places.start or 0)
         self.total: int | None
         rows: Iterable[InputLine]
-        if problem is not None and self.is_single:
+        if problem not in (None, "-"):
             rows, self.total = [_from_argument(problem)], 1
         elif table:
             rows = [item.problem for item in table.items[places]]
@@ -95,11 +93,6 @@ class Problems:
     def is_ready(self) -> bool:
         """Return whether the next problem or the end of the input can be read without waiting."""
         return bool(self._ahead) or self.ended or self._can_read
-
-    @property
-    def is_typed(self) -> bool:
-        """Whether the user types the problems into a terminal."""
-        return self._lines is not None and self._lines.is_typed
 
     @property
     def _can_read(self) -> bool:
@@ -158,10 +151,6 @@ class LineSource:
         line = bytes(self._held[:end])
         del self._held[:end]
         return line
-
-    @property
-    def is_typed(self) -> bool:
-        return os.isatty(self._descriptor)
 
     @property
     def is_ready(self) -> bool:

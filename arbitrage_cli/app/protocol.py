@@ -112,13 +112,13 @@ class LogDisplay:
 
 
 @contextlib.contextmanager
-def offering_to_resume(display: Display, how: Callable[[BaseException], str]) -> Iterator[None]:
+def offering_to_resume(display: Display, how: Callable[[], str]) -> Iterator[None]:
     """Show how to resume a run if it is interrupted for any reason."""
     try:
         yield
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(ArbitrageError):  # a closed output stream is reported by its own error
             display.close()  # first, because a second Ctrl-C would leave the cursor hidden
-            if note := how(error):
+            if note := how():
                 display.note(note)
         raise

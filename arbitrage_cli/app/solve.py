@@ -102,14 +102,14 @@ class Solutions(AbstractContextManager["Solutions"]):
             list(self._unsolved())
             return
         earlier = self._folder.earlier if self._folder else None
-        most = 1 if problems.is_typed else max(1, num_known) if problems.ended else MAX_CONCURRENCY
+        most = max(1, num_known) if problems.ended else MAX_CONCURRENCY
         with open_session(request, self._display, earlier, most=most) as session:
             manifest = self._manifest(session.spec)
             if num_known:
                 session.load()
             if self._folder:
                 self._folder.save_run(add_loaded(manifest, session.models))
-            with offering_to_resume(self._display, lambda error: self._how_to_resume(session.spec, error)):
+            with offering_to_resume(self._display, lambda: self._how_to_resume(session.spec)):
                 if num_known:
                     self._solve_with(session, shown)
                 else:
@@ -134,14 +134,11 @@ class Solutions(AbstractContextManager["Solutions"]):
     def row(self, attempt: Attempt, finished: Finished) -> SolutionRow:
         return SolutionRow.of(finished, self._run)
 
-    def _how_to_resume(self, spec: Spec, error: BaseException) -> str:
-        """Return a note on how to resume, or "" if nothing can be resumed or standard output is closed."""
-        if self._folder:
-            return how_to_resume(formatting.count(len(self._folder.statuses), "result"), self._folder, spec)
-        if self._problems.is_single or self._problems.is_typed or not self.num_done or isinstance(error, OutputError):
+    def _how_to_resume(self, spec: Spec) -> str:
+        """Return a note on how to resume, or "" without a file."""
+        if self._folder is None:
             return ""
-        done = formatting.count(self.num_done, "result")
-        return f"{done} went to standard output; to be able to resume, use -o FILE.jsonl"
+        return how_to_resume(formatting.count(len(self._folder.statuses), "result"), self._folder, spec)
 
     def _unsolved(self) -> Iterator[Problem]:
         """Yield the problems without a result, then those that failed. Add other results and invalid lines in their places."""

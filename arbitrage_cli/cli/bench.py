@@ -1,7 +1,6 @@
 """`arbitrage bench`: measures policies on a data set."""
 
 import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -24,12 +23,6 @@ from arbitrage_cli.numbers import formatting
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench import BenchRun
-
-SINGLE_OPTIONS = {
-    "--router": "measure each router in a folder of its own (--output), then run arbitrage compare FIRST SECOND",
-    "--policy": "separate policies with commas: --policy target,draft",
-}
-"""Options that cannot be repeated, each with a hint for users who repeat it."""
 
 
 @command(
@@ -74,7 +67,6 @@ def bench(
     from arbitrage_cli.model_files.pairs import hub_name, local_files
     from arbitrage_cli.problems.tasks import find_task
 
-    _refuse_repeated(options.command)
     if bench.dry_run and "json_line" in options.explicit:
         raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
     with command_display(output) as display:
@@ -96,13 +88,6 @@ def bench(
         show_figures(*run.selected, FigureOptions(json_line=json_line))
         say(_conclusion(run), output)
     return SOME_FAILED if run.num_errors else 0
-
-
-def _refuse_repeated(command: Sequence[str]) -> None:
-    for flag, hint in SINGLE_OPTIONS.items():
-        count = sum(argument.partition("=")[0] == flag for argument in command)
-        if count > 1:
-            raise UsageError(f"{flag} is given {count} times", hint)
 
 
 def _conclusion(run: "BenchRun") -> str:

@@ -135,7 +135,7 @@ def collect(
         folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
         session = stack.enter_context(open_session(request, display, folder.earlier, most=len(selected.items)))
         collection = Collection(session, selected, folder)
-        with offering_to_resume(display, lambda error: collection.how_to_resume):
+        with offering_to_resume(display, lambda: collection.how_to_resume):
             collection.run()
         display.close()
     name = shlex.quote(str(path))

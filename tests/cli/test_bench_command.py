@@ -132,8 +132,6 @@ def test_policies_and_taus_are_lists(here: Path) -> None:
     [
         (["--policy", "target,magic"], "--policy: ", "magic"),
         (["--policy", "arbitrage"], "", "--router"),
-        (["--router", "one.safetensors", "--router=other.safetensors"], "--router is given 2 times", "arbitrage compare"),
-        (["--policy", "draft", "--policy", "target"], "--policy is given 2 times", "commas"),
         (["--policy", "entropy@nan"], "", "nan"),
         (["--policy", "arbitrage,target@0.5"], "--policy: ", "no tau"),
         (["--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
