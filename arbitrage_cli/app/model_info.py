@@ -145,6 +145,8 @@ def describe_model(source: str, pair: PairEntry | None = None) -> Json:
     }
 
 
+# --- models of other programs
+
 MIN_RATIO, GOOD_RATIO = 4.0, 10.0  # size of the target / size of the draft; below the minimum, routing rarely saves time
 MAX_PROPOSALS = 3
 

@@ -26,6 +26,8 @@ from arbitrage_cli.types import Problem
 MAX_BAD_LINES = 20
 """The input is rejected if this many lines at its start are all invalid."""
 CHUNK = 1 << 16  # bytes
+MAX_NAME = 60  # characters in each half of a folder name
+DIGEST = 8  # characters of the checksum in a shortened name
 
 _FORMAT = "use one problem per line, or JSONL; name its fields with --map question=NAME"
 TABLES = (".csv", ".parquet")
@@ -237,8 +239,7 @@ def _is_pipe_or_file(stream: BinaryIO) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-MAX_NAME = 60  # characters in each half of a folder name
-DIGEST = 8  # characters of the checksum in a shortened name
+# --- problems of a data set
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,9 @@ from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, collect, read_states, state_to_json
 from arbitrage_cli.training.train import Progress, train, with_taus
-from arbitrage_cli.types import Event, Finished, ModelRole, Problem, Started, Trace
+from arbitrage_cli.types import Event, Finished, Problem, Started, Trace
+
+SUFFIX = ".safetensors"
 
 
 class Collection(StoredRun):
@@ -146,8 +148,7 @@ class Collection(StoredRun):
                     loop.end(loop.in_flight[name], Finished(trace, error))
 
 
-SUFFIX = ".safetensors"
-ROLES: tuple[ModelRole, ...] = ("draft", "target")
+# --- routers
 
 
 def check_destination(output: Path, *, force: bool) -> None:

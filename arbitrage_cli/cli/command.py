@@ -129,6 +129,9 @@ def _invocation(context: typer.Context) -> dict[str, Any]:
     return {"explicit": explicit, "command": ["arbitrage", *context.obj.arguments]}
 
 
+# --- completion in the shell
+
+
 def complete_pairs(typed: str) -> list[str]:
     """Return the matching pair names, or an empty list if the user's pairs cannot be read."""
     with suppress(UsageError, OSError):

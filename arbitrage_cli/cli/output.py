@@ -155,6 +155,8 @@ def _is_confirmed(statement: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+# --- the standard streams
+
 PATIENCE = 1000
 """Milliseconds to wait if the pipe of standard error is full."""
 

@@ -25,6 +25,8 @@ from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads, processor_features, processor_name, total_memory
 
 PACKAGES = ("typer", "rich", "numpy", "huggingface-hub", "jinja2")
+FOLDER = Path(__file__).parents[1] / "guides"
+MAX_COLUMNS = 100
 
 
 @command()
@@ -100,8 +102,7 @@ def _build(unused: Sequence[str]) -> str:
     return f"any processor; it does not use this processor's {', '.join(unused)}" if unused else "this processor"
 
 
-FOLDER = Path(__file__).parents[1] / "guides"
-MAX_COLUMNS = 100
+# --- the guides
 
 
 def _topics(typed: str) -> list[str]:

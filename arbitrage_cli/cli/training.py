@@ -19,6 +19,57 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 
 
+@command(
+    without=["policy", "tau", "early_stop", "check"],
+    reward=Option(
+        "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target's "
+        "continuation of the step reaches the known answer; if no answer is known, the target's own answer)."
+    ),
+)
+def collect(
+    *,
+    problems: ProblemOptions,
+    collect: CollectOptions,
+    options: Options,
+    output: OutputOptions,
+) -> int:
+    """Collect states to train a router on.
+
+    Both models write every step, and both versions are scored. A state contains the draft's token statistics for a step, and
+    how much better the target's step scores. The same command resumes an interrupted run.
+
+    \b
+    Examples:
+      arbitrage collect --dataset builtin-dev -o runs/states
+      arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
+    """
+    from arbitrage_cli.app.problem_source import default_folder, select_problems
+    from arbitrage_cli.app.request import ask_to_collect
+    from arbitrage_cli.app.session import open_session
+    from arbitrage_cli.app.training import Collection
+    from arbitrage_cli.problems.tasks import find_task
+    from arbitrage_cli.runs.folder import RunFolder
+    from arbitrage_cli.runs.records import COLLECT
+
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(command_display(output))
+        selected = select_problems(problems, seed=options.seed, offline=options.offline, needs_answers=False)
+        task = permitted(find_task(options.task or selected.dataset.task), problems.run_code)
+        request = ask_to_collect(options, task, collect)
+        path = collect.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
+        folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
+        session = stack.enter_context(open_session(request, display, folder.earlier, most=len(selected.items)))
+        collection = Collection(session, selected, folder)
+        with offering_to_resume(display, lambda: collection.how_to_resume):
+            collection.run()
+        display.close()
+    name = shlex.quote(str(path))
+    status = "" if collection.todo else "nothing to do: "
+    found = f"{formatting.count(collection.num_states, 'state')} from {formatting.count(len(collection.held), 'problem')}"
+    say(f"{status}{name} has {found}; to train a router: arbitrage train {name} -o router.safetensors", output)
+    return SOME_FAILED if collection.num_errors else 0
+
+
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
     """The options for training a router."""
@@ -92,54 +143,3 @@ def train(
         write_summary(router.card.to_json(), sys.stdout)
     report(f"wrote {output_file}: router {name}; to show its card: arbitrage models info {output_file}")
     report(f"to measure it: {shlex.join(bench_command(runs[0], output_file))}")
-
-
-@command(
-    without=["policy", "tau", "early_stop", "check"],
-    reward=Option(
-        "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target's "
-        "continuation of the step reaches the known answer; if no answer is known, the target's own answer)."
-    ),
-)
-def collect(
-    *,
-    problems: ProblemOptions,
-    collect: CollectOptions,
-    options: Options,
-    output: OutputOptions,
-) -> int:
-    """Collect states to train a router on.
-
-    Both models write every step, and both versions are scored. A state contains the draft's token statistics for a step, and
-    how much better the target's step scores. The same command resumes an interrupted run.
-
-    \b
-    Examples:
-      arbitrage collect --dataset builtin-dev -o runs/states
-      arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
-    """
-    from arbitrage_cli.app.problem_source import default_folder, select_problems
-    from arbitrage_cli.app.request import ask_to_collect
-    from arbitrage_cli.app.session import open_session
-    from arbitrage_cli.app.training import Collection
-    from arbitrage_cli.problems.tasks import find_task
-    from arbitrage_cli.runs.folder import RunFolder
-    from arbitrage_cli.runs.records import COLLECT
-
-    with contextlib.ExitStack() as stack:
-        display = stack.enter_context(command_display(output))
-        selected = select_problems(problems, seed=options.seed, offline=options.offline, needs_answers=False)
-        task = permitted(find_task(options.task or selected.dataset.task), problems.run_code)
-        request = ask_to_collect(options, task, collect)
-        path = collect.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
-        folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
-        session = stack.enter_context(open_session(request, display, folder.earlier, most=len(selected.items)))
-        collection = Collection(session, selected, folder)
-        with offering_to_resume(display, lambda: collection.how_to_resume):
-            collection.run()
-        display.close()
-    name = shlex.quote(str(path))
-    status = "" if collection.todo else "nothing to do: "
-    found = f"{formatting.count(collection.num_states, 'state')} from {formatting.count(len(collection.held), 'problem')}"
-    say(f"{status}{name} has {found}; to train a router: arbitrage train {name} -o router.safetensors", output)
-    return SOME_FAILED if collection.num_errors else 0

@@ -223,6 +223,8 @@ class _Reader:
         return self._data[start : start + length].decode("utf-8", errors="replace")
 
 
+# --- facts about a model
+
 _SAMPLING = "general.sampling."
 DEFAULT_CONTEXT_SIZE = 4096
 
