@@ -4,10 +4,9 @@ No model is loaded, and no request is sent. `app.spec` resolves a request. This 
 only when they need it.
 """
 
-import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +27,7 @@ from arbitrage_cli.model_files.pairs import (
     PricedEntry,
     backend_of,
     find_pair,
-    is_gguf,
     is_served,
-    local_files,
     router_file,
     user_pairs,
 )
@@ -48,16 +45,12 @@ from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.system.files import read_text
-from arbitrage_cli.system.machine import logical_processors
 from arbitrage_cli.types import ModelRole
 
 MAX_TEMPLATE_BYTES = 1 << 20
 BUILT_IN = "the built-in models only solve school arithmetic; see arbitrage models list"
 _NUMBER, _ARITHMETIC = re.compile(r"\d"), re.compile(r"\d\D+\d|\bhow (many|much)\b|\bconvert\b", re.IGNORECASE)
-UNIVERSAL = (
-    "no router is set for these models, so the universal router is used; to choose one, use --router, and to train one, "
-    "use arbitrage collect and arbitrage train"
-)
+
 Models = Mapping[ModelRole, str]
 ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm", "check")
 WRITING = ROLES[:2]
@@ -284,27 +277,6 @@ def _read_template(file: str) -> str:
     if not isinstance(template, str) or not template.strip():
         raise UsageError(f"{place}: contains no chat template", hint)
     return template
-
-
-# --- warnings about the choice
-
-
-def warnings_about(named: NamedModels, sources: Models, *, uses_router: bool) -> Iterator[str]:
-    served, threads = (named.served[role] for role in sources if role in named.served), named.load.threads
-    for host in dict.fromkeys(model.address.host for model in served if model.address.is_exposed):
-        yield f"{host}: problems are sent unencrypted (http); use https"
-    if uses_router and named.router_source == UNIVERSAL_ROUTER:
-        yield UNIVERSAL
-    if not named.checks_itself and sources.get("check", "") == sources.get("draft"):
-        yield "the checker is the draft, so they make the same mistakes; use another --check"
-    if {"draft", "target"} <= sources.keys():
-        with contextlib.suppress(OSError, RuntimeError):  # loading the models reports the error
-            draft, target = (sum(file.stat().st_size for file in local_files(sources[role])) for role in WRITING)
-            if 0 < target < draft:
-                yield "the draft's file is larger than the target's; --draft should be the fast model"
-    processors = logical_processors()
-    if threads and threads > processors and any(map(is_gguf, sources.values())):
-        yield f"{threads} threads are slow on {processors} logical processors; use --threads {processors} or fewer"
 
 
 Loads = Literal["needed", "both", "served", "named"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import WRITING, Request, warnings_about
+from arbitrage_cli.app.request import WRITING, Request
 from arbitrage_cli.costs.pair import PairCosts, parse_prices, price_costs
 from arbitrage_cli.costs.store import AdvisedPair, Placement, Tuned, loading_of, machine_here, place, read_cache, tuned_file
 from arbitrage_cli.errors import ArbitrageError, TemplateError, UsageError
@@ -19,7 +19,7 @@ from arbitrage_cli.inference.thinking import FORMATS
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.gguf import read_facts, read_header
-from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, local_files
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.routing.policies import Policy, Thinking
@@ -36,6 +36,7 @@ from arbitrage_cli.routing.route import (
 )
 from arbitrage_cli.routing.router import Router
 from arbitrage_cli.runs.results import unit_costs_of
+from arbitrage_cli.system.machine import logical_processors
 from arbitrage_cli.types import THINK_TOKENS, Limits, ModelRole
 
 Run = dict[str, Any]  # run.json
@@ -50,7 +51,12 @@ NO_SPECULATION = (
 CHOICE_LOSES = (
     "policy agree lost 2.4 points on published multiple-choice answers, because two models often agree on a wrong letter"
 )
+UNIVERSAL = (
+    "no router is set for these models, so the universal router is used; to choose one, use --router, and to train one, "
+    "use arbitrage collect and arbitrage train"
+)
 PromptOfRole = Callable[[ModelRole], ChatPrompt | None]
+Note = Callable[[str], None]
 
 UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
 
@@ -150,14 +156,14 @@ def make_spec(
     named = request.named
     checker = request.models_for(request.asked).get("check")  # another checker's files are not read
     here = place({**named.sources, "check": checker}, named.load, measured)
-    placement, placement_notes = _as_before(here, earlier, named.load)
+    notes = list[str]()
+    placement = _as_before(here, earlier, named.load, notes.append)
     at_once = 1 if request.loads == "served" else concurrency  # a server's limit, which a single user does not reach
     costs = price_costs(parse_prices(named.price)) if named.price else PairCosts.of(placement.unit_costs, at_once)
     available = AvailableRouter(named.router, named.router_source, costs, named.price is not None)
     routes = _routes(request, available)
-    route_notes = list[str]()
     if not request.compares:
-        routes[0], route_notes = _default_or_warned(request, earlier, routes[0], available)
+        routes[0] = _default_route(request, earlier, routes[0], available, notes.append)
     policies = [route.policy for route in routes]
     models = {
         role: ModelSpec(
@@ -166,7 +172,7 @@ def make_spec(
         for role, source in request.models_for(policies).items()
     }
     find_prompt = partial(_find_prompt, request, models, served_prompt)
-    tokens, unknown = _thinking(request.options, models, find_prompt)
+    tokens = _think_tokens(request.options, models, find_prompt, notes.append)
     checking = _check_thinking(request, find_prompt("check")) if "check" in models else None
     writing = [models[role] for role in WRITING if role in models] if tokens != 0 else []
     return Spec(
@@ -180,7 +186,7 @@ def make_spec(
         sampler=sampler_of(request.options),
         check_thinking=checking,
         check_context=_thinking_context(named.load, [models["check"]] if checking == "on" else []),
-        notes=[*_warnings(request, policies, models, concurrency), *route_notes, *unknown, *placement_notes],
+        notes=[*_warnings(request, policies, models, concurrency), *notes],
         concurrency=concurrency,
     )
 
@@ -205,10 +211,25 @@ def limits_of(options: Options, think_tokens: int | None) -> Limits:
 def _warnings(
     request: Request, policies: Sequence[Policy], models: Mapping[ModelRole, ModelSpec], concurrency: int
 ) -> Iterator[str]:
-    sources = {role: model.source for role, model in models.items()}
-    yield from warnings_about(request.named, sources, uses_router=any(policy.needs_router for policy in policies))
-    if request.task.name == "choice" and "check" in models:
+    """Yield warnings about the choice of models, policies and threads."""
+    named, threads = request.named, request.options.threads
+    served = [model.served for model in models.values() if model.served]
+    for host in dict.fromkeys(model.address.host for model in served if model.address.is_exposed):
+        yield f"{host}: problems are sent unencrypted (http); use https"
+    if named.router_source == UNIVERSAL_ROUTER and any(policy.needs_router for policy in policies):
+        yield UNIVERSAL
+    checker, draft = models.get("check"), models.get("draft")
+    if checker and draft and checker.source == draft.source and not named.checks_itself:
+        yield "the checker is the draft, so they make the same mistakes; use another --check"
+    if request.task.name == "choice" and checker:
         yield CHOICE_LOSES
+    if {"draft", "target"} <= models.keys():
+        sizes = [sum(file.stat().st_size for file in models[role].files) for role in WRITING]
+        if 0 < sizes[1] < sizes[0]:
+            yield "the draft's file is larger than the target's; --draft should be the fast model"
+    processors = logical_processors()
+    if threads and threads > processors and any(model.files for model in models.values()):
+        yield f"{threads} threads are slow on {processors} logical processors; use --threads {processors} or fewer"
     if concurrency > 1 and any(policy.speculates for policy in policies):
         yield NO_SPECULATION
 
@@ -219,29 +240,28 @@ def _routes(request: Request, router: AvailableRouter) -> list[Route]:
     return [replace(route, stops_early=early and route.policy.can_stop_early) for route in routes]
 
 
-def _default_or_warned(
-    request: Request, earlier: Run | None, route: Route, router: AvailableRouter
-) -> tuple[Route, list[str]]:
-    """Return the advised route or the target alone, if this is better than the default route, and notes for the user.
+def _default_route(request: Request, earlier: Run | None, route: Route, router: AvailableRouter, note: Note) -> Route:
+    """Return the advised route or the target alone, if this is better than the default route.
 
     A resumed run keeps its default route, because the advice, the costs or the concurrency may have changed.
     """
-    notes = list[str]()
     if earlier and request.is_default:
         began = earlier["policies"][0]
         policy, tau = parse_route(stored_route(began).name)
-        return make_route(policy, tau, router, early_stop=earlier["settings"]["early_stop"]), notes
+        return make_route(policy, tau, router, early_stop=earlier["settings"]["early_stop"])
     try:
-        if request.is_default and (advised := _advised_route(request, router)):
+        if request.is_default and (advised := _advised_route(request, router, note)):
             return advised
     except ArbitrageError as error:
-        notes = [f"the stored advice is ignored: {error.message}"]
+        note(f"the stored advice is ignored: {error.message}")
     route, warning = route_or_target_alone(route, router, is_default=request.is_default)
-    return route, [*notes, *([warning] if warning else [])]
+    if warning:
+        note(warning)
+    return route
 
 
-def _advised_route(request: Request, router: AvailableRouter) -> tuple[Route, list[str]] | None:
-    """Return the route of the last advice on this pair, and a note, or None. Raises ArbitrageError if the advice is invalid.
+def _advised_route(request: Request, router: AvailableRouter, note: Note) -> Route | None:
+    """Return the route of the last advice on this pair, or None. Raises ArbitrageError if the advice is invalid.
 
     An advice is for times, and for one problem at a time.
     """
@@ -253,7 +273,8 @@ def _advised_route(request: Request, router: AvailableRouter) -> tuple[Route, li
     policy, tau = parse_route(advice.route)
     request.models_for([policy])
     route = make_route(policy, tau, router, early_stop=request.named.early_stop(None, [policy]))
-    return route, [f"using policy {route.name}, as advised on {advice.created[:10]}; to use another policy, add --policy"]
+    note(f"using policy {route.name}, as advised on {advice.created[:10]}; to use another policy, add --policy")
+    return route
 
 
 def advised_pair(request: Request) -> AdvisedPair:
@@ -268,22 +289,20 @@ def advised_pair(request: Request) -> AdvisedPair:
     return AdvisedPair(machine_here(), loading_of(named.load), models, router, request.task.name)
 
 
-def _as_before(current: Placement, earlier: Run | None, load: LoadOptions) -> tuple[Placement, list[str]]:
+def _as_before(current: Placement, earlier: Run | None, load: LoadOptions, note: Note) -> Placement:
     """Return the threads and the token costs of an earlier run, so that a resumed run computes in the same way."""
     if not earlier:
-        return current, []
+        return current
     recorded = {role: facts.get("threads") for role, facts in earlier["models"].items()} if load.threads is None else {}
     threads = {role: recorded.get(role) or count for role, count in current.threads.items()}
-    notes = [
-        f"the {role} was measured again and is now fastest with {formatting.count(current.threads[role], 'thread')}; "
-        f"this run keeps {count}"
-        for role, count in threads.items()
-        if count != current.threads[role]
-    ]
+    for role, count in threads.items():
+        if (now := current.threads[role]) != count:
+            fastest = f"is now fastest with {formatting.count(now, 'thread')}"
+            note(f"the {role} was measured again and {fastest}; this run keeps {count}")
     costs = unit_costs_of(earlier)
     if "target" in costs or "target" not in earlier["models"]:  # a target that began without costs verifies no draft tokens
         costs = {**current.unit_costs, **costs}
-    return Placement(threads, costs), notes
+    return Placement(threads, costs)
 
 
 def _find_prompt(
@@ -296,25 +315,28 @@ def _find_prompt(
     return prompt_of(files[0], variables, request.system) if files else None
 
 
-def _thinking(
-    options: Options, models: Mapping[ModelRole, ModelSpec], find_prompt: PromptOfRole
-) -> tuple[int | None, list[str]]:
-    """Return the limit on thinking tokens, and a note for each model that may think. Servers are asked only if necessary.
+def _think_tokens(
+    options: Options, models: Mapping[ModelRole, ModelSpec], find_prompt: PromptOfRole, note: Note
+) -> int | None:
+    """Return the limit on thinking tokens, and note each model that may think. Servers are asked only if necessary.
 
     Raises UsageError if thinking is turned off, but a model always thinks.
     """
     if options.think_tokens != 0:
-        return options.think_tokens, []
+        return options.think_tokens
     prompts: dict[str, ChatPrompt] = {}
     for role in sorted((role for role in WRITING if role in models), key=lambda role: models[role].served is not None):
         if prompt := find_prompt(role):
             prompts[models[role].source] = prompt
             if prompt.thinks_by_itself and options.think is None:
-                return None, []
-    if options.think is None:
-        return 0, [f"{source}: {UNKNOWN_THINKING}" for source, one in prompts.items() if one.thinks_by_itself is None]
-    refuse_without_thinking(prompts)
-    return 0, []
+                return None
+    if options.think is not None:
+        refuse_without_thinking(prompts)
+        return 0
+    for source, prompt in prompts.items():
+        if prompt.thinks_by_itself is None:
+            note(f"{source}: {UNKNOWN_THINKING}")
+    return 0
 
 
 def _check_thinking(request: Request, prompt: ChatPrompt | None) -> Thinking:
