@@ -128,13 +128,13 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html><head></head></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git-lfs pointer"),
         (b"PK\x03\x04" + b"\0" * 100, "not a GGUF"),
-        *((gguf(version=version), f"version {version}") for version in (1, 4, 0x03000000)),
+        (gguf(version=1), "version 1"),
         (gguf(num_entries=HUGE), "metadata entries"),
         (gguf(num_tensors=HUGE), "tensors"),
         (gguf(num_entries=1000), "ends inside the header"),
         (gguf(num_entries=10_001), "10001 metadata entries"),
         (gguf(*(tensor(b"", (1,), 0) for _ in range(20_000)), b"\0" * 64, num_tensors=20_000), "20000 tensors"),
-        *((layers(value), f"{value} layers") for value in (0, 513, 2**31 - 1)),
+        *((layers(value), f"{value} layers") for value in (0, 513)),
         (gguf(string(b"key", 2**63), b"\0" * 64, num_entries=1), "string has"),
         (gguf(entry(b"k", STRING, string(b"text", 1 << 20)), num_entries=1), "ends inside the header"),
         (gguf(entry(b"k", 13, b"\0" * 8), num_entries=1), "unknown value type 13"),
@@ -142,10 +142,7 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
         (gguf(entry(b"k", ARRAY, array(UINT64, 2**61)), num_entries=1), "array has"),
         (gguf(entry(b"k", ARRAY, array(UINT64, 1 << 20)), num_entries=1), "ends inside the header"),
         (gguf(entry(b"k", ARRAY, array(ARRAY, 1) * 2), num_entries=1), "unknown value type 9 in an array"),
-        *(
-            (gguf(entry(b"general.alignment", UINT32, uint32(value)), num_entries=1), f"alignment {value}")
-            for value in (0, 3, 2**31)
-        ),
+        (gguf(entry(b"general.alignment", UINT32, uint32(3)), num_entries=1), "alignment 3"),
         (gguf(entry(b"general.alignment", STRING, string(b"32")), num_entries=1), "alignment 32"),
         (gguf(tensor(b"t", (4,), 2**60), b"\0" * 64, num_tensors=1), "ends before the last tensor"),
         (gguf(tensor(b"t", (4,), 7), b"\0" * 64, num_tensors=1), "not aligned"),

@@ -300,15 +300,11 @@ def test_names(source: str, name: HubName) -> None:
     assert parse_name(source) == name
 
 
-@pytest.mark.parametrize("source", PATHS)
-def test_paths_are_not_names(source: str) -> None:
-    assert parse_name(source) is None
-
-
-@pytest.mark.parametrize("source", LEADING_OUT)
-def test_names_that_lead_out_of_the_cache(source: str) -> None:
-    with pytest.raises(UsageError):
-        parse_name(source)
+def test_what_is_no_name() -> None:
+    assert {parse_name(source) for source in PATHS} == {None}
+    for source in LEADING_OUT:
+        with pytest.raises(UsageError):
+            parse_name(source)
 
 
 Q4, Q8 = "Model-Q4_K_M.gguf", "Model-Q8_0.gguf"
@@ -336,7 +332,6 @@ def test_choice_of_files(selector: str, files: tuple[str, ...], chosen: tuple[st
         (UNNAMED, [], "has no Q4_K_M", "-GGUF"),
         (UNNAMED, ["M-Q4_K_M-00001-of-00002.gguf"], "lacks parts", "another quantization"),
         (UNNAMED, ["../../../evil-Q4_K_M.gguf"], "unsafe", "inside the repository"),
-        (UNNAMED, ["/etc/evil-Q4_K_M.gguf"], "unsafe", "inside the repository"),
         (UNNAMED, ["a\\..\\evil-Q4_K_M.gguf"], "unsafe", "inside the repository"),
         (UNNAMED, ["C:/evil-Q4_K_M.gguf"], "unsafe", "inside the repository"),
         (SMALL, ["other.jsonl"], "has no test.jsonl", "other.jsonl"),
