@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.loop import Attempt
+from arbitrage_cli.app.loop import Attempt, offering_to_resume
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.problem_source import Selection, default_folder, draw_sample, select_problems
-from arbitrage_cli.app.protocol import Display, offering_to_resume
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import advised_pair
@@ -139,7 +139,7 @@ def advise(request: Request, selected: Selection, advice: AdviceOptions, display
             # In a pseudo-random order, the first problems are a representative sample.
             drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
             run = AdviceRun(session, replace(selected, items=drawn), folder, ends, advice.price)
-            with offering_to_resume(display, lambda: run.how_to_resume):
+            with offering_to_resume(session, folder):
                 if any(map(run.is_needed, run.todo)):
                     run.measure()
             found, decided = run.judged()

@@ -17,11 +17,11 @@ from statistics import mean
 from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.app.loop import Attempt, StoredRun, missing
+from arbitrage_cli.app.loop import Attempt, StoredRun, missing, offering_to_resume
 from arbitrage_cli.app.manifest import problem_facts, resume, settings_of, with_grader, with_grown
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
-from arbitrage_cli.app.protocol import Display, RunProgress, offering_to_resume
+from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import Run, Spec, limits_of, make_spec
@@ -291,7 +291,7 @@ def run_bench(request: Request, selected: Selection, path: Path, options: BenchO
         open_session(request, display, folder.earlier) as session,
     ):
         run = BenchRun(session, selected, folder, samples=options.samples, timeout=options.timeout)
-        with offering_to_resume(display, lambda: run.how_to_resume):
+        with offering_to_resume(session, folder):
             if run.todo:
                 run.measure()
     return run

@@ -6,6 +6,7 @@ the problem is recorded as an error.
 
 import contextlib
 import itertools
+import shlex
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from arbitrage_cli.app.manifest import add_loaded, make_manifest, problem_facts, resume, with_fingerprint, with_grown
-from arbitrage_cli.app.options import resume_command
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress, Standing
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.app.spec import Run, Spec
-from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.errors import ArbitrageError, ProblemError
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
@@ -218,13 +219,6 @@ class StoredRun:
         return self._progress.now()
 
     @property
-    def how_to_resume(self) -> str:
-        """The number of stored attempts and the command to resume the run, or "" if no attempt is stored."""
-        num_safe = len({attempt.key for attempt in self.attempts} & self.folder.statuses.keys())
-        saved = f"{num_safe} of {len(self.attempts)} attempts are"
-        return how_to_resume(saved, self.folder, self.session.spec) if num_safe else ""
-
-    @property
     def num_errors(self) -> int:
         return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
 
@@ -261,6 +255,16 @@ def run_json(spec: Spec, folder: RunFolder, selected: Selection | None = None, *
     return resume(earlier, run, folder.shown) if earlier else run
 
 
-def how_to_resume(saved: str, folder: RunFolder, spec: Spec) -> str:
-    """Return a note on the stored results, and how to resume the run."""
-    return f"{saved} saved in {folder.shown}; to resume: {resume_command(spec.request.options.command)}"
+@contextlib.contextmanager
+def offering_to_resume(session: Session, folder: RunFolder | None) -> Iterator[None]:
+    """Show how to resume a run if it is interrupted for any reason."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ArbitrageError):  # a closed output stream is reported by its own error
+            session.display.close()  # first, because a second Ctrl-C would leave the cursor hidden
+            if folder and folder.statuses:
+                saved = formatting.count(len(folder.statuses), "result")
+                command = shlex.join(part for part in session.spec.request.options.command if part != "--fresh")
+                session.display.note(f"{saved} saved in {folder.shown}; to resume: {command}")
+        raise

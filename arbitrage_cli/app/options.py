@@ -1,6 +1,5 @@
 """The options of commands and calls, as plain records. The command line describes them in `cli.options`."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -102,10 +101,6 @@ def check(group: type, name: str, value: Any) -> Any:
         return TypeAdapter(get_type_hints(group, include_extras=True)[name]).validate_python(value, strict=True)
     except ValidationError as error:
         raise UsageError(f"{error.errors()[0]['msg']}, not {value!r:.60}", option=name) from error
-
-
-def resume_command(command: Sequence[str]) -> str:
-    return shlex.join(part for part in command if part != "--fresh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,11 @@ A display writes to standard error; only results go to standard output. A displa
 models or files.
 """
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import ServingEvent
@@ -109,16 +107,3 @@ class LogDisplay:
     def _ignore(self, *args: Any, **options: Any) -> None: ...
 
     loading = fetching = remind = begin = handle = end = result = close = _ignore
-
-
-@contextlib.contextmanager
-def offering_to_resume(display: Display, how: Callable[[], str]) -> Iterator[None]:
-    """Show how to resume a run if it is interrupted for any reason."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(ArbitrageError):  # a closed output stream is reported by its own error
-            display.close()  # first, because a second Ctrl-C would leave the cursor hidden
-            if note := how():
-                display.note(note)
-        raise

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.call import InOrder
-from arbitrage_cli.app.loop import Attempt, Loop, how_to_resume, run_json
+from arbitrage_cli.app.loop import Attempt, Loop, offering_to_resume, run_json
 from arbitrage_cli.app.manifest import add_loaded
 from arbitrage_cli.app.options import MAX_CONCURRENCY, InputOptions
 from arbitrage_cli.app.problem_source import InputLine, Problems
-from arbitrage_cli.app.protocol import Display, offering_to_resume
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job
-from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.runs.folder import RUN, RunFolder
 from arbitrage_cli.runs.records import SOLVE, tau_in_json
@@ -109,7 +108,7 @@ class Solutions(AbstractContextManager["Solutions"]):
                 session.load()
             if self._folder:
                 self._folder.save_run(add_loaded(manifest, session.models))
-            with offering_to_resume(self._display, lambda: self._how_to_resume(session.spec)):
+            with offering_to_resume(session, self._folder):
                 if num_known:
                     self._solve_with(session, shown)
                 else:
@@ -133,12 +132,6 @@ class Solutions(AbstractContextManager["Solutions"]):
 
     def row(self, attempt: Attempt, finished: Finished) -> SolutionRow:
         return SolutionRow.of(finished, self._run)
-
-    def _how_to_resume(self, spec: Spec) -> str:
-        """Return a note on how to resume, or "" without a file."""
-        if self._folder is None:
-            return ""
-        return how_to_resume(formatting.count(len(self._folder.statuses), "result"), self._folder, spec)
 
     def _unsolved(self) -> Iterator[Problem]:
         """Yield the problems without a result, then those that failed. Add other results and invalid lines in their places."""

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from arbitrage_cli.app.options import SOME_FAILED, CollectOptions, Options, ProblemOptions
-from arbitrage_cli.app.protocol import offering_to_resume
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, permitted, say, write_json
@@ -43,6 +42,7 @@ def collect(
       arbitrage collect --dataset builtin-dev -o runs/states
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
+    from arbitrage_cli.app.loop import offering_to_resume
     from arbitrage_cli.app.problem_source import default_folder, select_problems
     from arbitrage_cli.app.request import ask_to_collect
     from arbitrage_cli.app.session import open_session
@@ -60,7 +60,7 @@ def collect(
         folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
         session = stack.enter_context(open_session(request, display, folder.earlier, most=len(selected.items)))
         collection = Collection(session, selected, folder)
-        with offering_to_resume(display, lambda: collection.how_to_resume):
+        with offering_to_resume(session, folder):
             collection.run()
         display.close()
     name = shlex.quote(str(path))

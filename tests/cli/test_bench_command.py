@@ -406,7 +406,7 @@ def test_interrupt_restores_the_terminal_and_says_how_to_resume(here: Path, twic
         after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
         assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
         shown = flat(terminal.text)
-        assert f"{num_rows} of 299 attempts are saved in {here / 'run'}; to resume: arbitrage bench --pair scripted" in shown
+        assert f"{num_rows} results saved in {here / 'run'}; to resume: arbitrage bench --pair scripted" in shown
         assert shown.endswith("arbitrage: interrupted")
     assert run(*arguments, "--json", "--limit", "20").code == 0
     assert len(results(rows_of(here / "run"))) >= 20
