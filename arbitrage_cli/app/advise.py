@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.app.bench import BenchRun
@@ -47,7 +46,6 @@ from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.types import Finished
 
 MOST_PROBLEMS = 40
-SKIPS: Mapping[str, Any] = MappingProxyType({"skips_attempts": True})  # in run.json: no attempt is missing
 MAX_AGE, MIN_MINUTES = timedelta(hours=1), 1.0  # older token costs are measured again if there is time
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
 COSTS_TIME = 1 / 6  # share of the time for the measurement of token costs
@@ -173,10 +171,10 @@ class AdviceRun(BenchRun):
     the remaining problems. Policies that cannot be worthwhile are skipped.
     """
 
-    name, more_facts = "advise", SKIPS
+    name = "advise"
 
     def __init__(self, session: Session, selected: Selection, folder: RunFolder, ends: float, price: str | None) -> None:
-        super().__init__(session, selected, folder)
+        super().__init__(session, selected, folder, skips_attempts=True)  # no attempt is missing
         self.todo.sort(key=lambda attempt: not _is_first(attempt))
         self._ends, self._prices = ends, parse_prices(price) if price else None
         self._seconds, self._attempt_ends = self.seconds_left(), ends
@@ -206,7 +204,7 @@ class AdviceRun(BenchRun):
 
     def judged(self) -> tuple[dict[str, Any], Verdict]:
         """Return the figures and the verdict on the attempts so far."""
-        run = {**(self.folder.run or self.manifest), **self.more_facts}
+        run = {**self.manifest, **(self.folder.run or {}), "skips_attempts": True}
         found = figures(run, self.results, prices=self._prices)
         decided = verdict(found, expected_effects(run))
         if decided is None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
-from types import MappingProxyType
 from typing import Any
 
 from arbitrage_cli.app.loop import Attempt, StoredRun, missing, offering_to_resume
@@ -202,7 +201,6 @@ class BenchRun(StoredRun):
     """A benchmark, in which an attempt may take `timeout` seconds. `results` contains a result for each row in the folder."""
 
     name = BENCH
-    more_facts: Mapping[str, Any] = MappingProxyType({})  # for run.json
 
     def __init__(
         self,
@@ -212,6 +210,7 @@ class BenchRun(StoredRun):
         *,
         samples: int = 1,
         timeout: float | None = None,
+        **facts: Any,
     ) -> None:
         self.results: list[Result] = []
         self._timeout = timeout
@@ -221,7 +220,7 @@ class BenchRun(StoredRun):
         if router and (known := sum(router.card.known(item.problem.question for item in items))):
             which = f"{known} of these {len(items)} problems"
             warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
-        details = {"samples": samples, "warnings": warnings, "concurrency": concurrency, **self.more_facts}
+        details = {"samples": samples, "warnings": warnings, "concurrency": concurrency, **facts}
         super().__init__(session, selected, folder, attempts, **details)
 
     def count(self, row: AttemptRow) -> None:

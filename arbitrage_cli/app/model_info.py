@@ -46,23 +46,14 @@ def sources_of(name: str) -> list[str]:
     return [entry.source for entry in pair.entries.values() if entry.source != THINK] if pair else [name]
 
 
-def names_to_fetch(name: str, *, with_prm: bool) -> list[HubName]:
+def names_to_fetch(name: str) -> list[HubName]:
     """Return the Hub models that a pair or model name refers to. Raises UsageError if the name is unknown."""
-    pair, sources = user_pairs().named(name), sources_of(name)
-    if with_prm:
-        if not (pair and pair.prm):
-            raise UsageError(
-                f"pair '{name}' has no process reward model", "pull the reward model separately, by its own name"
-            )
-        sources.append(pair.prm)
+    sources = sources_of(name)
     for source in sources:
         if not (hub_name(source) or local_files(source)):
-            raise UsageError(f"'{source}' is not a pair, a file or a name on the Hub", how_to_name())
+            hint = "use a Hub model (user/repo:quant) or a pair: " + ", ".join(user_pairs())
+            raise UsageError(f"'{source}' is not a pair, a file or a name on the Hub", hint)
     return [wanted for source in sources if (wanted := hub_name(source))]
-
-
-def how_to_name() -> str:
-    return "use a Hub model (user/repo:quant) or a pair: " + ", ".join(user_pairs())
 
 
 def router_named(name: str) -> str | None:

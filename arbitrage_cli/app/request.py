@@ -42,8 +42,6 @@ from arbitrage_cli.routing.route import (
     resolve_tau,
 )
 from arbitrage_cli.routing.router import Router, load
-from arbitrage_cli.runs.folder import read_run_folder
-from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.system.files import read_text
 from arbitrage_cli.types import ModelRole
 
@@ -84,7 +82,9 @@ class NamedModels:
 
     @property
     def arguments(self) -> list[str]:
-        return arguments_for(self.pair, self.sources)
+        """The options that name the pair, or its models."""
+        named = {"pair": self.pair.name} if self.pair else self.writing
+        return [part for name, value in named.items() for part in (f"--{name}", value)]
 
     @property
     def writing(self) -> dict[ModelRole, str]:
@@ -97,12 +97,6 @@ class NamedModels:
         if option and any(policy.can_stop_early for policy in policies):
             raise UsageError("a draft on a server cannot be stopped early", "leave it out", option="early_stop")
         return False
-
-
-def arguments_for(pair: PairEntry | None, sources: Models) -> list[str]:
-    """Return the options that name a pair, or its models."""
-    named = {"pair": pair.name} if pair else {role: sources[role] for role in WRITING if role in sources}
-    return [part for name, value in named.items() for part in (f"--{name}", value)]
 
 
 def choose_models(options: Options, task: Task) -> NamedModels:
@@ -147,13 +141,6 @@ def _choose_pair(options: Options) -> PairEntry | None:
     if options.think_tokens != 0:
         return find_pair(pair.thinking_pair, pairs) if pair.thinking_pair else pair
     return next((other for other in pairs.values() if other.thinking_pair == pair.name), pair)
-
-
-def arguments_of_run(folder: Path) -> list[str]:
-    """Return the options that name the models of a collected run."""
-    recorded = read_run_folder(folder, COLLECT).run["models"]
-    models: Models = {role: facts["source"] for role, facts in recorded.items()}
-    return arguments_for(next((pair for pair in user_pairs().values() if _is_pair(pair, models)), None), models)
 
 
 def _default_router(pair: PairEntry | None, models: Models, task: Task) -> str | None:

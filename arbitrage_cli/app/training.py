@@ -17,7 +17,6 @@ from typing import Any
 from arbitrage_cli.app.loop import Attempt, Loop, StoredRun
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import RunProgress
-from arbitrage_cli.app.request import arguments_of_run
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow, single
 from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
@@ -182,7 +181,3 @@ def with_new_presets(source: str, runs: Sequence[Path], *, name: str, on_progres
     if known := sum(old.card.known(states.questions)):
         on_progress(f"excluded {known} of {len(states.questions)} problems, because the router was trained on them")
     return with_taus(old, states, name=name)
-
-
-def bench_command(run: Path, router: Path) -> list[str]:
-    return ["arbitrage", "bench", *arguments_of_run(run), "--dataset", "OTHERS.jsonl", "--router", str(router)]

@@ -93,8 +93,6 @@ def bench(
 def _conclusion(run: "BenchRun") -> str:
     folder = shlex.quote(str(run.folder.path))
     status = "" if run.todo else "nothing to do: "
-    num_others = len((run.folder.run or {}).get("ids", ())) - len({attempt.id for attempt in run.attempts})
-    others = f" and attempts at {formatting.count(num_others, 'other problem')}" if num_others else ""
     errors = f"; {formatting.count(run.num_errors, 'error')} (the same command retries)" if run.num_errors else ""
     attempts = formatting.count(len(run.attempts), "attempt")
-    return f"{status}{folder} has {attempts}{others}{errors}; to see every trace: arbitrage report {folder} -o report.html"
+    return f"{status}{folder} has {attempts}{errors}; to see every trace: arbitrage report {folder} -o report.html"

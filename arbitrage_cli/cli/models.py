@@ -59,11 +59,10 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
 
 
 @command(
-    prm=Option("Also download the pair's process reward model, which policies rsd and oracle need.", is_setting=False),
     dry_run=Option("Show the files and their sizes, but download nothing.", is_setting=False),
     offline=Option("Never contact the Hub."),
 )
-def pull(name: Name, *, prm: bool = False, dry_run: bool = False, offline: bool = False, output: OutputOptions) -> None:
+def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: OutputOptions) -> None:
     """Download the current files of a pair or a model from the Hugging Face Hub.
 
     An interrupted download starts from the beginning.
@@ -73,7 +72,7 @@ def pull(name: Name, *, prm: bool = False, dry_run: bool = False, offline: bool 
       arbitrage models pull qwen2.5-coder
       arbitrage models pull user/repo:Q4_K_M
     """
-    names = model_info.names_to_fetch(name, with_prm=prm)
+    names = model_info.names_to_fetch(name)
     if dry_run:
         _show_sizes(names, offline=offline)
         return

@@ -115,7 +115,7 @@ def train(
       arbitrage train runs/one runs/two -o both.safetensors
       arbitrage train --from router.safetensors runs/others -o mine.safetensors
     """
-    from arbitrage_cli.app.training import bench_command, check_destination, train_router, with_new_presets
+    from arbitrage_cli.app.training import check_destination, train_router, with_new_presets
     from arbitrage_cli.display.card import write_summary
     from arbitrage_cli.routing.router import save
 
@@ -142,4 +142,4 @@ def train(
     else:
         write_summary(router.card.to_json(), sys.stdout)
     report(f"wrote {output_file}: router {name}; to show its card: arbitrage models info {output_file}")
-    report(f"to measure it: {shlex.join(bench_command(runs[0], output_file))}")
+    report(f"to measure it: arbitrage bench --pair NAME --dataset OTHERS.jsonl --router {output_file}")
