@@ -105,7 +105,7 @@ def test_error_names_a_variable_or_a_flag_if_it_comes_from_there(tmp_path: Path)
     solving = ("solve", *MODELS, "5 + 6")
     assert_refused(run(*solving, env={"ARBITRAGE_POLICY": "best"}), 2, "ARBITRAGE_POLICY: ")
     assert_refused(run(*solving, env={"ARBITRAGE_MAX_STEPS": "high"}), 2, "ARBITRAGE_MAX_STEPS: ")
-    (tmp_path / "arbitrage.toml").write_text('policy = "best"\nconcurrency = "better"\n')
+    (tmp_path / "arbitrage.toml").write_text('policy = "best"\nsystem = "Add."\n')
     assert_refused(run(*solving, "--policy", "better", cwd=tmp_path), 2, "--policy: ")
 
 
