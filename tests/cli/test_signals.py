@@ -86,7 +86,7 @@ def test_signal_ends_a_run_after_a_whole_record(problems: str, number: int, code
         process.send_signal(number)
         rest, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == code
-    assert err.endswith(b"\narbitrage: interrupted\n")
+    assert err.endswith(b"arbitrage: interrupted\n")
     ids = [int(json.loads(line)["id"]) for line in (first + rest).splitlines()]
     assert ids == sorted(set(ids))
     assert 3 <= len(ids) < 3000
