@@ -124,7 +124,7 @@ def test_flag_that_no_policy_of_a_benchmark_uses_is_refused(policy: str, given: 
         ask_to_compare(replace(asked, policy=f"{policy},oracle,entropy"), MATH, "rollout")
 
 
-@pytest.mark.parametrize(("reward", "given"), [("rollout", "router"), ("rollout", "prm"), ("prm", "rollouts")])
+@pytest.mark.parametrize(("reward", "given"), [("rollout", "router"), ("rollout", "prm")])
 def test_flag_that_collect_does_not_use_is_refused(reward: RewardSource, given: str) -> None:
     with pytest.raises(UsageError) as raised:
         ask_to_collect(options(given, models=Options()), MATH, CollectOptions(reward))
