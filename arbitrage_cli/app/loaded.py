@@ -12,7 +12,7 @@ from arbitrage_cli.inference.kv_cache import Cache, RetainedIds, chat_prompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Writer
 from arbitrage_cli.inference.servers.dialects import Chat
-from arbitrage_cli.inference.servers.model import ServedModel, describe, facts_about
+from arbitrage_cli.inference.servers.model import ServedModel
 from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
 from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -111,10 +111,10 @@ class RemoteModel:
         return self._model.prompt(style)
 
     def describe(self) -> str:
-        return describe(self._model)
+        return self._model.description
 
     def served_facts(self) -> Mapping[str, Any] | None:
-        return facts_about(self._model)
+        return self._model.facts
 
 
 Model = LocalModel | RemoteModel

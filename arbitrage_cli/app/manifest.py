@@ -160,7 +160,7 @@ def add_loaded(run: Run, models: Mapping[ModelRole, Model]) -> Run:
 def _check_served(role: ModelRole, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
     if before is None or now is None:
         return
-    for name in ("model", "log_probabilities", "context_size"):
+    for name in now:
         if before[name] != now[name]:
             raise UsageError(
                 f"{role} server: {name} changed from {before[name]} to {now[name]} since this run began",

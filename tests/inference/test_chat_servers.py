@@ -15,7 +15,7 @@ from arbitrage_cli.errors import ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.dialects import Chat
-from arbitrage_cli.inference.servers.model import ServedModel, facts_about, open_served
+from arbitrage_cli.inference.servers.model import ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ChatWriter
 from arbitrage_cli.types import Decision, Event, Finished, Limits, Problem, Step, Trace
 
@@ -62,7 +62,7 @@ def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(host: str, conc
     with opened(host) as model:
         found = solve({**here(concurrency), "target": writer(model)}, problems, "entropy", 1.0, concurrency=concurrency)
     assert texts(found) == texts(expected)
-    assert facts_about(model)["continues"] == f"chat messages ({APIS[host].continues})"
+    assert model.dialect.continues == f"chat messages ({APIS[host].continues})"
 
 
 @pytest.mark.parametrize("api", APIS.values(), ids=APIS)
@@ -137,7 +137,7 @@ def test_fields_that_are_rejected_only_while_sampling_are_omitted() -> None:
 def test_the_convention_of_a_pair_replaces_that_of_the_api() -> None:
     server, base = ChatServer(Api("partial")), "https://api.mistral.ai/v1"
     with opened_model(server, template=None, base=base, continuation="partial") as model:
-        assert facts_about(model)["continues"] == "chat messages (partial)"
+        assert model.dialect.continues == "chat messages (partial)"
     assert len(server.bodies) == 3
 
 

@@ -129,6 +129,22 @@ class ServedModel:
     def name(self) -> str:
         return self.card.name
 
+    @property
+    def description(self) -> str:
+        return (
+            f"{self.name} ({self.card.description} at {self.server.name}; context {self.card.context_size}, prompt format "
+            f"{self.dialect.continues}, {self.num_alternatives or 'no'} log-probabilities per token)"
+        )
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What must not change while a run is resumed, by field of run.json."""
+        return {
+            "model": self.name,
+            "context_size": self.card.context_size,
+            "log_probabilities": self.num_alternatives,
+        }
+
     def prompt(self, style: PromptStyle) -> ChatPrompt:
         template = self.source.template or (None if self.dialect.is_plain else self._render)
         return ChatPrompt(template, None, (), style, self.source.template_variables)
@@ -238,28 +254,8 @@ def open_served(
             model = connection.run(_tested(model, segments))
     except ProblemError as error:
         raise ServerError(error.message, WITHOUT_REASON if UNEXPLAINED.search(error.message) else error.hint) from error
-    log.info("%s", describe(model))
+    log.info("%s", model.description)
     return model
-
-
-def facts_about(model: ServedModel) -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "server": model.card.description,
-        "host": model.server.name,
-        "context_size": model.card.context_size,
-        "continues": model.dialect.continues,
-        "log_probabilities": model.num_alternatives,
-        "has_template": not isinstance(model.dialect, Chat),
-    }
-
-
-def describe(model: ServedModel) -> str:
-    facts = facts_about(model)
-    return (
-        f"{model.name} ({facts['server']} at {facts['host']}; context {facts['context_size']}, "
-        f"prompt format {facts['continues']}, {model.num_alternatives or 'no'} log-probabilities per token)"
-    )
 
 
 async def _find(server: Server, source: ServedSource) -> ServedModel:
