@@ -596,10 +596,11 @@ def test_a_model_is_chosen_by_name_or_is_the_only_one() -> None:
         assert model.name == "two"
 
 
-def test_a_server_that_does_not_stream_is_reported_as_such() -> None:
-    server = HashServer()
-    server.faults = lambda: Answer([{"choices": [{"text": "a", "finish_reason": "stop"}]}])
-    with pytest.raises(ServerError, match="does not stream"), opened_model(server):
+def test_a_server_that_does_not_stream_is_reported_as_such_without_the_key() -> None:
+    server = HashServer(key="sk-secret")
+    repeated = {"Content-Type": "text/sk-secret"}
+    server.faults = lambda: Answer([{"choices": [{"text": "a", "finish_reason": "stop"}]}], headers=repeated)
+    with pytest.raises(ServerError, match=r"does not stream .* text/\*\*\*"), opened_model(server, key="sk-secret"):
         pass
 
 

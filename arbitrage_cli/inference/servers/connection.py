@@ -166,7 +166,7 @@ class Server:
         size = 0
         async with self._sent(path, body, topic) as response:
             if (kind := response.headers.get("Content-Type", "nothing").partition(";")[0]) != "text/event-stream":
-                raise ServerRequestError(f"{self.name} does not stream its responses (it sent {kind})")
+                raise ServerRequestError(f"{self.name} does not stream its responses (it sent {self.shown(kind)})")
             async with aclosing(aiter(httpx2.EventSource(response))) as events:  # type: ignore[type-var]
                 async for event in events:
                     size += len(event.data)
