@@ -14,7 +14,7 @@ from writing import PROBLEM, foreign, make_engine, write
 
 from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TimedOutError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats
+from arbitrage_cli.inference.backend import Deadline, Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
@@ -25,16 +25,12 @@ from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace
 
 STEPS = ("ab cd.\n\n", "ef.\n\n", "gh ij kl.\n\n")
-ANSWERS = [ord(text) for text in "+-0123456789"]
+ANSWERS = [ord("+"), ord("-")]
 CONFIDENCE = 30.0
 
 
-def prm(backend: Backend, style: PrmStyle = "turns", **options: Any) -> PrmRater:
-    return PrmRater(backend, style, **options)
-
-
 class Opinionated(HashBackend):
-    """A model whose logits of signs and digits are a hash of its cache. Other tokens are improbable."""
+    """A model whose logits of both signs are a hash of its cache. Other tokens are improbable."""
 
     def _compute(self, sequence: int) -> Floats:
         logits = super()._compute(sequence)
@@ -49,15 +45,15 @@ class StaleOpinion(Opinionated, StaleBackend):
 
 
 class Constant(HashBackend):
-    """A model that gives signs and digits these logits. A logit of -20 is far below those of letters."""
+    """A model that gives both signs this logit. A logit of -20 is far below those of letters."""
 
-    def __init__(self, *values: float) -> None:
+    def __init__(self, value: float) -> None:
         super().__init__()
-        self.values: Sequence[float] = values
+        self.value = value
 
     def _compute(self, sequence: int) -> Floats:
         logits = super()._compute(sequence)
-        logits[ANSWERS[: len(self.values)] if len(self.values) > 1 else ANSWERS] = self.values
+        logits[ANSWERS] = self.value
         return logits
 
 
@@ -123,7 +119,7 @@ def expected_reward(steps: Sequence[str]) -> float:
 
 def test_the_reward_is_the_share_of_plus_after_the_step() -> None:
     """The question and the first step are one turn, and each earlier step is answered with a plus, as in RLHFlow's models."""
-    rater = opened(prm(Opinionated()))
+    rater = opened(PrmRater(Opinionated()))
     for number in range(len(STEPS)):
         (reward,) = score_one(rater, trace_of(*STEPS[:number]), STEPS[number])
         assert reward == pytest.approx(expected_reward(STEPS[: number + 1]))
@@ -132,7 +128,7 @@ def test_the_reward_is_the_share_of_plus_after_the_step() -> None:
 
 def test_style_steps_reads_the_solution_as_it_is() -> None:
     backend = Opinionated()
-    rater = opened(prm(backend, "steps"))
+    rater = opened(PrmRater(backend, "steps"))
     user, assistant, _ = backend.tokenizer.control_tokens.values()
     for last in ("ef.\n\n", "ef.", "ef.\n"):
         score_one(rater, trace_of(STEPS[0]), last)
@@ -141,15 +137,15 @@ def test_style_steps_reads_the_solution_as_it_is() -> None:
 
 
 def test_what_was_scored_before_does_not_matter() -> None:
-    rater = opened(prm(Opinionated()))
+    rater = opened(PrmRater(Opinionated()))
     for number, text in [(2, "ab.\n\n"), (0, "cd.\n\n"), (2, "abc.\n\n"), (1, STEPS[1]), (2, "a.\n\n"), (2, STEPS[2])]:
         trace = trace_of(*STEPS[:number])
-        assert score_one(rater, trace, text) == score_one(opened(prm(Opinionated())), trace, text)
+        assert score_one(rater, trace, text) == score_one(opened(PrmRater(Opinionated())), trace, text)
 
 
 def test_a_stale_cache_would_be_noticed() -> None:
     """The test above can fail, because a backend that keeps a token too many gives other rewards."""
-    first, second = score_one(opened(prm(StaleOpinion())), trace_of(STEPS[0]), "ab.\n\n", "cd.\n\n")
+    first, second = score_one(opened(PrmRater(StaleOpinion())), trace_of(STEPS[0]), "ab.\n\n", "cd.\n\n")
     assert first == pytest.approx(expected_reward([STEPS[0], "ab.\n\n"]))
     assert second != pytest.approx(expected_reward([STEPS[0], "cd.\n\n"]))
 
@@ -160,18 +156,18 @@ def test_many_problems_at_once_are_scored_as_one() -> None:
         slot: RateSteps(trace_of("ab.\n\n", problem=problems[slot]), (foreign("c.\n\n"), foreign("d.\n\n")))
         for slot in (2, 0, 1)
     }
-    rater = prm(Opinionated(num_sequences=3))
+    rater = PrmRater(Opinionated(num_sequences=3))
     for slot, problem in enumerate(problems):
         rater.open(slot, problem)
     found = score(rater, requests)
-    alone = [score(opened(prm(Opinionated()), problems[slot]), {0: requests[slot]})[0] for slot in range(len(problems))]
+    alone = [score(opened(PrmRater(Opinionated()), problems[slot]), {0: requests[slot]})[0] for slot in range(len(problems))]
     assert [found[slot].rewards for slot in range(3)] == [update.rewards for update in alone]
     assert sum(update.cost.decode_tokens for update in found.values()) == 6
     assert sum(r.cost.prefill_tokens for r in found.values()) == sum(r.cost.prefill_tokens for r in alone)
 
 
 def test_the_cost_of_scoring_is_counted() -> None:
-    rater = opened(prm(Opinionated(), clock=ticking_clock()))
+    rater = opened(PrmRater(Opinionated(), clock=ticking_clock()))
     first, second = (
         score(rater, {0: RateSteps(trace_of(*STEPS[:number]), (foreign(STEPS[number]),))})[0] for number in (0, 1)
     )
@@ -187,20 +183,20 @@ def test_a_model_without_the_signs_cannot_score() -> None:
     backend = HashBackend()
     backend.tokenizer = Doubling((), CONTROLS)
     with pytest.raises(ModelUnsupportedError, match=r"'\+'"):
-        prm(backend)
+        PrmRater(backend)
 
 
 @pytest.mark.parametrize("style", ["turns", "steps"])
 def test_a_model_that_says_something_else_cannot_score(style: PrmStyle) -> None:
     with pytest.raises(ModelUnsupportedError) as caught:
-        prm(Constant(-20.0), style).check()
+        PrmRater(Constant(-20.0), style).check()
     assert "--prm" in caught.value.hint
-    prm(Constant(8.0), style).check()
+    PrmRater(Constant(8.0), style).check()
 
 
 def test_what_is_no_number_is_no_reward() -> None:
     with pytest.raises(ComputeError, match="NaN"):
-        score_one(opened(prm(Constant(math.nan))), trace_of(), STEPS[0])
+        score_one(opened(PrmRater(Constant(math.nan))), trace_of(), STEPS[0])
 
 
 # --- in the scheduler
@@ -228,7 +224,7 @@ def finished(events: Iterable[Event]) -> dict[str, Finished]:
 
 
 def test_a_full_context_ends_one_problem_only() -> None:
-    rater = prm(Opinionated(num_sequences=2, context_size=256))
+    rater = PrmRater(Opinionated(num_sequences=2, context_size=256))
     ended = finished(run("rsd", [Problem("long", "x" * 300), PROBLEM], rater))
     assert isinstance(ended["long"].error, ContextFullError)
     assert ended["p"].error is None
@@ -242,7 +238,7 @@ def test_a_deadline_ends_one_problem_only() -> None:
                 raise deadline.error
             return super().decode(*batch)
 
-    rater = prm(Slow(num_sequences=2))
+    rater = PrmRater(Slow(num_sequences=2))
     rater.open(0, PROBLEM, Deadline(0.0, 3.0))
     rater.open(1, PROBLEM)
     for slot in (0, 1):
