@@ -32,21 +32,20 @@ def write(*pieces: bytes, end: StepEnd = BLANK_LINE) -> tuple[str, int | None]:
         ([b"one\n", b" \n", b"two"], "one\n \ntwo", None),
         ([b"one\r\n\r\n", b"two"], "one\r\n\r\ntwo", None),
         ([], "", None),
+        ([b"\n", b"\n", b"x", b"\n", b"\n"], "\n\nx\n\n", 5),
+        ([b" ", b"\n\n", b"\t", b"x\n\n"], " \n\n\tx\n\n", 4),
+        ([b"\n\n\n\n", b"", b"x", b"\n\n"], "\n\n\n\nx\n\n", 4),
     ],
     ids=[
         "a token of its own", "two tokens", "merged with what is before", "what a token carries past it stays",
-        "several at once", "single line feeds", "a blank line with a space", "carriage returns", "nothing",
+        "several at once", "single line feeds", "a blank line with a space", "carriage returns", "nothing", "blank lines first",
+        "white space first", "many blank lines first",
     ],
 )  # fmt: skip
-def test_a_step_ends_at_the_first_blank_line(pieces: list[bytes], text: str, ended_after: int | None) -> None:
+def test_a_step_ends_at_the_first_blank_line_after_visible_text(
+    pieces: list[bytes], text: str, ended_after: int | None
+) -> None:
     assert write(*pieces) == (text, ended_after)
-
-
-@pytest.mark.parametrize("blank", [[b"\n\n"], [b"\n", b"\n"], [b"\n\n\n\n"], [b" ", b"\n\n", b"\t"], [b"", b"\n\n"]])
-def test_blank_lines_before_anything_visible_do_not_end_a_step(blank: list[bytes]) -> None:
-    text, ended_after = write(*blank, b"x", b"\n", b"\n")
-    assert text == b"".join(blank).decode() + "x\n\n"
-    assert ended_after == len(blank) + 3
 
 
 def test_split_characters_appear_when_complete() -> None:
