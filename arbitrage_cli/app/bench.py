@@ -70,7 +70,8 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
 class Bench:
     """Makes attempts, up to `concurrency` at a time.
 
-    Sample k uses the seed `seed + k`. `seconds_for` returns the time limit of the next attempt, or None. `scorers` and `raters` are those of the policies, by name. `timer` measures the time spent on scores and in the program itself.
+    Sample k uses the seed `seed + k`. `seconds_for` returns the time limit of the next attempt, or None. `scorers` and
+    `raters` are those of the policies, by name. `timer` measures the time spent on scores and in the program itself.
     """
 
     writers_for: WritersFor

@@ -113,8 +113,9 @@ class Solution:
     """A solved problem.
 
     `answer` is the final answer, or None if the text contains no answer. `text` excludes `thinking`. `steps` contains one
-    decision per step. `check` is the comparison of answers by policy `agree`. `seconds` is model time. `stop` is the reason why the solution ended. `error` is set if the problem
-    failed in `solve_many`; `steps` and `text` then contain the unfinished solution.
+    decision per step. `check` is the comparison of answers by policy `agree`. `seconds` is model time. `stop` is the reason
+    why the solution ended. `error` is set if the problem failed in `solve_many`; `steps` and `text` then contain the
+    unfinished solution.
     """
 
     problem: Problem

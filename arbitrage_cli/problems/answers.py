@@ -115,7 +115,10 @@ MAX_LENGTH = 1000  # characters; longer answers are compared as plain text
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Whether two answers are equal, and the rule that decided it. If `is_equal` is None, computer algebra must compare `gold` and `answer`."""
+    """Whether two answers are equal, and the rule that decided it.
+
+    If `is_equal` is None, computer algebra must compare `gold` and `answer`.
+    """
 
     is_equal: bool | None
     rule: str

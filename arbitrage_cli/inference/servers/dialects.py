@@ -17,7 +17,10 @@ from arbitrage_cli.inference.step_text import BLANK_LINE
 Json = dict[str, Any]
 
 OPTIONAL = ("max_tokens", "top_p", "seed", "stream_options", "stop", "temperature", "thinking", "enable_thinking")
-"""Fields that some APIs reject, in the order in which they are omitted. Instead of `max_tokens`, these APIs accept `max_completion_tokens`."""
+"""Fields that some APIs reject, in the order in which they are omitted.
+
+Instead of `max_tokens`, these APIs accept `max_completion_tokens`.
+"""
 
 CONTINUATIONS: Mapping[str, tuple[Json, Json]] = {
     "trailing": ({}, {}),
