@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from arbitrage_cli.display.text import Line, show
+from arbitrage_cli.system.signals import noted_signals
 
 REDRAW_SECONDS = 0.08
 FALLBACK_SIZE = 80, 24
@@ -26,6 +27,10 @@ class LiveScreen:
         self._live: Live | None = None
 
     def draw(self, lines: Sequence[Line], region: Sequence[Line]) -> None:
+        with noted_signals():  # if a signal interrupts Rich, its console may show nothing more
+            self._draw(lines, region)
+
+    def _draw(self, lines: Sequence[Line], region: Sequence[Line]) -> None:
         self._console.size = self._size
         rows = self._region_rows(region)
         if self._live and not rows:
