@@ -1,4 +1,4 @@
-"""Measures, checks and removes the unit costs of models for commands."""
+"""Downloads the models of a command, and measures and checks their unit costs."""
 
 from collections.abc import Mapping
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Describes pairs, model files, served models and routers as JSON, and proposes pairs of the models on this machine."""
+"""Describes pairs, model files and routers as JSON, and proposes pairs of the models on this machine."""
 
 import contextlib
 import math

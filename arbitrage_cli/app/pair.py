@@ -1,7 +1,7 @@
 """The Python API: `open_pair` loads a draft and a target, and returns a `Pair` that solves problems.
 
 Options in settings files and environment variables are ignored; only the user's named pairs are read. Nothing is printed:
-warnings about models go to the logger `arbitrage`.
+warnings about models go to the logger `arbitrage`. The conversations of the API and of `arbitrage chat` share this module.
 """
 
 import contextlib

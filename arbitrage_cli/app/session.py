@@ -270,7 +270,7 @@ class Session:
 
     def _warn_of_another_pair(self) -> None:
         router = self.spec.deciding_router
-        if router is None or self.spec.available_router.is_universal:  # `warnings_about` covers a universal router
+        if router is None or self.spec.available_router.is_universal:  # `app.spec` warns of a universal router
             return
         loaded = {role: self.models[role].card.name for role in ("draft", "target") if role in self.models}
         if not any(all(pair[role]["name"] == name for role, name in loaded.items()) for pair in router.card.pairs):

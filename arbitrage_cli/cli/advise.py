@@ -3,6 +3,7 @@
 import shlex
 import sys
 
+from arbitrage_cli.app.model_info import found_models, propose_pairs
 from arbitrage_cli.app.options import SOME_FAILED, AdviceOptions, Options
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import SHARED, Option
@@ -71,7 +72,6 @@ def advise(
 
 def _propose(options: Options, *, as_json: bool) -> bool:
     """Show commands that test pairs of the models on this machine. Return whether there are such pairs."""
-    from arbitrage_cli.app.model_info import found_models, propose_pairs  # slow to import
     from arbitrage_cli.display.advice import write_proposals
 
     pairs = propose_pairs(found_models(), total_memory())

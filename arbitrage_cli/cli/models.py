@@ -38,8 +38,6 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
 
     Such a model can be used by its name, for example with --draft.
     """
-    from arbitrage_cli.app.model_info import found_models  # slow to import
-
     for error in user_pairs().broken.values():
         typer.echo(f"{one_line(error.message)}\n  {error.hint}", err=True)
     for pair in user_pairs().values():
@@ -50,7 +48,7 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
         else:
             title = wrapped(facts.pair_title(pair), width_of(sys.stdout))
             typer.echo("\n".join([*title, *map(facts.pair_line, models)]))
-    found = list(found_models())
+    found = list(model_info.found_models())
     if json_line:
         for model in found:
             write_json(model)

@@ -117,10 +117,7 @@ def _check_name(page: Path) -> None:
 
 
 def _write_page(path: Path, contents: "Contents", options: FigureOptions) -> None:
-    from arbitrage_cli.display.page import (
-        TracePacker,
-        render,  # Jinja is slow to import
-    )
+    from arbitrage_cli.display.page import TracePacker, render  # Jinja is slow to import
     from arbitrage_cli.runs.results import Result
 
     packer = TracePacker()

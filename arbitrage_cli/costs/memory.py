@@ -21,13 +21,13 @@ from arbitrage_cli.model_files.pairs import is_gguf, is_served, local_files
 from arbitrage_cli.system.machine import available_memory, gpu_shares_memory, total_memory
 from arbitrage_cli.types import ModelRole
 
-MOST = 1024  # if all models are on servers
+MOST = 1024  # if a model is on a server
 MOST_HERE = 64  # more gain nothing, and each needs sequences of every model
 GIB = 2**30
 SMALLER = "use a smaller --ctx, a smaller --kv-type, or smaller models"
 FEWER_LAYERS = f"use fewer --gpu-layers, or {SMALLER}"
 
-log = logging.getLogger("arbitrage.capacity")
+log = logging.getLogger("arbitrage.memory")
 
 
 @dataclass(frozen=True, slots=True)

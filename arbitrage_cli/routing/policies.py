@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, takewhile
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from arbitrage_cli.arbitrage import (
     Flow,
@@ -30,7 +30,10 @@ from arbitrage_cli.arbitrage import (
 )
 from arbitrage_cli.errors import unknown
 from arbitrage_cli.routing.equations import check_equations
-from arbitrage_cli.types import THINK_TOKENS, Decision, Grade, Limits, ModelRole, Step, Trace
+from arbitrage_cli.types import THINK_TOKENS, Decision, Limits, ModelRole, Step, Trace
+
+if TYPE_CHECKING:
+    from arbitrage_cli.problems.tasks import Grader
 
 PolicyKind = Literal["single", "routed", "oracle", "checked"]
 """`single`: one model writes every step. `routed`: the score of a drafted step is compared with tau. `oracle`: both models write
@@ -173,17 +176,11 @@ Thinking = Literal["on", "off", "other"]
 """Whether the checker thinks. `other`: if and only if the draft does not."""
 
 
-class Grader(Protocol):
-    """Finds the answer of a solution, and compares it with another answer."""
-
-    def grade(self, text: str, gold: Mapping[str, str]) -> Grade: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Checker:
     """The settings of the checker. `order` is the order in which the two models solve a problem, unless they write at once."""
 
-    grader: Grader
+    grader: "Grader"
     thinking: Thinking = "off"
     order: Sequence[ModelRole] = ("draft", "check")
     at_once: bool = False

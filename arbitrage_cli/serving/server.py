@@ -1,6 +1,6 @@
 """An HTTP server with OpenAI's endpoints, which checks API keys and limits requests.
 
-HTTP and signals are handled in the main thread, the models run in a second thread.
+HTTP and signals are handled in the main thread, and the models run in a second thread.
 """
 
 import asyncio

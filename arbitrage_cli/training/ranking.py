@@ -35,7 +35,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """Whether the target improves each state, and the index of the state's problem. Only `selection_score` uses `weight`."""
+    """Whether the target improves each state, and the index of the state's problem. Only selection scores use `weight`."""
 
     is_better: NDArray[np.bool_]
     problem: NDArray[np.int64]
