@@ -6,12 +6,13 @@ All records are frozen except `Trace`, to which flows append decisions.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal
+from typing import Literal, get_args
 
 from arbitrage_cli.errors import ArbitrageError
 
 ModelRole = Literal["draft", "target", "prm", "check"]
 """The role of a model. `check` is the checker, which solves a problem beside the draft in policy `agree`."""
+ROLES: tuple[ModelRole, ...] = get_args(ModelRole)
 
 Phase = Literal["think", "answer"]
 

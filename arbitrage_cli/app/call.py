@@ -163,7 +163,7 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Text that a model has just written. The text of a drafted step is discarded if the next `Decision` escalates the step."""
+    """Text that a model has just written. A drafted step's text is discarded if the next `Decision` escalates the step."""
 
     model: ModelRole
     phase: Phase

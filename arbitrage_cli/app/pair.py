@@ -116,8 +116,8 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         """Compare policies on sample questions until a policy is clearly best or the time limit is reached.
 
         A question may be a mapping with a reference answer: `{"question": "...", "answer": "36"}`. The models are freed
-        during the measurement and reloaded by the next call. Raises UsageError if a question is invalid; ModelError or ServerError
-        if a model cannot be used.
+        during the measurement and reloaded by the next call. Raises UsageError if a question is invalid; ModelError or
+        ServerError if a model cannot be used.
         """
         from arbitrage_cli.app.advise import advise_on  # slow to import
 

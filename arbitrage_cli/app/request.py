@@ -43,14 +43,13 @@ from arbitrage_cli.routing.route import (
 )
 from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.system.files import read_text
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ROLES, ModelRole
 
 MAX_TEMPLATE_BYTES = 1 << 20
 BUILT_IN = "the built-in models only solve school arithmetic; see arbitrage models list"
 _NUMBER, _ARITHMETIC = re.compile(r"\d"), re.compile(r"\d\D+\d|\bhow (many|much)\b|\bconvert\b", re.IGNORECASE)
 
 Models = Mapping[ModelRole, str]
-ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm", "check")
 WRITING = ROLES[:2]
 
 

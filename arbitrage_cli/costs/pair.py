@@ -9,13 +9,12 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.speculation import speculative_pace
 from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Z
-from arbitrage_cli.types import Cost, Finished, ModelRole
+from arbitrage_cli.types import ROLES, Cost, Finished, ModelRole
 
 MATCH_RATE = 0.8  # assumed share of draft tokens that the target keeps
 TOKEN_SECONDS = 3e-5  # Python's time per token, which matters for tiny models only: EPYC, built-in pair
 
 EXAMPLE = "dollars per million prompt tokens, cached prompt tokens (optional) and completion tokens: target=0.60/0.15/2.40"
-ROLES: tuple[ModelRole, ...] = ("draft", "target", "prm", "check")
 NUMBER = r"\d{1,9}(\.\d{1,9})?"
 
 

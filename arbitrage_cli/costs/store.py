@@ -1,7 +1,7 @@
-"""Keeps the measured unit costs of models, and the last advice on each pair, in a file. Chooses each model's number of threads.
+"""Keeps the measured unit costs of models, and the last advice on each pair, in a file. Chooses the number of threads.
 
-The file is a cache: what cannot be read is ignored, and measured again. A measurement is valid for one machine, one model and
-one set of loading options. The file may contain measurements from several machines, because home folders may be shared.
+The file is a cache: what cannot be read is ignored, and measured again. A measurement is valid for one machine, one model
+and one set of loading options. The file may contain measurements from several machines, because home folders may be shared.
 """
 
 import errno

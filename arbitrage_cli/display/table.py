@@ -158,23 +158,23 @@ DEFINITIONS: Mapping[str, str] = {
     f"the accuracy is unknown. Interval: 95%, Wilson, {_EFFECTIVE}.",
     "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
     f"Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
-    "outcomes": "Attempts that were unscored, that failed, that were not attempted, or that were cut: they reached a limit (max-tokens, "
-    "max-steps, ctx) before the solution was complete. Cut solutions are graded, too.",
-    "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and scores) "
-    "times the unit costs measured in the run. A step that took less than half or more than twice the usual time of such steps "
-    "counts as a usual step. "
-    "The time of models without measured unit costs, such as models on servers, is measured.",
-    "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both finished; "
-    f"above 1 is faster. {_WITH_COST_ERROR}",
-    "measured_seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
-    "measured_speedup": "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that both "
+    "outcomes": "Attempts that were unscored, that failed, that were not attempted, or that were cut: they reached a limit "
+    "(max-tokens, max-steps, ctx) before the solution was complete. Cut solutions are graded, too.",
+    "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and "
+    "scores) times the unit costs measured in the run. A step that took less than half or more than twice the usual time of "
+    "such steps counts as a usual step. The time of models without measured unit costs, such as models on servers, is "
+    "measured.",
+    "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both "
     f"finished; above 1 is faster. {_WITH_COST_ERROR}",
+    "measured_seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
+    "measured_speedup": "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that "
+    f"both finished; above 1 is faster. {_WITH_COST_ERROR}",
     "acceptance_rate": "Accepted steps / drafted steps.",
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
     "target_call_rate": "Target steps, including discarded steps / kept steps.",
-    "called_rate": "Finished attempts in which the target solved the problem, because the answers of draft and checker differ / "
-    "finished attempts.",
-    "wasted_draft_tokens": "Tokens in discarded drafted steps of finished attempts. Excludes tokens drafted for speculation.",
+    "called_rate": "Finished attempts in which the target solved the problem, because the answers of draft and checker "
+    "differ / finished attempts.",
+    "wasted_draft_tokens": "Tokens in discarded drafted steps of finished attempts, without tokens drafted for speculation.",
     "thinking_tokens_mean": "Thinking tokens in kept steps / finished attempts.",
     "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
     "target_tokens_per_second": "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
@@ -183,10 +183,10 @@ DEFINITIONS: Mapping[str, str] = {
     f"{_OVER_PROBLEMS}",
     "time": "Wall-clock seconds of the finished attempts, by activity. `rest` is the time of all other activities.",
     "by_level": "Accuracy on the planned problems of one level, with the number of correct answers and attempts.",
-    "compared_accuracy": "(Correct answers in the second run - correct answers in the first run) / attempts made in both, in "
-    f"percentage points. Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
-    "mcnemar_p": "Exact two-sided McNemar test: among the attempts that only one run solved, the probability of a split at least "
-    "as uneven as this one if both runs are equally good.",
+    "compared_accuracy": "(Correct answers in the second run - correct answers in the first run) / attempts made in both, "
+    f"in percentage points. Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
+    "mcnemar_p": "Exact two-sided McNemar test: among the attempts that only one run solved, the probability of a split at "
+    "least as uneven as this one if both runs are equally good.",
     "seconds_ratio": "Computed seconds of the first run / computed seconds of the second run, over the attempts that both "
     f"finished; above 1, the second run is faster. {_OVER_PROBLEMS} It includes the errors of both runs' unit costs.",
 }

@@ -270,7 +270,10 @@ class Layouts:
             return ""
 
     def _make(self, roles: Sequence[MessageRole], has_instructions: bool, thinks: bool | None = None) -> Layout:
-        """Render placeholders. If `thinks` is None, the template's default applies. Raises TemplateError if rendering fails."""
+        """Render placeholders. If `thinks` is None, the template's default applies.
+
+        Raises TemplateError if rendering fails.
+        """
         variables = {} if thinks is None else dict.fromkeys(THINKING_VARIABLES, thinks)
         slots = [_placeholder(f"message {index}") for index in range(len(roles))]
         system = _placeholder("instructions") if has_instructions else ""

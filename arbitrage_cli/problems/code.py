@@ -203,7 +203,10 @@ def _environment() -> dict[str, str]:
 
 
 def _read_outcome(output: bytes, secret: str) -> Outcome | None:
-    """Parse the last line of output. Only the secret proves that the tests passed, because the program can write any other line."""
+    """Parse the last line of output.
+
+    Only the secret proves that the tests passed, because the program can write any other line.
+    """
     try:
         line = json.loads(output.rpartition(b"\n")[2])
     except (ValueError, RecursionError):

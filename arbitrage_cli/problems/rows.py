@@ -140,8 +140,8 @@ def read_problems(
 ) -> Iterator[Problem | BadLine]:
     """Yield a problem for each non-blank line of UTF-8 text.
 
-    The input is treated as JSONL if its first non-blank line begins like a JSON object, or if `mapping` overrides the names in
-    FIELDS. The default id is the line number. `on_gap` is called if there are blank lines between lines of plain text.
+    The input is treated as JSONL if its first non-blank line begins like a JSON object, or if `mapping` overrides the names
+    in FIELDS. The default id is the line number. `on_gap` is called if there are blank lines between lines of plain text.
     """
     is_json = True if mapping else None
 

@@ -178,7 +178,7 @@ Thinking = Literal["on", "off", "other"]
 
 @dataclass(frozen=True, slots=True)
 class Checker:
-    """The settings of the checker. `order` is the order in which the two models solve a problem, unless they write at once."""
+    """The settings of the checker. The two models solve a problem in this `order`, unless they write at once."""
 
     grader: "Grader"
     thinking: Thinking = "off"

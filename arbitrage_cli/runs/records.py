@@ -1,4 +1,4 @@
-"""Describes runs and attempts: the settings that displays show, the keys of rows, why an attempt failed, and totals of work."""
+"""Describes runs and attempts: settings that displays show, the keys of rows, the reasons of failures, and totals of work."""
 
 import json
 import math

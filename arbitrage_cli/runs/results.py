@@ -27,10 +27,10 @@ SampleKey = tuple[str, int]  # problem ID and sample index, which all policies s
 class Result:
     """The fields of a row that are used for statistics.
 
-    `seconds` is the wall-clock time, or None if the attempt failed. `steps` contains the cost of each step by model, in order,
-    including discarded steps and speculation. `program_seconds` is the time spent outside the models and the router.
-    `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.speed`. `question` and
-    `text` are checksums.
+    `seconds` is the wall-clock time, or None if the attempt failed. `steps` contains the cost of each step by model, in
+    order, including discarded steps and speculation. `program_seconds` is the time spent outside the models and the router.
+    `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.speed`. `question`
+    and `text` are checksums.
     """
 
     route: Route

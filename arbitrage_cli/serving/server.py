@@ -88,7 +88,7 @@ def make_app(defaults: Defaults, worker: Worker, bounds: Bounds, access: Access)
 
 
 class Guard:
-    """Rejects requests from web pages of other origins, requests without the API key, and requests with an ambiguous length."""
+    """Rejects requests from web pages of other origins, without the API key, or with an ambiguous length."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access

@@ -333,8 +333,8 @@ class Collected:
 def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> Collected:
     """Read run folders of `arbitrage collect`. Problems in `test_folders` belong to the test set.
 
-    Raises UsageError if a folder is not a run of `arbitrage collect`, if a solution occurs twice, or if steps end differently;
-    DamagedRunError if a file is damaged.
+    Raises UsageError if a folder is not a run of `arbitrage collect`, if a solution occurs twice, or if steps end
+    differently; DamagedRunError if a file is damaged.
     """
     runs = [read_run(folder) for folder in folders] + [read_run(folder, is_test=True) for folder in test_folders]
     _refuse_duplicates(runs)

@@ -89,8 +89,8 @@ def train(
 def with_taus(router: Router, collected: Collected, *, name: str | None = None) -> Router:
     """Return the router with a table of taus computed from other states.
 
-    Problems on which the router was trained are excluded. Raises RouterError if steps end differently than in the training states;
-    UsageError if there are too few states.
+    Problems on which the router was trained are excluded. Raises RouterError if steps end differently than in the training
+    states; UsageError if there are too few states.
     """
     router.check_steps(collected.runs[0].step_end)
     if not collected.is_whole.any():

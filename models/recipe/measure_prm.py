@@ -1,7 +1,7 @@
 """Measure a process reward model in llama.cpp: `python measure_prm.py prm.gguf steps-test.jsonl`.
 
-`arbitrage_cli.rewards.raters.PrmRater` rates every step that `wrong_steps.py` labelled. The script prints AUC, accuracy and calibration
-error, overall and by the source of the steps. `--rewards` writes the rewards to a file.
+`arbitrage_cli.rewards.raters.PrmRater` rates every step that `wrong_steps.py` labelled. The script prints AUC, accuracy and
+calibration error, overall and by the source of the steps. `--rewards` writes the rewards to a file.
 """
 
 import argparse

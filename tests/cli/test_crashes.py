@@ -1,4 +1,4 @@
-"""Processes that die while they solve: what is stored is kept, and a problem that ends the process three times becomes an error."""
+"""Processes that die while they solve: rows are kept, and a problem that ends the process three times becomes an error."""
 
 import json
 import signal
@@ -74,7 +74,7 @@ def test_killed_process_is_not_the_problems_fault(here: Path) -> None:
 
 
 def test_answers_of_the_target_are_kept_with_their_states(here: Path) -> None:
-    """The target solves one problem after the other, each before its states are collected: what breaks the run off loses one."""
+    """The target solves each problem before its states are collected. If the run ends early, one problem is lost."""
     without_answers(here)
     assert run(*COLLECT, "--concurrency", "1", cwd=here, die_on=QUESTIONS[7]).code == ABORTED
     assert [(row["id"], row["status"]) for row in stored(here)] == [(name, "done") for name in NAMES[:7]]

@@ -574,7 +574,7 @@ def test_a_continuation_is_tokenized_as_inside_a_text(spm: LlamaBackend) -> None
 
 
 def spin_counts(**variables: str) -> tuple[str | None, str]:
-    """GNU OpenMP's spin count after llama.cpp was loaded, None if it uses another OpenMP, and the variable in the environment."""
+    """GNU OpenMP's spin count after llama.cpp was loaded (None with another OpenMP), and the variable in the environment."""
     code = "import os, arbitrage_cli.inference.llama.binding; print(os.environ.get('GOMP_SPINCOUNT', ''))"
     found = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,4 +1,4 @@
-"""What chat templates do about thoughts: their format, the switch, the end of the prompt, and what becomes of earlier turns."""
+"""How chat templates treat thinking: its format, the switch, the end of the prompt, and earlier turns."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,6 +1,6 @@
-"""Chat templates that do what those of real models do about thoughts: the switch, the end of the prompt, and what becomes of earlier turns.
+"""Chat templates that treat thinking like those of real models: the switch, the end of the prompt, and earlier turns.
 
-Each is shortened to what it does with text; tools and images are left out.
+They are shortened to what they do with text; tools and images are left out.
 """
 
 from collections.abc import Mapping

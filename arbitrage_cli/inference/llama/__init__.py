@@ -1,7 +1,7 @@
 """Runs GGUF models with llama.cpp, through llama-cpp-python.
 
-This file finds the library: llama-cpp-python's own, or that of llama-cpp-py-sync (the extra `prebuilt`) if llama-cpp-python was
-installed without one.
+This file finds the library: llama-cpp-python's own, or that of llama-cpp-py-sync (the extra `prebuilt`) if llama-cpp-python
+was installed without one.
 """
 
 import importlib.metadata

@@ -214,7 +214,8 @@ def new_context(
     reason = next(reversed(messages), "no reason reported")
     raise ModelMemoryError(
         f"{path}: cannot allocate a context of {parameters.n_ctx} tokens ({reason[:200]})",
-        "use a smaller --ctx, or lower the setting gpu-layers; KV types other than f16 may need the setting flash-attention = true",
+        "use a smaller --ctx, or lower the setting gpu-layers; KV types other than f16 may need the setting "
+        "flash-attention = true",
     )
 
 

@@ -1,7 +1,8 @@
 """Finds and tests a model on a server, and sends requests for it.
 
-Servers ignore unknown fields, so their features are tested with short requests. Questions and steps that contain the text of a
-control token are split and tokenized in parts. If the server does not accept token ids, such a question or step is rejected.
+Servers ignore unknown fields, so their features are tested with short requests. Questions and steps that contain the text of
+a control token are split and tokenized in parts. If the server does not accept token ids, such a question or step is
+rejected.
 """
 
 import asyncio
