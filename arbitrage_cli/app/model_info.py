@@ -107,14 +107,16 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
 
 
 def describe_model(source: str, pair: PairEntry | None = None) -> Json:
-    """Describe a model by its files. Raises ModelFileError if a GGUF file is missing or invalid."""
+    """Describe a model by its files. Raises ModelFileError if a GGUF file is missing or invalid, or if there is no file."""
     from arbitrage_cli.app.spec import THINK_CONTEXT_SIZE, prompt_of  # with NumPy
     from arbitrage_cli.inference.speculation import MAX_SPECULATED
 
     files = local_files(source)
     if not files and hub_name(source):
         raise ModelFileError(f"{source} is not on this machine", f"download it: arbitrage models pull {source}")
-    facts = read_facts(files or find_files(source), pair.ctx if pair else None)
+    if not (files := files or find_files(source)):
+        raise ModelFileError(f"{source} is not a model file", "to see what a server supports, solve a problem with --debug")
+    facts = read_facts(files, pair.ctx if pair else None)
     prompt = prompt_of(facts.files[0], (pair and pair.chat_template_kwargs) or {})
     form, by_itself = (prompt.own_format, prompt.thinks_by_itself) if prompt else (None, False)
     if by_itself and not (pair and pair.ctx):

@@ -297,8 +297,6 @@ def num_snapshots(state_bytes: int, useful: int) -> int:
 
 def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
     """Read the headers of a model's files, in order. Raises ModelFileError if a file is missing or damaged."""
-    if not files:
-        raise ModelFileError("the model is not on this machine", "check the path or the name")
     headers = [read_header(path) for path in files]
     first = headers[0]
     trained = first.number("context_length")

@@ -207,6 +207,10 @@ def test_info_shows_the_rollback_that_the_first_load_found(tiny: Mapping[str, Pa
     assert (transformer["rollback"], transformer["snapshot_bytes"]) == ("tail", 0)
 
 
+def test_info_of_a_served_model_names_it() -> None:
+    assert_refused(run("models", "info", "http://127.0.0.1:9/v1"), MODEL, "http://127.0.0.1:9/v1")
+
+
 def test_info_of_no_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "damaged").write_bytes(b"GGUF" + b"\xff" * 60)

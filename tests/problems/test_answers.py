@@ -159,7 +159,7 @@ PIECES = (
     r"(|(1,|{|}|\|\{1,|\pm|\text{|\text{a} |\frac|\frac{1}|A |a|a(a,|x_|AB|'|=|x=|1,|1:|-|\in|\approx| and |.|2^|$| |*|\,1|1 000|"
     r"\$|5 cm|cm "
 )
-"""Answers that are these, over and over."""
+"""Hostile answers repeat one of these pieces."""
 
 
 @pytest.mark.parametrize(("gold", "answer"), EQUAL)
