@@ -20,6 +20,7 @@ from arbitrage_cli.model_files.pairs import (
     find_files,
     found_names,
     hub_name,
+    is_served,
     local_files,
     router_file,
     shipped_routers,
@@ -41,9 +42,11 @@ def pair_models(pair: PairEntry) -> list[Json]:
 
 
 def sources_of(name: str) -> list[str]:
-    """Return the models of the pair with this name that write steps. If there is no such pair, return the name itself."""
+    """Return the models of the pair with this name that write steps on this machine, or the name if there is no such pair."""
     pair = user_pairs().named(name)
-    return [entry.source for entry in pair.entries.values() if entry.source != THINK] if pair else [name]
+    if pair is None:
+        return [name]
+    return [entry.source for entry in pair.entries.values() if entry.source != THINK and not is_served(entry.source)]
 
 
 def names_to_fetch(name: str) -> list[HubName]:

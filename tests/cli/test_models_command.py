@@ -115,6 +115,13 @@ def test_dry_run_shows_what_would_be_fetched(pair: HubFixture) -> None:
     assert_refused(pair.run("models", "pull", "mine", "--dry-run", "--offline"), MODEL, "", "not on this machine")
 
 
+def test_a_served_target_does_not_keep_the_draft_from_being_pulled_and_described(pair: HubFixture) -> None:
+    pair.write("pairs.toml", f'[mine]\ndraft.source = "{DRAFT}"\ntarget.source = "http://127.0.0.1:9/v1"\n')
+    assert pair.run("models", "pull", "mine").code == 0
+    (model,) = pair.run("models", "info", "mine", "--json").record["models"]
+    assert model["model"] == DRAFT
+
+
 @pytest.mark.parametrize("name", ["scripted:draft", "lama3", "missing.gguf"])
 def test_only_names_of_models_and_pairs_are_pulled(place: HubFixture, name: str) -> None:
     assert place.run("models", "pull", name).code == USAGE
