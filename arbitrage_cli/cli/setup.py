@@ -15,10 +15,11 @@ from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import options_page
 from arbitrage_cli.cli.settings import settings_files
-from arbitrage_cli.costs.store import read_cache, tuned_file
+from arbitrage_cli.costs.store import machine_here, read_cache, tuned_file
 from arbitrage_cli.display.text import is_drawable, one_line, write
 from arbitrage_cli.errors import ModelError, UsageError, unknown
 from arbitrage_cli.inference.llama import binding_version
+from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.files import user_folder
@@ -66,8 +67,6 @@ def _sandbox() -> str:
 
 
 def _measured() -> str:
-    from arbitrage_cli.costs.store import machine_here  # slow to import
-
     faults = list[str]()
     try:
         known = read_cache(tuned_file(), faults.append).tuned
@@ -81,8 +80,6 @@ def _measured() -> str:
 
 
 def _llama() -> Iterator[tuple[str, str]]:
-    from arbitrage_cli.inference.open import load_llama  # slow to import
-
     yield "llama-cpp-python", binding_version()
     try:
         llama = load_llama()
