@@ -23,7 +23,7 @@ from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
-from arbitrage_cli.app.spec import Run, Spec, limits_of, make_spec
+from arbitrage_cli.app.spec import Run, Spec, make_spec
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
 from arbitrage_cli.arbitrage import Request as FlowRequest
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
@@ -313,12 +313,10 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
     contents = read_run_folder(path) if (path / RUN).exists() and not options.fresh else None
     results = list(contents.results) if contents else []
     earlier = contents.run if contents and results else None
-    spec = make_spec(request, earlier, concurrency=request.concurrency)
+    spec = make_spec(request, earlier, concurrency=request.concurrency, asks_servers=False)
     if earlier:
-        before = earlier["settings"]  # thinking is as its models decided
-        settings = settings_of(spec, limits=limits_of(request.options, before["think_tokens"]))
         known = problem_facts(selected.dataset, [item.problem.id for item in selected.items])
-        known |= {"settings": settings | {"check_thinking": before["check_thinking"]}}
+        known |= {"settings": settings_of(spec)}
         resume(with_grown(earlier, selected.dataset), {**earlier, **known}, path)
     attempts = plan(selected.items, spec.routes, options.samples)
     todo = missing(attempts, {one.attempt: "done" if one.is_done else "error" for one in results})

@@ -142,7 +142,8 @@ def add_loaded(run: Run, models: Mapping[ModelRole, Model]) -> Run:
     full = deepcopy(run)
     for role, model in models.items():
         card, template, served = model.card, model.chat_template, model.served_facts()
-        _check_served(role, full["models"][role].get("served"), served)
+        if (before := full["models"][role].get("served")) and served:
+            check_unchanged(f"{role} server", before, served)
         full["models"][role] |= {
             "name": card.name,
             "description": card.description,
@@ -157,13 +158,12 @@ def add_loaded(run: Run, models: Mapping[ModelRole, Model]) -> Run:
     return full
 
 
-def _check_served(role: ModelRole, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
-    if before is None or now is None:
-        return
+def check_unchanged(owner: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UsageError if a value of a server, or of several, differs from that of the run to resume."""
     for name in now:
         if before[name] != now[name]:
             raise UsageError(
-                f"{role} server: {name} changed from {before[name]} to {now[name]} since this run began",
+                f"{owner}: {name} changed from {before[name]} to {now[name]} since this run began",
                 "serve the same model with the same settings, or use another path (--output)",
             )
 

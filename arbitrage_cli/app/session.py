@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.costs import fetch, measure_contradicted, measure_missing, warn_of_load
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
-from arbitrage_cli.app.manifest import record_settings
+from arbitrage_cli.app.manifest import check_unchanged, record_settings
 from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import BUILT_IN, Request, is_arithmetic
@@ -89,16 +89,18 @@ def open_session(
     measured = measure_missing(request, paths, display, earlier, max_age, limit)
     with contextlib.ExitStack() as stack:
         open_served = _server_models(request, display, stack)
+        resolve = partial(make_spec, request, earlier, lambda role: open_served(role).prompt(request.style), measured)
         if spec is None:
-            resolve = partial(make_spec, request, earlier, lambda role: open_served(role).prompt(request.style), measured)
-            spec = resolve()
+            is_new = earlier is None  # a run with nothing left to do asks no server
+            spec = resolve(asks_servers=is_new)
             if (concurrency := _choose_concurrency(spec, most)) > 1:
-                spec = resolve(concurrency)  # the costs of a token depend on how many problems share a batch
+                spec = resolve(concurrency, asks_servers=is_new)  # token costs depend on how many problems share a batch
         for note in spec.notes:
             display.note(note)
         if spec.tau_costs:
             log.info("presets are based on the token costs of %s", spec.tau_costs)
-        session = stack.enter_context(contextlib.closing(Session(spec, display, open_served)))
+        again = partial(resolve, spec.concurrency) if earlier else lambda: spec
+        session = stack.enter_context(contextlib.closing(Session(spec, display, open_served, again)))
         yield session
         if request.loads == "needed":  # a run, whose results are stored
             session.check_files()
@@ -109,8 +111,14 @@ def open_session(
 class Session:
     """The models of a spec, and their writers, raters and schedulers. Create it with `open_session`."""
 
-    def __init__(self, spec: Spec, display: Display, open_served: Callable[[ModelRole], RemoteModel]) -> None:
-        self.spec, self.concurrency = spec, spec.concurrency
+    def __init__(
+        self,
+        spec: Spec,
+        display: Display,
+        open_served: Callable[[ModelRole], RemoteModel],
+        resolve: Callable[[], Spec],
+    ) -> None:
+        self.spec, self.concurrency, self._resolve = spec, spec.concurrency, resolve
         self.models: dict[ModelRole, Model] = {}
         self.display, self._open_served = display, open_served
         self._stack = contextlib.ExitStack()
@@ -143,6 +151,8 @@ class Session:
         warn_of_load(spec, self.display)
         served = [role for role, model in spec.loaded.items() if model.served]
         self.models.update({role: self._open_served(role) for role in served})  # before files, which take time to load
+        if served:  # a resumed run began with the recorded thinking
+            check_unchanged("servers", spec.thinking, self._resolve().thinking)
         self.check_token_stats(policies)
         self._load_files(num_sequences, rollback)
         if spec.models.keys() != spec.loaded.keys():

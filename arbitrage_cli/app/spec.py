@@ -114,6 +114,11 @@ class Spec:
         return {role: model.source for role, model in self.models.items()}
 
     @property
+    def thinking(self) -> dict[str, Any]:
+        """The settings that depend on the models' chat templates."""
+        return {"think tokens": self.limits.think_tokens, "check thinking": self.check_thinking}
+
+    @property
     def tau_costs(self) -> str | None:
         """The name of the costs on which the presets are based, if any are used."""
         return self.available_router.costs_of if any(route.tau_name in PRESETS for route in self.routes) else None
@@ -144,12 +149,14 @@ def make_spec(
     served_prompt: PromptOfRole = lambda role: None,
     measured: Mapping[ModelRole, Tuned] | None = None,
     concurrency: int = 1,
+    *,
+    asks_servers: bool = True,
 ) -> Spec:
     """Resolve a request with the token costs (by default, those that are stored) and the model files on this machine.
 
     `earlier` is the run.json of a run to resume, whose threads and token costs are kept, so that presets have the same taus.
-    `served_prompt` returns the prompt of a model on a server, or None if this is unknown. The costs of tokens are those of
-    `concurrency` problems at once.
+    `served_prompt` returns the prompt of a model on a server, or None if this is unknown. If `asks_servers` is false, models
+    on servers think as in the earlier run. The costs of tokens are those of `concurrency` problems at once.
 
     Raises UsageError or ModelFileError if a setting or a file cannot be used, and the same errors as `served_prompt`.
     """
@@ -172,8 +179,12 @@ def make_spec(
         for role, source in request.models_for(policies).items()
     }
     find_prompt = partial(_find_prompt, request, models, served_prompt)
-    tokens = _think_tokens(request.options, models, find_prompt, notes.append)
-    checking = _check_thinking(request, find_prompt("check")) if "check" in models else None
+    began = {} if asks_servers or not earlier else earlier["settings"]
+    tokens = _think_tokens(request.options, models, find_prompt, notes.append, began)
+    checking = None
+    if "check" in models:
+        known = began.get("check_thinking") if models["check"].served else None
+        checking = known or _check_thinking(request, find_prompt("check"))
     writing = [models[role] for role in WRITING if role in models] if tokens != 0 else []
     return Spec(
         request,
@@ -316,9 +327,15 @@ def _find_prompt(
 
 
 def _think_tokens(
-    options: Options, models: Mapping[ModelRole, ModelSpec], find_prompt: PromptOfRole, note: Note
+    options: Options,
+    models: Mapping[ModelRole, ModelSpec],
+    find_prompt: PromptOfRole,
+    note: Note,
+    began: Mapping[str, Any],
 ) -> int | None:
     """Return the limit on thinking tokens, and note each model that may think. Servers are asked only if necessary.
+
+    `began` contains the settings of an earlier run, which are used instead of asking a server.
 
     Raises UsageError if thinking is turned off, but a model always thinks.
     """
@@ -326,6 +343,8 @@ def _think_tokens(
         return options.think_tokens
     prompts: dict[str, ChatPrompt] = {}
     for role in sorted((role for role in WRITING if role in models), key=lambda role: models[role].served is not None):
+        if began and models[role].served:
+            return began["think_tokens"] if options.think is None else 0
         if prompt := find_prompt(role):
             prompts[models[role].source] = prompt
             if prompt.thinks_by_itself and options.think is None:

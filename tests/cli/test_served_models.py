@@ -43,7 +43,22 @@ def test_results_are_resumed_while_the_server_thinks_as_before(tmp_path: Path) -
         assert run(*command, "--limit", "2", cwd=tmp_path).code == 0
         assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
         server.backend.chat_template = TEMPLATE
-        assert_refused(run(*command, cwd=tmp_path), 2, "out.jsonl: ", "think tokens changed")
+        assert_refused(run(*command, cwd=tmp_path), 2, "servers: ", "think tokens changed")
+        asked = sum(server.counts.values())
+        assert run(*command, "--limit", "2", cwd=tmp_path).code == 0
+    assert sum(server.counts.values()) == asked
+    assert run(*command, "--limit", "2", cwd=tmp_path).code == 0  # the server is away
+
+
+def test_a_finished_benchmark_shows_its_figures_without_its_servers(quick_path: Path) -> None:
+    write_problems(quick_path / "arithmetic.jsonl", ("1 + 1", "2 + 2"))
+    with serving() as (_, target), serving() as (_, check):
+        models = ("--draft", "scripted:draft", "--target", target, "--check", check, "--policy", "agree,target")
+        command = ("bench", *models, "--dataset", "arithmetic.jsonl", "-o", "run", "--json")
+        first = run(*command, cwd=quick_path)
+    again, other = (run(*command, *think, cwd=quick_path) for think in ((), ("--think", "on")))
+    assert (again.code, again.record["policies"]) == (0, first.record["policies"])
+    assert_refused(other, 2, "run: ", "tokens changed")
 
 
 def test_a_pair_of_servers_and_its_keys(tmp_path: Path) -> None:
