@@ -358,7 +358,6 @@ def ask_to_compare(
 
 def ask_to_collect(options: Options, task: Task, collect: CollectOptions) -> Request:
     """Return a request for the steps of both models and their rewards. Raises the same errors as `ask`."""
-    _refuse(options.explicit, "router", "collect uses no router")
     if collect.reward == "rollout":
         _refuse(options.explicit, "prm", "rollouts rate the steps", "omit it, or use --reward prm")
     oracle = (POLICIES["oracle"], None)

@@ -19,7 +19,7 @@ from arbitrage_cli.numbers import formatting
 
 
 @command(
-    without=["policy", "tau", "early_stop", "check"],
+    without=["policy", "tau", "early_stop", "check", "router"],
     reward=Option(
         "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target's "
         "continuation of the step reaches the known answer; if no answer is known, the target's own answer)."
