@@ -91,10 +91,10 @@ def open_session(
         open_served = _server_models(request, display, stack)
         resolve = partial(make_spec, request, earlier, lambda role: open_served(role).prompt(request.style), measured)
         if spec is None:
-            is_new = earlier is None  # a run with nothing left to do asks no server
-            spec = resolve(asks_servers=is_new)
+            first = partial(resolve, asks_servers=earlier is None)  # a run with nothing left to do asks no server
+            spec = first()
             if (concurrency := _choose_concurrency(spec, most)) > 1:
-                spec = resolve(concurrency, asks_servers=is_new)  # token costs depend on how many problems share a batch
+                spec = first(concurrency)  # the costs of a token depend on how many problems share a batch
         for note in spec.notes:
             display.note(note)
         if spec.tau_costs:

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 from arbitrage_cli.arbitrage import WriteStep
-from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.errors import ProblemError, ServerError
 from arbitrage_cli.inference.backend import Clock, Deadline, Floats, ModelCard
 from arbitrage_cli.inference.decoding import Decoder, OpenProblem, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
@@ -46,7 +46,7 @@ class SlotUpdate:
     text: str = ""
     num_unread: int = 0
     step: Step | None = None
-    error: ProblemError | None = None
+    error: ProblemError | ServerError | None = None
 
 
 class Engine:

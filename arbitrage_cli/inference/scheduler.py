@@ -6,6 +6,7 @@ In each tick, every busy writer and the rater advance by one batch. Flows resume
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Protocol
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
@@ -114,14 +115,20 @@ class Refusals:
     def __init__(self, max_refused: float = MAX_REFUSED) -> None:
         self._max_refused = max_refused
         self._latest: dict[str, list[ServerRequestError]] = {}
+        self._failure: ServerError | None = None
 
-    def note(self, model: str, error: ProblemError | None) -> None:
+    def note(self, model: str, error: ProblemError | ServerError | None) -> None:
         """Add a refusal. Another status or any other result begins a new row."""
+        if isinstance(error, ServerError):
+            self._failure = error
         latest = self._latest.pop(model, [])
         if isinstance(error, ServerRequestError) and error.status:
             self._latest[model] = [*(one for one in latest if one.status == error.status), error]
 
     def check(self) -> None:
+        """Raise ServerError if a server cannot be used, unless the number of refusals is unlimited."""
+        if self._failure and self._max_refused < inf:
+            raise self._failure
         for refused in self._latest.values():
             if len(refused) >= self._max_refused:
                 raise ServerError(f"{len(refused)} problems in a row failed: {refused[-1].message}")
@@ -154,8 +161,9 @@ class Scheduler:
     ) -> Generator[Event, None, None]:
         """Run all jobs. A job is taken when a slot is free and `is_ready` returns true, so that `jobs` does not block.
 
-        A ProblemError, such as TimedOutError at the job's deadline, ends only its problem. Any other error ends the run, as
-        do too many `refusals`. All problems in flight first finish with this error, so that their steps are not lost.
+        A ProblemError, such as TimedOutError at the job's deadline, ends only its problem, as does a ServerError if `refusals`
+        are unlimited. Any other error ends the run, as do too many `refusals`. All problems in flight first finish with this
+        error, so that their steps are not lost.
         """
         waiting = iter(jobs)
         exhausted = False

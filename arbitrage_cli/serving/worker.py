@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from arbitrage_cli.arbitrage import Scorer
-from arbitrage_cli.errors import ServerError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
 from arbitrage_cli.routing.policies import Checker, Policy
@@ -103,14 +102,11 @@ class Worker:
 
     def run(self, observe: Observe) -> None:
         """Answer requests until the intake is closed and empty. Raises ArbitrageError if a model in this process fails."""
-        refusals, has_ended = Refusals(math.inf), False  # a refusal concerns one client
+        refusals = Refusals(math.inf)  # a refusal concerns one client, and a model's server may recover
         try:
-            while not has_ended:
-                jobs = self._scheduler.run(self._jobs(), self.intake.is_ready, refusals)
-                with contextlib.suppress(ServerError), contextlib.closing(jobs) as events:  # a model's server may recover
-                    for event in events:
-                        self._report(event, observe)
-                    has_ended = True
+            with contextlib.closing(self._scheduler.run(self._jobs(), self.intake.is_ready, refusals)) as events:
+                for event in events:
+                    self._report(event, observe)
         finally:
             self.intake.close()
             for ticket in [*self._tickets.values(), *self.intake]:

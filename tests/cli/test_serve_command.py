@@ -6,6 +6,7 @@ import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import httpx2
 from cli import MODELS, PROGRAM, QUESTION, RIGHT, TIMEOUT, WRONG, Terminal, assert_refused, run, served
@@ -57,6 +58,30 @@ def test_a_target_that_cannot_be_used_for_a_while_ends_no_service() -> None:
         assert (status_of("target"), status_of("draft")) == (500, 200)
         moved.clear()
         assert status_of("target") == 200
+
+
+def test_a_target_that_cannot_be_used_ends_no_request_of_the_draft() -> None:
+    draft, target, begun, released = HashServer(), HashServer(), Event(), Event()
+
+    def hold() -> None:
+        begun.set()
+        assert released.wait(TIMEOUT)
+
+    with on_loopback(draft) as one, on_loopback(target) as other, ThreadPoolExecutor(1) as pool:
+        models = ("--draft", one, "--target", other)
+        with served("--concurrency", "2", models=models) as (_, client):
+
+            def status_of(model: str) -> int:
+                return client.post("/chat/completions", json={**ASKED, "model": model}).status_code
+
+            draft.faults, target.faults = hold, lambda: Answer([{}], 307, {"Location": "http://elsewhere/v1"})
+            held = pool.submit(status_of, "draft")
+            try:
+                assert begun.wait(TIMEOUT)
+                assert status_of("target") == 500
+            finally:
+                released.set()
+            assert held.result() == 200
 
 
 def test_a_signal_ends_no_computation() -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from arbitrage_cli.arbitrage import WriteStep
-from arbitrage_cli.errors import ContextFullError, ProblemError, ServerRequestError
+from arbitrage_cli.errors import ContextFullError, ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.chat_template import LOOKS_LIKE_CONTROL, Control, Plain, PromptStyle, Segment
 from arbitrage_cli.inference.engine import SlotUpdate
@@ -161,12 +161,10 @@ class ServedWriter:
         return 0
 
     def tick(self) -> list[SlotUpdate]:
-        """Return the latest updates. Raises the error of a failed request after all updates have been returned."""
         ended = [slot for slot, future in self._pending.items() if future.done()]  # first, so that no update is missed
         updates = [slot.updates.popleft() for slot in self._slots.values() for _ in range(len(slot.updates))]
         for slot in ended:
-            if not updates or not self._pending[slot].exception():
-                self._pending.pop(slot).result()
+            self._pending.pop(slot).result()
         return updates
 
     def num_prompt_tokens(self, slot: int) -> int | None:
@@ -197,7 +195,7 @@ class ServedWriter:
                     if error.status != TIMEOUT or len(slot.trace.decisions) == num_steps:
                         raise  # otherwise, the next request follows the complete steps
                 is_unfinished = slot.until_end and not slot.trace.finished
-        except ProblemError as error:
+        except (ProblemError, ServerError) as error:
             self._report(slot, error=error)
 
     def _report(self, slot: _Slot, **update: Any) -> None:
