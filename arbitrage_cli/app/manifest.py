@@ -142,8 +142,7 @@ def add_loaded(run: Run, models: Mapping[ModelRole, Model]) -> Run:
     full = deepcopy(run)
     for role, model in models.items():
         card, template, served = model.card, model.chat_template, model.served_facts()
-        if (before := full["models"][role].get("served")) and served:
-            check_unchanged(f"{role} server", before, served)
+        check_unchanged(f"{role} server", full["models"][role].get("served") or {}, served or {})
         full["models"][role] |= {
             "name": card.name,
             "description": card.description,
@@ -160,7 +159,7 @@ def add_loaded(run: Run, models: Mapping[ModelRole, Model]) -> Run:
 
 def check_unchanged(owner: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UsageError if a value of a server, or of several, differs from that of the run to resume."""
-    for name in now:
+    for name in before:
         if before[name] != now[name]:
             raise UsageError(
                 f"{owner}: {name} changed from {before[name]} to {now[name]} since this run began",

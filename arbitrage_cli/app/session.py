@@ -99,7 +99,7 @@ def open_session(
             display.note(note)
         if spec.tau_costs:
             log.info("presets are based on the token costs of %s", spec.tau_costs)
-        again = partial(resolve, spec.concurrency) if earlier else lambda: spec
+        again = partial(resolve, spec.concurrency) if earlier else lambda: spec  # a resumed run began with recorded thinking
         session = stack.enter_context(contextlib.closing(Session(spec, display, open_served, again)))
         yield session
         if request.loads == "needed":  # a run, whose results are stored
@@ -151,8 +151,7 @@ class Session:
         warn_of_load(spec, self.display)
         served = [role for role, model in spec.loaded.items() if model.served]
         self.models.update({role: self._open_served(role) for role in served})  # before files, which take time to load
-        if served:  # a resumed run began with the recorded thinking
-            check_unchanged("servers", spec.thinking, self._resolve().thinking)
+        check_unchanged("servers", spec.thinking, self._resolve().thinking)
         self.check_token_stats(policies)
         self._load_files(num_sequences, rollback)
         if spec.models.keys() != spec.loaded.keys():

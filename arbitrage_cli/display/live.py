@@ -26,11 +26,8 @@ class LiveScreen:
         self._console = Console(file=_Terminal(stream), highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
 
+    @noted_signals()  # if a signal interrupts Rich, its console may show nothing more
     def draw(self, lines: Sequence[Line], region: Sequence[Line]) -> None:
-        with noted_signals():  # if a signal interrupts Rich, its console may show nothing more
-            self._draw(lines, region)
-
-    def _draw(self, lines: Sequence[Line], region: Sequence[Line]) -> None:
         self._console.size = self._size
         rows = self._region_rows(region)
         if self._live and not rows:
