@@ -143,8 +143,9 @@ def test_a_key_for_one_server_is_not_sent_to_two() -> None:
     assert not other.headers
 
 
-def test_a_key_is_not_sent_unencrypted_to_another_network() -> None:
-    arguments = ("solve", "--draft", "scripted:draft", "--target", "http://models.example.com/v1#toy", "1 + 1")
+@pytest.mark.parametrize("host", ["models.example.com", "134744072", "0x08080808"])
+def test_a_key_is_not_sent_unencrypted_to_another_network(host: str) -> None:
+    arguments = ("solve", "--draft", "scripted:draft", "--target", f"http://{host}/v1#toy", "1 + 1")
     result = run(*arguments, env={"ARBITRAGE_TARGET_API_KEY": KEY})
     assert_refused(result, 2, "", "https")
     assert KEY not in result.err

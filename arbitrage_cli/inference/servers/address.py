@@ -100,5 +100,6 @@ def is_private(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return "." not in host or host.endswith((".local", ".internal", ".lan", ".localhost"))
+        is_number = re.fullmatch(r"\d+|0x[0-9a-f]+", host)  # an IP address, such as 134744072 for 8.8.8.8
+        return (not is_number and "." not in host) or host.endswith((".local", ".internal", ".lan", ".localhost"))
     return address.is_private or address.is_loopback or address.is_link_local
