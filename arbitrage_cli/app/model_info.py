@@ -110,7 +110,7 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
 
 
 def describe_model(source: str, pair: PairEntry | None = None) -> Json:
-    """Describe a model by its files. Raises ModelFileError if a GGUF file is missing or invalid, or if there is no file."""
+    """Describe a model by its files. Raises ModelFileError if a file is missing or invalid."""
     from arbitrage_cli.app.spec import THINK_CONTEXT_SIZE, prompt_of  # with NumPy
     from arbitrage_cli.inference.speculation import MAX_SPECULATED
 

@@ -281,7 +281,7 @@ class Engine:
 
     @property
     def slowdown(self) -> float | None:
-        """How many times as long as its measured cost a decoded token usually took, or None if this is unknown."""
+        """The median time of a decoded token divided by its measured cost, or None if this is unknown."""
         return self._token_costs.slowdown
 
     def num_prompt_tokens(self, slot: int) -> int | None:

@@ -96,7 +96,7 @@ class TokenCosts:
 
     @property
     def slowdown(self) -> float | None:
-        """How many times as long as its known cost a decoded token usually took, or None if too few were decoded."""
+        """The median time of a decoded token divided by its known cost, or None if too few were decoded."""
         if not self._known or self._spent.decode_tokens < ENOUGH_TOKENS:
             return None
         return median(self._rates) / self._known.decode

@@ -37,7 +37,7 @@ def _short_spinning() -> Iterator[None]:
     """Let llama.cpp's threads spin for microseconds while they wait for each other, unless the user has chosen otherwise.
 
     By default, they spin for a millisecond. If another program uses the core of one thread, the others then keep that thread
-    waiting, and decoding takes up to 15 times as long. Measured: tests/benchmarks/README.md.
+    waiting, and a token takes up to three times longer. Measured: tests/benchmarks/README.md.
     """
     if SPIN_COUNT in os.environ or WAIT_POLICY in os.environ:
         yield
