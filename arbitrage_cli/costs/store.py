@@ -5,16 +5,13 @@ and one set of loading options. The file may contain measurements from several m
 """
 
 import errno
-import fcntl
 import json
 import logging
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 from arbitrage_cli.errors import OutputError, os_errors
 from arbitrage_cli.inference.backend import LoadOptions
@@ -23,14 +20,13 @@ from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_served, local_files
-from arbitrage_cli.system.files import checked, make_folder, read_regular, user_folder, write_atomically
+from arbitrage_cli.system.files import checked, file_lock, make_folder, read_regular, user_folder, write_atomically
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_name
 from arbitrage_cli.types import ModelRole
 
 MAX_THREADS = 1024
 LOCK_SECONDS = 5.0
 """How long to wait for another process that writes the file. If the process is stopped, it never ends."""
-MAX_PROCESS = 20  # characters of a process id
 LEAST_SECONDS, MOST_SECONDS = 1e-7, 3600.0  # of a token, and of a batch
 
 log = logging.getLogger("arbitrage.costs")
@@ -142,32 +138,13 @@ def read_cache(path: Path, note: Callable[[str], object] = log.debug) -> Cache:
 
 def update_cache(path: Path, change: Callable[[Cache], Cache]) -> None:
     """Replace the content of the file. Raises OutputError if the file cannot be written."""
-    with os_errors(OutputError, f"{path}: cannot be written", "make the folder writable"):
+    with os_errors(OutputError, f"{path}: cannot be written", "make the folder writable, or end the process that locks it"):
         make_folder(path.parent)
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "not a regular file")
-        with path.with_name("lock").open("a+") as lock:
-            _wait_for(lock)
+        with file_lock(path.with_name("lock"), LOCK_SECONDS):
             content = asdict(change(read_cache(path)))
             write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
-
-
-def _wait_for(lock: TextIO) -> None:
-    """Lock the file, and write this process to it. Raises OutputError if another process holds the lock for too long."""
-    ends = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            if time.monotonic() > ends:
-                lock.seek(0)
-                holder = f"process {lock.read(MAX_PROCESS)}"
-                raise OutputError(f"{lock.name}: locked by {holder}", f"end or resume {holder}") from error
-        time.sleep(LOCK_SECONDS / 100)
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
 
 
 def keep_tuned(path: Path, new: Sequence[Tuned], dropped: Sequence[Tuned] = ()) -> None:

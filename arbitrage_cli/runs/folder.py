@@ -13,7 +13,6 @@ FILE, and the other files are in FILE.run.
     lock                       locked while a process writes to the folder
 """
 
-import fcntl
 import itertools
 import json
 import logging
@@ -33,6 +32,7 @@ from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, SOLVE, Key, to_js
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.system.files import (
+    file_lock,
     make_folder,
     open_regular,
     read_regular,
@@ -42,7 +42,9 @@ from arbitrage_cli.system.files import (
     write_atomically,
 )
 
-if TYPE_CHECKING:  # pydantic is slow to import
+if TYPE_CHECKING:  # slow to import
+    from filelock import FileLock
+
     from arbitrage_cli.runs.rows import Row
 
 RUN, RESULTS, STARTED, LOCK = "run.json", "results.jsonl", "started.jsonl", "lock"
@@ -50,7 +52,6 @@ NEW_RUN = "run.json.new"
 MAX_RESULTS = 1 << 34  # bytes
 MAX_LINE = 1 << 26
 
-_WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _ELSEWHERE = "use another path (--output)"
 _RESTORE = f"restore it from a copy, or {_ELSEWHERE}"
@@ -177,7 +178,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             _refuse_links(folder, self._results, folder / RUN, folder / STARTED)
             self._is_new = not (folder.exists() or self._results.exists())
             make_folder(folder)
-            self._lock: int | None = _lock(folder)
+            self._lock = _lock(folder)
             try:
                 remove_unfinished(self._results, folder / RUN, folder / NEW_RUN, _free_name(self._results, "torn"))
                 (folder / NEW_RUN).unlink(missing_ok=True)
@@ -193,7 +194,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def close(self) -> None:
         """Unlock the folder. If the folder was created for a run that never began, remove the folder."""
         self._close_results()
-        if self._lock is None:
+        if not self._lock.is_locked:
             return
         self.started.close()
         if self._is_new and self.run is None:
@@ -201,8 +202,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 self._results.unlink(missing_ok=True)
                 (self.path / LOCK).unlink(missing_ok=True)
                 self.path.rmdir()
-        os.close(self._lock)
-        self._lock = None
+        self._lock.release()
 
     @property
     def earlier(self) -> dict[str, Any] | None:
@@ -369,17 +369,14 @@ def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
     return run
 
 
-def _lock(folder: Path) -> int:
-    descriptor = os.open(folder / LOCK, _WRITE | os.O_CREAT | os.O_NONBLOCK, 0o666)  # opening a named pipe must not block
+def _lock(folder: Path) -> "FileLock":
+    lock = file_lock(folder / LOCK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise
+        lock.acquire()
+    except TimeoutError as error:
         hint = f"wait until it ends, or {_ELSEWHERE}"
         raise UsageError(f"{folder}: another process is writing to this run", hint) from error
-    return descriptor
+    return lock
 
 
 def _refuse_links(*paths: Path) -> None:

@@ -15,7 +15,8 @@ import platformdirs
 
 from arbitrage_cli.errors import UsageError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import
+    from filelock import FileLock
     from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
@@ -115,6 +116,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_lock(path: Path, seconds: float = 0) -> "FileLock":
+    """Return a lock on a file, for this process. Its `acquire` raises TimeoutError if another process holds it for so long."""
+    from filelock import FileLock
+
+    return FileLock(path, seconds, thread_local=False, fallback_to_soft=False)
 
 
 def user_folder() -> Path:
