@@ -44,9 +44,8 @@ def _facts() -> Iterator[tuple[str, str]]:
     for package in PACKAGES:
         yield package, importlib.metadata.version(package)
     yield from _llama()
-    memory = total_memory()
     yield "processor", processor_name()
-    yield "memory", formatting.size_words(memory) if memory else "unknown"
+    yield "memory", formatting.size_words(total_memory())
     yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors; 1 for small models"
     yield "program sandbox", _sandbox()
     yield "measured models", _measured()

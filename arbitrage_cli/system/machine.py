@@ -4,57 +4,46 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-CPUS = Path("/sys/devices/system/cpu")
+import psutil
+
 CGROUP = Path("/sys/fs/cgroup")
-MEMORY = Path("/proc/meminfo")
-LOAD = Path("/proc/stat")
 LOOK_SECONDS = 0.2  # in which the load of the processors is measured
 CACHED_BYTES = 32 << 20  # bytes of weights that usually fit in a processor's cache
 
 
 def default_threads() -> int:
     """Return the number of physical cores, limited by the process's affinity and the container's CPU quota."""
-    bounds = [_physical_cores(), logical_processors(), _cgroup_quota()]
-    return max(1, min(bound for bound in bounds if bound is not None))
+    return _least(logical_processors(), _physical_cores(), _cgroup_quota())
 
 
 def logical_processors() -> int:
     """Return the number of logical processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(_own_processors())
 
 
 def free_cores() -> int:
-    """Return how many of the processors that this process may use are idle. Without /proc, the load average is used."""
-    before = _busy_ticks()
-    if before is None:
-        return max(1, round(logical_processors() - os.getloadavg()[0]))
-    time.sleep(LOOK_SECONDS)
-    busy = ((_busy_ticks() or before) - before) / os.sysconf("SC_CLK_TCK") / LOOK_SECONDS
+    """Return how many of the processors that this process may use are idle, but at least 1."""
+    percent = psutil.cpu_percent(LOOK_SECONDS, percpu=True)
+    busy: float = sum(percent[number] for number in _own_processors() if number < len(percent)) / 100
     return max(1, round(logical_processors() - busy))
 
 
-def _busy_ticks() -> int | None:
-    """Return how long the processors that this process may use have been busy, in clock ticks, or None if unknown."""
-    lines = (line.split() for line in _read(LOAD).splitlines())
-    times = {words[0]: [*map(int, words[1:9])] for words in lines if words and words[0].startswith("cpu")}
-    own = [times[name] for number in os.sched_getaffinity(0) if (name := f"cpu{number}") in times] if times else []
-    return sum(sum(one) - one[3] - one[4] for one in own) if own else None  # idle, and waiting for input or output
+def _own_processors() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
-def total_memory() -> int | None:
-    """Return the bytes of physical memory, or the container's limit if this is lower. Return None if unknown."""
-    return _least(_physical_memory(), _cgroup_limit())
+def total_memory() -> int:
+    """Return the bytes of physical memory, or the container's limit if this is lower."""
+    return _least(psutil.virtual_memory().total, _cgroup_limit())
 
 
-def available_memory() -> int | None:
-    """Return the bytes of memory that new programs can use. If this is unknown, return the total memory."""
-    kilobytes = _field(MEMORY, "MemAvailable:")
-    return _least(total_memory() if kilobytes is None else kilobytes * 1024, _cgroup_memory())
+def available_memory() -> int:
+    """Return the bytes of memory that new programs can use."""
+    return _least(psutil.virtual_memory().available, _cgroup_memory())
 
 
 def gpu_shares_memory() -> bool:
@@ -82,10 +71,8 @@ def _cpu_info(field: str) -> str:
 
 def _physical_cores() -> int | None:
     """Return the number of cores, or None if unknown. On Apple silicon, only performance cores are counted."""
-    if sys.platform == "darwin":
-        return _number(_sysctl("hw.perflevel0.physicalcpu")) or _number(_sysctl("hw.physicalcpu"))
-    siblings = {_read(path) for path in CPUS.glob("cpu[0-9]*/topology/thread_siblings_list")}
-    return len(siblings - {""}) or None
+    cores: int | None = psutil.cpu_count(logical=False)
+    return (_number(_sysctl("hw.perflevel0.physicalcpu")) if sys.platform == "darwin" else None) or cores
 
 
 def _cgroup_quota() -> int | None:
@@ -93,13 +80,6 @@ def _cgroup_quota() -> int | None:
     quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
     cpus, unit = _number(quota), _number(period)
     return max(1, cpus // unit) if cpus is not None and unit else None
-
-
-def _physical_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _cgroup_limit() -> int | None:
@@ -114,8 +94,8 @@ def _cgroup_memory() -> int | None:
     return max(0, limit - now + (_field(CGROUP / "memory.stat", "inactive_file") or 0))
 
 
-def _least(*bounds: int | None) -> int | None:
-    return min((bound for bound in bounds if bound is not None), default=None)
+def _least(known: int, *bounds: int | None) -> int:
+    return min([known, *(bound for bound in bounds if bound is not None)])
 
 
 def _read(path: Path) -> str:
