@@ -13,11 +13,11 @@ from arbitrage_cli.cli.advise import advise
 from arbitrage_cli.cli.bench import bench
 from arbitrage_cli.cli.chat import chat, serve
 from arbitrage_cli.cli.report import compare, report
-from arbitrage_cli.cli.settings import ContextObject, default_map, origin_of, read_settings, unknown_variables
+from arbitrage_cli.cli.settings import origin_of
 from arbitrage_cli.cli.setup import doctor, guide
 from arbitrage_cli.cli.solve import solve
 from arbitrage_cli.cli.training import collect, train
-from arbitrage_cli.display.text import is_drawable, one_line
+from arbitrage_cli.display.text import is_drawable
 from arbitrage_cli.errors import UsageError, unknown
 
 HELP = ["-h", "--help"]
@@ -55,17 +55,11 @@ def make_app() -> typer.Typer:
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code. Raises ArbitrageError if the command fails."""
     group: Any = typer.main.get_command(make_app())  # with the options that install shell completion
-    explains = not arguments or arguments[0] in ("doctor", "guide") or not {*HELP, "--version"}.isdisjoint(arguments)
-    # Commands that help to find a mistake in a settings file ignore the file.
-    settings = {} if explains else read_settings(group.commands)
-    for warning in () if explains else unknown_variables(group.commands, os.environ):
-        typer.echo(f"arbitrage: {one_line(warning)}", err=True)
     try:
         code = group.main(
             args=[RUN_CODE if argument == "--run-code" else argument for argument in arguments],
             prog_name="arbitrage",
-            default_map=default_map(group.commands, settings),
-            obj=ContextObject(tuple(arguments), settings),
+            obj=tuple(arguments),
             standalone_mode=False,
         )
     except typer.Abort:

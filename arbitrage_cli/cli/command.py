@@ -10,12 +10,13 @@ import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from arbitrage_cli.cli.options import HIDDEN, OPTIONS, Option
-from arbitrage_cli.cli.settings import origin_of
+from arbitrage_cli.cli.settings import VARIABLE, origin_of, use_settings
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.model_files.pairs import found_names, shipped_routers, user_pairs
 from arbitrage_cli.routing.policies import POLICIES
@@ -23,6 +24,18 @@ from arbitrage_cli.routing.policies import POLICIES
 COLUMNS = 76  # of the names of options, which must not be divided
 INVOCATION = ("explicit", "command")
 """Parameters that describe the command line: the names of the options that it contains, and its words."""
+
+CONFIG = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        envvar=VARIABLE,
+        show_envvar=False,
+        is_eager=True,  # before the options whose defaults it sets
+        callback=use_settings,
+        help="Settings file. Default: config.toml in the settings folder, which arbitrage doctor shows.",
+    ),
+]
 
 Command = Callable[..., int | None]
 """A command that returns an exit code, or None for success."""
@@ -41,15 +54,18 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
         inputs = [one for one in _inputs(function, hints) if one.name not in (*INVOCATION, *without)]
 
         @functools.wraps(function)
-        def run(context: typer.Context, **values: Any) -> int | None:
+        def run(context: typer.Context, config: Path | None = None, **values: Any) -> int | None:
             try:
                 return function(**_arguments(hints, {**values, **_invocation(context)}))
             except UsageError as error:
                 origin = origin_of(context, error.option) if error.option else None
                 raise (UsageError(f"{origin}: {error.message}", error.hint) if origin else error) from error.__cause__
 
-        context_parameter = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        parameters = [context_parameter, *(_parameter(one, described.get(one.name), hidden) for one in inputs)]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("context", kind, annotation=typer.Context)]
+        parameters += [_parameter(one, described.get(one.name), hidden) for one in inputs]
+        if any(one.name in described for one in inputs):
+            parameters.append(inspect.Parameter("config", kind, default=None, annotation=CONFIG))
         setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - read by Typer
         run.__doc__ = _help(
             function.__doc__ or "", [_flag(name) for name in hidden if any(one.name == name for one in inputs)]
@@ -126,7 +142,7 @@ def _invocation(context: typer.Context) -> dict[str, Any]:
     """Return the names of the parameters that were set on the command line, and the command line."""
     sources = {str(one.name): context.get_parameter_source(str(one.name)) for one in context.command.params}
     explicit = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
-    return {"explicit": explicit, "command": ["arbitrage", *context.obj.arguments]}
+    return {"explicit": explicit, "command": ["arbitrage", *context.obj]}
 
 
 # --- completion in the shell

@@ -1,67 +1,47 @@
-"""Reads settings files: `arbitrage.toml` in the current folder, and `config.toml` in the user's settings folder.
+"""Reads the settings file: `config.toml` in the user's settings folder, or the file that --config names.
 
-A key is the long name of an option without its dashes: `draft = "small.gguf"`, `max-tokens = 1024` (or `max_tokens`). A
-table named after a command sets options of this command only.
+Files in the current folder are not read, because the folder may be somebody else's. A key is the long name of an option
+without its dashes: `draft = "small.gguf"`, `max-tokens = 1024` (or `max_tokens`). A table named after a command sets options
+of this command only.
 """
 
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from arbitrage_cli.errors import UsageError, unknown
+from arbitrage_cli.errors import UsageError, os_errors, unknown
 from arbitrage_cli.system.files import read_text, user_folder
 
-PROJECT_FILE = "arbitrage.toml"
 PREFIX = "ARBITRAGE_"
-FLAGS_ONLY = ("--debug",)
+VARIABLE = f"{PREFIX}CONFIG"
+FLAGS_ONLY = ("--debug", "--config")
 """Options that have an environment variable but cannot be set in a file."""
 
 
-Values = Mapping[str, tuple[Any, Path]]
-"""The value of each option, and the file that set it."""
+def settings_file() -> Path:
+    """Return the settings file that is read without --config. It may not exist."""
+    return Path(os.environ.get(VARIABLE) or user_folder() / "config.toml")
 
 
-@dataclass(frozen=True, slots=True)
-class ContextObject:
-    """The `context.obj` of every command: the program's arguments, and the settings of each command."""
+def use_settings(context: typer.Context, config: Path | None) -> Path:
+    """Use the settings as defaults of a command, and return the file. This is the callback of --config.
 
-    arguments: tuple[str, ...]
-    settings: Mapping[str, Values]
-
-
-def settings_files() -> list[Path]:
-    return [path for path in (Path(PROJECT_FILE), user_folder() / "config.toml") if path.is_file()]
-
-
-def read_settings(commands: Mapping[str, Any]) -> Mapping[str, Values]:
-    """Return the settings of each command. Raises UsageError if a file cannot be read or an option is unknown."""
-    settings: dict[str, dict[str, tuple[Any, Path]]] = {name: {} for name in commands}
-    for path in reversed(settings_files()):
-        tables = _read(path, commands)
-        for name, values in settings.items():
-            values |= {option: (value, path) for option, value in {**tables[""], **tables.get(name, {})}.items()}
-    return settings
-
-
-def default_map(commands: Mapping[str, Any], settings: Mapping[str, Values]) -> dict[str, Any]:
-    """Return the settings in Typer's format."""
-    return {name: _defaults(commands[name], values) for name, values in settings.items()}
-
-
-def unknown_variables(commands: Mapping[str, Any], environment: Iterable[str]) -> Iterator[str]:
-    """Yield a warning for each ARBITRAGE_ variable that is not a setting. Variables that hold API keys may have any name."""
-    known = {str(parameter.envvar) for command in commands.values() for each in _all(command) for parameter in each.params}
-    for name in sorted(environment):
-        if name.startswith(PREFIX) and not name.endswith("_API_KEY") and name not in known:
-            similar = get_close_matches(name, known, n=1)
-            guess = f": did you mean {similar[0]}?" if similar else ""
-            yield f"the environment variable {name} does not match any setting{guess}"
+    Raises UsageError if the file cannot be read or if it has an unknown setting.
+    """
+    root: Any = context.find_root().command
+    for warning in _unknown_variables(root):
+        typer.echo(f"arbitrage: {warning}", err=True)
+    path = config or settings_file()
+    if config or path.is_file():
+        values, names = _read(path, root, context.command_path.split()[1]), _settings(context.command)
+        context.default_map = {names[option]: value for option, value in values.items() if option in names}
+    return path
 
 
 def origin_of(context: typer.Context, name: str) -> str | None:
@@ -72,54 +52,55 @@ def origin_of(context: typer.Context, name: str) -> str | None:
         return None
     if source.name == "ENVIRONMENT":
         return str(parameter.envvar)
-    option = parameter.opts[0].removeprefix("--")
-    if source.name != "DEFAULT_MAP":
-        return f"--{option}"
-    return f"{context.obj.settings[context.command_path.split()[1]][option][1]}: {option}"
+    option = parameter.opts[0]
+    return option if source.name != "DEFAULT_MAP" else f"{context.params['config']}: {option.removeprefix('--')}"
 
 
-def _read(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the settings of each table, and the general settings under an empty name."""
+def _read(path: Path, root: Any, command: str) -> dict[str, Any]:
+    """Return the general settings, and those of a command. The settings of other commands are only checked."""
     try:
-        general = tomllib.loads(read_text(path))
-        tables = {name: general.pop(name) for name in commands if isinstance(general.get(name), dict)}
-        checked = {name: _checked(path, f"[{name}] ", table, [commands[name]]) for name, table in tables.items()}
-        return {"": _checked(path, "", general, commands.values()), **checked}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid TOML ({error})", "correct or remove the file") from error
+        with os_errors(UsageError, f"{path}: cannot be read", "correct the path or the permissions"):
+            general = tomllib.loads(read_text(path))
+        tables = {name: general.pop(name) for name in root.commands if isinstance(general.get(name), dict)}
+        settings = _checked(path, "", general, root)
+        own = {name: _checked(path, f"[{name}] ", table, root.commands[name]) for name, table in tables.items()}
+        return settings | own.get(command, {})
+    except (ValueError, RecursionError) as error:
+        hint = 'correct the file; text needs quotes, such as tau = "fast"'
+        raise UsageError(f"{path}: not valid TOML ({error})", hint) from error
 
 
-def _checked(path: Path, place: str, table: Mapping[str, Any], commands: Iterable[Any]) -> dict[str, Any]:
-    """Return the settings with dashes in their names, and with tables converted to JSON.
-
-    Raises UsageError if an option is unknown.
-    """
-    known = sorted({option for command in commands for each in _all(command) for option, _ in _options(each)})
-    checked: dict[str, Any] = {}
-    for name, value in table.items():
-        option = name.replace("_", "-")
+def _checked(path: Path, place: str, table: Mapping[str, Any], command: Any) -> dict[str, Any]:
+    """Return the settings with dashes in their names, and with tables as JSON. Raises UsageError for an unknown setting."""
+    known = sorted(_settings(command))
+    settings = {
+        name.replace("_", "-"): json.dumps(v, default=str) if isinstance(v, dict) else v for name, v in table.items()
+    }
+    for option in settings:
         if option not in known:
             error = unknown("setting", option, known)
             raise UsageError(f"{path}: {place}{error.message}", error.hint)
-        checked[option] = json.dumps(value, default=str) if isinstance(value, dict) else value
-    return checked
+    return settings
 
 
-def _all(command: Any) -> Iterator[Any]:
-    """Yield a command and the commands below it."""
-    yield command
+def _unknown_variables(root: Any) -> Iterator[str]:
+    """Yield a warning for each ARBITRAGE_ variable that is not a setting. Variables that hold API keys may have any name."""
+    known = {str(parameter.envvar) for parameter in _parameters(root)}
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and not name.endswith("_API_KEY") and name not in known:
+            similar = get_close_matches(name, known, n=1)
+            guess = f": did you mean {similar[0]}?" if similar else ""
+            yield f"the environment variable {name} does not match any setting{guess}"
+
+
+def _settings(command: Any) -> dict[str, str]:
+    """Return the options of a command that can be set in a file, and the names of their parameters."""
+    options = ((option, each) for each in _parameters(command) if each.envvar for option in each.opts)
+    return {option[2:]: each.name for option, each in options if option[:2] == "--" and option not in FLAGS_ONLY}
+
+
+def _parameters(command: Any) -> Iterable[Any]:
+    """Yield the parameters of a command and of the commands below it."""
+    yield from command.params
     for below in getattr(command, "commands", {}).values():
-        yield from _all(below)
-
-
-def _defaults(command: Any, values: Values) -> dict[str, Any]:
-    own = {parameter.name: values[option][0] for option, parameter in _options(command) if option in values}
-    return own | {name: _defaults(below, values) for name, below in getattr(command, "commands", {}).items()}
-
-
-def _options(command: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the options that can be set in a file, and their parameters."""
-    for parameter in command.params:
-        for option in parameter.opts:
-            if option.startswith("--") and parameter.envvar and option not in FLAGS_ONLY:
-                yield option.removeprefix("--"), parameter
+        yield from _parameters(below)

@@ -14,7 +14,7 @@ import typer
 from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import options_page
-from arbitrage_cli.cli.settings import settings_files
+from arbitrage_cli.cli.settings import settings_file
 from arbitrage_cli.costs.store import machine_here, read_cache, tuned_file
 from arbitrage_cli.display.text import is_drawable, one_line, write
 from arbitrage_cli.errors import ModelError, UsageError, unknown
@@ -49,7 +49,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors; 1 for small models"
     yield "program sandbox", _sandbox()
     yield "measured models", _measured()
-    yield "settings files", ", ".join(map(str, settings_files())) or "none"
+    yield "settings file", f"{settings_file()}{'' if settings_file().is_file() else ' (does not exist)'}"
     yield "pairs file", str(user_folder() / "pairs.toml")
     yield "models cache", str(hub.cache_folder())
     yield "environment", ", ".join(sorted(name for name in os.environ if name.startswith("ARBITRAGE_"))) or "none"

@@ -66,7 +66,7 @@ PAIR = ("--draft", "no.gguf", "--target", "no.gguf")
         (["collect", "--pair", "scripted", *SHORT], "", "", "process reward model"),
         (["solve", "-i", "two.jsonl", "--limit", "10-20"], "", "--limit: ", "before line 10"),
         (["solve", "-i", "two.jsonl", "-o", "out.csv"], "", "--output: out.csv", "JSONL"),
-        ([*SOLVE], "tau =", "arbitrage.toml: not valid TOML (Invalid value (at line 1, column 6))", ""),
+        ([*SOLVE, "--config", "a.toml"], "tau =", "a.toml: not valid TOML (Invalid value (at line 1, column 6))", ""),
         ([*BENCH, "--limit", "4-9"], "", "--limit: '4-9' ", ""),
         (["bench", *SHORT, "--target", "no.gguf", "--policy", "target"], "", "no.gguf", ""),
         (["collect", *SHORT, *PAIR, "--reward", "rollout"], "", "no.gguf", ""),
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_named(quick_path: Path, arguments: list[str], settings
     write_problems(quick_path / "two.jsonl", ["1 + 1", "2 + 2"])
     os.mkfifo(quick_path / "fifo.gguf")
     if settings:
-        (quick_path / "arbitrage.toml").write_text(f"{settings}\n")
+        (quick_path / "a.toml").write_text(f"{settings}\n")
     assert_refused(run(*arguments, cwd=quick_path), MODEL if ".gguf" in message else USAGE, message, word)
 
 

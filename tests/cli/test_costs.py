@@ -194,8 +194,8 @@ def test_each_model_runs_with_its_measured_threads_unless_a_setting_says_otherwi
     measured, given = solve(home, *routed), solve(home, *routed, "--threads", "2")
     assert (threads_of(measured), threads_of(given)) == ([1, 2], [2, 2])
     assert threads_of(solve(home, *routed, env={"ARBITRAGE_THREADS": "1"})) == [1, 1]
-    (home.folder / "arbitrage.toml").write_text("threads = 2\n")
-    assert threads_of(solve(home, *routed)) == [2, 2]
+    (home.folder / "threads.toml").write_text("threads = 2\n")
+    assert threads_of(solve(home, *routed, "--config", "threads.toml")) == [2, 2]
 
 
 def test_measurements_hold_for_one_kv_type_and_gpu(home: Home) -> None:

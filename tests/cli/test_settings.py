@@ -1,37 +1,56 @@
-"""Settings files: what holds if flags, environment and files disagree, and which place an error names."""
+"""The settings file: what holds if flags, environment and file disagree, and which place an error names."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import MODELS, assert_refused, run
+from cli import MODELS, assert_refused, run, served
 from faults import run_json, write_problems
 
 SOLVE = ("solve", "5 + 6", "--json", "-q", "--max-tokens", "1")
 BENCH = ("bench", "--dataset", "one.jsonl", "-o", "run", "-q", "--max-tokens", "1")
 
 
-def write_settings(folder: Path, settings: str, own: str = "") -> dict[str, str | None]:
-    """The project's file, and the user's own; returns the environment that finds the latter."""
-    (folder / "arbitrage.toml").write_text(settings)
+def write_settings(folder: Path, settings: str) -> dict[str, str | None]:
+    """The user's own file; returns the environment that finds it."""
     (folder / "arbitrage").mkdir(exist_ok=True)
-    (folder / "arbitrage" / "config.toml").write_text(own)
+    (folder / "arbitrage" / "config.toml").write_text(settings)
     return {"XDG_CONFIG_HOME": str(folder)}
 
 
-def solve(
-    folder: Path, *flags: str, settings: str = "", own: str = "", env: Mapping[str, str | None] | None = None
-) -> dict[str, Any]:
-    return run(*SOLVE, *flags, cwd=folder, env={**write_settings(folder, settings, own), **(env or {})}).record
+def solve(folder: Path, *flags: str, settings: str = "", env: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+    return run(*SOLVE, *flags, cwd=folder, env={**write_settings(folder, settings), **(env or {})}).record
 
 
-def test_flag_wins_over_environment_over_project_over_own_file(tmp_path: Path) -> None:
-    files = {"settings": "seed = 2\nmax-steps = 2\n", "own": "seed = 1\nmax-steps = 1\ntemperature = 0.5\n"}
+def test_flag_wins_over_environment_over_file(tmp_path: Path) -> None:
+    settings = "seed = 2\ntemperature = 0.5\n"
     environment: dict[str, str | None] = {"ARBITRAGE_SEED": "3"}
     for flags, env, seed in ([], None, 2), ([], environment, 3), (["--seed", "4"], environment, 4):
-        record = solve(tmp_path, *flags, **files, env=env)
+        record = solve(tmp_path, *flags, settings=settings, env=env)
         assert (record["settings"]["seed"], record["settings"]["temperature"]) == (seed, 0.5)
+
+
+def test_another_file_replaces_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text("seed = 5\n")
+    own = "seed = 2\ntemperature = 0.5\n"
+    for flags, env in (["--config", "other.toml"], {}), ([], {"ARBITRAGE_CONFIG": "other.toml"}):
+        settings = solve(tmp_path, *flags, settings=own, env=env)["settings"]
+        assert (settings["seed"], settings["temperature"]) == (5, 0.0)
+    assert_refused(run(*SOLVE, "--config", "none.toml", cwd=tmp_path), 2, "none.toml: ")
+
+
+def test_folder_of_the_command_sets_nothing(quick_path: Path) -> None:
+    """A cloned repository must not choose models, run programs, open ports or select folders to write to."""
+    write_problems(quick_path / "one.jsonl", ["5 + 6"])
+    settings = 'draft = "http://127.0.0.1:1/v1"\ntarget = "http://127.0.0.1:1/v1"\nhost = "0.0.0.0"\nno-api-key = true\n'
+    (quick_path / "arbitrage.toml").write_text(f'{settings}run-code = "unprotected"\n[bench]\noutput = "elsewhere"\n')
+    alone = ("--policy", "draft")
+    assert run("solve", *alone, "5 + 6", "-q", cwd=quick_path, env={"ARBITRAGE_API_KEY": "secret"}).code == 0
+    assert run("bench", *alone, "--dataset", "one.jsonl", "-q", cwd=quick_path).code == 0
+    assert not (quick_path / "elsewhere").exists()
+    with served(cwd=quick_path) as (_, client):
+        assert client.base_url.host == "127.0.0.1"
 
 
 @pytest.mark.parametrize("name", ["max-tokens", "max_tokens"])
@@ -52,8 +71,7 @@ def test_settings_for_other_commands_do_not_select_or_explain_problems(tmp_path:
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["solve", "-h"], ["doctor"], ["guide", "settings"]])
 def test_help_works_with_a_broken_settings_file(tmp_path: Path, arguments: list[str]) -> None:
     for settings in ("foo = 1\n", "nonsense = ["):
-        (tmp_path / "arbitrage.toml").write_text(settings)
-        assert run(*arguments, cwd=tmp_path).code == 0
+        assert run(*arguments, env=write_settings(tmp_path, settings)).code == 0
 
 
 def test_variable_that_is_not_a_setting_is_named_once() -> None:
@@ -81,22 +99,23 @@ def test_setting_that_does_not_apply_is_ignored(tmp_path: Path, settings: str, t
         ('kv-type = "q9"\n', "kv-type: ", "q9"),
         ('[solve]\nmax-tokens = "many"\n', "max-tokens: ", "integer"),
         ('[solve]\noutput = "x"\n', "[solve] ", "output"),
+        ("tau = fast\n", "", 'tau = "fast"'),
         ("solve = 1\n", "", "solve"),
     ],
 )
 def test_error_in_a_settings_file_names_the_file_and_the_setting(
     tmp_path: Path, settings: str, place: str, word: str
 ) -> None:
-    (tmp_path / "arbitrage.toml").write_text(settings)
-    assert_refused(run("solve", *MODELS, "5 + 6", cwd=tmp_path), 2, f"arbitrage.toml: {place}", word)
+    result = run("solve", *MODELS, "5 + 6", env=write_settings(tmp_path, settings))
+    assert_refused(result, 2, f"{tmp_path / 'arbitrage' / 'config.toml'}: {place}", word)
 
 
 @pytest.mark.parametrize(
     ("setting", "place"), [('policy = "target,best"', "policy"), ("limit = 0", "limit"), ('limit = 1\nids = "q"', "ids")]
 )
-def test_error_in_the_users_own_file_names_that_file(quick_path: Path, setting: str, place: str) -> None:
+def test_error_about_an_option_names_the_file_that_set_it(quick_path: Path, setting: str, place: str) -> None:
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    env = write_settings(quick_path, "", setting)
+    env = write_settings(quick_path, setting)
     result = run(*BENCH, *MODELS, cwd=quick_path, env=env)
     assert_refused(result, 2, f"{quick_path / 'arbitrage' / 'config.toml'}: {place}: ")
 
@@ -105,15 +124,16 @@ def test_error_names_a_variable_or_a_flag_if_it_comes_from_there(tmp_path: Path)
     solving = ("solve", *MODELS, "5 + 6")
     assert_refused(run(*solving, env={"ARBITRAGE_POLICY": "best"}), 2, "ARBITRAGE_POLICY: ")
     assert_refused(run(*solving, env={"ARBITRAGE_MAX_STEPS": "high"}), 2, "ARBITRAGE_MAX_STEPS: ")
-    (tmp_path / "arbitrage.toml").write_text('policy = "best"\nsystem = "Add."\n')
-    assert_refused(run(*solving, "--policy", "better", cwd=tmp_path), 2, "--policy: ")
+    env = write_settings(tmp_path, 'policy = "best"\nsystem = "Add."\n')
+    assert_refused(run(*solving, "--policy", "better", env=env), 2, "--policy: ")
 
 
 def test_table_of_a_command_wins_over_the_top_level_for_it_alone(quick_path: Path) -> None:
     settings = 'pair = "scripted"\npolicy = "logprob"\n[bench]\npolicy = "target,draft"\noutput = "mine"\n'
-    (quick_path / "arbitrage.toml").write_text(settings)
+    (quick_path / "own.toml").write_text(settings)
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    assert run("bench", "--dataset", "one.jsonl", "-q", cwd=quick_path).code == 0
+    chosen = ("-q", "--config", "own.toml")
+    assert run("bench", "--dataset", "one.jsonl", *chosen, cwd=quick_path).code == 0
     made = run_json(quick_path / "mine")["policies"]
     assert [one["policy"] for one in made] == ["target", "draft"]
-    assert run("solve", "5 + 6", "--json", "-q", cwd=quick_path).record["policy"] == "logprob"
+    assert run("solve", "5 + 6", "--json", *chosen, cwd=quick_path).record["policy"] == "logprob"

@@ -80,9 +80,8 @@ def test_a_router_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tm
 @pytest.mark.parametrize("setting", [None, "sandboxed"])
 def test_programs_run_in_the_sandbox(tmp_path: Path, setting: str | None) -> None:
     write_rows(tmp_path / "rows.jsonl", [MBPP])
-    if setting:
-        (tmp_path / "arbitrage.toml").write_text(f'run_code = "{setting}"\n')
-    assert run(*BENCH, *([] if setting else ["--run-code"]), cwd=tmp_path).code == 0
+    (tmp_path / "code.toml").write_text(f'run_code = "{setting}"\n')
+    assert run(*BENCH, *(["--config", "code.toml"] if setting else ["--run-code"]), cwd=tmp_path).code == 0
     assert run_json(tmp_path / "run")["protections"] == ["bubblewrap", "resource limits"]
 
 

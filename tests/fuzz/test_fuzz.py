@@ -169,13 +169,13 @@ def test_rows_of_runs(finished_run: Path) -> None:
 
 
 def test_settings_and_pairs(tmp_path: Path) -> None:
-    path = tmp_path / "arbitrage.toml"
+    path = tmp_path / "settings.toml"
 
     def check(text: str) -> None:
         path.write_text(text, encoding="utf-8", errors="replace")
         with suppress(UsageError):
             read_pairs(path)
-        result = run("models", "list", cwd=tmp_path)
+        result = run("models", "list", "--config", str(path))
         assert result.code in (0, 2), result.err
 
     corpus = ["a = " + "[" * 500 + "]" * 500, "a = " + "9" * 5000, "[models]\nlist = 1"]

@@ -26,7 +26,7 @@ from arbitrage_cli.types import Cost, Decided, Decision, Finished, Limits, Model
 PROGRAM = (sys.executable, "-m", "arbitrage_cli")
 MODELS = ("--draft", "scripted:draft", "--target", "scripted:target")
 TIMEOUT = 120.0  # for hangs only: a busy machine is slow
-HERE = Path(__file__).parent  # the default working folder of runs: it has no arbitrage.toml
+HERE = Path(__file__).parent  # the default working folder of runs
 CLOSED, BROKEN = "closed", "broken"  # a stream that is closed, and a pipe without a reader
 
 QUESTION = "What is 37 * 12 - 95?"
@@ -208,11 +208,12 @@ def served(
     *arguments: str,
     models: Sequence[str] = MODELS,
     env: Mapping[str, str | None] | None = None,
+    cwd: Path = HERE,
     program: Iterable[str] = PROGRAM,
 ) -> Iterator[tuple[Process, httpx2.Client]]:
     """Run `arbitrage serve`, and yield a client of it too."""
     command = ("serve", *models, "--port", "0", *arguments)
-    with start(*command, stdin=subprocess.DEVNULL, env=env, program=program) as process:
+    with start(*command, stdin=subprocess.DEVNULL, env=env, cwd=cwd, program=program) as process:
         try:
             with httpx2.Client(base_url=read_line(process).decode().strip(), timeout=TIMEOUT) as client:
                 yield process, client
