@@ -251,6 +251,15 @@ class Session:
             speculator=as_speculator(writers.get("draft")),
         )
 
+    def collector(self) -> Scheduler:
+        """Return a scheduler for the collection of states. If the target continues steps for rewards, it is greedy."""
+        writers, is_rated = self.writers(None), self.spec.reward == "prm"
+        if not is_rated:
+            writers["target"] = self.models["target"].writer("target", replace(self.writing, sampler=Sampler()))
+        return Scheduler(
+            writers, concurrency=self.concurrency, rater=self.rater(self.spec.route.policy) if is_rated else None
+        )
+
     def flow(self, route: Route, sampler: Sampler | None = None) -> Callable[[Trace], Flow]:
         seed = (sampler or self.spec.sampler).seed
         return partial(route.flow, seed=seed, scorer=self.scorer(route.policy))
@@ -290,7 +299,7 @@ class Session:
 
 
 def _num_sequences(spec: Spec, policies: Iterable[Policy], concurrency: int = 1) -> dict[ModelRole, int]:
-    has_rollouts = spec.reward == "rollout" and any(policy.reward == "any" for policy in policies)
+    has_rollouts = spec.request.compares and spec.reward == "rollout" and any(policy.reward == "any" for policy in policies)
     twins = len(spec.models) - len(spec.loaded)
     numbers: dict[ModelRole, int] = {"draft": 1 + twins, "target": 1 + has_rollouts, "prm": 1, "check": 1}
     return {role: number * concurrency for role, number in numbers.items()}

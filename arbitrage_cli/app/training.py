@@ -6,7 +6,6 @@ recomputed.
 
 import contextlib
 import os
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,20 +17,21 @@ from arbitrage_cli.app.loop import Attempt, Loop, StoredRun
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import RunProgress
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.arbitrage import Flow, single
+from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
-from arbitrage_cli.inference.scheduler import Job, Scheduler
+from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import is_correct
+from arbitrage_cli.rewards.raters import Continuations
 from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.training.states import State, collect, read_states, state_to_json
+from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states, state_to_json
 from arbitrage_cli.training.train import Progress, train, with_taus
-from arbitrage_cli.types import Event, Finished, Problem, Started, Trace
+from arbitrage_cli.types import Event, Finished, Trace
 
 SUFFIX = ".safetensors"
 
@@ -39,8 +39,8 @@ SUFFIX = ".safetensors"
 class Collection(StoredRun):
     """A planned collection, which also solves its problems.
 
-    `held` counts the stored states of each problem. If a problem has no known answer, the target solves it first, and its
-    answer counts as known.
+    `held` counts the stored states of each problem. If a problem has no known answer, the answer of the target's own solution
+    counts as known.
     """
 
     name = COLLECT
@@ -49,10 +49,10 @@ class Collection(StoredRun):
         spec = session.spec
         self.held: dict[str, int] = {}
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
-        self._unanswered = {name for name, gold in self._golds.items() if not gold and spec.reward == "rollout"}
         self._unfinished: dict[str, tuple[Trace, list[State]]] = {}
         attempts = [Attempt(item, 0, spec.route) for item in selected.items]
-        reward = {"kind": spec.reward} | ({"answers": "target"} if self._unanswered else {})
+        is_unanswered = spec.reward == "rollout" and not all(self._golds.values())
+        reward = {"kind": spec.reward} | ({"answers": "target"} if is_unanswered else {})
         super().__init__(session, selected, folder, attempts, kind=COLLECT, reward=reward)
 
     def count(self, row: CollectedRow) -> None:
@@ -79,12 +79,11 @@ class Collection(StoredRun):
             return
         session = self.session
         session.load()
-        if count := len(self._unanswered & {attempt.id for attempt in self.todo}):
+        if count := sum(not self._golds[attempt.id] for attempt in self.todo) if session.spec.reward == "rollout" else 0:
             which = f"{formatting.count(count, 'problem')} without a known answer"
             session.display.note(f"{which}: the target's own answer is assumed to be correct")
         with session.spec.task.open_grader() as self._grader:
-            rater = session.rater(session.spec.route.policy, self._is_right)
-            self._scheduler = Scheduler(session.writers(None), concurrency=session.concurrency, rater=rater)
+            self._scheduler = session.collector()
             loop = self.begin(self)
             try:
                 loop.run(self.todo)
@@ -92,22 +91,12 @@ class Collection(StoredRun):
                 self._store_unfinished(loop)
 
     def solve(self, attempts: Iterator[Attempt]) -> Generator[Event, None, None]:
-        jobs = deque(self._job(attempt.item.problem) for attempt in attempts)
-        upcoming = iter(lambda: jobs.popleft() if jobs else None, None)
-        again: set[str] = set()  # problems whose states are collected after the target solved them
-        with contextlib.closing(self._scheduler.run(upcoming, lambda: bool(jobs))) as events:
+        jobs = (Job(attempt.item.problem, self._collecting, self.session.spec.limits) for attempt in attempts)
+        with contextlib.closing(self._scheduler.run(jobs)) as events:
             for event in events:
-                name = event.trace.problem.id
-                if isinstance(event, Finished) and name in self._unanswered and not event.error:
-                    self._unanswered.remove(name)
-                    answer = self._grader.grade(event.trace.text, {}).answer
-                    self._golds[name] = {"answer": answer} if answer else {}
-                    again.add(name)
-                    jobs.appendleft(self._job(event.trace.problem))
-                elif not (isinstance(event, Started) and name in again):
-                    yield event
-                    if isinstance(event, Finished):  # its row is stored
-                        self._unfinished.pop(name, None)
+                yield event
+                if isinstance(event, Finished):  # its row is stored
+                    self._unfinished.pop(event.trace.problem.id, None)
 
     def row(self, attempt: Attempt, finished: Finished) -> CollectedRow:
         error = attempt_error(finished)
@@ -124,19 +113,21 @@ class Collection(StoredRun):
             question=attempt.item.problem.question,
             text=finished.trace.text,
             states=[state_to_json(state) for state in states],
+            is_unsolved=not error and not finished.trace.finished,
             seconds=tally_of(finished).seconds,
         )  # the states are valid even if the problem failed
-
-    def _job(self, problem: Problem) -> Job:
-        flow = partial(single, model="target") if problem.id in self._unanswered else self._collecting
-        return Job(problem, flow, self.session.spec.limits)
 
     def _collecting(self, trace: Trace) -> Flow:
         states: list[State] = []
         self._unfinished[trace.problem.id] = trace, states
-        return collect(trace, states.append)
+        by_rollouts = self.session.spec.reward == "rollout"
+        judge = by_continuing(Continuations(partial(self._is_right, trace.problem.id))) if by_rollouts else by_rating
+        return collect(trace, judge, states.append)
 
     def _is_right(self, problem: str, text: str) -> bool:
+        if not self._golds[problem]:  # this is the target's own solution
+            answer = self._grader.grade(text, {}).answer
+            self._golds[problem] = {"answer": answer} if answer else {}
         return is_correct(self._grader, text, self._golds[problem])
 
     def _store_unfinished(self, loop: Loop) -> None:

@@ -5,8 +5,9 @@ In a rollout, the target completes the solution after a rated step, and the answ
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from statistics import fmean
 from typing import Any, Literal
@@ -174,16 +175,45 @@ def _prefix(trace: Trace) -> Prefix:
     return trace.thoughts, trace.text, trace.phase, is_forced
 
 
+class Continuations:
+    """The target's greedy continuations of one problem's traces, and whether they reach the right answer.
+
+    A continuation depends only on its prefix. It is written once, and is known for every prefix on its path.
+    """
+
+    def __init__(self, is_right: Callable[[str], bool]) -> None:
+        self._is_right = is_right
+        self._known: dict[Prefix, tuple[Sequence[Step], bool]] = {}
+
+    def after(self, trace: Trace) -> Generator[WriteStep, Any, tuple[Sequence[Step], bool, Cost]]:
+        """Return the target's steps until the solution ends, whether the solution is right, and the cost of writing them."""
+        cost = Cost()
+        if _prefix(trace) not in self._known:
+            whole, steps, prefixes = (
+                Trace(trace.problem, trace.limits, list(trace.decisions)),
+                list[Step](),
+                [_prefix(trace)],
+            )
+            while not whole.finished:
+                step: Step = yield WriteStep("target", whole, until_end=True)
+                whole.add(Decision(kept=step))
+                steps.append(step)
+                prefixes.append(_prefix(whole))
+                cost += step.cost
+            is_right = self._is_right(whole.text)
+            self._known.update((prefix, (steps[index:], is_right)) for index, prefix in enumerate(prefixes))
+        return *self._known[_prefix(trace)], cost
+
+
 class RolloutRater:
     """A `Rater` that rewards a step with 1 if the target's continuation of it reaches the known answer, as in Math-Shepherd.
 
-    The `writer` is greedy, so a continuation depends only on its prefix, and one rollout determines the outcome of every
-    prefix on its path.
+    The `writer` is greedy. `is_right` receives a problem id and a solution.
     """
 
     def __init__(self, writer: Writer, is_right: Callable[[str, str], bool]) -> None:
         self._writer, self._is_right = writer, is_right
-        self._outcomes: dict[int, dict[Prefix, bool]] = {}  # by slot: whether the solution is right
+        self._continuations: dict[int, Continuations] = {}  # by slot
         self._rollouts: dict[int, Generator[WriteStep, Any, RewardUpdate]] = {}  # by slot
         self._updates: list[RewardUpdate] = []
 
@@ -197,11 +227,11 @@ class RolloutRater:
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
         self._writer.open(slot, problem, deadline)
-        self._outcomes[slot] = {}
+        self._continuations[slot] = Continuations(partial(self._is_right, problem.id))
 
     def close(self, slot: int) -> None:
         self._writer.close(slot)
-        self._outcomes.pop(slot, None)
+        self._continuations.pop(slot, None)
         self._rollouts.pop(slot, None)
 
     def start(self, slot: int, request: RateSteps) -> None:
@@ -229,17 +259,9 @@ class RolloutRater:
             self._updates.append(ended.value)
 
     def _rollout(self, slot: int, request: RateSteps) -> Generator[WriteStep, Any, RewardUpdate]:
-        """Complete the solution after each rated step whose outcome is unknown."""
-        outcomes, rewards, cost = self._outcomes[slot], list[float](), Cost()
+        rewards, total = list[float](), Cost()
         for step in request.steps:
-            trace = request.trace.followed_by(step)
-            prefixes = [_prefix(trace)]
-            if prefixes[0] not in outcomes:
-                while not trace.finished:
-                    written = yield WriteStep("target", trace)
-                    cost += written.cost
-                    trace.add(Decision(kept=written))
-                    prefixes.append(_prefix(trace))
-                outcomes.update(dict.fromkeys(prefixes, self._is_right(trace.problem.id, trace.text)))
-            rewards.append(float(outcomes[prefixes[0]]))
-        return RewardUpdate(slot, tuple(rewards), cost)
+            _, is_right, cost = yield from self._continuations[slot].after(request.trace.followed_by(step))
+            rewards.append(float(is_right))
+            total += cost
+        return RewardUpdate(slot, tuple(rewards), total)

@@ -323,6 +323,7 @@ class CollectedRow(Row):
     question: str
     text: str
     states: list[Json]
+    is_unsolved: bool = False  # all rewards were 0, so the collection ended before the solution
     seconds: Seconds
 
     @property

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.inference.step_text import StepEnd
+from arbitrage_cli.rewards.raters import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import is_due
 from arbitrage_cli.runs.folder import read_run_folder
@@ -44,6 +45,8 @@ TRAINING, VALIDATION, TEST = 0, 1, 2
 SPLIT = ("training", "validation", "test")
 SHARES = (0.6, 0.2)  # shares of the problems in training and validation
 SHARES_WITH_TEST = (0.75, 0.25)  # if there are separate test runs
+
+MAX_UNSOLVED = 2  # states
 
 COLUMNS = ("draft_reward", "target_reward", "draft_tokens", "target_tokens", "target_prefill_tokens", "shared_tokens")
 
@@ -94,26 +97,53 @@ class State:
         return self.target_tokens * shared // max(1, len(self.target_text))
 
 
-def collect(trace: Trace, observe: Callable[[State], None]) -> Flow:
+Judged = tuple[Step, float, float]  # the target's step, and the rewards of the drafted step and of the target's step
+Judge = Callable[[Trace, Step], Generator[WriteStep | RateSteps, Any, Judged]]
+
+
+def by_rating(trace: Trace, draft: Step) -> Generator[WriteStep | RateSteps, Any, Judged]:
+    """Let the target write its step, and request a reward for each step unless both are equal."""
+    target: Step = yield WriteStep("target", trace, proposal=draft)
+    is_same = (draft.text, draft.ends_thoughts) == (target.text, target.ends_thoughts)
+    rewards = yield RateSteps(trace, (draft,) if is_same else (draft, target))
+    return target, rewards[0], rewards[-1]
+
+
+def by_continuing(continuations: Continuations) -> Judge:
+    """Reward each step with 1 if the target's continuation of it is right.
+
+    The target's step is the first step of its own continuation, so a state takes at most one new continuation.
+    """
+
+    def judge(trace: Trace, draft: Step) -> Generator[WriteStep, Any, Judged]:
+        (target, *_), is_right, _ = yield from continuations.after(trace)
+        _, stays_right, _ = yield from continuations.after(trace.followed_by(draft))
+        return target, float(stays_right), float(is_right)
+
+    return judge
+
+
+def collect(trace: Trace, judge: Judge, observe: Callable[[State], None]) -> Flow:
     """Write every step with both models, keep the better step, and pass each state to `observe`.
 
-    If the rewards are equal, the drafted step is kept. The draft must record token statistics.
+    If the rewards are equal, the drafted step is kept. The draft must record token statistics. The flow ends early if all
+    rewards of the first `MAX_UNSOLVED` states are 0, because the target hardly ever solves such a problem.
     """
-    while not trace.finished:
+    best = 0.0
+    while not trace.finished and (best or len(trace.decisions) < MAX_UNSOLVED):
         draft: Step = yield WriteStep("draft", trace)
-        target: Step = yield WriteStep("target", trace, proposal=draft)
-        is_same = (draft.text, draft.ends_thoughts) == (target.text, target.ends_thoughts)
-        rewards = yield RateSteps(trace, (draft,) if is_same else (draft, target))
+        target, draft_reward, target_reward = yield from judge(trace, draft)
         state = State(
             position=len(trace.decisions),
             draft=draft,
             target_text=target.text,
-            draft_reward=rewards[0],
-            target_reward=rewards[-1],
+            draft_reward=draft_reward,
+            target_reward=target_reward,
             kept="draft",
             target_tokens=target.num_tokens,
             target_prefill_tokens=target.cost.prefill_tokens,
         )
+        best = max(best, draft_reward, target_reward)
         kept = target if state.advantage > 0 else draft
         observe(replace(state, kept=kept.model))
         trace.add(Decision(kept, draft, target, advantage=state.advantage))

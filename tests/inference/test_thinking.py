@@ -39,7 +39,7 @@ from arbitrage_cli.inference.thinking import CLOSING, FORMATS, find_format
 from arbitrage_cli.rewards.raters import RolloutRater
 from arbitrage_cli.routing.policies import BUDGET, POLICIES, probe_tau
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.training.states import State, collect
+from arbitrage_cli.training.states import State, by_rating, collect
 from arbitrage_cli.types import (
     Limits,
     ModelRole,
@@ -380,7 +380,10 @@ def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: Mo
 def test_states_of_thoughts_are_what_both_models_write_there() -> None:
     rollout = RolloutRater(engines("switched", "switched")["target"], lambda _name, answer: len(answer) % 2 == 0)
     found: list[State] = []
-    job, limits = partial(Job, make_flow=partial(collect, observe=found.append)), replace(long(120), max_tokens=240)
+    job, limits = (
+        partial(Job, make_flow=partial(collect, judge=by_rating, observe=found.append)),
+        replace(long(120), max_tokens=240),
+    )
     jobs = [job(Problem(str(number), f"question {number}"), limits=limits) for number in range(2)]
     events = list(Scheduler(engines("switched", "switched"), rater=rollout).run(jobs))
     kept = [one.kept.phase for event in finished_of(events) for one in event.trace.decisions]

@@ -8,9 +8,20 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.arbitrage import RateSteps, Request
+from arbitrage_cli.arbitrage import RateSteps, Request, WriteStep
+from arbitrage_cli.rewards.raters import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
-from arbitrage_cli.training.states import STATS, State, collect, features_of, state_from_json, state_to_json
+from arbitrage_cli.training.states import (
+    STATS,
+    Judge,
+    State,
+    by_continuing,
+    by_rating,
+    collect,
+    features_of,
+    state_from_json,
+    state_to_json,
+)
 from arbitrage_cli.types import (
     Cost,
     Decision,
@@ -126,10 +137,10 @@ def target_step(text: str, stop: StepStop = "separator") -> Step:
     return Step("target", text, 10, Cost(prefill_tokens=7), stop)
 
 
-def run(answers: Sequence[Step | tuple[float, ...]]) -> tuple[Trace, list[State], list[Request]]:
+def run(answers: Sequence[Step | tuple[float, ...]], judge: Judge = by_rating) -> tuple[Trace, list[State], list[Request]]:
     trace = Trace(Problem("p", "1 + 2"), Limits())
     states: list[State] = []
-    flow = collect(trace, states.append)
+    flow = collect(trace, judge, states.append)
     requests = [next(flow)]
     for answer in answers:
         try:
@@ -168,3 +179,48 @@ def test_the_same_step_is_rated_once() -> None:
     _, (state,), requests = run([draft_step("12", "end"), target_step("12", "end"), (0.3,)])
     assert [len(request.steps) for request in requests if isinstance(request, RateSteps)] == [1]
     assert (state.draft_reward, state.target_reward, state.kept) == (0.3, 0.3, "draft")
+
+
+def judge_of(right: str) -> Judge:
+    return by_continuing(Continuations(lambda text: text == right))
+
+
+def test_the_targets_step_is_the_first_step_of_its_continuation() -> None:
+    """The target writes one continuation at first, and one after each drafted step that differs from its own."""
+    answers = [
+        *(draft_step("a"), target_step("a"), target_step("b"), target_step("c", "end")),
+        *(draft_step("x"), target_step("y", "end")),
+        draft_step("c", "end"),
+    ]
+    trace, states, requests = run(answers, judge_of("abc"))
+    assert [state.target_text for state in states] == ["a", "b", "c"]
+    assert [(state.draft_reward, state.target_reward, state.kept) for state in states] == [
+        (1.0, 1.0, "draft"),
+        (0.0, 1.0, "target"),
+        (1.0, 1.0, "draft"),
+    ]
+    assert (trace.text, len(requests)) == ("abc", len(answers))
+
+
+def test_the_continuation_of_a_kept_step_is_the_next_step_of_the_target() -> None:
+    answers = [
+        *(draft_step("x"), target_step("a"), target_step("b", "end"), target_step("y", "end")),
+        draft_step("z", "end"),
+    ]
+    _, states, requests = run(answers, judge_of("xy"))
+    assert [(state.draft_reward, state.target_reward, state.kept) for state in states] == [
+        (1.0, 0.0, "draft"),
+        (0.0, 1.0, "target"),
+    ]
+    assert [state.target_text for state in states] == ["a", "y"]
+    assert [request.model for request in requests if isinstance(request, WriteStep)].count("target") == 3
+
+
+def test_a_problem_that_the_target_never_solves_ends_early() -> None:
+    def steps(number: int) -> list[Step]:
+        return [target_step("a"), target_step("b"), target_step("c", "end")][-number:]
+
+    answers = [draft_step("x"), *steps(3), *steps(2), draft_step("z"), *steps(1), draft_step("v")]
+    trace, states, _ = run(answers, judge_of("right"))
+    assert len(states) == 2
+    assert not trace.finished
