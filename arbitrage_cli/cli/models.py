@@ -83,11 +83,11 @@ def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: Ou
 
 
 def _show_sizes(names: Iterable[HubName], *, offline: bool) -> None:
-    files = {file: is_here for name in names for file, is_here in hub.preview(name, offline=offline).items()}
-    for file, is_here in files.items():
+    files = dict.fromkeys(file for name in names for file in hub.preview(name, offline=offline))
+    for file in files:
         size = formatting.size_words(file.size)
-        typer.echo(f"{'present' if is_here else 'missing':<8}  {size:>8}  {one_line(file.name)}")
-    missing = [file.size for file, is_here in files.items() if not is_here]
+        typer.echo(f"{'present' if file.is_here else 'missing':<8}  {size:>8}  {one_line(file.name)}")
+    missing = [file.size for file in files if not file.is_here]
     typer.echo(f"to download: {formatting.count(len(missing), 'file')}, {formatting.size_words(sum(missing))}")
 
 

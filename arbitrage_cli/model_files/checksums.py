@@ -1,11 +1,11 @@
 """Verifies the checksums of files, and caches the checksum of a file until the file changes."""
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -63,26 +63,9 @@ def identify(path: Path, on_progress: OnProgress = no_progress) -> Identity:
     return Identity(path, sha256, origin or "unknown", origin is not None and known[origin] != sha256)
 
 
-def check_file(path: Path, sha256: str | None, cache: Path, on_progress: OnProgress) -> None:
-    """Check a file's sha256, unless None is published. A file is read again only if its size, mtime or inode has changed.
-
-    If the sha256 is wrong, remove the file from the cache and raise ModelFileError.
-    """
-    if sha256 is None and path.suffix == ".gguf":
-        raise ModelFileError(f"{path}: the published sha256 is unknown", "remove the file and download it again")
-    if sha256 is None or _known_sha256([path], on_progress) == sha256:
-        return
-    for part in (path.parent / path.readlink() if path.is_symlink() else path, path):
-        if Path(os.path.realpath(part.parent)).is_relative_to(cache):  # a link may lead to a user's own file
-            part.unlink(missing_ok=True)
-    outcome = "move the file away" if path.exists() else "the file was removed"
-    hint = "download the file again; if the error persists, check the proxy, the mirror and the disk"
-    raise ModelFileError(f"{path}: the sha256 differs from the published one; {outcome}", hint)
-
-
 def sha256_of(files: Sequence[Path], on_progress: OnProgress = no_progress) -> str:
     """Return the sha256 of the concatenated files. Raises ModelFileError if a file cannot be read."""
-    with os_errors(ModelFileError, f"{files[0]}: cannot be read", "check the path and the file's permissions"):
+    with _read_errors(files):
         total, done, digest = sum(path.stat().st_size for path in files), 0, hashlib.sha256()
         for chunk in chain.from_iterable(map(read_chunks, files)):
             digest.update(chunk)
@@ -91,22 +74,28 @@ def sha256_of(files: Sequence[Path], on_progress: OnProgress = no_progress) -> s
     return digest.hexdigest()
 
 
-def sha256_seen(files: Sequence[Path]) -> str:
-    """Return the sha256 of the concatenated files. The files are read again only if a size, mtime or inode has changed.
+def _read_errors(files: Sequence[Path]) -> AbstractContextManager[None]:
+    return os_errors(ModelFileError, f"{files[0]}: cannot be read", "check the path and the file's permissions")
 
-    Raises ModelFileError if a file cannot be read, or differs from the published file.
-    """
-    known = _known_sha256(files)
+
+def sha256_seen(files: Sequence[Path]) -> str:
+    """Return `known_sha256`. Raises ModelFileError if a file cannot be read, or differs from the published file."""
+    known = known_sha256(files)
     if len(files) == 1 and published_sha256(files[0]) not in (None, known):
         raise ModelFileError(f"{files[0]}: the sha256 differs from the published one", "download the file again")
     return known
 
 
-def _known_sha256(files: Sequence[Path], on_progress: OnProgress = no_progress) -> str:
-    known = unchanged_sha256(files)
-    if known is None:
-        known = sha256_of(files, on_progress)
-        write_note(_SEEN, _names(files), {"checksum": known, "files": [state_of(path) for path in files]})
+def known_sha256(files: Sequence[Path], on_progress: OnProgress = no_progress) -> str:
+    """Return the sha256 of the concatenated files. The files are read again only if a size, mtime or inode has changed.
+
+    Raises ModelFileError if a file cannot be read.
+    """
+    with _read_errors(files):
+        known = unchanged_sha256(files)
+        if known is None:
+            known = sha256_of(files, on_progress)
+            write_note(_SEEN, _names(files), {"checksum": known, "files": [state_of(path) for path in files]})
     return known
 
 
@@ -143,7 +132,7 @@ def write_note(kind: str, names: Iterable[str], value: Any) -> None:
 
     The value may be lost, for example if the disk is full, because notes only save time. A half-written note counts as lost.
     """
-    with contextlib.suppress(OSError, RuntimeError):
+    with suppress(OSError, RuntimeError):
         file = _note_file(kind, names)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(value))

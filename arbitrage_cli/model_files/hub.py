@@ -1,24 +1,22 @@
 """Names, finds, downloads and verifies files of models and data sets on the Hugging Face Hub.
 
-huggingface_hub downloads the files, resumes broken downloads and manages the cache that all programs share. It checks only
-the size of a file; this module also checks the published sha256. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and
-HF_HUB_OFFLINE are honored. huggingface_hub is imported inside functions, because importing it is slow. File names from the
-Hub are not trusted: a name that leads out of its folder is rejected.
+huggingface_hub downloads the files, resumes broken downloads, rejects unsafe file names and manages the cache that all programs
+share. It checks only the size of a file; this module also checks the sha256. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and
+HF_HUB_OFFLINE are honored. huggingface_hub is imported inside functions, because importing it is slow.
 """
 
 import contextlib
-import logging
 import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from arbitrage_cli.errors import ArbitrageError, HubError, UsageError
-from arbitrage_cli.model_files.checksums import FileProgress, OnProgress, check_file, no_progress, published_sha256
+from arbitrage_cli.errors import HubError, ModelFileError, UsageError
+from arbitrage_cli.model_files.checksums import FileProgress, OnProgress, known_sha256, no_progress, published_sha256
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -26,7 +24,6 @@ _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _NAME = re.compile(rf"(?P<repo>{_REPO})(?::(?P<selector>[^:@]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _QUANT = re.compile(r"(?:UD-)?[A-Z]{1,5}\d\w*", re.ASCII | re.IGNORECASE)
 _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>\d{5})\.gguf", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, ValueError)  # errors that malformed responses cause
 
 
@@ -56,9 +53,7 @@ def parse_name(source: str) -> HubName | None:
     if not match or ".." in match["repo"] or "--" in match["repo"] or match["repo"].lower().endswith(".gguf"):
         return None
     name = HubName(match["repo"], match["selector"] or DEFAULT_QUANT, match["revision"] or "main")
-    if name.is_file:
-        refuse_unsafe(name.selector, UsageError)
-    elif not _QUANT.fullmatch(name.selector):
+    if not name.is_file and not _QUANT.fullmatch(name.selector):
         hint = "use a quantization such as :Q4_K_M, or a file name"
         raise UsageError(f"{source}: invalid quantization '{name.selector}'", hint)
     if ".." in name.revision or name.revision.startswith(("/", "-")) or name.revision.endswith("/"):
@@ -105,16 +100,7 @@ def choose(name: HubName, files: Sequence[str]) -> tuple[str, ...]:
         raise HubError(f"{name.repo} has no {name.selector}", f"available: {available}" if available else hint)
     if not is_complete(model):
         raise HubError(f"{name.repo} lacks parts of {model[0]}", "use another quantization")
-    for file in model:
-        refuse_unsafe(file, HubError)
     return model
-
-
-def refuse_unsafe(file: str, error: type[ArbitrageError]) -> None:
-    folders = file.split("/")
-    is_anchored = any(pure(name).anchor for pure in (PurePosixPath, PureWindowsPath) for name in (file, *folders))
-    if is_anchored or "\\" in file or not file.isprintable() or any(name in ("", ".", "..") for name in folders):
-        raise error(f"unsafe file name '{file}'", "use a path inside the repository")
 
 
 def _has_quant(file: str, name: HubName) -> bool:
@@ -128,13 +114,12 @@ def _has_quant(file: str, name: HubName) -> bool:
 # --- files on the Hub and in its cache
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedFile:
-    """A file published on the Hub. `sha256` is None for a small file that is stored in git."""
+class PublishedFile(NamedTuple):
+    """A file on the Hub, its size in bytes, and whether it is in the cache."""
 
     name: str
     size: int
-    sha256: str | None
+    is_here: bool
 
 
 def locate(name: HubName) -> tuple[Path, ...]:
@@ -154,13 +139,9 @@ def cached_models() -> Iterator[HubName]:
 
 def _cached_files(name: HubName) -> tuple[Path, list[str]]:
     """Return the folder of a revision in the cache, and the names of its files."""
-    commit = name.revision
-    if not _COMMIT.fullmatch(commit):
-        with contextlib.suppress(OSError, ValueError):
-            commit = (_cache(name) / "refs" / name.revision).read_text().strip()
-    snapshot = _cache(name) / "snapshots" / commit
-    found = snapshot.rglob("*") if _COMMIT.fullmatch(commit) else ()
-    return snapshot, [path.relative_to(snapshot).as_posix() for path in found if path.is_file()]
+    ref = _cache(name) / "refs" / name.revision
+    snapshot = _cache(name) / "snapshots" / (ref.read_text().strip() if ref.is_file() else name.revision)
+    return snapshot, [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
 
 
 def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
@@ -168,32 +149,39 @@ def find(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_p
 
     Files are downloaded only if they are not in the cache. Raises HubError or ModelFileError.
     """
-    paths = locate(name)
-    for path in paths:
-        check_file(path, published_sha256(path), cache_folder(), on_progress)
-    return paths or fetch(name, offline=offline, on_progress=on_progress)
+    return fetch(name, offline=offline or bool(locate(name)), on_progress=on_progress)
 
 
 def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_progress) -> tuple[Path, ...]:
     """Return the verified files of the version that is now on the Hub. Raises the same errors as `find`."""
     if _is_offline(name, offline):
-        return find(name, on_progress=on_progress)
-    with _hub_errors(name):
-        files = _published(name)
-        paths = tuple(_download(name, file, on_progress) for file in files)
-    for file, path in zip(files, paths, strict=True):
-        check_file(path, file.sha256, cache_folder(), on_progress)
+        paths = locate(name)
+    else:
+        with _hub_errors(name):
+            paths = tuple(_download(name, file, on_progress) for file in _published(name))
+    for path in paths:
+        _check(path, on_progress)
     return paths
 
 
-def preview(name: HubName, *, offline: bool = False) -> dict[PublishedFile, bool]:
-    """Return the files that `fetch` would return, and whether each file is already in the cache."""
+def preview(name: HubName, *, offline: bool = False) -> list[PublishedFile]:
+    """Return the files that `fetch` would return."""
     if _is_offline(name, offline):
-        return {PublishedFile(path.name, path.stat().st_size, published_sha256(path)): True for path in locate(name)}
+        return [PublishedFile(path.name, path.stat().st_size, is_here=True) for path in locate(name)]
     with _hub_errors(name):
-        files = _published(name)
-    blobs = _cache(name) / "blobs"
-    return {file: file.sha256 is not None and (blobs / file.sha256).exists() for file in files}
+        found = [_library_download(name, file, dry_run=True) for file in _published(name)]
+    return [PublishedFile(one.filename, one.file_size or 0, one.is_cached) for one in found]
+
+
+def _check(path: Path, on_progress: OnProgress) -> None:
+    """Compare a file's sha256 with the published one, if there is one. If they differ, remove the file from the cache."""
+    if published_sha256(path) in (None, known_sha256([path], on_progress)):
+        return
+    blob = path.parent / path.readlink()
+    if Path(os.path.realpath(blob.parent)).is_relative_to(cache_folder()):  # a link may lead to a user's own file
+        blob.unlink(missing_ok=True)
+    hint = "download the file again; if the error persists, check the proxy, the mirror and the disk"
+    raise ModelFileError(f"{path}: the sha256 differs from the published one", hint)
 
 
 def commit_of(name: HubName, path: Path) -> str:
@@ -228,45 +216,41 @@ def _is_offline(name: HubName, requested: bool) -> bool:
     return is_offline
 
 
-def _published(name: HubName) -> list[PublishedFile]:
+def _published(name: HubName) -> tuple[str, ...]:
     from huggingface_hub import HfApi
 
     timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
     api: Any = HfApi(_constants().ENDPOINT, token=_token())
-    info = api.repo_info(name.repo, repo_type=name.kind, revision=name.revision, files_metadata=True, timeout=timeout)
-    files = {file.rfilename: file for file in info.siblings}
-    return [_published_file(name, files[file]) for file in choose(name, list(files))]
+    info = api.repo_info(name.repo, repo_type=name.kind, revision=name.revision, timeout=timeout)
+    return choose(name, [file.rfilename for file in info.siblings])
 
 
-def _published_file(name: HubName, file: Any) -> PublishedFile:
-    if file.lfs:
-        return PublishedFile(file.rfilename, int(file.lfs.size), file.lfs.sha256)
-    if name.kind == "model":
-        raise HubError(f"{name.repo} publishes no sha256 for {file.rfilename}", "use a repository that publishes checksums")
-    return PublishedFile(file.rfilename, int(file.size), None)
-
-
-def _download(name: HubName, file: PublishedFile, on_progress: OnProgress) -> Path:
+def _download(name: HubName, file: str, on_progress: OnProgress) -> Path:
     """Return the file in the cache. Download it first, or wait until another process has downloaded it."""
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import silent_tqdm
 
-    on_progress(FileProgress("downloading", file.name, 0, file.size))
-
     class Bar(silent_tqdm):
-        done = 0
+        def __init__(self, *, total: int | None, **options: object) -> None:
+            self.done, self.total = 0, total or 0
+            self.update(0)
 
         def update(self, n: float | None = 1) -> None:
             self.done += int(n or 0)
-            on_progress(FileProgress("downloading", file.name, self.done, file.size))
+            on_progress(FileProgress("downloading", file, self.done, self.total))
 
         def update_transfer(self, *args: object, **options: object) -> None:
             pass
 
         set_postfix_str = set_transfer_postfix_str = update_transfer
 
-    options: dict[str, Any] = {"revision": name.revision, "cache_dir": cache_folder(), "token": _token(), "tqdm_class": Bar}
-    return Path(hf_hub_download(name.repo, file.name, repo_type=name.kind, **options))
+    return Path(_library_download(name, file, tqdm_class=Bar))
+
+
+def _library_download(name: HubName, file: str, **options: Any) -> Any:
+    from huggingface_hub import hf_hub_download
+
+    place: Any = {"repo_type": name.kind, "revision": name.revision, "cache_dir": cache_folder(), "token": _token()}
+    return hf_hub_download(name.repo, file, **place, **options)
 
 
 def _token() -> str | bool:
@@ -288,10 +272,10 @@ def _host() -> str:
 def _hub_errors(name: HubName) -> Iterator[None]:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils.logging import ERROR, set_verbosity
 
     _constants().HF_HUB_DISABLE_TELEMETRY = True
-    if not _constants().HF_DEBUG:
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # warnings would break into a live display
+    set_verbosity(ERROR)  # warnings would break into a live display
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Not enough free disk space")

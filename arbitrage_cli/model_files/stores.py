@@ -21,7 +21,7 @@ from typing import Any
 import platformdirs
 
 from arbitrage_cli.errors import ModelFileError, os_errors
-from arbitrage_cli.model_files.hub import first_files, refuse_unsafe
+from arbitrage_cli.model_files.hub import first_files
 from arbitrage_cli.system.files import read_regular, read_text
 
 OLLAMA, LM_STUDIO, LLAMA_CPP = "ollama:", "lmstudio:", "llamacpp:"
@@ -84,7 +84,6 @@ def _names(prefix: str) -> Iterable[str]:
 
 
 def _file_in(folder: Path, name: str) -> Path:
-    refuse_unsafe(name, ModelFileError)
     path = folder / name
     if not path.is_dir():
         return path

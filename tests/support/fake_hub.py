@@ -1,17 +1,14 @@
-"""A Hugging Face Hub on loopback, with faults on request: what `repo_info` and a download need of the real one.
-
-Files are served by a redirect to a second host name, as the real Hub sends its downloads to a CDN; small ones, which git
-keeps itself, by the Hub, with no sha256 published.
-"""
+"""A Hugging Face Hub on loopback, with faults on request: what `repo_info` and a download need of the real one."""
 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -35,13 +32,9 @@ class Failure:
 
 @dataclass
 class Request:
-    """A request as it came: `host` is api for the Hub itself, cdn for where it sends downloads."""
-
     method: str
     path: str
-    host: str
     authorization: str | None
-    range: str | None
 
 
 class FakeHub:
@@ -52,35 +45,20 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
-        self.in_git: set[str] = set()  # names of the files that git keeps itself
+        self.in_git: set[str] = set()  # names of the small files that git keeps itself: no sha256 is published
         self.requests: list[Request] = []
-        self.url = self.cdn_url = ""
+        self.url = ""
         self.sha = COMMIT
-        self.failure: Failure | None = None  # of every request to the Hub itself
-        self.cuts: list[int] = []  # each next download ends after that many bytes of its answer, as a broken connection does
+        self.failure: Failure | None = None
         self.corrupt = False  # right size, wrong bytes
         self.gate: threading.Event | None = None  # downloads wait for it halfway
         self.is_halfway = threading.Event()
 
     def downloads(self) -> list[Request]:
-        files = [request for request in self.requests if request.method == "GET" and "/resolve/" in request.path]
-        return [request for request in files if request.host == "cdn" or request.path.endswith(tuple(self.in_git))]
+        return [request for request in self.requests if request.method == "GET" and "/resolve/" in request.path]
 
     def push(self) -> None:
         self.sha = hashlib.sha1(self.sha.encode()).hexdigest()  # noqa: S324
-
-    def info(self, repo: str) -> dict[str, Any]:
-        siblings = []
-        for name, data in self.repos[repo].items():
-            sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_id(data)}
-            if name not in self.in_git:
-                sibling["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 130}
-            siblings.append(sibling)
-        return {"id": repo.removeprefix("datasets/"), "sha": self.sha, "siblings": siblings}
-
-
-def git_id(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324
 
 
 def use(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -103,7 +81,7 @@ def running() -> Iterator[FakeHub]:
         served_hub = hub
 
     with serve_threads(Handler) as port:
-        hub.url, hub.cdn_url = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
+        hub.url = f"http://127.0.0.1:{port}"
         try:
             yield hub
         finally:
@@ -115,73 +93,43 @@ class _Handler(BaseHTTPRequestHandler):
     served_hub: FakeHub
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Says nothing."""
 
-    def _answer(self) -> None:
+    def do_GET(self) -> None:
         hub, path = self.served_hub, unquote(urlsplit(self.path).path)
-        host = "cdn" if self.headers["Host"].startswith("localhost") else "api"
-        hub.requests.append(Request(self.command, path, host, self.headers["Authorization"], self.headers["Range"]))
-        if hub.failure and host == "api" and hub.failure.path in path:
+        hub.requests.append(Request(self.command, path, self.headers["Authorization"]))
+        if hub.failure and hub.failure.path in path:
             return self._send(hub.failure.status, hub.failure.body.encode(), hub.failure.headers)
         if path.startswith("/api/"):
             repo, _, revision = path.removeprefix("/api/").removeprefix("models/").partition("/revision/")
-            return self._send_info(repo, revision)
+            if repo not in hub.repos or revision not in ("main", hub.sha):
+                return self._send(404, b"", {"X-Error-Code": "RevisionNotFound" if repo in hub.repos else "RepoNotFound"})
+            info = {"id": repo, "sha": hub.sha, "siblings": [{"rfilename": name} for name in hub.repos[repo]]}
+            return self._send(200, json.dumps(info).encode(), {"X-HF-Warning": "login; please log in"})
         repo, _, rest = path.removeprefix("/").partition("/resolve/")
         name = rest.partition("/")[2]
         data = hub.repos.get(repo, {}).get(name)
         if data is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        found = {"X-Repo-Commit": hub.sha}
+        etag = (hashlib.sha1 if name in hub.in_git else hashlib.sha256)(data).hexdigest()
         sent = bytes(byte ^ 1 for byte in data) if hub.corrupt else data
-        if name in hub.in_git:
-            return self._send_file(sent, found | {"ETag": f'"{git_id(data)}"'})
-        if host == "cdn":
-            return self._send_file(sent, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
-        found |= {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
-        return self._send(302, b"", found | {"Location": f"{hub.cdn_url}{self.path}"})
+        return self._send(200, sent, {"X-Repo-Commit": hub.sha, "ETag": f'"{etag}"'})
 
-    def _send_info(self, repo: str, revision: str) -> None:
-        if repo not in self.served_hub.repos:
-            return self._send(401, b"", {"X-Error-Message": "Invalid username or password."})
-        if revision not in ("", "main", self.served_hub.sha):
-            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        return self._send(200, json.dumps(self.served_hub.info(repo)).encode())
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
-    def _send_file(self, data: bytes, headers: dict[str, str]) -> None:
-        hub, start, status = self.served_hub, 0, 200
-        headers["Accept-Ranges"] = "bytes"
-        wanted = self.headers["Range"]
-        if wanted:
-            start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        rest = data[start:]
-        half = len(rest) // 2
-        if self.command == "HEAD":
-            return self._send(status, rest, headers)
-        if hub.cuts:
-            return self._send(status, rest[: hub.cuts.pop(0)], headers, length=len(rest))
-        if hub.gate:
-            self._send(status, rest[:half], headers, length=len(rest))
-            hub.is_halfway.set()
-            hub.gate.wait(TIMEOUT)
-            self.close_connection = False
-            self.wfile.write(rest[half:])
-            return None
-        return self._send(status, rest, headers)
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, *, length: int | None = None) -> None:
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        hub, half = self.served_hub, len(body) // 2
         self.send_response(status)
-        for name, value in {"Content-Length": str(length or len(body)), **(headers or {})}.items():
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        self.wfile.write(body[:half])
+        if hub.gate and "/resolve/" in self.path:
             self.wfile.flush()
-        self.close_connection = length is not None and length != len(body)
+            hub.is_halfway.set()
+            hub.gate.wait(TIMEOUT)
+        self.wfile.write(body[half:])
