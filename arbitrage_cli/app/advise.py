@@ -21,8 +21,8 @@ from arbitrage_cli.app.spec import advised_pair
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
-from arbitrage_cli.evaluation.metrics import figures
-from arbitrage_cli.evaluation.verdict import HOPELESS, Verdict, expected_effects, verdict
+from arbitrage_cli.evaluation.metrics import judged
+from arbitrage_cli.evaluation.verdict import Verdict
 from arbitrage_cli.inference.llama import BINDING, how_to_install
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.pairs import (
@@ -82,11 +82,6 @@ class Advice:
         return sum(one["errors"] for one in self.figures["policies"])
 
     @property
-    def is_measured(self) -> bool:
-        """Whether the target has solved a problem. If not, the verdict is based on expected values."""
-        return self.figures["policies"][0]["seconds_mean"] is not None
-
-    @property
     def policy(self) -> str:
         """The recommended policy: `target` if no other policy is worth using."""
         return self.verdict.route.partition("@")[0]
@@ -97,17 +92,20 @@ class Advice:
         return self.verdict.route.partition("@")[2] or None
 
     @property
-    def confidence(self) -> float:
-        """The probability that the recommendation is right, from 0.5 to 1."""
+    def confidence(self) -> float | None:
+        """The probability that the recommendation is right, from 0.5 to 1, or None if too few problems were finished."""
         return self.verdict.confidence
 
     @property
-    def speedup(self) -> float:
-        """The speed-up of the recommended policy or, if this is the target alone, of the most promising other policy."""
+    def speedup(self) -> float | None:
+        """The speed-up of the recommended policy or, if this is the target alone, of the most promising other policy.
+
+        None if this policy finished no problem.
+        """
         return self.verdict.best.speedup
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float] | None:
         return self.verdict.best.interval
 
     @property
@@ -141,7 +139,8 @@ def advise(request: Request, selected: Selection, advice: AdviceOptions, display
                 if any(map(run.is_needed, run.todo)):
                     run.measure()
             found, decided = run.judged()
-    _store(advised_pair(request), decided.route, display)
+    if decided.is_decided:
+        _store(advised_pair(request), decided.route, display)
     return Advice(decided, found, _command(request, selected, decided.route))
 
 
@@ -186,7 +185,7 @@ class AdviceRun(BenchRun):
             self._item, self._decided = attempt.item, self.judged()[1]
         if self._decided.is_final or self.seconds_left() <= 0:
             return False
-        hopeless = {one.route for one in self._decided.candidates if one.confidence < HOPELESS}
+        hopeless = {one.route for one in self._decided.candidates if one.is_hopeless}
         can_compare = attempt.block >= FIRST or (attempt.id, 0, "target", None) in self.folder.statuses
         return _is_first(attempt) or (can_compare and attempt.route.name not in hopeless)
 
@@ -205,8 +204,7 @@ class AdviceRun(BenchRun):
     def judged(self) -> tuple[dict[str, Any], Verdict]:
         """Return the figures and the verdict on the attempts so far."""
         run = {**self.manifest, **(self.folder.run or {}), "skips_attempts": True}
-        found = figures(run, self.results, prices=self._prices)
-        decided = verdict(found, expected_effects(run))
+        found, decided = judged(run, self.results, self._prices)
         if decided is None:
             raise DefectError("advise has no policy to compare")
         return found, decided

@@ -37,7 +37,7 @@ from arbitrage_cli.routing.policies import Checker
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RUN, RunFolder, read_run_folder
 from arbitrage_cli.runs.records import BENCH, attempt_error, tally_of
-from arbitrage_cli.runs.results import Result
+from arbitrage_cli.runs.results import Result, SampleKey
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
 
@@ -78,6 +78,7 @@ class Bench:
     grade: GradeSolution
     limits: Limits
     seed: int
+    same_as_target: Callable[[Attempt, str], bool | None] = lambda attempt, text: None
     is_needed: Callable[[Attempt], bool] = lambda attempt: True
     seconds_for: Callable[[], float | None] = lambda: None
     scorers: Mapping[str, Scorer | Checker | None] = field(default_factory=dict)
@@ -106,11 +107,12 @@ class Bench:
             yield from self._timed(events)
 
     def row(self, attempt: Attempt, finished: Finished) -> AttemptRow:
-        item, grade = attempt.item, None
+        item, grade, same = attempt.item, None, None
         timing = self._timings.pop(attempt.id, None) or _Timing(self.timer)
         if not attempt_error(finished):
             try:
                 grade = self.grade(finished.trace.text, item.gold)
+                same = self.same_as_target(attempt, finished.trace.text)
             except ProblemError as error:
                 finished = replace(finished, error=error)
         return AttemptRow.of(
@@ -121,6 +123,7 @@ class Bench:
             level=item.level,
             gold=dict(item.gold),
             grade=grade,
+            same_as_target=same,
             answer=self.find_answer(finished.trace.text),
             wall_seconds=timing.seconds,
         )
@@ -214,9 +217,11 @@ class BenchRun(StoredRun):
         **facts: Any,
     ) -> None:
         self.results: list[Result] = []
-        self._timeout = timeout
+        self._timeout, self._ungraded = timeout, dict[SampleKey, str]()
         spec, items, concurrency = session.spec, selected.items, session.concurrency
         attempts = plan(items, spec.routes, samples, concurrency)
+        if spec.task.name == "free" or not all(item.gold for item in items):  # answers are compared with the target's
+            attempts.sort(key=lambda one: (one.block, one.sample, one.route.policy.name != "target"))
         router, warnings = spec.deciding_router, []
         if router and (known := sum(router.card.known(item.problem.question for item in items))):
             which = f"{known} of these {len(items)} problems"
@@ -226,6 +231,7 @@ class BenchRun(StoredRun):
 
     def count(self, row: AttemptRow) -> None:
         self.results.append(Result.of(row))
+        self._ungraded |= ungraded_answers([row])
 
     @property
     def progress(self) -> RunProgress:
@@ -270,11 +276,16 @@ class BenchRun(StoredRun):
         def is_right(problem: str, text: str) -> bool:
             return is_correct(grader, text, golds[problem])
 
+        def same_as_target(attempt: Attempt, text: str) -> bool | None:
+            answer = self._ungraded.get((attempt.id, attempt.sample))
+            return None if answer is None else spec.task.same_answer(grader, text, answer)
+
         return Bench(
             session.writers,
             grader.grade,
             spec.limits,
             spec.sampler.seed,
+            same_as_target,
             self.is_needed,
             self.seconds_for,
             {name: session.scorer(policy) for name, policy in policies.items()},
@@ -336,10 +347,23 @@ def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]
     All rows are replaced at once.
     """
     with task.open_grader() as grader:
-        pairs = [(row, _graded(row, grader)) for row in folder.rows]
+        graded = [(row, _graded(row, grader)) for row in folder.rows]
+        answers = ungraded_answers(row for _, row in graded)
+        pairs = [(before, _compared(row, task, grader, answers.get((row.id, row.sample)))) for before, row in graded]
     folder.rewrite(row for _, row in pairs)
     folder.save_run(with_grader(folder.run or {}, task.grader_version()))
     return [(before, now) for before, now in pairs if before.grade != now.grade]
+
+
+def ungraded_answers(rows: Iterable[AttemptRow]) -> dict[SampleKey, str]:
+    """Return the target's solutions that have no grade."""
+    targets = [row for row in rows if row.policy == "target" and row.grade and row.grade.value == "unscored"]
+    return {(row.id, row.sample): row.text for row in targets}
+
+
+def _compared(row: AttemptRow, task: Task, grader: Grader, answer: str | None) -> AttemptRow:
+    same = task.same_answer(grader, row.text, answer) if answer is not None and row.status == "done" else None
+    return row.model_copy(update={"same_as_target": same})
 
 
 def _graded(row: AttemptRow, grader: Grader) -> AttemptRow:

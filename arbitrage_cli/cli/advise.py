@@ -67,7 +67,7 @@ def advise(
     if advice.save and request.named.pair:
         for line in app.save_advice(result, request.named.pair, options.router).splitlines():
             say(line, output)
-    return SOME_FAILED if result.num_errors and not result.is_measured else 0
+    return SOME_FAILED if result.num_errors and not result.verdict.num_problems else 0
 
 
 def _propose(options: Options, *, as_json: bool) -> bool:

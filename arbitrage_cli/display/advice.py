@@ -15,7 +15,7 @@ from arbitrage_cli.numbers import formatting
 
 PROPOSALS = "Models on this machine that suit each other, best pair first. To find out whether a pair is worth using:"
 BUILT_IN_PAIR = "For the built-in pair, use arbitrage advise --pair builtin."
-UNSOLVED = "No problem was solved in time, so these are expected values. To measure, use a larger --minutes."
+MORE = "To get one, use a larger --minutes, --max-tokens 300 for short answers, or --threads 1 on a busy machine."
 
 
 def write_advice(advice: Advice, stream: TextIO) -> None:
@@ -24,8 +24,8 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     if figures["n"]:
         ratio, interval = figures["token_ratio"], figures["token_ratio_interval"]
         write_table({**figures, "verdict": None}, [("costs", token_ratio_words(ratio, interval))] if ratio else [], stream)
-    texts = [alone(figures), sentence(asdict(advice.verdict)), "" if figures["n"] else UNSOLVED]
-    print_to(stream, "", paragraph(" ".join(texts)), "")
+    texts = [alone(figures), sentence(asdict(advice.verdict)), MORE if advice.confidence is None else ""]
+    print_to(stream, "", paragraph(" ".join(filter(None, texts))), "")
     write(stream, f"  {advice.command}\n")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from arbitrage_cli.costs.pair import Prices, parse_prices
 from arbitrage_cli.evaluation import speed
-from arbitrage_cli.evaluation.verdict import expected_effects, verdict
+from arbitrage_cli.evaluation.verdict import Verdict, expected_effects, verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_PROBLEMS, Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.routing.policies import POLICIES
@@ -21,7 +21,6 @@ from arbitrage_cli.runs.results import (
     Result,
     concurrency_of,
     paired,
-    paired_done,
     results_by_policy,
     sums_by_problem,
     unit_costs_of,
@@ -34,12 +33,17 @@ MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up th
 
 COMPARED = (
     *("accuracy_difference", "accuracy_difference_interval"),
-    *("answers_gained", "answers_lost", "answers_graded", "target_right", "texts_differ"),
+    *("answers_gained", "answers_lost", "answers_same", "target_right", "texts_differ", "both_finished"),
 )
 
 
 def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None) -> dict[str, Any]:
     """Return all figures of a run as JSON. Raises the same errors as `results_by_policy`."""
+    return judged(run, results, prices)[0]
+
+
+def judged(run: Run, results: Iterable[Result], prices: Prices | None) -> tuple[dict[str, Any], Verdict | None]:
+    """Return all figures of a run, and the verdict. Without routing or speculation, a benchmark has no verdict."""
     policies, whole = results_by_policy(run, results), run
     if run.get("skips_attempts"):
         run, policies = _attempted(run, policies)
@@ -56,6 +60,7 @@ def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None
         "n": len(run["levels"]),
         "samples": run["samples"],
         "concurrency": concurrency_of(run),
+        "is_priced": prices is not None,
         "policies": made,
         "token_ratio": ratio,
         "token_ratio_interval": ratio_interval,
@@ -64,8 +69,9 @@ def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None
             *run["warnings"],
         ],
     }
-    decided = verdict(found, expected_effects(whole)) if target or run.get("skips_attempts") else None
-    return found | {"verdict": decided and asdict(decided)}
+    is_judged = target and any(one.policy.kind in ("routed", "checked") or one.policy.speculates for one in policies)
+    decided = verdict(found, expected_effects(whole, prices)) if is_judged or run.get("skips_attempts") else None
+    return found | {"verdict": decided and asdict(decided)}, decided
 
 
 def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[PolicyResults]]:
@@ -131,30 +137,27 @@ def cut_by_limit(results: Iterable[Result]) -> Counter[str]:
 def compared_with_target(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
     """Compare the accuracy, answers and texts of a policy with those of the target alone.
 
-    All figures are None for the target itself, or if the run has no target. If the right answer to a question is unknown,
-    the target's answer counts as right.
+    All figures are None for the target itself, or if the run has no target. Answers are gained or lost where the target's
+    answer has a grade. Elsewhere, they are the same as the target's or differ from it. Failed attempts are not compared.
     """
     if target is None or target is policy:
         return dict.fromkeys(COMPARED)
     pairs = paired(policy, target)
-    known = [(own, other) for own, other in pairs if other.is_done]
-    compared = [(own, other) for own, other in known if other.is_graded or other.answer is not None]
-    lost = sum(_is_lost(own, other) for own, other in compared)
-    gained = sum(other.is_graded and own.is_correct and not other.is_correct for own, other in compared)
+    done = [(own, other) for own, other in pairs if own.is_done and other.is_done]
+    graded = [(own, other) for own, other in done if other.is_graded]
+    same = [own.same_as_target for own, other in done if not other.is_graded and own.same_as_target is not None]
+    lost = sum(other.is_correct and not own.is_correct for own, other in graded)
+    gained = sum(own.is_correct and not other.is_correct for own, other in graded)
     return {
         "accuracy_difference": Ratio(sum(own.is_correct - other.is_correct for own, other in pairs), len(pairs)),
         "accuracy_difference_interval": difference_interval(pairs),
-        "answers_gained": Ratio(gained, len(compared)),
-        "answers_lost": Ratio(lost, len(compared)),
-        "answers_graded": sum(other.is_graded for _, other in compared),
-        "target_right": Ratio(sum(other.is_correct or not other.is_graded for _, other in compared), len(compared)),
-        "texts_differ": sum(own.text != other.text for own, other in paired_done(policy, target)),
+        "answers_gained": Ratio(gained, len(graded)),
+        "answers_lost": Ratio(lost, len(graded)),
+        "answers_same": Ratio(sum(same), len(same)),
+        "target_right": Ratio(sum(other.is_correct for _, other in graded), len(graded)),
+        "texts_differ": sum(own.text != other.text for own, other in done),
+        "both_finished": len(done),
     }
-
-
-def _is_lost(result: Result, target: Result) -> bool:
-    """Return whether a correct answer of the target is lost or, without grades, whether the two answers differ."""
-    return target.is_correct and not result.is_correct if target.is_graded else result.answer != target.answer
 
 
 def difference_interval(pairs: Sequence[tuple[Result, Result]]) -> Interval | None:
@@ -249,7 +252,7 @@ def _notes(
         yield f"Speed-ups on fewer than {MIN_PROBLEMS} problems are approximate and have no interval; use more problems."
     failed = [f"{policy['errors']} for {policy['label']}" for policy in made if policy["errors"]]
     if failed and any(policy["speedup"] for policy in made):
-        yield f"Speed-ups exclude problems with failed attempts: {', '.join(failed)}."
+        yield f"Speed-ups and the verdict exclude problems with failed attempts: {', '.join(failed)}."
     missing = sum(policy["missing"] for policy in made)
     if missing and not run.get("skips_attempts"):
         yield (

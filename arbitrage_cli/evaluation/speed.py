@@ -30,7 +30,7 @@ MIN_STEPS = 8  # minimum steps of a policy; with fewer, all policies define the 
 LATENCY = ("seconds_mean", "speedup", "speedup_log_error", "speedup_interval")
 """The time figures, computed from the counted work or, with the prefix `measured_`, by the clock. `speedup_log_error` is the
 standard error of the logarithm of the speed-up. It includes the error of the unit costs."""
-PRICED = ("price", "saving", "saving_interval")  # figures that need prices
+PRICED = ("price", "saving", "saving_log_error", "saving_interval")  # figures that need prices
 
 Units = Mapping[ModelRole, UnitCosts]
 Kind = tuple[ModelRole, str, bool] | Literal["score", "program"]
@@ -217,10 +217,11 @@ def price_figures(
     def price(result: Result) -> float:
         return math.fsum(own.of(result.tally.costs[role]) for role, own in prices.items())
 
-    ratio, _, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
+    ratio, error, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
     return {
         "price": Ratio(math.fsum(map(price, policy.done)), len(policy.done)),
         "saving": 1 - ratio.denominator / ratio.numerator if ratio and ratio.numerator else None,
+        "saving_log_error": error,
         "saving_interval": [1 - 1 / end for end in interval] if interval else None,
     }
 

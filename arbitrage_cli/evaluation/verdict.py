@@ -1,11 +1,13 @@
-"""Judges whether a pair is worth using on this machine, and with which policy.
+"""Judges whether a pair is worth using, and with which policy. A pair is judged by its prices, if it has any, or by its times.
 
-The verdict has a probability, which can be computed after any number of problems. Before the first problem, the probability
-is based on the expected effect of each policy (`expected_effects`). Each solved problem adds evidence.
+A policy is worth using if two conditions hold. It saves enough: its speed-up is at least MIN_SPEEDUP or, for a pair with
+prices, it saves at least MIN_SAVING of the price. The comparison is with the best lossless alternative, which is the target
+alone or speculation. Its net change of accuracy (answers gained minus answers lost) is at least -MAX_LOSS of all answers and
+at least -MAX_LOST of the target's right answers.
 
-A policy is worth using if two conditions hold. Its speed-up over the best lossless alternative, which is the target alone or
-speculation, is at least MIN_SPEEDUP. Its net change of accuracy (answers gained minus answers lost) is at least -MAX_LOSS of
-all answers and at least -MAX_LOST of the target's right answers. `display.verdict` describes the verdict in words.
+Before the first problem, the expected effect of a policy (`expected_effects`) decides only whether to try it. Each finished
+problem adds evidence. A verdict has a probability only if it is based on policies with at least MIN_PROBLEMS finished and
+compared problems. `display.verdict` describes the verdict in words.
 """
 
 import math
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.costs.pair import PairCosts, Prices, price_costs
 from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers, Z
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import TauTable
@@ -26,23 +28,28 @@ from arbitrage_cli.runs.results import unit_costs_of
 
 Figures = Mapping[str, Any]
 
-MIN_SPEEDUP = 1.1  # minimum speed-up of a policy worth using
+MIN_SPEEDUP, MIN_SAVING = 1.1, 0.1  # minimum speed-up, or share of the price that is saved, of a policy worth using
 MAX_LOSS, MAX_LOST = 0.02, 0.05  # maximum net loss, as shares of all answers and of the target's right answers
+LOST_IF_DIFFERENT = 0.5, 0.5
+"""The net loss per ungraded answer that differs from the target's: mean and standard deviation over pairs of models."""
 LIKELY = 0.6  # confidence below which the verdict is undecided
+UNSURE = 0.5  # maximum confidence in a policy whose interval includes the target's speed or price
 SURE = 0.95  # confidence at which more problems are not needed
+MIN_PROBLEMS = 5  # finished and compared problems of a policy with a confidence
 HOPELESS = 0.02  # confidence below which a policy is not run
 SPREAD, SPREAD_PROBLEMS = 0.7, 3.0
 """The prior standard deviation of a problem's log speed-up, and the number of problems that the prior counts as."""
 DRAWS = 10_000  # random net changes from which probabilities and intervals are computed
 SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
 MAX_POINTS = 1.0  # maximum loss of a preset, in percentage points of the target's reward
+MOST_SAVED = 0.999  # the saving of a policy without a price
 
-MATCH_RATES, MOST_MATCHES = (0.5, 0.75, 0.9), 0.97
-"""The 10%, 50% and 90% quantiles of acceptance rates of draft tokens over all pairs, and the best case."""
+MATCH_RATES = (0.5, 0.75, 0.9)  # the 10%, 50% and 90% quantiles of acceptance rates of draft tokens over all pairs
 QUANTILE = 1.2816  # the 90% quantile of the normal distribution
 PROMPT_TOKENS, WRITTEN_TOKENS = 100.0, 200.0  # of a problem, if there is no router whose table has them
-CARD_SPREAD, OTHER_SPREAD = 0.25, 0.5
-"""The standard deviation of log speed-ups around a card's prediction, for its own pairs and for other pairs."""
+CARD_SPREAD, OTHER_SPREAD, UNTRIED_SPREAD = 0.25, 0.5, 0.01
+"""The standard deviation of log speed-ups around a card's prediction, for its own pairs and for other pairs, and for
+speculation that drafts nothing."""
 CARD_ANSWERS, OTHER_ANSWERS = 10, 4
 """The weight of a card's expected net change, in measured answers, for its own pairs (at most) and for other pairs."""
 CHANGED = 0.5  # the answers that any expectation counts as gained, and as lost: Jeffreys' prior
@@ -51,30 +58,32 @@ DRAFT_CHANGE = -0.15  # the expected net change of the draft alone, as a share o
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The expected effect of a policy: a log-normal speed-up of at most `most`, and the outcomes of answers.
+    """The expected effect of a policy: a log-normal ratio, and the outcomes of answers.
 
-    `speedup` is the median, and `spread` is the standard deviation of its logarithm. The expectation that shares of the
-    answers are gained, lost and kept has the weight of that many measured answers. `right` is the share of answers that the
-    target has right.
+    The ratio is the target's time or price divided by the policy's. `ratio` is the median, and `spread` is the standard
+    deviation of its logarithm. The expectation that shares of the answers are gained, lost and kept has the weight of that
+    many measured answers. Answers without a grade are kept, or `differing` from the target's. `right` is the share of answers
+    that the target has right.
     """
 
-    speedup: float = 1.0
+    ratio: float = 1.0
     spread: float = 0.7
-    most: float = math.inf
     gained: float = 0.5
     lost: float = 0.7
     kept: float = 2.8
+    differing: float = 0.0
     right: float = 1.0
 
     @property
     def change(self) -> float:
         """The net change of accuracy, as a share of the answers."""
-        return (self.gained - self.lost) / (self.gained + self.lost + self.kept)
+        whole = self.gained + self.lost + self.kept + self.differing
+        return (self.gained - self.lost - LOST_IF_DIFFERENT[0] * self.differing) / whole
 
     @property
     def interval(self) -> Interval:
-        low, high = (self.speedup * math.exp(sign * Z * self.spread) for sign in (-1, 1))
-        return low, max(low, min(high, self.most))
+        low, high = (self.ratio * math.exp(sign * Z * self.spread) for sign in (-1, 1))
+        return low, high
 
 
 UNKNOWN = Expected()
@@ -85,51 +94,58 @@ ALONE = Expected(spread=0.0)  # the effect of the target alone
 class Candidate:
     """A policy considered as a replacement for the target alone.
 
-    If the run has an interval of the speed-up, `speedup` and `interval` are those of the run. Otherwise, `is_expected` is
-    true, and they are the expected speed-up, updated by the problems of the run. `is_fast` and `is_safe` are the
-    probabilities that the policy is fast enough and that its net change is acceptable.
+    `saves` and `is_safe` are the probabilities that the policy saves enough and that its net change is acceptable. `ratio` is
+    the target's time or price divided by the policy's: measured or, before the first problem, expected. Gained and lost
+    answers are those with grades. Other answers are the `same` as the target's, or differ from it.
     """
 
     route: str
     policy: str
-    speedup: float
-    interval: Interval
-    is_fast: float
-    is_safe: float
-    is_expected: bool = False
+    ratio: float
+    saves: float
+    is_safe: float = 1.0
     change: float = 0.0  # the net change as a share of the answers
     change_interval: Interval = (0.0, 0.0)
-    num_problems: int = 0
-    num_compared: int = 0  # attempts with comparable answers
-    num_gained: int = 0  # compared attempts that are right where the target is wrong
-    num_lost: int = 0  # compared attempts that lost the target's answer
-    num_graded: int = 0  # compared attempts with a known right answer
-    num_attempts: int = 0
+    speedup: float | None = None
+    interval: Interval | None = None
     saving: float | None = None  # of the target's price
     saving_interval: Interval | None = None
-    draft_share: float | None = None  # the draft's share of the policy's time
+    num_problems: int = 0  # finished by the policy and the target
+    num_finished: int = 0  # attempts at these problems
+    num_gained: float = 0
+    num_lost: float = 0
+    num_graded: float = 0
+    num_same: float = 0
+    num_ungraded: float = 0  # compared with the target's answer only
+    is_measured: bool = False  # whether enough problems were finished and compared
 
     @property
     def confidence(self) -> float:
         """The probability that the policy is worth using."""
-        return self.is_fast * self.is_safe
+        return self.saves * self.is_safe
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the policy is not worth more problems. A policy that was tried needs MIN_PROBLEMS problems."""
+        if self.is_measured:
+            return self.confidence < HOPELESS
+        return not self.num_problems and self.saves < HOPELESS
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The verdict on a pair: the policy to use, and the probability that this choice is right.
 
-    `candidates` is sorted by confidence, highest first. `ratio_needed` is the token ratio (the cost of a target token in
-    draft tokens) from which the pair would be worth using. `ratio_needed` is None if no ratio would suffice, or if the ratio
-    is unknown.
+    `confidence` is None if the recommended policy or, for the target alone, any other policy is not measured. `candidates` is
+    sorted by confidence, highest first.
     """
 
     route: str  # "target" if no candidate is probably worth using
-    confidence: float  # at least 0.5; the verdict is undecided below LIKELY
+    confidence: float | None  # at least 0.5; the verdict is undecided below LIKELY
     num_problems: int
     candidates: tuple[Candidate, ...]
+    is_priced: bool = False
     token_ratio: float | None = None
-    ratio_needed: float | None = None
 
     @property
     def best(self) -> Candidate:
@@ -137,10 +153,19 @@ class Verdict:
         return next((one for one in self.candidates if one.route == self.route), self.candidates[0])
 
     @property
+    def is_decided(self) -> bool:
+        return self.confidence is not None and self.confidence >= LIKELY
+
+    @property
     def is_final(self) -> bool:
-        """Whether the verdict is certain enough, and no other candidate might be clearly faster."""
+        """Whether the verdict is certain enough, and no other candidate might be clearly better."""
+        if self.route == "target":
+            settled = all(one.is_measured or one.is_hopeless for one in self.candidates)
+            chance = _chance_of_none(self.candidates) if settled else 0.0
+        else:
+            chance = self.best.confidence
         possible = [one for one in self.candidates if one.confidence > 1 - SURE]
-        return self.confidence >= SURE and not any(one.speedup > SIMILAR * self.best.speedup for one in possible)
+        return chance >= SURE and not any(one.ratio > SIMILAR * self.best.ratio for one in possible)
 
 
 def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | None:
@@ -151,27 +176,25 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
     made = {stored_route(policy).name: policy for policy in figures["policies"] if "answers_lost" in policy["ratios"]}
     routes = [route for route in dict.fromkeys((*expected, *made)) if _policy_of(route).kind != "oracle"]
     effects = {route: expected.get(route, UNKNOWN) for route in routes}
-    effects |= {route: _updated(effects[route], made[route], figures["samples"]) for route in routes if route in made}
+    effects |= {route: _updated(effects[route], made[route], figures) for route in routes if route in made}
     lossless = [effects[route] for route in routes if _policy_of(route).speculates]
-    found = [_candidate(route, effects[route], lossless) for route in routes]
-    found = [_with_figures(one, made[one.route], figures["samples"]) if one.route in made else one for one in found]
+    found = [_candidate(route, effects[route], lossless, made.get(route), figures) for route in routes]
     candidates = tuple(sorted(_considered(found), key=lambda one: one.confidence, reverse=True))
     if not candidates:
         return None
-    count, ratio = max(one.num_problems for one in candidates), figures["token_ratio"]
-    if likely := [one for one in candidates if one.confidence >= LIKELY]:
-        best = _preferred(likely)
-        return Verdict(best.route, best.confidence, count, candidates, ratio)
-    confidence = max(0.5, math.prod(1 - one.confidence for one in candidates))
-    return Verdict("target", confidence, count, candidates, ratio, _ratio_needed(candidates, ratio))
+    count = max(one.num_problems for one in candidates)
+    about = count, candidates, figures["is_priced"], figures["token_ratio"]
+    if worth := [one for one in candidates if one.is_measured and one.confidence >= LIKELY]:
+        best = _preferred(worth)
+        return Verdict(best.route, best.confidence, *about)
+    is_known = all(one.is_measured for one in candidates)
+    return Verdict("target", max(0.5, _chance_of_none(candidates)) if is_known else None, *about)
 
 
-def chance_of_speedup(expected: Expected, other: Expected = ALONE) -> float:
-    """Return the probability that the speed-up of a policy over another is at least MIN_SPEEDUP."""
-    if expected.most < MIN_SPEEDUP:
-        return 0.0
-    log_ratio = NormalDist(math.log(expected.speedup / other.speedup), math.hypot(expected.spread, other.spread))
-    return 1 - log_ratio.cdf(math.log(MIN_SPEEDUP))
+def chance_of_saving(expected: Expected, other: Expected = ALONE, least: float = MIN_SPEEDUP) -> float:
+    """Return the probability that the ratio of a policy's speed or price to another's is at least `least`."""
+    log_ratio = NormalDist(math.log(expected.ratio / other.ratio), math.hypot(expected.spread, other.spread))
+    return 1 - log_ratio.cdf(math.log(least))
 
 
 def chance_of_small_loss(expected: Expected) -> float:
@@ -181,114 +204,125 @@ def chance_of_small_loss(expected: Expected) -> float:
 
 @lru_cache(maxsize=256)
 def _net_changes(expected: Expected) -> Numbers:
-    """Return random net changes in ascending order. The three shares of answers have a Dirichlet distribution."""
-    shares = np.random.default_rng(SEED).dirichlet((expected.gained, expected.lost, expected.kept), DRAWS)
-    return np.sort(shares[:, 0] - shares[:, 1])
+    """Return random net changes in ascending order. The shares of answers have a Dirichlet distribution."""
+    dice = np.random.default_rng(SEED)
+    weights = expected.gained, expected.lost, expected.kept, expected.differing + 1e-9
+    gained, lost, _, differing = dice.dirichlet(weights, DRAWS).T
+    return np.sort(gained - lost - differing * dice.normal(*LOST_IF_DIFFERENT, DRAWS))
 
 
-def after_problems(expected: Expected, speedup: float, log_error: float | None, count: float) -> Expected:
-    """Return the expected effect, updated by `count` problems with this speed-up.
+def after_problems(expected: Expected, ratio: float, log_error: float | None, count: float) -> Expected:
+    """Return the expected effect, updated by `count` problems with this ratio.
 
-    Log speed-ups are assumed to be normally distributed. `log_error` is the standard error of the logarithm of the speed-up,
-    or None if it is unknown.
+    Log ratios are assumed to be normally distributed. `log_error` is the standard error of the logarithm of the ratio, or None
+    if it is unknown.
     """
     between = SPREAD_PROBLEMS * SPREAD**2 + (count * (log_error or 0.0)) ** 2
     weight = (SPREAD_PROBLEMS + (0 if log_error is None else count)) * count / between
     precision = expected.spread**-2 + weight
-    mean = (expected.spread**-2 * math.log(expected.speedup) + weight * math.log(speedup)) / precision
-    return replace(expected, speedup=math.exp(mean), spread=precision**-0.5)
+    mean = (expected.spread**-2 * math.log(expected.ratio) + weight * math.log(ratio)) / precision
+    return replace(expected, ratio=math.exp(mean), spread=precision**-0.5)
 
 
-def after_answers(expected: Expected, gained: float, lost: float, compared: float) -> Expected:
-    """Return the expected effect, updated by the numbers of gained, lost and compared answers."""
-    kept = expected.kept + compared - gained - lost
-    return replace(expected, gained=expected.gained + gained, lost=expected.lost + lost, kept=kept)
+def after_answers(expected: Expected, gained: float, lost: float, differing: float, compared: float) -> Expected:
+    """Return the expected effect, updated by the numbers of gained, lost, differing and compared answers."""
+    kept = expected.kept + compared - gained - lost - differing
+    added = {"gained": expected.gained + gained, "lost": expected.lost + lost, "differing": expected.differing + differing}
+    return replace(expected, kept=kept, **added)
+
+
+def _chance_of_none(candidates: Sequence[Candidate]) -> float:
+    return math.prod(1 - one.confidence for one in candidates)
 
 
 def _policy_of(route: str) -> Policy:
     return POLICIES[route.partition("@")[0]]
 
 
-def _updated(expected: Expected, made: Figures, samples: int) -> Expected:
+def _measured_ratio(made: Figures, figures: Figures) -> tuple[float | None, float | None, Interval | None]:
+    """Return the ratio by which a policy is judged, the standard error of its logarithm, and its interval."""
+    if not figures["is_priced"]:
+        return made["speedup"], made["speedup_log_error"], made["speedup_interval"]
+    saved = [made["saving"], *(made["saving_interval"] or ())]
+    if saved[0] is None:
+        return None, None, None
+    ratio, *ends = (1 / (1 - min(one, MOST_SAVED)) for one in saved)
+    return ratio, made["saving_log_error"], (ends[0], ends[1]) if ends else None
+
+
+def _answers(made: Figures) -> list[float]:
+    """Return the numbers of gained, lost, same and right answers, and those of graded and ungraded answers."""
+    ratios = made["ratios"]
+    names = "answers_gained", "answers_lost", "answers_same", "target_right"
+    counted = [ratios[name]["numerator"] for name in names]
+    return [*counted, ratios["target_right"]["denominator"], ratios["answers_same"]["denominator"]]
+
+
+def _updated(expected: Expected, made: Figures, figures: Figures) -> Expected:
     """Return the expected effect of a policy, updated by its figures."""
-    ratios, speedup = made["ratios"], made["speedup"]
-    gained, lost, right = (
-        ratios[name]["numerator"] / samples for name in ("answers_gained", "answers_lost", "target_right")
-    )
-    compared, count = (ratios[name]["denominator"] / samples for name in ("answers_lost", "accuracy_difference"))
-    updated = after_answers(expected, gained, lost, compared)
-    known = replace(updated, right=(right + 1) / (compared + 2))  # rule of succession
-    return after_problems(known, speedup, made["speedup_log_error"], count) if speedup else known
+    samples = figures["samples"]
+    gained, lost, same, right, graded, ungraded = (count / samples for count in _answers(made))
+    updated = after_answers(expected, gained, lost, ungraded - same, graded + ungraded)
+    if graded:
+        updated = replace(updated, right=(right + 1) / (graded + 2))  # rule of succession
+    ratio, log_error, _ = _measured_ratio(made, figures)
+    return after_problems(updated, ratio, log_error, made["both_finished"] / samples) if ratio else updated
 
 
-def _candidate(route: str, effect: Expected, lossless: Sequence[Expected]) -> Candidate:
-    """Return a candidate without figures, given its effect and the effects of policies that lose nothing."""
-    policy, is_fast = _policy_of(route), chance_of_speedup(effect)
-    found = Candidate(route, policy.name, effect.speedup, effect.interval, is_fast, 1.0, is_expected=True)
-    if policy.speculates:
-        return found
-    low, high = np.quantile(_net_changes(effect), [0.025, 0.975])
-    return replace(
-        found,
-        is_fast=min([is_fast, *(chance_of_speedup(effect, other) for other in lossless)]),
-        is_safe=chance_of_small_loss(effect),
-        change=effect.change,
-        change_interval=(float(low), float(high)),
-    )
+def _candidate(
+    route: str, effect: Expected, lossless: Sequence[Expected], made: Figures | None, figures: Figures
+) -> Candidate:
+    """Return a candidate, given its updated effect, the effects of policies that lose nothing, and its figures, if any."""
+    policy, least = _policy_of(route), 1 / (1 - MIN_SAVING) if figures["is_priced"] else MIN_SPEEDUP
+    ratio, _, interval = _measured_ratio(made, figures) if made else (None, None, None)
+    saves = min(chance_of_saving(effect, other, least) for other in (ALONE, *([] if policy.speculates else lossless)))
+    if (interval or effect.interval)[0] <= 1:
+        saves = min(saves, UNSURE)
+    if ratio and policy.speculates and made and not _drafts(made["time"]):
+        saves = 0.0
+    found = Candidate(route, policy.name, ratio or effect.ratio, saves)
+    if not policy.speculates:
+        low, high = map(float, np.quantile(_net_changes(effect), [0.025, 0.975]))
+        found = replace(found, is_safe=chance_of_small_loss(effect), change=effect.change, change_interval=(low, high))
+    return _with_figures(found, made, figures["samples"]) if made and ratio else found
 
 
 def _with_figures(candidate: Candidate, made: Figures, samples: int) -> Candidate:
-    lost = made["ratios"]["answers_lost"]
-    if interval := made["speedup_interval"]:
-        candidate = replace(candidate, speedup=made["speedup"], interval=tuple(interval), is_expected=False)
-    share, attempts = _draft_share(made["time"]), made["ratios"]["accuracy_difference"]["denominator"]
-    drafts_nothing = made["speedup"] and not share and _policy_of(candidate.route).speculates
+    gained, lost, same, _, graded, ungraded = _answers(made)
+    finished = made["both_finished"]
+    compared = finished if _policy_of(candidate.route).speculates else graded + ungraded
     return replace(
         candidate,
-        is_fast=0.0 if drafts_nothing else candidate.is_fast,
-        num_problems=attempts // samples,
-        num_compared=lost["denominator"],
-        num_gained=made["ratios"]["answers_gained"]["numerator"],
-        num_lost=lost["numerator"],
-        num_graded=made["answers_graded"],
-        num_attempts=attempts,
+        speedup=made["speedup"],
+        interval=made["speedup_interval"] and tuple(made["speedup_interval"]),
         saving=made["saving"],
         saving_interval=made["saving_interval"] and tuple(made["saving_interval"]),
-        draft_share=share,
+        num_problems=finished // samples,
+        num_finished=finished,
+        num_gained=gained,
+        num_lost=lost,
+        num_graded=graded,
+        num_same=same,
+        num_ungraded=ungraded,
+        is_measured=min(finished, compared) >= MIN_PROBLEMS * samples,
     )
 
 
 def _preferred(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the most accurate of the candidates that are about as fast as the most promising candidate, or faster."""
-    best = max(candidates, key=lambda one: one.confidence * math.log(max(1.0, one.speedup)))
-    similar = [one for one in candidates if one.speedup * SIMILAR >= best.speedup]
-    return max(similar, key=lambda one: (one.change, one.speedup))
+    """Return the most accurate of the candidates that are about as good as the most promising candidate, or better."""
+    best = max(candidates, key=lambda one: one.confidence * math.log(max(1.0, one.ratio)))
+    similar = [one for one in candidates if one.ratio * SIMILAR >= best.ratio]
+    return max(similar, key=lambda one: (one.change, one.ratio))
 
 
-def _draft_share(time: Figures) -> float:
-    parts = {name: float(seconds) for name, seconds in time.items() if name not in ("wall", "rest")}
-    draft = math.fsum(seconds for name, seconds in parts.items() if name.startswith("draft"))
-    return draft / (math.fsum(parts.values()) or 1.0)
+def _drafts(time: Figures) -> bool:
+    return any(seconds for name, seconds in time.items() if name.startswith("draft"))
 
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Omit a policy's lossy presets beside its lossless preset, because the advice would alternate between them."""
     lossless = {one.policy for one in candidates if one.route.endswith(f"@{DEFAULT_TAU}")}
     return [one for one in candidates if one.policy not in lossless or one.route.endswith(f"@{DEFAULT_TAU}")]
-
-
-def _ratio_needed(candidates: Sequence[Candidate], ratio: float | None) -> float | None:
-    """Return the lowest token ratio at which a candidate that keeps the target's answers would be worth using.
-
-    The ratio depends strongly on the speed-up, so a cautious value from the lower half of the speed-up's interval is used.
-    """
-    needed = [
-        ratio * one.draft_share / left
-        for one in candidates
-        if ratio and one.draft_share and one.is_safe >= 0.5
-        if (left := math.sqrt(one.speedup * one.interval[0]) / MIN_SPEEDUP - 1 + one.draft_share) > 0
-    ]
-    return min(needed, default=None)
 
 
 def best_preset(table: TauTable) -> str | None:
@@ -305,9 +339,11 @@ def best_preset(table: TauTable) -> str | None:
 # --- the expected effect of a policy before the first problem
 
 
-def expected_effects(run: Mapping[str, Any]) -> dict[str, Expected]:
-    """Return the expected effect of each policy in run.json, by route."""
-    costs, card = PairCosts.of(unit_costs_of(run)), (run["router"] or {}).get("card")
+def expected_effects(run: Mapping[str, Any], prices: Prices | None = None) -> dict[str, Expected]:
+    """Return the expected effect of each policy in run.json, by route: on the price if there are prices, or on the time."""
+    costs = price_costs(prices) if prices else PairCosts.of(unit_costs_of(run))
+    costs = costs if costs and costs.target.decode else None  # nothing is saved against a free target
+    card = (run["router"] or {}).get("card")
     table = TauTable.from_json(card["taus"]) if card else None
     if table and costs:
         table = table.at_costs(costs)
@@ -323,18 +359,15 @@ def _expected(entry: Mapping[str, Any], costs: PairCosts | None, table: TauTable
     policy = POLICIES[entry["policy"]]
     if policy.speculates:
         return _speculation(costs, table)
-    most = _of_draft(costs, table)
     if policy.name == "draft":
-        return Expected(most or 1.0, OTHER_SPREAD, math.inf, *_outcomes(DRAFT_CHANGE, CARD_ANSWERS))
+        return Expected(_of_draft(costs, table), OTHER_SPREAD, *_outcomes(DRAFT_CHANGE, OTHER_ANSWERS))
     if not policy.needs_router or table is None:
-        return Expected(most=most * math.exp(OTHER_SPREAD)) if most else UNKNOWN
+        return UNKNOWN
     row = table.faster_row(float(entry["tau"]))
     time, spread = table.time(row), CARD_SPREAD if is_own else OTHER_SPREAD
     answers = max(OTHER_ANSWERS, min(table.num_solutions, CARD_ANSWERS)) if is_own else OTHER_ANSWERS
     outcomes = _outcomes(row.change / 100, answers)
-    if not time or not most:
-        return Expected(1.0, OTHER_SPREAD, math.inf, *outcomes)
-    return Expected(1 / time, spread, most * math.exp(spread), *outcomes)
+    return Expected(1 / time, spread, *outcomes) if time else Expected(1.0, OTHER_SPREAD, *outcomes)
 
 
 def _outcomes(change: float, answers: float) -> tuple[float, float, float]:
@@ -347,17 +380,18 @@ def _speculation(costs: PairCosts | None, table: TauTable | None) -> Expected:
     if costs is None:
         return UNKNOWN
     tokens = (table.prompt_tokens, table.alone_tokens) if table else (PROMPT_TOKENS, WRITTEN_TOKENS)
-    speedups = (costs.alone(*tokens) / costs.speculative(*tokens, rate) for rate in (*MATCH_RATES, MOST_MATCHES))
-    low, middle, high, most = speedups
-    spread = math.log(high / low) / (2 * QUANTILE)
-    return Expected(middle, max(spread, CARD_SPREAD / 2), most)
+    speedups = (costs.alone(*tokens) / costs.speculative(*tokens, rate) for rate in MATCH_RATES)
+    low, middle, high = speedups
+    if high <= 1:  # the target drafts nothing
+        return Expected(middle, UNTRIED_SPREAD)
+    return Expected(middle, max(math.log(high / low) / (2 * QUANTILE), CARD_SPREAD / 2))
 
 
-def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float | None:
-    """Return the speed-up if the draft writes every step."""
+def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float:
+    """Return the ratio if the draft writes every step. A draft may be free."""
     if table and (time := table.time(table.rows[-1])):
-        return 1 / time
-    return costs.token_ratio if costs else None
+        return 1 / max(time, 1 - MOST_SAVED)
+    return costs.target.decode / max(costs.draft.decode, (1 - MOST_SAVED) * costs.target.decode) if costs else 1.0
 
 
 def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:

@@ -16,6 +16,8 @@ from arbitrage_cli.problems.answers import boxed_answer, final_answer
 from arbitrage_cli.problems.rows import Form, Row, UnusableError, check_texts
 from arbitrage_cli.types import Grade
 
+MAX_COMPARED = 200  # characters of a text in task `free`; the wording of longer texts says nothing about their quality
+
 
 class Grader(Protocol):
     """Grades solutions."""
@@ -63,6 +65,18 @@ class Task:
     def may_be_complete(self, text: str) -> bool:
         """Return whether a solution may be complete. In task `free`, every solution may be complete."""
         return self.name == "free" or self.find_answer(text) is not None
+
+    def same_answer(self, grader: Grader, text: str, other: str) -> bool | None:
+        """Return whether the final answer of a solution equals that of another, or None if they cannot be compared.
+
+        Programs and long texts cannot be compared. Raises ProblemError if the grader fails.
+        """
+        if self.name == FREE.name:
+            own, expected = (" ".join(one.casefold().split()) for one in (text, other))
+            return own == expected if len(expected) <= MAX_COMPARED else None
+        answer = None if self.runs_code else grader.grade(other, {}).answer
+        value = grader.grade(text, {"answer": answer}).value if answer is not None else "unscored"
+        return None if value == "unscored" else value == "correct"
 
 
 def is_correct(grader: Grader, text: str, gold: Mapping[str, Any]) -> bool:

@@ -42,7 +42,7 @@ class Result:
     kept_steps: int
     question: int
     text: int
-    answer: str | None
+    same_as_target: bool | None = None
     steps: Sequence[tuple[ModelRole, Cost]] = ()
     num_scores: int = 0
     router_seconds: float = 0.0
@@ -62,7 +62,7 @@ class Result:
             kept_steps=len(decisions),
             question=_checksum(row.problem),
             text=_checksum(row.text),
-            answer=row.answer,
+            same_as_target=row.same_as_target,
             steps=_steps(decisions, check),
             num_scores=sum(decision.score is not None for decision in decisions) + (check is not None),
             router_seconds=timing.router["seconds"] if timing.router else 0.0,

@@ -267,13 +267,17 @@ class SolutionRow(Solved):
 
 
 class AttemptRow(Solved):
-    """A row that `bench` writes."""
+    """A row that `bench` writes.
+
+    If the target's answer has no grade, `same_as_target` says whether the answer equals the target's.
+    """
 
     version: Literal[1] = Field(alias="schema")
     sample: Count
     level: Level
     gold: Json
     grade: Grade | None
+    same_as_target: bool | None = None
     wall_seconds: Seconds
 
     @model_validator(mode="after")
@@ -295,8 +299,8 @@ class AttemptRow(Solved):
     def of(cls, finished: Finished, route: Route, times: Mapping[str, float | None], **facts: Any) -> Self:
         """Return the row of an attempt. `times` contains the seconds of the router, if there is one, and of the program.
 
-        `facts` contains the fields that the solution does not determine: `sample`, `level`, `gold`, `grade`, `answer` and
-        `wall_seconds`.
+        `facts` contains the fields that the solution does not determine: `sample`, `level`, `gold`, `grade`, `answer`,
+        `same_as_target` and `wall_seconds`.
         """
         routed = times if route.policy.kind != "single" else {**times, "router": None}
         error = attempt_error(finished)

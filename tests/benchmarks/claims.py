@@ -1,6 +1,6 @@
 """Check how often the verdicts of `arbitrage advise` are true, by replaying published answers of real models.
 
-Usage: python tests/benchmarks/claims.py [--sessions N] [--seed N] FILE.jsonl ...
+Usage: python tests/benchmarks/claims.py [--without-answers] [--sessions N] [--seed N] FILE.jsonl ...
 
 Each line of a file is a problem: {"id": ..., "models": {"gemma-2-9b-it": {"answer": "18", "right": true, "chars": 382}, ...}}.
 The results of WildEval/ZeroEval (Apache-2.0, https://github.com/WildEval/ZeroEval) can be converted to this format.
@@ -25,14 +25,14 @@ from pathlib import Path
 import numpy as np
 
 from arbitrage_cli.evaluation.metrics import compared_with_target
-from arbitrage_cli.evaluation.speed import latency
+from arbitrage_cli.evaluation.speed import PRICED, latency
 from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, expected_effects, verdict
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import Tally
-from arbitrage_cli.runs.results import PolicyResults, Result
+from arbitrage_cli.runs.results import Outcome, PolicyResults, Result
 from arbitrage_cli.types import ModelRole
 
 NUM_PROBLEMS = 40
@@ -56,12 +56,16 @@ Answers = Sequence[Answer]
 
 @dataclass(frozen=True)
 class Contest:
-    """A policy and the target on all problems of a file. `costs` contains the relative time per token of each role."""
+    """A policy and the target on all problems of a file. `costs` contains the relative time per token of each role.
+
+    If `is_ungraded` is true, the program does not know the right answers.
+    """
 
     kind: str
     policy: Answers
     target: Answers
     costs: Mapping[ModelRole, float]
+    is_ungraded: bool
 
     @cached_property
     def true_speedup(self) -> float:
@@ -87,6 +91,11 @@ class Claim:
     is_sure: bool
 
     @property
+    def confidence(self) -> float:
+        """The claimed probability, or 0 if there is no claim."""
+        return self.verdict.confidence or 0.0
+
+    @property
     def is_positive(self) -> bool:
         return self.verdict.route != "target"
 
@@ -102,7 +111,7 @@ class Records:
         self._rows = [json.loads(line)["models"] for line in path.read_text(encoding="utf-8").splitlines()]
         self._sizes = {name: size_of(name) for name in self._rows[0]}
 
-    def draw(self, dice: random.Random) -> Contest:
+    def draw(self, dice: random.Random, *, is_ungraded: bool) -> Contest:
         sizes = self._sizes
         draft, target = dice.choice([(one, two) for one in sizes for two in sizes if sizes[one] < sizes[two]])
         others = [name for name in sizes if name not in (draft, target) and sizes[name] < sizes[target]]
@@ -115,7 +124,7 @@ class Records:
         elif kind == "random":
             share = dice.choice(SHARES)
             answers = escalated(answers, alone, [dice.random() < share for _ in answers])
-        return Contest(kind, answers, alone, {"draft": sizes[draft], "target": sizes[target]})
+        return Contest(kind, answers, alone, {"draft": sizes[draft], "target": sizes[target]}, is_ungraded)
 
     def _answers(self, name: str, role: ModelRole) -> Answers:
         found, size = [row[name] for row in self._rows], self._sizes[name]
@@ -142,11 +151,15 @@ def accuracy(answers: Answers) -> float:
     return sum(one.is_right for one in answers) / len(answers)
 
 
-def result_of(index: int, answer: Answer, factors: Mapping[ModelRole, float]) -> Result:
+def result_of(contest: Contest, answers: Answers, index: int, factors: Mapping[ModelRole, float]) -> Result:
+    """Return the result of a problem. Its answer has a grade or is compared with the target's answer."""
+    answer, other = answers[index], contest.target[index].text
+    outcome: Outcome = "unscored" if contest.is_ungraded else "correct" if answer.is_right else "incorrect"
+    same = answer.text == other if contest.is_ungraded and other is not None else None
     computed: dict[str, float] = {role: factors[role] * seconds for role, seconds in answer.seconds.items()}
     return Result(
-        route=Route(POLICIES["target"]), key=(str(index), 0), outcome="correct" if answer.is_right else "incorrect", stop="end",
-        seconds=sum(computed.values()), tally=Tally(), kept_steps=1, question=index, text=index, answer=answer.text, computed=computed,
+        route=Route(POLICIES["target"]), key=(str(index), 0), outcome=outcome, stop="end",
+        seconds=sum(computed.values()), tally=Tally(), kept_steps=1, question=index, text=index, same_as_target=same, computed=computed,
     )  # fmt: skip
 
 
@@ -154,7 +167,7 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
     """Return the program's verdict after these problems, given the errors of the unit costs."""
     policy, target = (
         PolicyResults(
-            Route(POLICIES[one]), {(str(index), 0): result_of(index, answers[index], factors) for index in problems}
+            Route(POLICIES[one]), {(str(index), 0): result_of(contest, answers, index, factors) for index in problems}
         )
         for one, answers in ((contest.kind, contest.policy), ("target", contest.target))
     )
@@ -164,14 +177,14 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
         "policy": contest.kind,
         "tau": None,
         "tau_name": None,
-        "saving": None,
-        "saving_interval": None,
+        **dict.fromkeys(PRICED),
         **{key: ratio.value if isinstance(ratio, Ratio) else ratio for key, ratio in found.items()},
         "ratios": {key: asdict(ratio) for key, ratio in found.items() if isinstance(ratio, Ratio)},
         "time": {"draft_decode": 1.0},
     }
     run = {"unit_costs": {role: asdict(one) for role, one in units.items()}, "router": None, "policies": [entry]}
-    decided = verdict({"policies": [entry], "samples": 1, "token_ratio": None}, expected_effects(run))
+    about = {"samples": 1, "token_ratio": None, "is_priced": False}
+    decided = verdict({"policies": [entry], **about}, expected_effects(run))
     assert decided is not None
     return decided
 
@@ -201,10 +214,10 @@ def write_claims(ended: Sequence[Claim], stopped: Sequence[Claim]) -> None:
     print(f"| confidence | at the end: {heading} | stopped at a random moment: {heading} |\n|{'---|' * 7}")
     above = 1.01
     for low, name in CLASSES:
-        groups = [[one for one in claims if low <= one.verdict.confidence < above] for claims in (ended, stopped)]
+        groups = [[one for one in claims if low <= one.confidence < above] for claims in (ended, stopped)]
         print(f"| {name} | {' | '.join(cell for group in groups for cell in (share(group), *sides(group)))} |")
         above = low
-    undecided = [sum(one.verdict.confidence < LIKELY for one in claims) for claims in (ended, stopped)]
+    undecided = [sum(one.confidence < LIKELY for one in claims) for claims in (ended, stopped)]
     print(f"| undecided | {undecided[0]:,} of {len(ended):,} | | | {undecided[1]:,} of {len(stopped):,} | | |")
     print(
         f"\nClaims that ended a session before all problems were solved: {share([one for one in ended if one.is_sure])} true."
@@ -216,7 +229,7 @@ def write_kinds(claims: Sequence[Claim]) -> None:
     print("\n| policy | truly worth it | claims of 9 in 10 and more: worth it | not worth it |\n|---|---|---|---|")
     for kind in KINDS:
         members = [one for one in claims if one.contest.kind == kind]
-        sure = [one for one in members if one.verdict.confidence >= 0.9]
+        sure = [one for one in members if one.confidence >= 0.9]
         print(f"| {kind} | {np.mean([one.contest.is_worth_it for one in members]):.0%} | {' | '.join(sides(sure))} |")
 
 
@@ -235,7 +248,8 @@ def write_changes(claims: Sequence[Claim]) -> None:
         )
         covered = np.mean([is_inside(one.contest.true_change, one.verdict.best.change_interval) for one in members])
         print(f"| {100 * low:+.0f} to {100 * high:+.0f} | {len(members):,} | {claimed} | {true} | {covered:.0%} |")
-    speeds = [is_inside(one.contest.true_speedup, one.verdict.best.interval) for one in claims]
+    intervals = [(one.contest.true_speedup, one.verdict.best.interval) for one in claims]
+    speeds = [is_inside(true, interval) for true, interval in intervals if interval]
     print(f"\nThe true speed-up lies inside the interval in {np.mean(speeds):.0%} of {len(speeds):,} sessions.")
 
 
@@ -246,11 +260,18 @@ def is_inside(value: float, interval: tuple[float, float]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--without-answers", action="store_true", help="compare answers with the target's only")
     parser.add_argument("--sessions", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     dice, records = random.Random(arguments.seed), [Records(path) for path in arguments.files]
-    ended, stopped = zip(*(session(dice.choice(records).draw(dice), dice) for _ in range(arguments.sessions)), strict=True)
+    ended, stopped = zip(
+        *(
+            session(dice.choice(records).draw(dice, is_ungraded=arguments.without_answers), dice)
+            for _ in range(arguments.sessions)
+        ),
+        strict=True,
+    )
     write_claims(ended, stopped)
     write_kinds([*ended, *stopped])
     write_changes(ended)

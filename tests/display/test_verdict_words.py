@@ -15,32 +15,36 @@ from arbitrage_cli.display.card import preset_sentence
 from arbitrage_cli.display.verdict import alone, confidence, sentence
 from arbitrage_cli.evaluation.verdict import Candidate, Verdict
 
-COUNTS: Any = {"num_problems": 40, "num_compared": 21, "num_gained": 3, "num_lost": 2, "num_graded": 21, "num_attempts": 40}
-ROUTED = Candidate("arbitrage@careful", "arbitrage", 2.5, (2.2, 2.8), 0.99, 0.97, **COUNTS)
-SPECULATIVE = Candidate("speculative", "speculative", 1.5, (1.4, 1.6), 0.9, 1.0, num_problems=8)
-SLOW = replace(SPECULATIVE, speedup=0.876, is_fast=0.01)
-DRAFT = replace(ROUTED, route="draft", policy="draft", speedup=3.0, num_compared=40, num_gained=0, num_graded=0)
-LIKE = "differ from the target's"
+COUNTS: Any = {"num_problems": 40, "num_finished": 40, "num_gained": 3, "num_lost": 2, "num_graded": 21, "is_measured": True}
+ROUTED = Candidate("arbitrage@careful", "arbitrage", 2.5, 0.99, 0.97, speedup=2.5, interval=(2.2, 2.8), **COUNTS)
+SPECULATIVE = Candidate(
+    "speculative", "speculative", 1.5, 0.9, speedup=1.5, interval=(1.4, 1.6), num_problems=8, is_measured=True
+)
+SLOW = replace(SPECULATIVE, speedup=0.876, interval=None, saves=0.01)
+DRAFT = replace(ROUTED, route="draft", policy="draft", speedup=3.0, num_graded=0, num_ungraded=40, num_same=38)
+CHEAP = replace(ROUTED, saving=0.4, saving_interval=(0.3, 0.5))
+UNTRIED = Candidate("entropy@0.5", "entropy", 0.8, 0.1, 0.5)
 
 
 @pytest.mark.parametrize(
     ("verdict", "figures"),
     [
-        (Verdict(ROUTED.route, 0.96, 40, (ROUTED,)), ["9 in 10", "arbitrage@careful", "2.50x", "[2.20-2.80]", "3 answers gained and 2 lost of 21", "19 others"]),
+        (Verdict(ROUTED.route, 0.96, 40, (ROUTED,)), ["9 in 10", "arbitrage@careful", "2.50x", "[2.20-2.80]", "3 answers gained and 2 lost of 21", "19 answers"]),
         (Verdict("speculative", 0.9, 8, (ROUTED, SPECULATIVE)), ["9 in 10", "speculation", "1.50x"]),
-        (Verdict("draft", 0.6, 20, (DRAFT,)), ["6 in 10", "3.00x", "2 lost of 40", LIKE]),
-        (Verdict("arbitrage@careful", 0.99, 40, (replace(ROUTED, saving=0.4, saving_interval=(0.3, 0.5)),)), ["99 in 100", "40.0%", "[30-50]"]),
-        (Verdict("target", 0.85, 20, (SLOW,), 3.21, 100.0), ["1.14x slower", "3.21x slower per token"]),
-        (Verdict("target", 0.85, 20, (SLOW,), 123.4, 310.6), ["8 in 10", "20 problems", "Use the target alone", "123x slower", "about 310x"]),
-        (Verdict("target", 0.85, 20, (SLOW, replace(ROUTED, is_safe=0.1)), 1.4), ["1.14x slower", "2.50x", "2 lost", "1.40x slower"]),
-        (Verdict("target", 0.5, 0, (replace(SLOW, speedup=0.965, num_problems=0, is_expected=True),)), ["Undecided (5 in 10)", "Estimated", "4% slower"]),
-        (Verdict(ROUTED.route, 0.7, 8, (replace(ROUTED, is_expected=True),)), ["7 in 10", "about 2.50x"]),
+        (Verdict("draft", 0.6, 20, (DRAFT,)), ["6 in 10", "3.00x", "38 of 40 answers"]),
+        (Verdict(ROUTED.route, 0.99, 40, (CHEAP,), is_priced=True), ["99 in 100", "saves 40.0%", "[30-50]", "2.50x"]),
+        (Verdict("target", 0.85, 40, (replace(CHEAP, saving=-0.2),), is_priced=True), ["8 in 10", "costs 120.0%"]),
+        (Verdict("target", 0.85, 20, (SLOW,)), ["8 in 10", "20 problems", "0.876x", "Use the target alone"]),
+        (Verdict("target", 0.5, 8, (SPECULATIVE,)), ["Undecided (5 in 10)", "1.50x"]),
+        (Verdict("target", None, 0, (UNTRIED,), token_ratio=1.4), ["Expected", "0.800x", "1.40x slower", "5 problems"]),
+        (Verdict("target", None, 40, (replace(DRAFT, is_measured=False, num_ungraded=0),)), ["40 answers that", "tests"]),
     ],
-    ids=["routing", "speculation", "draft", "money", "hopeless", "slow", "loses answers", "no problems", "few problems"],
+    ids=["routing", "speculation", "draft", "money", "no money", "slow", "undecided", "no problems", "nothing to compare"],
 )  # fmt: skip
 def test_a_sentence_has_its_figures(verdict: Verdict, figures: list[str]) -> None:
     words = sentence(asdict(verdict))
     assert [figure for figure in figures if figure not in words] == []
+    assert (" in 10" in words) == (verdict.confidence is not None)
 
 
 def advised_figures(right: dict[str, Iterable[int]], count: int, *, is_graded: bool = True) -> dict[str, Any]:
@@ -49,7 +53,8 @@ def advised_figures(right: dict[str, Iterable[int]], count: int, *, is_graded: b
     for row in made.rows:
         is_right = int(re.findall(r"\d+", row["id"])[-1]) in right[row["policy"]]
         row |= {"answer": str(is_right), "grade": {**row["grade"], "value": "correct" if is_right else "incorrect"}}
-    return figures({**made.run, "skips_attempts": True}, made.rows if is_graded else map(unscored, made.rows))
+    rows = made.rows if is_graded else [unscored(row) | {"same_as_target": row["answer"] == "True"} for row in made.rows]
+    return figures({**made.run, "skips_attempts": True}, rows)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,7 @@ def advised_figures(right: dict[str, Iterable[int]], count: int, *, is_graded: b
     [
         (advised_figures({"target": range(8), "draft": range(1, 8)}, 10), [10, 7, 8], False),
         (advised_figures({"target": [1, 3], "draft": [2]}, 10), [10, 1, 2], True),
-        (advised_figures({"target": range(8), "draft": []}, 10, is_graded=False), [2, 10], False),
+        (advised_figures({"target": range(8), "draft": [1, 2]}, 10, is_graded=False), [2, 10], False),
         (advised_figures({"target": range(8)}, 10), [], False),
         (advised_figures({"draft": range(8)}, 10), [], False),
     ],
@@ -66,12 +71,6 @@ def advised_figures(right: dict[str, Iterable[int]], count: int, *, is_graded: b
 def test_what_draft_and_target_solve_alone(made: dict[str, Any], counts: list[int], *, is_weak: bool) -> None:
     words = alone(made)
     assert ([int(number) for number in re.findall(r"\d+", words)], "stronger" in words) == (counts, is_weak)
-
-
-@pytest.mark.parametrize(("is_safe", "has_costs"), [(0.9, True), (0.1, False)])
-def test_token_costs_are_mentioned_only_if_a_faster_draft_would_help(is_safe: float, has_costs: bool) -> None:
-    words = sentence(asdict(Verdict("target", 0.9, 40, (replace(ROUTED, is_safe=is_safe),), 1.4)))
-    assert ("1.40x slower" in words) == has_costs
 
 
 def test_a_confidence_is_never_rounded_up() -> None:

@@ -109,7 +109,7 @@ def test_ungraded_answers_have_no_accuracy(samples: int) -> None:
     made = make_run(6, columns=ALONE, samples=samples)
     found = figures(made.run, [failed(made.rows[0]), *map(unscored, made.rows[1:])])
     assert {(one["accuracy"], one["accuracy_interval"]) for one in found["policies"]} == {(None, None)}
-    assert (found["verdict"]["candidates"][0]["num_attempts"], found["policies"][0]["errors"]) == (6 * samples, 1)
+    assert (found["policies"][1]["both_finished"], found["policies"][0]["errors"]) == (6 * samples - 1, 1)
     (target, _) = figures(made.run, [failed(row) for row in made.rows])["policies"]
     assert target["accuracy"] == 0.0
 
@@ -142,33 +142,34 @@ def test_texts_that_differ_from_the_target_are_counted() -> None:
     assert [note for note in found["notes"] if "speculative differs from the target in 12 texts" in note]
 
 
-def graded(row: dict[str, Any], value: str, answer: str | None = None) -> dict[str, Any]:
-    return {**row, "answer": answer, "grade": {"value": value, "answer": answer, "explanation": ""}}
+def graded(row: dict[str, Any], value: str, **changes: Any) -> dict[str, Any]:
+    return {**row, "grade": {"value": value, "answer": None, "explanation": ""}, **changes}
 
 
 def test_lost_and_gained_answers_are_counted() -> None:
-    """Right and wrong answers of the target, then unknown ones, then none at all, each with two of the draft; then errors."""
+    """Right and wrong answers of the target, then answers without grades, then failed attempts, which do not count."""
     known = [("correct", "incorrect"), ("correct", "correct"), ("incorrect", "correct"), ("incorrect", "incorrect")]
-    unknown = [("4", "4"), ("4", None), (None, "4"), (None, None)]
+    same = [True, False, None]
     rows = [
         graded(make_row(index, 0, column), value)
         for index, values in enumerate(known)
         for column, value in zip(ALONE, values, strict=True)
     ]
     rows += [
-        graded(make_row(len(known) + index, 0, column), "unscored", answer)
-        for index, answers in enumerate(unknown)
-        for column, answer in zip(ALONE, answers, strict=True)
+        graded(make_row(len(known) + index, 0, column), "unscored", same_as_target=value)
+        for index, value in enumerate(same)
+        for column in ALONE
     ]
     rows += [failed(make_row(8, 0, ALONE[0])), make_row(8, 0, ALONE[1])]
     rows += [graded(make_row(9, 0, ALONE[0]), "correct"), failed(make_row(9, 0, ALONE[1]))]
     target, draft = (by_label(figures_of(rows))[policy] for policy in ("target", "draft"))
-    assert draft["ratios"]["answers_lost"] == {"numerator": 3, "denominator": 7}
-    assert draft["ratios"]["answers_gained"] == {"numerator": 1, "denominator": 7}
-    assert draft["ratios"]["target_right"] == {"numerator": 5, "denominator": 7}
-    assert draft["answers_graded"] == 5
-    assert draft["ratios"]["accuracy_difference"] == {"numerator": 0, "denominator": 10}
-    assert draft["accuracy_difference_interval"] == paired_difference(1, 2, 2, 5)
+    assert draft["ratios"]["answers_lost"] == {"numerator": 1, "denominator": 4}
+    assert draft["ratios"]["answers_gained"] == {"numerator": 1, "denominator": 4}
+    assert draft["ratios"]["target_right"] == {"numerator": 2, "denominator": 4}
+    assert draft["ratios"]["answers_same"] == {"numerator": 1, "denominator": 2}
+    assert draft["both_finished"] == 7
+    assert draft["ratios"]["accuracy_difference"] == {"numerator": 0, "denominator": 9}
+    assert draft["accuracy_difference_interval"] == paired_difference(1, 2, 2, 4)
     assert target["accuracy_difference"] is None
 
 

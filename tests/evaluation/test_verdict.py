@@ -18,6 +18,7 @@ from small_routers import ROW, make_table
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.evaluation.verdict import (
     CARD_SPREAD,
+    HOPELESS,
     LIKELY,
     MAX_LOSS,
     MAX_LOST,
@@ -30,8 +31,8 @@ from arbitrage_cli.evaluation.verdict import (
     after_answers,
     after_problems,
     best_preset,
+    chance_of_saving,
     chance_of_small_loss,
-    chance_of_speedup,
     expected_effects,
     verdict,
 )
@@ -56,8 +57,10 @@ def policy(
         "speedup_log_error": interval and math.log(interval[1] / interval[0]) / 4,
         "accuracy_difference": 0.0,
         "saving": None,
+        "saving_log_error": None,
         "saving_interval": None,
         "time": time(0.5),
+        "both_finished": problems,
         **lost_of(lost, problems),
         **more,
     }
@@ -77,18 +80,28 @@ def lost_of(lost: int, problems: int = 20, *, gained: int = 0, right: float = 0.
         "answers_lost": lost,
         "target_right": right * problems,
     }
-    return {
-        "ratios": {name: {"numerator": count, "denominator": problems} for name, count in counts.items()},
-        "answers_graded": problems,
-    }
+    ratios = {name: {"numerator": count, "denominator": problems} for name, count in counts.items()}
+    return {"ratios": {**ratios, "answers_same": {"numerator": 0, "denominator": 0}}}
 
 
-def verdict_on(*policies: dict[str, Any], samples: int = 1, expected: Mapping[str, Expected] = NOTHING) -> Verdict:
+def same_of(same: int, problems: int = 20) -> dict[str, Any]:
+    """Return the figures on answers without grades, of which `same` are the same as the target's."""
+    ratios = lost_of(0, 0)["ratios"]
+    return {"ratios": {**ratios, "answers_same": {"numerator": same, "denominator": problems}}, "both_finished": problems}
+
+
+def priced(saving: float, **changes: Any) -> dict[str, Any]:
+    """Return figures with a saving whose interval has a width of about 12%."""
+    interval = [1 - (1 - saving) * factor for factor in (1.06, 1 / 1.06)]
+    return {"saving": saving, "saving_log_error": 0.03, "saving_interval": interval, **changes}
+
+
+def verdict_on(
+    *policies: dict[str, Any], samples: int = 1, expected: Mapping[str, Expected] = NOTHING, is_priced: bool = False
+) -> Verdict:
     target = policy("target", 1.0, None, ratios={})
-    found = verdict(
-        {"policies": [target, *policies], "samples": samples, "token_ratio": 1.4},
-        expected,
-    )
+    about = {"samples": samples, "token_ratio": 1.4, "is_priced": is_priced}
+    found = verdict({"policies": [target, *policies], **about}, expected)
     assert found is not None
     return found
 
@@ -126,7 +139,7 @@ SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
 def test_the_route_to_use(policies: list[dict[str, Any]], route: str) -> None:
     expected = {f"arbitrage@{one['tau_name']}": CARD for one in policies if one["policy"] == "arbitrage"}
     found = verdict_on(*policies, expected=expected)
-    assert (found.route, found.confidence >= 0.5) == (route, True)
+    assert (found.route, found.confidence is not None) == (route, True)
 
 
 def case(
@@ -134,7 +147,10 @@ def case(
 ) -> dict[str, Any]:
     name, _, tau = route.partition("@")
     answers = lost_of(lost, problems, gained=gained, right=right)
-    return policy(name, speedup, (speedup / 1.06, speedup * 1.06), tau=0.2, tau_name=tau, **answers)
+    made = policy(
+        name, speedup, (speedup / 1.06, speedup * 1.06), tau=0.2 if tau else None, tau_name=tau or None, problems=problems
+    )
+    return made | answers
 
 
 @pytest.mark.parametrize(
@@ -163,7 +179,73 @@ def test_advice_on_cases_with_a_known_answer(
     policies: list[dict[str, Any]], route: str, expected: Mapping[str, Expected]
 ) -> None:
     found = verdict_on(*policies, expected=expected if any(one["policy"] == "arbitrage" for one in policies) else NOTHING)
-    assert (found.route, found.confidence >= LIKELY) == (route, True)
+    assert (found.route, found.is_decided) == (route, True)
+
+
+@pytest.mark.parametrize(
+    ("policies", "route"),
+    [
+        ([case("entropy@x", 1.0) | priced(0.5)], "entropy@x"),
+        ([case("entropy@x", 3.0) | priced(0.05)], "target"),
+        ([case("entropy@x", 1.0, 20) | priced(0.5)], "target"),
+        (
+            [case("entropy@x", 0.7) | priced(-0.2), case("draft@", 0.9, problems=60) | priced(1.0, saving_interval=None)],
+            "draft",
+        ),
+        ([case("entropy@x", 1.5) | priced(0.4), case("logprob@y", 0.9, 0, 12) | priced(0.38)], "logprob@y"),
+    ],
+    ids=["as fast as the target", "saves too little", "loses answers", "a draft without a price", "similar savings"],
+)
+def test_a_pair_with_prices_is_judged_by_the_price(policies: list[dict[str, Any]], route: str) -> None:
+    found = verdict_on(*policies, is_priced=True)
+    assert (found.route, found.is_decided) == (route, True)
+
+
+@pytest.mark.parametrize(
+    ("policies", "route"),
+    [
+        ([case("entropy@x", 1.5, problems=40) | same_of(40, 40)], "entropy@x"),
+        ([case("entropy@x", 1.5) | same_of(495, 500)], "entropy@x"),
+        ([case("entropy@x", 1.5) | same_of(400, 500)], "target"),
+        ([case("draft@", 12.0, problems=40) | same_of(40, 40)], "draft"),
+        ([case("entropy@x", 0.8, problems=5) | same_of(5, 5)], "target"),
+    ],
+    ids=["all are the same", "1% differs", "a fifth differs", "the draft gives all answers", "too slow"],
+)
+def test_without_grades_answers_that_differ_are_half_lost(policies: list[dict[str, Any]], route: str) -> None:
+    found = verdict_on(*policies)
+    assert (found.route, found.is_decided) == (route, True)
+
+
+@pytest.mark.parametrize(
+    ("policies", "is_known"),
+    [
+        ([case("draft@", 3.0, 1, problems=1)], False),
+        ([case("draft@", 3.0, 4, problems=4)], False),
+        ([case("draft@", 3.0, 5, problems=5)], True),
+        ([case("draft@", 3.0) | same_of(0, 0)], False),
+        ([policy("speculative", 1.5, None, problems=4, speedup_log_error=0.1)], False),
+        ([policy("speculative", 1.5, None, problems=5, speedup_log_error=0.1)], True),
+    ],
+    ids=["one problem", "four", "five", "nothing can be compared", "speculation on four", "speculation on five"],
+)
+def test_a_confidence_needs_five_finished_and_compared_problems(policies: list[dict[str, Any]], is_known: bool) -> None:
+    found = verdict_on(*policies)
+    assert (found.confidence is not None) == is_known
+    assert is_known or not found.is_final
+
+
+@pytest.mark.parametrize(("low", "route"), [(0.94, "target"), (1.05, "speculative")])
+def test_an_interval_that_contains_the_targets_speed_is_not_worth_it(low: float, route: str) -> None:
+    found = verdict_on(policy("speculative", 1.26, (low, 1.69)))
+    assert (found.route, found.is_decided) == (route, route == "speculative")
+
+
+def test_failed_attempts_are_no_evidence() -> None:
+    few, failed = (
+        verdict_on(case("draft@", 3.0, problems=5) | {"accuracy_difference": 0.0, "errors": errors}) for errors in (0, 35)
+    )
+    assert (few.best, few.num_problems) == (failed.best, 5)
 
 
 def test_routing_is_compared_with_speculation() -> None:
@@ -173,8 +255,8 @@ def test_routing_is_compared_with_speculation() -> None:
         verdict_on(*one, expected=EXPECTED) for one in ([similar], [similar, SPECULATIVE], [fast, SPECULATIVE])
     )
     assert (alone.route, beside.route, faster.route) == ("arbitrage@careful", "speculative", "arbitrage@careful")
-    assert beside.best.is_fast > LIKELY
-    assert next(one for one in beside.candidates if one.policy == "arbitrage").is_fast < 0.5
+    assert beside.best.saves > LIKELY
+    assert next(one for one in beside.candidates if one.policy == "arbitrage").saves < 0.5
 
 
 def test_a_change_has_its_interval() -> None:
@@ -185,48 +267,50 @@ def test_a_change_has_its_interval() -> None:
     assert (found.num_gained, found.num_lost) == (12, 4)
 
 
-def test_one_estimate_has_one_interval() -> None:
-    """Without an interval in the figures, the estimate and its interval include what was expected."""
+def test_the_speed_of_a_policy_is_the_measured_one() -> None:
+    """The expectation weighs in the confidence, but not in the figures."""
     few, many = (verdict_on(policy("speculative", 1.88, interval, problems=8)).best for interval in (None, (1.7, 2.0)))
-    assert (many.speedup, many.interval, many.is_expected) == (1.88, (1.7, 2.0), False)
-    assert few.is_expected
-    assert 1.0 < few.speedup < 1.88
-    assert few.interval[0] < few.speedup < few.interval[1]
+    assert (many.speedup, many.interval) == (1.88, (1.7, 2.0))
+    assert (few.speedup, few.interval) == (1.88, None)
 
 
 def test_an_open_question_is_undecided() -> None:
     found = verdict_on(case("entropy@x", 2.0, 1, 0, 40))
     assert LIKELY > found.candidates[0].confidence > 1 - LIKELY
-    assert (found.route, 0.5 <= found.confidence < LIKELY) == ("target", True)
+    assert (found.route, found.confidence is None, found.is_decided) == ("target", False, False)
 
 
-def test_there_is_an_answer_before_the_first_problem() -> None:
-    """It follows from the costs alone, and a policy that cannot reach the speed-up makes it certain."""
-    likely = verdict_on(expected={"arbitrage@careful": Expected(2.0, 0.2, gained=0.5, lost=0.5, kept=60)})
-    assert (likely.route, likely.num_problems, likely.confidence > 0.9) == ("arbitrage@careful", 0, True)
-    hopeless = verdict_on(expected={"arbitrage@careful": Expected(1.0, 0.5, most=1.05), "speculative": Expected(0.9, 0.05)})
-    assert (hopeless.route, hopeless.is_final, round(hopeless.confidence, 2)) == ("target", True, 1.0)
+def test_an_expectation_decides_only_whether_to_try_a_policy() -> None:
+    hopeful = verdict_on(expected={"arbitrage@careful": Expected(2.0, 0.2, gained=0.5, lost=0.5, kept=60)})
+    assert (hopeful.route, hopeful.confidence, hopeful.is_final) == ("target", None, False)
+    hopeless = verdict_on(expected={"speculative": Expected(0.8, 0.05)})
+    assert (hopeless.confidence, hopeless.is_final) == (None, True)
+    found = verdict_on(policy("speculative", 3.49, (3.2, 3.8), problems=40), expected={"speculative": Expected(0.8, 0.15)})
+    assert (found.route, found.is_final) == ("speculative", True)
 
 
 def test_more_evidence_is_more_certain() -> None:
     for speedup in (0.7, 0.9, 1.0, 1.3, 1.6):
-        chances = [chance_of_speedup(after_problems(Expected(), speedup, 0.05, count)) for count in (5, 10, 20, 40)]
+        chances = [chance_of_saving(after_problems(Expected(), speedup, 0.05, count)) for count in (5, 10, 20, 40)]
         assert chances == sorted(chances, reverse=speedup < MIN_SPEEDUP)
-    chances = [chance_of_speedup(after_problems(CARD, speedup, None, 3)) for speedup in (0.5, 0.9, 1.0, 1.2, 2.0)]
+    chances = [chance_of_saving(after_problems(CARD, speedup, None, 3)) for speedup in (0.5, 0.9, 1.0, 1.2, 2.0)]
     assert chances == sorted(chances)
-    lost = [chance_of_small_loss(after_answers(CARD, 0, lost, 40)) for lost in range(6)]
+    lost = [chance_of_small_loss(after_answers(CARD, 0, lost, 0, 40)) for lost in range(6)]
     assert lost == sorted(lost, reverse=True)
-    gained = [chance_of_small_loss(after_answers(CARD, gained, 2, 40)) for gained in range(6)]
+    gained = [chance_of_small_loss(after_answers(CARD, gained, 2, 0, 40)) for gained in range(6)]
     assert gained == sorted(gained)
-    kept = [chance_of_small_loss(after_answers(CARD, 0, 0, compared)) for compared in (0, 10, 20, 40)]
+    kept = [chance_of_small_loss(after_answers(CARD, 0, 0, 0, compared)) for compared in (0, 10, 20, 40)]
     assert kept == sorted(kept)
     assert lost[0] > 0.85 > 0.2 > lost[4]
+    differing = [chance_of_small_loss(after_answers(CARD, 0, 0, count, 40)) for count in range(6)]
+    assert differing == sorted(differing, reverse=True)
+    assert all(differs > loses for differs, loses in zip(differing[1:], lost[1:], strict=True))
 
 
 def test_samples_are_not_problems() -> None:
     one, two = (verdict_on(CAREFUL, samples=samples, expected=EXPECTED) for samples in (1, 2))
     assert (one.num_problems, two.num_problems) == (20, 10)
-    assert two.confidence < one.confidence
+    assert two.best.confidence < one.best.confidence
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.2, -0.2], ids=["the card is right", "too low", "too high"])
@@ -239,10 +323,10 @@ def test_the_confidence_holds(bias: float) -> None:
     dice, claims = random.Random(1), list[tuple[float, bool]]()
     for _ in range(600):
         names = {"speculative": Expected(dice.uniform(0.8, 1.6), 0.15), "arbitrage": Expected(dice.uniform(0.5, 2.0), 0.25)}
-        truth = {name: one.speedup * math.exp(dice.gauss(bias, one.spread)) for name, one in names.items()}
+        truth = {name: one.ratio * math.exp(dice.gauss(bias, one.spread)) for name, one in names.items()}
         shares = {"speculative": (0.0, 0.0), "arbitrage": (dice.betavariate(0.7, 12), dice.betavariate(0.7, 12))}
-        problems = dice.randint(0, 20)
-        made = [simulated(dice, name, truth[name], shares[name], problems) for name in names] if problems else []
+        problems = dice.randint(5, 20)
+        made = [simulated(dice, name, truth[name], shares[name], problems) for name in names]
         found = verdict_on(*made, expected={"speculative": names["speculative"], "arbitrage@careful": names["arbitrage"]})
         least = {"speculative": MIN_SPEEDUP, "arbitrage": MIN_SPEEDUP * max(1.0, truth["speculative"])}
         good = {
@@ -250,7 +334,7 @@ def test_the_confidence_holds(bias: float) -> None:
             for name, (gained, lost) in shares.items()
             if truth[name] >= least[name] and lost - gained <= min(MAX_LOSS, 0.9 * MAX_LOST)
         }
-        claims.append((found.confidence, found.best.policy in good if found.route != "target" else not good))
+        claims.append((found.confidence or 0.0, found.best.policy in good if found.route != "target" else not good))
     sure = [is_right for confidence, is_right in claims if confidence >= 0.9]
     assert len(sure) > 150
     assert sum(sure) / len(sure) >= 0.8
@@ -294,20 +378,7 @@ def test_a_run_ends_when_the_answer_is_sure() -> None:
     known = policy("speculative", 1.5, (1.45, 1.55))
     assert verdict_on(known).is_final
     open_one = verdict_on(known, policy("arbitrage", 2.0, (1.5, 3.0), lost=1, problems=6), expected=EXPECTED)
-    assert (open_one.route, open_one.confidence >= SURE, open_one.is_final) == ("speculative", True, False)
-
-
-@pytest.mark.parametrize("name", ["arbitrage", "speculative"])
-def test_what_would_change_the_answer(name: str) -> None:
-    """The cost ratio at which the pair would reach 1.1: the draft's half of the time is then short enough.
-
-    With s a cautious speed-up, r the ratio and r' the one that is needed: s / (1/2 + 1/2 * r / r') = 1.1.
-    """
-    expected = EXPECTED if name == "arbitrage" else NOTHING
-    slow = policy(name, 0.8, (0.7, 0.9))
-    found, hopeless = (verdict_on(one, expected=expected) for one in (slow, slow | {"time": time(0.2)}))
-    assert found.ratio_needed == pytest.approx(1.4 / 2 / (math.sqrt(0.8 * 0.7) / 1.1 - 0.5))
-    assert hopeless.ratio_needed is None
+    assert (open_one.route, open_one.best.confidence >= SURE, open_one.is_final) == ("speculative", True, False)
 
 
 @pytest.mark.parametrize(
@@ -357,10 +428,9 @@ def expected_at(target: UnitCosts | None = WIDE, *, sha256: str = "t", router: b
 
 def test_speculation_depends_on_the_cost_of_batches() -> None:
     cheap, dear = (expected_at(target)["speculative"] for target in (WIDE, NARROW))
-    assert chance_of_speedup(cheap) > 0.9
-    assert dear.most < MIN_SPEEDUP
-    assert chance_of_speedup(dear) == 0
-    assert cheap.interval[0] < cheap.speedup < cheap.interval[1] <= cheap.most
+    assert chance_of_saving(cheap) > 0.9
+    assert chance_of_saving(dear) < HOPELESS
+    assert cheap.interval[0] < cheap.ratio < cheap.interval[1]
 
 
 @pytest.mark.parametrize(("sha256", "spread"), [("t", CARD_SPREAD), ("another", OTHER_SPREAD)])
@@ -369,15 +439,14 @@ def test_routing_follows_the_card_at_the_costs_of_this_machine(sha256: str, spre
     table = make_table().at_costs(PairCosts.of({"draft": DRAFT, "target": WIDE}))
     time = table.time(table.row_at(0.3))
     assert time is not None
-    assert found.speedup == pytest.approx(1 / time)
+    assert found.ratio == pytest.approx(1 / time)
     assert (found.spread, found.change) == (spread, 0.0)
     assert found.gained + found.lost + found.kept <= 10
 
 
 def test_the_draft_is_the_best_case_and_not_to_be_trusted() -> None:
     found = expected_at()
-    assert found["draft"].speedup > 5
-    assert found["arbitrage@0.3"].most >= found["draft"].speedup
+    assert found["draft"].ratio > 5
     assert chance_of_small_loss(found["draft"]) < 0.3 < 0.5 < chance_of_small_loss(found["arbitrage@0.3"])
 
 
