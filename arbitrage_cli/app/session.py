@@ -255,7 +255,9 @@ class Session:
         """Return a scheduler for the collection of states. If the target continues steps for rewards, it is greedy."""
         writers, is_rated = self.writers(None), self.spec.reward == "prm"
         if not is_rated:
-            writers["target"] = self.models["target"].writer("target", replace(self.writing, sampler=Sampler()))
+            writers["target"] = self.models["target"].writer(
+                "target", replace(self.writing, sampler=Sampler(), unit_costs={})
+            )
         return Scheduler(
             writers, concurrency=self.concurrency, rater=self.rater(self.spec.route.policy) if is_rated else None
         )

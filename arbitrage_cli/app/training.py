@@ -152,13 +152,10 @@ def check_destination(output: Path, *, force: bool) -> None:
         raise OutputError(f"{output}: the folder does not exist or is not writable", "use another path (--output)")
 
 
-def train_router(
-    runs: Sequence[Path], test: Sequence[Path], *, name: str, command: Sequence[str], seed: int, on_progress: Progress
-) -> Router:
-    """Train a router on `runs` and test it on `test`. Raises the same errors as `read_states` and `train`."""
+def train_router(runs: Sequence[Path], *, name: str, command: Sequence[str], seed: int, on_progress: Progress) -> Router:
+    """Raises the same errors as `read_states` and `train`."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    states = read_states(runs, test)
-    return train(states, name=name, command=tuple(command), created=created, seed=seed, on_progress=on_progress)
+    return train(read_states(runs), name=name, command=tuple(command), created=created, seed=seed, on_progress=on_progress)
 
 
 def with_new_presets(source: str, runs: Sequence[Path], *, name: str, on_progress: Progress) -> Router:

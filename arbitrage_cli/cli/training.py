@@ -74,7 +74,6 @@ def collect(
 class TrainOptions:
     """The options for training a router."""
 
-    test: list[Path] | None = None
     seed: int = 0
     source: str | None = None
     output_file: Path = Path("router.safetensors")
@@ -82,7 +81,6 @@ class TrainOptions:
 
 
 @command(
-    test=Option("Run whose problems are held out for testing. Default: a fifth of all problems is held out.", "RUN"),
     seed=Option("Seed for the initial network weights."),
     source=Option(
         "Keep the network of this router and recompute its presets.",
@@ -105,8 +103,8 @@ def train(
 ) -> None:
     """Train a router on collected states, and measure it on held-out problems.
 
-    Requires scikit-learn: pip install "scikit-learn>=1.7". The problems are divided into a training, a validation and a test
-    set. With --from, only recalibrates the presets (careful, balanced, fast) and budgets, on problems that the router was not
+    Requires scikit-learn: pip install "scikit-learn>=1.7". The router is cross-validated: each problem is measured by a network
+    that was not trained on it. With --from, only recalibrates the presets (careful, balanced, fast) and budgets, on problems that the router was not
     trained on.
 
     \b
@@ -126,16 +124,13 @@ def train(
     def report(text: str) -> None:
         say(text, output)
 
-    if training.source and (unused := {"test", "seed"} & explicit):
-        hint = "omit this option, because recalibration does not train the router"
-        raise UsageError(f"--{min(unused)} has no effect with --from", hint)
+    if training.source and "seed" in explicit:
+        raise UsageError("--seed has no effect with --from", "omit this option, because the router is not trained")
     with command_display(output):
         if training.source:
             router = with_new_presets(training.source, runs, name=name, on_progress=report)
         else:
-            router = train_router(
-                runs, training.test or [], name=name, command=command, seed=training.seed, on_progress=report
-            )
+            router = train_router(runs, name=name, command=command, seed=training.seed, on_progress=report)
     save(router, output_file)
     if json_line:
         write_json(router.card.to_json())

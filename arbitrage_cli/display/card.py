@@ -72,7 +72,7 @@ def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
     answers = " (the target's answers count as correct)" if card["reward"].get("answers") == "target" else ""
     yield "reward", f"{card['reward'].get('kind')}{answers}"
     for run in data["runs"]:
-        yield "test data" if run["is_test"] else "data", f"{run['dataset']}: {_size(run)}"
+        yield "data", f"{run['dataset']}: {_size(run)}"
     for name, part in data["parts"].items():
         yield name, f"{_size(part)}, {formatting.percent(part['improvable'] / part['states'])} worth escalating"
 
@@ -88,7 +88,8 @@ def _verdict(card: Card) -> list[str]:
         baselines.setdefault("better than" if better else "worse than" if worse else "no better than", []).append(baseline)
     if not baselines:
         return []
-    problems = formatting.count(card["data"]["parts"]["test"]["problems"], "problem")
+    *_, tested = card["data"]["parts"].values()
+    problems = formatting.count(tested["problems"], "problem")
     found = "; ".join(f"{how} {', '.join(names)}" for how, names in baselines.items())
     return [f"on {problems} not used in training, the router ranks steps {found}"]
 

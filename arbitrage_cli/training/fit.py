@@ -3,7 +3,9 @@
 import importlib
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +24,6 @@ Parameters = tuple[Floats, Floats, Floats, float]  # the weights (d, h) and bias
 INVERSE_PENALTIES = (0.001, 0.03, 1.0)  # C in scikit-learn's logistic regression
 PENALTIES = (2.0, 8.0, 30.0)  # alpha in scikit-learn's networks
 UNITS = 32
-MEMBERS = 3  # averaged networks, since a single network depends on its seed
 MAX_EPOCHS, PATIENCE, BATCH_SIZE, LEARNING_RATE = 100, 6, 256, 1e-3
 MAX_ITERATIONS = 2000
 SEEDS = 2**32  # scikit-learn's number of seeds
@@ -70,28 +71,36 @@ def balanced(labels: Labels, groups: NDArray[np.int64]) -> Numbers:
     return weights
 
 
-def fit(recipe: Recipe, training: Examples, validation: Examples, seed: int, members: int = 1) -> Network:
-    """Fit a logistic regression, or the average of `members` networks.
+def standardiser(inputs: Floats) -> Network:
+    """Return a network without weights that standardises inputs of shape (n, d) to mean 0 and variance 1."""
+    mean = inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
+    spread = inputs.std(axis=0, dtype=np.float64).astype(np.float32)
+    return Network(mean, np.where(spread > 1e-6, spread, 1).astype(np.float32), np.zeros_like(mean), 0.0)
+
+
+def fit(recipe: Recipe, blank: Network, training: Examples, validation: Examples, seed: int) -> Network:
+    """Fit a logistic regression or a network to inputs that `blank` standardises.
 
     Training of a network stops when the validation loss stops falling.
     """
-    mean = training.inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
-    spread = training.inputs.std(axis=0, dtype=np.float64).astype(np.float32)
-    blank = Network(mean, np.where(spread > 1e-6, spread, 1).astype(np.float32), np.zeros_like(mean), 0.0)
-    scaled = Examples(blank.standardised(training.inputs), training.labels, training.weights)
+    scaled = replace(training, inputs=blank.standardised(training.inputs))
     if not recipe.units:
         output, bias = _fit_line(scaled, recipe.penalty)
-        return Network(blank.mean, blank.scale, output.astype(np.float32), bias)
-    unseen = Examples(blank.standardised(validation.inputs), validation.labels, validation.weights)
-    fitted = [_fit_units(recipe, scaled, unseen, seed + member) for member in range(members)]
-    weights, biases, outputs, output_biases = zip(*fitted, strict=True)
-    return Network(
-        blank.mean,
-        blank.scale,
-        (np.concatenate(outputs) / members).astype(np.float32),  # one network with the mean log-odds
-        float(np.mean(output_biases)),
-        (np.ascontiguousarray(np.concatenate(weights, axis=1)), np.concatenate(biases)),
-    )
+        return replace(blank, output=output.astype(np.float32), output_bias=bias)
+    unseen = replace(validation, inputs=blank.standardised(validation.inputs))
+    weights, biases, outputs, bias = _fit_units(recipe, scaled, unseen, seed)
+    return replace(blank, output=outputs, output_bias=bias, layer=(weights, biases))
+
+
+def average(networks: Sequence[Network]) -> Network:
+    """Return one network with the mean log-odds of networks that standardise inputs in the same way."""
+    first, count = networks[0], len(networks)
+    outputs, bias = [network.output / count for network in networks], fmean(network.output_bias for network in networks)
+    if first.layer is None:
+        return replace(first, output=np.stack(outputs).sum(axis=0), output_bias=bias)
+    layers = [network.layer for network in networks if network.layer]
+    weights, biases = (np.ascontiguousarray(np.concatenate(arrays, axis=-1)) for arrays in zip(*layers, strict=True))
+    return replace(first, output=np.concatenate(outputs), output_bias=bias, layer=(weights, biases))
 
 
 def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | None = None) -> tuple[float, float]:

@@ -41,10 +41,7 @@ from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step,
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
 STATS = ("log_probabilities", "entropies", "margins")
 
-TRAINING, VALIDATION, TEST = 0, 1, 2
-SPLIT = ("training", "validation", "test")
-SHARES = (0.6, 0.2)  # shares of the problems in training and validation
-SHARES_WITH_TEST = (0.75, 0.25)  # if there are separate test runs
+FOLDS = 5  # parts of the problems
 
 MAX_UNSOLVED = 2  # states
 
@@ -265,7 +262,6 @@ class CollectedRun:
     path: Path
     facts: Mapping[str, Any]
     solutions: tuple[CollectedSolution, ...]
-    is_test: bool = False
 
     @property
     def num_states(self) -> int:
@@ -294,7 +290,6 @@ class CollectedRun:
             "problems": len({solution.question for solution in self.solutions}),
             "states": self.num_states,
             "think_min_chars": self.facts["settings"].get("think_min_chars"),
-            "is_test": self.is_test,
         }
 
 
@@ -302,14 +297,14 @@ class CollectedRun:
 class Collected:
     """The n states of one or more runs.
 
-    `features` has shape (n, n_features). `part`, `pair` (an index into `pairs`) and `is_whole` have shape (n,).
-    `outcomes.problem` is an index into `questions`.
+    `features` has shape (n, n_features). `fold` (from 0 to FOLDS - 1), `pair` (an index into `pairs`) and `is_whole` have shape
+    (n,). `outcomes.problem` is an index into `questions`.
     """
 
     runs: tuple[CollectedRun, ...]
     features: Floats
     outcomes: Outcomes
-    part: NDArray[np.int64]
+    fold: NDArray[np.int64]
     pair: NDArray[np.int64]
     is_whole: NDArray[np.bool_]
     questions: tuple[str, ...]
@@ -330,14 +325,9 @@ class Collected:
 
     @property
     def weight(self) -> NDArray[np.float64]:
-        """The states' weights, an array of shape (n,).
-
-        In each part, the mean weight is 1 and all pairs have the same total weight.
-        """
-        weight = np.ones(len(self.part))
-        for part in np.unique(self.part):
-            pairs, index, counts = np.unique(self.pair[self.part == part], return_inverse=True, return_counts=True)
-            weight[self.part == part] = counts.sum() / (len(pairs) * counts[index])
+        """The states' weights, an array of shape (n,). Their mean is 1, and all pairs have the same total weight."""
+        pairs, index, counts = np.unique(self.pair, return_inverse=True, return_counts=True)
+        weight: NDArray[np.float64] = len(self.pair) / (len(pairs) * counts[index])
         return weight
 
     def prefixes(self, chosen: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.int64], NDArray[np.float64]]:
@@ -360,13 +350,13 @@ class Collected:
         return rows, np.array(states, np.int64), np.array(lengths, np.float64)
 
 
-def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> Collected:
-    """Read run folders of `arbitrage collect`. Problems in `test_folders` belong to the test set.
+def read_states(folders: Sequence[Path]) -> Collected:
+    """Read run folders of `arbitrage collect`.
 
     Raises UsageError if a folder is not a run of `arbitrage collect`, if a solution occurs twice, or if steps end
     differently; DamagedRunError if a file is damaged.
     """
-    runs = [read_run(folder) for folder in folders] + [read_run(folder, is_test=True) for folder in test_folders]
+    runs = [read_run(folder) for folder in folders]
     _refuse_duplicates(runs)
     for run in runs:
         if run.step_end != runs[0].step_end:
@@ -374,16 +364,14 @@ def read_states(folders: Sequence[Path], test_folders: Sequence[Path] = ()) -> C
             raise UsageError(f"{run.path}: {reason}", "use runs of a single task")
     if not any(run.num_states for run in runs):
         raise UsageError("these runs have no states", "collect states: arbitrage collect")
-    if test_folders and not any(run.num_states for run in runs if run.is_test):
-        raise UsageError("the test runs have no states", "collect states: arbitrage collect", option="test")
     return _join(runs)
 
 
-def read_run(folder: Path, *, is_test: bool = False) -> CollectedRun:
+def read_run(folder: Path) -> CollectedRun:
     contents = read_run_folder(folder, COLLECT)
     solutions = {row.id: _solution(folder, row) for row in contents.rows}  # of several rows, the last one counts
     found = tuple(solution for solution in solutions.values() if solution.states)
-    return CollectedRun(folder, contents.run, found, is_test)
+    return CollectedRun(folder, contents.run, found)
 
 
 def _solution(folder: Path, row: CollectedRow) -> CollectedSolution:
@@ -416,7 +404,6 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
     lengths = [len(solution.states) for solution in solutions]
     questions = tuple(dict.fromkeys(solution.question for solution in solutions))
     index_of = {question: index for index, question in enumerate(questions)}
-    tested = frozenset(solution.question for run, solution in of_runs if run.is_test)
     pairs = _distinct(run.pair for run in runs)
     outcomes = Outcomes(
         solution=np.repeat(np.arange(len(solutions)), lengths),
@@ -427,7 +414,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         runs=tuple(runs),
         features=np.concatenate([features_of(solution.question, solution.states) for solution in solutions]),
         outcomes=outcomes,
-        part=np.array([part_of(question, tested) for question in questions])[outcomes.problem],
+        fold=np.array([fold_of(question) for question in questions])[outcomes.problem],
         pair=np.repeat([pairs.index(run.pair) for run, _ in of_runs], lengths),
         is_whole=np.repeat([solution.is_whole for solution in solutions], lengths),
         questions=questions,
@@ -439,16 +426,7 @@ def _distinct(values: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], .
     return tuple(value for index, value in enumerate(all_values) if value not in all_values[:index])
 
 
-def part_of(question: str, tested: frozenset[str] = frozenset()) -> int:
-    """Return the part to which a problem belongs. The part depends only on the problem's text.
-
-    If `tested` is not empty, the test part consists of these problems.
-    """
-    if question in tested:
-        return TEST
+def fold_of(question: str) -> int:
+    """Return the fold of a problem, which depends only on its text."""
     digest = hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    training, validation = SHARES_WITH_TEST if tested else SHARES
-    if place < training:
-        return TRAINING
-    return VALIDATION if place < training + validation or tested else TEST
+    return int.from_bytes(digest[:8], "big") % FOLDS

@@ -1,8 +1,9 @@
 """Trains a router on collected states: fits several networks, then chooses, calibrates and measures one network.
 
-Networks are fitted to the training part. The validation part decides when fitting stops, which network is chosen, and how it
-is calibrated. The test part only measures the router. The table of taus is computed from both the validation part and the
-test part. Training is deterministic.
+Each recipe is cross-validated in FOLDS rounds. In each round, a network is fitted to all folds of the problems but two. One of
+the two decides when fitting stops, which recipe is chosen, and how it is calibrated. The other only measures the network. Over
+all rounds, each problem is measured once, by a network that does not know it. The router is the average of the networks, and
+its table of taus is computed from these measurements. Training is deterministic.
 """
 
 import shlex
@@ -19,10 +20,10 @@ from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import TauTable
-from arbitrage_cli.routing.router import Network, Router, RouterCard, digest_of_problem
-from arbitrage_cli.training.fit import MEMBERS, RECIPES, Examples, Recipe, balanced, calibrate, fit
+from arbitrage_cli.routing.router import MAX_LOG_ODDS, Network, Router, RouterCard, digest_of_problem
+from arbitrage_cli.training.fit import RECIPES, Examples, Recipe, average, balanced, calibrate, fit, standardiser
 from arbitrage_cli.training.ranking import Truth, figure, measure, selection_gaps, selection_score
-from arbitrage_cli.training.states import SPLIT, TEST, TRAINING, VALIDATION, Collected
+from arbitrage_cli.training.states import FOLDS, Collected
 from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
 
 Progress = Callable[[str], None]
@@ -36,17 +37,22 @@ BASELINES: Mapping[str, Mapping[str, float]] = {  # scores as weighted sums of f
 THINKING = "arbitrage, thinking steps"  # the router's figures for these steps alone
 COMPARED = (*BASELINES, "random")  # a useful router outperforms all of them
 
-MIN_CLASS = 10  # states per class in each part
+MIN_CLASS = 30  # states per class
 COLLECT_TO_THE_END = "to resume the run, repeat the command that collected the states"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A fitted network, with its log-odds and selection score on the validation part."""
+    """The networks of a recipe, one per round.
+
+    `validated` and `measured`, of shape (n,), contain each state's log-odds in the round in which its problem belongs to the
+    validation fold or to the test fold.
+    """
 
     recipe: Recipe
-    network: Network
-    log_odds: Numbers
+    networks: Sequence[Network]
+    validated: Numbers
+    measured: Numbers
     selection_score: float
 
 
@@ -61,28 +67,24 @@ def train(
 ) -> Router:
     """Train a router. Raises UsageError if there are too few states, or if the router learned nothing."""
     _check(collected)
-    candidates, validation = _candidates(collected, seed, on_progress), _truth_of(collected, VALIDATION)
-    chosen = choose(candidates, validation)
-    members = MEMBERS if chosen.recipe.units else 1
-    if members > 1:
-        on_progress(f"averaging {members} of {chosen.recipe.label}")
-        chosen = _learn(collected, chosen.recipe, seed, members)
-    on_progress("calibrating")
-    network = chosen.network.moved(*calibrate(chosen.log_odds, validation.is_better, validation.weight))
+    candidates, truth = _candidates(collected, seed, on_progress), _truth_of(collected)
+    chosen = choose(candidates, truth)
+    on_progress("calibrating and measuring")
+    slope, shift = calibrate(chosen.validated, truth.is_better, truth.weight)
+    network = average(chosen.networks).moved(slope, shift)
+    probability = 1 / (1 + np.exp(-np.clip(slope * chosen.measured + shift, -MAX_LOG_ODDS, MAX_LOG_ODDS)))
     card = _card(collected, seed, name=name, command=tuple(command), created=created)
-    on_progress("measuring on the test")
-    router = Router(network, card)
     metrics = {
-        **_metrics(router.probabilities(collected.features), collected),
+        **_metrics(probability, collected),
         "calibration": "platt",
-        "architecture": {"recipe": asdict(chosen.recipe), "members": members},
+        "architecture": {"recipe": asdict(chosen.recipe), "members": FOLDS},
         "candidates": [
             {"candidate": found.recipe.label, **asdict(found.recipe), "selection_score": found.selection_score}
             for found in candidates
         ],
     }
-    unlearned = collected.is_whole & (collected.part != TRAINING)
-    taus = _table(router, collected, unlearned).to_json()
+    router = Router(network, card)
+    taus = _table(router, collected, collected.is_whole, probability).to_json()
     return Router(network, replace(card, metrics=metrics, taus=taus))
 
 
@@ -96,31 +98,31 @@ def with_taus(router: Router, collected: Collected, *, name: str | None = None) 
     if not collected.is_whole.any():
         raise UsageError("these runs contain no finished solution", COLLECT_TO_THE_END)
     chosen = collected.is_whole & ~np.array(router.card.known(collected.questions))[collected.outcomes.problem]
-    _check_part(collected, chosen, "to make presets", "problems new to the router")
+    _check_part(collected, chosen, "of new problems to make presets")
     about = {"runs": [run.about for run in collected.runs], "rewards": list(collected.rewards)}
-    taus = _table(router, collected, chosen).to_json()
+    taus = _table(router, collected, chosen, router.probabilities(collected.features)).to_json()
     data = {**router.card.data, "taus_of": about}
     return Router(router.network, replace(router.card, name=name or router.card.name, taus=taus, data=data))
 
 
-def _table(router: Router, collected: Collected, chosen: NDArray[np.bool_]) -> TauTable:
-    probability = router.probabilities(collected.features[chosen])
+def _table(router: Router, collected: Collected, chosen: NDArray[np.bool_], probability: Numbers) -> TauTable:
+    """Return the table of the chosen states, given the probabilities of all states."""
     rows, state, tokens = collected.prefixes(chosen)
-    prefixes = Prefixes(state, tokens, router.probabilities(rows))
-    return make_table(probability, collected.outcomes.take(chosen), spread_taus(probability), collected.costs, prefixes)
+    prefixes, own = Prefixes(state, tokens, router.probabilities(rows)), probability[chosen]
+    return make_table(own, collected.outcomes.take(chosen), spread_taus(own), collected.costs, prefixes)
 
 
 # --- learning
 
 
 def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
-    """Return the first (simplest) candidate within one standard error of the best candidate on the validation part.
+    """Return the first (simplest) candidate within one standard error of the best candidate on the validation folds.
 
     This is the one-standard-error rule of Breiman et al., Classification and Regression Trees (1984), section 3.4.3.
     """
     best = max(candidates, key=lambda candidate: candidate.selection_score)
     for candidate in candidates:
-        gap, *resampled = selection_gaps(best.log_odds, candidate.log_odds, truth)
+        gap, *resampled = selection_gaps(best.validated, candidate.validated, truth)
         if gap <= float(np.nanstd(resampled)):
             return candidate
     return best
@@ -131,54 +133,50 @@ def _candidates(collected: Collected, seed: int, on_progress: Progress) -> list[
     for recipe in RECIPES:
         if recipe.label not in found:
             on_progress(f"learning: {recipe.label}")
-        candidate = _learn(collected, recipe, seed)
+        candidate = cross_validate(collected, recipe, seed)
         if recipe.label not in found or candidate.selection_score > found[recipe.label].selection_score:
             found[recipe.label] = candidate
     return list(found.values())
 
 
-def _learn(collected: Collected, recipe: Recipe, seed: int, members: int = 1) -> Candidate:
-    validation = _examples(collected, VALIDATION)
-    network = fit(recipe, _examples(collected, TRAINING), validation, seed, members)
-    log_odds = network.log_odds(validation.inputs).astype(np.float64)
-    return Candidate(recipe, network, log_odds, selection_score(log_odds, _truth_of(collected, VALIDATION)))
+def cross_validate(collected: Collected, recipe: Recipe, seed: int) -> Candidate:
+    features, fold, truth = collected.features, collected.fold, _truth_of(collected)
+    blank, networks = standardiser(features), list[Network]()
+    validated, measured = np.empty(len(fold)), np.empty(len(fold))
+    for number in range(FOLDS):
+        validating, testing = fold == (number + 1) % FOLDS, fold == number
+        training, validation = (_examples(collected, chosen) for chosen in (~validating & ~testing, validating))
+        networks.append(fit(recipe, blank, training, validation, seed + number))
+        log_odds = networks[-1].log_odds(features)
+        validated[validating], measured[testing] = log_odds[validating], log_odds[testing]
+    return Candidate(recipe, networks, validated, measured, selection_score(validated, truth))
 
 
-def _examples(collected: Collected, part: int) -> Examples:
-    chosen, is_better = collected.part == part, _truth_of(collected, part).is_better
+def _examples(collected: Collected, chosen: NDArray[np.bool_]) -> Examples:
+    is_better = collected.outcomes.advantage[chosen] > 0
     return Examples(collected.features[chosen], is_better, balanced(is_better, collected.pair[chosen]))
 
 
-def _truth_of(collected: Collected, part: int) -> Truth:
-    return _truth_at(collected, collected.part == part)
-
-
-def _truth_at(collected: Collected, chosen: NDArray[np.bool_]) -> Truth:
-    outcomes = collected.outcomes.take(chosen)
-    return Truth(outcomes.advantage > 0, outcomes.problem, collected.weight[chosen])
+def _truth_of(collected: Collected) -> Truth:
+    return Truth(collected.outcomes.advantage > 0, collected.outcomes.problem, collected.weight)
 
 
 # --- enough states
 
 
 def _check(collected: Collected) -> None:
-    for part, called in enumerate(SPLIT):
-        chosen = collected.part == part
-        _check_part(collected, chosen, "to train on", f"the {called} part")
-        if part != TRAINING and not (collected.is_whole & chosen).any():
-            reason = f"the {called} part contains no finished solution, so taus cannot be measured"
-            raise UsageError(reason, COLLECT_TO_THE_END)
-        # All pairs have the same weight, so each needs enough states.
-        for index in np.unique(collected.pair[chosen]) if len(collected.pairs) > 1 and part != TEST else ():
-            of = f"the {called} part for draft {collected.pairs[index]['draft']['name']}"
-            _check_part(collected, chosen & (collected.pair == index), "to train on", of)
+    if not collected.is_whole.any():
+        raise UsageError("the runs contain no finished solution, so taus cannot be measured", COLLECT_TO_THE_END)
+    for index, pair in enumerate(collected.pairs):  # all pairs have the same weight, so each needs enough states
+        of = f" for draft {pair['draft']['name']}" if len(collected.pairs) > 1 else ""
+        _check_part(collected, collected.pair == index, f"to train on{of}")
 
 
-def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str, of: str) -> None:
+def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str) -> None:
     labels = collected.outcomes.advantage[chosen] > 0
     for members, what in ((labels, "with"), (~labels, "without")):
         if members.sum() < MIN_CLASS:
-            found = f"{int(members.sum())} {what} an advantage in {of}, at least {MIN_CLASS} are needed"
+            found = f"{int(members.sum())} {what} an advantage, at least {MIN_CLASS} are needed"
             command = shlex.join(collected.runs[0].facts["command"])
             hint = f"collect more problems with a higher --limit, or from another --dataset to another -o: {command}"
             raise UsageError(f"too few states {what_for}: {found}", hint)
@@ -188,16 +186,8 @@ def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str, 
 
 
 def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
-    learned = np.unique(collected.outcomes.problem[collected.part != TEST])
-    truths = {called: _truth_of(collected, part) for part, called in enumerate(SPLIT)}
-    parts = {
-        called: {
-            "problems": len(np.unique(truth.problem)),
-            "states": len(truth.problem),
-            "improvable": int(truth.is_better.sum()),
-        }
-        for called, truth in truths.items()
-    }
+    truth = _truth_of(collected)
+    size = {"problems": len(collected.questions), "states": len(truth.problem), "improvable": int(truth.is_better.sum())}
     rewards = collected.rewards
     return RouterCard(
         features=FEATURES,
@@ -206,10 +196,10 @@ def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
         data={
             "runs": [run.about for run in collected.runs],
             "seed": seed,
-            "learned": " ".join(sorted(digest_of_problem(collected.questions[number]) for number in learned)),
+            "learned": " ".join(sorted(map(digest_of_problem, collected.questions))),
             "step_end": asdict(collected.runs[0].step_end),
-            "thoughts": int(collected.features[collected.part == TRAINING, FEATURES.index("is_thought")].sum()),
-            "parts": parts,
+            "thoughts": int(collected.features[:, FEATURES.index("is_thought")].sum()),
+            "parts": {"cross-validation": size},
         },
         metrics={},
         taus={},
@@ -219,16 +209,17 @@ def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
 
 
 def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
-    testing, tested = collected.part == TEST, _truth_of(collected, TEST)
+    truth = _truth_of(collected)
     measured: dict[str, Any] = {}
     leads: dict[str, Any] = {}
     for name, values in scores(probability, collected).items():
-        measured[name] = measure(values[testing], tested, is_probability=name == "arbitrage")
+        measured[name] = measure(values, truth, is_probability=name == "arbitrage")
         if name in COMPARED:
-            leads[name] = figure(selection_gaps(probability[testing], values[testing], tested), tested)
-    thoughts = testing & (collected.features[:, FEATURES.index("is_thought")] == 1)
+            leads[name] = figure(selection_gaps(probability, values, truth), truth)
+    thoughts = collected.features[:, FEATURES.index("is_thought")] == 1
     if thoughts.any():
-        measured[THINKING] = measure(probability[thoughts], _truth_at(collected, thoughts), is_probability=True)
+        of_thoughts = Truth(truth.is_better[thoughts], truth.problem[thoughts])
+        measured[THINKING] = measure(probability[thoughts], of_thoughts, is_probability=True)
     return {"test": measured, "leads": leads}
 
 

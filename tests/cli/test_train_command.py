@@ -103,7 +103,7 @@ def test_texts_of_a_card_cannot_drive_the_terminal(folder: Path, trained: Result
     ("arguments", "word"),
     [
         (["nowhere"], "contains no run"), (["loop"], "contains no run"), (["run", "-o", "router.pkl"], ".safetensors"),
-        (["run", "--test", "run"], "twice"), (["run", "./run/."], "twice"), ([], "RUN"),
+        (["run", "./run/."], "twice"), ([], "RUN"),
     ],
 )  # fmt: skip
 def test_unusable_arguments_are_refused_and_no_file_is_made(folder: Path, arguments: list[str], word: str) -> None:

@@ -16,8 +16,8 @@ from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
 from arbitrage_cli.training.fit import RECIPES, Recipe, calibrate
 from arbitrage_cli.training.ranking import Truth, measure, selection_score
-from arbitrage_cli.training.states import SPLIT, TEST, TRAINING, VALIDATION, Collected, part_of, read_states
-from arbitrage_cli.training.train import THINKING, Candidate, choose, train, with_taus
+from arbitrage_cli.training.states import FOLDS, Collected, read_states
+from arbitrage_cli.training.train import THINKING, Candidate, choose, cross_validate, train, with_taus
 
 WORLD = World()
 
@@ -44,15 +44,13 @@ def router(collected: Collected) -> Router:
     return train_on(collected)
 
 
-def truth_of(collected: Collected, part: int) -> Truth:
-    outcomes = collected.outcomes.take(collected.part == part)
-    return Truth(outcomes.advantage > 0, outcomes.problem)
+def truth_of(collected: Collected) -> Truth:
+    return Truth(collected.outcomes.advantage > 0, collected.outcomes.problem)
 
 
 def test_router_is_near_the_best_possible(collected: Collected, router: Router) -> None:
-    testing = collected.part == TEST
-    best = np.array([WORLD.probability(row) for row in collected.features[testing]])
-    truth = truth_of(collected, TEST)
+    best = np.array([WORLD.probability(row) for row in collected.features])
+    truth = truth_of(collected)
     possible = measure(best, truth)["auc"].value
     assert possible is not None
     found = router.card.metrics["test"]
@@ -62,21 +60,18 @@ def test_router_is_near_the_best_possible(collected: Collected, router: Router) 
     assert found["arbitrage"]["ece"][0] < 0.05
 
 
-def test_nothing_is_taken_from_the_test(collected: Collected, router: Router) -> None:
-    outcomes = collected.outcomes
-    testing = collected.part == TEST
+def test_no_network_knows_the_problems_that_it_measures(collected: Collected) -> None:
+    """Other features and rewards of a fold change neither the network that measures it nor that network's log-odds elsewhere."""
+    outcomes, testing, recipe = collected.outcomes, collected.fold == 0, RECIPES[0]
     swapped = replace(
         outcomes,
         draft_reward=np.where(testing, outcomes.target_reward, outcomes.draft_reward),
         target_reward=np.where(testing, outcomes.draft_reward, outcomes.target_reward),
     )
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=collected.features.shape).astype(np.float32)
-    features = np.where(testing[:, None], noise, collected.features)
-    other = train_on(replace(collected, outcomes=swapped, features=features))
-    for name, array in router.arrays().items():
-        assert array.tobytes() == other.arrays()[name].tobytes()
-    assert other.card.metrics["test"] != router.card.metrics["test"]
+    before, after = (cross_validate(one, recipe, 0) for one in (collected, replace(collected, outcomes=swapped)))
+    assert before.networks[0].output.tolist() == after.networks[0].output.tolist()
+    assert before.measured[testing].tolist() == after.measured[testing].tolist()
+    assert before.networks[1].output.tolist() != after.networks[1].output.tolist()
 
 
 def test_card_says_what_it_was_made_of(collected: Collected, router: Router) -> None:
@@ -84,14 +79,10 @@ def test_card_says_what_it_was_made_of(collected: Collected, router: Router) -> 
     assert card.features == FEATURES
     assert card.pairs == ({"draft": DRAFT, "target": TARGET},)
     assert card.reward["kind"] == "prm"
-    parts = card.data["parts"]
-    assert sum(part["states"] for part in parts.values()) == 3000
-    assert sum(part["problems"] for part in parts.values()) == 600
-    for index, name in enumerate(SPLIT):
-        assert parts[name]["improvable"] == int(truth_of(collected, index).is_better.sum())
+    (size,) = card.data["parts"].values()
+    assert size == {"problems": 600, "states": 3000, "improvable": int(truth_of(collected).is_better.sum())}
     assert card.data["runs"][0]["problems"] == 600
-    placed = [part_of(question) for question in collected.questions]
-    assert card.known(collected.questions) == [part != TEST for part in placed]
+    assert all(card.known(collected.questions))
     assert not any(card.known(questions(100, start=600)))
     assert (card.command, card.created) == (("arbitrage", "train"), "now")
     json.dumps(card.to_json(), allow_nan=False)
@@ -102,7 +93,7 @@ def test_router_learns_from_thoughts_what_is_different_about_them(tmp_path: Path
     world = replace(WORLD, weights=(*WORLD.weights, ("is_thought", 2.0)), thoughts=2)
     of_both = read_states([write_run(tmp_path / "run", questions(600), world)])
     learned = train_on(of_both)
-    assert learned.card.data["thoughts"] == 2 * learned.card.data["parts"]["training"]["problems"]
+    assert learned.card.data["thoughts"] == 2 * 600
     assert (learned.card.knows_thoughts, router.card.knows_thoughts) == (True, False)
     assert (learned.scorer().routes_thoughts, router.scorer().routes_thoughts) == (True, False)
     thoughts = of_both.features[:, FEATURES.index("is_thought")] == 1
@@ -120,13 +111,13 @@ def test_split_is_by_the_problems_text(tmp_path: Path) -> None:
     first = write_run(tmp_path / "first", asked, ids=[f"a{number}" for number in range(300)])
     second = write_run(tmp_path / "second", list(reversed(asked)), ids=[f"b{number}" for number in range(300)])
     found = read_states([first, second])
-    sides: dict[int, set[int]] = {}
-    for problem, part in zip(found.outcomes.problem.tolist(), found.part.tolist(), strict=True):
-        sides.setdefault(problem, set()).add(part)
-    assert len(sides) == 300
-    assert all(len(parts) == 1 for parts in sides.values())
-    shares = [list(sides.values()).count({part}) / 300 for part in (TRAINING, VALIDATION, TEST)]
-    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.08)
+    folds: dict[int, set[int]] = {}
+    for problem, fold in zip(found.outcomes.problem.tolist(), found.fold.tolist(), strict=True):
+        folds.setdefault(problem, set()).add(fold)
+    assert len(folds) == 300
+    assert all(len(of_problem) == 1 for of_problem in folds.values())
+    shares = [list(folds.values()).count({fold}) / 300 for fold in range(FOLDS)]
+    assert shares == pytest.approx([0.2] * FOLDS, abs=0.08)
     assert len(np.unique(found.outcomes.solution)) == 600
 
 
@@ -139,21 +130,10 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
     for other in (run, tmp_path / "link", run / ".." / "run"):
         with pytest.raises(UsageError, match="with the same settings"):
             read_states([run, other])
-        with pytest.raises(UsageError, match="with the same settings"):
-            read_states([run], [other])
     with pytest.raises(UsageError, match=r"problem \d+ is also in .*run"):
         read_states([run, again])
     more = write_run(tmp_path / "more", questions(30, start=20), changes=made)
     assert len(np.unique(read_states([run, more]).outcomes.problem)) == 50
-
-
-def test_given_test_is_the_whole_test(tmp_path: Path) -> None:
-    learned = write_run(tmp_path / "learned", questions(200))
-    tested = write_run(tmp_path / "tested", questions(100, start=150))
-    found = read_states([learned], [tested])
-    assert int((found.part == TEST).sum()) == 5 * (50 + 100)
-    assert {part_of(question, frozenset(questions(100, start=150))) for question in questions(150)} == {TRAINING, VALIDATION}
-    assert found.runs[1].is_test
 
 
 @pytest.mark.parametrize(
@@ -201,22 +181,23 @@ def test_calibration_finds_the_line() -> None:
     assert calibrate(2 * true + 1, is_better) == pytest.approx((0.5, -0.5), abs=0.05)
 
 
-def test_each_pair_counts_the_same_in_each_part(tmp_path: Path) -> None:
+def test_each_pair_counts_the_same(tmp_path: Path) -> None:
     other = {"draft": {"name": "Other", "sha256": "0" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
     few = write_run(tmp_path / "few", questions(60), changes={"models": other})
     found = read_states([few, write_run(tmp_path / "many", questions(300, start=60))])
-    for part in (TRAINING, VALIDATION, TEST):
-        one, two = (found.weight[(found.part == part) & (found.pair == pair)].sum() for pair in (0, 1))
-        assert one == pytest.approx(two)
+    one, two = (found.weight[found.pair == pair].sum() for pair in (0, 1))
+    assert one == pytest.approx(two)
+    assert found.weight.mean() == pytest.approx(1)
     assert (read_states([few]).weight == 1).all()
 
 
-def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected) -> None:
+def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected, tmp_path: Path) -> None:
     is_whole = collected.outcomes.solution % 3 > 0
     found = train_on(replace(collected, is_whole=is_whole))
-    assert found.card.data["parts"]["training"]["states"] == int((collected.part == TRAINING).sum())
+    assert found.card.data["parts"]["cross-validation"]["states"] == 3000
     named = dict(found.card.taus["named"])
-    assert with_taus(found, replace(collected, is_whole=is_whole)).card.taus != with_taus(found, collected).card.taus
+    others = read_states([write_run(tmp_path / "others", questions(600, start=1000), WORLD)])
+    assert with_taus(found, replace(others, is_whole=is_whole)).card.taus != with_taus(found, others).card.taus
     assert named.keys() == {"careful", "balanced", "fast"}
     with pytest.raises(UsageError, match="no finished solution"):
         with_taus(found, replace(collected, is_whole=np.zeros_like(is_whole)))
@@ -253,7 +234,7 @@ def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> 
     layer = (np.zeros((size, units), np.float32), np.zeros(units, np.float32)) if units else None
     zeros = np.zeros(size, np.float32)
     network = Network(zeros, zeros + 1, np.zeros(units or size, np.float32), 0.0, layer)
-    return Candidate(Recipe(units, 1.0), network, log_odds, selection_score(log_odds, truth))
+    return Candidate(Recipe(units, 1.0), [network], log_odds, log_odds, selection_score(log_odds, truth))
 
 
 def test_smaller_router_wins_unless_the_larger_is_clearly_better() -> None:
