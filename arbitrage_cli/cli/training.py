@@ -93,7 +93,10 @@ class TrainOptions:
     json_line=Option("Print the card as one line of JSON.", names=("--json",)),
 )
 def train(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders of arbitrage collect, or files of packed states (.xz)."),
+    ],
     *,
     training: TrainOptions,
     json_line: bool = False,

@@ -8,13 +8,14 @@ a test part.
 import base64
 import hashlib
 import json
+import lzma
 import math
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +23,18 @@ from pydantic import ValidationError
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import DamagedRunError, UsageError, os_errors
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.inference.step_text import StepEnd
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.rewards.raters import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import is_due
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.results import unit_costs_of
-from arbitrage_cli.runs.rows import CollectedRow, Count, Record
+from arbitrage_cli.runs.rows import Count, Record
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.training.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.training.tau_tables import Outcomes
@@ -40,6 +42,9 @@ from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step,
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
 STATS = ("log_probabilities", "entropies", "margins")
+STATS_TYPE = "<f2"
+
+PACKED = ".xz"  # suffix of files of packed states
 
 FOLDS = 5  # parts of the problems
 
@@ -173,7 +178,7 @@ def prefix_of(draft: Step, num_tokens: int) -> Step:
 
 
 class StateRow(Record):
-    """A state in a row of `collect`. The token statistics are base64 strings of little-endian float32 numbers."""
+    """A state in a row of `collect`. The token statistics are base64 strings of little-endian float16 numbers."""
 
     position: Count
     draft_text: str
@@ -203,7 +208,7 @@ def state_to_json(state: State) -> dict[str, Any]:
     found: dict[str, Any] = {name: getattr(state, name) for name in same}
     found |= {"draft_text": draft.text, "draft_stop": draft.stop, "pieces": list(token_stats.pieces)}
     found |= {
-        name: base64.b64encode(np.array(getattr(token_stats, name), "<f4").tobytes()).decode("ascii") for name in STATS
+        name: base64.b64encode(np.array(getattr(token_stats, name), STATS_TYPE).tobytes()).decode("ascii") for name in STATS
     }
     found |= {"phase": draft.phase} if draft.phase == "think" else {}
     return StateRow(**found).to_dict()
@@ -215,7 +220,7 @@ def state_from_json(entry: Mapping[str, Any]) -> State:
         row = StateRow.model_validate(entry)
     except ValidationError as error:
         raise ValueError(reason_of(error)) from None
-    stats = {name: np.frombuffer(base64.b64decode(getattr(row, name), validate=True), "<f4").tolist() for name in STATS}
+    stats = {name: np.frombuffer(base64.b64decode(getattr(row, name), validate=True), STATS_TYPE).tolist() for name in STATS}
     token_stats = TokenStats(**stats, pieces=row.pieces)
     num_tokens = len(token_stats.log_probabilities)
     state = State(
@@ -255,12 +260,64 @@ class CollectedSolution:
     is_whole: bool
 
 
+class Facts(Record):
+    """The conditions of a collection. `configuration` identifies everything that affects states except the data set.
+
+    `pair` contains the name and the sha256 of each model; the sha256 is None if the model has no file.
+    """
+
+    pair: Mapping[str, Mapping[str, Any]]
+    configuration: str
+    step_separator: str
+    step_min_chars: Count
+    think_min_chars: Count | None = None
+    reward: Mapping[str, Any]
+    dataset: str
+    dataset_sha256: str | None
+    unit_costs: Mapping[ModelRole, UnitCosts]
+    command: list[str]
+
+    @classmethod
+    def of(cls, run: Mapping[str, Any]) -> Self:
+        """Return the conditions in a run.json of `arbitrage collect`."""
+        settings, models = run["settings"], {role: run["models"][role] for role in ("draft", "target")}
+        pair = {
+            role: {"name": one.get("name") or one["source"], "sha256": one.get("sha256")} for role, one in models.items()
+        }
+        fixed = {name: value for name, value in run["fingerprint"].items() if name != "data set"}
+        return cls(
+            pair=pair,
+            configuration=hashlib.sha256(json.dumps([pair, fixed], sort_keys=True).encode()).hexdigest()[:16],
+            step_separator=settings["step_separator"],
+            step_min_chars=settings["step_min_chars"],
+            think_min_chars=settings.get("think_min_chars"),
+            reward=run["reward"],
+            dataset=run["dataset"]["name"],
+            dataset_sha256=run["dataset"]["sha256"],
+            unit_costs=unit_costs_of(run),
+            command=run["command"],
+        )
+
+    @property
+    def step_end(self) -> StepEnd:
+        return StepEnd(self.step_separator, self.step_min_chars)
+
+
+class PackedSolution(Record):
+    """The states of one problem in a file of packed states."""
+
+    id: str
+    question: str
+    is_whole: bool
+    states: list[dict[str, Any]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CollectedRun:
-    """The contents of a run folder of `arbitrage collect`: run.json (`facts`), and the solutions with their states."""
+    """The states of a run of `arbitrage collect`."""
 
     path: Path
-    facts: Mapping[str, Any]
+    facts: Facts
     solutions: tuple[CollectedSolution, ...]
 
     @property
@@ -268,28 +325,15 @@ class CollectedRun:
         return sum(len(solution.states) for solution in self.solutions)
 
     @property
-    def step_end(self) -> StepEnd:
-        return StepEnd(self.facts["settings"]["step_separator"], self.facts["settings"]["step_min_chars"])
-
-    @property
-    def pair(self) -> dict[str, Any]:
-        """The models as recorded on a router's card, without file paths."""
-        models = {role: self.facts["models"][role] for role in ("draft", "target")}
-        return {
-            role: {"name": model.get("name") or model.get("source"), "sha256": model.get("sha256")}
-            for role, model in models.items()
-        }
-
-    @property
     def about(self) -> dict[str, Any]:
         """The run as recorded on a router's card."""
         return {
             "name": self.path.name,
-            "dataset": self.facts["dataset"]["name"],
-            "dataset_sha256": self.facts["dataset"]["sha256"],
+            "dataset": self.facts.dataset,
+            "dataset_sha256": self.facts.dataset_sha256,
             "problems": len({solution.question for solution in self.solutions}),
             "states": self.num_states,
-            "think_min_chars": self.facts["settings"].get("think_min_chars"),
+            "think_min_chars": self.facts.think_min_chars,
         }
 
 
@@ -311,17 +355,17 @@ class Collected:
 
     @property
     def pairs(self) -> tuple[Mapping[str, Any], ...]:
-        return _distinct(run.pair for run in self.runs)
+        return _distinct(run.facts.pair for run in self.runs)
 
     @property
     def rewards(self) -> tuple[Mapping[str, Any], ...]:
-        return _distinct(dict(run.facts["reward"]) for run in self.runs)
+        return _distinct(run.facts.reward for run in self.runs)
 
     @property
     def costs(self) -> PairCosts | None:
-        """The token costs of the largest run, or None if a run has no costs."""
-        found = {run.num_states: PairCosts.of(unit_costs_of(run.facts)) for run in self.runs}
-        return found[max(found)] if all(found.values()) else None
+        """The token costs of the largest run whose models were measured, if any."""
+        found = {run.num_states: costs for run in self.runs if (costs := PairCosts.of(run.facts.unit_costs))}
+        return found[max(found)] if found else None
 
     @property
     def weight(self) -> NDArray[np.float64]:
@@ -350,17 +394,17 @@ class Collected:
         return rows, np.array(states, np.int64), np.array(lengths, np.float64)
 
 
-def read_states(folders: Sequence[Path]) -> Collected:
-    """Read run folders of `arbitrage collect`.
+def read_states(paths: Sequence[Path]) -> Collected:
+    """Read run folders of `arbitrage collect`, or files of packed states.
 
-    Raises UsageError if a folder is not a run of `arbitrage collect`, if a solution occurs twice, or if steps end
-    differently; DamagedRunError if a file is damaged.
+    Raises UsageError if a path has no states, if a solution occurs twice, or if steps end differently; DamagedRunError if a
+    file is damaged.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_packed(path) if path.suffix == PACKED else read_run(path) for path in paths]
     _refuse_duplicates(runs)
     for run in runs:
-        if run.step_end != runs[0].step_end:
-            reason = f"its steps end at {run.step_end}, but steps in {runs[0].path} end at {runs[0].step_end}"
+        if run.facts.step_end != runs[0].facts.step_end:
+            reason = f"its steps end at {run.facts.step_end}, but steps in {runs[0].path} end at {runs[0].facts.step_end}"
             raise UsageError(f"{run.path}: {reason}", "use runs of a single task")
     if not any(run.num_states for run in runs):
         raise UsageError("these runs have no states", "collect states: arbitrage collect")
@@ -369,27 +413,39 @@ def read_states(folders: Sequence[Path]) -> Collected:
 
 def read_run(folder: Path) -> CollectedRun:
     contents = read_run_folder(folder, COLLECT)
-    solutions = {row.id: _solution(folder, row) for row in contents.rows}  # of several rows, the last one counts
-    found = tuple(solution for solution in solutions.values() if solution.states)
-    return CollectedRun(folder, contents.run, found)
+    rows = {row.id: row for row in contents.rows}  # of several rows, the last one counts
+    solutions = (_solution(folder, row.id, row.question, row.states, row.status == "done") for row in rows.values())
+    return CollectedRun(folder, Facts.of(contents.run), tuple(solution for solution in solutions if solution.states))
 
 
-def _solution(folder: Path, row: CollectedRow) -> CollectedSolution:
+def read_packed(path: Path) -> CollectedRun:
+    """Read an xz file. Its first line contains the conditions, and each other line the states of a problem."""
+    with os_errors(UsageError, f"{path}: cannot be read", "use a file of packed states"):
+        try:
+            first, *lines = lzma.decompress(path.read_bytes()).splitlines()
+            facts, rows = Facts.model_validate_json(first), [PackedSolution.model_validate_json(line) for line in lines]
+        except (lzma.LZMAError, ValueError) as error:
+            raise DamagedRunError(f"{path}: not a file of packed states", "download the file again") from error
+    return CollectedRun(path, facts, tuple(_solution(path, row.id, row.question, row.states, row.is_whole) for row in rows))
+
+
+def _solution(
+    path: Path, name: str, question: str, entries: Sequence[Mapping[str, Any]], is_whole: bool
+) -> CollectedSolution:
     try:
-        states = sorted((state_from_json(entry) for entry in row.states), key=lambda state: state.position)
+        states = sorted((state_from_json(entry) for entry in entries), key=lambda state: state.position)
         if [state.position for state in states] != list(range(len(states))):
             raise ValueError("the positions of its states are not consecutive")
     except ValueError as error:
-        raise UsageError(f"{folder}: problem {row.id}: {error}", "collect its states again: arbitrage collect") from error
-    return CollectedSolution(row.id, row.question, tuple(states), row.status == "done")
+        raise UsageError(f"{path}: problem {name}: {error}", "collect its states again: arbitrage collect") from error
+    return CollectedSolution(name, question, tuple(states), is_whole)
 
 
 def _refuse_duplicates(runs: Sequence[CollectedRun]) -> None:
     seen: dict[tuple[str, str], CollectedRun] = {}
     for run in runs:
-        configuration = json.dumps(run.facts.get("fingerprint"), sort_keys=True)
         for solution in run.solutions:
-            earlier = seen.setdefault((configuration, solution.question), run)
+            earlier = seen.setdefault((run.facts.configuration, solution.question), run)
             if earlier is not run:
                 raise UsageError(
                     f"{run.path}: problem {solution.id} is also in {earlier.path}, with the same settings",
@@ -404,7 +460,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
     lengths = [len(solution.states) for solution in solutions]
     questions = tuple(dict.fromkeys(solution.question for solution in solutions))
     index_of = {question: index for index, question in enumerate(questions)}
-    pairs = _distinct(run.pair for run in runs)
+    pairs = _distinct(run.facts.pair for run in runs)
     outcomes = Outcomes(
         solution=np.repeat(np.arange(len(solutions)), lengths),
         problem=np.repeat([index_of[solution.question] for solution in solutions], lengths),
@@ -415,7 +471,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
         features=np.concatenate([features_of(solution.question, solution.states) for solution in solutions]),
         outcomes=outcomes,
         fold=np.array([fold_of(question) for question in questions])[outcomes.problem],
-        pair=np.repeat([pairs.index(run.pair) for run, _ in of_runs], lengths),
+        pair=np.repeat([pairs.index(run.facts.pair) for run, _ in of_runs], lengths),
         is_whole=np.repeat([solution.is_whole for solution in solutions], lengths),
         questions=questions,
     )

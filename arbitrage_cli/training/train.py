@@ -94,7 +94,7 @@ def with_taus(router: Router, collected: Collected, *, name: str | None = None) 
     Problems on which the router was trained are excluded. Raises RouterError if steps end differently than in the training
     states; UsageError if there are too few states.
     """
-    router.check_steps(collected.runs[0].step_end)
+    router.check_steps(collected.runs[0].facts.step_end)
     if not collected.is_whole.any():
         raise UsageError("these runs contain no finished solution", COLLECT_TO_THE_END)
     chosen = collected.is_whole & ~np.array(router.card.known(collected.questions))[collected.outcomes.problem]
@@ -177,7 +177,7 @@ def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str) 
     for members, what in ((labels, "with"), (~labels, "without")):
         if members.sum() < MIN_CLASS:
             found = f"{int(members.sum())} {what} an advantage, at least {MIN_CLASS} are needed"
-            command = shlex.join(collected.runs[0].facts["command"])
+            command = shlex.join(collected.runs[0].facts.command)
             hint = f"collect more problems with a higher --limit, or from another --dataset to another -o: {command}"
             raise UsageError(f"too few states {what_for}: {found}", hint)
 
@@ -197,7 +197,7 @@ def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
             "runs": [run.about for run in collected.runs],
             "seed": seed,
             "learned": " ".join(sorted(map(digest_of_problem, collected.questions))),
-            "step_end": asdict(collected.runs[0].step_end),
+            "step_end": asdict(collected.runs[0].facts.step_end),
             "thoughts": int(collected.features[:, FEATURES.index("is_thought")].sum()),
             "parts": {"cross-validation": size},
         },

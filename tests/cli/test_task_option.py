@@ -46,8 +46,8 @@ def test_states_of_code_are_not_joined_with_others(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"question": QUESTION, "answer": RIGHT}])
     assert run(*collect, "-o", "math", cwd=tmp_path).code == 0
     code, mathematics = read_states([tmp_path / "code"]), read_states([tmp_path / "math"])
-    assert code.runs[0].step_end == CODE.step_end
-    assert mathematics.runs[0].step_end == BLANK_LINE
+    assert code.runs[0].facts.step_end == CODE.step_end
+    assert mathematics.runs[0].facts.step_end == BLANK_LINE
     with pytest.raises(UsageError, match="its steps end at a blank line"):
         read_states([tmp_path / "code", tmp_path / "math"])
 

@@ -92,8 +92,8 @@ def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share
     "changes",
     [
         {"entropies": "!"},
-        {"entropies": "AADAfwAAwH8="},  # NaN
-        {"entropies": "AACAPw=="},  # one number of two
+        {"entropies": "AH4Afg=="},  # NaN
+        {"entropies": "ADw="},  # one number of two
         {"margins": "", "log_probabilities": "", "entropies": "", "pieces": []},
         {"pieces": ["1"]},
         {"draft_stop": "tired"},

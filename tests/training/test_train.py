@@ -1,6 +1,7 @@
 """Training on states whose best possible scorer is known: results, data splits, and refusals."""
 
 import json
+import lzma
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
 from arbitrage_cli.training.fit import RECIPES, Recipe, calibrate
 from arbitrage_cli.training.ranking import Truth, measure, selection_score
-from arbitrage_cli.training.states import FOLDS, Collected, read_states
+from arbitrage_cli.training.states import FOLDS, Collected, read_run, read_states, state_to_json
 from arbitrage_cli.training.train import THINKING, Candidate, choose, cross_validate, train, with_taus
 
 WORLD = World()
@@ -132,6 +133,9 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
             read_states([run, other])
     with pytest.raises(UsageError, match=r"problem \d+ is also in .*run"):
         read_states([run, again])
+    longer = {"fingerprint": {**made["fingerprint"], "data set": "with more lines"}}
+    with pytest.raises(UsageError, match=r"problem \d+ is also in .*run"):
+        read_states([run, write_run(tmp_path / "longer", questions(21), changes=longer)])
     more = write_run(tmp_path / "more", questions(30, start=20), changes=made)
     assert len(np.unique(read_states([run, more]).outcomes.problem)) == 50
 
@@ -258,3 +262,43 @@ def test_taus_for_other_states(collected: Collected, router: Router, tmp_path: P
     assert table.costs == other.costs
     assert table.steps == 5
     assert table.rows != TauTable.from_json(router.card.taus).rows
+
+
+def pack(run: Path, path: Path) -> Path:
+    contents = read_run(run)
+    solutions = [
+        {
+            "id": one.id,
+            "question": one.question,
+            "is_whole": one.is_whole,
+            "states": [state_to_json(state) for state in one.states],
+        }
+        for one in contents.solutions
+    ]
+    lines = [contents.facts.model_dump_json(), *map(json.dumps, solutions)]
+    path.write_bytes(lzma.compress("\n".join(lines).encode()))
+    return path
+
+
+def test_packed_states_are_those_of_their_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", questions(20))
+    packed = pack(run, tmp_path / "states.jsonl.xz")
+    of_run, of_file = read_states([run]), read_states([packed])
+    assert of_file.features.tolist() == of_run.features.tolist()
+    assert (of_file.questions, of_file.pairs, of_file.costs) == (of_run.questions, of_run.pairs, of_run.costs)
+    with pytest.raises(UsageError, match="is also in"):
+        read_states([run, packed])
+    for damage in (packed.read_bytes()[:-20], lzma.compress(b"{}\n"), b"no states"):
+        packed.write_bytes(damage)
+        with pytest.raises(DamagedRunError):
+            read_states([packed])
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_states([tmp_path / "none.xz"])
+
+
+def test_token_costs_are_those_of_the_largest_measured_run(tmp_path: Path) -> None:
+    measured = write_run(tmp_path / "measured", questions(20))
+    unmeasured = write_run(tmp_path / "unmeasured", questions(20, start=20), changes={"unit_costs": {}})
+    expected = read_states([measured]).costs
+    assert expected is not None
+    assert read_states([measured, unmeasured]).costs == read_states([unmeasured, measured]).costs == expected
