@@ -1,8 +1,10 @@
 """The program as a library: `open_pair`, on the scripted models and on the built-in pair."""
 
 import contextlib
+import copy
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -14,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli import TIMEOUT, run
 from made_up_tuning import make_tuned
@@ -220,6 +223,23 @@ def test_a_pair_that_is_dropped_is_closed_with_a_warning() -> None:
     next(pairs[0].stream(QUESTION))
     with pytest.warns(ResourceWarning, match="unclosed"):
         pairs.clear()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_pair_is_not_copied(copied: Callable[[Pair], object]) -> None:
+    with scripted() as pair:
+        with pytest.raises(TypeError, match="cannot be copied"):
+            copied(pair)
+        assert pair.solve(QUESTION).answer == ANSWER
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options: Any = {"tau": np.float32(0.5), "seed": np.int64(3), "temperature": np.float64(0.5), "max_tokens": np.int32(9)}
+    with scripted(threads=np.int64(1)) as pair:
+        solution = pair.solve(QUESTION, **options)
+    record = solution.to_dict()
+    used = [record["settings"][name] for name in ("seed", "temperature", "max_tokens")]
+    assert (record["tau"], used) == (0.5, [3, 0.5, 9])
 
 
 def test_a_pair_is_not_closed_while_another_thread_solves() -> None:

@@ -29,6 +29,7 @@ from arbitrage_cli.arbitrage import Request as FlowRequest
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.engine import as_speculator
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, Writer
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
@@ -45,7 +46,7 @@ ROUNDS = 4  # the number of problems in a block per slot
 
 GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
 """Grades a solution's text against `Item.gold`. Raises ProblemError if the grader fails."""
-WritersFor = Callable[[Route, int], Mapping[ModelRole, Writer]]
+WritersFor = Callable[[Route], Mapping[ModelRole, Writer]]
 
 
 def plan(items: Sequence[Item], routes: Sequence[Route], samples: int, concurrency: int = 1) -> list[Attempt]:
@@ -70,14 +71,14 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
 class Bench:
     """Makes attempts, up to `concurrency` at a time.
 
-    Sample k uses the seed `seed + k`. `seconds_for` returns the time limit of the next attempt, or None. `scorers` and
+    Sample k uses the sampler's seed + k. `seconds_for` returns the time limit of the next attempt, or None. `scorers` and
     `raters` are those of the policies, by name. `timer` measures the time spent on scores and in the program itself.
     """
 
     writers_for: WritersFor
     grade: GradeSolution
     limits: Limits
-    seed: int
+    sampler: Sampler
     same_as_target: Callable[[Attempt, str], bool | None] = lambda attempt, text: None
     is_needed: Callable[[Attempt], bool] = lambda attempt: True
     seconds_for: Callable[[], float | None] = lambda: None
@@ -95,7 +96,7 @@ class Bench:
         needed = filter(self.is_needed, attempts)
         if (first := next(needed, None)) is None:
             return
-        writers, policy = self.writers_for(first.route, first.sample), first.route.policy.name
+        writers, policy = self.writers_for(first.route), first.route.policy.name
         scheduler = Scheduler(
             writers,
             concurrency=self.concurrency,
@@ -130,13 +131,14 @@ class Bench:
 
     def _job(self, attempt: Attempt, scorer: Scorer | Checker | None) -> Job:
         timing = self._timings[attempt.id] = _Timing(self.timer)
+        sampler = replace(self.sampler, seed=self.sampler.seed + attempt.sample)
 
         def make_flow(trace: Trace) -> Flow:
-            return timing.follow(attempt.route.flow(trace, self.seed + attempt.sample, scorer))
+            return timing.follow(attempt.route.flow(trace, sampler.seed, scorer))
 
         seconds = self.seconds_for()
         deadline = None if seconds is None else Deadline(self.clock() + seconds, seconds, self.clock)
-        return Job(attempt.item.problem, make_flow, self.limits, deadline)
+        return Job(attempt.item.problem, make_flow, self.limits, deadline, sampler)
 
     def _timed(self, events: Iterator[Event]) -> Iterator[Event]:
         """Yield the events, and measure by `clock` and by `timer` without the caller's time."""
@@ -262,7 +264,7 @@ class BenchRun(StoredRun):
             session.load({attempt.route.policy for attempt in self.todo})
             bench = self._bench(grader)
             for attempt in self.todo:
-                session.writers(attempt.route, attempt.sample)
+                session.writers(attempt.route)
             self.begin(bench).run(self.todo)
 
     def is_kept(self, finished: Finished, row: AttemptRow) -> bool:
@@ -284,7 +286,7 @@ class BenchRun(StoredRun):
             session.writers,
             grader.grade,
             spec.limits,
-            spec.sampler.seed,
+            spec.sampler,
             same_as_target,
             self.is_needed,
             self.seconds_for,

@@ -69,7 +69,8 @@ def options_of(defaults: Options, options: CallOptions, **more: Any) -> Options:
     """Return the options of a call. Raises TypeError if an option is unknown; UsageError if a value is invalid."""
     for name in options.keys() - CallOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument '{name}'")
-    values: dict[str, Any] = {**options, **more}
+    given: dict[str, Any] = {**options, **more}
+    values = {name: value.item() if hasattr(value, "item") else value for name, value in given.items()}  # numbers of NumPy
     if type(values.get("tau")) in (int, float):
         values["tau"] = str(values["tau"])
     match values.get("think"):

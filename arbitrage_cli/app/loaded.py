@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from arbitrage_cli.inference.backend import Backend, Clock
@@ -122,7 +122,7 @@ _WRITING: Sequence[ModelRole] = ("draft", "target", "check")
 
 
 class Writers:
-    """Creates writers. Each route and sample has its own writers, because an engine learns from the text that it writes.
+    """Creates writers. Each route has its own writers, because an engine learns from the text that it writes.
 
     Writers that share a model may run one after another but must not alternate within a problem.
     """
@@ -130,22 +130,20 @@ class Writers:
     def __init__(self, models: Mapping[ModelRole, Model], writing: WriterOptions) -> None:
         self._models = models
         self._writing = writing
-        self._made: dict[tuple[ModelRole, int, Route | None], Writer] = {}
+        self._made: dict[tuple[ModelRole, Route | None], Writer] = {}
 
-    def __call__(self, route: Route | None, sample: int = 0) -> dict[ModelRole, Writer]:
+    def __call__(self, route: Route | None) -> dict[ModelRole, Writer]:
         """Return the writers of a route. If `route` is None, return writers that all routes share."""
         roles = route.policy.models if route else [role for role in _WRITING if role in self._models]
-        return {role: self._writer(role, route, sample) for role in roles}
+        return {role: self._writer(role, route) for role in roles}
 
     def slowdowns(self, role: ModelRole) -> list[float]:
         """Return the ratio of actual to measured time per token, for each writer of a model in this process."""
-        writers = (writer for (one, _, _), writer in self._made.items() if one == role and isinstance(writer, Engine))
+        writers = (writer for (one, _), writer in self._made.items() if one == role and isinstance(writer, Engine))
         return [slowdown for writer in writers if (slowdown := writer.slowdown)]
 
-    def _writer(self, role: ModelRole, route: Route | None, sample: int) -> Writer:
-        key, sampler = (role, sample, route), self._writing.sampler
-        if key not in self._made:
-            writing = replace(self._writing, sampler=replace(sampler, seed=sampler.seed + sample))
+    def _writer(self, role: ModelRole, route: Route | None) -> Writer:
+        if (role, route) not in self._made:
             keep = role == "draft" and (route is None or route.policy.reads_token_stats)
-            self._made[key] = self._models[role].writer(role, writing, keep_token_stats=keep)
-        return self._made[key]
+            self._made[role, route] = self._models[role].writer(role, self._writing, keep_token_stats=keep)
+        return self._made[role, route]

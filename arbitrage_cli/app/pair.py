@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from inspect import GEN_RUNNING, getgeneratorstate
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from arbitrage_cli.app.call import (
     NO_ROUTING,
@@ -71,6 +71,9 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a pair holds loaded models, so it cannot be copied or pickled; call open_pair again")
 
     def __repr__(self) -> str:
         models = ", ".join(f"{role}={source!r}" for role, source in self._spec.sources.items())

@@ -1,6 +1,7 @@
 """`arbitrage bench`: measures policies on a data set."""
 
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -85,7 +86,8 @@ def bench(
         with only_figures_on_stdout():
             run = run_bench(request, selected, path, bench, display)
         display.close()
-        show_figures(*run.selected, FigureOptions(json_line=json_line))
+        if not sys.stdout.closed:
+            show_figures(*run.selected, FigureOptions(json_line=json_line))
         say(_conclusion(run), output)
     return SOME_FAILED if run.num_errors else 0
 

@@ -1,6 +1,7 @@
 """The entry point: shows errors and returns exit codes."""
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -8,7 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from arbitrage_cli.cli.output import Output, show_cursor, without_blocking
+from arbitrage_cli.cli.output import ClosedOutput, Output, show_cursor, without_blocking
 from arbitrage_cli.display.text import one_line, safe
 from arbitrage_cli.errors import (
     ArbitrageError,
@@ -16,9 +17,10 @@ from arbitrage_cli.errors import (
     InterruptedRunError,
     ModelMemoryError,
     OutputError,
-    UsageError,
 )
 from arbitrage_cli.system.signals import Interruption, interruptible
+
+LAST_STANDARD = 2  # the descriptor of standard error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _streams():
         try:
             with interruptible(show_cursor):
-                if sys.stdout is None:
-                    raise UsageError("standard output is closed", "redirect the results to a file: > FILE")
                 from arbitrage_cli.cli.app import run
 
                 code = run(arguments)
@@ -43,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _show(ModelMemoryError("out of memory", hint), debug=_is_debugging(arguments))
         except Exception as error:  # noqa: BLE001 - a defect of this program also gets one line and a hint
             hint = "this is a bug: please set ARBITRAGE_DEBUG=1, run the command again, and report the output"
-            wrapped = DefectError(f"unexpected {type(error).__name__}: {error}", hint)
+            is_defect = not _is_out_of_files(error)
+            wrapped = (
+                DefectError(f"unexpected {type(error).__name__}: {error}", hint)
+                if is_defect
+                else ArbitrageError("too many open files")
+            )
             wrapped.__cause__ = error
             return _show(wrapped, debug=_is_debugging(arguments))
 
@@ -52,11 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _streams() -> Iterator[None]:
     """Replace standard output with an `Output`, and standard error with a stream that never blocks.
 
-    Both streams are flushed at the end. Data that cannot be written is dropped, because Python would report an error at
-    exit.
+    A closed stream becomes the null device, so that no other file gets its descriptor. Results that are written to a closed
+    standard output are an error. Both streams are flushed at the end. Data that cannot be written is dropped, because Python
+    would report an error at exit.
     """
     with contextlib.ExitStack() as stack:
-        if isinstance(sys.stdout, io.TextIOWrapper):
+        if None in (sys.stdin, sys.stdout, sys.stderr):
+            while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD:
+                pass
+            os.close(descriptor)
+        if sys.stdout is None:
+            stack.callback(setattr, sys, "stdout", None)
+            sys.stdout = ClosedOutput()
+        elif isinstance(sys.stdout, io.TextIOWrapper):
             stack.callback(setattr, sys, "stdout", sys.stdout)
             sys.stdout = Output(sys.stdout)
             stack.callback(sys.stdout.give_back)
@@ -78,12 +91,19 @@ def _is_debugging(arguments: Sequence[str]) -> bool:
     return "--debug" in arguments or os.environ.get("ARBITRAGE_DEBUG", "").lower() in ("1", "true", "yes", "on")
 
 
+def _is_out_of_files(error: BaseException | None) -> bool:
+    return error is not None and (
+        getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+        or _is_out_of_files(error.__cause__ or error.__context__)
+    )
+
+
 def _show(error: ArbitrageError, *, debug: bool) -> int:
     lines = safe("".join(traceback.format_exception(error))).splitlines() if debug else []
     if error.message:
         lines.append(f"arbitrage: {one_line(error.message)}")
-    if error.hint:
-        lines.append(f"  {one_line(error.hint)}")
+    if hint := "raise the limit: ulimit -n 256" if _is_out_of_files(error) else error.hint:
+        lines.append(f"  {one_line(hint)}")
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()

@@ -188,6 +188,20 @@ class Output(io.TextIOWrapper):
             self.detach()
 
 
+class ClosedOutput(io.TextIOBase):
+    """A standard output that was closed before the program started. It rejects results."""
+
+    closed = True
+
+    def write(self, text: str, /) -> int:
+        raise UsageError("standard output is closed", "redirect the results to a file: > FILE")
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return False
+
+
 class Messages(io.RawIOBase):
     """Writes standard error to a pipe. Text is dropped if nobody reads the pipe, so that a run never blocks.
 

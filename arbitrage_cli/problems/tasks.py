@@ -93,13 +93,15 @@ def without_sandbox(task: Task) -> Task:
 
 # --- multiple choice
 
-_LETTER = re.compile(r"(?:\\text\{|\()?\s*([A-Z])\b")
+_LETTER = re.compile(
+    r"(?:\\text\{|\()?\s*(?:([AI])(?=\s*(?:[^\w\s']|$|because\b))|([B-HJ-Z])\b)"
+)  # not "A train", "I think"
 
 
 def find_letter(text: str) -> str | None:
     """Return the letter at the start of the final answer, as in `B`, `(B)` or `B. seven`."""
     found = _LETTER.match(final_answer(text).answer or "")
-    return found[1] if found else None
+    return found[found.lastindex or 0] if found else None
 
 
 def _grade_choice(text: str, gold: Mapping[str, Any]) -> Grade:
@@ -156,7 +158,7 @@ CHOICE = Task(
     "Please reason step by step, and put the letter of the right answer within \\boxed{}.",
     find_letter,
     lambda: nullcontext(AnswerGrader(_grade_choice)),
-    lambda: "choice 1",
+    lambda: "choice 2",
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read_choices),
         Form("choice", frozenset(("question", "choices", "answerKey")), _read_choices),

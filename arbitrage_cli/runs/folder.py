@@ -284,7 +284,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._close_results()
         self._descriptor = os.open(self._results, _APPEND, 0o666)
         os.fsync(self._descriptor)  # an earlier writer may have been killed before it synced its rows
-        sync_folder(self.path)
+        sync_folder(self._results.parent)
 
     def _writing(self, path: Path) -> AbstractContextManager[None]:
         hint = f"earlier rows are safe: free disk space, then rerun {self._again} to resume"

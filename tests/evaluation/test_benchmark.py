@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import made_up_runs
 import pytest
@@ -66,7 +66,7 @@ def hash_engines(sampler: Sampler, concurrency: int = 1) -> Writers:
 def hash_bench(sampler: Sampler | None = None, concurrency: int = 1, **options: Any) -> Bench:
     chosen = sampler or Sampler()
     engines = hash_engines(chosen, concurrency)
-    return Bench(engines, grade, SHORT, chosen.seed, concurrency=concurrency, **options)
+    return Bench(engines, grade, SHORT, chosen, concurrency=concurrency, **options)
 
 
 def scripted_bench(**options: Any) -> Bench:
@@ -74,7 +74,7 @@ def scripted_bench(**options: Any) -> Bench:
         "draft": open_scripted("scripted:draft", LoadOptions()),
         "target": open_scripted("scripted:target", LoadOptions()),
     }
-    return Bench(writers(backends), grade, SHORT, 0, **options)
+    return Bench(writers(backends), grade, SHORT, Sampler(), **options)
 
 
 class Kept(LogDisplay):
@@ -241,7 +241,9 @@ def test_result_depends_on_no_order_and_no_interruption(
 
 def test_samples_have_seeds_of_their_own() -> None:
     sampler = Sampler(temperature=0.8, seed=5)
-    both = {row["sample"]: row for row in rows(hash_bench(sampler), plan([item()], (RANDOM,), 2))}
+    bench = hash_bench(sampler)
+    both = {row["sample"]: row for row in rows(bench, plan([item()], (RANDOM,), 2))}
+    assert len(cast("Writers", bench.writers_for)._made) == len(RANDOM.policy.models)  # shared by the samples
     (later,) = rows(hash_bench(Sampler(temperature=0.8, seed=6)), plan([item()], (RANDOM,), 1))
     assert both[1]["steps"] != both[0]["steps"]
     assert results([both[1] | {"sample": 0}]) == results([later])
@@ -254,10 +256,10 @@ def test_policies_learn_nothing_from_each_other() -> None:
         "target": Recording(HashBackend("target")),
     }
     engines = writers(backends, unit_costs={"target": unit_costs(0.5)})
-    first = engines(RANDOM, 0)
+    first = engines(RANDOM)
     calls = [len(backend.calls) for backend in backends.values() if isinstance(backend, Recording)]
-    second = engines(Route(RANDOM.policy, 0.4), 0)
-    assert engines(RANDOM, 0) == first
+    second = engines(Route(RANDOM.policy, 0.4))
+    assert engines(RANDOM) == first
     assert not {*first.values()} & {*second.values()}
     assert [len(backend.calls) for backend in backends.values() if isinstance(backend, Recording)] == calls
     estimates = []

@@ -154,7 +154,8 @@ def test_a_program_is_the_last_block_that_defines_something(text: str, program: 
     ("text", "letter"),
     [
         ("\\boxed{B}", "B"), ("\\boxed{\\text{C}}", "C"), ("The answer is (D).", "D"), ("The answer is A. Paris", "A"),
-        ("\\boxed{Because}", None), ("I do not know", None),
+        ("\\boxed{Because}", None), ("I do not know", None), ("\\boxed{A train}", None), ("\\boxed{I think}", None),
+        ("\\boxed{A}", "A"), ("The answer is A because it is.", "A"), ("\\boxed{B train}", "B"), ("\\boxed{\\text{A}}", "A"),
     ],
 )  # fmt: skip
 def test_letters(text: str, letter: str | None) -> None:

@@ -20,6 +20,7 @@ from made_up_runs import parsed
 
 from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
 from arbitrage_cli.runs.folder import RunFolder, encode, read_run_folder
+from arbitrage_cli.runs.records import SOLVE
 from arbitrage_cli.runs.rows import AttemptRow
 
 RUN = json.loads(json.dumps(made_up_runs.describe({"é\u2028": 1, **{f"p{number}": 1 for number in range(20)}})))
@@ -121,6 +122,19 @@ def test_everything_is_on_the_disk_when_it_is_said_to_be(quick_path: Path, monke
         calls.clear()
         folder.append(parsed(make_row()))
         assert calls == ["write", "fsync"]
+
+
+def test_folder_of_a_results_file_is_synced_with_the_new_file_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, synced = tmp_path / "solved.jsonl", list[tuple[int, bool]]()
+    sync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, results.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    with RunFolder(tmp_path / "solved.jsonl.run", kind=SOLVE, results=results):
+        assert (tmp_path.stat().st_ino, True) in synced
 
 
 def test_truncation_anywhere(quick_path: Path) -> None:
