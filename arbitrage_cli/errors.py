@@ -137,6 +137,23 @@ class DefectError(ArbitrageError):
     exit_code = 70
 
 
+PLAIN_WORDS = {
+    "Input should be": "must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "a valid integer": "a whole number",
+    "a valid string": "text",
+}
+
+
+def in_plain_words(message: str) -> str:
+    """Return a message of pydantic in this program's words, such as `must be at least 1`."""
+    message = message.removeprefix("Value error, ").partition(", unable to parse")[0]
+    for words, plain in PLAIN_WORDS.items():
+        message = message.replace(words, plain)
+    return message
+
+
 MAX_SHOWN = 100
 """The maximum length of an unknown name that is quoted in an error."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Interval
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import UsageError, in_plain_words
 from arbitrage_cli.types import Limits
 
 SOME_FAILED = 1
@@ -100,7 +100,7 @@ def check(group: type, name: str, value: Any) -> Any:
     try:
         return TypeAdapter(get_type_hints(group, include_extras=True)[name]).validate_python(value, strict=True)
     except ValidationError as error:
-        raise UsageError(f"{error.errors()[0]['msg']}, not {value!r:.60}", option=name) from error
+        raise UsageError(f"{in_plain_words(error.errors()[0]['msg'])}, not {value!r:.60}", option=name) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,9 +106,9 @@ def choose_models(options: Options, task: Task) -> NamedModels:
     Raises UsageError if the pair is unknown, or an address, an API key or a setting of the pair is invalid; RouterError if
     the router cannot be used.
     """
-    for name in ("pair", "draft", "target", "router", "prm", "check"):
+    for name in ("pair", "draft", "target", "router", "prm", "check", "policy", "tau"):
         if getattr(options, name) == "":
-            raise UsageError("the value is empty", "enter a name, or omit the option", option=name)
+            raise UsageError("the value is empty", "enter a value, or omit the option", option=name)
     pair = _choose_pair(options)
     named = options.explicit if "pair" in options.explicit else ROLES
     models: Models = {role: source for role in ROLES if role in named and (source := getattr(options, role))}

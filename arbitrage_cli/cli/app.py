@@ -18,7 +18,7 @@ from arbitrage_cli.cli.setup import doctor, guide
 from arbitrage_cli.cli.solve import solve
 from arbitrage_cli.cli.training import collect, train
 from arbitrage_cli.display.text import is_drawable
-from arbitrage_cli.errors import UsageError, unknown
+from arbitrage_cli.errors import UsageError, in_plain_words, unknown
 
 HELP = ["-h", "--help"]
 RUN_CODE = "--run-code=sandboxed"
@@ -83,7 +83,7 @@ def _refuse(error: Any) -> NoReturn:
         raise UsageError(found.message, f"{found.hint.partition('choose from: ')[0]}{hint}") from error
     parameter = getattr(error, "param", None)
     origin = origin_of(context, str(parameter.name)) if context and parameter and error.message else None
-    message = str(error.message).removeprefix("Value error, ")
+    message = in_plain_words(str(error.message))
     raise UsageError(f"{origin}: {message}" if origin else error.format_message(), hint) from error
 
 

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 UNKNOWN = "-"
 MAX_DECIMALS = 16
+HUGE = 1e16  # larger numbers are shown with an exponent
 Bounds = Sequence[float] | None
 
 
@@ -49,7 +50,8 @@ def exact(value: float) -> str:
 
 
 def tau(value: float) -> str:
-    return _plain(f"{value:.3g}")
+    text = f"{value:.3g}"
+    return text if abs(value) >= HUGE else _plain(text)
 
 
 def _plain(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import platformdirs
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import UsageError, in_plain_words
 
 if TYPE_CHECKING:  # slow to import
     from filelock import FileLock
@@ -165,5 +165,5 @@ def reason_of(error: "ValidationError") -> str:
     """Return the field and the message of the first error."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
-    message = "unknown key" if first["type"] == "unexpected_keyword_argument" else first["msg"]
+    message = "unknown key" if first["type"] == "unexpected_keyword_argument" else in_plain_words(first["msg"])
     return f"{place}: {message}" if place else message

@@ -53,3 +53,7 @@ def test_a_score_beside_tau_shows_which_is_greater(score: float, tau: float) -> 
 @pytest.mark.parametrize(("value", "text"), [(0, "0 steps"), (1, "1 step"), (1200, "1,200 steps")])
 def test_one_has_no_plural(value: int, text: str) -> None:
     assert formatting.count(value, "step") == text
+
+
+def test_a_tau_of_hundreds_of_digits_has_an_exponent() -> None:
+    assert formatting.tau(-1e308) == "-1e+308"
