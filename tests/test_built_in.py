@@ -121,6 +121,15 @@ def test_it_works_at_once() -> None:
     assert solve("Who wrote Faust?", "--max-tokens", "60").code == 0
 
 
+@pytest.mark.parametrize("name", ["builtin:{}", "{}.gguf"], ids=["by name", "copied"])
+def test_its_models_solve_problems_without_the_pair(tmp_path: Path, name: str) -> None:
+    for role in ("draft", "target"):
+        (tmp_path / f"{role}.gguf").symlink_to(MODELS / f"{role}.gguf")
+    models = ("--draft", name.format("draft"), "--target", name.format("target"))
+    result = run("solve", *models, "What is 5 + 6?", "-q", cwd=tmp_path)
+    assert (result.code, result.out) == (0, "11\n")
+
+
 def test_swapped_models_are_a_warning() -> None:
     small, large = (str(find_files(f"builtin:{role}")[0]) for role in ROLES)
     for draft, target, policy, count in [

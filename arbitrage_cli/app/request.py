@@ -189,7 +189,8 @@ def _price_of(pair: PairEntry | None, models: Models) -> str | None:
         return None
     price = ",".join(f"{role}={price}" for role, price in prices.items())
     try:
-        parse_prices(price)
+        if not parse_prices(price)["target"].completion:
+            raise UsageError("the completion tokens of the target must cost more than 0", "omit the price of a free target")
     except UsageError as error:
         raise UsageError(f"pair '{pair and pair.name}': price: {error.message}", error.hint) from error
     return price

@@ -21,12 +21,13 @@ from typing import Literal
 
 from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, State, Tokenizer, earliest
-from arbitrage_cli.inference.chat_template import DEFAULT_STYLE, ChatPrompt, Control, PromptStyle, Segment
+from arbitrage_cli.inference.chat_template import DEFAULT_STYLE, INSTRUCTIONS, ChatPrompt, Control, PromptStyle, Segment
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.model_files.gguf import num_checkpoints
 from arbitrage_cli.types import Message, Phase, Problem, Step, StepStop, Trace
 
 READ_TOKENS = 128  # prefilled at once; small, so that progress is visible
+BUILT_IN_NAME = "arbitrage built-in"  # the beginning of the names in their files
 MIN_SHARED = 16  # minimum length of a shared prefix that is prefilled separately
 MAX_SHARED = 64  # shared prefixes that are remembered; clients of a server may use many system prompts
 
@@ -394,6 +395,9 @@ class Cache:
 
 
 def chat_prompt(backend: Backend, style: PromptStyle) -> ChatPrompt:
+    """Return the prompt of a model. The built-in models were trained without the default instructions."""
+    if style.instructions == INSTRUCTIONS and backend.card.name.startswith(BUILT_IN_NAME):
+        style = replace(style, instructions="")
     controls, markers = backend.tokenizer.control_tokens.keys(), backend.tokenizer.marker_tokens
     return ChatPrompt(backend.chat_template, controls, markers, style, backend.template_variables)
 
