@@ -48,7 +48,7 @@ from arbitrage_cli.types import Finished
 MOST_PROBLEMS = 40
 MAX_AGE, MIN_MINUTES = timedelta(hours=1), 1.0  # older token costs are measured again if there is time
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
-COSTS_TIME = 1 / 6  # share of the time for the measurement of token costs
+COSTS_TIME = 1 / 10  # share of the time for the measurement of token costs
 FIRST = 5  # problems that the target and the draft alone solve before other policies
 LONGEST = 0.5  # the maximum share of the time for one attempt
 

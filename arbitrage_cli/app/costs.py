@@ -1,5 +1,6 @@
 """Downloads the models of a command, and measures and checks their unit costs."""
 
+import logging
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -8,7 +9,7 @@ from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
 from arbitrage_cli.costs.store import Tuned, find_measurements, keep_tuned, tuned_file
-from arbitrage_cli.errors import ArbitrageError, ModelFileError, OutputError, UsageError
+from arbitrage_cli.errors import ModelFileError, OutputError, UsageError
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files
 from arbitrage_cli.numbers import formatting
@@ -16,8 +17,10 @@ from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.system.machine import free_cores
 from arbitrage_cli.types import ModelRole
 
-MUCH_FASTER, FAR_SLOWER = 0.5, 5.0  # the factors between which a run does not contradict the stored costs
+MUCH_FASTER = 0.5  # share of the stored costs of a token below which a run contradicts them
 MIN_SECONDS = 1e-3  # the program takes most of the time of faster tokens
+
+log = logging.getLogger("arbitrage.costs")
 
 
 def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> Measurement:
@@ -43,48 +46,43 @@ def measure_missing(
 ) -> Mapping[ModelRole, Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
-    Costs are not measured if a resumed run contains them, if they were measured within `max_age`, or if the draft runs without
-    a target. `limit` is the maximum time for the probes, in seconds.
+    Costs are measured only if a policy of the request works with both models or is compared with others. They are not measured
+    if a resumed run contains them, or if they were measured within `max_age`. `limit` is the maximum time for the probes, in
+    seconds. A disturbed measurement does not take the place of known costs.
     """
     load = request.named.load
     others = {"prm"} if request.compares and not request.named.checks_itself else {"prm", "check"}
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
     known = find_measurements(paths, load, display.note)
-    if "target" not in paths or paths.keys() <= unit_costs_of(earlier or {}).keys():
+    is_needed = request.compares or any(policy.kind == "routed" or policy.speculates for policy in request.asked)
+    if not is_needed or not {"draft", "target"} <= paths.keys() or paths.keys() <= unit_costs_of(earlier or {}).keys():
         return known
     if known.keys() == paths.keys() and all(one.age < max_age for one in known.values()):
         return known
-    try:
-        keep_tuned(tuned_file(), [])
-        display.note("measuring the token costs of these models on this machine")
-        return measure_and_keep(paths, load, display.loading, display.note, limit).models
-    except OutputError as error:
-        display.note(f"the measured token costs are not used, because they cannot be saved: {error.message}")
-        return known
+    display.note("measuring the token costs of these models on this machine")
+    measured = measure_and_keep(paths, load, display.loading, display.note, limit).models
+    return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
 
 
-def measure_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], display: Display) -> None:
-    """Measure stored costs again if a model's tokens took much less or far more time in a run.
+def forget_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], display: Display) -> None:
+    """Remove stored costs if a model's tokens took much less time in a run. The next command measures them.
 
-    Tokens may take longer than measured for good reasons, such as a long context, but not less.
+    Tokens may take longer than measured for good reasons, such as a long context or other programs, but not less.
     """
     costs = {role: model.costs for role, model in spec.models.items() if model.costs}
     contradicted = {
-        role: factor
-        for role, factor in slowdowns.items()
-        if costs[role].decode > MIN_SECONDS and not MUCH_FASTER < factor < FAR_SLOWER
+        role: factor for role, factor in slowdowns.items() if costs[role].decode > MIN_SECONDS and factor < MUCH_FASTER
     }
-    paths: dict[ModelRole, str] = {role: spec.models[role].path for role in costs if role != "prm"}
     stored = find_measurements({role: spec.models[role].path for role in contradicted}, spec.request.named.load)
-    if not any(stored[role].costs == costs[role] for role in stored):
-        return
-    for role, factor in contradicted.items():
-        took = f"the {role} took {formatting.number(factor)} times its measured token cost"
-        display.note(f"{took}, so the token costs are measured again")
+    wrong = {role: one for role, one in stored.items() if one.costs == costs[role]}
+    for role in wrong:
+        took = f"the {role} took {formatting.number(contradicted[role])} times its measured token cost"
+        display.note(f"{took}; the next command measures it again")
     try:
-        measure_and_keep(paths, spec.request.named.load, display.loading, display.note)
-    except ArbitrageError as error:  # the run is complete
-        display.note(f"the token costs cannot be measured: {error.message}")
+        if wrong:
+            keep_tuned(tuned_file(), [], wrong=list(wrong.values()))
+    except OutputError as error:  # the run is complete
+        log.info("%s", error.message)
 
 
 def warn_of_load(spec: Spec, display: Display) -> None:

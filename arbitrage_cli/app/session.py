@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from statistics import median
 from typing import TYPE_CHECKING
 
-from arbitrage_cli.app.costs import fetch, measure_contradicted, measure_missing, warn_of_load
+from arbitrage_cli.app.costs import fetch, forget_contradicted, measure_missing, warn_of_load
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.manifest import check_unchanged, record_settings
 from arbitrage_cli.app.options import MAX_CONCURRENCY
@@ -105,7 +105,7 @@ def open_session(
         if request.loads == "needed":  # a run, whose results are stored
             session.check_files()
     if request.loads == "needed":
-        measure_contradicted(spec, session.slowdowns, display)
+        forget_contradicted(spec, session.slowdowns, display)
 
 
 class Session:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol, cast
@@ -21,6 +21,7 @@ import numpy as np
 from arbitrage_cli.costs.memory import check_memory, memory_needed
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.store import Tuned, keep_tuned, loading_of, machine_here, threads_without_costs, tuned_file
+from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
@@ -54,14 +55,10 @@ class Threaded(Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The measured costs of models. `speeds` maps each tested number of threads to the tokens per second.
-
-    `faults` says for each model whose costs were not stored why they may be wrong.
-    """
+    """The measured costs of models. `speeds` maps each tested number of threads to the tokens per second."""
 
     models: Mapping[ModelRole, Tuned]
     speeds: Mapping[ModelRole, Mapping[int, float]]
-    faults: Mapping[ModelRole, str]
 
     @property
     def pair(self) -> PairCosts | None:
@@ -84,15 +81,12 @@ class Probes:
         batches = tuple(map(float, np.maximum.accumulate(usual)))
         return UnitCosts(batches, token, max(0.0, slow - long * token), self.error)
 
-    def fault(self, *, is_on_gpu: bool) -> str | None:
-        """Return why these times must be wrong, or None. A GPU may compute a batch in the time of one token."""
+    def is_disturbed(self, *, is_on_gpu: bool) -> bool:
+        """Return whether these times must be wrong. A GPU may compute a batch in the time of one token."""
         one, many = low_quartile(self.decode), low_quartile(self.batches[ROWS[-1]])
         halves = [low_quartile(half) for half in np.array_split(self.decode, 2)]
-        if not (is_on_gpu or one < many) or many >= ROWS[-1] * one:
-            return f"a batch of {ROWS[-1]} tokens took {formatting.number(many / one)}x the time of one token"
-        if max(halves) > MAX_CHANGE * min(halves):
-            return f"the time per token changed by a factor of {formatting.number(max(halves) / min(halves))}"
-        return None
+        is_possible = (is_on_gpu or one < many) and many < ROWS[-1] * one
+        return not is_possible or max(halves) > MAX_CHANGE * min(halves)
 
     @property
     def error(self) -> float:
@@ -113,12 +107,12 @@ def measure_and_keep(
     note: Callable[[str], None],
     limit: float = PROBE_SECONDS,
 ) -> Measurement:
-    """Measure models together and store their costs, unless the measurement was disturbed.
+    """Measure models together and store their costs.
 
-    A note is shown for each model that is faster with fewer threads than usual. The probes end after `limit` seconds, but
-    each runs at least once.
+    A note is shown for each model that is faster with fewer threads than usual, and if the measurement was disturbed or cannot
+    be stored. The probes end after `limit` seconds, but each runs at least once.
 
-    Raises OutputError if the costs cannot be stored, and any error from loading or running a model.
+    Raises any error from loading or running a model.
     """
     check_memory(memory_needed(paths, load, dict.fromkeys(paths, load.num_sequences)))
     most = {role: threads_without_costs(path, load) for role, path in paths.items()}
@@ -126,7 +120,8 @@ def measure_and_keep(
     with ExitStack() as stack:
         backends: dict[ModelRole, Threaded] = {}
         for role, path in paths.items():
-            backend = open_model(path, load, partial(on_loading, f"loading {role} {path}"))
+            options = replace(load, threads=most[role])
+            backend = open_model(path, options, partial(on_loading, f"loading {role} {path}"))
             backends[role] = cast("Threaded", stack.enter_context(closing(backend)))
         on_gpu = {role: backend for role, backend in backends.items() if backend.card.gpu_layers}
         probe(on_gpu, rounds=1)  # GPU drivers compile when a number of tokens is first computed
@@ -134,9 +129,10 @@ def measure_and_keep(
         counts = {role: [count] if load.threads else thread_counts(min(count, free)) for role, count in most.items()}
         speeds = {role: try_threads(backend, counts[role], limit=share) for role, backend in backends.items()}
         probes = probe(backends, limit=limit * 3 / 8)
-        if _faults(probes, on_gpu):  # once more, because a disturbance may be short
+        if _disturbed(probes, on_gpu):  # once more, because a disturbance may be short
             probes = probe(backends, limit=limit / 8)
         cards = {role: backend.card for role, backend in backends.items()}
+    disturbed = _disturbed(probes, on_gpu) | {role for role, threads in most.items() if free < threads}
     created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)
     models = {
         role: Tuned(
@@ -147,36 +143,33 @@ def measure_and_keep(
             cards[role].threads,
             probes[role].costs,
             created,
+            role in disturbed,
         )
         for role, path in paths.items()
     }
-    busy = (role for role, threads in most.items() if free < threads)
-    faults = _faults(probes, on_gpu) | {role: f"other programs left only {free} of {most[role]} cores" for role in busy}
-    for text in _notes(models, speeds, faults):
+    for text in _notes(models, speeds):
         note(text)
-    good = [tuned for role, tuned in models.items() if role not in faults]
-    keep_tuned(tuned_file(), good, [models[role] for role in faults])
-    return Measurement(models, speeds, faults)
+    try:
+        keep_tuned(tuned_file(), [*models.values()])
+    except OutputError as error:
+        note(f"the token costs are used only by this command, because they cannot be stored: {error.message}")
+    return Measurement(models, speeds)
 
 
-def _faults(probes: Mapping[ModelRole, Probes], on_gpu: Container[ModelRole]) -> dict[ModelRole, str]:
-    faults = {role: found.fault(is_on_gpu=role in on_gpu) for role, found in probes.items()}
-    return {role: fault for role, fault in faults.items() if fault}
+def _disturbed(probes: Mapping[ModelRole, Probes], on_gpu: Container[ModelRole]) -> set[ModelRole]:
+    return {role for role, found in probes.items() if found.is_disturbed(is_on_gpu=role in on_gpu)}
 
 
-def _notes(
-    models: Mapping[ModelRole, Tuned],
-    speeds: Mapping[ModelRole, Mapping[int, float]],
-    faults: Mapping[ModelRole, str],
-) -> Iterator[str]:
+def _notes(models: Mapping[ModelRole, Tuned], speeds: Mapping[ModelRole, Mapping[int, float]]) -> Iterator[str]:
     for role, model in models.items():
         own, most_threads = model.threads, max(speeds[role])
         if own < most_threads:
             fast, slow = (formatting.number(speeds[role][count]) for count in (own, most_threads))
             threads = formatting.count(own, "thread")
             yield f"the {role} uses {threads}: {fast} tokens/s, compared with {slow} for {most_threads} threads"
-    for role, fault in faults.items():
-        yield f"the token costs of the {role} are used only in this run, because the measurement was disturbed: {fault}"
+    if roles := [role for role, model in models.items() if model.is_disturbed]:
+        costs = f"the token costs of {' and '.join(roles)} are approximate"
+        yield f"other programs disturbed the measurement, so {costs}; one thread is disturbed least: --threads 1"
 
 
 def thread_counts(cores: int) -> list[int]:

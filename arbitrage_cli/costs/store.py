@@ -1,17 +1,18 @@
 """Keeps the measured unit costs of models, and the last advice on each pair, in a file. Chooses the number of threads.
 
-The file is a cache: what cannot be read is ignored, and measured again. A measurement is valid for one machine, one model
-and one set of loading options. The file may contain measurements from several machines, because home folders may be shared.
+The file is a cache: an entry that cannot be read is left out, and measured again. A measurement is valid for one machine, one
+model and one set of loading options. The file may contain measurements from several machines, because home folders may be
+shared. A disturbed measurement is approximate. It is used for ABOUT_AGE, and never replaces a good one.
 """
 
 import errno
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, TypeVar
 
 from arbitrage_cli.errors import OutputError, os_errors
 from arbitrage_cli.inference.backend import LoadOptions
@@ -21,13 +22,17 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import is_served, local_files
 from arbitrage_cli.system.files import checked, file_lock, make_folder, read_regular, user_folder, write_atomically
-from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_name
+from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, logical_processors, processor_name
 from arbitrage_cli.types import ModelRole
 
+SCHEMA = 1
 MAX_THREADS = 1024
+ABOUT_AGE = timedelta(hours=1)
 LOCK_SECONDS = 5.0
 """How long to wait for another process that writes the file. If the process is stopped, it never ends."""
 LEAST_SECONDS, MOST_SECONDS = 1e-7, 3600.0  # of a token, and of a batch
+
+T = TypeVar("T")
 
 log = logging.getLogger("arbitrage.costs")
 
@@ -64,7 +69,10 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """A model's number of threads and its unit costs. `sha256` is the hash of the model's concatenated files."""
+    """A model's number of threads and its unit costs. `sha256` is the hash of the model's concatenated files.
+
+    The costs are approximate if other programs disturbed the measurement.
+    """
 
     machine: Machine
     sha256: str
@@ -73,6 +81,7 @@ class Tuned:
     threads: int
     costs: UnitCosts
     created: str
+    is_disturbed: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
@@ -118,22 +127,41 @@ class StoredAdvice:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The content of the file."""
+    """The content of the file. A file with another schema was written by another version."""
 
-    schema: Literal[1] = 1
+    schema: int = SCHEMA
     tuned: tuple[Tuned, ...] = ()
     advice: tuple[StoredAdvice, ...] = ()
 
 
 def read_cache(path: Path, note: Callable[[str], object] = log.debug) -> Cache:
-    """Return the content of the file. A file that cannot be read is noted and counts as empty."""
+    """Return the content of the file. A part that cannot be read is noted and left out."""
     try:
-        return checked(Cache, json.loads(read_regular(path)))
+        content = json.loads(read_regular(path))
+        if not isinstance(content, dict) or type(content.get("schema")) is not int:
+            raise ValueError("expected an object with a schema")
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        return Cache()
     except (OSError, ValueError, RecursionError) as error:
         note(f"{path} is ignored: {error}")
-    return Cache()
+        return Cache()
+    if content["schema"] != SCHEMA:
+        note(f"{path} is ignored: it was written by another version")
+        return Cache(content["schema"])
+
+    def ignore(reason: str) -> None:
+        note(f"an entry of {path} is ignored: {reason}")
+
+    tuned = tuple(_valid(Tuned, content.get("tuned"), ignore))
+    return Cache(SCHEMA, tuned, tuple(_valid(StoredAdvice, content.get("advice"), ignore)))
+
+
+def _valid(kind: type[T], entries: Any, note: Callable[[str], object]) -> Iterator[T]:
+    for entry in entries if isinstance(entries, list) else ():
+        try:
+            yield checked(kind, entry)
+        except ValueError as error:
+            note(str(error))
 
 
 def update_cache(path: Path, change: Callable[[Cache], Cache]) -> None:
@@ -143,19 +171,21 @@ def update_cache(path: Path, change: Callable[[Cache], Cache]) -> None:
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "not a regular file")
         with file_lock(path.with_name("lock"), LOCK_SECONDS):
-            content = asdict(change(read_cache(path)))
+            cache = read_cache(path)
+            if cache.schema != SCHEMA:
+                raise OutputError(f"{path}: written by another version", "use that version, or delete the file")
+            content = asdict(change(cache))
             write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def keep_tuned(path: Path, new: Sequence[Tuned], dropped: Sequence[Tuned] = ()) -> None:
-    """Add or replace measurements, and remove those in whose place others were `dropped`.
-
-    Raises OutputError if the file cannot be written.
-    """
+def keep_tuned(path: Path, new: Sequence[Tuned], wrong: Collection[Tuned] = ()) -> None:
+    """Add or replace measurements, and remove those that are `wrong`. Raises OutputError if the file cannot be written."""
 
     def with_new(cache: Cache) -> Cache:
-        known, removed = {one.key: one for one in (*cache.tuned, *new)}, {one.key for one in dropped}
-        return replace(cache, tuned=tuple(one for key, one in known.items() if key not in removed))
+        known = {one.key: one for one in cache.tuned if one not in wrong}
+        good = {key for key, one in known.items() if not one.is_disturbed}
+        known |= {one.key: one for one in new if not (one.is_disturbed and one.key in good)}
+        return replace(cache, tuned=tuple(known.values()))
 
     update_cache(path, with_new)
 
@@ -200,12 +230,14 @@ def place(
 
 
 def threads_without_costs(source: str, load: LoadOptions) -> int:
-    """Return the number of threads for a model without measured costs.
+    """Return the number of threads for a model without measured costs, at most one per processor.
 
     A model that fits in a processor's cache gets one thread, because several threads would mostly wait for each other.
     """
     size = sum(file.stat().st_size for file in local_files(source))
-    return load.threads or (1 if 0 < size <= CACHED_BYTES else default_threads())
+    return (
+        min(load.threads, logical_processors()) if load.threads else (1 if 0 < size <= CACHED_BYTES else default_threads())
+    )
 
 
 def find_measurements(
@@ -213,7 +245,8 @@ def find_measurements(
 ) -> dict[ModelRole, Tuned]:
     """Return the stored measurements of the models that have files on this machine."""
     files = {role: parts for role, source in sources.items() if (parts := local_files(source))}
-    known = {tuned.key: tuned for tuned in read_cache(tuned_file(), note).tuned} if files else {}
+    cache = read_cache(tuned_file(), note) if files else Cache()
+    known = {tuned.key: tuned for tuned in cache.tuned if not tuned.is_disturbed or tuned.age < ABOUT_AGE}
     if not known:  # avoids the slow import of llama.cpp, and reading the models' files
         return {}
     machine, loading = machine_here(), loading_of(load)

@@ -45,8 +45,7 @@ def write_costs(found: Measurement, stream: TextIO) -> None:
     ratio = [paragraph(token_ratio_words(pair.token_ratio, pair.token_ratio_interval))] if (pair := found.pair) else []
     models = [(role, f"{model.name}, {formatting.count(model.threads, 'thread')}") for role, model in found.models.items()]
     print_to(stream, pairs(models), "", table_of(headings, rows), "", *ratio)
-    if found.faults.keys() < found.models.keys():
-        write(stream, f"kept in {tuned_file()}\n")
+    write(stream, f"kept in {tuned_file()}\n")
 
 
 def costs_record(found: Measurement) -> dict[str, Any]:

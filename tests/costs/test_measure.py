@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBacke
 
 from arbitrage_cli.costs import measure, store
 from arbitrage_cli.costs.measure import DECODED, ROUNDS, Probes, probe, thread_counts, try_threads
-from arbitrage_cli.costs.store import Cache, Loading, keep_tuned, machine_here, read_cache, tuned_file
+from arbitrage_cli.costs.store import Cache, Tuned, find_measurements, keep_tuned, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import ModelUnsupportedError, OutputError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -216,7 +217,7 @@ ZEROS = {"batches": [0.0] * 5, "prefill_token": 0.0}
 @pytest.mark.parametrize(
     "content",
     [
-        "", "[]", "{", "9" * 5000, "[" * 100_000, '{"schema": 2, "tuned": []}', '{"schema": 1, "tuned": [{}]}',
+        "", "[]", "{", "9" * 5000, "[" * 100_000, '{"tuned": []}', '{"schema": 1, "tuned": [{}]}',
         {"threads": 0}, {"threads": 1_000_000}, {"created": "yesterday"}, {"created": "2999-01-01T00:00:00+00:00"},
         {"costs": ZEROS}, {"costs": {"batches": [-1.0] * 5, "prefill_token": 0.1}},
         {"costs": GOOD["costs"] | {"batches": [1e9] * 5}}, {"costs": GOOD["costs"] | {"batches": [2.0, 1.0, 1.0, 1.0, 1.0]}},
@@ -232,6 +233,40 @@ def test_a_damaged_file_counts_as_empty(tmp_path: Path, content: str | dict[str,
     assert len(read_cache(path, pytest.fail).tuned) == 1
 
 
+def test_good_entries_stay_beside_an_invalid_one(tmp_path: Path) -> None:
+    path, notes = tmp_path / "tuned.json", list[str]()
+    entries = [GOOD, {**GOOD, "sha256": "b" * 64, "created": "2999-01-01T00:00:00+00:00"}]
+    path.write_text(json.dumps({"schema": 1, "tuned": entries, "advice": [{}]}))
+    assert ([one.sha256 for one in read_cache(path, notes.append).tuned], len(notes)) == ([GOOD["sha256"]], 2)
+
+
+def test_a_file_of_another_version_is_not_replaced(tmp_path: Path) -> None:
+    path, notes = tmp_path / "tuned.json", list[str]()
+    path.write_text(content := '{"schema": 2, "tuned": [{"new": 1}]}')
+    assert (read_cache(path, notes.append).tuned, len(notes)) == ((), 1)
+    with pytest.raises(OutputError):
+        keep_tuned(path, [make_tuned()])
+    assert path.read_text() == content
+
+
+def test_a_disturbed_measurement_is_used_for_an_hour_and_replaces_no_good_one(
+    tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    good = make_tuned(machine_here(), sha256_of([tiny["draft"]]))
+
+    def found_after(age: timedelta, *stored: Tuned) -> list[Tuned]:
+        tuned_file().unlink(missing_ok=True)
+        about = replace(good, threads=1, is_disturbed=True, created=(datetime.now(UTC) - age).isoformat())
+        keep_tuned(tuned_file(), stored)
+        keep_tuned(tuned_file(), [about])
+        return [*find_measurements({"draft": str(tiny["draft"])}, LoadOptions()).values()]
+
+    assert [one.threads for one in found_after(timedelta(minutes=50))] == [1]
+    assert found_after(timedelta(minutes=70)) == []
+    assert found_after(timedelta(), good) == [good]
+
+
 def test_a_pipe_in_place_of_the_file_blocks_nothing(tmp_path: Path) -> None:
     path, notes = tmp_path / "tuned.json", list[str]()
     os.mkfifo(path)
@@ -240,41 +275,47 @@ def test_a_pipe_in_place_of_the_file_blocks_nothing(tmp_path: Path) -> None:
         keep_tuned(path, [])
 
 
-def disturbed(decode: Seconds, batch: float = 1.0, *, is_on_gpu: bool = False) -> str | None:
-    """The fault of a measurement in which each token of a batch takes this many seconds."""
+def is_disturbed(decode: Seconds, batch: float = 1.0, *, is_on_gpu: bool = False) -> bool:
+    """Whether a measurement is disturbed in which each token of a batch takes this many seconds."""
     backend = Slow(decode, lambda threads: batch)
-    return probe({"target": backend}, clock=backend.clock, limit=1e6)["target"].fault(is_on_gpu=is_on_gpu)
+    return probe({"target": backend}, clock=backend.clock, limit=1e6)["target"].is_disturbed(is_on_gpu=is_on_gpu)
 
 
-def test_costs_that_cannot_be_are_a_fault() -> None:
+def test_costs_that_cannot_be_are_disturbed() -> None:
     """A batch of 16 takes more than one token and less than 16, and the same work takes about the same time."""
     slower = itertools.count(1)
-    assert disturbed(lambda threads: 1.0, 0.2) is None
-    assert disturbed(lambda threads: 1.0, 0.05) is not None
-    assert disturbed(lambda threads: 1.0, 0.05, is_on_gpu=True) is None
-    assert disturbed(lambda threads: 1.0, 1.1) is not None
-    assert disturbed(lambda threads: 1.0 if next(slower) <= ROUNDS // 2 * DECODED else 2.0, 0.2) is not None
+    assert not is_disturbed(lambda threads: 1.0, 0.2)
+    assert is_disturbed(lambda threads: 1.0, 0.05)
+    assert not is_disturbed(lambda threads: 1.0, 0.05, is_on_gpu=True)
+    assert is_disturbed(lambda threads: 1.0, 1.1)
+    assert is_disturbed(lambda threads: 1.0 if next(slower) <= ROUNDS // 2 * DECODED else 2.0, 0.2)
 
 
-def test_costs_of_a_disturbed_measurement_are_used_but_not_kept(
+def test_a_disturbed_measurement_is_noted_and_kept_as_approximate(
     tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(measure, "clock_for", lambda cards: itertools.count().__next__)  # each piece of work takes a second
     notes = list[str]()
-    path = tiny["draft"]
-    keep_tuned(tuned_file(), [make_tuned(machine_here(), sha256_of([path]), loading=Loading(threads=1))])
     made = measure.measure_and_keep(
-        {"target": str(path)}, LoadOptions(256, threads=1), lambda *report: None, notes.append, limit=0.001
+        {"target": str(tiny["draft"])}, LoadOptions(256, threads=1), lambda *report: None, notes.append, limit=0.001
     )
     assert made.models["target"].costs.decode == 1.0
-    assert (read_cache(tuned_file()).tuned, len(notes)) == ((), 1)
+    assert ([one.is_disturbed for one in read_cache(tuned_file()).tuned], len(notes)) == ([True], 1)
+
+
+def test_no_more_threads_than_processors_are_used(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "logical_processors", lambda: 2)
+    made = measure.measure_and_keep(
+        {"target": str(tiny["draft"])}, LoadOptions(256, threads=512), lambda *report: None, lambda note: None, limit=0.001
+    )
+    assert (made.models["target"].threads, made.models["target"].loading.threads) == (2, 512)
 
 
 def test_fewer_threads_are_tried_beside_other_programs(
     tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Such a measurement is not kept, because the machine has more cores."""
+    """Such a measurement is approximate, because the machine has more cores."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(measure, "threads_without_costs", lambda path, load: 4)
     monkeypatch.setattr(measure, "free_cores", lambda: 2)
@@ -282,7 +323,7 @@ def test_fewer_threads_are_tried_beside_other_programs(
         {"target": str(tiny["draft"])}, LoadOptions(256), lambda *report: None, lambda note: None, limit=0.001
     )
     assert max(made.speeds["target"]) == 2
-    assert read_cache(tuned_file()).tuned == ()
+    assert [one.is_disturbed for one in read_cache(tuned_file()).tuned] == [True]
 
 
 def test_a_process_that_holds_the_lock_does_not_block_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
