@@ -24,7 +24,6 @@ from arbitrage_cli.model_files.pairs import (
     THINK,
     UNIVERSAL_ROUTER,
     PairEntry,
-    PricedEntry,
     backend_of,
     find_pair,
     is_served,
@@ -183,8 +182,8 @@ def _is_pair(pair: PairEntry, models: Models) -> bool:
 
 def _price_of(pair: PairEntry | None, models: Models) -> str | None:
     """Return the prices of the pair's models, in the syntax of --price. Raises UsageError if a price is invalid."""
-    entries: dict[ModelRole, PricedEntry | None] = {"target": pair.target, "check": pair.check} if pair else {}
-    prices = {role: one.price for role, one in entries.items() if one and one.price and one.source == models.get(role)}
+    entries = pair.entries if pair else {}
+    prices = {role: one.price for role, one in entries.items() if one.price and one.source == models.get(role)}
     if "target" not in prices:
         return None
     price = ",".join(f"{role}={price}" for role, price in prices.items())

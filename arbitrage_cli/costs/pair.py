@@ -22,13 +22,14 @@ NUMBER = r"\d{1,9}(\.\d{1,9})?"
 class PairCosts:
     """The unit costs of a draft and a target, for `concurrency` problems at once.
 
-    Prices have the same form, with dollars per million tokens instead of seconds. A target on a server processes the earlier
-    text again in each call; `reread_token` is the cost of a token of this text.
+    Prices have the same form, with dollars per million tokens instead of seconds. A model on a server processes the earlier
+    text again for each step; `draft_reread` and `target_reread` are the costs of a token of this text.
     """
 
     draft: UnitCosts
     target: UnitCosts
-    reread_token: float = 0.0
+    draft_reread: float = 0.0
+    target_reread: float = 0.0
     concurrency: int = 1
 
     @classmethod
@@ -141,7 +142,7 @@ def price_costs(prices: Prices) -> PairCosts:
     """Return the prices as token costs, with which presets minimize the price instead of the time."""
     free = Price(0.0, 0.0, 0.0)
     draft, target = (prices.get(role, free) for role in ("draft", "target"))
-    return PairCosts(draft.unit_costs, target.unit_costs, reread_token=target.cached)
+    return PairCosts(draft.unit_costs, target.unit_costs, draft_reread=draft.cached, target_reread=target.cached)
 
 
 def has_prompts(costs: Sequence[Cost], *, is_single: bool) -> bool:

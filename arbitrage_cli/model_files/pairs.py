@@ -45,7 +45,8 @@ class ModelEntry:
     """A model of a pair. `api_key_env` and `template` are for a model on a server.
 
     `api_key_env` names the environment variable that contains the API key, and `template` the file that contains the chat
-    template.
+    template. `price` contains the prices of prompt tokens, cached prompt tokens and completion tokens, in dollars per million
+    tokens.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -53,20 +54,11 @@ class ModelEntry:
     source: Annotated[str, MinLen(1)]
     api_key_env: str | None = None
     template: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PricedEntry(ModelEntry):
-    """The checker of a pair, or its target.
-
-    `price` contains the prices of prompt tokens, cached prompt tokens and completion tokens, in dollars per million tokens.
-    """
-
     price: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class TargetEntry(PricedEntry):
+class TargetEntry(ModelEntry):
     """The target of a pair. `continuation` names a convention in `inference.servers.dialects`."""
 
     continuation: str | None = None
@@ -93,7 +85,7 @@ class PairEntry:
     router: str | None = None
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
-    check: PricedEntry | None = None
+    check: ModelEntry | None = None
 
     @property
     def sources(self) -> dict[ModelRole, str]:

@@ -90,9 +90,9 @@ class TauTable:
         costs = self.costs.divided(row.draft_tokens, written)
         draft, target = costs.draft, costs.target
         drafting = (row.draft_prefill_tokens + self.prompt_tokens) * draft.prefill
-        drafting += row.draft_tokens * (draft.decode + TOKEN_SECONDS)
-        reread = row.escalation_rate * self.steps * (self.prompt_tokens + self.alone_tokens / 2)
-        targeting = row.target_prefill_tokens * target.prefill + reread * costs.reread_token
+        earlier = self.steps * (self.prompt_tokens + self.alone_tokens / 2)  # text before each step
+        drafting += row.draft_tokens * (draft.decode + TOKEN_SECONDS) + earlier * costs.draft_reread
+        targeting = row.target_prefill_tokens * target.prefill + row.escalation_rate * earlier * costs.target_reread
         targeting += written * (costs.write() + TOKEN_SECONDS)
         saved = FOUND_IN_TIME * row.target_verify_tokens * SAVED * max(0.0, costs.write() - costs.verify)
         deciding = self.steps * DECISION_SECONDS + row.looks * LOOK_SECONDS

@@ -50,15 +50,17 @@ def chosen(models: Options) -> NamedModels:
 
 
 def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
-    """The built-in router at prices: a free draft, and a target whose cached tokens cost a tenth."""
+    """The built-in router at prices: a cheap draft, and a target whose cached tokens cost a tenth."""
     pairs = tmp_path / "arbitrage" / "pairs.toml"
     pair = replace(read_pairs()["builtin"], name="mine", policy=None)
-    save_pair(pairs, replace(pair, target=replace(pair.target, price="0.60/0.06/2.40")))
+    draft, target = replace(pair.draft, price="0.02/0.01/0.10"), replace(pair.target, price="0.60/0.06/2.40")
+    save_pair(pairs, replace(pair, draft=draft, target=target))
     spec = single("pair", models=Options(pair="mine"), tau="careful")
     costs = spec.available_router.costs
     assert costs is not None
-    assert (costs.target.decode, costs.write(), costs.reread_token) == (2.4, 2.4, 0.06)
-    assert (spec.request.named.price, spec.tau_costs) == ("target=0.60/0.06/2.40", "the pair's prices")
+    assert (costs.target.decode, costs.write(), costs.target_reread) == (2.4, 2.4, 0.06)
+    assert (costs.draft.decode, costs.draft_reread) == (0.1, 0.01)
+    assert (spec.request.named.price, spec.tau_costs) == ("draft=0.02/0.01/0.10,target=0.60/0.06/2.40", "the pair's prices")
     table = spec.available_router.table
     assert spec.route.tau == min((row for row in table.rows if row.keeps(0.5)), key=lambda row: table.time(row) or 0).tau
 

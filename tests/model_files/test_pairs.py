@@ -53,7 +53,6 @@ def test_own_pairs(tmp_path: Path) -> None:
         ('[mine]\ndraft.source = "a.gguf"\n', "target: "),
         ('[mine]\ntarget.source = "a.gguf"\ndraft.source = ""\n', "draft.source: "),
         ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nheat = "c"\n', "heat: unknown key"),
-        ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ndraft.price = "1/2"\n', "draft.price: unknown key"),
         ('[mine]\ndraft.source = "a"\ntarget.source = "b"\ntarget.heat = 1\n', "target.heat: unknown key"),
         ('[mine]\ndraft.source = "a.gguf"\ntarget.source = "b.gguf"\nctx = -1\n', "ctx: "),
         (

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_routers
 from made_up_tuning import pair_costs
 
-from arbitrage_cli.costs.pair import TOKEN_SECONDS, PairCosts
+from arbitrage_cli.costs.pair import TOKEN_SECONDS, PairCosts, parse_prices, price_costs
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.routing.presets import (
     ALWAYS,
@@ -116,6 +117,14 @@ def make_row(tau: float, rate: float, change: float, width: float = 0.5) -> TauR
 
 def make_rows(*rows: TauRow, costs: PairCosts | None = None) -> TauTable:
     return TauTable(rows, 5.0, 50.0, 100.0, {}, costs)
+
+
+def test_a_served_draft_pays_for_the_text_that_it_reads_again() -> None:
+    """It reads the earlier text for each of 4 steps, at the price of cached tokens."""
+    costs = price_costs(parse_prices("draft=0.02/0.01/0.10,target=0.60/0.30/2.40"))
+    table = replace(small_routers.make_table(), costs=costs)
+    draft = (20 + 50) * 0.02 + 20 * 0.10 + 4 * (50 + 40 / 2) * 0.01
+    assert table.time(table.rows[-1]) == pytest.approx((draft + 100 * 0.60) / (50 * 0.60 + 40 * 2.40), rel=1e-3)
 
 
 def test_names_by_their_definitions() -> None:
