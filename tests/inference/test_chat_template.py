@@ -66,14 +66,6 @@ def test_empty_instructions(template: str | None, instructions: str) -> None:
     assert found.startswith(("<|im_start|>user\n1 + 1<", "<|user|>1 + 1<", "<u>1 + 1<", "Problem: 1 + 1\n"))
 
 
-@settings(max_examples=50)
-@given(st.text(max_size=30) | st.lists(st.sampled_from([*CHATML_TOKENS, "<|", "im_", "|>", "slot"])).map("".join))
-def test_any_question_is_kept_whole(question: str) -> None:
-    segments = ChatPrompt(CHATML, CHATML_TOKENS).segments(Problem("", question))
-    assert Plain(f"user\n{question.strip()}") in segments
-    assert controls(segments) == ["<|im_start|>", "<|im_end|>"] * 2 + ["<|im_start|>"]
-
-
 @pytest.mark.parametrize(
     ("markers", "question"),
     [
@@ -178,11 +170,14 @@ def test_a_system_prompt_of_a_problem() -> None:
     )
 
 
-@settings(max_examples=10)
-@given(st.lists(st.sampled_from([*CHATML_TOKENS, "<m>", "a", "slot"]).map(lambda one: f"x{one}y"), min_size=3, max_size=3))
+PARTS = [*CHATML_TOKENS, "<m>", "a", "slot", "<|", "im_", "|>"]
+
+
+@settings(max_examples=30)
+@given(st.lists((st.text(max_size=9) | st.sampled_from(PARTS)).map(lambda one: f"x{one}y"), min_size=3, max_size=3))
 def test_no_message_adds_a_control_token(texts: list[str]) -> None:
-    template = CHATML + "{% if messages | length > 2 %}<m>{% endif %}"
-    prompt = ChatPrompt(template, CHATML_TOKENS, ["<m>"])
+    """Every message is kept whole."""
+    prompt = ChatPrompt(CHATML + "{% if messages | length > 2 %}<m>{% endif %}", CHATML_TOKENS, ["<m>"])
     hostile = prompt.segments(Problem("", texts[2], (Message("user", texts[0]), Message("assistant", texts[1]))))
     assert controls(hostile) == controls(prompt.segments(Problem("", "2 + 2", TURNS)))
     assert all(one in text(hostile) for one in texts)
@@ -245,19 +240,12 @@ def hurry(impatient: Child, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         "{{ (('f' * 3000000) | int(base=16)) // (('f' * 1500000) | int(base=16)) }}",
         "{{ ([[1]] * 3000000) | sum(start=[]) }}",
+        "{{ 'a' | center(40000) | replace(' ', 'a ')" + " | title" * 250 + " | length }}",  # slow to compile
     ],
 )
 def test_a_template_that_wants_too_much_is_stopped(hostile: str) -> None:
     with pytest.raises(TemplateError, match="cannot be used"):
         ChatPrompt(SHOWS_USER + hostile, [])
-
-
-@pytest.mark.usefixtures("hurry")
-def test_a_template_that_is_slow_to_compile_is_stopped() -> None:
-    """Jinja evaluates constant expressions while it compiles."""
-    slow = "{{ 'a' | center(40000) | replace(' ', 'a ')" + " | title" * 250 + " | length }}"
-    with pytest.raises(TemplateError, match="not finished after"):
-        ChatPrompt(SHOWS_USER + slow, [])
 
 
 @pytest.mark.parametrize(

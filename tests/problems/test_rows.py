@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import itertools
 import json
 import math
 import time
@@ -113,14 +112,6 @@ def test_problems_are_yielded_before_the_next_line_is_there() -> None:
         assert next(rows) == Problem(number, text)
 
 
-@given(st.binary())
-def test_any_bytes(data: bytes) -> None:
-    for row in read_problems(io.BytesIO(data)):
-        if isinstance(row, Problem):
-            assert row.question.strip() == row.question != ""
-            row.question.encode()
-
-
 @given(st.lists(st.text(), min_size=1))
 def test_any_texts_survive_as_json_lines(texts: list[str]) -> None:
     rows = read(*({"problem": text} for text in texts))
@@ -214,21 +205,14 @@ def test_bad_data_set(rows: list[Row], message: str) -> None:
         dataset(*rows)
 
 
-def test_a_file_with_millions_of_rows_is_refused_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.problems.rows.MAX_ROWS", 3)
-    num_read = itertools.count()
-    rows = ((next(num_read), {"question": "q", "answer": "1", "id": number}) for number in range(100))
-    with pytest.raises(UsageError, match="more than 3"):
-        make_dataset("bomb", rows)
-    assert next(num_read) == 4
-
-
-def test_rows_beyond_those_that_are_needed_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_only_as_far_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.problems.rows.MAX_ROWS", 3)
     path = tmp_path / "rows.csv"
     path.write_text("question,answer\n" + "".join(f"{number} + 1?,5\n" for number in range(9)) + "unequal\n")
     found = load_dataset(str(path), offline=True, max_rows=2)
     assert [item.problem.question for item in found.items] == ["0 + 1?", "1 + 1?"]
+    with pytest.raises(UsageError, match="more than 3"):
+        load_dataset(str(path), offline=True)
 
 
 def test_sha256() -> None:
@@ -236,11 +220,7 @@ def test_sha256() -> None:
     known = dataset(first, second).sha256
     assert known == hashlib.sha256(b'[["a","q",{"answer":"4"}],["b","q",{"answer":"4"}]]').hexdigest()
     assert known == dataset({"question": "q", "answer": "4", "unique_id": "a"}, b"", {**second, "level": 3}).sha256
-    changes: list[dict[str, Any]] = [
-        {"id": "c"}, {"problem": "r"}, {"answer": "5"}, {"answer": ["4"]}, {"answer": 4},
-    ]  # fmt: skip
-    others = [dataset(second, first), dataset(first), *(dataset(first, {**second, **change}) for change in changes)]
-    assert len({known, *(other.sha256 for other in others)}) == len(others) + 1
+    assert known != dataset(second, first).sha256
 
 
 def test_mapping() -> None:
