@@ -10,11 +10,13 @@ from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import difference_interval
-from arbitrage_cli.evaluation.speed import share_of, speedup, with_computed_seconds
+from arbitrage_cli.evaluation.speed import change_of_speed, share_of, speedup, with_computed_seconds
 from arbitrage_cli.numbers.intervals import Ratio, mcnemar
 from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy, unit_costs_of
 
 Run = Mapping[str, Any]  # the contents of run.json
+
+BETWEEN_RUNS = 2.5  # a machine's change of speed between runs, as a multiple of the change within a run: tests/benchmarks
 
 
 def compare_runs(first_run: Run, first: Iterable[Result], second_run: Run, second: Iterable[Result]) -> dict[str, Any]:
@@ -23,14 +25,16 @@ def compare_runs(first_run: Run, first: Iterable[Result], second_run: Run, secon
     A policy is compared at the same preset or tau. If each run has a single policy, these two policies are always compared.
     Raises UsageError if the runs have no policy or no problem in common.
     """
+    first, second = list(first), list(second)
     before, after = (
         [policy for policy in with_computed_seconds(run, results_by_policy(run, results)) if policy.results]
         for run, results in ((first_run, first), (second_run, second))
     )
     runs = (first_run, second_run)
     timed = runs if concurrency_of(first_run) == concurrency_of(second_run) == 1 else ()
-    pairs = _pairs(before, after)
-    compared = [_compare(one, other, timed) for one, other in pairs]
+    changes = (change_of_speed(results, unit_costs_of(run)) for run, results in ((first_run, first), (second_run, second)))
+    drift, pairs = BETWEEN_RUNS * math.hypot(*changes), _pairs(before, after)
+    compared = [_compare(one, other, timed, drift) for one, other in pairs]
     if not any(entry["n"] for entry in compared):
         raise UsageError("the two runs have no problem in common", "compare runs of the same data set")
     return {
@@ -59,7 +63,7 @@ def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyRes
         yield f"Not compared, because only one run has results: {', '.join(names)}."
 
 
-def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run]) -> dict[str, Any]:
+def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run], drift: float) -> dict[str, Any]:
     pairs = [(before, after) for before, after in paired(first, second) if before.question == after.question]
     is_graded = any(result.is_graded for pair in pairs for result in pair)
     return {
@@ -69,7 +73,7 @@ def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run]) 
         "only_first": len(first.results) - len(pairs),
         "only_second": len(second.results) - len(pairs),
         **_accuracy(pairs if is_graded else []),
-        **_seconds([(before, after) for before, after in pairs if timed and before.is_done and after.is_done], timed),
+        **_seconds([(before, after) for before, after in pairs if timed and before.is_done and after.is_done], timed, drift),
     }
 
 
@@ -91,15 +95,18 @@ def _ids(pairs: Sequence[tuple[Result, Result]], verdicts: tuple[bool, bool]) ->
     return list(dict.fromkeys(before.key[0] for before, after in pairs if (before.is_correct, after.is_correct) == verdicts))
 
 
-def _seconds(pairs: Sequence[tuple[Result, Result]], runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the total seconds, their ratio and its interval, which includes the errors of both runs' unit costs."""
+def _seconds(pairs: Sequence[tuple[Result, Result]], runs: Sequence[Run], drift: float) -> dict[str, Any]:
+    """Return the total seconds, their ratio and its interval.
+
+    The interval includes the errors of both runs' unit costs, and the `drift` of the machine's speed between the runs.
+    """
     errors = [
         costs.error * share_of(role, results)
         for results, run in zip(zip(*pairs, strict=True), runs, strict=False)
         for role, costs in unit_costs_of(run).items()
     ]
     reversed_pairs = [(after, before) for before, after in pairs]
-    ratio, _, interval = speedup(reversed_pairs, attrgetter("computed_seconds"), math.hypot(*errors))
+    ratio, _, interval = speedup(reversed_pairs, attrgetter("computed_seconds"), math.hypot(drift, *errors))
     ratio = ratio or Ratio(0.0, 0.0)
     return {
         "seconds": [ratio.numerator, ratio.denominator],
@@ -120,4 +127,4 @@ def _notes(first: Run, second: Run) -> Iterator[str]:
         yield "Times are not compared, because at least one run solved several problems at once."
     if first["machine"] != second["machine"]:
         yield "The runs used different machines, threads or libraries, which affects the times."
-    yield "The runs were not interleaved, so other load on the machine may affect the ratio of their times."
+    yield "The runs were not interleaved. The interval of the ratio of their times allows for a machine that changes its speed."

@@ -16,6 +16,8 @@ from operator import attrgetter
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from arbitrage_cli.costs.pair import PairCosts, Prices, has_prompts
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Ratio, log_ratio
@@ -25,6 +27,7 @@ from arbitrage_cli.types import ModelRole
 PHASES = ("prefill", "decode", "verify")
 DISTURBED = 2.0  # the factor by which a disturbed step is slower or faster than the usual step
 NEIGHBOURS = 7  # steps before a place, and after it, that define the usual step
+BLOCKS = 4  # consecutive parts of a run whose speeds are compared
 MIN_STEPS = 8  # minimum steps of a policy; with fewer, all policies define the usual step
 
 LATENCY = ("seconds_mean", "speedup", "speedup_log_error", "speedup_interval")
@@ -119,6 +122,16 @@ def _scale(own: Sequence[Piece], everything: Sequence[Piece]) -> float:
         is_usual = usual <= DISTURBED * piece.measured and piece.measured <= DISTURBED * usual
         total += piece.measured if is_usual else usual
     return total / math.fsum(piece.expected for piece in own)
+
+
+def change_of_speed(results: Sequence[Result], units: Units) -> float:
+    """Return the standard deviation of the logarithm of the models' speed between parts of a run, in the order of its rows."""
+    logs = []
+    for block in np.array_split(np.arange(len(results)), min(BLOCKS, len(results) or 1)):
+        pieces = [piece for index in block for kind, piece in _pieces(results[index], units) if isinstance(kind, tuple)]
+        if pieces:
+            logs.append(math.log(math.fsum(one.measured for one in pieces) / math.fsum(one.expected for one in pieces)))
+    return float(np.std(logs)) if logs else 0.0
 
 
 def _is_same_work(policy: PolicyResults, other: PolicyResults) -> bool:

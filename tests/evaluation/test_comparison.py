@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from typing import Any
 
 import pytest
@@ -37,6 +38,26 @@ def test_a_run_equals_itself() -> None:
         assert low < 0 < high
         low, high = entry["seconds_ratio_interval"]
         assert low < 1 < high
+
+
+def test_a_version_is_as_fast_as_itself_on_a_machine_that_changes_its_speed() -> None:
+    """In 100 comparisons, the speed is a random walk, which continues for a while between the two runs."""
+    dice, made = random.Random(1), make_run(16, columns=COLUMNS)
+
+    def run(speed: float) -> tuple[MadeUp, float]:
+        rows = copy.deepcopy(made.rows)
+        for row in rows:
+            speed += dice.gauss(0, 0.03)
+            slow_down(row, math.exp(speed))
+        return MadeUp(made.run, rows), speed
+
+    differ = 0
+    for _ in range(100):
+        first, speed = run(0.0)
+        second, _ = run(speed + dice.gauss(0, 0.03 * math.sqrt(len(made.rows))))
+        low, high = compared(first, second)["policies"][0]["seconds_ratio_interval"]
+        differ += not low <= 1 <= high
+    assert differ <= 7
 
 
 def test_problems_are_paired_by_id() -> None:
