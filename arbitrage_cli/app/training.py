@@ -30,7 +30,7 @@ from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of,
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states, state_to_json
-from arbitrage_cli.training.train import Progress, train, with_taus
+from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, Progress, train, with_taus
 from arbitrage_cli.types import Event, Finished, Trace
 
 SUFFIX = ".safetensors"
@@ -39,8 +39,8 @@ SUFFIX = ".safetensors"
 class Collection(StoredRun):
     """A planned collection, which also solves its problems.
 
-    `held` counts the stored states of each problem. If a problem has no known answer, the answer of the target's own solution
-    counts as known.
+    `held` counts the stored states of each problem, and `improvable` those with an advantage. If a problem has no known
+    answer, the answer of the target's own solution counts as known.
     """
 
     name = COLLECT
@@ -48,6 +48,7 @@ class Collection(StoredRun):
     def __init__(self, session: Session, selected: Selection, folder: RunFolder) -> None:
         spec = session.spec
         self.held: dict[str, int] = {}
+        self.improvable: dict[str, int] = {}
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
         self._unfinished: dict[str, tuple[Trace, list[State]]] = {}
         attempts = [Attempt(item, 0, spec.route) for item in selected.items]
@@ -57,10 +58,19 @@ class Collection(StoredRun):
 
     def count(self, row: CollectedRow) -> None:
         self.held[row.id] = len(row.states)  # of several rows, the last one counts
+        self.improvable[row.id] = sum(state["advantage"] > 0 for state in row.states)
 
     @property
     def num_states(self) -> int:
         return sum(self.held.values())
+
+    @property
+    def found(self) -> str:
+        """The number of states and of solutions, and the numbers that a router needs."""
+        states, problems = formatting.count(self.num_states, "state"), formatting.count(len(self.held), "problem")
+        improvable = sum(self.improvable.values())
+        needed = f"train needs {MIN_CLASS} states with an advantage and {MIN_CLASS} without"
+        return f"{states} from {problems}, {improvable} with an advantage; {needed}, and preset careful about {ENOUGH_SOLUTIONS} problems"
 
     @property
     def progress(self) -> RunProgress:
@@ -78,6 +88,7 @@ class Collection(StoredRun):
         if not self.todo:
             return
         session = self.session
+        session.display.note(f"so far {self.found}")
         session.load()
         if count := sum(not self._golds[attempt.id] for attempt in self.todo) if session.spec.reward == "rollout" else 0:
             which = f"{formatting.count(count, 'problem')} without a known answer"

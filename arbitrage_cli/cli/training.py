@@ -15,7 +15,6 @@ from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, permitted, say, write_json
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.numbers import formatting
 
 
 @command(
@@ -65,8 +64,7 @@ def collect(
         display.close()
     name = shlex.quote(str(path))
     status = "" if collection.todo else "nothing to do: "
-    found = f"{formatting.count(collection.num_states, 'state')} from {formatting.count(len(collection.held), 'problem')}"
-    say(f"{status}{name} has {found}; to train a router: arbitrage train {name} -o router.safetensors", output)
+    say(f"{status}{name} has {collection.found}; to train a router: arbitrage train {name} -o router.safetensors", output)
     return SOME_FAILED if collection.num_errors else 0
 
 

@@ -61,7 +61,7 @@ def write_card(card: Card, stream: TextIO, *, sha256: str) -> None:
 
 
 def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
-    data, architecture = card["data"], card["metrics"]["architecture"]
+    data, architecture, table = card["data"], card["metrics"]["architecture"], TauTable.from_json(card["taus"])
     units = architecture["recipe"]["units"]
     form = f"average of {architecture['members']} networks with {units} units each" if units else "logistic regression"
     yield "router", form
@@ -75,6 +75,9 @@ def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
         yield "data", f"{run['dataset']}: {_size(run)}"
     for name, part in data["parts"].items():
         yield name, f"{_size(part)}, {formatting.percent(part['improvable'] / part['states'])} worth escalating"
+    accepted = formatting.whole_percent(1 - table.row_at(table.named["careful"]).escalation_rate)
+    possible = formatting.whole_percent(1 - part["improvable"] / part["states"])
+    yield "careful", f"accepts {accepted} of the steps; a perfect router would accept {possible} at no loss"
 
 
 def _size(part: Card) -> str:

@@ -38,6 +38,7 @@ THINKING = "arbitrage, thinking steps"  # the router's figures for these steps a
 COMPARED = (*BASELINES, "random")  # a useful router outperforms all of them
 
 MIN_CLASS = 30  # states per class
+ENOUGH_SOLUTIONS = 400  # with which preset `careful` usually accepts steps
 COLLECT_TO_THE_END = "to resume the run, repeat the command that collected the states"
 
 
