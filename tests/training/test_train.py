@@ -2,6 +2,8 @@
 
 import json
 import lzma
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
 from arbitrage_cli.training.fit import RECIPES, Recipe, calibrate
 from arbitrage_cli.training.ranking import Truth, measure, selection_score
-from arbitrage_cli.training.states import FOLDS, Collected, read_run, read_states, state_to_json
+from arbitrage_cli.training.states import FOLDS, Collected, read_states
 from arbitrage_cli.training.train import THINKING, Candidate, choose, cross_validate, train, with_taus
 
 WORLD = World()
@@ -265,18 +267,8 @@ def test_taus_for_other_states(collected: Collected, router: Router, tmp_path: P
 
 
 def pack(run: Path, path: Path) -> Path:
-    contents = read_run(run)
-    solutions = [
-        {
-            "id": one.id,
-            "question": one.question,
-            "is_whole": one.is_whole,
-            "states": [state_to_json(state) for state in one.states],
-        }
-        for one in contents.solutions
-    ]
-    lines = [contents.facts.model_dump_json(), *map(json.dumps, solutions)]
-    path.write_bytes(lzma.compress("\n".join(lines).encode()))
+    script = Path(__file__).parents[2] / "models/recipe/pack_states.py"
+    subprocess.run([sys.executable, script, run, path], check=True, stdout=subprocess.DEVNULL)
     return path
 
 
