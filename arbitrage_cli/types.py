@@ -360,7 +360,8 @@ class Finished:
     """Event: a problem was solved, or failed with `error` after the steps in its trace.
 
     `target_alone_seconds` is the estimated time of the target alone for the same text, or None if the target was not loaded
-    or solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported.
+    or solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported. `abandoned`
+    contains the steps that were being written when the problem ended.
     """
 
     trace: Trace
@@ -368,6 +369,7 @@ class Finished:
     target_alone_seconds: float | None = None
     reward_cost: Cost = Cost()
     prompt_tokens: int | None = None
+    abandoned: Sequence[Step] = ()
 
 
 Event = Started | Writing | Rating | Wrote | Checked | Decided | Finished
@@ -375,15 +377,15 @@ Event = Started | Writing | Rating | Wrote | Checked | Decided | Finished
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """Event: a request ended `seconds` after its arrival, or was cancelled because the client disconnected.
+    """Event: a request ended `seconds` after its arrival.
 
-    `bill` contains the price of the request and, if known, the price for the target alone.
+    It was stopped if its answer contains a stop string, and cancelled if the client disconnected. `bill` contains the price of the request and, if known, the price for the target alone.
     """
 
     model: str
     finished: Finished
     seconds: float
-    is_cancelled: bool
+    end: Literal["", "stop", "cancelled"] = ""
     bill: tuple[float, float | None] | None = None
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from inspect import GEN_RUNNING, getgeneratorstate
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from arbitrage_cli.app.call import (
@@ -34,7 +35,7 @@ from arbitrage_cli.app.request import Request, ask
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.app.spec import Spec
 from arbitrage_cli.errors import ProblemError, UsageError
-from arbitrage_cli.inference.scheduler import Job, Scheduler
+from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
 from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.problems.rows import make_problem
 from arbitrage_cli.problems.tasks import find_task
@@ -392,7 +393,7 @@ class RoutedConversation:
     def _solve(self, problem: Problem, route: Route) -> Finished:
         self._show(route)
         job = Job(problem, self._session.flow(route), self._spec.limits)
-        with contextlib.closing(self._scheduler.run([job])) as events:
+        with contextlib.closing(self._scheduler.run([job], refusals=Refusals(inf))) as events:
             for event in events:
                 self._display.handle(event)
                 if isinstance(event, Finished):

@@ -117,8 +117,9 @@ def bill(prices: Prices, finished: Finished) -> tuple[float, float | None] | Non
     is_routed = any(decision.draft for decision in trace.decisions)
     steps = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
     steps += check.discarded if check else []
-    costs = {role: [step.cost for step in steps if step.model == role] for role in prices}
-    if not all(has_prompts(own, is_single=bool(check) or not is_routed) for own in costs.values()):
+    costs = {role: [step.cost for step in (*steps, *finished.abandoned) if step.model == role] for role in prices}
+    kept = [[cost for cost in own if cost.seconds] for own in costs.values()]  # abandoned steps have no time
+    if not all(has_prompts(own, is_single=bool(check) or not is_routed) for own in kept):
         return None
     whole = Cost(prefill_tokens=finished.prompt_tokens or 0, decode_tokens=trace.num_tokens)
     spent = math.fsum(price.of(sum(costs[role], Cost())) for role, price in prices.items())

@@ -98,7 +98,7 @@ class CommandDisplay:
         with self._lock:
             lines = self._view.handle(event, self._clock()) if self._view else []
             if isinstance(event, RequestEnded) and self._verbosity:
-                lines = [Line.of((wording.request(event), "red" if event.finished.error else ""))]
+                lines = [Line.of((wording.request(event), "red" if event.finished.error and not event.end else ""))]
             if lines or self._has_waited or not _may_wait(event):
                 self._show(lines)
 

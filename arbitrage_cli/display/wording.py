@@ -107,7 +107,7 @@ def _rule(run: RunInfo) -> list[str]:
 def request(ended: RequestEnded) -> str:
     """Return a line about a request, such as `chatcmpl-1f..., arbitrage@fast: accepted 4/5 steps (80%); ...; 3.21 s`."""
     trace, error = ended.finished.trace, ended.finished.error
-    end = "cancelled" if ended.is_cancelled else str(error or "")
+    end = ended.end or (" ".join(filter(None, (str(error), error.hint and f"({error.hint})"))) if error else "")
     work = f"{trace.problem.id}, {ended.model}: {summary(tally_of(ended.finished))}"
     return one_line(joined(work, end, f"{ended.seconds:.2f} s", price(ended.bill)))
 

@@ -76,7 +76,8 @@ class ChatPrompt:
 
     If the template does not support system messages, the instructions are placed before the question. `control_tokens` is
     None if a server with an unknown vocabulary renders the template. The tokenizer recognizes `marker_tokens` even in plain
-    text, so questions and steps are split inside these markers.
+    text, so questions and steps are split inside these markers. `always_thinks` is true if the prompt ends in the thinking
+    phase even if thinking is turned off. `thinks_by_itself` is None if this is unknown.
     """
 
     def __init__(
@@ -100,6 +101,10 @@ class ChatPrompt:
         self._markers = _any_of(
             (marker for marker in marker_tokens if marker in own_text and len(marker) > 1), overlapping=True
         )
+        off = self._layouts.shown(QUESTION, thinks=False).rpartition(self._layouts.question.slots[-1])[2]
+        state_if_off = self.think_format.state_after(off)
+        self.always_thinks = state_if_off == "thoughts"
+        self.thinks_by_itself = self._thinks_by_default(state_if_off)
 
     @property
     def own_format(self) -> ThinkFormat | None:
@@ -107,30 +112,18 @@ class ChatPrompt:
         form, source = self.think_format, self._layouts.source
         return form if form.end in source or form.start in source else None
 
-    @cached_property
-    def thinks_by_itself(self) -> bool | None:
-        """Whether the model thinks by default, or None if this is unknown."""
+    def _thinks_by_default(self, state_if_off: PhaseState) -> bool | None:
         form, source, layout = self.think_format, self._layouts.source, self._layouts.question
         state = form.state_after(layout.end)
         if state != "open":
             return state == "thoughts"
         if form.asks:
             return form.asks in layout.text
-        if form.ends_turns or self._state_if_off == "answer":
+        if form.ends_turns or state_if_off == "answer":
             return True
         if form is THINK and form.end in source:  # models without thinking also handle it, in other models' messages
             return None
         return form.end in source
-
-    @property
-    def always_thinks(self) -> bool:
-        """Whether the prompt ends in the thinking phase even if thinking is turned off."""
-        return self._state_if_off == "thoughts"
-
-    @property
-    def _state_if_off(self) -> PhaseState:
-        shown = self._layouts.shown(QUESTION, thinks=False)
-        return self.think_format.state_after(shown.rpartition(self._layouts.question.slots[-1])[2])
 
     def for_problem(self, problem: Problem) -> list[Segment]:
         """Return a problem's prompt. Raises ConversationError if the template rejects earlier turns or the system prompt."""

@@ -106,6 +106,15 @@ class Engine:
 
     # --- writing steps
 
+    def stop(self, slot: int) -> list[Step]:
+        """Stop writing. Return the unfinished step, if there is one."""
+        if (step := self._steps.pop(slot, None)) is None:
+            return []
+        text, cost = step.text.finish(is_cut=True), step.total_cost
+        return [
+            Step(self._role, text, len(step.tokens), cost, "early", speculation_cost=step.speculation_cost, phase=step.phase)
+        ]
+
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int:
         """Start the requested step and return the number of unread tokens. Raises ContextFullError if the context is full."""
         trace, opened = request.trace, self._slots[slot]

@@ -70,6 +70,8 @@ class Writer(Solver, Protocol):
 
     def tick(self) -> Sequence[SlotUpdate]: ...
 
+    def stop(self, slot: int) -> Sequence[Step]: ...
+
     def num_prompt_tokens(self, slot: int) -> int | None: ...
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None: ...
@@ -104,6 +106,7 @@ class _InFlight:
     flow: Flow
     job: Job
     num_reported: int = 0
+    opened: dict[ModelRole, Writer] = field(default_factory=dict)
     awaited: Collection[ModelRole] = ()  # the models that write a step
     reward_cost: Cost = field(default_factory=Cost)
     waits_for_rewards: bool = False
@@ -137,7 +140,8 @@ class Refusals:
 class Scheduler:
     """Solves up to `concurrency` problems at once. Each problem occupies a slot in every writer.
 
-    A `rater` is required if flows request rewards. The `speculator` continues steps that have no matching proposal.
+    A problem is opened in a writer when the writer's first step begins. A `rater` is required if flows request rewards. The
+    `speculator`, which is the draft, continues steps that have no matching proposal.
     """
 
     def __init__(
@@ -197,9 +201,6 @@ class Scheduler:
         self._in_flight[flight.slot] = flight
         yield Started(trace)
         try:
-            for role, writer in self._writers.items():
-                if role != "check":  # opens when it begins, because it may think while the other models do not
-                    writer.open(flight.slot, trace.problem, job.deadline, job.sampler)
             if self._rater:
                 self._rater.open(flight.slot, trace.problem, job.deadline)
         except ProblemError as error:
@@ -257,6 +258,8 @@ class Scheduler:
         except ProblemError as error:  # the answers cannot be compared
             yield self._finish(flight, error)
             return
+        requests = [one for one in (request if isinstance(request, tuple) else [request]) if isinstance(one, WriteStep)]
+        self._stop_others(flight, [one.model for one in requests])
         if (check := flight.trace.check) and not earlier:
             yield Checked(flight.trace, check)
         for decision in flight.trace.decisions[flight.num_reported :]:
@@ -272,31 +275,50 @@ class Scheduler:
                 self._rater.start(flight.slot, request)
                 flight.waits_for_rewards = True
             else:
-                yield from self._start(flight, request if isinstance(request, tuple) else (request,))
+                yield from self._start(flight, requests)
         except ProblemError as error:
             yield self._finish(flight, error)
 
+    def _stop_others(self, flight: _InFlight, wanted: Collection[ModelRole]) -> None:
+        """Stop the models whose steps are no longer awaited. Policy `agree` discards these unfinished steps."""
+        stopped = [step for role in flight.awaited if role not in wanted for step in self._writers[role].stop(flight.slot)]
+        if flight.trace.check and stopped:
+            flight.trace.check = replace(flight.trace.check, discarded=[*flight.trace.check.discarded, *stopped])
+
     def _start(self, flight: _InFlight, requests: Sequence[WriteStep]) -> Iterator[Event]:
-        """Start the steps of models that are not writing. Other models' unfinished steps are no longer awaited."""
+        """Start the steps of models that are not writing."""
         writing, flight.awaited = flight.awaited, [request.model for request in requests]
         for request in requests:
             if request.model in writing:
                 continue
-            writer = self._writers[request.model]
-            if request.model == "check" and not request.trace.decisions:
-                writer.open(flight.slot, request.trace.problem, flight.job.deadline, flight.job.sampler)
+            writer = self._opened(flight, request.model, request.trace.problem)
             speculator = self._speculator if request.proposal or request.speculates else None
+            if speculator:
+                self._opened(flight, "draft", flight.trace.problem)
             yield Writing(flight.trace, request.model, writer.start(flight.slot, request, speculator))
 
+    def _opened(self, flight: _InFlight, role: ModelRole, problem: Problem) -> Writer:
+        if role not in flight.opened:
+            self._writers[role].open(flight.slot, problem, flight.job.deadline, flight.job.sampler)
+            flight.opened[role] = self._writers[role]
+        return flight.opened[role]
+
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:
-        target = self._writers.get("target") if self._concurrency == 1 else None  # otherwise problems share batches
-        alone = target.seconds_alone(flight.slot, flight.trace) if target and error is None else None
+        alone = self._seconds_alone(flight) if error is None else None
         num_prompt = self._num_prompt_tokens(flight) if error is None else None
+        abandoned = [step for writer in flight.opened.values() for step in writer.stop(flight.slot)]
         self._release(flight)
-        return Finished(flight.trace, error, alone, flight.reward_cost, num_prompt)
+        return Finished(flight.trace, error, alone, flight.reward_cost, num_prompt, abandoned)
+
+    def _seconds_alone(self, flight: _InFlight) -> float | None:
+        if "target" in self._writers and self._concurrency == 1:  # otherwise problems share batches
+            with suppress(ProblemError):  # the target cannot write this problem
+                return self._opened(flight, "target", flight.trace.problem).seconds_alone(flight.slot, flight.trace)
+        return None
 
     def _num_prompt_tokens(self, flight: _InFlight) -> int | None:
-        counts = (writer.num_prompt_tokens(flight.slot) for role, writer in self._writers.items() if role != "check")
+        """Return the prompt's tokens as the first model counts them or, if its server does not report them, another model."""
+        counts = (writer.num_prompt_tokens(flight.slot) for role, writer in flight.opened.items() if role != "check")
         return next((count for count in counts if count is not None), None)
 
     def _release(self, flight: _InFlight) -> None:

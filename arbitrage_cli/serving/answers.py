@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from arbitrage_cli.errors import ContextFullError, ConversationError, ServerRequestError, TimedOutError
+from arbitrage_cli.errors import ContextFullError, ConversationError, ServerError, ServerRequestError, TimedOutError
 from arbitrage_cli.inference.step_text import num_begun
 from arbitrage_cli.runs.records import attempt_error, tally
 from arbitrage_cli.runs.rows import KeptStep
@@ -21,6 +21,7 @@ Progress = Writing | Wrote | Decided | Finished
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+CHARS_PER_TOKEN = 4  # of a prompt whose tokens were not counted
 
 
 class StopFilter:
@@ -70,6 +71,7 @@ class Answer:
         if isinstance(report, Finished | Decided):
             self._trace.check = report.trace.check
         if isinstance(report, Finished):
+            self._num_prompt = report.prompt_tokens or self._num_prompt
             self._reason, self.is_complete = "stop" if report.trace.stop == "end" else "length", True
             return None
         if isinstance(report, Decided):
@@ -140,9 +142,15 @@ class Answer:
         return {"id": identifier, "object": kind, "created": self._created, "model": model, **steps}
 
     def _usage(self) -> Json:
-        decisions, kept, check = self._trace.decisions, self._trace.num_tokens, self._trace.check
+        decisions, kept, check, problem = (
+            self._trace.decisions,
+            self._trace.num_tokens,
+            self._trace.check,
+            self._trace.problem,
+        )
         figures, choices = tally(decisions, check=check), [decision.choice for decision in decisions]
-        prompt = self._num_prompt or _num_prompt_tokens(decisions)
+        texts = [problem.system or "", problem.question, *(turn.text for turn in problem.turns)]
+        prompt = self._num_prompt or 1 + sum(map(len, texts)) // CHARS_PER_TOKEN
         return {
             "prompt_tokens": prompt,
             "completion_tokens": kept,
@@ -156,28 +164,30 @@ class Answer:
         }
 
 
-def _num_prompt_tokens(decisions: list[Decision]) -> int:
-    written = [step for decision in decisions[:1] for step in (decision.draft, decision.target) if step]
-    return written[0].cost.prefill_tokens + written[0].cost.cached_tokens if written else 0
-
-
 def refusal_of(finished: Finished) -> RefusedError | None:
-    """Return the error response for a failed solution. A solution that fills the context is not a failure."""
+    """Return the error response for a failed solution. A solution that fills the context is not a failure.
+
+    Errors of servers contain their addresses and the operator's settings, so only the operator sees their messages.
+    """
     error = finished.error
     if error is None or attempt_error(finished) is None:
         return None
     if isinstance(error, TimedOutError):
         return timed_out()
-    if isinstance(error, ContextFullError | ConversationError):
-        code = "context_length_exceeded" if isinstance(error, ContextFullError) else None
-        return RefusedError(str(error), error.hint, code=code, parameter="messages")
-    status = error.status if isinstance(error, ServerRequestError) else 0
-    return RefusedError(str(error), error.hint, status=status or 500)
+    if isinstance(error, ContextFullError):
+        message = "the conversation and its answer do not fit in a model's context"
+        return RefusedError(message, "shorten the conversation", code="context_length_exceeded", parameter="messages")
+    if isinstance(error, ConversationError):
+        message, hint = "a model's chat template rejects this conversation", "start a new one, or omit the system prompt"
+        return RefusedError(message, hint, parameter="messages")
+    if isinstance(error, ServerError | ServerRequestError):
+        return RefusedError("the server of a model failed", "retry later", status=502, code="upstream_error")
+    return RefusedError(str(error), error.hint, status=500)
 
 
 def timed_out() -> RefusedError:
     message = "the request timed out before the answer was complete"
-    return RefusedError(message, "request fewer tokens, or retry later", status=503, code="timeout")
+    return RefusedError(message, "request fewer tokens, or retry later", status=504, code="timeout")
 
 
 def error_body(error: RefusedError) -> Json:

@@ -180,7 +180,7 @@ class Call:
     async def answer(self, is_disconnected: Callable[[], Awaitable[bool]]) -> Json:
         while not self._answer.is_complete:
             if report := await self._next():
-                self._answer.take(report)
+                self._take(report)
             if await is_disconnected():
                 raise ClientDisconnect
         return self._answer.complete()
@@ -198,8 +198,9 @@ class Call:
             while True:
                 if report is None:
                     yield answers.KEEP_ALIVE
-                elif chunk := self._answer.take(report):
+                elif chunk := self._take(report):
                     yield answers.event(chunk)
+                    await asyncio.sleep(0)  # notice at once that the client has left, because asyncio warns of later writes
                 if self._answer.is_complete:
                     break
                 report = await self._next()
@@ -208,6 +209,12 @@ class Call:
         except RefusedError as error:
             yield answers.event(answers.error_body(error))
         yield answers.DONE
+
+    def _take(self, report: Progress) -> Json | None:
+        chunk = self._answer.take(report)
+        if self._answer.is_complete:  # otherwise the request would count as cancelled
+            self.ticket.end = "stop"
+        return chunk
 
     async def _next(self) -> Progress | None:
         """Return the next report, or None after a pause. Raises RefusedError if the request failed or timed out."""

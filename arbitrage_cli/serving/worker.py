@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Literal
 
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.inference.backend import Deadline
@@ -26,18 +27,18 @@ Report = Progress | None  # None if the worker stopped first
 class Ticket:
     """A queued or running request. `deliver` is called in the models' thread.
 
-    A cancelled ticket's deadline counts as passed, so that the scheduler ends the request as after a timeout.
+    Once `end` is set, the deadline counts as passed, so that the scheduler ends the request as after a timeout.
     """
 
     def __init__(self, request: ChatRequest, seconds: float, deliver: Callable[[Report], None]) -> None:
         self.request = request
         self.deliver = deliver
-        self.is_cancelled = False
+        self.end: Literal["", "stop", "cancelled"] = ""
         self.arrived = time.perf_counter()
         self.deadline = Deadline(self.arrived + seconds, seconds, self._clock)
 
     def _clock(self) -> float:
-        return math.inf if self.is_cancelled else time.perf_counter()
+        return math.inf if self.end else time.perf_counter()
 
 
 class Intake:
@@ -61,7 +62,7 @@ class Intake:
             return not self._is_closed
 
     def withdraw(self, ticket: Ticket) -> None:
-        ticket.is_cancelled = True
+        ticket.end = ticket.end or "cancelled"
         with self._changed, contextlib.suppress(ValueError):
             self._waiting.remove(ticket)
 
@@ -133,5 +134,5 @@ class Worker:
         elif isinstance(event, Finished):
             del self._tickets[event.trace.problem.id]
             seconds = time.perf_counter() - ticket.arrived
-            observe(RequestEnded(request.model, event, seconds, ticket.is_cancelled))
+            observe(RequestEnded(request.model, event, seconds, ticket.end))
             ticket.deliver(event)

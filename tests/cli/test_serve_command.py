@@ -55,7 +55,7 @@ def test_a_target_that_cannot_be_used_for_a_while_ends_no_service() -> None:
 
         assert status_of("target") == 200
         moved.append(Answer([{}], 307, {"Location": "http://elsewhere/v1"}))
-        assert (status_of("target"), status_of("draft")) == (500, 200)
+        assert (status_of("target"), status_of("draft")) == (502, 200)
         moved.clear()
         assert status_of("target") == 200
 
@@ -78,7 +78,7 @@ def test_a_target_that_cannot_be_used_ends_no_request_of_the_draft() -> None:
             held = pool.submit(status_of, "draft")
             try:
                 assert begun.wait(TIMEOUT)
-                assert status_of("target") == 500
+                assert status_of("target") == 502
             finally:
                 released.set()
             assert held.result() == 200

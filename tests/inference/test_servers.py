@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import httpx2
@@ -27,7 +28,7 @@ from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import PROBE_TOKENS, Controls, ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
-from arbitrage_cli.types import Event, Finished, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
 
 DEFAULT_STYLE = PromptStyle()
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(5)]
@@ -70,11 +71,9 @@ def finished_by(
         return finished_of(events_of({"target": served("target", model)}, problems, "target", **options))
 
 
-def here(concurrency: int = 1, **more: Any) -> dict[ModelRole, Engine]:
-    backends: dict[ModelRole, HashBackend] = {
-        "draft": HashBackend("draft", num_sequences=concurrency),
-        "target": HashBackend("target", num_sequences=concurrency),
-    }
+def here(concurrency: int = 1, tokenizer: str = "bytes", **more: Any) -> dict[ModelRole, Engine]:
+    roles: tuple[ModelRole, ...] = ("draft", "target")
+    backends = {role: HashBackend(role, num_sequences=concurrency, tokenizer=tokenizer) for role in roles}
     return {
         role: make_engine(role, made, Sampler(), keep_token_stats=role == "draft", **more) for role, made in backends.items()
     }
@@ -107,25 +106,29 @@ def test_a_served_draft_writes_and_measures_what_an_engine_does(kind: Kind, toke
             own, sent = decision.draft.known_token_stats, other.draft.known_token_stats
             np.testing.assert_allclose(sent.log_probabilities, own.log_probabilities, atol=1e-4)
             np.testing.assert_allclose(sent.margins, own.margins, atol=1e-4)
+            assert sent.pieces == own.pieces
             if kind != "plain":  # which sends 5 of the 18 tokens that there are
                 np.testing.assert_allclose(sent.entropies, own.entropies, atol=1e-3)
             assert other.draft.num_tokens == decision.draft.num_tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_served_models_write_what_engines_write_and_the_laws_hold(kind: Kind) -> None:
-    expected = texts(solve(here(), PROBLEMS, "logprob", 1.0))
+@pytest.mark.parametrize(
+    ("kind", "tokenizer"), [*((kind, "bytes") for kind in KINDS), *product(("vllm", "llamacpp"), ("spaces", "words"))]
+)
+def test_served_models_write_what_engines_write_and_the_laws_hold(kind: Kind, tokenizer: str) -> None:
+    own = partial(here, tokenizer=tokenizer)
+    expected = texts(solve(own(), PROBLEMS, "logprob", 1.0))
     assert {model for solved in expected.values() for model, _ in solved} == {"draft", "target"}
     with (
-        opened_model(HashServer(kind, HashBackend("draft"))) as draft,
-        opened_model(HashServer(kind)) as target,
+        opened_model(HashServer(kind, HashBackend("draft", tokenizer=tokenizer))) as draft,
+        opened_model(HashServer(kind, HashBackend("target", tokenizer=tokenizer))) as target,
     ):
         both: dict[ModelRole, Any] = {"draft": served("draft", draft), "target": served("target", target)}
-        assert texts(solve({**here(), "target": both["target"]}, PROBLEMS, "logprob", 1.0)) == expected
+        assert texts(solve({**own(), "target": both["target"]}, PROBLEMS, "logprob", 1.0)) == expected
         assert texts(solve(both, PROBLEMS, "logprob", 1.0)) == expected
         assert texts(solve(both, PROBLEMS, "logprob", 1.0, concurrency=4)) == expected
-        assert texts(solve(both, PROBLEMS, "logprob", float("inf"))) == texts(solve(here(), PROBLEMS, "draft"))
-        assert texts(solve(both, PROBLEMS, "logprob", -1.0)) == texts(solve(here(), PROBLEMS, "target"))
+        assert texts(solve(both, PROBLEMS, "logprob", float("inf"))) == texts(solve(own(), PROBLEMS, "draft"))
+        assert texts(solve(both, PROBLEMS, "logprob", -1.0)) == texts(solve(own(), PROBLEMS, "target"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,16 +148,6 @@ def test_a_storm_of_faults_changes_no_text(policy: str, kind: Kind) -> None:
         for one, other in zip(trace.decisions, found[name].decisions, strict=True):
             own, sent = one.kept.known_token_stats, other.kept.known_token_stats
             np.testing.assert_allclose(sent.log_probabilities, own.log_probabilities, atol=1e-4)
-
-
-def test_a_template_that_is_not_rendered_in_time_ends_its_problem_only() -> None:
-    server, faults = HashServer(), iter([Answer([], SILENT)])
-    with opened_model(server) as model:
-        writer = rendered("target", model)
-        server.faulty_paths, server.faults = ("/tokenize",), lambda: next(faults, None)
-        problems = [Problem("system", "question", system=""), PROBLEMS[0]]
-        events = events_of({"target": writer}, problems, "target")
-    assert [type(event.error) for event in finished_of(events)] == [ServerRequestError, type(None)]
 
 
 def test_a_pause_that_a_server_asks_for_is_reported_once(
@@ -455,9 +448,12 @@ def test_the_reason_for_which_a_server_does_not_render_a_conversation_is_shown()
     with opened_model(server) as model:
         writer = rendered("target", model)
         server.faulty_paths = ("/tokenize",)
-        server.faults = lambda: Answer([{"error": {"message": "roles must alternate"}}], 500)
-        with pytest.raises(ConversationError, match="roles must alternate"):
-            writer.open(0, Problem("system", "question", system=""))
+        refusal = Answer([{"error": {"message": "roles must alternate"}}], 500)
+        server.faults = lambda: refusal if len(server.bodies[-1].get("messages", ())) > 1 else None
+        conversation = Problem("turns", "question", (Message("user", "a"), Message("assistant", "b")) * 2)
+        (finished,) = finished_of(events_of({"target": writer}, [conversation], "target"))
+        assert isinstance(finished.error, ConversationError)
+        assert "roles must alternate" in finished.error.message
 
 
 STALLED = Answer([{"choices": [{"index": 0, "text": "a", "finish_reason": None}]}], is_streamed=True, stalls=True)
@@ -626,7 +622,7 @@ ENDLESS = Answer([{"choices": [{"text": "a", "finish_reason": None}]}] * 1000, i
 @pytest.mark.parametrize(("answer", "num_requests"), [(STALLED, 1), (ENDLESS, 3)])
 def test_a_server_that_never_ends_is_given_up(answer: Answer, num_requests: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A response is read for a time, or up to a number of tokens; then, fewer and no log-probabilities are requested."""
-    set_limits(monkeypatch, PROBE_SECONDS=0.2)
+    set_limits(monkeypatch, SHORT_SECONDS=0.2)
     server = HashServer()
     server.faults = lambda: answer
     with pytest.raises(ServerError), opened_model(server):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import httpx2
 import numpy as np
-from hash_language import TEMPLATE, HashBackend
+from hash_language import TEMPLATE, HashBackend, SpaceTokenizer
 from processes import serve_threads
 
 from arbitrage_cli.inference.chat_template import render
@@ -120,7 +120,8 @@ class HashServer:
         return Answer([{"tokens": ids, "count": len(ids), "max_model_len": self.backend.card.context_size}])
 
     def _detokenize(self, body: Body) -> Answer:
-        return Answer([{"prompt": self.text_of(body["tokens"])}])
+        text, spaces = self.text_of(body["tokens"]), isinstance(self.backend.tokenizer, SpaceTokenizer)
+        return Answer([{"prompt": re.sub(r"(\|>|^) ", r"\1", text) if spaces else text}])
 
     def _tokenize_llama(self, body: Body) -> Answer:
         return Answer([{"tokens": self._ids(body["content"], with_controls=body.get("parse_special", True))}])
@@ -164,12 +165,18 @@ class HashServer:
             choice["token_ids"] = [one.id for one in part]
         if k := body.get("logprobs"):
             choice["logprobs"] = {
-                "tokens": [one.piece for one in part],
+                "tokens": [self._end_name if one.ending == "eos" else one.piece for one in part],
                 "token_logprobs": [one.logprob for one in part],
                 "top_logprobs": [dict(one.top(k)) for one in part],
                 "text_offset": [0] * len(part),
             }
         return choice
+
+    @property
+    def _end_name(self) -> str:
+        """The name of the end token, which log-probabilities contain although the text does not."""
+        *_, last = self.backend.tokenizer.control_tokens
+        return last
 
     def _completion(self, body: Body) -> Answer:
         """llama-server's own endpoint: the stop word is cut off."""
@@ -210,7 +217,12 @@ class HashServer:
 
     def _entry(self, token: "_Token", k: int) -> Body:
         top = [{"id": 0, "token": text, "logprob": value} for text, value in token.top(k)]
-        return {"id": token.id, "token": token.piece, "logprob": token.logprob, "top_logprobs": top}
+        return {
+            "id": token.id,
+            "token": self._end_name if token.ending == "eos" else token.piece,
+            "logprob": token.logprob,
+            "top_logprobs": top,
+        }
 
     # --- the model
 
@@ -258,8 +270,8 @@ class HashServer:
         controls = tokenizer.control_tokens if with_controls else {}
         pattern = "(" + "|".join(map(re.escape, controls)) + ")" if controls else "(?!)"
         ids: list[int] = []
-        for piece in re.split(pattern, text):
-            ids += [controls[piece]] if piece in controls else tokenizer.tokenize(piece, continues=bool(ids))
+        for piece in re.split(pattern, text):  # text and control tokens alternate
+            ids += [controls[piece]] if piece in controls else tokenizer.tokenize(piece, continues=False)
         return ids
 
     def text_of(self, ids: list[int]) -> str:

@@ -44,6 +44,25 @@ def _noise(digest: bytes, count: int) -> npt.NDArray[np.float64]:
     return rng.normal(0.0, rng.uniform(0.5, 4.0), count)
 
 
+class SpaceTokenizer(ByteTokenizer):
+    """Inserts a space before a text that continues no other text, as SentencePiece does."""
+
+    def tokenize(self, text: str, *, continues: bool) -> list[int]:
+        return super().tokenize(text if continues or not text else f" {text}", continues=continues)
+
+
+Tokenizers = Callable[[Sequence[str], Sequence[str]], ByteTokenizer]
+WORDS = (".\n\n", ":\n\n", "\n\n", " a", " b", " op", "ing", "ace", "on")
+
+
+def words(merges: Sequence[str], controls: Sequence[str]) -> ByteTokenizer:
+    """Words with the space before them, and blank lines with the sign before them, are tokens, as in Qwen's vocabulary."""
+    return ByteTokenizer(WORDS, controls)
+
+
+TOKENIZERS: Mapping[str, Tokenizers] = {"bytes": ByteTokenizer, "spaces": SpaceTokenizer, "words": words}
+
+
 def silent(question: str, solution: str) -> Continuation:
     return Continuation("", 1.0)
 
@@ -54,12 +73,18 @@ class HashBackend(ScriptedBackend):
     chat_template: str | None = TEMPLATE
 
     def __init__(
-        self, name: str = "hash", *, merges: Sequence[str] = (".\n\n",), num_sequences: int = 1, context_size: int = 2048
+        self,
+        name: str = "hash",
+        *,
+        merges: Sequence[str] = (".\n\n",),
+        num_sequences: int = 1,
+        context_size: int = 2048,
+        tokenizer: str = "bytes",
     ) -> None:
         super().__init__(name, silent, LoadOptions(context_size, num_sequences=num_sequences))
-        self.tokenizer = ByteTokenizer(merges, CONTROLS)
+        self.tokenizer = TOKENIZERS[tokenizer](merges, CONTROLS)
         self._name, self._size = name, self.tokenizer.size
-        self._written = np.array([*map(ord, LETTERS), *range(256, 256 + len(merges)), self._size - 1])
+        self._written = np.array([*map(ord, LETTERS), *range(256, self._size - len(CONTROLS)), self._size - 1])
         self._favour = np.zeros(len(self._written))
         self._favour[len(LETTERS) :] = 2.0  # a separator about every 12 tokens,
         self._favour[-1] = 0.5  # an end now and then

@@ -39,7 +39,7 @@ Read = Callable[[Json], T]
 """A function that parses a JSON object. Raises ValueError if the object has an unknown format."""
 
 CONNECT_SECONDS = 5.0
-PROBE_SECONDS = 30.0  # timeout of a probe, which tests a server
+SHORT_SECONDS = 30.0  # timeout of a probe, which tests a server, and of all requests whose response is not streamed
 CHUNK_SECONDS = 120.0  # timeout between two chunks of a response, including the prefill of a long prompt
 WHOLE_SECONDS = 1800.0  # total timeout of a response, whatever arrives
 END_SECONDS = 0.5  # for the end of a stream after [DONE]
@@ -135,7 +135,7 @@ class Server:
     """The API at an address, and its recent failures.
 
     Requests for a problem have the same `topic`, so that a load balancer can choose the replica that cached the prompt. Requests
-    without a topic are probes, which have short timeouts.
+    without a topic are probes.
     """
 
     connection: Connection
@@ -152,7 +152,7 @@ class Server:
 
     async def fetch(self, path: str, read: Read[T], body: Json | None = None, topic: str = "") -> T:
         """Send a request once, and return the response as `read` parses it. Raises the same errors as `stream`."""
-        async with self._sent(path, body, topic) as response:
+        async with self._sent(path, body, topic, SHORT_SECONDS, 2 * SHORT_SECONDS) as response:
             return self._parsed(await _read(response, MAX_ANSWER_BYTES), read)
 
     async def stream(self, path: str, read: Read[T], body: Json, topic: str) -> AsyncGenerator[T, None]:
@@ -163,8 +163,8 @@ class Server:
         """
         import httpx2
 
-        size = 0
-        async with self._sent(path, body, topic) as response:
+        size, limits = 0, (CHUNK_SECONDS, WHOLE_SECONDS) if topic else (SHORT_SECONDS, 2 * SHORT_SECONDS)
+        async with self._sent(path, body, topic, *limits) as response:
             if (kind := response.headers.get("Content-Type", "nothing").partition(";")[0]) != "text/event-stream":
                 raise ServerRequestError(f"{self.name} does not stream its responses (it sent {self.shown(kind)})")
             async with aclosing(aiter(httpx2.EventSource(response))) as events:  # type: ignore[type-var]
@@ -181,11 +181,15 @@ class Server:
                     yield self._parsed(event.data, read)
 
     @contextlib.asynccontextmanager
-    async def _sent(self, path: str, body: Json | None, topic: str) -> AsyncGenerator["httpx2.Response", None]:
-        """Send a request and check the status of the response. Errors while the response is read are converted as well."""
+    async def _sent(
+        self, path: str, body: Json | None, topic: str, read: float, seconds: float
+    ) -> AsyncGenerator["httpx2.Response", None]:
+        """Send a request and check the status of the response. Errors while the response is read are converted as well.
+
+        `read` is the timeout between two chunks, and `seconds` the timeout of the whole response.
+        """
         import httpx2
 
-        seconds, read = (WHOLE_SECONDS, CHUNK_SECONDS) if topic else (2 * PROBE_SECONDS, PROBE_SECONDS)
         headers = dict.fromkeys(TOPIC_HEADERS, topic) if topic else {}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"

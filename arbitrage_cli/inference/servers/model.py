@@ -7,14 +7,15 @@ rejected.
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import ModelCard
@@ -59,6 +60,9 @@ END_SECONDS = 5.0  # for the token counts after the last piece of text
 SPARE_TOKENS = 64  # of a response, beyond the requested tokens
 HIDDEN_TOKENS = 4096  # of a prompt that a server may add to
 REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
+SERVER_FAILED = 500
+MAX_RENDERED = 256  # layouts of conversations; more than a `ChatPrompt` needs
+GUARDS = "\n.0"
 
 PROBE_QUESTION = "What is 2 + 3?"
 PROBE_TOKENS = 32
@@ -90,6 +94,15 @@ WITHOUT_THINKING = (
 )
 
 log = logging.getLogger("arbitrage.servers")
+T = TypeVar("T")
+
+
+class UnrenderedError(Exception):
+    """Raised for messages that the server has not rendered yet."""
+
+    def __init__(self, messages: Messages, variables: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.messages, self.variables = messages, variables
 
 
 class Controls:
@@ -118,13 +131,20 @@ class Controls:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model on a server. `num_alternatives` is the number of log-probabilities per token, or 0 if the server sends none."""
+    """A model on a server.
+
+    `num_alternatives` is the number of log-probabilities per token, or 0 if the server sends none. `guards` contains texts
+    and their ids, one of which must precede a text that continues another if the tokenizer would insert a space.
+    `rendered` maps messages to their texts, or to the reason why the template rejects them.
+    """
 
     server: Server
     source: ServedSource
     dialect: Completions
     card: ModelCard
     num_alternatives: int = 0
+    guards: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    rendered: dict[str, str | RoleRefusedError] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -147,8 +167,10 @@ class ServedModel:
         }
 
     def prompt(self, style: PromptStyle) -> ChatPrompt:
-        template = self.source.template or (None if self.dialect.is_plain else self._render)
-        return ChatPrompt(template, None, (), style, self.source.template_variables)
+        """Build prompts. Waits until the server has rendered examples; must not be called in the connection's thread."""
+        template = self.source.template or (None if self.dialect.is_plain else self._find_rendered)
+        build = partial(ChatPrompt, template, None, (), style, self.source.template_variables)
+        return self.server.connection.run(self.server.retry(partial(self.with_renderings, build), is_probe=True))
 
     def controls(self, segments: Sequence[Segment]) -> Controls:
         return Controls(segments, can_ignore=self.dialect.can_ignore_controls)
@@ -165,15 +187,25 @@ class ServedModel:
         self, segments: Sequence[Segment], controls: Controls, topic: str, *, begins: bool = False
     ) -> list[int]:
         """Tokenize segments. If `begins` is true, the server may add the first token of a sequence."""
-        parts = [
-            self._tokenize(text, topic, is_template=isinstance(segment, Control), begins=begins and not index)
-            for index, segment in enumerate(segments)
-            for text in controls.fragments(segment)
-            if text
-        ]
+        parts, before = list[Awaitable[list[int]]](), "" if begins else "\n"
+        for segment in segments:
+            tokenize = partial(self.tokenize, topic=topic, is_template=isinstance(segment, Control))
+            for text in filter(None, controls.fragments(segment)):
+                ends = tuple(match[0] for match in LOOKS_LIKE_CONTROL.finditer(before))
+                follows_text = before and not before.endswith(ends)
+                parts.append(self._continuation(text, tokenize) if follows_text else tokenize(text, begins=not before))
+                before = text
         return list(chain.from_iterable(await asyncio.gather(*parts)))
 
-    async def _tokenize(self, text: str, topic: str, *, is_template: bool, begins: bool) -> list[int]:
+    async def _continuation(self, text: str, tokenize: Callable[[str], Awaitable[list[int]]]) -> list[int]:
+        """Tokenize the text after a guard, if needed, and remove the guard's ids."""
+        for guard, head in self.guards.items() or [("", ())]:
+            ids = await tokenize(guard + text)
+            if ids[: len(head)] == [*head]:  # otherwise the text merged with the guard
+                return ids[len(head) :]
+        raise ServerRequestError(f"{self.server.name} cannot tokenize {text[:20]!r} as a continuation")
+
+    async def tokenize(self, text: str, topic: str = "", *, is_template: bool = False, begins: bool = False) -> list[int]:
         body = self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins)
         ids = (await self.server.fetch("/tokenize", Converted.model_validate, body, topic)).tokens
         return ids[1:] if begins and ids[:1] == ids[1:2] else ids  # server and template may both add the first token
@@ -208,21 +240,47 @@ class ServedModel:
             return replace(piece, usage=None)
         return piece
 
-    def _render(self, messages: Messages, variables: Mapping[str, Any]) -> str:
-        work = partial(self._rendered, messages, {**self.source.template_variables, **variables})
+    async def with_renderings(self, work: Callable[[], T], topic: str = "") -> T:
+        """Repeat the work with everything that it asks the server to render. Raises the errors of the work and of `fetch`."""
+        if len(self.rendered) > MAX_RENDERED:
+            self.rendered.clear()
+        while True:
+            try:
+                return work()
+            except UnrenderedError as missing:
+                key = _rendering_key(missing.messages, missing.variables)
+                self.rendered[key] = await self._render(missing.messages, missing.variables, topic)
+
+    def _find_rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
+        text = self.rendered.get(_rendering_key(messages, variables))
+        if text is None:
+            raise UnrenderedError(messages, variables)
+        if isinstance(text, RoleRefusedError):
+            raise RoleRefusedError(*text.args)
+        return text
+
+    async def _render(self, messages: Messages, variables: Mapping[str, Any], topic: str) -> str | RoleRefusedError:
         try:
-            return self.server.connection.run(self.server.retry(work, is_probe=True))
-        except ServerRequestError as error:
+            return await self._rendered(messages, variables, topic)
+        except (ServerRequestError, RetryableError) as error:
             if error.status not in REFUSED:
                 raise
-            raise RoleRefusedError(error.message) from error
+            if error.status == SERVER_FAILED:  # does the server fail, or this conversation?
+                await self._rendered([*QUESTION.messages], {}, topic)
+            return RoleRefusedError(str(error))
 
-    async def _rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
+    async def _rendered(self, messages: Messages, variables: Mapping[str, Any], topic: str) -> str:
+        variables = {**self.source.template_variables, **variables}
         read, rendering = Converted.model_validate, self.dialect.rendering(self.name, messages, variables)
-        rendered = await self.server.fetch(self.dialect.rendering_path, read, rendering)
+        rendered = await self.server.fetch(self.dialect.rendering_path, read, rendering, topic)
         if rendered.text is None:
-            rendered = await self.server.fetch("/detokenize", read, {"model": self.name, "tokens": rendered.tokens})
+            body = {"model": self.name, "tokens": rendered.tokens}
+            rendered = await self.server.fetch("/detokenize", read, body, topic)
         return rendered.text or ""
+
+
+def _rendering_key(messages: Messages, variables: Mapping[str, Any]) -> str:
+    return json.dumps([messages, dict(variables)])
 
 
 # --- finding and testing
@@ -295,7 +353,15 @@ def _choose(server: Server, models: Sequence[ListedModel], name: str | None) -> 
     return found[name]
 
 
+async def _guards(model: ServedModel) -> dict[str, Sequence[int]]:
+    """Return the guards if the tokenizer inserts a space before each text, as SentencePiece does."""
+    *heads, rest, whole = [await model.tokenize(text) for text in (*GUARDS, "a", f"{GUARDS[0]}a")]
+    return {} if whole == heads[0] + rest else dict(zip(GUARDS, heads, strict=True))
+
+
 async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
+    if not model.dialect.is_plain:
+        model = replace(model, guards=await model.server.retry(partial(_guards, model), is_probe=True))
     prompt = await model.server.retry(partial(model.prompt_of, segments, model.controls(segments)), is_probe=True)
     try:
         return await _test(model, prompt, model.dialect.max_alternatives)

@@ -9,7 +9,7 @@ import hashlib
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -93,18 +93,27 @@ class _Slot:
 
     number: int
     problem: Problem
-    segments: list[Segment]
-    controls: Controls
     sampler: Sampler
     began: float = 0.0  # when the request for the step began
+    segments: Sequence[Segment] = ()
+    controls: Controls = field(init=False)
     trace: Trace = field(init=False)
     writing: _Writing = field(init=False)
     until_end: bool = False
     prompt: Prompt | None = None
+    num_prompt: int | None = None  # tokens
+    num_unpaid: int = 0  # prompt tokens of the response in flight, once it has begun
+    spent: Cost = field(default_factory=Cost)  # on responses that are not part of a step
     steps: StepIds = field(default_factory=StepIds)
     updates: deque[SlotUpdate] = field(default_factory=deque)  # not yet returned by `tick`
     is_new: bool = True
     topic: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @property
+    def unkept(self) -> Cost:
+        """The tokens of a response that is not kept. Its time belongs to the step that replaces it, if any."""
+        cost = replace(self.writing.cost(), prefill_seconds=0.0, decode_seconds=0.0)
+        return cost + Cost(prefill_tokens=self.num_unpaid)
 
 
 @dataclass(eq=False)
@@ -140,12 +149,9 @@ class ServedWriter:
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Assign a problem to a slot. Raises ServerRequestError if the server cannot show where its thinking ends."""
-        segments, form = self._prompt.for_problem(problem), self._prompt.think_format
-        if problem.thinks and self.model.dialect.is_plain and form is not THINK:
+        if problem.thinks and self.model.dialect.is_plain and self._prompt.think_format is not THINK:
             raise self._hidden_end()
-        marks = [Control(form.opens + form.closes)] if problem.thinks else []
-        controls = self.model.controls([*segments, *marks])
-        self._slots[slot] = _Slot(slot, problem, segments, controls, sampler or self.sampler)
+        self._slots[slot] = _Slot(slot, problem, sampler or self.sampler)
 
     def close(self, slot: int) -> None:
         if future := self._pending.pop(slot, None):
@@ -167,9 +173,16 @@ class ServedWriter:
             self._pending.pop(slot).result()
         return updates
 
+    def stop(self, slot: int) -> list[Step]:
+        """Cancel the response in flight. Return the steps that `tick` has not returned yet, the last one unfinished."""
+        if (future := self._pending.pop(slot, None)) is None:
+            return []
+        steps = self.model.server.connection.run(self._unreported(self._slots[slot]))
+        future.cancel()
+        return steps
+
     def num_prompt_tokens(self, slot: int) -> int | None:
-        prompt = self._slots[slot].prompt
-        return None if prompt is None else len(prompt)
+        return self._slots[slot].num_prompt
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
         own = sum((_per_request(decision.target.cost) for decision in trace.decisions if decision.target), Cost())
@@ -182,6 +195,7 @@ class ServedWriter:
         is_unfinished, num_steps = True, 0
 
         def restart() -> None:
+            slot.spent, slot.num_unpaid = slot.spent + slot.unkept, 0
             self._report(slot, num_unread=1)
             if len(slot.trace.decisions) > num_steps:
                 raise ServerRequestError(f"{self.model.server.name} interrupted a response", status=TIMEOUT)
@@ -197,6 +211,13 @@ class ServedWriter:
                 is_unfinished = slot.until_end and not slot.trace.finished
         except (ProblemError, ServerError) as error:
             self._report(slot, error=error)
+
+    async def _unreported(self, slot: _Slot) -> list[Step]:
+        steps, writing = [update.step for update in slot.updates if update.step], slot.writing
+        if (cost := slot.spent + slot.unkept) != Cost():
+            text = writing.text.finish(is_cut=True)
+            steps.append(Step(self.role, text, writing.num_tokens, cost, "early", phase=writing.phase))
+        return steps
 
     def _report(self, slot: _Slot, **update: Any) -> None:
         slot.updates.append(SlotUpdate(slot.number, **update))
@@ -231,11 +252,12 @@ class ServedWriter:
             except ValueError as error:
                 raise ServerRequestError(f"{self.model.server.name}: {error}") from error
         text = writing.text.finish(is_cut=stop not in WHOLE)
-        step = Step(self.role, text, writing.num_tokens, writing.cost(), stop, stats, phase=writing.phase)
+        step = Step(self.role, text, writing.num_tokens, slot.spent + writing.cost(), stop, stats, phase=writing.phase)
         slot.steps.remember(step, self._own_ids(step, writing))
-        self._costs.add(_per_request(step.cost))
+        self._costs.add(_per_request(writing.cost()))
         slot.trace.add(Decision(kept=step))
-        slot.is_new, slot.began = False, time.perf_counter()
+        slot.spent, slot.is_new, slot.began = Cost(), False, time.perf_counter()
+        self._begin(slot, writing.num_received)
         self._report(slot, step=step)
 
     async def _write_until_end(self, slot: _Slot, prompt: Prompt, max_tokens: int) -> StepStop:
@@ -251,9 +273,10 @@ class ServedWriter:
 
     async def _continue(self, slot: _Slot, request: TextRequest) -> StepStop | None:
         """Add a response to the step. Return the reason why the step ends, or None if it does not end yet."""
-        ending, usage = None, None
+        ending, usage, is_first = None, None, slot.is_new and not slot.writing.pieces
         async with aclosing(self.model.pieces(request, slot.topic)) as pieces:
             async for piece in pieces:
+                slot.num_unpaid = len(request.prompt.ids)
                 self._add(slot, _without_end_token(piece, request.marker), request.max_tokens)
                 ending, usage = piece.ending or ending, piece.usage or usage
                 if self._closes(slot):
@@ -262,6 +285,9 @@ class ServedWriter:
         writing = slot.writing
         if ending is None and request.prompt.ids:
             usage = Usage(prompt=len(request.prompt))
+        slot.num_unpaid = 0
+        if is_first and usage:
+            slot.num_prompt = usage.prompt
         if usage:
             num_left = max(0, (usage.written or 0) - writing.num_earlier)
             writing.usages.append(usage.model_copy(update={"written": num_left}))
@@ -287,7 +313,6 @@ class ServedWriter:
             stop = writing.stop or ("budget" if writing.num_tokens >= slot.trace.limits.max_step_tokens else None)
             if stop and writing.num_received < max_tokens:
                 self._keep(slot, stop)
-                self._begin(slot, writing.num_received)
                 slot.writing.first_at = slot.began
 
     def _closes(self, slot: _Slot) -> bool:
@@ -343,15 +368,21 @@ class ServedWriter:
         )
 
     async def _prompt_of(self, slot: _Slot) -> Prompt:
-        model, controls, topic = self.model, slot.controls, slot.topic
+        model, topic, form = self.model, slot.topic, self._prompt.think_format
+        if not slot.segments:
+            slot.segments = await model.with_renderings(partial(self._prompt.for_problem, slot.problem), topic)
+            marks = [Control(form.opens + form.closes)] if slot.problem.thinks else []
+            slot.controls = model.controls([*slot.segments, *marks])
+        controls = slot.controls
         if model.dialect.is_plain:
             kept = [decision.kept for decision in slot.trace.decisions]
             steps = [segment for step in kept for segment in (Plain(step.text), *self._prompt.after(step))]
             return await model.prompt_of([*slot.segments, *steps], controls)
         if slot.problem.thinks and not self._think_end_ids:
-            self._think_end_ids = await model.ids_of([Control(self._prompt.think_format.end)], controls, topic)
+            self._think_end_ids = await model.ids_of([Control(form.end)], controls, topic)
         if slot.prompt is None:
             slot.prompt = await model.prompt_of(slot.segments, controls, topic)
+            slot.num_prompt = len(slot.prompt)
         for step, own in slot.steps.missing(slot.trace):
             text = [] if own else [Plain(step.text)]
             after = [Control(segment.text) for segment in self._prompt.after(step)]
@@ -403,8 +434,9 @@ class ChatWriter(ServedWriter):
         is_over = True
         async for piece in self.model.pieces(check, slot.topic):
             is_over = is_over and not piece.text
-            if piece.usage:
-                slot.writing.usages.append(piece.usage.model_copy(update={"written": 0}))
+            if usage := piece.usage:
+                cached = usage.cached or 0
+                slot.spent += Cost(usage.prompt - cached, decode_tokens=usage.written or 0, cached_tokens=cached)
         return is_over
 
 
@@ -414,11 +446,18 @@ def _per_request(cost: Cost) -> Cost:
 
 
 def _without_end_token(piece: Piece, marker: str) -> Piece:
-    """Remove the end-of-sequence token from the last piece, because some servers include this token in the text."""
-    *_, last = (None, *LOOKS_LIKE_CONTROL.finditer(piece.text if marker and piece.ending in ("end", "stop") else ""))
-    if last is None or last.end() < len(piece.text) or last[0] == marker:
+    """Remove the name of the end-of-sequence token from the last piece.
+
+    Some servers include this name in the text, and others only in the log-probabilities.
+    """
+    if piece.ending not in ("end", "stop"):
         return piece
-    return replace(piece, text=piece.text[: last.start()])
+    *_, last = (None, *LOOKS_LIKE_CONTROL.finditer(piece.text if marker else ""))
+    if last and last.end() == len(piece.text) and last[0] != marker:
+        piece = replace(piece, text=piece.text[: last.start()])
+    if piece.tokens and not piece.text.endswith(piece.tokens[-1].text):
+        piece = replace(piece, tokens=(*piece.tokens[:-1], replace(piece.tokens[-1], text="")))
+    return piece
 
 
 def _seed(seed: int, question: str, position: int) -> int:
