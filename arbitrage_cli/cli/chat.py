@@ -172,7 +172,7 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
         from arbitrage_cli.app.serve import serve_pair
     except ImportError as error:
         reason = f"arbitrage serve needs libraries that are not installed ({error})"
-        raise UsageError(reason, 'install them: pip install "starlette>=1.0.1" "uvicorn>=0.40"') from error
+        raise UsageError(reason, 'install them: pip install "starlette>=1.0.1" "uvicorn==0.54.0"') from error
     from arbitrage_cli.app.request import ask
     from arbitrage_cli.problems.tasks import find_task
 

@@ -1,6 +1,6 @@
 """An HTTP server with OpenAI's endpoints, which checks API keys and limits requests.
 
-HTTP and signals are handled in the main thread, and the models run in a second thread.
+HTTP, models and signals each have a thread. The main thread waits for signals.
 """
 
 import asyncio
@@ -11,13 +11,11 @@ import os
 import secrets
 import signal
 import socket
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,7 +36,7 @@ from arbitrage_cli.serving import answers
 from arbitrage_cli.serving.answers import Answer, Json, Progress
 from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Observe, Report, Ticket, Worker
-from arbitrage_cli.system.signals import ENDING
+from arbitrage_cli.system.signals import ENDING, Interruption, interruptible
 from arbitrage_cli.types import Finished, Writing
 
 MAX_CONNECTIONS = 512
@@ -300,33 +298,6 @@ async def _show_error(request: Request, error: Exception) -> Response:
 # --- connections and signals
 
 
-class HttpServer(uvicorn.Server):
-    """uvicorn's server with its own signal handling: the first signal lets open requests finish; the second aborts them."""
-
-    _last_signal: int | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle signals that are not ignored. A second signal is raised again after the server has stopped."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {number: signal.getsignal(number) for number in ENDING}
-        handled = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
-        try:
-            for number in handled:
-                signal.signal(number, self.handle_exit)
-            yield
-        finally:
-            for number in handled:
-                signal.signal(number, previous[number])
-        if self.force_exit and self._last_signal is not None:
-            signal.raise_signal(self._last_signal)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._last_signal, self.force_exit, self.should_exit = sig, self.should_exit, True
-
-
 class Protocol(H11Protocol):
     """uvicorn's HTTP protocol, limited to `MAX_CONNECTIONS` clients.
 
@@ -382,17 +353,25 @@ class Service:
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=math.ceil(bounds.body_seconds + bounds.seconds),
         )
-        self._http = HttpServer(config)
+        self._http = uvicorn.Server(config)
 
     def run(self, bound: socket.socket, observe: Observe) -> None:
-        """Serve until a signal arrives or `drain` is called, then finish open requests. Raises the errors of `Worker.run`."""
+        """Serve until a signal arrives or `drain` is called, then finish open requests. A second signal aborts them.
+
+        Raises the errors of `Worker.run`.
+        """
         hold_signals = partial(signal.pthread_sigmask, signal.SIG_BLOCK, ENDING)  # the main thread handles them
-        with ThreadPoolExecutor(1, "models", initializer=hold_signals) as pool:
+        with ThreadPoolExecutor(2, "serving", initializer=hold_signals) as pool:
             working = pool.submit(self._worker.run, observe)
             working.add_done_callback(lambda _: self.drain())
+            serving = pool.submit(self._http.run, [bound])
             try:
-                self._http.run([bound])
+                with contextlib.suppress(Interruption), interruptible():
+                    serving.result()
+                self.drain()
+                serving.result()
             finally:
+                self._http.force_exit = True
                 self._worker.intake.close()
         working.result()
 

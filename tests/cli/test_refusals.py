@@ -162,7 +162,9 @@ def test_serve_names_the_reason_of_a_refusal_in_its_log_only(api: Refusing) -> N
     assert all(words in log for words in (REASON, host, "content_filter", "ARBITRAGE_TARGET_API_KEY"))
 
 
-def test_a_chat_goes_on_after_a_refusal(api: Refusing) -> None:
+@pytest.mark.parametrize("answer", [REFUSAL, Answer([{"error": REASON}], 401)], ids=["403", "401"])
+def test_a_chat_goes_on_after_a_refusal(api: Refusing, answer: Answer) -> None:
+    api.answer = answer
     lines = "".join(f"{question}\n" for question in (BAD, QUESTIONS[0]))
     result = run("chat", *api.models, "--policy", "target", stdin=lines.encode(), env=ENV)
     assert (result.code, REASON in result.err, bool(result.out.strip())) == (0, True, True), result.err

@@ -9,8 +9,23 @@ from pathlib import Path
 from threading import Event
 
 import httpx2
-from cli import MODELS, PROGRAM, QUESTION, RIGHT, TIMEOUT, WRONG, Terminal, assert_refused, run, served
+import pytest
+from cli import (
+    MODELS,
+    PROGRAM,
+    QUESTION,
+    RIGHT,
+    TIMEOUT,
+    WRONG,
+    Terminal,
+    assert_refused,
+    pair_named_mine,
+    run,
+    served,
+)
+from fake_chat import Api, ChatServer
 from fake_server import Answer, HashServer, on_loopback
+from hash_language import TEMPLATE, HashBackend
 from processes import awaited, ended_by
 
 ASKED = {"messages": [{"role": "user", "content": QUESTION}]}
@@ -82,6 +97,22 @@ def test_a_target_that_cannot_be_used_ends_no_request_of_the_draft() -> None:
             finally:
                 released.set()
             assert held.result() == 200
+
+
+@pytest.mark.parametrize("model", ["target", "draft", "entropy"])
+def test_usage_has_the_tokens_of_the_prompt(tmp_path: Path, model: str) -> None:
+    """For plain servers, whose responses are closed at the end of a step, they are estimated."""
+    (tmp_path / "template.jinja").write_text(TEMPLATE)
+    with on_loopback(HashServer("plain", HashBackend("draft"))) as draft, on_loopback(ChatServer(Api())) as target:
+        env = pair_named_mine(tmp_path, draft=draft, draft_template=tmp_path / "template.jinja", target=target)
+        with served("--max-tokens", "40", models=("--pair", "mine"), env=env) as (_, client):
+            usage = client.post("/chat/completions", json={**ASKED, "model": model}).json()["usage"]
+        record = run("solve", "--pair", "mine", "--policy", model, "--max-tokens", "40", "--json", QUESTION, env=env).record
+    if model == "entropy":
+        assert usage["prompt_tokens"] > 5
+    else:
+        assert usage["prompt_tokens"] == record["timing"][model]["prefill_tokens"]
+    assert usage["completion_tokens"] == sum(step["tokens"] for step in record["steps"])
 
 
 def test_a_signal_ends_no_computation() -> None:

@@ -54,6 +54,17 @@ def failures(events: list[Event]) -> list[Exception | None]:
     return [event.error for event in finished_of(events)]
 
 
+def test_everything_that_a_chat_api_writes_is_billed() -> None:
+    """Also the answers that only tell whether a solution is complete."""
+    server = ChatServer(Api())
+    with opened_model(server, template=None) as model:
+        server.num_read = server.num_written = 0
+        solved = solve({**here(), "target": writer(model)}, PROBLEMS, "entropy", -1.0)
+    costs = [decision.target.cost for trace in solved.values() for decision in trace.decisions if decision.target]
+    assert sum(cost.decode_tokens for cost in costs) == server.num_written
+    assert sum(cost.prefill_tokens for cost in costs) == server.num_read
+
+
 @pytest.mark.parametrize("host", APIS)
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(host: str, concurrency: int) -> None:

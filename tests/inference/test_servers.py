@@ -17,7 +17,7 @@ from hash_language import SHORT, HashBackend, events_of, finished_of, solve, tex
 from processes import awaited
 from writing import make_engine
 
-from arbitrage_cli.arbitrage import WriteStep, single
+from arbitrage_cli.arbitrage import Flow, WriteStep, single
 from arbitrage_cli.errors import ContextFullError, ConversationError, ServerError, ServerRequestError
 from arbitrage_cli.inference.chat_template import Control, Plain, PromptStyle
 from arbitrage_cli.inference.engine import Engine
@@ -28,7 +28,7 @@ from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import PROBE_TOKENS, Controls, ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
-from arbitrage_cli.types import Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import Check, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
 
 DEFAULT_STYLE = PromptStyle()
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(5)]
@@ -246,6 +246,8 @@ def test_a_response_that_is_interrupted_continues_after_its_finished_steps() -> 
     begun = [body["prompt"] for body in server.bodies if "max_tokens" in body]
     assert len(begun) == 1 + len(Broken.cuts)
     assert len(begun[0]) == len(begun[2]) < len(begun[-1])  # an unfinished step is written again
+    billed = sum(step.cost.prefill_tokens + step.cost.cached_tokens for step in kept(finished.trace))
+    assert billed == sum(map(len, begun[1:]))  # the first response had no text
 
 
 def test_a_finished_step_is_reported_while_the_response_continues() -> None:
@@ -476,6 +478,49 @@ def test_an_answer_that_is_no_longer_wanted_is_hung_up_on() -> None:
         found = events_of({"target": writer}, PROBLEMS[:1], "target")
         assert (server.num_stalling, writer.busy) == (0, False)
     assert texts_of(found) == texts_of(expected)
+
+
+def test_an_answer_that_the_others_have_decided_is_stopped_and_billed() -> None:
+    server = HashServer()
+
+    class Waiting(HashBackend):
+        def decode(self, *arguments: Any, **options: Any) -> Any:
+            awaited(lambda: server.num_stalling)
+            return super().decode(*arguments, **options)
+
+    def flow(trace: Trace) -> Flow:
+        own = {role: Trace(trace.problem, trace.limits) for role in ("draft", "check")}
+        yield (WriteStep("check", own["check"], until_end=True),)
+        yield tuple(WriteStep(role, one, until_end=True) for role, one in own.items())  # type: ignore[arg-type]
+        trace.check = Check({}, agrees=False, discarded=[])
+        yield from single(trace, "target")
+
+    with opened_model(server) as model:
+        faults = iter([STALLED_LATER])
+        server.faults = lambda: next(faults, None)
+        writers: dict[ModelRole, Any] = {
+            **here(),
+            "draft": make_engine("draft", Waiting("draft"), Sampler(), keep_token_stats=False),
+            "check": served("check", model),
+        }
+        (finished,) = finished_of(Scheduler(writers).run([Job(PROBLEMS[1], flow, SHORT)]))
+        awaited(lambda: server.num_stalling == 0)
+    assert finished.trace.check
+    (stopped,) = finished.trace.check.discarded
+    assert (finished.error, stopped.model, stopped.text, stopped.stop) == (None, "check", "b", "early")
+    assert (stopped.cost.prefill_tokens > 0, stopped.cost.decode_tokens) == (True, 1)
+
+
+def test_a_model_that_rejects_a_conversation_ends_no_problem_of_the_other_model() -> None:
+    class Rejecting(Engine):
+        def open(self, *arguments: Any) -> None:
+            raise ConversationError("rejected")
+
+    target = make_engine("target", HashBackend("target"), Sampler(), keep_token_stats=False)
+    target.__class__ = Rejecting
+    jobs = [Job(PROBLEMS[0], partial(single, model=role), SHORT) for role in ("draft", "target")]
+    ended = finished_of(Scheduler({**here(), "target": target}).run(jobs))
+    assert [type(event.error) for event in ended] == [type(None), ConversationError]
 
 
 def texts_of(events: list[Event]) -> list[str]:

@@ -228,7 +228,12 @@ def test_how_tokens_are_drawn(client: Served) -> None:
     assert client.ask(max_tokens=10**9).json()["usage"]["completion_tokens"] <= SHORT.max_tokens + SHORT.max_step_tokens
 
 
+def ends(client: Served) -> list[str]:
+    return [event.end for event in client.events if isinstance(event, RequestEnded)]
+
+
 def test_a_stop_text_ends_the_answer(client: Served) -> None:
+    num_ended = len(ends(client))
     unstopped = client.ask()
     whole = text_of(unstopped)
     stop = whole[whole.index("\n\n") - 2 :][:6]
@@ -236,6 +241,8 @@ def test_a_stop_text_ends_the_answer(client: Served) -> None:
     answer = stopped["choices"][0]
     assert (answer["message"]["content"], answer["finish_reason"]) == (whole[: whole.index(stop)], "stop")
     assert stopped["usage"]["prompt_tokens"] == unstopped.json()["usage"]["prompt_tokens"]
+    awaited(lambda: len(ends(client)) == num_ended + 2)
+    assert ends(client)[-1] in ("stop", "")  # if the scheduler was quick, the solution was complete
 
 
 def test_many_clients_get_the_texts_of_one(client: Served) -> None:

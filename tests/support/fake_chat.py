@@ -31,6 +31,7 @@ class ChatServer(HashServer):
     def __init__(self, api: Api, backend: HashBackend | None = None, *, key: str | None = None) -> None:
         super().__init__("plain", backend or HashBackend("target"), key=key)
         self.api = api
+        self.num_read = self.num_written = 0  # tokens, by its own usage
 
     def _routes(self) -> dict[str, Any]:
         return {"/v1/models": self._models, "/v1/chat/completions": self._chat}
@@ -75,6 +76,7 @@ class ChatServer(HashServer):
         written: int = 1,
         extra: Body | None = None,
     ) -> Answer:
+        self.num_read, self.num_written = self.num_read + read, self.num_written + written
         usage = {"prompt_tokens": read, "completion_tokens": written, "prompt_tokens_details": None}
         parts = [{"content": text} for text in ([prefix] if self.api.repeats and prefix else []) + texts]
         return _stream(

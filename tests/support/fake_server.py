@@ -30,7 +30,8 @@ from arbitrage_cli.inference.servers.model import ServedModel, open_served
 Kind = Literal["vllm", "sglang", "llamacpp", "plain"]
 KINDS: tuple[Kind, ...] = ("vllm", "sglang", "llamacpp", "plain")
 Body = dict[str, Any]
-REFUSED, SILENT = 0, -1  # instead of a status: no connection, or no answer in time
+REFUSED, SILENT = 0, -1  # instead of a status: no connection or a broken one, or no answer in time
+GARBAGE = 1  # instead of a status: an answer that is not JSON
 
 
 @dataclass
@@ -333,10 +334,10 @@ def opened_model(
 
 
 async def _comments(answer: Answer, server: HashServer) -> AsyncIterator[bytes]:
-    server.num_stalling += 1
+    for chunk in answer.objects:
+        yield f"data: {json.dumps(chunk)}\n\n".encode()
+    server.num_stalling += 1  # the client has read all objects
     try:
-        for chunk in answer.objects:
-            yield f"data: {json.dumps(chunk)}\n\n".encode()
         while True:
             yield b": keep-alive\n\n"
             await asyncio.sleep(0.005)
@@ -395,22 +396,31 @@ def on_loopback(server: HashServer) -> Iterator[str]:
 
         def _answer(self, body: Body | None) -> None:
             answer = server.handle(self.path, body, {name.lower(): value for name, value in self.headers.items()})
-            if answer.status == 0:
+            if answer.status == SILENT:
+                released.wait()
+            if answer.status in (REFUSED, SILENT):
                 self.close_connection = True
                 return
             lines = [*_lines(answer)] if answer.is_streamed else [json.dumps(answer.objects[0]).encode()]
-            self.send_response(answer.status)
+            if answer.status == GARBAGE:
+                lines = [b"\x00\xff{" * 20]
+            self.send_response(200 if answer.status == GARBAGE else answer.status)
             kind = "text/event-stream" if answer.is_streamed else "application/json"
             for name, value in {"Content-Type": kind, **answer.headers}.items():
                 self.send_header(name, value)
             size = sum(map(len, lines)) + (10 if answer.cut is not None else 0)
             self.send_header("Content-Length", str(size))
             self.end_headers()
-            self.wfile.write(b"".join(lines))
+            with contextlib.suppress(ConnectionError):  # the client has left
+                self.wfile.write(b"".join(lines))
             self.close_connection = self.close_connection or answer.cut is not None
 
         def log_message(self, *arguments: object) -> None:
             pass
 
+    released = threading.Event()
     with serve_threads(Handler) as port:
-        yield f"http://127.0.0.1:{port}/v1"
+        try:
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            released.set()

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hurry import hurry
 from scripted_models import Arithmetic, Continuation, ScriptedBackend
 
 from arbitrage_cli.app import costs
@@ -137,6 +138,7 @@ def open_streams(streams: Sequence[str]) -> None:
 
 
 def prepare_faults(order: Mapping[str, Any]) -> None:
+    hurry(order.get("hurry") or {})
     if order.get("noise"):
         make_noise(order["noise"])
     if order.get("interrupt_in"):

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,6 +40,7 @@ from arbitrage_cli.inference.servers.dialects import (
     OPTIONAL,
     Chat,
     Completions,
+    Json,
     Prompt,
     TextRequest,
 )
@@ -98,11 +99,7 @@ T = TypeVar("T")
 
 
 class UnrenderedError(Exception):
-    """Raised for messages that the server has not rendered yet."""
-
-    def __init__(self, messages: Messages, variables: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.messages, self.variables = messages, variables
+    """Raised for messages and template variables, in JSON, that the server has not rendered yet."""
 
 
 class Controls:
@@ -143,7 +140,7 @@ class ServedModel:
     dialect: Completions
     card: ModelCard
     num_alternatives: int = 0
-    guards: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    guards: Mapping[str, list[int]] = field(default_factory=dict)
     rendered: dict[str, str | RoleRefusedError] = field(default_factory=dict, repr=False)
 
     @property
@@ -187,28 +184,27 @@ class ServedModel:
         self, segments: Sequence[Segment], controls: Controls, topic: str, *, begins: bool = False
     ) -> list[int]:
         """Tokenize segments. If `begins` is true, the server may add the first token of a sequence."""
-        parts, before = list[Awaitable[list[int]]](), "" if begins else "\n"
-        for segment in segments:
-            tokenize = partial(self.tokenize, topic=topic, is_template=isinstance(segment, Control))
-            for text in filter(None, controls.fragments(segment)):
-                ends = tuple(match[0] for match in LOOKS_LIKE_CONTROL.finditer(before))
-                follows_text = before and not before.endswith(ends)
-                parts.append(self._continuation(text, tokenize) if follows_text else tokenize(text, begins=not before))
-                before = text
+        parts = [
+            self._tokenize(text, topic, is_template=isinstance(segment, Control), begins=begins and not index)
+            for index, segment in enumerate(segments)
+            for text in controls.fragments(segment)
+            if text
+        ]
         return list(chain.from_iterable(await asyncio.gather(*parts)))
 
-    async def _continuation(self, text: str, tokenize: Callable[[str], Awaitable[list[int]]]) -> list[int]:
-        """Tokenize the text after a guard, if needed, and remove the guard's ids."""
-        for guard, head in self.guards.items() or [("", ())]:
-            ids = await tokenize(guard + text)
-            if ids[: len(head)] == [*head]:  # otherwise the text merged with the guard
+    async def _tokenize(self, text: str, topic: str, *, is_template: bool, begins: bool) -> list[int]:
+        """Tokenize a text. Unless it `begins` the prompt, a guard is put before the text if necessary, and its ids are removed."""
+        for guard, head in ({} if begins else self.guards).items() or [("", [])]:
+            ids = await self.tokenize(guard + text, topic, is_template=is_template, begins=begins)
+            if begins and ids[:1] == ids[1:2]:
+                return ids[1:]  # server and template both added the first token
+            if ids[: len(head)] == head:  # otherwise the text merged with the guard
                 return ids[len(head) :]
         raise ServerRequestError(f"{self.server.name} cannot tokenize {text[:20]!r} as a continuation")
 
     async def tokenize(self, text: str, topic: str = "", *, is_template: bool = False, begins: bool = False) -> list[int]:
         body = self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins)
-        ids = (await self.server.fetch("/tokenize", Converted.model_validate, body, topic)).tokens
-        return ids[1:] if begins and ids[:1] == ids[1:2] else ids  # server and template may both add the first token
+        return (await self.server.fetch("/tokenize", Converted.model_validate, body, topic)).tokens
 
     async def pieces(self, request: TextRequest, topic: str = "") -> AsyncGenerator[Piece, None]:
         """Yield the pieces of a response. Raises the same errors as `Server.stream`."""
@@ -240,7 +236,7 @@ class ServedModel:
             return replace(piece, usage=None)
         return piece
 
-    async def with_renderings(self, work: Callable[[], T], topic: str = "") -> T:
+    async def with_renderings(self, work: Callable[[], T]) -> T:
         """Repeat the work with everything that it asks the server to render. Raises the errors of the work and of `fetch`."""
         if len(self.rendered) > MAX_RENDERED:
             self.rendered.clear()
@@ -248,39 +244,31 @@ class ServedModel:
             try:
                 return work()
             except UnrenderedError as missing:
-                key = _rendering_key(missing.messages, missing.variables)
-                self.rendered[key] = await self._render(missing.messages, missing.variables, topic)
+                (key,) = missing.args
+                try:
+                    self.rendered[key] = await self._render(*json.loads(key))
+                except (ServerRequestError, RetryableError) as error:
+                    if error.status not in REFUSED:
+                        raise
+                    if error.status == SERVER_FAILED:  # at everything, or at this conversation?
+                        await self._render(QUESTION.messages, {})
+                    self.rendered[key] = RoleRefusedError(str(error))
 
     def _find_rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
-        text = self.rendered.get(_rendering_key(messages, variables))
-        if text is None:
-            raise UnrenderedError(messages, variables)
-        if isinstance(text, RoleRefusedError):
-            raise RoleRefusedError(*text.args)
-        return text
+        key = json.dumps([messages, variables])
+        if key not in self.rendered:
+            raise UnrenderedError(key)
+        if isinstance(text := self.rendered[key], str):
+            return text
+        raise RoleRefusedError(*text.args)
 
-    async def _render(self, messages: Messages, variables: Mapping[str, Any], topic: str) -> str | RoleRefusedError:
-        try:
-            return await self._rendered(messages, variables, topic)
-        except (ServerRequestError, RetryableError) as error:
-            if error.status not in REFUSED:
-                raise
-            if error.status == SERVER_FAILED:  # does the server fail, or this conversation?
-                await self._rendered([*QUESTION.messages], {}, topic)
-            return RoleRefusedError(str(error))
-
-    async def _rendered(self, messages: Messages, variables: Mapping[str, Any], topic: str) -> str:
-        variables = {**self.source.template_variables, **variables}
-        read, rendering = Converted.model_validate, self.dialect.rendering(self.name, messages, variables)
-        rendered = await self.server.fetch(self.dialect.rendering_path, read, rendering, topic)
+    async def _render(self, messages: Sequence[Json], variables: Mapping[str, Any]) -> str:
+        rendering = self.dialect.rendering(self.name, messages, {**self.source.template_variables, **variables})
+        rendered = await self.server.fetch(self.dialect.rendering_path, Converted.model_validate, rendering)
         if rendered.text is None:
-            body = {"model": self.name, "tokens": rendered.tokens}
-            rendered = await self.server.fetch("/detokenize", read, body, topic)
+            ids = {"model": self.name, "tokens": rendered.tokens}
+            rendered = await self.server.fetch("/detokenize", Converted.model_validate, ids)
         return rendered.text or ""
-
-
-def _rendering_key(messages: Messages, variables: Mapping[str, Any]) -> str:
-    return json.dumps([messages, dict(variables)])
 
 
 # --- finding and testing
@@ -353,7 +341,7 @@ def _choose(server: Server, models: Sequence[ListedModel], name: str | None) -> 
     return found[name]
 
 
-async def _guards(model: ServedModel) -> dict[str, Sequence[int]]:
+async def _guards(model: ServedModel) -> Mapping[str, list[int]]:
     """Return the guards if the tokenizer inserts a space before each text, as SentencePiece does."""
     *heads, rest, whole = [await model.tokenize(text) for text in (*GUARDS, "a", f"{GUARDS[0]}a")]
     return {} if whole == heads[0] + rest else dict(zip(GUARDS, heads, strict=True))

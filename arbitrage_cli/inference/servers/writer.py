@@ -370,7 +370,7 @@ class ServedWriter:
     async def _prompt_of(self, slot: _Slot) -> Prompt:
         model, topic, form = self.model, slot.topic, self._prompt.think_format
         if not slot.segments:
-            slot.segments = await model.with_renderings(partial(self._prompt.for_problem, slot.problem), topic)
+            slot.segments = await model.with_renderings(partial(self._prompt.for_problem, slot.problem))
             marks = [Control(form.opens + form.closes)] if slot.problem.thinks else []
             slot.controls = model.controls([*slot.segments, *marks])
         controls = slot.controls

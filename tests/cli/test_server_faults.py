@@ -1,0 +1,158 @@
+"""Every fault of every endpoint of a model's server, in every command: only the work that needs the server fails, and in time."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import HERE, TIMEOUT, Result, run, served
+from fake_chat import Api, ChatServer
+from fake_server import GARBAGE, REFUSED, SILENT, Answer, Body, HashServer, on_loopback
+from faults import write_problems
+
+KEY = "sk-secret-0123"
+ENV = {"ARBITRAGE_TARGET_API_KEY": KEY}
+SLOW, QUICK = {"SHORT_SECONDS": 60.0, "CHUNK_SECONDS": 60.0}, {"SHORT_SECONDS": 2.0, "CHUNK_SECONDS": 2.0}
+HURRY = {"FIRST_DELAY": 0.001, "MAX_DELAY": 0.005, "GONE_SECONDS": 0.6}
+QUESTIONS = ["31 * 12", "77 * 12", "33 * 12"]
+BAD = QUESTIONS[1]
+
+
+def refusal(status: int, **headers: str) -> Answer:
+    return Answer(
+        [{"error": {"message": f"{KEY} may not"}}], status, {name.replace("_", "-"): text for name, text in headers.items()}
+    )
+
+
+FAULTS = {
+    **{str(status): refusal(status) for status in (401, 403, 404, 429, 500, 503)},
+    "429 soon": refusal(429, Retry_After="0.01"),
+    "429 late": refusal(429, Retry_After="3600"),
+    "redirect": refusal(307, Location="http://127.0.0.1:9/v1"),
+    "garbage": Answer([{}], GARBAGE),
+    "silence": Answer([{}], SILENT),
+    "reset": Answer([{}], REFUSED),
+    "cut": Answer([], is_streamed=True, cut=0),
+}
+ENDS = ("401", "redirect", "silence")
+"""The faults that end a run, because all later requests to this server would fail."""
+
+
+class Faulty:
+    """A server with a fault at one endpoint, for requests that contain a text."""
+
+    def __init__(self, kind: str, endpoint: str, text: str) -> None:
+        self.server = ChatServer(Api(), key=KEY) if kind == "chat" else HashServer(kind, key=KEY)  # type: ignore[arg-type]
+        self.endpoint, self.text, self.fault = endpoint, text, ""
+        self._answer, self.server.handle = self.server.handle, self._handle  # type: ignore[method-assign]
+
+    def _handle(self, path: str, body: Body | None, headers: Mapping[str, str]) -> Answer:
+        is_meant = self.fault and path.endswith(self.endpoint) and self.text in self._text(body or {})
+        return FAULTS[self.fault] if is_meant else self._answer(path, body, headers)
+
+    def _text(self, body: Body) -> str:
+        prompt: Any = body.get("prompt", body.get("content", ""))
+        text = prompt if isinstance(prompt, str) else self.server.text_of(prompt)
+        return text + "".join(message["content"] for message in body.get("messages", ()))
+
+
+ENDPOINTS = {
+    "models": ("vllm", "/v1/models", ""),
+    "tokenize": ("vllm", "/tokenize", BAD),
+    "apply-template": ("llamacpp", "/apply-template", ""),
+    "completions": ("vllm", "/v1/completions", BAD),
+    "chat": ("chat", "/v1/chat/completions", BAD),
+}
+CASES = [
+    (endpoint, fault) for endpoint in ENDPOINTS for fault in FAULTS if fault != "cut" or endpoint in ("completions", "chat")
+]
+
+
+@pytest.mark.parametrize(("endpoint", "fault"), CASES)
+def test_a_fault_ends_what_needs_the_server_and_nothing_is_lost(endpoint: str, fault: str, quick_path: Path) -> None:
+    write_problems(quick_path / "problems.jsonl", QUESTIONS)
+    faulty = Faulty(*ENDPOINTS[endpoint])
+    begins = faulty.text == ""  # the fault is met before the first problem
+    expected = 3 if begins or fault in ENDS else 1
+    with on_loopback(faulty.server) as address:
+        models = ("--draft", "scripted:draft", "--target", address, "--max-tokens", "8")
+
+        def command(*arguments: str) -> Result:
+            limits = QUICK if faulty.fault == "silence" else SLOW
+            made = run(*arguments, *models, cwd=quick_path, env=ENV, hurry=HURRY | limits)
+            assert KEY not in made.out + made.err
+            assert "Traceback" not in made.err
+            return made
+
+        runs: Sequence[tuple[str, ...]] = (
+            ("solve", "--policy", "target", "-i", "problems.jsonl", "-o", "out.jsonl"),
+            ("bench", "--policy", "target", "--dataset", "problems.jsonl", "-o", "run"),
+        )
+        faulty.fault = fault
+        alone = command("solve", "--policy", "target", BAD)
+        assert alone.code == expected, alone.err
+        for arguments in runs:
+            ended = command(*arguments)
+            assert ended.code == expected, ended.err
+        advice = (
+            "advise",
+            "--dataset",
+            "problems.jsonl",
+            "--minutes",
+            "0.01",
+            "--router",
+            "builtin:universal",
+            "-o",
+            "advice",
+        )
+        assert command(*advice).code in ((3,) if begins else (0, 3) if expected == 3 else (0,))
+        faulty.fault = ""
+        for arguments in () if begins else runs:
+            assert command(*arguments).code == 0
+    files = () if begins else (quick_path / "out.jsonl", quick_path / "run" / "results.jsonl")
+    for rows in ([json.loads(line) for line in path.read_text().splitlines()] for path in files):
+        assert sorted(row["id"] for row in rows if row["status"] == "done") == ["p0", "p1", "p2"]
+    assert not any(KEY.encode() in path.read_bytes() for path in quick_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llamacpp", "chat"])
+def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) -> None:
+    """Also a conversation of a shape that the server has never rendered."""
+    faulty = Faulty(kind, "", "")
+    program = (sys.executable, str(HERE / "hurry.py"), json.dumps(HURRY | QUICK))
+    endpoints = {
+        "vllm": ("/tokenize", "/v1/completions"),
+        "llamacpp": ("/apply-template", "/tokenize", "/completion"),
+        "chat": ("",),
+    }
+    with (
+        on_loopback(faulty.server) as address,
+        served("--draft", "scripted:draft", "--target", address, models=(), env=ENV, program=program) as (process, client),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        num_asked = 0
+
+        def ask(model: str, num_turns: int = 0, **fields: Any) -> tuple[int, str]:
+            turns = [{"role": role, "content": "1 + 1"} for _ in range(num_turns) for role in ("user", "assistant")]
+            messages = [*turns, {"role": "user", "content": "1 + 1"}]
+            answer = client.post("/chat/completions", json={"model": model, "messages": messages, "max_tokens": 8, **fields})
+            return answer.status_code, answer.text
+
+        for faulty.endpoint in endpoints[kind]:
+            for fault in FAULTS:
+                if fault == "cut" and faulty.endpoint not in ("", "/v1/completions", "/completion"):
+                    continue
+                num_asked += 1
+                faulty.fault = fault
+                failing = [pool.submit(ask, "target", num_asked + 2, stream=stream) for stream in (False, True)]
+                others = [pool.submit(ask, "draft", number) for number in (0, num_asked + 2)]
+                assert [one.result(TIMEOUT)[0] for one in others] == [200, 200], (faulty.endpoint, fault)
+                ended = [one.result(TIMEOUT) for one in failing]
+                assert [status for status, _ in ended] == [502, 502], (faulty.endpoint, fault, ended)
+                assert not any(secret in text for _, text in ended for secret in (KEY, "API_KEY", "127.0.0.1"))
+                faulty.fault = ""
+                assert ask("target", num_asked + 2)[0] == 200, (faulty.endpoint, fault)
+        assert process.poll() is None

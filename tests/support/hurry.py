@@ -1,0 +1,19 @@
+"""The program with other time limits for servers: `hurry.py CONSTANTS COMMAND...`, where CONSTANTS is a JSON object."""
+
+import json
+import sys
+from collections.abc import Mapping
+
+from arbitrage_cli.__main__ import main
+from arbitrage_cli.inference.servers import connection
+
+
+def hurry(constants: Mapping[str, float]) -> None:
+    for name, value in constants.items():
+        assert hasattr(connection, name)
+        setattr(connection, name, value)
+
+
+if __name__ == "__main__":
+    hurry(json.loads(sys.argv.pop(1)))
+    sys.exit(main())
