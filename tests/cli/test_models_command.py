@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-import random
 import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import fake_hub
 import pytest
 from altered_gguf import alter
-from cli import ESCAPE, TIMEOUT, Process, Result, assert_refused, run, start
+from cli import ESCAPE, TIMEOUT, Result, assert_refused, run, start
 from fake_hub import FakeHub
 from gguf import GGUFValueType
 
@@ -99,19 +97,13 @@ def test_pull_fetches_a_pair_once_and_finds_it_offline(pair: HubFixture) -> None
 
 def test_dry_run_shows_what_would_be_fetched(pair: HubFixture) -> None:
     assert pair.run("models", "pull", DRAFT, "-q").code == 0
-    downloaded = len(pair.hub.downloads())
     shown = pair.run("models", "pull", "mine", "--dry-run")
     assert shown.code == 0, shown.err
     draft, target, total = (line.split() for line in shown.out.splitlines())
-    assert (draft[0], draft[-1], target[:1], target[-1]) == (
-        "present",
-        "Draft-Q4_K_M.gguf",
-        ["missing"],
-        "target.q8_0.gguf",
-    )
+    assert (draft[0], draft[-1]) == ("present", "Draft-Q4_K_M.gguf")
+    assert (target[0], target[-1]) == ("missing", "target.q8_0.gguf")
     assert total == ["to", "download:", "1", "file,", *target[1:3]]
-    assert len(pair.hub.downloads()) == downloaded
-    assert pair.run("models", "pull", f"{TARGET}:Q8_0", "--offline", "-q").code == MODEL
+    assert len(pair.hub.downloads()) == 1
     assert_refused(pair.run("models", "pull", "mine", "--dry-run", "--offline"), MODEL, "", "not on this machine")
 
 
@@ -128,43 +120,18 @@ def test_only_names_of_models_and_pairs_are_pulled(place: HubFixture, name: str)
     assert not place.hub.requests
 
 
-@contextmanager
-def pulling(place: HubFixture) -> Iterator[Process]:
-    """A process that has pulled half of a model."""
+def test_killed_pull_has_fetched_nothing_and_can_be_repeated(place: HubFixture) -> None:
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     place.hub.gate = threading.Event()
     with start("models", "pull", DRAFT, env=place.env()) as process:
         assert place.hub.is_halfway.wait(TIMEOUT)
         assert any(b"downloading" in line for line in process.stderr)
-        yield process
-
-
-def test_killed_pull_has_fetched_nothing_and_can_be_repeated(place: HubFixture) -> None:
-    with pulling(place) as process:
         process.send_signal(signal.SIGKILL)
-    assert place.hub.gate
     place.hub.gate.set()
     place.hub.gate = None
     assert place.run("models", "pull", DRAFT, "--offline", "-q").code == MODEL
     pulled = place.run("models", "pull", DRAFT)
     assert Path(pulled.out.strip()).read_bytes() == BIG
-
-
-@pytest.mark.slow
-def test_pull_killed_again_and_again_leaves_no_wrong_file(place: HubFixture) -> None:
-    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
-    draw, codes = random.Random(7), set[int]()
-    for number in range(1, 40):
-        fault = (
-            {"fault": {"number": number // 2, "action": "kill"}} if number % 2 else {"kill_after": draw.uniform(0.1, 1.0)}
-        )
-        codes.add(run("models", "pull", DRAFT, env=place.env(), **fault).code)
-        found = place.run("models", "pull", DRAFT, "--offline", "-q")
-        assert found.code == MODEL or Path(found.out.strip()).read_bytes() == BIG
-        pulled = place.run("models", "pull", DRAFT)
-        assert (pulled.code, Path(pulled.out.strip()).read_bytes() == BIG) == (0, True), pulled.err
-        shutil.rmtree(place.folder / ("hf" if number % 3 else "cache"), ignore_errors=True)
-    assert -signal.SIGKILL in codes
 
 
 @pytest.mark.parametrize("command", [("models", "pull", DRAFT), ("solve", "1 + 1", "--policy", "draft", "--draft", DRAFT)])
