@@ -318,13 +318,6 @@ def test_a_problem_that_the_server_cannot_answer_ends_alone() -> None:
     assert errors == {"0": None, "1": None}
 
 
-@pytest.mark.parametrize("status", [401, 307])
-def test_a_key_or_an_address_that_is_no_longer_valid_ends_the_run(status: int) -> None:
-    answer = Answer([{"error": {"message": "no"}}], status, {"Location": "http://elsewhere/v1"})
-    with pytest.raises(ServerError):
-        finished_by(HashServer(), faults=lambda: answer)
-
-
 LONG_WAITS = {429: "301", 503: "10000000.5"}
 REFUSALS = [
     Answer([{"error": {"message": "sk-secret (sk-\nsecret) may not ask this"}}], status, {"Retry-After": wait})
