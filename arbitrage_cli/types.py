@@ -379,13 +379,13 @@ Event = Started | Writing | Rating | Wrote | Checked | Decided | Finished
 class RequestEnded:
     """Event: a request ended `seconds` after its arrival.
 
-    It was stopped if its answer contains a stop string, and cancelled if the client disconnected. `bill` contains the price of the request and, if known, the price for the target alone.
+    `end` is "stop" if the answer contains a stop string, and "cancelled" if the client disconnected. `bill` contains the price of the request and, if known, the price for the target alone.
     """
 
     model: str
     finished: Finished
     seconds: float
-    end: Literal["", "stop", "cancelled"] = ""
+    end: str = ""
     bill: tuple[float, float | None] | None = None
 
 

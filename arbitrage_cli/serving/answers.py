@@ -142,15 +142,10 @@ class Answer:
         return {"id": identifier, "object": kind, "created": self._created, "model": model, **steps}
 
     def _usage(self) -> Json:
-        decisions, kept, check, problem = (
-            self._trace.decisions,
-            self._trace.num_tokens,
-            self._trace.check,
-            self._trace.problem,
-        )
+        decisions, kept, check = self._trace.decisions, self._trace.num_tokens, self._trace.check
         figures, choices = tally(decisions, check=check), [decision.choice for decision in decisions]
-        texts = [problem.system or "", problem.question, *(turn.text for turn in problem.turns)]
-        prompt = self._num_prompt or 1 + sum(map(len, texts)) // CHARS_PER_TOKEN
+        num_chars = sum(len(message.text) for message in self._request.body.messages)
+        prompt = self._num_prompt or 1 + num_chars // CHARS_PER_TOKEN
         return {
             "prompt_tokens": prompt,
             "completion_tokens": kept,

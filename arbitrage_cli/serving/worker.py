@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal
 
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.inference.backend import Deadline
@@ -33,7 +32,7 @@ class Ticket:
     def __init__(self, request: ChatRequest, seconds: float, deliver: Callable[[Report], None]) -> None:
         self.request = request
         self.deliver = deliver
-        self.end: Literal["", "stop", "cancelled"] = ""
+        self.end = ""
         self.arrived = time.perf_counter()
         self.deadline = Deadline(self.arrived + seconds, seconds, self._clock)
 
