@@ -35,7 +35,7 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
-from arbitrage_cli.app.session import Session
+from arbitrage_cli.app.open_models import OpenModels
 from arbitrage_cli.costs.store import keep_tuned, machine_here, tuned_file
 from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.model_files.checksums import sha256_of
@@ -264,18 +264,18 @@ def test_a_pair_is_not_closed_while_another_thread_solves() -> None:
 
 
 def test_a_call_of_another_thread_is_refused_before_the_first_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_scheduler = Session.scheduler
+    make_scheduler = OpenModels.scheduler
 
-    def scheduler(session: Session, *given: Any) -> Scheduler:
+    def scheduler(models: OpenModels, *given: Any, **options: Any) -> Scheduler:
         monkeypatch.undo()
         with ThreadPoolExecutor(1) as other:
             for call in (lambda: pair.solve(QUESTION), pair.close):
                 with pytest.raises(UsageError):
                     other.submit(call).result(TIMEOUT)
-        return make_scheduler(session, *given)
+        return make_scheduler(models, *given, **options)
 
     with scripted() as pair:
-        monkeypatch.setattr(Session, "scheduler", scheduler)
+        monkeypatch.setattr(OpenModels, "scheduler", scheduler)
         assert pair.solve(QUESTION).answer == ANSWER
         assert pair.solve(QUESTION).answer == ANSWER
 

@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,13 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.loop import Attempt, offering_to_resume
+from arbitrage_cli.app.gather import advised_pair
+from arbitrage_cli.app.loop import Attempt
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.problem_source import Selection, default_folder, draw_sample, select_problems
-from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.protocol import Display, RunProgress
+from arbitrage_cli.app.record import offering_to_resume
 from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
-from arbitrage_cli.app.session import Session, open_session
-from arbitrage_cli.app.spec import advised_pair
+from arbitrage_cli.app.resume import begun_options
+from arbitrage_cli.app.session import open_session
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
@@ -27,12 +29,13 @@ from arbitrage_cli.inference.llama import BINDING, how_to_install
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.pairs import (
     ADVICE,
+    KEYS,
     PAIRS_FILE,
     PairEntry,
     is_built_in,
     is_gguf,
+    read_pairs,
     router_file,
-    save_pair,
     toml_lines,
 )
 from arbitrage_cli.problems.rows import Item, make_dataset
@@ -43,7 +46,6 @@ from arbitrage_cli.routing.route import DEFAULT_TAU
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.system.files import user_folder
-from arbitrage_cli.types import Finished
 
 MOST_PROBLEMS = 40
 MAX_AGE, MIN_MINUTES = timedelta(hours=1), 1.0  # older token costs are measured again if there is time
@@ -130,15 +132,22 @@ def advise(request: Request, selected: Selection, advice: AdviceOptions, display
     path = advice.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="advise--")
     with RunFolder(path, fresh=advice.fresh) as folder:
         is_new = advice.minutes >= MIN_MINUTES and not folder.statuses
+        begun_options(request.options, folder.earlier)
         max_age, limit = MAX_AGE if is_new else timedelta.max, COSTS_TIME * 60 * advice.minutes
         with open_session(request, display, folder.earlier, max_age=max_age, limit=limit) as session:
             # In a pseudo-random order, the first problems are a representative sample.
             drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
-            run = AdviceRun(session, replace(selected, items=drawn), folder, ends, advice.price)
+
+            def bounded(progress: RunProgress) -> RunProgress:
+                left = progress.seconds_left
+                return progress if left is None else replace(progress, seconds_left=min(left, _seconds_until(ends)))
+
+            run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", shown=bounded)
+            advisor = _Advisor(run, ends, advice.price)
             with offering_to_resume(session, folder):
-                if any(map(run.is_needed, run.todo)):
-                    run.measure()
-            found, decided = run.judged()
+                if not advisor.is_done:
+                    run.measure(advisor.attempts(), advisor.is_kept)
+            found, decided = advisor.judged()
     if decided.is_decided:
         _store(advised_pair(request), decided.route, display)
     return Advice(decided, found, _command(request, selected, decided.route))
@@ -163,51 +172,55 @@ def _store(pair: AdvisedPair, route: str, display: Display) -> None:
         display.note(f"other commands will not follow this advice, because it cannot be stored: {error.message}")
 
 
-class AdviceRun(BenchRun):
-    """A benchmark of the attempts that may change the verdict until the time limit is reached.
+class _Advisor:
+    """Chooses the attempts of a benchmark that may change the verdict until the time limit is reached.
 
     The target and the draft alone solve the first problems. Then other policies solve the same problems, and all policies
     the remaining problems. Policies that cannot be worthwhile are skipped.
     """
 
-    name = "advise"
-
-    def __init__(self, session: Session, selected: Selection, folder: RunFolder, ends: float, price: str | None) -> None:
-        super().__init__(session, selected, folder, skips_attempts=True)  # no attempt is missing
-        self.todo.sort(key=lambda attempt: not _is_first(attempt))
-        self._ends, self._prices = ends, parse_prices(price) if price else None
-        self._seconds, self._attempt_ends = self.seconds_left(), ends
+    def __init__(self, run: BenchRun, ends: float, price: str | None) -> None:
+        self._run, self._prices = run, parse_prices(price) if price else None
+        self._ends = self._attempt_ends = ends
+        self._todo = sorted(run.todo, key=lambda attempt: not _is_first(attempt))
+        self._seconds = _seconds_until(ends)
         self._item: Item | None = None
         self._decided = self.judged()[1]
 
-    def is_needed(self, attempt: Attempt) -> bool:
-        if self._item is not attempt.item and not self._decided.is_final:
-            self._item, self._decided = attempt.item, self.judged()[1]
-        if self._decided.is_final or self.seconds_left() <= 0:
-            return False
-        hopeless = {one.route for one in self._decided.candidates if one.is_hopeless}
-        can_compare = attempt.block >= FIRST or (attempt.id, 0, "target", None) in self.folder.statuses
-        return _is_first(attempt) or (can_compare and attempt.route.name not in hopeless)
+    @property
+    def is_done(self) -> bool:
+        return not any(map(self._is_needed, self._todo))
 
-    def seconds_for(self) -> float:
-        limit = min(LONGEST * self._seconds, self.seconds_left())
-        self._attempt_ends = time.monotonic() + limit
-        return limit
+    def attempts(self) -> Iterator[Attempt]:
+        """Yield the attempts that are needed when they begin, with their time limits."""
+        for attempt in filter(self._is_needed, self._todo):
+            limit = min(LONGEST * self._seconds, _seconds_until(self._ends))
+            self._attempt_ends = time.monotonic() + limit
+            yield replace(attempt, seconds=limit)
 
-    def seconds_left(self) -> float:
-        return max(0.0, self._ends - time.monotonic())
-
-    def is_kept(self, finished: Finished, row: AttemptRow) -> bool:
+    def is_kept(self, row: AttemptRow) -> bool:
         """Return whether a row is stored. The row of an attempt that ended at its time limit is not stored."""
-        return super().is_kept(finished, row) and (row.status == "done" or time.monotonic() < self._attempt_ends)
+        return row.status == "done" or time.monotonic() < self._attempt_ends
 
     def judged(self) -> tuple[dict[str, Any], Verdict]:
         """Return the figures and the verdict on the attempts so far."""
-        run = {**self.manifest, **(self.folder.run or {}), "skips_attempts": True}
-        found, decided = judged(run, self.results, self._prices)
+        found, decided = judged(self._run.run, self._run.results, self._prices)
         if decided is None:
             raise DefectError("advise has no policy to compare")
         return found, decided
+
+    def _is_needed(self, attempt: Attempt) -> bool:
+        if self._item is not attempt.item and not self._decided.is_final:
+            self._item, self._decided = attempt.item, self.judged()[1]
+        if self._decided.is_final or not _seconds_until(self._ends):
+            return False
+        hopeless = {one.route for one in self._decided.candidates if one.is_hopeless}
+        can_compare = attempt.block >= FIRST or (attempt.id, 0, "target", None) in self._run.folder.statuses
+        return _is_first(attempt) or (can_compare and attempt.route.name not in hopeless)
+
+
+def _seconds_until(ends: float) -> float:
+    return max(0.0, ends - time.monotonic())
 
 
 def advise_on(
@@ -223,19 +236,15 @@ def advise_on(
         return advise(ask_for_advice(options, task, advice), selected, advice, display)
 
 
-def save_advice(advice: Advice, pair: PairEntry, router: str | None) -> str:
-    """Append the pair with the recommended policy, and its router if it needs one, to pairs.toml.
-
-    Return what was saved or, if the file already defines the pair, the lines to insert.
-    """
-    policy = advice.policy
-    path, changed = user_folder() / PAIRS_FILE, replace(pair, policy=policy, tau=advice.tau)
-    if router and POLICIES[policy].needs_router:
+def advised_lines(advice: Advice, pair: PairEntry, router: str | None) -> str:
+    """Return the lines of pairs.toml with which other commands use the recommended policy for this pair."""
+    changed = replace(pair, policy=advice.policy, tau=advice.tau)
+    if router and POLICIES[advice.policy].needs_router:
         changed = replace(changed, router=router if is_built_in(router) else str(router_file(router).absolute()))
-    if save_pair(path, changed):
-        return f"saved in {path}: pair {pair.name} uses policy {policy}" + (f" at {advice.tau}" if advice.tau else "")
-    fields = ADVICE if changed.router != pair.router else ("policy", "tau")
-    return "\n".join([f"to use this advice by default, set in {path}:", *toml_lines(changed, fields)])
+    path, fields = user_folder() / PAIRS_FILE, ADVICE if changed.router != pair.router else ("policy", "tau")
+    is_known = path.exists() and pair.name in read_pairs(path)
+    lines = toml_lines(changed, fields if is_known else KEYS)
+    return "\n".join([f"to use this advice by default, set in {path}:", *lines])
 
 
 def _policies(named: NamedModels, options: Options, task: Task) -> str:

@@ -5,48 +5,36 @@ slowdown of the machine affects all policies, and no policy always follows the s
 or, if several problems are solved at once, a few problems for each slot.
 """
 
-import contextlib
-import itertools
-import math
 import random
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.app.loop import Attempt, StoredRun, missing, offering_to_resume
-from arbitrage_cli.app.manifest import problem_facts, resume, settings_of, with_grader, with_grown
+from arbitrage_cli.app.decide import decide
+from arbitrage_cli.app.gather import gather
+from arbitrage_cli.app.loop import Attempt, Loop, Timing, missing
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
+from arbitrage_cli.app.progress import RunCounts
 from arbitrage_cli.app.protocol import Display, RunProgress
+from arbitrage_cli.app.record import offering_to_resume, run_of, with_loaded
 from arbitrage_cli.app.request import Request
+from arbitrage_cli.app.resume import check_data_set, check_models, routes_of, with_policies
 from arbitrage_cli.app.session import Session, open_session
-from arbitrage_cli.app.spec import Run, Spec, make_spec
-from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
-from arbitrage_cli.arbitrage import Request as FlowRequest
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
-from arbitrage_cli.inference.backend import Deadline
-from arbitrage_cli.inference.engine import as_speculator
-from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Job, Rater, Refusals, Scheduler, Writer
-from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.tasks import Grader, Task, is_correct
-from arbitrage_cli.routing.policies import Checker
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.folder import RUN, RunFolder, read_run_folder
-from arbitrage_cli.runs.records import BENCH, attempt_error, tally_of
+from arbitrage_cli.runs.folder import RunFolder, begun_run, read_run_folder
+from arbitrage_cli.runs.records import BENCH, attempt_error
 from arbitrage_cli.runs.results import Result, SampleKey
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.types import Event, Finished, Grade, Limits, ModelRole, Started, Step, Trace
+from arbitrage_cli.runs.run import Run, Setup
+from arbitrage_cli.types import Finished, Grade
 
 ROUNDS = 4  # the number of problems in a block per slot
-
-GradeSolution = Callable[[str, Mapping[str, Any]], Grade]
-"""Grades a solution's text against `Item.gold`. Raises ProblemError if the grader fails."""
-WritersFor = Callable[[Route], Mapping[ModelRole, Writer]]
 
 
 def plan(items: Sequence[Item], routes: Sequence[Route], samples: int, concurrency: int = 1) -> list[Attempt]:
@@ -67,146 +55,8 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
-@dataclass(slots=True)
-class Bench:
-    """Makes attempts, up to `concurrency` at a time.
-
-    Sample k uses the sampler's seed + k. `seconds_for` returns the time limit of the next attempt, or None. `scorers` and
-    `raters` are those of the policies, by name. `timer` measures the time spent on scores and in the program itself.
-    """
-
-    writers_for: WritersFor
-    grade: GradeSolution
-    limits: Limits
-    sampler: Sampler
-    same_as_target: Callable[[Attempt, str], bool | None] = lambda attempt, text: None
-    is_needed: Callable[[Attempt], bool] = lambda attempt: True
-    seconds_for: Callable[[], float | None] = lambda: None
-    scorers: Mapping[str, Scorer | Checker | None] = field(default_factory=dict)
-    raters: Mapping[str, Rater | None] = field(default_factory=dict)
-    concurrency: int = 1
-    find_answer: Callable[[str], str | None] = boxed_answer
-    clock: Callable[[], float] = time.perf_counter
-    timer: Callable[[], float] = time.perf_counter
-    refusals: Refusals = field(default_factory=Refusals)
-    _timings: "dict[str, _Timing]" = field(default_factory=dict)  # by problem
-
-    def solve(self, attempts: Iterator[Attempt]) -> Generator[Event, None, None]:
-        """Make the needed attempts, which have the same sample and route."""
-        needed = filter(self.is_needed, attempts)
-        if (first := next(needed, None)) is None:
-            return
-        writers, policy = self.writers_for(first.route), first.route.policy.name
-        scheduler = Scheduler(
-            writers,
-            concurrency=self.concurrency,
-            rater=self.raters.get(policy),
-            speculator=as_speculator(writers.get("draft")),
-        )
-        jobs = (self._job(attempt, self.scorers.get(policy)) for attempt in itertools.chain([first], needed))
-        with contextlib.closing(scheduler.run(jobs, refusals=self.refusals)) as events:
-            yield from self._timed(events)
-
-    def row(self, attempt: Attempt, finished: Finished) -> AttemptRow:
-        item, grade, same = attempt.item, None, None
-        timing = self._timings.pop(attempt.id, None) or _Timing(self.timer)
-        if not attempt_error(finished):
-            try:
-                grade = self.grade(finished.trace.text, item.gold)
-                same = self.same_as_target(attempt, finished.trace.text)
-            except ProblemError as error:
-                finished = replace(finished, error=error)
-        return AttemptRow.of(
-            finished,
-            attempt.route,
-            {"router": timing.router_seconds, "program": timing.program_seconds if self.concurrency == 1 else None},
-            sample=attempt.sample,
-            level=item.level,
-            gold=dict(item.gold),
-            grade=grade,
-            same_as_target=same,
-            answer=self.find_answer(finished.trace.text),
-            wall_seconds=timing.seconds,
-        )
-
-    def _job(self, attempt: Attempt, scorer: Scorer | Checker | None) -> Job:
-        timing = self._timings[attempt.id] = _Timing(self.timer)
-        sampler = replace(self.sampler, seed=self.sampler.seed + attempt.sample)
-
-        def make_flow(trace: Trace) -> Flow:
-            return timing.follow(attempt.route.flow(trace, sampler.seed, scorer))
-
-        seconds = self.seconds_for()
-        deadline = None if seconds is None else Deadline(self.clock() + seconds, seconds, self.clock)
-        return Job(attempt.item.problem, make_flow, self.limits, deadline, sampler)
-
-    def _timed(self, events: Iterator[Event]) -> Iterator[Event]:
-        """Yield the events, and measure by `clock` and by `timer` without the caller's time."""
-        now = timed = 0.0
-        while True:
-            began, timer_began = self.clock(), self.timer()
-            event = next(events, None)
-            timed += self.timer() - timer_began
-            now += self.clock() - began
-            if event is None:
-                return
-            if isinstance(event, Started):
-                self._timings[event.trace.problem.id].begin(now, timed)
-            elif isinstance(event, Finished):
-                self._timings[event.trace.problem.id].end(event, now, timed)
-            yield event
-
-
-@dataclass(slots=True)
-class _Timing:
-    """The time of an attempt, in seconds. `router_seconds` is the time in which the policy scored steps and decided."""
-
-    timer: Callable[[], float]
-    seconds: float = 0.0
-    router_seconds: float = 0.0
-    program_seconds: float | None = None  # outside the models and the policy
-    _began: tuple[float, float] = (0.0, 0.0)
-
-    def begin(self, now: float, timed: float) -> None:
-        self._began = now, timed
-
-    def end(self, finished: Finished, now: float, timed: float) -> None:
-        model_seconds = tally_of(finished).seconds
-        self.seconds = now - self._began[0]
-        self.program_seconds = max(0.0, timed - self._began[1] - model_seconds - self.router_seconds)
-
-    def follow(self, flow: Flow) -> Flow:
-        """Yield a flow's requests, and measure the time from each response to the next request."""
-        with contextlib.closing(flow):
-            answer: Step | tuple[float, ...] | None = None
-            while True:
-                began = self.timer()
-                try:
-                    request = flow.send(answer)
-                except StopIteration:
-                    return
-                finally:
-                    self.router_seconds += self.timer() - began
-                answer = yield self._with_timed_scores(request)
-
-    def _with_timed_scores(self, request: FlowRequest) -> FlowRequest:
-        if not isinstance(request, WriteStep) or request.early_stop is None:
-            return request
-        score_of = request.early_stop.score_of
-
-        def timed(trace: Trace, prefix: Step) -> float:
-            began = self.timer()
-            score = score_of(trace, prefix)
-            self.router_seconds += self.timer() - began
-            return score
-
-        return replace(request, early_stop=replace(request.early_stop, score_of=timed))
-
-
-class BenchRun(StoredRun):
-    """A benchmark, in which an attempt may take `timeout` seconds. `results` contains a result for each row in the folder."""
-
-    name = BENCH
+class BenchRun:
+    """A benchmark: its attempts, those that are missing, and a result for each row in the folder. `name` is the command's."""
 
     def __init__(
         self,
@@ -215,87 +65,125 @@ class BenchRun(StoredRun):
         folder: RunFolder,
         *,
         samples: int = 1,
-        timeout: float | None = None,
-        **facts: Any,
+        name: str = BENCH,
+        shown: Callable[[RunProgress], RunProgress] = lambda progress: progress,
     ) -> None:
-        self.results: list[Result] = []
-        self._timeout, self._ungraded = timeout, dict[SampleKey, str]()
-        spec, items, concurrency = session.spec, selected.items, session.concurrency
-        attempts = plan(items, spec.routes, samples, concurrency)
-        if spec.task.name == "free" or not all(item.gold for item in items):  # answers are compared with the target's
-            attempts.sort(key=lambda one: (one.block, one.sample, one.route.policy.name != "target"))
-        router, warnings = spec.deciding_router, []
-        if router and (known := sum(router.card.known(item.problem.question for item in items))):
+        self.session, self.folder, self.results = session, folder, list[Result]()
+        self._ungraded: dict[SampleKey, str] = {}
+        concurrency, items = session.decided.concurrency, selected.items
+        self.attempts = plan(items, session.routes, samples, concurrency)
+        if session.task.name == "free" or not all(item.gold for item in items):  # answers are compared with the target's
+            self.attempts.sort(key=lambda one: (one.block, one.sample, one.route.policy.name != "target"))
+        self.todo = missing(self.attempts, folder.statuses)
+        warnings, card = [], session.router.router.card if session.decided.router and session.router.router else None
+        if card and (known := sum(card.known(item.problem.question for item in items))):
             which = f"{known} of these {len(items)} problems"
-            warnings = [f"router {router.card.name} was trained on {which}, so its results are too optimistic"]
-        details = {"samples": samples, "warnings": warnings, "concurrency": concurrency, **facts}
-        super().__init__(session, selected, folder, attempts, **details)
-
-    def count(self, row: AttemptRow) -> None:
-        self.results.append(Result.of(row))
-        self._ungraded |= ungraded_answers([row])
+            warnings = [f"router {card.name} was trained on {which}, so its results are too optimistic"]
+        skips = name != BENCH
+        self.run = run_of(session, folder, BENCH, selected, samples=samples, warnings=warnings, skips_attempts=skips)
+        planned, left = len(items) * samples, len(self.todo)
+        title = f"{name} {selected.title}"
+        self._counts = RunCounts(title, session.routes, planned, left, concurrency=concurrency, shown=shown)
+        by_key = {attempt.key: attempt for attempt in self.attempts}
+        for row in folder.rows:
+            self._count(row)
+            if row.status == "done" and row.key in by_key:
+                self._counts.add(by_key[row.key].route, row, is_new=False)
 
     @property
-    def progress(self) -> RunProgress:
-        return self._progress.now(self.seconds_left())
+    def num_errors(self) -> int:
+        return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
 
     @property
     def selected(self) -> tuple[Run, list[Result]]:
-        """The contents of run.json and the results, of this command's problems only."""
-        run, ids = self.folder.run or {}, {attempt.id for attempt in self.attempts}
-        levels = {name: level for name, level in run.get("levels", {}).items() if name in ids}
-        return {**run, "levels": levels}, [result for result in self.results if result.key[0] in ids]
+        """The run and its results, of this command's problems only."""
+        ids = {attempt.id for attempt in self.attempts}
+        levels = {name: level for name, level in self.run.levels.items() if name in ids}
+        return self.run.changed(levels=levels), [result for result in self.results if result.key[0] in ids]
 
-    def is_needed(self, attempt: Attempt) -> bool:
-        return True
-
-    def seconds_for(self) -> float | None:
-        """Return the time limit of the next attempt, or None."""
-        return self._timeout
-
-    def seconds_left(self) -> float:
-        """Return the time that is left for all attempts."""
-        return math.inf
-
-    def measure(self) -> None:
-        """Make the missing attempts that are needed."""
-        session = self.session
-        with session.spec.task.open_grader() as grader:
-            session.load({attempt.route.policy for attempt in self.todo})
-            bench = self._bench(grader)
-            for attempt in self.todo:
-                session.writers(attempt.route)
-            self.begin(bench).run(self.todo)
-
-    def is_kept(self, finished: Finished, row: AttemptRow) -> bool:
-        return not isinstance(finished.error, InterruptedRunError)
-
-    def _bench(self, grader: Grader) -> Bench:
-        session, spec = self.session, self.session.spec
+    def measure(self, attempts: Iterable[Attempt], is_kept: Callable[[AttemptRow], bool] = lambda row: True) -> None:
+        """Make attempts of `todo`. The rows that are not kept count as not made."""
+        session, task = self.session, self.session.task
         policies = {attempt.route.policy.name: attempt.route.policy for attempt in self.todo}
         golds = {attempt.id: attempt.item.gold for attempt in self.todo}
+        with task.open_grader() as grader:
 
-        def is_right(problem: str, text: str) -> bool:
-            return is_correct(grader, text, golds[problem])
+            def is_right(problem: str, text: str) -> bool:
+                return is_correct(grader, text, golds[problem])
 
-        def same_as_target(attempt: Attempt, text: str) -> bool | None:
-            answer = self._ungraded.get((attempt.id, attempt.sample))
-            return None if answer is None else spec.task.same_answer(grader, text, answer)
+            def row(attempt: Attempt, finished: Finished, timing: Timing) -> AttemptRow | None:
+                if isinstance(finished.error, InterruptedRunError):
+                    return None
+                if session.concurrency > 1:  # the time of the program is that of several problems
+                    timing.program_seconds = None
+                gold = self._ungraded.get((attempt.id, attempt.sample))
+                made = row_of(
+                    attempt,
+                    finished,
+                    timing,
+                    grader.grade,
+                    task.find_answer,
+                    lambda text: None if gold is None else task.same_answer(grader, text, gold),
+                    session.conditions_of(is_alone=attempt.is_alone),
+                )
+                return made if is_kept(made) else None
 
-        return Bench(
-            session.writers,
-            grader.grade,
-            spec.limits,
-            spec.sampler,
-            same_as_target,
-            self.is_needed,
-            self.seconds_for,
-            {name: session.scorer(policy) for name, policy in policies.items()},
-            {name: session.rater(policy, is_right) for name, policy in policies.items()},
-            concurrency=session.concurrency,
-            find_answer=spec.task.find_answer,
-            timer=session.writing.clock,
-        )
+            session.load(policies.values())
+            for attempt in self.todo:
+                session.models.writers(attempt.route)
+            raters = {name: session.models.rater(policy, is_right) for name, policy in policies.items()}
+            self.run = with_loaded(self.run, session)
+            self.folder.save_run(self.run)
+            loop = Loop(
+                lambda one: session.models.scheduler(one.route, raters[one.route.policy.name]),
+                lambda one, trace: session.flow(one.route, one.sample)(trace),
+                session.limits,
+                row,
+                session.display,
+                self.folder,
+                session.decided.settings.sampler,
+                lambda attempt, row: self._count(row),
+                self._counts,
+                timer=session.models.writing.clock,
+            )
+            for _ in loop.run(attempts):
+                pass
+
+    def _count(self, row: AttemptRow) -> None:
+        self.results.append(Result.of(row))
+        self._ungraded |= ungraded_answers([row])
+
+
+def row_of(
+    attempt: Attempt,
+    finished: Finished,
+    timing: Timing,
+    grade_of: Callable[[str, Mapping[str, Any]], Grade],
+    find_answer: Callable[[str], str | None],
+    same_answer: Callable[[str], bool | None] = lambda text: None,
+    conditions: Mapping[str, Any] = MappingProxyType({}),
+) -> AttemptRow:
+    """Return the row of an attempt, with its grade. An answer that cannot be graded is an error."""
+    item, grade, same = attempt.item, None, None
+    if not attempt_error(finished):
+        try:
+            grade = grade_of(finished.trace.text, item.gold)
+            same = same_answer(finished.trace.text)
+        except ProblemError as error:
+            finished = replace(finished, error=error)
+    return AttemptRow.of(
+        finished,
+        attempt.route,
+        {"router": timing.router_seconds, "program": timing.program_seconds},
+        **({"conditions": dict(conditions)} if conditions else {}),
+        sample=attempt.sample,
+        level=item.level,
+        gold=dict(item.gold),
+        grade=grade,
+        same_as_target=same,
+        answer=find_answer(finished.trace.text),
+        wall_seconds=timing.seconds,
+    )
 
 
 def run_bench(request: Request, selected: Selection, path: Path, options: BenchOptions, display: Display) -> BenchRun:
@@ -303,44 +191,39 @@ def run_bench(request: Request, selected: Selection, path: Path, options: BenchO
         RunFolder(path, fresh=options.fresh) as folder,
         open_session(request, display, folder.earlier) as session,
     ):
-        run = BenchRun(session, selected, folder, samples=options.samples, timeout=options.timeout)
+        run = BenchRun(session, selected, folder, samples=options.samples)
         with offering_to_resume(session, folder):
             if run.todo:
-                run.measure()
+                run.measure(replace(attempt, seconds=options.timeout) for attempt in run.todo)
     return run
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A benchmark plan: the remaining attempts, and the expected seconds per attempt for each route (None if unknown)."""
+    """What a benchmark would decide, and how many attempts are left."""
 
-    spec: Spec
+    decided: Setup
     num_attempts: int
-    todo: Sequence[Attempt]
+    num_todo: int
     is_resumed: bool
-    seconds: Mapping[str, float | None]
 
 
 def preview(request: Request, selected: Selection, path: Path, options: BenchOptions) -> Preview:
-    """Plan a benchmark without running it. Raises UsageError or DamagedRunError if the folder's run cannot be resumed."""
-    contents = read_run_folder(path) if (path / RUN).exists() and not options.fresh else None
-    results = list(contents.results) if contents else []
-    earlier = contents.run if contents and results else None
-    spec = make_spec(request, earlier, concurrency=request.concurrency, asks_servers=False)
-    if earlier:
-        known = problem_facts(selected.dataset, [item.problem.id for item in selected.items])
-        known |= {"settings": settings_of(spec)}
-        resume(with_grown(earlier, selected.dataset), {**earlier, **known}, path)
-    attempts = plan(selected.items, spec.routes, options.samples)
-    todo = missing(attempts, {one.attempt: "done" if one.is_done else "error" for one in results})
-    routes = {attempt.route for attempt in todo}
-    seconds = {route.label: _expected(route, spec, results) for route in spec.routes if route in routes}
-    return Preview(spec, len(attempts), todo, contents is not None, seconds)
+    """Plan a benchmark without running it. No server is asked.
 
-
-def _expected(route: Route, spec: Spec, results: Iterable[Result]) -> float | None:
-    known = [one.seconds for one in results if one.seconds is not None and one.route == replace(route, stops_early=False)]
-    return mean(known) if known else spec.available_router.expected_seconds(route)
+    Raises UsageError or DamagedRunError if the folder's run cannot be continued.
+    """
+    began, statuses = None if options.fresh else begun_run(path, BENCH), {}
+    if began is None:
+        decided = decide(request, gather(request))
+    else:
+        check_models(request, began)
+        check_data_set(began.dataset, selected.dataset)
+        added = with_policies(request, began)
+        decided = decide(added, gather(added), began.decided) if added else began.decided
+        statuses = {row.key: row.status for row in read_run_folder(path).rows}
+    attempts = plan(selected.items, routes_of(request, decided), options.samples)
+    return Preview(decided, len(attempts), len(missing(attempts, statuses)), began is not None)
 
 
 def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]]:
@@ -353,7 +236,8 @@ def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]
         answers = ungraded_answers(row for _, row in graded)
         pairs = [(before, _compared(row, task, grader, answers.get((row.id, row.sample)))) for before, row in graded]
     folder.rewrite(row for _, row in pairs)
-    folder.save_run(with_grader(folder.run or {}, task.grader_version()))
+    if folder.run:
+        folder.save_run(folder.run.changed(grader=task.grader_version()))
     return [(before, now) for before, now in pairs if before.grade != now.grade]
 
 

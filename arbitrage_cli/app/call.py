@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from reprlib import repr as short
 from typing import Any, Generic, TypedDict, TypeVar
 
+from arbitrage_cli.app.decide import limits_of, refuse_without_thinking, sampler_of
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import choose_route, needed_models, refuse_on_servers
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.app.spec import limits_of, refuse_without_thinking, sampler_of
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
@@ -227,30 +227,32 @@ class Call:
 
 def resolve_call(session: Session, given: CallOptions) -> Call:
     """Combine a call's options with the pair's options. Raises UsageError if an option is invalid or a model is missing."""
-    spec = session.spec
-    own = spec.request.options  # the pair's tau belongs to the pair's policy
+    own = session.request.options  # the pair's tau belongs to the pair's policy
     options = options_of(replace(own, **NO_ROUTING) if given.get("policy") is not None else own, given)
-    route, named = spec.route, spec.request.named
+    route, named = session.route, session.request.named
     if NO_ROUTING.keys() & options.explicit:
-        policy, tau = choose_route(named, spec.task, options)
-        route = make_route(policy, tau, spec.available_router, early_stop=named.early_stop(options.early_stop, [policy]))
+        policy, tau = choose_route(named, session.task, options)
+        early_stop = named.early_stop(options.early_stop, [policy])
+        route = make_route(policy, tau, replace(session.router, early_stop=early_stop))
     _check_loaded(session, route.policy)
-    limits = limits_of(options, spec.limits.think_tokens if options.think is None else options.think_tokens)
+    limits = limits_of(options, session.limits.think_tokens if options.think is None else options.think_tokens)
     sampler = sampler_of(options)
     if limits.thinks is False:
-        refuse_without_thinking(session.prompts())
+        refuse_without_thinking(session.models.prompts())
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
     system = options.system if "system" in options.explicit else None
-    return Call(route, limits, sampler, system, session.flow(route, sampler), run)
+    return Call(route, limits, sampler, system, session.flow(route, sampler=sampler), run)
 
 
 def _check_loaded(session: Session, policy: Policy) -> None:
-    spec = session.spec
-    for role in needed_models([policy], spec.request.named.sources, spec.reward).keys() - spec.models.keys():
+    decided = session.decided
+    for role in (
+        needed_models([policy], session.request.named.sources, decided.settings.reward).keys() - decided.models.keys()
+    ):
         hint = f"pass {role}=... to open_pair"
         raise UsageError(f"policy {policy.name} needs the {role} model, which is not loaded", hint, option="policy")
-    refuse_on_servers([policy], spec.sources)
-    session.check_token_stats([policy])
+    refuse_on_servers([policy], decided.sources)
+    session.models.check_token_stats([policy])
 
 
 def _read_question(question: Question, identifier: str) -> Problem:

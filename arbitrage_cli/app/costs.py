@@ -3,19 +3,21 @@
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request
-from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
 from arbitrage_cli.costs.store import Tuned, find_measurements, keep_tuned, tuned_file
 from arbitrage_cli.errors import ModelFileError, OutputError, UsageError
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.system.machine import free_cores
 from arbitrage_cli.types import ModelRole
+
+if TYPE_CHECKING:
+    from arbitrage_cli.runs.run import Setup
 
 MUCH_FASTER = 0.5  # share of the stored costs of a token below which a run contradicts them
 MIN_SECONDS = 1e-3  # the program takes most of the time of faster tokens
@@ -40,22 +42,21 @@ def measure_missing(
     request: Request,
     found: Mapping[ModelRole, str],
     display: Display,
-    earlier: Run | None,
     max_age: timedelta = timedelta.max,
     limit: float = PROBE_SECONDS,
 ) -> Mapping[ModelRole, Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
     Costs are measured only if a policy of the request works with both models or is compared with others. They are not measured
-    if a resumed run contains them, or if they were measured within `max_age`. `limit` is the maximum time for the probes, in
-    seconds. A disturbed measurement does not take the place of known costs.
+    if they were measured within `max_age`. `limit` is the maximum time for the probes, in seconds. A disturbed measurement does
+    not take the place of known costs.
     """
     load = request.named.load
-    others = {"prm"} if request.compares and not request.named.checks_itself else {"prm", "check"}
+    others = {"prm"} if request.compares else {"prm", "check"}
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
     known = find_measurements(paths, load, display.note)
     is_needed = request.compares or any(policy.kind == "routed" or policy.speculates for policy in request.asked)
-    if not is_needed or not {"draft", "target"} <= paths.keys() or paths.keys() <= unit_costs_of(earlier or {}).keys():
+    if not is_needed or not {"draft", "target"} <= paths.keys():
         return known
     if known.keys() == paths.keys() and all(one.age < max_age for one in known.values()):
         return known
@@ -64,16 +65,16 @@ def measure_missing(
     return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
 
 
-def forget_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], display: Display) -> None:
+def forget_contradicted(request: Request, decided: "Setup", slowdowns: Mapping[ModelRole, float], display: Display) -> None:
     """Remove stored costs if a model's tokens took much less time in a run. The next command measures them.
 
     Tokens may take longer than measured for good reasons, such as a long context or other programs, but not less.
     """
-    costs = {role: model.costs for role, model in spec.models.items() if model.costs}
+    costs = decided.unit_costs
     contradicted = {
         role: factor for role, factor in slowdowns.items() if costs[role].decode > MIN_SECONDS and factor < MUCH_FASTER
     }
-    stored = find_measurements({role: spec.models[role].path for role in contradicted}, spec.request.named.load)
+    stored = find_measurements({role: decided.sources[role] for role in contradicted}, request.named.load)
     wrong = {role: one for role, one in stored.items() if one.costs == costs[role]}
     for role in wrong:
         took = f"the {role} took {formatting.number(contradicted[role])} times its measured token cost"
@@ -85,9 +86,9 @@ def forget_contradicted(spec: Spec, slowdowns: Mapping[ModelRole, float], displa
         log.info("%s", error.message)
 
 
-def warn_of_load(spec: Spec, display: Display) -> None:
+def warn_of_load(threads_of: Mapping[ModelRole, int], display: Display) -> None:
     """Note that other programs use the cores of models with several threads."""
-    threads = max((model.threads or 1 for model in spec.models.values() if model.files), default=1)
+    threads = max(threads_of.values(), default=1)
     if threads > 1 and (free := free_cores()) < threads:
         display.note(
             f"other programs use the processor, so {threads} threads may be slower than {free}; "

@@ -42,7 +42,7 @@ class WriterOptions:
 class LocalModel:
     """A model in this process. Its writers share a cache, which uses the sequences from `first_sequence`."""
 
-    sends_token_stats = can_switch_thinking = True
+    sends_token_stats = True
 
     def __init__(self, backend: Backend, first_sequence: int = 0) -> None:
         self._backend, self._first = backend, first_sequence
@@ -89,10 +89,7 @@ class RemoteModel:
     def __init__(self, model: ServedModel) -> None:
         self._model = model
         self.card, self.chat_template = model.card, model.source.template
-        self.sends_token_stats, self.can_switch_thinking = bool(model.num_alternatives), not isinstance(model.dialect, Chat)
-
-    def twin(self, first_sequence: int) -> "RemoteModel":
-        return self
+        self.sends_token_stats = bool(model.num_alternatives)
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
         kind = ChatWriter if isinstance(self._model.dialect, Chat) else ServedWriter

@@ -15,7 +15,6 @@ from arbitrage_cli.model_files.gguf import num_snapshots, read_facts
 from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import (
     BUILT_IN,
-    THINK,
     PairEntry,
     find_files,
     found_names,
@@ -34,7 +33,7 @@ Json = dict[str, Any]
 
 def pair_models(pair: PairEntry) -> list[Json]:
     """Describe a pair's models and router, and whether each is stored on this machine."""
-    sources = {str(role): source for role, source in pair.sources.items() if source != THINK}
+    sources = {str(role): source for role, source in pair.sources.items()}
     here = {role: bool(local_files(source)) for role, source in sources.items()}
     if pair.router:
         sources["router"], here["router"] = pair.router, router_file(pair.router).is_file()
@@ -46,7 +45,7 @@ def sources_of(name: str) -> list[str]:
     pair = user_pairs().named(name)
     if pair is None:
         return [name]
-    return [entry.source for entry in pair.entries.values() if entry.source != THINK and not is_served(entry.source)]
+    return [entry.source for entry in pair.entries.values() if not is_served(entry.source)]
 
 
 def names_to_fetch(name: str) -> list[HubName]:
@@ -111,7 +110,8 @@ def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Iden
 
 def describe_model(source: str, pair: PairEntry | None = None) -> Json:
     """Describe a model by its files. Raises ModelFileError if a file is missing or invalid."""
-    from arbitrage_cli.app.spec import THINK_CONTEXT_SIZE, prompt_of  # with NumPy
+    from arbitrage_cli.app.decide import THINK_CONTEXT_SIZE  # with NumPy
+    from arbitrage_cli.app.gather import prompt_of
     from arbitrage_cli.inference.speculation import MAX_SPECULATED
 
     files = local_files(source)

@@ -33,7 +33,6 @@ from arbitrage_cli.app.options import AdviceOptions, Options, check
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import Request, ask
 from arbitrage_cli.app.session import Session, open_session
-from arbitrage_cli.app.spec import Spec
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
 from arbitrage_cli.model_files.pairs import is_built_in
@@ -45,6 +44,7 @@ from arbitrage_cli.types import Decided, Event, Finished, Message, ModelRole, Pr
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.advise import Advice
+    from arbitrage_cli.runs.run import Setup
 
 log = logging.getLogger("arbitrage")
 FORGETS = "the built-in models do not support conversations, so each question is answered separately"
@@ -62,7 +62,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         self._events: Generator[Event, None, None] | None = None
         self._busy = threading.Lock()  # held during a call
         self._session: Session | None = None
-        self._spec = self._loaded().spec
+        self._decided = self._loaded().decided
         self._is_closed = False
 
     def __del__(self) -> None:
@@ -70,15 +70,15 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
             self.close()
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def __reduce__(self) -> NoReturn:
         raise TypeError("a pair holds loaded models, so it cannot be copied or pickled; call open_pair again")
 
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def __repr__(self) -> str:
-        models = ", ".join(f"{role}={source!r}" for role, source in self._spec.sources.items())
-        return f"<Pair {models}, policy={self._spec.route.name!r}>"
+        models = ", ".join(f"{role}={source!r}" for role, source in self._decided.sources.items())
+        return f"<Pair {models}, policy={self._decided.route.name!r}>"
 
     def close(self) -> None:
         """Stop a running call and free the models. Closing a closed pair has no effect.
@@ -113,7 +113,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
     def conversation(self, **options: Unpack[CallOptions]) -> "Conversation":
         """Begin a conversation. The models see all earlier questions and answers."""
-        return Conversation(self._solve, self._call(options), self._spec.sources)
+        return Conversation(self._solve, self._call(options), self._decided.sources)
 
     @python_errors()
     def advise(self, questions: Iterable[str | Mapping[str, Any]], *, minutes: float = 10.0) -> "Advice":
@@ -137,11 +137,11 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
             self._schedulers.clear()
             return advise_on(questions, single, task, minutes=minutes, display=LogDisplay(log))
 
-    def _loaded(self, spec: Spec | None = None) -> Session:
+    def _loaded(self, decided: "Setup | None" = None) -> Session:
         """Return the session, and load the models if they are not loaded."""
         if self._session is None:
             with contextlib.ExitStack() as stack:
-                session = stack.enter_context(open_session(self._request, LogDisplay(log), spec=spec))
+                session = stack.enter_context(open_session(self._request, LogDisplay(log), decided=decided))
                 session.load()
                 self._stack.push(stack.pop_all())
             self._session = session
@@ -150,7 +150,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
     @python_errors()
     def _call(self, options: CallOptions) -> Call:
         self._check_free()
-        return resolve_call(self._loaded(self._spec), options)
+        return resolve_call(self._loaded(self._decided), options)
 
     def _solve(self, call: Call, problem: Problem) -> Solution:
         (solution,) = (event for event in self._stream(call, problem) if isinstance(event, Solution))
@@ -208,11 +208,12 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
 
     def _scheduler(self, call: Call) -> Scheduler:
-        policy, session = call.route.policy, self._loaded(self._spec)
+        policy, session = call.route.policy, self._loaded(self._decided)
         if policy.reward not in self._schedulers:
-            has_both = {"draft", "target"} <= session.models.keys()
-            self._schedulers[policy.reward] = session.scheduler(
-                None if has_both else self._spec.route, session.rater(policy)
+            models = session.models
+            has_both = {"draft", "target"} <= models.by_role.keys()
+            self._schedulers[policy.reward] = models.scheduler(
+                None if has_both else session.route, rater=models.rater(policy)
             )
         return self._schedulers[policy.reward]
 
@@ -236,9 +237,8 @@ def open_pair(
 ) -> Pair:
     """Load a draft and a target (default: the built-in pair). Use the returned pair as a context manager to free the models.
 
-    A model is a GGUF file, `user/repo:quant` on the Hub, or the URL of a server. `check` is the checker of policy `agree`,
-    which may also be `"think"`: the draft in its other thinking mode. `concurrency` is the number of problems that
-    `solve_many` solves at once. `defaults` apply to every call that does not override them.
+    A model is a GGUF file, `user/repo:quant` on the Hub, or the URL of a server. `check` is the checker of policy `agree`.
+    `concurrency` is the number of problems that `solve_many` solves at once. `defaults` apply to every call that does not override them.
 
     Raises UsageError if an argument is invalid; RouterError, ModelError or HubError if a router or model cannot be used.
     """
@@ -336,11 +336,11 @@ class RoutedConversation:
     """A conversation whose `route` may change between questions."""
 
     def __init__(self, session: Session) -> None:
-        self.menu = session.spec.menu()
+        self.menu = session.menu()
         self.route = self.menu.default
-        self._session, self._spec, self._display = session, session.spec, session.display
-        self._turns = Turns(session.spec.sources, session.display.note)
-        self._scheduler = session.scheduler()
+        self._session, self._display = session, session.display
+        self._turns = Turns(session.decided.sources, session.display.note)
+        self._scheduler = session.models.scheduler()
         self._shown: tuple[Route, str | None] | None = None
         self._are_models_shown = False
         self._last: tuple[Finished, RunInfo] | None = None
@@ -352,7 +352,7 @@ class RoutedConversation:
 
     def ask(self, question: str) -> Finished:
         """Answer a question and remember the answer. Raises UsageError if the question is not valid text."""
-        route, router = self.route, self._spec.available_router.router
+        route, router = self.route, self._session.router.router
         finished = self._solve(self._turns.problem(question), route)
         if finished.error is None:
             self._turns.add(finished.trace.problem.question, finished.trace.text)
@@ -380,7 +380,7 @@ class RoutedConversation:
 
     def answer(self, finished: Finished) -> str:
         text = finished.trace.text
-        return self._spec.task.find_answer(text) or text.strip()
+        return self._session.task.find_answer(text) or text.strip()
 
     def show_route(self) -> None:
         self._show(self.route)
@@ -392,7 +392,7 @@ class RoutedConversation:
 
     def _solve(self, problem: Problem, route: Route) -> Finished:
         self._show(route)
-        job = Job(problem, self._session.flow(route), self._spec.limits)
+        job = Job(problem, self._session.flow(route), self._session.limits)
         with contextlib.closing(self._scheduler.run([job], refusals=Refusals(inf))) as events:
             for event in events:
                 self._display.handle(event)

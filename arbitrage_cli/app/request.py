@@ -21,7 +21,6 @@ from arbitrage_cli.inference.servers.dialects import CONTINUATIONS
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import (
     DEFAULT_PAIR,
-    THINK,
     UNIVERSAL_ROUTER,
     PairEntry,
     backend_of,
@@ -62,7 +61,7 @@ class NamedModels:
     """The models and the router for a command.
 
     `pair` is None if the draft or the target was named separately. `price` contains the prices of the pair's models, in the
-    syntax of --price. If `checks_itself` is true, the checker is the draft in its other thinking mode.
+    syntax of --price.
     """
 
     pair: PairEntry | None
@@ -72,7 +71,6 @@ class NamedModels:
     load: LoadOptions
     served: Mapping[ModelRole, ServedSource]
     price: str | None
-    checks_itself: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -117,15 +115,13 @@ def choose_models(options: Options, task: Task) -> NamedModels:
         raise UsageError("a process reward model cannot run on a server", "use a GGUF file", option="prm")
     pair = pair if pair and _is_pair(pair, models) else None  # its settings do not apply to other models
     price = _price_of(pair, models)
-    if checks_itself := models.get("check") == THINK and "draft" in models:
-        models = {**models, "check": models["draft"]}
     router_source = options.router or _default_router(pair, models, task)
     router = load(router_file(router_source)) if router_source else None
     if router:
         router.check_steps(task.step_end)
     load_options = _load_options(pair, options)
     served = _served_models(pair, models, load_options)
-    return NamedModels(pair, models, router, router_source, load_options, served, price, checks_itself)
+    return NamedModels(pair, models, router, router_source, load_options, served, price)
 
 
 def _choose_pair(options: Options) -> PairEntry | None:
@@ -201,7 +197,7 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
         hint = f"use --prm MODEL, or a --pair with a process reward model (builtin, llama3){rollouts}"
         return UsageError(f"policy {policy.name} needs a process reward model", hint)
     if role == "check":
-        hint = "use --check MODEL, or --check think for the draft in its other thinking mode; pair builtin has a checker"
+        hint = "use --check MODEL; pair builtin has a checker"
         return UsageError(f"policy {policy.name} needs a checker", hint)
     hint = f"use --{role} MODEL.gguf or --pair NAME (see arbitrage models list)"
     return UsageError(f"policy {policy.name} needs a {role} model", hint)

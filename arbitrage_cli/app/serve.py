@@ -8,11 +8,11 @@ from dataclasses import replace
 from ipaddress import ip_address
 from socket import socket
 
+from arbitrage_cli.app.decide import limits_of
 from arbitrage_cli.app.options import KEY_VARIABLE, ServerOptions
 from arbitrage_cli.app.protocol import Display, ServerInfo
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
-from arbitrage_cli.app.spec import limits_of
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.servers.address import is_private
 from arbitrage_cli.runs.records import RunInfo
@@ -38,7 +38,7 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
         bounds = Bounds(session.concurrency, options.queue, options.timeout)
         session.load()
         defaults = _defaults(session)
-        service = Service(Worker(session.scheduler(), session.scorer), defaults, bounds, access)
+        service = Service(Worker(session.models.scheduler(), session.scorer), defaults, bounds, access)
         host, port = bound.getsockname()[:2]
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
         run = session.run_info(num_problems=None)
@@ -54,15 +54,14 @@ def _with_bill(event: ServingEvent, run: RunInfo) -> ServingEvent:
 
 
 def _defaults(session: Session) -> Defaults:
-    spec, models = session.spec, session.models.values()
-    max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in models)
-    thinking = limits_of(spec.request.options, spec.limits.think_tokens or None)
-    prompts = session.prompts().values()
+    max_chars = CHARS_PER_TOKEN * min(model.card.context_size for model in session.models.by_role.values())
+    thinking = limits_of(session.request.options, session.limits.think_tokens or None)
+    prompts = session.models.prompts().values()
     return Defaults(
-        spec.menu(),
-        spec.limits,
+        session.menu(),
+        session.limits,
         thinking,
-        spec.sampler,
+        session.decided.settings.sampler,
         max_chars,
         always_thinks=any(prompt.always_thinks for prompt in prompts),
     )

@@ -1,45 +1,221 @@
-"""Fetches, checks, loads and closes the models of a request, and provides their writers, raters and schedulers."""
+"""Takes a command from its request to what is decided and to its open models, and describes the solutions that they write."""
 
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import cached_property, partial
-from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.costs import fetch, forget_contradicted, measure_missing, warn_of_load
-from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
-from arbitrage_cli.app.manifest import check_unchanged, record_settings
+from arbitrage_cli.app.decide import available_router, decide
+from arbitrage_cli.app.gather import gather, machine_facts
+from arbitrage_cli.app.loaded import RemoteModel
+from arbitrage_cli.app.open_models import OpenModels
 from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import BUILT_IN, Request, is_arithmetic
-from arbitrage_cli.app.spec import Run, Spec, make_spec
+from arbitrage_cli.app.resume import check_models, routes_of, with_policies
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
-from arbitrage_cli.costs.memory import Need, check_concurrency, check_memory, memory_needed, rollback_of
 from arbitrage_cli.costs.pair import bill, parse_prices
-from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
-from arbitrage_cli.inference.backend import clock_for
-from arbitrage_cli.inference.chat_template import ChatPrompt
-from arbitrage_cli.inference.engine import as_speculator
-from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rater, Scheduler
-from arbitrage_cli.model_files.pairs import is_built_in
-from arbitrage_cli.rewards.raters import RolloutRater
+from arbitrage_cli.model_files.pairs import is_built_in, is_gguf
 from arbitrage_cli.routing.policies import Checker, Policy
-from arbitrage_cli.routing.route import Route, need_router
+from arbitrage_cli.routing.presets import PRESETS
+from arbitrage_cli.routing.route import Menu, Route, need_router
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.system.files import state_of
 from arbitrage_cli.types import Limits, ModelRole, Trace
 
 if TYPE_CHECKING:
     from arbitrage_cli.inference.servers.connection import Connection
+    from arbitrage_cli.runs.run import Run, Setup
 
 log = logging.getLogger("arbitrage.session")
+
+
+class Session:
+    """A command's request, what was decided from it, and its models, which `load` opens. Create it with `open_session`."""
+
+    def __init__(self, request: Request, decided: "Setup", models: OpenModels, display: Display) -> None:
+        self.request, self.decided, self.models, self.display = request, decided, models, display
+        self.routes = routes_of(request, decided)
+        self.limits, self.task, self.concurrency = decided.settings.limits, request.task, models.concurrency
+        self.router = available_router(request, decided.unit_costs, decided.price)
+        self._stack = contextlib.ExitStack()
+
+    @property
+    def route(self) -> Route:
+        return self.routes[0]
+
+    def close(self) -> None:
+        self._stack.close()
+        self.models.close()
+
+    def load(self, policies: Iterable[Policy] | None = None) -> None:
+        """Load the models, with enough sequences for these policies (default: all policies of the request)."""
+        warn_of_load(self.models.threads, self.display)
+        self.models.load([route.policy for route in self.routes] if policies is None else policies, self.display)
+        self._warn_of_another_pair()
+
+    def menu(self) -> Menu:
+        """Return the routes that users of a chat or a server can select."""
+        request = self.request
+        checks = request.loads == "served" and "check" in self.decided.models
+        return Menu(self.route, self.router, speculates=not request.named.served, checks=checks)
+
+    def scorer(self, policy: Policy) -> Scorer | Checker | None:
+        if policy.kind == "checked":
+            return self._checker
+        return self._router_scorer if policy.needs_router else None
+
+    @cached_property
+    def _router_scorer(self) -> Scorer:
+        return need_router(self.router.router).scorer()
+
+    @cached_property
+    def _checker(self) -> Checker:
+        """The checker, which solves a problem before the draft if its files are smaller."""
+        models, roles = self.decided.models, tuple[ModelRole, ...](("draft", "check"))
+        return Checker(
+            self._stack.enter_context(self.task.open_grader()),
+            self.decided.settings.check_thinking or "off",
+            sorted(roles, key=lambda role: models[role].size or 0),
+            at_once=any(models[role].served for role in roles),
+        )
+
+    def flow(self, route: Route, sample: int = 0, sampler: Sampler | None = None) -> Callable[[Trace], Flow]:
+        """Return the flow of a route. Sample k uses the seed `seed + k`."""
+        seed = (sampler or self.decided.settings.sampler).seed + sample
+        return partial(route.flow, seed=seed, scorer=self.scorer(route.policy))
+
+    def run_info(
+        self,
+        *,
+        num_problems: int | None,
+        route: Route | None = None,
+        limits: Limits | None = None,
+        sampler: Sampler | None = None,
+    ) -> RunInfo:
+        chosen, sources, price = route or self.route, self.decided.sources, self.decided.price
+        return RunInfo(
+            chosen,
+            thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
+            settings=self._settings_of(chosen, limits, sampler),
+            models=sources,
+            descriptions={role: self.models.by_role[role].describe() for role in chosen.policy.models},
+            num_problems=num_problems,
+            concurrency=self.concurrency,
+            find_answer=self.task.find_answer,
+            may_answer=is_arithmetic if any(map(is_built_in, sources.values())) else lambda question: True,
+            bill=partial(bill, parse_prices(price)) if price else lambda finished: None,
+        )
+
+    def _settings_of(self, route: Route, limits: Limits | None, sampler: Sampler | None) -> dict[str, Any]:
+        """Return the settings that affect a solution, for its record."""
+        router = self.router.router if route.policy.needs_router else None
+        return self.decided.settings.of_call(limits, sampler) | {
+            "early_stop": route.stops_early if route.policy.can_stop_early else None,
+            "router_sha256": router and router.sha256,
+            "router": router and router.card.name,
+            "tau_costs": self.router.costs_of if route.tau_name in PRESETS else None,
+            "concurrency": self.concurrency,
+        }
+
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """What differs now from the run's beginning without changing its answers: the machine, threads and concurrency."""
+        decided = self.decided
+        found: dict[str, Any] = {}
+        if local := [source for source in decided.sources.values() if is_gguf(source)]:
+            now = machine_facts(computes=bool(local))
+            found = {name: now[name] for name in ("cpu", "gpu", "llama_cpp_python") if now[name] != decided.machine[name]}
+        if threads := {role: n for role, n in self.models.threads.items() if n != decided.models[role].threads}:
+            found["threads"] = threads
+        asked = self.request.options.concurrency
+        return found | ({"concurrency": asked} if asked and asked != decided.concurrency else {})
+
+    def conditions_of(self, *, is_alone: bool) -> dict[str, Any]:
+        """Return the conditions of an attempt, which `is_alone` if llama.cpp crashed during its problem."""
+        return self.conditions | ({"alone": True} if is_alone else {})
+
+    def _warn_of_another_pair(self) -> None:
+        router = self.router.router
+        if router is None or self.router.is_universal or self.decided.router is None:
+            return
+        loaded = {role: model.card.name for role, model in self.models.by_role.items() if role in ("draft", "target")}
+        if not any(all(pair[role]["name"] == name for role, name in loaded.items()) for pair in router.card.pairs):
+            trained_on = " and ".join(model["name"] for model in router.card.pairs[0].values())
+            log.warning(
+                "router %s was trained on %s, so its thresholds may not suit these models", router.card.name, trained_on
+            )
+
+
+@contextlib.contextmanager
+def open_session(
+    request: Request,
+    display: Display,
+    began: "Run | None" = None,
+    *,
+    decided: "Setup | None" = None,
+    most: int = MAX_CONCURRENCY,
+    max_age: timedelta = timedelta.max,
+    limit: float = PROBE_SECONDS,
+) -> Iterator[Session]:
+    """Download the models, decide how the problems are solved, and open a session for them.
+
+    A run that `began` is continued as it was decided then. `decided` is given if the models of an earlier session are loaded
+    again. At most `most` problems are solved at once. Costs older than `max_age` are measured again, in at most `limit` seconds.
+    """
+    with contextlib.ExitStack() as stack:
+        open_served = _server_models(request, display, stack)
+        if began:
+            decided = _continued(request, began, display, open_served)
+        elif decided is None:
+            decided = _decided(request, display, open_served, max_age, limit)
+        for note in decided.notes:
+            display.note(note)
+        if decided.tau_costs:
+            log.info("presets are based on the token costs of %s", decided.tau_costs)
+        models = OpenModels(request, decided, open_served, most)
+        session = stack.enter_context(contextlib.closing(Session(request, decided, models, display)))
+        yield session
+        if request.loads == "needed":  # a run, whose results are stored
+            models.check_files()
+        slowdowns = models.slowdowns
+    if request.loads == "needed":
+        forget_contradicted(request, decided, slowdowns, display)
+
+
+def _decided(
+    request: Request,
+    display: Display,
+    open_served: Callable[[ModelRole], RemoteModel],
+    max_age: timedelta,
+    limit: float,
+) -> "Setup":
+    sources = request.models_for(request.asked)
+    if any(map(is_built_in, sources.values())):
+        display.remind(BUILT_IN)
+    paths = fetch(sources, display, offline=request.options.offline)
+    measured = measure_missing(request, paths, display, max_age, limit)
+    return decide(request, gather(request, measured, open_served))
+
+
+def _continued(request: Request, began: "Run", display: Display, open_served: Callable[[ModelRole], RemoteModel]) -> "Setup":
+    """Return what was decided when a run began, and the request's further policies. Without these, no server is asked."""
+    sources = request.models_for([route.policy for route in began.routes])
+    fetch(sources, display, offline=request.options.offline)
+    check_models(request, began)
+    added = with_policies(request, began)
+    if added is None:
+        return began.decided
+    sources, known = added.models_for([*(route.policy for route in began.routes), *added.asked]), began.decided.models
+    paths = fetch(sources, display, offline=request.options.offline)
+    measured = None if paths.keys() <= known.keys() else measure_missing(added, paths, display)
+    facts = gather(added, measured, lambda role: None if role in known else open_served(role))
+    return decide(added, facts, began.decided)
 
 
 def _server_models(request: Request, display: Display, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
@@ -64,263 +240,3 @@ def _server_models(request: Request, display: Display, stack: contextlib.ExitSta
         return RemoteModel(open_served(connection(), source, role, is_greedy=is_greedy, continues=continues))
 
     return open_model_of
-
-
-@contextlib.contextmanager
-def open_session(
-    request: Request,
-    display: Display,
-    earlier: Run | None = None,
-    *,
-    spec: Spec | None = None,
-    most: int = MAX_CONCURRENCY,
-    max_age: timedelta = timedelta.max,
-    limit: float = PROBE_SECONDS,
-) -> Iterator["Session"]:
-    """Download the models, measure missing token costs, resolve the request, and open a session for it.
-
-    `earlier` is the run.json of a run to resume. `spec` is given if the models of an earlier session are loaded again. At most
-    `most` problems are solved at once. Costs older than `max_age` are measured again, in at most `limit` seconds.
-    """
-    sources = request.models_for(request.asked)
-    if any(map(is_built_in, sources.values())):
-        display.remind(BUILT_IN)
-    paths = fetch(sources, display, offline=request.options.offline)
-    measured = measure_missing(request, paths, display, earlier, max_age, limit)
-    with contextlib.ExitStack() as stack:
-        open_served = _server_models(request, display, stack)
-        resolve = partial(make_spec, request, earlier, lambda role: open_served(role).prompt(request.style), measured)
-        if spec is None:
-            first = partial(resolve, asks_servers=earlier is None)  # a run with nothing left to do asks no server
-            spec = first()
-            if (concurrency := _choose_concurrency(spec, most)) > 1:
-                spec = first(concurrency)  # the costs of a token depend on how many problems share a batch
-        for note in spec.notes:
-            display.note(note)
-        if spec.tau_costs:
-            log.info("presets are based on the token costs of %s", spec.tau_costs)
-        again = partial(resolve, spec.concurrency) if earlier else lambda: spec  # a resumed run began with recorded thinking
-        session = stack.enter_context(contextlib.closing(Session(spec, display, open_served, again)))
-        yield session
-        if request.loads == "needed":  # a run, whose results are stored
-            session.check_files()
-    if request.loads == "needed":
-        forget_contradicted(spec, session.slowdowns, display)
-
-
-class Session:
-    """The models of a spec, and their writers, raters and schedulers. Create it with `open_session`."""
-
-    def __init__(
-        self,
-        spec: Spec,
-        display: Display,
-        open_served: Callable[[ModelRole], RemoteModel],
-        resolve: Callable[[], Spec],
-    ) -> None:
-        self.spec, self.concurrency, self._resolve = spec, spec.concurrency, resolve
-        self.models: dict[ModelRole, Model] = {}
-        self.display, self._open_served = display, open_served
-        self._stack = contextlib.ExitStack()
-        self._file_states = {path: state_of(path) for model in spec.models.values() for path in model.files}
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def check_files(self) -> None:
-        """Raise ModelFileError if a file has changed. llama.cpp maps files into memory, so a change affects results."""
-        for path, state in self._file_states.items():
-            if not path.exists() or state_of(path) != state:
-                hint = "results since the change may be wrong, so start over with another --output"
-                raise ModelFileError(f"{path}: the file changed while it was in use", hint)
-
-    @property
-    def slowdowns(self) -> dict[ModelRole, float]:
-        """The ratio of actual to measured time per token, for each model whose ratio is known."""
-        if not self.models or self.concurrency > 1:
-            return {}
-        return {role: median(found) for role in self.models if (found := self.writers.slowdowns(role))}
-
-    def load(self, policies: Iterable[Policy] | None = None) -> None:
-        """Load the models, with enough sequences for these policies (default: all policies of the spec)."""
-        spec = self.spec
-        policies = list([route.policy for route in spec.routes] if policies is None else policies)
-        num_sequences = _num_sequences(spec, policies, self.concurrency)
-        rollback = _rollback(spec)
-        check_memory(_memory_needed(spec, num_sequences, rollback))
-        warn_of_load(spec, self.display)
-        served = [role for role, model in spec.loaded.items() if model.served]
-        self.models.update({role: self._open_served(role) for role in served})  # before files, which take time to load
-        check_unchanged("servers", spec.thinking, self._resolve().thinking)
-        self.check_token_stats(policies)
-        self._load_files(num_sequences, rollback)
-        if spec.models.keys() != spec.loaded.keys():
-            self._load_twin()
-        self.writing = WriterOptions(
-            spec.sampler,
-            spec.request.style,
-            "prefix" if spec.request.loads == "needed" else "conversation",
-            len(spec.routes) == 1,
-            {role: model.costs for role, model in spec.models.items() if model.costs},
-            spec.task.may_be_complete,
-            clock_for(model.card for model in self.models.values()),
-        )
-        self.writers = Writers(self.models, self.writing)
-        self._warn_of_another_pair()
-
-    def _load_files(self, num_sequences: Mapping[ModelRole, int], rollback: Mapping[ModelRole, int]) -> None:
-        for role, model in self.spec.loaded.items():
-            if model.served:
-                continue
-            load = self.spec.load_of(role)
-            options = replace(
-                load,
-                threads=model.threads,
-                num_sequences=num_sequences[role],
-                rollback=rollback.get(role, 0),
-                template_variables={} if role == "prm" else load.template_variables,
-            )
-            progress = partial(self.display.loading, f"loading {role} {model.source}")
-            backend = open_model(model.path, options, progress)
-            self.models[role] = LocalModel(self._stack.enter_context(contextlib.closing(backend)))
-
-    def _load_twin(self) -> None:
-        """Let the draft be the checker too. Raises ServerError if it cannot turn its thinking on and off."""
-        draft, source = self.models["draft"], self.spec.models["draft"].source
-        if not draft.can_switch_thinking:
-            raise ServerError(f"{source} is behind a chat API, which cannot switch its thinking", "use another --check")
-        self.models["check"] = draft.twin(self.concurrency)
-
-    def check_token_stats(self, policies: Iterable[Policy]) -> None:
-        """Raise ServerError if the draft's server does not send the log-probabilities that a policy needs."""
-        needing = [policy.name for policy in policies if policy.reads_token_stats]
-        if needing and "draft" in self.models and not self.models["draft"].sends_token_stats:
-            raise ServerError(
-                f"policy {needing[0]} needs log-probabilities, but {self.spec.models['draft'].source} does not send them",
-                "enable log-probabilities on the server, or use a policy that does not need them: random, rsd, "
-                "draft, target",
-            )
-
-    def prompts(self) -> dict[str, ChatPrompt]:
-        """Return the prompts of the draft and the target, by name."""
-        spec, models = self.spec, {role: self.models[role] for role in self.models if role in ("draft", "target")}
-        return {spec.models[role].source: model.prompt(spec.request.style) for role, model in models.items()}
-
-    def scorer(self, policy: Policy) -> Scorer | Checker | None:
-        if policy.kind == "checked":
-            return self._checker
-        return need_router(self.spec.available_router.router).scorer() if policy.needs_router else None
-
-    @cached_property
-    def _checker(self) -> Checker:
-        """The checker, which solves a problem before the draft if its files are smaller."""
-        models, roles = self.spec.models, tuple[ModelRole, ...](("draft", "check"))
-        return Checker(
-            self._stack.enter_context(self.spec.task.open_grader()),
-            self.spec.check_thinking or "off",
-            sorted(roles, key=lambda role: sum(file.stat().st_size for file in models[role].files)),
-            at_once=any(models[role].served for role in roles),
-        )
-
-    def rater(self, policy: Policy, is_right: Callable[[str, str], bool] | None = None) -> Rater | None:
-        """Return the step rater for this policy, or None if the policy needs no rewards.
-
-        Rollouts need `is_right`, which receives a problem id and a solution.
-
-        Raises UsageError if there is no reward source; ModelUnsupportedError if the process reward model cannot rate steps.
-        """
-        kind = policy.reward if policy.reward != "any" else self.spec.reward
-        if policy.reward is None:
-            return None
-        if kind == "prm" and isinstance(prm := self.models.get("prm"), LocalModel):
-            return prm.rater("steps" if is_built_in(self.spec.models["prm"].source) else "turns", self.writing.clock)
-        if kind == "rollout" and is_right:
-            greedy = replace(self.writing, sampler=Sampler())
-            target = self.models["target"].twin(self.concurrency)  # policies use the first sequences
-            return RolloutRater(target.writer("target", greedy), is_right)
-        hint = "use --prm MODEL" + (", or --reward rollout" if is_right else "")
-        raise UsageError(f"policy {policy.name} needs a reward source", hint)
-
-    def scheduler(self, route: Route | None = None, rater: Rater | None = None) -> Scheduler:
-        """Return a scheduler for one route. If `route` is None, jobs may have different routes, and `rater` rates steps."""
-        writers = self.writers(route)
-        return Scheduler(
-            writers,
-            concurrency=self.concurrency,
-            rater=self.rater(route.policy) if route else rater,
-            speculator=as_speculator(writers.get("draft")),
-        )
-
-    def collector(self) -> Scheduler:
-        """Return a scheduler for the collection of states. If the target continues steps for rewards, it is greedy."""
-        writers, is_rated = self.writers(None), self.spec.reward == "prm"
-        if not is_rated:
-            writers["target"] = self.models["target"].writer(
-                "target", replace(self.writing, sampler=Sampler(), unit_costs={})
-            )
-        return Scheduler(
-            writers, concurrency=self.concurrency, rater=self.rater(self.spec.route.policy) if is_rated else None
-        )
-
-    def flow(self, route: Route, sampler: Sampler | None = None) -> Callable[[Trace], Flow]:
-        seed = (sampler or self.spec.sampler).seed
-        return partial(route.flow, seed=seed, scorer=self.scorer(route.policy))
-
-    def run_info(
-        self,
-        *,
-        num_problems: int | None,
-        route: Route | None = None,
-        limits: Limits | None = None,
-        sampler: Sampler | None = None,
-    ) -> RunInfo:
-        chosen = route or self.spec.route
-        return RunInfo(
-            chosen,
-            thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
-            settings=record_settings(self.spec, chosen, limits, sampler),
-            models=self.spec.sources,
-            descriptions={role: self.models[role].describe() for role in chosen.policy.models},
-            num_problems=num_problems,
-            concurrency=self.concurrency,
-            find_answer=self.spec.task.find_answer,
-            may_answer=is_arithmetic if any(map(is_built_in, self.spec.sources.values())) else lambda question: True,
-            bill=partial(bill, parse_prices(price)) if (price := self.spec.request.named.price) else lambda finished: None,
-        )
-
-    def _warn_of_another_pair(self) -> None:
-        router = self.spec.deciding_router
-        if router is None or self.spec.available_router.is_universal:  # `app.spec` warns of a universal router
-            return
-        loaded = {role: self.models[role].card.name for role in ("draft", "target") if role in self.models}
-        if not any(all(pair[role]["name"] == name for role, name in loaded.items()) for pair in router.card.pairs):
-            trained_on = " and ".join(model["name"] for model in router.card.pairs[0].values())
-            log.warning(
-                "router %s was trained on %s, so its thresholds may not suit these models", router.card.name, trained_on
-            )
-
-
-def _num_sequences(spec: Spec, policies: Iterable[Policy], concurrency: int = 1) -> dict[ModelRole, int]:
-    has_rollouts = spec.request.compares and spec.reward == "rollout" and any(policy.reward == "any" for policy in policies)
-    twins = len(spec.models) - len(spec.loaded)
-    numbers: dict[ModelRole, int] = {"draft": 1 + twins, "target": 1 + has_rollouts, "prm": 1, "check": 1}
-    return {role: number * concurrency for role, number in numbers.items()}
-
-
-def _choose_concurrency(spec: Spec, most: int) -> int:
-    """Return the number of problems to solve at once. Raises UsageError or ModelMemoryError if they are too many."""
-    count = min(spec.request.concurrency, most)
-    if count > 1:
-        sequences = _num_sequences(spec, [route.policy for route in spec.routes])
-        check_concurrency(count, _memory_needed(spec, sequences, _rollback(spec)))
-    return count
-
-
-def _rollback(spec: Spec) -> dict[ModelRole, int]:
-    target = spec.models.get("target")  # no other model verifies draft tokens
-    return {"target": rollback_of(target.path, target.costs)} if target else {}
-
-
-def _memory_needed(spec: Spec, num_sequences: Mapping[ModelRole, int], rollback: Mapping[ModelRole, int]) -> Need:
-    paths = {role: model.path for role, model in spec.loaded.items()}
-    return memory_needed(paths, spec.load, num_sequences, rollback, {"check": spec.check_context})

@@ -5,29 +5,28 @@ tries it again after all other problems. Until that command ends, the file conta
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.call import InOrder
-from arbitrage_cli.app.loop import Attempt, Loop, offering_to_resume, run_json
-from arbitrage_cli.app.manifest import add_loaded
+from arbitrage_cli.app.loop import Attempt, Loop, Timing
 from arbitrage_cli.app.options import MAX_CONCURRENCY, InputOptions
 from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.record import offering_to_resume, run_of, with_loaded
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
-from arbitrage_cli.app.spec import Run, Spec
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
-from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.problems.rows import Item
-from arbitrage_cli.runs.folder import RUN, RunFolder
-from arbitrage_cli.runs.records import SOLVE, tau_in_json
+from arbitrage_cli.runs.folder import RUN, RunFolder, begun_run
+from arbitrage_cli.runs.records import SOLVE
 from arbitrage_cli.runs.rows import SolutionLine, SolutionRow
+from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.types import Event, Finished, Problem
+from arbitrage_cli.types import Finished, Problem
 
 Record = SolutionRow | SolutionLine
 LineOf = Callable[[Mapping[str, Any]], str | None]
@@ -59,6 +58,15 @@ def solve_problems(
     return solutions
 
 
+def begun_file(path: Path) -> Run | None:
+    """Return the run that wrote a file of results, or None if the file has none. Raises the same errors as `RunFolder`."""
+    return begun_run(_folder_of(path), SOLVE, path) if path.is_file() else None
+
+
+def _folder_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.run")
+
+
 def _open_file(path: Path) -> RunFolder:
     """Open or create a file of results with its run folder. Raises UsageError if `solve -o` did not write the file."""
     if path.suffix.lower() in OTHER_FORMATS:
@@ -66,7 +74,7 @@ def _open_file(path: Path) -> RunFolder:
         raise UsageError(f"{path}: records are written as JSONL, not as {path.suffix[1:]}", hint, option="output_file")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: not a regular file, so the command could not be resumed", ANOTHER)
-    folder = path.with_name(f"{path.name}.run")
+    folder = _folder_of(path)
     if path.exists() and path.stat().st_size and not (folder / RUN).exists():
         message = f"{path}: the file is not empty, but {folder / RUN}, written by arbitrage solve -o, is missing"
         raise UsageError(message, ANOTHER)
@@ -103,11 +111,11 @@ class Solutions(AbstractContextManager["Solutions"]):
         earlier = self._folder.earlier if self._folder else None
         most = max(1, num_known) if problems.ended else MAX_CONCURRENCY
         with open_session(request, self._display, earlier, most=most) as session:
-            manifest = self._manifest(session.spec)
+            run = run_of(session, self._folder, SOLVE) if self._folder else None
             if num_known:
                 session.load()
-            if self._folder:
-                self._folder.save_run(add_loaded(manifest, session.models))
+            if self._folder and run:
+                self._folder.save_run(with_loaded(run, session))
             with offering_to_resume(session, self._folder):
                 if num_known:
                     self._solve_with(session, shown)
@@ -117,21 +125,29 @@ class Solutions(AbstractContextManager["Solutions"]):
 
     def _solve_with(self, session: Session, shown: Mapping[str, Any]) -> None:
         num_done = sum(status == "done" for status, _ in self._stored.values())
-        run = replace(session.run_info(num_problems=self._problems.total), num_done=num_done, **shown)
-        self._session, self._run = session, run
-        self._display.begin(run)
-        attempts = (Attempt(Item(problem, {}), 0, session.spec.route) for problem in self._unsolved())
-        Loop(self, self, self._folder, self._display, session.spec.limits).run(attempts)
+        info = replace(session.run_info(num_problems=self._problems.total), num_done=num_done, **shown)
+        self._display.begin(info)
+        flow = session.flow(session.route)
+
+        def row(attempt: Attempt, finished: Finished, timing: Timing) -> SolutionRow | None:
+            """Return the row of a result that counts. Interrupted problems have none, so that a resumed run solves them."""
+            if self._folder and finished.error and not isinstance(finished.error, ProblemError):
+                return None
+            return SolutionRow.of(finished, info, session.conditions_of(is_alone=attempt.is_alone))
+
+        loop = Loop(
+            lambda one: session.models.scheduler(one.route, rater=session.models.rater(one.route.policy)),
+            lambda one, trace: flow(trace),
+            session.limits,
+            row,
+            self._display,
+            self._folder,
+            kept=lambda attempt, row: self._count(row),
+            is_ready=self._problems.is_ready,
+        )
+        for _ in loop.run(Attempt(Item(problem, {}), 0, session.route) for problem in self._unsolved()):
+            self._write(self._in_order.ready())
         self._display.end()
-
-    def solve(self, attempts: Iterator[Attempt]) -> Generator[Event, None, None]:
-        session, route = self._session, self._session.spec.route
-        flow = session.flow(route)
-        jobs = (Job(attempt.item.problem, flow, session.spec.limits) for attempt in attempts)
-        return session.scheduler(route).run(jobs, self._problems.is_ready)
-
-    def row(self, attempt: Attempt, finished: Finished) -> SolutionRow:
-        return SolutionRow.of(finished, self._run)
 
     def _unsolved(self) -> Iterator[Problem]:
         """Yield the problems without a result, then those that failed. Add other results and invalid lines in their places."""
@@ -144,19 +160,19 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self.num_failed += status == "error"
                 self._put(place, text)
             elif not isinstance(line, Problem):
-                self._add_unusable(place, SolutionLine.unusable(line.number, line.reason))
+                self._add_unusable(SolutionLine.unusable(line.number, line.reason))
             elif status:
                 failed[place] = line
             else:
                 yield line
         yield from (failed[place] for place in self._stored if place in failed)
 
-    def _add_unusable(self, place: Place, row: SolutionLine) -> None:
+    def _add_unusable(self, row: SolutionLine) -> None:
         with noted_signals():  # a result on the disk must be counted
             if self._folder:
                 self._folder.append(row)
             self._count(row)
-        self._put(place, self._line_of(row.to_dict()))
+        self._write(self._in_order.ready())
 
     def _match_earlier(self) -> int:
         """Read ahead to the last line that has a result in the file, and count the problems that are missing or failed.
@@ -177,33 +193,17 @@ class Solutions(AbstractContextManager["Solutions"]):
             raise UsageError(f"{self._folder.shown}: {other}", f"use the same input and --limit, or {ANOTHER}")
         return num_unsolved
 
-    def _manifest(self, spec: Spec) -> Run:
-        if self._folder is None:
-            return {}
-        route = {"policy": spec.route.policy.name, "tau": tau_in_json(spec.route.tau)}
-        return run_json(spec, self._folder, kind=SOLVE, route=route)
-
     def _remove_replaced(self) -> None:
         """Remove the errors of problems that were tried again."""
         was_retried = any(status == "error" and problem for (_, problem), (status, _) in self._stored.items())
         if self._folder and was_retried and (rows := {_place_in(row): row for row in self._folder.rows}):
             self._folder.rewrite(rows.values())
 
-    def is_kept(self, finished: Finished, row: SolutionRow) -> bool:
-        """Return whether a result counts. The file omits interrupted problems, so that a resumed run solves them."""
-        return self._folder is None or finished.error is None or isinstance(finished.error, ProblemError)
-
-    def kept(self, attempt: Attempt, row: SolutionRow) -> None:
-        self._count(row)
-
     def _count(self, row: Record) -> None:
         self.num_done += 1
         self.num_new += 1
         self.num_failed += row.status == "error"
-
-    def show(self, attempt: Attempt, row: SolutionRow, *, is_kept: bool) -> None:
-        if is_kept:
-            self._put(_place_in(row), self._line_of(row.to_dict()))
+        self._in_order.put(_place_in(row), self._line_of(row.to_dict()))
 
     def _put(self, place: Place, line: str | None) -> None:
         self._in_order.put(place, line)

@@ -6,20 +6,21 @@ recomputed.
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.loop import Attempt, Loop, StoredRun
+from arbitrage_cli.app.loop import Attempt, Loop, Timing, missing
 from arbitrage_cli.app.problem_source import Selection
+from arbitrage_cli.app.progress import RunCounts
 from arbitrage_cli.app.protocol import RunProgress
+from arbitrage_cli.app.record import run_of, with_loaded
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
-from arbitrage_cli.inference.scheduler import Job
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import is_correct
@@ -31,34 +32,37 @@ from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states, state_to_json
 from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, Progress, train, with_taus
-from arbitrage_cli.types import Event, Finished, Trace
+from arbitrage_cli.types import Finished, Trace
 
 SUFFIX = ".safetensors"
 
 
-class Collection(StoredRun):
-    """A planned collection, which also solves its problems.
+class Collection:
+    """A collection: its attempts, and those that are missing.
 
     `held` counts the stored states of each problem, and `improvable` those with an advantage. If a problem has no known
     answer, the answer of the target's own solution counts as known.
     """
 
-    name = COLLECT
-
     def __init__(self, session: Session, selected: Selection, folder: RunFolder) -> None:
-        spec = session.spec
-        self.held: dict[str, int] = {}
+        self.session, self.folder, self.held = session, folder, dict[str, int]()
         self.improvable: dict[str, int] = {}
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
+        self._by_rollouts = session.decided.settings.reward == "rollout"
         self._unfinished: dict[str, tuple[Trace, list[State]]] = {}
-        attempts = [Attempt(item, 0, spec.route) for item in selected.items]
-        is_unanswered = spec.reward == "rollout" and not all(self._golds.values())
-        reward = {"kind": spec.reward} | ({"answers": "target"} if is_unanswered else {})
-        super().__init__(session, selected, folder, attempts, kind=COLLECT, reward=reward)
-
-    def count(self, row: CollectedRow) -> None:
-        self.held[row.id] = len(row.states)  # of several rows, the last one counts
-        self.improvable[row.id] = sum(state["advantage"] > 0 for state in row.states)
+        self.attempts = [Attempt(item, 0, session.route) for item in selected.items]
+        self.todo = missing(self.attempts, folder.statuses)
+        is_unanswered = self._by_rollouts and not all(self._golds.values())
+        reward = {"kind": session.decided.settings.reward} | ({"answers": "target"} if is_unanswered else {})
+        self._run = run_of(session, folder, COLLECT, selected, reward=reward)
+        planned, left, at_once = len(self.attempts), len(self.todo), session.concurrency
+        title = f"{COLLECT} {selected.title}"
+        self._counts = RunCounts(title, session.routes, planned, left, concurrency=at_once, shown=self._with_states)
+        ids = {attempt.id for attempt in self.attempts}
+        for row in folder.rows:
+            self._count(row)
+            if row.status == "done" and row.id in ids:
+                self._counts.add(session.route, row, is_new=False)
 
     @property
     def num_states(self) -> int:
@@ -73,15 +77,8 @@ class Collection(StoredRun):
         return f"{states} from {problems}, {improvable} with an advantage; {needed}, and preset careful about {ENOUGH_SOLUTIONS} problems"
 
     @property
-    def progress(self) -> RunProgress:
-        """The progress, with the number of states instead of a policy's figures."""
-        progress, label = self._progress.now(), f"{self.num_states} states"
-        shown = [replace(standing, label=label, correct=None, seconds=None) for standing in progress.standings]
-        return replace(progress, standings=shown)
-
-    def is_kept(self, finished: Finished, row: CollectedRow) -> bool:
-        """Return whether a row is stored. A failed problem's row must have at least as many states as the stored row."""
-        return row.status == "done" or len(row.states) >= self.held.get(row.id, 0)
+    def num_errors(self) -> int:
+        return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
 
     def run(self) -> None:
         """Store each problem as soon as it is solved. If the run is interrupted, store the states of unfinished problems."""
@@ -90,28 +87,45 @@ class Collection(StoredRun):
         session = self.session
         session.display.note(f"so far {self.found}")
         session.load()
-        if count := sum(not self._golds[attempt.id] for attempt in self.todo) if session.spec.reward == "rollout" else 0:
+        if count := sum(not self._golds[attempt.id] for attempt in self.todo) if self._by_rollouts else 0:
             which = f"{formatting.count(count, 'problem')} without a known answer"
             session.display.note(f"{which}: the target's own answer is assumed to be correct")
-        with session.spec.task.open_grader() as self._grader:
-            self._scheduler = session.collector()
-            loop = self.begin(self)
+        self.folder.save_run(with_loaded(self._run, session))
+        with session.task.open_grader() as self._grader:
+            scheduler = session.models.collector(session.route.policy)
+            loop = Loop(
+                lambda attempt: scheduler,
+                self._flow,
+                session.limits,
+                self.row,
+                session.display,
+                self.folder,
+                kept=lambda attempt, row: self._count(row),
+                counts=self._counts,
+            )
             try:
-                loop.run(self.todo)
+                for attempt in loop.run(self.todo):
+                    self._unfinished.pop(attempt.id, None)
             finally:
                 self._store_unfinished(loop)
 
-    def solve(self, attempts: Iterator[Attempt]) -> Generator[Event, None, None]:
-        jobs = (Job(attempt.item.problem, self._collecting, self.session.spec.limits) for attempt in attempts)
-        with contextlib.closing(self._scheduler.run(jobs)) as events:
-            for event in events:
-                yield event
-                if isinstance(event, Finished):  # its row is stored
-                    self._unfinished.pop(event.trace.problem.id, None)
+    def _with_states(self, progress: RunProgress) -> RunProgress:
+        """Return the progress with the number of states instead of a policy's figures."""
+        label = f"{self.num_states} states"
+        shown = [replace(standing, label=label, correct=None, seconds=None) for standing in progress.standings]
+        return replace(progress, standings=shown)
 
-    def row(self, attempt: Attempt, finished: Finished) -> CollectedRow:
+    def _count(self, row: CollectedRow) -> None:
+        self.held[row.id] = len(row.states)  # of several rows, the last one counts
+        self.improvable[row.id] = sum(state["advantage"] > 0 for state in row.states)
+
+    def row(self, attempt: Attempt, finished: Finished, timing: Timing) -> CollectedRow | None:
+        """Return the row of a problem, or None if it failed with fewer states than are stored."""
         error = attempt_error(finished)
         _, states = self._unfinished.get(attempt.id, (None, ()))
+        if error and len(states) < self.held.get(attempt.id, 0):
+            return None
+        conditions = self.session.conditions_of(is_alone=attempt.is_alone)
         return CollectedRow(
             schema=SCHEMA,
             id=attempt.id,
@@ -126,14 +140,14 @@ class Collection(StoredRun):
             states=[state_to_json(state) for state in states],
             is_unsolved=not error and not finished.trace.finished,
             seconds=tally_of(finished).seconds,
+            **({"conditions": conditions} if conditions else {}),
         )  # the states are valid even if the problem failed
 
-    def _collecting(self, trace: Trace) -> Flow:
+    def _flow(self, attempt: Attempt, trace: Trace) -> Flow:
         states: list[State] = []
-        self._unfinished[trace.problem.id] = trace, states
-        by_rollouts = self.session.spec.reward == "rollout"
-        judge = by_continuing(Continuations(partial(self._is_right, trace.problem.id))) if by_rollouts else by_rating
-        return collect(trace, judge, states.append)
+        self._unfinished[attempt.id] = trace, states
+        is_right = partial(self._is_right, attempt.id)
+        return collect(trace, by_continuing(Continuations(is_right)) if self._by_rollouts else by_rating, states.append)
 
     def _is_right(self, problem: str, text: str) -> bool:
         if not self._golds[problem]:  # this is the target's own solution

@@ -19,7 +19,7 @@ from arbitrage_cli.system.machine import total_memory
         "Problems similar to yours: a data set or a file of questions. Default: the built-in problems.", "NAME|FILE"
     ),
     minutes=Option("Time limit in minutes, including loading and the measurement of token costs."),
-    save=Option("Save the advice in the pair's entry in pairs.toml, so that other commands use it by default."),
+    save=Option("Print the lines for the pair's entry in pairs.toml that let other commands use the advice by default."),
     costs=Option("Only measure and show token costs.", is_setting=False),
 )
 def advise(
@@ -65,7 +65,7 @@ def advise(
     if result.num_errors:
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
     if advice.save and request.named.pair:
-        for line in app.save_advice(result, request.named.pair, options.router).splitlines():
+        for line in app.advised_lines(result, request.named.pair, options.router).splitlines():
             say(line, output)
     return SOME_FAILED if result.num_errors and not result.verdict.num_problems else 0
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     reward=Option(
         "Reward for policy oracle: prm (a process reward model) or rollout (whether the target reaches the known answer)."
     ),
-    dry_run=Option("Show the plan and the expected time, but run nothing.", is_setting=False),
+    dry_run=Option("Show what would be decided and how many attempts are left, but run nothing.", is_setting=False),
     samples=Option("Attempts per problem; sample k uses seed + k."),
     timeout=Option("Time limit per attempt, in seconds. Default: none."),
 )
@@ -51,9 +51,9 @@ def bench(
 ) -> int:
     """Measure the accuracy and time of policies on a data set.
 
-    Each result is saved at once, and the same command resumes an interrupted run. You can add problems, samples, policies
-    and taus to a run; all other settings must stay the same. With --concurrency, several problems are solved at
-    once: the results are the same, the times are computed, and the run has a folder of its own.
+    Each result is saved at once, and the same command resumes an interrupted run as it was decided when it began. You can
+    add problems, samples, policies and taus to a run. With --concurrency, several problems are solved at once: the results are
+    the same, the times are computed, and the run has a folder of its own.
 
     \b
     Examples:
@@ -64,22 +64,31 @@ def bench(
     from arbitrage_cli.app.bench import preview, run_bench
     from arbitrage_cli.app.problem_source import default_folder, select_problems
     from arbitrage_cli.app.request import ask_to_compare
+    from arbitrage_cli.app.resume import begun_options, begun_reward
     from arbitrage_cli.display.facts import plan_facts
     from arbitrage_cli.model_files.pairs import hub_name, local_files
     from arbitrage_cli.problems.tasks import find_task
+    from arbitrage_cli.runs.folder import begun_run
+    from arbitrage_cli.runs.records import BENCH
 
     if bench.dry_run and "json_line" in options.explicit:
         raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
     with command_display(output) as display:
         selected = select_problems(problems, seed=options.seed, offline=options.offline)
+        task, path = find_task(options.task or selected.dataset.task), bench.output_folder
+        if path is None:
+            request = ask_to_compare(options, task, reward)
+            names, concurrency = request.named.names, request.concurrency
+            path = default_folder(selected.dataset.name, names, concurrency=concurrency)
+        began = None if bench.fresh else begun_run(path, BENCH)
+        options = begun_options(options, began)
         task = find_task(options.task or selected.dataset.task)
         task = task if bench.dry_run else permitted(task, problems.run_code)
-        request = ask_to_compare(options, task, reward)
-        names, concurrency = request.named.names, request.concurrency
-        path = bench.output_folder or default_folder(selected.dataset.name, names, concurrency=concurrency)
+        request = ask_to_compare(options, task, begun_reward(reward, began))
         if bench.dry_run:
             planned = preview(request, selected, path, bench)
-            missing = {source for source in planned.spec.sources.values() if hub_name(source) and not local_files(source)}
+            sources = planned.decided.sources.values()
+            missing = {source for source in sources if hub_name(source) and not local_files(source)}
             for name, value in plan_facts(planned, missing, selected.title, path):
                 typer.echo(f"{name:<10}{one_line(value)}")
             return 0

@@ -13,7 +13,7 @@ import select
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from arbitrage_cli.problems.tasks import Task
     from arbitrage_cli.runs.results import Result
+    from arbitrage_cli.runs.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +106,14 @@ def say(text: str, options: OutputOptions) -> None:
         show(sys.stderr, one_line(text) + "\n")
 
 
-def figures_of(run: Mapping[str, Any], results: "Iterable[Result]", options: FigureOptions) -> dict[str, Any]:
+def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> dict[str, Any]:
     from arbitrage_cli.costs.pair import parse_prices
     from arbitrage_cli.evaluation.metrics import figures  # NumPy is slow to import
 
     return figures(run, results, prices=parse_prices(options.price) if options.price else None)
 
 
-def show_figures(run: Mapping[str, Any], results: "Iterable[Result]", options: FigureOptions) -> None:
+def show_figures(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> None:
     from arbitrage_cli.display import table
     from arbitrage_cli.display.facts import model_facts
 
@@ -120,7 +121,7 @@ def show_figures(run: Mapping[str, Any], results: "Iterable[Result]", options: F
     if options.json_line:
         write_json(figures)
     else:
-        facts = [*model_facts(run), ("machine", run["machine"]["cpu"])]
+        facts = [*model_facts(run), ("machine", run.decided.machine["cpu"])]
         table.write_table(figures, facts, sys.stdout, explain=options.explain)
 
 

@@ -155,7 +155,7 @@ def _regrade(run: Path, run_code: str | None, output: OutputOptions) -> None:
     from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display, RunFolder(run) as folder:
-        task = permitted(find_task(folder.run["settings"]["task"] if folder.run else None), run_code)
+        task = permitted(find_task(folder.run.decided.settings.task if folder.run else None), run_code)
         for before, now in regrade(folder, task):
             if not output.quiet:
                 display.note(grade_change(before, now))

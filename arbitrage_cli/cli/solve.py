@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,13 +80,16 @@ def solve(
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
     from arbitrage_cli.app.request import ask
-    from arbitrage_cli.app.solve import solve_problems
+    from arbitrage_cli.app.resume import begun_options
+    from arbitrage_cli.app.solve import begun_file, solve_problems
     from arbitrage_cli.problems.tasks import find_task
 
     question = " ".join(problem) if problem else None
     is_single = question not in (None, "-")
     form = _format(results, options.explicit, is_single=is_single)
+    options = begun_options(options, begun_file(results.output_file) if results.output_file else None)
     request = ask(options, find_task(options.task))
+    request = replace(request, concurrency=1) if is_single else request
     if results.explain:
         _check_explained(request, is_shown=form == "json" or results.output_file is not None or not output.quiet)
     num_unanswered = 0

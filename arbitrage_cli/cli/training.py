@@ -4,7 +4,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -41,21 +41,27 @@ def collect(
       arbitrage collect --dataset builtin-dev -o runs/states
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
-    from arbitrage_cli.app.loop import offering_to_resume
     from arbitrage_cli.app.problem_source import default_folder, select_problems
+    from arbitrage_cli.app.record import offering_to_resume
     from arbitrage_cli.app.request import ask_to_collect
+    from arbitrage_cli.app.resume import begun_options, begun_reward
     from arbitrage_cli.app.session import open_session
     from arbitrage_cli.app.training import Collection
     from arbitrage_cli.problems.tasks import find_task
-    from arbitrage_cli.runs.folder import RunFolder
+    from arbitrage_cli.runs.folder import RunFolder, begun_run
     from arbitrage_cli.runs.records import COLLECT
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
         selected = select_problems(problems, seed=options.seed, offline=options.offline, needs_answers=False)
+        task, path = find_task(options.task or selected.dataset.task), collect.output_folder
+        if path is None:
+            names = ask_to_collect(options, task, collect).named.names
+            path = default_folder(selected.dataset.name, names, prefix="collect-")
+        began = None if collect.fresh else begun_run(path, COLLECT)
+        options = begun_options(options, began)
         task = permitted(find_task(options.task or selected.dataset.task), problems.run_code)
-        request = ask_to_collect(options, task, collect)
-        path = collect.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="collect-")
+        request = ask_to_collect(options, task, replace(collect, reward=begun_reward(collect.reward, began)))
         folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
         session = stack.enter_context(open_session(request, display, folder.earlier, most=len(selected.items)))
         collection = Collection(session, selected, folder)

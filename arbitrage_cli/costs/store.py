@@ -20,7 +20,7 @@ from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
-from arbitrage_cli.model_files.pairs import is_served, local_files
+from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.system.files import checked, file_lock, make_folder, read_regular, user_folder, write_atomically
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, logical_processors, processor_name
 from arbitrage_cli.types import ModelRole
@@ -205,28 +205,6 @@ def machine_here() -> Machine:
 
 def loading_of(load: LoadOptions) -> Loading:
     return Loading(load.gpu_layers, load.flash_attention, load.kv_type, load.threads)
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """The number of threads for each model, and the unit costs of the models that were measured."""
-
-    threads: Mapping[ModelRole, int]
-    unit_costs: Mapping[ModelRole, UnitCosts]
-
-
-def place(
-    models: Mapping[ModelRole, str | None], load: LoadOptions, measured: Mapping[ModelRole, Tuned] | None = None
-) -> Placement:
-    """Return the number of threads and the costs for the models on this machine.
-
-    The number of threads comes from `load.threads`, the measurement or the default. By default, stored measurements are used.
-    """
-    sources = {role: source for role, source in models.items() if source and not is_served(source)}
-    measured = find_measurements(sources, load) if measured is None else measured
-    threads = {role: threads_without_costs(source, load) for role, source in sources.items()}
-    threads |= {role: found.threads for role, found in measured.items()}
-    return Placement(threads, {role: found.costs for role, found in measured.items()})
 
 
 def threads_without_costs(source: str, load: LoadOptions) -> int:

@@ -14,6 +14,7 @@ from arbitrage_cli.numbers import formatting
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench import Preview
     from arbitrage_cli.runs.rows import AttemptRow
+    from arbitrage_cli.runs.run import Run
 
 
 Json = Mapping[str, Any]
@@ -21,28 +22,30 @@ Fact = tuple[str, str]  # a name and a text
 LONG_SETTINGS = ("system", "step_separator", "router_sha256")  # they are not listed
 
 
-def main_facts(run: Json) -> Iterable[Fact]:
+def main_facts(run: "Run") -> Iterable[Fact]:
     yield from model_facts(run)
-    machine = {name: value for name, value in run["machine"].items() if name != "flags"}
-    yield "machine", _listed(dict(sorted(machine.items(), key=lambda fact: fact[0] != "cpu")))
-    yield "settings", _listed({name: value for name, value in run["settings"].items() if name not in LONG_SETTINGS})
+    yield "machine", _listed(run.decided.machine)
+    settings = run.decided.settings.of_call()
+    yield "settings", _listed({name: value for name, value in settings.items() if name not in LONG_SETTINGS})
 
 
-def model_facts(run: Json) -> Iterable[Fact]:
-    for role, model in run["models"].items():
-        named = dict.fromkeys(str(model[name]) for name in ("description", "source") if model.get(name))
-        threads = [formatting.count(model["threads"], "thread")] if model.get("threads") else []
-        yield role_name(role), ", ".join([*named, *_digest(model), *threads])
-    if run["router"]:
-        yield "router", ", ".join([run["router"]["name"], *_digest(run["router"])])
+def model_facts(run: "Run") -> Iterable[Fact]:
+    for role, model in run.decided.models.items():
+        loaded = run.loaded.get(role)
+        named = dict.fromkeys([*([loaded.description] if loaded and loaded.description else []), model.source])
+        threads = [formatting.count(model.threads, "thread")] if model.threads else []
+        yield role_name(role), ", ".join([*named, *_digest(model.sha256), *threads])
+    if router := run.decided.router:
+        yield "router", ", ".join([router.name, *_digest(router.sha256)])
 
 
-def other_facts(run: Json) -> Iterable[Fact]:
-    yield "data set", ", ".join([run["dataset"]["name"], *_digest(run["dataset"])])
-    yield from ((name, run[name]) for name in ("grader", "tool", "created"))
-    yield "command", " ".join(run["command"])
-    if "flags" in run["machine"]:
-        yield "llama.cpp", str(run["machine"]["flags"])
+def other_facts(run: "Run") -> Iterable[Fact]:
+    if run.dataset:
+        yield "data set", ", ".join([run.dataset.name, *_digest(run.dataset.sha256)])
+    yield from (("grader", run.grader or ""), ("tool", run.tool), ("created", run.created))
+    yield "command", " ".join(run.asked.command)
+    if run.flags:
+        yield "llama.cpp", run.flags
 
 
 def run_lines(record: Json) -> tuple[str, str]:
@@ -55,19 +58,17 @@ def run_lines(record: Json) -> tuple[str, str]:
 
 
 def plan_facts(planned: "Preview", missing: Collection[str], title: str, path: Path) -> Iterable[Fact]:
-    """Yield facts about a planned benchmark, the models that it will download, and its estimated duration."""
-    spec, num_todo = planned.spec, len(planned.todo)
+    """Yield facts about a planned benchmark, and the models that it will download."""
+    decided, num_todo = planned.decided, planned.num_todo
     yield "data set", title
-    yield "policies", ", ".join(route.label for route in spec.routes)
-    for role, source in spec.sources.items():
+    yield "policies", ", ".join(one.route.label for one in decided.routes)
+    for role, source in decided.sources.items():
         yield role_name(role), f"{source} (to download)" if source in missing else source
     done = f": {formatting.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
     yield "folder", f"{path}{done}"
     yield "attempts", f"{num_todo} of {planned.num_attempts} to run"
-    unknown = ", ".join(label for label, seconds in planned.seconds.items() if seconds is None)
-    seconds = sum(planned.seconds[attempt.route.label] or 0.0 for attempt in planned.todo)
-    about = f"about {formatting.duration(seconds)}"
-    yield "time", f"unknown for {unknown}; run with --limit 5 first, then repeat --dry-run" if unknown else about
+    for note in decided.notes:
+        yield "note", note
 
 
 def grade_change(before: "AttemptRow", now: "AttemptRow") -> str:
@@ -80,8 +81,8 @@ def _listed(values: Json) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in known.items())
 
 
-def _digest(part: Json) -> list[str]:
-    return [f"sha256 {part['sha256'][:12]}"] if part["sha256"] else []
+def _digest(sha256: str | None) -> list[str]:
+    return [f"sha256 {sha256[:12]}"] if sha256 else []
 
 
 ORIGINS = {

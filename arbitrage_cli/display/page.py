@@ -25,6 +25,7 @@ from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.problems.answers import boxed_answer, gold_answer
 from arbitrage_cli.routing.route import stored_route
 from arbitrage_cli.runs.rows import AttemptRow
+from arbitrage_cli.runs.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 BLOCK = 1 << 18  # minimum bytes of JSON in a block
@@ -36,7 +37,7 @@ SHOWN = frozenset(
 Json = Mapping[str, Any]
 
 
-def render(run: Json, figures: Json, packed: Json) -> str:
+def render(run: Run, figures: Json, packed: Json) -> str:
     """Return an HTML report, given the content of run.json, the figures, and the result of `TracePacker.packed`."""
     style = _template_text("report.css")
     script = "\n".join(map(_template_text, ("temml.min.js", "report.js")))  # Temml 0.13.5 from npm: LaTeX to MathML
@@ -70,7 +71,7 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _view(run: Json, figures: Json) -> dict[str, Any]:
+def _view(run: Run, figures: Json) -> dict[str, Any]:
     policies = figures["policies"]
     tables = [table for table in (_table(*entry, policies) for entry in PAGE.items()) if table["rows"]]
     has_levels = any(policy["by_level"] and policy["accuracy"] is not None for policy in policies)

@@ -4,7 +4,7 @@ Attempts are paired by problem ID, question and sample.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -12,9 +12,9 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import difference_interval
 from arbitrage_cli.evaluation.speed import change_of_speed, share_of, speedup, with_computed_seconds
 from arbitrage_cli.numbers.intervals import Ratio, mcnemar
-from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired, results_by_policy, unit_costs_of
-
-Run = Mapping[str, Any]  # the contents of run.json
+from arbitrage_cli.runs.results import PolicyResults, Result, paired, results_by_policy
+from arbitrage_cli.runs.run import Run
+from arbitrage_cli.types import ModelRole
 
 BETWEEN_RUNS = 2.5  # a machine's change of speed between runs, as a multiple of the change within a run: tests/benchmarks
 
@@ -31,14 +31,16 @@ def compare_runs(first_run: Run, first: Iterable[Result], second_run: Run, secon
         for run, results in ((first_run, first), (second_run, second))
     )
     runs = (first_run, second_run)
-    timed = runs if concurrency_of(first_run) == concurrency_of(second_run) == 1 else ()
-    changes = (change_of_speed(results, unit_costs_of(run)) for run, results in ((first_run, first), (second_run, second)))
+    timed = runs if first_run.decided.concurrency == second_run.decided.concurrency == 1 else ()
+    changes = (
+        change_of_speed(results, run.decided.unit_costs) for run, results in ((first_run, first), (second_run, second))
+    )
     drift, pairs = BETWEEN_RUNS * math.hypot(*changes), _pairs(before, after)
     compared = [_compare(one, other, timed, drift) for one, other in pairs]
     if not any(entry["n"] for entry in compared):
         raise UsageError("the two runs have no problem in common", "compare runs of the same data set")
     return {
-        "dataset": [run["dataset"]["name"] for run in (first_run, second_run)],
+        "dataset": [run.dataset and run.dataset.name for run in (first_run, second_run)],
         "policies": compared,
         "notes": [*_left_out([*before, *after], pairs), *_notes(first_run, second_run)],
     }
@@ -103,7 +105,7 @@ def _seconds(pairs: Sequence[tuple[Result, Result]], runs: Sequence[Run], drift:
     errors = [
         costs.error * share_of(role, results)
         for results, run in zip(zip(*pairs, strict=True), runs, strict=False)
-        for role, costs in unit_costs_of(run).items()
+        for role, costs in run.decided.unit_costs.items()
     ]
     reversed_pairs = [(after, before) for before, after in pairs]
     ratio, _, interval = speedup(reversed_pairs, attrgetter("computed_seconds"), math.hypot(drift, *errors))
@@ -117,14 +119,27 @@ def _seconds(pairs: Sequence[tuple[Result, Result]], runs: Sequence[Run], drift:
 
 
 def _notes(first: Run, second: Run) -> Iterator[str]:
-    before, after = first["fingerprint"], second["fingerprint"]
-    shared = [name for name in before if name in after and name != "grader"]
-    if differing := [f"{name} {before[name]}, then {after[name]}" for name in shared if before[name] != after[name]]:
+    before, after = _settings(first), _settings(second)
+    shared = [name for name in before if name in after and before[name] != after[name]]
+    if differing := [f"{name.replace('_', ' ')} {before[name]!s:.80}, then {after[name]!s:.80}" for name in shared]:
         yield f"The settings differ: {'; '.join(differing)}."
-    if first["grader"] != second["grader"]:
+    if first.grader != second.grader:
         yield "The runs used different versions of the grader; regrade both with arbitrage report RUN --regrade."
-    if max(concurrency_of(first), concurrency_of(second)) > 1:
+    if max(first.decided.concurrency, second.decided.concurrency) > 1:
         yield "Times are not compared, because at least one run solved several problems at once."
-    if first["machine"] != second["machine"]:
+    if first.decided.machine != second.decided.machine or _threads(first) != _threads(second):
         yield "The runs used different machines, threads or libraries, which affects the times."
     yield "The runs were not interleaved. The interval of the ratio of their times allows for a machine that changes its speed."
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Return the settings that affect solutions, and the identity of each model."""
+    models = run.decided.models.items()
+    identities = {f"{role} model": f"sha256 {one.sha256[:16]}" if one.sha256 else one.source for role, one in models}
+    data_set = {"data set": f"sha256 {run.dataset.sha256[:16]}"} if run.dataset else {}
+    contexts = {f"{role} context size": one.context_size for role, one in models}
+    return run.decided.settings.of_call() | identities | contexts | data_set
+
+
+def _threads(run: Run) -> dict[ModelRole, int | None]:
+    return {role: model.threads for role, model in run.decided.models.items()}

@@ -19,14 +19,11 @@ from arbitrage_cli.runs.records import LIMITS, Level, tau_in_json
 from arbitrage_cli.runs.results import (
     PolicyResults,
     Result,
-    concurrency_of,
     paired,
     results_by_policy,
     sums_by_problem,
-    unit_costs_of,
 )
-
-Run = Mapping[str, Any]  # the contents of run.json
+from arbitrage_cli.runs.run import Run
 
 SCHEMA = 1
 MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
@@ -45,32 +42,32 @@ def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None
 def judged(run: Run, results: Iterable[Result], prices: Prices | None) -> tuple[dict[str, Any], Verdict | None]:
     """Return all figures of a run, and the verdict. Without routing or speculation, a benchmark has no verdict."""
     policies, whole = results_by_policy(run, results), run
-    if run.get("skips_attempts"):
+    if run.skips_attempts:
         run, policies = _attempted(run, policies)
     policies = speed.with_computed_seconds(run, policies)
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
-    prices = prices or (parse_prices(run["price"]) if run.get("price") else None)
+    prices = prices or (parse_prices(run.decided.price) if run.decided.price else None)
     made = [_policy_figures(policy, target, run, prices) for policy in policies]
     ratio, ratio_interval = speed.token_ratio(run, policies)
     found = {
         "schema": SCHEMA,
-        "dataset": run["dataset"]["name"],
-        "dataset_sha256": run["dataset"]["sha256"],
-        "dataset_size": run["dataset"]["count"],
-        "n": len(run["levels"]),
-        "samples": run["samples"],
-        "concurrency": concurrency_of(run),
+        "dataset": run.dataset and run.dataset.name,
+        "dataset_sha256": run.dataset and run.dataset.sha256,
+        "dataset_size": run.dataset and run.dataset.count,
+        "n": len(run.levels),
+        "samples": run.samples,
+        "concurrency": run.decided.concurrency,
         "is_priced": prices is not None,
         "policies": made,
         "token_ratio": ratio,
         "token_ratio_interval": ratio_interval,
         "notes": [
             *_notes(run, policies, made, has_target=target is not None, has_prices=prices is not None),
-            *run["warnings"],
+            *run.warnings,
         ],
     }
     is_judged = target and any(one.policy.kind in ("routed", "checked") or one.policy.speculates for one in policies)
-    decided = verdict(found, expected_effects(whole, prices)) if is_judged or run.get("skips_attempts") else None
+    decided = verdict(found, expected_effects(whole, prices)) if is_judged or run.skips_attempts else None
     return found | {"verdict": decided and asdict(decided)}, decided
 
 
@@ -78,15 +75,15 @@ def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[P
     """Leave out the policies that `advise` skipped, and the problems that no policy has attempted."""
     made = [policy for policy in policies if policy.results or policy.policy is POLICIES["target"]]
     ids = {key[0] for policy in made for key in policy.results}
-    return {**run, "levels": {name: level for name, level in run["levels"].items() if name in ids}}, made
+    return run.changed(levels={name: level for name, level in run.levels.items() if name in ids}), made
 
 
 def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> dict[str, Any]:
-    levels, samples = run["levels"], run["samples"]
+    levels, samples = run.levels, run.samples
     found = _with_ratios(
         accuracy(policy.results.values(), len(levels) * samples)
         | compared_with_target(policy, target)
-        | speed.latency(policy, target, unit_costs_of(run), has_clock=concurrency_of(run) == 1)
+        | speed.latency(policy, target, run.decided.unit_costs, has_clock=run.decided.concurrency == 1)
         | _routing(policy)
         | speed.price_figures(policy, target, run, prices)
     )
@@ -238,13 +235,13 @@ def _notes(
     for flag, count in sorted(cut_by_limit(done).items()):
         cut = f"{count} of {formatting.count(len(done), 'attempt')}"
         yield f"The limit {flag} was reached in {cut}. The unfinished solutions were graded. To finish them, raise {flag}."
-    if concurrency_of(run) > 1:
-        yield f"{concurrency_of(run)} problems were solved at once. Times are computed for one problem at a time."
+    if run.decided.concurrency > 1:
+        yield f"{run.decided.concurrency} problems were solved at once. Times are computed for one problem at a time."
     for policy in made:
         if POLICIES[policy["policy"]].speculates and policy["texts_differ"]:
             texts = formatting.count(policy["texts_differ"], "text")
             yield f"Policy speculative differs from the target in {texts}, because of near-ties."
-    if (samples := run["samples"]) > 1:
+    if (samples := run.samples) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
     if clock := [f"{one['label']} {formatting.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:
         yield f"Speed-ups by the clock differ by more than {MAX_RATIO - 1:.0%}: {', '.join(clock)}."
@@ -254,7 +251,7 @@ def _notes(
     if failed and any(policy["speedup"] for policy in made):
         yield f"Speed-ups and the verdict exclude problems with failed attempts: {', '.join(failed)}."
     missing = sum(policy["missing"] for policy in made)
-    if missing and not run.get("skips_attempts"):
+    if missing and not run.skips_attempts:
         yield (
             f"The run is incomplete: {formatting.count(missing, 'attempt')} missing. Accuracy covers only the attempts made, "
             "so policies may be compared on different problems."

@@ -21,7 +21,8 @@ import numpy as np
 from arbitrage_cli.costs.pair import PairCosts, Prices, has_prompts
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Ratio, log_ratio
-from arbitrage_cli.runs.results import PolicyResults, Result, concurrency_of, paired_done, sums_by_problem, unit_costs_of
+from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_by_problem
+from arbitrage_cli.runs.run import Run
 from arbitrage_cli.types import ModelRole
 
 PHASES = ("prefill", "decode", "verify")
@@ -52,14 +53,14 @@ class Piece(NamedTuple):
     measured: float
 
 
-def with_computed_seconds(run: Mapping[str, Any], policies: Sequence[PolicyResults]) -> list[PolicyResults]:
+def with_computed_seconds(run: Run, policies: Sequence[PolicyResults]) -> list[PolicyResults]:
     """Return the policies with the computed seconds of all finished attempts.
 
     The time spent on rating steps is measured, not computed, as is the time of models without unit costs. If several problems
     were solved at once, their steps shared batches, and the unit costs in run.json apply: the time of one problem at a time.
     """
-    is_shared = concurrency_of(run) > 1
-    units = unit_costs_of(run)
+    is_shared = run.decided.concurrency > 1
+    units = run.decided.unit_costs
     everything = _by_kind(policies, units)
 
     def computed(policy: PolicyResults) -> PolicyResults:
@@ -150,12 +151,12 @@ def _written(result: Result) -> list[tuple[ModelRole, int, int, int]]:
     return [(role, cost.decode_tokens, cost.verify_tokens, cost.verify_batches) for role, cost in result.steps]
 
 
-def token_ratio(run: Mapping[str, Any], policies: Iterable[PolicyResults]) -> tuple[float | None, Interval | None]:
+def token_ratio(run: Run, policies: Iterable[PolicyResults]) -> tuple[float | None, Interval | None]:
     """Return the cost of a decoded target token in draft tokens in this run, with an interval.
 
     Both are None if a model decoded nothing or has no measured unit costs.
     """
-    units = unit_costs_of(run)
+    units = run.decided.unit_costs
     pieces = _by_kind(policies, units)
     decoded = {role: [*pieces.get((role, "decode", False), ()), *pieces.get((role, "decode", True), ())] for role in units}
     if not (costs := PairCosts.of(units)) or not all(decoded.values()):
@@ -218,9 +219,7 @@ def time_parts(policy: PolicyResults) -> dict[str, float]:
     return {"wall": wall, **parts, "rest": wall - math.fsum(parts.values())}
 
 
-def price_figures(
-    policy: PolicyResults, target: PolicyResults | None, run: Mapping[str, Any], prices: Prices | None
-) -> dict[str, Any]:
+def price_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> dict[str, Any]:
     """Return the mean price of an attempt, and the saving. Speculation that drafted no tokens has the target's price."""
     if policy.policy.speculates and policy.done and not policy.tally.target_cost.verify_tokens:
         policy = target or policy
@@ -239,9 +238,9 @@ def price_figures(
     }
 
 
-def counts_tokens(run: Mapping[str, Any], policy: PolicyResults) -> bool:
+def counts_tokens(run: Run, policy: PolicyResults) -> bool:
     """Return whether servers reported all token counts. A stream that is closed at the end of a step reports none."""
-    served = {role for role, facts in run["models"].items() if facts.get("served")}
+    served = {role for role, model in run.decided.models.items() if model.served}
     works = (
         [cost for role, cost in result.steps if role == one and cost.seconds] for result in policy.done for one in served
     )

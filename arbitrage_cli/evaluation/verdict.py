@@ -11,10 +11,11 @@ compared problems. `display.verdict` describes the verdict in words.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from arbitrage_cli.costs.pair import PairCosts, Prices, price_costs
 from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers, Z
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import TauTable
-from arbitrage_cli.routing.route import DEFAULT_TAU, stored_route
-from arbitrage_cli.runs.results import unit_costs_of
+from arbitrage_cli.routing.route import DEFAULT_TAU, Route, stored_route
+from arbitrage_cli.runs.run import Run
+from arbitrage_cli.types import ModelRole
 
 Figures = Mapping[str, Any]
+BOTH: tuple[ModelRole, ...] = ("draft", "target")
 
 MIN_SPEEDUP, MIN_SAVING = 1.1, 0.1  # minimum speed-up, or share of the price that is saved, of a policy worth using
 MAX_LOSS, MAX_LOST = 0.02, 0.05  # maximum net loss, as shares of all answers and of the target's right answers
@@ -339,31 +342,39 @@ def best_preset(table: TauTable) -> str | None:
 # --- the expected effect of a policy before the first problem
 
 
-def expected_effects(run: Mapping[str, Any], prices: Prices | None = None) -> dict[str, Expected]:
-    """Return the expected effect of each policy in run.json, by route: on the price if there are prices, or on the time."""
-    costs = price_costs(prices) if prices else PairCosts.of(unit_costs_of(run))
+def expected_effects(run: Run, prices: Prices | None = None) -> dict[str, Expected]:
+    """Return the expected effect of each policy of a run, by route: on the price if there are prices, or on the time."""
+    decided = run.decided
+    costs = price_costs(prices) if prices else PairCosts.of(decided.unit_costs)
+    card = decided.router.card if decided.router else None
+    return effects_of(run.routes, costs, card, {role: one.sha256 for role, one in decided.models.items()})
+
+
+def effects_of(
+    routes: Iterable[Route],
+    costs: PairCosts | None,
+    card: Mapping[str, Any] | None = None,
+    models: Mapping[ModelRole, str | None] = MappingProxyType({}),
+) -> dict[str, Expected]:
+    """Return the expected effect of each route. `models` contains checksums, and `card` is that of the router."""
     costs = costs if costs and costs.target.decode else None  # nothing is saved against a free target
-    card = (run["router"] or {}).get("card")
     table = TauTable.from_json(card["taus"]) if card else None
     if table and costs:
         table = table.at_costs(costs)
-    is_own = card is not None and any(_is_pair(run["models"], pair) for pair in card["pairs"])
-    return {
-        stored_route(entry).name: _expected(entry, costs, table, is_own=is_own)
-        for entry in run["policies"]
-        if entry["policy"] != "target"
-    }
+    is_own = card is not None and any(_is_pair(models, pair) for pair in card["pairs"])
+    others = (route for route in routes if route.policy.name != "target")
+    return {route.name: _expected(route, costs, table, is_own=is_own) for route in others}
 
 
-def _expected(entry: Mapping[str, Any], costs: PairCosts | None, table: TauTable | None, *, is_own: bool) -> Expected:
-    policy = POLICIES[entry["policy"]]
+def _expected(route: Route, costs: PairCosts | None, table: TauTable | None, *, is_own: bool) -> Expected:
+    policy = route.policy
     if policy.speculates:
         return _speculation(costs, table)
     if policy.name == "draft":
         return Expected(_of_draft(costs, table), OTHER_SPREAD, *_outcomes(DRAFT_CHANGE, OTHER_ANSWERS))
     if not policy.needs_router or table is None:
         return UNKNOWN
-    row = table.faster_row(float(entry["tau"]))
+    row = table.row_at(route.tau or 0.0, stops_early=route.stops_early)
     time, spread = table.time(row), CARD_SPREAD if is_own else OTHER_SPREAD
     answers = max(OTHER_ANSWERS, min(table.num_solutions, CARD_ANSWERS)) if is_own else OTHER_ANSWERS
     outcomes = _outcomes(row.change / 100, answers)
@@ -394,6 +405,5 @@ def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float:
     return costs.target.decode / max(costs.draft.decode, (1 - MOST_SAVED) * costs.target.decode) if costs else 1.0
 
 
-def _is_pair(models: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:
-    sha256s = [[known.get(role, {}).get("sha256") for known in (models, pair)] for role in ("draft", "target")]
-    return all(own is not None and own == known for own, known in sha256s)
+def _is_pair(models: Mapping[ModelRole, str | None], pair: Mapping[str, Any]) -> bool:
+    return all(models.get(role) and models[role] == pair.get(role, {}).get("sha256") for role in BOTH)

@@ -14,12 +14,12 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, MinLen
 
-from arbitrage_cli.errors import ModelFileError, OutputError, UsageError, os_errors, unknown
+from arbitrage_cli.errors import ModelFileError, UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.hub import HubName, parse_name, parts
 from arbitrage_cli.model_files.stores import find_model_file, model_names, program_of
-from arbitrage_cli.system.files import checked, models_folder, read_text, user_folder, write_atomically
+from arbitrage_cli.system.files import checked, models_folder, read_text, user_folder
 from arbitrage_cli.types import ModelRole
 
 BUILT_IN = "builtin:"  # builtin:draft is draft.gguf in the models folder
@@ -29,15 +29,13 @@ BACKENDS = "arbitrage.backends"
 
 PAIRS_FILE = "pairs.toml"
 DEFAULT_PAIR = "builtin"
-THINK = "think"
-"""The name of a checker that is the draft in its other thinking mode."""
 UNIVERSAL_ROUTER = "builtin:universal"
 """The router for pairs that have no router of their own. None of its features depend on the draft."""
 
 _EXAMPLE = 'write a pair in this form: [name] draft.source = "small.gguf" target.source = "user/repo:Q4_K_M"'
 _RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
 ADVICE = ("policy", "tau", "router")
-"""The fields of a pair that `arbitrage advise --save` sets."""
+"""The fields of a pair that an advice sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ class PairEntry:
         return {"draft": self.draft, "target": self.target, **({"check": self.check} if self.check else {})}
 
 
-_KEYS = tuple(field.name for field in fields(PairEntry) if field.name != "name")
+KEYS = tuple(field.name for field in fields(PairEntry) if field.name != "name")
 
 
 class Pairs(dict[str, PairEntry]):
@@ -122,17 +120,6 @@ def read_pairs(user_file: Path | None = None) -> Pairs:
 
 def user_pairs() -> Pairs:
     return read_pairs(user_folder() / PAIRS_FILE)
-
-
-def save_pair(path: Path, pair: PairEntry) -> bool:
-    """Append the pair to the user's file. Return False, and leave the file unchanged, if the file defines this pair."""
-    with os_errors(OutputError, f"{path}: cannot be written", "check the folder of your settings"):
-        text = read_text(path) if path.exists() else ""
-        if pair.name in tomllib.loads(text):
-            return False
-        table = "\n".join([*toml_lines(pair, _KEYS), ""])
-        write_atomically(path, (f"{text}\n{table}" if text else table).encode(), new_folder=True)
-    return True
 
 
 def toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:

@@ -172,8 +172,8 @@ def _after_lead(trace: Trace) -> list[Decision]:
 
 # --- the checker of policy `agree`
 
-Thinking = Literal["on", "off", "other"]
-"""Whether the checker thinks. `other`: if and only if the draft does not."""
+Thinking = Literal["on", "off"]
+"""Whether the checker thinks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +202,10 @@ class Checker:
 
     def _own_limits(self, limits: Limits) -> Limits:
         """Return the checker's limits. If only the checker thinks, the default limit is that of solutions with thinking."""
-        thinks = not limits.thinks if self.thinking == "other" else self.thinking == "on"
+        thinks = self.thinking == "on"
         if thinks == bool(limits.thinks):
             return limits
         if not thinks:
-            return replace(limits, think_tokens=0, is_thinking_chosen=self.thinking == "other")
+            return replace(limits, think_tokens=0, is_thinking_chosen=False)
         is_default = limits.max_tokens == Limits().max_tokens
         return replace(limits, think_tokens=None, max_tokens=THINK_TOKENS if is_default else limits.max_tokens)

@@ -139,13 +139,18 @@ class TauTable:
 
     def faster_row(self, tau: float) -> TauRow:
         """Return the row of the nearest tau. The row includes early stops if early stops save time at this tau."""
-        return self.row_at(tau, stops_early=self.early_stop_pays([tau]))
+        return self.row_at(tau, stops_early=self.early_stop_pays(tau))
 
-    def early_stop_pays(self, taus: Iterable[float]) -> bool:
-        """Return whether early stops save time in total for these taus, or False if the times are unknown."""
-        times = [[self.time(self.row_at(tau, stops_early=early)) or 0.0 for tau in taus] for early in (True, False)]
-        with_stops, without = map(sum, times)
+    def early_stop_pays(self, tau: float) -> bool:
+        """Return whether early stops save time at this tau, or False if the times are unknown."""
+        with_stops, without = (self.time(self.row_at(tau, stops_early=early)) or 0.0 for early in (True, False))
         return with_stops < without
+
+    def followed(self, early_stop: bool | None) -> "TauTable":
+        """Return the table of routes that always or never stop early, or (None) where this saves time."""
+        if early_stop is None:
+            return self
+        return replace(self, rows=self.early if early_stop and self.early else self.rows, early=())
 
     def resolve(self, text: str) -> float:
         """Convert a number, a preset, or a budget such as `30%` to a tau. Raises UsageError if the text is invalid."""

@@ -4,7 +4,7 @@
 `Route.flow` creates the flow (`arbitrage.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -34,7 +34,7 @@ class Route:
     policy: Policy
     tau: float | None = None
     tau_name: str | None = field(default=None, compare=False)
-    stops_early: bool = False
+    stops_early: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -135,13 +135,15 @@ def accepts_tau(policy: Policy, tau: str | None) -> bool:
 class AvailableRouter:
     """A router, its source, and the pair's token costs.
 
-    The costs are measured on this machine or, if `is_priced` is true, the pair's prices.
+    The costs are measured on this machine or, if `is_priced` is true, the pair's prices. If `early_stop` is None, drafted steps
+    are stopped early where this saves time.
     """
 
     router: Router | None
     source: str | None
     costs: PairCosts | None = None
     is_priced: bool = False
+    early_stop: bool | None = None
 
     @property
     def is_universal(self) -> bool:
@@ -152,10 +154,15 @@ class AvailableRouter:
     def table(self) -> TauTable:
         """The table of taus for this machine's costs or, if these are unknown, the card's costs.
 
-        Raises UsageError if there is no router.
+        Its rows are those that the routes follow: early stops of the universal router were not measured on this pair, so it
+        makes none by itself. Raises UsageError if there is no router.
         """
         table = TauTable.from_json(need_router(self.router).card.taus)
-        return table.at_costs(self.costs) if self.costs or self.is_universal else table
+        is_own, fixed = not self.is_universal, self.early_stop
+        if is_own and fixed is None and self.costs is None:
+            return table
+        table = table.followed(fixed if is_own or fixed is not None else False)
+        return table.at_costs(self.costs or (table.costs if is_own else None))
 
     @property
     def costs_of(self) -> str:
@@ -166,14 +173,12 @@ class AvailableRouter:
             return None
         return self.table.row_at(route.tau, stops_early=route.stops_early)
 
-    def expected_seconds(self, route: Route) -> float | None:
-        """Return the expected seconds for a problem similar to the router's test problems, or None if unknown."""
-        if self.router is None or self.costs is None or self.is_universal or self.is_priced:
-            return None
-        table, row = self.table, self.row_of(route)
-        shares = {"target": 1.0, "draft": table.time(table.rows[-1]), "speculative": table.time_lossless()}
-        share = table.time(row) if row else shares.get(route.policy.name)
-        return share and share * table.alone_seconds
+    def stops_early(self, route: Route) -> bool:
+        """Return whether a route stops drafted steps early. Without a router's scores, the default preset's steps decide."""
+        if not route.policy.can_stop_early or self.router is None or self.early_stop is not None:
+            return bool(self.early_stop) and route.policy.can_stop_early
+        tau = route.tau if route.policy.needs_router else None
+        return self.table.early_stop_pays(self.table.resolve(DEFAULT_TAU) if tau is None else tau)
 
 
 def need_router(router: Router | None) -> Router:
@@ -210,25 +215,9 @@ def resolve_tau(policy: Policy, tau: str | None, available: AvailableRouter) -> 
     return resolved
 
 
-def make_route(policy: Policy, tau: str | None, available: AvailableRouter, *, early_stop: bool | None = None) -> Route:
+def make_route(policy: Policy, tau: str | None, available: AvailableRouter) -> Route:
     route = Route(policy, resolve_tau(policy, tau, available), preset_or_budget(policy, tau))
-    return replace(route, stops_early=bool(stops_early(early_stop, [route], available)))
-
-
-def stops_early(option: bool | None, routes: Sequence[Route], available: AvailableRouter) -> bool | None:
-    """Return whether drafted steps are stopped early, or None if no policy supports early stops.
-
-    If `option` is None, early stops are used if they save time according to the router's table. The universal router's table
-    is ignored, because it was not measured on this pair.
-    """
-    stopping = [route for route in routes if route.policy.can_stop_early]
-    if not stopping or option is not None:
-        return option if stopping else None
-    if available.router is None or available.is_universal:
-        return False
-    table = available.table
-    taus = [route.tau for route in stopping if route.policy.needs_router and route.tau is not None]
-    return table.early_stop_pays(taus or [table.resolve(DEFAULT_TAU)])
+    return replace(route, stops_early=available.stops_early(route))
 
 
 # --- the target alone, where routing is slower
@@ -276,7 +265,6 @@ class Menu:
         default: Route,
         available: AvailableRouter,
         *,
-        early_stop: bool | None = None,
         speculates: bool = True,
         checks: bool = False,
     ) -> None:
@@ -285,7 +273,7 @@ class Menu:
         Raises UsageError if the default policy needs rewards, or a checker in a conversation.
         """
         self.default = default
-        self._available, self._early_stop = available, early_stop
+        self._available = available
         self._policies = [
             policy.name
             for policy in POLICIES.values()
@@ -316,4 +304,4 @@ class Menu:
         policy, tau = parse_route(name)
         if tau is None and policy is self.default.policy:
             return self.default
-        return make_route(policy, tau, self._available, early_stop=self._early_stop)
+        return make_route(policy, tau, self._available)

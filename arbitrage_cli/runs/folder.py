@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
 from arbitrage_cli.numbers.formatting import count
-from arbitrage_cli.routing.route import stored_route
-from arbitrage_cli.runs.records import BENCH, COLLECT, SCHEMA, SOLVE, Key, to_json
+from arbitrage_cli.runs.records import BENCH, COLLECT, RUN_SCHEMA, SOLVE, Key, to_json
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.system.files import (
@@ -46,6 +45,7 @@ if TYPE_CHECKING:  # slow to import
     from filelock import FileLock
 
     from arbitrage_cli.runs.rows import Row
+    from arbitrage_cli.runs.run import Run
 
 RUN, RESULTS, STARTED, LOCK = "run.json", "results.jsonl", "started.jsonl", "lock"
 NEW_RUN = "run.json.new"
@@ -57,7 +57,6 @@ _ELSEWHERE = "use another path (--output)"
 _RESTORE = f"restore it from a copy, or {_ELSEWHERE}"
 _START_AGAIN = "restore it from a copy, or rerun the command that created the run with --fresh, which renames the old files"
 
-Run = Mapping[str, Any]  # the contents of run.json
 log = logging.getLogger("arbitrage.runs")
 
 
@@ -76,7 +75,7 @@ class BadRow(NamedTuple):
 class Contents:
     """The contents of run.json, and the file of rows. Each access to `rows` reads and validates them again."""
 
-    run: dict[str, Any]
+    run: "Run"
     path: Path
 
     @property
@@ -96,6 +95,18 @@ class Contents:
     def results(self) -> Iterator[Result]:
         """The results of the rows of a benchmark."""
         return map(Result.of, self.rows)
+
+
+def begun_run(folder: Path, kind: str, results: Path | None = None) -> "Run | None":
+    """Return the run that a command would continue, or None if the folder has no rows. `results` is as in `RunFolder`.
+
+    Raises the same errors as `RunFolder`.
+    """
+    rows = results or folder / RESULTS
+    with os_errors(UsageError, f"{rows.parent}: cannot be used for a run", _ELSEWHERE):
+        _refuse_links(folder, rows, folder / RUN)
+        has_rows = rows.is_file() and rows.stat().st_size and (folder / RUN).exists()
+        return _read_run(folder, kind) if has_rows else None
 
 
 def has_run(folder: Path) -> bool:
@@ -129,21 +140,20 @@ def _listing_record(folder: Path) -> dict[str, Any] | None:
     record: dict[str, Any] = {"folder": str(folder), "age_seconds": max(0, round(time.time() - newest))}
     try:
         contents = read_run_folder(folder, None)
-        run, kind = contents.run, _kind_of(contents.run)
-        if kind == SOLVE:
+        run = contents.run
+        if run.kind == SOLVE:
             return None
         statuses = {row.key: row.status for row in contents.rows}
     except ArbitrageError as error:
         return record | {"error": error.message}
-    attempts = 1 if kind == COLLECT else run["samples"] * len(run["policies"])
-    labels = [stored_route(entry).label for entry in run["policies"]]
+    is_collected = run.kind == COLLECT
     return record | {
-        "kind": kind,
-        "dataset": run["dataset"]["name"],
-        "models": ", ".join(str(model["source"]) for model in run["models"].values()),
-        "policies": COLLECT if kind == COLLECT else ", ".join(labels),
+        "kind": run.kind,
+        "dataset": run.dataset and run.dataset.name,
+        "models": ", ".join(run.decided.sources.values()),
+        "policies": COLLECT if is_collected else ", ".join(route.label for route in run.routes),
         "done": [*statuses.values()].count("done"),
-        "planned": run["planned"] * attempts,
+        "planned": len(run.levels) * (1 if is_collected else run.samples * len(run.routes)),
     }
 
 
@@ -172,7 +182,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.started = StartedMarks(folder / STARTED)
         self._is_fresh = fresh
         self._again = "the same command without --fresh" if fresh else "the same command"
-        self.run: dict[str, Any] | None = None
+        self.run: Run | None = None
         self.statuses: dict[Key, str] = {}
         with os_errors(UsageError, f"{self._results.parent}: cannot be used for a run", _ELSEWHERE):
             _refuse_links(folder, self._results, folder / RUN, folder / STARTED)
@@ -205,24 +215,24 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._lock.release()
 
     @property
-    def earlier(self) -> dict[str, Any] | None:
-        """The run.json of the run to resume, or None if the run has no rows yet."""
+    def earlier(self) -> "Run | None":
+        """The run to continue, or None if it has no rows yet."""
         return self.run if self.statuses else None
 
     @property
     def rows(self) -> Iterator[Any]:
         return Contents(self.run, self._results).rows if self.run else iter(())
 
-    def save_run(self, run: Run) -> None:
-        data = to_json(run, indent=1).encode() + b"\n"
-        if self.run == (content := json.loads(data)):
+    def save_run(self, run: "Run") -> None:
+        if self.run == run:
             return
+        data = to_json(run.to_dict(), indent=1).encode() + b"\n"
         with self._writing(self.path / RUN):
             if self._is_fresh and self.run is None:  # the old run is kept until a new run begins
                 self._replace_run(data)
             else:
                 write_atomically(self.path / RUN, data)
-        self.run = content
+        self.run = run
 
     def _replace_run(self, data: bytes) -> None:
         write_atomically(self.path / NEW_RUN, data)  # first, because the disk may be full
@@ -263,10 +273,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.started.load()
         if crashes := self.started.crashes:
             num = count(len(crashes), "problem")
-            log.warning("a process died while solving %s; its remaining attempts run last, one at a time", num)
+            log.warning("llama.cpp crashed while solving %s; the remaining attempts run last, one at a time", num)
         self._open_results()
 
-    def _set_damage_aside(self, run: Run) -> None:
+    def _set_damage_aside(self, run: "Run") -> None:
         bad = list[BadRow]()
         for row in _validated(self._results, run):
             if isinstance(row, BadRow):
@@ -296,10 +306,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self._descriptor = None
 
 
-def _kind_of(run: Run) -> Any:
-    return run.get("kind", BENCH)
-
-
 def _lines(path: Path) -> Iterator[bytes]:
     with suppress(FileNotFoundError), open_regular(path, MAX_RESULTS) as stream:
         for number, line in enumerate(iter(partial(stream.readline, MAX_LINE), b""), start=1):
@@ -308,21 +314,21 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def _validated(path: Path, run: Run) -> "Iterator[Row | BadRow]":
+def _validated(path: Path, run: "Run") -> "Iterator[Row | BadRow]":
     """Yield the rows. Rows of problems or policies that are not part of a benchmark are invalid."""
     from arbitrage_cli.runs.rows import read_row  # slow to import
 
     done: set[Key] = set()
-    kind = _kind_of(run)
+    policies = {(route.policy, route.tau) for route in run.decided.routes}
     for number, line in enumerate(_lines(path), start=1):
         if not line.endswith(b"\n"):
             yield BadRow(number, line, "")
             return
         try:
-            row = read_row(line, kind)
+            row = read_row(line, run.kind)
             if row.key in done:
                 raise ValueError("repeats an earlier row")
-            if kind == BENCH and not _is_part(row, run):
+            if run.kind == BENCH and not (row.id in run.levels and (row.policy, row.tau) in policies):
                 raise ValueError("belongs to another run")
         except ValueError as error:
             yield BadRow(number, line, str(error))
@@ -332,38 +338,32 @@ def _validated(path: Path, run: Run) -> "Iterator[Row | BadRow]":
         yield row
 
 
-def _is_part(row: "Row", run: Run) -> bool:
-    policies = ((one["policy"], one["tau"]) for one in run["policies"])
-    return row.id in run["levels"] and (row.policy, row.tau) in policies
-
-
 def _listed(bad: Sequence[BadRow]) -> str:
     return "; ".join([*map(str, bad[:3]), *([f"{len(bad) - 3} more"] if len(bad) > 3 else [])])
 
 
-def _read_run(folder: Path, kind: str | None) -> dict[str, Any]:
-    from arbitrage_cli.runs.rows import check_run  # slow to import
+def _read_run(folder: Path, kind: str | None) -> "Run":
+    from arbitrage_cli.runs.run import read_run  # slow to import
 
     path, results, hint = folder / RUN, folder / RESULTS, _RESTORE if kind == SOLVE else _START_AGAIN
     try:
         data = read_regular(path)
-        run = json.loads(data)
-        if not isinstance(run, dict):
+        found = json.loads(data)
+        if not isinstance(found, dict):
             raise ValueError("not a JSON object")
-        if run.get("schema") == SCHEMA:
-            check_run(data, _kind_of(run))
+        if (schema := found.get("schema")) != RUN_SCHEMA:
+            older = f"schema {schema} is not supported, expected {RUN_SCHEMA}"
+            raise UsageError(f"{path}: {older}", "read it with the version of arbitrage that wrote it, or use another path")
+        run = read_run(data)
     except FileNotFoundError as error:
         if results.exists() and not results.stat().st_size:
             raise UsageError(f"{folder}: the run has not begun", "wait until it begins, or repeat its command") from error
         raise DamagedRunError(f"{path} is missing, but {RESULTS} contains rows", hint) from error
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path}: {error}", hint) from error
-    if run.get("schema") != SCHEMA:
-        hint = "read it with the version of arbitrage that wrote it"
-        raise UsageError(f"{path}: schema {run.get('schema')} is not supported, expected {SCHEMA}", hint)
-    if kind and _kind_of(run) != kind:
+    if kind and run.kind != kind:
         raise UsageError(
-            f"{folder}: expected a run of arbitrage {kind}, found a run of arbitrage {_kind_of(run)}",
+            f"{folder}: expected a run of arbitrage {kind}, found a run of arbitrage {run.kind}",
             f"use a run of arbitrage {kind}",
         )
     return run

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import add, attrgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.numbers import formatting
@@ -16,9 +16,14 @@ if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.routing.route import Route
 
 SCHEMA: Literal[1] = 1
-"""The schema of rows and run.json. Folders with another schema are rejected."""
-BENCH, COLLECT, SOLVE = "bench", "collect", "solve"
-"""The kinds of runs, named after the commands that create them. The run.json of a benchmark omits the kind."""
+"""The schema of rows."""
+RUN_SCHEMA: Literal[2] = 2
+"""The schema of run.json. Folders with another schema are rejected."""
+Kind = Literal["bench", "collect", "solve"]
+BENCH: Final = "bench"
+COLLECT: Final = "collect"
+SOLVE: Final = "solve"
+"""The kinds of runs, named after the commands that create them."""
 
 NO_COST = Cost()
 

@@ -5,19 +5,19 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.policies import Policy
-from arbitrage_cli.routing.route import Route, stored_route
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import NO_COST, Key, Tally, tally, tau_in_json, total
 from arbitrage_cli.types import Check, Cost, Decision, ModelRole
 
 if TYPE_CHECKING:  # pydantic is slow to import
     from arbitrage_cli.runs.rows import AttemptRow
+    from arbitrage_cli.runs.run import Run
 
 Outcome = Literal["correct", "incorrect", "unscored", "error"]
 SampleKey = tuple[str, int]  # problem ID and sample index, which all policies share
@@ -110,25 +110,15 @@ class PolicyResults:
         return total(result.tally for result in self.done)
 
 
-def results_by_policy(run: Mapping[str, Any], results: Iterable[Result]) -> list[PolicyResults]:
+def results_by_policy(run: "Run", results: Iterable[Result]) -> list[PolicyResults]:
     """Return the results of each policy, in the order of run.json. A policy without rows has no results.
 
     Of several results of an attempt, the one that did not fail counts.
     """
-    found: dict[Route, dict[SampleKey, Result]] = {stored_route(entry): {} for entry in run["policies"]}
+    found: dict[Route, dict[SampleKey, Result]] = {route: {} for route in run.routes}
     for result in sorted(results, key=lambda result: result.is_done):
         found[result.route][result.key] = result
     return [PolicyResults(route, dict(sorted(own.items()))) for route, own in found.items()]
-
-
-def concurrency_of(run: Mapping[str, Any]) -> int:
-    return run.get("concurrency") or 1
-
-
-def unit_costs_of(run: Mapping[str, Any]) -> dict[ModelRole, UnitCosts]:
-    """Return the measured unit costs in run.json. The unit costs determine the relative costs of a model's kinds of work."""
-    recorded: Mapping[ModelRole, Mapping[str, Any]] = run.get("unit_costs") or {}
-    return {role: UnitCosts(**{**costs, "batches": tuple(costs["batches"])}) for role, costs in recorded.items()}
 
 
 def paired(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:

@@ -1,4 +1,4 @@
-"""Defines the rows of runs and run.json. One type for each kind of row builds, checks, writes and reads it.
+"""Defines the rows of runs. One type for each kind of row builds, checks, writes and reads it.
 
 Other programs read these rows, so fields may be added but not renamed. A field that was not set is not written.
 """
@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from arbitrage_cli.errors import ContextFullError
-from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.formatting import count
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route, stored_route
@@ -172,13 +171,17 @@ class Timing(Record):
 
 
 class Row(Record):
-    """The fields of every row. `policy` is None only for an invalid line in the input of `solve`."""
+    """The fields of every row. `policy` is None only for an invalid line in the input of `solve`.
+
+    `conditions` names what was not as the run decided, and changes no answer: the machine, threads, problems at once.
+    """
 
     id: str
     policy: PolicyName | None
     tau: Tau
     status: Status
     error: str | None
+    conditions: Json | None = None
 
     @property
     def key(self) -> Key:
@@ -249,13 +252,14 @@ class SolutionRow(Solved):
     models: dict[ModelRole, str]
 
     @classmethod
-    def of(cls, finished: Finished, run: RunInfo) -> Self:
+    def of(cls, finished: Finished, run: RunInfo, conditions: Json | None = None) -> Self:
         error = problem_error(finished)
         return cls._of(
             finished,
             run.route,
             {},
             run.explain,
+            **({"conditions": conditions} if conditions else {}),
             answer=run.find_answer(finished.trace.text),
             error=error[0] if error else None,
             score_is=run.route.policy.score_is or None,
@@ -371,106 +375,3 @@ def _explanation(explain: Explain | None, trace: Trace, index: int) -> Json:
         return {}
     found = explain(trace, index)
     return {"explanation": found and asdict(found) | {"features": dict(found.features)}}
-
-
-# --- run.json
-
-
-class _Known(Record, extra="ignore"):
-    """The fields of a part of run.json that the program reads."""
-
-
-class _PolicyEntry(_Known):
-    policy: PolicyName
-    tau: Tau
-    tau_name: str | None
-    score_is: str | None
-
-
-class _Served(_Known):
-    model: str
-    log_probabilities: int | None
-    context_size: int | None
-
-
-class _Model(_Known):
-    source: str
-    sha256: str | None
-    file: str | None = None
-    name: str | None = None
-    description: str | None = None
-    threads: int | None = None
-    served: _Served | None = None
-
-
-class _Card(_Known):
-    pairs: list[dict[str, Json]]
-    taus: Json
-
-
-class _Router(_Known):
-    name: str
-    sha256: str
-    card: _Card
-
-
-class _DataSet(_Known):
-    name: str
-    sha256: str
-    count: Count
-
-
-class _Machine(_Known):
-    cpu: str | None
-
-
-class _SolveRun(_Known):
-    version: Literal[1] = Field(alias="schema")
-    tool: str
-    command: list[str]
-    created: str
-    policies: list[_PolicyEntry]
-    models: dict[str, _Model]
-    router: _Router | None
-    tau_costs: str | None
-    settings: Json
-    samples: Annotated[int, Field(ge=1)]
-    machine: _Machine
-    warnings: list[str]
-    fingerprint: dict[str, str]
-    unit_costs: dict[ModelRole, UnitCosts] = {}
-
-
-class _BenchRun(_SolveRun):
-    dataset: _DataSet
-    ids: list[str]
-    levels: dict[str, Level]
-    planned: Count
-    grader: str
-    concurrency: Annotated[int, Field(ge=1)] | None = None
-    price: str | None = None
-    skips_attempts: bool = False
-
-
-class _Pair(_Known):
-    draft: _Model
-    target: _Model
-    prm: _Model | None = None
-
-
-class _CollectRun(_BenchRun):
-    models: _Pair  # type: ignore[assignment]  # narrower than a dict
-    reward: Json
-
-
-_RUNS: Mapping[str, type[_Known]] = MappingProxyType({BENCH: _BenchRun, COLLECT: _CollectRun, SOLVE: _SolveRun})
-
-
-def check_run(data: bytes, kind: str) -> None:
-    """Raise ValueError, with the reason, if `data` is not a valid run.json of this kind."""
-    if kind not in (*_RUNS,):  # it may be of any type
-        raise ValueError(f"kind: expected {', '.join(_RUNS)}")
-    try:
-        _RUNS[kind].model_validate_json(data)
-    except ValidationError as error:
-        raise ValueError(reason_of(error)) from None

@@ -2,7 +2,7 @@
 
 Marks are not synced to disk, because they must survive a crash of the process but not a crash of the machine. If the process
 crashes, for example in llama.cpp, Python's `faulthandler` appends a record. The crash is counted for every problem in
-progress. If a process is killed from outside, for example by the out-of-memory killer, no crash is recorded.
+progress. If a process is killed from outside, for example by the out-of-memory killer, its problems are not suspected.
 """
 
 import faulthandler
@@ -26,7 +26,7 @@ class StartedMarks:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.crashes: dict[str, int] = {}
-        """The number of crashes for each problem that was in progress when a process died. 0 if the process was killed."""
+        """The number of crashes for each problem that was in progress when llama.cpp crashed."""
         self._in_flight: set[str] = set()
         self._descriptor: int | None = None
 
@@ -77,7 +77,7 @@ def _line(problem: str, count: int | None, runs: bool = False) -> bytes:
 
 
 def _read(path: Path) -> dict[str, int]:
-    """Return the number of crashes for each problem. If a mark is lost, at most one more crash occurs."""
+    """Return the number of crashes for each problem that had one. If a mark is lost, at most one more crash occurs."""
     crashes: dict[str, int | None] = {}
     in_flight: set[str] = set()
     try:
@@ -95,4 +95,4 @@ def _read(path: Path) -> dict[str, int]:
                     crashes[problem] = count
         except (ValueError, RecursionError):
             continue
-    return {problem: count for problem, count in crashes.items() if count is not None}
+    return {problem: count for problem, count in crashes.items() if count}

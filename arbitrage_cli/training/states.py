@@ -33,8 +33,8 @@ from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import is_due
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
-from arbitrage_cli.runs.results import unit_costs_of
 from arbitrage_cli.runs.rows import Count, Record
+from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.training.ranking import ADVANTAGE_DIGITS
 from arbitrage_cli.training.tau_tables import Outcomes
@@ -278,24 +278,24 @@ class Facts(Record):
     command: list[str]
 
     @classmethod
-    def of(cls, run: Mapping[str, Any]) -> Self:
-        """Return the conditions in a run.json of `arbitrage collect`."""
-        settings, models = run["settings"], {role: run["models"][role] for role in ("draft", "target")}
-        pair = {
-            role: {"name": one.get("name") or one["source"], "sha256": one.get("sha256")} for role, one in models.items()
+    def of(cls, run: Run) -> Self:
+        """Return the conditions of a run of `arbitrage collect`."""
+        settings, roles, dataset = run.decided.settings, tuple[ModelRole, ...](("draft", "target")), run.dataset
+        pair: dict[str, Any] = {
+            role: {"name": run.name_of(role), "sha256": run.decided.models[role].sha256} for role in roles
         }
-        fixed = {name: value for name, value in run["fingerprint"].items() if name != "data set"}
+        fixed = json.dumps([pair, settings.to_dict()], sort_keys=True)
         return cls(
             pair=pair,
-            configuration=hashlib.sha256(json.dumps([pair, fixed], sort_keys=True).encode()).hexdigest()[:16],
-            step_separator=settings["step_separator"],
-            step_min_chars=settings["step_min_chars"],
-            think_min_chars=settings.get("think_min_chars"),
-            reward=run["reward"],
-            dataset=run["dataset"]["name"],
-            dataset_sha256=run["dataset"]["sha256"],
-            unit_costs=unit_costs_of(run),
-            command=run["command"],
+            configuration=hashlib.sha256(fixed.encode()).hexdigest()[:16],
+            step_separator=settings.step_separator,
+            step_min_chars=settings.step_min_chars,
+            think_min_chars=settings.think_min_chars,
+            reward=run.reward or {},
+            dataset=dataset.name if dataset else "",
+            dataset_sha256=dataset.sha256 if dataset else None,
+            unit_costs=run.decided.unit_costs,
+            command=run.asked.command,
         )
 
     @property

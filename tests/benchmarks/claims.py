@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.evaluation.metrics import compared_with_target
 from arbitrage_cli.evaluation.speed import PRICED, latency
-from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, expected_effects, verdict
+from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, effects_of, verdict
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.routing.policies import POLICIES
@@ -182,9 +183,9 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
         "ratios": {key: asdict(ratio) for key, ratio in found.items() if isinstance(ratio, Ratio)},
         "time": {"draft_decode": 1.0},
     }
-    run = {"unit_costs": {role: asdict(one) for role, one in units.items()}, "router": None, "policies": [entry]}
+    effects = effects_of([Route(POLICIES[contest.kind])], PairCosts.of(units))
     about = {"samples": 1, "token_ratio": None, "is_priced": False}
-    decided = verdict({"policies": [entry], **about}, expected_effects(run))
+    decided = verdict({"policies": [entry], **about}, effects)
     assert decided is not None
     return decided
 

@@ -230,7 +230,7 @@ def test_signal_keeps_whole_rows(here: Path, golden: Golden, signals: Sequence[i
 
 
 def test_interrupt_while_models_load_is_one_line_and_makes_nothing(here: Path) -> None:
-    result = bench(here, interrupt_in="arbitrage_cli.app.session.open_model")
+    result = bench(here, interrupt_in="arbitrage_cli.app.open_models.open_model")
     assert (result.code, result.out, result.err.splitlines()[-1]) == (130, "", "arbitrage: interrupted")
     assert not (here / "run").exists()
 
@@ -275,7 +275,7 @@ def test_finished_run_reads_no_model_that_is_unchanged(
     os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert run(*command, *USED, *BRIEF, cwd=here).code == 0
     os.utime(model)
-    assert_refused(run(*command, *USED, *BRIEF, cwd=here), 2, "", "draft model changed")
+    assert_refused(run(*command, *USED, *BRIEF, cwd=here), 2, "--draft: model.gguf: ", "changed")
 
 
 def test_blob_of_the_hub_whose_name_is_not_its_sha256_is_not_measured(here: Path, tiny: Mapping[str, Path]) -> None:

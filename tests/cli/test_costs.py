@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 from cli import MODELS, Result, assert_refused, flat, run
-from faults import run_json, write_problems
+from faults import rows_of, run_json, write_problems
 from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
-from arbitrage_cli.costs.store import Tuned, keep_tuned, machine_here, place, read_cache
+from arbitrage_cli.costs.store import Tuned, keep_tuned, machine_here, read_cache, threads_without_costs
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.system.machine import CACHED_BYTES
-from arbitrage_cli.types import ModelRole
 
 FAST_READER = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, prefill=0.01)}
 SLOW_VERIFIER = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, 8.0, 32.0, prefill=0.01)}
@@ -127,15 +126,15 @@ def test_costs_that_a_run_contradicts_are_removed(home: Home) -> None:
 
 def test_costs_of_a_model_that_joins_a_run_are_measured(home: Home) -> None:
     assert home.run("bench", "--dataset", "arithmetic.jsonl", "--policy", "draft", "-o", "run").code == 0
-    assert not run_json(home.folder / "run")["unit_costs"]
+    assert run_json(home.folder / "run")["decided"]["models"]["draft"]["costs"] is None
     assert home.run("bench", "--dataset", "arithmetic.jsonl", "--policy", "draft,target", "-o", "run").code == 0
-    assert run_json(home.folder / "run")["unit_costs"]["target"]["batches"][0] > 0
+    assert run_json(home.folder / "run")["decided"]["models"]["target"]["costs"]["batches"][0] > 0
 
 
 def test_costs_that_cannot_be_stored_are_used_by_the_command(home: Home, nowhere: dict[str, str]) -> None:
     result = home.run(*BENCH[:-1], "--policy", "target,speculative", env=nowhere)
     assert (result.code, "cannot be stored" in flat(result.err)) == (0, True)
-    assert run_json(home.folder / "run")["unit_costs"].keys() == {"draft", "target"}
+    assert all(one["costs"] for one in run_json(home.folder / "run")["decided"]["models"].values())
 
 
 def test_costs_are_measured_only_for_a_policy_that_needs_them(home: Home) -> None:
@@ -222,16 +221,16 @@ def test_a_run_keeps_the_threads_and_the_costs_that_it_began_with(home: Home) ->
     """Costs decide what is proposed: another measurement changes nothing in a run that is resumed."""
     home.pretend(FAST_READER, THREADS)
     write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
-    assert home.run(*BENCH, "--concurrency", "2", "--policy", "target").code == 0
+    assert home.run(*BENCH, "--policy", "target").code == 0
     home.pretend(SLOW_VERIFIER)
-    resumed = home.run(*BENCH, "--concurrency", "2", "--policy", "target,draft")
-    assert (resumed.code, "this run keeps 2" in flat(resumed.err)) == (0, True)
-    made = run_json(home.folder / "run")
-    assert {role: model["threads"] for role, model in made["models"].items()} == THREADS
-    assert made["fingerprint"]["number of target threads"] == "2"
-    assert made["unit_costs"]["target"] == json.loads(json.dumps(asdict(FAST_READER["target"])))
-    refusal = "number of target threads changed from 2 to 1"
-    assert_refused(home.run(*BENCH, "--concurrency", "2", "--policy", "target,draft", "--threads", "1"), 2, "", refusal)
+    assert home.run(*BENCH, "--policy", "target,draft").code == 0
+    made = run_json(home.folder / "run")["decided"]["models"]
+    assert {role: model["threads"] for role, model in made.items()} == {"target": THREADS["target"], "draft": 1}
+    assert made["target"]["costs"] == json.loads(json.dumps(asdict(FAST_READER["target"])))
+    assert home.run(*BENCH, "--policy", "target,draft", "--threads", "1", "--samples", "2").code == 0
+    assert [row.get("conditions") for row in rows_of(home.folder / "run") if row["sample"]] == [
+        {"threads": {"target": 1}}
+    ] * 4
 
 
 @pytest.fixture
@@ -279,6 +278,5 @@ def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, m
     large = tmp_path / "large.gguf"
     with large.open("wb") as file:
         file.truncate(CACHED_BYTES + 1)
-    models: dict[ModelRole, str | None] = {"draft": "builtin:draft", "target": str(large)}
-    assert place(models, LoadOptions()).threads == {"draft": 1, "target": 8}
-    assert place(models, LoadOptions(threads=2)).threads == {"draft": 2, "target": 2}
+    assert [threads_without_costs(one, LoadOptions()) for one in ("builtin:draft", str(large))] == [1, 8]
+    assert threads_without_costs("builtin:draft", LoadOptions(threads=2)) == 2

@@ -126,7 +126,7 @@ def test_runs_are_listed(here: Path) -> None:
     assert_refused(run("report", "--open", cwd=here), 2, "", "arbitrage report runs/NAME")
 
 
-@pytest.mark.parametrize("run_json", [{"schema": 1}, {"schema": 1, "ids": [], "models": "x", "policies": None}])
+@pytest.mark.parametrize("run_json", [{"schema": 1}, {"schema": 2, "levels": [], "decided": "x"}])
 def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], here: Path) -> None:
     (here / "runs" / "bad" / "run.json").write_bytes(encode(run_json))
     shown = run("report", cwd=here)
@@ -135,7 +135,7 @@ def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], he
 
 def test_damaged_run_json_is_refused(folder: Path) -> None:
     data = (folder / "run.json").read_bytes()
-    (folder / "run.json").write_bytes(data.replace(b'"planned": 6', b'"planned": "6"', 1))
+    (folder / "run.json").write_bytes(data.replace(b'"samples": 1', b'"samples": "1"', 1))
     assert_refused(run("report", "run", cwd=folder.parent), 5, "run/run.json: ")
 
 

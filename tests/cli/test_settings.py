@@ -134,6 +134,6 @@ def test_table_of_a_command_wins_over_the_top_level_for_it_alone(quick_path: Pat
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
     chosen = ("-q", "--config", "own.toml")
     assert run("bench", "--dataset", "one.jsonl", *chosen, cwd=quick_path).code == 0
-    made = run_json(quick_path / "mine")["policies"]
+    made = run_json(quick_path / "mine")["decided"]["routes"]
     assert [one["policy"] for one in made] == ["target", "draft"]
     assert run("solve", "5 + 6", "--json", *chosen, cwd=quick_path).record["policy"] == "logprob"

@@ -7,9 +7,10 @@ from cli import QUESTION, RIGHT, Terminal, assert_refused, run
 from faults import rows_of, run_json, write_rows
 from small_routers import write_router
 
+from arbitrage_cli.app.decide import decide
+from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import ask, ask_to_compare
-from arbitrage_cli.app.spec import make_spec
+from arbitrage_cli.app.request import Request, ask, ask_to_compare
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.problems.code import INSTRUCTIONS
@@ -27,7 +28,7 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
     assert run(*BENCH, "--run-code=unprotected", cwd=tmp_path).code == 0
     made = run_json(tmp_path / "run")
-    assert tuple(made["settings"][name] for name in ("task", "step_separator", "step_min_chars")) == (
+    assert tuple(made["decided"]["settings"][name] for name in ("task", "step_separator", "step_min_chars")) == (
         "code",
         CODE.step_end.separator,
         CODE.step_end.min_chars,
@@ -55,25 +56,26 @@ def test_states_of_code_are_not_joined_with_others(tmp_path: Path) -> None:
 def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     models = Options(draft="a.gguf", target="b.gguf")
-    spec = make_spec(ask(models, CODE))
-    assert (spec.task, spec.request.system) == (CODE, INSTRUCTIONS)
-    assert (spec.available_router.router, spec.route.policy.name) == (
-        None,
-        "speculative",
-    )  # routers for paragraphs are of no use
-    compared = make_spec(ask_to_compare(models, CODE)).routes
-    assert [one.policy.name for one in compared] == ["target", "draft", "speculative"]
-    assert make_spec(ask(models, find_task(None))).available_router.router is not None
+    request = ask(models, CODE)
+    decided = decide(request, gather(request))
+    assert (decided.settings.task, decided.settings.system) == (CODE.name, INSTRUCTIONS)
+    assert (request.named.router, policies(request)) == (None, ["speculative"])  # routers for paragraphs are of no use
+    assert policies(ask_to_compare(models, CODE)) == ["target", "draft", "speculative"]
+    assert ask(models, find_task(None)).named.router is not None
     served = Options(draft="a.gguf", target="http://127.0.0.1:1/v1")
-    assert make_spec(ask(served, CODE)).route.policy.name == "target"
-    assert [one.policy.name for one in make_spec(ask_to_compare(served, CODE)).routes] == ["target", "draft"]
+    assert policies(ask(served, CODE)) == ["target"]
+    assert policies(ask_to_compare(served, CODE)) == ["target", "draft"]
+
+
+def policies(request: Request) -> list[str]:
+    return [one.policy for one in decide(request, gather(request)).routes]
 
 
 def test_a_router_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     router = str(write_router(tmp_path / "router.safetensors"))
     with pytest.raises(RouterError, match="a blank line"):
-        make_spec(ask(Options(draft="a.gguf", target="b.gguf", router=router), CODE))
+        ask(Options(draft="a.gguf", target="b.gguf", router=router), CODE)
 
 
 @pytest.mark.usefixtures("sandbox")

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from made_up_runs import COLUMNS, MadeUp, describe, failed, make_run, parsed, unpacked, unscored
+from made_up_runs import COLUMNS, MadeUp, as_run, describe, failed, make_run, parsed, unpacked, unscored
 from marks import rarely
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
@@ -81,7 +81,7 @@ class Page(HTMLParser):
 
 def page_of(made: MadeUp, **options: Any) -> str:
     packer = TracePacker()
-    run = json.loads(to_json(made.run))  # as the file has it: no lone surrogates
+    run = as_run(json.loads(to_json(made.run)))  # as the file has it: no lone surrogates
     made_figures = metrics.figures(run, map(Result.of, packer.watch(map(parsed, made.rows))), **options)
     return render(run, made_figures, packer.packed(made_figures["policies"]))
 
@@ -107,14 +107,14 @@ RUNS = {
 def hostile_run(text: str) -> MadeUp:
     made = make_run(2, columns=[("target", None), ("entropy", 0.5)])
     made.run["dataset"] |= {"name": text, "sha256": text}
-    made.run["command"] = ["arbitrage", text]
+    made.run["asked"]["command"] = ["arbitrage", text]
     made.run["warnings"] = [f"warning {text}"]
-    made.run["machine"] = {"cpu": text, text: 1}
-    for model in made.run["models"].values():
+    made.run["decided"]["machine"] = {"cpu": text, text: 1}
+    for model in made.run["loaded"].values():
         model["description"] = text
     made.run["levels"] = dict.fromkeys((f"{name} {text}" for name in made.run["levels"]), text)
-    for policy in made.run["policies"]:
-        policy |= {"score_is": text, "tau_name": text}
+    for policy in made.run["decided"]["routes"]:
+        policy["tau_name"] = text
     step = {**made.rows[1]["steps"][0], "text": text}
     rows = [
         one
@@ -260,9 +260,9 @@ def test_script_shows_texts_as_texts_and_follows_links(tmp_path: Path) -> None:
 
 def sampled_run() -> MadeUp:
     made = make_run(2, columns=[("target", None), ("arbitrage", 0.0214)], samples=4)
-    made.run["policies"][1]["tau_name"] = "careful"
+    made.run["decided"]["routes"][1]["tau_name"] = "careful"
     ids = {"made-up-0000": "test/1", "made-up-0001": "test/1/1"}
-    run = made.run | {"ids": [*ids.values()], "levels": dict.fromkeys(ids.values())}
+    run = made.run | {"levels": dict.fromkeys(ids.values())}
     return MadeUp(run, [row | {"id": ids[row["id"]]} for row in made.rows])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from cli import flat
-from made_up_runs import COLUMNS, MadeUp, describe, figures, make_run, results, run_of, unscored
+from made_up_runs import COLUMNS, MadeUp, as_run, describe, figures, make_run, results, run_of, unscored
 from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.costs.pair import parse_prices
@@ -35,7 +35,7 @@ def table(made: MadeUp, *, stream: io.StringIO | None = None, explain: bool = Tr
 
 def comparison(first: MadeUp, second: MadeUp) -> str:
     stream = io.StringIO()
-    compared = compare_runs(first.run, results(first.rows), second.run, results(second.rows))
+    compared = compare_runs(as_run(first.run), results(first.rows), as_run(second.run), results(second.rows))
     write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream, explain=True)
     return stream.getvalue()
 
@@ -96,7 +96,7 @@ def test_other_outcomes_are_notes() -> None:
 def test_names_are_data(monkeypatch: pytest.MonkeyPatch, text: str, kind: type[io.StringIO]) -> None:
     monkeypatch.setenv("TERM", "xterm")
     made = make_run(2, columns=[("target", None), ("entropy", 0.5)])
-    made.run["dataset"]["name"] = made.run["policies"][1]["tau_name"] = text
+    made.run["dataset"]["name"] = made.run["decided"]["routes"][1]["tau_name"] = text
     shown = table(made, stream=kind())
     assert ("\x1b" in shown) == (kind is Terminal)
     for code in ("\x1b[1m", "\x1b[2m", "\x1b[0m"):

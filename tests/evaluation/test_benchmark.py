@@ -3,10 +3,11 @@
 import contextlib
 import itertools
 import math
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import made_up_runs
 import pytest
@@ -18,16 +19,19 @@ from made_up_tuning import unit_costs
 from scripted_models import open_scripted
 from writing import make_engine
 
-from arbitrage_cli.app.bench import Bench, plan
+from arbitrage_cli.app.bench import plan, row_of
 from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
-from arbitrage_cli.app.loop import Attempt, Loop, Progress, missing
+from arbitrage_cli.app.loop import Attempt, Loop, Timing, missing
+from arbitrage_cli.app.progress import RunCounts
 from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay
-from arbitrage_cli.arbitrage import by_token_stats
+from arbitrage_cli.arbitrage import Flow, by_token_stats
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
 from arbitrage_cli.inference.backend import Backend, LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
-from arbitrage_cli.inference.engine import Engine
+from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.rewards.raters import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES, Policy
@@ -63,10 +67,48 @@ def hash_engines(sampler: Sampler, concurrency: int = 1) -> Writers:
     return writers(backends, sampler)
 
 
-def hash_bench(sampler: Sampler | None = None, concurrency: int = 1, **options: Any) -> Bench:
+@dataclass(frozen=True)
+class Bench:
+    """A loop over models without a session."""
+
+    engines: Writers
+    sampler: Sampler = Sampler()  # noqa: RUF009 - frozen
+    concurrency: int = 1
+    grade: Callable[[str, Mapping[str, Any]], Grade] = grade
+    raters: Mapping[str, Rater] = field(default_factory=dict)
+    clock: Callable[[], float] = time.perf_counter
+    timer: Callable[[], float] = time.perf_counter
+
+    def loop(self, kept: "Kept") -> Loop:
+        return Loop(
+            self.scheduler,
+            self.flow,
+            SHORT,
+            self.row,
+            kept,
+            None,
+            self.sampler,
+            kept.kept,
+            clock=self.clock,
+            timer=self.timer,
+        )
+
+    def scheduler(self, attempt: Attempt) -> Scheduler:
+        writers, rater = self.engines(attempt.route), self.raters.get(attempt.route.policy.name)
+        return Scheduler(writers, concurrency=self.concurrency, rater=rater, speculator=as_speculator(writers.get("draft")))
+
+    def flow(self, attempt: Attempt, trace: Trace) -> Flow:
+        return attempt.route.flow(trace, self.sampler.seed + attempt.sample)
+
+    def row(self, attempt: Attempt, finished: Finished, timing: Timing) -> AttemptRow | None:
+        if isinstance(finished.error, InterruptedRunError):
+            return None
+        return row_of(attempt, finished, timing, self.grade, boxed_answer)
+
+
+def hash_bench(sampler: Sampler | None = None, concurrency: int = 1) -> Bench:
     chosen = sampler or Sampler()
-    engines = hash_engines(chosen, concurrency)
-    return Bench(engines, grade, SHORT, chosen, concurrency=concurrency, **options)
+    return Bench(hash_engines(chosen, concurrency), chosen, concurrency)
 
 
 def scripted_bench(**options: Any) -> Bench:
@@ -74,7 +116,7 @@ def scripted_bench(**options: Any) -> Bench:
         "draft": open_scripted("scripted:draft", LoadOptions()),
         "target": open_scripted("scripted:target", LoadOptions()),
     }
-    return Bench(writers(backends), grade, SHORT, Sampler(), **options)
+    return Bench(writers(backends), **options)
 
 
 class Kept(LogDisplay):
@@ -90,19 +132,14 @@ class Kept(LogDisplay):
         if len(self.events) > self._stop:
             raise KeyboardInterrupt
 
-    def is_kept(self, finished: Finished, row: AttemptRow) -> bool:
-        return not isinstance(finished.error, InterruptedRunError)
-
     def kept(self, attempt: Attempt, row: AttemptRow) -> None:
         self.rows.append(row.to_dict())
-
-    def show(self, attempt: Attempt, row: AttemptRow, *, is_kept: bool) -> None:
-        self.events.append(row)
 
 
 def made(bench: Bench, attempts: Iterable[Attempt], kept: Kept | None = None) -> Kept:
     kept = kept or Kept()
-    Loop(bench, kept, None, kept, bench.limits).run(attempts)
+    for attempt in bench.loop(kept).run(attempts):
+        kept.events.append(attempt)
     return kept
 
 
@@ -179,7 +216,7 @@ def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
     def failing(text: str, gold: Mapping[str, Any]) -> Grade:
         raise ProblemError("the answer cannot be graded: math-verify was killed (signal 9)")
 
-    bench = replace(scripted_bench(), grade=failing)
+    bench = scripted_bench(grade=failing)
     attempts = plan([item(0, "37 * 12 - 95", "349")], (TARGET,), 1)
     (row,) = rows(bench, attempts)
     assert (row["status"], row["grade"]) == ("error", None)
@@ -243,7 +280,7 @@ def test_samples_have_seeds_of_their_own() -> None:
     sampler = Sampler(temperature=0.8, seed=5)
     bench = hash_bench(sampler)
     both = {row["sample"]: row for row in rows(bench, plan([item()], (RANDOM,), 2))}
-    assert len(cast("Writers", bench.writers_for)._made) == len(RANDOM.policy.models)  # shared by the samples
+    assert len(bench.engines._made) == len(RANDOM.policy.models)  # shared by the samples
     (later,) = rows(hash_bench(Sampler(temperature=0.8, seed=6)), plan([item()], (RANDOM,), 1))
     assert both[1]["steps"] != both[0]["steps"]
     assert results([both[1] | {"sample": 0}]) == results([later])
@@ -288,14 +325,13 @@ def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
         clock.now += 1000.0
         return grade(text, gold)
 
-    bench = replace(scripted_bench(clock=clock), grade=slow_grade)
-    attempt = Attempt(item(0, "1 + 3"), 0, TARGET)
-    seen: list[object] = []
-    for event in bench.solve(iter([attempt])):
-        clock.now += 100.0  # looking takes time
-        seen.append(event)
-    assert isinstance(finished := seen[-1], Finished)
-    assert bench.row(attempt, finished).wall_seconds == len(ticks) > 0
+    class Slow(Kept):
+        def handle(self, event: object) -> None:
+            clock.now += 100.0  # looking takes time
+
+    bench = scripted_bench(clock=clock, grade=slow_grade)
+    (row,) = made(bench, [Attempt(item(0, "1 + 3"), 0, TARGET)], Slow()).rows
+    assert row["wall_seconds"] == len(ticks) > 0
 
 
 def test_router_time_is_that_of_the_decision() -> None:
@@ -316,9 +352,9 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     clock = Clock()
     slow_down(monkeypatch, clock, Engine)
     attempts = plan([item(0, "37 * 12 - 95"), item(1, "1 + 3")], (TARGET,), 1)
-    kept = made(scripted_bench(clock=clock, seconds_for=lambda: 50.0), attempts)
+    kept = made(scripted_bench(clock=clock), [replace(attempt, seconds=50.0) for attempt in attempts])
     kinds = [type(one) for one in kept.events]
-    assert kinds[kinds.index(AttemptRow) + 1] is AttemptStarted  # nothing more is done for it
+    assert kinds[kinds.index(Attempt) + 1] is AttemptStarted  # nothing more is done for it
     late, solved = kept.rows
     assert (late["status"], late["error"]) == ("error", "not finished after 50 s")
     assert late["steps"]
@@ -326,19 +362,21 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
     assert (solved["status"], solved["grade"]["value"]) == ("done", "correct")
 
 
-def progress_of(*attempts: tuple[int, Route, float, str]) -> Progress:
-    progress = Progress("run", (TARGET, ENTROPY), 3, 6)
+def progress_of(*attempts: tuple[int, Route, float, str]) -> RunCounts:
+    progress = RunCounts(
+        "run", (TARGET, ENTROPY), 3, 6, shown=lambda now: replace(now, seconds_left=now.seconds_left and 0.0)
+    )
     for number, route, seconds, verdict in attempts:
         row = made_up_runs.make_row(number, 0, (route.policy.name, route.tau)) | {"wall_seconds": seconds}
         ended = {"status": "error", "grade": None} if verdict == "error" else {"grade": {**row["grade"], "value": verdict}}
-        progress.add(Attempt(item(number), 0, route), made_up_runs.parsed(row | ended))
+        progress.add(route, made_up_runs.parsed(row | ended))
     return progress
 
 
 def test_progress_counts_and_compares() -> None:
     """An attempt that is made again counts once."""
     attempts = [(0, TARGET, 9.0, "error"), (0, TARGET, 8.0, "correct"), (0, ENTROPY, 4.0, "correct")]
-    now = progress_of(*attempts, (1, TARGET, 6.0, "incorrect"), (2, ENTROPY, 9.0, "error")).now(most=0.0)
+    now = progress_of(*attempts, (1, TARGET, 6.0, "incorrect"), (2, ENTROPY, 9.0, "error")).now()
     target, entropy = now.standings
     assert (target.tried, target.done, target.correct, target.seconds, target.speedup) == (2, 2, 1, 14.0, 1.0)
     assert (entropy.tried, entropy.done, entropy.correct, entropy.seconds, entropy.speedup) == (2, 1, 1, 4.0, 2.0)

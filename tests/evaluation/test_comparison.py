@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from made_up_runs import MadeUp, make_run, results, slow_down, unscored
+from made_up_runs import MadeUp, as_run, make_run, results, slow_down, unscored
 
 from arbitrage_cli.evaluation.comparison import compare_runs
 from arbitrage_cli.numbers.intervals import mcnemar, paired_difference
@@ -15,7 +15,7 @@ COLUMNS = (("target", None), ("entropy", 0.5))
 
 
 def compared(first: MadeUp, second: MadeUp) -> dict[str, Any]:
-    return compare_runs(first.run, results(first.rows), second.run, results(second.rows))
+    return compare_runs(as_run(first.run), results(first.rows), as_run(second.run), results(second.rows))
 
 
 def with_verdicts(made: MadeUp, verdicts: str, factor: float = 1.0) -> MadeUp:
@@ -82,9 +82,9 @@ def test_another_question_under_the_same_id_is_left_out() -> None:
 
 def test_what_makes_runs_less_comparable_is_noted() -> None:
     first, second = make_run(2, columns=COLUMNS), make_run(2, columns=COLUMNS)
-    first.run["fingerprint"] = {"seed": "0", "draft model": "sha256 aa", "grader": "rules 1", "router": "sha256 cc"}
-    second.run["fingerprint"] = {"seed": "1", "draft model": "sha256 aa", "grader": "rules 2"}
-    second.run.update({"machine": {"threads": 64}, "grader": "2"})
+    second.run["decided"]["settings"]["seed"] = 1
+    second.run["decided"]["machine"] = {"cpu": "another"}
+    second.run["grader"] = "2"
     notes = compared(first, second)["notes"]
     assert all(
         words in " ".join(notes) for words in ("settings differ: seed 0, then 1.", "machines", "versions of the grader")
@@ -114,7 +114,7 @@ def test_interval_of_the_times_includes_the_errors_of_the_unit_costs() -> None:
     made = make_run(20, columns=[("target", None)])
     widths = []
     for error in (0.0, 0.1):
-        made.run["unit_costs"]["target"]["error"] = error
+        made.run["decided"]["models"]["target"]["costs"]["error"] = error
         low, high = compared(made, made)["policies"][0]["seconds_ratio_interval"]
         widths.append(math.log(high / low))
     assert widths == [0.0, pytest.approx(2 * 2.09 * math.hypot(0.1, 0.1), rel=0.1)]
@@ -133,7 +133,7 @@ def test_taus_of_one_name_are_compared_and_others_are_named() -> None:
     first = make_run(6, columns=(("target", None), ("entropy", 0.3)))
     second = make_run(6, columns=(("target", None), ("entropy", 0.5), ("random", 0.3)))
     for made in (first, second):
-        made.run["policies"][1]["tau_name"] = "careful"
+        made.run["decided"]["routes"][1]["tau_name"] = "careful"
     found = compared(first, second)
     assert [(entry["first"], entry["second"]) for entry in found["policies"]][1] == (
         "entropy@careful (0.3)",

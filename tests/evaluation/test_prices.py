@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from made_up_runs import figures, make_run, results
+from made_up_runs import as_run, figures, make_run, results
 
 from arbitrage_cli.costs.pair import Price, parse_prices
 from arbitrage_cli.errors import UsageError
@@ -19,7 +19,7 @@ def report(step: dict[str, Any], prompt_tokens: int) -> None:
 def test_a_policy_with_unreported_prompt_tokens_has_no_price() -> None:
     """A single model reports the prompt of a response once, routed steps report each prompt."""
     made = make_run(10, columns=(("target", None), ("draft", None), ("entropy", -1.0)))
-    made.run["models"]["target"]["served"] = {"name": "toy"}
+    made.run["decided"]["models"]["target"]["served"] = {"name": "toy"}
     of_target, _, of_entropy = made.rows[:3]
     assert min(len(row["steps"]) for row in made.rows) > 1
 
@@ -77,7 +77,7 @@ def test_savings_are_against_the_target_on_the_same_attempts() -> None:
         policy.route.label: sum(
             one.tally.target_cost.prefill_tokens + one.tally.target_cost.decode_tokens for one in policy.done
         )
-        for policy in results_by_policy(made.run, results(made.rows))
+        for policy in results_by_policy(as_run(made.run), results(made.rows))
     }
     for label, policy in policies.items():
         assert policy["price"] == pytest.approx(totals[label] / 1e6 / 40)

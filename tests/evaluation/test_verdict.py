@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,14 @@ from arbitrage_cli.evaluation.verdict import (
     best_preset,
     chance_of_saving,
     chance_of_small_loss,
-    expected_effects,
+    effects_of,
     verdict,
 )
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import TauTable
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.types import ModelRole
 
 Interval = tuple[float, float] | None
 CARD = Expected(1.3, 0.25, gained=0.5, lost=0.5, kept=9)
@@ -414,16 +417,11 @@ ROUTES = ("target", "speculative", "arbitrage@0.3", "entropy@0.5", "draft")
 
 def expected_at(target: UnitCosts | None = WIDE, *, sha256: str = "t", router: bool = True) -> Mapping[str, Expected]:
     pair = {"draft": {"sha256": "d"}, "target": {"sha256": "t"}}
-    run: dict[str, Any] = {
-        "unit_costs": {"draft": asdict(DRAFT), "target": asdict(target)} if target else {},
-        "models": {"draft": {"sha256": "d"}, "target": {"sha256": sha256}},
-        "router": {"card": {"taus": make_table().to_json(), "pairs": [pair]}} if router else None,
-        "policies": [
-            {"policy": policy, "tau": float(tau) if tau else None, "tau_name": None}
-            for policy, _, tau in (route.partition("@") for route in ROUTES)
-        ],
-    }
-    return expected_effects(run)
+    card = {"taus": make_table().to_json(), "pairs": [pair]} if router else None
+    parts = (route.partition("@") for route in ROUTES)
+    routes = [Route(POLICIES[policy], float(tau) if tau else None) for policy, _, tau in parts]
+    units: dict[ModelRole, UnitCosts] = {"draft": DRAFT, "target": target} if target else {}
+    return effects_of(routes, PairCosts.of(units), card, {"draft": "d", "target": sha256})
 
 
 def test_speculation_depends_on_the_cost_of_batches() -> None:

@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -129,10 +130,11 @@ def test_the_cost_of_a_target_token_has_an_interval() -> None:
 def test_the_error_of_unit_costs_affects_only_time_that_differs_from_the_target(error: float, other: float) -> None:
     columns = (*COLUMNS, ("speculative", None))
     made = make_run(20, columns=columns, drift=0.0)
-    costs = made.run["unit_costs"]
-    exact = {role: costs[role] | {"error": 0.0} for role in costs}
-    known = {"draft": costs["draft"] | {"error": error}, "target": costs["target"] | {"error": other}}
-    without, found = (policies(MadeUp({**made.run, "unit_costs": units}, made.rows)) for units in (exact, known))
+    exact, known = deepcopy(made.run), deepcopy(made.run)
+    for role, wrong in (("draft", error), ("target", other)):
+        exact["decided"]["models"][role]["costs"]["error"] = 0.0
+        known["decided"]["models"][role]["costs"]["error"] = wrong
+    without, found = (policies(MadeUp(run, made.rows)) for run in (exact, known))
     for policy, before in zip(found, without, strict=True):
         added = math.sqrt(policy["speedup_log_error"] ** 2 - before["speedup_log_error"] ** 2)
         if policy["policy"] in ("target", "speculative"):  # this speculation drafts nothing
@@ -162,7 +164,7 @@ def test_policies_with_the_same_work_have_the_same_time() -> None:
 @pytest.mark.parametrize("usage", [True, False])
 def test_the_latency_of_a_server_is_time(usage: bool) -> None:
     made = make_run(20, columns=COLUMNS, drift=0.0)
-    run = {**made.run, "unit_costs": {"draft": made.run["unit_costs"]["draft"]}}
+    del (run := made.run)["decided"]["models"]["target"]["costs"]
 
     def served(row: dict[str, Any]) -> None:
         steps = [one for step in row["steps"] for one in (step, step["discarded"]) if one]
@@ -193,5 +195,5 @@ def test_a_clock_that_contradicts_the_computed_speedup_is_shown(factor: float, i
 
 def test_the_token_ratio_of_a_served_model_is_unknown() -> None:
     made = make_run(10, columns=ALONE)
-    run = {**made.run, "unit_costs": {"draft": made.run["unit_costs"]["draft"]}}
+    del (run := made.run)["decided"]["models"]["target"]["costs"]
     assert figures(run, made.rows)["token_ratio"] is None

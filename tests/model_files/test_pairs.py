@@ -1,9 +1,9 @@
 """Pairs by name, and models by path or name."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pairs_file import add_pair
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.hub import HubName
@@ -16,7 +16,6 @@ from arbitrage_cli.model_files.pairs import (
     hub_name,
     local_files,
     read_pairs,
-    save_pair,
 )
 
 
@@ -110,7 +109,7 @@ def test_paths_to_nothing(source: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert find_files(source) == (Path(source),)
 
 
-def test_any_text_can_be_saved(tmp_path: Path) -> None:
+def test_any_text_can_be_written(tmp_path: Path) -> None:
     path, notes = tmp_path / "pairs.toml", '\U0001f600 \u2028\x85 "\\\n\x00\x1f\x7f'
     pair = PairEntry(
         "\U0001f600\x7f",
@@ -119,21 +118,5 @@ def test_any_text_can_be_saved(tmp_path: Path) -> None:
         notes,
         chat_template_kwargs={"\U0001f600": [True, "\x7f"], "\x7f": {"a": 1}},
     )
-    assert save_pair(path, pair)
+    add_pair(path, pair)
     assert read_pairs(path)[pair.name] == pair
-
-
-@pytest.mark.parametrize(
-    "definition", ['[mine]\ndraft = "a"\n', 'mine.draft.source = "a"\n', '["mine".draft]\nsource = "a"']
-)
-def test_a_pair_is_appended_unless_the_file_defines_it(tmp_path: Path, definition: str) -> None:
-    """The rest of the file stays as it is, with its mode."""
-    path, new = tmp_path / "pairs.toml", PairEntry("new", ModelEntry("a"), TargetEntry("b"), policy="target")
-    path.write_text(f"# mine\n{definition}")
-    path.chmod(0o600)
-    assert not save_pair(path, replace(new, name="mine"))
-    assert path.read_text() == f"# mine\n{definition}"
-    assert save_pair(path, new)
-    assert read_pairs(path)["new"] == new
-    assert path.read_text().startswith(f"# mine\n{definition}")
-    assert path.stat().st_mode & 0o777 == 0o600

@@ -1,20 +1,12 @@
 """The rule that chooses the target's thoughts, and the checker of policy `agree`."""
 
-from typing import Any
-
 import numpy as np
 import pytest
-from scripted_models import Arithmetic, ScriptedBackend
 
-from arbitrage_cli.app.loaded import LocalModel, WriterOptions
 from arbitrage_cli.arbitrage import uniform_draw
-from arbitrage_cli.inference.backend import LoadOptions
-from arbitrage_cli.inference.chat_template import PromptStyle
-from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.problems.tasks import MATH
 from arbitrage_cli.routing.policies import BUDGET, LEAD, Checker, Thinking, departs, lead_probe_stay, probe_tau
-from arbitrage_cli.types import THINK_TOKENS, Cost, Decision, Finished, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.types import THINK_TOKENS, Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 SAME, OTHER = "So 2 + 3 = 5, which is right.", "No: 2 + 3 = 6 is wrong."
 
@@ -81,9 +73,6 @@ THINKING, BRIEF = Limits(think_tokens=None, max_tokens=9000), Limits(think_token
         ("on", PLAIN, Limits(think_tokens=None, max_tokens=THINK_TOKENS)),
         ("on", Limits(max_tokens=300), Limits(think_tokens=None, max_tokens=300)),
         ("on", BRIEF, BRIEF),
-        ("other", PLAIN, Limits(think_tokens=None, max_tokens=THINK_TOKENS)),
-        ("other", BRIEF, Limits(is_thinking_chosen=True)),
-        ("other", OFF, Limits(think_tokens=None, max_tokens=THINK_TOKENS, is_thinking_chosen=True)),
     ],
 )
 def test_the_checker_has_its_own_limits(thinking: Thinking, limits: Limits, expected: Limits) -> None:
@@ -94,19 +83,3 @@ def test_the_checker_has_its_own_limits(thinking: Thinking, limits: Limits, expe
     draft, check = requests
     assert (draft.trace.limits, draft.trace.problem) == (limits, trace.problem)
     assert (check.trace.limits, check.trace.problem.thinks) == (expected, expected.thinks)
-
-
-@pytest.mark.parametrize("concurrency", [1, 3])
-def test_a_greedy_draft_agrees_with_itself(concurrency: int) -> None:
-    """The model is loaded once; draft and checker have their own sequences."""
-    backend = ScriptedBackend("scripted", Arithmetic(reliable=False), LoadOptions(num_sequences=2 * concurrency))
-    model, writing = LocalModel(backend), WriterOptions(Sampler(), PromptStyle())
-    models = {"draft": model, "check": model.twin(concurrency)}
-    writers: Any = {role: one.writer(role, writing, keep_token_stats=False) for role, one in models.items()}  # type: ignore[arg-type]
-    with MATH.open_grader() as grader:
-        problems = [Problem(str(number), f"{number} * 17 - {number}") for number in range(3, 23)]
-        jobs = [Job(problem, Checker(grader).flow, Limits()) for problem in problems]
-        events = list(Scheduler(writers, concurrency=concurrency).run(jobs))
-    finished = [event for event in events if isinstance(event, Finished)]
-    assert len(finished) == len(problems)
-    assert all(event.trace.check and event.trace.check.agrees for event in finished)

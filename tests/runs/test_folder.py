@@ -16,7 +16,7 @@ from typing import Any
 import made_up_runs
 import pytest
 from faults import set_aside
-from made_up_runs import parsed
+from made_up_runs import as_run, parsed
 
 from arbitrage_cli.errors import DamagedRunError, OutputError, UsageError
 from arbitrage_cli.runs.folder import RunFolder, encode, read_run_folder
@@ -35,7 +35,7 @@ def make_row(number: int = 0, status: str = "done", **more: Any) -> dict[str, An
 def begin(path: Path, rows: int = 3) -> list[dict[str, Any]]:
     made = [make_row(number) for number in range(rows)]
     with RunFolder(path) as folder:
-        folder.save_run(RUN)
+        folder.save_run(as_run(RUN))
         for row in made:
             folder.append(parsed(row))
     return made
@@ -57,12 +57,12 @@ def reopened(path: Path, **options: Any) -> list[dict[str, Any]]:
 def test_what_was_appended_is_there_again(quick_path: Path) -> None:
     rows = [make_row(number) for number in range(len(ODD_TEXTS))]
     with RunFolder(quick_path / "run") as folder:
-        folder.save_run(RUN)
+        folder.save_run(as_run(RUN))
         for row in rows:
             folder.append(parsed(row))
-        assert (folder.run, dicts(folder.rows)) == (RUN, rows)
+        assert (folder.run, dicts(folder.rows)) == (as_run(RUN), rows)
     contents = read_run_folder(quick_path / "run")
-    assert (contents.run, dicts(contents.rows)) == (RUN, rows)
+    assert (contents.run, dicts(contents.rows)) == (as_run(RUN), rows)
     assert set_aside(quick_path / "run") == []
 
 
@@ -79,7 +79,7 @@ def test_rows_of_a_large_run_are_not_held_in_memory(quick_path: Path) -> None:
     tracemalloc.start()
     try:
         with RunFolder(quick_path / "run") as folder:
-            folder.save_run(RUN)
+            folder.save_run(as_run(RUN))
             for number in range(20):
                 folder.append(parsed(make_row(number) | {"text": text}))
         contents = read_run_folder(quick_path / "run")
@@ -93,7 +93,7 @@ def test_rows_of_a_large_run_are_not_held_in_memory(quick_path: Path) -> None:
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_nan_and_infinity_are_not_written(quick_path: Path, number: float) -> None:
     with RunFolder(quick_path / "run") as folder:
-        folder.save_run(RUN)
+        folder.save_run(as_run(RUN))
         with pytest.raises(ValueError, match="JSON"):
             folder.append(parsed(make_row()).model_copy(update={"wall_seconds": number}))
         folder.append(parsed(make_row(1)))
@@ -117,7 +117,7 @@ def test_everything_is_on_the_disk_when_it_is_said_to_be(quick_path: Path, monke
     with RunFolder(quick_path / "run") as folder:
         for name in ("write", "fsync", "replace"):
             watch(name)
-        folder.save_run(RUN)
+        folder.save_run(as_run(RUN))
         assert calls == ["write", "fsync", "replace", "fsync folder"]
         calls.clear()
         folder.append(parsed(make_row()))
@@ -222,16 +222,20 @@ def test_line_without_end_takes_no_memory(quick_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        *((content, "") for content in (b"", b"{", b"[]", b"\xff", b'{"schema": 1}')),
+        *((content, "") for content in (b"", b"{", b"[]", b"\xff", b'{"schema": 2}')),
         *(
             (json.dumps(RUN | changes).encode(), f"{next(iter(changes))}")
             for changes in (
-                *({"kind": "chat"}, {"models": {"target": None}}, {"router": 1}, {"policies": [{"tau": None}]}),
-                {"policies": [RUN["policies"][0] | {"policy": "best"}]},
-                *(
-                    {"dataset": RUN["dataset"] | {"sha256": -1}}, {"samples": "all"}, {"levels": 1}, {"concurrency": 0},
-                    {"schema": 9}, {"router": {"name": "r", "sha256": "0", "card": []}}, {"tau_costs": 1},
-                ),
+                *({"kind": "chat"}, {"dataset": RUN["dataset"] | {"sha256": -1}}, {"dataset": None}, {"samples": "all"}),
+                *({"levels": 1}, {"schema": 1}, {"schema": 9}, {"mine": 1}),
+            )
+        ),
+        *(
+            (json.dumps(RUN | {"decided": RUN["decided"] | changes}).encode(), f"{next(iter(changes))}")
+            for changes in (
+                *({"models": {"target": None}}, {"router": 1}, {"routes": [{"tau": None}]}, {"tau_costs": 1}),
+                *({"concurrency": 0}, {"router": {"name": "r", "sha256": "0", "card": []}}),
+                {"routes": [RUN["decided"]["routes"][0] | {"policy": "best"}]},
             )
         ),
     ],
@@ -248,7 +252,9 @@ def test_run_json_of_another_form_is_damage(quick_path: Path, content: bytes, wo
 def test_the_lock_is_released_with_its_process(quick_path: Path) -> None:
     code = (
         "import os, signal; from pathlib import Path; from arbitrage_cli.runs.folder import RunFolder;"
-        f"RunFolder(Path({str(quick_path / 'run')!r})).save_run({RUN!r}); os.kill(os.getpid(), signal.SIGKILL)"
+        "from arbitrage_cli.runs.run import read_run;"
+        f"RunFolder(Path({str(quick_path / 'run')!r})).save_run(read_run({json.dumps(RUN).encode()!r}));"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])
     assert ended.returncode == -signal.SIGKILL
@@ -259,7 +265,7 @@ def test_fresh_sets_aside_what_was_there(quick_path: Path) -> None:
     rows = begin(quick_path / "run")
     with RunFolder(quick_path / "run", fresh=True) as folder:
         assert (folder.run, dicts(folder.rows)) == (None, [])
-        folder.save_run(RUN)
+        folder.save_run(as_run(RUN))
     assert set_aside(quick_path / "run") == ["results.jsonl.old-1", "run.json.old-1"]
     old = (quick_path / "run" / "results.jsonl.old-1").read_bytes()
     assert [json.loads(line) for line in old.splitlines()] == rows
@@ -283,7 +289,7 @@ def test_fresh_start_on_a_full_disk_keeps_the_run(quick_path: Path, failing: Cal
     with RunFolder(quick_path / "run", fresh=True) as folder:
         failing("write", fail)
         with pytest.raises(OutputError, match="No space left"):
-            folder.save_run(RUN)
+            folder.save_run(as_run(RUN))
         failing("write", write)
     assert (reopened(quick_path / "run"), set_aside(quick_path / "run")) == (rows, [])
 

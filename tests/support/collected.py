@@ -1,13 +1,14 @@
 """Made-up run folders of `arbitrage collect`, whose best possible scorer is known."""
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from made_up_runs import describe
+from made_up_runs import as_run, describe, settings
 from made_up_tuning import unit_costs
 from numpy.typing import NDArray
 
@@ -94,18 +95,22 @@ def write_run(
     ids: Sequence[str] | None = None,
 ) -> Path:
     """A run folder with one row for each problem, in the way that `arbitrage collect` writes it."""
-    models = {"draft": {**DRAFT, "source": "d.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
-    run = describe({}) | {
-        "kind": "collect",
-        "models": models,
-        "fingerprint": {"seed": folder.name},
-        "settings": {"step_separator": BLANK_LINE.separator, "step_min_chars": BLANK_LINE.min_chars},
-        "reward": {"kind": "prm", "name": "made up"},
-        "unit_costs": COSTS,
+    changes = changes or {}
+    run = describe({}) | {"kind": "collect", "reward": {"kind": "prm", "name": "made up"}}
+    names: dict[str, dict[str, Any]] = changes.get("models", {"draft": DRAFT, "target": TARGET})
+    run["decided"] |= {
+        "models": {
+            role: {"source": f"{role}.gguf", "sha256": one["sha256"], "costs": changes.get("costs", COSTS).get(role)}
+            for role, one in names.items()
+        },
+        "settings": settings(seed=zlib.crc32(folder.name.encode()), step_min_chars=BLANK_LINE.min_chars)
+        | changes.get("settings", {}),
     }
+    run["loaded"] = {role: {**run["loaded"][role], "name": one["name"]} for role, one in names.items()}
+    run |= {name: value for name, value in changes.items() if name not in ("models", "costs", "settings", "command")}
+    run["asked"]["command"] = changes.get("command", run["asked"]["command"])
     with RunFolder(folder, kind="collect") as opened:
-        run |= changes or {}
-        opened.save_run(run | {"models": {role: {"source": "made-up.gguf", **one} for role, one in run["models"].items()}})
+        opened.save_run(as_run(run))
         rows = []
         for number, question in enumerate(problems):
             seed = int.from_bytes(question.encode()[-8:], "big")

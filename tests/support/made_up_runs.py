@@ -15,15 +15,22 @@ from typing import Any
 from hypothesis import strategies as st
 
 from arbitrage_cli.evaluation import metrics
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.runs.folder import RunFolder, encode
 from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow, read_row
-from arbitrage_cli.types import Cost, Decision, Step
+from arbitrage_cli.runs.run import Run, read_run
+from arbitrage_cli.types import Cost, Decision, Limits, Step
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
 DRAFT_READ, TARGET_READ = 0.002, 0.012  # seconds of one prefilled token
+
+MODELS: Sequence[tuple[str, str, float, float]] = (
+    ("draft", "made-up 0.5B", DRAFT_TOKEN, DRAFT_READ),
+    ("target", "made-up 3B", TARGET_TOKEN, TARGET_READ),
+)
 
 INSIGHT = {"logprob": 0.7, "random": 0.0}
 """How far a policy's number depends on whether the draft is right; 1 for the others."""
@@ -71,43 +78,65 @@ def run_of(rows: list[dict[str, Any]], columns: Iterable[Column] | None = None, 
 
 def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, samples: int = 1) -> dict[str, Any]:
     """run.json of a made-up run of these problems, each with its level."""
-    number = {"entropy": "entropy of the step's first token (nats)", "random": "number drawn at random from 0 to 1"}
     return {
-        "schema": 1,
+        "schema": 2,
+        "kind": "bench",
         "tool": "0.0.0",
-        "command": ["arbitrage", "bench", "--dataset", "made-up"],
         "created": "2026-11-25T10:00:00Z",
+        "asked": {"command": ["arbitrage", "bench", "--dataset", "made-up"], "options": {}},
+        "decided": {
+            "models": {
+                role: {
+                    "source": f"{name}.gguf",
+                    "sha256": "1" * 64,
+                    "threads": 2,
+                    "costs": asdict(UnitCosts((token,) * 5, read)) | {"batches": [token] * 5},
+                }
+                for role, name, token, read in MODELS
+            },
+            "routes": [{"policy": policy, "tau": tau, "tau_name": None, "stops_early": False} for policy, tau in columns],
+            "router": None,
+            "tau_costs": None,
+            "price": None,
+            "concurrency": 1,
+            "settings": settings(temperature=0.0 if samples == 1 else 0.7),
+            "machine": {"cpu": "made-up processor", "gpu": None, "llama_cpp_python": "0.3.36"},
+            "notes": [],
+        },
         "dataset": {"name": "made-up", "revision": None, "sha256": "0" * 64, "count": len(levels)},
-        "planned": len(levels),
-        "ids": list(levels),
         "levels": dict(levels),
-        "policies": [
-            {"policy": policy, "tau": tau, "tau_name": None, "score_is": number.get(policy)} for policy, tau in columns
-        ],
-        "models": {
-            role: {"source": f"{name}.gguf", "sha256": "1" * 64, "name": name, "description": f"{name} Q4_K_M"}
-            for role, name in (("draft", "made-up 0.5B"), ("target", "made-up 3B"))
-        },
-        "router": None,
-        "tau_costs": None,
-        "unit_costs": {
-            role: asdict(UnitCosts((token,) * 5, read)) | {"batches": [token] * 5}
-            for role, token, read in (("draft", DRAFT_TOKEN, DRAFT_READ), ("target", TARGET_TOKEN, TARGET_READ))
-        },
-        "grader": "1",
         "samples": samples,
-        "settings": {
-            "task": "math",
-            "step_separator": "\n\n",
-            "temperature": 0.0 if samples == 1 else 0.7,
-            "max_steps": None,
-            "max_tokens": 4096,
-            "think_tokens": 0,
+        "grader": "1",
+        "loaded": {
+            role: {"name": name, "description": f"{name} Q4_K_M", "kv_cache": None, "chat_template_sha256": None}
+            for role, name, _, _ in MODELS
         },
-        "machine": {"threads": 2, "cpu": "made-up processor", "llama_cpp_python": "0.3.36"},
-        "warnings": [],
-        "fingerprint": {},
     }
+
+
+def settings(**changed: Any) -> dict[str, Any]:
+    """The settings of a run, as in run.json."""
+    return {
+        "task": "math",
+        "step_separator": "\n\n",
+        "step_min_chars": 0,
+        "think_min_chars": None,
+        "system": "",
+        "chat_template_kwargs": {},
+        **asdict(Sampler()),
+        **asdict(Limits()),
+        "check_thinking": None,
+        "reward": None,
+        "kv_type": "auto",
+        "gpu_layers": "auto",
+        "flash_attention": "auto",
+        **changed,
+    }
+
+
+def as_run(run: Mapping[str, Any]) -> Run:
+    """A made-up run.json, as the program reads it."""
+    return read_run(encode(run))
 
 
 def make_row(index: int, sample: int, column: Column, *, levels: int = 5, drift: float = 0.15) -> dict[str, Any]:
@@ -188,12 +217,12 @@ def results(rows: Iterable[Mapping[str, Any]]) -> Iterator[Result]:
 
 def figures(run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
     """The figures of a run with these rows."""
-    return metrics.figures(run, results(rows), **options)
+    return metrics.figures(as_run(run), results(rows), **options)
 
 
 def write_run_folder(folder: Any, made: MadeUp) -> None:
     with RunFolder(folder) as writer:
-        writer.save_run(made.run)
+        writer.save_run(as_run(made.run))
         for row in made.rows:
             writer.append(parsed(row))
 

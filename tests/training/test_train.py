@@ -126,7 +126,7 @@ def test_split_is_by_the_problems_text(tmp_path: Path) -> None:
 
 def test_no_solution_counts_twice(tmp_path: Path) -> None:
     """A folder that is passed twice, under any name, counts once. So do two runs of the same command."""
-    made = {"fingerprint": {"seed": "0"}}
+    made = {"settings": {"seed": 0}}
     run = write_run(tmp_path / "run", questions(20), changes=made)
     (tmp_path / "link").symlink_to(run)
     again = write_run(tmp_path / "again", questions(30, start=19), changes=made)
@@ -135,7 +135,7 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
             read_states([run, other])
     with pytest.raises(UsageError, match=r"problem \d+ is also in .*run"):
         read_states([run, again])
-    longer = {"fingerprint": {**made["fingerprint"], "data set": "with more lines"}}
+    longer = {**made, "dataset": {"name": "with more lines", "revision": None, "sha256": "1" * 64, "count": 31}}
     with pytest.raises(UsageError, match=r"problem \d+ is also in .*run"):
         read_states([run, write_run(tmp_path / "longer", questions(21), changes=longer)])
     more = write_run(tmp_path / "more", questions(30, start=20), changes=made)
@@ -146,8 +146,6 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"kind": "bench"}, "arbitrage bench"),
-        ({"models": {"draft": {**DRAFT, "source": "d.gguf"}}}, "target"),
-        ({"reward": None}, "run.json"),
     ],
 )
 def test_run_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -290,7 +288,7 @@ def test_packed_states_are_those_of_their_run(tmp_path: Path) -> None:
 
 def test_token_costs_are_those_of_the_largest_measured_run(tmp_path: Path) -> None:
     measured = write_run(tmp_path / "measured", questions(20))
-    unmeasured = write_run(tmp_path / "unmeasured", questions(20, start=20), changes={"unit_costs": {}})
+    unmeasured = write_run(tmp_path / "unmeasured", questions(20, start=20), changes={"costs": {}})
     expected = read_states([measured]).costs
     assert expected is not None
     assert read_states([measured, unmeasured]).costs == read_states([unmeasured, measured]).costs == expected

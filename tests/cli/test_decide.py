@@ -1,26 +1,28 @@
-"""`Spec`: a command line, resolved without loading a model."""
+"""What is decided from a command line and from facts about models and costs, without loading a model."""
 
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up_tuning import make_tuned, unit_costs
+from pairs_file import add_pair
 from small_routers import write_router
 
 from arbitrage_cli.app import costs
-from arbitrage_cli.app.manifest import make_manifest
+from arbitrage_cli.app.decide import available_router, decide
+from arbitrage_cli.app.gather import advised_pair, gather
 from arbitrage_cli.app.options import CollectOptions, Options
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Loads, NamedModels, ask, ask_to_collect, ask_to_compare, choose_models
-from arbitrage_cli.app.spec import Run, Spec, advised_pair, make_spec
+from arbitrage_cli.app.request import Loads, NamedModels, Request, ask, ask_to_collect, ask_to_compare, choose_models
 from arbitrage_cli.costs.store import StoredAdvice, Tuned, keep_advice, tuned_file
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.model_files.pairs import read_pairs, save_pair
+from arbitrage_cli.model_files.pairs import read_pairs
 from arbitrage_cli.problems.tasks import find_task
+from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.types import ModelRole
 
 SCRIPTED = Options(draft="scripted:draft", target="scripted:target")
@@ -41,8 +43,12 @@ def options(*explicit: str, models: Options = SCRIPTED, **values: Any) -> Option
     return replace(models, explicit=frozenset(explicit), **values)
 
 
-def single(*explicit: str, models: Options = SCRIPTED, **values: Any) -> Spec:
-    return make_spec(ask(options(*explicit, models=models, **values), MATH))
+def decided(request: Request, measured: Mapping[ModelRole, Tuned] | None = None) -> Setup:
+    return decide(request, gather(request, measured))
+
+
+def single(*explicit: str, models: Options = SCRIPTED, **values: Any) -> Setup:
+    return decided(ask(options(*explicit, models=models, **values), MATH))
 
 
 def chosen(models: Options) -> NamedModels:
@@ -54,15 +60,16 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     pairs = tmp_path / "arbitrage" / "pairs.toml"
     pair = replace(read_pairs()["builtin"], name="mine", policy=None)
     draft, target = replace(pair.draft, price="0.02/0.01/0.10"), replace(pair.target, price="0.60/0.06/2.40")
-    save_pair(pairs, replace(pair, draft=draft, target=target))
-    spec = single("pair", models=Options(pair="mine"), tau="careful")
-    costs = spec.available_router.costs
-    assert costs is not None
+    add_pair(pairs, replace(pair, draft=draft, target=target))
+    request = ask(options("pair", models=Options(pair="mine"), tau="careful"), MATH)
+    made = decided(request)
+    router = available_router(request, made.unit_costs, made.price)
+    assert (costs := router.costs) is not None
     assert (costs.target.decode, costs.write(), costs.target_reread) == (2.4, 2.4, 0.06)
     assert (costs.draft.decode, costs.draft_reread) == (0.1, 0.01)
-    assert (spec.request.named.price, spec.tau_costs) == ("draft=0.02/0.01/0.10,target=0.60/0.06/2.40", "the pair's prices")
-    table = spec.available_router.table
-    assert spec.route.tau == min((row for row in table.rows if row.keeps(0.5)), key=lambda row: table.time(row) or 0).tau
+    assert (made.price, made.tau_costs) == ("draft=0.02/0.01/0.10,target=0.60/0.06/2.40", "the pair's prices")
+    safe = [row for row in router.table.rows if row.keeps(0.5)]
+    assert made.route.tau == min(safe, key=lambda row: router.table.time(router.table.faster_row(row.tau)) or 0).tau
 
 
 @pytest.mark.parametrize(("route", "policy", "num_notes"), [("draft", "draft", 1), ("speculative", "arbitrage", 2)])
@@ -70,7 +77,7 @@ def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, polic
     """Speculation needs both models on this machine, so such an advice is ignored."""
     served = Options(draft="builtin:draft", target="http://127.0.0.1:1/v1")
     before = single(models=served)
-    keep_advice(tuned_file(), StoredAdvice(advised_pair(before.request), route, "2026-11-29T12:00:00+00:00"))
+    keep_advice(tuned_file(), StoredAdvice(advised_pair(ask(served, MATH)), route, "2026-11-29T12:00:00+00:00"))
     after = single(models=served)
     other = single(models=replace(served, target="http://127.0.0.1:2/v1"))
     assert (before.route.policy.name, other.route.policy.name) == ("arbitrage", "arbitrage")
@@ -82,20 +89,9 @@ def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, polic
 )
 def test_the_default_follows_the_costs_of_its_concurrency(loads: Loads, concurrency: int, policy: str) -> None:
     """An advice is for one problem at a time, as in most of a server's time."""
-    request = ask(Options(), MATH, loads=loads)
+    request = ask(Options(concurrency=concurrency), MATH, loads=loads)
     keep_advice(tuned_file(), StoredAdvice(advised_pair(request), "arbitrage@fast", "2026-11-29T12:00:00+00:00"))
-    assert make_spec(request, measured=CHEAP_BATCHES, concurrency=concurrency).route.policy.name == policy
-
-
-@pytest.mark.parametrize(("concurrency", "policy", "advised"), [(1, "arbitrage", "target"), (8, "target", "arbitrage@fast")])
-def test_a_resumed_run_keeps_its_default(concurrency: int, policy: str, advised: str) -> None:
-    """Whatever is advised afterwards, and however few problems are left."""
-    request = ask(Options(), MATH)
-    began = make_spec(request, measured=CHEAP_BATCHES, concurrency=concurrency)
-    keep_advice(tuned_file(), StoredAdvice(advised_pair(request), advised, "2026-11-29T12:00:00+00:00"))
-    resumed = make_spec(request, make_manifest(began), measured=CHEAP_BATCHES)
-    assert (resumed.route, resumed.route.policy.name) == (began.route, policy)
-    assert make_spec(request, measured=CHEAP_BATCHES).route.name == advised
+    assert decided(request, CHEAP_BATCHES).route.policy.name == policy
 
 
 @pytest.mark.parametrize("policy", ["arbitrage", "random"])
@@ -138,20 +134,21 @@ def test_process_reward_model_that_collect_does_not_use_is_refused() -> None:
     ids=["scripted", "built-in"],
 )
 def test_policies_of_a_benchmark_without_policies(models: Options, names: list[str]) -> None:
-    spec = make_spec(ask_to_compare(models, MATH))
-    assert [route.name for route in spec.routes][-len(names) :] == names
+    made = decided(ask_to_compare(models, MATH))
+    assert [one.route.name for one in made.routes][-len(names) :] == names
 
 
-def test_resumed_run_keeps_its_presets_although_the_costs_have_changed(tmp_path: Path) -> None:
+def test_an_added_policy_is_decided_with_the_costs_of_the_run(tmp_path: Path) -> None:
     router = str(write_router(tmp_path / "small.safetensors"))
-    asked = ask_to_compare(Options(router=router, policy="arbitrage,arbitrage@30%,arbitrage@0.5"), MATH)
+    asked = ask_to_compare(Options(router=router, policy="arbitrage"), MATH)
+    more = ask_to_compare(Options(router=router, policy="arbitrage@30%,arbitrage@fast"), MATH)
     draft, fast = make_tuned(costs=unit_costs(0.1, prefill=0.01)), make_tuned(costs=unit_costs(1.0, prefill=0.01))
     before: dict[ModelRole, Tuned] = {"draft": draft, "target": fast}
     now = {**before, "target": make_tuned(costs=unit_costs(1.0, 8.0, 32.0, prefill=0.01))}
-    first = make_spec(asked, measured=before)
-    run: Run = {"models": {}, "unit_costs": {role: asdict(one.costs) for role, one in before.items()}}
-    assert make_spec(asked, run, measured=now).routes == first.routes
-    assert [one.tau for one in make_spec(asked, measured=now).routes] != [one.tau for one in first.routes]
+    began = decided(asked, before)
+    added = decide(more, gather(more, now), began)
+    assert added.routes == [*began.routes, *(one for one in decided(more, before).routes if one.route != began.route)]
+    assert (added.models, added.settings) == (began.models, began.settings)
 
 
 @pytest.mark.parametrize(("threads", "free", "noted"), [(2, 1, ["--threads 1"]), (2, 2, []), (1, 1, [])])
@@ -162,6 +159,6 @@ def test_a_busy_machine_is_noted_before_a_run_with_several_threads(
     display = LogDisplay(logging.getLogger("arbitrage.test"))
     monkeypatch.setattr(display, "note", notes.append)
     monkeypatch.setattr(costs, "free_cores", lambda: free)
-    costs.warn_of_load(single("threads", models=Options(), threads=threads), display)
+    costs.warn_of_load({"target": threads}, display)
     assert [words for words in noted if words in " ".join(notes)] == noted
     assert len(notes) == len(noted)

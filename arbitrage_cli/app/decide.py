@@ -1,0 +1,310 @@
+"""Decides how a command solves problems: its models, routes, limits and settings. No model is loaded, and no file is read.
+
+`decide` is a pure function of a request and of the facts that `app.gather` collects. A command calls it once; a run that
+continues calls it only if it gets further policies.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import WRITING, NamedModels, Request
+from arbitrage_cli.costs.pair import PairCosts, parse_prices, price_costs
+from arbitrage_cli.costs.store import StoredAdvice
+from arbitrage_cli.errors import ArbitrageError, UsageError
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.step_text import THOUGHT_END
+from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
+from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
+from arbitrage_cli.routing.policies import Policy, Thinking
+from arbitrage_cli.routing.presets import PRESETS
+from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, parse_route, route_or_target_alone
+from arbitrage_cli.runs.run import ModelSetup, RouterSetup, RouteSetup, Settings, Setup
+from arbitrage_cli.types import THINK_TOKENS, Limits, ModelRole
+
+THINK_CONTEXT_SIZE = 16384
+"""The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
+
+NO_SPECULATION = (
+    "policy speculative saves time only with one problem at a time (--concurrency 1); with several problems, it is hardly faster "
+    "than the target alone"
+)
+CHOICE_LOSES = (
+    "policy agree lost 2.4 points on published multiple-choice answers, because two models often agree on a wrong letter"
+)
+UNIVERSAL = (
+    "no router is set for these models, so the universal router is used; to choose one, use --router, and to train one, "
+    "use arbitrage collect and arbitrage train"
+)
+UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
+
+Note = Callable[[str], None]
+
+
+class ThinkingPrompt(Protocol):
+    """What a chat template says about thinking. `thinks_by_itself` is None if this is unknown."""
+
+    @property
+    def thinks_by_itself(self) -> bool | None: ...
+    @property
+    def always_thinks(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What files, servers and measurements say about a model. `prompt` is None if the model does not think.
+
+    `served` contains the facts about a model on a server, and is None without one, or if the server was not asked.
+    """
+
+    source: str
+    files: tuple[Path, ...] = ()
+    size: int = 0
+    sha256: str | None = None
+    trained_context_size: int | None = None
+    threads: int | None = None
+    costs: UnitCosts | None = None
+    prompt: ThinkingPrompt | None = None
+    served: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known about the models of a request and about this machine. `advice` is the last one on these models."""
+
+    models: Mapping[ModelRole, ModelFacts]
+    machine: Mapping[str, Any]
+    processors: int = 1
+    advice: StoredAdvice | None = None
+    notes: Sequence[str] = field(default=())
+
+
+def decide(request: Request, facts: Facts, began: Setup | None = None) -> Setup:
+    """Return everything that determines how the problems of a request are solved.
+
+    `began` is what was decided when a run began, to which the request adds policies. They are decided with the costs, the
+    price and the settings of the run, and change nothing for its other policies.
+
+    Raises UsageError if a setting cannot be used with these models.
+    """
+    notes, price = list[str](facts.notes), began.price if began else request.named.price
+    units = {role: one.costs for role, one in facts.models.items() if one.costs} | (began.unit_costs if began else {})
+    available = available_router(request, units, price)
+    new = _routes(request.policies, available, notes.append)
+    if not request.compares:
+        new[0] = _default_route(request, facts.advice, new[0], available, notes.append)
+    routes = list(dict.fromkeys([*(one.route for one in (began.routes if began else ())), *new]))
+    needed = request.models_for([route.policy for route in routes])
+    models = {role: one for role, one in facts.models.items() if role in needed}
+    policies = [route.policy for route in new]
+    notes[:0] = _warnings(request, policies, models, facts.processors)
+    settings = began.settings if began else _settings(request, policies, models, notes.append)
+    if began and settings.reward is None:  # no policy needed one
+        settings = settings.model_copy(update={"reward": _reward(request, policies, models)})
+    if checker := models.get("check"):
+        settings = settings.model_copy(update={"check_thinking": _check_thinking(request, checker)})
+    decided = {role: _decided_model(role, models, settings, request.named.load.context_size) for role in models}
+    return Setup(
+        models=decided | (began.models if began else {}),
+        routes=list(map(RouteSetup.of, routes)),
+        router=began.router if began and began.router else _decided_router(request.named, policies),
+        tau_costs=available.costs_of if any(one.tau_name in PRESETS for one in routes) else None,
+        price=price,
+        concurrency=began.concurrency if began else request.concurrency,
+        settings=settings,
+        machine=began.machine if began else dict(facts.machine),
+        notes=notes,
+    )
+
+
+def available_router(request: Request, units: Mapping[ModelRole, UnitCosts], price: str | None) -> AvailableRouter:
+    """Return the request's router with the costs of its pair: the price, or the costs of tokens.
+
+    The costs of a token depend on how many problems share a batch. `bench` measures policies as one person would use them,
+    and one user of a server does not reach its limit.
+    """
+    named = request.named
+    at_once = 1 if request.compares or request.loads == "served" else request.concurrency
+    costs = price_costs(parse_prices(price)) if price else PairCosts.of(units, at_once)
+    return AvailableRouter(named.router, named.router_source, costs, price is not None, request.early_stop)
+
+
+def sampler_of(options: Options) -> Sampler:
+    return Sampler(options.temperature, options.top_p, options.seed, options.top_k, options.min_p)
+
+
+def limits_of(options: Options, think_tokens: int | None) -> Limits:
+    return Limits(
+        options.max_steps,
+        options.max_tokens or (Limits().max_tokens if think_tokens == 0 else THINK_TOKENS),
+        options.max_step_tokens,
+        think_tokens,
+        is_thinking_chosen=options.think is not None,
+    )
+
+
+def refuse_without_thinking(prompts: Mapping[str, ThinkingPrompt]) -> None:
+    """Raise UsageError if one of the models, given by name, always thinks."""
+    for name, prompt in prompts.items():
+        if prompt.always_thinks:
+            hint = "use --think=on, a limit such as --think=500, or another model"
+            raise UsageError(f"{name} cannot answer without thinking", hint, option="think")
+
+
+# --- routes
+
+
+def _routes(parsed: Iterable[ParsedRoute], router: AvailableRouter, note: Note) -> list[Route]:
+    """Return the routes. Several presets with the same tau are one route."""
+    found: dict[Route, Route] = {}
+    for policy, tau in parsed:
+        route = make_route(policy, tau, router)
+        first = found.setdefault(route, route)
+        if first.name != route.name:
+            note(f"{route.name} and {first.name} have the same tau here, so only {first.label} is run")
+    return list(found.values())
+
+
+def _default_route(
+    request: Request, advice: StoredAdvice | None, route: Route, router: AvailableRouter, note: Note
+) -> Route:
+    """Return the advised route or the target alone, if this is better than the default route."""
+    try:
+        if request.is_default and advice and (advised := _advised_route(request, advice, router, note)):
+            return advised
+    except ArbitrageError as error:
+        note(f"the stored advice is ignored: {error.message}")
+    route, warning = route_or_target_alone(route, router, is_default=request.is_default)
+    if warning:
+        note(warning)
+    return route
+
+
+def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRouter, note: Note) -> Route | None:
+    """Return the advised route, or None. Raises ArbitrageError if the advice is invalid.
+
+    An advice is for times, and for one problem at a time.
+    """
+    if request.named.price is not None or (router.costs is not None and router.costs.concurrency != 1):
+        return None
+    policy, tau = parse_route(advice.route)
+    request.models_for([policy])
+    route = make_route(policy, tau, replace(router, early_stop=request.named.early_stop(None, [policy])))
+    note(f"using policy {route.name}, as advised on {advice.created[:10]}; to use another policy, add --policy")
+    return route
+
+
+# --- settings
+
+
+def _settings(request: Request, policies: Sequence[Policy], models: Mapping[ModelRole, ModelFacts], note: Note) -> Settings:
+    load, step_end = request.named.load, request.task.step_end
+    tokens = _think_tokens(request.options, models, note)
+    return Settings(
+        task=request.task.name,
+        step_separator=step_end.separator,
+        step_min_chars=step_end.min_chars,
+        think_min_chars=THOUGHT_END.min_chars if tokens != 0 else None,
+        system=request.system,
+        chat_template_kwargs=dict(load.template_variables),
+        **asdict(sampler_of(request.options)),
+        **asdict(limits_of(request.options, tokens)),
+        check_thinking=None,
+        reward=_reward(request, policies, models),
+        kv_type=load.kv_type,
+        gpu_layers="auto" if load.gpu_layers is None else load.gpu_layers,
+        flash_attention="auto" if load.flash_attention is None else load.flash_attention,
+    )
+
+
+def _reward(request: Request, policies: Sequence[Policy], models: Mapping[ModelRole, ModelFacts]) -> str | None:
+    if any(policy.reward == "any" for policy in policies):
+        return request.reward or "prm"
+    return "prm" if request.loads == "named" and "prm" in models else None  # calls may use other policies
+
+
+def _think_tokens(options: Options, models: Mapping[ModelRole, ModelFacts], note: Note) -> int | None:
+    """Return the limit on thinking tokens, and note each model that may think.
+
+    Raises UsageError if thinking is turned off, but a model always thinks.
+    """
+    if options.think_tokens != 0:
+        return options.think_tokens
+    prompts = {one.source: one.prompt for role, one in models.items() if role in WRITING and one.prompt}
+    if options.think is not None:
+        refuse_without_thinking(prompts)
+        return 0
+    if any(prompt.thinks_by_itself for prompt in prompts.values()):
+        return None
+    for source, prompt in prompts.items():
+        if prompt.thinks_by_itself is None:
+            note(f"{source}: {UNKNOWN_THINKING}")
+    return 0
+
+
+def _check_thinking(request: Request, checker: ModelFacts) -> Thinking:
+    """Return whether the checker thinks: as its chat template does by default."""
+    prompt, is_off = checker.prompt, request.options.think == "off"
+    return "on" if prompt and (prompt.always_thinks if is_off else prompt.thinks_by_itself) else "off"
+
+
+# --- the parts of a decision
+
+
+def _decided_model(
+    role: ModelRole, models: Mapping[ModelRole, ModelFacts], settings: Settings, context_size: int | None
+) -> ModelSetup:
+    facts = models[role]
+    together: Sequence[ModelRole] = ["check"] if role == "check" else WRITING
+    thinks = settings.check_thinking == "on" if role == "check" else settings.think_tokens != 0
+    return ModelSetup(
+        source=facts.source,
+        file=str(facts.files[0].absolute()) if facts.files else None,
+        size=facts.size or None,
+        sha256=facts.sha256,
+        threads=facts.threads,
+        context_size=context_size or _context_size(facts, [models[one] for one in together if one in models], thinks=thinks),
+        costs=facts.costs,
+        served=None if facts.served is None else dict(facts.served),
+    )
+
+
+def _context_size(facts: ModelFacts, together: Iterable[ModelFacts], *, thinks: bool) -> int | None:
+    """Return the default context size of a model with files. All models that think together have the same."""
+    if not facts.files:
+        return None
+    most, users = (THINK_CONTEXT_SIZE, [one for one in together if one.files]) if thinks else (DEFAULT_CONTEXT_SIZE, [facts])
+    return min(most, *(one.trained_context_size or most for one in users))
+
+
+def _decided_router(named: NamedModels, policies: Iterable[Policy]) -> RouterSetup | None:
+    router = named.router
+    if router is None or not any(policy.needs_router for policy in policies):
+        return None
+    return RouterSetup(name=router.card.name, sha256=router.sha256, card=router.card.to_json())
+
+
+def _warnings(
+    request: Request, policies: Sequence[Policy], models: Mapping[ModelRole, ModelFacts], processors: int
+) -> Iterator[str]:
+    """Yield warnings about the choice of models, policies and threads."""
+    named, threads = request.named, request.options.threads
+    addresses = [named.served[role].address for role in models if role in named.served]
+    for host in dict.fromkeys(address.host for address in addresses if address.is_exposed):
+        yield f"{host}: problems are sent unencrypted (http); use https"
+    if named.router_source == UNIVERSAL_ROUTER and any(policy.needs_router for policy in policies):
+        yield UNIVERSAL
+    checker, draft, target = (models.get(role) for role in ("check", *WRITING))
+    if checker and draft and checker.source == draft.source:
+        yield "the checker is the draft, so they make the same mistakes; use another --check"
+    if request.task.name == "choice" and checker:
+        yield CHOICE_LOSES
+    if draft and target and 0 < target.size < draft.size:
+        yield "the draft's file is larger than the target's; --draft should be the fast model"
+    if threads and threads > processors and any(model.files for model in models.values()):
+        yield f"{threads} threads are slow on {processors} logical processors; use --threads {processors} or fewer"
+    if request.concurrency > 1 and any(policy.speculates for policy in policies):
+        yield NO_SPECULATION

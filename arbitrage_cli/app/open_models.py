@@ -1,0 +1,208 @@
+"""The models of a command that are open: checked, loaded and closed here. They provide writers, raters and schedulers."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
+from arbitrage_cli.app.protocol import Display
+from arbitrage_cli.app.request import WRITING, Request
+from arbitrage_cli.costs.memory import Need, check_concurrency, check_memory, memory_needed, rollback_of
+from arbitrage_cli.costs.store import threads_without_costs
+from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
+from arbitrage_cli.inference.backend import LoadOptions, clock_for
+from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
+from arbitrage_cli.inference.engine import as_speculator
+from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.model_files.pairs import is_built_in, is_served, local_files
+from arbitrage_cli.rewards.raters import RolloutRater
+from arbitrage_cli.routing.policies import Policy
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.run import LoadedModel, Setup
+from arbitrage_cli.system.files import state_of
+from arbitrage_cli.types import ModelRole
+
+
+class OpenModels:
+    """The models of a decision. `by_role` is empty until `load`; `threads` contains the threads of the models on this machine.
+
+    `concurrency` problems are solved at once. The writers, and the `writing` options, exist once the models are loaded.
+    """
+
+    by_role: dict[ModelRole, Model]
+    writing: WriterOptions
+    writers: Writers
+
+    def __init__(self, request: Request, decided: Setup, open_served: Callable[[ModelRole], RemoteModel], most: int) -> None:
+        """Choose the concurrency, at most `most`. Raises UsageError or ModelMemoryError if the memory is too small for it."""
+        self._request, self._decided, self._open_served = request, decided, open_served
+        self._stack = contextlib.ExitStack()
+        self.by_role = {}
+        given = LoadOptions(threads=request.options.threads)
+        self.threads: dict[ModelRole, int] = {
+            role: threads_without_costs(model.source, given) if given.threads else model.threads
+            for role, model in decided.models.items()
+            if model.threads
+        }
+        paths = [path for source in decided.sources.values() for path in local_files(source)]
+        self._file_states = {path: state_of(path) for path in paths}
+        asked = request.options.concurrency or decided.concurrency
+        self.concurrency = max(1, min(asked, most))
+        if self.concurrency > 1:
+            policies = [one.route.policy for one in decided.routes]
+            check_concurrency(self.concurrency, self._memory_needed(self._num_sequences(policies, 1)))
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def check_files(self) -> None:
+        """Raise ModelFileError if a file has changed. llama.cpp maps files into memory, so a change affects results."""
+        for path, state in self._file_states.items():
+            if not path.exists() or state_of(path) != state:
+                hint = "results since the change may be wrong, so start over with another --output"
+                raise ModelFileError(f"{path}: the file changed while it was in use", hint)
+
+    def load(self, policies: Iterable[Policy], display: Display) -> None:
+        """Load the models, with enough sequences for these policies. Raises UsageError if a server's model has changed."""
+        policies, sources = list(policies), self._decided.sources
+        num_sequences = self._num_sequences(policies, self.concurrency)
+        check_memory(self._memory_needed(num_sequences))
+        for role, source in sources.items():  # servers first, because files take time to load
+            if is_served(source):
+                self.by_role[role] = self._open_served(role)
+                self._check_server(role)
+        self.check_token_stats(policies)
+        for role, source in sources.items():
+            if not is_served(source):
+                progress = partial(display.loading, f"loading {role} {source}")
+                self.by_role[role] = self._load_file(role, num_sequences[role], progress)
+        request, costs = self._request, self._decided.unit_costs
+        self.writing = WriterOptions(
+            self._decided.settings.sampler,
+            self._style,
+            "prefix" if request.loads == "needed" else "conversation",
+            len(self._decided.routes) == 1,
+            costs,
+            request.task.may_be_complete,
+            clock_for(model.card for model in self.by_role.values()),
+        )
+        self.writers = Writers(self.by_role, self.writing)
+
+    @property
+    def _style(self) -> PromptStyle:
+        return PromptStyle(self._decided.settings.system, self._request.task.step_end)
+
+    @property
+    def slowdowns(self) -> dict[ModelRole, float]:
+        """The ratio of actual to measured time per token, for each model whose ratio is known."""
+        if not self.by_role or self.concurrency > 1:
+            return {}
+        return {role: median(found) for role in self.by_role if (found := self.writers.slowdowns(role))}
+
+    @property
+    def descriptions(self) -> dict[ModelRole, LoadedModel]:
+        """What the loaded models said about themselves, for run.json."""
+        found: dict[ModelRole, LoadedModel] = {}
+        for role, model in self.by_role.items():
+            card, template = model.card, model.chat_template
+            digest = None if template is None else hashlib.sha256(template.encode()).hexdigest()
+            found[role] = LoadedModel(
+                name=card.name, description=card.description, kv_cache=card.kv_cache, chat_template_sha256=digest
+            )
+        return found
+
+    def check_token_stats(self, policies: Iterable[Policy]) -> None:
+        """Raise ServerError if the draft's server does not send the log-probabilities that a policy needs."""
+        needing = [policy.name for policy in policies if policy.reads_token_stats]
+        if needing and "draft" in self.by_role and not self.by_role["draft"].sends_token_stats:
+            raise ServerError(
+                f"policy {needing[0]} needs log-probabilities, but {self._decided.sources['draft']} does not send them",
+                "enable log-probabilities on the server, or use a policy that does not need them: random, rsd, "
+                "draft, target",
+            )
+
+    def prompts(self) -> dict[str, ChatPrompt]:
+        """Return the prompts of the draft and the target, by name."""
+        sources = self._decided.sources
+        return {sources[role]: self.by_role[role].prompt(self._style) for role in WRITING if role in self.by_role}
+
+    def rater(self, policy: Policy, is_right: Callable[[str, str], bool] | None = None) -> Rater | None:
+        """Return the step rater for this policy, or None if the policy needs no rewards.
+
+        Rollouts need `is_right`, which receives a problem id and a solution.
+
+        Raises UsageError if there is no reward source; ModelUnsupportedError if the process reward model cannot rate steps.
+        """
+        kind = policy.reward if policy.reward != "any" else self._decided.settings.reward
+        if policy.reward is None:
+            return None
+        if kind == "prm" and isinstance(prm := self.by_role.get("prm"), LocalModel):
+            return prm.rater("steps" if is_built_in(self._decided.sources["prm"]) else "turns", self.writing.clock)
+        if kind == "rollout" and is_right:
+            greedy, target = replace(self.writing, sampler=Sampler()), self.by_role["target"]
+            if isinstance(target, LocalModel):
+                target = target.twin(self.concurrency)  # policies use the first sequences
+            return RolloutRater(target.writer("target", greedy), is_right)
+        hint = "use --prm MODEL" + (", or --reward rollout" if is_right else "")
+        raise UsageError(f"policy {policy.name} needs a reward source", hint)
+
+    def scheduler(self, route: Route | None = None, rater: Rater | None = None) -> Scheduler:
+        """Return a scheduler for one route. If `route` is None, jobs may have different routes. `rater` rates steps."""
+        writers = self.writers(route)
+        return Scheduler(writers, concurrency=self.concurrency, rater=rater, speculator=as_speculator(writers.get("draft")))
+
+    def collector(self, policy: Policy) -> Scheduler:
+        """Return a scheduler for the collection of states. If the target continues steps for rewards, it is greedy."""
+        writers, is_rated = self.writers(None), self._decided.settings.reward == "prm"
+        if not is_rated:
+            writers["target"] = self.by_role["target"].writer(
+                "target", replace(self.writing, sampler=Sampler(), unit_costs={})
+            )
+        return Scheduler(writers, concurrency=self.concurrency, rater=self.rater(policy) if is_rated else None)
+
+    # --- loading
+
+    def _load_file(self, role: ModelRole, num_sequences: int, progress: Callable[[float], None]) -> LocalModel:
+        model, load = self._decided.models[role], self._decided.settings.load
+        options = replace(
+            load,
+            context_size=model.context_size,
+            threads=self.threads.get(role),
+            num_sequences=num_sequences,
+            rollback=self._rollback.get(role, 0),
+            template_variables={} if role == "prm" else load.template_variables,
+        )
+        path = str(next(iter(local_files(model.source)), model.source))
+        return LocalModel(self._stack.enter_context(contextlib.closing(open_model(path, options, progress))))
+
+    def _check_server(self, role: ModelRole) -> None:
+        before: Mapping[str, Any] = self._decided.models[role].served or {}
+        now = self.by_role[role].served_facts() or {}
+        for name in before:
+            if before[name] != now.get(name):
+                raise UsageError(
+                    f"{role} server: {name} changed from {before[name]} to {now.get(name)} since this run began",
+                    "serve the same model with the same settings, or use another path (--output)",
+                )
+
+    def _num_sequences(self, policies: Iterable[Policy], concurrency: int) -> dict[ModelRole, int]:
+        by_rollouts = self._request.compares and self._decided.settings.reward == "rollout"
+        has_rollouts = by_rollouts and any(policy.reward == "any" for policy in policies)
+        numbers: dict[ModelRole, int] = {"draft": 1, "target": 1 + has_rollouts, "prm": 1, "check": 1}
+        return {role: number * concurrency for role, number in numbers.items()}
+
+    @property
+    def _rollback(self) -> dict[ModelRole, int]:
+        target = self._decided.models.get("target")  # no other model verifies draft tokens
+        return {"target": rollback_of(target.source, target.costs)} if target else {}
+
+    def _memory_needed(self, num_sequences: Mapping[ModelRole, int]) -> Need:
+        models = self._decided.models
+        contexts = {role: model.context_size for role, model in models.items()}
+        return memory_needed(self._decided.sources, self._decided.settings.load, num_sequences, self._rollback, contexts)

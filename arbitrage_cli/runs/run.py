@@ -1,0 +1,219 @@
+"""The record of a run, run.json: what was asked, what was decided from it on this machine, and what the run contains.
+
+One type writes, checks and reads it. A run that continues reads what was decided, and never works it out again.
+"""
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from arbitrage_cli.inference.backend import LoadOptions
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.step_text import THOUGHT_END
+from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.routing.policies import POLICIES, Thinking
+from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.records import BENCH, COLLECT, Kind, Level, Tau, tau_in_json
+from arbitrage_cli.runs.rows import Count, Json, PolicyName, Record
+from arbitrage_cli.system.files import reason_of
+from arbitrage_cli.types import Limits, ModelRole
+
+
+class Asked(Record):
+    """What the user asked for: the command, and the options that were typed or set."""
+
+    command: list[str]
+    options: Json
+
+
+class ModelSetup(Record):
+    """A model. `sha256` is None without GGUF files, `threads` on a server, and `costs` if the model was not measured.
+
+    `served` describes the model of a server, with the facts that must not change.
+    """
+
+    source: str
+    file: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    threads: int | None = None
+    context_size: int | None = None
+    costs: UnitCosts | None = None
+    served: Json | None = None
+
+
+class RouteSetup(Record):
+    """A policy with its numeric tau, and whether its drafted steps are stopped early."""
+
+    policy: PolicyName
+    tau: Tau
+    tau_name: str | None
+    stops_early: bool
+
+    @classmethod
+    def of(cls, route: Route) -> Self:
+        name, tau = route.policy.name, tau_in_json(route.tau)
+        return cls(policy=name, tau=tau, tau_name=route.tau_name, stops_early=route.stops_early)
+
+    @property
+    def route(self) -> Route:
+        tau = None if self.tau is None else float(self.tau)
+        return Route(POLICIES[self.policy], tau, self.tau_name, self.stops_early)
+
+
+class RouterSetup(Record):
+    """The router, with its card."""
+
+    name: str
+    sha256: str
+    card: Json
+
+
+class Settings(Record):
+    """The settings that affect the text of every solution."""
+
+    task: str
+    step_separator: str
+    step_min_chars: int
+    think_min_chars: int | None
+    system: str
+    chat_template_kwargs: Json
+    temperature: float
+    top_p: float
+    seed: int
+    top_k: int
+    min_p: float
+    max_steps: int | None
+    max_tokens: int
+    max_step_tokens: int
+    think_tokens: int | None
+    is_thinking_chosen: bool
+    check_thinking: Thinking | None
+    reward: str | None
+    kv_type: str
+    gpu_layers: int | Literal["auto"]
+    flash_attention: bool | Literal["auto"]
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_steps, self.max_tokens, self.max_step_tokens, self.think_tokens, self.is_thinking_chosen)
+
+    @property
+    def sampler(self) -> Sampler:
+        return Sampler(self.temperature, self.top_p, self.seed, self.top_k, self.min_p)
+
+    def of_call(self, limits: Limits | None = None, sampler: Sampler | None = None) -> Json:
+        """Return the settings for the record of a solution, with the limits and the sampler of a call."""
+        chosen, values = limits or self.limits, asdict(limits or self.limits) | asdict(sampler or self.sampler)
+        values["think_min_chars"] = THOUGHT_END.min_chars if chosen.think_tokens != 0 else None
+        return {name: value for name, value in (self.to_dict() | values).items() if name != "is_thinking_chosen"}
+
+    @property
+    def load(self) -> LoadOptions:
+        """The options for loading any model, without its context size and threads."""
+        return LoadOptions(
+            gpu_layers=None if self.gpu_layers == "auto" else self.gpu_layers,
+            flash_attention=None if self.flash_attention == "auto" else self.flash_attention,
+            kv_type=self.kv_type,
+            template_variables=self.chat_template_kwargs,
+        )
+
+
+class Setup(Record):
+    """What was decided: what followed from the request on one machine at one moment. `concurrency` is the number of problems at once.
+
+    `tau_costs` names the costs on which presets are based, if any are used.
+    """
+
+    models: dict[ModelRole, ModelSetup]
+    routes: list[RouteSetup]
+    router: RouterSetup | None
+    tau_costs: str | None
+    price: str | None
+    concurrency: Annotated[int, Field(ge=1)]
+    settings: Settings
+    machine: Json
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def route(self) -> Route:
+        return self.routes[0].route
+
+    @property
+    def sources(self) -> dict[ModelRole, str]:
+        return {role: model.source for role, model in self.models.items()}
+
+    @property
+    def unit_costs(self) -> dict[ModelRole, UnitCosts]:
+        """The measured unit costs, which determine the relative costs of a model's kinds of work."""
+        return {role: model.costs for role, model in self.models.items() if model.costs}
+
+
+class DataSet(Record):
+    """The data set of a run, whose problems may have been added to at its end."""
+
+    name: str
+    revision: str | None
+    sha256: str
+    count: Count
+
+
+class LoadedModel(Record):
+    """What a model said when it was loaded."""
+
+    name: str
+    description: str
+    kv_cache: str | None
+    chat_template_sha256: str | None
+
+
+class Run(Record):
+    """The contents of run.json. `levels` has an entry for each problem of the run, and is empty for runs of `solve`.
+
+    `reward` describes the rewards of collected states. A run that `skips_attempts` has rows only for the attempts that
+    `advise` needed. `protections` limit the programs that models write. `loaded` and `flags`, those of llama.cpp, are known once
+    a model is loaded.
+    """
+
+    version: Literal[2] = Field(alias="schema")
+    kind: Kind
+    tool: str
+    created: str
+    asked: Asked
+    decided: Setup
+    dataset: DataSet | None = None
+    levels: dict[str, Level] = Field(default_factory=dict)
+    samples: Annotated[int, Field(ge=1)] = 1
+    grader: str | None = None
+    reward: Json | None = None
+    skips_attempts: bool = False
+    protections: list[str] = Field(default_factory=list)
+    loaded: dict[ModelRole, LoadedModel] = Field(default_factory=dict)
+    flags: str | None = None
+    warnings: list[str] = Field(default_factory=list)
+
+    def to_dict(self) -> Json:
+        return self.model_dump(by_alias=True)
+
+    def changed(self, **values: Any) -> Self:
+        return self.model_copy(update=values)
+
+    @property
+    def routes(self) -> list[Route]:
+        return [decided.route for decided in self.decided.routes]
+
+    def name_of(self, role: ModelRole) -> str:
+        """Return the name that a model has in its file or on its server, or the name that the user gave."""
+        return self.loaded[role].name if role in self.loaded else self.decided.models[role].source
+
+
+def read_run(data: bytes) -> Run:
+    """Parse run.json. Raises ValueError, with the reason, if it is invalid."""
+    try:
+        run = Run.model_validate_json(data)
+    except ValidationError as error:
+        raise ValueError(reason_of(error)) from None
+    if run.kind in (BENCH, COLLECT) and (run.dataset is None or run.grader is None):
+        raise ValueError("dataset: missing")
+    return run
