@@ -41,7 +41,7 @@ def advise(
       arbitrage advise
       arbitrage advise --pair mine --dataset questions.jsonl --save
       arbitrage advise --draft small.gguf --target large.gguf --minutes 30
-      arbitrage advise --costs --pair qwen2.5-coder
+      arbitrage advise --costs --pair llama3
     """
     if advice.costs:
         return _costs(options, output, as_json=json_line)

@@ -58,7 +58,7 @@ def bench(
     \b
     Examples:
       arbitrage bench --dataset builtin --policy target,draft,arbitrage,logprob@0.3
-      arbitrage bench --dataset math500 --pair qwen2.5-coder --limit 100
+      arbitrage bench --dataset math500 --pair llama3 --limit 100
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
     from arbitrage_cli.app.bench import preview, run_bench

@@ -42,7 +42,7 @@ def chat(*, options: Options, output: OutputOptions) -> None:
 
     \b
     Examples:
-      arbitrage chat --pair qwen2.5-coder
+      arbitrage chat --pair llama3
       arbitrage chat --tau fast
     """
     from arbitrage_cli.app.pair import RoutedConversation
@@ -165,7 +165,7 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
 
     \b
     Examples:
-      arbitrage serve --pair qwen2.5-coder
+      arbitrage serve --pair llama3
       arbitrage serve --port 9000 --concurrency 16 --tau balanced
     """
     try:

@@ -67,7 +67,7 @@ def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: Ou
 
     \b
     Examples:
-      arbitrage models pull qwen2.5-coder
+      arbitrage models pull llama3
       arbitrage models pull user/repo:Q4_K_M
     """
     names = model_info.names_to_fetch(name)
@@ -107,7 +107,7 @@ def info(
 
     \b
     Examples:
-      arbitrage models info qwen2.5-coder
+      arbitrage models info llama3
       arbitrage models info small.gguf large.gguf
       arbitrage models info router.safetensors
     """

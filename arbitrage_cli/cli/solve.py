@@ -76,7 +76,7 @@ def solve(
     Examples:
       arbitrage solve "What is 23 * 47 - 88?"
       arbitrage solve --draft small.gguf --target large.gguf "..."
-      arbitrage solve --pair qwen2.5-coder --input problems.txt -o solutions.jsonl
+      arbitrage solve --pair llama3 --input problems.txt -o solutions.jsonl
       cat problems.txt | arbitrage solve --format text > answers.txt
     """
     from arbitrage_cli.app.request import ask
