@@ -26,6 +26,7 @@ from arbitrage_cli.model_files.pairs import (
     backend_of,
     find_pair,
     is_served,
+    local_files,
     router_file,
     user_pairs,
 )
@@ -39,7 +40,7 @@ from arbitrage_cli.routing.route import (
     parse_routes,
     resolve_tau,
 )
-from arbitrage_cli.routing.router import Router, load
+from arbitrage_cli.routing.router import Router, included_router, load
 from arbitrage_cli.system.files import read_text
 from arbitrage_cli.types import ROLES, ModelRole
 
@@ -138,12 +139,17 @@ def _choose_pair(options: Options) -> PairEntry | None:
 
 
 def _default_router(pair: PairEntry | None, models: Models, task: Task) -> str | None:
-    """Return the pair's router or the universal router. Code and models of registered backends have no default router."""
+    """Return the router of the pair or of these models' files, or the universal router.
+
+    Code and models of registered backends have no default router.
+    """
     if task.name == "code":
         return None
     if pair and pair.router:
         return pair.router
-    return None if any(map(backend_of, models.values())) else UNIVERSAL_ROUTER
+    if any(map(backend_of, models.values())):
+        return None
+    return included_router({role: local_files(source) for role, source in models.items()}) or UNIVERSAL_ROUTER
 
 
 def needed_models(policies: Iterable[Policy], models: Models, reward: str | None) -> dict[ModelRole, str]:

@@ -7,7 +7,7 @@ the arrays and the card. Reading a router file never executes code, and all cont
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.arbitrage import EarlyStop, Scorer, by_token_stats
-from arbitrage_cli.errors import ComputeError, OutputError, RouterError, UsageError, os_errors
+from arbitrage_cli.errors import ComputeError, ModelFileError, OutputError, RouterError, UsageError, os_errors
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import StepEnd
-from arbitrage_cli.model_files.pairs import shipped_routers
+from arbitrage_cli.model_files.gguf import read_facts
+from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, router_file, shipped_routers
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.system.files import checked, read_regular, write_atomically
-from arbitrage_cli.types import Attribution, Step, Trace
+from arbitrage_cli.types import Attribution, ModelRole, Step, Trace
 
 MAX_INPUT = 8.0  # standard deviations from the mean
 MAX_LOG_ODDS = 30.0  # so that every probability is between the taus 0 and 1
@@ -238,6 +239,21 @@ def clearly_above(tau: float) -> float:
 
 
 # --- router files
+
+
+def included_router(files: Mapping[ModelRole, Sequence[Path]]) -> str | None:
+    """Return the included router that was trained on the models in these GGUF files, or on other quantizations of them."""
+    try:
+        names = {role: read_facts(files[role]).name for role in ("draft", "target") if files.get(role)}
+    except ModelFileError:  # reported when the model is loaded
+        return None
+    if len(names) < 2:
+        return None
+    for source in shipped_routers():
+        pairs = load(router_file(source)).card.pairs if source != UNIVERSAL_ROUTER else ()
+        if any(all(pair[role]["name"] == name for role, name in names.items()) for pair in pairs):
+            return source
+    return None
 
 
 def save(router: Router, path: Path) -> None:

@@ -21,7 +21,18 @@ from arbitrage_cli.errors import ComputeError, RouterError, UsageError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
-from arbitrage_cli.routing.router import MAX_FILE_BYTES, SCHEMA, Network, Router, RouterCard, digest_of, load, save
+from arbitrage_cli.routing.router import (
+    MAX_FILE_BYTES,
+    SCHEMA,
+    Network,
+    Router,
+    RouterCard,
+    digest_of,
+    included_router,
+    load,
+    save,
+)
+from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, TokenStats, Trace
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
@@ -302,3 +313,15 @@ def test_arrays_of_another_shape_or_content_are_refused(tmp_path: Path, changes:
 )  # fmt: skip
 def test_card_that_makes_no_sense_is_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:
     refused(rewritten(make_router(), tmp_path / "router", **changes))
+
+
+def test_the_router_of_models_is_found_by_their_names(tmp_path: Path) -> None:
+    """A router serves the models that it was trained on in any file, and in any quantization."""
+    draft, target = (models_folder() / name for name in ("draft.gguf", "target.gguf"))
+    copied = tmp_path / "copy.gguf"
+    copied.write_bytes(draft.read_bytes())
+    assert included_router({"draft": (copied,), "target": (target,)}) == "builtin:builtin"
+    assert included_router({"draft": (target,), "target": (draft,)}) is None
+    assert included_router({"draft": (draft,)}) is None
+    copied.write_bytes(b"GGUF" + b"\xff" * 100)
+    assert included_router({"draft": (copied,), "target": (target,)}) is None
