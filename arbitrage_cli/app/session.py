@@ -145,10 +145,16 @@ class Session:
         if router is None or self.router.is_universal or self.decided.router is None:
             return
         loaded = {role: model.card.name for role, model in self.models.by_role.items() if role in ("draft", "target")}
-        if not any(all(pair[role]["name"] == name for role, name in loaded.items()) for pair in router.card.pairs):
+        pairs = [pair for pair in router.card.pairs if all(pair[role]["name"] == name for role, name in loaded.items())]
+        files = {role: sha256 for role in loaded if (sha256 := self.decided.models[role].sha256)}
+        if not pairs:
             trained_on = " and ".join(model["name"] for model in router.card.pairs[0].values())
             log.warning(
                 "router %s was trained on %s, so its thresholds may not suit these models", router.card.name, trained_on
+            )
+        elif not any(all(pair[role]["sha256"] == sha256 for role, sha256 in files.items()) for pair in pairs):
+            log.warning(
+                "router %s was trained on other files of these models, such as another quantization", router.card.name
             )
 
 
