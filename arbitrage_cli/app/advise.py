@@ -104,16 +104,20 @@ class Advice:
 
         None if this policy finished no problem.
         """
-        return self.verdict.best.speedup
+        return self._best.get("speedup")
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        return self.verdict.best.interval
+        return self._best.get("speedup_interval")
 
     @property
     def saving(self) -> float | None:
         """The share of the target's price that this policy saves, or None if there are no prices."""
-        return self.verdict.best.saving
+        return self._best.get("saving")
+
+    @property
+    def _best(self) -> Mapping[str, Any]:
+        return next((one for one in self.figures["policies"] if one["route"] == self.verdict.best.route), {})
 
     @property
     def num_unused(self) -> int:

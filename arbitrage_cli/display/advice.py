@@ -24,7 +24,7 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
     if figures["n"]:
         ratio, interval = figures["token_ratio"], figures["token_ratio_interval"]
         write_table({**figures, "verdict": None}, [("costs", token_ratio_words(ratio, interval))] if ratio else [], stream)
-    texts = [alone(figures), sentence(asdict(advice.verdict)), MORE if advice.confidence is None else ""]
+    texts = [alone(figures), sentence(figures), MORE if advice.confidence is None else ""]
     print_to(stream, "", paragraph(" ".join(filter(None, texts))), "")
     write(stream, f"  {advice.command}\n")
 

@@ -84,7 +84,7 @@ def _view(run: Run, figures: Json) -> dict[str, Any]:
     return {
         "title": figures["dataset"],
         "count": size_of(figures),
-        "headline": sentence(figures["verdict"]) if figures["verdict"] else "",
+        "headline": sentence(figures) if figures["verdict"] else "",
         "facts": [*facts.main_facts(run)],
         "other_facts": [*facts.other_facts(run)],
         "notes": figures["notes"],

@@ -209,7 +209,7 @@ def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO,
         paragraph(f"{figures['dataset']}: {size_of(figures)}", "bold"),
         *(pairs(facts, "dim"), ""),
         _table(shown, policies, [policy["label"] for policy in policies], figures["n"]),
-        *(("", paragraph(sentence(verdict), "bold")) if verdict else ()),
+        *(("", paragraph(sentence(figures), "bold")) if verdict else ()),
         *(("", bullets(notes)) if notes else ()),
         *(("", _definitions(shown)) if explain else ()),
     )

@@ -7,20 +7,21 @@ from arbitrage_cli.evaluation.verdict import LIKELY, MIN_PROBLEMS
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES
 
-Json = Mapping[str, Any]  # a verdict or a candidate from `figures`
+Json = Mapping[str, Any]  # figures, their verdict, or a candidate
 
 CERTAIN = 0.985  # the confidence from which a verdict is almost certain
 FEW = 4  # a target that solves at most one problem in FEW is weak
 NAMED = 3  # the number of candidates in a sentence
 
 
-def sentence(verdict: Json) -> str:
+def sentence(figures: Json) -> str:
     """Return sentences with the verdict, its confidence and the figures behind it."""
+    verdict = figures["verdict"]
     if verdict["route"] != "target":
         adverb, chance = confidence(verdict["confidence"])
         best = next(one for one in verdict["candidates"] if one["route"] == verdict["route"])
-        return f"{adverb} worth it ({chance}): {_effect(best, verdict, 'reaches')}."
-    return " ".join((_opening(verdict), *_known(verdict), _ending(verdict)))
+        return f"{adverb} worth it ({chance}): {_effect(best, figures, 'reaches')}."
+    return " ".join((_opening(verdict), *_known(figures), _ending(verdict)))
 
 
 def alone(figures: Json) -> str:
@@ -56,12 +57,13 @@ def _opening(verdict: Json) -> str:
     return f"{adverb} ({chance})." if adverb == "Undecided" else f"{adverb} not worth it ({chance})."
 
 
-def _known(verdict: Json) -> Iterator[str]:
+def _known(figures: Json) -> Iterator[str]:
     """Yield sentences on what was measured and what is expected, the draft last."""
+    verdict = figures["verdict"]
     ordered = sorted(verdict["candidates"][:NAMED], key=lambda one: one["policy"] == "draft")
     measured, expected = ([one for one in ordered if bool(one["num_problems"]) == is_run] for is_run in (True, False))
     if measured:
-        effects = "; ".join(_effect(one, verdict, "has") for one in measured)
+        effects = "; ".join(_effect(one, figures, "has") for one in measured)
         yield f"Measured on {formatting.count(verdict['num_problems'], 'problem')}: {effects}."
     if expected:
         yield f"Expected, not measured: {'; '.join(_expected(one, verdict) for one in expected)}."
@@ -84,19 +86,15 @@ def _name(candidate: Json) -> str:
     return f"{'policy' if policy.kind == 'checked' else 'routing with'} {candidate['route']}"
 
 
-def _effect(candidate: Json, verdict: Json, verb: str) -> str:
+def _effect(candidate: Json, figures: Json, verb: str) -> str:
     """Return the measured price, speed and answers of a candidate. The price comes first if the pair has prices."""
-    speed = ""
-    if candidate["speedup"] is not None:
-        speed = (
-            f"{formatting.number(candidate['speedup'])}x the target's speed {formatting.number_range(candidate['interval'])}"
-        )
-    if not verdict["is_priced"]:
-        effect = f"{verb} {speed}".rstrip()
-    else:
-        beside = formatting.percent_range(candidate["saving_interval"])
-        effect = f"{_price(candidate['saving'])} {beside}".rstrip() + f", at {speed}".rstrip()
-    return f"{_name(candidate)} {effect}, {_answers(candidate)}"
+    made = next(one for one in figures["policies"] if one["route"] == candidate["route"])
+    speed = f"{formatting.number(made['speedup'])}x the target's speed {formatting.number_range(made['speedup_interval'])}"
+    effect = f"{verb} {speed}"
+    if figures["is_priced"]:
+        beside = formatting.percent_range(made["saving_interval"])
+        effect = f"{_price(made['saving'])} {beside}".rstrip() + f", at {speed}"
+    return f"{_name(candidate)} {effect.rstrip()}, {_answers(made)}"
 
 
 def _price(saving: float) -> str:
@@ -111,18 +109,18 @@ def _expected(candidate: Json, verdict: Json) -> str:
     return f"{_name(candidate)} {effect}"
 
 
-def _answers(candidate: Json) -> str:
-    if POLICIES[candidate["policy"]].speculates:
+def _answers(made: Json) -> str:
+    if POLICIES[made["policy"]].speculates:
         return "with the same output, except where two tokens are almost equally likely"
-    graded, ungraded = candidate["num_graded"], candidate["num_ungraded"]
+    gained, lost, same = (made["ratios"][f"answers_{name}"] for name in ("gained", "lost", "same"))
     parts = []
-    if graded:
+    if graded := lost["denominator"]:
         parts.append(
-            f"{formatting.count(candidate['num_gained'], 'answer')} gained and {candidate['num_lost']:,} lost of {graded:,}"
+            f"{formatting.count(gained['numerator'], 'answer')} gained and {lost['numerator']:,} lost of {graded:,}"
         )
-    if ungraded:
-        parts.append(f"{candidate['num_same']:,} of {formatting.count(ungraded, 'answer')} equal to the target's")
-    if rest := candidate["num_finished"] - graded - ungraded:
+    if ungraded := same["denominator"]:
+        parts.append(f"{same['numerator']:,} of {formatting.count(ungraded, 'answer')} equal to the target's")
+    if rest := made["both_finished"] - graded - ungraded:
         parts.append(f"{formatting.count(rest, 'answer')} that cannot be compared")
     return f"with {' and '.join(parts)}"
 

@@ -91,6 +91,7 @@ def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Ru
         found |= dict.fromkeys(("accuracy_difference", "accuracy_difference_interval"))
     return {
         "policy": policy.policy.name,
+        "route": policy.route.name,
         "kind": policy.policy.kind,
         "tau": tau_in_json(policy.route.tau),
         "tau_name": policy.route.tau_name,

@@ -28,13 +28,21 @@ from arbitrage_cli.types import ModelRole
 PHASES = ("prefill", "decode", "verify")
 DISTURBED = 2.0  # the factor by which a disturbed step is slower or faster than the usual step
 NEIGHBOURS = 7  # steps before a place, and after it, that define the usual step
+LEAST_PRICE = 0.001  # of a policy in a ratio of prices, as a share of the target's price
 BLOCKS = 4  # consecutive parts of a run whose speeds are compared
 MIN_STEPS = 8  # minimum steps of a policy; with fewer, all policies define the usual step
 
 LATENCY = ("seconds_mean", "speedup", "speedup_log_error", "speedup_interval")
 """The time figures, computed from the counted work or, with the prefix `measured_`, by the clock. `speedup_log_error` is the
 standard error of the logarithm of the speed-up. It includes the error of the unit costs."""
-PRICED = ("price", "saving", "saving_log_error", "saving_interval")  # figures that need prices
+PRICED = (
+    "price",
+    "price_ratio",
+    "price_ratio_log_error",
+    "price_ratio_interval",
+    "saving",
+    "saving_interval",
+)  # figures that need prices
 
 Units = Mapping[ModelRole, UnitCosts]
 Kind = tuple[ModelRole, str, bool] | Literal["score", "program"]
@@ -232,8 +240,12 @@ def price_figures(policy: PolicyResults, target: PolicyResults | None, run: Run,
     ratio, error, interval = speedup(paired_done(policy, target) if target and counts_tokens(run, target) else [], price)
     return {
         "price": Ratio(math.fsum(map(price, policy.done)), len(policy.done)),
+        "price_ratio": ratio.numerator / max(ratio.denominator, LEAST_PRICE * ratio.numerator)
+        if ratio and ratio.numerator
+        else None,
+        "price_ratio_log_error": error,
+        "price_ratio_interval": interval,
         "saving": 1 - ratio.denominator / ratio.numerator if ratio and ratio.numerator else None,
-        "saving_log_error": error,
         "saving_interval": [1 - 1 / end for end in interval] if interval else None,
     }
 

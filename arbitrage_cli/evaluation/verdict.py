@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.costs.pair import PairCosts, Prices, price_costs
+from arbitrage_cli.evaluation.speed import LEAST_PRICE
 from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers, Z
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import TauTable
@@ -45,7 +46,6 @@ SPREAD, SPREAD_PROBLEMS = 0.7, 3.0
 DRAWS = 10_000  # random net changes from which probabilities and intervals are computed
 SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
 MAX_POINTS = 1.0  # maximum loss of a preset, in percentage points of the target's reward
-MOST_SAVED = 0.999  # the saving of a policy without a price
 
 MATCH_RATES = (0.5, 0.75, 0.9)  # the 10%, 50% and 90% quantiles of acceptance rates of draft tokens over all pairs
 QUANTILE = 1.2816  # the 90% quantile of the normal distribution
@@ -98,8 +98,8 @@ class Candidate:
     """A policy considered as a replacement for the target alone.
 
     `saves` and `is_safe` are the probabilities that the policy saves enough and that its net change is acceptable. `ratio` is
-    the target's time or price divided by the policy's: measured or, before the first problem, expected. Gained and lost
-    answers are those with grades. Other answers are the `same` as the target's, or differ from it.
+    the target's time or price divided by the policy's: measured or, before the first problem, expected. `num_problems` counts
+    the problems that the policy and the target finished. A policy is measured if enough of them were compared.
     """
 
     route: str
@@ -109,18 +109,8 @@ class Candidate:
     is_safe: float = 1.0
     change: float = 0.0  # the net change as a share of the answers
     change_interval: Interval = (0.0, 0.0)
-    speedup: float | None = None
-    interval: Interval | None = None
-    saving: float | None = None  # of the target's price
-    saving_interval: Interval | None = None
-    num_problems: int = 0  # finished by the policy and the target
-    num_finished: int = 0  # attempts at these problems
-    num_gained: float = 0
-    num_lost: float = 0
-    num_graded: float = 0
-    num_same: float = 0
-    num_ungraded: float = 0  # compared with the target's answer only
-    is_measured: bool = False  # whether enough problems were finished and compared
+    num_problems: int = 0
+    is_measured: bool = False
 
     @property
     def confidence(self) -> float:
@@ -242,15 +232,10 @@ def _policy_of(route: str) -> Policy:
     return POLICIES[route.partition("@")[0]]
 
 
-def _measured_ratio(made: Figures, figures: Figures) -> tuple[float | None, float | None, Interval | None]:
+def _measured_ratio(made: Figures, figures: Figures) -> list[Any]:
     """Return the ratio by which a policy is judged, the standard error of its logarithm, and its interval."""
-    if not figures["is_priced"]:
-        return made["speedup"], made["speedup_log_error"], made["speedup_interval"]
-    saved = [made["saving"], *(made["saving_interval"] or ())]
-    if saved[0] is None:
-        return None, None, None
-    ratio, *ends = (1 / (1 - min(one, MOST_SAVED)) for one in saved)
-    return ratio, made["saving_log_error"], (ends[0], ends[1]) if ends else None
+    name = "price_ratio" if figures["is_priced"] else "speedup"
+    return [made[f"{name}{suffix}"] for suffix in ("", "_log_error", "_interval")]
 
 
 def _answers(made: Figures) -> list[float]:
@@ -287,28 +272,12 @@ def _candidate(
     if not policy.speculates:
         low, high = map(float, np.quantile(_net_changes(effect), [0.025, 0.975]))
         found = replace(found, is_safe=chance_of_small_loss(effect), change=effect.change, change_interval=(low, high))
-    return _with_figures(found, made, figures["samples"]) if made and ratio else found
-
-
-def _with_figures(candidate: Candidate, made: Figures, samples: int) -> Candidate:
-    gained, lost, same, _, graded, ungraded = _answers(made)
-    finished = made["both_finished"]
-    compared = finished if _policy_of(candidate.route).speculates else graded + ungraded
-    return replace(
-        candidate,
-        speedup=made["speedup"],
-        interval=made["speedup_interval"] and tuple(made["speedup_interval"]),
-        saving=made["saving"],
-        saving_interval=made["saving_interval"] and tuple(made["saving_interval"]),
-        num_problems=finished // samples,
-        num_finished=finished,
-        num_gained=gained,
-        num_lost=lost,
-        num_graded=graded,
-        num_same=same,
-        num_ungraded=ungraded,
-        is_measured=min(finished, compared) >= MIN_PROBLEMS * samples,
-    )
+    if not made or not ratio:
+        return found
+    finished, samples = made["both_finished"], figures["samples"]
+    compared = finished if policy.speculates else sum(_answers(made)[-2:])
+    is_measured = min(finished, compared) >= MIN_PROBLEMS * samples
+    return replace(found, num_problems=finished // samples, is_measured=is_measured)
 
 
 def _preferred(candidates: Sequence[Candidate]) -> Candidate:
@@ -401,8 +370,8 @@ def _speculation(costs: PairCosts | None, table: TauTable | None) -> Expected:
 def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float:
     """Return the ratio if the draft writes every step. A draft may be free."""
     if table and (time := table.time(table.rows[-1])):
-        return 1 / max(time, 1 - MOST_SAVED)
-    return costs.target.decode / max(costs.draft.decode, (1 - MOST_SAVED) * costs.target.decode) if costs else 1.0
+        return 1 / max(time, LEAST_PRICE)
+    return costs.target.decode / max(costs.draft.decode, LEAST_PRICE * costs.target.decode) if costs else 1.0
 
 
 def _is_pair(models: Mapping[ModelRole, str | None], pair: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from arbitrage_cli.evaluation.metrics import compared_with_target
 from arbitrage_cli.evaluation.speed import PRICED, latency
 from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, effects_of, verdict
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
-from arbitrage_cli.numbers.intervals import Ratio
+from arbitrage_cli.numbers.intervals import Interval, Ratio
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import Tally
@@ -85,10 +86,11 @@ class Contest:
 
 @dataclass(frozen=True)
 class Claim:
-    """A verdict after some problems. `is_sure` is true if the verdict ended the session."""
+    """A verdict after some problems, with the interval of the speed-up. It ended the session if `is_sure` is true."""
 
     contest: Contest
     verdict: Verdict
+    interval: Interval | None
     is_sure: bool
 
     @property
@@ -164,7 +166,7 @@ def result_of(contest: Contest, answers: Answers, index: int, factors: Mapping[M
     )  # fmt: skip
 
 
-def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole, float]) -> Verdict:
+def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole, float]) -> Claim:
     """Return the program's verdict after these problems, given the errors of the unit costs."""
     policy, target = (
         PolicyResults(
@@ -174,10 +176,11 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
     )
     units: dict[ModelRole, UnitCosts] = {role: UnitCosts((cost,) * 5, cost / 10) for role, cost in contest.costs.items()}
     found = {**compared_with_target(policy, target), **latency(policy, target, units, has_clock=True)}
-    entry = {
+    entry: dict[str, Any] = {
         "policy": contest.kind,
         "tau": None,
         "tau_name": None,
+        "route": contest.kind,
         **dict.fromkeys(PRICED),
         **{key: ratio.value if isinstance(ratio, Ratio) else ratio for key, ratio in found.items()},
         "ratios": {key: asdict(ratio) for key, ratio in found.items() if isinstance(ratio, Ratio)},
@@ -187,7 +190,7 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
     about = {"samples": 1, "token_ratio": None, "is_priced": False}
     decided = verdict({"policies": [entry], **about}, effects)
     assert decided is not None
-    return decided
+    return Claim(contest, decided, entry["speedup_interval"], decided.is_final)
 
 
 def session(contest: Contest, dice: random.Random) -> tuple[Claim, Claim]:
@@ -196,8 +199,7 @@ def session(contest: Contest, dice: random.Random) -> tuple[Claim, Claim]:
     factors = {role: dice.lognormvariate(0, COST_ERROR) for role in roles}
     problems, claims = dice.sample(range(len(contest.target)), NUM_PROBLEMS), list[Claim]()
     while len(claims) < NUM_PROBLEMS and not (claims and claims[-1].is_sure):
-        found = judge(contest, problems[: len(claims) + 1], factors)
-        claims.append(Claim(contest, found, found.is_final))
+        claims.append(judge(contest, problems[: len(claims) + 1], factors))
     return claims[-1], claims[min(len(claims), dice.randint(1, NUM_PROBLEMS)) - 1]
 
 
@@ -249,7 +251,7 @@ def write_changes(claims: Sequence[Claim]) -> None:
         )
         covered = np.mean([is_inside(one.contest.true_change, one.verdict.best.change_interval) for one in members])
         print(f"| {100 * low:+.0f} to {100 * high:+.0f} | {len(members):,} | {claimed} | {true} | {covered:.0%} |")
-    intervals = [(one.contest.true_speedup, one.verdict.best.interval) for one in claims]
+    intervals = [(one.contest.true_speedup, one.interval) for one in claims]
     speeds = [is_inside(true, interval) for true, interval in intervals if interval]
     print(f"\nThe true speed-up lies inside the interval in {np.mean(speeds):.0%} of {len(speeds):,} sessions.")
 

@@ -15,36 +15,69 @@ from arbitrage_cli.display.card import preset_sentence
 from arbitrage_cli.display.verdict import alone, confidence, sentence
 from arbitrage_cli.evaluation.verdict import Candidate, Verdict
 
-COUNTS: Any = {"num_problems": 40, "num_finished": 40, "num_gained": 3, "num_lost": 2, "num_graded": 21, "is_measured": True}
-ROUTED = Candidate("arbitrage@careful", "arbitrage", 2.5, 0.99, 0.97, speedup=2.5, interval=(2.2, 2.8), **COUNTS)
-SPECULATIVE = Candidate(
-    "speculative", "speculative", 1.5, 0.9, speedup=1.5, interval=(1.4, 1.6), num_problems=8, is_measured=True
-)
-SLOW = replace(SPECULATIVE, speedup=0.876, interval=None, saves=0.01)
-DRAFT = replace(ROUTED, route="draft", policy="draft", speedup=3.0, num_graded=0, num_ungraded=40, num_same=38)
-CHEAP = replace(ROUTED, saving=0.4, saving_interval=(0.3, 0.5))
+
+def about(route: str, speedup: float, interval: tuple[float, float] | None = None, **answers: Any) -> dict[str, Any]:
+    """Return the figures of a policy on 40 problems."""
+    ratios = {f"answers_{name}": {"numerator": 0, "denominator": 0} for name in ("gained", "lost", "same")}
+    return {
+        "policy": route.partition("@")[0],
+        "route": route,
+        "speedup": speedup,
+        "speedup_interval": interval,
+        "saving": None,
+        "saving_interval": None,
+        "both_finished": 40,
+        "ratios": ratios | answers.pop("ratios", {}),
+        **answers,
+    }
+
+
+def ratio(numerator: int, denominator: int) -> dict[str, int]:
+    return {"numerator": numerator, "denominator": denominator}
+
+
+ROUTED = "arbitrage@careful"
+GRADED = {"answers_gained": ratio(3, 21), "answers_lost": ratio(2, 21)}
+POLICIES = [
+    about(ROUTED, 2.5, (2.2, 2.8), ratios=GRADED, saving=0.4, saving_interval=(0.3, 0.5)),
+    about("speculative", 0.876),
+    about("draft", 3.0, ratios={"answers_same": ratio(38, 40)}, saving=-0.2),
+]
+MEASURED = {
+    one["route"]: Candidate(one["route"], one["policy"], 1.0, 0.5, num_problems=40, is_measured=True) for one in POLICIES
+}
 UNTRIED = Candidate("entropy@0.5", "entropy", 0.8, 0.1, 0.5)
 
 
 @pytest.mark.parametrize(
-    ("verdict", "figures"),
+    ("route", "confidence", "candidates", "is_priced", "figures"),
     [
-        (Verdict(ROUTED.route, 0.96, 40, (ROUTED,)), ["9 in 10", "arbitrage@careful", "2.50x", "[2.20-2.80]", "3 answers gained and 2 lost of 21", "19 answers"]),
-        (Verdict("speculative", 0.9, 8, (ROUTED, SPECULATIVE)), ["9 in 10", "speculation", "1.50x"]),
-        (Verdict("draft", 0.6, 20, (DRAFT,)), ["6 in 10", "3.00x", "38 of 40 answers"]),
-        (Verdict(ROUTED.route, 0.99, 40, (CHEAP,), is_priced=True), ["99 in 100", "saves 40.0%", "[30-50]", "2.50x"]),
-        (Verdict("target", 0.85, 40, (replace(CHEAP, saving=-0.2),), is_priced=True), ["8 in 10", "costs 120.0%"]),
-        (Verdict("target", 0.85, 20, (SLOW,)), ["8 in 10", "20 problems", "0.876x", "Use the target alone"]),
-        (Verdict("target", 0.5, 8, (SPECULATIVE,)), ["Undecided (5 in 10)", "1.50x"]),
-        (Verdict("target", None, 0, (UNTRIED,), token_ratio=1.4), ["Expected", "0.800x", "1.40x slower", "5 problems"]),
-        (Verdict("target", None, 40, (replace(DRAFT, is_measured=False, num_ungraded=0),)), ["40 answers that", "tests"]),
+        (ROUTED, 0.96, [ROUTED], False, ["9 in 10", ROUTED, "2.50x", "[2.20-2.80]", "3 answers gained and 2 lost of 21", "19 answers"]),
+        ("speculative", 0.9, [ROUTED, "speculative"], False, ["9 in 10", "speculation", "0.876x"]),
+        ("draft", 0.6, ["draft"], False, ["6 in 10", "3.00x", "38 of 40 answers"]),
+        (ROUTED, 0.99, [ROUTED], True, ["99 in 100", "saves 40.0%", "[30-50]", "2.50x"]),
+        ("target", 0.85, ["draft"], True, ["8 in 10", "costs 120.0%"]),
+        ("target", 0.85, ["speculative", ROUTED], False, ["8 in 10", "40 problems", "0.876x", "2.50x", "Use the target alone"]),
+        ("target", 0.5, ["speculative"], False, ["Undecided (5 in 10)"]),
+        ("target", None, [], False, ["Expected", "0.800x", "1.40x slower", "5 problems"]),
+        ("target", None, [], True, ["Expected", "costs 125.0%"]),
     ],
-    ids=["routing", "speculation", "draft", "money", "no money", "slow", "undecided", "no problems", "nothing to compare"],
+    ids=["routing", "speculation", "draft", "money", "no money", "not worth it", "undecided", "no problems", "no prices"],
 )  # fmt: skip
-def test_a_sentence_has_its_figures(verdict: Verdict, figures: list[str]) -> None:
-    words = sentence(asdict(verdict))
+def test_a_sentence_has_its_figures(
+    route: str, confidence: float | None, candidates: list[str], *, is_priced: bool, figures: list[str]
+) -> None:
+    found = tuple(MEASURED[name] for name in candidates) or (UNTRIED,)
+    verdict = asdict(Verdict(route, confidence, 40, found, is_priced, 1.4))
+    words = sentence({"policies": POLICIES, "is_priced": is_priced, "verdict": verdict})
     assert [figure for figure in figures if figure not in words] == []
-    assert (" in 10" in words) == (verdict.confidence is not None)
+    assert (" in 10" in words) == (confidence is not None)
+
+
+def test_answers_that_cannot_be_compared_are_named() -> None:
+    verdict = asdict(Verdict("target", None, 40, (replace(MEASURED["draft"], is_measured=False),)))
+    words = sentence({"policies": [about("draft", 2.0)], "is_priced": False, "verdict": verdict})
+    assert ("40 answers" in words, "tests" in words, " in 10" in words) == (True, True, False)
 
 
 def advised_figures(right: dict[str, Iterable[int]], count: int, *, is_graded: bool = True) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from made_up_tuning import unit_costs
 from small_routers import ROW, make_table
 
 from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.evaluation.speed import PRICED
 from arbitrage_cli.evaluation.verdict import (
     CARD_SPREAD,
     HOPELESS,
@@ -59,9 +60,7 @@ def policy(
         "speedup_interval": interval,
         "speedup_log_error": interval and math.log(interval[1] / interval[0]) / 4,
         "accuracy_difference": 0.0,
-        "saving": None,
-        "saving_log_error": None,
-        "saving_interval": None,
+        **dict.fromkeys(PRICED),
         "time": time(0.5),
         "both_finished": problems,
         **lost_of(lost, problems),
@@ -93,10 +92,10 @@ def same_of(same: int, problems: int = 20) -> dict[str, Any]:
     return {"ratios": {**ratios, "answers_same": {"numerator": same, "denominator": problems}}, "both_finished": problems}
 
 
-def priced(saving: float, **changes: Any) -> dict[str, Any]:
-    """Return figures with a saving whose interval has a width of about 12%."""
-    interval = [1 - (1 - saving) * factor for factor in (1.06, 1 / 1.06)]
-    return {"saving": saving, "saving_log_error": 0.03, "saving_interval": interval, **changes}
+def priced(ratio: float, *, has_interval: bool = True) -> dict[str, Any]:
+    """Return the figures of a policy whose price is the target's price divided by `ratio`."""
+    interval = (ratio / 1.06, ratio * 1.06) if has_interval else None
+    return {"price_ratio": ratio, "price_ratio_log_error": 0.03 if has_interval else None, "price_ratio_interval": interval}
 
 
 def verdict_on(
@@ -188,14 +187,14 @@ def test_advice_on_cases_with_a_known_answer(
 @pytest.mark.parametrize(
     ("policies", "route"),
     [
-        ([case("entropy@x", 1.0) | priced(0.5)], "entropy@x"),
-        ([case("entropy@x", 3.0) | priced(0.05)], "target"),
-        ([case("entropy@x", 1.0, 20) | priced(0.5)], "target"),
+        ([case("entropy@x", 1.0) | priced(2.0)], "entropy@x"),
+        ([case("entropy@x", 3.0) | priced(1.05)], "target"),
+        ([case("entropy@x", 1.0, 20) | priced(2.0)], "target"),
         (
-            [case("entropy@x", 0.7) | priced(-0.2), case("draft@", 0.9, problems=60) | priced(1.0, saving_interval=None)],
+            [case("entropy@x", 0.7) | priced(0.8), case("draft@", 0.9, problems=60) | priced(1000.0, has_interval=False)],
             "draft",
         ),
-        ([case("entropy@x", 1.5) | priced(0.4), case("logprob@y", 0.9, 0, 12) | priced(0.38)], "logprob@y"),
+        ([case("entropy@x", 1.5) | priced(1.67), case("logprob@y", 0.9, 0, 12) | priced(1.61)], "logprob@y"),
     ],
     ids=["as fast as the target", "saves too little", "loses answers", "a draft without a price", "similar savings"],
 )
@@ -267,14 +266,13 @@ def test_a_change_has_its_interval() -> None:
     low, high = found.change_interval
     assert found.change == pytest.approx(8 / 510)
     assert -0.01 < low < found.change < high < 0.04
-    assert (found.num_gained, found.num_lost) == (12, 4)
 
 
-def test_the_speed_of_a_policy_is_the_measured_one() -> None:
+def test_the_ratio_of_a_policy_is_the_measured_one() -> None:
     """The expectation weighs in the confidence, but not in the figures."""
-    few, many = (verdict_on(policy("speculative", 1.88, interval, problems=8)).best for interval in (None, (1.7, 2.0)))
-    assert (many.speedup, many.interval) == (1.88, (1.7, 2.0))
-    assert (few.speedup, few.interval) == (1.88, None)
+    expected = {"speculative": Expected(1.2, 0.1)}
+    assert verdict_on(policy("speculative", 1.88, None, problems=8), expected=expected).best.ratio == 1.88
+    assert verdict_on(expected=expected).best.ratio == 1.2
 
 
 def test_an_open_question_is_undecided() -> None:
