@@ -390,7 +390,8 @@ def test_two_pairs_of_real_models_are_open_at_once() -> None:
 
 def test_advice_is_found_with_the_models_of_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    with open_pair(task="math", threads=1, ctx=512, offline=True, max_tokens=8, concurrency=2) as pair:
+    shared: Any = {"threads": 1, "ctx": 512, "offline": True, "max_tokens": 8, "concurrency": 2, "prm": "builtin:prm"}
+    with open_pair(task="math", **shared) as pair:
         advice = pair.advise(["What is 5 + 6?", {"question": "What is 7 + 6?", "answer": "13"}], minutes=0.01)
         assert advice.policy in ("target", "speculative", "arbitrage", "draft")
         assert advice.confidence is None

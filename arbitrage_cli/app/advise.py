@@ -1,11 +1,12 @@
 """Recommends a policy for a pair: measures token costs, then compares policies on a few problems within a time limit."""
 
 import hashlib
+import json
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,19 +22,16 @@ from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
 from arbitrage_cli.app.resume import begun_options
 from arbitrage_cli.app.session import open_session
 from arbitrage_cli.costs.pair import parse_prices
-from arbitrage_cli.costs.store import AdvisedPair, StoredAdvice, keep_advice, tuned_file
+from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
 from arbitrage_cli.evaluation.metrics import judged
 from arbitrage_cli.evaluation.verdict import Verdict
-from arbitrage_cli.inference.llama import BINDING, how_to_install
-from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files.pairs import (
     ADVICE,
     KEYS,
     PAIRS_FILE,
     PairEntry,
     is_built_in,
-    is_gguf,
     read_pairs,
     router_file,
     toml_lines,
@@ -48,10 +46,8 @@ from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.system.files import user_folder
 
 MOST_PROBLEMS = 40
-MAX_AGE, MIN_MINUTES = timedelta(hours=1), 1.0  # older token costs are measured again if there is time
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
 COSTS_TIME = 1 / 10  # share of the time for the measurement of token costs
-FIRST = 5  # problems that the target and the draft alone solve before other policies
 LONGEST = 0.5  # the maximum share of the time for one attempt
 
 
@@ -125,20 +121,17 @@ class Advice:
         return int(self.figures["dataset_size"] - self.figures["n"])
 
 
-def advise(request: Request, selected: Selection, advice: AdviceOptions, display: Display) -> Advice:
-    """Measure missing token costs and compare the policies. Repeating the request adds problems to the measurement.
+def advise(
+    request: Request, selected: Selection, advice: AdviceOptions, display: Display, *, is_repeatable: bool = True
+) -> Advice:
+    """Measure missing token costs and compare the policies. If the folder is kept, repeating the request adds problems.
 
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
     ends = time.monotonic() + USABLE * 60 * advice.minutes
-    if any(map(is_gguf, request.models_for(request.asked).values())):
-        _remind_of_build(display)
-    path = advice.output_folder or default_folder(selected.dataset.name, request.named.names, prefix="advise--")
-    with RunFolder(path, fresh=advice.fresh) as folder:
-        is_new = advice.minutes >= MIN_MINUTES and not folder.statuses
+    with RunFolder(advice.output_folder or _folder(request, selected), fresh=advice.fresh) as folder:
         begun_options(request.options, folder.earlier)
-        max_age, limit = MAX_AGE if is_new else timedelta.max, COSTS_TIME * 60 * advice.minutes
-        with open_session(request, display, folder.earlier, max_age=max_age, limit=limit) as session:
+        with open_session(request, display, folder.earlier, limit=COSTS_TIME * 60 * advice.minutes) as session:
             # In a pseudo-random order, the first problems are a representative sample.
             drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
 
@@ -148,29 +141,26 @@ def advise(request: Request, selected: Selection, advice: AdviceOptions, display
 
             run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", shown=bounded)
             advisor = _Advisor(run, ends, advice.price)
-            with offering_to_resume(session, folder):
+            with offering_to_resume(session, folder if is_repeatable else None):
                 if not advisor.is_done:
                     run.measure(advisor.attempts(), advisor.is_kept)
             found, decided = advisor.judged()
     if decided.is_decided:
-        _store(advised_pair(request), decided.route, display)
+        _store(request, advice.price, decided.route, display)
     return Advice(decided, found, _command(request, selected, decided.route))
 
 
-def _remind_of_build(display: Display) -> None:
-    """Say if llama.cpp does not use the whole processor. Raises ModelUnsupportedError if llama.cpp cannot be imported."""
-    llama = load_llama()
-    if (unused := llama.unused_instructions()) and not llama.gpus():
-        command = how_to_install(f"llama-cpp-python=={BINDING}")
-        display.remind(
-            f"llama.cpp was built without this processor's {', '.join(unused)}, so prefill takes up to twice as long; "
-            f"to compile it for this processor: {command}"
-        )
+def _folder(request: Request, selected: Selection) -> Path:
+    """Return the default run folder. Other models, settings or problems have another folder."""
+    content = json.dumps([asdict(advised_pair(request)), selected.dataset.sha256])
+    path = default_folder(selected.dataset.name, request.named.names, prefix="advise--")
+    return path.with_name(f"{path.name}--{hashlib.sha256(content.encode()).hexdigest()[:8]}")
 
 
-def _store(pair: AdvisedPair, route: str, display: Display) -> None:
+def _store(request: Request, price: str | None, route: str, display: Display) -> None:
     """Store the advice, so that the default policy of other commands follows it."""
     try:
+        pair = advised_pair(request, price)
         keep_advice(tuned_file(), StoredAdvice(pair, route, datetime.now(UTC).isoformat(timespec="seconds")))
     except ArbitrageError as error:
         display.note(f"other commands will not follow this advice, because it cannot be stored: {error.message}")
@@ -179,14 +169,13 @@ def _store(pair: AdvisedPair, route: str, display: Display) -> None:
 class _Advisor:
     """Chooses the attempts of a benchmark that may change the verdict until the time limit is reached.
 
-    The target and the draft alone solve the first problems. Then other policies solve the same problems, and all policies
-    the remaining problems. Policies that cannot be worthwhile are skipped.
+    The target solves each problem first. Policies that cannot be worthwhile are skipped.
     """
 
     def __init__(self, run: BenchRun, ends: float, price: str | None) -> None:
         self._run, self._prices = run, parse_prices(price) if price else None
         self._ends = self._attempt_ends = ends
-        self._todo = sorted(run.todo, key=lambda attempt: not _is_first(attempt))
+        self._todo = sorted(run.todo, key=lambda attempt: (attempt.block, attempt.route.policy.name != "target"))
         self._seconds = _seconds_until(ends)
         self._item: Item | None = None
         self._decided = self.judged()[1]
@@ -218,9 +207,7 @@ class _Advisor:
             self._item, self._decided = attempt.item, self.judged()[1]
         if self._decided.is_final or not _seconds_until(self._ends):
             return False
-        hopeless = {one.route for one in self._decided.candidates if one.is_hopeless}
-        can_compare = attempt.block >= FIRST or (attempt.id, 0, "target", None) in self._run.folder.statuses
-        return _is_first(attempt) or (can_compare and attempt.route.name not in hopeless)
+        return attempt.route.name not in {one.route for one in self._decided.candidates if one.is_hopeless}
 
 
 def _seconds_until(ends: float) -> float:
@@ -237,7 +224,7 @@ def advise_on(
     selected = Selection(dataset, items, is_sample=True)
     with TemporaryDirectory() as folder:
         advice = AdviceOptions(minutes=minutes, output_folder=Path(folder, "run"))
-        return advise(ask_for_advice(options, task, advice), selected, advice, display)
+        return advise(ask_for_advice(options, task, advice), selected, advice, display, is_repeatable=False)
 
 
 def advised_lines(advice: Advice, pair: PairEntry, router: str | None) -> str:
@@ -260,10 +247,6 @@ def _policies(named: NamedModels, options: Options, task: Task) -> str:
     others += ["agree"] if "check" in named.sources and task.has_answers else []
     draft = ["draft"] if task.name != "free" or not others else []
     return ",".join(["target", *draft, *others])
-
-
-def _is_first(attempt: Attempt) -> bool:
-    return attempt.block < FIRST and attempt.route.policy.name in ("target", "draft")
 
 
 def _command(request: Request, selected: Selection, route: str) -> str:

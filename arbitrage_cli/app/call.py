@@ -10,7 +10,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 
 from arbitrage_cli.app.decide import limits_of, refuse_without_thinking, sampler_of
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import choose_route, needed_models, refuse_on_servers
+from arbitrage_cli.app.request import choose_route, needed_models, refuse_on_servers, with_pairs_routing
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, UsageError
@@ -231,7 +231,7 @@ def resolve_call(session: Session, given: CallOptions) -> Call:
     options = options_of(replace(own, **NO_ROUTING) if given.get("policy") is not None else own, given)
     route, named = session.route, session.request.named
     if NO_ROUTING.keys() & options.explicit:
-        policy, tau = choose_route(named, session.task, options)
+        policy, tau = choose_route(session.task, named, with_pairs_routing(options, named))
         early_stop = named.early_stop(options.early_stop, [policy])
         route = make_route(policy, tau, replace(session.router, early_stop=early_stop))
     _check_loaded(session, route.policy)

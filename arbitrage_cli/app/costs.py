@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.protocol import Display
@@ -42,13 +41,11 @@ def measure_missing(
     request: Request,
     found: Mapping[ModelRole, str],
     display: Display,
-    max_age: timedelta = timedelta.max,
     limit: float = PROBE_SECONDS,
 ) -> Mapping[ModelRole, Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
-    Costs are measured only if a policy of the request works with both models or is compared with others. They are not measured
-    if they were measured within `max_age`. `limit` is the maximum time for the probes, in seconds. A disturbed measurement does
+    Costs are measured only if a policy of the request works with both models or is compared with others. `limit` is the maximum time for the probes, in seconds. A disturbed measurement does
     not take the place of known costs.
     """
     load = request.named.load
@@ -58,7 +55,7 @@ def measure_missing(
     is_needed = request.compares or any(policy.kind == "routed" or policy.speculates for policy in request.asked)
     if not is_needed or not {"draft", "target"} <= paths.keys():
         return known
-    if known.keys() == paths.keys() and all(one.age < max_age for one in known.values()):
+    if known.keys() == paths.keys():
         return known
     display.note("measuring the token costs of these models on this machine")
     measured = measure_and_keep(paths, load, display.loading, display.note, limit).models

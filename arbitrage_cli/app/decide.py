@@ -35,6 +35,7 @@ NO_SPECULATION = (
 CHOICE_LOSES = (
     "policy agree lost 2.4 points on published multiple-choice answers, because two models often agree on a wrong letter"
 )
+NO_CHECKS = "it compares whole solutions with a final answer, which a conversation does not have"
 UNIVERSAL = (
     "no router is set for these models, so the universal router is used; to choose one, use --router, and to train one, "
     "use arbitrage collect and arbitrage train"
@@ -186,11 +187,14 @@ def _default_route(
 def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRouter, note: Note) -> Route | None:
     """Return the advised route, or None. Raises ArbitrageError if the advice is invalid.
 
-    An advice is for times, and for one problem at a time.
+    An advice is for one problem at a time.
     """
-    if request.named.price is not None or (router.costs is not None and router.costs.concurrency != 1):
+    if router.costs is not None and router.costs.concurrency != 1:
         return None
     policy, tau = parse_route(advice.route)
+    if request.is_conversation and policy.kind == "checked":
+        note(f"the advice of {advice.created[:10]} is not used: {NO_CHECKS}")
+        return None
     request.models_for([policy])
     route = make_route(policy, tau, replace(router, early_stop=request.named.early_stop(None, [policy])))
     note(f"using policy {route.name}, as advised on {advice.created[:10]}; to use another policy, add --policy")
@@ -292,6 +296,8 @@ def _warnings(
 ) -> Iterator[str]:
     """Yield warnings about the choice of models, policies and threads."""
     named, threads = request.named, request.options.threads
+    if request.is_default and named.pair and named.pair.policy:
+        yield f"policy {named.pair.policy} of pair {named.pair.name} is not used: {NO_CHECKS}"
     addresses = [named.served[role].address for role in models if role in named.served]
     for host in dict.fromkeys(address.host for address in addresses if address.is_exposed):
         yield f"{host}: problems are sent unencrypted (http); use https"

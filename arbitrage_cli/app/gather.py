@@ -8,6 +8,7 @@ from typing import Any
 from arbitrage_cli.app.decide import Facts, ModelFacts
 from arbitrage_cli.app.loaded import RemoteModel
 from arbitrage_cli.app.request import WRITING, Request
+from arbitrage_cli.app.resume import settings_of
 from arbitrage_cli.costs.store import (
     AdvisedPair,
     StoredAdvice,
@@ -73,16 +74,26 @@ def machine_facts(*, computes: bool) -> dict[str, Any]:
     }
 
 
-def advised_pair(request: Request) -> AdvisedPair:
-    """Return the conditions for an advice on these models. Raises ModelUnsupportedError if llama.cpp cannot be imported."""
+def advised_pair(request: Request, price: str | None = None) -> AdvisedPair:
+    """Return the conditions for an advice on these models, at this price or the pair's.
+
+    Raises ModelUnsupportedError if a model runs in llama.cpp, and llama.cpp cannot be imported.
+    """
     named = request.named
     models: dict[ModelRole, str] = {
         role: sha256_seen(files) if (files := local_files(source)) else source
         for role, source in named.sources.items()
         if role != "prm"
     }
+    machine = None if named.served.keys() >= models.keys() else machine_here()
+    settings = {
+        **settings_of(request.options),
+        "price": price or named.price,
+        "system": request.system,
+        "chat_template_kwargs": dict(named.load.template_variables),
+    }
     router = named.router.sha256 if named.router else None
-    return AdvisedPair(machine_here(), loading_of(named.load), models, router, request.task.name)
+    return AdvisedPair(machine, loading_of(named.load), models, router, request.task.name, settings)
 
 
 def _find_advice(request: Request) -> StoredAdvice | None:

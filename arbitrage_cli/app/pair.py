@@ -129,7 +129,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         _check_many(questions)
         minutes = check(AdviceOptions, "minutes", minutes)
         options, task = self._request.options, self._request.task
-        replaced = {**NO_ROUTING, "concurrency": None}
+        replaced = {**NO_ROUTING, "concurrency": None, "prm": None, **({} if task.has_answers else {"check": None})}
         single = replace(options, **replaced, explicit=options.explicit - replaced.keys())
         with self._reserved():
             self._stack.close()

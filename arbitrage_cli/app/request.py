@@ -31,7 +31,7 @@ from arbitrage_cli.model_files.pairs import (
     user_pairs,
 )
 from arbitrage_cli.problems.tasks import Task
-from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
 from arbitrage_cli.routing.route import (
     AvailableRouter,
     ParsedRoute,
@@ -302,6 +302,10 @@ class Request:
         return PromptStyle(self.system, self.task.step_end)
 
     @property
+    def is_conversation(self) -> bool:
+        return self.loads == "both"
+
+    @property
     def asked(self) -> list[Policy]:
         return [policy for policy, _ in self.policies]
 
@@ -330,9 +334,11 @@ def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: i
     Raises UsageError if an option is invalid or has no effect; RouterError if the router cannot be used.
     """
     named = _models_of(options, task)
-    routing = _with_pairs_routing(options, named)
+    routing = with_pairs_routing(options, named)
+    if loads == "both" and options.policy is None and routing.policy and find_policy(routing.policy).kind == "checked":
+        routing = options
     for_calls = {"named": {"router", "prm", "check"}, "served": {"check"}}.get(loads, set())
-    route = choose_route(named, task, replace(routing, explicit=options.explicit - for_calls))
+    route = choose_route(task, named, replace(routing, explicit=options.explicit - for_calls))
     is_default = (routing.policy, routing.tau, routing.early_stop, options.router) == (None,) * 4
     return _request(options, task, named, [route], concurrency, loads=loads, is_default=is_default)
 
@@ -366,12 +372,11 @@ def ask_to_collect(options: Options, task: Task, collect: CollectOptions) -> Req
     return _request(options, task, _models_of(options, task), [oracle], 8, reward=collect.reward)
 
 
-def choose_route(named: NamedModels, task: Task, options: Options) -> ParsedRoute:
-    """Return the policy that the options, the pair or the task select, and its tau as text."""
-    routing = _with_pairs_routing(options, named)
+def choose_route(task: Task, named: NamedModels, routing: Options) -> ParsedRoute:
+    """Return the policy that the options or the task select, and its tau as text."""
     policy = choose_policy(routing.policy or _policy_without_router(named, task), named.router)
-    _refuse_useless([policy], options.explicit, task)
-    return policy, routing.tau if "tau" in options.explicit or accepts_tau(policy, routing.tau) else None
+    _refuse_useless([policy], routing.explicit, task)
+    return policy, routing.tau if "tau" in routing.explicit or accepts_tau(policy, routing.tau) else None
 
 
 # --- the parts of a request
@@ -398,11 +403,11 @@ def _request(
     return request
 
 
-def _with_pairs_routing(options: Options, named: NamedModels) -> Options:
+def with_pairs_routing(options: Options, named: NamedModels) -> Options:
     pair = named.pair
-    if pair is None or (options.policy, options.tau) != (None, None):
+    if pair is None or options.policy is not None:
         return options
-    return replace(options, policy=pair.policy, tau=pair.tau)
+    return replace(options, policy=pair.policy, tau=pair.tau if options.tau is None else options.tau)
 
 
 def _policy_without_router(named: NamedModels, task: Task) -> str | None:

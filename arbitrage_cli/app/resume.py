@@ -33,6 +33,12 @@ def asked_options(options: Options) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(options, name)) != getattr(default, name)}
 
 
+def settings_of(options: Options) -> dict[str, Any]:
+    """Return the options that a run cannot change, and that were typed or set."""
+    asked = asked_options(options)
+    return {name: asked[name] for name in _compared() if name in asked}
+
+
 def begun_options(options: Options, began: "Run | None") -> Options:
     """Return the options, with those of the run to continue in place of what was not typed now.
 

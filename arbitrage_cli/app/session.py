@@ -4,7 +4,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -166,20 +165,19 @@ def open_session(
     *,
     decided: "Setup | None" = None,
     most: int = MAX_CONCURRENCY,
-    max_age: timedelta = timedelta.max,
     limit: float = PROBE_SECONDS,
 ) -> Iterator[Session]:
     """Download the models, decide how the problems are solved, and open a session for them.
 
     A run that `began` is continued as it was decided then. `decided` is given if the models of an earlier session are loaded
-    again. At most `most` problems are solved at once. Costs older than `max_age` are measured again, in at most `limit` seconds.
+    again. At most `most` problems are solved at once. Costs are measured in at most `limit` seconds.
     """
     with contextlib.ExitStack() as stack:
         open_served = _server_models(request, display, stack)
         if began:
             decided = _continued(request, began, display, open_served)
         elif decided is None:
-            decided = _decided(request, display, open_served, max_age, limit)
+            decided = _decided(request, display, open_served, limit)
         for note in decided.notes:
             display.note(note)
         if decided.tau_costs:
@@ -198,14 +196,13 @@ def _decided(
     request: Request,
     display: Display,
     open_served: Callable[[ModelRole], RemoteModel],
-    max_age: timedelta,
     limit: float,
 ) -> "Setup":
     sources = request.models_for(request.asked)
     if any(map(is_built_in, sources.values())):
         display.remind(BUILT_IN)
     paths = fetch(sources, display, offline=request.options.offline)
-    measured = measure_missing(request, paths, display, max_age, limit)
+    measured = measure_missing(request, paths, display, limit)
     return decide(request, gather(request, measured, open_served))
 
 

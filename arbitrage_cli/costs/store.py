@@ -106,14 +106,16 @@ class Tuned:
 class AdvisedPair:
     """The conditions under which an advice is valid.
 
-    `models` maps each role to the sha256 of its files, or to the name of a model without local files. `router` is a sha256.
+    `machine` is None if all models are on servers. `models` maps each role to the sha256 of its files, or to the name of a
+    model without local files. `router` is a sha256. `settings` contains all other settings that affect answers or prices.
     """
 
-    machine: Machine
+    machine: Machine | None
     loading: Loading
     models: Mapping[ModelRole, str]
     router: str | None
     task: str
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ class TauTable:
         """Convert a number, a preset, or a budget such as `30%` to a tau. Raises UsageError if the text is invalid."""
         if text in self.named:
             return self.named[text]
-        hint = f"use a number, a budget such as 30%, or one of: {', '.join(self.named)}"
+        hint = f"for policy arbitrage, use a number, a budget such as 30%, or one of: {', '.join(self.named)}"
         number = parse_number(text.removesuffix("%"), hint)
         return self.at_budget(number / 100) if text.endswith("%") else number
 

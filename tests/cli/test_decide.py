@@ -22,6 +22,7 @@ from arbitrage_cli.costs.store import StoredAdvice, Tuned, keep_advice, tuned_fi
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import read_pairs
 from arbitrage_cli.problems.tasks import find_task
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.types import ModelRole
 
@@ -70,6 +71,24 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     assert (made.price, made.tau_costs) == ("draft=0.02/0.01/0.10,target=0.60/0.06/2.40", "the pair's prices")
     safe = [row for row in router.table.rows if row.keeps(0.5)]
     assert made.route.tau == min(safe, key=lambda row: router.table.time(router.table.faster_row(row.tau)) or 0).tau
+
+
+def test_a_tau_keeps_the_policy_of_the_pair(tmp_path: Path) -> None:
+    add_pair(
+        tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], name="mine", policy="logprob", tau="0.3")
+    )
+    assert ask(options("pair", "tau", models=Options(pair="mine"), tau="0.5"), MATH).policies == [
+        (POLICIES["logprob"], "0.5")
+    ]
+    with pytest.raises(UsageError) as raised:
+        ask(options("pair", "tau", models=Options(pair="mine"), tau="careful"), MATH)
+    assert [name for name in ("logprob", "careful") if name not in f"{raised.value.message} {raised.value.hint}"] == []
+
+
+def test_advice_on_models_on_servers_needs_no_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.app.gather.machine_here", lambda: pytest.fail("llama.cpp is needed"))
+    served = Options(draft="http://127.0.0.1:1/v1", target="http://127.0.0.1:2/v1", policy="target")
+    assert advised_pair(ask(served, MATH)).machine is None
 
 
 @pytest.mark.parametrize(("route", "policy", "num_notes"), [("draft", "draft", 1), ("speculative", "arbitrage", 2)])
