@@ -2,21 +2,16 @@
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
 from arbitrage_cli.costs.store import Tuned, find_measurements, keep_tuned, tuned_file
-from arbitrage_cli.errors import ModelFileError, OutputError, UsageError
+from arbitrage_cli.errors import ModelFileError, UsageError
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files
-from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.machine import free_cores
 from arbitrage_cli.types import ModelRole
-
-if TYPE_CHECKING:
-    from arbitrage_cli.runs.run import Setup
 
 MUCH_FASTER = 0.5  # share of the stored costs of a token below which a run contradicts them
 MIN_SECONDS = 1e-3  # the program takes most of the time of faster tokens
@@ -60,27 +55,6 @@ def measure_missing(
     display.note("measuring the token costs of these models on this machine")
     measured = measure_and_keep(paths, load, display.loading, display.note, limit).models
     return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
-
-
-def forget_contradicted(request: Request, decided: "Setup", slowdowns: Mapping[ModelRole, float], display: Display) -> None:
-    """Remove stored costs if a model's tokens took much less time in a run. The next command measures them.
-
-    Tokens may take longer than measured for good reasons, such as a long context or other programs, but not less.
-    """
-    costs = decided.unit_costs
-    contradicted = {
-        role: factor for role, factor in slowdowns.items() if costs[role].decode > MIN_SECONDS and factor < MUCH_FASTER
-    }
-    stored = find_measurements({role: decided.sources[role] for role in contradicted}, request.named.load)
-    wrong = {role: one for role, one in stored.items() if one.costs == costs[role]}
-    for role in wrong:
-        took = f"the {role} took {formatting.number(contradicted[role])} times its measured token cost"
-        display.note(f"{took}; the next command measures it again")
-    try:
-        if wrong:
-            keep_tuned(tuned_file(), [], wrong=list(wrong.values()))
-    except OutputError as error:  # the run is complete
-        log.info("%s", error.message)
 
 
 def warn_of_load(threads_of: Mapping[ModelRole, int], display: Display) -> None:

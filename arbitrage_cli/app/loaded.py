@@ -134,11 +134,6 @@ class Writers:
         roles = route.policy.models if route else [role for role in _WRITING if role in self._models]
         return {role: self._writer(role, route) for role in roles}
 
-    def slowdowns(self, role: ModelRole) -> list[float]:
-        """Return the ratio of actual to measured time per token, for each writer of a model in this process."""
-        writers = (writer for (one, _), writer in self._made.items() if one == role and isinstance(writer, Engine))
-        return [slowdown for writer in writers if (slowdown := writer.slowdown)]
-
     def _writer(self, role: ModelRole, route: Route | None) -> Writer:
         if (role, route) not in self._made:
             keep = role == "draft" and (route is None or route.policy.reads_token_stats)

@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from statistics import median
 from typing import Any
 
 from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
@@ -97,13 +96,6 @@ class OpenModels:
     @property
     def _style(self) -> PromptStyle:
         return PromptStyle(self._decided.settings.system, self._request.task.step_end)
-
-    @property
-    def slowdowns(self) -> dict[ModelRole, float]:
-        """The ratio of actual to measured time per token, for each model whose ratio is known."""
-        if not self.by_role or self.concurrency > 1:
-            return {}
-        return {role: median(found) for role in self.by_role if (found := self.writers.slowdowns(role))}
 
     @property
     def descriptions(self) -> dict[ModelRole, LoadedModel]:

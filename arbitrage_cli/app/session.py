@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.app.costs import fetch, forget_contradicted, measure_missing, warn_of_load
+from arbitrage_cli.app.costs import fetch, measure_missing, warn_of_load
 from arbitrage_cli.app.decide import available_router, decide
 from arbitrage_cli.app.gather import gather, machine_facts
 from arbitrage_cli.app.loaded import RemoteModel
@@ -187,9 +187,6 @@ def open_session(
         yield session
         if request.loads == "needed":  # a run, whose results are stored
             models.check_files()
-        slowdowns = models.slowdowns
-    if request.loads == "needed":
-        forget_contradicted(request, decided, slowdowns, display)
 
 
 def _decided(

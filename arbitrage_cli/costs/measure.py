@@ -9,7 +9,7 @@ not measured, because it is the same for all policies.
 
 import math
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,7 +29,6 @@ from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
-from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.system.machine import free_cores
 from arbitrage_cli.types import ModelRole
@@ -109,8 +108,7 @@ def measure_and_keep(
 ) -> Measurement:
     """Measure models together and store their costs.
 
-    A note is shown for each model that is faster with fewer threads than usual, and if the measurement was disturbed or cannot
-    be stored. The probes end after `limit` seconds, but each runs at least once.
+    A note is shown if the measurement was disturbed or cannot be stored. The probes end after `limit` seconds, but each runs at least once.
 
     Raises any error from loading or running a model.
     """
@@ -147,8 +145,9 @@ def measure_and_keep(
         )
         for role, path in paths.items()
     }
-    for text in _notes(models, speeds):
-        note(text)
+    if roles := [role for role, model in models.items() if model.is_disturbed]:
+        costs = f"the token costs of {' and '.join(roles)} are approximate"
+        note(f"other programs disturbed the measurement, so {costs}; one thread is disturbed least: --threads 1")
     try:
         keep_tuned(tuned_file(), [*models.values()])
     except OutputError as error:
@@ -158,18 +157,6 @@ def measure_and_keep(
 
 def _disturbed(probes: Mapping[ModelRole, Probes], on_gpu: Container[ModelRole]) -> set[ModelRole]:
     return {role for role, found in probes.items() if found.is_disturbed(is_on_gpu=role in on_gpu)}
-
-
-def _notes(models: Mapping[ModelRole, Tuned], speeds: Mapping[ModelRole, Mapping[int, float]]) -> Iterator[str]:
-    for role, model in models.items():
-        own, most_threads = model.threads, max(speeds[role])
-        if own < most_threads:
-            fast, slow = (formatting.number(speeds[role][count]) for count in (own, most_threads))
-            threads = formatting.count(own, "thread")
-            yield f"the {role} uses {threads}: {fast} tokens/s, compared with {slow} for {most_threads} threads"
-    if roles := [role for role, model in models.items() if model.is_disturbed]:
-        costs = f"the token costs of {' and '.join(roles)} are approximate"
-        yield f"other programs disturbed the measurement, so {costs}; one thread is disturbed least: --threads 1"
 
 
 def thread_counts(cores: int) -> list[int]:

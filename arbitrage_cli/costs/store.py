@@ -8,7 +8,7 @@ shared. A disturbed measurement is approximate. It is used for ABOUT_AGE, and ne
 import errno
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -180,11 +180,11 @@ def update_cache(path: Path, change: Callable[[Cache], Cache]) -> None:
             write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def keep_tuned(path: Path, new: Sequence[Tuned], wrong: Collection[Tuned] = ()) -> None:
-    """Add or replace measurements, and remove those that are `wrong`. Raises OutputError if the file cannot be written."""
+def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
+    """Add or replace measurements. Raises OutputError if the file cannot be written."""
 
     def with_new(cache: Cache) -> Cache:
-        known = {one.key: one for one in cache.tuned if one not in wrong}
+        known = {one.key: one for one in cache.tuned}
         good = {key for key, one in known.items() if not one.is_disturbed}
         known |= {one.key: one for one in new if not (one.is_disturbed and one.key in good)}
         return replace(cache, tuned=tuple(known.values()))

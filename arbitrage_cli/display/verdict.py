@@ -66,9 +66,9 @@ def _known(figures: Json) -> Iterator[str]:
         effects = "; ".join(_effect(one, figures, "has") for one in measured)
         yield f"Measured on {formatting.count(verdict['num_problems'], 'problem')}: {effects}."
     if expected:
-        yield f"Expected, not measured: {'; '.join(_expected(one, verdict) for one in expected)}."
-    if verdict["confidence"] is None and verdict["token_ratio"]:
-        yield f"{token_ratio_words(verdict['token_ratio']).capitalize()}."
+        yield f"Expected, not measured: {'; '.join(_expected(one, figures) for one in expected)}."
+    if verdict["confidence"] is None and figures["token_ratio"]:
+        yield f"{token_ratio_words(figures['token_ratio']).capitalize()}."
 
 
 def _ending(verdict: Json) -> str:
@@ -103,9 +103,9 @@ def _price(saving: float) -> str:
     return f"saves {formatting.percent(saving)} of the target's price"
 
 
-def _expected(candidate: Json, verdict: Json) -> str:
+def _expected(candidate: Json, figures: Json) -> str:
     ratio = candidate["ratio"]
-    effect = _price(1 - 1 / ratio) if verdict["is_priced"] else f"has {formatting.number(ratio)}x the target's speed"
+    effect = _price(1 - 1 / ratio) if figures["is_priced"] else f"has {formatting.number(ratio)}x the target's speed"
     return f"{_name(candidate)} {effect}"
 
 

@@ -137,8 +137,6 @@ class Verdict:
     confidence: float | None  # at least 0.5; the verdict is undecided below LIKELY
     num_problems: int
     candidates: tuple[Candidate, ...]
-    is_priced: bool = False
-    token_ratio: float | None = None
 
     @property
     def best(self) -> Candidate:
@@ -176,12 +174,11 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
     if not candidates:
         return None
     count = max(one.num_problems for one in candidates)
-    about = count, candidates, figures["is_priced"], figures["token_ratio"]
     if worth := [one for one in candidates if one.is_measured and one.confidence >= LIKELY]:
         best = _preferred(worth)
-        return Verdict(best.route, best.confidence, *about)
+        return Verdict(best.route, best.confidence, count, candidates)
     is_known = all(one.is_measured for one in candidates)
-    return Verdict("target", max(0.5, _chance_of_none(candidates)) if is_known else None, *about)
+    return Verdict("target", max(0.5, _chance_of_none(candidates)) if is_known else None, count, candidates)
 
 
 def chance_of_saving(expected: Expected, other: Expected = ALONE, least: float = MIN_SPEEDUP) -> float:

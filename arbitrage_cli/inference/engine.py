@@ -288,11 +288,6 @@ class Engine:
 
     # --- measuring
 
-    @property
-    def slowdown(self) -> float | None:
-        """The median time of a decoded token divided by its measured cost, or None if this is unknown."""
-        return self._token_costs.slowdown
-
     def num_prompt_tokens(self, slot: int) -> int | None:
         return len(self._slots[slot].cached.prompt)
 

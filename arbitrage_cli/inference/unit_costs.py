@@ -2,16 +2,13 @@
 
 import math
 from bisect import bisect_left
-from collections import deque
 from dataclasses import dataclass, replace
-from statistics import median
 
 from arbitrage_cli.types import Cost
 
 ROWS = (1, 2, 4, 8, 16)
 STEP_TOKENS = 32  # about the length of a step
 ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
-MAX_RATES = 1000  # steps from which the usual speed in a run is computed
 MAX_COST = 1e12  # so that no sum is infinite
 COST_ERROR = 0.035  # the usual value of `UnitCosts.error`; 5% for the ratio of two models
 MAX_ERROR = 100.0  # so that no factor is infinite
@@ -87,19 +84,9 @@ class TokenCosts:
     def __init__(self, known: UnitCosts | None = None) -> None:
         self._known = known
         self._spent = Cost()
-        self._rates: deque[float] = deque(maxlen=MAX_RATES)  # seconds per decoded token, by step
 
     def add(self, cost: Cost) -> None:
         self._spent += cost
-        if cost.decode_tokens:
-            self._rates.append(cost.decode_seconds / cost.decode_tokens)
-
-    @property
-    def slowdown(self) -> float | None:
-        """The median time of a decoded token divided by its known cost, or None if too few were decoded."""
-        if not self._known or self._spent.decode_tokens < ENOUGH_TOKENS:
-            return None
-        return median(self._rates) / self._known.decode
 
     def seconds_alone(self, own: Cost, num_read: int, num_decoded: int) -> float | None:
         """Estimate the time to prefill and decode these numbers of tokens, or return None if no speed is known.

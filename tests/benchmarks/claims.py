@@ -187,7 +187,7 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
         "time": {"draft_decode": 1.0},
     }
     effects = effects_of([Route(POLICIES[contest.kind])], PairCosts.of(units))
-    about = {"samples": 1, "token_ratio": None, "is_priced": False}
+    about = {"samples": 1, "is_priced": False}
     decided = verdict({"policies": [entry], **about}, effects)
     assert decided is not None
     return Claim(contest, decided, entry["speedup_interval"], decided.is_final)

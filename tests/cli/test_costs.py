@@ -111,19 +111,6 @@ def test_a_finished_run_measures_nothing(home: Home) -> None:
     assert [*read_cache(home.file).tuned] == []
 
 
-def test_costs_that_a_run_contradicts_are_removed(home: Home) -> None:
-    """Costs that were measured on a busy machine must not stay, nor those of another machine go."""
-    slow, elsewhere = unit_costs(10.0, 2.0, 4.0), unit_costs(1.0)
-    home.pretend({"draft": slow, "target": slow})
-    keep_tuned(home.file, [replace(made_up("target", elsewhere, 1), machine=replace(machine_here(), cpu="another"))])
-    solve = ("solve", "5 + 6 + 7 + 8 - 9", "--policy", "target", "--max-tokens", "40")
-    result = home.run(*solve)
-    assert (result.code, "measures it again" in flat(result.err)) == (0, True)
-    kept = [(one.name, one.machine.cpu) for one in read_cache(home.file).tuned]
-    assert len(kept) == 3  # draft, checker, elsewhere
-    assert "again" not in flat(home.run(*solve).err)
-
-
 def test_costs_of_a_model_that_joins_a_run_are_measured(home: Home) -> None:
     assert home.run("bench", "--dataset", "arithmetic.jsonl", "--policy", "draft", "-o", "run").code == 0
     assert run_json(home.folder / "run")["decided"]["models"]["draft"]["costs"] is None

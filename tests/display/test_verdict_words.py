@@ -68,15 +68,15 @@ def test_a_sentence_has_its_figures(
     route: str, confidence: float | None, candidates: list[str], *, is_priced: bool, figures: list[str]
 ) -> None:
     found = tuple(MEASURED[name] for name in candidates) or (UNTRIED,)
-    verdict = asdict(Verdict(route, confidence, 40, found, is_priced, 1.4))
-    words = sentence({"policies": POLICIES, "is_priced": is_priced, "verdict": verdict})
+    verdict = asdict(Verdict(route, confidence, 40, found))
+    words = sentence({"policies": POLICIES, "is_priced": is_priced, "token_ratio": 1.4, "verdict": verdict})
     assert [figure for figure in figures if figure not in words] == []
     assert (" in 10" in words) == (confidence is not None)
 
 
 def test_answers_that_cannot_be_compared_are_named() -> None:
     verdict = asdict(Verdict("target", None, 40, (replace(MEASURED["draft"], is_measured=False),)))
-    words = sentence({"policies": [about("draft", 2.0)], "is_priced": False, "verdict": verdict})
+    words = sentence({"policies": [about("draft", 2.0)], "is_priced": False, "token_ratio": None, "verdict": verdict})
     assert ("40 answers" in words, "tests" in words, " in 10" in words) == (True, True, False)
 
 

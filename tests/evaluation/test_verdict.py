@@ -102,7 +102,7 @@ def verdict_on(
     *policies: dict[str, Any], samples: int = 1, expected: Mapping[str, Expected] = NOTHING, is_priced: bool = False
 ) -> Verdict:
     target = policy("target", 1.0, None, ratios={})
-    about = {"samples": samples, "token_ratio": 1.4, "is_priced": is_priced}
+    about = {"samples": samples, "is_priced": is_priced}
     found = verdict({"policies": [target, *policies], **about}, expected)
     assert found is not None
     return found
