@@ -11,7 +11,8 @@ from typing import Any
 
 from arbitrage_cli.costs.pair import Prices, parse_prices
 from arbitrage_cli.evaluation import speed
-from arbitrage_cli.evaluation.verdict import Verdict, expected_effects, verdict
+from arbitrage_cli.evaluation.expected import expected_effects
+from arbitrage_cli.evaluation.verdict import Verdict, verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_PROBLEMS, Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.routing.policies import POLICIES
@@ -245,7 +246,7 @@ def _notes(
     if (samples := run.samples) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
     if clock := [f"{one['label']} {formatting.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:
-        yield f"Speed-ups by the clock differ by more than {MAX_RATIO - 1:.0%}: {', '.join(clock)}."
+        yield f"Speed-ups follow from the counted work, because other programs affect the clock. By the clock: {', '.join(clock)}."
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
         yield f"Speed-ups on fewer than {MIN_PROBLEMS} problems are approximate and have no interval; use more problems."
     failed = [f"{policy['errors']} for {policy['label']}" for policy in made if policy["errors"]]
