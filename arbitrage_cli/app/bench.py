@@ -21,7 +21,7 @@ from arbitrage_cli.app.progress import RunCounts
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.record import offering_to_resume, run_of, with_loaded
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.resume import check_data_set, check_models, routes_of, with_policies
+from arbitrage_cli.app.resume import check_data_set, continued, routes_of
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
 from arbitrage_cli.problems.rows import Item
@@ -217,10 +217,8 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
     if began is None:
         decided = decide(request, gather(request))
     else:
-        check_models(request, began)
+        decided = continued(request, began, gather)
         check_data_set(began.dataset, selected.dataset)
-        added = with_policies(request, began)
-        decided = decide(added, gather(added), began.decided) if added else began.decided
         statuses = {row.key: row.status for row in read_run_folder(path).rows}
     attempts = plan(selected.items, routes_of(request, decided), options.samples)
     return Preview(decided, len(attempts), len(missing(attempts, statuses)), began is not None)

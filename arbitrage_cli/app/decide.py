@@ -7,13 +7,14 @@ continues calls it only if it gets further policies.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import WRITING, NamedModels, Request
 from arbitrage_cli.costs.pair import PairCosts, parse_prices, price_costs
 from arbitrage_cli.costs.store import StoredAdvice
 from arbitrage_cli.errors import ArbitrageError, UsageError
+from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -45,15 +46,6 @@ UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks;
 Note = Callable[[str], None]
 
 
-class ThinkingPrompt(Protocol):
-    """What a chat template says about thinking. `thinks_by_itself` is None if this is unknown."""
-
-    @property
-    def thinks_by_itself(self) -> bool | None: ...
-    @property
-    def always_thinks(self) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What files, servers and measurements say about a model. `prompt` is None if the model does not think.
@@ -68,7 +60,7 @@ class ModelFacts:
     trained_context_size: int | None = None
     threads: int | None = None
     costs: UnitCosts | None = None
-    prompt: ThinkingPrompt | None = None
+    prompt: ChatPrompt | None = None
     served: Mapping[str, Any] | None = None
 
 
@@ -147,7 +139,7 @@ def limits_of(options: Options, think_tokens: int | None) -> Limits:
     )
 
 
-def refuse_without_thinking(prompts: Mapping[str, ThinkingPrompt]) -> None:
+def refuse_without_thinking(prompts: Mapping[str, ChatPrompt]) -> None:
     """Raise UsageError if one of the models, given by name, always thinks."""
     for name, prompt in prompts.items():
         if prompt.always_thinks:

@@ -3,11 +3,11 @@
 An option that was not typed now is no difference: the run keeps its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.app.decide import available_router
+from arbitrage_cli.app.decide import Facts, available_router, decide
 from arbitrage_cli.app.options import Options, RewardSource
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.errors import UsageError
@@ -86,6 +86,16 @@ def check_models(request: Request, began: "Run") -> None:
     if before and (now is None or now.sha256 != before.sha256):
         found = now and _shown(now.card.name, now.sha256)
         raise differs("router", _shown(before.name, before.sha256), found)
+
+
+def continued(request: Request, began: "Run", facts_of: Callable[[Request], Facts]) -> "Setup":
+    """Return what was decided when a run began, and the policies that the request adds, given the facts about their models.
+
+    Raises UsageError if a model, the router or the only policy is another one.
+    """
+    check_models(request, began)
+    added = with_policies(request, began)
+    return decide(added, facts_of(added), began.decided) if added else began.decided
 
 
 def with_policies(request: Request, began: "Run") -> Request | None:

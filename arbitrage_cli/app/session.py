@@ -8,14 +8,14 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.costs import fetch, measure_missing, warn_of_load
-from arbitrage_cli.app.decide import available_router, decide
+from arbitrage_cli.app.decide import Facts, available_router, decide
 from arbitrage_cli.app.gather import gather, machine_facts
 from arbitrage_cli.app.loaded import RemoteModel
 from arbitrage_cli.app.open_models import OpenModels
 from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import BUILT_IN, Request, is_arithmetic
-from arbitrage_cli.app.resume import check_models, routes_of, with_policies
+from arbitrage_cli.app.resume import continued, routes_of
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
 from arbitrage_cli.costs.pair import bill, parse_prices
@@ -207,15 +207,15 @@ def _continued(request: Request, began: "Run", display: Display, open_served: Ca
     """Return what was decided when a run began, and the request's further policies. Without these, no server is asked."""
     sources = request.models_for([route.policy for route in began.routes])
     fetch(sources, display, offline=request.options.offline)
-    check_models(request, began)
-    added = with_policies(request, began)
-    if added is None:
-        return began.decided
-    sources, known = added.models_for([*(route.policy for route in began.routes), *added.asked]), began.decided.models
-    paths = fetch(sources, display, offline=request.options.offline)
-    measured = None if paths.keys() <= known.keys() else measure_missing(added, paths, display)
-    facts = gather(added, measured, lambda role: None if role in known else open_served(role))
-    return decide(added, facts, began.decided)
+    known = began.decided.models
+
+    def facts_of(added: Request) -> Facts:
+        needed = added.models_for([*(route.policy for route in began.routes), *added.asked])
+        paths = fetch(needed, display, offline=request.options.offline)
+        measured = None if paths.keys() <= known.keys() else measure_missing(added, paths, display)
+        return gather(added, measured, lambda role: None if role in known else open_served(role))
+
+    return continued(request, began, facts_of)
 
 
 def _server_models(request: Request, display: Display, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:

@@ -136,9 +136,7 @@ def _settings(run: Run) -> dict[str, Any]:
     """Return the settings that affect solutions, and the identity of each model."""
     models = run.decided.models.items()
     identities = {f"{role} model": f"sha256 {one.sha256[:16]}" if one.sha256 else one.source for role, one in models}
-    data_set = {"data set": f"sha256 {run.dataset.sha256[:16]}"} if run.dataset else {}
-    contexts = {f"{role} context size": one.context_size for role, one in models}
-    return run.decided.settings.of_call() | identities | contexts | data_set
+    return run.decided.settings.of_call() | identities | {"data set": run.dataset and f"sha256 {run.dataset.sha256[:16]}"}
 
 
 def _threads(run: Run) -> dict[ModelRole, int | None]:
