@@ -76,7 +76,7 @@ def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
     for name, part in data["parts"].items():
         yield name, f"{_size(part)}, {formatting.percent(part['improvable'] / part['states'])} worth escalating"
     accepted = formatting.whole_percent(1 - table.row_at(table.named["careful"]).escalation_rate)
-    possible = formatting.whole_percent(1 - part["improvable"] / part["states"])
+    possible = formatting.whole_percent(table.rows[0].wasted)  # if every step is escalated, these calls gain nothing
     yield "careful", f"accepts {accepted} of the steps; a perfect router would accept {possible} at no loss"
 
 
