@@ -17,7 +17,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.servers.address import is_private
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.serving.requests import Defaults
-from arbitrage_cli.serving.server import Access, Bounds, Service, bind, listen
+from arbitrage_cli.serving.server import Access, Bounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
 from arbitrage_cli.types import RequestEnded, ServingEvent
 
@@ -43,7 +43,6 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
         url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
         run = session.run_info(num_problems=None)
         display.begin(ServerInfo(url, defaults.names, run))
-        listen(bound)
         display.result(url)
         service.run(bound, lambda event: display.handle(_with_bill(event, run)))
         display.end()

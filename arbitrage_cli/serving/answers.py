@@ -5,7 +5,7 @@ A stream contains only final text: kept steps, and tokens of steps that are cert
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ServerError, ServerRequestError, TimedOutError
@@ -24,21 +24,21 @@ KEEP_ALIVE = b": keep-alive\n\n"
 CHARS_PER_TOKEN = 4  # of a prompt whose tokens were not counted
 
 
+@dataclass
 class StopFilter:
     """Ends streamed text before the first stop string and holds back characters that may begin a stop string."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.is_stopped = False
+    stops: Sequence[str]
+    is_stopped: bool = False
+    _held: str = ""
 
     def add(self, part: str) -> str:
         if self.is_stopped:
             return ""
         text = self._held + part
-        found = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stops if stop in text]
+        found = [(text.index(stop) + len(stop), text.index(stop)) for stop in self.stops if stop in text]
         self.is_stopped = bool(found)
-        end = min(found)[1] if found else len(text) - num_begun(text, self._stops)
+        end = min(found)[1] if found else len(text) - num_begun(text, self.stops)
         self._held = "" if found else text[end:]
         return text[:end]
 
@@ -70,12 +70,11 @@ class Answer:
         """
         if isinstance(report, Finished | Decided):
             self._trace.check = report.trace.check
-        if isinstance(report, Finished):
             self._num_prompt = report.prompt_tokens or self._num_prompt
+        if isinstance(report, Finished):
             self._reason, self.is_complete = "stop" if report.trace.stop == "end" else "length", True
             return None
         if isinstance(report, Decided):
-            self._num_prompt = report.prompt_tokens
             chunk = self._add_step(report.decision)
             self.is_complete = self._filter.is_stopped  # only now, so that the tokens of the step are counted
             return chunk

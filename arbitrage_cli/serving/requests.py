@@ -1,10 +1,9 @@
 """Parses and checks the body of a request. Errors are in OpenAI's format.
 
-A request for another kind of answer, such as tool calls, is rejected. Other unknown fields are listed in a response header.
+A request for another kind of answer, such as tool calls, is rejected. Other unknown fields are ignored.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -20,10 +19,7 @@ from arbitrage_cli.types import Limits, Problem
 
 PAIR = "arbitrage"
 MAX_NAME = 100  # characters in a model name
-MAX_IGNORED = 32  # field names in the header of ignored fields
 
-HARMLESS = frozenset(("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"))
-"""Fields that cannot change an answer. They are ignored silently."""
 NEUTRAL: Mapping[str, Any] = {
     "n": 1,
     "tools": [],
@@ -100,7 +96,7 @@ class _Message(BaseModel):
 
 
 class _TemplateVariables(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True)
     enable_thinking: bool | None = None
 
 
@@ -113,7 +109,7 @@ class Body(BaseModel):
     Of `reasoning_effort`, only `none` differs from the other values: it turns thinking off.
     """
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True)
     messages: Annotated[list[_Message], Field(min_length=1, max_length=512)]
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -143,14 +139,6 @@ class Body(BaseModel):
         if (switch := self.chat_template_kwargs.enable_thinking) is not None:
             return switch
         return None if self.reasoning_effort is None else self.reasoning_effort != "none"
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """The names of fields without effect, shortened and escaped for an HTTP header."""
-        nested = (f"chat_template_kwargs.{name}" for name in self.chat_template_kwargs.model_extra or ())
-        effort = () if self.reasoning_effort in (None, "none") else ("reasoning_effort",)
-        names = [name for name in (*(self.model_extra or ()), *nested, *effort) if name not in {*HARMLESS, *NEUTRAL}]
-        return tuple(re.sub("[^!-~]|,", "?", name[:40]) for name in names[:MAX_IGNORED])
 
 
 @dataclass(frozen=True, slots=True)

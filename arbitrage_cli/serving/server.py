@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -43,7 +43,6 @@ MAX_CONNECTIONS = 512
 BACKLOG = 128  # pending connections
 HEADER_BYTES = 1 << 16
 KEEP_ALIVE_SECONDS = 120  # longer than clients reuse a connection: a request on a closing connection would be lost
-ANOTHER = "use another --port or --host"
 STATUS_CLIENT_CLOSED = 499  # as in nginx
 RETRY = {"retry-after": "1"}
 
@@ -73,39 +72,28 @@ class Access:
     accepts_host: Callable[[str], bool] = lambda host: True
 
 
-def make_app(defaults: Defaults, worker: Worker, bounds: Bounds, access: Access) -> ASGIApp:
-    endpoints = Endpoints(defaults, worker, bounds)
-    routes = [
-        HttpRoute("/health", endpoints.health),
-        HttpRoute("/v1/chat/completions", endpoints.complete, methods=["POST"]),
-        HttpRoute("/v1/models", endpoints.models),
-        HttpRoute("/v1/models/{name:path}", endpoints.model),
-    ]
-    handlers = dict.fromkeys((RefusedError, HTTPException, ClientDisconnect, Exception), _show_error)
-    return Starlette(routes=routes, middleware=[Middleware(Guard, access)], exception_handlers=handlers)
-
-
+@dataclass(frozen=True, slots=True)
 class Guard:
     """Rejects requests from web pages of other origins, without the API key, or with an ambiguous length."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    app: ASGIApp
+    access: Access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope["path"], Headers(scope=scope))
-        await (_refusal_response(refusal, closes=True) if refusal else self._app)(scope, receive, send)
+        await (_refusal_response(refusal, closes=True) if refusal else self.app)(scope, receive, send)
 
     def _refusal(self, path: str, headers: Headers) -> RefusedError | None:
         if "content-length" in headers and "transfer-encoding" in headers:
             return RefusedError("a request must not have both Content-Length and Transfer-Encoding")
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._access.accepts_host(_host_name(host)):  # a web page may have any domain name resolve to this server
+        if not self.access.accepts_host(_host_name(host)):  # a web page may have any domain name resolve to this server
             return RefusedError("unknown Host header", "use the server's IP address, or an API key", code="invalid_host")
         if origin is not None and origin.partition("://")[2] != host:
             message = "requests from web pages of other origins are refused"
             return RefusedError(message, status=403, code="invalid_origin")
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        required = self._access.api_key
+        required = self.access.api_key
         is_right = scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), (required or "").encode())
         if required is None or is_right or path == "/health":
             return None
@@ -119,50 +107,48 @@ def _host_name(header: str) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
 class Endpoints:
     """The route handlers."""
 
-    def __init__(self, defaults: Defaults, worker: Worker, bounds: Bounds) -> None:
-        self._defaults, self._worker, self._bounds = defaults, worker, bounds
-        self._started = int(time.time())
+    defaults: Defaults
+    worker: Worker
+    bounds: Bounds
+    created: int  # Unix time
 
     async def health(self, request: Request) -> Response:
-        return JsonResponse({"status": "ok", "running": self._worker.num_running, "waiting": len(self._worker.intake)})
+        return JsonResponse({"status": "ok", "running": self.worker.num_running, "waiting": len(self.worker.intake)})
 
     async def models(self, request: Request) -> Response:
-        return JsonResponse({"object": "list", "data": [self._model(name) for name in self._defaults.names]})
+        return JsonResponse({"object": "list", "data": [self._model(name) for name in self.defaults.names]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        find_route(name, self._defaults.menu)
+        find_route(name, self.defaults.menu)
         return JsonResponse(self._model(name))
 
     def _model(self, name: str) -> Json:
-        return {"id": name, "object": "model", "created": self._started, "owned_by": "arbitrage"}
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "arbitrage"}
 
-    async def complete(self, request: Request) -> Response:
-        body = await _read_body(request, self._bounds)
-        chat = read_request(body, f"chatcmpl-{secrets.token_hex(12)}", self._defaults)
-        if ignored := ", ".join(chat.body.ignored):
-            log.info("%s: ignored fields: %s", chat.problem.id, ignored)
-        with contextlib.ExitStack() as stack:
-            call = self._begin(chat)
-            stack.callback(self._worker.intake.withdraw, call.ticket)
-            headers = {"x-arbitrage-ignored": ignored} if ignored else {}
-            if not chat.body.stream:
-                return JsonResponse(await call.answer(request.is_disconnected), headers=headers)
-            first = await call.first()  # an early error can still set the HTTP status
-            return EventStream(call.stream(first), stack.pop_all(), headers)
-
-    def _begin(self, chat: ChatRequest) -> "Call":
-        num_open = self._worker.num_running + len(self._worker.intake)
-        if num_open >= self._bounds.running + self._bounds.waiting:
+    async def complete(self, request: Request) -> ASGIApp:
+        body = await _read_body(request, self.bounds)
+        chat = read_request(body, f"chatcmpl-{secrets.token_hex(12)}", self.defaults)
+        num_open = self.worker.num_running + len(self.worker.intake)
+        if num_open >= self.bounds.running + self.bounds.waiting:
             message = f"the queue is full: {num_open} requests are running or waiting"
             raise RefusedError(message, "retry later", status=429, code="queue_full")
-        call = Call(chat, self._bounds)
-        if not self._worker.intake.put(call.ticket):
+        call = Call(chat, self.bounds)
+        if not self.worker.intake.put(call.ticket):
             raise _shutting_down()
-        return call
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                response = await (call.events() if chat.body.stream else call.answer(request.is_disconnected))
+                await response(scope, receive, send)
+            finally:  # or the client has left
+                self.worker.intake.withdraw(call.ticket)
+
+        return respond
 
 
 class Call:
@@ -175,21 +161,22 @@ class Call:
         self._answer = Answer(chat, int(time.time()))
         self.ticket = Ticket(chat, bounds.seconds, self._deliver)
 
-    async def answer(self, is_disconnected: Callable[[], Awaitable[bool]]) -> Json:
+    async def answer(self, is_disconnected: Callable[[], Awaitable[bool]]) -> Response:
         while not self._answer.is_complete:
             if report := await self._next():
                 self._take(report)
             if await is_disconnected():
                 raise ClientDisconnect
-        return self._answer.complete()
+        return JsonResponse(self._answer.complete())
 
-    async def first(self) -> Progress | None:
-        """Return the first report with text, or None if it does not arrive in time."""
+    async def events(self) -> Response:
+        """Wait for the first text, if it arrives in time, because an early error can still set the HTTP status."""
         while isinstance(report := await self._next(), Writing):
             pass
-        return report
+        events = self._stream(report)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
-    async def stream(self, report: Progress | None) -> AsyncIterator[bytes]:
+    async def _stream(self, report: Progress | None) -> AsyncIterator[bytes]:
         """Yield the events of the answer, with keep-alive comments between them. `report` is the first report."""
         yield answers.event(self._answer.first())
         try:
@@ -234,30 +221,17 @@ class Call:
             self._loop.call_soon_threadsafe(self._reports.put_nowait, report)
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events. `at_end` is closed when the stream ends or its client disconnects."""
-
-    def __init__(self, events: AsyncIterator[bytes], at_end: contextlib.ExitStack, headers: Mapping[str, str]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store", **headers})
-        self._at_end = at_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._at_end:
-            await super().__call__(scope, receive, send)
-
-
 async def _read_body(request: Request, bounds: Bounds) -> bytes:
     """Read a request body. Raises RefusedError if the body is not JSON, is too large or arrives too slowly."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RefusedError("the body must be JSON", "set the header Content-Type: application/json", status=415)
-    too_large = RefusedError(f"the body is larger than {bounds.body_bytes:,} bytes", status=413)
     body = bytearray()
     try:
         async with asyncio.timeout(bounds.body_seconds):
             async for part in request.stream():
                 body += part
                 if len(body) > bounds.body_bytes:
-                    raise too_large
+                    raise RefusedError(f"the body is larger than {bounds.body_bytes:,} bytes", status=413)
     except TimeoutError as error:
         raise RefusedError(f"the body did not arrive within {bounds.body_seconds:g} s", status=408) from error
     return bytes(body)
@@ -267,10 +241,8 @@ def _shutting_down() -> RefusedError:
     return RefusedError("the server is shutting down", "retry later", status=503)
 
 
-class JsonResponse(Response):
+class JsonResponse(JSONResponse):
     """A response in ASCII, because a model's text may contain parts of characters that UTF-8 cannot encode."""
-
-    media_type = "application/json"
 
     def render(self, content: Json) -> bytes:
         return answers.to_json(content)
@@ -310,27 +282,22 @@ class Protocol(H11Protocol):
         self._began = time.monotonic()
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            others = (other for other in self.connections if isinstance(other, Protocol))
-            unfinished = [other for other in others if other.conn.their_state in (h11.IDLE, h11.SEND_BODY)]
+            states = h11.IDLE, h11.SEND_BODY
+            unfinished = [one for one in self.connections if isinstance(one, Protocol) and one.conn.their_state in states]
             oldest = min(unfinished, key=lambda connection: connection._began)  # noqa: SLF001 - same class
             self.connections.discard(oldest)
             oldest.transport.close()
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket that is not listening yet. Port 0 selects a free port."""
-    with os_errors(UsageError, f"{host} port {port}: cannot listen", ANOTHER):
-        family, kind, _, _, address = socket.getaddrinfo(os.fsencode(host), port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
+    """Return a listening socket, so that requests wait while models are loaded. Port 0 selects a free port."""
+    with os_errors(UsageError, f"{host} port {port}: cannot listen", "use another --port or --host"):
+        family, _, _, _, address = socket.getaddrinfo(os.fsencode(host), port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    return bound
-
-
-def listen(bound: socket.socket) -> None:
-    host, port = bound.getsockname()[:2]
-    with os_errors(UsageError, f"{host} port {port}: cannot listen", ANOTHER):
         bound.listen(BACKLOG)
+    return bound
 
 
 class Service:
@@ -338,8 +305,16 @@ class Service:
 
     def __init__(self, worker: Worker, defaults: Defaults, bounds: Bounds, access: Access) -> None:
         self._worker = worker
+        endpoints = Endpoints(defaults, worker, bounds, int(time.time()))
+        routes = [
+            HttpRoute("/health", endpoints.health),
+            HttpRoute("/v1/chat/completions", endpoints.complete, methods=["POST"]),
+            HttpRoute("/v1/models", endpoints.models),
+            HttpRoute("/v1/models/{name:path}", endpoints.model),
+        ]
+        handlers = dict.fromkeys((RefusedError, HTTPException, ClientDisconnect, Exception), _show_error)
         config = uvicorn.Config(
-            make_app(defaults, self._worker, bounds, access),
+            Starlette(routes=routes, middleware=[Middleware(Guard, access)], exception_handlers=handlers),
             http=Protocol,
             ws="none",
             lifespan="off",

@@ -268,17 +268,6 @@ def test_a_finished_step_is_reported_while_the_response_continues() -> None:
     assert [(step.text, step.stop) for step in steps] == [("a.\n\n", "separator")]
 
 
-def test_the_estimate_for_a_served_target_alone_has_the_latency_of_one_request() -> None:
-    server = HashServer()
-    server.seconds = 0.05
-    with opened_model(server) as model:
-        (finished,) = finished_of(events_of({**here(), "target": served("target", model)}, PROBLEMS[:1], "entropy", -1.0))
-    spent = [step.cost for step in kept(finished.trace)]
-    assert (len(spent) > 3, min(cost.prefill_seconds for cost in spent) >= server.seconds) == (True, True)
-    latency, decoding = (sum(getattr(cost, name) for cost in spent) for name in ("prefill_seconds", "decode_seconds"))
-    assert finished.target_alone_seconds == pytest.approx(latency / len(spent) + decoding)
-
-
 def test_the_time_of_a_step_includes_the_tokenization_of_its_prompt() -> None:
     server = HashServer()
     answer, delay = server.handle, 0.05

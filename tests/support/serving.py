@@ -97,7 +97,6 @@ def serving(
     defaults = replace(DEFAULTS, limits=limits, thinking=thinking)
     service = Service(Worker(scheduler, lambda policy: None), defaults, allowed, access)
     with closing(bind("127.0.0.1", 0)) as bound:
-        bound.listen()
 
         def run() -> None:
             try:

@@ -77,15 +77,16 @@ def find_keys(
     servers would receive the shared key.
     """
     keys: dict[ModelRole, str] = {}
+    shared = environment.get(KEY_VARIABLE)
     are_several = len({address.host for address in addresses.values()}) > 1
     for role, address in addresses.items():
         named, own = variables.get(role), f"ARBITRAGE_{role.upper()}_API_KEY"
         if named and not environment.get(named):
             raise UsageError(f"environment variable {named} for the API key of the {role} is not set", f"export {named}=...")
         key = environment.get(named or "") or environment.get(own)
-        if not key and environment.get(KEY_VARIABLE) and are_several:
+        if not key and shared and are_several:
             raise UsageError(f"{KEY_VARIABLE} is set, but the models are on several servers", f"set {own} instead")
-        key = key or environment.get(KEY_VARIABLE)
+        key = key or shared
         if key and not re.fullmatch(r"[\x21-\x7e]+", key):
             raise UsageError(f"the API key of the {role} ({address.host}) contains invalid characters", "set it again")
         if key and address.is_exposed:
@@ -102,4 +103,4 @@ def is_private(host: str) -> bool:
     except ValueError:
         is_number = re.fullmatch(r"\d+|0x[0-9a-f]+", host)  # an IP address, such as 134744072 for 8.8.8.8
         return (not is_number and "." not in host) or host.endswith((".local", ".internal", ".lan", ".localhost"))
-    return address.is_private or address.is_loopback or address.is_link_local
+    return address.is_private

@@ -221,7 +221,9 @@ class Server:
         text = ""
         with contextlib.suppress(TimeoutError, RetryableError):  # long and slow explanations are omitted
             async with asyncio.timeout(ERROR_SECONDS):
-                text = self._reason(await _read(response, MAX_ERROR_BYTES))
+                body = await _read(response, MAX_ERROR_BYTES)
+                value = "" if body.lstrip().startswith("<") else _loaded(body)  # no web page
+                text = self.shown(_message(body if value is None else value))
         reason = f"responded with HTTP {status}: {text}".rstrip(": ")
         if status in RETRIED or status >= 500:
             raise RetryableError(reason, retry_after=_retry_after(response.headers), status=status)
@@ -236,20 +238,13 @@ class Server:
             raise ContextFullError(message, "use a shorter problem")
         raise ServerRequestError(message, status=status)
 
-    def _reason(self, body: str) -> str:
-        """Return the explanation in an error response."""
-        error = _loaded(body)
-        if error is None:
-            error = "" if body.lstrip().startswith("<") else body  # not a web page
-        return self.shown(_message(error.get("error", error) if isinstance(error, dict) else error))
-
     def _parsed(self, text: str, read: Read[T]) -> T:
         """Parse a JSON object. Raises ContextFullError or RetryableError if the object describes an error."""
         value = _loaded(self.redacted(text) if len(self.key or "") >= MIN_SECRET else text)
         if not isinstance(value, dict):
             raise RetryableError("sent a response that is not a JSON object")
-        if error := value.get("error"):
-            reason = self.shown(_message(error))
+        if value.get("error"):
+            reason = self.shown(_message(value))
             if TOO_LONG.search(reason):
                 raise ContextFullError(f"{self.name}: {reason}", "use a shorter problem")
             raise RetryableError(f"interrupted a response ({reason})")
@@ -266,11 +261,7 @@ class Server:
 
     def redacted(self, text: str) -> str:
         """Replace the API key, which some servers repeat, even wrapped."""
-        return self._key_pattern.sub("***", text)
-
-    @cached_property
-    def _key_pattern(self) -> re.Pattern[str]:
-        return re.compile(r"(?:\s|\\[nrt])*\\?".join(map(re.escape, self.key)) if self.key else "(?!)")
+        return re.sub(r"(?:\s|\\[nrt])*\\?".join(map(re.escape, self.key)), "***", text) if self.key else text
 
     def shown(self, text: object) -> str:
         """Return a server's text as a part of an error."""
@@ -293,8 +284,8 @@ class Server:
                 if num_counted >= (MAX_PROBES if is_probe else MAX_TRIES) or (is_probe and failure.is_down):
                     usual = "check the address and that the server is running" if is_probe else "lower --concurrency"
                     message = f"{'' if is_probe else f'{num_tries} tries failed: '}{self.name} {failure}"
-                    has_answered = failure.status and not failure.is_down
-                    raise ServerRequestError(message, "" if has_answered else usual, status=failure.status) from None
+                    hint = usual if failure.is_down or not failure.status else ""
+                    raise ServerRequestError(message, hint, status=failure.status) from None
                 await asyncio.sleep(self._delay(failure, num_tries, began))
                 restart()
 
@@ -335,8 +326,11 @@ def _loaded(text: str) -> Any:
     return None
 
 
-def _message(error: object) -> object:
-    return (error.get("message", error) if isinstance(error, dict) else error) or ""
+def _message(value: Any) -> Any:
+    """Return the explanation in a JSON value that describes an error."""
+    for name in ("error", "message"):
+        value = value.get(name, value) if isinstance(value, dict) else value
+    return value or ""
 
 
 async def _read(response: "httpx2.Response", max_bytes: int) -> str:

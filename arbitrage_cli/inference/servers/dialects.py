@@ -44,7 +44,6 @@ APIS: Mapping[str, tuple[str, Json]] = {
 }
 """The convention of each API, and the fields that turn off thinking, by domain, from the providers' documentation."""
 MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
-OTHER_API: tuple[str, Json] = ("trailing", {})  # such as llama-server
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +124,8 @@ class Completions:
 
     def body(self, request: TextRequest) -> Json:
         alternatives = {"logprobs": request.num_alternatives} if request.num_alternatives else {}
-        usage = {"stream_options": {"include_usage": True}}
-        return {**self.own_fields, **request.body(), "max_tokens": request.max_tokens, **usage, **alternatives}
+        fields = {"max_tokens": request.max_tokens, "stream_options": {"include_usage": True}}
+        return {**self.own_fields, **request.body(), **fields, **alternatives}
 
     def read(self, answer: Json) -> Piece:
         return Response.model_validate(answer).read()
@@ -225,7 +224,9 @@ class Chat(Completions):
     @classmethod
     def at(cls, host: str, continuation: str | None, variables: Mapping[str, Any]) -> "Chat":
         """Return the chat API of a host. `continuation` replaces the convention; `variables` are for the chat template."""
-        usual, no_thinking = next((api for domain, api in APIS.items() if f".{host}".endswith(f".{domain}")), OTHER_API)
+        usual, no_thinking = next(
+            (api for domain, api in APIS.items() if f".{host}".endswith(f".{domain}")), ("trailing", {})
+        )
         switches = {"chat_template_kwargs": dict(variables)} if variables else {}
         return cls(continuation or usual, {**switches, **no_thinking})
 

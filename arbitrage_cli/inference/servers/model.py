@@ -185,26 +185,23 @@ class ServedModel:
     ) -> list[int]:
         """Tokenize segments. If `begins` is true, the server may add the first token of a sequence."""
         parts = [
-            self._tokenize(text, topic, is_template=isinstance(segment, Control), begins=begins and not index)
+            self.tokenize(text, topic, is_template=isinstance(segment, Control), begins=begins and not index)
             for index, segment in enumerate(segments)
             for text in controls.fragments(segment)
             if text
         ]
         return list(chain.from_iterable(await asyncio.gather(*parts)))
 
-    async def _tokenize(self, text: str, topic: str, *, is_template: bool, begins: bool) -> list[int]:
+    async def tokenize(self, text: str, topic: str = "", *, is_template: bool = False, begins: bool = False) -> list[int]:
         """Tokenize a text. Unless it `begins` the prompt, a guard is put before the text if necessary, and its ids are removed."""
         for guard, head in ({} if begins else self.guards).items() or [("", [])]:
-            ids = await self.tokenize(guard + text, topic, is_template=is_template, begins=begins)
+            body = self.dialect.tokenizing(self.name, guard + text, is_template=is_template, begins=begins)
+            ids = (await self.server.fetch("/tokenize", Converted.model_validate, body, topic)).tokens
             if begins and ids[:1] == ids[1:2]:
                 return ids[1:]  # server and template both added the first token
             if ids[: len(head)] == head:  # otherwise the text merged with the guard
                 return ids[len(head) :]
         raise ServerRequestError(f"{self.server.name} cannot tokenize {text[:20]!r} as a continuation")
-
-    async def tokenize(self, text: str, topic: str = "", *, is_template: bool = False, begins: bool = False) -> list[int]:
-        body = self.dialect.tokenizing(self.name, text, is_template=is_template, begins=begins)
-        return (await self.server.fetch("/tokenize", Converted.model_validate, body, topic)).tokens
 
     async def pieces(self, request: TextRequest, topic: str = "") -> AsyncGenerator[Piece, None]:
         """Yield the pieces of a response. Raises the same errors as `Server.stream`."""
@@ -402,14 +399,12 @@ async def _continuing(model: ServedModel, chat: Chat) -> Chat:
     except ServerRequestError as error:
         if error.status not in REFUSED:
             raise
-        message = (
-            f"{model.server.name} refuses to continue an answer by the convention '{chat.continuation}': {error.message}"
-        )
-        raise ServerError(message, OTHER_CONVENTION) from error
-    if _text_of(pieces).lstrip().startswith(REST):
-        return chat
-    message = f"{model.server.name}: {model.name} does not continue an answer by the convention '{chat.continuation}'"
-    raise ServerError(message, OTHER_CONVENTION)
+        text = error.message
+    else:
+        if (text := _text_of(pieces).lstrip()).startswith(REST):
+            return chat
+    message = f"{model.name} does not continue an answer by the convention '{chat.continuation}' ({text[:100]!r})"
+    raise ServerError(f"{model.server.name}: {message}", OTHER_CONVENTION)
 
 
 async def _after_separator(model: ServedModel, chat: Chat) -> Chat:

@@ -123,7 +123,7 @@ class _LogProbabilities(BaseModel):
 
     def read(self) -> tuple[Token, ...]:
         rows = zip(self.tokens, self.token_logprobs, self.top_logprobs or [], strict=True)
-        return tuple(Token(text, own, _descending(top.values())) for text, own, top in rows)
+        return tuple(Token(text, own, sorted(top.values(), reverse=True)) for text, own, top in rows)
 
 
 class _Choice(BaseModel):
@@ -145,7 +145,7 @@ class _Choice(BaseModel):
             ending = "separator" if is_named else ENDINGS.get(reason, "stop")
             failure = failure or ("" if reason in ENDINGS else reason)
         tokens = self.logprobs.read() if self.logprobs else ()
-        text, thinks = self.text or self.delta.content or "", bool(self.delta.reasoning)
+        text, thinks = self.text or self.delta.content or "", bool(self.delta.reasoning or (usage and usage.thinking))
         return Piece(text, self.token_ids or (), tokens, ending, usage, thinks, failure)
 
 
@@ -156,9 +156,7 @@ class Response(BaseModel):
     usage: KnownUsage = None
 
     def read(self) -> Piece:
-        choice = next((choice for choice in self.choices if not choice.index), _Choice())
-        piece = choice.read(self.usage)
-        return replace(piece, thinks=piece.thinks or bool(self.usage and self.usage.thinking))
+        return next((choice for choice in self.choices if not choice.index), _Choice()).read(self.usage)
 
 
 # --- llama-server's own format
@@ -195,18 +193,13 @@ class LlamaResponse(BaseModel):
 
     def read(self) -> Piece:
         tokens = tuple(
-            Token(entry.token, entry.logprob, _descending(top.logprob for top in entry.top_logprobs))
+            Token(entry.token, entry.logprob, sorted((top.logprob for top in entry.top_logprobs), reverse=True))
             for entry in self.completion_probabilities
         )
-        if not self.stop:
-            return Piece(self.content, self.tokens, tokens)
         endings: dict[str, Ending] = {"word": "separator", "eos": "end", "limit": "length"}
-        ending, usage = endings.get(self.stop_type, "stop"), self.timings.read() if self.timings else None
+        ending = endings.get(self.stop_type, "stop") if self.stop else None
+        usage = self.timings.read() if self.timings else None
         return Piece(self.content + self.stopping_word, self.tokens, tokens, ending, usage)
-
-
-def _descending(values: Any) -> Sequence[float]:
-    return sorted(values, reverse=True)
 
 
 # --- models and prompts

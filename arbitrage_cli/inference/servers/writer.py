@@ -30,7 +30,6 @@ from arbitrage_cli.inference.servers.responses import Ending, Piece, Token, Usag
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import StepText, step_end, text_end
 from arbitrage_cli.inference.thinking import THINK
-from arbitrage_cli.inference.unit_costs import TokenCosts
 from arbitrage_cli.types import WHOLE, Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, Trace
 
 MAX_BLANK_ANSWERS = 4  # in a row
@@ -111,9 +110,9 @@ class _Slot:
 
     @property
     def unkept(self) -> Cost:
-        """The tokens of a response that is not kept. Its time belongs to the step that replaces it, if any."""
+        """What was spent, if the current response is not kept. Its time belongs to the step that replaces it, if any."""
         cost = replace(self.writing.cost(), prefill_seconds=0.0, decode_seconds=0.0)
-        return cost + Cost(prefill_tokens=self.num_unpaid)
+        return self.spent + cost + Cost(prefill_tokens=self.num_unpaid)
 
 
 @dataclass(eq=False)
@@ -135,7 +134,6 @@ class ServedWriter:
     def __post_init__(self) -> None:
         self._prompt = self.model.prompt(self.style)
         self._think_end_ids: list[int] = []
-        self._costs = TokenCosts()
         self._slots: dict[int, _Slot] = {}
         self._pending: dict[int, Future[None]] = {}
 
@@ -185,8 +183,7 @@ class ServedWriter:
         return self._slots[slot].num_prompt
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
-        own = sum((_per_request(decision.target.cost) for decision in trace.decisions if decision.target), Cost())
-        return self._costs.seconds_alone(own, 1, trace.num_tokens)
+        return None  # other users of the server change its speed
 
     # --- in the connection's thread
 
@@ -195,7 +192,7 @@ class ServedWriter:
         is_unfinished, num_steps = True, 0
 
         def restart() -> None:
-            slot.spent, slot.num_unpaid = slot.spent + slot.unkept, 0
+            slot.spent, slot.num_unpaid = slot.unkept, 0
             self._report(slot, num_unread=1)
             if len(slot.trace.decisions) > num_steps:
                 raise ServerRequestError(f"{self.model.server.name} interrupted a response", status=TIMEOUT)
@@ -214,7 +211,7 @@ class ServedWriter:
 
     async def _unreported(self, slot: _Slot) -> list[Step]:
         steps, writing = [update.step for update in slot.updates if update.step], slot.writing
-        if (cost := slot.spent + slot.unkept) != Cost():
+        if (cost := slot.unkept) != Cost():
             text = writing.text.finish(is_cut=True)
             steps.append(Step(self.role, text, writing.num_tokens, cost, "early", phase=writing.phase))
         return steps
@@ -254,7 +251,6 @@ class ServedWriter:
         text = writing.text.finish(is_cut=stop not in WHOLE)
         step = Step(self.role, text, writing.num_tokens, slot.spent + writing.cost(), stop, stats, phase=writing.phase)
         slot.steps.remember(step, self._own_ids(step, writing))
-        self._costs.add(_per_request(writing.cost()))
         slot.trace.add(Decision(kept=step))
         slot.spent, slot.is_new, slot.began = Cost(), False, time.perf_counter()
         self._begin(slot, writing.num_received)
@@ -279,7 +275,8 @@ class ServedWriter:
                 slot.num_unpaid = len(request.prompt.ids)
                 self._add(slot, _without_end_token(piece, request.marker), request.max_tokens)
                 ending, usage = piece.ending or ending, piece.usage or usage
-                if self._closes(slot):
+                ends = slot.writing.text.ended and self.model.dialect.is_plain
+                if ends or (not slot.until_end and slot.writing.stop == "loop"):  # the rest is not needed
                     ending = None
                     break
         writing = slot.writing
@@ -315,11 +312,6 @@ class ServedWriter:
                 self._keep(slot, stop)
                 slot.writing.first_at = slot.began
 
-    def _closes(self, slot: _Slot) -> bool:
-        """Return whether the rest of the response is not needed."""
-        ends = slot.writing.text.ended and self.model.dialect.is_plain
-        return ends or (not slot.until_end and slot.writing.stop == "loop")
-
     async def _stop(self, slot: _Slot, ending: Ending, request: TextRequest) -> StepStop | None:
         writing, text = slot.writing, slot.writing.text
         if not text.has_marker and (slot.until_end or ending != "separator"):
@@ -329,10 +321,6 @@ class ServedWriter:
                 f"{self.model.server.name} omitted the stop string ({self.style.step_end}) from its response"
             )
         return writing.stop
-
-    def _marker(self, phase: Phase) -> str:
-        form = self._prompt.think_format
-        return form.end if phase == "think" or form.ends_turns else ""
 
     def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
         """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
@@ -353,7 +341,7 @@ class ServedWriter:
         )
 
     def _request(self, slot: _Slot, prompt: Prompt, max_tokens: int) -> TextRequest:
-        writing = slot.writing
+        writing, form = slot.writing, self._prompt.think_format
         prompt = prompt.followed_by(writing.text.so_far, writing.ids)
         return TextRequest(
             self.model.name,
@@ -364,7 +352,7 @@ class ServedWriter:
             cache_key="" if self.shares_prompts else slot.topic,
             is_first=slot.is_new,
             stop=self.style.step_end.separator if self.model.dialect.can_stop and not slot.until_end else "",
-            marker=self._marker(writing.phase),
+            marker=form.end if writing.phase == "think" or form.ends_turns else "",
         )
 
     async def _prompt_of(self, slot: _Slot) -> Prompt:
@@ -412,10 +400,9 @@ class ChatWriter(ServedWriter):
         if slot.until_end or ending == "length":
             return await super()._stop(slot, ending, request)
         written, separator, text = request.prompt.text, self.style.step_end.separator, slot.writing.text.so_far
-        if ending == "stop" and text.strip():
-            ending = "end" if not request.stop or await self._is_over(slot, request) else "separator"
-        elif ending == "stop":
-            is_over = not request.stop or not written or written.endswith(separator)
+        if ending == "stop":
+            is_empty, follows = not text.strip(), not written or written.endswith(separator)
+            is_over = not request.stop or (follows if is_empty else await self._is_over(slot, request))
             ending = "end" if is_over else "separator"
         if ending == "end":
             return "thought" if slot.writing.phase == "think" else "end"
@@ -438,11 +425,6 @@ class ChatWriter(ServedWriter):
                 cached = usage.cached or 0
                 slot.spent += Cost(usage.prompt - cached, decode_tokens=usage.written or 0, cached_tokens=cached)
         return is_over
-
-
-def _per_request(cost: Cost) -> Cost:
-    """Count requests instead of prompt tokens, because most of the time before the first token is latency."""
-    return replace(cost, prefill_tokens=int(cost.prefill_seconds > 0))
 
 
 def _without_end_token(piece: Piece, marker: str) -> Piece:
