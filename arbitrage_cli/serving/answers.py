@@ -116,8 +116,7 @@ class Answer:
         thoughts = {"reasoning_content": "".join(self._thoughts)} if self._thoughts else {}
         message = {"role": "assistant", "content": text, "refusal": None, **thoughts}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason}
-        header = self._header("chat.completion", self._trace.decisions)
-        return {**header, "choices": [choice], "usage": self._usage()}
+        return {**self._header("chat.completion", self._trace.decisions), "choices": [choice], "usage": self._usage()}
 
     def _add_text(self, text: str, phase: Phase, decisions: Sequence[Decision] = ()) -> Json | None:
         is_answer = phase == "answer"
@@ -137,8 +136,8 @@ class Answer:
             if self._request.body.arbitrage
             else {}
         )
-        identifier, model = self._request.problem.id, self._request.model
-        return {"id": identifier, "object": kind, "created": self._created, "model": model, **steps}
+        request = self._request
+        return {"id": request.problem.id, "object": kind, "created": self._created, "model": request.model, **steps}
 
     def _usage(self) -> Json:
         decisions, kept, check = self._trace.decisions, self._trace.num_tokens, self._trace.check

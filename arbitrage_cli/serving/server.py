@@ -41,7 +41,7 @@ from arbitrage_cli.types import Finished, Writing
 
 MAX_CONNECTIONS = 512
 BACKLOG = 128  # pending connections
-HEADER_BYTES = 1 << 16
+HEADER_BYTES, BODY_BYTES = 1 << 16, 1 << 20
 KEEP_ALIVE_SECONDS = 120  # longer than clients reuse a connection: a request on a closing connection would be lost
 STATUS_CLIENT_CLOSED = 499  # as in nginx
 RETRY = {"retry-after": "1"}
@@ -59,7 +59,6 @@ class Bounds:
     running: int
     waiting: int = 64
     seconds: float = 600.0
-    body_bytes: int = 1 << 20
     body_seconds: float = 10.0
     keep_alive_seconds: float = 5.0
 
@@ -131,8 +130,7 @@ class Endpoints:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "arbitrage"}
 
     async def complete(self, request: Request) -> ASGIApp:
-        body = await _read_body(request, self.bounds)
-        chat = read_request(body, f"chatcmpl-{secrets.token_hex(12)}", self.defaults)
+        chat = read_request(await _read_body(request, self.bounds), f"chatcmpl-{secrets.token_hex(12)}", self.defaults)
         num_open = self.worker.num_running + len(self.worker.intake)
         if num_open >= self.bounds.running + self.bounds.waiting:
             message = f"the queue is full: {num_open} requests are running or waiting"
@@ -230,8 +228,8 @@ async def _read_body(request: Request, bounds: Bounds) -> bytes:
         async with asyncio.timeout(bounds.body_seconds):
             async for part in request.stream():
                 body += part
-                if len(body) > bounds.body_bytes:
-                    raise RefusedError(f"the body is larger than {bounds.body_bytes:,} bytes", status=413)
+                if len(body) > BODY_BYTES:
+                    raise RefusedError(f"the body is larger than {BODY_BYTES:,} bytes", status=413)
     except TimeoutError as error:
         raise RefusedError(f"the body did not arrive within {bounds.body_seconds:g} s", status=408) from error
     return bytes(body)

@@ -132,6 +132,5 @@ class Worker:
             ticket.deliver(event)  # every token of a single model is kept
         elif isinstance(event, Finished):
             del self._tickets[event.trace.problem.id]
-            seconds = time.perf_counter() - ticket.arrived
-            observe(RequestEnded(request.model, event, seconds, ticket.end))
+            observe(RequestEnded(request.model, event, time.perf_counter() - ticket.arrived, ticket.end))
             ticket.deliver(event)

@@ -304,8 +304,7 @@ class Server:
             raise ServerError(f"{self.name} has been failing for {failing:.0f} s (it {failure})", hint)
         if failure.is_down and not self.is_gone and (num_tries > 1 or now - began > NOTE_SECONDS):
             self.is_gone = True
-            minutes = GONE_SECONDS / 60
-            log.warning("%s %s; retrying for %.0f minutes (press Ctrl-C to stop)", self.name, failure, minutes)
+            log.warning("%s %s; retrying for %.0f s (press Ctrl-C to stop)", self.name, failure, GONE_SECONDS)
         if failure.retry_after > NOTE_SECONDS and now >= self.paused_until:
             self.paused_until = now + failure.retry_after
             log.warning("%s asks to wait %.0f s before retrying (it %s)", self.name, failure.retry_after, failure)

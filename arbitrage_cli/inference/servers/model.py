@@ -169,9 +169,6 @@ class ServedModel:
         build = partial(ChatPrompt, template, None, (), style, self.source.template_variables)
         return self.server.connection.run(self.server.retry(partial(self.with_renderings, build), is_probe=True))
 
-    def controls(self, segments: Sequence[Segment]) -> Controls:
-        return Controls(segments, can_ignore=self.dialect.can_ignore_controls)
-
     async def prompt_of(self, segments: Sequence[Segment], controls: Controls, topic: str = "") -> Prompt:
         """Return a prompt as the server accepts it."""
         if self.dialect.is_plain:
@@ -347,7 +344,8 @@ async def _guards(model: ServedModel) -> Mapping[str, list[int]]:
 async def _tested(model: ServedModel, segments: Sequence[Segment]) -> ServedModel:
     if not model.dialect.is_plain:
         model = replace(model, guards=await model.server.retry(partial(_guards, model), is_probe=True))
-    prompt = await model.server.retry(partial(model.prompt_of, segments, model.controls(segments)), is_probe=True)
+    controls = Controls(segments, can_ignore=model.dialect.can_ignore_controls)
+    prompt = await model.server.retry(partial(model.prompt_of, segments, controls), is_probe=True)
     try:
         return await _test(model, prompt, model.dialect.max_alternatives)
     except ServerRequestError as error:

@@ -189,7 +189,7 @@ class ServedWriter:
 
     async def _answer(self, slot: _Slot) -> None:
         """Write and report the next step or, with `until_end`, all later steps."""
-        is_unfinished, num_steps = True, 0
+        num_steps = 0
 
         def restart() -> None:
             slot.spent, slot.num_unpaid = slot.unkept, 0
@@ -198,14 +198,15 @@ class ServedWriter:
                 raise ServerRequestError(f"{self.model.server.name} interrupted a response", status=TIMEOUT)
 
         try:
-            while is_unfinished:
+            while True:
                 num_steps, slot.began = len(slot.trace.decisions), time.perf_counter()
                 try:
                     await self.model.server.retry(partial(self._write, slot), restart=restart)
                 except ServerRequestError as error:
                     if error.status != TIMEOUT or len(slot.trace.decisions) == num_steps:
                         raise  # otherwise, the next request follows the complete steps
-                is_unfinished = slot.until_end and not slot.trace.finished
+                if not slot.until_end or slot.trace.finished:
+                    return
         except (ProblemError, ServerError) as error:
             self._report(slot, error=error)
 
@@ -232,10 +233,13 @@ class ServedWriter:
         budget, is_last_thought = trace.next_budget(max(fitting, trace.limits.max_step_tokens) if slot.until_end else None)
         stop = await self._write_until_end(slot, prompt, min(budget, room))
         num_tokens, at_limit = slot.writing.num_received, stop == "budget"
-        is_spent = budget <= room and (at_limit or num_tokens >= budget)
-        is_full = at_limit and num_tokens >= room
-        by_text = None if at_limit else stop
-        self._keep(slot, step_end(by_text, is_spent=is_spent, is_last_thought=is_last_thought, is_full=is_full) or stop)
+        ended = step_end(
+            None if at_limit else stop,
+            is_spent=budget <= room and (at_limit or num_tokens >= budget),
+            is_last_thought=is_last_thought,
+            is_full=at_limit and num_tokens >= room,
+        )
+        self._keep(slot, ended or stop)
 
     def _begin(self, slot: _Slot, num_earlier: int = 0) -> None:
         slot.writing = _Writing(self._prompt.step_text(slot.trace), slot.trace.phase, slot.began, num_earlier)
@@ -360,7 +364,7 @@ class ServedWriter:
         if not slot.segments:
             slot.segments = await model.with_renderings(partial(self._prompt.for_problem, slot.problem))
             marks = [Control(form.opens + form.closes)] if slot.problem.thinks else []
-            slot.controls = model.controls([*slot.segments, *marks])
+            slot.controls = Controls([*slot.segments, *marks], can_ignore=model.dialect.can_ignore_controls)
         controls = slot.controls
         if model.dialect.is_plain:
             kept = [decision.kept for decision in slot.trace.decisions]
