@@ -359,9 +359,9 @@ class Checked:
 class Finished:
     """Event: a problem was solved, or failed with `error` after the steps in its trace.
 
-    `target_alone_seconds` is the estimated time of the target alone for the same text, or None if the target was not loaded
-    or solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported. `abandoned`
-    contains the steps that were being written when the problem ended.
+    `target_alone_seconds` is the estimated time of the target alone for the same text, or None if the target was not loaded,
+    is on a server or solved several problems at once. `prompt_tokens` is the first prompt token count that a model reported.
+    `abandoned` contains the steps that were being written when the problem ended.
     """
 
     trace: Trace
