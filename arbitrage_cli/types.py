@@ -52,7 +52,7 @@ class Problem:
     """A question with its own settings.
 
     `turns` contains the earlier messages of a conversation. `system` replaces the default system prompt, unless `system` is
-    None. `thinks` is set from the limits when the problem is solved.
+    None. `thinks` is copied from the limits before the problem is solved.
     """
 
     id: str
@@ -258,7 +258,7 @@ class Trace:
         return "think" if last.phase == "think" and not last.ends_thoughts else "answer"
 
     def next_budget(self, max_step_tokens: int | None = None) -> tuple[int, bool]:
-        """Return the token limit of the next step, and whether the rest of the thinking budget sets this limit."""
+        """Return the token limit of the next step, and whether the remaining thinking budget determines it."""
         budget = min(max_step_tokens or self.limits.max_step_tokens, self.limits.max_tokens - self.num_tokens)
         if self.phase == "answer" or self.limits.think_tokens is None:
             return budget, False

@@ -81,6 +81,7 @@ def test_usage_counts_the_work_of_each_model() -> None:
     assert solution.seconds == pytest.approx(usage.draft.seconds + usage.target.seconds)
     assert "\n" not in repr(solution)
     assert ANSWER in repr(solution)
+    assert len(str(usage)) < 100
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -394,6 +395,7 @@ def test_advice_is_found_with_the_models_of_the_pair(tmp_path: Path, monkeypatch
     with open_pair(task="math", **shared) as pair:
         advice = pair.advise(["What is 5 + 6?", {"question": "What is 7 + 6?", "answer": "13"}], minutes=0.01)
         assert advice.policy in ("target", "speculative", "arbitrage", "draft")
+        assert len(str(advice)) < 100
         assert advice.confidence is None
         assert (advice.speedup is None) == (not advice.verdict.best.num_problems)
         assert {"--task", "--threads", "--ctx", "--offline", "--max-tokens"} <= set(shlex.split(advice.command))

@@ -41,7 +41,7 @@ from arbitrage_cli.problems.tasks import FORMS, Task
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import DEFAULT_TAU
-from arbitrage_cli.runs.folder import RunFolder
+from arbitrage_cli.runs.folder import ADVISE, RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.system.files import user_folder
 
@@ -67,13 +67,16 @@ def ask_for_advice(options: Options, task: Task, advice: AdviceOptions) -> Reque
     return request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Advice:
     """The verdict on a pair, and the figures behind it. `command` is a command line that applies the verdict."""
 
     verdict: Verdict
     figures: Mapping[str, Any]
     command: str
+
+    def __repr__(self) -> str:
+        return f"<Advice: {self.verdict.route}, confidence={self.confidence}>"
 
     @property
     def num_errors(self) -> int:
@@ -153,7 +156,7 @@ def advise(
 def _folder(request: Request, selected: Selection) -> Path:
     """Return the default run folder. Other models, settings or problems have another folder."""
     content = json.dumps([asdict(advised_pair(request)), selected.dataset.sha256])
-    path = default_folder(selected.dataset.name, request.named.names, prefix="advise--")
+    path = default_folder(selected.dataset.name, request.named.names, prefix=ADVISE)
     return path.with_name(f"{path.name}--{hashlib.sha256(content.encode()).hexdigest()[:8]}")
 
 

@@ -108,6 +108,11 @@ class Usage:
     escalated_steps: int
     check: Cost = NO_COST
 
+    def __str__(self) -> str:
+        draft, target = (cost.decode_tokens + cost.verify_kept for cost in (self.draft, self.target))
+        steps = f"{self.accepted_steps} steps accepted, {self.escalated_steps} escalated"
+        return f"{steps}; {draft} draft tokens, {target} target tokens"
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Solution:

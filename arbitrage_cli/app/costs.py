@@ -7,9 +7,9 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
 from arbitrage_cli.costs.store import Tuned, find_measurements, keep_tuned, tuned_file
-from arbitrage_cli.errors import ModelFileError, UsageError
+from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.gguf import read_header
-from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files
+from arbitrage_cli.model_files.pairs import find_files, is_gguf, local_files, no_such_file
 from arbitrage_cli.system.machine import free_cores
 from arbitrage_cli.types import ModelRole
 
@@ -52,7 +52,7 @@ def measure_missing(
         return known
     if known.keys() == paths.keys():
         return known
-    display.note("measuring the token costs of these models on this machine")
+    display.tell("measuring the token costs of these models on this machine")
     measured = measure_and_keep(paths, load, display.loading, display.note, limit).models
     return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
 
@@ -62,7 +62,7 @@ def warn_of_load(threads_of: Mapping[ModelRole, int], display: Display) -> None:
     threads = max(threads_of.values(), default=1)
     if threads > 1 and (free := free_cores()) < threads:
         display.note(
-            f"other programs use the processor, so {threads} threads may be slower than {free}; "
+            f"other programs are using the processor, so {threads} threads may be slower than {free}; "
             f"to use fewer, add --threads {free}"
         )
 
@@ -76,7 +76,7 @@ def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) 
     for role, source in sources.items():
         files = find_files(source, offline=offline, on_progress=display.fetching)
         if files and not local_files(source):
-            raise ModelFileError(f"{files[0]}: no such file", f"check the path of the {role} model")
+            raise no_such_file(source)
         if files:
             read_header(files[0])
         found[role] = str(files[0]) if files else source

@@ -21,6 +21,7 @@ from arbitrage_cli.model_files.pairs import (
     hub_name,
     is_served,
     local_files,
+    no_such_file,
     router_file,
     shipped_routers,
     user_pairs,
@@ -119,6 +120,8 @@ def describe_model(source: str, pair: PairEntry | None = None) -> Json:
         raise ModelFileError(f"{source} is not on this machine", f"download it: arbitrage models pull {source}")
     if not (files := files or find_files(source)):
         raise ModelFileError(f"{source} is not a model file", "to see what a server supports, solve a problem with --debug")
+    if not files[0].exists():
+        raise no_such_file(source)
     facts = read_facts(files, pair.ctx if pair else None)
     prompt = prompt_of(facts.files[0], (pair and pair.chat_template_kwargs) or {})
     form, by_itself = (prompt.own_format, prompt.thinks_by_itself) if prompt else (None, False)

@@ -19,7 +19,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.datasets import load_dataset
-from arbitrage_cli.problems.rows import BadLine, Dataset, Form, Item, make_problem, parse_mapping, read_problems
+from arbitrage_cli.problems.rows import BadLine, Dataset, Form, Item, Oddity, make_problem, parse_mapping, read_problems
 from arbitrage_cli.problems.tasks import FORMS
 from arbitrage_cli.types import Problem
 
@@ -30,6 +30,11 @@ MAX_NAME = 60  # characters in each half of a folder name
 DIGEST = 8  # characters of the checksum in a shortened name
 
 _FORMAT = "use one problem per line, or JSONL; name its fields with --map question=NAME"
+NOTES: Mapping[Oddity, str] = {
+    "gap": "found a blank line: each line is read as a separate problem; to solve a problem of several lines, use "
+    'arbitrage solve "$(cat FILE)"',
+    "answers": "the answers in the input are ignored; to grade solutions, use arbitrage bench --dataset FILE",
+}
 TABLES = (".csv", ".parquet")
 InputLine = Problem | BadLine
 
@@ -42,7 +47,7 @@ class Problems:
 
     def __init__(
         self,
-        problem: str | None,
+        arguments: Sequence[str],
         options: InputOptions,
         forms: Sequence[Form],
         display: Display,
@@ -50,12 +55,13 @@ class Problems:
     ) -> None:
         """Open the source. Raises UsageError if the source is missing, ambiguous or unreadable."""
         input_file = options.input_file
-        if problem is not None and input_file is not None:
+        if arguments and input_file is not None:
             raise UsageError("a problem argument and --input cannot be combined", "give one of them")
         mapping = parse_mapping(options.mapping) if options.mapping else {}
         places = range_of(options.limit) if options.limit else slice(None)
         table = _read_table(input_file, mapping, forms, places.stop)
-        self.ended = self._has_gap = False
+        self.ended = False
+        self._noted = set[Oddity]()
         self._display, self._name = display, input_file or "standard input"
         self._ahead: deque[InputLine] = deque()
         self._ids: set[str] = set()
@@ -63,17 +69,20 @@ class Problems:
         self._first = 1 + (places.start or 0)
         self.total: int | None
         rows: Iterable[InputLine]
-        if problem not in (None, "-"):
-            rows, self.total = [_from_argument(problem)], 1
+        if arguments and arguments != ["-"]:
+            rows = [_from_argument(problem, number) for number, problem in enumerate(arguments, start=1)]
+            self.total = len(rows)
         elif table:
+            if any(item.gold for item in table.items):
+                self._note("answers")
             rows = [item.problem for item in table.items[places]]
             self.total = len(rows)
         else:
-            stream = _open_input(input_file if problem is None else "-", stack)
+            stream = _open_input("-" if arguments else input_file, stack)
             count = count_lines(stream)
             self.total = None if count is None else len(range(count)[places])
             self._lines = LineSource(stream, self._name)
-            rows = itertools.islice(read_problems(self._lines, self._on_gap, mapping), places.start, places.stop)
+            rows = itertools.islice(read_problems(self._lines, self._note, mapping), places.start, places.stop)
         self._rows = self._checked(rows)
 
     def rows(self) -> Iterator[InputLine]:
@@ -119,13 +128,10 @@ class Problems:
         if num_bad == num_rows:
             raise UsageError("the input contains no problem", _FORMAT)
 
-    def _on_gap(self) -> None:
-        if not self._has_gap:
-            self._has_gap = True
-            self._display.note(
-                "found a blank line: each line is read as a separate problem; to solve a problem of several lines, use "
-                'arbitrage solve "$(cat FILE)"'
-            )
+    def _note(self, oddity: Oddity) -> None:
+        if oddity not in self._noted:
+            self._noted.add(oddity)
+            self._display.note(NOTES[oddity])
 
     def _with_unique_id(self, problem: Problem) -> Problem:
         unique = problem.id
@@ -208,12 +214,12 @@ def _read_table(
     return load_dataset(name, offline=True, mapping=mapping, needs_answers=False, forms=forms, max_rows=max_rows)
 
 
-def _from_argument(problem: str) -> Problem:
+def _from_argument(problem: str, number: int) -> Problem:
     with contextlib.suppress(OSError, ValueError):  # most problems are not valid paths
         if Path(problem).is_file():
             raise UsageError(f"'{problem}' is a file, not a problem", f"did you mean --input {problem}?")
     try:
-        return make_problem(problem, "1")
+        return make_problem(problem, str(number))
     except ValueError as error:
         raise UsageError(str(error), 'for example: arbitrage solve "What is 23 * 47 - 88?"') from error
 

@@ -82,8 +82,8 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """Show a line, such as a warning or an error about one problem."""
 
-    def remind(self, text: str) -> None:
-        """Show a line at most once a day."""
+    def tell(self, text: str) -> None:
+        """Show a line that is not a warning, unless the display is quiet."""
 
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None: ...
     def handle(self, event: Shown) -> None: ...
@@ -104,6 +104,8 @@ class LogDisplay:
     def note(self, text: str) -> None:
         self._log.warning("%s", text)
 
+    tell = note
+
     def _ignore(self, *args: Any, **options: Any) -> None: ...
 
-    loading = fetching = remind = begin = handle = end = result = close = _ignore
+    loading = fetching = begin = handle = end = result = close = _ignore

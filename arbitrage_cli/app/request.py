@@ -45,7 +45,6 @@ from arbitrage_cli.system.files import read_text
 from arbitrage_cli.types import ROLES, ModelRole
 
 MAX_TEMPLATE_BYTES = 1 << 20
-BUILT_IN = "the built-in models only solve school arithmetic; see arbitrage models list"
 _NUMBER, _ARITHMETIC = re.compile(r"\d"), re.compile(r"\d\D+\d|\bhow (many|much)\b|\bconvert\b", re.IGNORECASE)
 
 Models = Mapping[ModelRole, str]
@@ -411,7 +410,7 @@ def with_pairs_routing(options: Options, named: NamedModels) -> Options:
 
 
 def _policy_without_router(named: NamedModels, task: Task) -> str | None:
-    """Return the task's default policy if there is no router. If a model is on a server, `target` replaces speculation."""
+    """Return the task's default policy if there is no router, or `target` if a model on a server cannot speculate."""
     if named.router:
         return None
     return "target" if POLICIES[task.policy].speculates and named.served else task.policy

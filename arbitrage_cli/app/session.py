@@ -14,7 +14,7 @@ from arbitrage_cli.app.loaded import RemoteModel
 from arbitrage_cli.app.open_models import OpenModels
 from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import BUILT_IN, Request, is_arithmetic
+from arbitrage_cli.app.request import Request, is_arithmetic
 from arbitrage_cli.app.resume import continued, routes_of
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.measure import PROBE_SECONDS
@@ -179,7 +179,7 @@ def open_session(
         elif decided is None:
             decided = _decided(request, display, open_served, limit)
         for note in decided.notes:
-            display.note(note)
+            display.tell(note)
         if decided.tau_costs:
             log.info("presets are based on the token costs of %s", decided.tau_costs)
         models = OpenModels(request, decided, open_served, most)
@@ -196,8 +196,6 @@ def _decided(
     limit: float,
 ) -> "Setup":
     sources = request.models_for(request.asked)
-    if any(map(is_built_in, sources.values())):
-        display.remind(BUILT_IN)
     paths = fetch(sources, display, offline=request.options.offline)
     measured = measure_missing(request, paths, display, limit)
     return decide(request, gather(request, measured, open_served))

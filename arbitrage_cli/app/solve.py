@@ -5,7 +5,7 @@ tries it again after all other problems. Until that command ends, the file conta
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -39,19 +39,19 @@ MAX_SHOWN = 60  # characters of a value in a message
 
 def solve_problems(
     request: Request,
-    problem: str | None,
+    arguments: Sequence[str],
     source: InputOptions,
     path: Path | None,
     display: Display,
     line_of: LineOf,
     shown: Mapping[str, Any],
 ) -> "Solutions":
-    """Solve problems from an argument, a file or standard input, and write the results to `path` if it is set.
+    """Solve problems from arguments, a file or standard input, and write the results to `path` if it is set.
 
     `shown` contains the fields of `RunInfo` that decide what the display shows.
     """
     with contextlib.ExitStack() as stack:
-        problems = Problems(problem, source, request.task.forms, display, stack)
+        problems = Problems(arguments, source, request.task.forms, display, stack)
         folder = stack.enter_context(_open_file(path)) if path else None
         solutions = stack.enter_context(Solutions(problems, display, line_of, folder))
         solutions.solve_missing(request, shown)
@@ -72,6 +72,8 @@ def _open_file(path: Path) -> RunFolder:
     if path.suffix.lower() in OTHER_FORMATS:
         hint = f"{ANOTHER}; to write only answers, use --format text > FILE"
         raise UsageError(f"{path}: records are written as JSONL, not as {path.suffix[1:]}", hint, option="output_file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: no such folder", f"create it, or {ANOTHER}", option="output_file")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: not a regular file, so the command could not be resumed", ANOTHER)
     folder = _folder_of(path)

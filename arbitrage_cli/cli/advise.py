@@ -32,7 +32,7 @@ def advise(
     """Find out whether a pair is worth using on this machine, and with which policy.
 
     Measures token costs first. Then solves up to 40 problems with the target alone, the draft alone, speculation and routing,
-    until the answer is clear or the time limit is reached. The answer includes a confidence. Other commands use the token
+    until the result is conclusive or the time limit is reached. The answer includes a confidence. Other commands use the token
     costs, and follow the last advice by default. To add problems, repeat the command. Without a pair or models, the
     command proposes pairs of models from Ollama, LM Studio and llama.cpp. If none are found, it measures the built-in pair.
 
@@ -54,7 +54,7 @@ def advise(
     with command_display(output) as display, only_figures_on_stdout():
         selected = app.advice_problems(advice, seed=options.seed, offline=options.offline)
         if not advice.dataset:
-            display.remind("using built-in problems; to use your own, add --dataset FILE, with one question per line")
+            display.tell("using built-in problems; to use your own, add --dataset FILE, with one question per line")
         task = permitted(find_task(options.task or selected.dataset.task), advice.run_code)
         request = app.ask_for_advice(options, task, advice)
         result = app.advise(request, selected, advice, display)

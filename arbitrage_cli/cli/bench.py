@@ -10,6 +10,7 @@ from arbitrage_cli.app.options import SOME_FAILED, BenchOptions, Options, Proble
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import (
+    ClosedOutput,
     FigureOptions,
     OutputOptions,
     command_display,
@@ -52,8 +53,8 @@ def bench(
     """Measure the accuracy and time of policies on a data set.
 
     Each result is saved at once, and the same command resumes an interrupted run as it was decided when it began. You can
-    add problems, samples, policies and taus to a run. With --concurrency, several problems are solved at once: the results are
-    the same, the times are computed, and the run has a folder of its own.
+    add problems, samples, policies and taus to a run. With --concurrency, several problems are solved at once. The results
+    are the same, and the run gets its own folder.
 
     \b
     Examples:
@@ -95,7 +96,7 @@ def bench(
         with only_figures_on_stdout():
             run = run_bench(request, selected, path, bench, display)
         display.close()
-        if not sys.stdout.closed:
+        if not isinstance(sys.stdout, ClosedOutput):
             show_figures(*run.selected, FigureOptions(json_line=json_line))
         say(_conclusion(run), output)
     return SOME_FAILED if run.num_errors else 0

@@ -80,7 +80,7 @@ class _Prompt:
         }
 
     def follow_line(self) -> bool:
-        """Answer the next line or run its command. Return False at the end. Ctrl-C stops only the current answer."""
+        """Answer the next line, or run it if it is a command. Return False at the end. Ctrl-C stops only the current answer."""
         try:
             with interruptible(show_cursor):
                 line = _read_line(f"{self._conversation.route.name}> ")
@@ -168,12 +168,8 @@ def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> 
       arbitrage serve --pair llama3
       arbitrage serve --port 9000 --concurrency 16 --tau balanced
     """
-    try:
-        from arbitrage_cli.app.serve import serve_pair
-    except ImportError as error:
-        reason = f"arbitrage serve needs libraries that are not installed ({error})"
-        raise UsageError(reason, 'install them: pip install "starlette>=1.0.1" "uvicorn==0.54.0"') from error
     from arbitrage_cli.app.request import ask
+    from arbitrage_cli.app.serve import serve_pair
     from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display:

@@ -18,7 +18,7 @@ import typer
 from arbitrage_cli.cli.options import HIDDEN, OPTIONS, Option
 from arbitrage_cli.cli.settings import VARIABLE, origin_of, use_settings
 from arbitrage_cli.errors import ArbitrageError, UsageError
-from arbitrage_cli.model_files.pairs import found_names, shipped_routers, user_pairs
+from arbitrage_cli.model_files.pairs import found_names, user_pairs
 from arbitrage_cli.routing.policies import POLICIES
 
 COLUMNS = 76  # of the names of options, which must not be divided
@@ -174,10 +174,6 @@ def _data_sets(typed: str) -> list[str]:
     return _beginning(typed, DATASETS)
 
 
-def _routers(typed: str) -> list[str]:
-    return _beginning(typed, shipped_routers())
-
-
 def _beginning(typed: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(typed)]
 
@@ -188,7 +184,5 @@ COMPLETIONS: Mapping[str, Callable[[str], list[str]]] = {
     "target": complete_models,
     "policy": _policies,
     "dataset": _data_sets,
-    "router": _routers,
-    "from": _routers,
 }
 """The completion of each option's value."""

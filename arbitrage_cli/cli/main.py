@@ -20,12 +20,11 @@ from arbitrage_cli.errors import (
 )
 from arbitrage_cli.system.signals import Interruption, interruptible
 
-LAST_STANDARD = 2  # the descriptor of standard error
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. `argv` defaults to the arguments of the process. Never raises."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get("ARBITRAGE_DEBUG", "").lower() in ("1", "true", "yes", "on")
     with _streams():
         try:
             with interruptible(show_cursor):
@@ -37,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Interruption as interruption:
             return _show(InterruptedRunError("interrupted", exit_code=128 + interruption.number), debug=False)
         except ArbitrageError as error:
-            return _show(error, debug=_is_debugging(arguments))
+            return _show(error, debug=debug)
         except MemoryError:
             hint = "close other programs, use a smaller --ctx or --concurrency, or raise the limit (ulimit -v)"
-            return _show(ModelMemoryError("out of memory", hint), debug=_is_debugging(arguments))
+            return _show(ModelMemoryError("out of memory", hint), debug=debug)
         except Exception as error:  # noqa: BLE001 - a defect of this program also gets one line and a hint
             hint = "this is a bug: please set ARBITRAGE_DEBUG=1, run the command again, and report the output"
             is_defect = not _is_out_of_files(error)
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 else ArbitrageError("too many open files")
             )
             wrapped.__cause__ = error
-            return _show(wrapped, debug=_is_debugging(arguments))
+            return _show(wrapped, debug=debug)
 
 
 @contextlib.contextmanager
@@ -63,7 +62,7 @@ def _streams() -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if None in (sys.stdin, sys.stdout, sys.stderr):
-            while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD:
+            while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # up to standard error
                 pass
             os.close(descriptor)
         if sys.stdout is None:
@@ -85,10 +84,6 @@ def _streams() -> Iterator[None]:
             except (OSError, ValueError, OutputError):
                 with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
                     os.dup2(nowhere.fileno(), stream.fileno())
-
-
-def _is_debugging(arguments: Sequence[str]) -> bool:
-    return "--debug" in arguments or os.environ.get("ARBITRAGE_DEBUG", "").lower() in ("1", "true", "yes", "on")
 
 
 def _is_out_of_files(error: BaseException | None) -> bool:

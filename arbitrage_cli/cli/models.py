@@ -102,8 +102,8 @@ def info(
 ) -> None:
     """Describe models and verify their files, or show the card of a router.
 
-    The sha256 of each file is compared with the Hub's, with that of the shipped file, or with that of its first use on this
-    machine. The exit code is 3 if it differs. For a router (a .safetensors file, or builtin:universal), its card is shown.
+    The sha256 of each file is compared with the one on the Hub, of the shipped file, or recorded at the first use. The exit
+    code is 3 if it differs. For a router (a .safetensors file, or builtin:universal), its card is shown.
 
     \b
     Examples:

@@ -117,8 +117,8 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
         ),
         "fresh": Option("Start over. Existing results in the folder are kept under another name.", is_setting=False),
         "price": Option(
-            "Show costs at these prices per million input and output tokens: draft=0.02/0.10,target=0.60/2.40. With three "
-            "prices, the second is for cached input. Default: the price of the pair's target.",
+            "Show costs at these prices per million input and output tokens, for example draft=0.02/0.10,target=0.60/2.40. "
+            "With three prices, the second is for cached input. Default: the price of the pair's target.",
             "ROLE=IN/OUT,...",
         ),
         "json_line": Option("Print the figures as a single line of JSON.", names=("--json",)),

@@ -12,16 +12,14 @@ import os
 import select
 import stat
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.display.display import CommandDisplay, PlainScreen
+from arbitrage_cli.display.display import CommandDisplay, PlainScreen, Screen
 from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
 from arbitrage_cli.errors import OutputError, UsageError
-from arbitrage_cli.model_files.checksums import read_note, write_note
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -52,29 +50,20 @@ class FigureOptions:
 def command_display(options: OutputOptions) -> Iterator[Display]:
     """Open a command's display, which also shows log messages.
 
-    The display is live in a terminal. Otherwise, or with `--quiet`, progress is displayed as plain lines.
+    The display updates live in a terminal. Otherwise, or with `--quiet`, progress is displayed as plain lines.
     """
     with contextlib.closing(_choose_display(options)) as display, _log_to(display, options):
         yield display
 
 
 def _choose_display(options: OutputOptions) -> Display:
-    if options.quiet:
-        return CommandDisplay(PlainScreen(sys.stderr), sys.stdout, verbosity=0, is_due=lambda reminder: False)
-    if is_drawable(sys.stderr):
+    screen: Screen = PlainScreen(sys.stderr)
+    if is_drawable(sys.stderr) and not options.quiet:
         from arbitrage_cli.display.live import LiveScreen  # Rich is slow to import
 
-        return CommandDisplay(LiveScreen(sys.stderr), sys.stdout, is_due=is_reminder_due)
-    return CommandDisplay(PlainScreen(sys.stderr), sys.stdout, verbosity=2 if options.debug else 1, is_due=is_reminder_due)
-
-
-def is_reminder_due(reminder: str) -> bool:
-    """Return whether a reminder is due, and record that the reminder is shown today."""
-    today = time.strftime("%Y-%m-%d")
-    if read_note("reminders", [reminder]) == today:
-        return False
-    write_note("reminders", [reminder], today)
-    return True
+        screen = LiveScreen(sys.stderr)
+    verbosity = 0 if options.quiet else 2 if options.debug else 1
+    return CommandDisplay(screen, sys.stdout, verbosity=verbosity)
 
 
 @contextlib.contextmanager
@@ -130,7 +119,7 @@ def write_json(content: Any) -> None:
 
 
 def permitted(task: "Task", run_code: str | None) -> "Task":
-    """Return the task with the sandbox that `--run-code` selects. If the option is missing, asks the user in a terminal.
+    """Return the task with the sandbox that `--run-code` selects.
 
     Raises UsageError if the task runs programs without permission or without bubblewrap.
     """
@@ -143,17 +132,10 @@ def permitted(task: "Task", run_code: str | None) -> "Task":
     from arbitrage_cli.problems.code import find_sandbox
 
     find_sandbox()
-    if run_code is None and not _is_confirmed(f"Task {task.name} runs model-written programs in bubblewrap."):
-        hint = 'use --run-code, or set run-code = "sandboxed" in a settings file; see arbitrage guide code'
+    if run_code is None:
+        hint = 'use --run-code, or set run-code = "sandboxed" in a settings file; for details, run arbitrage guide code'
         raise UsageError(f"task {task.name} runs model-written programs on this machine", hint)
     return task
-
-
-def _is_confirmed(statement: str) -> bool:
-    if sys.stdin is None or not sys.stdin.isatty() or sys.stderr is None or not sys.stderr.isatty():
-        return False
-    write(sys.stderr, f"{statement} Run them? [y/N] ")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 # --- the standard streams
@@ -192,15 +174,8 @@ class Output(io.TextIOWrapper):
 class ClosedOutput(io.TextIOBase):
     """A standard output that was closed before the program started. It rejects results."""
 
-    closed = True
-
     def write(self, text: str, /) -> int:
         raise UsageError("standard output is closed", "redirect the results to a file: > FILE")
-
-    def flush(self) -> None: ...
-
-    def isatty(self) -> bool:
-        return False
 
 
 class Messages(io.RawIOBase):

@@ -23,7 +23,6 @@ from arbitrage_cli.cli.output import (
 )
 from arbitrage_cli.display.text import width_of, wrapped, write
 from arbitrage_cli.errors import OutputError, UsageError, os_errors
-from arbitrage_cli.runs.folder import RunFolder, has_run, read_run_folder
 from arbitrage_cli.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".html", ".htm")
 FOLDER = Path("runs")
-LIST_OPTIONS = frozenset({"run", "json_line", "debug", "quiet"})
 Run = Annotated[Path, typer.Argument(help="Run folder of arbitrage bench.")]
 
 
@@ -64,9 +62,11 @@ def report(
       arbitrage report runs/builtin--builtin --open
       arbitrage report runs/builtin--builtin --regrade
     """
+    from arbitrage_cli.runs.folder import has_run, read_run_folder  # with NumPy
+
     if run is None or not has_run(run):
         with command_display(output):
-            _list(run, as_json=figures.json_line, is_only_list=explicit <= LIST_OPTIONS)
+            _list(run, as_json=figures.json_line)
         return
     if run_code and not regrade and "run_code" in explicit:
         raise UsageError("--run-code is used only with --regrade", "omit it, or add --regrade")
@@ -97,7 +97,8 @@ def compare(first: Run, second: Run, *, json_line: bool = False, explain: bool =
       arbitrage compare runs/before runs/after
     """
     from arbitrage_cli.display import table
-    from arbitrage_cli.evaluation import comparison  # NumPy is slow to import
+    from arbitrage_cli.evaluation import comparison  # with NumPy
+    from arbitrage_cli.runs.folder import read_run_folder
 
     with command_display(OutputOptions(debug=debug)):
         before, after = read_run_folder(first), read_run_folder(second)
@@ -127,8 +128,8 @@ def _write_page(path: Path, contents: "Contents", options: FigureOptions) -> Non
         write_atomically(path, page.encode())
 
 
-def _list(folder: Path | None, *, as_json: bool, is_only_list: bool) -> None:
-    """List the runs in a folder. Raises UsageError if `folder` has no runs, or if an option other than --json was used."""
+def _list(folder: Path | None, *, as_json: bool) -> None:
+    """List the runs in a folder. Raises UsageError if `folder` has no runs."""
     from arbitrage_cli.display.facts import run_lines
     from arbitrage_cli.runs.folder import list_runs
 
@@ -136,10 +137,6 @@ def _list(folder: Path | None, *, as_json: bool, is_only_list: bool) -> None:
     if not records and folder:
         reason = "contains no run" if folder.exists() else "does not exist"
         raise UsageError(f"{folder}: {reason}", "use the output folder of arbitrage bench")
-    if not is_only_list:
-        raise UsageError(
-            "only --json can be used when listing runs", f"name a run: arbitrage report {folder or FOLDER}/NAME"
-        )
     if as_json:
         write_json(records)
         return
@@ -153,6 +150,7 @@ def _regrade(run: Path, run_code: str | None, output: OutputOptions) -> None:
     from arbitrage_cli.app.bench import regrade
     from arbitrage_cli.display.facts import grade_change
     from arbitrage_cli.problems.tasks import find_task
+    from arbitrage_cli.runs.folder import RunFolder
 
     with command_display(output) as display, RunFolder(run) as folder:
         task = permitted(find_task(folder.run.decided.settings.task if folder.run else None), run_code)

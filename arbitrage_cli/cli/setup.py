@@ -15,17 +15,15 @@ from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import options_page
 from arbitrage_cli.cli.settings import settings_file
-from arbitrage_cli.costs.store import machine_here, read_cache, tuned_file
-from arbitrage_cli.display.text import is_drawable, one_line, write
+from arbitrage_cli.display.text import is_drawable, write
 from arbitrage_cli.errors import ModelError, UsageError, unknown
-from arbitrage_cli.inference.llama import binding_version
+from arbitrage_cli.inference.llama import binding_version, prebuilt_library
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads, processor_features, processor_name, total_memory
 
-PACKAGES = ("typer", "rich", "numpy", "huggingface-hub", "jinja2")
 FOLDER = Path(__file__).parents[1] / "guides"
 MAX_COLUMNS = 100
 
@@ -41,14 +39,13 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "arbitrage", __version__
     yield "python", f"{platform.python_version()} ({sys.executable})"
     yield "system", platform.platform()
-    for package in PACKAGES:
+    for package in ("numpy", "huggingface-hub"):
         yield package, importlib.metadata.version(package)
     yield from _llama()
     yield "processor", processor_name()
     yield "memory", formatting.size_words(total_memory())
     yield "default threads", f"{default_threads()} of {os.cpu_count()} logical processors; 1 for small models"
     yield "program sandbox", _sandbox()
-    yield "measured models", _measured()
     yield "settings file", f"{settings_file()}{'' if settings_file().is_file() else ' (does not exist)'}"
     yield "pairs file", str(user_folder() / "pairs.toml")
     yield "models cache", str(hub.cache_folder())
@@ -63,19 +60,6 @@ def _sandbox() -> str:
     except UsageError as error:
         return f"none: {error.message}"
     return "bubblewrap"
-
-
-def _measured() -> str:
-    faults = list[str]()
-    try:
-        known = read_cache(tuned_file(), faults.append).tuned
-        found = [tuned for tuned in known if tuned.machine == machine_here()] if known else []
-    except (UsageError, ModelError) as error:
-        return error.message
-    if faults:
-        return faults[0]
-    names = dict.fromkeys(f"{one_line(tuned.name)} ({formatting.count(tuned.threads, 'thread')})" for tuned in found)
-    return ", ".join(names) or "none; arbitrage advise measures models"
 
 
 def _llama() -> Iterator[tuple[str, str]]:
@@ -95,7 +79,9 @@ def _llama() -> Iterator[tuple[str, str]]:
 def _build(unused: Sequence[str]) -> str:
     if not processor_features():
         return "unknown: this system does not report CPU features"
-    return f"any processor; it does not use this processor's {', '.join(unused)}" if unused else "this processor"
+    if prebuilt_library():
+        return f"any processor with AVX2 (prebuilt){'; it does not use ' * bool(unused)}{', '.join(unused)}"
+    return f"any processor; it does not use {', '.join(unused)}" if unused else "this processor"
 
 
 # --- the guides

@@ -28,7 +28,6 @@ class ResultOptions:
     form: ResultFormat | None = None
     json_lines: bool = False
     explain: bool = False
-    hide_thoughts: bool = False
 
 
 @command(
@@ -47,18 +46,17 @@ class ResultOptions:
         is_setting=False,
     ),
     form=Option(
-        "Format of standard output: text (answers) or json (records). Default: nothing with --output; otherwise text for "
-        "one problem or on a terminal, and json in other cases.",
+        "Format of standard output: text (answers) or json (records). Default: text for problems on the command line or "
+        "output to a terminal; otherwise json. With --output, nothing is printed by default.",
         names=("--format",),
     ),
     json_lines=Option("Same as --format json.", names=("--json",)),
     explain=Option("Explain each router decision with its main features and the step's cost per model.", is_setting=False),
-    hide_thoughts=Option("Hide the thinking phase."),
 )
 def solve(
     problem: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROBLEM", help="Problem to solve, or - to read problems from standard input."),
+        typer.Argument(metavar="PROBLEM...", help="Problems to solve, or - to read problems from standard input."),
     ] = None,
     *,
     source: InputOptions,
@@ -84,14 +82,16 @@ def solve(
     from arbitrage_cli.app.solve import begun_file, solve_problems
     from arbitrage_cli.problems.tasks import find_task
 
-    question = " ".join(problem) if problem else None
-    is_single = question not in (None, "-")
-    form = _format(results, options.explicit, is_single=is_single)
+    problems = problem or []
+    if len(problems) > 1 and not any(" " in one for one in problems):
+        quoted = " ".join(problems)
+        raise UsageError(f"found {len(problems)} problems", f'a problem of several words needs quotes: "{quoted}"')
+    is_given = bool(problems) and problems != ["-"]
+    is_single = is_given and len(problems) == 1
+    form = _format(results, is_given=is_given)
     options = begun_options(options, begun_file(results.output_file) if results.output_file else None)
     request = ask(options, find_task(options.task))
     request = replace(request, concurrency=1) if is_single else request
-    if results.explain:
-        _check_explained(request, is_shown=form == "json" or results.output_file is not None or not output.quiet)
     num_unanswered = 0
     with command_display(output) as display:
 
@@ -102,12 +102,11 @@ def solve(
             return line
 
         shown = _shown(request, results, form)
-        solved = solve_problems(request, question, source, results.output_file, display, line_of, shown)
+        solved = solve_problems(request, problems, source, results.output_file, display, line_of, shown)
     if results.output_file:
         status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
         errors = f", {formatting.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
-        how = "" if form else "; to print the answers, add --format text to the same command"
-        say(f"{status}{results.output_file} has {formatting.count(solved.num_done, 'result')}{errors}{how}", output)
+        say(f"{status}{results.output_file} has {formatting.count(solved.num_done, 'result')}{errors}", output)
     return SOME_FAILED if solved.num_failed or num_unanswered else 0
 
 
@@ -117,28 +116,14 @@ def _shown(request: "Request", results: ResultOptions, form: ResultFormat | None
     explain = router.explain if router else lambda trace, index: None  # without a router, only the costs
     return {
         "answers_follow": form == "text" and sys.stdout.isatty(),
-        "shows_thoughts": not results.hide_thoughts,
         "explain": explain if results.explain else None,
     }
 
 
-def _check_explained(request: "Request", *, is_shown: bool) -> None:
-    policy = request.asked[0]
-    if not policy.needs_router and policy.kind != "checked":
-        hint = "use --policy arbitrage --router FILE"
-        raise UsageError(f"policy {policy.name} has no router to explain", hint, option="explain")
-    if not is_shown:
-        raise UsageError("--quiet hides the explanations", "add --json, or omit -q", option="explain")
-
-
-def _format(results: ResultOptions, explicit: frozenset[str], *, is_single: bool) -> ResultFormat | None:
+def _format(results: ResultOptions, *, is_given: bool) -> ResultFormat | None:
     """Return the format of standard output, or None if results are written only to a file."""
-    if results.json_lines and results.form not in (None, "json") and {"json_lines", "form"} <= explicit:
-        raise UsageError("--json and another --format exclude each other", "use one of them")
-    if results.json_lines and "form" not in explicit:
-        return "json"
-    if results.form:
-        return results.form
+    if results.form or results.json_lines:
+        return results.form or "json"
     if results.output_file:
         return None
-    return "text" if is_single or sys.stdout.isatty() else "json"
+    return "text" if is_given or sys.stdout.isatty() else "json"

@@ -20,8 +20,8 @@ from arbitrage_cli.errors import UsageError
 @command(
     without=["policy", "tau", "early_stop", "check", "router"],
     reward=Option(
-        "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target's "
-        "continuation of the step reaches the known answer; if no answer is known, the target's own answer)."
+        "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target, "
+        "continuing from the step, reaches the known answer or, if there is none, its own answer)."
     ),
 )
 def collect(

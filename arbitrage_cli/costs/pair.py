@@ -42,7 +42,7 @@ class PairCosts:
     def divided(self, draft_tokens: float, target_tokens: float) -> "PairCosts":
         """Return the costs for one of the problems at once, if the models write these numbers of tokens.
 
-        All problems advance by one token at a time, so these numbers divide the problems between the models' batches.
+        All problems advance by one token at a time, so these numbers determine the sizes of the models' batches.
         """
         if self.concurrency == 1:
             return self
@@ -78,7 +78,7 @@ class PairCosts:
         return prompt_tokens * target.prefill + tokens * (target.decode + TOKEN_SECONDS)
 
     def speculative(self, prompt_tokens: float, tokens: float, match_rate: float = MATCH_RATE) -> float:
-        """Return the seconds of the target with speculation."""
+        """Return the seconds that the target takes with speculation."""
         costs = self.divided(0.0, tokens)
         return prompt_tokens * (self.target.prefill + self.draft.prefill) + tokens * (
             costs.write(match_rate) + TOKEN_SECONDS

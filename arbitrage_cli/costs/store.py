@@ -29,7 +29,7 @@ SCHEMA = 1
 MAX_THREADS = 1024
 ABOUT_AGE = timedelta(hours=1)
 LOCK_SECONDS = 5.0
-"""How long to wait for another process that writes the file. If the process is stopped, it never ends."""
+"""How long to wait for another process that writes the file. A suspended process would never finish."""
 LEAST_SECONDS, MOST_SECONDS = 1e-7, 3600.0  # of a token, and of a batch
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from arbitrage_cli.display.verdict import alone, sentence, token_ratio_words
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.numbers import formatting
 
-PROPOSALS = "Models on this machine that suit each other, best pair first. To find out whether a pair is worth using:"
+PROPOSALS = "Compatible models on this machine, best pair first. To find out whether a pair is worth using:"
 BUILT_IN_PAIR = "For the built-in pair, use arbitrage advise --pair builtin."
 MORE = "To get one, use a larger --minutes, --max-tokens 300 for short answers, or --threads 1 on a busy machine."
 

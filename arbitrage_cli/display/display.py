@@ -40,10 +40,10 @@ class PlainScreen:
 
 
 class CommandDisplay:
-    """A `Display` that shows reminders if they are due.
+    """The `Display` of a command line.
 
-    Verbosity 0 shows only notes and failures, 1 also problems, attempts and requests, and 2 also steps. While `serve` shows
-    a request, another thread may log a warning, so every method that draws holds the lock.
+    Verbosity 0 shows only notes and failures, 1 also problems, attempts and requests, and 2 also steps, the models and the
+    policy. While `serve` shows a request, another thread may log a warning, so every method that draws holds the lock.
     """
 
     def __init__(
@@ -52,14 +52,13 @@ class CommandDisplay:
         results: TextIO,
         *,
         verbosity: int = 1,
-        is_due: Callable[[str], bool] = lambda reminder: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lock = threading.RLock()
         self._screen = screen
         self._results = results
         self._verbosity = 2 if screen.is_live else verbosity
-        self._is_due = is_due
+        self._has_details = verbosity > 1
         self._clock = clock
         self._updated = -math.inf if screen.is_live else clock()  # a live screen shows the first line at once
         self._first: FileProgress | None = None  # the first report about the file that is fetched
@@ -67,7 +66,8 @@ class CommandDisplay:
         self._view: SolveView | RunView | None = None
 
     def loading(self, activity: str, fraction: float) -> None:
-        self._show_work(f"{activity}: {fraction:.0%}")
+        if self._screen.is_live:
+            self._show_work(f"{activity}: {fraction:.0%}")
 
     def fetching(self, progress: FileProgress) -> None:
         with self._lock:
@@ -81,8 +81,8 @@ class CommandDisplay:
     def note(self, text: str) -> None:
         self._show([Line.of((text, "yellow"))])
 
-    def remind(self, text: str) -> None:
-        if self._is_due(text):
+    def tell(self, text: str) -> None:
+        if self._verbosity:
             self.note(text)
 
     def begin(self, run: RunInfo | RunProgress | ServerInfo) -> None:
@@ -92,7 +92,10 @@ class CommandDisplay:
                 self._view = RunView(run, self._clock(), shows_attempts=self._verbosity > 0 and not self._screen.is_live)
             elif isinstance(run, RunInfo):
                 self._view = SolveView(run, self._verbosity)
-            self._show([Line.of((text, "dim")) for text in wording.opening(run) if self._verbosity])
+            self._show([Line.of((text, "dim")) for text in self._opening(run)])
+
+    def _opening(self, run: RunInfo | RunProgress | ServerInfo) -> list[str]:
+        return wording.opening(run, has_details=self._has_details) if self._verbosity else []
 
     def handle(self, event: Shown) -> None:
         with self._lock:
@@ -127,7 +130,7 @@ class CommandDisplay:
             self._screen.draw(lines, self._view.region(self._updated) if self._view and self._screen.is_live else [])
 
     def _show_work(self, text: str, *, at_once: bool = False) -> None:
-        """Show a line about long work, such as a download, unless the last such line is recent."""
+        """Show a line about a long operation, such as a download, unless the last such line is recent."""
         with self._lock:
             if self._verbosity and (at_once or self._has_waited):
                 self._updated = self._clock()

@@ -3,6 +3,7 @@
 Rich wraps paragraphs and cells at the width of the terminal.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +17,7 @@ from arbitrage_cli.display.text import is_drawable, one_line, safe, width_of, wr
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.numbers import formatting
 
-MIN_NAME = 8  # characters of the first column of a table
 MAX_NAMES = 12  # problem IDs in a line
-MAX_COLUMNS = 5
 UNUSUAL = ("unscored", "errors", "missing")  # outcomes that are noted; other notes name the limits that cut solutions
 MIN_PROBLEMS = 5  # for which intervals are shown
 
@@ -101,16 +100,11 @@ PRICE: Sequence[Column] = (
     Column("price/1000", "price", lambda price: formatting.number(None if price is None else 1000 * price)),
     Column("saved", "saving", *PERCENT),
 )
-TERMINAL: Sequence[Column] = (
-    ACCURACY,
-    DIFFERENCE,
-    SECONDS,
-    SPEEDUP,
-    *PRICE,
-    ACCEPTED,
-    Column("called", "called_rate", formatting.whole_percent),
-    Column("thinking", "thinking_tokens_mean"),
-)
+CALLED = Column("called", "called_rate", formatting.whole_percent)
+THINKING = Column("thinking", "thinking_tokens_mean")
+TERMINAL: Sequence[Column] = (ACCURACY, DIFFERENCE, SECONDS, SPEEDUP, *PRICE, ACCEPTED, CALLED, THINKING)
+SPARE: Sequence[Column | None] = (SECONDS, ACCEPTED, THINKING, CALLED, PRICE[0], DIFFERENCE, PRICE[1], ACCURACY, None)
+"""The columns that a narrow terminal lacks, in the order in which they are left out."""
 
 PAGE: Mapping[str, Sequence[Column]] = {
     "Accuracy and time": (
@@ -162,7 +156,7 @@ DEFINITIONS: Mapping[str, str] = {
     "(max-tokens, max-steps, ctx) before the solution was complete. Cut solutions are graded, too.",
     "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and "
     "scores) times the unit costs measured in the run. A step that took less than half or more than twice the usual time of "
-    "such steps counts as a usual step. The time of models without measured unit costs, such as models on servers, is "
+    "such steps is counted at the usual time. The time of models without measured unit costs, such as models on servers, is "
     "measured.",
     "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both "
     f"finished; above 1 is faster. {_WITH_COST_ERROR}",
@@ -172,16 +166,16 @@ DEFINITIONS: Mapping[str, str] = {
     "acceptance_rate": "Accepted steps / drafted steps.",
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
     "target_call_rate": "Target steps, including discarded steps / kept steps.",
-    "called_rate": "Finished attempts in which the target solved the problem, because the answers of draft and checker "
-    "differ / finished attempts.",
-    "wasted_draft_tokens": "Tokens in discarded drafted steps of finished attempts, without tokens drafted for speculation.",
+    "called_rate": "Share of finished attempts in which the target solved the problem, because the answers of draft and "
+    "checker differ.",
+    "wasted_draft_tokens": "Tokens in drafted steps that were discarded, excluding tokens drafted for speculation.",
     "thinking_tokens_mean": "Thinking tokens in kept steps / finished attempts.",
     "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
     "target_tokens_per_second": "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
     "price": "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",
     "saving": "1 - price of this policy / price of the target alone, over the attempts that both finished. "
     f"{_OVER_PROBLEMS}",
-    "time": "Wall-clock seconds of the finished attempts, by activity. `rest` is the time of all other activities.",
+    "time": "Wall-clock seconds spent on finished attempts, by activity. `rest` is the time spent on everything else.",
     "by_level": "Accuracy on the planned problems of one level, with the number of correct answers and attempts.",
     "compared_accuracy": "(Correct answers in the second run - correct answers in the first run) / attempts made in both, "
     f"in percentage points. Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
@@ -199,16 +193,19 @@ def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO,
     """Write the facts, the table and the notes; with `explain`, also the definitions. Raises the same errors as `write`."""
     policies, verdict = figures["policies"], figures["verdict"]
     shown = known(TERMINAL, policies)
-    for spare in (SECONDS, ACCEPTED):
-        if len(shown) > MAX_COLUMNS and spare in shown:
-            shown.remove(spare)
+    labels, width = [policy["label"] for policy in policies], width_of(stream)
+    for spare in SPARE:
+        table = _table(shown, policies, labels, figures["n"])
+        if Console(width=sys.maxsize).measure(table).minimum <= width:
+            break
+        shown = [column for column in shown if column is not spare]
     notes = [f"{one['label']}: {found} of {one['n']:,}" for one in policies if (found := outcomes(one, UNUSUAL))]
     notes += figures["notes"]
     print_to(
         stream,
         paragraph(f"{figures['dataset']}: {size_of(figures)}", "bold"),
         *(pairs(facts, "dim"), ""),
-        _table(shown, policies, [policy["label"] for policy in policies], figures["n"]),
+        table,
         *(("", paragraph(sentence(figures), "bold")) if verdict else ()),
         *(("", bullets(notes)) if notes else ()),
         *(("", _definitions(shown)) if explain else ()),
@@ -300,12 +297,12 @@ def bullets(texts: Iterable[str]) -> Table:
 
 
 def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]], is_left: Iterable[bool] = ()) -> Table:
-    """Make a table. By default, only the first column is left-aligned. Only the first column may be wrapped."""
+    """Make a table. By default, only the first column is left-aligned. Only this column may be wrapped, between words."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     sides = ("left" if one else "right" for one in is_left or [index == 0 for index, _ in enumerate(headings)])
     for index, (heading, side, *cells) in enumerate(zip(headings, sides, *rows, strict=True)):
         width = max(len(line) for cell in (heading, *cells) for line in cell.split("\n"))
-        least = width if index else min(width, MIN_NAME)
+        least = width if index else max(len(word) for cell in (heading, *cells) for word in cell.split())
         table.add_column(paragraph(heading), "", min_width=least, no_wrap=index > 0, overflow="fold", justify=side)
     for row in rows:
         table.add_row(*(Text(safe(cell)) for cell in row))

@@ -1,6 +1,6 @@
 """The views of problems that are solved, and of a run's attempts.
 
-A view turns events into lines that stay. `region` returns the lines that a live display redraws below them.
+A view turns events into permanent lines. `region` returns the lines that a live display redraws below them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -119,8 +119,7 @@ class SolveView:
             hidden = f", {len(shown)} of them shown" if len(shown) < len(self._steps) else ""
             counts = wording.joined(f"{formatting.count(len(self._steps), 'problem')} at once{hidden}", progress)
             problems = (
-                Line.of(f"  {trace.problem.id}", *step.head, f"  {self._text(step)[-TAIL:]}", rows=1)
-                for trace, step in shown
+                Line.of(f"  {trace.problem.id}", *step.head, f"  {step.text[-TAIL:]}", rows=1) for trace, step in shown
             )
             return [Line.of((counts, "bold"), rows=1), *problems, Line.of((summary, "dim"), rows=1)]
         (step,) = self._steps.values()
@@ -128,7 +127,7 @@ class SolveView:
             return []
         blocks = [
             (step.draft_text, "dim strike", DRAFT_ROWS),
-            (self._text(step), "dim" if step.is_thought else "", TEXT_ROWS),
+            (step.text, "dim" if step.is_thought else "", TEXT_ROWS),
             (wording.joined(progress, summary), "dim", FOOTER_ROWS),
         ]
         head = Line.of(*step.head, (f"  {now - step.began:.1f} s", "dim"), rows=1)
@@ -143,7 +142,7 @@ class SolveView:
         """Return the unfinished steps."""
         lines: list[Line] = []
         for trace, step in self._steps.items():
-            if self._shows_steps and step.writer and (written := self._text(step)):
+            if self._shows_steps and step.writer and (written := step.text):
                 head = f"{self._of(trace.problem)}{role_name(step.writer)} was writing:"
                 lines += [Line.of((head, "dim")), Line.block(written, "dim", margin=MARGIN)]
         return lines
@@ -158,9 +157,6 @@ class SolveView:
             return f"{done} finished"
         left = (planned - done) * seconds / finished if finished and done < planned else None
         return wording.joined(f"{done}/{planned}", wording.time_left(left))
-
-    def _text(self, step: _StepInProgress) -> str:
-        return "" if step.is_thought and not self._run.shows_thoughts else step.text
 
     def _of(self, problem: Problem) -> str:
         return "" if self._run.num_problems == 1 else f"problem {one_line(problem.id)}: "
@@ -184,7 +180,7 @@ class SolveView:
         lines, trace = list[Line](), finished.trace
         figures = tally_of(finished)
         facts = [
-            f"{figures.seconds:.2f} s",
+            wording.times(figures, finished.target_alone_seconds),
             wording.thinking(trace),
             wording.summary(figures),
             wording.price(self._run.bill(finished)),
@@ -214,8 +210,6 @@ def decision_lines(trace: Trace, index: int, run: RunInfo, of: str = "") -> Iter
     """Yield a line about the decision at an index, the text of the step, and its explanation, if there is one."""
     decision = trace.decisions[index]
     kept, discarded = decision.kept, decision.discarded
-    if kept.phase == "think" and not run.shows_thoughts:
-        return
     color, is_same = CHOICES[decision.choice], wording.is_same(decision)
     draft = f", {discarded.model} {discarded.num_tokens} {discarded.seconds:.2f} s" if discarded else ""
     facts = [

@@ -72,14 +72,16 @@ def time_left(seconds: float | None) -> str:
     return "" if seconds is None else f"about {formatting.duration(max(0.0, seconds))} left"
 
 
-def opening(run: RunInfo | RunProgress | ServerInfo) -> list[str]:
-    """Return the introductory lines about the models and the policy, about a run, or about a server."""
+def opening(run: RunInfo | RunProgress | ServerInfo, *, has_details: bool = False) -> list[str]:
+    """Return a line about the models and the policy, about a run, or about a server. Details follow on further lines."""
     if isinstance(run, ServerInfo):
-        return [*opening(run.run), f"listening at {run.url}; models: {', '.join(run.names)}"]
+        return [*opening(run.run, has_details=has_details), f"listening at {run.url}; models: {', '.join(run.names)}"]
     if isinstance(run, RunProgress):
         done = f", {run.finished} of them done" if run.finished else ""
         return [f"{run.title}: {formatting.count(run.planned, 'attempt')}{done}"]
-    return [*(f"{role_name(role):<7} {one_line(text)}" for role, text in run.descriptions.items()), *_rule(run)]
+    models = " → ".join(one_line(text).partition(" (")[0] for text in run.descriptions.values())
+    details = (f"{role_name(role):<7} {one_line(text)}" for role, text in run.descriptions.items())
+    return [f"{models}; {run.route.label}", *([*details, *_rule(run)] if has_details else [])]
 
 
 def _rule(run: RunInfo) -> list[str]:
@@ -143,7 +145,7 @@ def bar(decision: Decision, run: RunInfo) -> str:
 
 
 def discarded(check: Check) -> Iterator[tuple[str, str]]:
-    """Yield the model and the text of each solution that policy `agree` did not keep."""
+    """Yield the model and the text of each solution that the `agree` policy did not keep."""
     for model, steps in groupby(check.discarded, key=attrgetter("model")):
         yield role_name(model), "".join(step.text for step in steps)
 
@@ -174,6 +176,13 @@ def thinking(trace: Trace) -> str:
     limit = " (limit reached)" if thoughts[-1].stop == "think_budget" else ""
     answer = formatting.count(trace.num_tokens - tokens, "answer token")
     return f"{formatting.count(tokens, 'thinking token')}{limit}, {answer}"
+
+
+def times(figures: Tally, alone: float | None) -> str:
+    """Return the seconds that a problem took and, if both models worked, would take the target alone."""
+    if alone is None or not figures.drafted_steps:
+        return f"{figures.seconds:.2f} s"
+    return f"{formatting.number(figures.seconds)} s, the target alone: about {formatting.number(alone)} s"
 
 
 def summary(figures: Tally) -> str:

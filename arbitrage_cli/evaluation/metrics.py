@@ -242,7 +242,7 @@ def _notes(
     for policy in made:
         if POLICIES[policy["policy"]].speculates and policy["texts_differ"]:
             texts = formatting.count(policy["texts_differ"], "text")
-            yield f"Policy speculative differs from the target in {texts}, because of near-ties."
+            yield f"The speculative policy differs from the target in {texts}, because of near-ties."
     if (samples := run.samples) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
     if clock := [f"{one['label']} {formatting.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:
@@ -259,7 +259,7 @@ def _notes(
             "so policies may be compared on different problems."
         )
     if not has_target:
-        yield "Speed-ups and differences are unavailable, because the run has no results for policy target."
+        yield "Speed-ups and differences are unavailable, because the run has no results for the target policy."
     uncounted = [one["label"] for one in made if one["price"] is None and one["seconds_mean"] is not None]
     if has_prices and uncounted:
         which = "Prices" if len(uncounted) == len(made) else f"The prices of {', '.join(uncounted)}"

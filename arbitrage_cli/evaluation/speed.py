@@ -46,9 +46,9 @@ PRICED = (
 
 Units = Mapping[ModelRole, UnitCosts]
 Kind = tuple[ModelRole, str, bool] | Literal["score", "program"]
-"""A kind of work: the scores of a policy, the tokens that the program handles, or a phase of a model's work.
+"""A kind of work: scoring, the program's own work per token, or a model's prefill, decoding or verification.
 
-The last part of the tuple is whether the step follows a step of another model, which may be slower.
+The last part of the tuple is true if another model wrote the previous step. Such a step may be slower.
 """
 Paired = Sequence[tuple[Result, Result]]  # the policy's and the target's results of the attempts that both finished
 

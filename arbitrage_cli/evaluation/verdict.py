@@ -46,7 +46,7 @@ ALONE = Expected(spread=0.0)  # the effect of the target alone
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A policy considered as a replacement for the target alone.
+    """A policy that may replace the target alone.
 
     `saves` and `is_safe` are the probabilities that the policy saves enough and that its net change is acceptable. `ratio` is
     the target's time or price divided by the policy's: measured or, before the first problem, expected. `num_problems` counts

@@ -37,7 +37,7 @@ class ModelCard:
 def clock_for(cards: Iterable[ModelCard]) -> Clock:
     """Return the clock for the work of models that are compared.
 
-    If every model runs in a single CPU thread, the clock is the CPU time of this thread, which other programs hardly affect.
+    If every model runs on a single thread, time is measured as CPU time of that thread, which other programs hardly affect.
     """
     is_own_time = all(card.gpu_layers == 0 and card.threads == 1 for card in cards)
     return time.thread_time if is_own_time else time.perf_counter

@@ -258,7 +258,7 @@ class CachedProblem:
         return problem.system == self.first.system and problem.turns[: len(opening)] == opening
 
     def remember(self, step: Step, tokens: list[int]) -> None:
-        """Store the ids of a step written by this model, without the ids of an end marker."""
+        """Store the token ids of a step written by this model, excluding any end marker."""
         if step.stop == "thought":
             if tokens[-1] != self.cache.think_end_token:
                 return  # the marker may share tokens with the text, so the text is tokenized again

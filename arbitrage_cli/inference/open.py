@@ -1,6 +1,6 @@
 """Opens GGUF models, and models of registered backends, by name.
 
-llama.cpp ends the process on some damaged files, so each new file is first tried in a separate process. Files that pass are
+llama.cpp aborts on some damaged files, so each new file is first tried in a separate process. Files that pass are
 recorded with their sha256 and the llama-cpp-python version. Failures are not recorded, because they may be caused by the
 machine.
 """

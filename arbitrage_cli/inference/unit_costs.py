@@ -55,7 +55,7 @@ class UnitCosts:
     def read(self, num_tokens: int) -> tuple[float, int]:
         """Return the least seconds to compute the logits after this many tokens, and the size of the last batch.
 
-        If the size is 0, the tokens before the last one are prefilled.
+        If the size is 0, all tokens except the last are prefilled.
         """
         prefill = self.prefill_call + (num_tokens - 1) * self.prefill_token + self.decode
         batch = self.batch(num_tokens) if num_tokens <= ROWS[-1] else math.inf

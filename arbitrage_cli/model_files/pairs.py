@@ -8,6 +8,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -178,6 +179,14 @@ def found_names() -> Iterator[str]:
     """Yield the names of the models of Ollama, LM Studio, llama.cpp and the Hub's cache."""
     yield from model_names()
     yield from map(str, hub.cached_models())
+
+
+def no_such_file(source: str) -> ModelFileError:
+    """Return the error for a model file that does not exist. The hint names a similar pair or model on this machine."""
+    names = [*user_pairs(), *found_names()]
+    similar = [name for name in names if source.lower() in name.lower()] or get_close_matches(source, names, n=1)
+    hint = f"did you mean {similar[0]}?" if similar else "check the path; for names of models, see arbitrage models list"
+    return ModelFileError(f"{source}: no such file", hint)
 
 
 def local_files(source: str) -> tuple[Path, ...]:

@@ -59,7 +59,7 @@ def _plain(text: str) -> str:
 
 
 def compared(value: float, tau: float) -> tuple[str, str]:
-    """Format a score and a tau with the decimals of tau, or with more decimals if needed to show which number is larger."""
+    """Format a score and a tau to as many decimal places as tau, or more if needed to show which is larger."""
     if not math.isfinite(tau):
         return f"{value:.2f}", f"{tau:g}"
     if not tau:

@@ -1,1 +1,1 @@
-"""Problems: their tasks, the files they come from, and the grading of their solutions."""
+"""Problems: tasks, source files and grading."""

@@ -1,7 +1,7 @@
 """Finds the final answer in a solution, parses gold answers, and compares answers as text and as plain numbers.
 
-All other comparisons are left to math-verify. `normalise` corrects what math-verify misreads: thousands, mixed numbers,
-upright fonts, units in brackets, and names.
+All other comparisons are left to math-verify. `normalise` corrects what math-verify misreads: thousands separators, mixed
+numbers, upright fonts, units in brackets, and variable names.
 """
 
 import re

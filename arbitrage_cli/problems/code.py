@@ -205,7 +205,7 @@ def _environment() -> dict[str, str]:
 def _read_outcome(output: bytes, secret: str) -> Outcome | None:
     """Parse the last line of output.
 
-    Only the secret proves that the tests passed, because the program can write any other line.
+    Only the secret proves that the tests passed, because the program could print any other line itself.
     """
     try:
         line = json.loads(output.rpartition(b"\n")[2])
@@ -253,7 +253,9 @@ def find_sandbox() -> list[str]:
         raise _no_sandbox(f"bubblewrap cannot be started ({error})", "") from error
     if done.returncode:
         reason = shown(done.stderr.decode(errors="replace"), _MAX_REASON)
-        raise _no_sandbox(f"bubblewrap does not work on this machine ({reason})", "use version 0.8 with user namespaces; ")
+        raise _no_sandbox(
+            f"bubblewrap does not work on this machine ({reason})", "use version 0.8, which supports user namespaces; "
+        )
     return command
 
 

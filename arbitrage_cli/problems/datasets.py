@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.problems.rows import MAX_ROWS, NO_MAPPING, BadLine, Dataset, Form, Row, make_dataset, read_json_rows
@@ -33,7 +33,7 @@ PUBLISHED: Mapping[str, HubName] = {
         ("arc", "allenai/ai2_arc", "ARC-Challenge/test-00000-of-00001.parquet"),
     )
 }
-"""The supported data sets on the Hub. `rows` knows their field names."""
+"""The supported data sets on the Hub. `rows` maps their field names."""
 
 SHIPPED = ("builtin", "builtin-dev")
 """Problems for the built-in models. Use the second data set for experiments and for choosing a tau."""
@@ -72,7 +72,7 @@ def _existing(name: str) -> Path:
         path = Path(name).expanduser()
         if path.is_file():
             return path
-    hint = f"use the path of a JSONL, CSV, text or parquet file, or one of {', '.join(DATASETS)}"
+    hint = unknown("data set", name, DATASETS, more="; or use the path of a JSONL, CSV, text or parquet file").hint
     raise UsageError(f"'{name}' is neither a data set nor a regular file", hint, option="dataset")
 
 

@@ -44,6 +44,10 @@ class BadLine:
     reason: str
 
 
+Oddity = Literal["gap", "answers"]
+"""Lines that may not be what the user meant: blank lines, and answers that are not used."""
+
+
 class LineReader(Protocol):
     """An object that yields lines of bytes, such as a binary file."""
 
@@ -136,12 +140,13 @@ def _joined(messages: Sequence[tuple[str, str]]) -> list[Message]:
 
 
 def read_problems(
-    stream: LineReader, on_gap: Callable[[], None] = lambda: None, mapping: Mapping[str, str] = NO_MAPPING
+    stream: LineReader, note: Callable[[Oddity], None] = lambda oddity: None, mapping: Mapping[str, str] = NO_MAPPING
 ) -> Iterator[Problem | BadLine]:
     """Yield a problem for each non-blank line of UTF-8 text.
 
     The input is treated as JSONL if its first non-blank line begins like a JSON object, or if `mapping` overrides the names
-    in FIELDS. The default id is the line number. `on_gap` is called if there are blank lines between lines of plain text.
+    in FIELDS. The default id is the line number. `note` is called for blank lines between lines of plain text, and for JSON
+    objects with an answer.
     """
     is_json = True if mapping else None
 
@@ -152,9 +157,12 @@ def read_problems(
             if not {cell.strip() for cell in text.split(",")}.isdisjoint(FIELDS["question"]):
                 raise UsageError("the input looks like a CSV table", "save it as FILE.csv, and use --input FILE.csv")
         if is_json:
-            return _problem_in(_json_object(text), number, mapping)
+            row = _json_object(text)
+            if not set(FIELDS["answer"]).isdisjoint(row):
+                note("answers")
+            return _problem_in(row, number, mapping)
         if follows_gap:
-            on_gap()
+            note("gap")
         return make_problem(text, str(number))
 
     return _parsed(stream, parse)

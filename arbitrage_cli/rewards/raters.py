@@ -112,7 +112,7 @@ class PrmRater:
         return 1 / (1 + math.exp(minus - plus))
 
     def _logits(self, slot: int, trace: Trace, step: Step) -> tuple[Floats, Cost]:
-        """Return the logits (n_vocab,) of the answer about a step, and their cost."""
+        """Return the logits (n_vocab,) of the token that judges a step, and the cost of computing them."""
         sequence, ids, began = self._sequences[slot], self._ids(trace, step), self._clock()
         num_read = self._read(sequence, ids)
         read = self._clock()

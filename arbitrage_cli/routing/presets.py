@@ -138,7 +138,7 @@ class TauTable:
         return f"the router's {have} solutions are too few for careful (about {float(f'{needed:.2g}'):,.0f} would do)"
 
     def faster_row(self, tau: float) -> TauRow:
-        """Return the row of the nearest tau. The row includes early stops if early stops save time at this tau."""
+        """Return the row whose tau is nearest. The row includes early stops if early stops save time at this tau."""
         return self.row_at(tau, stops_early=self.early_stop_pays(tau))
 
     def early_stop_pays(self, tau: float) -> bool:
@@ -170,7 +170,7 @@ class TauTable:
         Raises UsageError if there is no such tau.
         """
         if not 0 <= share <= 1:
-            hint = "use the target's share of the steps, such as 30%"
+            hint = "give the target's share of the steps, such as 30%"
             raise UsageError(f"budget {share * 100:g}% is not between 0% and 100%", hint, option="tau")
         # Of taus that escalate the same steps here, the highest escalates the fewest steps of other problems.
         highest = {self.faster_row(row.tau).escalation_rate: row.tau for row in self.rows}

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
 from arbitrage_cli.numbers.formatting import count
-from arbitrage_cli.runs.records import BENCH, COLLECT, RUN_SCHEMA, SOLVE, Key, to_json
+from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA, SOLVE, Key, to_json
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.system.files import (
@@ -52,6 +52,7 @@ NEW_RUN = "run.json.new"
 MAX_RESULTS = 1 << 34  # bytes
 MAX_LINE = 1 << 26
 
+ADVISE = "advise--"  # the beginning of the names of folders of `advise`
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _ELSEWHERE = "use another path (--output)"
 _RESTORE = f"restore it from a copy, or {_ELSEWHERE}"
@@ -128,32 +129,34 @@ def read_run_folder(folder: Path, kind: str | None = BENCH) -> Contents:
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return a record for each run directly below `folder`, newest first. Raises UsageError if the folder is unreadable."""
+    """Return a record for each run of `bench` directly below `folder`, newest first.
+
+    Raises UsageError if the folder is unreadable.
+    """
     with os_errors(UsageError, f"{folder}: cannot be read", "use another folder"):
         found = [path for path in folder.iterdir() if has_run(path)] if folder.is_dir() else []
+    found = [path for path in found if not path.name.startswith(ADVISE)]
     return sorted(filter(None, map(_listing_record, found)), key=lambda record: record["age_seconds"])
 
 
 def _listing_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a run, or None for a run of `solve`, whose rows are not in the folder."""
+    """Return the record of a run of `bench`, or None for a run of another command."""
     newest = max((folder / name).stat().st_mtime for name in (RUN, RESULTS) if (folder / name).exists())
     record: dict[str, Any] = {"folder": str(folder), "age_seconds": max(0, round(time.time() - newest))}
     try:
         contents = read_run_folder(folder, None)
         run = contents.run
-        if run.kind == SOLVE:
+        if run.kind != BENCH:
             return None
         statuses = {row.key: row.status for row in contents.rows}
     except ArbitrageError as error:
         return record | {"error": error.message}
-    is_collected = run.kind == COLLECT
     return record | {
-        "kind": run.kind,
         "dataset": run.dataset and run.dataset.name,
         "models": ", ".join(run.decided.sources.values()),
-        "policies": COLLECT if is_collected else ", ".join(route.label for route in run.routes),
+        "policies": ", ".join(route.label for route in run.routes),
         "done": [*statuses.values()].count("done"),
-        "planned": len(run.levels) * (1 if is_collected else run.samples * len(run.routes)),
+        "planned": len(run.levels) * run.samples * len(run.routes),
     }
 
 

@@ -48,7 +48,6 @@ class RunInfo:
     num_problems: int | None = None  # None if unknown in advance
     num_done: int = 0  # by an earlier command
     answers_follow: bool = False  # the answers are written to the terminal that shows the view
-    shows_thoughts: bool = True
     thoughts_tau: float | None = None  # threshold for thoughts if it differs from the route's
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution

@@ -134,7 +134,7 @@ class KeptStep(WrittenStep):
 
 
 class ComparedAnswers(Record):
-    """The answers that policy `agree` compared, and the steps of all solutions that were not kept."""
+    """The answers that the `agree` policy compared, and the steps of all solutions that were not kept."""
 
     answers: dict[ModelRole, str | None]
     agrees: bool

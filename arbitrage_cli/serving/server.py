@@ -257,7 +257,8 @@ async def _show_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=STATUS_CLIENT_CLOSED)
     if isinstance(error, HTTPException):
-        error = RefusedError(error.detail.lower(), status=error.status_code)
+        hint = "this server has /v1/chat/completions, /v1/models and /health" if error.status_code == 404 else ""
+        error = RefusedError(error.detail.lower(), hint, status=error.status_code)
     if not isinstance(error, RefusedError):
         if not isinstance(error, h11.LocalProtocolError):  # after a malformed body, which uvicorn has already refused
             log.error("internal error in a request (%s: %s); please report it", type(error).__name__, error, exc_info=error)

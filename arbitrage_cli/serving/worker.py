@@ -88,7 +88,7 @@ class Intake:
 
 
 class Worker:
-    """Solves the problems in its intake. `scorer_for` returns what a policy needs to decide."""
+    """Solves the problems in its intake. `scorer_for` returns the scorer of a policy."""
 
     def __init__(self, scheduler: Scheduler, scorer_for: Callable[[Policy], Scorer | Checker | None]) -> None:
         self._scheduler = scheduler

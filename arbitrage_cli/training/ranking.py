@@ -67,7 +67,7 @@ def selection_gaps(better: Numbers, worse: Numbers, truth: Truth) -> Numbers:
 
 
 def resampled_weights(problem: NDArray[np.int64], resamples: int) -> Iterator[Numbers]:
-    """Yield batches of weights, given each row's problem: first all ones, then how often each row's problem was drawn."""
+    """Yield weights for a bootstrap over problems, given each row's problem. The first weights are all 1."""
     _, index = np.unique(problem, return_inverse=True)
     count = int(index.max()) + 1
     generator = np.random.default_rng(SEED)

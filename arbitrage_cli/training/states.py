@@ -1,4 +1,4 @@
-"""Collects states, on which routers are trained, stores them as JSON, and reads them from the runs of `arbitrage collect`.
+"""Collects the training states for routers, stores them as JSON, and reads them from the runs of `arbitrage collect`.
 
 A state is a step that both models wrote from the same text, with both rewards. States store token statistics rather than
 features, so new features do not require collecting states again. Their problems are split into a training, a validation and

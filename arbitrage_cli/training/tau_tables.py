@@ -215,7 +215,7 @@ def make_table(
 
 
 def spread_taus(probability: Numbers) -> list[float]:
-    """Return taus that divide the states, or the sum of their probabilities, into equal parts."""
+    """Return taus that split the states, or their total probability, into equal parts."""
     rising = np.sort(probability)
     shares = np.linspace(0, 1, PARTS + 1)[1:-1]
     by_loss = np.interp(shares * rising.sum(), rising.cumsum(), rising)

@@ -1,11 +1,13 @@
 """`arbitrage guide`: the topics, and how one is shown in a terminal and elsewhere."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from cli import ESCAPE, Terminal, run
+from cli import ESCAPE, Terminal, environment, run
 
 import arbitrage_cli
 from arbitrage_cli.cli.app import make_app
@@ -17,6 +19,12 @@ def test_topics_are_listed_with_what_they_are_about() -> None:
     lines = run("guide").out.splitlines()
     assert [line.split()[0] for line in lines] == sorted([*(path.stem for path in FILES), "options"])
     assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_help_starts_without_numpy() -> None:
+    code = "import sys; sys.modules['numpy'] = None; from arbitrage_cli.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    for flag in ("--help", "--version"):
+        subprocess.run([sys.executable, "-c", code, flag], check=True, capture_output=True, env=environment())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

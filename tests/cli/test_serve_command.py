@@ -121,8 +121,6 @@ def test_what_it_refuses_to_start_with() -> None:
         ):
             assert_refused(run("serve", *MODELS, "--port", "0", *flags), 2, place)
     assert_refused(run("serve", *MODELS, env={"ARBITRAGE_SERVE_API_KEY": "ké"}), 2, "ARBITRAGE_SERVE_API_KEY: ")
-    missing = run("serve", *MODELS, without=["uvicorn"])
-    assert_refused(missing, 2, "", "pip install", "uvicorn")
 
 
 def test_a_second_signal_does_not_wait() -> None:

@@ -105,6 +105,7 @@ def test_every_line_has_a_result_in_its_place(here: Path, concurrency: str) -> N
 def test_results_as_lines_of_text(here: Path) -> None:
     assert solve_file(here, "-q", "--format", "text").out == "2\n\n349\n\n"
     assert solve("1 + 1", "--format", "json", "-q").record["answer"] == "2"
+    assert solve("1 + 1", "--format", "text", env={"ARBITRAGE_JSON": "1"}).out == "2\n"
 
 
 def test_an_unfinished_problem_without_an_answer_has_an_empty_line() -> None:
@@ -112,18 +113,25 @@ def test_an_unfinished_problem_without_an_answer_has_an_empty_line() -> None:
     assert (result.code, result.out) == (1, "\n\n")
 
 
-def test_words_without_quotes_are_one_problem() -> None:
-    assert solve("What", "is", "5 + 6?", "-q").out == "11\n"
+def test_each_quoted_argument_is_a_problem() -> None:
+    assert solve("What is 5 + 6?", "5 + 7", "-q").out == "11\n12\n"
+    assert_refused(solve("What", "is", "5", "+", "6?"), 2, "found 5 problems", '"What is 5 + 6?"')
+
+
+def test_answers_in_the_input_are_said_to_be_ignored(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", '{"problem": "1 + 1", "answer": "2"}\n' * 2), ("a.csv", "problem,answer\n1 + 1,2\n")):
+        (tmp_path / name).write_text(text)
+        assert solve("--input", name, cwd=tmp_path).err.count("the answers in the input are ignored") == 1
+
+
+def test_a_mistyped_folder_is_not_created(tmp_path: Path) -> None:
+    assert_refused(solve("1 + 1", "-o", "typo/out.jsonl", cwd=tmp_path), 2, "--output: typo: no such folder")
+    assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize("header", [b"id,question\n", b"problem , answer\n", b"question\n"])
 def test_a_csv_table_in_a_pipe_is_refused(header: bytes) -> None:
     assert_refused(solve(stdin=header + b"a,5 + 6\n"), 2, "", "--input FILE.csv")
-
-
-def test_formats_that_contradict_each_other(here: Path) -> None:
-    assert_refused(solve_file(here, "--json", "--format", "text"), 2, "", "--json")
-    assert solve("1 + 1", "--format", "text", env={"ARBITRAGE_JSON": "1"}).out == "2\n"
 
 
 @pytest.mark.parametrize(("limit", "ids"), [("1", ["a"]), ("3-9", ["a", "5"])])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cli import QUESTION, RIGHT, Terminal, assert_refused, run
+from cli import QUESTION, RIGHT, assert_refused, run
 from faults import rows_of, run_json, write_rows
 from small_routers import write_router
 
@@ -94,14 +94,3 @@ def test_without_bubblewrap_they_run_only_unprotected(tmp_path: Path) -> None:
     assert_refused(refused, REFUSED, "--run-code: bubblewrap", "apt install", "unprotected")
     assert run(*BENCH, "--run-code=unprotected", env=without, cwd=tmp_path).code == 0
     assert run_json(tmp_path / "run")["protections"] == ["resource limits"]
-
-
-@pytest.mark.usefixtures("sandbox")
-@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", REFUSED)])
-def test_a_terminal_asks(tmp_path: Path, answer: str, code: int) -> None:
-    write_rows(tmp_path / "rows.jsonl", [MBPP])
-    with Terminal(*BENCH, cwd=tmp_path) as terminal:
-        terminal.wait_until(lambda: b"[y/N]" in terminal.raw)
-        terminal.process.send(f"{answer}\n")
-        assert terminal.wait() == code
-    assert (tmp_path / "run").exists() == (code == 0)

@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from cli import MODELS, QUESTION, Terminal, accept, escalate, finish, flat, make_trace
@@ -15,7 +14,7 @@ from arbitrage_cli.display.live import REDRAW_SECONDS, LiveScreen
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Rating, Started, Trace, Writing, Wrote
+from arbitrage_cli.types import Rating, Started, Writing, Wrote
 
 SIZES = [(80, 24), (40, 10), (20, 5), (200, 50)]
 RUN = RunInfo(Route(POLICIES["entropy"], 1.0), num_problems=1)
@@ -100,16 +99,6 @@ def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:
     assert "draft   scoring" in view.screen.text
     view.write(trace, "target", "2 + 2 = 4.")
     assert "scoring" not in view.screen.text
-
-
-@pytest.mark.parametrize("shows", [True, False])
-def test_thoughts_are_hidden_while_they_are_written_too(make_view: MakeView, *, shows: bool) -> None:
-    view = make_view(run=replace(RUN, shows_thoughts=shows))
-    trace = make_trace()
-    thinking = Trace(replace(trace.problem, thinks=True), trace.limits)
-    view.display.handle(Started(thinking))
-    view.write(thinking, "draft", "Hm, ", "well.")
-    assert ("Hm, well." in view.screen.text, "  1  draft   2 tokens" in view.screen.text) == (shows, True)
 
 
 def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:

@@ -117,6 +117,16 @@ def test_narrow_terminal_has_intervals_below_their_figures(monkeypatch: pytest.M
     assert max(map(len, lines)) <= width
 
 
+def test_narrow_terminal_keeps_the_names_of_policies_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_run(60, columns=[*COLUMNS[:2], ("speculative", None), ("arbitrage", 0.347)])
+    for width in (24, 43, 59):
+        monkeypatch.setattr("arbitrage_cli.display.table.width_of", lambda stream, width=width: width)
+        lines = table(made, explain=False).splitlines()
+        assert {"policy", "speculative", "arbitrage@0.347"} <= {line.split(" ")[0] for line in lines}
+        (heading,) = [line for line in lines if line.startswith("policy ")]
+        assert "speed-up" in heading
+
+
 def test_few_problems_have_no_intervals() -> None:
     assert "[" not in table(make_run(4), explain=False).partition("- ")[0]
 

@@ -226,7 +226,7 @@ def test_program_that_cannot_be_started_is_an_error(sandbox: list[str], reason: 
 
 @pytest.mark.parametrize(
     ("script", "hint"),
-    [(None, "apt install bubblewrap"), ("echo no namespaces >&2; exit 1", "0.8 with user namespaces")],
+    [(None, "apt install bubblewrap"), ("echo no namespaces >&2; exit 1", "user namespaces")],
     ids=["missing", "does not work"],
 )
 def test_without_bubblewrap_programs_are_refused(

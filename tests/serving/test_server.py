@@ -361,7 +361,7 @@ def test_bodies_that_are_no_request(client: Served, body: bytes) -> None:
 def test_other_refusals(client: Served, status: int, request_of: dict[str, Any]) -> None:
     response = client.request(**request_of)
     assert response.status_code == status
-    refusal(response)
+    assert ("/v1/models" in refusal(response)["message"]) == (status == 404)
 
 
 def test_a_malformed_body_is_no_defect(client: Served, caplog: pytest.LogCaptureFixture) -> None:

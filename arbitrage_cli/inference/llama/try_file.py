@@ -1,4 +1,4 @@
-"""Tries a model file in a separate process, because a damaged file can crash the process.
+"""Tries a model file in a separate process, because a damaged file can crash the process that loads it.
 
 `inference.open` starts the process.
 """

@@ -1,6 +1,6 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
-Work is repeated after broken connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After` (up to
+Requests are retried after dropped connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After` (up to
 `GONE_SECONDS`) plus a random time that grows exponentially. A longer delay, and any other HTTP error except 401, concern only
 one request. API keys are sent only in the `Authorization` header, and never through a proxy to this machine or a private
 network. A key that a server repeats is removed before its response is parsed. Redirects are not followed, and no error shows a

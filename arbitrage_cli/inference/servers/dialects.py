@@ -112,7 +112,7 @@ class Completions:
 
     @property
     def continues(self) -> str:
-        """The form in which the server accepts a text to continue."""
+        """The format in which the server accepts text to be continued."""
         return "text" if self.is_plain else "token ids"
 
     def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> Json:

@@ -230,7 +230,7 @@ class Facts(BaseModel):
 
 
 class Converted(BaseModel):
-    """The ids of a text, or the text of messages or ids."""
+    """The response to a request to tokenize, detokenize or render text."""
 
     tokens: list[int] = []
     text: str | None = Field(default=None, validation_alias=AliasChoices("prompt", "text"))

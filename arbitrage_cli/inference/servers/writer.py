@@ -1,6 +1,6 @@
 """Writes steps for many problems at once with a model on a server, as `Engine` does with a local model.
 
-The token ids that the server sampled are kept for each problem. Only other text is tokenized. A server stops at every
+The token ids that the server sampled are kept for each problem. Only the remaining text is tokenized. A server stops at every
 separator. If the step does not end there, another request continues it. If the model also writes all later steps, one request
 returns the rest of the phase, and the stream is divided into steps.
 """
@@ -88,7 +88,10 @@ class _Writing:
 
 @dataclass(slots=True)
 class _Slot:
-    """A problem. `trace` may be ahead of the flow's trace if the response in flight contains all later steps (`until_end`)."""
+    """A problem.
+
+    One response may contain all later steps (`until_end`). `trace` then has steps that the flow has not yet received.
+    """
 
     number: int
     problem: Problem
