@@ -145,7 +145,7 @@ def test_steps_are_kept_when_the_context_fills_up() -> None:
 
 def test_reader_that_takes_one_line_and_leaves_ends_the_run_silently(tmp_path: Path) -> None:
     path = many_problems(tmp_path / "problems.txt", 500)
-    with start("solve", *MODELS, "-q", "--input", str(path), stdin=subprocess.DEVNULL) as process:
+    with start("solve", *MODELS, "-q", "--threads", "1", "--input", str(path), stdin=subprocess.DEVNULL) as process:
         read_line(process)
         process.stdout.close()
         assert process.stderr.read() == b""
