@@ -40,8 +40,8 @@ def measure_missing(
 ) -> Mapping[ModelRole, Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
-    Costs are measured only if a policy of the request works with both models or is compared with others. `limit` is the maximum time for the probes, in seconds. A disturbed measurement does
-    not take the place of known costs.
+    Costs are measured only if a policy of the request works with both models or is compared with others. `limit` is the
+    maximum time for the probes, in seconds. A disturbed measurement does not take the place of known costs.
     """
     load = request.named.load
     others = {"prm"} if request.compares else {"prm", "check"}

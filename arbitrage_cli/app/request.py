@@ -1,6 +1,6 @@
 """Checks what a command or a call asks for, and selects its models and its router, before token costs are measured.
 
-No model is loaded, and no request is sent. `app.spec` resolves a request. This module imports NumPy, so commands import it
+No model is loaded, and no request is sent. `app.decide` decides the rest. This module imports NumPy, so commands import it
 only when they need it.
 """
 

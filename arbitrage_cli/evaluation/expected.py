@@ -21,9 +21,9 @@ LOST_IF_DIFFERENT = 0.5, 0.5
 MATCH_RATES = (0.5, 0.75, 0.9)  # the 10%, 50% and 90% quantiles of acceptance rates of draft tokens over all pairs
 QUANTILE = 1.2816  # the 90% quantile of the normal distribution
 PROMPT_TOKENS, WRITTEN_TOKENS = 100.0, 200.0  # of a problem, if there is no router whose table has them
-CARD_SPREAD, OTHER_SPREAD, UNTRIED_SPREAD = 0.25, 0.5, 0.01
-"""The standard deviation of log speed-ups around a card's prediction, for its own pairs and for other pairs, and for
-speculation that drafts nothing."""
+CARD_SPREAD, OTHER_SPREAD, MIN_SPREAD, UNTRIED_SPREAD = 0.25, 0.5, 0.125, 0.01
+"""The standard deviation of log speed-ups around a card's prediction, for its own pairs and for other pairs, the minimum
+beside a measurement, and for speculation that drafts nothing."""
 CARD_ANSWERS, OTHER_ANSWERS = 10, 4
 """The weight of a card's expected net change, in measured answers, for its own pairs (at most) and for other pairs."""
 CHANGED = 0.5  # the answers that any expectation counts as gained, and as lost: Jeffreys' prior
@@ -116,7 +116,7 @@ def _speculation(costs: PairCosts | None, table: TauTable | None) -> Expected:
     low, middle, high = speedups
     if high <= 1:  # the target drafts nothing
         return Expected(middle, UNTRIED_SPREAD)
-    return Expected(middle, max(math.log(high / low) / (2 * QUANTILE), CARD_SPREAD / 2))
+    return Expected(middle, max(math.log(high / low) / (2 * QUANTILE), MIN_SPREAD))
 
 
 def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.evaluation.expected import LOST_IF_DIFFERENT, UNKNOWN, Expected
+from arbitrage_cli.evaluation.expected import LOST_IF_DIFFERENT, MIN_SPREAD, UNKNOWN, Expected
 from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import TauTable
@@ -156,12 +156,13 @@ def after_problems(expected: Expected, ratio: float, log_error: float | None, co
     """Return the expected effect, updated by `count` problems with this ratio.
 
     Log ratios are assumed to be normally distributed. `log_error` is the standard error of the logarithm of the ratio, or None
-    if it is unknown.
+    if it is unknown. However certain an expectation is, it weighs no more than one with MIN_SPREAD.
     """
     between = SPREAD_PROBLEMS * SPREAD**2 + (count * (log_error or 0.0)) ** 2
     weight = (SPREAD_PROBLEMS + (0 if log_error is None else count)) * count / between
-    precision = expected.spread**-2 + weight
-    mean = (expected.spread**-2 * math.log(expected.ratio) + weight * math.log(ratio)) / precision
+    prior = max(expected.spread, MIN_SPREAD) ** -2
+    precision = prior + weight
+    mean = (prior * math.log(expected.ratio) + weight * math.log(ratio)) / precision
     return replace(expected, ratio=math.exp(mean), spread=precision**-0.5)
 
 
