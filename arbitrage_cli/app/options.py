@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge, Interval
 
 from arbitrage_cli.errors import UsageError, in_plain_words
+from arbitrage_cli.system.machine import MAX_THREADS
 from arbitrage_cli.types import Limits
 
 SOME_FAILED = 1
 MAX_CONTEXT = 1 << 24  # tokens; above any model, and within llama.cpp's integers
-MAX_THREADS = 512  # llama.cpp's limit, which it does not check
 MAX_CONCURRENCY = 1024  # if all models are on servers
 KEY_VARIABLE = "ARBITRAGE_SERVE_API_KEY"
 

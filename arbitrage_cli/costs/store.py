@@ -22,11 +22,10 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.system.files import checked, file_lock, make_folder, read_regular, user_folder, write_atomically
-from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, logical_processors, processor_name
+from arbitrage_cli.system.machine import CACHED_BYTES, MAX_THREADS, default_threads, logical_processors, processor_name
 from arbitrage_cli.types import ModelRole
 
 SCHEMA = 1
-MAX_THREADS = 1024
 ABOUT_AGE = timedelta(hours=1)
 LOCK_SECONDS = 5.0
 """How long to wait for another process that writes the file. A suspended process would never finish."""

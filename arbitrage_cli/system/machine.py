@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+MAX_THREADS = 512  # llama.cpp's limit, which it does not check
 CGROUP = Path("/sys/fs/cgroup")
 LOOK_SECONDS = 0.2  # in which the load of the processors is measured
 CACHED_BYTES = 32 << 20  # bytes of weights that usually fit in a processor's cache
@@ -15,7 +16,7 @@ CACHED_BYTES = 32 << 20  # bytes of weights that usually fit in a processor's ca
 
 def default_threads() -> int:
     """Return the number of physical cores, limited by the process's affinity and the container's CPU quota."""
-    return _least(logical_processors(), _physical_cores(), _cgroup_quota())
+    return _least(logical_processors(), _physical_cores(), _cgroup_quota(), MAX_THREADS)
 
 
 def logical_processors() -> int:

@@ -36,6 +36,11 @@ def test_threads(root: Path, monkeypatch: pytest.MonkeyPatch, cores: int | None,
     assert machine.default_threads() == threads
 
 
+def test_threads_are_at_most_those_of_llama_cpp(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(1536)), raising=False)
+    assert machine.default_threads() == 512
+
+
 @pytest.mark.parametrize(
     ("files", "total", "available"),
     [
