@@ -137,15 +137,6 @@ def test_nothing_is_measured_for_a_server_that_cannot_start(home: Home) -> None:
     assert not home.file.exists()
 
 
-def test_doctor_shows_measured_models_or_a_damaged_file(tuned: tuple[Home, Result], home: Home) -> None:
-    assert "arbitrage built-in draft (" in tuned[0].run("doctor").out
-    assert "none; arbitrage advise measures" in home.run("doctor").out
-    home.file.parent.mkdir()
-    home.file.write_text("{")
-    damaged = home.run("doctor")
-    assert (damaged.code, "tuned.json is ignored" in damaged.out) == (0, True)
-
-
 def test_one_model_is_measured_alone_as_json(home: Home) -> None:
     result = home.run(*ONE, "--json", "-q", env=Q8)
     assert (result.code, result.err) == (0, "")

@@ -65,7 +65,7 @@ def test_a_template_that_only_strips_thoughts_proves_none(
 def test_how_thoughts_are_routed_is_said(options: tuple[str, ...], share: str | None) -> None:
     models = ("--draft", "builtin:draft", "--target", "builtin:target", "--router", "builtin:builtin")
     thinking = ("--think", "20", "--max-tokens", "40", "--policy", "arbitrage")
-    result = run("solve", "1 + 1", *models, *thinking, *options)
+    result = run("solve", "1 + 1", *models, *thinking, *options, "--debug")
     said = [line for line in result.err.splitlines() if "not trained on thinking" in line]
     assert (len(said), share in "".join(said) if share else True) == (share is not None, True)
 

@@ -148,7 +148,6 @@ def test_results_go_to_a_file_and_nothing_to_standard_output(here: Path) -> None
     again = solve_file(here, "-o", "out.jsonl", "--limit", "3", "--format", "text")
     assert (again.code, again.out.splitlines()) == (1, ["2", "", "349"])
     assert "nothing to do" in again.err
-    assert ["--format text" in one.err for one in (result, again)] == [True, False]
     assert (here / "out.jsonl").read_bytes() == before
 
 
@@ -169,7 +168,7 @@ def test_same_command_goes_on_behind_the_last_whole_line(here: Path, cut: int) -
     begun = b"".join(whole.splitlines(keepends=True)[:5]) + whole.splitlines(keepends=True)[5][:cut]
     (here / "out.jsonl").write_bytes(begun)
     result = solve_file(here, "-o", "out.jsonl", "--concurrency", "3")
-    assert (result.code, result.err.count("answer")) == (0, 7 + 1)
+    assert (result.code, result.err.count("answer")) == (0, 7)
     assert (here / "out.jsonl").read_bytes().startswith(b"".join(whole.splitlines(keepends=True)[:5]))
     texts = [json.loads(line)["text"] for line in whole.splitlines()]
     assert [one["text"] for one in records_of(here / "out.jsonl")] == texts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import assert_refused, flat, run
+from cli import flat, run
 from small_routers import write_router
 from test_router import make_draft, make_router
 
@@ -100,8 +100,3 @@ def test_the_view_explains_each_step(scripted: tuple[str, ...]) -> None:
     assert flat(found.err).count("log-odds ") == flat(found.err).count("an average step; ") == 3
     assert len(re.findall(r"draft: [^;]*decode \d+ tokens? \d", flat(found.err))) == 3
     assert len(re.findall(r"; target: [^;]*(?:decode|verify) \d+ tokens? \d", flat(found.err))) == 3
-
-
-def test_what_cannot_be_explained_is_refused(scripted: tuple[str, ...]) -> None:
-    assert_refused(run(*scripted[:4], "--policy", "entropy", "--explain"), 2, "--explain", "entropy")
-    assert_refused(run(*scripted, "--explain", "-q"), 2, "--explain", "--quiet")
