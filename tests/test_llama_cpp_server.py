@@ -17,6 +17,8 @@ from cli import pair_named_mine, run
 from marks import rarely
 from processes import awaited
 
+from arbitrage_cli.inference.llama import library_selected
+
 MODELS = Path(__file__).parents[1] / "models"
 LLAMA_SERVER = "ARBITRAGE_TEST_LLAMA_SERVER"
 
@@ -40,7 +42,9 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         base, null = f"http://127.0.0.1:{port}/v1", subprocess.DEVNULL
-        with subprocess.Popen(command_of(request.param, port), stdout=null, stderr=null) as process:
+        with library_selected():  # llama-cpp-python may have been installed without its own library
+            started = subprocess.Popen(command_of(request.param, port), stdout=null, stderr=null)
+        with started as process:
             try:
                 awaited(lambda: process.poll() or _answers(base))  # noqa: B023 - called at once
                 if process.poll() is None:
