@@ -99,7 +99,7 @@ def continued(request: Request, began: "Run", facts_of: Callable[[Request], Fact
 
 
 def with_policies(request: Request, began: "Run") -> Request | None:
-    """Return the request with only the policies that the run does not have, or None if there are none.
+    """Return the request with only the policies that the run does not have, or None if the run has them all.
 
     Raises UsageError if the run has a single policy, and another one was typed.
     """

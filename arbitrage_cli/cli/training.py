@@ -21,7 +21,7 @@ from arbitrage_cli.errors import UsageError
     without=["policy", "tau", "early_stop", "check", "router"],
     reward=Option(
         "Source of step rewards: prm (a process reward model, the default) or rollout (whether the target, "
-        "continuing from the step, reaches the known answer or, if there is none, its own answer)."
+        "continuing from the step, reaches the known answer or, if no answer is known, its own answer)."
     ),
 )
 def collect(

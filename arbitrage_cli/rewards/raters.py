@@ -188,7 +188,9 @@ class Continuations:
     def after(self, trace: Trace) -> Generator[WriteStep, Any, tuple[Sequence[Step], bool, Cost]]:
         """Return the target's steps until the solution ends, whether the solution is right, and the cost of writing them."""
         cost = Cost()
-        if _prefix(trace) not in self._known:
+        key = _prefix(trace)
+        # Of two equal texts, one may be a finished solution and the other a solution that was cut.
+        if key not in self._known or bool(self._known[key][0]) is trace.finished:
             whole, steps, prefixes = (
                 Trace(trace.problem, trace.limits, list(trace.decisions)),
                 list[Step](),
@@ -202,7 +204,7 @@ class Continuations:
                 cost += step.cost
             is_right = self._is_right(whole.text)
             self._known.update((prefix, (steps[index:], is_right)) for index, prefix in enumerate(prefixes))
-        return *self._known[_prefix(trace)], cost
+        return *self._known[key], cost
 
 
 class RolloutRater:

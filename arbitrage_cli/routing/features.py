@@ -56,7 +56,7 @@ class EarlierSteps:
         self._ends: dict[Phase, str] = {}  # the last characters of each phase, if the next step may continue their number
         self._num_steps = self._num_tokens = self._last_num_tokens = 0
         self._last_draft, self._least_logprob = _CERTAIN_TOKEN, 0.0
-        self._draft_sums: list[float] = []  # added up anew, because Python 3.12 rounds sum() and += differently
+        self._draft_sums: list[float] = []  # added up again, because Python 3.12 rounds sum() and += differently
 
     def features(self, decisions: Sequence[Decision], draft: Step) -> Floats:
         """Return the features of `draft` as the next step after these decisions, in the order of `FEATURES`.

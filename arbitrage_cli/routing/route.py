@@ -184,7 +184,7 @@ class AvailableRouter:
 def need_router(router: Router | None) -> Router:
     if router is None:
         raise UsageError(
-            "policy arbitrage needs a trained router, and there is none for these models or this task",
+            "policy arbitrage needs a trained router, but these models or this task have no router",
             "use --router FILE.safetensors (train one with arbitrage collect and arbitrage train), or another --policy",
         )
     return router

@@ -224,3 +224,19 @@ def test_a_problem_that_the_target_never_solves_ends_early() -> None:
     trace, states, _ = run(answers, judge_of("right"))
     assert len(states) == 2
     assert not trace.finished
+
+
+def test_a_drafted_step_that_is_cut_where_the_target_ends_is_continued() -> None:
+    """The texts are equal, but only the target's solution is finished."""
+    answers = [
+        *(draft_step("a"), target_step("a"), target_step("b", "end")),
+        *(draft_step("b", "budget"), target_step("c", "end")),
+        draft_step("c", "end"),
+    ]
+    trace, states, requests = run(answers, judge_of("abc"))
+    assert [(state.target_text, state.draft_reward, state.target_reward) for state in states] == [
+        ("a", 0.0, 0.0),
+        ("b", 1.0, 0.0),
+        ("c", 1.0, 1.0),
+    ]
+    assert (trace.text, len(requests)) == ("abc", len(answers))
