@@ -247,9 +247,12 @@ class JsonResponse(JSONResponse):
 
 
 def _refusal_response(error: RefusedError, *, closes: bool = False) -> Response:
-    """Return an error response. If `closes` is true, the connection is closed, because a body may be left in it."""
+    """Return an error response. If `closes` is true, the connection is closed, because a body may be left in it.
+
+    uvicorn also closes it after an internal error: a client that is not told reuses it, and loses its next request.
+    """
     headers = {401: {"www-authenticate": "Bearer"}, 429: RETRY, 503: RETRY}.get(error.status, {})
-    closing = {"connection": "close"} if closes or error.status in (408, 413) else {}
+    closing = {"connection": "close"} if closes or error.status in (408, 413, 500) else {}
     return JsonResponse(answers.error_body(error), error.status, {**headers, **closing})
 
 

@@ -379,6 +379,7 @@ def test_a_defect_is_logged_and_answered(
     monkeypatch.setattr("arbitrage_cli.serving.server.find_route", lambda name, menu: 1 / 0)
     response = client.get("/v1/models/target")
     assert (response.status_code, refusal(response)["type"]) == (500, "server_error")
+    assert response.headers["connection"] == "close"  # uvicorn closes it: a request that reused it would be lost
     assert [record.name for record in caplog.records] == ["arbitrage.serving"]
 
 
