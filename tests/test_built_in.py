@@ -34,7 +34,7 @@ from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files, read_pairs, router_file
 from arbitrage_cli.problems.datasets import load_dataset
-from arbitrage_cli.rewards.raters import PrmRater
+from arbitrage_cli.rewards import PrmRater
 from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route

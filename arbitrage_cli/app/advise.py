@@ -13,11 +13,10 @@ from typing import Any
 
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.gather import advised_pair
-from arbitrage_cli.app.loop import Attempt
+from arbitrage_cli.app.loop import Attempt, offering_to_resume
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.problem_source import Selection, default_folder, draw_sample, select_problems
 from arbitrage_cli.app.protocol import Display, RunProgress
-from arbitrage_cli.app.record import offering_to_resume
 from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
 from arbitrage_cli.app.resume import begun_options
 from arbitrage_cli.app.session import open_session

@@ -14,12 +14,10 @@ from typing import Any
 
 from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import gather
-from arbitrage_cli.app.loop import Attempt, Loop, Timing, missing
+from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Timing, missing, offering_to_resume, run_of, with_loaded
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
-from arbitrage_cli.app.progress import RunCounts
 from arbitrage_cli.app.protocol import Display, RunProgress
-from arbitrage_cli.app.record import offering_to_resume, run_of, with_loaded
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.resume import check_data_set, continued, routes_of
 from arbitrage_cli.app.session import Session, open_session

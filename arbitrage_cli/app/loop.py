@@ -1,31 +1,100 @@
 """Makes the missing attempts of a command, stores a row for each, and shows it. All commands that keep rows use this loop.
 
+The record of the run, run.json, is made when the run begins, and added to when it continues.
+
 If llama.cpp crashes while it solves a problem, the next command solves the problem last and alone. After several crashes, the
 problem is recorded as an error.
 """
 
 import contextlib
 import itertools
+import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from time import perf_counter
 from typing import Any
 
-from arbitrage_cli.app.progress import RunCounts
-from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display
+from arbitrage_cli import __version__
+from arbitrage_cli.app.problem_source import Selection
+from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress, Standing
+from arbitrage_cli.app.resume import asked_options, check_data_set, differs
+from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow, WriteStep
 from arbitrage_cli.arbitrage import Request as FlowRequest
-from arbitrage_cli.errors import ProblemError
+from arbitrage_cli.errors import ArbitrageError, ProblemError, UsageError
 from arbitrage_cli.inference.backend import Deadline
+from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
-from arbitrage_cli.problems.rows import Item
+from arbitrage_cli.model_files.pairs import is_gguf
+from arbitrage_cli.numbers import formatting
+from arbitrage_cli.problems.rows import Dataset, Item
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
-from arbitrage_cli.runs.records import Key, tally_of, tau_in_json
+from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA, Key, Kind, tally_of, tau_in_json
+from arbitrage_cli.runs.results import SampleKey
+from arbitrage_cli.runs.run import Asked, DataSet, Run
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.types import Finished, Limits, Started, Step, Trace
+
+
+class RunCounts:
+    """The counts of a run, of which each route has `planned` attempts; `left` are missing. `shown` may adapt what is shown."""
+
+    def __init__(
+        self,
+        title: str,
+        routes: Sequence[Route],
+        planned: int,
+        left: int,
+        *,
+        concurrency: int = 1,
+        shown: Callable[[RunProgress], RunProgress] = lambda progress: progress,
+    ) -> None:
+        self._title, self._planned, self._left, self._concurrency, self._shown = title, planned, left, concurrency, shown
+        self._began, self._finished = perf_counter(), 0
+        self._tried: dict[Route, set[SampleKey]] = {route: set() for route in routes}
+        self._done: dict[Route, dict[SampleKey, float]] = {route: {} for route in routes}  # seconds
+        self._correct = Counter[Route]()
+
+    def begin(self) -> RunProgress:
+        """Measure the time from now on."""
+        self._began = perf_counter()
+        return self.now()
+
+    def add(self, route: Route, row: Any, *, is_new: bool = True) -> None:
+        """Count the row of an attempt. `is_new` is false for an attempt of an earlier command."""
+        key = row.id, row.sample
+        self._tried[route].add(key)
+        if row.status == "done":
+            self._done[route][key] = row.took
+            self._correct[route] += row.verdict[0] == "correct"
+        self._left -= is_new
+        self._finished += is_new
+
+    def now(self) -> RunProgress:
+        total = self._planned * len(self._tried)
+        standings = list(map(self._standing, self._tried))
+        return self._shown(RunProgress(self._title, total - self._left, total, standings, self._seconds_left))
+
+    def _standing(self, route: Route) -> Standing:
+        done, target = self._done[route], next((self._done[one] for one in self._done if one.policy.name == "target"), {})
+        shared = done.keys() & target.keys()
+        own = sum(done[key] for key in shared)
+        speedup = sum(target[key] for key in shared) / own if own and self._concurrency == 1 else None
+        counts = self._planned, len(self._tried[route]), len(done), self._correct[route]
+        return Standing(route.label, *counts, sum(done.values()), speedup)
+
+    @property
+    def _seconds_left(self) -> float | None:
+        """The estimated time left, from the mean time of the attempts so far. Attempts in progress count as half done."""
+        begun = min(self._concurrency - 1, self._left) / 2
+        each = (perf_counter() - self._began) / (self._finished + begun) if self._finished else None
+        return each and each * (self._left - begun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,3 +275,85 @@ class Loop:
         deadline = None if seconds is None else Deadline(self.clock() + seconds, seconds, self.clock)
         sampler = self.sampler and replace(self.sampler, seed=self.sampler.seed + attempt.sample)
         return Job(attempt.item.problem, make_flow, self.limits, deadline, sampler)
+
+
+CHANGES: Mapping[str, str] = {"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"}
+
+
+def run_of(session: Session, folder: RunFolder, kind: Kind, selected: Selection | None = None, **details: Any) -> Run:
+    """Return the contents of run.json: those of the run to continue, with what is added now, or those of a new run.
+
+    Raises UsageError if the data set, the grader or, in `bench`, the concurrency is another one.
+    """
+    if folder.earlier:
+        return _continued(session, folder, folder.earlier, selected, **details)
+    options = session.request.options
+    run = Run(
+        schema=RUN_SCHEMA,
+        kind=kind,
+        tool=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        asked=Asked(command=list(options.command), options=asked_options(options)),
+        decided=session.decided,
+        **details,
+    )
+    return run if selected is None else run.changed(**_problems(selected), grader=session.task.grader_version())
+
+
+def with_loaded(run: Run, session: Session) -> Run:
+    """Return the run with what the loaded models said."""
+    models = session.models.descriptions
+    has_files = any(is_gguf(session.decided.sources[role]) for role in models)
+    flags = str(load_llama().system_info()) if has_files else run.flags
+    return run.changed(loaded={**run.loaded, **models}, flags=flags, protections=list(session.task.protections))
+
+
+@contextlib.contextmanager
+def offering_to_resume(session: Session, folder: RunFolder | None) -> Iterator[None]:
+    """Show how to resume a run if it is interrupted for any reason."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ArbitrageError):  # a closed output stream is reported by its own error
+            session.display.close()  # first, because a second Ctrl-C would leave the cursor hidden
+            if folder and folder.statuses:
+                saved = formatting.count(len(folder.statuses), "result")
+                command = shlex.join(part for part in session.request.options.command if part != "--fresh")
+                session.display.note(f"{saved} saved in {folder.shown}; to resume: {command}")
+        raise
+
+
+def _continued(session: Session, folder: RunFolder, began: Run, selected: Selection | None, **details: Any) -> Run:
+    decided, changed = session.decided, dict[str, Any](details)
+    warnings = [*began.warnings, *changed.pop("warnings", ())]
+    if began.kind == BENCH and (concurrency := session.conditions.get("concurrency")):
+        raise differs("concurrency", decided.concurrency, concurrency)
+    if selected:
+        check_data_set(began.dataset, selected.dataset)
+        _check_grader(folder, began, session.task.grader_version())
+        found = _problems(selected)
+        changed |= found | {"levels": {**began.levels, **found["levels"]}}
+        changed["samples"] = max(began.samples, details.get("samples", 1))
+    if added := decided.routes[len(began.decided.routes) :]:
+        names = ", ".join(one.route.label for one in added)
+        warnings.append(f"policies measured after the others, so the machine's speed may have changed: {names}")
+    for name, now in session.conditions.items():
+        if name in CHANGES:
+            warnings.append(f"the {CHANGES[name]} changed during the run: {decided.machine[name]}, then {now}")
+    if began.tool != __version__:
+        warnings.append(f"the results come from two versions of arbitrage: {began.tool} and {__version__}")
+    return began.changed(**changed, decided=decided, warnings=list(dict.fromkeys(warnings)))
+
+
+def _check_grader(folder: RunFolder, began: Run, version: str) -> None:
+    if began.grader == version:
+        return
+    regrade = f"grade the answers again: {shlex.join(['arbitrage', 'report', str(folder.shown), '--regrade'])}"
+    hint = regrade if began.kind == BENCH else "use another path (--output)"
+    raise UsageError(f"{folder.shown}: grader changed from {began.grader} to {version}", hint)
+
+
+def _problems(selected: Selection) -> dict[str, Any]:
+    dataset: Dataset = selected.dataset
+    known = DataSet(name=dataset.name, revision=dataset.revision, sha256=dataset.sha256, count=len(dataset.items))
+    return {"dataset": known, "levels": {item.problem.id: item.level for item in selected.items}}

@@ -1,31 +1,160 @@
-"""The models of a command that are open: checked, loaded and closed here. They provide writers, raters and schedulers."""
+"""The models of a command that are open: checked, loaded and closed here. They provide writers, raters and schedulers.
+
+A model runs in this process or on a server.
+"""
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from arbitrage_cli.app.loaded import LocalModel, Model, RemoteModel, WriterOptions, Writers
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import WRITING, Request
 from arbitrage_cli.costs.memory import Need, check_concurrency, check_memory, memory_needed, rollback_of
 from arbitrage_cli.costs.store import threads_without_costs
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
-from arbitrage_cli.inference.backend import LoadOptions, clock_for
+from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
-from arbitrage_cli.inference.engine import as_speculator
+from arbitrage_cli.inference.engine import Engine, as_speculator
+from arbitrage_cli.inference.kv_cache import Cache, RetainedIds, chat_prompt
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
+from arbitrage_cli.inference.servers.dialects import Chat
+from arbitrage_cli.inference.servers.model import ServedModel
+from arbitrage_cli.inference.servers.writer import ChatWriter, ServedWriter
+from arbitrage_cli.inference.speculation import Planner
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import is_built_in, is_served, local_files
-from arbitrage_cli.rewards.raters import RolloutRater
+from arbitrage_cli.numbers import formatting
+from arbitrage_cli.rewards import PrmRater, PrmStyle, RolloutRater
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, Setup
 from arbitrage_cli.system.files import state_of
 from arbitrage_cli.types import ModelRole
+
+
+@dataclass(frozen=True, slots=True)
+class WriterOptions:
+    """The options of writers.
+
+    `keep` selects which part of a KV cache is kept between problems. If `shares_prompts` is false, each route has separate
+    prompt prefixes in a server's cache.
+    """
+
+    sampler: Sampler
+    style: PromptStyle
+    keep: RetainedIds = "prefix"
+    shares_prompts: bool = True
+    unit_costs: Mapping[ModelRole, UnitCosts] = field(default_factory=dict)
+    may_be_complete: Callable[[str], bool] = lambda text: True  # of the text of a solution
+    clock: Clock = time.perf_counter  # for the models in this process
+
+
+class LocalModel:
+    """A model in this process. Its writers share a cache, which uses the sequences from `first_sequence`."""
+
+    sends_token_stats = True
+
+    def __init__(self, backend: Backend, first_sequence: int = 0) -> None:
+        self._backend, self._first = backend, first_sequence
+        self._cache: Cache | None = None
+        self.card, self.chat_template = backend.card, backend.chat_template
+
+    def twin(self, first_sequence: int) -> "LocalModel":
+        """Return the same loaded model, with its own sequences, so that both can be used at the same time."""
+        return LocalModel(self._backend, first_sequence)
+
+    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
+        if self._cache is None:
+            self._cache = Cache(self._backend, writing.style, keep=writing.keep, first_sequence=self._first)
+        costs = writing.unit_costs.get(role)
+        planner = Planner(costs, prompt_lookup=role == "target") if costs else None
+        return Engine(
+            role, self._cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner, clock=writing.clock
+        )
+
+    def rater(self, style: PrmStyle, clock: Clock) -> Rater:
+        """Return a rater that uses this process reward model. Raises ModelUnsupportedError if the model cannot rate steps."""
+        rater = PrmRater(self._backend, style, clock=clock)
+        rater.check()
+        return rater
+
+    def prompt(self, style: PromptStyle) -> ChatPrompt:
+        """Return the prompt. Raises TemplateError if the chat template cannot be used."""
+        return chat_prompt(self._backend, style)
+
+    def describe(self) -> str:
+        card = self.card
+        layers = {0: "CPU", -1: "all layers on the GPU"}.get(card.gpu_layers, f"{card.gpu_layers} layers on the GPU")
+        threads = formatting.count(card.threads, "thread")
+        context = f"context {card.context_size}" + (f", KV cache {card.kv_cache}" if card.kv_cache else "")
+        return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
+
+    def served_facts(self) -> Mapping[str, Any] | None:
+        return None
+
+
+class RemoteModel:
+    """A model on a server, with the same methods as `LocalModel`."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+        self.card, self.chat_template = model.card, model.source.template
+        self.sends_token_stats = bool(model.num_alternatives)
+
+    def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
+        kind = ChatWriter if isinstance(self._model.dialect, Chat) else ServedWriter
+        return kind(
+            role,
+            self._model,
+            writing.sampler,
+            writing.style,
+            keep_token_stats=keep_token_stats,
+            shares_prompts=writing.shares_prompts,
+            may_be_complete=writing.may_be_complete,
+        )
+
+    def prompt(self, style: PromptStyle) -> ChatPrompt:
+        """Return the prompt, which may require a request to the server. Raises TemplateError, ServerError or ServerRequestError."""
+        return self._model.prompt(style)
+
+    def describe(self) -> str:
+        return self._model.description
+
+    def served_facts(self) -> Mapping[str, Any] | None:
+        return self._model.facts
+
+
+Model = LocalModel | RemoteModel
+_WRITING: Sequence[ModelRole] = ("draft", "target", "check")
+
+
+class Writers:
+    """Creates writers. Each route has its own writers, because an engine learns from the text that it writes.
+
+    Writers that share a model may run one after another but must not alternate within a problem.
+    """
+
+    def __init__(self, models: Mapping[ModelRole, Model], writing: WriterOptions) -> None:
+        self._models = models
+        self._writing = writing
+        self._made: dict[tuple[ModelRole, Route | None], Writer] = {}
+
+    def __call__(self, route: Route | None) -> dict[ModelRole, Writer]:
+        """Return the writers of a route. If `route` is None, return writers that all routes share."""
+        roles = route.policy.models if route else [role for role in _WRITING if role in self._models]
+        return {role: self._writer(role, route) for role in roles}
+
+    def _writer(self, role: ModelRole, route: Route | None) -> Writer:
+        if (role, route) not in self._made:
+            keep = role == "draft" and (route is None or route.policy.reads_token_stats)
+            self._made[role, route] = self._models[role].writer(role, self._writing, keep_token_stats=keep)
+        return self._made[role, route]
 
 
 class OpenModels:

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.app.costs import fetch, measure_missing, warn_of_load
 from arbitrage_cli.app.decide import Facts, available_router, decide
-from arbitrage_cli.app.gather import gather, machine_facts
-from arbitrage_cli.app.loaded import RemoteModel
-from arbitrage_cli.app.open_models import OpenModels
+from arbitrage_cli.app.gather import fetch, gather, machine_facts, measure_missing, warn_of_load
+from arbitrage_cli.app.open_models import OpenModels, RemoteModel
 from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request, is_arithmetic

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.call import InOrder
-from arbitrage_cli.app.loop import Attempt, Loop, Timing
+from arbitrage_cli.app.loop import Attempt, Loop, Timing, offering_to_resume, run_of, with_loaded
 from arbitrage_cli.app.options import MAX_CONCURRENCY, InputOptions
 from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.record import offering_to_resume, run_of, with_loaded
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError

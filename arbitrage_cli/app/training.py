@@ -13,18 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.loop import Attempt, Loop, Timing, missing
+from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Timing, missing, run_of, with_loaded
 from arbitrage_cli.app.problem_source import Selection
-from arbitrage_cli.app.progress import RunCounts
 from arbitrage_cli.app.protocol import RunProgress
-from arbitrage_cli.app.record import run_of, with_loaded
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import is_correct
-from arbitrage_cli.rewards.raters import Continuations
+from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json

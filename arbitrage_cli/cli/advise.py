@@ -48,7 +48,7 @@ def advise(
     if not (options.pair or options.draft or options.target) and _propose(options, as_json=json_line):
         return 0
     from arbitrage_cli.app import advise as app  # slow to import
-    from arbitrage_cli.display.advice import write_advice
+    from arbitrage_cli.display.table import write_advice
     from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display, only_figures_on_stdout():
@@ -72,7 +72,7 @@ def advise(
 
 def _propose(options: Options, *, as_json: bool) -> bool:
     """Show commands that test pairs of the models on this machine. Return whether there are such pairs."""
-    from arbitrage_cli.display.advice import write_proposals
+    from arbitrage_cli.display.table import write_proposals
 
     pairs = propose_pairs(found_models(), total_memory())
     commands = [shlex.join([*options.command, "--draft", draft, "--target", target]) for draft, target in pairs]
@@ -85,9 +85,9 @@ def _propose(options: Options, *, as_json: bool) -> bool:
 
 def _costs(options: Options, output: OutputOptions, *, as_json: bool) -> int:
     """Measure and show token costs. Raises UsageError if a flag has no effect on them."""
-    from arbitrage_cli.app.costs import measure_costs  # slow to import
+    from arbitrage_cli.app.gather import measure_costs  # slow to import
     from arbitrage_cli.app.request import choose_models
-    from arbitrage_cli.display.advice import costs_record, write_costs
+    from arbitrage_cli.display.table import costs_record, write_costs
     from arbitrage_cli.problems.tasks import find_task
 
     used = {*SHARED["Models"], *SHARED["Machine"], "quiet", "debug", "json_line", "costs"}

@@ -41,8 +41,8 @@ def collect(
       arbitrage collect --dataset builtin-dev -o runs/states
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
+    from arbitrage_cli.app.loop import offering_to_resume
     from arbitrage_cli.app.problem_source import default_folder, select_problems
-    from arbitrage_cli.app.record import offering_to_resume
     from arbitrage_cli.app.request import ask_to_collect
     from arbitrage_cli.app.resume import begun_options, begun_reward
     from arbitrage_cli.app.session import open_session

@@ -1,11 +1,11 @@
-"""Prints the main figures of a run, or a comparison of two runs, as a table. Defines the tables' columns, also for the page.
+"""Prints the figures of a run, a comparison of two runs, an advice, or token costs. Defines the columns, also for the page.
 
 Rich wraps paragraphs and cells at the width of the terminal.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, TextIO
 
@@ -13,8 +13,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from arbitrage_cli.app.advise import Advice
+from arbitrage_cli.costs.measure import Measurement
+from arbitrage_cli.costs.store import tuned_file
 from arbitrage_cli.display.text import is_drawable, one_line, safe, width_of, write
-from arbitrage_cli.display.verdict import sentence
+from arbitrage_cli.display.verdict import alone, sentence, token_ratio_words
+from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.numbers import formatting
 
 MAX_NAMES = 12  # problem IDs in a line
@@ -307,3 +311,46 @@ def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]], is_left: It
     for row in rows:
         table.add_row(*(Text(safe(cell)) for cell in row))
     return table
+
+
+PROPOSALS = "Compatible models on this machine, best pair first. To find out whether a pair is worth using:"
+BUILT_IN_PAIR = "For the built-in pair, use arbitrage advise --pair builtin."
+MORE = "To get one, use a larger --minutes, --max-tokens 300 for short answers, or --threads 1 on a busy machine."
+
+
+def write_advice(advice: Advice, stream: TextIO) -> None:
+    """Write the table, the verdict and the next command. Raises the same errors as `write`."""
+    figures = advice.figures
+    if figures["n"]:
+        ratio, interval = figures["token_ratio"], figures["token_ratio_interval"]
+        write_table({**figures, "verdict": None}, [("costs", token_ratio_words(ratio, interval))] if ratio else [], stream)
+    texts = [alone(figures), sentence(figures), MORE if advice.confidence is None else ""]
+    print_to(stream, "", paragraph(" ".join(filter(None, texts))), "")
+    write(stream, f"  {advice.command}\n")
+
+
+def write_proposals(commands: Sequence[str], stream: TextIO) -> None:
+    """Write commands that test pairs of the models on this machine. Raises the same errors as `write`."""
+    lines = [PROPOSALS, "", *(f"  {one_line(command)}" for command in commands), "", BUILT_IN_PAIR]
+    write(stream, "".join(f"{line}\n" for line in lines))
+
+
+def write_costs(found: Measurement, stream: TextIO) -> None:
+    """Write the unit costs of each model as speeds, and the token ratio. Raises the same errors as `write`."""
+    rows = []
+    for role, model in found.models.items():
+        sizes = zip((1, *ROWS), (model.costs.prefill, *model.costs.batches), strict=True)
+        rows.append([role, *(formatting.number(size / seconds) for size, seconds in sizes)])
+    headings = ["tokens/s", "prefill", "decode", *(f"batch of {size}" for size in ROWS[1:])]
+    ratio = [paragraph(token_ratio_words(pair.token_ratio, pair.token_ratio_interval))] if (pair := found.pair) else []
+    models = [(role, f"{model.name}, {formatting.count(model.threads, 'thread')}") for role, model in found.models.items()]
+    print_to(stream, pairs(models), "", table_of(headings, rows), "", *ratio)
+    write(stream, f"kept in {tuned_file()}\n")
+
+
+def costs_record(found: Measurement) -> dict[str, Any]:
+    ratio, interval = (pair.token_ratio, pair.token_ratio_interval) if (pair := found.pair) else (None, None)
+    models: dict[str, Any] = {
+        role: {**asdict(model), "tokens_per_second": dict(found.speeds[role])} for role, model in found.models.items()
+    }
+    return {**models, "token_ratio": ratio, "token_ratio_interval": interval}

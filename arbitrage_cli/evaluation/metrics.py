@@ -11,8 +11,7 @@ from typing import Any
 
 from arbitrage_cli.costs.pair import Prices, parse_prices
 from arbitrage_cli.evaluation import speed
-from arbitrage_cli.evaluation.expected import expected_effects
-from arbitrage_cli.evaluation.verdict import Verdict, verdict
+from arbitrage_cli.evaluation.verdict import Verdict, expected_effects, verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_PROBLEMS, Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.routing.policies import POLICIES

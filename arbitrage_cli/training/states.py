@@ -28,7 +28,7 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.rewards.raters import Continuations
+from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import is_due
 from arbitrage_cli.runs.folder import read_run_folder

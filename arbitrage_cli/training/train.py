@@ -3,12 +3,18 @@
 Each recipe is cross-validated in FOLDS rounds. In each round, a network is fitted to all folds of the problems but two. One of
 the two decides when fitting stops, which recipe is chosen, and how it is calibrated. The other only measures the network. Over
 all rounds, each problem is measured once, by a network that does not know it. The router is the average of the networks, and
-its table of taus is computed from these measurements. Training is deterministic.
+its table of taus is computed from these measurements. Networks are fitted with scikit-learn. Results depend only on the states
+and the seed.
 """
 
+import importlib
+import math
 import shlex
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,15 +22,163 @@ from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import MAX_LOG_ODDS, Network, Router, RouterCard, digest_of_problem
-from arbitrage_cli.training.fit import RECIPES, Examples, Recipe, average, balanced, calibrate, fit, standardiser
 from arbitrage_cli.training.ranking import Truth, figure, measure, selection_gaps, selection_score
 from arbitrage_cli.training.states import FOLDS, Collected
 from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
+
+Labels = NDArray[np.bool_]
+
+Parameters = tuple[Floats, Floats, Floats, float]  # the weights (d, h) and biases (h,) of the units, and those of the output
+
+INVERSE_PENALTIES = (0.001, 0.03, 1.0)  # C in scikit-learn's logistic regression
+PENALTIES = (2.0, 8.0, 30.0)  # alpha in scikit-learn's networks
+UNITS = 32
+MAX_EPOCHS, PATIENCE, BATCH_SIZE, LEARNING_RATE = 100, 6, 256, 1e-3
+MAX_ITERATIONS = 2000
+SEEDS = 2**32  # scikit-learn's number of seeds
+
+NO_PENALTY = 1e6  # as an inverse penalty
+LEAST_SLOPE = 1e-3  # smallest slope of a calibration
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The settings of a logistic regression (`units` is 0) or of a network with one hidden layer."""
+
+    units: int
+    penalty: float
+
+    @property
+    def label(self) -> str:
+        return f"network of {self.units}" if self.units else "logistic"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Training examples: float32 inputs of shape (n, d), and labels and weights of shape (n,). The mean weight is 1."""
+
+    inputs: Floats
+    labels: Labels
+    weights: Numbers
+
+
+RECIPES: tuple[Recipe, ...] = (
+    *(Recipe(0, penalty) for penalty in INVERSE_PENALTIES),
+    *(Recipe(UNITS, penalty) for penalty in PENALTIES),
+)
+
+
+def balanced(labels: Labels, groups: NDArray[np.int64]) -> Numbers:
+    """Return weights with the same sum for each class in each group.
+
+    Their mean is 1 if every group contains both classes.
+    """
+    weights = np.ones(len(labels))
+    classes = [(groups == number) & members for number in np.unique(groups) for members in (labels, ~labels)]
+    for members in classes:
+        weights[members] = len(labels) / len(classes) / max(members.sum(), 1)
+    return weights
+
+
+def standardiser(inputs: Floats) -> Network:
+    """Return a network without weights that standardises inputs of shape (n, d) to mean 0 and variance 1."""
+    mean = inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
+    spread = inputs.std(axis=0, dtype=np.float64).astype(np.float32)
+    return Network(mean, np.where(spread > 1e-6, spread, 1).astype(np.float32), np.zeros_like(mean), 0.0)
+
+
+def fit(recipe: Recipe, blank: Network, training: Examples, validation: Examples, seed: int) -> Network:
+    """Fit a logistic regression or a network to inputs that `blank` standardises.
+
+    Training of a network stops when the validation loss stops falling.
+    """
+    scaled = replace(training, inputs=blank.standardised(training.inputs))
+    if not recipe.units:
+        output, bias = _fit_line(scaled, recipe.penalty)
+        return replace(blank, output=output.astype(np.float32), output_bias=bias)
+    unseen = replace(validation, inputs=blank.standardised(validation.inputs))
+    weights, biases, outputs, bias = _fit_units(recipe, scaled, unseen, seed)
+    return replace(blank, output=outputs, output_bias=bias, layer=(weights, biases))
+
+
+def average(networks: Sequence[Network]) -> Network:
+    """Return one network with the mean log-odds of networks that standardise inputs in the same way."""
+    first, count = networks[0], len(networks)
+    outputs, bias = [network.output / count for network in networks], fmean(network.output_bias for network in networks)
+    if first.layer is None:
+        return replace(first, output=np.stack(outputs).sum(axis=0), output_bias=bias)
+    layers = [network.layer for network in networks if network.layer]
+    weights, biases = (np.ascontiguousarray(np.concatenate(arrays, axis=-1)) for arrays in zip(*layers, strict=True))
+    return replace(first, output=np.concatenate(outputs), output_bias=bias, layer=(weights, biases))
+
+
+def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | None = None) -> tuple[float, float]:
+    """Return the slope and shift of Platt scaling (J. Platt, Probabilistic outputs for support vector machines, 1999).
+
+    Raises UsageError if the slope is not positive.
+    """
+    examples = Examples(log_odds[:, None].astype(np.float32), labels, np.ones(len(labels)) if weights is None else weights)
+    (slope,), bias = _fit_line(examples, NO_PENALTY)
+    if slope < LEAST_SLOPE:
+        raise UsageError(
+            "the router learned nothing: on the validation part, its score does not increase with the advantage",
+            "collect more states, or use another reward: arbitrage collect",
+        )
+    return float(slope), bias
+
+
+def _sklearn(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise UsageError(f"cannot import scikit-learn ({error})", 'pip install "scikit-learn>=1.7"') from error
+
+
+def _fit_line(examples: Examples, inverse_penalty: float) -> tuple[Numbers, float]:
+    model = _sklearn("linear_model").LogisticRegression(C=inverse_penalty, max_iter=MAX_ITERATIONS)
+    with warnings.catch_warnings():
+        # The last digits do not matter: candidates are compared on other data.
+        warnings.simplefilter("ignore", _sklearn("exceptions").ConvergenceWarning)
+        model.fit(examples.inputs, examples.labels, sample_weight=examples.weights)
+    return model.coef_[0], float(model.intercept_[0])
+
+
+def _fit_units(recipe: Recipe, training: Examples, validation: Examples, seed: int) -> Parameters:
+    model = _sklearn("neural_network").MLPClassifier(
+        hidden_layer_sizes=(recipe.units,),
+        alpha=recipe.penalty,
+        batch_size=min(BATCH_SIZE, len(training.labels)),
+        learning_rate_init=LEARNING_RATE,
+        random_state=np.random.RandomState(seed % SEEDS),  # a number would shuffle each epoch alike
+    )
+    least, waited = math.inf, 0
+    for epoch in range(MAX_EPOCHS):
+        model.partial_fit(training.inputs, training.labels, classes=[False, True], sample_weight=training.weights)
+        loss, waited = _loss(model, validation), waited + 1
+        if not epoch or loss < least:
+            least, waited = loss, 0
+            (weights, output), (biases, output_bias) = model.coefs_, model.intercepts_
+            best = (
+                weights.astype(np.float32),
+                biases.astype(np.float32),
+                output[:, 0].astype(np.float32),
+                float(output_bias[0]),
+            )
+        if waited >= PATIENCE:
+            break
+    return best
+
+
+def _loss(model: Any, examples: Examples) -> float:
+    probability = np.clip(model.predict_proba(examples.inputs)[:, 1].astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-np.average(np.log(np.where(examples.labels, probability, 1 - probability)), weights=examples.weights))
+
 
 Progress = Callable[[str], None]
 

@@ -1,6 +1,6 @@
 """Measure a process reward model in llama.cpp: `python measure_prm.py prm.gguf steps-test.jsonl`.
 
-`arbitrage_cli.rewards.raters.PrmRater` rates every step that `wrong_steps.py` labelled. The script prints AUC, accuracy and
+`arbitrage_cli.rewards.PrmRater` rates every step that `wrong_steps.py` labelled. The script prints AUC, accuracy and
 calibration error, overall and by the source of the steps. `--rewards` writes the rewards to a file.
 """
 
@@ -18,7 +18,7 @@ from arbitrage_cli.arbitrage import RateSteps
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.rewards.raters import PrmRater
+from arbitrage_cli.rewards import PrmRater
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, Trace
 
 CONTEXT_SIZE = 512

@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.evaluation.expected import effects_of
 from arbitrage_cli.evaluation.metrics import compared_with_target
 from arbitrage_cli.evaluation.speed import PRICED, latency
-from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, verdict
+from arbitrage_cli.evaluation.verdict import LIKELY, MAX_LOSS, MAX_LOST, MIN_SPEEDUP, Verdict, effects_of, verdict
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Ratio
 from arbitrage_cli.routing.policies import POLICIES

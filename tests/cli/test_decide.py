@@ -12,9 +12,8 @@ from made_up_tuning import make_tuned, unit_costs
 from pairs_file import add_pair
 from small_routers import write_router
 
-from arbitrage_cli.app import costs
 from arbitrage_cli.app.decide import available_router, decide
-from arbitrage_cli.app.gather import advised_pair, gather
+from arbitrage_cli.app.gather import advised_pair, gather, warn_of_load
 from arbitrage_cli.app.options import CollectOptions, Options
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import Loads, NamedModels, Request, ask, ask_to_collect, ask_to_compare, choose_models
@@ -177,7 +176,7 @@ def test_a_busy_machine_is_noted_before_a_run_with_several_threads(
     notes = list[str]()
     display = LogDisplay(logging.getLogger("arbitrage.test"))
     monkeypatch.setattr(display, "note", notes.append)
-    monkeypatch.setattr(costs, "free_cores", lambda: free)
-    costs.warn_of_load({"target": threads}, display)
+    monkeypatch.setattr("arbitrage_cli.app.gather.free_cores", lambda: free)
+    warn_of_load({"target": threads}, display)
     assert [words for words in noted if words in " ".join(notes)] == noted
     assert len(notes) == len(noted)

@@ -20,9 +20,8 @@ from scripted_models import open_scripted
 from writing import make_engine
 
 from arbitrage_cli.app.bench import plan, row_of
-from arbitrage_cli.app.loaded import LocalModel, Model, WriterOptions, Writers
-from arbitrage_cli.app.loop import Attempt, Loop, Timing, missing
-from arbitrage_cli.app.progress import RunCounts
+from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Timing, missing
+from arbitrage_cli.app.open_models import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay
 from arbitrage_cli.arbitrage import Flow, by_token_stats
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
@@ -33,7 +32,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
-from arbitrage_cli.rewards.raters import RolloutRater
+from arbitrage_cli.rewards import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.rows import AttemptRow

@@ -16,21 +16,25 @@ from made_up_tuning import unit_costs
 from small_routers import ROW, make_table
 
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.evaluation.expected import CARD_SPREAD, OTHER_SPREAD, UNKNOWN, Expected, effects_of
 from arbitrage_cli.evaluation.speed import PRICED
 from arbitrage_cli.evaluation.verdict import (
+    CARD_SPREAD,
     HOPELESS,
     LIKELY,
     MAX_LOSS,
     MAX_LOST,
     MIN_SPEEDUP,
+    OTHER_SPREAD,
     SURE,
+    UNKNOWN,
+    Expected,
     Verdict,
     after_answers,
     after_problems,
     best_preset,
     chance_of_saving,
     chance_of_small_loss,
+    effects_of,
     verdict,
 )
 from arbitrage_cli.inference.unit_costs import UnitCosts

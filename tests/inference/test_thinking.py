@@ -36,7 +36,7 @@ from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import CLOSING, FORMATS, find_format
-from arbitrage_cli.rewards.raters import RolloutRater
+from arbitrage_cli.rewards import RolloutRater
 from arbitrage_cli.routing.policies import BUDGET, POLICIES, probe_tau
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.training.states import State, by_rating, collect

@@ -29,7 +29,7 @@ from typing import Any
 from hurry import hurry
 from scripted_models import Arithmetic, Continuation, ScriptedBackend
 
-from arbitrage_cli.app import costs
+from arbitrage_cli.app import gather
 from arbitrage_cli.cli.main import main
 from arbitrage_cli.costs import measure
 from arbitrage_cli.errors import ComputeError
@@ -80,7 +80,7 @@ def warm_up() -> None:
 def ignore_other_tests() -> None:
     """Other tests use the processor, too. Here, no measurement counts as disturbed, and no core as taken."""
     measure.Probes.is_disturbed = lambda probes, **options: False  # type: ignore[method-assign]
-    for module in (measure, costs):
+    for module in (measure, gather):
         vars(module)["free_cores"] = logical_processors
 
 

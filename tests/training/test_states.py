@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arbitrage_cli.arbitrage import RateSteps, Request, WriteStep
-from arbitrage_cli.rewards.raters import Continuations
+from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.training.states import (
     STATS,

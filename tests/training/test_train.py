@@ -17,10 +17,19 @@ from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
-from arbitrage_cli.training.fit import RECIPES, Recipe, calibrate
 from arbitrage_cli.training.ranking import Truth, measure, selection_score
 from arbitrage_cli.training.states import FOLDS, Collected, read_states
-from arbitrage_cli.training.train import THINKING, Candidate, choose, cross_validate, train, with_taus
+from arbitrage_cli.training.train import (
+    RECIPES,
+    THINKING,
+    Candidate,
+    Recipe,
+    calibrate,
+    choose,
+    cross_validate,
+    train,
+    with_taus,
+)
 
 WORLD = World()
 

@@ -19,7 +19,7 @@ from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, RewardUpdate, Scheduler, Writer
-from arbitrage_cli.rewards.raters import PrmRater, PrmStyle, RolloutRater, ask
+from arbitrage_cli.rewards import PrmRater, PrmStyle, RolloutRater, ask
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace

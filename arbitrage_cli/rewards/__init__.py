@@ -1,1 +1,0 @@
-"""Computes rewards for steps with a process reward model or from rollouts."""
