@@ -1,14 +1,12 @@
-"""The `command` decorator, which converts a function with option groups to a Typer command, and completion in the shell.
+"""The `command` decorator, which converts a function with option groups to a Typer command.
 
 An option group is a frozen dataclass. Each field that is described as an option becomes an option of the command.
 """
 
 import functools
 import inspect
-import logging
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -17,9 +15,7 @@ import typer
 
 from arbitrage_cli.cli.options import HIDDEN, OPTIONS, Option
 from arbitrage_cli.cli.settings import VARIABLE, origin_of, use_settings
-from arbitrage_cli.errors import ArbitrageError, UsageError
-from arbitrage_cli.model_files.pairs import found_names, user_pairs
-from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.errors import UsageError
 
 COLUMNS = 76  # of the names of options, which must not be divided
 INVOCATION = ("explicit", "command")
@@ -108,7 +104,6 @@ def _parameter(parameter: inspect.Parameter, option: Option | None, hidden: Coll
         hidden=parameter.name in hidden,
         min=getattr(bounds, "ge", None),
         max=getattr(bounds, "le", None),
-        autocompletion=COMPLETIONS.get(setting),
     )
     return parameter.replace(annotation=Annotated[kind, typer_option])
 
@@ -143,46 +138,3 @@ def _invocation(context: typer.Context) -> dict[str, Any]:
     sources = {str(one.name): context.get_parameter_source(str(one.name)) for one in context.command.params}
     explicit = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
     return {"explicit": explicit, "command": ["arbitrage", *context.obj]}
-
-
-# --- completion in the shell
-
-
-def complete_pairs(typed: str) -> list[str]:
-    """Return the matching pair names, or an empty list if the user's pairs cannot be read."""
-    with suppress(UsageError, OSError):
-        return _beginning(typed, user_pairs())
-    return []
-
-
-def complete_models(typed: str) -> list[str]:
-    """Return the matching names of pairs, and of models that other programs have downloaded."""
-    logging.disable()  # warnings would appear within the line that the user types
-    with suppress(ArbitrageError, OSError):
-        return [*complete_pairs(typed), *_beginning(typed, found_names())]
-    return complete_pairs(typed)
-
-
-def _policies(typed: str) -> list[str]:
-    before, comma, last = typed.rpartition(",")
-    return [f"{before}{comma}{name}" for name in _beginning(last, POLICIES)]
-
-
-def _data_sets(typed: str) -> list[str]:
-    from arbitrage_cli.problems.datasets import DATASETS  # slow to import
-
-    return _beginning(typed, DATASETS)
-
-
-def _beginning(typed: str, names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith(typed)]
-
-
-COMPLETIONS: Mapping[str, Callable[[str], list[str]]] = {
-    "pair": complete_pairs,
-    "draft": complete_models,
-    "target": complete_models,
-    "policy": _policies,
-    "dataset": _data_sets,
-}
-"""The completion of each option's value."""

@@ -1,27 +1,22 @@
 """`arbitrage models`: lists pairs, downloads models, and describes models and routers."""
 
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from arbitrage_cli.app import model_info
-from arbitrage_cli.cli.command import command, complete_models, complete_pairs
+from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, write_json
 from arbitrage_cli.display import facts
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
-from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import user_pairs
-from arbitrage_cli.numbers import formatting
 
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Pair, or user/repo[:quant] on the Hub.", autocompletion=complete_pairs)
-]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Pair, or user/repo[:quant] on the Hub.")]
 AS_JSON = Option("Print JSON.", names=("--json",))
 
 
@@ -56,11 +51,8 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
         typer.echo("\n".join(["", *facts.found_lines(found)]))
 
 
-@command(
-    dry_run=Option("Show the files and their sizes, but download nothing.", is_setting=False),
-    offline=Option("Never contact the Hub."),
-)
-def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: OutputOptions) -> None:
+@command(offline=Option("Never contact the Hub."))
+def pull(name: Name, *, offline: bool = False, output: OutputOptions) -> None:
     """Download the current files of a pair or a model from the Hugging Face Hub.
 
     An interrupted download starts from the beginning.
@@ -71,9 +63,6 @@ def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: Ou
       arbitrage models pull user/repo:Q4_K_M
     """
     names = model_info.names_to_fetch(name)
-    if dry_run:
-        _show_sizes(names, offline=offline)
-        return
     with command_display(output) as display:
         paths = [path for model in names for path in hub.fetch(model, offline=offline, on_progress=display.fetching)]
     for path in paths:
@@ -82,20 +71,9 @@ def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: Ou
         typer.echo(f"{one_line(name)}: nothing to download", err=True)
 
 
-def _show_sizes(names: Iterable[HubName], *, offline: bool) -> None:
-    files = dict.fromkeys(file for name in names for file in hub.preview(name, offline=offline))
-    for file in files:
-        size = formatting.size_words(file.size)
-        typer.echo(f"{'present' if file.is_here else 'missing':<8}  {size:>8}  {one_line(file.name)}")
-    missing = [file.size for file in files if not file.is_here]
-    typer.echo(f"to download: {formatting.count(len(missing), 'file')}, {formatting.size_words(sum(missing))}")
-
-
 @command(json_line=AS_JSON)
 def info(
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Pairs, models or routers.", autocompletion=complete_models)
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Pairs, models or routers.")],
     *,
     json_line: bool = False,
     debug: bool = False,

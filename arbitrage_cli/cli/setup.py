@@ -87,13 +87,9 @@ def _build(unused: Sequence[str]) -> str:
 # --- the guides
 
 
-def _topics(typed: str) -> list[str]:
-    return [name for name in _pages() if name.startswith(typed)]
-
-
 @command()
 def guide(
-    topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all topics.", autocompletion=_topics)] = None,
+    topic: Annotated[str | None, typer.Argument(help="Topic. Default: list all topics.")] = None,
 ) -> None:
     """Show a guide: routing, benchmarks, code, training, servers, output, settings, ...
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from arbitrage_cli.errors import HubError, ModelFileError, UsageError
@@ -114,14 +114,6 @@ def _has_quant(file: str, name: HubName) -> bool:
 # --- files on the Hub and in its cache
 
 
-class PublishedFile(NamedTuple):
-    """A file on the Hub, its size in bytes, and whether it is in the cache."""
-
-    name: str
-    size: int
-    is_here: bool
-
-
 def locate(name: HubName) -> tuple[Path, ...]:
     """Return the unverified files in the cache, in order, or () if a part is missing. Makes no request."""
     snapshot, files = _cached_files(name)
@@ -162,15 +154,6 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
     for path in paths:
         _check(path, on_progress)
     return paths
-
-
-def preview(name: HubName, *, offline: bool = False) -> list[PublishedFile]:
-    """Return the files that `fetch` would return."""
-    if _is_offline(name, offline):
-        return [PublishedFile(path.name, path.stat().st_size, is_here=True) for path in locate(name)]
-    with _hub_errors(name):
-        found = [_library_download(name, file, dry_run=True) for file in _published(name)]
-    return [PublishedFile(one.filename, one.file_size or 0, one.is_cached) for one in found]
 
 
 def _check(path: Path, on_progress: OnProgress) -> None:
@@ -227,6 +210,7 @@ def _published(name: HubName) -> tuple[str, ...]:
 
 def _download(name: HubName, file: str, on_progress: OnProgress) -> Path:
     """Return the file in the cache. Download it first, or wait until another process has downloaded it."""
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import silent_tqdm
 
     class Bar(silent_tqdm):
@@ -243,14 +227,8 @@ def _download(name: HubName, file: str, on_progress: OnProgress) -> Path:
 
         set_postfix_str = set_transfer_postfix_str = update_transfer
 
-    return Path(_library_download(name, file, tqdm_class=Bar))
-
-
-def _library_download(name: HubName, file: str, **options: Any) -> Any:
-    from huggingface_hub import hf_hub_download
-
-    place: Any = {"repo_type": name.kind, "revision": name.revision, "cache_dir": cache_folder(), "token": _token()}
-    return hf_hub_download(name.repo, file, **place, **options)
+    options: Any = {"repo_type": name.kind, "revision": name.revision, "cache_dir": cache_folder(), "token": _token()}
+    return Path(hf_hub_download(name.repo, file, **options, tqdm_class=Bar))
 
 
 def _token() -> str | bool:

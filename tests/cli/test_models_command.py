@@ -95,18 +95,6 @@ def test_pull_fetches_a_pair_once_and_finds_it_offline(pair: HubFixture) -> None
     assert len(pair.hub.downloads()) == 2
 
 
-def test_dry_run_shows_what_would_be_fetched(pair: HubFixture) -> None:
-    assert pair.run("models", "pull", DRAFT, "-q").code == 0
-    shown = pair.run("models", "pull", "mine", "--dry-run")
-    assert shown.code == 0, shown.err
-    draft, target, total = (line.split() for line in shown.out.splitlines())
-    assert (draft[0], draft[-1]) == ("present", "Draft-Q4_K_M.gguf")
-    assert (target[0], target[-1]) == ("missing", "target.q8_0.gguf")
-    assert total == ["to", "download:", "1", "file,", *target[1:3]]
-    assert len(pair.hub.downloads()) == 1
-    assert_refused(pair.run("models", "pull", "mine", "--dry-run", "--offline"), MODEL, "", "not on this machine")
-
-
 def test_a_served_target_does_not_keep_the_draft_from_being_pulled_and_described(pair: HubFixture) -> None:
     pair.write("pairs.toml", f'[mine]\ndraft.source = "{DRAFT}"\ntarget.source = "http://127.0.0.1:9/v1"\n')
     assert pair.run("models", "pull", "mine").code == 0

@@ -142,18 +142,3 @@ def test_help_begins_with_what_people_need_first(command: str, first: str) -> No
     assert "temperature" not in options
     assert "env var" not in shown
     assert "logprob-min" not in shown  # rare: in the guide
-
-
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        ("solve --pair qwen", "qwen2.5-coder"),
-        ("bench --policy target,arb", "target,arbitrage"),
-        ("bench --dataset gsm", "gsm8k"),
-        ("guide rout", "routing"),
-    ],
-)
-def test_completion_offers_values(tmp_path: Path, typed: str, offered: str) -> None:
-    words = f"arbitrage {typed}"
-    env = {"_ARBITRAGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
-    assert offered in run(cwd=tmp_path, env=env).out.splitlines()

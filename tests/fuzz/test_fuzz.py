@@ -208,7 +208,7 @@ def test_answers_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         def check(made: Any) -> None:
             served.failure = fake_hub.Failure(200, body=json.dumps(made), path="/api/")
             with suppress(HubError):
-                assert [file.size for file in hub.preview(HubName("user/repo", "Q4_0"))] == [1]
+                assert [path.stat().st_size for path in hub.fetch(HubName("user/repo", "Q4_0"))] == [1]
 
         files = [1, {"rfilename": 7}, {**file, "lfs": [1]}]
         wrong = [[answer], None, {**answer, "sha": 7}, *({**answer, "siblings": one} for one in (5, files))]

@@ -177,7 +177,6 @@ def test_a_folder_that_cannot_be_read(home: Path) -> None:
         find_files("lmstudio:maker/Small-GGUF")
     listed = arbitrage(home, "models", "list", "--json")
     assert (listed.code, listed.records[-1]["model"], listed.err.count("LM Studio")) == (0, "ollama:small:1b", 1)
-    assert complete(home, "ollama") == ["ollama:small:1b"]
 
 
 def test_the_list_shows_what_can_be_used(home: Path, tiny: Mapping[str, Path]) -> None:
@@ -195,20 +194,6 @@ def test_the_list_shows_what_can_be_used(home: Path, tiny: Mapping[str, Path]) -
     assert all(record["model"] in listed for record in records)
     (described,) = arbitrage(home, "models", "info", "ollama:small:1b", "--json").records
     assert described["files"][0]["origin"] == "published"
-
-
-def complete(home: Path, typed: str) -> list[str]:
-    words = {"COMP_WORDS": f"arbitrage solve --draft {typed}", "COMP_CWORD": "3"}
-    completed = run(env=model_stores.environment(home) | {"_ARBITRAGE_COMPLETE": "complete_bash"} | words)
-    assert completed.err == ""
-    return completed.out.split()
-
-
-def test_completion_offers_the_names(home: Path) -> None:
-    ollama_has(home, f"{OWN}/small/1b", manifest(home, model=b"a model"))
-    put(home / LM_STUDIO / "\x1b]0;pwned\x07.gguf", b"GGUF")
-    assert complete(home, "olla") == ["ollama:small:1b"]
-    assert complete(home, "lmstudio") == []
 
 
 def test_advise_proposes_pairs_and_runs_none_of_them(home: Path) -> None:
