@@ -18,6 +18,7 @@ from tiny_gguf import write_all
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems.code import find_sandbox
+from arbitrage_cli.system.machine import logical_processors
 
 
 def pytest_configure() -> None:
@@ -40,6 +41,14 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if "sandbox" in getattr(item, "fixturenames", ()):
             item.add_marker("sandbox")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_load() -> Iterator[None]:
+    """No core counts as taken by other programs, for whose load each command would wait for a fifth of a second."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("arbitrage_cli.app.gather.free_cores", logical_processors)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Faults that a benchmark survives: kill -9 anywhere, full and broken disks, signals, hanging steps, two runs at once.
+"""Faults that a benchmark survives: kill -9 anywhere, broken disks, signals, hanging steps, two runs at once.
 
 The golden run is one that nothing happened to. After any fault the same command must end with the same rows, each once.
 """
@@ -53,7 +53,7 @@ def rows_of_whole_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.split(b"\n")[:-1]]
 
 
-# --- F1, F2: killed anywhere
+# --- killed anywhere
 
 
 def survives(here: Path, golden: Golden, fault: Mapping[str, Any], *flags: str) -> bool:
@@ -100,53 +100,7 @@ def test_killed_while_it_repairs_a_torn_row(here: Path, golden: Golden) -> None:
     assert results(rows_of(here / "run")) == golden
 
 
-def test_real_models_end_alike_in_any_order_and_after_a_kill(quick_path: Path) -> None:
-    ids = [f"dev/1/{number}" for number in (1, 2, 3)]
-
-    def run_ids(output: str, *ids: str, **order: Any) -> int:
-        policies = ("--policy", "target,entropy@0.1,random", "--threads", "1")
-        arguments = ("bench", "--dataset", "builtin-dev", *policies, "-q", "-o", output, "--ids", ",".join(ids))
-        return run(*arguments, cwd=quick_path, **order).code
-
-    assert run_ids("whole", *ids) == 0
-    undisturbed = results(rows_of(quick_path / "whole"))
-    assert len(undisturbed) == 9
-    assert run_ids("torn", *ids, fault={"number": 6, "action": "half and killed", "calls": ["write"]}) == KILLED
-    assert 0 < len(rows_of_whole_lines(quick_path / "torn")) < 9
-    assert run_ids("torn", *ids) == 0
-    for identifier in reversed(ids):
-        assert run_ids("backwards", identifier) == 0
-    for other in ("torn", "backwards"):
-        assert results(rows_of(quick_path / other)) == undisturbed
-
-
-# --- F4, F5, F6: damage
-
-
-def test_line_that_is_not_a_row_is_skipped_by_readers_and_done_again(here: Path, golden: Golden) -> None:
-    bench(here)
-    path = here / "run" / "results.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    flipped = lines[1].replace(b'"sample":0', b'"sample":O', 1)
-    path.write_bytes(b"".join([lines[0], flipped, *lines[2:]]))
-    for command in (("report", "run"), ("compare", "run", "run")):
-        assert (read := run(*command, cwd=here)).code == 0
-        assert read.err.count("run/results.jsonl: line 2: ") == 1
-    repaired = bench(here)
-    assert repaired.code == 0
-    (note,) = [line for line in repaired.err.splitlines() if "results.jsonl.torn-1" in line]
-    assert "line 2: " in note
-    assert (here / "run" / "results.jsonl.torn-1").read_bytes() == flipped
-    assert path.read_bytes().splitlines(keepends=True)[:3] == [lines[0], *lines[2:]]
-    assert results(rows_of(here / "run")) == golden
-
-
-def test_report_through_a_link_into_a_run_is_refused(here: Path) -> None:
-    bench(here)
-    before = (here / "run" / "results.jsonl").read_bytes()
-    (here / "report.html").symlink_to(here / "run" / "results.jsonl")
-    assert_refused(run("report", "run", "-o", "report.html", cwd=here), 2, "report.html: ")
-    assert (here / "run" / "results.jsonl").read_bytes() == before
+# --- damage
 
 
 def test_rows_without_run_json_are_refused_until_a_fresh_start(here: Path) -> None:
@@ -157,20 +111,7 @@ def test_rows_without_run_json_are_refused_until_a_fresh_start(here: Path) -> No
     assert set_aside(here / "run") == ["results.jsonl.old-1"]
 
 
-def test_hostile_texts_break_neither_row_nor_resume(here: Path) -> None:
-    question = "\u0085 1 + 3 \u2028 }{ \u001b]0;title\u0007 \\boxed{9} \u202e"
-    (here / "arithmetic.jsonl").write_text(
-        json.dumps({"id": "odd\u2028\u001b[2J", "question": question, "answer": 4}) + "\n"
-    )
-    for arguments in (("--limit", "1"), ("--samples", "2")):
-        result = run(*BENCH[:-1], *arguments, cwd=here)
-        assert result.code == 0
-        assert b"\x1b" not in result.stdout + result.stderr
-    assert {row["problem"] for row in rows_of(here / "run")} == {question.strip()}
-    assert len(results(rows_of(here / "run"))) == 4
-
-
-# --- F7 to F11: disks
+# --- disks
 
 
 @pytest.mark.parametrize(("call", "action"), [("write", "full"), ("write", "io"), ("fsync", "io")])
@@ -183,14 +124,6 @@ def test_disk_that_fails_costs_one_row_at_most(here: Path, golden: Golden, call:
         shutil.rmtree(here / "run")
 
 
-def test_file_that_may_not_grow_is_an_error_not_a_signal(here: Path, golden: Golden) -> None:
-    failed = bench(here, limits={"RLIMIT_FSIZE": 4000})
-    assert_refused(failed, 1, "run", "File too large")
-    assert 0 < len(rows_of(here / "run")) < NUM_ROWS
-    assert bench(here).code == 0
-    assert results(rows_of(here / "run")) == golden
-
-
 def test_unusable_folder_is_refused_before_any_model_is_opened(here: Path) -> None:
     (here / "file").touch()
     arguments = ("bench", "--target", "nowhere.gguf", "--policy", "target", "--dataset", "arithmetic.jsonl", "-o")
@@ -201,7 +134,7 @@ def test_unusable_folder_is_refused_before_any_model_is_opened(here: Path) -> No
     )
 
 
-# --- F12, F13: signals
+# --- signals
 
 
 @pytest.mark.parametrize(
@@ -235,23 +168,14 @@ def test_interrupt_while_models_load_is_one_line_and_makes_nothing(here: Path) -
     assert not (here / "run").exists()
 
 
-def test_interrupt_while_an_answer_is_graded_costs_that_attempt_only(here: Path, golden: Golden) -> None:
-    result = bench(here, interrupt_in="arbitrage_cli.problems.math_grader.MathGrader.grade")
-    assert (result.code, result.out) == (130, "")
-    assert bench(here).code == 0
-    assert results(rows_of(here / "run")) == golden
-
-
 # --- a model that changes
 
 
 USED = ("--draft", "model.gguf", "--target", "model.gguf", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
 BRIEF = ("--max-tokens", "4", "--threads", "1", "--concurrency", "1")
-COMMANDS = (("bench", "--policy", "draft,target"), ("collect", "--reward", "rollout"))
-each_command = pytest.mark.parametrize("command", COMMANDS, ids=["bench", "collect"])
 
 
-@each_command
+@pytest.mark.parametrize("command", [("bench", "--policy", "draft,target"), ("collect", "--reward", "rollout")])
 def test_model_that_is_changed_while_it_is_used_is_noticed_at_the_end(
     here: Path, command: tuple[str, ...], tiny: Mapping[str, Path]
 ) -> None:
@@ -261,21 +185,19 @@ def test_model_that_is_changed_while_it_is_used_is_noticed_at_the_end(
     assert run(*command, *USED, *BRIEF, cwd=here).code == 2
 
 
-@each_command
-def test_finished_run_reads_no_model_that_is_unchanged(
-    here: Path, command: tuple[str, ...], tiny: Mapping[str, Path]
-) -> None:
+def test_finished_run_reads_no_model_that_is_unchanged(here: Path, tiny: Mapping[str, Path]) -> None:
     """Another byte with the old size, mtime and inode is not seen, as nothing is computed with it; with a new mtime it is."""
     model = Path(shutil.copy(tiny["draft"], here / "model.gguf"))
-    assert run(*command, *USED, *BRIEF, cwd=here).code == 0
+    command = ("bench", "--policy", "draft,target", *USED, *BRIEF)
+    assert run(*command, cwd=here).code == 0
     before = model.stat()
     with model.open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"!")
     os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert run(*command, *USED, *BRIEF, cwd=here).code == 0
+    assert run(*command, cwd=here).code == 0
     os.utime(model)
-    assert_refused(run(*command, *USED, *BRIEF, cwd=here), 2, "--draft: model.gguf: ", "changed")
+    assert_refused(run(*command, cwd=here), 2, "--draft: model.gguf: ", "changed")
 
 
 def test_blob_of_the_hub_whose_name_is_not_its_sha256_is_not_measured(here: Path, tiny: Mapping[str, Path]) -> None:
@@ -317,7 +239,7 @@ def test_run_is_complete_if_a_stream_is_missing(here: Path, streams: dict[str, s
     assert len(results(rows_of(here / "run"))) == NUM_ROWS
 
 
-# --- F18, F26, F27
+# --- limits
 
 
 def test_folder_that_another_run_writes_to_is_refused(here: Path) -> None:

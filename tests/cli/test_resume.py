@@ -1,42 +1,45 @@
 """A run that continues: it reads what was decided when it began, whatever has changed since then."""
 
-import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_runs import describe
+from fake_server import HashServer, on_loopback
+from faults import write_problems
 from made_up_tuning import make_tuned, unit_costs
 from pairs_file import add_pair
 from small_routers import write_router
 
 from arbitrage_cli.app import session as sessions
+from arbitrage_cli.app.bench import run_bench
 from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import advised_pair, gather
-from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.options import BenchOptions, InputOptions, Options, ProblemOptions
+from arbitrage_cli.app.problem_source import select_problems
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import Request, ask, ask_to_compare
-from arbitrage_cli.app.resume import asked_options, begun_options
-from arbitrage_cli.app.session import open_session
+from arbitrage_cli.app.resume import begun_options
+from arbitrage_cli.app.solve import begun_file, solve_problems
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, keep_tuned, machine_here, tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files, read_pairs
 from arbitrage_cli.problems.tasks import find_task
-from arbitrage_cli.runs.folder import encode
-from arbitrage_cli.runs.run import Run, Setup, read_run
+from arbitrage_cli.runs.folder import begun_run
+from arbitrage_cli.runs.records import BENCH
+from arbitrage_cli.runs.run import Run, Setup
 
 MATH, DISPLAY = find_task(None), LogDisplay(logging.getLogger("arbitrage.test"))
-SERVER = "http://127.0.0.1:1/v1#strong"
-POLICIES = ("arbitrage@careful", "arbitrage@0.3", "arbitrage@40%", "speculative", "agree", "logprob")
-PAIRS = {"local": {}, "served": {"source": SERVER}, "priced": {"source": SERVER, "price": "0.6/2.4"}}
-CHANGES = ("costs", "advice", "concurrency", "price", "policy", "settings")
+POLICIES = ("", "arbitrage@careful", "arbitrage@0.3", "arbitrage@40%", "speculative", "agree", "logprob")
+PAIRS = ("local", "served", "priced")
+CHANGES = ("costs", "advice", "concurrency", "price", "policy", "longer", "settings")
+QUESTIONS = ("31 + 12", "5 * 7", "14 - 9 + 3", "27 + 2 * 6", "63 - 8")
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +50,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_pair(home: Path, **target: str) -> None:
-    """Write a pair with a router of its own, whose target has these fields."""
+def write_pair(home: Path, kind: str = "local", source: str = "", price: str = "0.6/2.4") -> None:
+    """Write a pair with a router of its own. Its target is built in or served, and may have a price."""
     router = str(write_router(home / "router.safetensors"))
     built_in = read_pairs()["builtin"]
+    target = {"local": {}, "served": {"source": source}, "priced": {"source": source, "price": price}}[kind]
     pair = replace(built_in, name="mine", policy=None, router=router, target=replace(built_in.target, **target))
     (path := home / "arbitrage" / "pairs.toml").unlink(missing_ok=True)
     add_pair(path, pair)
@@ -62,79 +66,112 @@ def keep_costs(target: UnitCosts) -> None:
     keep_tuned(tuned_file(), [make_tuned(machine_here(), sha256_of(find_files(f"builtin:{r}")), 1, costs[r]) for r in costs])
 
 
-def begun(request: Request, decided: Setup) -> Run:
-    """The run.json of a run that began with this request."""
-    asked = {"command": ["arbitrage"], "options": asked_options(request.options)}
-    return read_run(encode(describe({}) | {"asked": asked, "decided": json.loads(decided.model_dump_json())}))
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with on_loopback(HashServer()) as address:
+        yield address
 
 
-def is_possible(policy: str, pair: str) -> bool:
-    return pair == "local" or policy != "speculative"  # speculation needs both models here
+@dataclass(frozen=True)
+class Command:
+    """`solve -o` or, if it `compares`, `bench`, in this process, on a file of problems."""
+
+    home: Path
+    compares: bool
+
+    @property
+    def path(self) -> Path:
+        return self.home / ("run" if self.compares else "out.jsonl")
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.jsonl" if self.compares else self.path
+
+    @property
+    def run(self) -> Run | None:
+        return begun_run(self.path, BENCH) if self.compares else begun_file(self.path)
+
+    def request(self, typed: Options) -> Request:
+        options = begun_options(typed, self.run)
+        return ask_to_compare(options, MATH) if self.compares else ask(options, MATH)
+
+    def __call__(self, typed: Options) -> list[dict[str, Any]]:
+        """Run the command, and return the rows that are stored afterwards."""
+        problems, request = str(self.home / "problems.jsonl"), self.request(typed)
+        if self.compares:
+            selected = select_problems(ProblemOptions(dataset=problems), seed=0, offline=True)
+            run_bench(request, selected, self.path, BenchOptions(), DISPLAY)
+        else:
+            solve_problems(request, (), InputOptions(problems), self.path, DISPLAY, lambda record: None, {})
+        return [json.loads(line) for line in self.results.read_text().splitlines()]
+
+    def stop_after(self, count: int) -> None:
+        lines = self.results.read_text().splitlines(keepends=True)
+        self.results.write_text("".join(lines[:count]))
 
 
-@pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_what_was_decided_is_read(home: Path, policy: str, pair: str) -> None:
-    """Whatever changed, the run continues as it began, or an error names an option that was changed."""
-    if not is_possible(policy, pair):
-        return
-    for number, (change, compares) in enumerate(itertools.product(CHANGES, (False, True))):
-        concurrency = (1, 8)[number % 3 % 2]
-        write_pair(home, **PAIRS[pair])
-        name, _, tau = policy.partition("@")
-        routing: dict[str, Any] = {"policy": policy} if compares else {"policy": name, **({"tau": tau} if tau else {})}
-        typed = Options(pair="mine", concurrency=concurrency, explicit=frozenset({"pair", *routing}), **routing)
-        asks: Callable[[Options], Request] = (
-            (lambda one: ask_to_compare(one, MATH)) if compares else (lambda one: ask(one, MATH))
-        )
-        request = asks(typed)
-        run = begun(request, decide(request, gather(request)))
-        decided = run.decided
-        changed, added = apply(change, home, typed, request, compares=compares)
-        again = asks(begun_options(changed, run))
-        if change == "policy" and not compares:
-            with pytest.raises(UsageError) as raised, open_session(again, DISPLAY, run):
-                pass
-            assert raised.value.option in ("policy", "tau")
+def test_a_run_continues_as_it_began(home: Path, quick_path: Path, policy: str, address: str) -> None:
+    """Whatever has changed since then, or an error names the option that was changed: all pairs of two circumstances."""
+    place = POLICIES.index(policy)
+    for number, change in enumerate(CHANGES):
+        pair = "local" if policy == "speculative" else PAIRS[(place + number) % 3]  # speculation needs both models here
+        command = Command(quick_path / str(number), compares=bool(policy) and (place + number // 3) % 2 == 1)
+        command.home.mkdir()
+        write_problems(command.home / "problems.jsonl", QUESTIONS[:4])
+        keep_costs(unit_costs(1.0, prefill=0.01))
+        write_pair(home, pair, address)
+        typed = typed_options(policy, (1, 8)[(place + number // 2) % 2], command)
+        whole = command(typed)
+        assert (begun := command.run)
+        command.stop_after(count := (0, 2, 3, 4)[(place + number) % 4])
+        changed = apply(change, home, typed, command)
+        if count and change == ("concurrency" if command.compares else "policy"):
+            with pytest.raises(UsageError) as raised:
+                command(changed)
+            assert raised.value.option in ("concurrency", "policy", "tau")
             continue
-        with open_session(again, DISPLAY, run) as session:
-            assert session.decided.routes[: len(decided.routes)] == decided.routes
-            assert (session.decided.settings, session.decided.price) == (decided.settings, decided.price)
-            assert [one.policy for one in session.decided.routes[len(decided.routes) :]] == added
-            assert session.decided == decided or added
+        continued, run = command(changed), command.run
+        assert {row["status"] for row in continued} == {"done"}
+        assert len({(row["id"], row["policy"], row["tau"]) for row in continued}) == len(continued)
+        added = 4 if change == "policy" and command.compares else change == "longer"
+        assert len(continued) == 4 + added
+        if run and count:  # without a result, no run has begun
+            assert continued[:count] == whole[:count]
+            texts = [{(row["id"], row["policy"], row["tau"]): row["text"] for row in rows} for rows in (whole, continued)]
+            assert texts[0].items() <= texts[1].items()
+            assert run.decided.routes[:1] == begun.decided.routes
+            assert change == "policy" or run.decided == begun.decided
 
 
-def apply(change: str, home: Path, typed: Options, request: Request, *, compares: bool) -> tuple[Options, list[str]]:
-    """Make a change after a run began. Return what is typed now, and the policies that are added to the run."""
+def typed_options(policy: str, concurrency: int, command: Command) -> Options:
+    name, _, tau = policy.partition("@")
+    routing: dict[str, Any] = {"policy": policy} if command.compares else {"policy": name or None, "tau": tau or None}
+    explicit = frozenset({"pair", *(option for option, value in routing.items() if value)})
+    return Options(pair="mine", concurrency=concurrency, max_tokens=48, explicit=explicit, **routing)
+
+
+def apply(change: str, home: Path, typed: Options, command: Command) -> Options:
+    """Make a change after a run began. Return what is typed now."""
     match change:
         case "costs":
             keep_costs(unit_costs(1.0, 8.0, 32.0, prefill=0.01))
         case "advice":
-            keep_advice(tuned_file(), StoredAdvice(advised_pair(request), "draft", "2026-11-29T12:00:00+00:00"))
-        case "price":
-            write_pair(home, source=request.named.sources["target"], price="9/0.1")
+            pair = advised_pair(command.request(typed))
+            keep_advice(tuned_file(), StoredAdvice(pair, "draft", "2026-11-29T12:00:00+00:00"))
         case "concurrency":
-            return replace(typed, concurrency=5, explicit=typed.explicit | {"concurrency"}), []
-        case "settings":
-            return replace(typed, temperature=0.5, seed=3), []  # from a settings file
-        case "policy" if compares:
-            return replace(typed, policy=f"{typed.policy},entropy@0.4"), ["entropy"]
+            return replace(typed, concurrency=5, explicit=typed.explicit | {"concurrency"})
+        case "price":
+            write_pair(home, "priced", command.request(typed).named.sources["target"], price="9/0.1")
+        case "policy" if command.compares:
+            return replace(typed, policy=f"{typed.policy},entropy@0.4")
         case "policy":
-            return replace(typed, policy="entropy", tau="0.4"), []
-    return typed, []
-
-
-def test_a_default_run_keeps_its_policy_and_tau(home: Path) -> None:
-    """Without any routing option, however few problems are left, and whatever is advised afterwards."""
-    write_pair(home)
-    request = ask(Options(pair="mine", concurrency=8, explicit=frozenset({"pair"})), MATH)
-    run = begun(request, decide(request, gather(request)))
-    decided = run.decided
-    keep_costs(unit_costs(1.0, 8.0, 32.0, prefill=0.01))
-    keep_advice(tuned_file(), StoredAdvice(advised_pair(request), "draft", "2026-11-29T12:00:00+00:00"))
-    for most in (8, 3, 1, 0):
-        with open_session(ask(begun_options(request.options, run), MATH), DISPLAY, run, most=most) as session:
-            assert (session.decided, session.concurrency) == (decided, max(1, most))
+            return replace(typed, policy="entropy", tau="0.4", explicit=typed.explicit | {"policy", "tau"})
+        case "longer":
+            write_problems(command.home / "problems.jsonl", QUESTIONS)
+        case "settings":
+            return replace(typed, temperature=0.5, seed=3)  # from a settings file
+    return typed
 
 
 def test_a_benchmark_decides_presets_for_one_problem_at_a_time(home: Path) -> None:
@@ -160,8 +197,8 @@ def test_presets_that_meet_are_one_row_with_a_note(home: Path) -> None:
     assert sum("the same tau" in note for note in decided.notes) == met
 
 
-@pytest.mark.parametrize("asked", [("bench",), ("solve", "-i", "sums.jsonl")])
-def test_a_command_decides_once(quick_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("compares", [False, True], ids=["solve", "bench"])
+def test_a_command_decides_once(quick_path: Path, monkeypatch: pytest.MonkeyPatch, compares: bool) -> None:
     counted = list[Request]()
 
     def counting(request: Request, *given: Any) -> Setup:
@@ -169,9 +206,9 @@ def test_a_command_decides_once(quick_path: Path, monkeypatch: pytest.MonkeyPatc
         return decide(request, *given)
 
     monkeypatch.setattr(sessions, "decide", counting)
-    request = ask(Options(draft="scripted:draft", target="scripted:target"), MATH)
-    with open_session(request, DISPLAY) as session:
-        run = begun(request, session.decided)
-    assert len(counted) == 1
-    with open_session(request, DISPLAY, run):
+    command, typed = Command(quick_path, compares), Options(draft="scripted:draft", target="scripted:target")
+    write_problems(quick_path / "problems.jsonl", QUESTIONS)
+    for _ in range(2):
+        command(typed)
         assert len(counted) == 1
+        command.stop_after(2)

@@ -64,13 +64,17 @@ def serve() -> None:
 
 
 def warm_up() -> None:
-    """Run with scripted models, import llama.cpp, and render the built-in models' template: the forks need not do it again."""
+    """Run with scripted models, ask a server that is away, import llama.cpp, and render the built-in models' template.
+
+    The forks need not do or import it again.
+    """
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with quiet[0], quiet[1], tempfile.TemporaryDirectory() as folder:
         problems = Path(folder) / "problems.jsonl"
         problems.write_text('{"question": "1 + 1", "answer": "2"}\n')
         code = main(["bench", "--dataset", str(problems), "--pair", "scripted", "-q", "-o", f"{folder}/run"])
-    assert code == 0
+        away = main(["solve", "--draft", "scripted:draft", "--target", "http://127.0.0.1:9/v1", "-q", "1 + 1"])
+    assert (code, away) == (0, 3)
     load_llama()
     template = read_header(models_folder() / "draft.gguf").metadata["tokenizer.chat_template"]
     for variables in ({}, {"eos_token": "<|end|>"}):  # before a model is loaded its tokens are not known
