@@ -204,6 +204,18 @@ class Check:
     discarded: Sequence[Step]
 
 
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """An explanation of a router's log-odds, as the sum of an average step's log-odds and the contributions of `features`.
+
+    The largest absolute contributions come first.
+    """
+
+    log_odds: float
+    average_step: float
+    features: Sequence[tuple[str, float]]
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Trace:
     """The solution of one problem, to which flows append decisions. Only policy `agree` sets `check`."""

@@ -352,11 +352,12 @@ class RoutedConversation:
 
     def ask(self, question: str) -> Finished:
         """Answer a question and remember the answer. Raises UsageError if the question is not valid text."""
-        route = self.route
+        route, router = self.route, self._session.router.router
         finished = self._solve(self._turns.problem(question), route)
         if finished.error is None:
             self._turns.add(finished.trace.problem.question, finished.trace.text)
-            self._last = finished, replace(self._session.run_info(num_problems=1, route=route), shows_costs=True)
+            explain = router.explain if router and route.policy.needs_router else lambda trace, index: None
+            self._last = finished, replace(self._session.run_info(num_problems=1, route=route), explain=explain)
         return finished
 
     @property

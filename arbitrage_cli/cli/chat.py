@@ -27,7 +27,7 @@ HELP = """\
 /policy NAME   use another policy, such as entropy, target or arbitrage@fast; without NAME, list them
 /tau TAU       use another tau: a number, a share of the steps (30%), careful, balanced or fast
 /target        answer the last question with the target alone, and compare
-/explain       show the decisions of the last answer, and the time of each step
+/explain       explain the decisions of the last answer, and the time of each step
 /new           start a new conversation
 /quit          leave (or Ctrl-D)"""
 
@@ -37,7 +37,7 @@ def chat(*, options: Options, output: OutputOptions) -> None:
     """Chat with a pair, and see which model writes each step.
 
     Each line is a question, and the pair remembers the conversation. With the commands that /help lists, you can change the
-    policy or tau, compare an answer with the target's, or see how it was made. Ctrl-C stops an answer, and Ctrl-D ends
+    policy or tau, compare an answer with the target's, or have an answer explained. Ctrl-C stops an answer, and Ctrl-D ends
     the chat.
 
     \b

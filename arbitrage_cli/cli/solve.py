@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from arbitrage_cli.cli.output import OutputOptions, command_display, say
 from arbitrage_cli.display import wording
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
+
+if TYPE_CHECKING:
+    from arbitrage_cli.app.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class ResultOptions:
         names=("--format",),
     ),
     json_lines=Option("Same as --format json.", names=("--json",)),
-    explain=Option("Show each decision with its score, and the step's cost per model.", is_setting=False),
+    explain=Option("Explain each router decision with its main features and the step's cost per model.", is_setting=False),
 )
 def solve(
     problem: Annotated[
@@ -98,13 +101,23 @@ def solve(
             num_unanswered += line == ""
             return line
 
-        shown = {"answers_follow": form == "text" and sys.stdout.isatty(), "shows_costs": results.explain}
+        shown = _shown(request, results, form)
         solved = solve_problems(request, problems, source, results.output_file, display, line_of, shown)
     if results.output_file:
         status, retry = ("", " (repeat the command to retry)") if solved.num_new else ("nothing to do: ", "")
         errors = f", {formatting.count(solved.num_failed, 'error')}{retry}" if solved.num_failed else ""
         say(f"{status}{results.output_file} has {formatting.count(solved.num_done, 'result')}{errors}", output)
     return SOME_FAILED if solved.num_failed or num_unanswered else 0
+
+
+def _shown(request: "Request", results: ResultOptions, form: ResultFormat | None) -> Mapping[str, Any]:
+    """Return the fields of `RunInfo` that decide what the display shows."""
+    router = request.named.router if request.asked[0].needs_router else None
+    explain = router.explain if router else lambda trace, index: None  # without a router, only the costs
+    return {
+        "answers_follow": form == "text" and sys.stdout.isatty(),
+        "explain": explain if results.explain else None,
+    }
 
 
 def _format(results: ResultOptions, *, is_given: bool) -> ResultFormat | None:

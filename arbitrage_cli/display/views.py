@@ -15,6 +15,7 @@ from arbitrage_cli.display.text import Line, aligned, one_line, role_name, short
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo, tally_of
 from arbitrage_cli.types import (
+    Attribution,
     Checked,
     Cost,
     Decided,
@@ -40,6 +41,8 @@ MARGIN = "     "
 DIFF_HEADER = 3  # lines before the changes
 CHANGES = {" ": "", "-": "red strike", "+": "bold green"}  # the marks distinguish them without styles, too
 COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta", "check": "blue"}
+MAX_FEATURES = 5  # features named in an explanation
+FEATURE_WORDS = {"logprob": "log-probability", "min": "lowest", "max": "highest"}  # of the parts of names
 CHOICES = {"accept": "green", "escalate": "yellow", None: ""}
 
 
@@ -82,7 +85,7 @@ class SolveView:
     def __init__(self, run: RunInfo, verbosity: int) -> None:
         self._run = run
         self._is_quiet = verbosity == 0
-        self._shows_steps = verbosity > 1 or (verbosity == 1 and (run.num_problems == 1 or run.shows_costs))
+        self._shows_steps = verbosity > 1 or (verbosity == 1 and (run.num_problems == 1 or run.explain is not None))
         self._steps: dict[Trace, _StepInProgress] = {}
         self._totals = wording.Totals()
         self._began: float | None = None
@@ -204,7 +207,7 @@ class SolveView:
 
 
 def decision_lines(trace: Trace, index: int, run: RunInfo, of: str = "") -> Iterator[Line]:
-    """Yield a line about the decision at an index, the text of the step and, if the run shows them, the costs."""
+    """Yield a line about the decision at an index, the text of the step, and its explanation, if there is one."""
     decision = trace.decisions[index]
     kept, discarded = decision.kept, decision.discarded
     color, is_same = CHOICES[decision.choice], wording.is_same(decision)
@@ -223,12 +226,29 @@ def decision_lines(trace: Trace, index: int, run: RunInfo, of: str = "") -> Iter
         yield Line.block(kept.text, margin=MARGIN)
     else:
         yield from _changes(discarded.text, kept.text)
-    if run.shows_costs:
-        yield Line.of((_costs(decision), "dim"), margin=MARGIN)
+    yield from (Line.of((text, "dim"), margin=MARGIN) for text in _explanation(trace, index, run))
+
+
+def _explanation(trace: Trace, position: int, run: RunInfo) -> Iterator[str]:
+    """Yield the log-odds of the router's score, and the cost of each model, if the run explains decisions."""
+    if run.explain is None:
+        return
+    if attribution := run.explain(trace, position):
+        yield log_odds(attribution)
+    yield _costs(trace.decisions[position])
+
+
+def log_odds(attribution: Attribution) -> str:
+    shown = [("an average step", attribution.average_step)]
+    shown += [(_feature_words(name), value) for name, value in attribution.features[:MAX_FEATURES]]
+    # The rest is computed from rounded terms, so that the shown terms add up.
+    rest = round(attribution.log_odds, 2) - sum(round(value, 2) for _, value in shown)
+    if len(attribution.features) > MAX_FEATURES:
+        shown.append(("all other features", rest))
+    return f"log-odds {attribution.log_odds:+.2f}: " + "; ".join(f"{value:+.2f} {words}" for words, value in shown)
 
 
 def _costs(decision: Decision) -> str:
-    """Return the tokens and milliseconds of each model."""
     draft, target = decision.draft, decision.target
     spent = {
         "draft": draft.cost if draft else Cost(),
@@ -244,6 +264,10 @@ def _spent(cost: Cost) -> str:
         for kind in ("prefill", "verify", "decode")
         if (tokens := getattr(cost, f"{kind}_tokens"))
     )
+
+
+def _feature_words(name: str) -> str:
+    return " ".join(FEATURE_WORDS.get(part, part) for part in name.split("_"))
 
 
 class RunView:

@@ -24,7 +24,7 @@ from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, router_file, shipped_routers
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.system.files import checked, read_regular, write_atomically
-from arbitrage_cli.types import ModelRole, Step, Trace
+from arbitrage_cli.types import Attribution, ModelRole, Step, Trace
 
 MAX_INPUT = 8.0  # standard deviations from the mean
 MAX_LOG_ODDS = 30.0  # so that every probability is between the taus 0 and 1
@@ -74,6 +74,23 @@ class Network:
         """Return a network whose log-odds are `slope` times these log-odds plus `shift`."""
         output: Floats = self.output * np.float32(slope)
         return replace(self, output=output, output_bias=self.output_bias * slope + shift)
+
+    def parts(self, inputs: Floats) -> NDArray[np.float64]:
+        """Return the contribution of each of the d inputs to the log-odds, relative to the mean input.
+
+        Contributions are integrated gradients (Sundararajan et al., arXiv 1703.01365, eq. 1), with the mean input as the
+        baseline. The integral has a closed form, because the mean slope of a rectified unit is the change in its output
+        divided by the change in its argument.
+        """
+        values = self.standardised(inputs).astype(np.float64)
+        slopes = self.output.astype(np.float64)
+        if self.layer is not None:
+            weights, biases = self.layer
+            change = values @ weights
+            rise = np.maximum(biases + change, 0) - np.maximum(biases, 0)
+            slopes = weights @ (self.output * np.divide(rise, change, out=np.zeros_like(rise), where=change != 0))
+        parts: NDArray[np.float64] = values * slopes
+        return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +170,19 @@ class Router:
         """Return the probabilities for rows of shape (..., n_features) with the columns `FEATURES`."""
         log_odds = self.network.log_odds(rows[..., self._columns]).astype(np.float64)
         return 1.0 / (1.0 + np.exp(-np.clip(log_odds, -MAX_LOG_ODDS, MAX_LOG_ODDS)))
+
+    def explain(self, trace: Trace, position: int) -> Attribution | None:
+        """Return each feature's contribution to the score at this position, or None if the router did not score the step.
+
+        Raises ValueError if the draft has no token statistics.
+        """
+        draft = trace.decisions[position].draft
+        if draft is None or (draft.phase == "think" and not self.card.knows_thoughts):
+            return None
+        inputs = EarlierSteps(trace.problem).features(trace.decisions[:position], draft)[self._columns]
+        log_odds, values = float(self.network.log_odds(inputs)), self.network.parts(inputs).tolist()
+        parts = sorted(zip(self.card.features, values, strict=True), key=lambda part: -abs(part[1]))
+        return Attribution(log_odds, log_odds - math.fsum(values), parts)
 
     def check_steps(self, step_end: StepEnd) -> None:
         if self.card.step_end != step_end:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.answers import boxed_answer
-from arbitrage_cli.types import Check, Cost, Decision, Finished, ModelRole, Step
+from arbitrage_cli.types import Attribution, Check, Cost, Decision, Finished, ModelRole, Step, Trace
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.routing.route import Route
@@ -31,6 +31,8 @@ Level = str | int | None
 Tau = float | Literal["inf", "-inf"] | None
 Key = tuple[str, int, str | None, Tau]  # the attempt that a row belongs to: problem ID, sample, policy and tau
 
+Explain = Callable[[Trace, int], Attribution | None]  # explains the decision at an index
+
 LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-steps", "context": "--ctx"}
 """Maps the `TraceStop` of a solution that reached a limit to the option that sets the limit."""
 
@@ -49,7 +51,7 @@ class RunInfo:
     thoughts_tau: float | None = None  # threshold for thoughts if it differs from the route's
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
-    shows_costs: bool = False  # the tokens and seconds of each step
+    explain: Explain | None = None
     may_answer: Callable[[str], bool] = lambda question: True  # whether the models were trained on such questions
     bill: Callable[[Finished], tuple[float, float | None] | None] = lambda finished: None  # dollars: spent, target alone
 

@@ -20,6 +20,7 @@ from arbitrage_cli.runs.records import (
     NO_COST,
     SCHEMA,
     SOLVE,
+    Explain,
     Key,
     Level,
     RunInfo,
@@ -41,6 +42,7 @@ from arbitrage_cli.types import (
     Phase,
     Step,
     StepStop,
+    Trace,
     TraceStop,
 )
 
@@ -110,18 +112,19 @@ class WrittenStep(Record):
 
 
 class KeptStep(WrittenStep):
-    """A kept step, and the discarded step if both models wrote one."""
+    """A kept step, and the discarded step if both models wrote one. Only `solve --explain` sets `explanation`."""
 
     decision: Literal["accept", "escalate"] | None
     score: float | None
     advantage: float | None
     discarded: WrittenStep | None
+    explanation: Json | None = None
 
     @classmethod
-    def of_decision(cls, made: Decision) -> Self:
+    def of_decision(cls, made: Decision, **more: Any) -> Self:
         discarded = WrittenStep.of(made.discarded) if made.discarded else None
         decided = {"decision": made.choice, "score": made.score, "advantage": made.advantage, "discarded": discarded}
-        return cls.of(made.kept, **decided)
+        return cls.of(made.kept, **decided, **more)
 
     @property
     def made(self) -> Decision:
@@ -211,7 +214,9 @@ class Solved(Row):
         return stored_route(dict(self))
 
     @classmethod
-    def _of(cls, finished: Finished, route: Route, times: Mapping[str, float | None], **more: Any) -> Self:
+    def _of(
+        cls, finished: Finished, route: Route, times: Mapping[str, float | None], explain: Explain | None, **more: Any
+    ) -> Self:
         trace, figures = finished.trace, tally_of(finished)
         shared: Json = {
             "id": trace.problem.id,
@@ -222,7 +227,10 @@ class Solved(Row):
             "tau": tau_in_json(route.tau),
             "tau_name": route.tau_name,
             "status": "error" if attempt_error(finished) else "done",
-            "steps": [KeptStep.of_decision(made) for made in trace.decisions],
+            "steps": [
+                KeptStep.of_decision(made, **_explanation(explain, trace, index))
+                for index, made in enumerate(trace.decisions)
+            ],
             "acceptance_rate": figures.acceptance_rate,
             "token_acceptance_rate": figures.token_acceptance_rate,
             "seconds": figures.seconds,
@@ -250,6 +258,7 @@ class SolutionRow(Solved):
             finished,
             run.route,
             {},
+            run.explain,
             **({"conditions": conditions} if conditions else {}),
             answer=run.find_answer(finished.trace.text),
             error=error[0] if error else None,
@@ -304,6 +313,7 @@ class AttemptRow(Solved):
             finished,
             route,
             routed,
+            None,
             error=error,
             schema=SCHEMA,
             **cut,
@@ -357,3 +367,11 @@ def read_row(line: bytes, kind: str) -> Row:
         return _KINDS[kind].model_validate_json(line)
     except ValidationError as error:
         raise ValueError(reason_of(error)) from None
+
+
+def _explanation(explain: Explain | None, trace: Trace, index: int) -> Json:
+    """Return the field `explanation` of a step, if decisions are explained."""
+    if explain is None:
+        return {}
+    found = explain(trace, index)
+    return {"explanation": found and asdict(found) | {"features": dict(found.features)}}

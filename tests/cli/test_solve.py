@@ -142,10 +142,3 @@ def test_help_begins_with_what_people_need_first(command: str, first: str) -> No
     assert "temperature" not in options
     assert "env var" not in shown
     assert "logprob-min" not in shown  # rare: in the guide
-
-
-def test_explain_shows_the_costs_of_each_step() -> None:
-    found = run("solve", *MODELS, "--policy", "entropy", "--tau", "0", QUESTION, "--explain")
-    assert (found.code, found.out) == (0, "349\n")
-    assert len(re.findall(r"draft: [^;]*decode \d+ tokens? \d", flat(found.err))) == 3
-    assert len(re.findall(r"; target: [^;]*(?:decode|verify) \d+ tokens? \d", flat(found.err))) == 3
