@@ -4,7 +4,6 @@ Verification uses the same random numbers as ordinary decoding, so a proposal do
 the same logits in a batch.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,8 +17,6 @@ from arbitrage_cli.inference.speculation import Acceptance, Speculator
 from arbitrage_cli.inference.step_text import MAX_CHARACTER_BYTES, StepText, step_end, text_end
 from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Phase, StepStop, Trace
-
-log = logging.getLogger("arbitrage.engine")
 
 
 class Ahead(NamedTuple):
@@ -105,11 +102,9 @@ class Decoder:
     """Runs one model for several problems at once."""
 
     def __init__(self, cache: Cache, clock: Clock) -> None:
-        self._name = cache.backend.card.name
         self._tokenizer = cache.backend.tokenizer
         self._cache = cache
         self._clock = clock
-        self._reported: set[int] = set()  # control tokens that were warned about
 
     def read(self, step: StepInProgress) -> None:
         """Prefill some of the unread tokens.
@@ -194,10 +189,7 @@ class Decoder:
         step.stop = self._cache.ends(step.phase, token)
         if step.stop:
             return ""
-        piece = self._tokenizer.piece(token)
-        if not piece:
-            self._warn_about(token)
-        text = step.text.add(piece)
+        text = step.text.add(self._tokenizer.piece(token))
         if step.recorder:
             step.recorder.add_text(text)
         step.stop = self._reason_to_stop(step)
@@ -209,9 +201,3 @@ class Decoder:
         is_full = len(step.opened.cached.held) + 1 >= self._cache.context_size  # has room for the next token only
         stop = text_end(step.text, step.tokens, step.phase)
         return step_end(stop, is_spent=is_spent, is_last_thought=step.is_last_thought, is_full=is_full)
-
-    def _warn_about(self, token: int) -> None:
-        texts = [text for text, control in self._tokenizer.control_tokens.items() if control == token]
-        if texts and token not in self._reported:
-            self._reported.add(token)
-            log.warning("%s wrote the control token %s, which has no text and is not in the results", self._name, texts[0])

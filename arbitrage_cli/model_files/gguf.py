@@ -1,7 +1,7 @@
 """Checks the header of a GGUF file, and reads facts about the model, even if it does not fit in memory.
 
-Some damaged files would make llama.cpp abort the process. Every length is limited, and the file is checked for completeness.
-Weights are not read. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Every length is limited, because the file may be damaged. Weights are neither read nor checked; llama.cpp checks them when a
+new file is tried in a separate process (`inference.open`). Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import math
@@ -20,6 +20,7 @@ Scalar = int | float | bool | str
 
 MAX_ENTRIES = 10_000  # metadata entries or tensors: llama.cpp needs quadratic time, and real files have hundreds
 MAX_LAYERS = 512  # llama.cpp aborts on more
+MAX_DIMENSIONS = 4  # of a tensor
 MAX_STRING = 1 << 24  # bytes; the longest real strings are chat templates
 MAX_LIST = 1 << 10  # elements of a stored array; models have fewer layers
 MAX_ARRAY = 1 << 24  # elements; the longest real arrays are vocabularies
@@ -32,14 +33,6 @@ OTHER_KINDS = {"adapter": "an adapter", "mmproj": "a projector for images or aud
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _INTEGERS = frozenset(_SCALARS) - {6, 7, 12}
 _STRING, _ARRAY = 8, 9
-_BYTES_OF_BLOCK = {
-    1: {0: 4, 1: 2, 24: 1, 25: 2, 26: 4, 27: 8, 28: 8, 30: 2},
-    32: {2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 20: 18, 39: 17},
-    256: {10: 84, 11: 110, 12: 144, 13: 176, 14: 210, 15: 292, 16: 66, 17: 74, 18: 98, 19: 50, 21: 110, 22: 82, 23: 136}
-    | {29: 56, 34: 54, 35: 66},
-}
-_BLOCKS = {kind: (block, size) for block, sizes in _BYTES_OF_BLOCK.items() for kind, size in sizes.items()}
-"""Elements and bytes per block, by ggml type number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +117,7 @@ class _Reader:
         layers = self._metadata.get(f"{self._metadata.get('general.architecture')}.block_count")
         if isinstance(layers, int) and not 1 <= layers <= MAX_LAYERS:
             raise _DamageError(f"the model has {layers} layers; expected 1 to {MAX_LAYERS}")
-        num_parameters = self._read_tensors(num_tensors)
+        num_parameters = sum(self._num_elements() for _ in range(num_tensors))
         return Header(num_parameters, self._metadata, self._array_lengths, self._lists, self._size)
 
     def _read_entry(self) -> None:
@@ -167,29 +160,15 @@ class _Reader:
             at = self._size + 1
         self._take(at - self._at)
 
-    def _read_tensors(self, count: int) -> int:
-        alignment = self._metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
-            raise _DamageError(f"invalid alignment {alignment}")
-        tensors = [self._tensor(alignment) for _ in range(count)]
-        data_start = -(-self._at // alignment) * alignment
-        if tensors and data_start + max(end for end, _ in tensors) > self._size:
-            raise _DamageError("the file ends before the last tensor")
-        return sum(elements for _, elements in tensors)
-
-    def _tensor(self, alignment: int) -> tuple[int, int]:
+    def _num_elements(self) -> int:
+        """Read the description of a tensor."""
         self._string()
         dimensions = self._integer("<I")
-        if not 1 <= dimensions <= 4:
-            raise _DamageError(f"a tensor has {dimensions} dimensions; expected 1 to 4")
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
+            raise _DamageError(f"a tensor has {dimensions} dimensions; expected 1 to {MAX_DIMENSIONS}")
         shape = [self._integer("<Q") for _ in range(dimensions)]
-        if any(length >= 1 << 40 for length in shape):
-            raise _DamageError("a tensor dimension is 2^40 or more")
-        kind, offset, elements = self._integer("<I"), self._integer("<Q"), math.prod(shape)
-        if offset % alignment:
-            raise _DamageError(f"tensor offset {offset} is not aligned")
-        block, size = _BLOCKS.get(kind, (elements, 1))  # an unknown type needs at least one byte
-        return offset + elements // max(block, 1) * size, elements
+        self._take(struct.calcsize("<IQ"))  # type and offset
+        return math.prod(shape)
 
     def _take(self, length: int) -> int:
         """Skip `length` bytes and return the position of the first skipped byte."""

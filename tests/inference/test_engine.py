@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hash_language import CONTROLS, HashBackend, Recording, Recurrent, events_of, finished_of, hash_engines, ticking_clock
+from hash_language import CONTROLS, HashBackend, Recording, Recurrent, finished_of, hash_engines, ticking_clock
 from made_up_tuning import unit_costs
 from scripted_models import ByteTokenizer, Continuation, Script
 from writing import (
     OTHER,
     PROBLEM,
     ByteReciter,
-    Structured,
     finish,
     foreign,
     keep,
@@ -428,13 +427,6 @@ def test_the_first_token_is_there_once(tiny: Mapping[str, Path], name: str, begi
         ids = prompt_ids(backend, asking("1 + 1"))
         assert ids[0] == backend.tokenizer.control_tokens[begin]
         assert ids.count(ids[0]) == 1
-
-
-def test_control_tokens_that_a_model_writes_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    for backend in (HashBackend("plain"), Structured("structured")):
-        events_of({"draft": make_engine("draft", backend, Sampler())}, [PROBLEM, Problem("q", "question 1")], "draft")
-    (message,) = caplog.messages
-    assert message.startswith("structured wrote the control token <|user|>")
 
 
 LETTERS = string.ascii_letters

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGUFWriter
+from gguf import GGUFWriter
 
 from arbitrage_cli.errors import ModelFileError
 from arbitrage_cli.model_files.gguf import read_facts, read_header
@@ -99,25 +99,13 @@ def test_a_good_file(small: Path) -> None:
 
 
 def test_a_file_cut_anywhere(small: Path, tmp_path: Path) -> None:
-    """Cut at every byte up to the end of the last tensor (H1). The padding after it is optional."""
+    """Cut at every byte of the header (H1)."""
     whole = small.read_bytes()
-    end = len(whole) - 32 + 5 * 4  # five floats, padded to the alignment
+    end = whole.rindex(b"second") + len(b"second") + struct.calcsize("<IQIQ")
     for length in range(end):
         refusal_of(whole[:length], tmp_path)
     (tmp_path / "cut.gguf").write_bytes(whole[:end])
     assert read_header(tmp_path / "cut.gguf").num_parameters == 2 * 3 + 5
-
-
-def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
-    """A file without the last byte of a tensor is refused for all common tensor types."""
-    rare = {9, 40, 41}  # Q8_1, NVFP4, Q1_0
-    for kind, (block, size) in GGML_QUANT_SIZES.items():
-        header = gguf(tensor(b"t", (block, 3), 0, kind), num_tensors=1)
-        whole = header + b"\0" * (-len(header) % 32 + 3 * size)
-        (tmp_path / "whole.gguf").write_bytes(whole)
-        assert read_header(tmp_path / "whole.gguf").num_parameters == 3 * block
-        if kind not in rare:
-            assert "before the last tensor" in refusal_of(whole[:-1], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +130,6 @@ def test_sizes_are_those_of_ggml(tmp_path: Path) -> None:
         (gguf(entry(b"k", ARRAY, array(UINT64, 2**61)), num_entries=1), "array has"),
         (gguf(entry(b"k", ARRAY, array(UINT64, 1 << 20)), num_entries=1), "ends inside the header"),
         (gguf(entry(b"k", ARRAY, array(ARRAY, 1) * 2), num_entries=1), "unknown value type 9 in an array"),
-        (gguf(entry(b"general.alignment", UINT32, uint32(3)), num_entries=1), "alignment 3"),
-        (gguf(entry(b"general.alignment", STRING, string(b"32")), num_entries=1), "alignment 32"),
-        (gguf(tensor(b"t", (4,), 2**60), b"\0" * 64, num_tensors=1), "ends before the last tensor"),
-        (gguf(tensor(b"t", (4,), 7), b"\0" * 64, num_tensors=1), "not aligned"),
-        (gguf(tensor(b"t", (HUGE, HUGE), 0), b"\0" * 64, num_tensors=1), "2^40 or more"),
         (gguf(tensor(b"t", (), 0), b"\0" * 64, num_tensors=1), "0 dimensions"),
         (gguf(tensor(b"t", (1,) * 5, 0), b"\0" * 64, num_tensors=1), "5 dimensions"),
     ],
