@@ -1,10 +1,12 @@
 """`arbitrage advise`: what it runs, when it stops, what it says last, and what it keeps."""
 
+import functools
 import json
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,21 @@ def home(tmp_path: Path) -> Home:
     made = Home(tmp_path)
     made.pretend(FAST_READER)
     return made
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs the command with some options, once for all tests, and returns a folder with its run and its router."""
+
+    @functools.cache
+    def run(*given: str) -> Path:
+        home = Home(tmp_path_factory.mktemp("measured"))
+        home.pretend(FAST_READER)
+        shutil.copy(router_file("builtin:builtin"), home.folder / ROUTER)
+        until_solved(home, "--output", "run", *given, "--minutes", "0.3")
+        return home.folder
+
+    return run
 
 
 def until_solved(home: Home, *arguments: str) -> Result:
@@ -78,7 +95,7 @@ def test_the_report_shows_the_figures_of_the_advice(home: Home) -> None:
     assert "missing" not in home.run("report", "run").out
 
 
-def as_if(folder: Path, count: int, seconds: Mapping[str, float], **changes: Any) -> None:
+def as_if(folder: Path, count: int, seconds: Mapping[str, float]) -> None:
     """Rewrite a run to `count` problems with these seconds per policy, up to three times as many, and some wrong drafts."""
     with RunFolder(folder) as opened:
         assert opened.run is not None
@@ -89,7 +106,6 @@ def as_if(folder: Path, count: int, seconds: Mapping[str, float], **changes: Any
                 | taking(row, seconds[label] * (1 + index % 3))
                 | {"id": name}
                 | {"grade": {**row["grade"], "value": "incorrect" if index < WRONG.get(label, 0) else "correct"}}
-                | changes
             )
             for index, name in enumerate(list(opened.run.levels)[:count])
             for label, row in rows_of.items()
@@ -105,12 +121,14 @@ def taking(row: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     return {"wall_seconds": seconds, "steps": [step], "timing": timing}
 
 
-def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, **changes: Any) -> tuple[Result, list[str]]:
-    shutil.copy(router_file("builtin:builtin"), home.folder / ROUTER)
-    order = ("--output", "run", *given, "--minutes")
-    until_solved(home, *order, "0.3")
-    as_if(home.folder / "run", count, seconds, **changes)
-    ended = home.run("advise", *order, "0.001", "--save")
+def advised(
+    home: Home, measured: Path, count: int, seconds: Mapping[str, float], *given: str, env: Mapping[str, str] | None = None
+) -> tuple[Result, list[str]]:
+    """The advice if the run in a folder had `count` problems with these seconds, and the command that it ends with."""
+    for name in ("run", ROUTER):
+        subprocess.run(["cp", "-r", measured / name, home.folder], check=True)
+    as_if(home.folder / "run", count, seconds)
+    ended = home.run("advise", "--output", "run", *given, "--minutes", "0.001", "--save", env=env)
     return ended, shlex.split(ended.out.splitlines()[-1])
 
 
@@ -128,10 +146,10 @@ def advised(home: Home, count: int, seconds: Mapping[str, float], *given: str, *
     ids=["worth it", "not worth it"],
 )
 def test_the_command_solves_as_was_measured_and_is_saved(
-    home: Home, count: int, seconds: Mapping[str, float], said: str, policy: list[str]
+    home: Home, measured: Callable[..., Path], count: int, seconds: Mapping[str, float], said: str, policy: list[str]
 ) -> None:
-    """With the router that was given, if it is needed, and all that was given of how steps are written."""
-    ended, following = advised(home, count, seconds, *GIVEN)
+    """With the router that was given, if it is needed, and all that was given of how steps are written. No file is changed."""
+    ended, following = advised(home, measured(*GIVEN), count, seconds, *GIVEN)
     assert (ended.code, said in flat(ended.out)) == (0, True), ended.err
     routed = "--tau" in policy
     given = [part for part in GIVEN if routed or part not in ("--router", ROUTER)]
@@ -140,14 +158,16 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     solved = home.run(*following[1:-1], "12 + 5", "--json")
     assert solved.record["policy"] == policy[1]
     lines = ended.err.splitlines()
-    (path := home.folder / "arbitrage" / "pairs.toml").write_text("\n".join([*lines[lines.index('["builtin"]') :], ""]))
+    path = home.folder / "arbitrage" / "pairs.toml"
+    assert not path.exists()
+    path.write_text("\n".join([*lines[lines.index('["builtin"]') :], ""]))
     saved = read_pairs(path)["builtin"]
     assert (saved.policy, saved.tau) == (policy[1], "careful" if routed else None)
     assert saved.router == (str(home.folder / ROUTER) if routed else read_pairs()["builtin"].router)
 
 
 def test_a_run_of_errors_says_so_and_fails(home: Home) -> None:
-    ended = home.run("advise", "--minutes", "0.9", "--ctx", "64", "--system", "Add. " * 64)
+    ended = home.run("advise", "--minutes", "0.5", "--ctx", "64", "--system", "Add. " * 64)
     assert (ended.code, " in 10" in ended.out) == (1, False)
     assert int(re.findall(r"(\d+) errors", ended.err)[-1]) >= 5
 
@@ -161,11 +181,10 @@ def test_an_answer_from_some_problems_is_no_failure(home: Home) -> None:
     assert sum(policy["errors"] for policy in found["policies"]) > 0
 
 
-def test_the_target_solves_each_problem_first(home: Home) -> None:
+def test_the_target_solves_each_problem_first(measured: Callable[..., Path]) -> None:
     """Then the other policies solve the same problem, so that their answers can be compared."""
-    until_solved(home, "--minutes", "0.9", "--output", "run")
     by_problem: dict[str, list[str]] = {}
-    for row in rows_of(home.folder / "run"):
+    for row in rows_of(measured() / "run"):
         by_problem.setdefault(row["id"], []).append(row["policy"])
     assert {policies[0] for policies in by_problem.values()} == {"target"}
     assert max(map(len, by_problem.values())) > 2
@@ -174,21 +193,6 @@ def test_the_target_solves_each_problem_first(home: Home) -> None:
 def test_problems_are_solved_one_at_a_time(home: Home) -> None:
     """Blocks of several would be too few to compare."""
     assert_refused(home.run("advise", "--concurrency", "4"), 2, "", "--concurrency")
-
-
-def test_lines_are_printed_if_the_users_file_defines_the_pair(home: Home) -> None:
-    """The file is not changed. With these lines, the pair has the advised policy."""
-    home.pretend(NO_GAIN)
-    path = home.folder / "arbitrage" / "pairs.toml"
-    add_pair(path, replace(read_pairs()["builtin"], name="mine", policy=None))
-    before = path.read_text()
-    ended = home.run("advise", "--pair", "mine", "--minutes", "0.001", "--save", "--json")
-    advice = ended.record
-    lines = ended.err.splitlines()
-    assert (ended.code, path.read_text()) == (0, before), ended.err
-    path.write_text(before + "\n".join(lines[lines.index('["mine"]') + 1 :]) + "\n")
-    mine = read_pairs(path)["mine"]
-    assert mine.policy == advice["verdict"]["route"].partition("@")[0]
 
 
 ASKED = ("solve", "12 + 5", "--json")
@@ -248,8 +252,10 @@ def test_chat_and_python_follow_the_last_advice(follower: Home, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("count", "is_stored"), [(4, False), (20, True)])
-def test_only_advice_that_was_measured_takes_the_place_of_the_last(follower: Home, count: int, is_stored: bool) -> None:
-    ended, _ = advised(follower, count, NOTHING_PAYS)
+def test_only_advice_that_was_measured_takes_the_place_of_the_last(
+    follower: Home, measured: Callable[..., Path], count: int, is_stored: bool
+) -> None:
+    ended, _ = advised(follower, measured(), count, NOTHING_PAYS)
     assert ended.code == 0, ended.err
     (advice,) = read_cache(follower.file).advice
     assert (advice.created > "2026-11-30") == is_stored
@@ -268,13 +274,13 @@ def test_invalid_advice_is_ignored_with_one_note(follower: Home, changes: Mappin
 
 def test_other_settings_begin_another_run(home: Home) -> None:
     for more in ((), ("--max-tokens", "8")):
-        ended = until_solved(home, "--minutes", "0.1", *more)
+        ended = home.run("advise", "--minutes", "0.02", *more)
         assert ended.code == 0, ended.err
     assert len([*(home.folder / "runs").iterdir()]) == 2
 
 
-def test_advice_that_cannot_be_stored_is_given(home: Home, tmp_path: Path) -> None:
-    advised(home, 20, CAREFUL_PAYS)
+def test_advice_that_cannot_be_stored_is_given(home: Home, measured: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    ended = home.run("advise", "--output", "run", "--minutes", "0.001", env={"XDG_CONFIG_HOME": str(tmp_path / "file")})
+    nowhere = {"XDG_CONFIG_HOME": str(tmp_path / "file")}
+    ended, _ = advised(home, measured(), 20, CAREFUL_PAYS, env=nowhere)
     assert (ended.code, " in 10" in flat(ended.out)) == (0, True), ended.err

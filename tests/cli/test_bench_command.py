@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, Terminal, assert_refused, flat, run
+from cli import Result, Terminal, assert_refused, run
 from collected import write_run
 from faults import results, rows_of, run_json, set_aside, write_problems, write_rows
 
@@ -96,7 +96,9 @@ def test_run_json_has_everything_that_results_depend_on(finished: Path) -> None:
 
 
 def test_models_are_identified_by_their_sha256(here: Path, tiny: Mapping[str, Path]) -> None:
-    models = {role: shutil.copy(tiny[role], here / f"{role}.gguf") for role in ("draft", "target")}
+    """What a C library prints is not mixed with the results."""
+    for role in ("draft", "target"):
+        shutil.copy(tiny[role], here / f"{role}.gguf")
     write_problems(here / "arithmetic.jsonl", QUESTIONS[:1])
     sizes = ("--threads", "1", "--ctx", "256", "--max-tokens", "8")
     arguments = ("bench", "--draft", "draft.gguf", "--target", "target.gguf", *BENCH[3:], *sizes, "--json")
@@ -107,10 +109,6 @@ def test_models_are_identified_by_their_sha256(here: Path, tiny: Mapping[str, Pa
     made = run_json(here / "run")["decided"]["models"]["draft"]
     assert (made["file"], made["size"]) == (str(here / "draft.gguf"), (here / "draft.gguf").stat().st_size)
     assert (len(made["sha256"]), made["context_size"]) == (64, 256)
-    shutil.copy(tiny["spm"], models["draft"])
-    assert_refused(run(*arguments, cwd=here), 2, "--draft: draft.gguf: ", "changed")
-    shutil.copy(tiny["draft"], models["draft"])
-    assert run(*arguments, cwd=here).code == 0
 
 
 # --- what is compared
@@ -123,24 +121,6 @@ def test_policies_and_taus_are_lists(here: Path) -> None:
     assert policies == ("target", "entropy", "entropy", "random", "logprob")
     assert taus == (None, 0.3, "inf", 0.5, 0.3)
     assert {(row["policy"], row["tau"]) for row in rows_of(here / "run")} == {*zip(policies, taus, strict=True)}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "place", "word"),
-    [
-        (["--policy", "target,magic"], "--policy: ", "magic"),
-        (["--policy", "arbitrage"], "", "--router"),
-        (["--policy", "entropy@nan"], "", "nan"),
-        (["--policy", "arbitrage,target@0.5"], "--policy: ", "no tau"),
-        (["--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
-        (["--dataset", "nothing.jsonl"], "", "nothing.jsonl"),
-        (["--timeout", "nan"], "--timeout: ", ""),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_arguments_are_refused_and_make_no_folder(here: Path, arguments: list[str], place: str, word: str) -> None:
-    assert_refused(bench(here, *arguments), 2, place, word)
-    assert not (here / "run").exists()
 
 
 def test_limit_is_a_sample_by_seed_and_level(here: Path) -> None:
@@ -222,22 +202,9 @@ def test_finished_run_is_shown_and_not_changed(copy: Path) -> None:
     result = bench(copy, "--json")
     assert (result.code, "nothing to do" in result.err) == (0, True)
     assert policies(result.out)["draft"]["correct"] == 2
+    first = bench(copy, "--json", "--limit", "1")
+    assert (first.code, json.loads(first.out)["n"], policies(first.out)["target"]["n"]) == (0, 1, 1)
     assert files_of(copy / "run") == files
-
-
-def test_limit_may_grow(here: Path, finished: Path) -> None:
-    assert bench(here, "--limit", "1", "-q").code == 0
-    first = (here / "run" / "results.jsonl").read_bytes()
-    assert first.count(b"\n") == 3
-    grown = bench(here, "--limit", "3")
-    assert grown.err.startswith("bench arithmetic.jsonl: 9 attempts, 3 of them done\n4/9 ")
-    whole = (here / "run" / "results.jsonl").read_bytes()
-    assert whole.startswith(first)
-    assert results(rows_of(here / "run")) == results(rows_of(finished / "run"))
-    again = bench(here, "--limit", "1", "--json")
-    assert (again.code, json.loads(again.out)["n"]) == (0, 1)
-    assert policies(again.out)["target"]["n"] == 1
-    assert (here / "run" / "results.jsonl").read_bytes() == whole
 
 
 def test_samples_and_policies_may_be_added(copy: Path) -> None:
@@ -295,13 +262,8 @@ def test_run_of_another_command_is_refused(copy: Path) -> None:
         assert files_of(copy / folder) == files
 
 
-def test_data_set_may_get_more_problems_at_its_end(copy: Path) -> None:
-    path, before = copy / "arithmetic.jsonl", len(run_json(copy / "run")["levels"])
-    with path.open("a") as stream:
-        stream.write(json.dumps({"id": "added", "question": "1 + 1", "answer": "2"}) + "\n")
-    assert bench(copy).code == 0
-    assert len(run_json(copy / "run")["levels"]) == before + 1
-    assert len(rows_of(copy / "run")) == 3 * (before + 1)
+def test_another_data_set_is_refused(copy: Path) -> None:
+    path = copy / "arithmetic.jsonl"
     text = path.read_text()
     for edited in (text.split("\n", 1)[1], text.replace("349", "350"), text.replace("9 * 9", "9 * 8")):
         path.write_text(edited)
@@ -382,29 +344,18 @@ def has_rows(here: Path) -> bool:
     return (here / "run" / "results.jsonl").exists() and len(rows_of(here / "run")) >= 3
 
 
-@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
-def test_interrupt_restores_the_terminal_and_says_how_to_resume(here: Path, twice: bool) -> None:
+def test_a_second_interrupt_ends_a_run_and_restores_the_terminal(here: Path) -> None:
     arguments = run_many(here)
-    with Terminal(*arguments, columns=60 if twice else 200, rows=15) as terminal:
+    with Terminal(*arguments, columns=60, rows=15) as terminal:
         echoed_before = terminal.process.getecho()
         terminal.wait_until(lambda: has_rows(here))
-        before = len(terminal.raw)
         terminal.process.sendintr()
-        if twice:
-            terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
-            with contextlib.suppress(OSError):  # it may have ended meanwhile
-                terminal.process.sendintr()
+        terminal.wait_until(lambda: not terminal.screen.cursor.hidden)
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            terminal.process.sendintr()
         assert terminal.wait() == 128 + signal.SIGINT
         assert terminal.process.getecho() == echoed_before
     assert not terminal.screen.cursor.hidden
     assert "Traceback" not in terminal.text
-    if not twice:
-        num_rows = len(results(rows_of(here / "run")))
-        assert 3 <= num_rows < 299
-        after_it_was_shown = terminal.raw[before:].partition(SHOW_CURSOR)[2]
-        assert HIDE_CURSOR not in after_it_was_shown  # a second Ctrl-C may end it at any moment
-        shown = flat(terminal.text)
-        assert f"{num_rows} results saved in {here / 'run'}; to resume: arbitrage bench --pair scripted" in shown
-        assert shown.endswith("arbitrage: interrupted")
     assert run(*arguments, "--json", "--limit", "20").code == 0
     assert len(results(rows_of(here / "run"))) >= 20

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
 from cli import assert_refused, run
 from faults import run_json, write_rows
 
@@ -78,15 +77,13 @@ def counts_of(folder: Path) -> dict[str, int]:
     return {row["id"]: len(row["states"]) for row in rows_of(folder)}
 
 
-@pytest.mark.parametrize("how", ["interrupt_in", "fail_in"])
-def test_interrupts_and_failures_lose_no_states(tmp_path: Path, how: str) -> None:
+def test_interrupts_and_failures_lose_no_states(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", 12)
     assert run(*COLLECT, cwd=tmp_path, interrupt_in=ROW, call=2).code == INTERRUPTED
     assert Counter(row["status"] for row in rows_of(tmp_path / "run")) == {"done": 2, "error": 6}
     first = counts_of(tmp_path / "run")
     assert all(first.values())
-    ended = run(*COLLECT, cwd=tmp_path, **{how: "arbitrage_cli.training.states.State"})
-    assert ended.code == (INTERRUPTED if how == "interrupt_in" else FAILED)
+    assert run(*COLLECT, cwd=tmp_path, fail_in="arbitrage_cli.training.states.State").code == FAILED
     second = counts_of(tmp_path / "run")
     assert all(second[name] >= number for name, number in first.items())
 

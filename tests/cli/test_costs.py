@@ -4,13 +4,13 @@ import hashlib
 import json
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli import MODELS, Result, assert_refused, flat, run
-from faults import rows_of, run_json, write_problems
+from faults import run_json
 from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
@@ -193,22 +193,6 @@ def test_measurements_hold_for_one_kv_type_and_gpu(home: Home) -> None:
 
 
 BENCH = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
-
-
-def test_a_run_keeps_the_threads_and_the_costs_that_it_began_with(home: Home) -> None:
-    """Costs decide what is proposed: another measurement changes nothing in a run that is resumed."""
-    home.pretend(FAST_READER, THREADS)
-    write_problems(home.folder / "arithmetic.jsonl", ["5 + 6", "7 + 6"])
-    assert home.run(*BENCH, "--policy", "target").code == 0
-    home.pretend(SLOW_VERIFIER)
-    assert home.run(*BENCH, "--policy", "target,draft").code == 0
-    made = run_json(home.folder / "run")["decided"]["models"]
-    assert {role: model["threads"] for role, model in made.items()} == {"target": THREADS["target"], "draft": 1}
-    assert made["target"]["costs"] == json.loads(json.dumps(asdict(FAST_READER["target"])))
-    assert home.run(*BENCH, "--policy", "target,draft", "--threads", "1", "--samples", "2").code == 0
-    assert [row.get("conditions") for row in rows_of(home.folder / "run") if row["sample"]] == [
-        {"threads": {"target": 1}}
-    ] * 4
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Defaults from model files: thinking that a chat template starts by itself, and recommended sampling settings."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,12 @@ import pytest
 from altered_gguf import Entry, alter, entries
 from cli import Result, assert_refused, flat, pair_named_mine, run
 from gguf import GGUFValueType as Kind
+
+from arbitrage_cli.app.decide import decide
+from arbitrage_cli.app.gather import gather
+from arbitrage_cli.app.options import CollectOptions, Options
+from arbitrage_cli.app.request import ask, ask_to_collect
+from arbitrage_cli.problems.tasks import MATH
 
 SHORT = ("--max-tokens", "16", "--threads", "1")
 ADVICE: dict[str, Entry | None] = {
@@ -70,35 +76,14 @@ def test_how_thoughts_are_routed_is_said(options: tuple[str, ...], share: str | 
     assert (len(said), share in "".join(said) if share else True) == (share is not None, True)
 
 
-def test_a_file_of_results_resumes_with_what_the_models_files_say(
-    tiny: Mapping[str, Path], advised: Path, thinker: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "problems.txt").write_text("1 + 1\n2 + 2\n")
-    models = ("--draft", thinker, "--target", advised, "--policy", "entropy")
-    command = ("solve", *models, *SHORT, "-i", "problems.txt", "-o", "out.jsonl")
-    env = {"ARBITRAGE_CTX": "1024"}
-    assert run(*command, cwd=tmp_path, env=env).code == 0
-    whole = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "out.jsonl").write_text(whole[0])
-    result = run(*command, cwd=tmp_path, env=env)
-    assert result.code == 0, result.err
-    resumed = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [one["text"] for one in resumed] == [json.loads(line)["text"] for line in whole]
-    assert {(one["settings"]["think_tokens"], one["settings"]["temperature"]) for one in resumed} == {(None, 0.0)}
-    assert {step["phase"] for one in resumed for step in one["steps"]} >= {"think"}
-
-
-def test_collect_thinks_if_a_model_does_by_itself(tiny: Mapping[str, Path], thinker: Path, tmp_path: Path) -> None:
-    (tmp_path / "problems.jsonl").write_text('{"id": "p", "question": "1 + 1", "answer": "2"}\n')
-    models: list[str | Path] = ["--draft", thinker, "--target", tiny["target"], "--reward", "rollout"]
-    states: dict[str, Any] = {}
-    thinking: dict[str, list[str]] = {"default": [], "on": ["--think", "on"], "off": ["--think", "off"]}
-    for name, think in thinking.items():
-        command = ("collect", "--dataset", "problems.jsonl", *models, *SHORT, "--concurrency", "1", "--ctx", "1024")
-        result = run(*command, *think, "-o", name, cwd=tmp_path)
-        assert result.code == 0, result.err
-        states[name] = json.loads((tmp_path / name / "results.jsonl").read_text())["states"]
-    assert states["default"] == states["on"] != states["off"]
+def test_a_model_that_thinks_by_itself_thinks_in_each_command(advised: Path, thinker: Path) -> None:
+    """The sampling settings that a file recommends are shown only."""
+    models = Options(draft=str(thinker), target=str(advised), policy="entropy")
+    for think, tokens in ((None, None), ("off", 0)):
+        asked = replace(models, think=think)
+        for request in (ask(asked, MATH), ask_to_collect(asked, MATH, CollectOptions("rollout"))):
+            settings = decide(request, gather(request, {})).settings
+            assert (settings.think_tokens, settings.temperature) == (tokens, 0.0)
 
 
 THINK = {"enable_thinking": True}

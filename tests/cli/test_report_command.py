@@ -66,13 +66,15 @@ def test_page_that_cannot_be_written_is_an_error_and_nothing_is_left(folder: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "run"]
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "run.json", "lock", "report.pdf", "report", "results.html.jsonl"])
+@pytest.mark.parametrize("name", ["results.jsonl", "lock", "report", "results.html.jsonl"])
 def test_file_that_is_no_page_is_refused(folder: Path, name: str) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert_refused(run("report", folder, "-o", folder / name), 2, f"{folder / name}: ", ".html")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    (folder / "loop").symlink_to("loop")
-    assert_refused(run("report", folder, "-o", folder / "loop"), 2, f"{folder / 'loop'}: ", ".html")
+    for link in (folder / "loop", folder / "link.html"):
+        link.symlink_to({"loop": "loop"}.get(link.name, "results.jsonl"))
+        assert_refused(run("report", folder, "-o", link), 2, f"{link}: ")
+    assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 def test_page_is_opened_in_the_browser(folder: Path, tmp_path: Path) -> None:
@@ -132,12 +134,6 @@ def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], he
     (here / "runs" / "bad" / "run.json").write_bytes(encode(run_json))
     shown = run("report", cwd=here)
     assert (shown.code, "runs/one\n  6/6 done" in shown.out, "runs/bad\n" in shown.out) == (0, True, True)
-
-
-def test_damaged_run_json_is_refused(folder: Path) -> None:
-    data = (folder / "run.json").read_bytes()
-    (folder / "run.json").write_bytes(data.replace(b'"samples": 1', b'"samples": "1"', 1))
-    assert_refused(run("report", "run", cwd=folder.parent), 5, "run/run.json: ")
 
 
 def test_damaged_rows_are_named_and_left_out(folder: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cli import assert_refused, pair_named_mine, run
 from fake_chat import Api, ChatServer
-from fake_server import HashServer, Kind, on_loopback, storm
-from faults import rows_of, run_json, write_problems
+from fake_server import HashServer, Kind, on_loopback
+from faults import run_json, write_problems
 from hash_language import TEMPLATE, HashBackend
 
 KEY = "sk-secret-0123"
@@ -86,21 +86,6 @@ def test_no_key_is_in_any_file_or_output(quick_path: Path) -> None:
     assert (made["loaded"]["target"]["name"], facts["file"], facts["threads"]) == ("toy", None, None)
 
 
-@pytest.mark.slow
-def test_a_benchmark_through_a_storm_is_resumed_and_does_nothing_twice(quick_path: Path) -> None:
-    write_problems(quick_path / "arithmetic.jsonl", [f"{number} + 1" for number in range(12)])
-    with serving() as (server, address):
-        server.faults = storm(0.2)
-        models = ("--draft", "scripted:draft", "--target", address, "--concurrency", "4")
-        arguments = ("bench", *models, "--dataset", "arithmetic.jsonl", "--policy", "target,entropy@0.1", "-o", "run")
-        killed = run(*arguments, cwd=quick_path, fault={"number": 20, "action": "kill"})
-        assert killed.code == -9
-        result = run(*arguments, cwd=quick_path)
-    assert result.code == 0, result.err
-    keys = [(row["id"], row["policy"]) for row in rows_of(quick_path / "run")]
-    assert (len(keys), len(set(keys))) == (24, 24)
-
-
 def test_a_run_is_not_resumed_with_another_model_at_the_same_address(quick_path: Path) -> None:
     write_problems(quick_path / "arithmetic.jsonl", ("1 + 1", "2 + 2"))
     with serving() as (server, address):
@@ -150,18 +135,6 @@ def test_a_key_is_not_sent_unencrypted_to_another_network(host: str) -> None:
     result = run(*arguments, env={"ARBITRAGE_TARGET_API_KEY": KEY})
     assert_refused(result, 2, "", "https")
     assert KEY not in result.err
-
-
-def test_a_local_draft_with_a_target_behind_a_chat_api() -> None:
-    with on_loopback(ChatServer(Api(), key=KEY)) as address:
-        models, env = ("--draft", "scripted:draft", "--target", f"{address}#toy"), {"ARBITRAGE_API_KEY": KEY}
-        result = run("solve", *models, "--tau", "0", "--json", "--debug", "What is 1 + 1?", env=env)
-    record = result.record
-    assert (record["error"], record["draft"], record["target"]) == (None, "scripted:draft", f"{address}#toy")
-    assert {step["model"] for step in record["steps"]} <= {"draft", "target"}
-    assert record["timing"]["target"]["decode_tokens"] > 0
-    assert "chat messages (trailing)" in result.err
-    assert KEY not in f"{result.out}{result.err}"
 
 
 def test_a_pair_with_prices_shows_what_a_problem_cost(tmp_path: Path) -> None:

@@ -166,14 +166,11 @@ def test_problems_that_the_router_was_trained_on_are_left_out(here: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "RUN"), (["nowhere"], "contains no run"), (["run", "other"], "different pairs"), (["run", "./run/"], "twice"),
-        (["bench"], "run of arbitrage bench"), (["run", "-o", "new.pkl"], ".safetensors"), (["few"], "too few states"),
-        (["run", "--seed", "1"], "--seed"),
+        (["run", "other"], "different pairs"), (["few"], "too few states"), (["run", "--seed", "1"], "--seed"),
     ],
 )  # fmt: skip
 def test_unusable_arguments_make_no_presets(here: Path, arguments: list[str], reason: str) -> None:
     write_run(here / "other", questions(5), WORLD, changes={"models": OTHER})
-    write_run(here / "bench", questions(5), WORLD, changes={"kind": "bench"})
     write_run(here / "few", questions(60), World(bias=-99.0, weights=()))
     assert_refused(make_presets(here, *arguments), 2, "", reason)
     assert not (here / "new.safetensors").exists()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from made_up_tuning import unit_costs
+from marks import rarely
 from small_routers import ROW, make_table
 
 from arbitrage_cli.costs.pair import PairCosts
@@ -315,7 +316,7 @@ def test_samples_are_not_problems() -> None:
     assert two.best.confidence < one.best.confidence
 
 
-@pytest.mark.parametrize("bias", [0.0, 0.2, -0.2], ids=["the card is right", "too low", "too high"])
+@pytest.mark.parametrize("bias", [0.0, *rarely(0.2, -0.2)], ids=["the card is right", "too low", "too high"])
 def test_the_confidence_holds(bias: float) -> None:
     """Of the claims of 9 in 10, at least 8 in 10 are right, and of all claims as many as they say, within a tenth.
 

@@ -100,6 +100,7 @@ def test_card_says_what_it_was_made_of(collected: Collected, router: Router) -> 
     json.dumps(card.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_router_learns_from_thoughts_what_is_different_about_them(tmp_path: Path, router: Router) -> None:
     """Such a router routes thoughts. A router that was trained on answers leaves them to another score."""
     world = replace(WORLD, weights=(*WORLD.weights, ("is_thought", 2.0)), thoughts=2)
@@ -151,18 +152,6 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
     assert len(np.unique(read_states([run, more]).outcomes.problem)) == 50
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"kind": "bench"}, "arbitrage bench"),
-    ],
-)
-def test_run_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
-    run = write_run(tmp_path / "run", questions(3), changes=changes)
-    with pytest.raises((UsageError, DamagedRunError), match=reason):
-        read_states([run])
-
-
 def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) -> None:
     with pytest.raises(UsageError, match="no states"):
         read_states([write_run(tmp_path / "empty", [])])
@@ -204,6 +193,7 @@ def test_each_pair_counts_the_same(tmp_path: Path) -> None:
     assert (read_states([few]).weight == 1).all()
 
 
+@pytest.mark.slow
 def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected, tmp_path: Path) -> None:
     is_whole = collected.outcomes.solution % 3 > 0
     found = train_on(replace(collected, is_whole=is_whole))
