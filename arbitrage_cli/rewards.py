@@ -6,20 +6,19 @@ In a rollout, the target completes the solution after a rated step, and the answ
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from contextlib import closing, suppress
 from itertools import chain
 from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 
-from arbitrage_cli.arbitrage import RateSteps, WriteStep
+from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, ProblemError
 from arbitrage_cli.inference.backend import Backend, Clock, Deadline, Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle, Segment
 from arbitrage_cli.inference.kv_cache import CachedSequence, chat_prompt, decode, prompt_ids
-from arbitrage_cli.inference.scheduler import RewardUpdate, Writer
+from arbitrage_cli.inference.scheduler import RewardUpdate
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.types import Cost, Decision, Limits, Message, Phase, Problem, Step, Trace
 
@@ -207,63 +206,19 @@ class Continuations:
         return *self._known[key], cost
 
 
-class RolloutRater:
-    """A `Rater` that rewards a step with 1 if the target's continuation of it reaches the known answer, as in Math-Shepherd.
-
-    The `writer` is greedy. `is_right` receives a problem id and a solution.
-    """
-
-    def __init__(self, writer: Writer, is_right: Callable[[str, str], bool]) -> None:
-        self._writer, self._is_right = writer, is_right
-        self._continuations: dict[int, Continuations] = {}  # by slot
-        self._rollouts: dict[int, Generator[WriteStep, Any, RewardUpdate]] = {}  # by slot
-        self._updates: list[RewardUpdate] = []
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._rollouts or self._updates)
-
-    @property
-    def wait(self) -> Callable[[], None] | None:
-        return self._writer.wait if self._writer.busy else None
-
-    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> None:
-        self._writer.open(slot, problem, deadline)
-        self._continuations[slot] = Continuations(partial(self._is_right, problem.id))
-
-    def close(self, slot: int) -> None:
-        self._writer.close(slot)
-        self._continuations.pop(slot, None)
-        self._rollouts.pop(slot, None)
-
-    def start(self, slot: int, request: RateSteps) -> None:
-        self._rollouts[slot] = self._rollout(slot, request)
-        self._resume(slot, None)
-
-    def tick(self) -> list[RewardUpdate]:
-        for update in self._writer.tick() if self._writer.busy else ():
+def with_rollouts(flow: Flow, continuations: Continuations) -> Flow:
+    """Yield a flow's requests, and answer those for rewards: 1 if the target's continuation of a step is right, as in Math-Shepherd."""
+    answer: Any = None
+    with closing(flow):
+        while True:
             try:
-                if update.error:
-                    raise update.error
-                if update.step:
-                    self._resume(update.slot, update.step)
-            except ProblemError as error:
-                del self._rollouts[update.slot]
-                self._updates.append(RewardUpdate(update.slot, error=error))
-        updates, self._updates = self._updates, []
-        return updates
-
-    def _resume(self, slot: int, written: Step | None) -> None:
-        try:
-            self._writer.start(slot, self._rollouts[slot].send(written))
-        except StopIteration as ended:
-            del self._rollouts[slot]
-            self._updates.append(ended.value)
-
-    def _rollout(self, slot: int, request: RateSteps) -> Generator[WriteStep, Any, RewardUpdate]:
-        rewards, total = list[float](), Cost()
-        for step in request.steps:
-            _, is_right, cost = yield from self._continuations[slot].after(request.trace.followed_by(step))
-            rewards.append(float(is_right))
-            total += cost
-        return RewardUpdate(slot, tuple(rewards), total)
+                request = flow.send(answer)
+            except StopIteration:
+                return
+            if not isinstance(request, RateSteps):
+                answer = yield request
+                continue
+            answer = []
+            for step in request.steps:
+                _, is_right, _ = yield from continuations.after(request.trace.followed_by(step))
+                answer.append(float(is_right))

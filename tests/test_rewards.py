@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,14 +12,14 @@ from hash_language import CONTROLS, LETTERS, SHORT, HashBackend, StaleBackend, f
 from scripted_models import TEMPLATE, ByteTokenizer
 from writing import PROBLEM, foreign, make_engine, write
 
-from arbitrage_cli.arbitrage import RateSteps
+from arbitrage_cli.arbitrage import Flow, RateSteps
 from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupportedError, TimedOutError
 from arbitrage_cli.inference.backend import Deadline, Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Rater, RewardUpdate, Scheduler, Writer
-from arbitrage_cli.rewards import PrmRater, PrmStyle, RolloutRater, ask
+from arbitrage_cli.rewards import Continuations, PrmRater, PrmStyle, ask, with_rollouts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import Cost, Decided, Decision, Event, Finished, ModelRole, Problem, Step, Trace
@@ -207,16 +207,18 @@ def target(sampler: Sampler | None = None, **more: Any) -> Engine:
 
 
 def run(
-    policy: str, problems: Sequence[Problem], rater: Rater | None, writer: Writer | None = None, concurrency: int = 0
+    flow: Callable[[Trace], Flow], problems: Sequence[Problem], rater: Rater | None, concurrency: int = 0
 ) -> Iterator[Event]:
     concurrency = concurrency or len(problems)
     engines: dict[ModelRole, Writer] = {
         "draft": make_engine("draft", HashBackend(num_sequences=concurrency), Sampler()),
-        "target": writer or target(num_sequences=concurrency),
+        "target": target(num_sequences=concurrency),
     }
-    flow = Route(POLICIES[policy], 0.0).flow
-    jobs = (Job(problem, partial(flow, seed=0), SHORT) for problem in problems)
+    jobs = (Job(problem, flow, SHORT) for problem in problems)
     return Scheduler(engines, concurrency=concurrency, rater=rater).run(jobs)
+
+
+rsd = partial(Route(POLICIES["rsd"], 0.0).flow, seed=0)
 
 
 def finished(events: Iterable[Event]) -> dict[str, Finished]:
@@ -225,7 +227,7 @@ def finished(events: Iterable[Event]) -> dict[str, Finished]:
 
 def test_a_full_context_ends_one_problem_only() -> None:
     rater = PrmRater(Opinionated(num_sequences=2, context_size=256))
-    ended = finished(run("rsd", [Problem("long", "x" * 300), PROBLEM], rater))
+    ended = finished(run(rsd, [Problem("long", "x" * 300), PROBLEM], rater))
     assert isinstance(ended["long"].error, ContextFullError)
     assert ended["p"].error is None
     assert ended["p"].reward_cost.decode_tokens == len(ended["p"].trace.decisions)
@@ -251,70 +253,52 @@ def test_a_deadline_ends_one_problem_only() -> None:
 # --- rollouts
 
 
-def written_alone(text: str) -> str:
-    """Return the target's complete continuation of a text."""
-    engine, trace = target(), trace_of(text)
-    engine.open(0, PROBLEM)
-    while not trace.finished:
-        trace.add(Decision(kept=write(engine, trace)))
-    return trace.text
+def oracle(problems: Sequence[Problem], is_right: Callable[[str], bool], concurrency: int = 0) -> Iterator[Event]:
+    route = Route(POLICIES["oracle"], 0.0)
+
+    def flow(trace: Trace) -> Flow:
+        return with_rollouts(route.flow(trace, 0), Continuations(is_right))
+
+    return run(flow, problems, None, concurrency)
+
+
+def written_alone(trace: Trace, step: Step) -> str:
+    """Return the target's complete continuation of a step."""
+    engine, whole = target(), trace.followed_by(step)
+    engine.open(0, trace.problem)
+    while not whole.finished:
+        whole.add(Decision(kept=write(engine, whole)))
+    return whole.text
 
 
 def test_a_rollout_goes_on_as_the_target_would() -> None:
-    solutions = [written_alone("ab.\n\n"), written_alone("cd.\n\n")]
-    seen: list[tuple[str, str]] = []
+    """Both steps are continued, unless they are the same. No text is written again."""
+    seen: list[str] = []
 
-    def is_right(identifier: str, text: str) -> bool:
-        seen.append((identifier, text))
-        return text == solutions[1]
+    def is_right(text: str) -> bool:
+        seen.append(text)
+        return len(text) % 2 == 0
 
-    rater = opened(RolloutRater(target(), is_right))
-    for _ in range(2):
-        assert score_one(rater, trace_of(), "ab.\n\n", "cd.\n\n") == (0.0, 1.0)
-        assert seen == [("p", text) for text in solutions]
-
-
-def test_a_rollout_answers_for_every_text_on_its_path() -> None:
-    """The target would continue the same text identically, so no rollout is run for it."""
-    solution = written_alone("ab.\n\n")
-    outcomes = iter([True])
-    rater = opened(RolloutRater(target(), lambda identifier, text: text == solution and next(outcomes)))
-    score_one(rater, trace_of(), "ab.\n\n")
-    steps = [part + "\n\n" for part in solution.split("\n\n") if part]
-    assert len(steps) > 2
-    request = RateSteps(trace_of(steps[0]), (foreign(steps[1]),))
-    assert score(rater, {0: request})[0] == RewardUpdate(0, (1.0,), Cost())
+    ((name, ended),) = finished(oracle([PROBLEM], is_right)).items()
+    assert (name, ended.error) == ("p", None)
+    for index, made in enumerate(ended.trace.decisions):
+        before = Trace(ended.trace.problem, SHORT, ended.trace.decisions[:index])
+        assert made.draft
+        assert made.target
+        texts = [written_alone(before, step) for step in (made.draft, made.target)]
+        assert made.advantage == (len(texts[1]) % 2 == 0) - (len(texts[0]) % 2 == 0)
+        assert {*texts} <= {*seen}
+    assert len(seen) == len({*seen})
 
 
 def test_no_rollout_waits_for_those_of_other_problems() -> None:
     problems = [Problem(str(number), "question " * (number + 1)) for number in range(3)]
 
-    def advantages(concurrency: int) -> tuple[dict[str, list[float | None]], bool]:
-        rater = RolloutRater(target(num_sequences=concurrency), lambda _identifier, text: len(text) % 2 == 0)
+    def advantages(concurrency: int) -> dict[str, list[float | None]]:
         found: dict[str, list[float | None]] = defaultdict(list)
-        overlaps = False
-        for event in run("oracle", problems, rater, concurrency=concurrency):
+        for event in oracle(problems, lambda text: len(text) % 2 == 0, concurrency):
             if isinstance(event, Decided):
                 found[event.trace.problem.id].append(event.decision.advantage)
-                overlaps = overlaps or rater.busy
-        return found, overlaps
+        return found
 
-    (expected, _), (found, overlaps) = advantages(1), advantages(3)
-    assert overlaps
-    assert found == expected
-
-
-def test_a_rollout_that_fails_ends_its_problem_only() -> None:
-    ends = make_engine("target", HashBackend("t", num_sequences=2, context_size=256), Sampler(), instructions="")
-    rater = RolloutRater(ends, lambda _identifier, _text: True)
-    ended = finished(run("oracle", [Problem("long", "x" * 251), Problem("short", "x")], rater))
-    assert isinstance(ended["long"].error, ContextFullError)
-    assert "257 tokens" in str(ended["long"].error)
-    assert ended["short"].error is None
-    assert ended["short"].trace.decisions
-
-
-def test_a_finished_solution_needs_no_rollout() -> None:
-    end = Step("draft", "the end", 3, Cost(), "end")
-    rater = opened(RolloutRater(target(), lambda _identifier, text: text == "the end"))
-    assert score(rater, {0: RateSteps(trace_of(), (end,))})[0] == RewardUpdate(0, (1.0,), Cost())
+    assert advantages(3) == advantages(1)

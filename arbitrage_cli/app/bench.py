@@ -14,23 +14,25 @@ from typing import Any
 
 from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import gather
-from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Timing, missing, offering_to_resume, run_of, with_loaded
+from arbitrage_cli.app.loop import Attempt, StoredRun, Timing, missing, offering_to_resume
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display, RunProgress
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.resume import check_data_set, continued, routes_of
 from arbitrage_cli.app.session import Session, open_session
+from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.tasks import Grader, Task, is_correct
+from arbitrage_cli.rewards import Continuations, with_rollouts
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder, begun_run, read_run_folder
 from arbitrage_cli.runs.records import BENCH, attempt_error
 from arbitrage_cli.runs.results import Result, SampleKey
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.runs.run import Run, Setup
-from arbitrage_cli.types import Finished, Grade
+from arbitrage_cli.types import Finished, Grade, Trace
 
 ROUNDS = 4  # the number of problems in a block per slot
 
@@ -53,7 +55,7 @@ def _blocks(items: Sequence[Item], concurrency: int) -> list[Sequence[Item]]:
     return [items[start : len(items) if start == starts[-1] else start + size] for start in starts if items]
 
 
-class BenchRun:
+class BenchRun(StoredRun):
     """A benchmark: its attempts, those that are missing, and a result for each row in the folder. `name` is the command's."""
 
     def __init__(
@@ -66,31 +68,18 @@ class BenchRun:
         name: str = BENCH,
         shown: Callable[[RunProgress], RunProgress] = lambda progress: progress,
     ) -> None:
-        self.session, self.folder, self.results = session, folder, list[Result]()
+        self.results = list[Result]()
         self._ungraded: dict[SampleKey, str] = {}
-        concurrency, items = session.decided.concurrency, selected.items
-        self.attempts = plan(items, session.routes, samples, concurrency)
+        items, warnings = selected.items, list[str]()
+        attempts = plan(items, session.routes, samples, session.concurrency)
         if session.task.name == "free" or not all(item.gold for item in items):  # answers are compared with the target's
-            self.attempts.sort(key=lambda one: (one.block, one.sample, one.route.policy.name != "target"))
-        self.todo = missing(self.attempts, folder.statuses)
-        warnings, card = [], session.router.router.card if session.decided.router and session.router.router else None
+            attempts.sort(key=lambda one: (one.block, one.sample, one.route.policy.name != "target"))
+        card = session.router.router.card if session.decided.router and session.router.router else None
         if card and (known := sum(card.known(item.problem.question for item in items))):
             which = f"{known} of these {len(items)} problems"
             warnings = [f"router {card.name} was trained on {which}, so its results are too optimistic"]
-        skips = name != BENCH
-        self.run = run_of(session, folder, BENCH, selected, samples=samples, warnings=warnings, skips_attempts=skips)
-        planned, left = len(items) * samples, len(self.todo)
-        title = f"{name} {selected.title}"
-        self._counts = RunCounts(title, session.routes, planned, left, concurrency=concurrency, shown=shown)
-        by_key = {attempt.key: attempt for attempt in self.attempts}
-        for row in folder.rows:
-            self._count(row)
-            if row.status == "done" and row.key in by_key:
-                self._counts.add(by_key[row.key].route, row, is_new=False)
-
-    @property
-    def num_errors(self) -> int:
-        return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
+        details = {"samples": samples, "warnings": warnings, "skips_attempts": name != BENCH}
+        super().__init__(session, selected, folder, attempts, name, shown, **details)
 
     @property
     def selected(self) -> tuple[Run, list[Result]]:
@@ -102,12 +91,14 @@ class BenchRun:
     def measure(self, attempts: Iterable[Attempt], is_kept: Callable[[AttemptRow], bool] = lambda row: True) -> None:
         """Make attempts of `todo`. The rows that are not kept count as not made."""
         session, task = self.session, self.session.task
-        policies = {attempt.route.policy.name: attempt.route.policy for attempt in self.todo}
-        golds = {attempt.id: attempt.item.gold for attempt in self.todo}
+        by_rollouts = session.decided.settings.reward == "rollout"
         with task.open_grader() as grader:
 
-            def is_right(problem: str, text: str) -> bool:
-                return is_correct(grader, text, golds[problem])
+            def flow(attempt: Attempt, trace: Trace) -> Flow:
+                made = session.flow(attempt.route, attempt.sample)(trace)
+                if not (by_rollouts and attempt.route.policy.reward == "any"):
+                    return made
+                return with_rollouts(made, Continuations(lambda text: is_correct(grader, text, attempt.item.gold)))
 
             def row(attempt: Attempt, finished: Finished, timing: Timing) -> AttemptRow | None:
                 if isinstance(finished.error, InterruptedRunError):
@@ -126,28 +117,13 @@ class BenchRun:
                 )
                 return made if is_kept(made) else None
 
-            session.load(policies.values())
-            for attempt in self.todo:
-                session.models.writers(attempt.route)
-            raters = {name: session.models.rater(policy, is_right) for name, policy in policies.items()}
-            self.run = with_loaded(self.run, session)
-            self.folder.save_run(self.run)
-            loop = Loop(
-                lambda one: session.models.scheduler(one.route, raters[one.route.policy.name]),
-                lambda one, trace: session.flow(one.route, one.sample)(trace),
-                session.limits,
-                row,
-                session.display,
-                self.folder,
-                session.decided.settings.sampler,
-                lambda attempt, row: self._count(row),
-                self._counts,
-                timer=session.models.writing.clock,
-            )
-            for _ in loop.run(attempts):
+            session.load()
+            for attempt in self.todo:  # the writers and the rater are not made while time is measured
+                session.models.scheduler(attempt.route)
+            for _ in self.loop(lambda one: session.models.scheduler(one.route), flow, row).run(attempts):
                 pass
 
-    def _count(self, row: AttemptRow) -> None:
+    def count(self, row: AttemptRow) -> None:
         self.results.append(Result.of(row))
         self._ungraded |= ungraded_answers([row])
 

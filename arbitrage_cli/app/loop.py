@@ -34,7 +34,7 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.rows import Dataset, Item
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder
-from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA, Key, Kind, tally_of, tau_in_json
+from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA, Key, tally_of, tau_in_json
 from arbitrage_cli.runs.results import SampleKey
 from arbitrage_cli.runs.run import Asked, DataSet, Run
 from arbitrage_cli.runs.started import MAX_CRASHES
@@ -186,8 +186,8 @@ class Loop:
     row: Callable[[Attempt, Finished, Timing], Any]
     display: Display
     store: RunFolder | None = None
-    sampler: Sampler | None = None
-    kept: Callable[[Attempt, Any], object] = lambda attempt, row: None
+    sampler: Sampler = Sampler()  # noqa: RUF009 - frozen
+    kept: Callable[[Any], object] = lambda row: None
     counts: RunCounts | None = None
     is_ready: Callable[[], bool] = lambda: True
     clock: Callable[[], float] = time.perf_counter
@@ -217,7 +217,7 @@ class Loop:
             with noted_signals():  # a row is both stored and counted, or neither
                 if self.store:
                     self.store.append(row)
-                self.kept(attempt, row)
+                self.kept(row)
                 if self.counts:
                     self.counts.add(attempt.route, row)
         if self.counts:
@@ -273,14 +273,73 @@ class Loop:
 
         seconds = attempt.seconds
         deadline = None if seconds is None else Deadline(self.clock() + seconds, seconds, self.clock)
-        sampler = self.sampler and replace(self.sampler, seed=self.sampler.seed + attempt.sample)
+        sampler = replace(self.sampler, seed=self.sampler.seed + attempt.sample) if attempt.sample else None
         return Job(attempt.item.problem, make_flow, self.limits, deadline, sampler)
 
 
 CHANGES: Mapping[str, str] = {"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"}
 
 
-def run_of(session: Session, folder: RunFolder, kind: Kind, selected: Selection | None = None, **details: Any) -> Run:
+class StoredRun:
+    """A run in its folder: its attempts, those that are missing, and run.json. `name` is the command's.
+
+    `count` is called for each row of the folder, and for each new row. `shown` may adapt the progress that is shown.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        selected: Selection,
+        folder: RunFolder,
+        attempts: Sequence[Attempt],
+        name: str,
+        shown: Callable[[RunProgress], RunProgress] = lambda progress: progress,
+        **details: Any,
+    ) -> None:
+        self.session, self.folder, self.attempts = session, folder, attempts
+        self.todo = missing(attempts, folder.statuses)
+        self.run = run_of(session, folder, selected, **details)
+        title, routes, at_once = f"{name} {selected.title}", session.routes, session.concurrency
+        planned = len(attempts) // len(routes)
+        self._counts = RunCounts(title, routes, planned, len(self.todo), concurrency=at_once, shown=shown)
+        route_of = {attempt.key: attempt.route for attempt in attempts}
+        for row in folder.rows:
+            self.count(row)
+            if row.status == "done" and row.key in route_of:
+                self._counts.add(route_of[row.key], row, is_new=False)
+
+    @property
+    def num_errors(self) -> int:
+        return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
+
+    def count(self, row: Any) -> None:
+        raise NotImplementedError
+
+    def loop(
+        self,
+        scheduler: Callable[[Attempt], Scheduler],
+        flow: Callable[[Attempt, Trace], Flow],
+        row: Callable[[Attempt, Finished, Timing], Any],
+    ) -> Loop:
+        """Return the loop that makes attempts, once the models are loaded."""
+        session, settings = self.session, self.session.decided.settings
+        self.run = with_loaded(self.run, session)
+        self.folder.save_run(self.run)
+        return Loop(
+            scheduler,
+            flow,
+            session.limits,
+            row,
+            session.display,
+            self.folder,
+            settings.sampler,
+            self.count,
+            self._counts,
+            timer=session.models.writing.clock,
+        )
+
+
+def run_of(session: Session, folder: RunFolder, selected: Selection | None = None, **details: Any) -> Run:
     """Return the contents of run.json: those of the run to continue, with what is added now, or those of a new run.
 
     Raises UsageError if the data set, the grader or, in `bench`, the concurrency is another one.
@@ -290,7 +349,7 @@ def run_of(session: Session, folder: RunFolder, kind: Kind, selected: Selection 
     options = session.request.options
     run = Run(
         schema=RUN_SCHEMA,
-        kind=kind,
+        kind=folder.kind,
         tool=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         asked=Asked(command=list(options.command), options=asked_options(options)),

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from arbitrage_cli.app.protocol import Display
@@ -30,7 +30,7 @@ from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import is_built_in, is_served, local_files
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.rewards import PrmRater, PrmStyle, RolloutRater
+from arbitrage_cli.rewards import PrmRater, PrmStyle
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, Setup
@@ -56,22 +56,18 @@ class WriterOptions:
 
 
 class LocalModel:
-    """A model in this process. Its writers share a cache, which uses the sequences from `first_sequence`."""
+    """A model in this process. Its writers share a cache."""
 
     sends_token_stats = True
 
-    def __init__(self, backend: Backend, first_sequence: int = 0) -> None:
-        self._backend, self._first = backend, first_sequence
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._cache: Cache | None = None
         self.card, self.chat_template = backend.card, backend.chat_template
 
-    def twin(self, first_sequence: int) -> "LocalModel":
-        """Return the same loaded model, with its own sequences, so that both can be used at the same time."""
-        return LocalModel(self._backend, first_sequence)
-
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
         if self._cache is None:
-            self._cache = Cache(self._backend, writing.style, keep=writing.keep, first_sequence=self._first)
+            self._cache = Cache(self._backend, writing.style, keep=writing.keep)
         costs = writing.unit_costs.get(role)
         planner = Planner(costs, prompt_lookup=role == "target") if costs else None
         return Engine(
@@ -183,8 +179,7 @@ class OpenModels:
         asked = request.options.concurrency or decided.concurrency
         self.concurrency = max(1, min(asked, most))
         if self.concurrency > 1:
-            policies = [one.route.policy for one in decided.routes]
-            check_concurrency(self.concurrency, self._memory_needed(self._num_sequences(policies, 1)))
+            check_concurrency(self.concurrency, self._memory_needed(1))
 
     def close(self) -> None:
         self._stack.close()
@@ -197,10 +192,9 @@ class OpenModels:
                 raise ModelFileError(f"{path}: the file changed while it was in use", hint)
 
     def load(self, policies: Iterable[Policy], display: Display) -> None:
-        """Load the models, with enough sequences for these policies. Raises UsageError if a server's model has changed."""
-        policies, sources = list(policies), self._decided.sources
-        num_sequences = self._num_sequences(policies, self.concurrency)
-        check_memory(self._memory_needed(num_sequences))
+        """Load the models for these policies. Raises UsageError if a server's model has changed."""
+        sources = self._decided.sources
+        check_memory(self._memory_needed(self.concurrency))
         for role, source in sources.items():  # servers first, because files take time to load
             if is_served(source):
                 self.by_role[role] = self._open_served(role)
@@ -209,7 +203,7 @@ class OpenModels:
         for role, source in sources.items():
             if not is_served(source):
                 progress = partial(display.loading, f"loading {role} {source}")
-                self.by_role[role] = self._load_file(role, num_sequences[role], progress)
+                self.by_role[role] = self._load_file(role, progress)
         request, costs = self._request, self._decided.unit_costs
         self.writing = WriterOptions(
             self._decided.settings.sampler,
@@ -253,49 +247,42 @@ class OpenModels:
         sources = self._decided.sources
         return {sources[role]: self.by_role[role].prompt(self._style) for role in WRITING if role in self.by_role}
 
-    def rater(self, policy: Policy, is_right: Callable[[str, str], bool] | None = None) -> Rater | None:
-        """Return the step rater for this policy, or None if the policy needs no rewards.
+    def scheduler(self, route: Route | None = None, policy: Policy | None = None) -> Scheduler:
+        """Return a scheduler for one route. If `route` is None, jobs may have different routes, and rewards as `policy` needs.
 
-        Rollouts need `is_right`, which receives a problem id and a solution.
-
-        Raises UsageError if there is no reward source; ModelUnsupportedError if the process reward model cannot rate steps.
+        Raises ModelUnsupportedError if the process reward model cannot rate steps.
         """
-        kind = policy.reward if policy.reward != "any" else self._decided.settings.reward
-        if policy.reward is None:
-            return None
-        if kind == "prm" and isinstance(prm := self.by_role.get("prm"), LocalModel):
-            return prm.rater("steps" if is_built_in(self._decided.sources["prm"]) else "turns", self.writing.clock)
-        if kind == "rollout" and is_right:
-            greedy, target = replace(self.writing, sampler=Sampler()), self.by_role["target"]
-            if isinstance(target, LocalModel):
-                target = target.twin(self.concurrency)  # policies use the first sequences
-            return RolloutRater(target.writer("target", greedy), is_right)
-        hint = "use --prm MODEL" + (", or --reward rollout" if is_right else "")
-        raise UsageError(f"policy {policy.name} needs a reward source", hint)
-
-    def scheduler(self, route: Route | None = None, rater: Rater | None = None) -> Scheduler:
-        """Return a scheduler for one route. If `route` is None, jobs may have different routes. `rater` rates steps."""
-        writers = self.writers(route)
-        return Scheduler(writers, concurrency=self.concurrency, rater=rater, speculator=as_speculator(writers.get("draft")))
+        writers, policy = self.writers(route), route.policy if route else policy
+        speculator = as_speculator(writers.get("draft"))
+        return Scheduler(writers, concurrency=self.concurrency, rater=self._rater(policy), speculator=speculator)
 
     def collector(self, policy: Policy) -> Scheduler:
         """Return a scheduler for the collection of states. If the target continues steps for rewards, it is greedy."""
-        writers, is_rated = self.writers(None), self._decided.settings.reward == "prm"
-        if not is_rated:
-            writers["target"] = self.by_role["target"].writer(
-                "target", replace(self.writing, sampler=Sampler(), unit_costs={})
-            )
-        return Scheduler(writers, concurrency=self.concurrency, rater=self.rater(policy) if is_rated else None)
+        writers, rater = self.writers(None), self._rater(policy)
+        if rater is None:
+            greedy = replace(self.writing, sampler=Sampler(), unit_costs={})
+            writers["target"] = self.by_role["target"].writer("target", greedy)
+        return Scheduler(writers, concurrency=self.concurrency, rater=rater)
+
+    def _rater(self, policy: Policy | None) -> Rater | None:
+        """Return the rater, if this policy needs a process reward model."""
+        rewards = {"prm": "prm", "any": self._decided.settings.reward}
+        return self._prm_rater if policy and policy.reward and rewards[policy.reward] == "prm" else None
+
+    @cached_property
+    def _prm_rater(self) -> Rater | None:
+        prm, is_own = self.by_role.get("prm"), is_built_in(self._decided.sources.get("prm", ""))
+        return prm.rater("steps" if is_own else "turns", self.writing.clock) if isinstance(prm, LocalModel) else None
 
     # --- loading
 
-    def _load_file(self, role: ModelRole, num_sequences: int, progress: Callable[[float], None]) -> LocalModel:
+    def _load_file(self, role: ModelRole, progress: Callable[[float], None]) -> LocalModel:
         model, load = self._decided.models[role], self._decided.settings.load
         options = replace(
             load,
             context_size=model.context_size,
             threads=self.threads.get(role),
-            num_sequences=num_sequences,
+            num_sequences=self.concurrency,
             rollback=self._rollback.get(role, 0),
             template_variables={} if role == "prm" else load.template_variables,
         )
@@ -312,18 +299,13 @@ class OpenModels:
                     "serve the same model with the same settings, or use another path (--output)",
                 )
 
-    def _num_sequences(self, policies: Iterable[Policy], concurrency: int) -> dict[ModelRole, int]:
-        by_rollouts = self._request.compares and self._decided.settings.reward == "rollout"
-        has_rollouts = by_rollouts and any(policy.reward == "any" for policy in policies)
-        numbers: dict[ModelRole, int] = {"draft": 1, "target": 1 + has_rollouts, "prm": 1, "check": 1}
-        return {role: number * concurrency for role, number in numbers.items()}
-
     @property
     def _rollback(self) -> dict[ModelRole, int]:
         target = self._decided.models.get("target")  # no other model verifies draft tokens
         return {"target": rollback_of(target.source, target.costs)} if target else {}
 
-    def _memory_needed(self, num_sequences: Mapping[ModelRole, int]) -> Need:
+    def _memory_needed(self, num_sequences: int) -> Need:
         models = self._decided.models
         contexts = {role: model.context_size for role, model in models.items()}
-        return memory_needed(self._decided.sources, self._decided.settings.load, num_sequences, self._rollback, contexts)
+        load = replace(self._decided.settings.load, num_sequences=num_sequences)
+        return memory_needed(self._decided.sources, load, self._rollback, contexts)

@@ -212,9 +212,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         if policy.reward not in self._schedulers:
             models = session.models
             has_both = {"draft", "target"} <= models.by_role.keys()
-            self._schedulers[policy.reward] = models.scheduler(
-                None if has_both else session.route, rater=models.rater(policy)
-            )
+            self._schedulers[policy.reward] = models.scheduler(None if has_both else session.route, policy)
         return self._schedulers[policy.reward]
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +50,9 @@ class Session:
         self._stack.close()
         self.models.close()
 
-    def load(self, policies: Iterable[Policy] | None = None) -> None:
-        """Load the models, with enough sequences for these policies (default: all policies of the request)."""
+    def load(self) -> None:
         warn_of_load(self.models.threads, self.display)
-        self.models.load([route.policy for route in self.routes] if policies is None else policies, self.display)
+        self.models.load([route.policy for route in self.routes], self.display)
         self._warn_of_another_pair()
 
     def menu(self) -> Menu:

@@ -112,7 +112,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         earlier = self._folder.earlier if self._folder else None
         most = max(1, num_known) if problems.ended else MAX_CONCURRENCY
         with open_session(request, self._display, earlier, most=most) as session:
-            run = run_of(session, self._folder, SOLVE) if self._folder else None
+            run = run_of(session, self._folder) if self._folder else None
             if num_known:
                 session.load()
             if self._folder and run:
@@ -137,13 +137,13 @@ class Solutions(AbstractContextManager["Solutions"]):
             return SolutionRow.of(finished, info, session.conditions_of(is_alone=attempt.is_alone))
 
         loop = Loop(
-            lambda one: session.models.scheduler(one.route, rater=session.models.rater(one.route.policy)),
+            lambda one: session.models.scheduler(one.route),
             lambda one, trace: flow(trace),
             session.limits,
             row,
             self._display,
             self._folder,
-            kept=lambda attempt, row: self._count(row),
+            kept=self._count,
             is_ready=self._problems.is_ready,
         )
         for _ in loop.run(Attempt(Item(problem, {}), 0, session.route) for problem in self._unsolved()):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Timing, missing, run_of, with_loaded
+from arbitrage_cli.app.loop import Attempt, Loop, StoredRun, Timing
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import RunProgress
 from arbitrage_cli.app.session import Session
@@ -35,7 +35,7 @@ from arbitrage_cli.types import Finished, Trace
 SUFFIX = ".safetensors"
 
 
-class Collection:
+class Collection(StoredRun):
     """A collection: its attempts, and those that are missing.
 
     `held` counts the stored states of each problem, and `improvable` those with an advantage. If a problem has no known
@@ -43,24 +43,15 @@ class Collection:
     """
 
     def __init__(self, session: Session, selected: Selection, folder: RunFolder) -> None:
-        self.session, self.folder, self.held = session, folder, dict[str, int]()
+        self.held: dict[str, int] = {}
         self.improvable: dict[str, int] = {}
         self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
         self._by_rollouts = session.decided.settings.reward == "rollout"
         self._unfinished: dict[str, tuple[Trace, list[State]]] = {}
-        self.attempts = [Attempt(item, 0, session.route) for item in selected.items]
-        self.todo = missing(self.attempts, folder.statuses)
+        attempts = [Attempt(item, 0, session.route) for item in selected.items]
         is_unanswered = self._by_rollouts and not all(self._golds.values())
         reward = {"kind": session.decided.settings.reward} | ({"answers": "target"} if is_unanswered else {})
-        self._run = run_of(session, folder, COLLECT, selected, reward=reward)
-        planned, left, at_once = len(self.attempts), len(self.todo), session.concurrency
-        title = f"{COLLECT} {selected.title}"
-        self._counts = RunCounts(title, session.routes, planned, left, concurrency=at_once, shown=self._with_states)
-        ids = {attempt.id for attempt in self.attempts}
-        for row in folder.rows:
-            self._count(row)
-            if row.status == "done" and row.id in ids:
-                self._counts.add(session.route, row, is_new=False)
+        super().__init__(session, selected, folder, attempts, COLLECT, self._with_states, reward=reward)
 
     @property
     def num_states(self) -> int:
@@ -74,11 +65,7 @@ class Collection:
         needed = f"train needs {MIN_CLASS} states with an advantage and {MIN_CLASS} without"
         return f"{states} from {problems}, {improvable} with an advantage; {needed}, and preset careful about {ENOUGH_SOLUTIONS} problems"
 
-    @property
-    def num_errors(self) -> int:
-        return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
-
-    def run(self) -> None:
+    def collect(self) -> None:
         """Store each problem as soon as it is solved. If the run is interrupted, store the states of unfinished problems."""
         if not self.todo:
             return
@@ -88,19 +75,9 @@ class Collection:
         if count := sum(not self._golds[attempt.id] for attempt in self.todo) if self._by_rollouts else 0:
             which = f"{formatting.count(count, 'problem')} without a known answer"
             session.display.note(f"{which}: the target's own answer is assumed to be correct")
-        self.folder.save_run(with_loaded(self._run, session))
         with session.task.open_grader() as self._grader:
             scheduler = session.models.collector(session.route.policy)
-            loop = Loop(
-                lambda attempt: scheduler,
-                self._flow,
-                session.limits,
-                self.row,
-                session.display,
-                self.folder,
-                kept=lambda attempt, row: self._count(row),
-                counts=self._counts,
-            )
+            loop = self.loop(lambda attempt: scheduler, self._flow, self._row)
             try:
                 for attempt in loop.run(self.todo):
                     self._unfinished.pop(attempt.id, None)
@@ -113,11 +90,11 @@ class Collection:
         shown = [replace(standing, label=label, correct=None, seconds=None) for standing in progress.standings]
         return replace(progress, standings=shown)
 
-    def _count(self, row: CollectedRow) -> None:
+    def count(self, row: CollectedRow) -> None:
         self.held[row.id] = len(row.states)  # of several rows, the last one counts
         self.improvable[row.id] = sum(state["advantage"] > 0 for state in row.states)
 
-    def row(self, attempt: Attempt, finished: Finished, timing: Timing) -> CollectedRow | None:
+    def _row(self, attempt: Attempt, finished: Finished, timing: Timing) -> CollectedRow | None:
         """Return the row of a problem, or None if it failed with fewer states than are stored."""
         error = attempt_error(finished)
         _, states = self._unfinished.get(attempt.id, (None, ()))

@@ -66,7 +66,7 @@ def collect(
         session = stack.enter_context(open_session(request, display, folder.earlier, most=len(selected.items)))
         collection = Collection(session, selected, folder)
         with offering_to_resume(session, folder):
-            collection.run()
+            collection.collect()
         display.close()
     name = shlex.quote(str(path))
     status = "" if collection.todo else "nothing to do: "

@@ -112,7 +112,7 @@ def measure_and_keep(
 
     Raises any error from loading or running a model.
     """
-    check_memory(memory_needed(paths, load, dict.fromkeys(paths, load.num_sequences)))
+    check_memory(memory_needed(paths, load))
     most = {role: threads_without_costs(path, load) for role, path in paths.items()}
     free = free_cores() if max(most.values()) > 1 and not load.threads else max(most.values())
     with ExitStack() as stack:

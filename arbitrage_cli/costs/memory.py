@@ -103,11 +103,10 @@ def rollback_of(source: str, costs: UnitCosts | None) -> int:
 def memory_needed(
     found: Mapping[ModelRole, str],
     load: LoadOptions,
-    num_sequences: Mapping[ModelRole, int],
     rollback: Mapping[ModelRole, int] = MappingProxyType({}),
     contexts: Mapping[ModelRole, int | None] = MappingProxyType({}),
 ) -> Need:
-    """Return the required memory, given the sequences per problem of each model. Raises ModelFileError if a file is invalid.
+    """Return the required memory. Raises ModelFileError if a file is invalid.
 
     `contexts` contains the context sizes that differ from that of `load`.
     """
@@ -117,15 +116,15 @@ def memory_needed(
         if not is_gguf(source):
             continue
         context = contexts.get(role, load.context_size)
-        facts, count = read_facts(local_files(source) or (Path(source),), context), num_sequences[role]
+        facts = read_facts(local_files(source) or (Path(source),), context)
         states = (1 + rollback.get(role, 0)) * facts.state_bytes
         kv_cache = (facts.kv_bytes or 0) * KV_BYTES[load.kv_type] / KV_BYTES["f16"] + states
         share = _share_on_gpu(facts, load)
-        offloaded = Part(int(share * facts.file_bytes), int(share * count * kv_cache))
-        whole = Part(facts.file_bytes, int(count * (kv_cache + facts.checkpoint_bytes)))
+        offloaded = Part(int(share * facts.file_bytes), int(share * load.num_sequences * kv_cache))
+        whole = Part(facts.file_bytes, int(load.num_sequences * (kv_cache + facts.checkpoint_bytes)))
         host += Part(whole.weights - offloaded.weights, whole.each - offloaded.each)
         gpu += offloaded
-        most, is_known = min(most, MAX_SEQUENCES // count), is_known and facts.kv_bytes is not None
+        most, is_known = min(most, MAX_SEQUENCES // load.num_sequences), is_known and facts.kv_bytes is not None
     return Need(host, gpu, is_known, most)
 
 

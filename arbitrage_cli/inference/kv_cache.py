@@ -275,9 +275,9 @@ class CachedProblem:
 
 
 class Cache:
-    """The KV cache of one model. Slot n uses the backend's sequence `first_sequence` + n.
+    """The KV cache of one model. Slot n uses the backend's sequence n.
 
-    Caches may share a backend. If ids are kept after a problem, no other cache may ever use their sequences.
+    If ids are kept after a problem, no other cache may ever use their sequences.
     """
 
     def __init__(
@@ -286,13 +286,12 @@ class Cache:
         style: PromptStyle = DEFAULT_STYLE,
         *,
         keep: RetainedIds = "nothing",
-        first_sequence: int = 0,
         max_checkpoints: int | None = None,
     ) -> None:
         self.backend = backend
         self.context_size = backend.card.context_size
         self.keeps = keep
-        self._first, self._max_checkpoints = first_sequence, max_checkpoints
+        self._max_checkpoints = max_checkpoints
         self._sequences: dict[int, CachedSequence] = {}  # by slot
         self.prompt = chat_prompt(backend, style)
         self.think_end_token = _only_token(backend.tokenizer, self.prompt.think_format.end)
@@ -315,7 +314,7 @@ class Cache:
         num_shared = len(shared) if prompt[: len(shared)] == shared else 0
         num_aligned, first = self._reuse(slot, problem, prompt, num_shared)
         if slot not in self._sequences:
-            self._sequences[slot] = CachedSequence(self.backend, self._first + slot, self._max_checkpoints)
+            self._sequences[slot] = CachedSequence(self.backend, slot, self._max_checkpoints)
         sequence = self._sequences[slot]
         sequence.deadline = deadline
         return CachedProblem(

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arbitrage_cli.errors import ArbitrageError, DamagedRunError, OutputError, UsageError, os_errors
 from arbitrage_cli.numbers.formatting import count
-from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA, SOLVE, Key, to_json
+from arbitrage_cli.runs.records import BENCH, RUN_SCHEMA, SOLVE, Key, Kind, to_json
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.started import StartedMarks
 from arbitrage_cli.system.files import (
@@ -171,7 +171,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     the user gave: the folder, or the file with the rows.
     """
 
-    def __init__(self, folder: Path, *, kind: str = BENCH, fresh: bool = False, results: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, kind: Kind = BENCH, fresh: bool = False, results: Path | None = None) -> None:
         """Create or open the folder, lock it, and move damaged lines to another file.
 
         If `fresh` is true, `save_run` sets all files aside instead. `results` is the file with the rows, if it is not in the
@@ -179,7 +179,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         another kind; DamagedRunError if run.json is damaged.
         """
         self.path, self.shown = folder, results or folder
-        self._kind = kind
+        self.kind = kind
         self._results = results or folder / RESULTS
         self._descriptor: int | None = None
         self.started = StartedMarks(folder / STARTED)
@@ -271,7 +271,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def _open(self) -> None:
         has_rows = self._results.exists() and self._results.stat().st_size
         if has_rows or (self.path / RUN).exists():
-            self.run = _read_run(self.path, self._kind)
+            self.run = _read_run(self.path, self.kind)
             self._set_damage_aside(self.run)
         self.started.load()
         if crashes := self.started.crashes:

@@ -13,7 +13,7 @@ from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.training.states import read_run, read_states
 
 TERMINATED, INTERRUPTED, FAILED = 143, 130, 4
-ROW = "arbitrage_cli.app.training.Collection.row"
+ROW = "arbitrage_cli.app.training.Collection._row"
 COLLECT = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
 
 

@@ -35,24 +35,24 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelRole, Path]) -> None:
     served: dict[ModelRole, str] = {"draft": "http://a/v1", "target": "http://b/v1"}
-    need = memory_needed(served, LoadOptions(), {"draft": 1, "target": 1})
+    need = memory_needed(served, LoadOptions())
     check_concurrency(MAX_CONCURRENCY, need)
-    mixed = memory_needed(served | {"draft": str(tiny["draft"])}, LoadOptions(256), {"draft": 1, "target": 1})
+    mixed = memory_needed(served | {"draft": str(tiny["draft"])}, LoadOptions(256))
     assert mixed.most == 256
 
 
 def test_need_is_read_from_the_files(tiny: Mapping[ModelRole, Path]) -> None:
     found: dict[ModelRole, str] = {"draft": str(tiny["draft"]), "target": str(tiny["target"])}
-    full = memory_needed(found, LoadOptions(256), {"draft": 1, "target": 2})
+    full = memory_needed(found, LoadOptions(256, num_sequences=2))
     assert full.host.weights == sum(path.stat().st_size for path in (tiny["draft"], tiny["target"]))
-    alone = memory_needed(found, LoadOptions(256), {"draft": 1, "target": 1})
-    assert 0 < alone.host.each < full.host.each
-    assert memory_needed(found, LoadOptions(512), {"draft": 1, "target": 1}).host.each == 2 * alone.host.each
-    assert memory_needed(found, LoadOptions(256, kv_type="f32"), {"draft": 1, "target": 1}).host.each == 2 * alone.host.each
-    assert [memory_needed(found, LoadOptions(256), {"draft": 1, "target": count}).most for count in (2, 17)] == [64, 15]
-    assert memory_needed({"draft": "scripted:draft"}, LoadOptions(), {"draft": 1}) == Need(Part())
+    alone = memory_needed(found, LoadOptions(256))
+    assert 0 < 2 * alone.host.each == full.host.each
+    assert memory_needed(found, LoadOptions(512)).host.each == 2 * alone.host.each
+    assert memory_needed(found, LoadOptions(256, kv_type="f32")).host.each == 2 * alone.host.each
+    assert [memory_needed(found, LoadOptions(256, num_sequences=count)).most for count in (2, 17)] == [64, 15]
+    assert memory_needed({"draft": "scripted:draft"}, LoadOptions()) == Need(Part())
     with pytest.raises(ModelFileError):
-        memory_needed({"draft": "nowhere.gguf"}, LoadOptions(), {"draft": 1})
+        memory_needed({"draft": "nowhere.gguf"}, LoadOptions())
 
 
 def test_a_target_keeps_earlier_states_to_remove_rejected_tokens(tiny: Mapping[str, Path]) -> None:
@@ -60,7 +60,7 @@ def test_a_target_keeps_earlier_states_to_remove_rejected_tokens(tiny: Mapping[s
     found: dict[ModelRole, str] = {"target": path}
     assert rollback_of(path, costs) == most_verified(costs) == 8
     assert rollback_of(path, None) == rollback_of(str(tiny["draft"]), costs) == 0
-    without, with_them = (memory_needed(found, LoadOptions(256), {"target": 3}, {"target": count}) for count in (0, 8))
+    without, with_them = (memory_needed(found, LoadOptions(256, num_sequences=3), {"target": count}) for count in (0, 8))
     assert with_them.host.each - without.host.each == 3 * 8 * read_facts([tiny["hybrid"]]).state_bytes
     assert num_snapshots(200 << 20, 8) == 2
 
@@ -79,7 +79,7 @@ def test_layers_with_other_numbers_of_heads(tmp_path: Path) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
-        return memory_needed({"draft": str(path)}, LoadOptions(100), {"draft": 1})
+        return memory_needed({"draft": str(path)}, LoadOptions(100))
 
     assert need([4, 4, 4], [2, 1, 0]).host.each == 100 * (2 + 1 + 0) * (16 + 16) * 2
     assert need([4, 8, 0], [2, 1, 0]).host.each == 100 * (2 * (16 + 16) + 1 * (8 + 8)) * 2
@@ -96,7 +96,7 @@ def test_layers_on_a_gpu_are_not_the_machines(
     def need(gpu: tuple[int, int] | None, *, shares_memory: bool) -> Need:
         monkeypatch.setattr(OWN_GPU_MEMORY, lambda: gpu)
         monkeypatch.setattr(memory, "gpu_shares_memory", lambda: shares_memory)
-        return memory_needed({"draft": str(tiny["draft"])}, LoadOptions(256, gpu_layers=layers), {"draft": 1})
+        return memory_needed({"draft": str(tiny["draft"])}, LoadOptions(256, gpu_layers=layers))
 
     plain = need(None, shares_memory=False)
     assert plain.gpu == Part()

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_tuning import unit_costs
 from scripted_models import open_scripted
-from writing import make_engine
 
 from arbitrage_cli.app.bench import plan, row_of
 from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Timing, missing
@@ -32,7 +31,6 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
-from arbitrage_cli.rewards import RolloutRater
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.rows import AttemptRow
@@ -131,7 +129,7 @@ class Kept(LogDisplay):
         if len(self.events) > self._stop:
             raise KeyboardInterrupt
 
-    def kept(self, attempt: Attempt, row: AttemptRow) -> None:
+    def kept(self, row: AttemptRow) -> None:
         self.rows.append(row.to_dict())
 
 
@@ -163,8 +161,8 @@ class Clock:
         return self.now
 
 
-def slow_down(monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: type[Engine | RolloutRater]) -> list[object]:
-    """Have each tick of an engine, or of a rater, take a second of this clock; returns the list of those that ticked."""
+def slow_down(monkeypatch: pytest.MonkeyPatch, clock: Clock, kind: type[Engine]) -> list[object]:
+    """Have each tick of an engine take a second of this clock; returns the list of those that ticked."""
     tick, ticked = kind.tick, list[object]()
 
     def slow_tick(worker: Any) -> Any:
@@ -222,17 +220,6 @@ def test_answer_that_cannot_be_graded_is_an_error_row_and_tried_again() -> None:
     assert "cannot be graded" in row["error"]
     assert row["steps"]
     assert left_of(attempts, [row]) == attempts
-
-
-def test_rewards_and_their_cost_are_in_the_row() -> None:
-    row = only_row(scripted_bench(raters={"oracle": make_rollout()}), column=Route(POLICIES["oracle"], 0.0))
-    assert {step["advantage"] for step in row["steps"]} <= {-1.0, 0.0, 1.0}
-    assert row["timing"]["reward"]["decode_tokens"] > 0
-
-
-def make_rollout() -> RolloutRater:
-    engine = make_engine("target", open_scripted("scripted:target", LoadOptions()), Sampler())
-    return RolloutRater(engine, lambda identifier, text: "349" in text)
 
 
 @pytest.mark.parametrize(

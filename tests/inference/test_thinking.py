@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from scripted_models import CONTROLS, TEMPLATE, ByteTokenizer, ScriptedBackend
 from tiny_gguf import CHATML
 from writing import recite
 
-from arbitrage_cli.arbitrage import by_token_stats
+from arbitrage_cli.arbitrage import Flow, by_token_stats
 from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
@@ -37,10 +36,10 @@ from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import CLOSING, FORMATS, find_format
-from arbitrage_cli.rewards import RolloutRater
+from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.policies import BUDGET, POLICIES, probe_tau
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.training.states import State, by_rating, collect
+from arbitrage_cli.training.states import State, by_continuing, collect
 from arbitrage_cli.types import (
     Limits,
     ModelRole,
@@ -383,14 +382,14 @@ def test_taus_that_leave_one_model_alone_hold_for_thoughts(tau: float, model: Mo
 
 
 def test_states_of_thoughts_are_what_both_models_write_there() -> None:
-    rollout = RolloutRater(engines("switched", "switched")["target"], lambda _name, answer: len(answer) % 2 == 0)
     found: list[State] = []
-    job, limits = (
-        partial(Job, make_flow=partial(collect, judge=by_rating, observe=found.append)),
-        replace(long(120), max_tokens=240),
-    )
-    jobs = [job(Problem(str(number), f"question {number}"), limits=limits) for number in range(2)]
-    events = list(Scheduler(engines("switched", "switched"), rater=rollout).run(jobs))
+
+    def flow(trace: Trace) -> Flow:
+        return collect(trace, by_continuing(Continuations(lambda answer: len(answer) % 2 == 0)), found.append)
+
+    limits = replace(long(120), max_tokens=240)
+    jobs = [Job(Problem(str(number), f"question {number}"), flow, limits) for number in range(2)]
+    events = list(Scheduler(engines("switched", "switched")).run(jobs))
     kept = [one.kept.phase for event in finished_of(events) for one in event.trace.decisions]
     assert kept == [state.draft.phase for state in found]
     assert kept.count("think") > 2
