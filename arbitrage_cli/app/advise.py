@@ -16,7 +16,7 @@ from arbitrage_cli.app.gather import advised_pair
 from arbitrage_cli.app.loop import Attempt, offering_to_resume
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.problem_source import Selection, default_folder, draw_sample, select_problems
-from arbitrage_cli.app.protocol import Display, RunProgress
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
 from arbitrage_cli.app.resume import begun_options
 from arbitrage_cli.app.session import open_session
@@ -136,12 +136,7 @@ def advise(
         with open_session(request, display, folder.earlier, limit=COSTS_TIME * 60 * advice.minutes) as session:
             # In a pseudo-random order, the first problems are a representative sample.
             drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
-
-            def bounded(progress: RunProgress) -> RunProgress:
-                left = progress.seconds_left
-                return progress if left is None else replace(progress, seconds_left=min(left, _seconds_until(ends)))
-
-            run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", shown=bounded)
+            run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", ends=ends)
             advisor = _Advisor(run, ends, advice.price)
             with offering_to_resume(session, folder if is_repeatable else None):
                 if not advisor.is_done:

@@ -5,6 +5,7 @@ slowdown of the machine affects all policies, and no policy always follows the s
 or, if several problems are solved at once, a few problems for each slot.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.loop import Attempt, StoredRun, Timing, missing, offering_to_resume
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
-from arbitrage_cli.app.protocol import Display, RunProgress
+from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.resume import check_data_set, continued, routes_of
 from arbitrage_cli.app.session import Session, open_session
@@ -66,7 +67,7 @@ class BenchRun(StoredRun):
         *,
         samples: int = 1,
         name: str = BENCH,
-        shown: Callable[[RunProgress], RunProgress] = lambda progress: progress,
+        ends: float = math.inf,
     ) -> None:
         self.results = list[Result]()
         self._ungraded: dict[SampleKey, str] = {}
@@ -79,7 +80,7 @@ class BenchRun(StoredRun):
             which = f"{known} of these {len(items)} problems"
             warnings = [f"router {card.name} was trained on {which}, so its results are too optimistic"]
         details = {"samples": samples, "warnings": warnings, "skips_attempts": name != BENCH}
-        super().__init__(session, selected, folder, attempts, name, shown, **details)
+        super().__init__(session, selected, folder, attempts, name, ends, **details)
 
     @property
     def selected(self) -> tuple[Run, list[Result]]:

@@ -8,13 +8,13 @@ problem is recorded as an error.
 
 import contextlib
 import itertools
+import math
 import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from time import perf_counter
 from typing import Any
 
 from arbitrage_cli import __version__
@@ -22,8 +22,7 @@ from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress, Standing
 from arbitrage_cli.app.resume import asked_options, check_data_set, differs
 from arbitrage_cli.app.session import Session
-from arbitrage_cli.arbitrage import Flow, WriteStep
-from arbitrage_cli.arbitrage import Request as FlowRequest
+from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, ProblemError, UsageError
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.open import load_llama
@@ -39,11 +38,11 @@ from arbitrage_cli.runs.results import SampleKey
 from arbitrage_cli.runs.run import Asked, DataSet, Run
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.types import Finished, Limits, Started, Step, Trace
+from arbitrage_cli.types import Finished, Limits, Started, Trace
 
 
 class RunCounts:
-    """The counts of a run, of which each route has `planned` attempts; `left` are missing. `shown` may adapt what is shown."""
+    """The counts of a run, of which each route has `planned` attempts; `left` are missing. The run stops at `ends`."""
 
     def __init__(
         self,
@@ -53,17 +52,17 @@ class RunCounts:
         left: int,
         *,
         concurrency: int = 1,
-        shown: Callable[[RunProgress], RunProgress] = lambda progress: progress,
+        ends: float = math.inf,
     ) -> None:
-        self._title, self._planned, self._left, self._concurrency, self._shown = title, planned, left, concurrency, shown
-        self._began, self._finished = perf_counter(), 0
+        self._title, self._planned, self._left, self._concurrency, self._ends = title, planned, left, concurrency, ends
+        self._began, self._finished = time.monotonic(), 0
         self._tried: dict[Route, set[SampleKey]] = {route: set() for route in routes}
         self._done: dict[Route, dict[SampleKey, float]] = {route: {} for route in routes}  # seconds
         self._correct = Counter[Route]()
 
     def begin(self) -> RunProgress:
         """Measure the time from now on."""
-        self._began = perf_counter()
+        self._began = time.monotonic()
         return self.now()
 
     def add(self, route: Route, row: Any, *, is_new: bool = True) -> None:
@@ -79,7 +78,7 @@ class RunCounts:
     def now(self) -> RunProgress:
         total = self._planned * len(self._tried)
         standings = list(map(self._standing, self._tried))
-        return self._shown(RunProgress(self._title, total - self._left, total, standings, self._seconds_left))
+        return RunProgress(self._title, total - self._left, total, standings, self._seconds_left)
 
     def _standing(self, route: Route) -> Standing:
         done, target = self._done[route], next((self._done[one] for one in self._done if one.policy.name == "target"), {})
@@ -93,8 +92,9 @@ class RunCounts:
     def _seconds_left(self) -> float | None:
         """The estimated time left, from the mean time of the attempts so far. Attempts in progress count as half done."""
         begun = min(self._concurrency - 1, self._left) / 2
-        each = (perf_counter() - self._began) / (self._finished + begun) if self._finished else None
-        return each and each * (self._left - begun)
+        now = time.monotonic()
+        each = (now - self._began) / (self._finished + begun) if self._finished else None
+        return each and min(each * (self._left - begun), max(0.0, self._ends - now))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,20 +156,7 @@ class Timing:
                     return
                 finally:
                     self.router_seconds += self.timer() - began
-                answer = yield self._with_timed_scores(request)
-
-    def _with_timed_scores(self, request: FlowRequest) -> FlowRequest:
-        if not isinstance(request, WriteStep) or request.early_stop is None:
-            return request
-        score_of = request.early_stop.score_of
-
-        def timed(trace: Trace, prefix: Step) -> float:
-            began = self.timer()
-            score = score_of(trace, prefix)
-            self.router_seconds += self.timer() - began
-            return score
-
-        return replace(request, early_stop=replace(request.early_stop, score_of=timed))
+                answer = yield request
 
 
 @dataclass(slots=True)
@@ -283,7 +270,7 @@ CHANGES: Mapping[str, str] = {"cpu": "processor", "gpu": "GPU", "llama_cpp_pytho
 class StoredRun:
     """A run in its folder: its attempts, those that are missing, and run.json. `name` is the command's.
 
-    `count` is called for each row of the folder, and for each new row. `shown` may adapt the progress that is shown.
+    `count` is called for each row of the folder, and for each new row. The run stops at `ends`, by the monotonic clock.
     """
 
     def __init__(
@@ -293,7 +280,7 @@ class StoredRun:
         folder: RunFolder,
         attempts: Sequence[Attempt],
         name: str,
-        shown: Callable[[RunProgress], RunProgress] = lambda progress: progress,
+        ends: float = math.inf,
         **details: Any,
     ) -> None:
         self.session, self.folder, self.attempts = session, folder, attempts
@@ -301,7 +288,7 @@ class StoredRun:
         self.run = run_of(session, folder, selected, **details)
         title, routes, at_once = f"{name} {selected.title}", session.routes, session.concurrency
         planned = len(attempts) // len(routes)
-        self._counts = RunCounts(title, routes, planned, len(self.todo), concurrency=at_once, shown=shown)
+        self._counts = RunCounts(title, routes, planned, len(self.todo), concurrency=at_once, ends=ends)
         route_of = {attempt.key: attempt.route for attempt in attempts}
         for row in folder.rows:
             self.count(row)

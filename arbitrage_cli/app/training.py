@@ -7,7 +7,6 @@ recomputed.
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from arbitrage_cli.app.loop import Attempt, Loop, StoredRun, Timing
 from arbitrage_cli.app.problem_source import Selection
-from arbitrage_cli.app.protocol import RunProgress
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
@@ -51,7 +49,7 @@ class Collection(StoredRun):
         attempts = [Attempt(item, 0, session.route) for item in selected.items]
         is_unanswered = self._by_rollouts and not all(self._golds.values())
         reward = {"kind": session.decided.settings.reward} | ({"answers": "target"} if is_unanswered else {})
-        super().__init__(session, selected, folder, attempts, COLLECT, self._with_states, reward=reward)
+        super().__init__(session, selected, folder, attempts, COLLECT, reward=reward)
 
     @property
     def num_states(self) -> int:
@@ -83,12 +81,6 @@ class Collection(StoredRun):
                     self._unfinished.pop(attempt.id, None)
             finally:
                 self._store_unfinished(loop)
-
-    def _with_states(self, progress: RunProgress) -> RunProgress:
-        """Return the progress with the number of states instead of a policy's figures."""
-        label = f"{self.num_states} states"
-        shown = [replace(standing, label=label, correct=None, seconds=None) for standing in progress.standings]
-        return replace(progress, standings=shown)
 
     def count(self, row: CollectedRow) -> None:
         self.held[row.id] = len(row.states)  # of several rows, the last one counts

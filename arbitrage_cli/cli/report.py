@@ -51,7 +51,7 @@ def report(
     output: OutputOptions,
     explicit: frozenset[str],
 ) -> None:
-    """Show the figures of a run as a table. With -o FILE.html, write an HTML page with charts and all traces.
+    """Show the figures of a run as a table. With -o FILE.html, write an HTML page with a chart and all traces.
 
     Without a run, list the runs, newest first. Damaged rows are skipped, with a warning that names them.
 

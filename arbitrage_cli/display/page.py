@@ -74,13 +74,7 @@ def _hash(text: str) -> str:
 def _view(run: Run, figures: Json) -> dict[str, Any]:
     policies = figures["policies"]
     tables = [table for table in (_table(*entry, policies) for entry in PAGE.items()) if table["rows"]]
-    has_levels = any(policy["by_level"] and policy["accuracy"] is not None for policy in policies)
-    shown = {column.key: column.heading for table in tables for column, _ in table["columns"]}
-    shown |= (
-        {"accuracy": "accuracy"}
-        | ({"by_level": "by level"} if has_levels else {})
-        | ({"time": "time"} if "time" in shown else {})
-    )
+    shown = {column.key: column.heading for table in tables for column, _ in table["columns"]} | {"accuracy": "accuracy"}
     return {
         "title": figures["dataset"],
         "count": size_of(figures),
@@ -89,7 +83,6 @@ def _view(run: Run, figures: Json) -> dict[str, Any]:
         "other_facts": [*facts.other_facts(run)],
         "notes": figures["notes"],
         "names": list(dict.fromkeys(policy["policy"] for policy in policies)),
-        "has_levels": has_levels,
         "tables": tables,
         "definitions": [(name, shown[name], text) for name, text in DEFINITIONS.items() if name in shown],
     }

@@ -6,7 +6,6 @@ Rich wraps paragraphs and cells at the width of the terminal.
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Literal, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -32,10 +31,6 @@ Json = Mapping[str, Any]
 
 Show = Callable[[Any], str]
 OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "not attempted", "cut": "cut"}
-TIME_PARTS = (
-    *(f"{model}_{activity}" for model in ("draft", "target") for activity in ("decode", "prefill", "verify")),
-    *("check_decode", "check_prefill", "router", "reward", "rest"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +79,6 @@ def outcomes(figures: Json, names: Iterable[str] = OUTCOMES) -> str:
     return ", ".join(f"{figures[name]:,} {OUTCOMES[name]}" for name in names if figures[name])
 
 
-def _mean_seconds(part: str, figures: Json) -> str:
-    seconds = figures["time"][part]
-    if figures["seconds_mean"] is None or not seconds:
-        return formatting.UNKNOWN
-    return formatting.number(seconds / figures["ratios"]["seconds_mean"]["denominator"])
-
-
 PERCENT = formatting.percent, formatting.percent_range
 POINTS = formatting.points, _points_range
 TIMES = formatting.number, formatting.number_range
@@ -129,9 +117,6 @@ PAGE: Mapping[str, Sequence[Column]] = {
         Column("wasted draft tokens", "wasted_draft_tokens"),
         Column("thinking tokens", "thinking_tokens_mean", has_counts=True),
     ),
-    "Time: mean seconds per attempt": [
-        Column(part.replace("_", " "), "", partial(_mean_seconds, part), definition="time") for part in TIME_PARTS
-    ],
     "Speed and price": (
         Column("draft tokens/s", "draft_tokens_per_second"),
         Column("target tokens/s", "target_tokens_per_second"),
@@ -143,7 +128,6 @@ COMPARISON: Sequence[Column] = (
     Column("n", "n", str, definition="compared_accuracy"),
     Column("correct", "correct", lambda counts: "{} -> {}".format(*counts), definition="compared_accuracy"),
     Column("difference", "accuracy_difference", *POINTS, definition="compared_accuracy"),
-    Column("p", "mcnemar_p", lambda p: formatting.UNKNOWN if p is None else f"{p:.3f}"),
     Column("speed-up", "seconds_ratio", *TIMES),
 )
 
@@ -179,12 +163,8 @@ DEFINITIONS: Mapping[str, str] = {
     "price": "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",
     "saving": "1 - price of this policy / price of the target alone, over the attempts that both finished. "
     f"{_OVER_PROBLEMS}",
-    "time": "Wall-clock seconds spent on finished attempts, by activity. `rest` is the time spent on everything else.",
-    "by_level": "Accuracy on the planned problems of one level, with the number of correct answers and attempts.",
     "compared_accuracy": "(Correct answers in the second run - correct answers in the first run) / attempts made in both, "
     f"in percentage points. Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
-    "mcnemar_p": "Exact two-sided McNemar test: among the attempts that only one run solved, the probability of a split at "
-    "least as uneven as this one if both runs are equally good.",
     "seconds_ratio": "Computed seconds of the first run / computed seconds of the second run, over the attempts that both "
     f"finished; above 1, the second run is faster. {_OVER_PROBLEMS} It includes the errors of both runs' unit costs.",
 }

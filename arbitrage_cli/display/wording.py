@@ -12,7 +12,6 @@ from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, role_name, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.policies import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, Tally, attempt_error, problem_error, tally, tally_of, to_json
 from arbitrage_cli.types import (
     Check,
@@ -85,25 +84,13 @@ def opening(run: RunInfo | RunProgress | ServerInfo, *, has_details: bool = Fals
 
 
 def _rule(run: RunInfo) -> list[str]:
+    """Return the router, the tau and the meaning of the score, if there is a score."""
     route, policy = run.route, run.route.policy
-    if policy.speculates:
-        what = "the target verifies draft tokens; the output is that of the target alone"
-        return [f"policy {policy.name}: {what}, except where two tokens are almost equally likely"]
-    if policy.kind == "checked":
-        return [f"policy {policy.name}: the target solves a problem if the draft and the checker give different answers"]
     if route.tau is None:
-        return [f"policy {policy.name}: the {policy.name} alone writes every step"]
+        return []
     router = f", router {run.settings['router']}" if run.settings.get("router") else ""
     tau = formatting.tau(route.tau) + (f" ({route.tau_name})" if route.tau_name else "")
-    rule = [
-        f"policy {policy.name}{router}: the target rewrites steps with a score above {tau}",
-        f"score  {policy.score_is}",
-    ]
-    of_thoughts = route.tau if run.thoughts_tau is None else run.thoughts_tau
-    if run.settings.get("think_min_chars") is not None and of_thoughts != route.tau and math.isfinite(of_thoughts):
-        share = f"the first thoughts, and at most {(1 - of_thoughts) / PROBED:.0%} of the others"
-        rule.append(f"the router was not trained on thinking: the target writes {share}")
-    return rule
+    return [f"policy {policy.name}{router}: the target rewrites steps with a score above {tau}", f"score  {policy.score_is}"]
 
 
 def request(ended: RequestEnded) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import difference_interval
 from arbitrage_cli.evaluation.speed import change_of_speed, share_of, speedup, with_computed_seconds
-from arbitrage_cli.numbers.intervals import Ratio, mcnemar
+from arbitrage_cli.numbers.intervals import Ratio
 from arbitrage_cli.runs.results import PolicyResults, Result, paired, results_by_policy
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.types import ModelRole
@@ -80,7 +80,6 @@ def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run], 
 
 
 def _accuracy(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
-    samples = 1 + max((before.key[1] for before, _ in pairs), default=0)
     first_only = sum(before.is_correct and not after.is_correct for before, after in pairs)
     second_only = sum(after.is_correct and not before.is_correct for before, after in pairs)
     return {
@@ -89,7 +88,6 @@ def _accuracy(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
         "correct": [sum(before.is_correct for before, _ in pairs), sum(after.is_correct for _, after in pairs)],
         "accuracy_difference": Ratio(second_only - first_only, len(pairs)).value,
         "accuracy_difference_interval": difference_interval([(after, before) for before, after in pairs]),
-        "mcnemar_p": mcnemar(first_only, second_only) if samples == 1 and pairs else None,
     }
 
 

@@ -3,7 +3,6 @@
 Tables, reports and `--json` output show only these figures. Unknown figures are None.
 """
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from arbitrage_cli.evaluation.verdict import Verdict, expected_effects, verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_PROBLEMS, Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.runs.records import LIMITS, Level, tau_in_json
+from arbitrage_cli.runs.records import LIMITS, tau_in_json
 from arbitrage_cli.runs.results import (
     PolicyResults,
     Result,
@@ -79,9 +78,8 @@ def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[P
 
 
 def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> dict[str, Any]:
-    levels, samples = run.levels, run.samples
     found = _with_ratios(
-        accuracy(policy.results.values(), len(levels) * samples)
+        accuracy(policy.results.values(), len(run.levels) * run.samples)
         | compared_with_target(policy, target)
         | speed.latency(policy, target, run.decided.unit_costs, has_clock=run.decided.concurrency == 1)
         | _routing(policy)
@@ -98,8 +96,6 @@ def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Ru
         "label": policy.route.label,
         "score_is": policy.policy.score_is or None,
         **found,
-        "time": speed.time_parts(policy),
-        "by_level": _by_level(policy, levels, samples),
     }
 
 
@@ -208,20 +204,6 @@ def _routing(policy: PolicyResults) -> dict[str, Any]:
 
 def _rate(tokens: int, per: float) -> Ratio | None:
     return Ratio(tokens, per) if tokens else None
-
-
-def _by_level(policy: PolicyResults, levels: Mapping[str, Level], samples: int) -> dict[str, Any] | None:
-    planned = Counter(levels.values())
-    results: dict[Level, list[Result]] = {level: [] for level in planned}
-    for result in policy.results.values():
-        results[levels[result.key[0]]].append(result)
-    known = sorted((level for level in planned if level is not None), key=_level_order)
-    return {str(level): _with_ratios(accuracy(results[level], planned[level] * samples)) for level in known} or None
-
-
-def _level_order(level: str | int) -> tuple[bool, int, str]:
-    is_number = re.fullmatch("-?[0-9]{1,20}", str(level)) is not None
-    return not is_number, int(level) if is_number else 0, str(level)
 
 
 def _differs_by_clock(policy: Mapping[str, Any]) -> bool:

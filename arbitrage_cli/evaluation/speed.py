@@ -213,20 +213,6 @@ def share_of(role: ModelRole, results: Sequence[Result]) -> float:
     return math.fsum(result.computed.get(role, 0.0) for result in results) / whole
 
 
-def time_parts(policy: PolicyResults) -> dict[str, float]:
-    total = policy.tally
-    parts = {
-        f"{model}_{kind}": getattr(cost, f"{kind}_seconds")
-        for model, cost in total.costs.items()
-        if model != "prm"
-        for kind in ("decode", "prefill", "verify")
-    }
-    parts["router"] = math.fsum(result.router_seconds for result in policy.done)
-    parts["reward"] = total.reward_cost.seconds
-    wall = math.fsum(result.seconds or 0.0 for result in policy.done)
-    return {"wall": wall, **parts, "rest": wall - math.fsum(parts.values())}
-
-
 def price_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> dict[str, Any]:
     """Return the mean price of an attempt, and the saving. Speculation that drafted no tokens has the target's price."""
     if policy.policy.speculates and policy.done and not policy.tally.target_cost.verify_tokens:

@@ -335,7 +335,7 @@ def _candidate(
     saves = min(chance_of_saving(effect, other, least) for other in (ALONE, *([] if policy.speculates else lossless)))
     if (interval or effect.interval)[0] <= 1:
         saves = min(saves, UNSURE)
-    if ratio and policy.speculates and made and not _drafts(made["time"]):
+    if ratio and policy.speculates and made and made["draft_tokens_per_second"] is None:
         saves = 0.0
     found = Candidate(route, policy.name, ratio or effect.ratio, saves)
     if not policy.speculates:
@@ -354,10 +354,6 @@ def _preferred(candidates: Sequence[Candidate]) -> Candidate:
     best = max(candidates, key=lambda one: one.confidence * math.log(max(1.0, one.ratio)))
     similar = [one for one in candidates if one.ratio * SIMILAR >= best.ratio]
     return max(similar, key=lambda one: (one.change, one.ratio))
-
-
-def _drafts(time: Figures) -> bool:
-    return any(seconds for name, seconds in time.items() if name.startswith("draft"))
 
 
 def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:

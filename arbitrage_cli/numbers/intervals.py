@@ -73,13 +73,6 @@ def _correlation(both: float, first_only: float, second_only: float, neither: fl
     return excess / math.sqrt(spread)
 
 
-def mcnemar(first_only: int, second_only: int) -> float:
-    """Return the two-sided exact p-value of McNemar's test for the discordant pairs."""
-    discordant = first_only + second_only
-    tail: int = sum(math.comb(discordant, count) for count in range(min(first_only, second_only) + 1))
-    return min(1.0, 2 * tail / int(2**discordant))
-
-
 def log_ratio(table: Numbers, common: float = 0.0) -> tuple[float | None, Interval | None]:
     """Return the standard error of the logarithm of a ratio of sums, and the interval of the ratio.
 

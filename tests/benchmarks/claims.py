@@ -184,7 +184,7 @@ def judge(contest: Contest, problems: Sequence[int], factors: Mapping[ModelRole,
         **dict.fromkeys(PRICED),
         **{key: ratio.value if isinstance(ratio, Ratio) else ratio for key, ratio in found.items()},
         "ratios": {key: asdict(ratio) for key, ratio in found.items() if isinstance(ratio, Ratio)},
-        "time": {"draft_decode": 1.0},
+        "draft_tokens_per_second": 1.0,
     }
     effects = effects_of([Route(POLICIES[contest.kind])], PairCosts.of(units))
     about = {"samples": 1, "is_priced": False}

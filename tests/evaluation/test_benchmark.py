@@ -349,9 +349,7 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def progress_of(*attempts: tuple[int, Route, float, str]) -> RunCounts:
-    progress = RunCounts(
-        "run", (TARGET, ENTROPY), 3, 6, shown=lambda now: replace(now, seconds_left=now.seconds_left and 0.0)
-    )
+    progress = RunCounts("run", (TARGET, ENTROPY), 3, 6, ends=0.0)
     for number, route, seconds, verdict in attempts:
         row = made_up_runs.make_row(number, 0, (route.policy.name, route.tau)) | {"wall_seconds": seconds}
         ended = {"status": "error", "grade": None} if verdict == "error" else {"grade": {**row["grade"], "value": verdict}}

@@ -128,7 +128,6 @@ def test_attempts_cut_at_a_limit_are_counted() -> None:
     rows = [{**one, "stop": stop} for one, stop in zip(make_run(6, columns=TARGET_ONLY).rows, stops, strict=True)]
     made = figures_of([failed(rows[0]), *rows[1:]])
     assert made["policies"][0]["cut"] == 4
-    assert sum(level["cut"] for level in made["policies"][0]["by_level"].values()) == 4
     for flag, count in (("--ctx", 1), ("--max-steps", 1), ("--max-tokens", 2)):
         (note,) = [note for note in made["notes"] if f"raise {flag}" in note]
         assert f"{count} of 5 attempts" in note
@@ -229,32 +228,6 @@ def test_speedup_is_over_what_both_finished() -> None:
     assert draft["measured_speedup"] == pytest.approx(seconds["target"] / seconds["draft"])
     assert draft["ratios"]["measured_speedup"]["denominator"] == pytest.approx(seconds["draft"])
     assert [note for note in found["notes"] if "1 for target, 1 for draft" in note]
-
-
-def test_time_is_accounted_for_to_the_last_second() -> None:
-    for policy in made_figures(make_run(12))["policies"]:
-        time = dict(policy["time"])
-        wall = time.pop("wall")
-        assert wall == pytest.approx(policy["ratios"]["measured_seconds_mean"]["numerator"])
-        assert math.fsum(time.values()) == pytest.approx(wall)
-
-
-def test_levels_add_up_to_the_whole() -> None:
-    made = make_run(40, columns=ALONE)
-    for rows in (made.rows, made.rows[:21]):
-        for policy in figures(made.run, rows)["policies"]:
-            by_level = policy["by_level"]
-            assert list(by_level) == sorted(set(map(str, made.run["levels"].values())))
-            for name in ("n", "correct", "missing"):
-                assert sum(level[name] for level in by_level.values()) == policy[name]
-            assert policy["missing"] >= 29 or rows is made.rows
-
-
-def test_levels_are_in_the_order_of_their_numbers() -> None:
-    levels = [10, 9, "hard", 1, "--5", "\u00b2", 10**400]
-    rows = [make_row(index, 0, ("target", None)) | {"level": level} for index, level in enumerate(levels)]
-    (target,) = figures_of(rows)["policies"]
-    assert list(target["by_level"]) == ["1", "9", "10", "--5", str(10**400), "hard", "\u00b2"]
 
 
 @settings(max_examples=10, phases=[Phase.generate])  # a failure is the same in any order

@@ -62,17 +62,11 @@ def policy(
         "speedup_log_error": interval and math.log(interval[1] / interval[0]) / 4,
         "accuracy_difference": 0.0,
         **dict.fromkeys(PRICED),
-        "time": time(0.5),
+        "draft_tokens_per_second": 20.0,
         "both_finished": problems,
         **lost_of(lost, problems),
         **more,
     }
-
-
-def time(draft: float) -> dict[str, float]:
-    """Return the times of an attempt, of which `draft` is the draft's share."""
-    parts = {"draft_decode": 8 * draft, "draft_prefill": 2 * draft, "draft_verify": 0.0, "target_decode": 10 * (1 - draft)}
-    return {"wall": 15.0, **parts, "rest": 5.0}
 
 
 def lost_of(lost: int, problems: int = 20, *, gained: int = 0, right: float = 0.9) -> dict[str, Any]:
@@ -126,8 +120,8 @@ SLOW = policy("arbitrage", 0.8, (0.7, 0.9))
         ([SLOW, BALANCED], "target"),
         ([policy("speculative", 1.02, (1.0, 1.04)), SLOW], "target"),
         ([policy("speculative", 1.5, None, problems=8, speedup_log_error=0.1), SLOW], "speculative"),
-        ([policy("speculative", 1.5, None, time=time(0.0))], "target"),
-        ([CAREFUL | {"time": time(0.0)}], "arbitrage@careful"),
+        ([policy("speculative", 1.5, None, draft_tokens_per_second=None)], "target"),
+        ([CAREFUL | {"draft_tokens_per_second": None}], "arbitrage@careful"),
         ([policy("draft", 3.0, (2.5, 3.5), lost=2), SLOW], "target"),
         ([policy("draft", 3.0, (2.5, 3.5), problems=40), SLOW], "draft"),
         ([policy("oracle", 3.0, (2.0, 4.0)), SLOW], "target"),

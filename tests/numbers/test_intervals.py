@@ -11,7 +11,6 @@ from arbitrage_cli.numbers.intervals import (
     MIN_PROBLEMS,
     Numbers,
     log_ratio,
-    mcnemar,
     paired_difference,
     wilson,
 )
@@ -64,12 +63,6 @@ def test_paired_difference_turns_over_with_its_order(both: int, first: int, seco
     difference = (first - second) / (both + first + second + neither)
     assert interval[0] - 1e-12 <= difference <= interval[1] + 1e-12
     assert paired_difference(both, second, first, neither) == pytest.approx((-interval[1], -interval[0]))
-
-
-@pytest.mark.parametrize(("first", "second", "p"), [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (5, 15, 0.0414), (1, 0, 1.0)])
-def test_mcnemar_is_the_exact_binomial_test(first: int, second: int, p: float) -> None:
-    assert mcnemar(first, second) == pytest.approx(p, abs=5e-5)
-    assert mcnemar(second, first) == mcnemar(first, second)
 
 
 def test_log_ratio_has_the_values_of_a_jackknife_and_of_student() -> None:

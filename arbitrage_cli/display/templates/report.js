@@ -134,7 +134,7 @@
   function symbol(policy) { return drawn("use", { href: `#mark-${policy}` }); }
 
   // Each mark has a policy, a title, and x and y: a value, followed by the ends of its interval if there is one.
-  function plot(place, { title, xTitle, xTicks, xLabels, yTicks, marks, lines }) {
+  function plot(place, { title, xTitle, xTicks, yTicks, marks, lines }) {
     const [xScale, yScale] = [scaleOf(xTicks), scaleOf(yTicks)];
     const x = (value) => `${100 * xScale(value)}%`;
     const y = (value) => `${100 - 100 * yScale(value)}%`;
@@ -146,7 +146,7 @@
           drawn("line", { x1: "0", x2: "100%", y1: y(value), y2: y(value) }),
           text({ x: "-8", y: y(value), dy: "4", "text-anchor": "end" }, `${label}%`),
         ]),
-        ...(xLabels ?? xTicks).map(([value, label]) => drawn("svg", { x: x(value), y: "100%" },
+        ...xTicks.map(([value, label]) => drawn("svg", { x: x(value), y: "100%" },
           drawn("line", { class: "tick", y2: "5" }), text({ y: "19", "text-anchor": "middle" }, label))),
         drawn("line", { class: "axis", x1: "0", y1: "100%", x2: "100%", y2: "100%" }),
         text({ class: "axis-title", x: "-46", y: "-20" }, "accuracy"),
@@ -190,23 +190,6 @@
     const xTitle = isRelative ? "time relative to the target alone" : "mean seconds per problem";
     marks.sort((a, b) => (a.policy === "target") - (b.policy === "target")); // its ring surrounds marks at the same place
     plot(place, { title: "Accuracy against time", xTitle, xTicks, yTicks, marks, lines });
-  }
-
-  function showLevels() {
-    const levels = [...new Set(run.policies.flatMap((policy) => Object.keys(policy.by_level ?? {})))];
-    const shown = run.policies.filter((policy) => policy.by_level && policy.accuracy !== null);
-    const marks = levels.flatMap((level, place) => shown.flatMap((policy, index) => {
-      const own = policy.by_level[level];
-      if (!own || own.accuracy === null) return [];
-      const y = accuracyOf(own);
-      const title = `${policy.label}, level ${level}: ${accuracyWords(y)}, ${own.correct}/${own.n}`;
-      return [{ policy: policy.policy, x: [place + 0.15 + 0.7 * (index + 0.5) / shown.length], y, title }];
-    }));
-    if (!marks.length) return;
-    const letters = Math.max(2, Math.floor(60 / levels.length));
-    const xLabels = levels.map((level, place) => [place + 0.5, level.length > letters ? `${level.slice(0, letters - 1)}…` : level]);
-    const [xTicks, yTicks] = [[[0], [levels.length]], roundTicks(0, 100, 5)];
-    plot(document.getElementById("levels"), { title: "Accuracy by level", xTitle: "level", xTicks, xLabels, yTicks, marks, lines: [] });
   }
 
   // --- search and filters
@@ -558,7 +541,6 @@
 
   watchTables();
   showAccuracyAndTime();
-  showLevels();
   form.addEventListener("input", (event) => {
     if (event.target.name === "written") return list.classList.toggle("written", event.target.checked);
     only = null;
