@@ -65,8 +65,8 @@ class RateSteps:
     steps: tuple[Step, ...]
 
 
-Request = WriteStep | tuple[WriteStep, ...] | RateSteps
-Flow = Generator[Request, Any, None]
+FlowRequest = WriteStep | tuple[WriteStep, ...] | RateSteps
+Flow = Generator[FlowRequest, Any, None]
 
 
 @dataclass(frozen=True, slots=True)

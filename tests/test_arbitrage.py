@@ -8,8 +8,8 @@ import pytest
 
 from arbitrage_cli.arbitrage import (
     Flow,
+    FlowRequest,
     RateSteps,
-    Request,
     WriteStep,
     agree,
     arbitrage,
@@ -52,7 +52,7 @@ def test_a_thought_that_comes_for_the_third_time_is_escalated() -> None:
     assert models(requests) == ["draft", "draft", "draft", "target"]
 
 
-def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Request]:
+def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[FlowRequest]:
     """Send each answer to the flow's next request. Returns the requests. All answers must be used, and the flow must end."""
     requests = [next(flow)]
     waiting = iter(answers)
@@ -74,7 +74,7 @@ def drive(flow: Flow, answers: Iterable[Step | tuple[float, ...]]) -> list[Reque
     return requests
 
 
-def models(requests: Iterable[Request]) -> list[str]:
+def models(requests: Iterable[FlowRequest]) -> list[str]:
     """Return the model of each request, or the models joined by "+" if several write at once."""
     together = [request if isinstance(request, tuple) else (request,) for request in requests]
     return ["+".join("rater" if isinstance(one, RateSteps) else one.model for one in group) for group in together]

@@ -15,7 +15,7 @@ from typing import Any
 
 from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import gather
-from arbitrage_cli.app.loop import Attempt, StoredRun, Timing, missing, offering_to_resume
+from arbitrage_cli.app.loop import Attempt, Stopwatch, StoredRun, missing, offering_to_resume
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display
@@ -101,7 +101,7 @@ class BenchRun(StoredRun):
                     return made
                 return with_rollouts(made, Continuations(lambda text: is_correct(grader, text, attempt.item.gold)))
 
-            def row(attempt: Attempt, finished: Finished, timing: Timing) -> AttemptRow | None:
+            def row(attempt: Attempt, finished: Finished, timing: Stopwatch) -> AttemptRow | None:
                 if isinstance(finished.error, InterruptedRunError):
                     return None
                 if session.concurrency > 1:  # the time of the program is that of several problems
@@ -132,7 +132,7 @@ class BenchRun(StoredRun):
 def row_of(
     attempt: Attempt,
     finished: Finished,
-    timing: Timing,
+    timing: Stopwatch,
     grade_of: Callable[[str, Mapping[str, Any]], Grade],
     find_answer: Callable[[str], str | None],
     same_answer: Callable[[str], bool | None] = lambda text: None,

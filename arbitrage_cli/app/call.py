@@ -204,7 +204,7 @@ class InOrder(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PairCall:
     """The resolved options of a call. `run` contains the settings for solution records."""
 
     route: Route
@@ -230,7 +230,7 @@ class Call:
         return Solution.of(finished, run)
 
 
-def resolve_call(session: Session, given: CallOptions) -> Call:
+def resolve_call(session: Session, given: CallOptions) -> PairCall:
     """Combine a call's options with the pair's options. Raises UsageError if an option is invalid or a model is missing."""
     own = session.request.options  # the pair's tau belongs to the pair's policy
     options = options_of(replace(own, **NO_ROUTING) if given.get("policy") is not None else own, given)
@@ -246,7 +246,7 @@ def resolve_call(session: Session, given: CallOptions) -> Call:
         refuse_without_thinking(session.models.prompts())
     run = session.run_info(num_problems=None, route=route, limits=limits, sampler=sampler)
     system = options.system if "system" in options.explicit else None
-    return Call(route, limits, sampler, system, session.flow(route, sampler=sampler), run)
+    return PairCall(route, limits, sampler, system, session.flow(route, sampler=sampler), run)
 
 
 def _check_loaded(session: Session, policy: Policy) -> None:

@@ -65,7 +65,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RequestFacts:
     """What is known about the models of a request and about this machine. `advice` is the last one on these models."""
 
     models: Mapping[ModelRole, ModelFacts]
@@ -75,7 +75,7 @@ class Facts:
     notes: Sequence[str] = field(default=())
 
 
-def decide(request: Request, facts: Facts, began: Setup | None = None) -> Setup:
+def decide(request: Request, facts: RequestFacts, began: Setup | None = None) -> Setup:
     """Return everything that determines how the problems of a request are solved.
 
     `began` is what was decided when a run began, to which the request adds policies. They are decided with the costs, the

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.decide import Facts, ModelFacts
+from arbitrage_cli.app.decide import ModelFacts, RequestFacts
 from arbitrage_cli.app.open_models import RemoteModel
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import WRITING, NamedModels, Request
@@ -110,7 +110,7 @@ def gather(
     request: Request,
     measured: Mapping[ModelRole, Tuned] | None = None,
     open_served: OpenServed = lambda role: None,
-) -> Facts:
+) -> RequestFacts:
     """Return the facts about the request's models. By default, `measured` contains the stored costs, and no server is asked.
 
     Raises ModelFileError if a file cannot be read, and the same errors as
@@ -131,7 +131,7 @@ def gather(
     measured = find_measurements(sources, load) if measured is None else measured
     models = {role: _model_facts(request, role, sources[role], measured.get(role), open_served) for role in sources}
     machine = machine_facts(computes=any(map(is_gguf, sources.values())))
-    return Facts(models, machine, logical_processors(), advice, notes)
+    return RequestFacts(models, machine, logical_processors(), advice, notes)
 
 
 def machine_facts(*, computes: bool) -> dict[str, Any]:

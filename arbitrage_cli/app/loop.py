@@ -127,7 +127,7 @@ def missing(attempts: Sequence[Attempt], statuses: Mapping[Key, str]) -> list[At
 
 
 @dataclass(slots=True)
-class Timing:
+class Stopwatch:
     """The time of an attempt, in seconds. `router_seconds` is the time in which the policy scored steps and decided."""
 
     timer: Callable[[], float] = time.perf_counter
@@ -170,7 +170,7 @@ class Loop:
     scheduler: Callable[[Attempt], Scheduler]
     flow: Callable[[Attempt, Trace], Flow]
     limits: Limits
-    row: Callable[[Attempt, Finished, Timing], Any]
+    row: Callable[[Attempt, Finished, Stopwatch], Any]
     display: Display
     store: RunFolder | None = None
     sampler: Sampler = Sampler()  # noqa: RUF009 - frozen
@@ -180,7 +180,7 @@ class Loop:
     clock: Callable[[], float] = time.perf_counter
     timer: Callable[[], float] = time.perf_counter
     in_flight: dict[str, Attempt] = field(default_factory=dict)
-    _timings: dict[str, Timing] = field(default_factory=dict)
+    _timings: dict[str, Stopwatch] = field(default_factory=dict)
     _refusals: Refusals = field(default_factory=Refusals)
 
     def run(self, attempts: Iterable[Attempt]) -> Iterator[Attempt]:
@@ -198,7 +198,7 @@ class Loop:
         """Store, count and show the result of an attempt."""
         if self.store:
             self.store.started.end(attempt.id)
-        timing = self._timings.pop(attempt.id) if attempt.id in self._timings else Timing()
+        timing = self._timings.pop(attempt.id) if attempt.id in self._timings else Stopwatch()
         row = self.row(attempt, finished, timing)
         if row is not None:
             with noted_signals():  # a row is both stored and counted, or neither
@@ -253,7 +253,7 @@ class Loop:
 
     def _job(self, attempt: Attempt) -> Job:
         self.in_flight[attempt.id] = attempt
-        timing = self._timings[attempt.id] = Timing(self.timer)
+        timing = self._timings[attempt.id] = Stopwatch(self.timer)
 
         def make_flow(trace: Trace) -> Flow:
             return timing.follow(self.flow(attempt, trace))
@@ -306,7 +306,7 @@ class StoredRun:
         self,
         scheduler: Callable[[Attempt], Scheduler],
         flow: Callable[[Attempt, Trace], Flow],
-        row: Callable[[Attempt, Finished, Timing], Any],
+        row: Callable[[Attempt, Finished, Stopwatch], Any],
     ) -> Loop:
         """Return the loop that makes attempts, once the models are loaded."""
         session, settings = self.session, self.session.decided.settings

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from arbitrage_cli.app.call import (
     NO_ROUTING,
-    Call,
     CallOptions,
     InOrder,
+    PairCall,
     Question,
     Solution,
     StreamEvent,
@@ -148,15 +148,15 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return self._session
 
     @python_errors()
-    def _call(self, options: CallOptions) -> Call:
+    def _call(self, options: CallOptions) -> PairCall:
         self._check_free()
         return resolve_call(self._loaded(self._decided), options)
 
-    def _solve(self, call: Call, problem: Problem) -> Solution:
+    def _solve(self, call: PairCall, problem: Problem) -> Solution:
         (solution,) = (event for event in self._stream(call, problem) if isinstance(event, Solution))
         return solution
 
-    def _solve_many(self, call: Call, questions: Iterable[Question]) -> Generator[Solution, None, None]:
+    def _solve_many(self, call: PairCall, questions: Iterable[Question]) -> Generator[Solution, None, None]:
         in_order = InOrder[Solution]()
         with contextlib.closing(self._run(call, _jobs(call, questions, in_order))) as events:
             for event in events:
@@ -169,7 +169,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
                 yield from in_order.ready()
         yield from in_order.ready()
 
-    def _stream(self, call: Call, problem: Problem) -> Generator[StreamEvent, None, None]:
+    def _stream(self, call: PairCall, problem: Problem) -> Generator[StreamEvent, None, None]:
         with contextlib.closing(self._run(call, [call.job(problem)])) as events:
             for event in events:
                 match event:
@@ -180,7 +180,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
                     case Finished():
                         yield _solution_or_error(call, event)
 
-    def _run(self, call: Call, jobs: Iterable[Job]) -> Generator[Event, None, None]:
+    def _run(self, call: PairCall, jobs: Iterable[Job]) -> Generator[Event, None, None]:
         with self._reserved():
             self._events = self._scheduler(call).run(jobs)
             with contextlib.closing(self._events):
@@ -207,7 +207,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
     def _refusal(self) -> UsageError:
         return UsageError(f"this pair is {'closed' if self._is_closed else 'solving another problem'}")
 
-    def _scheduler(self, call: Call) -> Scheduler:
+    def _scheduler(self, call: PairCall) -> Scheduler:
         policy, session = call.route.policy, self._loaded(self._decided)
         if policy.reward not in self._schedulers:
             models = session.models
@@ -263,7 +263,7 @@ def _check_many(questions: object) -> None:
         raise UsageError(f"expected several questions, found {questions!r:.60}", hint, option="questions")
 
 
-def _jobs(call: Call, questions: Iterable[Question], in_order: InOrder[Solution]) -> Iterator[Job]:
+def _jobs(call: PairCall, questions: Iterable[Question], in_order: InOrder[Solution]) -> Iterator[Job]:
     for number, question in enumerate(questions, start=1):
         try:
             yield call.job(call.problem(question, str(number)))
@@ -274,7 +274,7 @@ def _jobs(call: Call, questions: Iterable[Question], in_order: InOrder[Solution]
 
 
 @python_errors()
-def _solution_or_error(call: Call, finished: Finished) -> Solution:
+def _solution_or_error(call: PairCall, finished: Finished) -> Solution:
     if finished.error:
         raise finished.error
     return call.solution(finished)
@@ -316,7 +316,9 @@ class Turns:
 class Conversation:
     """A conversation, created by `Pair.conversation`. Failed questions are not remembered."""
 
-    def __init__(self, solve: Callable[[Call, Problem], Solution], call: Call, sources: Mapping[ModelRole, str]) -> None:
+    def __init__(
+        self, solve: Callable[[PairCall, Problem], Solution], call: PairCall, sources: Mapping[ModelRole, str]
+    ) -> None:
         self._solve, self._call = solve, call
         self._turns = Turns(sources, log.warning, call.system)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.app.decide import Facts, available_router, decide
+from arbitrage_cli.app.decide import RequestFacts, available_router, decide
 from arbitrage_cli.app.options import Options, RewardSource
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.errors import UsageError
@@ -88,7 +88,7 @@ def check_models(request: Request, began: "Run") -> None:
         raise differs("router", _shown(before.name, before.sha256), found)
 
 
-def continued(request: Request, began: "Run", facts_of: Callable[[Request], Facts]) -> "Setup":
+def continued(request: Request, began: "Run", facts_of: Callable[[Request], RequestFacts]) -> "Setup":
     """Return what was decided when a run began, and the policies that the request adds, given the facts about their models.
 
     Raises UsageError if a model, the router or the only policy is another one.

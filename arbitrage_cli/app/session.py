@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.app.decide import Facts, available_router, decide
+from arbitrage_cli.app.decide import RequestFacts, available_router, decide
 from arbitrage_cli.app.gather import fetch, gather, machine_facts, measure_missing, warn_of_load
 from arbitrage_cli.app.open_models import OpenModels, RemoteModel
 from arbitrage_cli.app.options import MAX_CONCURRENCY
@@ -204,7 +204,7 @@ def _continued(request: Request, began: "Run", display: Display, open_served: Ca
     fetch(sources, display, offline=request.options.offline)
     known = began.decided.models
 
-    def facts_of(added: Request) -> Facts:
+    def facts_of(added: Request) -> RequestFacts:
         needed = added.models_for([*(route.policy for route in began.routes), *added.asked])
         paths = fetch(needed, display, offline=request.options.offline)
         measured = None if paths.keys() <= known.keys() else measure_missing(added, paths, display)

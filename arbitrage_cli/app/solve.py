@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage_cli.app.call import InOrder
-from arbitrage_cli.app.loop import Attempt, Loop, Timing, offering_to_resume, run_of, with_loaded
+from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch, offering_to_resume, run_of, with_loaded
 from arbitrage_cli.app.options import MAX_CONCURRENCY, InputOptions
 from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display
@@ -27,10 +27,10 @@ from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.types import Finished, Problem
 
-Record = SolutionRow | SolutionLine
+SolveRecord = SolutionRow | SolutionLine
 LineOf = Callable[[Mapping[str, Any]], str | None]
 """Formats a record for standard output, or returns None to omit it."""
-Place = tuple[str, str | None]  # an input line: its id and problem
+InputPlace = tuple[str, str | None]  # an input line: its id and problem
 ANOTHER = "use another file: --output FILE.jsonl"
 OTHER_FORMATS = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
 MAX_SHOWN = 60  # characters of a value in a message
@@ -89,7 +89,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         self.num_done = self.num_new = self.num_failed = 0
         self._problems, self._display, self._line_of, self._folder = problems, display, line_of, folder
         self._in_order = InOrder[str | None]()
-        self._stored: dict[Place, tuple[str, str | None]] = {}  # status and line, in the order of the last attempts
+        self._stored: dict[InputPlace, tuple[str, str | None]] = {}  # status and line, in the order of the last attempts
         for row in folder.rows if folder else ():
             self._stored.pop(place := _place_in(row), None)
             self._stored[place] = row.status, line_of(row.to_dict())
@@ -130,7 +130,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         self._display.begin(info)
         flow = session.flow(session.route)
 
-        def row(attempt: Attempt, finished: Finished, timing: Timing) -> SolutionRow | None:
+        def row(attempt: Attempt, finished: Finished, timing: Stopwatch) -> SolutionRow | None:
             """Return the row of a result that counts. Interrupted problems have none, so that a resumed run solves them."""
             if self._folder and finished.error and not isinstance(finished.error, ProblemError):
                 return None
@@ -152,7 +152,7 @@ class Solutions(AbstractContextManager["Solutions"]):
 
     def _unsolved(self) -> Iterator[Problem]:
         """Yield the problems without a result, then those that failed. Add other results and invalid lines in their places."""
-        failed: dict[Place, Problem] = {}
+        failed: dict[InputPlace, Problem] = {}
         for line in self._problems.rows():
             self._in_order.expect(place := _place_of(line))
             status, text = self._stored.get(place, (None, None))
@@ -200,13 +200,13 @@ class Solutions(AbstractContextManager["Solutions"]):
         if self._folder and was_retried and (rows := {_place_in(row): row for row in self._folder.rows}):
             self._folder.rewrite(rows.values())
 
-    def _count(self, row: Record) -> None:
+    def _count(self, row: SolveRecord) -> None:
         self.num_done += 1
         self.num_new += 1
         self.num_failed += row.status == "error"
         self._in_order.put(_place_in(row), self._line_of(row.to_dict()))
 
-    def _put(self, place: Place, line: str | None) -> None:
+    def _put(self, place: InputPlace, line: str | None) -> None:
         self._in_order.put(place, line)
         self._write(self._in_order.ready())
 
@@ -216,9 +216,9 @@ class Solutions(AbstractContextManager["Solutions"]):
                 self._display.result(line)
 
 
-def _place_of(line: InputLine) -> Place:
+def _place_of(line: InputLine) -> InputPlace:
     return (line.id, line.question) if isinstance(line, Problem) else (str(line.number), None)
 
 
-def _place_in(result: Record) -> Place:
+def _place_in(result: SolveRecord) -> InputPlace:
     return result.id, result.problem

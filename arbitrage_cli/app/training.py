@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arbitrage_cli.app.loop import Attempt, Loop, StoredRun, Timing
+from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch, StoredRun
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
@@ -27,7 +27,7 @@ from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of,
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states, state_to_json
-from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, Progress, train, with_taus
+from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, Announce, train, with_taus
 from arbitrage_cli.types import Finished, Trace
 
 SUFFIX = ".safetensors"
@@ -86,7 +86,7 @@ class Collection(StoredRun):
         self.held[row.id] = len(row.states)  # of several rows, the last one counts
         self.improvable[row.id] = sum(state["advantage"] > 0 for state in row.states)
 
-    def _row(self, attempt: Attempt, finished: Finished, timing: Timing) -> CollectedRow | None:
+    def _row(self, attempt: Attempt, finished: Finished, timing: Stopwatch) -> CollectedRow | None:
         """Return the row of a problem, or None if it failed with fewer states than are stored."""
         error = attempt_error(finished)
         _, states = self._unfinished.get(attempt.id, (None, ()))
@@ -144,13 +144,13 @@ def check_destination(output: Path, *, force: bool) -> None:
         raise OutputError(f"{output}: the folder does not exist or is not writable", "use another path (--output)")
 
 
-def train_router(runs: Sequence[Path], *, name: str, command: Sequence[str], seed: int, on_progress: Progress) -> Router:
+def train_router(runs: Sequence[Path], *, name: str, command: Sequence[str], seed: int, on_progress: Announce) -> Router:
     """Raises the same errors as `read_states` and `train`."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return train(read_states(runs), name=name, command=tuple(command), created=created, seed=seed, on_progress=on_progress)
 
 
-def with_new_presets(source: str, runs: Sequence[Path], *, name: str, on_progress: Progress) -> Router:
+def with_new_presets(source: str, runs: Sequence[Path], *, name: str, on_progress: Announce) -> Router:
     """Return the router with presets recomputed from `runs`. Problems on which the router was trained are excluded.
 
     Raises UsageError if the runs use different pairs, and the same errors as `with_taus`.

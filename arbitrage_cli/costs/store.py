@@ -127,7 +127,7 @@ class StoredAdvice:
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
+class TunedFile:
     """The content of the file. A file with another schema was written by another version."""
 
     schema: int = SCHEMA
@@ -135,26 +135,26 @@ class Cache:
     advice: tuple[StoredAdvice, ...] = ()
 
 
-def read_cache(path: Path, note: Callable[[str], object] = log.debug) -> Cache:
+def read_cache(path: Path, note: Callable[[str], object] = log.debug) -> TunedFile:
     """Return the content of the file. A part that cannot be read is noted and left out."""
     try:
         content = json.loads(read_regular(path))
         if not isinstance(content, dict) or type(content.get("schema")) is not int:
             raise ValueError("expected an object with a schema")
     except (FileNotFoundError, NotADirectoryError):
-        return Cache()
+        return TunedFile()
     except (OSError, ValueError, RecursionError) as error:
         note(f"{path} is ignored: {error}")
-        return Cache()
+        return TunedFile()
     if content["schema"] != SCHEMA:
         note(f"{path} is ignored: it was written by another version")
-        return Cache(content["schema"])
+        return TunedFile(content["schema"])
 
     def ignore(reason: str) -> None:
         note(f"an entry of {path} is ignored: {reason}")
 
     tuned = tuple(_valid(Tuned, content.get("tuned"), ignore))
-    return Cache(SCHEMA, tuned, tuple(_valid(StoredAdvice, content.get("advice"), ignore)))
+    return TunedFile(SCHEMA, tuned, tuple(_valid(StoredAdvice, content.get("advice"), ignore)))
 
 
 def _valid(kind: type[T], entries: Any, note: Callable[[str], object]) -> Iterator[T]:
@@ -165,7 +165,7 @@ def _valid(kind: type[T], entries: Any, note: Callable[[str], object]) -> Iterat
             note(str(error))
 
 
-def update_cache(path: Path, change: Callable[[Cache], Cache]) -> None:
+def update_cache(path: Path, change: Callable[[TunedFile], TunedFile]) -> None:
     """Replace the content of the file. Raises OutputError if the file cannot be written."""
     with os_errors(OutputError, f"{path}: cannot be written", "make the folder writable, or end the process that locks it"):
         make_folder(path.parent)
@@ -182,7 +182,7 @@ def update_cache(path: Path, change: Callable[[Cache], Cache]) -> None:
 def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
     """Add or replace measurements. Raises OutputError if the file cannot be written."""
 
-    def with_new(cache: Cache) -> Cache:
+    def with_new(cache: TunedFile) -> TunedFile:
         known = {one.key: one for one in cache.tuned}
         good = {key for key, one in known.items() if not one.is_disturbed}
         known |= {one.key: one for one in new if not (one.is_disturbed and one.key in good)}
@@ -224,7 +224,7 @@ def find_measurements(
 ) -> dict[ModelRole, Tuned]:
     """Return the stored measurements of the models that have files on this machine."""
     files = {role: parts for role, source in sources.items() if (parts := local_files(source))}
-    cache = read_cache(tuned_file(), note) if files else Cache()
+    cache = read_cache(tuned_file(), note) if files else TunedFile()
     known = {tuned.key: tuned for tuned in cache.tuned if not tuned.is_disturbed or tuned.age < ABOUT_AGE}
     if not known:  # avoids the slow import of llama.cpp, and reading the models' files
         return {}

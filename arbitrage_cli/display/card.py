@@ -1,12 +1,13 @@
 """Writes the card of a router to the terminal: its training, its quality, and the effect of each tau."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import RenderableType
 from rich.table import Table
 
 from arbitrage_cli.display.table import pairs, paragraph, print_to, table_of
+from arbitrage_cli.display.text import Json
 from arbitrage_cli.errors import RouterError
 from arbitrage_cli.evaluation.verdict import best_preset
 from arbitrage_cli.numbers import formatting
@@ -22,10 +23,8 @@ LEGEND = (
     ("caught", "steps worth escalating that are escalated / steps worth escalating"),
 )
 
-Card = Mapping[str, Any]
 
-
-def write_summary(card: Card, stream: TextIO) -> None:
+def write_summary(card: Json, stream: TextIO) -> None:
     """Write the verdict, the effect of each preset, and the recommended preset. Raises the same errors as `write`."""
     advice = preset_sentence(TauTable.from_json(card["taus"]))
     print_to(stream, *map(paragraph, _verdict(card)), "", *_taus(card), "", paragraph(advice))
@@ -41,7 +40,7 @@ def preset_sentence(table: TauTable) -> str:
     return f"According to the router's threshold table, use --tau {name}: {gain}."
 
 
-def write_card(card: Card, stream: TextIO, *, sha256: str) -> None:
+def write_card(card: Json, stream: TextIO, *, sha256: str) -> None:
     """Write the card. Raises RouterError if the card is incomplete, and the errors of `write`."""
     try:
         measures = _measures(card["metrics"]["test"])
@@ -60,7 +59,7 @@ def write_card(card: Card, stream: TextIO, *, sha256: str) -> None:
     print_to(stream, *parts)
 
 
-def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
+def _about(card: Json, sha256: str) -> Iterator[tuple[str, str]]:
     data, architecture, table = card["data"], card["metrics"]["architecture"], TauTable.from_json(card["taus"])
     units = architecture["recipe"]["units"]
     form = f"average of {architecture['members']} networks with {units} units each" if units else "logistic regression"
@@ -80,11 +79,11 @@ def _about(card: Card, sha256: str) -> Iterator[tuple[str, str]]:
     yield "careful", f"accepts {accepted} of the steps; a perfect router would accept {possible} at no loss"
 
 
-def _size(part: Card) -> str:
+def _size(part: Json) -> str:
     return f"{formatting.count(part['problems'], 'problem')}, {formatting.count(part['states'], 'state')}"
 
 
-def _verdict(card: Card) -> list[str]:
+def _verdict(card: Json) -> list[str]:
     baselines: dict[str, list[str]] = {}
     for baseline, (_, low, high) in card["metrics"].get("leads", {}).items():
         better, worse = low is not None and low > 0, high is not None and high < 0
@@ -97,7 +96,7 @@ def _verdict(card: Card) -> list[str]:
     return [f"on {problems} not used in training, the router ranks steps {found}"]
 
 
-def _measures(test: Mapping[str, Card]) -> list[RenderableType]:
+def _measures(test: Mapping[str, Json]) -> list[RenderableType]:
     rows = [[policy, *(_figure(figures.get(name)) for name in MEASURES)] for policy, figures in test.items()]
     headings = ["", *MEASURES.values()]
     return [paragraph("on the test problems [95% interval over problems]"), table_of(headings, rows, [True] * len(headings))]
@@ -109,7 +108,7 @@ def _figure(figure: Sequence[float | None] | None) -> str:
     return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [formatting.UNKNOWN])[0]
 
 
-def _taus(card: Card) -> Iterator[RenderableType]:
+def _taus(card: Json) -> Iterator[RenderableType]:
     table, data = TauTable.from_json(card["taus"]), card["data"]
     calibrated = data.get("taus_of")
     source = ", ".join(run["name"] for run in calibrated["runs"]) if calibrated else "held-out problems"

@@ -1,12 +1,12 @@
 """Facts about runs, models and routers, for tables, the HTML report and `models info`."""
 
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from arbitrage_cli.display.text import aligned, one_line, role_name
+from arbitrage_cli.display.text import Json, aligned, one_line, role_name
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.numbers import formatting
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from arbitrage_cli.runs.run import Run
 
 
-Json = Mapping[str, Any]
 Fact = tuple[str, str]  # a name and a text
 LONG_SETTINGS = ("system", "step_separator", "router_sha256")  # they are not listed
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pydantic_core import to_json
 
 from arbitrage_cli.display import facts
 from arbitrage_cli.display.table import DEFINITIONS, PAGE, Column, known, size_of
-from arbitrage_cli.display.text import safe
+from arbitrage_cli.display.text import Json, safe
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.problems.answers import boxed_answer, gold_answer
 from arbitrage_cli.routing.route import stored_route
@@ -33,8 +33,6 @@ DIGITS = 4  # decimals of numbers, more than the page shows
 SHOWN = frozenset(
     ("problem", "gold", "answer", "grade", "error", "stop", "steps", "check")
 )  # the fields of a row that the page shows
-
-Json = Mapping[str, Any]
 
 
 def render(run: Run, figures: Json, packed: Json) -> str:

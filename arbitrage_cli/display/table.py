@@ -15,7 +15,7 @@ from rich.text import Text
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.costs.measure import Measurement
 from arbitrage_cli.costs.store import tuned_file
-from arbitrage_cli.display.text import is_drawable, one_line, safe, width_of, write
+from arbitrage_cli.display.text import Json, is_drawable, one_line, safe, width_of, write
 from arbitrage_cli.display.verdict import alone, sentence, token_ratio_words
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.numbers import formatting
@@ -23,8 +23,6 @@ from arbitrage_cli.numbers import formatting
 MAX_NAMES = 12  # problem IDs in a line
 UNUSUAL = ("unscored", "errors", "missing")  # outcomes that are noted; other notes name the limits that cut solutions
 MIN_PROBLEMS = 5  # for which intervals are shown
-
-Json = Mapping[str, Any]
 
 
 # --- columns

@@ -6,12 +6,15 @@ Text from models, problems and files is untrusted, so `safe` removes control cha
 import os
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from arbitrage_cli.errors import OutputError, ReaderGoneError
+
+Json = Mapping[str, Any]
+"""Figures or another record from JSON."""
 
 WIDTH, NARROWEST = 79, 20  # maximum and minimum width of paragraphs and tables, in columns
 ASCII = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})  # for streams that cannot encode these characters

@@ -1,13 +1,11 @@
 """Sentences about verdicts and token costs for `advise`, `bench`, `report` and the HTML report."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from arbitrage_cli.display.text import Json
 from arbitrage_cli.evaluation.verdict import LIKELY, MIN_PROBLEMS
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES
-
-Json = Mapping[str, Any]  # figures, their verdict, or a candidate
 
 CERTAIN = 0.985  # the confidence from which a verdict is almost certain
 FEW = 4  # a target that solves at most one problem in FEW is weak

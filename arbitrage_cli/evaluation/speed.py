@@ -45,7 +45,7 @@ PRICED = (
 )  # figures that need prices
 
 Units = Mapping[ModelRole, UnitCosts]
-Kind = tuple[ModelRole, str, bool] | Literal["score", "program"]
+WorkKind = tuple[ModelRole, str, bool] | Literal["score", "program"]
 """A kind of work: scoring, the program's own work per token, or a model's prefill, decoding or verification.
 
 The last part of the tuple is true if another model wrote the previous step. Such a step may be slower.
@@ -53,7 +53,7 @@ The last part of the tuple is true if another model wrote the previous step. Suc
 Paired = Sequence[tuple[Result, Result]]  # the policy's and the target's results of the attempts that both finished
 
 
-class Piece(NamedTuple):
+class Portion(NamedTuple):
     """The expected and measured seconds of a piece of work, and its place: the number of tokens written before."""
 
     place: int
@@ -86,7 +86,7 @@ def with_computed_seconds(run: Run, policies: Sequence[PolicyResults]) -> list[P
     return [computed(policy) for policy in policies]
 
 
-def _computed(result: Result, units: Units, scales: Mapping[Kind, float]) -> dict[str, float]:
+def _computed(result: Result, units: Units, scales: Mapping[WorkKind, float]) -> dict[str, float]:
     """Return the computed seconds of each model role, of the program and of the ratings."""
     seconds: dict[str, float] = defaultdict(float, rewards=result.tally.reward_cost.seconds)
     for kind, piece in _pieces(result, units):
@@ -96,30 +96,30 @@ def _computed(result: Result, units: Units, scales: Mapping[Kind, float]) -> dic
     return seconds
 
 
-def _by_kind(policies: Iterable[PolicyResults], units: Units) -> Mapping[Kind, Sequence[Piece]]:
-    found: dict[Kind, list[Piece]] = defaultdict(list)
+def _by_kind(policies: Iterable[PolicyResults], units: Units) -> Mapping[WorkKind, Sequence[Portion]]:
+    found: dict[WorkKind, list[Portion]] = defaultdict(list)
     for result in (result for policy in policies for result in policy.done):
         for kind, piece in _pieces(result, units):
             found[kind].append(piece)
     return found
 
 
-def _pieces(result: Result, units: Units) -> Iterator[tuple[Kind, Piece]]:
+def _pieces(result: Result, units: Units) -> Iterator[tuple[WorkKind, Portion]]:
     """Yield the pieces of work that take time and that `units` cover."""
-    found: list[tuple[Kind, Piece]] = []
+    found: list[tuple[WorkKind, Portion]] = []
     place, previous = 0, None
     for role, cost in result.steps:
         if role in units:
             measured = cost.prefill_seconds, cost.decode_seconds, cost.verify_seconds
             for phase, expected, seconds in zip(PHASES, units[role].seconds(cost), measured, strict=True):
-                found.append(((role, phase, previous not in (None, role)), Piece(place, expected, seconds)))
+                found.append(((role, phase, previous not in (None, role)), Portion(place, expected, seconds)))
         place, previous = place + cost.decode_tokens + cost.verify_kept, role
-    found.append(("score", Piece(0, result.num_scores, result.router_seconds)))
-    found.append(("program", Piece(0, place, result.program_seconds)))
+    found.append(("score", Portion(0, result.num_scores, result.router_seconds)))
+    found.append(("program", Portion(0, place, result.program_seconds)))
     return ((kind, piece) for kind, piece in found if piece.expected)
 
 
-def _scale(own: Sequence[Piece], everything: Sequence[Piece]) -> float:
+def _scale(own: Sequence[Portion], everything: Sequence[Portion]) -> float:
     """Return the total measured seconds of a policy's pieces of one kind, divided by their total expected seconds.
 
     A disturbed piece gets the usual time of the pieces at similar places.

@@ -260,7 +260,7 @@ class CollectedSolution:
     is_whole: bool
 
 
-class Facts(Record):
+class Conditions(Record):
     """The conditions of a collection. `configuration` identifies everything that affects states except the data set.
 
     `pair` contains the name and the sha256 of each model; the sha256 is None if the model has no file.
@@ -317,7 +317,7 @@ class CollectedRun:
     """The states of a run of `arbitrage collect`."""
 
     path: Path
-    facts: Facts
+    facts: Conditions
     solutions: tuple[CollectedSolution, ...]
 
     @property
@@ -415,7 +415,7 @@ def read_run(folder: Path) -> CollectedRun:
     contents = read_run_folder(folder, COLLECT)
     rows = {row.id: row for row in contents.rows}  # of several rows, the last one counts
     solutions = (_solution(folder, row.id, row.question, row.states, row.status == "done") for row in rows.values())
-    return CollectedRun(folder, Facts.of(contents.run), tuple(solution for solution in solutions if solution.states))
+    return CollectedRun(folder, Conditions.of(contents.run), tuple(solution for solution in solutions if solution.states))
 
 
 def read_packed(path: Path) -> CollectedRun:
@@ -423,7 +423,7 @@ def read_packed(path: Path) -> CollectedRun:
     with os_errors(UsageError, f"{path}: cannot be read", "use a file of packed states"):
         try:
             first, *lines = lzma.decompress(path.read_bytes()).splitlines()
-            facts, rows = Facts.model_validate_json(first), [PackedSolution.model_validate_json(line) for line in lines]
+            facts, rows = Conditions.model_validate_json(first), [PackedSolution.model_validate_json(line) for line in lines]
         except (lzma.LZMAError, ValueError) as error:
             raise DamagedRunError(f"{path}: not a file of packed states", "download the file again") from error
     return CollectedRun(path, facts, tuple(_solution(path, row.id, row.question, row.states, row.is_whole) for row in rows))

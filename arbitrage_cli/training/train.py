@@ -180,7 +180,7 @@ def _loss(model: Any, examples: Examples) -> float:
     return float(-np.average(np.log(np.where(examples.labels, probability, 1 - probability)), weights=examples.weights))
 
 
-Progress = Callable[[str], None]
+Announce = Callable[[str], None]
 
 BASELINES: Mapping[str, Mapping[str, float]] = {  # scores as weighted sums of features
     "lowest logprob": {"logprob_min": -1},
@@ -197,7 +197,7 @@ COLLECT_TO_THE_END = "to resume the run, repeat the command that collected the s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
+class FittedRecipe:
     """The networks of a recipe, one per round.
 
     `validated` and `measured`, of shape (n,), contain each state's log-odds in the round in which its problem belongs to the
@@ -218,7 +218,7 @@ def train(
     command: Sequence[str],
     created: str,
     seed: int = 0,
-    on_progress: Progress = lambda text: None,
+    on_progress: Announce = lambda text: None,
 ) -> Router:
     """Train a router. Raises UsageError if there are too few states, or if the router learned nothing."""
     _check(collected)
@@ -270,7 +270,7 @@ def _table(router: Router, collected: Collected, chosen: NDArray[np.bool_], prob
 # --- learning
 
 
-def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
+def choose(candidates: Sequence[FittedRecipe], truth: Truth) -> FittedRecipe:
     """Return the first (simplest) candidate within one standard error of the best candidate on the validation folds.
 
     This is the one-standard-error rule of Breiman et al., Classification and Regression Trees (1984), section 3.4.3.
@@ -283,8 +283,8 @@ def choose(candidates: Sequence[Candidate], truth: Truth) -> Candidate:
     return best
 
 
-def _candidates(collected: Collected, seed: int, on_progress: Progress) -> list[Candidate]:
-    found: dict[str, Candidate] = {}
+def _candidates(collected: Collected, seed: int, on_progress: Announce) -> list[FittedRecipe]:
+    found: dict[str, FittedRecipe] = {}
     for recipe in RECIPES:
         if recipe.label not in found:
             on_progress(f"learning: {recipe.label}")
@@ -294,7 +294,7 @@ def _candidates(collected: Collected, seed: int, on_progress: Progress) -> list[
     return list(found.values())
 
 
-def cross_validate(collected: Collected, recipe: Recipe, seed: int) -> Candidate:
+def cross_validate(collected: Collected, recipe: Recipe, seed: int) -> FittedRecipe:
     features, fold, truth = collected.features, collected.fold, _truth_of(collected)
     blank, networks = standardiser(features), list[Network]()
     validated, measured = np.empty(len(fold)), np.empty(len(fold))
@@ -304,7 +304,7 @@ def cross_validate(collected: Collected, recipe: Recipe, seed: int) -> Candidate
         networks.append(fit(recipe, blank, training, validation, seed + number))
         log_odds = networks[-1].log_odds(features)
         validated[validating], measured[testing] = log_odds[validating], log_odds[testing]
-    return Candidate(recipe, networks, validated, measured, selection_score(validated, truth))
+    return FittedRecipe(recipe, networks, validated, measured, selection_score(validated, truth))
 
 
 def _examples(collected: Collected, chosen: NDArray[np.bool_]) -> Examples:

@@ -20,7 +20,7 @@ from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBacke
 
 from arbitrage_cli.costs import measure, store
 from arbitrage_cli.costs.measure import DECODED, ROUNDS, Probes, probe, thread_counts, try_threads
-from arbitrage_cli.costs.store import Cache, Tuned, find_measurements, keep_tuned, machine_here, read_cache, tuned_file
+from arbitrage_cli.costs.store import Tuned, TunedFile, find_measurements, keep_tuned, machine_here, read_cache, tuned_file
 from arbitrage_cli.errors import ModelUnsupportedError, OutputError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
@@ -228,7 +228,7 @@ ZEROS = {"batches": [0.0] * 5, "prefill_token": 0.0}
 def test_a_damaged_file_counts_as_empty(tmp_path: Path, content: str | dict[str, Any]) -> None:
     path, notes = tmp_path / "tuned.json", list[str]()
     path.write_text(content if isinstance(content, str) else json.dumps({"schema": 1, "tuned": [GOOD | content]}))
-    assert (read_cache(path, notes.append), len(notes)) == (Cache(), 1)
+    assert (read_cache(path, notes.append), len(notes)) == (TunedFile(), 1)
     keep_tuned(path, [make_tuned()])
     assert len(read_cache(path, pytest.fail).tuned) == 1
 
@@ -270,7 +270,7 @@ def test_a_disturbed_measurement_is_used_for_an_hour_and_replaces_no_good_one(
 def test_a_pipe_in_place_of_the_file_blocks_nothing(tmp_path: Path) -> None:
     path, notes = tmp_path / "tuned.json", list[str]()
     os.mkfifo(path)
-    assert (read_cache(path, notes.append), len(notes)) == (Cache(), 1)
+    assert (read_cache(path, notes.append), len(notes)) == (TunedFile(), 1)
     with pytest.raises(OutputError):
         keep_tuned(path, [])
 

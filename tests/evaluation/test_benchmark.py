@@ -19,7 +19,7 @@ from made_up_tuning import unit_costs
 from scripted_models import open_scripted
 
 from arbitrage_cli.app.bench import plan, row_of
-from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Timing, missing
+from arbitrage_cli.app.loop import Attempt, Loop, RunCounts, Stopwatch, missing
 from arbitrage_cli.app.open_models import LocalModel, Model, WriterOptions, Writers
 from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay
 from arbitrage_cli.arbitrage import Flow, by_token_stats
@@ -97,7 +97,7 @@ class Bench:
     def flow(self, attempt: Attempt, trace: Trace) -> Flow:
         return attempt.route.flow(trace, self.sampler.seed + attempt.sample)
 
-    def row(self, attempt: Attempt, finished: Finished, timing: Timing) -> AttemptRow | None:
+    def row(self, attempt: Attempt, finished: Finished, timing: Stopwatch) -> AttemptRow | None:
         if isinstance(finished.error, InterruptedRunError):
             return None
         return row_of(attempt, finished, timing, self.grade, boxed_answer)

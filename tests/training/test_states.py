@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from arbitrage_cli.arbitrage import RateSteps, Request, WriteStep
+from arbitrage_cli.arbitrage import FlowRequest, RateSteps, WriteStep
 from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.training.states import (
@@ -137,7 +137,9 @@ def target_step(text: str, stop: StepStop = "separator") -> Step:
     return Step("target", text, 10, Cost(prefill_tokens=7), stop)
 
 
-def run(answers: Sequence[Step | tuple[float, ...]], judge: Judge = by_rating) -> tuple[Trace, list[State], list[Request]]:
+def run(
+    answers: Sequence[Step | tuple[float, ...]], judge: Judge = by_rating
+) -> tuple[Trace, list[State], list[FlowRequest]]:
     trace = Trace(Problem("p", "1 + 2"), Limits())
     states: list[State] = []
     flow = collect(trace, judge, states.append)

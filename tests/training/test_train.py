@@ -22,7 +22,7 @@ from arbitrage_cli.training.states import FOLDS, Collected, read_states
 from arbitrage_cli.training.train import (
     RECIPES,
     THINKING,
-    Candidate,
+    FittedRecipe,
     Recipe,
     calibrate,
     choose,
@@ -232,12 +232,12 @@ def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path, monkeypatch:
         assert (measure(probability[mine], truth)["auc"].value or 0) > 0.6
 
 
-def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> Candidate:
+def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> FittedRecipe:
     size = 10
     layer = (np.zeros((size, units), np.float32), np.zeros(units, np.float32)) if units else None
     zeros = np.zeros(size, np.float32)
     network = Network(zeros, zeros + 1, np.zeros(units or size, np.float32), 0.0, layer)
-    return Candidate(Recipe(units, 1.0), [network], log_odds, log_odds, selection_score(log_odds, truth))
+    return FittedRecipe(Recipe(units, 1.0), [network], log_odds, log_odds, selection_score(log_odds, truth))
 
 
 def test_smaller_router_wins_unless_the_larger_is_clearly_better() -> None:
