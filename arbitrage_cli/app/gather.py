@@ -6,7 +6,7 @@ Missing files are downloaded, and missing token costs are measured.
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.decide import ModelFacts, RequestFacts
 from arbitrage_cli.app.open_models import RemoteModel
@@ -103,7 +103,28 @@ def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) 
     return found
 
 
+if TYPE_CHECKING:
+    from arbitrage_cli.runs.run import Run
+
 OpenServed = Callable[[ModelRole], RemoteModel | None]
+
+
+def fetch_and_gather(
+    request: Request,
+    display: Display,
+    open_served: OpenServed,
+    began: "Run | None" = None,
+    limit: float = PROBE_SECONDS,
+) -> RequestFacts:
+    """Return the facts about the request's models, after missing files are downloaded and missing costs are measured.
+
+    Of a run that `began`, also the models of the earlier policies are needed, and their servers are not asked. The probes take
+    at most `limit` seconds.
+    """
+    policies, known = ([route.policy for route in began.routes], began.decided.models) if began else ([], {})
+    paths = fetch(request.models_for([*policies, *request.asked]), display, offline=request.options.offline)
+    measured = None if paths.keys() <= known.keys() else measure_missing(request, paths, display, limit)
+    return gather(request, measured, lambda role: None if role in known else open_served(role))
 
 
 def gather(

@@ -4,12 +4,13 @@ A model runs in this process or on a server.
 """
 
 import contextlib
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import WRITING, Request
@@ -36,6 +37,9 @@ from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, Setup
 from arbitrage_cli.system.files import state_of
 from arbitrage_cli.types import ModelRole
+
+if TYPE_CHECKING:
+    from arbitrage_cli.inference.servers.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,3 +313,27 @@ class OpenModels:
         contexts = {role: model.context_size for role, model in models.items()}
         load = replace(self._decided.settings.load, num_sequences=num_sequences)
         return memory_needed(self._decided.sources, load, self._rollback, contexts)
+
+
+def served_models(request: Request, display: Display, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
+    """Return a function that opens a model on a server. Each server is asked once, when its model is first needed.
+
+    The function raises ServerError if the server cannot be used.
+    """
+
+    @functools.cache
+    def connection() -> "Connection":
+        from arbitrage_cli.inference.servers.connection import Connection  # slow to import
+
+        return stack.enter_context(contextlib.closing(Connection()))
+
+    @functools.cache
+    def open_model_of(role: ModelRole) -> RemoteModel:
+        from arbitrage_cli.inference.servers.model import open_served
+
+        source = request.named.served[role]
+        display.loading(f"asking {source.address.host}", 0.0)
+        is_greedy, continues = not request.options.temperature, not request.writes_whole
+        return RemoteModel(open_served(connection(), source, role, is_greedy=is_greedy, continues=continues))
+
+    return open_model_of

@@ -1,15 +1,14 @@
 """Takes a command from its request to what is decided and to its open models, and describes the solutions that they write."""
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from arbitrage_cli.app.decide import RequestFacts, available_router, decide
-from arbitrage_cli.app.gather import fetch, gather, machine_facts, measure_missing, warn_of_load
-from arbitrage_cli.app.open_models import OpenModels, RemoteModel
+from arbitrage_cli.app.decide import available_router, decide
+from arbitrage_cli.app.gather import fetch, fetch_and_gather, machine_facts, warn_of_load
+from arbitrage_cli.app.open_models import OpenModels, served_models
 from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request, is_arithmetic
@@ -26,7 +25,6 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Limits, ModelRole, Trace
 
 if TYPE_CHECKING:
-    from arbitrage_cli.inference.servers.connection import Connection
     from arbitrage_cli.runs.run import Run, Setup
 
 log = logging.getLogger("arbitrage.session")
@@ -140,17 +138,16 @@ class Session:
         router = self.router.router
         if router is None or self.router.is_universal or self.decided.router is None:
             return
-        loaded = {role: model.card.name for role, model in self.models.by_role.items() if role in ("draft", "target")}
-        pairs = [pair for pair in router.card.pairs if all(pair[role]["name"] == name for role, name in loaded.items())]
-        files = {role: sha256 for role in loaded if (sha256 := self.decided.models[role].sha256)}
-        if not pairs:
+        roles, decided = ("draft", "target"), self.decided.models
+        loaded = {
+            role: decided[role].sha256 or model.card.name for role, model in self.models.by_role.items() if role in roles
+        }
+        if not any(all(name in pair[role].values() for role, name in loaded.items()) for pair in router.card.pairs):
             trained_on = " and ".join(model["name"] for model in router.card.pairs[0].values())
             log.warning(
-                "router %s was trained on %s, so its thresholds may not suit these models", router.card.name, trained_on
-            )
-        elif not any(all(pair[role]["sha256"] == sha256 for role, sha256 in files.items()) for pair in pairs):
-            log.warning(
-                "router %s was trained on other files of these models, such as another quantization", router.card.name
+                "router %s was trained on other models, or on other files of these models (%s), so its thresholds may not suit them",
+                router.card.name,
+                trained_on,
             )
 
 
@@ -170,11 +167,12 @@ def open_session(
     again. At most `most` problems are solved at once. Costs are measured in at most `limit` seconds.
     """
     with contextlib.ExitStack() as stack:
-        open_served = _server_models(request, display, stack)
+        open_served = served_models(request, display, stack)
         if began:
-            decided = _continued(request, began, display, open_served)
+            fetch(request.models_for([route.policy for route in began.routes]), display, offline=request.options.offline)
+            decided = continued(request, began, lambda added: fetch_and_gather(added, display, open_served, began))
         elif decided is None:
-            decided = _decided(request, display, open_served, limit)
+            decided = decide(request, fetch_and_gather(request, display, open_served, limit=limit))
         for note in decided.notes:
             display.tell(note)
         if decided.tau_costs:
@@ -184,54 +182,3 @@ def open_session(
         yield session
         if request.loads == "needed":  # a run, whose results are stored
             models.check_files()
-
-
-def _decided(
-    request: Request,
-    display: Display,
-    open_served: Callable[[ModelRole], RemoteModel],
-    limit: float,
-) -> "Setup":
-    sources = request.models_for(request.asked)
-    paths = fetch(sources, display, offline=request.options.offline)
-    measured = measure_missing(request, paths, display, limit)
-    return decide(request, gather(request, measured, open_served))
-
-
-def _continued(request: Request, began: "Run", display: Display, open_served: Callable[[ModelRole], RemoteModel]) -> "Setup":
-    """Return what was decided when a run began, and the request's further policies. Without these, no server is asked."""
-    sources = request.models_for([route.policy for route in began.routes])
-    fetch(sources, display, offline=request.options.offline)
-    known = began.decided.models
-
-    def facts_of(added: Request) -> RequestFacts:
-        needed = added.models_for([*(route.policy for route in began.routes), *added.asked])
-        paths = fetch(needed, display, offline=request.options.offline)
-        measured = None if paths.keys() <= known.keys() else measure_missing(added, paths, display)
-        return gather(added, measured, lambda role: None if role in known else open_served(role))
-
-    return continued(request, began, facts_of)
-
-
-def _server_models(request: Request, display: Display, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:
-    """Return a function that opens a model on a server. Each server is asked once, when its model is first needed.
-
-    The function raises ServerError if the server cannot be used.
-    """
-
-    @functools.cache
-    def connection() -> "Connection":
-        from arbitrage_cli.inference.servers.connection import Connection  # slow to import
-
-        return stack.enter_context(contextlib.closing(Connection()))
-
-    @functools.cache
-    def open_model_of(role: ModelRole) -> RemoteModel:
-        from arbitrage_cli.inference.servers.model import open_served
-
-        source = request.named.served[role]
-        display.loading(f"asking {source.address.host}", 0.0)
-        is_greedy, continues = not request.options.temperature, not request.writes_whole
-        return RemoteModel(open_served(connection(), source, role, is_greedy=is_greedy, continues=continues))
-
-    return open_model_of
