@@ -66,7 +66,7 @@ def show_everywhere(display: Display, text: str) -> None:
     display.note(f"note {text}")
     display.handle(finish(make_trace(identifier=text), ProblemError(f"error {text}")))
     display.end()
-    progress = RunProgress(f"title {text}", 1, 2, [Standing(f"label {text}", 2, 1, 1)])
+    progress = RunProgress(f"title {text}", 1, 2, [Standing(f"label {text}", 2, 1, 1, 1, 2.0)])
     display.begin(progress)
     display.handle(AttemptStarted(f"attempt {text}", f"label {text}"))
     display.handle(AttemptEnded(f"attempt {text}", f"label {text}", "error", f"detail {text}", None, progress))

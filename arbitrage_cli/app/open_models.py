@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import WRITING, Request
-from arbitrage_cli.costs.memory import Need, check_concurrency, check_memory, memory_needed, rollback_of
+from arbitrage_cli.costs.memory import Need, check_memory, memory_needed, rollback_of
 from arbitrage_cli.costs.store import threads_without_costs
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
 from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
@@ -168,7 +168,7 @@ class OpenModels:
     writers: Writers
 
     def __init__(self, request: Request, decided: Setup, open_served: Callable[[ModelRole], RemoteModel], most: int) -> None:
-        """Choose the concurrency, at most `most`. Raises UsageError or ModelMemoryError if the memory is too small for it."""
+        """Choose the concurrency, at most `most`."""
         self._request, self._decided, self._open_served = request, decided, open_served
         self._stack = contextlib.ExitStack()
         self.by_role = {}
@@ -182,8 +182,6 @@ class OpenModels:
         self._file_states = {path: state_of(path) for path in paths}
         asked = request.options.concurrency or decided.concurrency
         self.concurrency = max(1, min(asked, most))
-        if self.concurrency > 1:
-            check_concurrency(self.concurrency, self._memory_needed(1))
 
     def close(self) -> None:
         self._stack.close()
@@ -196,9 +194,12 @@ class OpenModels:
                 raise ModelFileError(f"{path}: the file changed while it was in use", hint)
 
     def load(self, policies: Iterable[Policy], display: Display) -> None:
-        """Load the models for these policies. Raises UsageError if a server's model has changed."""
+        """Load the models for these policies.
+
+        Raises UsageError or ModelMemoryError if they do not fit in the memory; UsageError if a server's model has changed.
+        """
         sources = self._decided.sources
-        check_memory(self._memory_needed(self.concurrency))
+        check_memory(self._memory_needed, self.concurrency)
         for role, source in sources.items():  # servers first, because files take time to load
             if is_served(source):
                 self.by_role[role] = self._open_served(role)
@@ -229,11 +230,9 @@ class OpenModels:
         """What the loaded models said about themselves, for run.json."""
         found: dict[ModelRole, LoadedModel] = {}
         for role, model in self.by_role.items():
-            card, template = model.card, model.chat_template
+            template = model.chat_template
             digest = None if template is None else hashlib.sha256(template.encode()).hexdigest()
-            found[role] = LoadedModel(
-                name=card.name, description=card.description, kv_cache=card.kv_cache, chat_template_sha256=digest
-            )
+            found[role] = LoadedModel(name=model.card.name, description=model.card.description, chat_template_sha256=digest)
         return found
 
     def check_token_stats(self, policies: Iterable[Policy]) -> None:
@@ -308,11 +307,10 @@ class OpenModels:
         target = self._decided.models.get("target")  # no other model verifies draft tokens
         return {"target": rollback_of(target.source, target.costs)} if target else {}
 
-    def _memory_needed(self, num_sequences: int) -> Need:
-        models = self._decided.models
-        contexts = {role: model.context_size for role, model in models.items()}
-        load = replace(self._decided.settings.load, num_sequences=num_sequences)
-        return memory_needed(self._decided.sources, load, self._rollback, contexts)
+    @property
+    def _memory_needed(self) -> Need:
+        contexts = {role: model.context_size for role, model in self._decided.models.items()}
+        return memory_needed(self._decided.sources, self._decided.settings.load, self._rollback, contexts)
 
 
 def served_models(request: Request, display: Display, stack: contextlib.ExitStack) -> Callable[[ModelRole], RemoteModel]:

@@ -22,8 +22,8 @@ class Standing:
     planned: int
     tried: int
     done: int
-    correct: int | None = None
-    seconds: float | None = None
+    correct: int
+    seconds: float
     speedup: float | None = None  # over the target alone on the same problems, if problems are solved one at a time
 
 

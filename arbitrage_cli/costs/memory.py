@@ -128,29 +128,13 @@ def memory_needed(
     return Need(host, gpu, is_known, most)
 
 
-def check_memory(need: Need) -> None:
-    """Raise ModelMemoryError if one problem needs more than the memory of the machine or the GPU.
+def check_memory(need: Need, count: int = 1) -> None:
+    """Raise ModelMemoryError if `count` problems at once do not fit in the memory of the machine or the GPU.
 
-    Warn if one problem needs more than the free memory.
+    A single problem must fit in the whole memory, with a warning if it needs more than the free memory. Several problems must
+    fit in the free memory. Without this check, the system might grant the memory and kill the process later.
 
-    Without this check, the system might grant the memory and kill the process later.
-    """
-    for part, room in need.rooms():
-        message = (
-            f"the models need {part.bytes_for(1) / GIB:.1f} GiB of {room.name} ({part.weights / GIB:.1f} for their weights, "
-            f"{part.each / GIB:.1f} for their KV caches)"
-        )
-        if room.total is not None and part.bytes_for(1) > room.total:
-            raise ModelMemoryError(f"{message}, but this machine has {room.total / GIB:.1f}", room.hint)
-        if room.free is not None and part.bytes_for(1) > room.free:
-            log.warning(
-                "%s, but only %.1f are free, so the run may be slow or fail; %s", message, room.free / GIB, room.hint
-            )
-
-
-def check_concurrency(count: int, need: Need) -> None:
-    """Raise UsageError if llama.cpp has too few sequences for `count` problems at once, or ModelMemoryError if these do not
-    fit in the free memory.
+    Raises UsageError if llama.cpp has too few sequences for the problems.
     """
     if count > need.most:
         raise UsageError(
@@ -160,13 +144,19 @@ def check_concurrency(count: int, need: Need) -> None:
         )
     rooms = need.rooms()
     for part, room in rooms:
-        if room.free is not None and part.bytes_for(count) > room.free:
+        needed = part.bytes_for(count)
+        message = (
+            f"{f'{count} problems at once' if count > 1 else 'the models'} need {needed / GIB:.1f} GiB of {room.name} "
+            f"({part.weights / GIB:.1f} for the weights, {part.each / GIB:.2f} for each problem's KV caches)"
+        )
+        is_tight = room.free is not None and needed > room.free
+        if is_tight and count > 1:
             fits = need.largest((part, room.free) for part, room in rooms if room.free is not None)
-            raise ModelMemoryError(
-                f"{count} problems at once need {part.bytes_for(count) / GIB:.1f} GiB of {room.name} ({part.weights / GIB:.1f} for the "
-                f"models, {part.each / GIB:.2f} for each problem's KV cache), but {room.free / GIB:.1f} are available",
-                f"use --concurrency {max(1, fits)}, or {room.hint}",
-            )
+            raise ModelMemoryError(f"{message}, more than is free", f"use --concurrency {max(1, fits)}, or {room.hint}")
+        if room.total is not None and needed > room.total:
+            raise ModelMemoryError(f"{message}, but this machine has {room.total / GIB:.1f}", room.hint)
+        if is_tight:
+            log.warning("%s, more than is free, so the run may be slow or fail; %s", message, room.hint)
 
 
 def _share_on_gpu(facts: Facts, load: LoadOptions) -> float:

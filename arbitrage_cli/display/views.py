@@ -32,10 +32,8 @@ from arbitrage_cli.types import (
 )
 
 DRAFT_ROWS, TEXT_ROWS, FOOTER_ROWS = 3, 6, 2
-MAX_PROBLEMS = 8  # problems in the region
 NO_ARITHMETIC = "this question is not arithmetic, so the answer of the built-in models is probably wrong"
 MAX_QUESTION, MAX_THOUGHT = 200, 160  # characters
-TAIL = 40  # characters of a problem's text, if several problems are solved at once
 BAR = 24  # characters
 MARGIN = "     "
 DIFF_HEADER = 3  # lines before the changes
@@ -115,13 +113,8 @@ class SolveView:
             return []
         progress, summary = self._progress(now), wording.summary(self._totals.figures)
         if self._run.concurrency > 1:
-            shown = [*self._steps.items()][:MAX_PROBLEMS]
-            hidden = f", {len(shown)} of them shown" if len(shown) < len(self._steps) else ""
-            counts = wording.joined(f"{formatting.count(len(self._steps), 'problem')} at once{hidden}", progress)
-            problems = (
-                Line.of(f"  {trace.problem.id}", *step.head, f"  {step.text[-TAIL:]}", rows=1) for trace, step in shown
-            )
-            return [Line.of((counts, "bold"), rows=1), *problems, Line.of((summary, "dim"), rows=1)]
+            counts = wording.joined(f"{formatting.count(len(self._steps), 'problem')} at once", progress)
+            return [Line.of((counts, "bold"), rows=1), Line.of((summary, "dim"), rows=1)]
         (step,) = self._steps.values()
         if step.writer is None:
             return []
@@ -333,9 +326,10 @@ class RunView:
 
 
 def _standing_lines(standings: Sequence[Standing]) -> list[Line]:
+    is_graded = any(row.correct for row in standings)
     cells = {
         "done": [f"{row.tried}/{row.planned}" for row in standings],
-        "right": ["" if row.correct is None or not row.tried else f"{row.correct / row.tried:.0%}" for row in standings],
+        "right": [f"{row.correct / row.tried:.0%}" if is_graded and row.tried else "" for row in standings],
         "s each": [formatting.number(row.seconds / row.done) if row.done and row.seconds else "" for row in standings],
         "speed": ["" if row.speedup is None else f"{row.speedup:.2f}x" for row in standings],
         "failed": [str(row.tried - row.done) if row.tried > row.done else "" for row in standings],

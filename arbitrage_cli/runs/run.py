@@ -164,7 +164,6 @@ class LoadedModel(Record):
 
     name: str
     description: str
-    kv_cache: str | None
     chat_template_sha256: str | None
 
 

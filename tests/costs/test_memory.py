@@ -12,7 +12,6 @@ from arbitrage_cli.costs import memory
 from arbitrage_cli.costs.memory import (
     Need,
     Part,
-    check_concurrency,
     check_memory,
     memory_needed,
     rollback_of,
@@ -36,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelRole, Path]) -> None:
     served: dict[ModelRole, str] = {"draft": "http://a/v1", "target": "http://b/v1"}
     need = memory_needed(served, LoadOptions())
-    check_concurrency(MAX_CONCURRENCY, need)
+    check_memory(need, MAX_CONCURRENCY)
     mixed = memory_needed(served | {"draft": str(tiny["draft"])}, LoadOptions(256))
     assert mixed.most == 256
 
@@ -147,11 +146,11 @@ def test_one_is_refused_only_if_it_never_fits(
 )
 def test_what_does_not_fit_is_refused_with_what_would(count: int, need: Need, hint: str) -> None:
     with pytest.raises(ModelMemoryError) as caught:
-        check_concurrency(count, need)
+        check_memory(need, count)
     assert hint in caught.value.hint
 
 
 @pytest.mark.usefixtures("gpu")
 def test_what_fits_is_taken() -> None:
-    check_concurrency(8, Need(Part(10, 10), Part(100, 50)))
-    check_concurrency(9, Need(Part(100, 100)))
+    check_memory(Need(Part(10, 10), Part(100, 50)), 8)
+    check_memory(Need(Part(100, 100)), 9)

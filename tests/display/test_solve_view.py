@@ -151,24 +151,19 @@ def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, r
 SHARED = RunInfo(Route(POLICIES["entropy"], 1.0), num_problems=7, concurrency=3)
 
 
-def test_several_at_once_have_a_row_each(make_view: MakeView) -> None:
+def test_several_at_once_are_counted(make_view: MakeView) -> None:
     view = make_view(run=SHARED)
     traces = [make_trace(question=f"What is {number} + 1?", identifier=f"p{number}") for number in range(3)]
     for trace in traces:
         view.display.handle(Started(trace))
         view.write(trace, "draft", f"text of {trace.problem.id}")
-    rows = view.screen.text.splitlines()[-5:]
-    assert rows[0] == "3 problems at once; 0/7"
-    assert [row.split() for row in rows[1:4]] == [
-        [f"p{number}", "1", "draft", "1", "token", "text", "of", f"p{number}"] for number in range(3)
-    ]
+    assert view.screen.text.splitlines()[-2] == "3 problems at once; 0/7"
     view.decide(traces[1], accept(stop="end"))
     view.display.handle(finish(traces[1]))
     view.write(traces[2], "target", "x")
     shown = view.screen.text.splitlines()
     assert "problem p1:   1  draft   accept" in view.screen.text
-    assert shown[-4] == "2 problems at once; 1/7; about 2 s left"
-    assert [row.split()[0] for row in shown[-3:-1]] == ["p0", "p2"]
+    assert shown[-2] == "2 problems at once; 1/7; about 2 s left"
 
 
 @pytest.mark.parametrize(("columns", "rows"), SIZES)

@@ -108,7 +108,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
         "samples": samples,
         "grader": "1",
         "loaded": {
-            role: {"name": name, "description": f"{name} Q4_K_M", "kv_cache": None, "chat_template_sha256": None}
+            role: {"name": name, "description": f"{name} Q4_K_M", "chat_template_sha256": None}
             for role, name, _, _ in MODELS
         },
     }
