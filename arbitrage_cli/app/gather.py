@@ -202,7 +202,7 @@ def _model_facts(
     if is_served(source):
         remote = open_served(role)
         prompt = remote.prompt(request.style) if remote and has_thoughts else None
-        return ModelFacts(source, prompt=prompt, served=remote.served_facts() if remote else None)
+        return ModelFacts(source, prompt=prompt, served=remote.served_facts if remote else None)
     facts = read_facts(files) if files else None
     return ModelFacts(
         source,

@@ -11,7 +11,6 @@ import itertools
 import math
 import shlex
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -56,9 +55,8 @@ class RunCounts:
     ) -> None:
         self._title, self._planned, self._left, self._concurrency, self._ends = title, planned, left, concurrency, ends
         self._began, self._finished = time.monotonic(), 0
-        self._tried: dict[Route, set[SampleKey]] = {route: set() for route in routes}
-        self._done: dict[Route, dict[SampleKey, float]] = {route: {} for route in routes}  # seconds
-        self._correct = Counter[Route]()
+        self._ended: dict[Route, dict[SampleKey, tuple[float | None, bool]]] = {route: {} for route in routes}
+        """The seconds of each attempt, or None if it failed, and whether its answer is correct."""
 
     def begin(self) -> RunProgress:
         """Measure the time from now on."""
@@ -67,26 +65,20 @@ class RunCounts:
 
     def add(self, route: Route, row: Any, *, is_new: bool = True) -> None:
         """Count the row of an attempt. `is_new` is false for an attempt of an earlier command."""
-        key = row.id, row.sample
-        self._tried[route].add(key)
-        if row.status == "done":
-            self._done[route][key] = row.took
-            self._correct[route] += row.verdict[0] == "correct"
+        seconds = row.took if row.status == "done" else None
+        self._ended[route][row.id, row.sample] = seconds, row.verdict[0] == "correct"
         self._left -= is_new
         self._finished += is_new
 
     def now(self) -> RunProgress:
-        total = self._planned * len(self._tried)
-        standings = list(map(self._standing, self._tried))
+        total = self._planned * len(self._ended)
+        standings = list(map(self._standing, self._ended))
         return RunProgress(self._title, total - self._left, total, standings, self._seconds_left)
 
     def _standing(self, route: Route) -> Standing:
-        done, target = self._done[route], next((self._done[one] for one in self._done if one.policy.name == "target"), {})
-        shared = done.keys() & target.keys()
-        own = sum(done[key] for key in shared)
-        speedup = sum(target[key] for key in shared) / own if own and self._concurrency == 1 else None
-        counts = self._planned, len(self._tried[route]), len(done), self._correct[route]
-        return Standing(route.label, *counts, sum(done.values()), speedup)
+        ended = self._ended[route].values()
+        done = [seconds for seconds, _ in ended if seconds is not None]
+        return Standing(route.label, self._planned, len(ended), len(done), sum(right for _, right in ended), sum(done))
 
     @property
     def _seconds_left(self) -> float | None:

@@ -95,16 +95,13 @@ class LocalModel:
         context = f"context {card.context_size}" + (f", KV cache {card.kv_cache}" if card.kv_cache else "")
         return f"{card.name} ({card.description}; {context}, {threads}, {layers})"
 
-    def served_facts(self) -> Mapping[str, Any] | None:
-        return None
-
 
 class RemoteModel:
     """A model on a server, with the same methods as `LocalModel`."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
-        self.card, self.chat_template = model.card, model.source.template
+        self.card, self.chat_template, self.served_facts = model.card, model.source.template, model.facts
         self.sends_token_stats = bool(model.num_alternatives)
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
@@ -125,9 +122,6 @@ class RemoteModel:
 
     def describe(self) -> str:
         return self._model.description
-
-    def served_facts(self) -> Mapping[str, Any] | None:
-        return self._model.facts
 
 
 Model = LocalModel | RemoteModel
@@ -202,8 +196,8 @@ class OpenModels:
         check_memory(self._memory_needed, self.concurrency)
         for role, source in sources.items():  # servers first, because files take time to load
             if is_served(source):
-                self.by_role[role] = self._open_served(role)
-                self._check_server(role)
+                self.by_role[role] = remote = self._open_served(role)
+                self._check_server(role, remote)
         self.check_token_stats(policies)
         for role, source in sources.items():
             if not is_served(source):
@@ -292,9 +286,9 @@ class OpenModels:
         path = str(next(iter(local_files(model.source)), model.source))
         return LocalModel(self._stack.enter_context(contextlib.closing(open_model(path, options, progress))))
 
-    def _check_server(self, role: ModelRole) -> None:
+    def _check_server(self, role: ModelRole, remote: RemoteModel) -> None:
         before: Mapping[str, Any] = self._decided.models[role].served or {}
-        now = self.by_role[role].served_facts() or {}
+        now = remote.served_facts
         for name in before:
             if before[name] != now.get(name):
                 raise UsageError(

@@ -24,7 +24,6 @@ class Standing:
     done: int
     correct: int
     seconds: float
-    speedup: float | None = None  # over the target alone on the same problems, if problems are solved one at a time
 
 
 @dataclass(frozen=True, slots=True)

@@ -331,7 +331,6 @@ def _standing_lines(standings: Sequence[Standing]) -> list[Line]:
         "done": [f"{row.tried}/{row.planned}" for row in standings],
         "right": [f"{row.correct / row.tried:.0%}" if is_graded and row.tried else "" for row in standings],
         "s each": [formatting.number(row.seconds / row.done) if row.done and row.seconds else "" for row in standings],
-        "speed": ["" if row.speedup is None else f"{row.speedup:.2f}x" for row in standings],
         "failed": [str(row.tried - row.done) if row.tried > row.done else "" for row in standings],
     }
     shown = {heading: column for heading, column in cells.items() if any(column)}

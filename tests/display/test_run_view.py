@@ -13,8 +13,8 @@ from arbitrage_cli.display.display import CommandDisplay, PlainScreen, Screen
 from arbitrage_cli.display.live import LiveScreen
 from arbitrage_cli.types import Writing, Wrote
 
-TARGET = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=9.0, speedup=1.0)
-ENTROPY = Standing("entropy@0.5", planned=3, tried=2, done=1, correct=1, seconds=3.0, speedup=1.5)
+TARGET = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=9.0)
+ENTROPY = Standing("entropy@0.5", planned=3, tried=2, done=1, correct=1, seconds=3.0)
 BEGUN = RunProgress("bench set", 4, 6, (TARGET, ENTROPY), seconds_left=90.0)
 AT_ONCE = RunProgress("bench set", 2, 3, (Standing("target", 3, 2, 2, correct=1, seconds=0.5),), seconds_left=90.0)
 
@@ -38,8 +38,8 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
     view.display.handle(Wrote(trace, "draft", "x"))
     before, head, names, _, entropy, attempt, last = view.screen.lines
     assert head == "bench set  00:30  4/6; about 1 min left  " + "█" * 16 + "░" * 8
-    assert entropy == "  entropy@0.5   2/3    50%    3.00  1.50x       1"
-    assert names.split() == ["done", "right", "s", "each", "speed", "failed"]
+    assert entropy == "  entropy@0.5   2/3    50%    3.00       1"
+    assert names.split() == ["done", "right", "s", "each", "failed"]
     assert attempt[1:].split() == ["p7,", "entropy@0.5", "1", "draft", "1", "token"]
     assert last == "  last: p[2J1, entropy@0.5: incorrect (1 2), 12.3 s"
     view.display.close()
@@ -49,7 +49,7 @@ def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
 def test_narrow_terminal_loses_the_bar_before_the_figures(make_view: MakeView) -> None:
     _, head, *_, row = make_view(BEGUN, 50).screen.lines
     assert head.startswith("bench set  00:00  4/6; about 2 min left  ██")
-    assert row == "  entropy@0.5   2/3    50%    3.00  1.50x       1"
+    assert row == "  entropy@0.5   2/3    50%    3.00       1"
 
 
 def test_several_at_once_are_counted(make_view: MakeView) -> None:
