@@ -13,15 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from arbitrage_cli.app.decide import decide
-from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.loop import Attempt, Stopwatch, StoredRun, missing, offering_to_resume
 from arbitrage_cli.app.options import BenchOptions
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
-from arbitrage_cli.app.resume import check_data_set, continued, routes_of
-from arbitrage_cli.app.session import Session, open_session
+from arbitrage_cli.app.resume import check_data_set, routes_of
+from arbitrage_cli.app.session import Session, decide_without_models, open_session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
 from arbitrage_cli.problems.rows import Item
@@ -189,10 +187,8 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
     Raises UsageError or DamagedRunError if the folder's run cannot be continued.
     """
     began, statuses = None if options.fresh else begun_run(path, BENCH), {}
-    if began is None:
-        decided = decide(request, gather(request))
-    else:
-        decided = continued(request, began, gather)
+    decided = decide_without_models(request, began)
+    if began:
         check_data_set(began.dataset, selected.dataset)
         statuses = {row.key: row.status for row in read_run_folder(path).rows}
     attempts = plan(selected.items, routes_of(request, decided), options.samples)

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.decide import available_router, decide
-from arbitrage_cli.app.gather import fetch, fetch_and_gather, machine_facts, warn_of_load
+from arbitrage_cli.app.gather import fetch, fetch_and_gather, gather, machine_facts, warn_of_load
 from arbitrage_cli.app.open_models import OpenModels, served_models
 from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.app.protocol import Display
@@ -182,3 +182,8 @@ def open_session(
         yield session
         if request.loads == "needed":  # a run, whose results are stored
             models.check_files()
+
+
+def decide_without_models(request: Request, began: "Run | None") -> "Setup":
+    """Return what a session would decide. Nothing is downloaded or measured, and no server is asked."""
+    return continued(request, began, gather) if began else decide(request, gather(request))
