@@ -13,7 +13,7 @@ from arbitrage_cli.app.open_models import RemoteModel
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import WRITING, NamedModels, Request
 from arbitrage_cli.app.resume import settings_of
-from arbitrage_cli.costs.measure import PROBE_SECONDS, Measurement, measure_and_keep
+from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
 from arbitrage_cli.costs.store import (
     AdvisedPair,
     StoredAdvice,
@@ -39,7 +39,7 @@ from arbitrage_cli.system.machine import free_cores, logical_processors, process
 from arbitrage_cli.types import ModelRole
 
 
-def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> Measurement:
+def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> dict[ModelRole, Tuned]:
     """Measure and store the unit costs of both models.
 
     Raises UsageError if llama.cpp cannot run a model on this machine; OutputError if the costs cannot be stored.
@@ -73,7 +73,7 @@ def measure_missing(
     if known.keys() == paths.keys():
         return known
     display.tell("measuring the token costs of these models on this machine")
-    measured = measure_and_keep(paths, load, display.loading, display.note, limit).models
+    measured = measure_and_keep(paths, load, display.loading, display.note, limit)
     return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
 
 

@@ -19,7 +19,6 @@ from typing import Protocol, cast
 import numpy as np
 
 from arbitrage_cli.costs.memory import check_memory, memory_needed
-from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.store import Tuned, keep_tuned, loading_of, machine_here, threads_without_costs, tuned_file
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
@@ -50,18 +49,6 @@ class Threaded(Backend, Protocol):
     """A backend whose number of threads can be changed."""
 
     def use_threads(self, count: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """The measured costs of models. `speeds` maps each tested number of threads to the tokens per second."""
-
-    models: Mapping[ModelRole, Tuned]
-    speeds: Mapping[ModelRole, Mapping[int, float]]
-
-    @property
-    def pair(self) -> PairCosts | None:
-        return PairCosts.of({role: model.costs for role, model in self.models.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +92,8 @@ def measure_and_keep(
     on_loading: Callable[[str, float], None],
     note: Callable[[str], None],
     limit: float = PROBE_SECONDS,
-) -> Measurement:
-    """Measure models together and store their costs.
+) -> dict[ModelRole, Tuned]:
+    """Measure models together, store their costs and return them.
 
     A note is shown if the measurement was disturbed or cannot be stored. The probes end after `limit` seconds, but each runs at least once.
 
@@ -125,7 +112,8 @@ def measure_and_keep(
         probe(on_gpu, rounds=1)  # GPU drivers compile when a number of tokens is first computed
         share = limit / 2 / len(backends)
         counts = {role: [count] if load.threads else thread_counts(min(count, free)) for role, count in most.items()}
-        speeds = {role: try_threads(backend, counts[role], limit=share) for role, backend in backends.items()}
+        for role, backend in backends.items():
+            try_threads(backend, counts[role], limit=share)
         probes = probe(backends, limit=limit * 3 / 8)
         if _disturbed(probes, on_gpu):  # once more, because a disturbance may be short
             probes = probe(backends, limit=limit / 8)
@@ -152,7 +140,7 @@ def measure_and_keep(
         keep_tuned(tuned_file(), [*models.values()])
     except OutputError as error:
         note(f"the token costs are used only by this command, because they cannot be stored: {error.message}")
-    return Measurement(models, speeds)
+    return models
 
 
 def _disturbed(probes: Mapping[ModelRole, Probes], on_gpu: Container[ModelRole]) -> set[ModelRole]:

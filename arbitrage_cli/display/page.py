@@ -87,7 +87,7 @@ def _view(run: Run, figures: Json) -> dict[str, Any]:
 
 
 def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> dict[str, Any]:
-    """Return a table of the policies that have a figure: its columns, and whether a column has intervals or counts."""
+    """Return a table of the policies that have a figure: its columns, and whether a column has intervals."""
     made = [policy for policy in policies if known(shown, [policy])]
     kept = [(column, any(column.cell(policy)[1] for policy in made)) for column in known(shown, made)]
     rows = [(policy["policy"], policy["label"], [column.cell(policy) for column, _ in kept]) for policy in made]

@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from arbitrage_cli.app.advise import Advice
-from arbitrage_cli.costs.measure import Measurement
-from arbitrage_cli.costs.store import tuned_file
+from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.costs.store import Tuned, tuned_file
 from arbitrage_cli.display.text import Json, is_drawable, one_line, safe, width_of, write
 from arbitrage_cli.display.verdict import alone, sentence, token_ratio_words
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.numbers import formatting
+from arbitrage_cli.types import ModelRole
 
 MAX_NAMES = 12  # problem IDs in a line
 UNUSUAL = ("unscored", "errors", "missing")  # outcomes that are noted; other notes name the limits that cut solutions
@@ -33,7 +34,7 @@ OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "miss
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column with a figure and, beside it, the figure's interval or the two numbers of a ratio.
+    """A column with a figure and, beside it, the figure's interval.
 
     If `name` is empty, the whole record is shown. `definition` is a key of DEFINITIONS.
     """
@@ -42,7 +43,6 @@ class Column:
     name: str
     show: Show = formatting.number
     show_interval: Show | None = None
-    has_counts: bool = False
     definition: str = ""
 
     @property
@@ -50,15 +50,8 @@ class Column:
         return self.definition or self.name
 
     def cell(self, figures: Json) -> tuple[str, str]:
-        return self.show(figures[self.name] if self.name else figures), self._beside(figures)
-
-    def _beside(self, figures: Json) -> str:
-        if self.show_interval:
-            return self.show_interval(figures[f"{self.name}_interval"])
-        if not self.has_counts or figures[self.name] is None:
-            return ""
-        ratio = figures["ratios"][self.name]
-        return f"{formatting.number(ratio['numerator'])}/{formatting.number(ratio['denominator'])}"
+        beside = self.show_interval(figures[f"{self.name}_interval"]) if self.show_interval else ""
+        return self.show(figures[self.name] if self.name else figures), beside
 
 
 def known(columns: Sequence[Column], records: Sequence[Json]) -> list[Column]:
@@ -108,12 +101,12 @@ PAGE: Mapping[str, Sequence[Column]] = {
         Column("clock speed-up", "measured_speedup", *TIMES),
     ),
     "Steps and tokens": (
-        Column("accepted steps", "acceptance_rate", formatting.percent, has_counts=True),
-        Column("stopped early", "stopped_early_rate", formatting.percent, has_counts=True),
-        Column("target calls per step", "target_call_rate", has_counts=True),
-        Column("target called", "called_rate", formatting.percent, has_counts=True),
+        Column("accepted steps", "acceptance_rate", formatting.percent),
+        Column("stopped early", "stopped_early_rate", formatting.percent),
+        Column("target calls per step", "target_call_rate"),
+        Column("target called", "called_rate", formatting.percent),
         Column("wasted draft tokens", "wasted_draft_tokens"),
-        Column("thinking tokens", "thinking_tokens_mean", has_counts=True),
+        Column("thinking tokens", "thinking_tokens_mean"),
     ),
     "Speed and price": (
         Column("draft tokens/s", "draft_tokens_per_second"),
@@ -313,22 +306,26 @@ def write_proposals(commands: Sequence[str], stream: TextIO) -> None:
     write(stream, "".join(f"{line}\n" for line in lines))
 
 
-def write_costs(found: Measurement, stream: TextIO) -> None:
+def write_costs(found: Mapping[ModelRole, Tuned], stream: TextIO) -> None:
     """Write the unit costs of each model as speeds, and the token ratio. Raises the same errors as `write`."""
     rows = []
-    for role, model in found.models.items():
+    for role, model in found.items():
         sizes = zip((1, *ROWS), (model.costs.prefill, *model.costs.batches), strict=True)
         rows.append([role, *(formatting.number(size / seconds) for size, seconds in sizes)])
     headings = ["tokens/s", "prefill", "decode", *(f"batch of {size}" for size in ROWS[1:])]
-    ratio = [paragraph(token_ratio_words(pair.token_ratio, pair.token_ratio_interval))] if (pair := found.pair) else []
-    models = [(role, f"{model.name}, {formatting.count(model.threads, 'thread')}") for role, model in found.models.items()]
-    print_to(stream, pairs(models), "", table_of(headings, rows), "", *ratio)
+    ratio, interval = _token_ratio(found)
+    models = [(role, f"{model.name}, {formatting.count(model.threads, 'thread')}") for role, model in found.items()]
+    words = [paragraph(token_ratio_words(ratio, interval))] if ratio else []
+    print_to(stream, pairs(models), "", table_of(headings, rows), "", *words)
     write(stream, f"kept in {tuned_file()}\n")
 
 
-def costs_record(found: Measurement) -> dict[str, Any]:
-    ratio, interval = (pair.token_ratio, pair.token_ratio_interval) if (pair := found.pair) else (None, None)
-    models: dict[str, Any] = {
-        role: {**asdict(model), "tokens_per_second": dict(found.speeds[role])} for role, model in found.models.items()
-    }
+def costs_record(found: Mapping[ModelRole, Tuned]) -> dict[str, Any]:
+    ratio, interval = _token_ratio(found)
+    models: dict[str, Any] = {role: asdict(model) for role, model in found.items()}
     return {**models, "token_ratio": ratio, "token_ratio_interval": interval}
+
+
+def _token_ratio(found: Mapping[ModelRole, Tuned]) -> tuple[float | None, formatting.Bounds]:
+    pair = PairCosts.of({role: model.costs for role, model in found.items()})
+    return (pair.token_ratio, pair.token_ratio_interval) if pair else (None, None)
