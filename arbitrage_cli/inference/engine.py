@@ -17,18 +17,19 @@ from arbitrage_cli.errors import ProblemError, ServerError
 from arbitrage_cli.inference.backend import Clock, Deadline, Floats, ModelCard
 from arbitrage_cli.inference.decoding import Decoder, OpenProblem, StepInProgress
 from arbitrage_cli.inference.kv_cache import Cache
-from arbitrage_cli.inference.proposals import History, Proposal, align
-from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.sampling import Recorder, RowMeter, Sampler
 from arbitrage_cli.inference.speculation import (
     MAX_ROWS,
     Acceptance,
     Calibration,
     Drafting,
+    History,
     Planner,
+    Proposal,
     Speculation,
     Speculator,
+    align,
 )
-from arbitrage_cli.inference.token_stats import Recorder, RowMeter
 from arbitrage_cli.inference.unit_costs import TokenCosts, UnitCosts
 from arbitrage_cli.types import WHOLE, Cost, ModelRole, Problem, Step, TokenStats, Trace
 

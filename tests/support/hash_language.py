@@ -23,10 +23,9 @@ from arbitrage_cli.inference.backend import Backend, Deadline, Floats, LoadOptio
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import Cache, RetainedIds
-from arbitrage_cli.inference.proposals import Place
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
-from arbitrage_cli.inference.speculation import Acceptance, Drafting, Planner, Speculator
+from arbitrage_cli.inference.speculation import Acceptance, Drafting, Place, Planner, Speculator
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
-from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions, ModelCard, State
-from arbitrage_cli.inference.llama.binding import BATCH_SIZE, Attention, c, ggml, load_model, new_context, start_llama
-from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
+from arbitrage_cli.inference.backend import MAX_DECODE, Deadline, Floats, LoadOptions, ModelCard, State
+from arbitrage_cli.inference.llama.binding import Attention, LlamaTokenizer, c, ggml, load_model, new_context, start_llama
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE, read_header
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_features
 from arbitrage_cli.system.signals import noted_signals
@@ -76,7 +75,7 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
             self._context = new_context(path, self._model, self.card, options, attention, share_cache=shares)
             self._resources.callback(c.llama_free, self._context)
             self._memory = c.llama_get_memory(self._context)
-            self._batch = _Batch(BATCH_SIZE)
+            self._batch = _Batch(MAX_DECODE)
             self._resources.callback(self._batch.free)
             self._warm_up(options.rollback)
         except BaseException:
@@ -95,8 +94,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
         self._check_room(sequence, position + len(tokens))
         self._note_batch([], [])
         with self._abortable(deadline):
-            for start in range(0, len(tokens), BATCH_SIZE):
-                chunk = tokens[start : start + BATCH_SIZE]
+            for start in range(0, len(tokens), MAX_DECODE):
+                chunk = tokens[start : start + MAX_DECODE]
                 positions = range(position + start, position + start + len(chunk))
                 self._batch.fill([sequence] * len(chunk), positions, chunk, output=False)
                 self._run(deadline)
@@ -107,8 +106,8 @@ class LlamaBackend(AbstractContextManager["LlamaBackend"]):
     ) -> Floats:
         for sequence, position in zip(sequences, positions, strict=True):
             self._check_room(sequence, position + 1)
-        if len(tokens) > BATCH_SIZE:  # llama.cpp would end the process
-            raise ValueError(f"a batch of {len(tokens)} tokens exceeds the maximum of {BATCH_SIZE}")
+        if len(tokens) > MAX_DECODE:  # llama.cpp would end the process
+            raise ValueError(f"a batch of {len(tokens)} tokens exceeds the maximum of {MAX_DECODE}")
         self._batch.fill(sequences, positions, tokens, output=True)
         self._note_batch(sequences, positions)
         with self._abortable(deadline) if len(tokens) > self._num_sequences else nullcontext():  # single tokens are fast
