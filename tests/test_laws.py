@@ -59,7 +59,7 @@ from arbitrage_cli.errors import TimedOutError
 from arbitrage_cli.inference.backend import Deadline, Floats, LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache, CachedSequence, RetainedIds, decode
+from arbitrage_cli.inference.kv_cache import CachedSequence, KvCache, RetainedIds, decode
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
@@ -515,7 +515,7 @@ def llama_engines(
         yield {
             role: engine(
                 role,
-                Cache(stack.enter_context(LlamaBackend(path, options)), max_checkpoints=max_checkpoints),
+                KvCache(stack.enter_context(LlamaBackend(path, options)), max_checkpoints=max_checkpoints),
                 sampler or Sampler(),
                 keep_token_stats=True,
                 planner=planner(costs and (CHEAP_DRAFT if role == "draft" else costs), proposals),
@@ -678,7 +678,7 @@ def test_earlier_problems_are_invisible_in_llama(
                 )
                 for role, name in paths.items()
             }
-            engines = {role: Engine(role, Cache(loaded[role], style, keep="conversation"), Sampler()) for role in loaded}
+            engines = {role: Engine(role, KvCache(loaded[role], style, keep="conversation"), Sampler()) for role in loaded}
             for problem, policy in before:
                 call(engines, problem, policy, SHORT)
             loaded["target"].outputs.clear()

@@ -20,7 +20,7 @@ from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
 from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
-from arbitrage_cli.inference.kv_cache import Cache, RetainedIds, chat_prompt
+from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds, chat_prompt
 from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
@@ -66,12 +66,12 @@ class LocalModel:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._cache: Cache | None = None
+        self._cache: KvCache | None = None
         self.card, self.chat_template = backend.card, backend.chat_template
 
     def writer(self, role: ModelRole, writing: WriterOptions, *, keep_token_stats: bool = False) -> Writer:
         if self._cache is None:
-            self._cache = Cache(self._backend, writing.style, keep=writing.keep)
+            self._cache = KvCache(self._backend, writing.style, keep=writing.keep)
         costs = writing.unit_costs.get(role)
         planner = Planner(costs, prompt_lookup=role == "target") if costs else None
         return Engine(

@@ -17,7 +17,7 @@ from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.servers.address import is_private
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.serving.requests import Defaults
-from arbitrage_cli.serving.server import Access, Bounds, Service, bind
+from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
 from arbitrage_cli.types import RequestEnded, ServingEvent
 
@@ -35,7 +35,7 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
         bound = stack.enter_context(contextlib.closing(bind(options.host, options.port)))
         access = Access(key, _accepted_hosts(bound, options, key))
         session = stack.enter_context(open_session(request, display))
-        bounds = Bounds(session.concurrency, options.queue, options.timeout)
+        bounds = ServerBounds(session.concurrency, options.queue, options.timeout)
         session.load()
         defaults = _defaults(session)
         service = Service(Worker(session.models.scheduler(), session.scorer), defaults, bounds, access)

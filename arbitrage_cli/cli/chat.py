@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 QUIT = "/quit"
-HELP = """\
+COMMANDS = """\
 /policy NAME   use another policy, such as entropy, target or arbitrage@fast; without NAME, list them
 /tau TAU       use another tau: a number, a share of the steps (30%), careful, balanced or fast
 /target        answer the last question with the target alone, and compare
@@ -76,7 +76,7 @@ class _Prompt:
             "/target": lambda rest: self._compare(),
             "/explain": lambda rest: self._explain(),
             "/new": lambda rest: self._conversation.clear(),
-            "/help": lambda rest: _say(HELP, HELP.index("use")),
+            "/help": lambda rest: _say(COMMANDS, COMMANDS.index("use")),
         }
 
     def follow_line(self) -> bool:

@@ -178,7 +178,7 @@ class ClosedOutput(io.TextIOBase):
         raise UsageError("standard output is closed", "redirect the results to a file: > FILE")
 
 
-class Messages(io.RawIOBase):
+class NonblockingPipe(io.RawIOBase):
     """Writes standard error to a pipe. Text is dropped if nobody reads the pipe, so that a run never blocks.
 
     The first write to a full pipe waits up to `PATIENCE` milliseconds. If nobody reads the pipe during this time, later text
@@ -218,7 +218,7 @@ def without_blocking(stream: TextIO) -> TextIO:
         return stream
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return stream
-    raw = io.BufferedWriter(Messages(stream.fileno()))
+    raw = io.BufferedWriter(NonblockingPipe(stream.fileno()))
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True, write_through=True)
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from arbitrage_cli.runs.folder import Contents
 
 SUFFIXES = (".html", ".htm")
-FOLDER = Path("runs")
-Run = Annotated[Path, typer.Argument(help="Run folder of arbitrage bench.")]
+RUNS = Path("runs")
+RunPath = Annotated[Path, typer.Argument(help="Run folder of arbitrage bench.")]
 
 
 @command(
@@ -87,7 +87,7 @@ def report(
 
 
 @command()
-def compare(first: Run, second: Run, *, json_line: bool = False, explain: bool = False, debug: bool = False) -> None:
+def compare(first: RunPath, second: RunPath, *, json_line: bool = False, explain: bool = False, debug: bool = False) -> None:
     """Compare two runs: differences in accuracy, with intervals, and ratios of time over the same problems.
 
     Policies are paired by name and tau. If each run has only one policy, these two policies are compared.
@@ -133,7 +133,7 @@ def _list(folder: Path | None, *, as_json: bool) -> None:
     from arbitrage_cli.display.facts import run_lines
     from arbitrage_cli.runs.folder import list_runs
 
-    records = list_runs(folder or FOLDER)
+    records = list_runs(folder or RUNS)
     if not records and folder:
         reason = "contains no run" if folder.exists() else "does not exist"
         raise UsageError(f"{folder}: {reason}", "use the output folder of arbitrage bench")
@@ -143,7 +143,7 @@ def _list(folder: Path | None, *, as_json: bool) -> None:
     for title, about in map(run_lines, records):
         write(sys.stdout, "".join(f"{line}\n" for line in (title, *wrapped(f"  {about}", width_of(sys.stdout)))))
     if not records:
-        typer.echo(f"no runs in {FOLDER}; to start a run, use arbitrage bench", err=True)
+        typer.echo(f"no runs in {RUNS}; to start a run, use arbitrage bench", err=True)
 
 
 def _regrade(run: Path, run_code: str | None, output: OutputOptions) -> None:

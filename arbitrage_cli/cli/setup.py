@@ -24,7 +24,7 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.system.machine import default_threads, processor_features, processor_name, total_memory
 
-FOLDER = Path(__file__).parents[1] / "guides"
+GUIDES = Path(__file__).parents[1] / "guides"
 MAX_COLUMNS = 100
 
 
@@ -111,7 +111,7 @@ def guide(
 
 
 def _pages() -> dict[str, str]:
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")} | {"options": options_page()}
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in GUIDES.glob("*.md")} | {"options": options_page()}
     return dict(sorted(pages.items()))
 
 

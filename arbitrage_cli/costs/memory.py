@@ -16,7 +16,7 @@ from arbitrage_cli.inference.backend import MAX_SEQUENCES, LoadOptions
 from arbitrage_cli.inference.open import load_llama, rolls_back
 from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.model_files.gguf import KV_BYTES, Facts, num_snapshots, read_facts
+from arbitrage_cli.model_files.gguf import KV_BYTES, FileFacts, num_snapshots, read_facts
 from arbitrage_cli.model_files.pairs import is_gguf, is_served, local_files
 from arbitrage_cli.system.machine import available_memory, gpu_shares_memory, total_memory
 from arbitrage_cli.types import ModelRole
@@ -159,7 +159,7 @@ def check_memory(need: Need, count: int = 1) -> None:
             log.warning("%s, more than is free, so the run may be slow or fail; %s", message, room.hint)
 
 
-def _share_on_gpu(facts: Facts, load: LoadOptions) -> float:
+def _share_on_gpu(facts: FileFacts, load: LoadOptions) -> float:
     if load.gpu_layers == 0 or gpu_shares_memory() or load_llama().own_gpu_memory() is None:
         return 0.0
     if load.gpu_layers is None or load.gpu_layers < 0:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from arbitrage_cli.errors import TimedOutError
 
 Floats = npt.NDArray[np.float32]
-State = npt.NDArray[np.uint8]  # of a model's recurrent layers, for one sequence
+SavedState = npt.NDArray[np.uint8]  # of a model's recurrent layers, for one sequence
 Clock = Callable[[], float]  # in seconds
 
 MAX_DECODE = 512  # tokens per batch, for every backend
@@ -119,9 +119,9 @@ class States(Protocol):
 
     def num_held(self, sequence: int) -> int: ...
 
-    def save(self, sequence: int) -> State: ...
+    def save(self, sequence: int) -> SavedState: ...
 
-    def restore(self, sequence: int, position: int, state: State) -> None:
+    def restore(self, sequence: int, position: int, state: SavedState) -> None:
         """Roll back to `position`, where `state` was saved. Earlier tokens must not have changed since then."""
 
 

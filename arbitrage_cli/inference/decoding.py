@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from arbitrage_cli.arbitrage import EarlyStop
 from arbitrage_cli.inference.backend import Clock, Floats
-from arbitrage_cli.inference.kv_cache import Cache, CachedProblem
+from arbitrage_cli.inference.kv_cache import CachedProblem, KvCache
 from arbitrage_cli.inference.sampling import Recorder, Sampler
 from arbitrage_cli.inference.speculation import Acceptance, History, Place, Proposal, Speculator
 from arbitrage_cli.inference.step_text import MAX_CHARACTER_BYTES, StepText, step_end, text_end
@@ -99,7 +99,7 @@ class StepInProgress:
 class Decoder:
     """Runs one model for several problems at once."""
 
-    def __init__(self, cache: Cache, clock: Clock) -> None:
+    def __init__(self, cache: KvCache, clock: Clock) -> None:
         self._tokenizer = cache.backend.tokenizer
         self._cache = cache
         self._clock = clock

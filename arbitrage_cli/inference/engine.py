@@ -16,7 +16,7 @@ from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ProblemError, ServerError
 from arbitrage_cli.inference.backend import Clock, Deadline, Floats, ModelCard
 from arbitrage_cli.inference.decoding import Decoder, OpenProblem, StepInProgress
-from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.kv_cache import KvCache
 from arbitrage_cli.inference.sampling import Recorder, RowMeter, Sampler
 from arbitrage_cli.inference.speculation import (
     MAX_ROWS,
@@ -51,7 +51,7 @@ class SlotUpdate:
 
 
 class Engine:
-    """Writes steps with the model of a `Cache`. `slot` is the index of a problem in flight.
+    """Writes steps with the model of a `KvCache`. `slot` is the index of a problem in flight.
 
     Engines may share a cache only if they never solve problems at the same time. Nothing is proposed without a `planner`, or
     if the model cannot remove rejected tokens without a checkpoint. A draft should not use prompt lookup, because verification
@@ -63,7 +63,7 @@ class Engine:
     def __init__(
         self,
         role: ModelRole,
-        cache: Cache,
+        cache: KvCache,
         sampler: Sampler,
         *,
         keep_token_stats: bool = False,

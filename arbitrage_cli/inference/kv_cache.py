@@ -20,7 +20,7 @@ from itertools import takewhile
 from typing import Literal
 
 from arbitrage_cli.errors import ContextFullError, ModelUnsupportedError
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, State, Tokenizer, earliest
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, SavedState, Tokenizer, earliest
 from arbitrage_cli.inference.chat_template import DEFAULT_STYLE, INSTRUCTIONS, ChatPrompt, Control, PromptStyle, Segment
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.model_files.gguf import num_checkpoints
@@ -37,7 +37,7 @@ RetainedIds = Literal["nothing", "prefix", "conversation"]  # the ids that stay 
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
     position: int
-    state: State
+    state: SavedState
     pinned: bool
 
 
@@ -187,7 +187,7 @@ class CachedProblem:
     before the current step. `required` contains all ids that precede the next token.
     """
 
-    cache: "Cache"
+    cache: "KvCache"
     sequence: CachedSequence
     problem: Problem
     prompt: list[int]
@@ -274,7 +274,7 @@ class CachedProblem:
         return self.steps.after(self.prompt)
 
 
-class Cache:
+class KvCache:
     """The KV cache of one model. Slot n uses the backend's sequence n.
 
     If ids are kept after a problem, no other cache may ever use their sequences.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # NumPy is slow to import
 
 MAX_SECONDS = 20  # of CPU time, plus the file's size / BYTES_PER_SECOND
 BYTES_PER_SECOND = 50 << 20  # on a slow machine
-MAX_BYTES = 1 << 30  # of memory, plus twice the file's size, because weights are copied into another layout
+TRIAL_BYTES = 1 << 30  # of memory, plus twice the file's size, because weights are copied into another layout
 MAKE = "arbitrage_cli.inference.llama.try_file:load"
 
 log = logging.getLogger("arbitrage.models")
@@ -95,7 +95,7 @@ def _try_files(files: Sequence[Path], gpu_layers: int | None) -> bool:
     with tempfile.TemporaryFile() as output:
         child = Child(MAKE, seconds=seconds, memory=None, is_kept=False, stderr=output, environment=environment)
         try:
-            kind, message, hint, can_drop = child(str(files[0].absolute()), 2 * size + MAX_BYTES, gpu_layers)
+            kind, message, hint, can_drop = child(str(files[0].absolute()), 2 * size + TRIAL_BYTES, gpu_layers)
         except ChildError as error:
             raise ModelFileError(
                 f"{files[0]} failed to load in a separate process: {error} ({_last_line(output)})",

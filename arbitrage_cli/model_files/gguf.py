@@ -24,7 +24,7 @@ MAX_DIMENSIONS = 4  # of a tensor
 MAX_STRING = 1 << 24  # bytes; the longest real strings are chat templates
 MAX_LIST = 1 << 10  # elements of a stored array; models have fewer layers
 MAX_ARRAY = 1 << 24  # elements; the longest real arrays are vocabularies
-MAX_TEXT = 1 << 25  # bytes of all strings outside arrays
+MAX_HEADER_TEXT = 1 << 25  # bytes of all strings outside arrays
 MAX_STRINGS = 1 << 21  # in all arrays; a vocabulary and its merges have less than a million
 
 OTHER_KINDS = {"adapter": "an adapter", "mmproj": "a projector for images or audio", "imatrix": "an importance matrix"}
@@ -102,7 +102,7 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self._data, self._size, self._at = data, size, 4
-        self._text_left, self._strings_left = MAX_TEXT, MAX_STRINGS
+        self._text_left, self._strings_left = MAX_HEADER_TEXT, MAX_STRINGS
         self._metadata: dict[str, Scalar] = {}
         self._array_lengths: dict[str, int] = {}
         self._lists: dict[str, tuple[int, ...]] = {}
@@ -197,7 +197,7 @@ class _Reader:
             raise _DamageError(f"a string has {length} bytes; the limit is {MAX_STRING}")
         self._text_left -= length
         if self._text_left < 0:
-            raise _DamageError(f"the header has more than {MAX_TEXT} bytes of text")
+            raise _DamageError(f"the header has more than {MAX_HEADER_TEXT} bytes of text")
         start = self._take(length)
         return self._data[start : start + length].decode("utf-8", errors="replace")
 
@@ -228,8 +228,8 @@ _FILE_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """Facts about a model. A fact is None if the files do not contain it.
+class FileFacts:
+    """FileFacts about a model. A fact is None if the files do not contain it.
 
     `context_size` is the number of tokens for which a context would be allocated. `kv_bytes` is the size of this context's
     KV cache in f16. `state_bytes` is the size of the recurrent layers' state per sequence.
@@ -274,14 +274,14 @@ def num_snapshots(state_bytes: int, useful: int) -> int:
     return min(useful, CHECKPOINT_BYTES // state_bytes) if state_bytes else 0
 
 
-def read_facts(files: Sequence[Path], context_size: int | None = None) -> Facts:
+def read_facts(files: Sequence[Path], context_size: int | None = None) -> FileFacts:
     """Read the headers of a model's files, in order. Raises ModelFileError if a file is missing or damaged."""
     headers = [read_header(path) for path in files]
     first = headers[0]
     trained = first.number("context_length")
     context = context_size or min(DEFAULT_CONTEXT_SIZE, trained or DEFAULT_CONTEXT_SIZE)
     file_type, kv_per_token = first.metadata.get("general.file_type"), _kv_numbers(first)
-    return Facts(
+    return FileFacts(
         files=tuple(files),
         file_bytes=sum(header.file_size for header in headers),
         name=str(first.metadata.get("general.name") or files[0].stem),

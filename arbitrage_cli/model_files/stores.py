@@ -34,7 +34,7 @@ MANIFESTS = {"manifests-v2": "ollama.com", "manifests": "registry.ollama.ai"}
 
 MODEL_LAYER, ADAPTER_LAYER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
 SERVICE = Path("/usr/share/ollama/.ollama/models")  # of Ollama as a Linux service
-MAX_BYTES = 1 << 20  # of a manifest or a settings file
+MAX_SETTINGS_BYTES = 1 << 20  # of a manifest or a settings file
 MAX_CHILDREN = 16  # of a list of manifests
 
 log = logging.getLogger("arbitrage.models")
@@ -99,11 +99,11 @@ def _folder(prefix: str) -> Path:
     home = _home()
     places = [home / ".lmstudio", home / ".cache" / "lm-studio"]
     with suppress(OSError, ValueError):
-        if pointer := read_text(home / ".lmstudio-home-pointer", MAX_BYTES).strip():
+        if pointer := read_text(home / ".lmstudio-home-pointer", MAX_SETTINGS_BYTES).strip():
             places.insert(0, Path(pointer))
     place = next(filter(Path.is_dir, places), places[0])
     with suppress(*_DAMAGES):
-        if folder := json.loads(read_text(place / "settings.json", MAX_BYTES))["downloadsFolder"]:
+        if folder := json.loads(read_text(place / "settings.json", MAX_SETTINGS_BYTES))["downloadsFolder"]:
             return Path(place, folder)
     return place / "models"
 
@@ -140,7 +140,7 @@ def _ollama_file(root: Path, name: str) -> Path | None:
     if manifest is None:
         return None
     try:
-        layers = _layers(root, json.loads(read_regular(manifest, MAX_BYTES)))
+        layers = _layers(root, json.loads(read_regular(manifest, MAX_SETTINGS_BYTES)))
         models = [_blob(root, digest) for kind, digest in layers if kind == MODEL_LAYER]
     except _DAMAGES as error:
         raise ModelFileError(f"{OLLAMA}{name}: damaged manifest ({manifest})", f"ollama pull {name}") from error
@@ -161,7 +161,7 @@ def _layers(root: Path, manifest: Any) -> list[tuple[str, str]]:
     """
     for child in manifest.get("manifests", ())[:MAX_CHILDREN]:
         layers = _own_layers(
-            child if "layers" in child else json.loads(read_regular(_blob(root, child["digest"]), MAX_BYTES))
+            child if "layers" in child else json.loads(read_regular(_blob(root, child["digest"]), MAX_SETTINGS_BYTES))
         )
         if any(kind == MODEL_LAYER for kind, _ in layers):
             return layers

@@ -23,11 +23,11 @@ from typing import Any, Literal, cast, get_args
 
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.problems.answers import shown
-from arbitrage_cli.problems.rows import Form, Row, UnusableError, check_texts
+from arbitrage_cli.problems.rows import Form, InputRow, UnusableError, check_texts
 from arbitrage_cli.system.child import WALL_FACTOR, ChildError, Process, describe_exit
 from arbitrage_cli.types import Grade
 
-INSTRUCTIONS = "Write the Python function that is asked for, in one ```python block, and nothing else."
+CODE_INSTRUCTIONS = "Write the Python function that is asked for, in one ```python block, and nothing else."
 
 _BLOCK = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _DEFINITION = re.compile(r"^\s*(?:async\s+def|def|class)\s", re.MULTILINE)
@@ -95,7 +95,7 @@ def grader_version() -> str:
     return f"programs 3, Python {platform.python_version()}"
 
 
-def _humaneval(row: Row) -> tuple[str, dict[str, Any]]:
+def _humaneval(row: InputRow) -> tuple[str, dict[str, Any]]:
     check_texts(row, "prompt", "entry_point", "test")
     name, prompt = row["entry_point"], _parsed(row["prompt"], "prompt")
     definitions = ast.FunctionDef | ast.ClassDef
@@ -104,7 +104,7 @@ def _humaneval(row: Row) -> tuple[str, dict[str, Any]]:
     return f"Complete this function:\n\n```python\n{row['prompt'].strip()}\n```", gold
 
 
-def _mbpp(row: Row) -> tuple[str, dict[str, Any]]:
+def _mbpp(row: InputRow) -> tuple[str, dict[str, Any]]:
     """Build a prompt from the description and the first test. The test shows the name and signature of the function."""
     field = "text" if "text" in row else "prompt"
     check_texts(row, field)
@@ -125,7 +125,7 @@ def _parsed(code: str, field: str) -> ast.Module:
         raise UnusableError(f"{field}: invalid Python: {error}") from error
 
 
-FORMS = (
+CODE_FORMS = (
     Form("code", frozenset(("prompt", "entry_point", "test")), _humaneval, id="task_id"),
     Form("code", frozenset(("text", "test_list")), _mbpp, id="task_id"),
     Form("code", frozenset(("prompt", "test_list")), _mbpp, id="task_id"),
@@ -136,7 +136,7 @@ FORMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TestOutcome:
     """The result of the tests, and the reason in one short line."""
 
     value: OutcomeValue
@@ -155,7 +155,7 @@ class ProgramRunner:
     seconds: int = 10
     memory: int = 512 << 20
 
-    def run(self, program: str, script: str, preamble: str = "") -> Outcome:
+    def run(self, program: str, script: str, preamble: str = "") -> TestOutcome:
         """Test a program. The preamble contains the imports and helper functions in the prompt.
 
         Raises ProblemError if the program's process cannot start, or is killed or stopped by another process.
@@ -174,7 +174,7 @@ class ProgramRunner:
             limits["RLIMIT_NPROC"] = _NUM_PROCESSES
         return limits
 
-    def _outcome(self, job: bytes, secret: str) -> Outcome:
+    def _outcome(self, job: bytes, secret: str) -> TestOutcome:
         command = [*self.sandbox, str(_PYTHON), "-s", "-S", "-P", "-B", "-c", _DRIVER.read_text(encoding="utf-8")]
         deadline = time.perf_counter() + WALL_FACTOR * self.seconds
         with Process(command, environment=_environment(), folder="/" if self.sandbox else tempfile.gettempdir()) as process:
@@ -184,17 +184,17 @@ class ProgramRunner:
                 while data := process.read(deadline):
                     output = (output + data)[-_MAX_OUTPUT:]
                     if _CPU_TIMEOUT in output:
-                        return Outcome("time", f"exceeded {self.seconds} s of processor time")
+                        return TestOutcome("time", f"exceeded {self.seconds} s of processor time")
                 code = process.wait(deadline)
             except TimeoutError:
                 if _is_stopped(process.id):
                     raise ChildError("machine", "the process was stopped") from None
-                return Outcome("time", f"timed out after {WALL_FACTOR * self.seconds} s")
+                return TestOutcome("time", f"timed out after {WALL_FACTOR * self.seconds} s")
         if code in _KILLED:
             raise ChildError("machine", "the process was killed")
         if not output:
             raise ChildError("machine", f"the process did not start ({describe_exit(code)})")
-        return _read_outcome(output, secret) or Outcome("ended", f"ended its process ({describe_exit(code)})")
+        return _read_outcome(output, secret) or TestOutcome("ended", f"ended its process ({describe_exit(code)})")
 
 
 def _environment() -> dict[str, str]:
@@ -202,7 +202,7 @@ def _environment() -> dict[str, str]:
     return {**libraries, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "HOME": "/tmp"}  # noqa: S108
 
 
-def _read_outcome(output: bytes, secret: str) -> Outcome | None:
+def _read_outcome(output: bytes, secret: str) -> TestOutcome | None:
     """Parse the last line of output.
 
     Only the secret proves that the tests passed, because the program could print any other line itself.
@@ -213,9 +213,9 @@ def _read_outcome(output: bytes, secret: str) -> Outcome | None:
         return None
     match line:
         case ["passed", str(proof)] if secrets.compare_digest(proof.encode(), secret.encode()):
-            return Outcome("passed", "all tests passed")
+            return TestOutcome("passed", "all tests passed")
         case [str(value), str(reason)] if value in get_args(OutcomeValue) and value != "passed":
-            return Outcome(cast("OutcomeValue", value), shown(reason, _MAX_REASON))
+            return TestOutcome(cast("OutcomeValue", value), shown(reason, _MAX_REASON))
     return None
 
 

@@ -10,14 +10,23 @@ from typing import Any
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.hub import HubName
-from arbitrage_cli.problems.rows import MAX_ROWS, NO_MAPPING, BadLine, Dataset, Form, Row, make_dataset, read_json_rows
+from arbitrage_cli.problems.rows import (
+    MAX_DATASET_ROWS,
+    NO_MAPPING,
+    BadLine,
+    Dataset,
+    Form,
+    InputRow,
+    make_dataset,
+    read_json_rows,
+)
 from arbitrage_cli.system.files import models_folder
 
 BATCH_ROWS = 256
-MAX_TEXT = 1 << 28  # bytes that a parquet file may declare, and characters that all of its cells may have
-MAX_CELLS = 1 << 23
+MAX_PARQUET_TEXT = 1 << 28  # bytes that a parquet file may declare, and characters that all of its cells may have
+MAX_PARQUET_CELLS = 1 << 23
 _PARQUET_MAGIC = b"PAR1"
-Rows = Iterator[tuple[int, Row]]
+Rows = Iterator[tuple[int, InputRow]]
 
 PUBLISHED: Mapping[str, HubName] = {
     name: HubName(repo, file, kind="dataset")
@@ -81,7 +90,7 @@ def _read(path: Path, name: str, max_rows: int | None = None, **options: Any) ->
         with path.open("rb") as stream:
             is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
             stream.seek(0)
-            rows: Iterator[tuple[int, Row] | BadLine]
+            rows: Iterator[tuple[int, InputRow] | BadLine]
             if is_parquet:
                 rows = _parquet_rows(path, is_whole=max_rows is None)
             else:
@@ -124,8 +133,8 @@ def _parquet_rows(path: Path, *, is_whole: bool) -> Rows:
     number = 0
     try:
         metadata = parquet.read_metadata(path)
-        if is_whole and metadata.num_rows > MAX_ROWS:
-            raise _too_large(path, f"{MAX_ROWS:,} rows")
+        if is_whole and metadata.num_rows > MAX_DATASET_ROWS:
+            raise _too_large(path, f"{MAX_DATASET_ROWS:,} rows")
         _check_declared_size(path, metadata)
         columns = map(metadata.schema.column, range(metadata.num_columns))
         texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
@@ -144,10 +153,10 @@ def _parquet_rows(path: Path, *, is_whole: bool) -> Rows:
 def _check_declared_size(path: Path, metadata: Any) -> None:
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    if sum(chunk.total_uncompressed_size for chunk in chunks) > MAX_TEXT:
-        raise _too_large(path, f"{MAX_TEXT:,} bytes")
-    if sum(chunk.num_values for chunk in chunks) > MAX_CELLS:
-        raise _too_large(path, f"{MAX_CELLS:,} cells")
+    if sum(chunk.total_uncompressed_size for chunk in chunks) > MAX_PARQUET_TEXT:
+        raise _too_large(path, f"{MAX_PARQUET_TEXT:,} bytes")
+    if sum(chunk.num_values for chunk in chunks) > MAX_PARQUET_CELLS:
+        raise _too_large(path, f"{MAX_PARQUET_CELLS:,} cells")
 
 
 def _too_large(path: Path, limit: str) -> UsageError:
@@ -155,7 +164,7 @@ def _too_large(path: Path, limit: str) -> UsageError:
 
 
 class _ToPython:
-    """Converts the cells of a file to Python values. Accepts at most MAX_TEXT characters in total."""
+    """Converts the cells of a file to Python values. Accepts at most MAX_PARQUET_TEXT characters in total."""
 
     def __init__(self, pa: Any, path: Path) -> None:
         self._pa, self._path, self._num_characters = pa, path, 0
@@ -168,8 +177,8 @@ class _ToPython:
         value = cell.as_py()
         if isinstance(value, str | bytes):
             self._num_characters += len(value)
-            if self._num_characters > MAX_TEXT:
-                raise _too_large(self._path, f"{MAX_TEXT:,} characters of text")
+            if self._num_characters > MAX_PARQUET_TEXT:
+                raise _too_large(self._path, f"{MAX_PARQUET_TEXT:,} characters of text")
         return value
 
 

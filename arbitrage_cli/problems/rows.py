@@ -17,7 +17,7 @@ from arbitrage_cli.inference.thinking import without_thoughts
 from arbitrage_cli.types import Message, Problem
 
 T = TypeVar("T")
-Row = Mapping[str, Any]
+InputRow = Mapping[str, Any]
 
 FIELDS: Mapping[str, Sequence[str]] = {
     "question": ("problem", "question"),
@@ -30,8 +30,8 @@ NO_MAPPING: Mapping[str, str] = {}
 
 FORMAT = 'use parquet, or JSONL with an object such as {"question": "2 + 3?", "answer": "5"} on each line'
 MAX_LINE_BYTES = 1 << 20
-MAX_ROWS = 1 << 18  # more than any data set of problems; a small parquet file may declare millions
-MAX_SHOWN = 60  # characters of a file's text in a message
+MAX_DATASET_ROWS = 1 << 18  # more than any data set of problems; a small parquet file may declare millions
+MAX_QUOTED = 60  # characters of a file's text in a message
 
 _BEGINS_OBJECT = re.compile(r'\{\s*["}]')  # not a set such as {1, 2, 3}
 
@@ -67,7 +67,7 @@ class Form:
 
     task: str
     fields: frozenset[str]
-    read: Callable[[Row], tuple[str, dict[str, Any]]]
+    read: Callable[[InputRow], tuple[str, dict[str, Any]]]
     id: str = "id"
 
 
@@ -79,7 +79,7 @@ class Item:
     """
 
     problem: Problem
-    gold: Row
+    gold: InputRow
     level: str | int | None = None
 
 
@@ -168,7 +168,7 @@ def read_problems(
     return _parsed(stream, parse)
 
 
-def read_json_rows(stream: LineReader) -> Iterator[tuple[int, Row] | BadLine]:
+def read_json_rows(stream: LineReader) -> Iterator[tuple[int, InputRow] | BadLine]:
     return _parsed(stream, lambda number, text, follows_gap: (number, _json_object(text)))
 
 
@@ -236,7 +236,7 @@ def parse_mapping(text: str) -> dict[str, str]:
 
 def make_dataset(
     name: str,
-    rows: Iterable[tuple[int, Row] | BadLine],
+    rows: Iterable[tuple[int, InputRow] | BadLine],
     *,
     mapping: Mapping[str, str] = NO_MAPPING,
     revision: str | None = None,
@@ -248,7 +248,7 @@ def make_dataset(
 
     `mapping` overrides the names in FIELDS. Without a mapping, all rows are read with the first form in `forms` that matches
     the first row. Raises UsageError for the first invalid row, such as one that lacks its question or a required answer or
-    repeats an id, and if there are no rows or more than MAX_ROWS.
+    repeats an id, and if there are no rows or more than MAX_DATASET_ROWS.
     """
     items: dict[str, tuple[int, Item]] = {}
     form: Form | None = None
@@ -256,8 +256,8 @@ def make_dataset(
         if isinstance(line, BadLine):
             raise UsageError(f"{name}: {unit} {line.number}: {line.reason}", FORMAT)
         number, row = line
-        if len(items) == MAX_ROWS:
-            raise UsageError(f"{name}: more than {MAX_ROWS:,} problems", "split the file")
+        if len(items) == MAX_DATASET_ROWS:
+            raise UsageError(f"{name}: more than {MAX_DATASET_ROWS:,} problems", "split the file")
         if not items and not mapping:
             form = next((form for form in forms if form.fields <= row.keys()), None)
         try:
@@ -276,19 +276,19 @@ def make_dataset(
     return Dataset(name, found, revision, _sha256(found), form.task if form else None)
 
 
-def check_texts(row: Row, *names: str) -> None:
+def check_texts(row: InputRow, *names: str) -> None:
     for name in names:
         if not isinstance(row[name], str):
             raise UnusableError(f"{name}: expected a string")
 
 
-def _formed(row: Row, number: int, form: Form) -> Item:
+def _formed(row: InputRow, number: int, form: Form) -> Item:
     _require(row, sorted(form.fields))
     question, gold = form.read(row)
     return Item(_numbered(question, row, number, {"id": form.id}), gold)
 
 
-def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
+def _item(row: InputRow, number: int, mapping: Mapping[str, str], *, needs_answers: bool) -> Item:
     problem = _problem_in(row, number, mapping)
     answer, level = (_first(row, field, mapping, _has_value) for field in ("answer", "level"))
     if answer is None and needs_answers:
@@ -299,7 +299,7 @@ def _item(row: Row, number: int, mapping: Mapping[str, str], *, needs_answers: b
     return Item(problem, gold, _encodable(level) if isinstance(level, str) else level)
 
 
-def _problem_in(row: Row, number: int, mapping: Mapping[str, str]) -> Problem:
+def _problem_in(row: InputRow, number: int, mapping: Mapping[str, str]) -> Problem:
     _require(row, mapping.values())
     question = _first(row, "question", mapping, lambda value: isinstance(value, str))
     if question is None:
@@ -307,7 +307,7 @@ def _problem_in(row: Row, number: int, mapping: Mapping[str, str]) -> Problem:
     return _numbered(question, row, number, mapping)
 
 
-def _numbered(question: str, row: Row, number: int, mapping: Mapping[str, str]) -> Problem:
+def _numbered(question: str, row: InputRow, number: int, mapping: Mapping[str, str]) -> Problem:
     """Return a problem with the row's id, or else with its number."""
     identifier = _first(row, "id", mapping, _is_id)
     return make_problem(question, _encodable(str(number if identifier is None else identifier)))
@@ -317,7 +317,7 @@ def _names(field: str, mapping: Mapping[str, str]) -> Sequence[str]:
     return (mapping[field],) if field in mapping else FIELDS[field]
 
 
-def _first(row: Row, field: str, mapping: Mapping[str, str], is_usable: Callable[[Any], bool]) -> Any:
+def _first(row: InputRow, field: str, mapping: Mapping[str, str], is_usable: Callable[[Any], bool]) -> Any:
     """Return the field's first usable value, or None."""
     return next(filter(is_usable, map(row.get, _names(field, mapping))), None)
 
@@ -326,12 +326,12 @@ def _either(field: str, mapping: Mapping[str, str]) -> str:
     return " or ".join(f"'{_short(name)}'" for name in _names(field, mapping))
 
 
-def _require(row: Row, names: Iterable[str]) -> None:
+def _require(row: InputRow, names: Iterable[str]) -> None:
     if absent := [name for name in names if name not in row]:
         raise UnusableError(f"no field '{_short(_encodable(absent[0]))}'; found {_names_of(row)}")
 
 
-def _names_of(row: Row) -> str:
+def _names_of(row: InputRow) -> str:
     return _short(_encodable(", ".join(row)) or "no fields")
 
 
@@ -367,4 +367,4 @@ def _sha256(items: Iterable[Item]) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."

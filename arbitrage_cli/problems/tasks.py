@@ -13,7 +13,7 @@ from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.problems import code, math_grader
 from arbitrage_cli.problems.answers import boxed_answer, final_answer
-from arbitrage_cli.problems.rows import Form, Row, UnusableError, check_texts
+from arbitrage_cli.problems.rows import Form, InputRow, UnusableError, check_texts
 from arbitrage_cli.types import Grade
 
 MAX_COMPARED = 200  # characters of a text in task `free`; the wording of longer texts says nothing about their quality
@@ -115,7 +115,7 @@ def _grade_choice(text: str, gold: Mapping[str, Any]) -> Grade:
     return Grade("correct", letter, f"{letter} = {expected}")
 
 
-def _read_choices(row: Row) -> tuple[str, dict[str, Any]]:
+def _read_choices(row: InputRow) -> tuple[str, dict[str, Any]]:
     """Read a row in which `choices` is a list, or an object with the lists `text` and `label` (as in ARC)."""
     check_texts(row, "question")
     choices = row["choices"]
@@ -144,14 +144,14 @@ def _letter_of(answer: Any, letters: str, labels: list[Any]) -> str:
 MATH = Task("math", INSTRUCTIONS, boxed_answer, math_grader.MathGrader, math_grader.grader_version)
 CODE = Task(
     "code",
-    code.INSTRUCTIONS,
+    code.CODE_INSTRUCTIONS,
     code.find_program,
     code.open_grader,
     code.grader_version,
     step_end=StepEnd("\n", 40),
     protections=("bubblewrap", "resource limits"),
     policy="speculative",  # routing by log-probability scored no better than the draft: tests/benchmarks
-    forms=code.FORMS,
+    forms=code.CODE_FORMS,
 )
 CHOICE = Task(
     "choice",

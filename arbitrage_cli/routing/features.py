@@ -23,13 +23,13 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.routing.equations import Equation, Value, check_equations, numbers_in
 from arbitrage_cli.types import Cost, Decision, Phase, Problem, Step, TokenStats
 
-MAX_LOG_ODDS = 15.0
+MAX_TOKEN_LOG_ODDS = 15.0
 MAX_MARGIN = 20.0  # nats
 LEAST_ENTROPY = 1e-4  # nats, added before taking the logarithm
 LEAST_NEGATIVE_LOGPROB = 1e-7  # nats; float32 is too coarse below
 LEAST_LOGPROB = -30.0  # nats
 
-Kind = Literal["digit", "operator", "other"]
+TokenKind = Literal["digit", "operator", "other"]
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _NUMBER_AT_END = re.compile(r"(?<![\d.,])[\d.,]*\Z")
@@ -143,7 +143,7 @@ def _summary(
     return {f"{name}_{which}": scale(value) for which, value in chosen.items()}
 
 
-def _of_kind(kind: Kind, token_stats: TokenStats, kinds: Sequence[Kind]) -> dict[str, float]:
+def _of_kind(kind: TokenKind, token_stats: TokenStats, kinds: Sequence[TokenKind]) -> dict[str, float]:
     """Return the features that describe only tokens of this kind."""
     chosen = [found == kind for found in kinds]
     # Two tokens with probability 1 stand for missing tokens.
@@ -162,7 +162,7 @@ def _of_kind(kind: Kind, token_stats: TokenStats, kinds: Sequence[Kind]) -> dict
 
 
 @lru_cache(maxsize=1 << 12)
-def _kind(piece: str) -> Kind:
+def _kind(piece: str) -> TokenKind:
     if any(map(str.isdecimal, piece)):
         return "digit"
     return "operator" if not _OPERATORS.isdisjoint(piece) else "other"
@@ -176,7 +176,7 @@ def _bounded(values: Sequence[float], low: float, high: float) -> Sequence[float
 
 def _log_odds(log_probability: float) -> float:
     nats = max(-log_probability, LEAST_NEGATIVE_LOGPROB)
-    return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, -nats - math.log(-math.expm1(-nats))))
+    return max(-MAX_TOKEN_LOG_ODDS, min(MAX_TOKEN_LOG_ODDS, -nats - math.log(-math.expm1(-nats))))
 
 
 def _log_entropy(entropy: float) -> float:

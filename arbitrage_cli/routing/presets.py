@@ -30,7 +30,7 @@ RISK = 2.0  # the maximum loss in the 95% interval, as a multiple of the maximum
 FOUND_IN_TIME = 0.6  # share of the tokens common to draft and target steps that are verified: 67% on the Qwen pair
 SAVED = 0.5  # share of verification's possible saving that is reached: batches are small, and contain wrong tokens
 
-DECISION_SECONDS, LOOK_SECONDS = 3.5e-4, 1.2e-4  # a router's time at the end of a step, and for an unfinished step
+DECISION_SECONDS, SCORE_SECONDS = 3.5e-4, 1.2e-4  # a router's time at the end of a step, and for an unfinished step
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class TauTable:
         targeting = row.target_prefill_tokens * target.prefill + row.escalation_rate * earlier * costs.target_reread
         targeting += written * (costs.write() + TOKEN_SECONDS)
         saved = FOUND_IN_TIME * row.target_verify_tokens * SAVED * max(0.0, costs.write() - costs.verify)
-        deciding = self.steps * DECISION_SECONDS + row.looks * LOOK_SECONDS
+        deciding = self.steps * DECISION_SECONDS + row.looks * SCORE_SECONDS
         return (drafting + targeting - saved + deciding) / alone
 
     @property

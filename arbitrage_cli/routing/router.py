@@ -29,7 +29,7 @@ from arbitrage_cli.types import Attribution, ModelRole, Step, Trace
 MAX_INPUT = 8.0  # standard deviations from the mean
 MAX_LOG_ODDS = 30.0  # so that every probability is between the taus 0 and 1
 
-SCHEMA = 1  # format of router files
+ROUTER_SCHEMA = 1  # format of router files
 MAX_FILE_BYTES = 1 << 26
 
 LOOK_EVERY = 2  # tokens between two scores of an unfinished step
@@ -259,7 +259,7 @@ def included_router(files: Mapping[ModelRole, Sequence[Path]]) -> str | None:
 def save(router: Router, path: Path) -> None:
     from safetensors.numpy import save as encode  # slow to import
 
-    about = json.dumps({"schema": SCHEMA, "card": text_of(router.card), "sha256": router.sha256}, sort_keys=True)
+    about = json.dumps({"schema": ROUTER_SCHEMA, "card": text_of(router.card), "sha256": router.sha256}, sort_keys=True)
     with os_errors(OutputError, f"{path}: cannot be written", "use another path: --output FILE"):
         write_atomically(path, encode(router.arrays(), {"arbitrage": about}))
 
@@ -293,8 +293,8 @@ def _decode(data: bytes) -> Router:
         raise ValueError(f"not a valid safetensors file ({error})") from error
     header = _object(data[8 : 8 + int.from_bytes(data[:8], "little")])
     about = _object(header.get("__metadata__", {}).get("arbitrage", ""))
-    if about.get("schema") != SCHEMA:
-        raise ValueError(f"unknown schema {about.get('schema')!r}; this version of arbitrage supports {SCHEMA}")
+    if about.get("schema") != ROUTER_SCHEMA:
+        raise ValueError(f"unknown schema {about.get('schema')!r}; this version of arbitrage supports {ROUTER_SCHEMA}")
     text = about.get("card")
     if not isinstance(text, str) or about.get("sha256") != digest_of(text, arrays):
         raise ValueError("the file was changed after it was written: its sha256 does not match")

@@ -16,7 +16,7 @@ from arbitrage_cli.serving.requests import ChatRequest, RefusedError
 from arbitrage_cli.types import Decided, Decision, Finished, Phase, Trace, Writing, Wrote
 
 Json = dict[str, Any]
-Progress = Writing | Wrote | Decided | Finished
+SolutionEvent = Writing | Wrote | Decided | Finished
 """The start of a step, a token, a kept step, or the end of a solution."""
 
 DONE = b"data: [DONE]\n\n"
@@ -63,7 +63,7 @@ class Answer:
         self._reason = "stop"
         self.is_complete = False
 
-    def take(self, report: Progress) -> Json | None:
+    def take(self, report: SolutionEvent) -> Json | None:
         """Add a report. Return the chunk to send, or None if there is nothing to send.
 
         Raises RefusedError if a step is rewritten and the new text differs from the tokens that were already sent.

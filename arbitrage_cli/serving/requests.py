@@ -17,8 +17,8 @@ from arbitrage_cli.problems.rows import make_conversation
 from arbitrage_cli.routing.route import Menu, Route
 from arbitrage_cli.types import Limits, Problem
 
-PAIR = "arbitrage"
-MAX_NAME = 100  # characters in a model name
+OWN_NAME = "arbitrage"
+MAX_MODEL_NAME = 100  # characters in a model name
 
 NEUTRAL: Mapping[str, Any] = {
     "n": 1,
@@ -72,7 +72,7 @@ class Defaults:
 
     @property
     def names(self) -> list[str]:
-        return list(dict.fromkeys([PAIR, *self.menu.names]))
+        return list(dict.fromkeys([OWN_NAME, *self.menu.names]))
 
 
 class _StreamOptions(BaseModel):
@@ -187,9 +187,9 @@ def read_request(body: bytes, identifier: str, defaults: Defaults) -> ChatReques
 def find_route(name: str, menu: Menu) -> Route:
     """Return the route for a model name. `arbitrage` selects the server's default route."""
     try:
-        if len(name) > MAX_NAME:
-            raise UsageError(f"a model name may have at most {MAX_NAME} characters; found {len(name)}")
-        return menu.default if name == PAIR else menu.find(name)
+        if len(name) > MAX_MODEL_NAME:
+            raise UsageError(f"a model name may have at most {MAX_MODEL_NAME} characters; found {len(name)}")
+        return menu.default if name == OWN_NAME else menu.find(name)
     except UsageError as error:
         raise RefusedError(error.message, error.hint, status=404, code="model_not_found", parameter="model") from error
 

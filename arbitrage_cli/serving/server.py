@@ -33,7 +33,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.serving import answers
-from arbitrage_cli.serving.answers import Answer, Json, Progress
+from arbitrage_cli.serving.answers import Answer, Json, SolutionEvent
 from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Observe, Report, Ticket, Worker
 from arbitrage_cli.system.signals import ENDING, Interruption, interruptible
@@ -50,7 +50,7 @@ log = logging.getLogger("arbitrage.serving")
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class ServerBounds:
     """Limits on requests: the maximum numbers of running and waiting requests, their timeout, and their size.
 
     After a pause of `keep_alive_seconds`, a stream sends a comment, and a disconnected client is noticed.
@@ -112,7 +112,7 @@ class Endpoints:
 
     defaults: Defaults
     worker: Worker
-    bounds: Bounds
+    bounds: ServerBounds
     created: int  # Unix time
 
     async def health(self, request: Request) -> Response:
@@ -135,7 +135,7 @@ class Endpoints:
         if num_open >= self.bounds.running + self.bounds.waiting:
             message = f"the queue is full: {num_open} requests are running or waiting"
             raise RefusedError(message, "retry later", status=429, code="queue_full")
-        call = Call(chat, self.bounds)
+        call = Exchange(chat, self.bounds)
         if not self.worker.intake.put(call.ticket):
             raise _shutting_down()
 
@@ -149,10 +149,10 @@ class Endpoints:
         return respond
 
 
-class Call:
+class Exchange:
     """A request that is being answered in the event loop."""
 
-    def __init__(self, chat: ChatRequest, bounds: Bounds) -> None:
+    def __init__(self, chat: ChatRequest, bounds: ServerBounds) -> None:
         self._bounds = bounds
         self._loop = asyncio.get_running_loop()
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
@@ -174,7 +174,7 @@ class Call:
         events = self._stream(report)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
-    async def _stream(self, report: Progress | None) -> AsyncIterator[bytes]:
+    async def _stream(self, report: SolutionEvent | None) -> AsyncIterator[bytes]:
         """Yield the events of the answer, with keep-alive comments between them. `report` is the first report."""
         yield answers.event(self._answer.first())
         try:
@@ -193,13 +193,13 @@ class Call:
             yield answers.event(answers.error_body(error))
         yield answers.DONE
 
-    def _take(self, report: Progress) -> Json | None:
+    def _take(self, report: SolutionEvent) -> Json | None:
         chunk = self._answer.take(report)
         if self._answer.is_complete:  # otherwise the request would count as cancelled
             self.ticket.end = "stop"
         return chunk
 
-    async def _next(self) -> Progress | None:
+    async def _next(self) -> SolutionEvent | None:
         """Return the next report, or None after a pause. Raises RefusedError if the request failed or timed out."""
         try:
             async with asyncio.timeout(self._bounds.keep_alive_seconds):
@@ -219,7 +219,7 @@ class Call:
             self._loop.call_soon_threadsafe(self._reports.put_nowait, report)
 
 
-async def _read_body(request: Request, bounds: Bounds) -> bytes:
+async def _read_body(request: Request, bounds: ServerBounds) -> bytes:
     """Read a request body. Raises RefusedError if the body is not JSON, is too large or arrives too slowly."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RefusedError("the body must be JSON", "set the header Content-Type: application/json", status=415)
@@ -305,7 +305,7 @@ def bind(host: str, port: int) -> socket.socket:
 class Service:
     """An HTTP server and the worker that answers its requests."""
 
-    def __init__(self, worker: Worker, defaults: Defaults, bounds: Bounds, access: Access) -> None:
+    def __init__(self, worker: Worker, defaults: Defaults, bounds: ServerBounds, access: Access) -> None:
         self._worker = worker
         endpoints = Endpoints(defaults, worker, bounds, int(time.time()))
         routes = [

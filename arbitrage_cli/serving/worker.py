@@ -15,12 +15,12 @@ from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
 from arbitrage_cli.routing.policies import Checker, Policy
-from arbitrage_cli.serving.answers import Progress
+from arbitrage_cli.serving.answers import SolutionEvent
 from arbitrage_cli.serving.requests import ChatRequest
 from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, ServingEvent, Started, Writing, Wrote
 
 Observe = Callable[[ServingEvent], None]
-Report = Progress | None  # None if the worker stopped first
+Report = SolutionEvent | None  # None if the worker stopped first
 
 
 class Ticket:

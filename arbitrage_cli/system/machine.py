@@ -10,7 +10,7 @@ import psutil
 
 MAX_THREADS = 512  # llama.cpp's limit, which it does not check
 CGROUP = Path("/sys/fs/cgroup")
-LOOK_SECONDS = 0.2  # in which the load of the processors is measured
+LOAD_SECONDS = 0.2  # in which the load of the processors is measured
 CACHED_BYTES = 32 << 20  # bytes of weights that usually fit in a processor's cache
 
 
@@ -26,7 +26,7 @@ def logical_processors() -> int:
 
 def free_cores() -> int:
     """Return how many of the processors that this process may use are idle, but at least 1."""
-    percent = psutil.cpu_percent(LOOK_SECONDS, percpu=True)
+    percent = psutil.cpu_percent(LOAD_SECONDS, percpu=True)
     busy: float = sum(percent[number] for number in _own_processors() if number < len(percent)) / 100
     return max(1, round(logical_processors() - busy))
 

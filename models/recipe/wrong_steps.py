@@ -25,7 +25,7 @@ from lines import NUMBER, Line, result, slip
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.kv_cache import KvCache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
@@ -83,7 +83,7 @@ def solutions(
     """Return the steps that a policy writes for each problem, without separators."""
     models = {role: backends[role] for role in POLICIES[policy].models}
     sampler = Sampler(temperature)
-    engines = {role: Engine(role, Cache(backend, PromptStyle("")), sampler) for role, backend in models.items()}
+    engines = {role: Engine(role, KvCache(backend, PromptStyle("")), sampler) for role, backend in models.items()}
     questions = (Question(str(index), problem.question) for index, problem in enumerate(problems))
     jobs = (Job(question, partial(Route(POLICIES[policy], TAU).flow, seed=0), LIMITS) for question in questions)
     for event in Scheduler(engines, concurrency=concurrency).run(jobs):

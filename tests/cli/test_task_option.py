@@ -13,7 +13,7 @@ from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request, ask, ask_to_compare
 from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.step_text import BLANK_LINE
-from arbitrage_cli.problems.code import INSTRUCTIONS
+from arbitrage_cli.problems.code import CODE_INSTRUCTIONS
 from arbitrage_cli.problems.tasks import CODE, find_task
 from arbitrage_cli.training.states import read_states
 
@@ -58,7 +58,7 @@ def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path
     models = Options(draft="a.gguf", target="b.gguf")
     request = ask(models, CODE)
     decided = decide(request, gather(request))
-    assert (decided.settings.task, decided.settings.system) == (CODE.name, INSTRUCTIONS)
+    assert (decided.settings.task, decided.settings.system) == (CODE.name, CODE_INSTRUCTIONS)
     assert (request.named.router, policies(request)) == (None, ["speculative"])  # routers for paragraphs are of no use
     assert policies(ask_to_compare(models, CODE)) == ["target", "draft", "speculative"]
     assert ask(models, find_task(None)).named.router is not None

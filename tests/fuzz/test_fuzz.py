@@ -26,7 +26,7 @@ from arbitrage_cli.errors import DamagedRunError, DefectError, HubError, ModelEr
 from arbitrage_cli.evaluation.metrics import figures
 from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.servers.dialects import Completions, LlamaServer, Sglang, Vllm
-from arbitrage_cli.inference.servers.responses import Facts
+from arbitrage_cli.inference.servers.responses import ServerFacts
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.hub import HubName
@@ -228,7 +228,7 @@ def test_answers_of_servers() -> None:
             with suppress(ValueError):  # of a field of the wrong type
                 dialect.read(made)
         with suppress(ValueError):  # of a field of the wrong type
-            Facts.model_validate(made)
+            ServerFacts.model_validate(made)
 
     fuzz(altered(answer), check, corpus=[answer])
 

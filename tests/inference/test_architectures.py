@@ -12,7 +12,7 @@ from tiny_architectures import HINTS, RECURRENT, build_apart
 
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.kv_cache import KvCache
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.speculation import Planner
@@ -71,7 +71,7 @@ def solved(
         for role, temperature, costs, most in roles:
             backend = stack.enter_context(LlamaBackend(path, replace(options, rollback=most)))
             proposing = planner(costs if rollback else None)
-            engines[role] = engine(role, Cache(backend), Sampler(temperature), planner=proposing)
+            engines[role] = engine(role, KvCache(backend), Sampler(temperature), planner=proposing)
         found = solve(
             engines,
             PROBLEMS,

@@ -33,8 +33,8 @@ from arbitrage_cli.errors import (
     ModelUnsupportedError,
     TimedOutError,
 )
-from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, LoadOptions, State
-from arbitrage_cli.inference.kv_cache import Cache, CachedSequence
+from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, LoadOptions, SavedState
+from arbitrage_cli.inference.kv_cache import CachedSequence, KvCache
 from arbitrage_cli.inference.llama import BINDING, binding
 from arbitrage_cli.inference.llama.backend import LlamaBackend, LlamaStates
 from arbitrage_cli.inference.llama.binding import c, check_binding
@@ -317,7 +317,7 @@ def test_whether_a_memory_drops_tails(tiny: Mapping[str, Path], name: str) -> No
 def test_a_memory_that_is_not_restored(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     save = LlamaStates.save
 
-    def damaged(states: LlamaStates, sequence: int) -> State:
+    def damaged(states: LlamaStates, sequence: int) -> SavedState:
         state = save(states, sequence)
         state[-1024:] = 0
         return state
@@ -529,7 +529,7 @@ def test_an_interrupted_batch_can_be_computed_again(name: str) -> None:
     with LlamaBackend(
         models_folder() / f"{name}.gguf", LoadOptions(512, 1, flash_attention=False, num_sequences=2)
     ) as backend:
-        cache = Cache(backend)
+        cache = KvCache(backend)
         both = [cache.open(slot, Problem(str(slot), "1 + 1")) for slot in range(2)]
         for cached in both:
             cached.prepare(Trace(cached.problem, Limits()))

@@ -217,7 +217,7 @@ def test_a_response_that_is_no_stream_is_not_requested_again(kind: str) -> None:
 
 
 def test_a_response_that_stays_open_after_its_end_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.inference.servers.model.END_SECONDS", 0.05)
+    monkeypatch.setattr("arbitrage_cli.inference.servers.model.COUNTS_SECONDS", 0.05)
     chunks = [chunk({"content": "one"}), chunk({}, "stop")]
     finished, _ = finished_by(Answer(chunks, is_streamed=True, stalls=True))
     assert (finished.error, finished.trace.text) == (None, "one")

@@ -33,7 +33,7 @@ from arbitrage_cli.errors import ComputeError, ContextFullError, ModelUnsupporte
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache, RetainedIds
+from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
@@ -164,7 +164,7 @@ def test_a_prefill_that_was_left_resumes_at_its_last_batch() -> None:
 def test_a_recurrent_model_goes_back_to_the_end_of_the_question() -> None:
     """The next prompt omits thoughts, so its answer is not the text that was written."""
     backend = Recording(Recurrent())
-    cache = Cache(backend, PromptStyle(STEPS), keep="conversation", max_checkpoints=2)
+    cache = KvCache(backend, PromptStyle(STEPS), keep="conversation", max_checkpoints=2)
     engine, trace = Engine("target", cache, Sampler()), Trace(Problem("1", "question 0" * 20), Limits())
     engine.open(0, trace.problem)
     for _ in range(4):

@@ -30,7 +30,7 @@ from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache
+from arbitrage_cli.inference.kv_cache import KvCache
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
 from arbitrage_cli.inference.servers.writer import ServedWriter
@@ -94,7 +94,7 @@ def engines(draft: str, target: str, *, marked: bool = True, forgetful: bool = F
     kind = ForgetfulEngine if forgetful else Engine
     for role, name in names.items():
         backend = Thinker(TEMPLATES[name], name=role, marked=marked)
-        made[role] = kind(role, Cache(backend), Sampler(), keep_token_stats=True)
+        made[role] = kind(role, KvCache(backend), Sampler(), keep_token_stats=True)
     return made
 
 
@@ -148,7 +148,7 @@ def test_models_of_different_formats_share_thoughts(draft: str, target: str) -> 
     problem = Problem("p", f"What is 2 + 3? {' '.join(MARKERS)}")
     backends: dict[ModelRole, Formatted] = {"draft": Formatted(draft, (THOUGHTS[1], ANSWER[0])), "target": Formatted(target)}
     writers: dict[ModelRole, Writer] = {
-        role: Engine(role, Cache(made), Sampler(), keep_token_stats=True) for role, made in backends.items()
+        role: Engine(role, KvCache(made), Sampler(), keep_token_stats=True) for role, made in backends.items()
     }
     (trace,) = solve(writers, [problem], "entropy", 1.0, limits=long(None)).values()
     assert [(one.kept.model, one.kept.phase, one.kept.stop, one.kept.text) for one in trace.decisions] == [
@@ -181,7 +181,7 @@ def test_a_forced_end_comes_at_exactly_the_budget(marked: bool) -> None:
 
 def test_a_forced_end_is_read_by_the_model_that_goes_on() -> None:
     backend = Recording(Thinker(SWITCHED))
-    engine = Engine("target", Cache(backend), Sampler())
+    engine = Engine("target", KvCache(backend), Sampler())
     solve({"target": engine}, [Problem("p", "1 + 1")], "target", limits=long(5))
     tokens = [token for call in backend.calls if call.name in ("read", "decode") for token in call.tokens]
     end = backend.tokenizer.control_tokens["</think>"]
@@ -193,7 +193,7 @@ def test_a_forced_end_is_read_by_the_model_that_goes_on() -> None:
 def test_a_model_that_ends_its_turn_in_its_thoughts_answers_then(kind: Kind | None) -> None:
     problems = [Problem(f"p{number}", f"{number} + 1") for number in range(4)]
     made = Thinker(SWITCHED, "target", ends_turns=True)
-    writers: dict[ModelRole, Writer] = {"target": Engine("target", Cache(made), Sampler())}
+    writers: dict[ModelRole, Writer] = {"target": Engine("target", KvCache(made), Sampler())}
     alone = solve(writers, problems, "target", limits=long(None)).values()
     assert {trace.decisions[-1].kept.phase for trace in alone} == {"answer"}
     assert {step.stop for trace in alone for step in (one.kept for one in trace.decisions) if step.ends_thoughts} == {
@@ -253,7 +253,7 @@ def test_markers_within_thoughts_and_answers_are_no_part_of_the_text(think_token
         backends = {role: Recording(make(name)) for role, name in names.items()}
         plan = planner(CHEAP_BATCHES) if proposes else None
         made: dict[ModelRole, Engine] = {
-            role: kind(role, Cache(backend), Sampler(), keep_token_stats=True, planner=plan)
+            role: kind(role, KvCache(backend), Sampler(), keep_token_stats=True, planner=plan)
             for role, backend in backends.items()
         }
         traces = solve(made, problems, "entropy", tau, limits=limits, concurrency=concurrency, speculates=proposes)
@@ -279,11 +279,11 @@ def test_markers_from_a_server_are_no_part_of_the_text(kind: Kind, think_tokens:
     problems, limits = [Problem(str(number), f"question {number}") for number in range(3)], long(think_tokens)
 
     def written(target: Writer, policy: str) -> list[tuple[str, str]]:
-        draft = Engine("draft", Cache(Straying("draft")), Sampler(), keep_token_stats=True)
+        draft = Engine("draft", KvCache(Straying("draft")), Sampler(), keep_token_stats=True)
         found = solve({"draft": draft, "target": target}, problems, policy, 1.5, limits=limits).values()
         return [(trace.thoughts, trace.text) for trace in found]
 
-    expected = written(Engine("target", Cache(Straying("target")), Sampler()), "entropy")
+    expected = written(Engine("target", KvCache(Straying("target")), Sampler()), "entropy")
     with served(HashServer(kind, Straying("target")), SWITCHED) as writer:
         assert written(writer, "entropy") == expected
         assert not [one for pair in written(writer, "target") for one in pair if "think" in one]
@@ -398,6 +398,6 @@ def test_states_of_thoughts_are_what_both_models_write_there() -> None:
 @pytest.mark.parametrize("thinks", [False, True])
 def test_the_beginning_of_prompts_is_shared_with_thoughts_too(*, thinks: bool) -> None:
     instructions = "Think in small steps, and then say it."
-    cache = Cache(Thinker(GEMMA), PromptStyle(instructions), keep="prefix")
+    cache = KvCache(Thinker(GEMMA), PromptStyle(instructions), keep="prefix")
     cached = cache.open(0, Problem("1", "question 1", thinks=thinks))
     assert len(instructions) < cached.num_shared < len(cached.prompt) - len("question 1")

@@ -15,7 +15,7 @@ from fake_hub import COMMIT, FakeHub
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems import datasets
-from arbitrage_cli.problems.datasets import DATASETS, MAX_TEXT, PUBLISHED, SHIPPED, load_dataset
+from arbitrage_cli.problems.datasets import DATASETS, MAX_PARQUET_TEXT, PUBLISHED, SHIPPED, load_dataset
 from arbitrage_cli.problems.tasks import FORMS
 
 GSM8K = {"question": "How many?", "answer": "9 * 2 = <<9*2=18>>18\n#### 18"}
@@ -170,10 +170,10 @@ def test_small_parquet_file_with_gigabytes_of_text(tmp_path: Path, field: str) -
         "except UsageError as error: print(error.message)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
-    assert (done.returncode, f"{MAX_TEXT:,}" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, f"{MAX_PARQUET_TEXT:,}" in done.stdout) == (0, True), done.stderr
 
 
-@pytest.mark.parametrize("limit", ["MAX_TEXT", "MAX_CELLS", "MAX_ROWS"])
+@pytest.mark.parametrize("limit", ["MAX_PARQUET_TEXT", "MAX_PARQUET_CELLS", "MAX_DATASET_ROWS"])
 def test_parquet_file_over_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     path = tmp_path / "rows.parquet"
     path.write_bytes(parquet({"question": "q", "answer": "4"}, {"question": "r", "answer": "4"}))
@@ -181,7 +181,7 @@ def test_parquet_file_over_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets, limit, 1)
     with pytest.raises(UsageError, match="more than 1 "):
         load_dataset(str(path), offline=True)
-    if limit == "MAX_ROWS":
+    if limit == "MAX_DATASET_ROWS":
         assert len(load_dataset(str(path), offline=True, max_rows=1).items) == 1
 
 

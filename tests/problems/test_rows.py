@@ -206,7 +206,7 @@ def test_bad_data_set(rows: list[Row], message: str) -> None:
 
 
 def test_rows_are_read_only_as_far_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arbitrage_cli.problems.rows.MAX_ROWS", 3)
+    monkeypatch.setattr("arbitrage_cli.problems.rows.MAX_DATASET_ROWS", 3)
     path = tmp_path / "rows.csv"
     path.write_text("question,answer\n" + "".join(f"{number} + 1?,5\n" for number in range(9)) + "unequal\n")
     found = load_dataset(str(path), offline=True, max_rows=2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arbitrage_cli.routing.features import FEATURES, MAX_LOG_ODDS, EarlierSteps
+from arbitrage_cli.routing.features import FEATURES, MAX_TOKEN_LOG_ODDS, EarlierSteps
 from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, TokenStats
 
 QUESTION = "Anna has 12 apples and 30 pears."
@@ -77,7 +77,7 @@ def test_digits_and_operators_are_seen_apart() -> None:
 @pytest.mark.parametrize("pieces", [(), ("a", "b", "c", "d", "e", "f")])
 def test_no_digit_is_as_good_as_a_certain_one(pieces: Sequence[str]) -> None:
     found = named(make(shown=token_stats(pieces)))
-    assert (found["digit_share"], found["digit_logprob_mean"], found["digit_logprob_min"]) == (0, 0, MAX_LOG_ODDS)
+    assert (found["digit_share"], found["digit_logprob_mean"], found["digit_logprob_min"]) == (0, 0, MAX_TOKEN_LOG_ODDS)
     assert found["digit_entropy_max"] == approx(CERTAIN_ENTROPY)
 
 

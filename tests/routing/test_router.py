@@ -23,7 +23,7 @@ from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import (
     MAX_FILE_BYTES,
-    SCHEMA,
+    ROUTER_SCHEMA,
     Network,
     Router,
     RouterCard,
@@ -198,7 +198,7 @@ def rewritten(router: Router, path: Path, arrays: Mapping[str, NDArray[Any]] | N
     card = router.card.to_json() | changes
     text = json.dumps({name: value for name, value in card.items() if value is not ...})
     chosen: Mapping[str, NDArray[Any]] = router.arrays() if arrays is None else arrays
-    about = {"schema": SCHEMA, "card": text, "sha256": digest_of(text, chosen)}
+    about = {"schema": ROUTER_SCHEMA, "card": text, "sha256": digest_of(text, chosen)}
     path.write_bytes(encode(dict(chosen), {"arbitrage": json.dumps(about)}))
     return path
 

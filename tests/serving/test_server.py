@@ -24,7 +24,7 @@ from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.serving.answers import StopFilter
 from arbitrage_cli.serving.requests import RefusedError, read_request
-from arbitrage_cli.serving.server import Access, Bounds
+from arbitrage_cli.serving.server import Access, ServerBounds
 from arbitrage_cli.serving.worker import Intake, Ticket
 from arbitrage_cli.types import Message, Problem, RequestEnded
 
@@ -427,7 +427,7 @@ def test_only_known_hosts_are_served(client: Served, host: str, status: int) -> 
 
 
 def test_bodies_that_never_end() -> None:
-    with serving(bounds=Bounds(8, body_seconds=0.5)) as client:
+    with serving(bounds=ServerBounds(8, body_seconds=0.5)) as client:
         with socket.create_connection(client.address, timeout=TIMEOUT) as slow:
             slow.sendall(HEAD + b"Content-Length: 9\r\n\r\n{")
             answer = b"".join(iter(lambda: slow.recv(1000), b""))  # to the end of the connection
@@ -474,7 +474,7 @@ def test_an_idle_connection_outlives_the_pools_of_clients(client: Served) -> Non
 def test_a_full_queue() -> None:
     gate = Gate()
     gate.close()
-    with serving(gate=gate, bounds=Bounds(1, 2), concurrency=1) as client, ThreadPoolExecutor(3) as pool:
+    with serving(gate=gate, bounds=ServerBounds(1, 2), concurrency=1) as client, ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(client.ask) for _ in range(3)]
         wait_until(client, lambda running, waiting: running + waiting == 3)
         full = client.ask()
@@ -488,7 +488,7 @@ def test_a_full_queue() -> None:
 def test_a_request_that_takes_too_long(concurrency: int) -> None:
     gate = Gate()
     gate.close()
-    bounds = Bounds(concurrency, seconds=0.3, keep_alive_seconds=0.1)
+    bounds = ServerBounds(concurrency, seconds=0.3, keep_alive_seconds=0.1)
     with serving(gate=gate, bounds=bounds, concurrency=concurrency) as client, ThreadPoolExecutor(2) as pool:
         for asked in [pool.submit(client.ask) for _ in range(2)]:
             late = asked.result()
@@ -516,7 +516,7 @@ def test_a_request_withdrawn_while_the_scheduler_takes_it() -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_clients_that_hang_up_leave_nothing(stream: bool) -> None:
     gate = Gate()
-    with serving(gate=gate, bounds=Bounds(100, keep_alive_seconds=0.01)) as client:
+    with serving(gate=gate, bounds=ServerBounds(100, keep_alive_seconds=0.01)) as client:
         expected_text = text_of(client.ask())
         gate.close()
         body = json.dumps({"messages": USER, "stream": stream}).encode()
@@ -541,7 +541,7 @@ def test_a_stream_says_that_it_is_alive() -> None:
     gate = Gate()
     gate.close()
     with (
-        serving(gate=gate, bounds=Bounds(4, keep_alive_seconds=0.01)) as client,
+        serving(gate=gate, bounds=ServerBounds(4, keep_alive_seconds=0.01)) as client,
         client.stream("POST", "/v1/chat/completions", json={"messages": USER, "stream": True}) as response,
     ):
         lines = response.iter_lines()

@@ -19,10 +19,10 @@ from made_up_tuning import unit_costs
 from scripted_models import ByteTokenizer, Continuation, ScriptedBackend
 
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
-from arbitrage_cli.inference.backend import Backend, Deadline, Floats, LoadOptions, State
+from arbitrage_cli.inference.backend import Backend, Deadline, Floats, LoadOptions, SavedState
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
-from arbitrage_cli.inference.kv_cache import Cache, RetainedIds
+from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
 from arbitrage_cli.inference.speculation import Acceptance, Drafting, Place, Planner, Speculator
@@ -151,10 +151,10 @@ class Recurrent(HashBackend):
     def num_held(self, sequence: int) -> int:
         return len(self.cells[sequence])
 
-    def save(self, sequence: int) -> State:
+    def save(self, sequence: int) -> SavedState:
         return np.array(self.cells[sequence], np.uint32).view(np.uint8)
 
-    def restore(self, sequence: int, position: int, state: State) -> None:
+    def restore(self, sequence: int, position: int, state: SavedState) -> None:
         cells = state.view(np.uint32).tolist()
         assert len(cells) == position
         assert self.cells[sequence][:position] == cells, "the tokens before it were forgotten in between"
@@ -195,7 +195,7 @@ class Rollback(Recurrent):
         stale = [-1] if position and position == first else []
         self.cells[sequence][position:] = stale
 
-    def restore(self, sequence: int, position: int, state: State) -> None:
+    def restore(self, sequence: int, position: int, state: SavedState) -> None:
         super().restore(sequence, position, state)
         self.num_restored += 1
 
@@ -371,6 +371,6 @@ def hash_engines(
         target = make("target", merges=("\n\n", "ab", "e "), num_sequences=num_sequences)
     how: dict[str, Any] = {"style": PromptStyle(instructions), "keep": keep, "max_checkpoints": max_checkpoints}
     return {
-        "draft": engine("draft", Cache(draft, **how), chosen, keep_token_stats=True, planner=planner(CHEAP_DRAFT)),
-        "target": engine("target", Cache(target, **how), chosen, planner=planner(costs, proposals), clock=clock),
+        "draft": engine("draft", KvCache(draft, **how), chosen, keep_token_stats=True, planner=planner(CHEAP_DRAFT)),
+        "target": engine("target", KvCache(target, **how), chosen, planner=planner(costs, proposals), clock=clock),
     }

@@ -17,7 +17,7 @@ from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import AvailableRouter, Menu, Route
 from arbitrage_cli.serving.requests import Defaults
-from arbitrage_cli.serving.server import Access, Bounds, Service, bind
+from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
 from arbitrage_cli.types import ServingEvent
 
@@ -81,7 +81,7 @@ def chunks(lines: Iterator[str]) -> list[dict[str, Any]]:
 def serving(
     *,
     gate: Gate | None = None,
-    bounds: Bounds | None = None,
+    bounds: ServerBounds | None = None,
     access: Access | None = None,
     concurrency: int = CONCURRENCY,
     think_tokens: int = 0,
@@ -92,7 +92,7 @@ def serving(
     scheduler = Scheduler(engines, concurrency=concurrency)
     failures: list[BaseException] = []
     events: list[ServingEvent] = []
-    allowed, access = bounds or Bounds(concurrency), access or Access(None, NAMES.__contains__)
+    allowed, access = bounds or ServerBounds(concurrency), access or Access(None, NAMES.__contains__)
     limits, thinking = replace(SHORT, think_tokens=think_tokens), replace(LONG, think_tokens=think_tokens or None)
     defaults = replace(DEFAULTS, limits=limits, thinking=thinking)
     service = Service(Worker(scheduler, lambda policy: None), defaults, allowed, access)

@@ -11,7 +11,7 @@ from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.inference.backend import Backend, Floats, LoadOptions
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle, Segment
 from arbitrage_cli.inference.engine import Engine
-from arbitrage_cli.inference.kv_cache import Cache, RetainedIds
+from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.inference.unit_costs import UnitCosts
@@ -74,7 +74,7 @@ def make_engine(
     proposals: Proposals = "drafted",
     **options: Any,
 ) -> Engine:
-    cache = Cache(backend, PromptStyle(instructions, step_end), keep=keep)
+    cache = KvCache(backend, PromptStyle(instructions, step_end), keep=keep)
     return Engine(role, cache, sampler, planner=planner(costs, proposals), **options)
 
 

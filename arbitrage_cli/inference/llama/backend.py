@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
-from arbitrage_cli.inference.backend import MAX_DECODE, Deadline, Floats, LoadOptions, ModelCard, State
+from arbitrage_cli.inference.backend import MAX_DECODE, Deadline, Floats, LoadOptions, ModelCard, SavedState
 from arbitrage_cli.inference.llama.binding import Attention, LlamaTokenizer, c, ggml, load_model, new_context, start_llama
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE, read_header
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_features
@@ -22,7 +22,7 @@ SAME_LOGITS = 1e-4  # maximum difference if the same tokens are computed in the 
 BATCH_NOISE = 0.1  # maximum difference in batches of other sizes, relative to the logits' standard deviation
 NARROW_HEAD = 32  # width of an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens in all sequences together
-INSTRUCTIONS = {
+CPU_FEATURES = {
     "avx2": "AVX2",
     "fma": "FMA",
     "f16c": "F16C",
@@ -301,20 +301,20 @@ class LlamaStates:
     def num_held(self, sequence: int) -> int:
         return int(c.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
-    def save(self, sequence: int) -> State:
+    def save(self, sequence: int) -> SavedState:
         size = c.llama_state_seq_get_size_ext(self._context, sequence, PARTIAL_ONLY)
         state = np.empty(size, np.uint8)
         if c.llama_state_seq_get_data_ext(self._context, _bytes_of(state), size, sequence, PARTIAL_ONLY) != size:
             raise ComputeError(f"{self._name}: llama.cpp cannot save the state of a sequence", "please report this")
         return state
 
-    def restore(self, sequence: int, position: int, state: State) -> None:
+    def restore(self, sequence: int, position: int, state: SavedState) -> None:
         is_set = c.llama_state_seq_set_data_ext(self._context, _bytes_of(state), state.size, sequence, PARTIAL_ONLY)
         if not is_set or not c.llama_memory_seq_rm(self._memory, sequence, position, -1):
             raise ComputeError(f"{self._name}: llama.cpp cannot restore the state of a sequence", "please report this")
 
 
-def _bytes_of(state: State) -> Any:
+def _bytes_of(state: SavedState) -> Any:
     return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
@@ -354,7 +354,7 @@ def system_info() -> str:
 def unused_instructions() -> list[str]:
     """Return the processor's instruction sets that the llama.cpp build does not use, in llama.cpp's names."""
     info, features = system_info(), processor_features()
-    return [name for feature, name in INSTRUCTIONS.items() if feature in features and f"{name} = 1" not in info]
+    return [name for feature, name in CPU_FEATURES.items() if feature in features and f"{name} = 1" not in info]
 
 
 @dataclass(frozen=True, slots=True)

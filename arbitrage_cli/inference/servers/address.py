@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.types import ModelRole
 
-EXAMPLE = "use an address such as http://gpu-box:8000/v1 or http://gpu-box:8000/v1#Qwen/Qwen3-32B"
-KEY_VARIABLE = "ARBITRAGE_API_KEY"
+ADDRESS_EXAMPLE = "use an address such as http://gpu-box:8000/v1 or http://gpu-box:8000/v1#Qwen/Qwen3-32B"
+SHARED_KEY_VARIABLE = "ARBITRAGE_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Address:
         except ValueError:  # invalid port or IPv6 address
             is_address = False
         if not is_address or not base.isprintable() or " " in base:
-            raise UsageError(f"invalid server address '{base.partition('?')[0].rpartition('@')[2]}'", EXAMPLE)
+            raise UsageError(f"invalid server address '{base.partition('?')[0].rpartition('@')[2]}'", ADDRESS_EXAMPLE)
         if parts.username is not None or parts.password is not None or parts.query:
             message = f"{parts.hostname}: an address must not contain a user, password or query"
-            raise UsageError(message, f"set the environment variable {KEY_VARIABLE}")
+            raise UsageError(message, f"set the environment variable {SHARED_KEY_VARIABLE}")
         return cls(base.rstrip("/"), model or None)
 
     def url(self, path: str) -> str:
@@ -77,7 +77,7 @@ def find_keys(
     servers would receive the shared key.
     """
     keys: dict[ModelRole, str] = {}
-    shared = environment.get(KEY_VARIABLE)
+    shared = environment.get(SHARED_KEY_VARIABLE)
     are_several = len({address.host for address in addresses.values()}) > 1
     for role, address in addresses.items():
         named, own = variables.get(role), f"ARBITRAGE_{role.upper()}_API_KEY"
@@ -85,7 +85,7 @@ def find_keys(
             raise UsageError(f"environment variable {named} for the API key of the {role} is not set", f"export {named}=...")
         key = environment.get(named or "") or environment.get(own)
         if not key and shared and are_several:
-            raise UsageError(f"{KEY_VARIABLE} is set, but the models are on several servers", f"set {own} instead")
+            raise UsageError(f"{SHARED_KEY_VARIABLE} is set, but the models are on several servers", f"set {own} instead")
         key = key or shared
         if key and not re.fullmatch(r"[\x21-\x7e]+", key):
             raise UsageError(f"the API key of the {role} ({address.host}) contains invalid characters", "set it again")

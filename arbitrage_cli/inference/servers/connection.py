@@ -42,8 +42,8 @@ CONNECT_SECONDS = 5.0
 SHORT_SECONDS = 30.0  # timeout of a probe, which tests a server, and of all requests whose response is not streamed
 CHUNK_SECONDS = 120.0  # timeout between two chunks of a response, including the prefill of a long prompt
 WHOLE_SECONDS = 1800.0  # total timeout of a response, whatever arrives
-END_SECONDS = 0.5  # for the end of a stream after [DONE]
-KEEP_ALIVE_SECONDS = 2.0  # servers close idle connections after five seconds
+DONE_SECONDS = 0.5  # for the end of a stream after [DONE]
+IDLE_SECONDS = 2.0  # servers close idle connections after five seconds
 MAX_ANSWER_BYTES = 1 << 26
 ERROR_SECONDS, MAX_ERROR_BYTES = 5.0, 1 << 20  # for the explanation of an error
 MIN_SECRET = 20  # characters of a key that is no ordinary word, so that it is removed even from a model's text
@@ -102,7 +102,7 @@ class Connection:
 
         name = may_use_proxy, hash(topic) % POOLS
         if name not in self._clients:
-            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS)
+            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_SECONDS)
             self._clients[name] = httpx2.AsyncClient(
                 transport=self._transport, limits=limits, verify=self._certificates, trust_env=may_use_proxy
             )
@@ -175,7 +175,7 @@ class Server:
                     if event.data == "[DONE]":
                         # Only a response that was read to its end leaves its connection open.
                         with contextlib.suppress(TimeoutError, httpx2.RequestError):
-                            async with asyncio.timeout(END_SECONDS):
+                            async with asyncio.timeout(DONE_SECONDS):
                                 await anext(events, None)
                         return
                     yield self._parsed(event.data, read)

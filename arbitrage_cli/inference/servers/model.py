@@ -48,16 +48,16 @@ from arbitrage_cli.inference.servers.responses import (
     MIN_ALTERNATIVES,
     VOCABULARY_SIZE,
     Converted,
-    Facts,
     ListedModel,
-    Models,
+    ListedModels,
     Piece,
+    ServerFacts,
 )
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.types import ModelRole, Problem
 
-END_SECONDS = 5.0  # for the token counts after the last piece of text
+COUNTS_SECONDS = 5.0  # for the token counts after the last piece of text
 SPARE_TOKENS = 64  # of a response, beyond the requested tokens
 HIDDEN_TOKENS = 4096  # of a prompt that a server may add to
 REFUSED = frozenset({400, 422, 500})  # HTTP status; some servers report errors of a chat template as 500
@@ -70,13 +70,13 @@ PROBE_TOKENS = 32
 GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0)
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
 
-QUESTION = Prompt(messages=[{"role": "user", "content": PROBE_QUESTION}])
+PROBE = Prompt(messages=[{"role": "user", "content": PROBE_QUESTION}])
 COUNTING = Prompt(  # a new answer does not begin with these words, even if the model sees them
     "Here you are, as you wished: eighteen, nineteen, twenty, twenty-",
     messages=[{"role": "user", "content": "Count from eighteen to thirty, in words."}],
 )
 REST = "one"  # a new answer does not begin inside a number; inside "four", Qwen2.5-Coder 1.5B skips the rest of the word
-AFTER_STEP = QUESTION.followed_by("I add the two numbers.\n\n")
+AFTER_STEP = PROBE.followed_by("I add the two numbers.\n\n")
 
 UNEXPLAINED = re.compile("HTTP [0-9]+$|HTTP 404: (?!.*model)", re.IGNORECASE)
 WITHOUT_REASON = (
@@ -210,7 +210,7 @@ class ServedModel:
                     num_pieces += 1
                     if piece.ending:
                         is_complete = True
-                        limit.reschedule(asyncio.get_running_loop().time() + END_SECONDS)
+                        limit.reschedule(asyncio.get_running_loop().time() + COUNTS_SECONDS)
                     yield self._checked(piece, request, num_pieces)
         if not is_complete:
             raise RetryableError("interrupted a response")
@@ -245,7 +245,7 @@ class ServedModel:
                     if error.status not in REFUSED:
                         raise
                     if error.status == SERVER_FAILED:  # at everything, or at this conversation?
-                        await self._render(QUESTION.messages, {})
+                        await self._render(PROBE.messages, {})
                     self.rendered[key] = RoleRefusedError(str(error))
 
     def _find_rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
@@ -302,7 +302,7 @@ def open_served(
 async def _find(server: Server, source: ServedSource) -> ServedModel:
     name = source.address.model
     try:
-        models = (await server.fetch("models", Models.model_validate)).data
+        models = (await server.fetch("models", ListedModels.model_validate)).data
     except ServerRequestError as error:
         if error.status != 404 or name is None:
             raise
@@ -311,7 +311,7 @@ async def _find(server: Server, source: ServedSource) -> ServedModel:
     dialect = next((DIALECTS[owner] for model in models if (owner := model.owned_by or "") in DIALECTS), Completions)()
     if source.continuation or (dialect.is_plain and not source.template):
         dialect = Chat.at(server.name, source.continuation, source.template_variables)
-    facts = await server.fetch(dialect.facts_path, Facts.model_validate) if dialect.facts_path else Facts()
+    facts = await server.fetch(dialect.facts_path, ServerFacts.model_validate) if dialect.facts_path else ServerFacts()
     limits = [limit for limit in (found.max_model_len, facts.context_size, source.context_size) if limit and limit > 0]
     card = ModelCard(
         name=found.id,
@@ -377,7 +377,7 @@ def _text_of(pieces: Sequence[Piece]) -> str:
 
 
 async def _adapted(model: ServedModel, chat: Chat, *, is_greedy: bool, continues: bool) -> ServedModel:
-    chat, pieces = await _ask(model, chat, QUESTION, sampler=DRAWN)
+    chat, pieces = await _ask(model, chat, PROBE, sampler=DRAWN)
     text = _text_of(pieces).lstrip()
     if not text or text.startswith("<think>") or any(piece.thinks for piece in pieces):
         raise ServerError(f"{model.server.name}: {model.name} thinks before it answers", WITHOUT_THINKING)

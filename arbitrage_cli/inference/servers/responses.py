@@ -41,7 +41,7 @@ ENDINGS: Mapping[str, Ending] = {"stop": "stop", "eos": "end", "end_turn": "end"
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class ServedToken:
     """A generated token, its log-probability, and the log-probabilities of the top tokens at its position in descending order."""
 
     text: str
@@ -49,7 +49,7 @@ class Token:
     top: Sequence[float] = ()
 
 
-class Usage(BaseModel):
+class ReportedUsage(BaseModel):
     """The token counts of a response. `prompt` includes the `cached` tokens."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -78,7 +78,7 @@ def _known_usage(reported: object, read: ValidatorFunctionWrapHandler) -> Any:
         return None
 
 
-KnownUsage = Annotated[Usage | None, WrapValidator(_known_usage)]
+KnownUsage = Annotated[ReportedUsage | None, WrapValidator(_known_usage)]
 """The token counts of a response, or None if they are missing or contradict themselves."""
 
 
@@ -92,9 +92,9 @@ class Piece:
 
     text: str = ""
     ids: tuple[int, ...] = ()
-    tokens: tuple[Token, ...] = ()
+    tokens: tuple[ServedToken, ...] = ()
     ending: Ending | None = None
-    usage: Usage | None = None
+    usage: ReportedUsage | None = None
     thinks: bool = False
     failure: str = ""
 
@@ -121,9 +121,9 @@ class _LogProbabilities(BaseModel):
     token_logprobs: list[LogProbability] = []
     top_logprobs: list[dict[str, LogProbability]] | None = None
 
-    def read(self) -> tuple[Token, ...]:
+    def read(self) -> tuple[ServedToken, ...]:
         rows = zip(self.tokens, self.token_logprobs, self.top_logprobs or [], strict=True)
-        return tuple(Token(text, own, sorted(top.values(), reverse=True)) for text, own, top in rows)
+        return tuple(ServedToken(text, own, sorted(top.values(), reverse=True)) for text, own, top in rows)
 
 
 class _Choice(BaseModel):
@@ -138,7 +138,7 @@ class _Choice(BaseModel):
     token_ids: tuple[int, ...] | None = None
     logprobs: _LogProbabilities | None = None
 
-    def read(self, usage: Usage | None) -> Piece:
+    def read(self, usage: ReportedUsage | None) -> Piece:
         ending, failure, reason = None, "refusal" if self.delta.refusal else "", self.finish_reason
         if reason:
             is_named = isinstance(self.stopped_by, str) or self.native_finish_reason == "stop_sequence"
@@ -176,8 +176,8 @@ class _Timings(BaseModel):
     predicted_n: Count
     cache_n: Count | None = None
 
-    def read(self) -> Usage:
-        return Usage(prompt=self.prompt_n + (self.cache_n or 0), cached=self.cache_n, written=self.predicted_n)
+    def read(self) -> ReportedUsage:
+        return ReportedUsage(prompt=self.prompt_n + (self.cache_n or 0), cached=self.cache_n, written=self.predicted_n)
 
 
 class LlamaResponse(BaseModel):
@@ -193,7 +193,7 @@ class LlamaResponse(BaseModel):
 
     def read(self) -> Piece:
         tokens = tuple(
-            Token(entry.token, entry.logprob, sorted((top.logprob for top in entry.top_logprobs), reverse=True))
+            ServedToken(entry.token, entry.logprob, sorted((top.logprob for top in entry.top_logprobs), reverse=True))
             for entry in self.completion_probabilities
         )
         endings: dict[str, Ending] = {"word": "separator", "eos": "end", "limit": "length"}
@@ -216,13 +216,13 @@ class ListedModel(BaseModel):
     vocabulary_size: int | None = Field(default=None, validation_alias=AliasPath("meta", "n_vocab"))
 
 
-class Models(BaseModel):
+class ListedModels(BaseModel):
     """The models that a server offers."""
 
     data: list[ListedModel]
 
 
-class Facts(BaseModel):
+class ServerFacts(BaseModel):
     """The version of a server and, of llama-server, the size of the context per slot."""
 
     version: str = Field(default="", validation_alias=AliasChoices("version", "build_info"))
@@ -239,7 +239,7 @@ class Converted(BaseModel):
 # --- statistics from the top k tokens
 
 
-def token_stats(tokens: Sequence[Token], k: int, vocabulary_size: int = VOCABULARY_SIZE) -> TokenStats:
+def token_stats(tokens: Sequence[ServedToken], k: int, vocabulary_size: int = VOCABULARY_SIZE) -> TokenStats:
     """Compute the statistics of a step from the top k tokens. Raises ValueError if a token has fewer than two alternatives.
 
     The entropy of the other tokens is estimated as the mean of a lower and an upper bound, -r ln min(r, p_k) and -r ln(r /

@@ -26,7 +26,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.connection import TIMEOUT
 from arbitrage_cli.inference.servers.dialects import Prompt, TextRequest
 from arbitrage_cli.inference.servers.model import Controls, ServedModel
-from arbitrage_cli.inference.servers.responses import Ending, Piece, Token, Usage, token_stats
+from arbitrage_cli.inference.servers.responses import Ending, Piece, ReportedUsage, ServedToken, token_stats
 from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import StepText, step_end, text_end
 from arbitrage_cli.inference.thinking import THINK
@@ -45,8 +45,8 @@ class _Writing:
     began: float
     num_earlier: int = 0  # tokens of earlier steps in the same response
     ids: list[int] = field(default_factory=list)
-    tokens: list[Token] = field(default_factory=list)
-    usages: list[Usage] = field(default_factory=list)
+    tokens: list[ServedToken] = field(default_factory=list)
+    usages: list[ReportedUsage] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     first_at: float | None = None
 
@@ -288,7 +288,7 @@ class ServedWriter:
                     break
         writing = slot.writing
         if ending is None and request.prompt.ids:
-            usage = Usage(prompt=len(request.prompt))
+            usage = ReportedUsage(prompt=len(request.prompt))
         slot.num_unpaid = 0
         if is_first and usage:
             slot.num_prompt = usage.prompt
