@@ -233,14 +233,6 @@ def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     assert bench(here, "--ids", "p0").code == 0
 
 
-def test_fresh_sets_the_old_run_aside(copy: Path) -> None:
-    old = (copy / "run" / "results.jsonl").read_bytes()
-    result = bench(copy, "--fresh", "--temperature", "0.5", "--limit", "1", "--json")
-    assert (result.code, json.loads(result.out)["n"]) == (0, 1)
-    assert (copy / "run" / "results.jsonl.old-1").read_bytes() == old
-    assert len(rows_of(copy / "run")) == 3
-
-
 # --- what is refused
 
 

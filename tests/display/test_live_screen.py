@@ -1,7 +1,11 @@
-"""The live screen when a signal arrives while it draws."""
+"""The live screen when a signal arrives while it draws. The signals are raised in a process of their own.
+
+In the process of the tests, a signal in the wrong moment would end all tests.
+"""
 
 import io
 import signal
+import subprocess
 import sys
 from types import FrameType
 from typing import Any
@@ -35,7 +39,8 @@ def interrupt_call(number: int, screen: LiveScreen) -> bool:
     return False
 
 
-def test_lines_are_shown_wherever_a_signal_interrupts_the_screen() -> None:
+def interrupt_each_call() -> None:
+    """Print the number of calls after each of which the screen still shows its lines once."""
     number, is_interrupted = 0, True
     while is_interrupted:
         stream = io.StringIO()
@@ -46,4 +51,14 @@ def test_lines_are_shown_wherever_a_signal_interrupts_the_screen() -> None:
         screen.draw([Line.of("3 results saved")], [])
         assert stream.getvalue().count("3 results saved") == 1, f"call {number}"
         number += 1
-    assert number > 100
+    print(number)  # noqa: T201 - the result of this process
+
+
+def test_lines_are_shown_wherever_a_signal_interrupts_the_screen() -> None:
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+
+
+if __name__ == "__main__":
+    interrupt_each_call()

@@ -81,6 +81,7 @@ def test_few_problems_are_not_luck() -> None:
     assert np.abs(missed).mean() < 0.8 * np.abs(seen).mean()
 
 
+@pytest.mark.slow
 def test_several_solutions_of_a_problem_are_not_independent() -> None:
     """Copies of a solution add no evidence, so they hardly change the error of the estimate."""
 
