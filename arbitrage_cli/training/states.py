@@ -36,8 +36,7 @@ from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.rows import Count, Record
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.files import reason_of
-from arbitrage_cli.training.ranking import ADVANTAGE_DIGITS
-from arbitrage_cli.training.tau_tables import Outcomes
+from arbitrage_cli.training.measurement import ADVANTAGE_DIGITS, Outcomes
 from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")

@@ -28,9 +28,17 @@ from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import MAX_LOG_ODDS, Network, Router, RouterCard, digest_of_problem
-from arbitrage_cli.training.ranking import Truth, figure, measure, selection_gaps, selection_score
+from arbitrage_cli.training.measurement import (
+    Prefixes,
+    Truth,
+    figure,
+    make_table,
+    measure,
+    selection_gaps,
+    selection_score,
+    spread_taus,
+)
 from arbitrage_cli.training.states import FOLDS, Collected
-from arbitrage_cli.training.tau_tables import Prefixes, make_table, spread_taus
 
 Labels = NDArray[np.bool_]
 

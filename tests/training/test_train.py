@@ -17,7 +17,7 @@ from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
-from arbitrage_cli.training.ranking import Truth, measure, selection_score
+from arbitrage_cli.training.measurement import Truth, measure, selection_score
 from arbitrage_cli.training.states import FOLDS, Collected, read_states
 from arbitrage_cli.training.train import (
     RECIPES,

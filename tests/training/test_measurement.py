@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from arbitrage_cli.training.ranking import (
+from arbitrage_cli.training.measurement import (
     BINS,
     RATES,
     Truth,
