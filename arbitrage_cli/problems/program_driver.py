@@ -1,7 +1,7 @@
 """Runs a program and its tests. `python -c` executes this source in the sandbox, where the package is not installed.
 
 The input contains a length, a JSON job of this length, and a secret. The secret is read only after all tests have passed.
-The output is "started", followed by a JSON line: ["passed", secret], or the kind and reason of a failure.
+The output is "started", followed by a JSON line: ["passed", secret] or ["failed", reason].
 """
 
 import ctypes
@@ -46,9 +46,12 @@ def main() -> None:
         _run(job["preamble"], job["program"], job["tests"])
         outcome = ["passed", read(_SECRET, 1000).decode()]
     except MemoryError:
-        outcome = ["memory", "ran out of memory"]
+        outcome = ["failed", "ran out of memory"]
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are failures too
-        outcome = _describe(error, [line for line in extract(error.__traceback__) if line.filename in (_PROGRAM, _TESTS)])
+        outcome = [
+            "failed",
+            _reason(error, [line for line in extract(error.__traceback__) if line.filename in (_PROGRAM, _TESTS)]),
+        ]
     write(_OUTPUT, ("\n" + dumps(outcome)).encode())
     leave(0)  # without the program's exit handlers
 
@@ -90,18 +93,18 @@ def _run(preamble: str, program: str, tests: str) -> None:
     execute(translate(tests, _TESTS, "exec", dont_inherit=True), {**namespace, "__name__": "tests"})
 
 
-def _describe(error: BaseException, lines: Sequence[traceback.FrameSummary]) -> list[str]:
-    """Return the kind and reason of a failure. `lines` are the traceback entries for the program and its tests."""
+def _reason(error: BaseException, lines: Sequence[traceback.FrameSummary]) -> str:
+    """Describe a failure. `lines` are the traceback entries for the program and its tests."""
     if isinstance(error, SystemExit):
-        return ["ended", "ended its process (SystemExit)"]
+        return "ended its process (SystemExit)"
     if isinstance(error, AssertionError) and lines and lines[-1].filename == _TESTS:
-        return ["failed", f"assertion failed: {(lines[-1].line or '')[:_MAX_LINE]}"]
+        return f"assertion failed: {(lines[-1].line or '')[:_MAX_LINE]}"
     name = type(error).__name__
     try:
         message = str(error)[:_MAX_MESSAGE]
     except BaseException:  # noqa: BLE001 - a program's own __str__ may raise
         message = ""
-    return ["error", f"{name}: {message}" if message else name]
+    return f"{name}: {message}" if message else name
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -38,27 +39,27 @@ def runner(sandbox: list[str]) -> ProgramRunner:
 
 
 @pytest.mark.parametrize(
-    ("program", "script", "value", "reason"),
+    ("program", "script", "reason"),
     [
-        (GOOD, "assert f(1) == 2", "passed", "all tests passed"),
-        (GOOD, "assert f(1) == 2\nassert f(2) == 4", "failed", "assertion failed: assert f(2) == 4"),
-        ("def f(x): return 1 // x", "f(0)", "error", "ZeroDivisionError: integer division or modulo by zero"),
-        ("def f(x): assert x", "f(0)", "error", "AssertionError"),
-        ("def f(x): return int(input())", "f(0)", "error", "EOFError: EOF when reading a line"),
-        ("def f(x:", "f(0)", "error", "SyntaxError: '(' was never closed (<program>, line 1)"),
-        ("def g(x): pass", "f(0)", "error", "NameError: name 'f' is not defined"),
-        ("def f(x): raise ValueError('\\x1b[2J\\n')", "f(0)", "error", "ValueError: \\x1b[2J"),
-        ("class E(Exception):\n def __str__(s): raise s\ndef f(x): raise E", "f(0)", "error", "E"),
-        ("f = '\\0'\0", "f(0)", "error", None),
-        (GOOD, "f(", "error", None),
-        (GOOD, "raise SystemExit", "ended", None),
-        (GOOD, "x = bytearray(1 << 40)", "memory", "ran out of memory"),
+        (GOOD, "assert f(1) == 2", "all tests passed"),
+        (GOOD, "assert f(1) == 2\nassert f(2) == 4", "assertion failed: assert f(2) == 4"),
+        ("def f(x): return 1 // x", "f(0)", "ZeroDivisionError: integer division or modulo by zero"),
+        ("def f(x): assert x", "f(0)", "AssertionError"),
+        ("def f(x): return int(input())", "f(0)", "EOFError: EOF when reading a line"),
+        ("def f(x:", "f(0)", "SyntaxError: '(' was never closed (<program>, line 1)"),
+        ("def g(x): pass", "f(0)", "NameError: name 'f' is not defined"),
+        ("def f(x): raise ValueError('\\x1b[2J\\n')", "f(0)", "ValueError: \\x1b[2J"),
+        ("class E(Exception):\n def __str__(s): raise s\ndef f(x): raise E", "f(0)", "E"),
+        ("f = '\\0'\0", "f(0)", "Error"),
+        (GOOD, "f(", "Error"),
+        (GOOD, "raise SystemExit", "ended its process (SystemExit)"),
+        (GOOD, "x = bytearray(1 << 40)", "ran out of memory"),
     ],
 )  # fmt: skip
-def test_verdict_and_its_reason(runner: ProgramRunner, program: str, script: str, value: str, reason: str | None) -> None:
+def test_verdict_and_its_reason(runner: ProgramRunner, program: str, script: str, reason: str) -> None:
     outcome = runner.run(program, script)
-    assert outcome.value == value
-    assert reason is None or outcome.reason == reason
+    assert outcome.passed == (reason == "all tests passed")
+    assert outcome.reason == reason or (reason == "Error" in outcome.reason)
 
 
 HONEST = {
@@ -102,57 +103,57 @@ def test_program_cannot_use_the_keys_of_the_user(runner: ProgramRunner) -> None:
         pytest.skip("no keyrings on this machine")
     search = "import ctypes\ndef f(): return ctypes.CDLL(None).syscall(250, 10, -3, b'user', b'arbitrage-test', 0)"
     outcome = runner.run(search, "assert f() == -1")
-    assert outcome.value == "passed", outcome
+    assert outcome.passed, outcome
 
 
 VARIABLE = "ARBITRAGE_TEST_ANSWER"
 WANTS_ANSWER = "assert f() != 0 and False\n"
 HOSTILE = {
-    "exit at load": ("import os\nos._exit(0)", "ended"),
-    "exit in a call": ("import os\ndef f(): os._exit(0)", "ended"),
-    "sys.exit in a call": ("import sys\ndef f(): sys.exit(0)", "ended"),
-    "becomes another program": ("import os, sys\ndef f(): os.execv(sys.executable, ['python', '-c', 'print()'])", "ended"),
-    "crash": ("import ctypes\ndef f(): ctypes.string_at(0)", "ended"),
+    "exit at load": ("import os\nos._exit(0)", "ended its process"),
+    "exit in a call": ("import os\ndef f(): os._exit(0)", "ended its process"),
+    "sys.exit in a call": ("import sys\ndef f(): sys.exit(0)", "ended its process"),
+    "becomes another program": ("import os, sys\ndef f(): os.execv(sys.executable, ['python', '-c', 'print()'])", "ended its process"),
+    "crash": ("import ctypes\ndef f(): ctypes.string_at(0)", "ended its process"),
     "writes verdicts": (
         ("import os\ndef f():\n for n in range(100):\n  try: os.write(n, b'\\n[\"passed\", \"all tests pass\"]')\n  except OSError: pass\n"
         " os._exit(0)"),
-        "ended",
+        "ended its process",
     ),
     "patched functions": (
         ("import builtins, json, os, sys, traceback\nbuiltins.AssertionError = builtins.isinstance = type\n"
         "json.dumps = lambda *_, **__: '[\"passed\", \"\"]'\nsys.exit = os._exit = traceback.extract_tb = os.write = print\n"
         "def f(): return 1"),
-        "ended",
+        "ended its process",
     ),
-    "runs at exit": ("import atexit, os\natexit.register(os._exit, 0)\ndef f(): return 1", "failed"),
-    "kills and stops itself": ("import os\ndef f():\n for n in (9, 19): os.kill(os.getpid(), n)\n return 1", "failed"),
-    "kills others": ("import os\ndef f(): os.kill(@PID@, 9)", "error ProcessLookupError"),
-    "endless loop": ("def f():\n while True: pass", "time"),
-    "endless C code": ("def f(): sum([[1]] * 10**6, [])", "time processor"),
-    "sleep": ("import time\ndef f(): time.sleep(100)", "time"),
-    "ignores its limit": ("import signal\nsignal.signal(24, signal.SIG_IGN)\ndef f():\n while True: pass", "time"),
-    "memory": ("def f(): return 'x' * (1 << 32)", "memory"),
-    "processes": ("import os, time\ndef f():\n for _ in range(100):\n  if not os.fork(): time.sleep(100)", "error BlockingIOError"),
-    "deep recursion": ("def f(): return f()", "error RecursionError"),
-    "large file": ("def f():\n with open('x', 'wb') as s:\n  for _ in range(100): s.write(bytes(1 << 20))", "error OSError"),
+    "runs at exit": ("import atexit, os\natexit.register(os._exit, 0)\ndef f(): return 1", "assertion failed"),
+    "kills and stops itself": ("import os\ndef f():\n for n in (9, 19): os.kill(os.getpid(), n)\n return 1", "assertion failed"),
+    "kills others": ("import os\ndef f(): os.kill(@PID@, 9)", "ProcessLookupError"),
+    "endless loop": ("def f():\n while True: pass", "exceeded|timed out"),
+    "endless C code": ("def f(): sum([[1]] * 10**6, [])", "exceeded"),
+    "sleep": ("import time\ndef f(): time.sleep(100)", "exceeded|timed out"),
+    "ignores its limit": ("import signal\nsignal.signal(24, signal.SIG_IGN)\ndef f():\n while True: pass", "exceeded|timed out"),
+    "memory": ("def f(): return 'x' * (1 << 32)", "ran out of memory"),
+    "processes": ("import os, time\ndef f():\n for _ in range(100):\n  if not os.fork(): time.sleep(100)", "BlockingIOError"),
+    "deep recursion": ("def f(): return f()", "RecursionError"),
+    "large file": ("def f():\n with open('x', 'wb') as s:\n  for _ in range(100): s.write(bytes(1 << 20))", "OSError"),
     "many files": (
         "def f():\n for n in range(100):\n  with open(f'{n}', 'wb') as s: s.write(bytes(1 << 20))",
-        "error OSError",
+        "OSError",
     ),
-    "writes elsewhere": ("def f(): open('/x', 'w')", "error OSError"),
-    "reads a file": ("def f(): return open('@FILE@').read()", "error FileNotFoundError"),
-    "environment": ("import os\ndef f(): return os.environ['" + VARIABLE + "']", "error KeyError"),
-    "network": ("import socket\ndef f(): socket.create_connection(('127.0.0.1', @PORT@))", "error"),
-    "new namespace": ("import ctypes\ndef f(): assert ctypes.CDLL(None).unshare(0x10000000) == 0", "error AssertionError"),
+    "writes elsewhere": ("def f(): open('/x', 'w')", "OSError"),
+    "reads a file": ("def f(): return open('@FILE@').read()", "FileNotFoundError"),
+    "environment": ("import os\ndef f(): return os.environ['" + VARIABLE + "']", "KeyError"),
+    "network": ("import socket\ndef f(): socket.create_connection(('127.0.0.1', @PORT@))", ""),
+    "new namespace": ("import ctypes\ndef f(): assert ctypes.CDLL(None).unshare(0x10000000) == 0", "AssertionError"),
     "raises its limits": (
         "import resource\ndef f(): resource.setrlimit(resource.RLIMIT_NPROC, (99, 99))",
-        "error ValueError",
+        "ValueError",
     ),
     "lowers its limit": (
         "import resource\ndef f():\n resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\n while True: pass",
-        "error ValueError",
+        "ValueError",
     ),
-    "output without end": ("import os\ndef f():\n while True: os.write(61, b'x' * 9999)", "time"),
+    "output without end": ("import os\ndef f():\n while True: os.write(61, b'x' * 9999)", "exceeded|timed out"),
 }  # fmt: skip
 
 
@@ -172,9 +173,8 @@ def test_hostile_program_is_held(runner: ProgramRunner, name: str, tmp_path: Pat
         for mark, aim in aims.items():
             program = program.replace(mark, str(aim))
         outcome = runner.run(program, WANTS_ANSWER)
-    value, *reasons = expected.split()
-    assert outcome.value == value, outcome
-    assert all(reason in outcome.reason for reason in reasons), outcome
+    assert not outcome.passed
+    assert re.match(expected, outcome.reason), outcome
 
 
 def found(mark: str) -> int | None:
@@ -244,17 +244,17 @@ def test_without_bubblewrap_programs_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("program", "value"),
+    ("program", "reason"),
     [
-        (GOOD, "passed"),
-        ("import os\nos._exit(0)", "ended"),
-        ("def f(x):\n while True: pass", "time"),
-        ("def f(x): return 'x' * (1 << 32)", "memory"),
+        (GOOD, "all tests passed"),
+        ("import os\nos._exit(0)", "ended its process"),
+        ("def f(x):\n while True: pass", "exceeded"),
+        ("def f(x): return 'x' * (1 << 32)", "ran out of memory"),
     ],
     ids=["good", "exit", "time", "memory"],
 )
-def test_resource_limits_hold_without_a_sandbox(program: str, value: str) -> None:
-    assert ProgramRunner((), seconds=1, memory=256 << 20).run(program, WANTS_2).value == value
+def test_resource_limits_hold_without_a_sandbox(program: str, reason: str) -> None:
+    assert ProgramRunner((), seconds=1, memory=256 << 20).run(program, WANTS_2).reason.startswith(reason)
 
 
 @pytest.mark.parametrize("keeps_pipes", [False, *rarely(True)])
