@@ -61,7 +61,7 @@ def state_of(path: Path) -> dict[str, int]:
     return {"size": status.st_size, "mtime": status.st_mtime_ns, "inode": status.st_ino}
 
 
-def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file's content atomically and durably.
 
     The file keeps its mode. Symbolic links are followed. Pipes and devices are not replaced; the content is written to them.
@@ -70,8 +70,6 @@ def write_atomically(path: Path, data: bytes, *, new_folder: bool = False) -> No
         path.write_bytes(data)
         return
     path = Path(os.path.realpath(path))
-    if new_folder:
-        make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
