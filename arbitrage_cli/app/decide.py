@@ -164,16 +164,19 @@ def _routes(parsed: Iterable[ParsedRoute], router: AvailableRouter, note: Note) 
 def _default_route(
     request: Request, advice: StoredAdvice | None, route: Route, router: AvailableRouter, note: Note
 ) -> Route:
-    """Return the advised route or the target alone, if this is better than the default route."""
+    """Return the advised route. Without advice, return the default route or, if it is slower, the target alone."""
+    usual, warning = route_or_target_alone(route, router, is_default=request.is_default)
     try:
         if request.is_default and advice and (advised := _advised_route(request, advice, router, note)):
+            if advised.name != usual.name:
+                when = f"as advised on {advice.created[:10]}"
+                note(f"using policy {advised.name}, {when}; to use another policy, add --policy")
             return advised
     except ArbitrageError as error:
         note(f"the stored advice is ignored: {error.message}")
-    route, warning = route_or_target_alone(route, router, is_default=request.is_default)
     if warning:
         note(warning)
-    return route
+    return usual
 
 
 def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRouter, note: Note) -> Route | None:
@@ -188,9 +191,7 @@ def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRout
         note(f"the advice of {advice.created[:10]} is not used: {NO_CHECKS}")
         return None
     request.models_for([policy])
-    route = make_route(policy, tau, replace(router, early_stop=request.named.early_stop(None, [policy])))
-    note(f"using policy {route.name}, as advised on {advice.created[:10]}; to use another policy, add --policy")
-    return route
+    return make_route(policy, tau, replace(router, early_stop=request.named.early_stop(None, [policy])))
 
 
 # --- settings

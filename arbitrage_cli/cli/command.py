@@ -52,6 +52,7 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
         @functools.wraps(function)
         def run(context: typer.Context, config: Path | None = None, **values: Any) -> int | None:
             try:
+                _refuse_repeated(context)
                 return function(**_arguments(hints, {**values, **_invocation(context)}))
             except UsageError as error:
                 origin = origin_of(context, error.option) if error.option else None
@@ -110,6 +111,15 @@ def _parameter(parameter: inspect.Parameter, option: Option | None, hidden: Coll
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _refuse_repeated(context: typer.Context) -> None:
+    """Raise UsageError if an option for a list occurs more than once, because only its last value counts."""
+    flags = [word.partition("=")[0] for word in context.obj]
+    for one in context.command.params:
+        if (one.metavar or "").endswith(",...") and flags.count(one.opts[0]) > 1:
+            hint = f"use one list: {one.opts[0]} FIRST,SECOND"
+            raise UsageError("the option occurs more than once", hint, option=one.name)
 
 
 def _arguments(hints: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,8 @@ def parse_prices(text: str) -> Prices:
             raise UsageError(f"invalid value '{part.strip()}'", EXAMPLE, option="price")
         prompt, *cached, completion = map(float, value.split("/"))
         found[role] = Price(prompt, cached[0] if cached else prompt, completion)
+    if not any(price.prompt + price.completion for price in found.values()):
+        raise UsageError("all prices are 0", "enter the price of the target, or omit the option", option="price")
     return found
 
 

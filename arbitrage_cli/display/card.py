@@ -16,6 +16,7 @@ from arbitrage_cli.routing.presets import TauRow, TauTable
 DIGEST = 12  # characters of a checksum
 SHOWN_TAUS = 10  # taus in the table, in addition to presets
 
+POLICY_OF = {"lowest logprob": "logprob-min", "mean logprob": "logprob"}  # of baselines with names of their own
 MEASURES = {"auc": "AUC", "ece": "calibration error"}
 LEGEND = (
     ("calls", "escalated steps / all steps"),
@@ -25,7 +26,7 @@ LEGEND = (
 
 
 def write_summary(card: Json, stream: TextIO) -> None:
-    """Write the verdict, the effect of each preset, and the recommended preset. Raises the same errors as `write`."""
+    """Write the verdict, the effect of each preset, and the recommended preset. Raises any error that `write` raises."""
     advice = preset_sentence(TauTable.from_json(card["taus"]))
     print_to(stream, *map(paragraph, _verdict(card)), "", *_taus(card), "", paragraph(advice))
 
@@ -41,7 +42,7 @@ def preset_sentence(table: TauTable) -> str:
 
 
 def write_card(card: Json, stream: TextIO, *, sha256: str) -> None:
-    """Write the card. Raises RouterError if the card is incomplete, and the errors of `write`."""
+    """Write the card. Raises RouterError if the card is incomplete, and any error that `write` raises."""
     try:
         measures = _measures(card["metrics"]["test"])
         parts = [
@@ -93,6 +94,10 @@ def _verdict(card: Json) -> list[str]:
     *_, tested = card["data"]["parts"].values()
     problems = formatting.count(tested["problems"], "problem")
     found = "; ".join(f"{how} {', '.join(names)}" for how, names in baselines.items())
+    if level := baselines.get("worse than", []) + baselines.get("no better than", []):
+        found += (
+            f". Policy {POLICY_OF.get(level[0], level[0])} needs no router: use it instead, unless a benchmark shows a gain"
+        )
     return [f"on {problems} not used in training, the router ranks steps {found}"]
 
 

@@ -21,7 +21,7 @@ class Screen(Protocol):
     """A stream for lines that stay. A live screen has a region below them, which each call replaces."""
 
     is_live: bool
-    interval: float  # minimum seconds between reports about long work
+    interval: float  # minimum seconds between reports about a long operation
 
     def draw(self, lines: Sequence[Line], region: Sequence[Line]) -> None: ...
 

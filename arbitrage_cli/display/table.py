@@ -137,11 +137,11 @@ DEFINITIONS: Mapping[str, str] = {
     "scores) times the unit costs measured in the run. A step that took less than half or more than twice the usual time of "
     "such steps is counted at the usual time. The time of models without measured unit costs, such as models on servers, is "
     "measured.",
-    "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts that both "
-    f"finished; above 1 is faster. {_WITH_COST_ERROR}",
+    "speedup": "Computed seconds of the target alone / computed seconds of this policy, over the attempts "
+    f"that both policies finished; above 1 is faster. {_WITH_COST_ERROR}",
     "measured_seconds_mean": "Wall-clock seconds / finished attempts. Excludes loading, grading and display.",
     "measured_speedup": "Wall-clock seconds of the target alone / wall-clock seconds of this policy, over the attempts that "
-    f"both finished; above 1 is faster. {_WITH_COST_ERROR}",
+    f"both policies finished; above 1 is faster. {_WITH_COST_ERROR}",
     "acceptance_rate": "Accepted steps / drafted steps.",
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
     "target_call_rate": "Target steps, including discarded steps / kept steps.",
@@ -152,12 +152,12 @@ DEFINITIONS: Mapping[str, str] = {
     "draft_tokens_per_second": "Tokens decoded by the draft / seconds of decoding. Excludes prefill.",
     "target_tokens_per_second": "Tokens decoded by the target / seconds of decoding. Excludes prefill and verification.",
     "price": "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",
-    "saving": "1 - price of this policy / price of the target alone, over the attempts that both finished. "
+    "saving": "1 - price of this policy / price of the target alone, over the attempts that both policies finished. "
     f"{_OVER_PROBLEMS}",
     "compared_accuracy": "(Correct answers in the second run - correct answers in the first run) / attempts made in both, "
     f"in percentage points. Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
-    "seconds_ratio": "Computed seconds of the first run / computed seconds of the second run, over the attempts that both "
-    f"finished; above 1, the second run is faster. {_OVER_PROBLEMS} It includes the errors of both runs' unit costs.",
+    "seconds_ratio": "Computed seconds of the first run / computed seconds of the second run, over the attempts "
+    f"that both runs finished; above 1, the second run is faster. {_OVER_PROBLEMS} It includes the errors of both runs' unit costs.",
 }
 
 

@@ -80,7 +80,7 @@ def opening(run: RunInfo | RunProgress | ServerInfo, *, has_details: bool = Fals
         return [f"{run.title}: {formatting.count(run.planned, 'attempt')}{done}"]
     models = " → ".join(one_line(text).partition(" (")[0] for text in run.descriptions.values())
     details = (f"{role_name(role):<7} {one_line(text)}" for role, text in run.descriptions.items())
-    return [f"{models}; {run.route.label}", *([*details, *_rule(run)] if has_details else [])]
+    return [joined(models, run.route.label), *([*details, *_rule(run)] if has_details else [])]
 
 
 def _rule(run: RunInfo) -> list[str]:

@@ -155,7 +155,7 @@ def compared_with_target(policy: PolicyResults, target: PolicyResults | None) ->
 
 
 def difference_interval(pairs: Sequence[tuple[Result, Result]]) -> Interval | None:
-    """Return the interval for the first accuracy minus the second, or None if there are no attempts."""
+    """Return the interval of the accuracy difference (first minus second), or None if there are no attempts."""
     if not pairs:
         return None
     table = Counter((own.is_correct, other.is_correct) for own, other in pairs)
@@ -227,7 +227,8 @@ def _notes(
     if (samples := run.samples) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
     if clock := [f"{one['label']} {formatting.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:
-        yield f"Speed-ups follow from the counted work, because other programs affect the clock. By the clock: {', '.join(clock)}."
+        reason = "because other programs affect wall-clock times"
+        yield f"Speed-ups are computed from the counted work, {reason}. Wall-clock speed-ups: {', '.join(clock)}."
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
         yield f"Speed-ups on fewer than {MIN_PROBLEMS} problems are approximate and have no interval; use more problems."
     failed = [f"{policy['errors']} for {policy['label']}" for policy in made if policy["errors"]]

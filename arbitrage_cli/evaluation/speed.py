@@ -33,7 +33,7 @@ BLOCKS = 4  # consecutive parts of a run whose speeds are compared
 MIN_STEPS = 8  # minimum steps of a policy; with fewer, all policies define the usual step
 
 LATENCY = ("seconds_mean", "speedup", "speedup_log_error", "speedup_interval")
-"""The time figures, computed from the counted work or, with the prefix `measured_`, by the clock. `speedup_log_error` is the
+"""The time figures: computed from the counted work or, with the prefix `measured_`, measured by the clock. `speedup_log_error` is the
 standard error of the logarithm of the speed-up. It includes the error of the unit costs."""
 PRICED = (
     "price",
@@ -175,7 +175,7 @@ def token_ratio(run: Run, policies: Iterable[PolicyResults]) -> tuple[float | No
 
 
 def latency(policy: PolicyResults, target: PolicyResults | None, units: Units, *, has_clock: bool) -> dict[str, Any]:
-    """Return the figures named LATENCY, computed from the counted work and, if `has_clock` is true, by the clock.
+    """Return the figures named LATENCY, computed from the counted work and, if `has_clock` is true, measured by the clock.
 
     Problems that are solved at once share the clock's time.
     """

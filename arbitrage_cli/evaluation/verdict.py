@@ -211,7 +211,7 @@ class Verdict:
 
     @property
     def best(self) -> Candidate:
-        """The recommended candidate. If the target alone is recommended, the most promising candidate."""
+        """The recommended candidate. The most promising candidate if the target alone is recommended."""
         return next((one for one in self.candidates if one.route == self.route), self.candidates[0])
 
     @property

@@ -137,7 +137,7 @@ class Decoder:
     def write_on(
         self, opened: OpenProblem, max_tokens: int, num_rows: int, should_continue: Callable[[Floats, int], bool]
     ) -> Cost:
-        """Read unread tokens, then decode outside a step while `should_continue(logits, token)` returns true.
+        """Prefill pending tokens, then decode outside a step while `should_continue(logits, token)` returns true.
 
         `num_rows` says how the unread tokens are read, as in `UnitCosts.read`.
         """

@@ -210,7 +210,7 @@ class CachedProblem:
         return self.required[len(self.held) :]
 
     def prepare(self, trace: Trace, prefix: str = "") -> int:
-        """Drop the cached ids that differ from the ids of the trace and of the next step's `prefix`.
+        """Drop the cached ids that differ from the ids of the trace followed by the next step's `prefix`.
 
         Returns the number of tokens that fit after these ids. Raises ContextFullError if the context is full.
         """

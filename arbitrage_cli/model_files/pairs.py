@@ -126,7 +126,11 @@ def user_pairs() -> Pairs:
 def toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:
     """Return a table with these fields of the pair, in lines."""
     values = asdict(pair)
-    return [f"[{_toml(pair.name)}]", *(f"{key} = {_toml(values[key])}" for key in keys if values[key] is not None)]
+    is_bare = pair.name.isascii() and pair.name.replace("-", "_").isidentifier()
+    return [
+        f"[{pair.name if is_bare else _toml(pair.name)}]",
+        *(f"{key} = {_toml(values[key])}" for key in keys if values[key] is not None),
+    ]
 
 
 def _toml(value: Any) -> str:

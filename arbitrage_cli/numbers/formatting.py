@@ -45,22 +45,21 @@ def number_range(interval: Bounds) -> str:
 
 
 def exact(value: float) -> str:
-    """Format a number exactly, without an exponent: `0.5`, `0.000012`, `1`, `inf`."""
-    return _plain(repr(value))
+    """Format a number exactly: `0.5`, `0.000012`, `1`, `inf`. Only huge numbers have an exponent."""
+    return _unless_huge(value, repr(value))
 
 
 def tau(value: float) -> str:
-    text = f"{value:.3g}"
-    return text if abs(value) >= HUGE else _plain(text)
+    return _unless_huge(value, f"{value:.3g}")
 
 
-def _plain(text: str) -> str:
-    return f"{Decimal(text).normalize() + 0:f}".replace("Infinity", "inf")
+def _unless_huge(value: float, text: str) -> str:
+    return text if abs(value) >= HUGE else f"{Decimal(text).normalize() + 0:f}"
 
 
 def compared(value: float, tau: float) -> tuple[str, str]:
     """Format a score and a tau to as many decimal places as tau, or more if needed to show which is larger."""
-    if not math.isfinite(tau):
+    if abs(tau) >= HUGE:
         return f"{value:.2f}", f"{tau:g}"
     if not tau:
         return number(float(value)), "0"

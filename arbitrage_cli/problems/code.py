@@ -202,7 +202,7 @@ def _environment() -> dict[str, str]:
 def _read_outcome(output: bytes, secret: str) -> TestOutcome | None:
     """Parse the last line of output.
 
-    Only the secret proves that the tests passed, because the program could print any other line itself.
+    Only a line with the secret proves that the tests passed, because the program could print any other line itself.
     """
     try:
         line = json.loads(output.rpartition(b"\n")[2])
@@ -266,8 +266,7 @@ def _sandbox(program: str) -> Iterator[str]:
 
     The sandbox has no network, hides other processes, keeps /tmp in memory, and makes Python's files read-only.
 
-    If the user is root, programs run as `nobody`, because root is exempt from the limit on processes. An outer bubblewrap
-    first mounts Python's files, which may be in root's home folder.
+    If the user is root, programs run as `nobody`, because root is exempt from the limit on processes. An outer bubblewrap process first mounts Python's files, which may be in root's home folder.
     """
     above = ["/dev", "/tmp", *(str(path) for path in reversed(Path(sys.base_prefix).parents[:-1]))]  # noqa: S108
     folders = [word for path in above for word in ("--perms", "0755", "--dir", path)]  # accessible to nobody

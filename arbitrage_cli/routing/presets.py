@@ -135,10 +135,11 @@ class TauTable:
         needed = have * ((row.change - row.change_interval[0]) / (row.change + RISK * CAREFUL_TOLERANCE)) ** 2
         if needed <= 2 * have:
             return None
-        return f"the router's {have} solutions are too few for careful (about {float(f'{needed:.2g}'):,.0f} would do)"
+        more = f"preset careful would probably escalate fewer steps with {float(f'{needed:.2g}'):,.0f} solutions"
+        return f"the router was measured on {have} solutions; {more}"
 
     def faster_row(self, tau: float) -> TauRow:
-        """Return the row whose tau is nearest. The row includes early stops if early stops save time at this tau."""
+        """Return the row whose tau is nearest, with early stops if they save time."""
         return self.row_at(tau, stops_early=self.early_stop_pays(tau))
 
     def early_stop_pays(self, tau: float) -> bool:

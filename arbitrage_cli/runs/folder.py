@@ -174,9 +174,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def __init__(self, folder: Path, *, kind: Kind = BENCH, fresh: bool = False, results: Path | None = None) -> None:
         """Create or open the folder, lock it, and move damaged lines to another file.
 
-        If `fresh` is true, `save_run` sets all files aside instead. `results` is the file with the rows, if it is not in the
-        folder. Raises UsageError if the folder cannot be written to, is locked by another process, or contains a run of
-        another kind; DamagedRunError if run.json is damaged.
+        If `fresh` is true, `save_run` instead moves all existing files out of the way. `results` is the file with the rows, if
+        it is not in the folder. Raises UsageError if the folder cannot be written to, is locked by another process, or
+        contains a run of another kind; DamagedRunError if run.json is damaged.
         """
         self.path, self.shown = folder, results or folder
         self.kind = kind

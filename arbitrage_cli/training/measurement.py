@@ -8,8 +8,7 @@ The table of taus shows the effect of each tau. If a reward is the share of the 
 answer, the losses of a solution add up to the difference in accuracy (the performance difference lemma, Kakade and Langford
 2002). This assumes that the router visits the recorded states.
 
-At each step, a solution is either right or wrong so far. Accepting a drafted step can *drop* a right solution if the
-target's step was better, or *lift* a wrong solution if the drafted step was better. Two logistic curves map the router's
+At each step, a solution is either right or wrong so far. If the target's step was better, accepting the drafted step can *drop* a correct solution. If the drafted step was better, accepting it can *lift* an incorrect one. Two logistic curves map the router's
 log-odds to the probabilities of a drop and of a lift. Each step depends on the previous steps, so a solution can be
 dropped only once. A reward between 0 and 1 is treated as the share of solutions that are right.
 
@@ -34,7 +33,7 @@ from arbitrage_cli.routing.router import LOOK_EVERY, clearly_above
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # escalation rates over which the selection score averages recall
 
 ADVANTAGE_DIGITS = 9
-"""The number of decimals to which advantages are rounded. Means of equal rewards may differ by rounding errors."""
+"""The decimal places to which advantages are rounded, because means of equal rewards may differ by rounding errors."""
 
 BINS = 10  # equal-width bins of the calibration error
 RESAMPLES = 1000

@@ -341,7 +341,7 @@ def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str) 
         if members.sum() < MIN_CLASS:
             found = f"{int(members.sum())} {what} an advantage, at least {MIN_CLASS} are needed"
             command = shlex.join(collected.runs[0].facts.command)
-            hint = f"collect more problems with a higher --limit, or from another --dataset to another -o: {command}"
+            hint = f"collect more problems with a higher --limit, or use another --dataset and another -o: {command}"
             raise UsageError(f"too few states {what_for}: {found}", hint)
 
 

@@ -160,7 +160,7 @@ def test_the_command_solves_as_was_measured_and_is_saved(
     lines = ended.err.splitlines()
     path = home.folder / "arbitrage" / "pairs.toml"
     assert not path.exists()
-    path.write_text("\n".join([*lines[lines.index('["builtin"]') :], ""]))
+    path.write_text("\n".join([*lines[lines.index("[builtin]") :], ""]))
     saved = read_pairs(path)["builtin"]
     assert (saved.policy, saved.tau) == (policy[1], "careful" if routed else None)
     assert saved.router == (str(home.folder / ROUTER) if routed else read_pairs()["builtin"].router)

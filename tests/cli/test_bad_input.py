@@ -77,6 +77,7 @@ AGREE = (*SOLVE, "--policy", "agree", "--check", "scripted:target")
         ([*BENCH, "--policy", "target,magic"], "", "--policy: ", "magic"),
         ([*BENCH, "--policy", "arbitrage"], "", "", "--router"),
         ([*BENCH, "--policy", "arbitrage,target@0.5"], "", "--policy: ", "no tau"),
+        ([*BENCH, "--policy", "target", "--policy=draft"], "", "--policy: ", "--policy FIRST,SECOND"),
         ([*BENCH, "--ids", "p1,p7,p8"], "", "--ids: ", "p7, p8"),
         ([*BENCH, "--timeout", "nan"], "", "--timeout: ", ""),
         ([*AGREE, "--task", "code"], "", "--policy: ", "code"),

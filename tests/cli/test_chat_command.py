@@ -26,6 +26,7 @@ def test_the_target_alone_is_compared() -> None:
     result = chat("/policy draft", QUESTION, "/target")
     assert result.out.split() == [WRONG, RIGHT]
     assert f"{WRONG}; the target alone: {RIGHT}" in result.err
+    assert not re.search("^;", result.err, re.MULTILINE)
 
 
 BUILT_IN = ("--pair", "builtin")

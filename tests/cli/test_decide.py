@@ -90,16 +90,19 @@ def test_advice_on_models_on_servers_needs_no_llama_cpp(monkeypatch: pytest.Monk
     assert advised_pair(ask(served, MATH)).machine is None
 
 
-@pytest.mark.parametrize(("route", "policy", "num_notes"), [("draft", "draft", 1), ("speculative", "arbitrage", 2)])
+@pytest.mark.parametrize(
+    ("route", "policy", "num_notes"),
+    [("draft", "draft", 1), ("speculative", "arbitrage", 2), ("arbitrage@careful", "arbitrage", 1)],
+)
 def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, policy: str, num_notes: int) -> None:
-    """Speculation needs both models on this machine, so such an advice is ignored."""
+    """Speculation needs both models on this machine, so such an advice is ignored. Advice to use the default needs no note."""
     served = Options(draft="builtin:draft", target="http://127.0.0.1:1/v1")
     before = single(models=served)
     keep_advice(tuned_file(), StoredAdvice(advised_pair(ask(served, MATH)), route, "2026-11-29T12:00:00+00:00"))
     after = single(models=served)
     other = single(models=replace(served, target="http://127.0.0.1:2/v1"))
     assert (before.route.policy.name, other.route.policy.name) == ("arbitrage", "arbitrage")
-    assert (after.route.policy.name, len(after.notes)) == (policy, num_notes)
+    assert (after.route.policy.name, len(after.notes)) == (policy, num_notes), after.notes
 
 
 @pytest.mark.parametrize(

@@ -56,4 +56,5 @@ def test_one_has_no_plural(value: int, text: str) -> None:
 
 
 def test_a_tau_of_hundreds_of_digits_has_an_exponent() -> None:
-    assert formatting.tau(-1e308) == "-1e+308"
+    assert (formatting.tau(-1e308), formatting.compared(0.5, -1e308)) == ("-1e+308", ("0.50", "-1e+308"))
+    assert Route(POLICIES["entropy"], -1e308).name == "entropy@-1e+308"

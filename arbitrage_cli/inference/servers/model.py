@@ -401,7 +401,7 @@ async def _continuing(model: ServedModel, chat: Chat) -> Chat:
     else:
         if (text := _text_of(pieces).lstrip()).startswith(REST):
             return chat
-    message = f"{model.name} does not continue an answer by the convention '{chat.continuation}' ({text[:100]!r})"
+    message = f"{model.name} does not continue answers with '{chat.continuation}' ({text[:100]!r})"
     raise ServerError(f"{model.server.name}: {message}", OTHER_CONVENTION)
 
 
