@@ -1,5 +1,6 @@
 """`advise --costs`, and how the other commands use the measured costs and threads."""
 
+import functools
 import hashlib
 import json
 import socket
@@ -14,10 +15,16 @@ from faults import run_json
 from made_up_tuning import make_tuned, unit_costs
 from small_routers import write_router
 
+from arbitrage_cli.app.decide import decide
+from arbitrage_cli.app.gather import gather
+from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import WRITING, ask
 from arbitrage_cli.costs.store import Tuned, keep_tuned, machine_here, read_cache, threads_without_costs
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.pairs import find_files
+from arbitrage_cli.problems.tasks import MATH
+from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.system.machine import CACHED_BYTES
 
 FAST_READER = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, prefill=0.01)}
@@ -67,12 +74,15 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Result]:
     return home, home.run("advise", "--costs")
 
 
-def solve(home: Home, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    return home.run("solve", "5 + 6", "--json", *arguments, env=env).record
+def decided(home: Home, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Setup:
+    """What is decided for one problem with these options and the stored costs."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home.folder))
+    request = ask(Options(explicit=frozenset(options), **options), MATH)
+    return decide(request, gather(request))
 
 
-def threads_of(record: Mapping[str, Any]) -> list[int]:
-    return [int(record["models"][role].split(" thread")[0].split()[-1]) for role in ("draft", "target")]
+def threads_of(setup: Setup) -> list[int | None]:
+    return [setup.models[role].threads for role in WRITING]
 
 
 def test_costs_are_shown_and_kept_by_sha256_and_machine(tuned: tuple[Home, Result]) -> None:
@@ -172,66 +182,51 @@ def test_a_damaged_file_is_noted_once_and_measured_again(home: Home) -> None:
     read_cache(home.file, pytest.fail)
 
 
-def test_each_model_runs_with_its_measured_threads_unless_a_setting_says_otherwise(home: Home) -> None:
-    home.pretend(FAST_READER, THREADS)
-    routed = ("--policy", "arbitrage")  # at costs without a gain, the default is the target alone
-    measured, given = solve(home, *routed), solve(home, *routed, "--threads", "2")
-    assert (threads_of(measured), threads_of(given)) == ([1, 2], [2, 2])
-    assert threads_of(solve(home, *routed, env={"ARBITRAGE_THREADS": "1"})) == [1, 1]
-    (home.folder / "threads.toml").write_text("threads = 2\n")
-    assert threads_of(solve(home, *routed, "--config", "threads.toml")) == [2, 2]
-
-
-def test_measurements_hold_for_one_kv_type_and_gpu(home: Home) -> None:
-    default = threads_of(solve(home))
-    home.pretend(FAST_READER, THREADS)
-    assert threads_of(solve(home, env=Q8)) == default
-    kept = [*read_cache(home.file).tuned]
-    home.file.unlink()
-    keep_tuned(home.file, [replace(one, machine=replace(one.machine, gpu="NVIDIA H100")) for one in kept])
-    assert threads_of(solve(home)) == default
-
-
 BENCH = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
 
 
-@pytest.fixture
-def router(home: Home) -> str:
-    """A router for the built-in pair: by the costs on its card `careful` is 0.3."""
-    return str(write_router(home.folder / "small.safetensors"))
+def test_each_model_runs_with_its_measured_threads_unless_an_option_says_otherwise(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measurements hold for one type of the KV cache and one GPU."""
+    routed = functools.partial(decided, home, monkeypatch, policy="arbitrage")
+    default = threads_of(routed())
+    home.pretend(FAST_READER, THREADS)
+    found = [threads_of(routed(**options)) for options in ({}, {"threads": 2}, {"kv_type": "q8_0"})]
+    assert found == [[1, 2], [2, 2], default]
+    kept = [*read_cache(home.file).tuned]
+    home.file.unlink()
+    keep_tuned(home.file, [replace(one, machine=replace(one.machine, gpu="NVIDIA H100")) for one in kept])
+    assert threads_of(routed()) == default
 
 
-def test_named_taus_are_resolved_at_the_costs_of_this_machine(home: Home, router: str) -> None:
+def test_named_taus_are_resolved_at_the_costs_of_this_machine(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the costs on the router's card, `careful` is 0.3."""
+    router = str(write_router(home.folder / "small.safetensors"))
+    for costs, tau in ((FAST_READER, 0.3), (SLOW_VERIFIER, 0.6)):
+        home.pretend(costs)
+        for options in ({}, {"tau": "careful"}):
+            made = decided(home, monkeypatch, router=router, **options)
+            assert (made.route.tau, made.tau_costs) == (tau, "this machine")
+
+
+@pytest.mark.parametrize("asked", [{}, {"policy": "arbitrage"}, {"tau": "fast"}, {"early_stop": True}], ids=str)
+def test_target_writes_alone_if_routing_gains_nothing_and_no_option_asks_for_it(
+    home: Home, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
     home.pretend(FAST_READER)
-    before = solve(home, "--router", router)
-    assert (before["tau"], before["settings"]["tau_costs"]) == (0.3, "this machine")
-    home.pretend(SLOW_VERIFIER)
-    after = solve(home, "--router", router)
-    assert (after["tau"], after["settings"]["tau_costs"]) == (0.6, "this machine")
-    assert solve(home, "--router", router, "--tau", "careful")["tau"] == 0.6
-    assert "costs of this machine" in home.run("solve", "5 + 6", "--router", router, "--debug").err
-
-
-@pytest.mark.parametrize("asked", [(), ("--policy", "arbitrage"), ("--tau", "fast"), ("--early-stop",)], ids=str)
-def test_target_writes_alone_if_routing_gains_nothing_and_no_flag_asks_for_it(home: Home, asked: tuple[str, ...]) -> None:
-    home.pretend(FAST_READER)
-    assert solve(home)["policy"] == "arbitrage"
+    assert decided(home, monkeypatch).route.policy.name == "arbitrage"
     home.pretend(NO_GAIN)
-    result = home.run("solve", "5 + 6", "--json", *asked)
-    record = result.record
-    assert record["policy"] == ("arbitrage" if asked else "target")
-    assert ("uses the target alone" in flat(result.err)) == (not asked)
-    assert bool(record["settings"]["router"]) == bool(asked)
+    made = decided(home, monkeypatch, **asked)
+    assert made.route.policy.name == ("arbitrage" if asked else "target")
+    assert any("uses the target alone" in note for note in made.notes) == (not asked)
 
 
-def test_drafts_are_stopped_early_if_that_takes_less_time(home: Home) -> None:
-    routed = ("--policy", "arbitrage", "--tau", "0.02")
-    home.pretend(FAST_READER)
-    assert solve(home, *routed)["settings"]["early_stop"] is False
-    home.pretend(NO_GAIN)
-    assert solve(home, *routed)["settings"]["early_stop"] is True
-    assert solve(home, *routed, "--no-early-stop")["settings"]["early_stop"] is False
-    assert solve(home, *routed, env={"ARBITRAGE_EARLY_STOP": "0"})["settings"]["early_stop"] is False
+def test_drafts_are_stopped_early_if_that_takes_less_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for costs, asked, stops in ((FAST_READER, None, False), (NO_GAIN, None, True), (NO_GAIN, False, False)):
+        home.pretend(costs)
+        made = decided(home, monkeypatch, policy="arbitrage", tau="0.02", early_stop=asked)
+        assert made.route.stops_early is stops
 
 
 def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

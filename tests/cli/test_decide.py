@@ -159,6 +159,14 @@ def test_policies_of_a_benchmark_without_policies(models: Options, names: list[s
     assert [one.route.name for one in made.routes][-len(names) :] == names
 
 
+@pytest.mark.parametrize(
+    ("check", "task", "words"), [("scripted:target", "choice", "2.4 points"), ("scripted:draft", None, "--check")]
+)
+def test_doubtful_uses_of_policy_agree_are_noted(check: str, task: str | None, words: str) -> None:
+    (note,) = decided(ask(replace(SCRIPTED, policy="agree", check=check), find_task(task))).notes
+    assert words in note
+
+
 def test_an_added_policy_is_decided_with_the_costs_of_the_run(tmp_path: Path) -> None:
     router = str(write_router(tmp_path / "small.safetensors"))
     asked = ask_to_compare(Options(router=router, policy="arbitrage"), MATH)
