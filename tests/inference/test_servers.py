@@ -695,7 +695,7 @@ def test_requests_of_a_problem_name_it_to_routers() -> None:
 
 
 def test_a_problem_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_limits(monkeypatch, KEEP_ALIVE_SECONDS=60.0)
+    set_limits(monkeypatch, IDLE_SECONDS=60.0)
     server = HashServer()
     with on_loopback(server) as address, contextlib.closing(Connection()) as connection:
         writer = served("target", open_served(connection, ServedSource(Address.parse(address))))
