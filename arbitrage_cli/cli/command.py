@@ -17,7 +17,7 @@ from arbitrage_cli.cli.options import HIDDEN, OPTIONS, Option
 from arbitrage_cli.cli.settings import VARIABLE, origin_of, use_settings
 from arbitrage_cli.errors import UsageError
 
-COLUMNS = 76  # of the names of options, which must not be divided
+HELP_COLUMNS = 76  # of the names of options, which must not be divided
 INVOCATION = ("explicit", "command")
 """Parameters that describe the command line: the names of the options that it contains, and its words."""
 
@@ -139,7 +139,7 @@ def _help(text: str, hidden: Sequence[str]) -> str:
     paragraphs = [part if part.startswith("\b") else " ".join(part.split()) for part in paragraphs]
     more = f"More options, described by arbitrage guide options: {', '.join(hidden)}"
     return "\n\n".join(
-        [*paragraphs, f"\b\n{textwrap.fill(more, COLUMNS, break_on_hyphens=False)}"] if hidden else paragraphs
+        [*paragraphs, f"\b\n{textwrap.fill(more, HELP_COLUMNS, break_on_hyphens=False)}"] if hidden else paragraphs
     )
 
 

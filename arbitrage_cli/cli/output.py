@@ -140,7 +140,7 @@ def permitted(task: "Task", run_code: str | None) -> "Task":
 
 # --- the standard streams
 
-PATIENCE = 1000
+PIPE_PATIENCE = 1000
 """Milliseconds to wait if the pipe of standard error is full."""
 
 
@@ -181,14 +181,14 @@ class ClosedOutput(io.TextIOBase):
 class NonblockingPipe(io.RawIOBase):
     """Writes standard error to a pipe. Text is dropped if nobody reads the pipe, so that a run never blocks.
 
-    The first write to a full pipe waits up to `PATIENCE` milliseconds. If nobody reads the pipe during this time, later text
+    The first write to a full pipe waits up to `PIPE_PATIENCE` milliseconds. If nobody reads the pipe during this time, later text
     is dropped immediately until the pipe is read again.
     """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._patience = PATIENCE
+        self._patience = PIPE_PATIENCE
         self._room = select.poll()
         self._room.register(descriptor, select.POLLOUT)
 
@@ -205,7 +205,7 @@ class NonblockingPipe(io.RawIOBase):
             if not self._room.poll(self._patience):
                 self._patience = 0
                 break
-            self._patience = PATIENCE
+            self._patience = PIPE_PATIENCE
             left = left[os.write(self._descriptor, left[: select.PIPE_BUF]) :]  # PIPE_BUF bytes never block after poll
         return size
 

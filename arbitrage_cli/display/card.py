@@ -110,7 +110,7 @@ def _measures(test: Mapping[str, Json]) -> list[RenderableType]:
 def _figure(figure: Sequence[float | None] | None) -> str:
     """Format a figure and its interval, such as `0.941 [0.931 0.950]`."""
     known = [f"{value:.3f}" for value in figure or () if value is not None]
-    return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [formatting.UNKNOWN])[0]
+    return f"{known[0]} [{' '.join(known[1:])}]" if len(known) == 3 else (known or [formatting.NO_FIGURE])[0]
 
 
 def _taus(card: Json) -> Iterator[RenderableType]:

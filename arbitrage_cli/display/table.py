@@ -56,7 +56,7 @@ class Column:
 
 def known(columns: Sequence[Column], records: Sequence[Json]) -> list[Column]:
     """Return the columns that contain a figure for at least one record."""
-    empty = ("", formatting.UNKNOWN)
+    empty = ("", formatting.NO_FIGURE)
     return [column for column in columns if any(column.cell(record)[0] not in empty for record in records)]
 
 

@@ -12,7 +12,7 @@ from arbitrage_cli.costs.pair import Prices, parse_prices
 from arbitrage_cli.evaluation import speed
 from arbitrage_cli.evaluation.verdict import Verdict, expected_effects, verdict
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.numbers.intervals import MIN_PROBLEMS, Interval, Ratio, paired_difference, wilson
+from arbitrage_cli.numbers.intervals import MIN_FOR_RATIO, Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import LIMITS, tau_in_json
 from arbitrage_cli.runs.results import (
@@ -230,7 +230,7 @@ def _notes(
         reason = "because other programs affect wall-clock times"
         yield f"Speed-ups are computed from the counted work, {reason}. Wall-clock speed-ups: {', '.join(clock)}."
     if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
-        yield f"Speed-ups on fewer than {MIN_PROBLEMS} problems are approximate and have no interval; use more problems."
+        yield f"Speed-ups on fewer than {MIN_FOR_RATIO} problems are approximate and have no interval; use more problems."
     failed = [f"{policy['errors']} for {policy['label']}" for policy in made if policy["errors"]]
     if failed and any(policy["speedup"] for policy in made):
         yield f"Speed-ups and the verdict exclude problems with failed attempts: {', '.join(failed)}."

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from decimal import Decimal
 
-UNKNOWN = "-"
+NO_FIGURE = "-"
 MAX_DECIMALS = 16
 HUGE = 1e16  # larger numbers are shown with an exponent
 Bounds = Sequence[float] | None
@@ -13,7 +13,7 @@ Bounds = Sequence[float] | None
 def number(value: float | None) -> str:
     """Format a quantity with three significant digits: `0.0123`, `21.4`. Integers keep all digits: `1,433`."""
     if value is None:
-        return UNKNOWN
+        return NO_FIGURE
     if isinstance(value, int):
         return f"{value:,}"
     if not math.isfinite(value):
@@ -23,11 +23,11 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    return UNKNOWN if share is None else f"{100 * share:.1f}%".replace("100.0", "100")
+    return NO_FIGURE if share is None else f"{100 * share:.1f}%".replace("100.0", "100")
 
 
 def whole_percent(share: float | None) -> str:
-    return UNKNOWN if share is None else f"{share:.0%}"
+    return NO_FIGURE if share is None else f"{share:.0%}"
 
 
 def percent_range(interval: Bounds) -> str:
@@ -37,7 +37,7 @@ def percent_range(interval: Bounds) -> str:
 
 def points(difference: float | None) -> str:
     """Format a difference of shares in percentage points: `-1.2`."""
-    return UNKNOWN if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"
+    return NO_FIGURE if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def number_range(interval: Bounds) -> str:

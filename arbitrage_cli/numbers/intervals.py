@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Interval = tuple[float, float]
 Numbers = NDArray[np.float64]
 
-MIN_PROBLEMS = 15  # with fewer problems, the intervals of ratios cover less than they claim
+MIN_FOR_RATIO = 15  # with fewer problems, the intervals of ratios cover less than they claim
 SEED = 0  # of random draws, so that identical data produce identical figures
 Z = 1.959963984540054  # the 97.5% quantile of the normal distribution
 
@@ -81,7 +81,7 @@ def log_ratio(table: Numbers, common: float = 0.0) -> tuple[float | None, Interv
     None for a single problem, or if a sum is 0 without one of the problems.
 
     A few long problems determine most of a sum, so the degrees of freedom of Student's t distribution are computed from the
-    effective number of problems (Kish, Survey Sampling, 1965). The interval is None for fewer than MIN_PROBLEMS problems, and
+    effective number of problems (Kish, Survey Sampling, 1965). The interval is None for fewer than MIN_FOR_RATIO problems, and
     if this number is below 2.
     """
     count, sums = len(table), table.sum(axis=0)
@@ -91,7 +91,7 @@ def log_ratio(table: Numbers, common: float = 0.0) -> tuple[float | None, Interv
         return None, None
     error = math.hypot(math.sqrt((count - 1) * without_one.var()), common)
     freedom = 1 / float(((table / sums) ** 2).sum(axis=0).max()) - 1
-    if count < MIN_PROBLEMS or freedom < 1:
+    if count < MIN_FOR_RATIO or freedom < 1:
         return error, None
     ratio, factor = float(sums[0] / sums[1]), math.exp(_student(freedom) * error)
     return error, (ratio / factor, ratio * factor)

@@ -36,7 +36,7 @@ LOOK_EVERY = 2  # tokens between two scores of an unfinished step
 ODDS = 1.5  # factor on the odds of tau for unfinished steps, which the router was not trained on
 LEAST_THOUGHTS = 100  # thinking steps in the training states of a router that routes thinking
 
-ModelFacts = Mapping[str, Any]  # the `name` and `sha256` of a model; the sha256 is None if the model has no file
+TrainedModel = Mapping[str, Any]  # the `name` and `sha256` of a model; the sha256 is None if the model has no file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +103,7 @@ class RouterCard:
 
     name: str
     features: tuple[str, ...]
-    pairs: tuple[Mapping[str, ModelFacts], ...]
+    pairs: tuple[Mapping[str, TrainedModel], ...]
     reward: Mapping[str, Any]
     data: Mapping[str, Any]
     metrics: Mapping[str, Any]

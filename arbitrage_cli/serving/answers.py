@@ -21,7 +21,7 @@ SolutionEvent = Writing | Wrote | Decided | Finished
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
-CHARS_PER_TOKEN = 4  # of a prompt whose tokens were not counted
+USUAL_CHARS_PER_TOKEN = 4  # of a prompt whose tokens were not counted
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Answer:
         decisions, kept, check = self._trace.decisions, self._trace.num_tokens, self._trace.check
         figures, choices = tally(decisions, check=check), [decision.choice for decision in decisions]
         num_chars = sum(len(message.text) for message in self._request.body.messages)
-        prompt = self._num_prompt or 1 + num_chars // CHARS_PER_TOKEN
+        prompt = self._num_prompt or 1 + num_chars // USUAL_CHARS_PER_TOKEN
         return {
             "prompt_tokens": prompt,
             "completion_tokens": kept,

@@ -14,9 +14,9 @@ from fake_server import Answer, on_loopback
 from faults import rows_of, write_problems
 
 from arbitrage_cli import Pair, ServerError, ServerRequestError, open_pair
-from arbitrage_cli.inference.servers.model import COUNTING, PROBE
+from arbitrage_cli.inference.servers.model import COUNTING, PROBE_PROMPT
 
-PROBED = [dialogue.messages[0]["content"] for dialogue in (PROBE, COUNTING)]
+PROBED = [dialogue.messages[0]["content"] for dialogue in (PROBE_PROMPT, COUNTING)]
 KEY, REASON = "sk-secret-0123", "input was flagged"
 ENV = {"ARBITRAGE_TARGET_API_KEY": KEY}
 QUESTIONS = [f"{number} * 12 - 95" for number in range(31, 39)]

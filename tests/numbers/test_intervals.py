@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arbitrage_cli.numbers.intervals import (
-    MIN_PROBLEMS,
+    MIN_FOR_RATIO,
     Numbers,
     log_ratio,
     paired_difference,
@@ -84,7 +84,7 @@ def test_log_ratio_of_few_problems_has_an_error_but_no_interval(count: int) -> N
     error, interval = log_ratio(table, 0.3)
     assert alone is not None
     assert error == pytest.approx(math.hypot(alone, 0.3))
-    assert (interval is not None) == (count >= MIN_PROBLEMS)
+    assert (interval is not None) == (count >= MIN_FOR_RATIO)
 
 
 @pytest.mark.parametrize(

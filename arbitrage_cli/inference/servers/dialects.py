@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 
 from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.servers.connection import Json
 from arbitrage_cli.inference.servers.responses import LlamaResponse, Piece, Response
 from arbitrage_cli.inference.step_text import BLANK_LINE
-
-Json = dict[str, Any]
 
 OPTIONAL = ("max_tokens", "top_p", "seed", "stream_options", "stop", "temperature", "thinking", "enable_thinking")
 """Fields that some APIs reject, in the order in which they are omitted.

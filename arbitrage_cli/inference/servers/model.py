@@ -33,14 +33,13 @@ from arbitrage_cli.inference.chat_template import (
 )
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.servers.connection import Connection, RetryableError, Server
+from arbitrage_cli.inference.servers.connection import Connection, Json, RetryableError, Server
 from arbitrage_cli.inference.servers.dialects import (
     CONTINUATIONS,
     DIALECTS,
     OPTIONAL,
     Chat,
     Completions,
-    Json,
     Prompt,
     TextRequest,
 )
@@ -70,13 +69,13 @@ PROBE_TOKENS = 32
 GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0)
 CHAT_CONTEXT_SIZE = 1 << 17  # if unknown
 
-PROBE = Prompt(messages=[{"role": "user", "content": PROBE_QUESTION}])
+PROBE_PROMPT = Prompt(messages=[{"role": "user", "content": PROBE_QUESTION}])
 COUNTING = Prompt(  # a new answer does not begin with these words, even if the model sees them
     "Here you are, as you wished: eighteen, nineteen, twenty, twenty-",
     messages=[{"role": "user", "content": "Count from eighteen to thirty, in words."}],
 )
 REST = "one"  # a new answer does not begin inside a number; inside "four", Qwen2.5-Coder 1.5B skips the rest of the word
-AFTER_STEP = PROBE.followed_by("I add the two numbers.\n\n")
+AFTER_STEP = PROBE_PROMPT.followed_by("I add the two numbers.\n\n")
 
 UNEXPLAINED = re.compile("HTTP [0-9]+$|HTTP 404: (?!.*model)", re.IGNORECASE)
 WITHOUT_REASON = (
@@ -245,7 +244,7 @@ class ServedModel:
                     if error.status not in REFUSED:
                         raise
                     if error.status == SERVER_FAILED:  # at everything, or at this conversation?
-                        await self._render(PROBE.messages, {})
+                        await self._render(PROBE_PROMPT.messages, {})
                     self.rendered[key] = RoleRefusedError(str(error))
 
     def _find_rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
@@ -377,7 +376,7 @@ def _text_of(pieces: Sequence[Piece]) -> str:
 
 
 async def _adapted(model: ServedModel, chat: Chat, *, is_greedy: bool, continues: bool) -> ServedModel:
-    chat, pieces = await _ask(model, chat, PROBE, sampler=DRAWN)
+    chat, pieces = await _ask(model, chat, PROBE_PROMPT, sampler=DRAWN)
     text = _text_of(pieces).lstrip()
     if not text or text.startswith("<think>") or any(piece.thinks for piece in pieces):
         raise ServerError(f"{model.server.name}: {model.name} thinks before it answers", WITHOUT_THINKING)
