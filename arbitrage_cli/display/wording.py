@@ -12,6 +12,7 @@ from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, role_name, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.numbers import formatting
+from arbitrage_cli.routing.policies import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, Tally, attempt_error, problem_error, tally, tally_of, to_json
 from arbitrage_cli.types import (
     Check,
@@ -90,7 +91,12 @@ def _rule(run: RunInfo) -> list[str]:
         return []
     router = f", router {run.settings['router']}" if run.settings.get("router") else ""
     tau = formatting.tau(route.tau) + (f" ({route.tau_name})" if route.tau_name else "")
-    return [f"policy {policy.name}{router}: the target rewrites steps with a score above {tau}", f"score  {policy.score_is}"]
+    rule = [f"policy {policy.name}{router}: the target rewrites steps with a score above {tau}", f"score  {policy.score_is}"]
+    of_thoughts = route.tau if run.thoughts_tau is None else run.thoughts_tau
+    if run.settings.get("think_min_chars") is not None and of_thoughts != route.tau and math.isfinite(of_thoughts):
+        share = f"the first thoughts, and at most {(1 - of_thoughts) / PROBED:.0%} of the others"
+        rule.append(f"the router was not trained on thinking: the target writes {share}")
+    return rule
 
 
 def request(ended: RequestEnded) -> str:

@@ -151,7 +151,7 @@ def test_a_pair_with_prices_shows_what_a_problem_cost(tmp_path: Path) -> None:
     assert ("about $" in routed.err, "about $" in alone.err, "$" in free.err) == (True, False, False)
     assert_refused(wrong, 2, "pair 'mine': price", "1/x")
     no_price = run("solve", "--pair", "mine", "1 + 1", env=pair_named_mine(tmp_path, **models, target_price="0/0/0"))
-    assert_refused(no_price, 2, "pair 'mine': price", "more than 0")
+    assert_refused(no_price, 2, "pair 'mine': price")
 
 
 def test_ignored_sampling_options_are_noted_if_they_matter() -> None:

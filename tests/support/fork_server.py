@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 from hurry import hurry
 from scripted_models import Arithmetic, Continuation, ScriptedBackend
@@ -65,13 +66,14 @@ def serve() -> None:
 def warm_up() -> None:
     """Run with scripted models, ask a server that is away, import llama.cpp, and render the built-in models' template.
 
-    The forks need not do or import it again.
+    The forks need not do or import it again. The settings are empty, because advice stored by a test would start llama.cpp.
     """
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-    with quiet[0], quiet[1], tempfile.TemporaryDirectory() as folder:
-        problems = Path(folder) / "problems.jsonl"
+    empty = tempfile.TemporaryDirectory()
+    with quiet[0], quiet[1], empty as folder, mock.patch.dict(os.environ, XDG_CONFIG_HOME=folder):
+        problems, models = Path(folder) / "problems.jsonl", ("--draft", "scripted:draft", "--target", "scripted:target")
         problems.write_text('{"question": "1 + 1", "answer": "2"}\n')
-        code = main(["bench", "--dataset", str(problems), "--pair", "scripted", "-q", "-o", f"{folder}/run"])
+        code = main(["bench", "--dataset", str(problems), *models, "-q", "-o", f"{folder}/run"])
         away = main(["solve", "--draft", "scripted:draft", "--target", "http://127.0.0.1:9/v1", "-q", "1 + 1"])
     assert (code, away) == (0, 3)
     load_llama()
