@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.speculation import speculative_pace
-from arbitrage_cli.inference.unit_costs import ROWS, UnitCosts
+from arbitrage_cli.inference.unit_costs import ROWS, TOKEN_SECONDS, UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Z
 from arbitrage_cli.types import ROLES, Cost, Finished, ModelRole
 
 MATCH_RATE = 0.8  # assumed share of draft tokens that the target keeps
-TOKEN_SECONDS = 3e-5  # Python's time per token, which matters for tiny models only: EPYC, built-in pair
 
 EXAMPLE = "dollars per million prompt tokens, cached prompt tokens (optional) and completion tokens: target=0.60/0.15/2.40"
 NUMBER = r"\d{1,9}(\.\d{1,9})?"

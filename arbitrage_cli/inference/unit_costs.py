@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from arbitrage_cli.types import Cost
 
 ROWS = (1, 2, 4, 8, 16)
+TOKEN_SECONDS = 3e-5  # Python's time per token, which matters for tiny models only: EPYC, built-in pair
 STEP_TOKENS = 32  # about the length of a step
 ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
 MAX_COST = 1e12  # so that no sum is infinite
@@ -100,4 +101,4 @@ class TokenCosts:
         if self._known:
             decoding.append(self._known.decode)
             reading.append(self._known.prefill)
-        return num_read * min(reading, default=0.0) + num_decoded * min(decoding) if decoding else None
+        return num_read * min(reading, default=0.0) + num_decoded * (min(decoding) + TOKEN_SECONDS) if decoding else None

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from arbitrage_cli.costs.pair import TOKEN_SECONDS, PairCosts
+from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS
 from arbitrage_cli.numbers.intervals import Interval
 from arbitrage_cli.system.files import checked
 

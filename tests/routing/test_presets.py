@@ -10,8 +10,9 @@ import pytest
 import small_routers
 from made_up_tuning import pair_costs
 
-from arbitrage_cli.costs.pair import TOKEN_SECONDS, PairCosts, parse_prices, price_costs
+from arbitrage_cli.costs.pair import PairCosts, parse_prices, price_costs
 from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS
 from arbitrage_cli.routing.presets import (
     ALWAYS,
     DECISION_SECONDS,
