@@ -200,8 +200,8 @@ class Candidate:
 class Verdict:
     """The verdict on a pair: the policy to use, and the probability that this choice is right.
 
-    `confidence` is None if the recommended policy or, for the target alone, any other policy is not measured. `candidates` is
-    sorted by confidence, highest first.
+    `confidence` is None if the recommended policy is not measured. For the target alone, it is None if a policy that is
+    worth trying is not measured, or if only the draft is. `candidates` is sorted by confidence, highest first.
     """
 
     route: str  # "target" if no candidate is probably worth using
@@ -248,7 +248,9 @@ def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | Non
     if worth := [one for one in candidates if one.is_measured and one.confidence >= LIKELY]:
         best = _preferred(worth)
         return Verdict(best.route, best.confidence, count, candidates)
-    is_known = all(one.is_measured for one in candidates)
+    unmeasured = [one for one in candidates if not one.is_measured]
+    is_tried = any(one.is_measured and one.policy != "draft" for one in candidates)
+    is_known = not unmeasured or (is_tried and all(one.is_hopeless for one in unmeasured))
     return Verdict("target", max(0.5, _chance_of_none(candidates)) if is_known else None, count, candidates)
 
 

@@ -286,6 +286,13 @@ def test_an_expectation_decides_only_whether_to_try_a_policy() -> None:
         assert (found.route, found.is_decided) == ("speculative", True)
 
 
+@pytest.mark.parametrize(("measured", "is_known"), [("arbitrage@careful", True), ("draft@", False)])
+def test_a_policy_that_was_not_worth_trying_does_not_prevent_a_verdict(measured: str, is_known: bool) -> None:
+    """But measuring the draft alone says nothing about routing."""
+    found = verdict_on(case(measured, 0.8, 0, 3, problems=7), expected={"speculative": Expected(0.8, 0.05)})
+    assert (found.route, found.is_decided, found.confidence is not None) == ("target", is_known, is_known)
+
+
 def test_more_evidence_is_more_certain() -> None:
     for speedup in (0.7, 0.9, 1.0, 1.3, 1.6):
         chances = [chance_of_saving(after_problems(Expected(), speedup, 0.05, count)) for count in (5, 10, 20, 40)]
