@@ -69,7 +69,7 @@ def test_shipped_routers_and_several_show_their_cards(folder: Path, trained: Res
     for name in ("universal", "builtin:universal", "builtin:builtin", "builtin:qwen2.5-coder"):
         card = run("models", "info", name).out
         assert card.startswith(f"{name.removeprefix('builtin:')}\n")
-        assert ("measured on 99 solutions" in flat(card)) is ("universal" in name)
+        assert ("the router was measured on" in flat(card)) is (name != "builtin:builtin")  # it has enough solutions
     both = run("models", "info", "router.safetensors", "universal", "--json", cwd=folder)
     assert [record["name"] for record in both.records] == ["router", "universal"]
     assert_refused(run("models", "info", "router.safetensors", "builtin:draft", cwd=folder), 2, "")

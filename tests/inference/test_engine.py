@@ -37,6 +37,7 @@ from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
+from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS
 from arbitrage_cli.types import Cost, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
 
 # --- what is read
@@ -300,7 +301,7 @@ def test_time_of_the_target_alone() -> None:
     step, _ = finish(engine)
     keep(trace, step)
     keep(trace, foreign("xy.\n\n", "draft"))
-    a_prompt_token, a_text_token = 1.0 / (num_prompt - 1), 5.0 / 4
+    a_prompt_token, a_text_token = 1.0 / (num_prompt - 1), 5.0 / 4 + TOKEN_SECONDS
     assert engine.seconds_alone(0, trace) == pytest.approx(num_prompt * a_prompt_token + (4 + 3 + 1) * a_text_token)
 
 
@@ -308,7 +309,8 @@ def test_time_of_the_target_alone_is_known_from_its_unit_costs_before_it_writes(
     costs = unit_costs(0.5, prefill=0.25)
     engine = make_engine("target", HashBackend(), Sampler(), instructions="", proposals="drafted", costs=costs)
     engine.open(0, PROBLEM)
-    assert engine.seconds_alone(0, new_trace()) == 0.25 * (engine.num_prompt_tokens(0) or 0) + 0.5
+    seconds = 0.25 * (engine.num_prompt_tokens(0) or 0) + 0.5 + TOKEN_SECONDS
+    assert engine.seconds_alone(0, new_trace()) == pytest.approx(seconds)
 
 
 # --- failures
