@@ -175,7 +175,7 @@ def _prefix(trace: Trace) -> Prefix:
 
 
 class Continuations:
-    """The target's greedy continuations of one problem's traces, and whether they reach the right answer.
+    """The target's continuations of one problem's traces, greedy in `collect`, and whether they reach the right answer.
 
     A continuation depends only on its prefix. It is written once, and is known for every prefix on its path.
     """
