@@ -10,6 +10,7 @@ process from here, by replacing functions; the program does not know.
 import contextlib
 import errno
 import functools
+import gc
 import io
 import itertools
 import json
@@ -49,6 +50,7 @@ CALLS = ("write", "fsync", "replace", "ftruncate")
 def serve() -> None:
     warm_up()
     ignore_other_tests()
+    gc.freeze()  # a collection in a fork would copy the pages of all these objects, which takes time that tests measure
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
