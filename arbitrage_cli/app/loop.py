@@ -11,6 +11,7 @@ import itertools
 import math
 import shlex
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -259,7 +260,7 @@ class Loop:
 CHANGES: Mapping[str, str] = {"cpu": "processor", "gpu": "GPU", "llama_cpp_python": "llama-cpp-python"}
 
 
-class StoredRun:
+class StoredRun(ABC):
     """A run in its folder: its attempts, those that are missing, and run.json. `name` is the command's.
 
     `count` is called for each row of the folder, and for each new row. The run stops at `ends`, by the monotonic clock.
@@ -291,8 +292,9 @@ class StoredRun:
     def num_errors(self) -> int:
         return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
 
+    @abstractmethod
     def count(self, row: Any) -> None:
-        raise NotImplementedError
+        """Add a row of the folder, or a new one, to the results of the command."""
 
     def loop(
         self,
