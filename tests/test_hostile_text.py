@@ -1,7 +1,6 @@
 """Text of models and problems is data: it controls no terminal, is no markup, and is never read as an answer."""
 
 import io
-import json
 import re
 
 import pyte
@@ -17,8 +16,7 @@ from arbitrage_cli.display.text import safe
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.records import RunInfo, to_json
-from arbitrage_cli.runs.rows import SolutionRow
+from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.types import Started, Writing, Wrote
 
 HOSTILE = {
@@ -118,18 +116,6 @@ def test_sequence_in_pieces_is_none(pieces: tuple[str, ...]) -> None:
     assert not OBEYED.search(DRAWING.sub("", stream.getvalue()))
 
 
-@hostile
-def test_json_is_ascii_and_keeps_the_text(text: str) -> None:
-    """A JSON record is one line of ASCII with hostile text escaped. A lone surrogate becomes a question mark."""
-    trace = make_trace(accept(f"\\boxed{{{text}}}", stop="end"), question=text, identifier=text)
-    line = to_json(SolutionRow.of(finish(trace), make_run(text)).to_dict())
-    assert line.isascii()
-    assert line.isprintable()
-    read = json.loads(line)
-    kept = text.encode("utf-8", "replace").decode()
-    assert (read["id"], read["problem"], read["text"]) == (kept, kept, f"\\boxed{{{kept}}}")
-
-
 @given(st.text())
 def test_safe_text_has_nothing_to_obey(text: str) -> None:
     made = safe(text)
@@ -149,13 +135,6 @@ def scrollback_of(output: str) -> str:
     screen = pyte.HistoryScreen(200, 50, history=10_000)
     pyte.Stream(screen).feed(output.replace("\n", "\r\n"))
     return scrollback(screen)
-
-
-def test_hostile_problem_from_a_pipe_reaches_no_terminal() -> None:
-    problem = "1 + 1 " + "".join(HOSTILE.values()).replace("\x00", "")
-    result = solve("--debug", stdin=json.dumps({"problem": problem, "id": problem}).encode() + b"\n")
-    assert result.record["answer"] == "2"
-    assert not OBEYED.search(result.out + result.err)
 
 
 def test_hostile_problem_in_a_terminal_changes_nothing() -> None:

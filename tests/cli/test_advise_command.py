@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, assert_refused, flat
-from faults import rows_of, write_problems
+from cli import Result, flat
+from faults import rows_of
 from made_up_runs import parsed
 from pairs_file import add_pair
 from test_costs import FAST_READER, NO_GAIN, Home
@@ -172,15 +172,6 @@ def test_a_run_of_errors_says_so_and_fails(home: Home) -> None:
     assert int(re.findall(r"(\d+) errors", ended.err)[-1]) >= 5
 
 
-def test_an_answer_from_some_problems_is_no_failure(home: Home) -> None:
-    """The first problem does not fit in the context."""
-    write_problems(home.folder / "some.jsonl", ["1" + " + 1" * 200, "2 + 3", "12 + 5"])
-    ended = until_solved(home, "--dataset", "some.jsonl", "--minutes", "0.1", "--ctx", "128")
-    found = json.loads(ended.stdout)
-    assert (ended.code, found["verdict"]["num_problems"] > 0) == (0, True), ended.err
-    assert sum(policy["errors"] for policy in found["policies"]) > 0
-
-
 def test_the_target_solves_each_problem_first(measured: Callable[..., Path]) -> None:
     """Then the other policies solve the same problem, so that their answers can be compared."""
     by_problem: dict[str, list[str]] = {}
@@ -188,11 +179,6 @@ def test_the_target_solves_each_problem_first(measured: Callable[..., Path]) -> 
         by_problem.setdefault(row["id"], []).append(row["policy"])
     assert {policies[0] for policies in by_problem.values()} == {"target"}
     assert max(map(len, by_problem.values())) > 2
-
-
-def test_problems_are_solved_one_at_a_time(home: Home) -> None:
-    """Blocks of several would be too few to compare."""
-    assert_refused(home.run("advise", "--concurrency", "4"), 2, "", "--concurrency")
 
 
 ASKED = ("solve", "12 + 5", "--json")
@@ -231,14 +217,12 @@ def test_the_default_follows_the_last_advice_and_says_when_it_was_given(follower
 
 def test_a_conversation_does_not_follow_policy_agree(follower: Home) -> None:
     """Neither that of an advice, nor that of the pair's entry. One line says so."""
-    with_advice(follower, route="agree")
-    chat = follower.run("chat", stdin=b"12 + 5\n")
-    assert (chat.code, flat(chat.err).count("is not used")) == (0, 1), chat.err
-    assert policy_of(follower.run(*ASKED)) == "agree"
-    with_advice(follower, route="target")
-    add_pair(follower.folder / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], policy="agree"))
-    chat = follower.run("chat", stdin=b"12 + 5\n")
-    assert (chat.code, flat(chat.err).count("is not used")) == (0, 1), chat.err
+    for route in ("agree", "target"):
+        with_advice(follower, route=route)
+        chat = follower.run("chat", stdin=b"12 + 5\n")
+        assert (chat.code, flat(chat.err).count("is not used")) == (0, 1), chat.err
+        assert policy_of(follower.run(*ASKED)) == "agree"
+        add_pair(follower.folder / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], policy="agree"))
 
 
 def test_chat_and_python_follow_the_last_advice(follower: Home, monkeypatch: pytest.MonkeyPatch) -> None:

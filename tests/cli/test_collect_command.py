@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from faults import run_json, write_rows
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.training.states import read_run, read_states
 
-TERMINATED, INTERRUPTED, FAILED = 143, 130, 4
 ROW = "arbitrage_cli.app.training.Collection._row"
+TERMINATED = 143
 COLLECT = ("collect", "--pair", "scripted", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run", "-q")
 
 
@@ -61,31 +60,6 @@ def test_too_many_problems_at_once_are_refused(tmp_path: Path) -> None:
     command = ("collect", "--pair", "builtin", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
     result = run(*command, "--concurrency", "65", cwd=tmp_path)
     assert_refused(result, 2, "", "--concurrency 64")
-
-
-def test_a_run_of_states_is_not_graded_again(tmp_path: Path) -> None:
-    write_problems(tmp_path / "problems.jsonl", 1)
-    assert run(*COLLECT, cwd=tmp_path).code == 0
-    made = run_json(tmp_path / "run") | {"grader": "older"}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(made))
-    refused = run(*COLLECT, cwd=tmp_path)
-    assert_refused(refused, 2, "run: grader changed from older")
-    assert "--regrade" not in refused.err
-
-
-def counts_of(folder: Path) -> dict[str, int]:
-    return {row["id"]: len(row["states"]) for row in rows_of(folder)}
-
-
-def test_interrupts_and_failures_lose_no_states(tmp_path: Path) -> None:
-    write_problems(tmp_path / "problems.jsonl", 12)
-    assert run(*COLLECT, cwd=tmp_path, interrupt_in=ROW, call=2).code == INTERRUPTED
-    assert Counter(row["status"] for row in rows_of(tmp_path / "run")) == {"done": 2, "error": 6}
-    first = counts_of(tmp_path / "run")
-    assert all(first.values())
-    assert run(*COLLECT, cwd=tmp_path, fail_in="arbitrage_cli.training.states.State").code == FAILED
-    second = counts_of(tmp_path / "run")
-    assert all(second[name] >= number for name, number in first.items())
 
 
 def test_questions_alone_are_enough(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from arbitrage_cli.app.decide import available_router, decide
 from arbitrage_cli.app.gather import advised_pair, gather, warn_of_load
 from arbitrage_cli.app.options import CollectOptions, Options
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Loads, NamedModels, Request, ask, ask_to_collect, ask_to_compare, choose_models
+from arbitrage_cli.app.request import Loads, Request, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.costs.store import StoredAdvice, Tuned, keep_advice, tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files.pairs import read_pairs
@@ -49,10 +49,6 @@ def decided(request: Request, measured: Mapping[ModelRole, Tuned] | None = None)
 
 def single(*explicit: str, models: Options = SCRIPTED, **values: Any) -> Setup:
     return decided(ask(options(*explicit, models=models, **values), MATH))
-
-
-def chosen(models: Options) -> NamedModels:
-    return choose_models(models, MATH)
 
 
 def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
@@ -149,12 +145,19 @@ def test_process_reward_model_that_collect_does_not_use_is_refused() -> None:
     assert raised.value.option == "prm"
 
 
+LIST = "target, entropy@0.3,entropy@inf,random@0.5,logprob,target,random@0.5"
+
+
 @pytest.mark.parametrize(
     ("models", "names"),
-    [(SCRIPTED, ["target", "draft", "speculative", "entropy@1"]), (Options(), ["arbitrage@careful", "logprob@0.3"])],
-    ids=["scripted", "built-in"],
+    [
+        (SCRIPTED, ["target", "draft", "speculative", "entropy@1"]),
+        (Options(), ["arbitrage@careful", "logprob@0.3"]),
+        (replace(SCRIPTED, policy=LIST), ["target", "entropy@0.3", "entropy@inf", "random@0.5", "logprob@0.3"]),
+    ],
+    ids=["scripted", "built-in", "a list"],
 )
-def test_policies_of_a_benchmark_without_policies(models: Options, names: list[str]) -> None:
+def test_policies_of_a_benchmark(models: Options, names: list[str]) -> None:
     made = decided(ask_to_compare(models, MATH))
     assert [one.route.name for one in made.routes][-len(names) :] == names
 

@@ -65,17 +65,6 @@ def test_a_template_that_only_strips_thoughts_proves_none(
     assert (record["models"][0]["think_format"], record["models"][0]["thinks_by_itself"]) == ("think", None)
 
 
-@pytest.mark.parametrize(
-    ("options", "share"), [((), "30%"), (("--tau", "60%"), "60%"), (("--tau", "inf"), None), (("--policy", "entropy"), None)]
-)
-def test_how_thoughts_are_routed_is_said(options: tuple[str, ...], share: str | None) -> None:
-    models = ("--draft", "builtin:draft", "--target", "builtin:target", "--router", "builtin:builtin")
-    thinking = ("--think", "20", "--max-tokens", "40", "--policy", "arbitrage")
-    result = run("solve", "1 + 1", *models, *thinking, *options, "--debug")
-    said = [line for line in result.err.splitlines() if "not trained on thinking" in line]
-    assert (len(said), share in "".join(said) if share else True) == (share is not None, True)
-
-
 def test_a_model_that_thinks_by_itself_thinks_in_each_command(advised: Path, thinker: Path) -> None:
     """The sampling settings that a file recommends are shown only."""
     models = Options(draft=str(thinker), target=str(advised), policy="entropy")

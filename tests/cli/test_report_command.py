@@ -66,15 +66,13 @@ def test_page_that_cannot_be_written_is_an_error_and_nothing_is_left(folder: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "run"]
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "lock", "report", "results.html.jsonl"])
-def test_file_that_is_no_page_is_refused(folder: Path, name: str) -> None:
+def test_file_that_is_no_page_is_refused(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert_refused(run("report", folder, "-o", folder / name), 2, f"{folder / name}: ", ".html")
+    (folder / "link.html").symlink_to("results.jsonl")
+    for name in ("results.jsonl", "report", "link.html"):
+        assert_refused(run("report", folder, "-o", folder / name), 2, f"{folder / name}: ", ".html")
+    (folder / "link.html").unlink()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    for link in (folder / "loop", folder / "link.html"):
-        link.symlink_to({"loop": "loop"}.get(link.name, "results.jsonl"))
-        assert_refused(run("report", folder, "-o", link), 2, f"{link}: ")
-    assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 def test_page_is_opened_in_the_browser(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -20,8 +19,6 @@ from cli import (
     ESCAPE,
     MODELS,
     PROGRAM,
-    QUESTION,
-    RIGHT,
     TIMEOUT,
     Process,
     Terminal,
@@ -30,10 +27,11 @@ from cli import (
     read_line,
     start,
 )
+from faults import write_problems
 from marks import rarely
 from processes import awaited, ended_by
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
 COLOR = re.compile(rb"\x1b\[(\d+;)*3\dm")
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ENTRY = EntryPoint("arbitrage", PROJECT["scripts"]["arbitrage"], "console_scripts")
@@ -42,6 +40,13 @@ ENTRY = EntryPoint("arbitrage", PROJECT["scripts"]["arbitrage"], "console_script
 @pytest.fixture
 def problems(tmp_path: Path) -> str:
     return str(many_problems(tmp_path / "problems.txt", 3000))
+
+
+PIPE = 50_000  # bytes: almost all that a pipe holds
+
+
+def num_unread(process: Process) -> int:
+    return int.from_bytes(fcntl.ioctl(process.stdout.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def num_lines(path: Path) -> int:
@@ -71,19 +76,6 @@ def test_interrupt_leaves_a_terminal_as_it_was(tmp_path: Path, problems: str, va
     assert 3 <= len(records) < 3000
 
 
-def test_signal_ends_a_run_after_a_whole_record(problems: str) -> None:
-    command = ("solve", *MODELS, "-q", "--input", problems, "--concurrency", "4")
-    with start(*command, stdin=subprocess.DEVNULL) as process:
-        first = b"".join(read_line(process) for _ in range(3))
-        process.send_signal(signal.SIGTERM)
-        rest, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == TERMINATED
-    assert err.endswith(b"arbitrage: interrupted\n")
-    ids = [int(json.loads(line)["id"]) for line in (first + rest).splitlines()]
-    assert ids == sorted(set(ids))
-    assert 3 <= len(ids) < 3000
-
-
 def test_interrupt_ends_a_run_that_waits_for_a_problem() -> None:
     with start("solve", *MODELS, "-q") as process:
         process.stdin.write(b"1 + 1\n")
@@ -97,7 +89,7 @@ def test_interrupt_ends_a_run_that_waits_for_a_problem() -> None:
 def test_reader_that_stopped_reading_cannot_keep_a_run_alive(problems: str) -> None:
     with start("solve", *MODELS, "-q", "--input", problems, stdin=subprocess.DEVNULL) as process:
         try:
-            wait_until_pipe_is_full(process)
+            awaited(lambda: num_unread(process) > PIPE)
             process.send_signal(signal.SIGINT)
             try:
                 code = process.wait(2)
@@ -113,8 +105,7 @@ def test_reader_that_stopped_reading_cannot_keep_a_run_alive(problems: str) -> N
 
 
 def test_pipe_that_nobody_reads_as_standard_error_stops_nothing(tmp_path: Path) -> None:
-    rows, folder = tmp_path / "problems.jsonl", tmp_path / "run"
-    rows.write_text("".join(json.dumps({"id": name, "problem": QUESTION, "answer": RIGHT}) + "\n" for name in "abc"))
+    rows, folder = write_problems(tmp_path / "problems.jsonl", ["1 + 1", "2 + 2", "3 + 3"]), tmp_path / "run"
     unread, stderr = os.pipe()
     os.set_blocking(stderr, False)
     with contextlib.suppress(BlockingIOError):
@@ -206,16 +197,6 @@ def test_signal_while_llama_cpp_writes_a_message_is_not_lost() -> None:
     with start(str(signal.SIGTERM.value), program=[sys.executable, "-c", IN_A_MESSAGE], stdin=subprocess.DEVNULL) as process:
         out, err = process.communicate(timeout=TIMEOUT)
     assert (out.split(), err) == ([b"15"], b"")
-
-
-def wait_until_pipe_is_full(process: Process) -> None:
-    seen, since = 0, time.monotonic()
-    while not seen or time.monotonic() - since < 0.5:
-        assert process.poll() is None
-        now = int.from_bytes(fcntl.ioctl(process.stdout.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
-        if now != seen:
-            seen, since = now, time.monotonic()
-        os.sched_yield()
 
 
 INTERRUPTED_AT = """

@@ -26,8 +26,9 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
     write_rows(tmp_path / "rows.jsonl", [MBPP])
     assert_refused(run(*BENCH, cwd=tmp_path), REFUSED, "", "--run-code")
     assert not (tmp_path / "run").exists()
-    assert run(*BENCH, "--run-code=unprotected", cwd=tmp_path).code == 0
+    assert run(*BENCH, "--run-code=unprotected", cwd=tmp_path, env={"PATH": str(tmp_path)}).code == 0
     made = run_json(tmp_path / "run")
+    assert made["protections"] == ["resource limits"]
     assert tuple(made["decided"]["settings"][name] for name in ("task", "step_separator", "step_min_chars")) == (
         "code",
         CODE.step_end.separator,
@@ -89,8 +90,5 @@ def test_programs_run_in_the_sandbox(tmp_path: Path, setting: str | None) -> Non
 
 def test_without_bubblewrap_they_run_only_unprotected(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [MBPP])
-    without = {"PATH": str(tmp_path)}
-    refused = run(*BENCH, "--run-code", env=without, cwd=tmp_path)
+    refused = run(*BENCH, "--run-code", env={"PATH": str(tmp_path)}, cwd=tmp_path)
     assert_refused(refused, REFUSED, "--run-code: bubblewrap", "apt install", "unprotected")
-    assert run(*BENCH, "--run-code=unprotected", env=without, cwd=tmp_path).code == 0
-    assert run_json(tmp_path / "run")["protections"] == ["resource limits"]

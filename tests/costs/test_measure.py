@@ -1,6 +1,5 @@
 """The choice of the number of threads, with a simulated clock, and the stored measurements."""
 
-import errno
 import fcntl
 import itertools
 import json
@@ -154,6 +153,12 @@ def test_models_with_a_short_context_or_without_rollback_are_measured(tiny: Mapp
             assert probes.costs.decode > 0
 
 
+def measured(tiny: Mapping[str, Path], threads: int | None = None, note: Callable[[str], None] = lambda note: None) -> Tuned:
+    """What is measured of a tiny model in a short time."""
+    load = LoadOptions(256, threads=threads)
+    return measure.measure_and_keep({"target": str(tiny["draft"])}, load, lambda *report: None, note, limit=0.001)["target"]
+
+
 class Compiling(LlamaBackend):
     """Seems to run on a GPU whose driver compiles for 40 seconds when a number of tokens is first computed."""
 
@@ -173,10 +178,7 @@ class Compiling(LlamaBackend):
 def test_costs_exclude_what_a_gpu_compiles_first(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "open_model", lambda path, load, progress: Compiling(Path(path), load))
     monkeypatch.setattr(measure, "clock_for", lambda cards: lambda: Compiling.seconds)
-    made = measure.measure_and_keep(
-        {"target": str(tiny["draft"])}, LoadOptions(256, threads=1), lambda *report: None, lambda note: None, limit=0.001
-    )
-    assert max(made["target"].costs.batches) < 1.0
+    assert max(measured(tiny, 1).costs.batches) < 1.0
 
 
 def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
@@ -185,17 +187,6 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(tmp_path: Path) -
     keep_tuned(path, [make_tuned(), elsewhere])
     keep_tuned(path, [make_tuned(threads=7)])
     assert {one.machine.cores: one.threads for one in read_cache(path).tuned} == {8: 7, 2: 3}
-
-
-@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free disk space"), (errno.EACCES, "writable")])
-def test_remedy_depends_on_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str) -> None:
-    def fail(*arguments: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("arbitrage_cli.costs.store.write_atomically", fail)
-    with pytest.raises(OutputError) as raised:
-        keep_tuned(tmp_path / "tuned.json", [make_tuned()])
-    assert remedy in raised.value.hint
 
 
 def test_measurements_that_end_together_are_all_kept(tmp_path: Path) -> None:
@@ -297,19 +288,14 @@ def test_a_disturbed_measurement_is_noted_and_kept_as_approximate(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(measure, "clock_for", lambda cards: itertools.count().__next__)  # each piece of work takes a second
     notes = list[str]()
-    made = measure.measure_and_keep(
-        {"target": str(tiny["draft"])}, LoadOptions(256, threads=1), lambda *report: None, notes.append, limit=0.001
-    )
-    assert made["target"].costs.decode == 1.0
+    assert measured(tiny, 1, notes.append).costs.decode == 1.0
     assert ([one.is_disturbed for one in read_cache(tuned_file()).tuned], len(notes)) == ([True], 1)
 
 
 def test_no_more_threads_than_processors_are_used(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "logical_processors", lambda: 2)
-    made = measure.measure_and_keep(
-        {"target": str(tiny["draft"])}, LoadOptions(256, threads=512), lambda *report: None, lambda note: None, limit=0.001
-    )
-    assert (made["target"].threads, made["target"].loading.threads) == (2, 512)
+    made = measured(tiny, 512)
+    assert (made.threads, made.loading.threads) == (2, 512)
 
 
 def test_fewer_threads_are_tried_beside_other_programs(
@@ -319,10 +305,7 @@ def test_fewer_threads_are_tried_beside_other_programs(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(measure, "threads_without_costs", lambda path, load: 4)
     monkeypatch.setattr(measure, "free_cores", lambda: 2)
-    made = measure.measure_and_keep(
-        {"target": str(tiny["draft"])}, LoadOptions(256), lambda *report: None, lambda note: None, limit=0.001
-    )
-    assert made["target"].threads <= 2
+    assert measured(tiny).threads <= 2
     assert [one.is_disturbed for one in read_cache(tuned_file()).tuned] == [True]
 
 

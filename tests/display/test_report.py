@@ -303,28 +303,6 @@ def test_rounded_scores_do_not_contradict_decisions_and_long_answers_are_folded(
     assert (parsed.text.count("(right: 42)"), parsed.text.count("First of all.")) == (1, 20)
 
 
-@pytest.mark.slow
-@has_browser
-def test_j_and_k_go_from_trace_to_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(TEMPLATES, tmp_path / "templates")
-    press = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))"
-    driver = f"""
-    (async () => {{
-      const soon = () => new Promise((done) => setTimeout(done, 50));
-      while (!document.querySelector(".trace")) await soon();
-      for (const key of ["j", "o", ..."j".repeat(41), "k"]) {{
-        if (key === "o") document.activeElement.click();
-        else {press};
-        await soon();
-      }}
-    }})();
-    """
-    with (tmp_path / "templates" / "report.js").open("a", encoding="utf-8") as script:
-        script.write(driver)
-    monkeypatch.setattr("arbitrage_cli.display.page.TEMPLATES", tmp_path / "templates")
-    assert opened(seen(make_run(25, columns=[("target", None), ("draft", None)]), tmp_path)) == [40]
-
-
 def test_hundred_thousand_traces_have_room_in_a_page() -> None:
     """A trace takes less than 200 bytes, so a hundred thousand take less than 20 MB."""
     made = make_run(150)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from cli import make_trace
-from screens import Clock, View, make_screen
+from screens import View, make_screen
 
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Standing
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen, Screen
@@ -78,17 +78,6 @@ def test_attempt_is_one_line_of_visible_text() -> None:
         "4/6 p [2J1, entropy@0.5: incorrect (1 2), 12.3 s; about 2 min left",
         "6/6 p2, draft: correct",
     ]
-
-
-def test_quiet_display_has_notes_only() -> None:
-    stream, clock = io.StringIO(), Clock()
-    display = CommandDisplay(PlainScreen(stream), io.StringIO(), verbosity=0, clock=clock)
-    clock.now += 60
-    display.loading("loading draft small.gguf", 0.5)
-    display.begin(PROGRESS)
-    display.handle(ENDED)
-    display.note("a note")
-    assert stream.getvalue() == "a note\n"
 
 
 class Slow(io.StringIO):

@@ -293,16 +293,6 @@ def test_policies_learn_nothing_from_each_other() -> None:
     assert estimates == [estimates[0]] * 2 != [None] * 2
 
 
-def test_several_at_once_give_the_same_rows() -> None:
-    items = [item(number) for number in range(9)]
-    alone = results(rows(hash_bench(), plan(items, (TARGET, RANDOM), 1)))
-    attempts = plan(items, (TARGET, RANDOM), 1, 3)
-    together = rows(hash_bench(concurrency=3), attempts)
-    assert results(together) == alone
-    rest = rows(hash_bench(concurrency=3), left_of(attempts, together[:5]))
-    assert results([*together[:5], *rest]) == alone
-
-
 def test_time_is_that_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     ticks = slow_down(monkeypatch, clock, Engine)

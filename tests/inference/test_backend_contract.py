@@ -418,11 +418,6 @@ def test_llama_is_quiet(tiny: Mapping[str, Path], tmp_path: Path, capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
-def test_loading_keeps_the_level_of_the_log(tiny: Mapping[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    with LlamaBackend(tiny["draft"], LoadOptions(CONTEXT, threads=1)):
-        assert [record for record in caplog.records if record.levelno < logging.WARNING] == []
-
-
 # --- llama.cpp: computing
 
 
@@ -443,19 +438,6 @@ def test_every_return_code_is_its_own_error(
     monkeypatch.setattr(DECODE, lambda *_: code)
     with pytest.raises(kind):
         draft.read(0, 0, [65, 66]) if call == "read" else draft.decode([0], [0], [65])
-
-
-def test_a_token_outside_the_vocabulary(draft: LlamaBackend) -> None:
-    with pytest.raises(ComputeError, match="invalid"):
-        draft.decode([0], [0], [10_000])
-
-
-@pytest.mark.parametrize("sequence", [-1, 2])
-def test_a_sequence_that_does_not_exist(draft: LlamaBackend, sequence: int) -> None:
-    with pytest.raises(ValueError, match="sequence"):
-        draft.read(sequence, 0, [65])
-    with pytest.raises(ValueError, match="sequence"):
-        draft.decode([0, sequence], [0, 0], [65, 65])
 
 
 def test_more_tokens_than_a_batch_holds(draft: LlamaBackend) -> None:

@@ -17,7 +17,7 @@ from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.dialects import Chat
 from arbitrage_cli.inference.servers.model import ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ChatWriter
-from arbitrage_cli.types import Decision, Event, Finished, Limits, Problem, Step, Trace
+from arbitrage_cli.types import Decision, Finished, Limits, Problem, Step, Trace
 
 STYLE = PromptStyle()
 DISABLED = {"thinking": {"type": "disabled"}}
@@ -48,10 +48,6 @@ def problems_for(api: Api) -> list[Problem]:
     """Return the problems, without those whose solution is empty if the API does not report that it generated a token."""
     whole = solve(here(), PROBLEMS, "target", limits=replace(SHORT, max_steps=None))
     return [problem for problem in PROBLEMS if whole[problem.id].text or api.usage != "none"]
-
-
-def failures(events: list[Event]) -> list[Exception | None]:
-    return [event.error for event in finished_of(events)]
 
 
 def test_everything_that_a_chat_api_writes_is_billed() -> None:
@@ -135,21 +131,6 @@ def test_rejected_fields_are_omitted() -> None:
     assert server.bodies[-1].keys() == {"model", "stream", "messages", "max_completion_tokens"} | (
         server.bodies[-1].keys() & {"stop"}
     )
-
-
-def test_fields_that_are_rejected_only_while_sampling_are_omitted() -> None:
-    with opened_model(ChatServer(Api(rejects=("seed",))), template=None) as model:
-        sampled = ChatWriter("target", model, Sampler(temperature=1.0), STYLE)
-        assert failures(events_of({"target": sampled}, PROBLEMS[:1], "target"))[-1] is None
-        assert isinstance(model.dialect, Chat)
-        assert model.dialect.omitted == {"seed"}
-
-
-def test_the_convention_of_a_pair_replaces_that_of_the_api() -> None:
-    server, base = ChatServer(Api("partial")), "https://api.mistral.ai/v1"
-    with opened_model(server, template=None, base=base, continuation="partial") as model:
-        assert model.dialect.continues == "chat messages (partial)"
-    assert len(server.bodies) == 3
 
 
 def test_an_answer_that_begins_again_is_an_error() -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ import fake_hub
 import pytest
 from fake_hub import COMMIT, FakeHub
 
+from arbitrage_cli.app.options import ProblemOptions
+from arbitrage_cli.app.problem_source import select_problems
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems import datasets
 from arbitrage_cli.problems.datasets import DATASETS, MAX_PARQUET_TEXT, PUBLISHED, SHIPPED, load_dataset
+from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.tasks import FORMS
 
 GSM8K = {"question": "How many?", "answer": "9 * 2 = <<9*2=18>>18\n#### 18"}
@@ -220,3 +223,19 @@ def test_neither_name_nor_file(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match="is neither a data set nor a regular file") as caught:
         load_dataset(name, offline=True)
     assert all(known in caught.value.hint for known in DATASETS)
+
+
+def test_a_limit_is_a_sample_by_level_and_seed(tmp_path: Path) -> None:
+    """A larger sample contains a smaller one."""
+    path = tmp_path / "levels.jsonl"
+    path.write_bytes(jsonl(*({"id": number, "question": "1 + 1", "level": number // 8} for number in range(12))))
+
+    def sample(limit: str, seed: int = 0) -> Sequence[Item]:
+        options = ProblemOptions(dataset=str(path), limit=limit)
+        return select_problems(options, seed=seed, offline=True, needs_answers=False).items
+
+    three, six = sample("3"), sample("6")
+    assert [[one.level for one in drawn] for drawn in (three, six)] == [[0, 0, 1], [0, 0, 0, 0, 1, 1]]
+    assert [one for one in six if one in three] == three
+    assert sample("6", 1) != six
+    assert [one.problem.id for one in sample("3-5")] == ["2", "3", "4"]

@@ -103,6 +103,7 @@ def test_hostile_line_takes_little_time(line: bytes) -> None:
 def test_problems_are_yielded_before_the_next_line_is_there() -> None:
     class Pipe(list[bytes]):
         def readline(self, limit: int, /) -> bytes:
+            assert 0 < limit <= MAX_LINE_BYTES + 2  # in bounded memory
             return self.pop()  # fails if nothing was written
 
     pipe = Pipe()

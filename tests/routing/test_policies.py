@@ -61,7 +61,7 @@ def test_a_thought_departs_at_the_first_other_word(written: str, *, has_departed
     assert not departs(accepted())
 
 
-PLAIN, OFF = Limits(), Limits(is_thinking_chosen=True)
+PLAIN = Limits()
 THINKING, BRIEF = Limits(think_tokens=None, max_tokens=9000), Limits(think_tokens=50, is_thinking_chosen=True)
 
 

@@ -212,12 +212,6 @@ def refused(path: Path) -> str:
     return caught.value.message
 
 
-def test_rewritten_router_is_accepted_if_nothing_is_wrong(tmp_path: Path) -> None:
-    """An unchanged router is accepted, so the tests below fail for their one change."""
-    router = make_router(units=5)
-    assert load(rewritten(router, tmp_path / "router")).sha256
-
-
 class Dangerous:
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -234,27 +228,19 @@ def test_pickle_is_not_opened(tmp_path: Path, protocol: int) -> None:
     assert not canary.exists()
 
 
-def test_flipped_bit_is_found(tmp_path: Path) -> None:
+def test_flipped_bit_and_cut_are_found(tmp_path: Path) -> None:
     path = tmp_path / "router.safetensors"
     save(make_router(features=("tokens", "logprob_min")), path)
     data = path.read_bytes()
     rng = random.Random(0)
+    for cut in (*(data[:length] for length in range(0, len(data), 37)), data[:-1], data + b"\0"):
+        path.write_bytes(cut)
+        refused(path)
     for place in {0, 1, 7, 8, len(data) - 1, *rng.sample(range(len(data)), 300)}:
         damaged = bytearray(data)
         damaged[place] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         refused(path)
-
-
-def test_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "router.safetensors"
-    save(make_router(features=("tokens",)), path)
-    data = path.read_bytes()
-    for length in {0, 1, 7, 8, 9, len(data) - 1, *range(10, len(data), 37)}:
-        path.write_bytes(data[:length])
-        refused(path)
-    path.write_bytes(data + b"\0")
-    refused(path)
 
 
 @pytest.mark.parametrize(

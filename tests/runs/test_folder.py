@@ -66,14 +66,6 @@ def test_what_was_appended_is_there_again(quick_path: Path) -> None:
     assert set_aside(quick_path / "run") == []
 
 
-def test_rows_are_replaced_at_once(quick_path: Path) -> None:
-    rows = begin(quick_path / "run")
-    with RunFolder(quick_path / "run") as folder:
-        folder.rewrite(list(folder.rows)[1:])
-        folder.append(parsed(make_row(3)))
-    assert read_all(quick_path / "run") == [*rows[1:], make_row(3)]
-
-
 def test_rows_of_a_large_run_are_not_held_in_memory(quick_path: Path) -> None:
     text = "2 + 2 = 4. " * 100_000
     tracemalloc.start()

@@ -118,8 +118,8 @@ class Program:
     ) -> Result:
         """Run one command line to its end. A stream is a path, CLOSED or BROKEN; no bytes for `stdin` are /dev/null.
 
-        `order` says what goes wrong: `fault`; `kill_after` (seconds); `limits`; `noise`; `interrupt_in` or `fail_in` a
-        function (at its `call`-th call; by these `signals`); `hang_on` a question or `die_on` it;
+        `order` says what goes wrong: `fault`; `kill_after` (seconds); `limits`; `noise`; `interrupt_in` a function (at its
+        `call`-th call; by these `signals`); `die_on` a question;
         modules that cannot be imported (`without`); a file to `alter`, `alter_in` a function.
         """
         assert self._server.stdin is not None

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from cli import TIMEOUT
 from huggingface_hub import constants
 from processes import serve_threads
 
@@ -51,8 +49,6 @@ class FakeHub:
         self.sha = COMMIT
         self.failure: Failure | None = None
         self.corrupt = False  # right size, wrong bytes
-        self.gate: threading.Event | None = None  # downloads wait for it halfway
-        self.is_halfway = threading.Event()
 
     def downloads(self) -> list[Request]:
         return [request for request in self.requests if request.method == "GET" and "/resolve/" in request.path]
@@ -82,11 +78,7 @@ def running() -> Iterator[FakeHub]:
 
     with serve_threads(Handler) as port:
         hub.url = f"http://127.0.0.1:{port}"
-        try:
-            yield hub
-        finally:
-            if hub.gate:
-                hub.gate.set()
+        yield hub
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -120,16 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        hub, half = self.served_hub, len(body) // 2
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        self.wfile.write(body[:half])
-        if hub.gate and "/resolve/" in self.path:
-            self.wfile.flush()
-            hub.is_halfway.set()
-            hub.gate.wait(TIMEOUT)
-        self.wfile.write(body[half:])
+        self.wfile.write(body)

@@ -24,17 +24,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 from hurry import hurry
-from scripted_models import Arithmetic, Continuation, ScriptedBackend
+from scripted_models import Arithmetic, Continuation
 
 from arbitrage_cli.app import gather
 from arbitrage_cli.cli.main import main
 from arbitrage_cli.costs import measure
-from arbitrage_cli.errors import ComputeError
-from arbitrage_cli.inference.backend import Deadline, Floats
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.open import load_llama
@@ -42,7 +40,6 @@ from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.system.machine import logical_processors
 
-FAILURES = {"full": errno.ENOSPC, "io": errno.EIO, "read-only": errno.EROFS}
 TOO_LONG = 600.0  # seconds: a run that hangs is killed too
 CALLS = ("write", "fsync", "replace", "ftruncate")
 
@@ -151,10 +148,6 @@ def prepare_faults(order: Mapping[str, Any]) -> None:
     if order.get("interrupt_in"):
         signals = order.get("signals", [signal.SIGINT])
         at_call(order["interrupt_in"], order.get("call", 1), functools.partial(send, signals))
-    if order.get("fail_in"):
-        at_call(order["fail_in"], order.get("call", 1), fail)
-    if order.get("hang_on"):
-        hang_on(order["hang_on"])
     if order.get("alter"):
         at_call(order["alter_in"], order.get("call", 1), functools.partial(alter, Path(order["alter"])))
     if order.get("die_on"):
@@ -182,8 +175,8 @@ class Fault:
             self._count += 1
             if self._count != self._number:
                 return real(first, *rest, **options)
-            if self._action in FAILURES:
-                raise OSError(FAILURES[self._action], os.strerror(FAILURES[self._action]))
+            if self._action == "read-only":
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             if self._action == "half and killed":
                 real(first, rest[0][: len(rest[0]) // 2])
             elif self._action == "after":
@@ -230,10 +223,6 @@ def alter(path: Path) -> None:
         stream.write(b"!")
 
 
-def fail() -> None:
-    raise ComputeError("made to fail")
-
-
 def at_question(question: str, happens: Callable[[], object]) -> None:
     """Run an action when the demo target first continues this question."""
     real = Arithmetic.__call__
@@ -245,21 +234,6 @@ def at_question(question: str, happens: Callable[[], object]) -> None:
         return real(script, asked, solution)
 
     setattr(Arithmetic, "__call__", call)  # noqa: B010 - mypy minds an assignment
-
-
-def hang_on(question: str) -> None:
-    """The demo target computes until its deadline when it is first asked to continue this question: all its time is gone."""
-    real, now, over = ScriptedBackend.decode, list[Deadline | None]([None]), list[Deadline | None]()
-    has_passed = cast("property", Deadline.has_passed).fget
-    assert has_passed
-
-    def decode(backend: ScriptedBackend, *batch: Sequence[int], deadline: Deadline | None = None) -> Floats:
-        now[0] = deadline
-        return real(backend, *batch, deadline=deadline)
-
-    setattr(ScriptedBackend, "decode", decode)  # noqa: B010 - mypy minds an assignment
-    setattr(Deadline, "has_passed", property(lambda deadline: deadline in over or has_passed(deadline)))  # noqa: B010
-    at_question(question, lambda: over.append(now[0]))
 
 
 if __name__ == "__main__":

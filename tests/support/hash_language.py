@@ -204,13 +204,6 @@ class RoundingRollback(Rounding, Rollback):
     pass
 
 
-class StaleBackend(HashBackend):
-    """Keeps one token too many whenever a tail is dropped."""
-
-    def drop(self, sequence: int, position: int) -> None:
-        super().drop(sequence, position + 1 if position else 0)
-
-
 @dataclass(slots=True)
 class Call:
     name: str

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from hash_language import CHEAP_BATCHES, HashBackend, Proposals, planner
 from scripted_models import Continuation, Script, ScriptedBackend
 
@@ -46,15 +45,6 @@ class ByteReciter(HashBackend):
             written = position - self.cells[sequence].index(self.tokenizer.control_tokens["<|assistant|>"])
             output[row, [*self._data[written : written + 1]]] = 100.0
         return output
-
-
-class Structured(HashBackend):
-    """Sometimes writes a control token that does not end the text."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self._written = np.append(self._written, self.tokenizer.control_tokens["<|user|>"])
-        self._favour = np.append(self._favour, 3.0)
 
 
 def scripted(script: Script, *, context: int = 500, sequences: int = 1) -> ScriptedBackend:

@@ -81,21 +81,6 @@ def test_few_problems_are_not_luck() -> None:
     assert np.abs(missed).mean() < 0.8 * np.abs(seen).mean()
 
 
-@pytest.mark.slow
-def test_several_solutions_of_a_problem_are_not_independent() -> None:
-    """Copies of a solution add no evidence, so they hardly change the error of the estimate."""
-
-    def error(copies: int) -> float:
-        missed = []
-        for seed in range(40):
-            probability, draft, target, problem = (np.tile(one, copies) for one in world(40, seed))
-            outcomes = outcomes_of(np.repeat(np.arange(40 * copies), STEPS), problem, draft, target)
-            missed.append(ExpectedLoss(probability, outcomes).changes(probability <= 0.1)[0] - truth(0.1))
-        return float(np.abs(missed).mean())
-
-    assert error(4) < 1.1 * error(1)
-
-
 def test_intervals_are_over_problems() -> None:
     probability, draft, target, solution = world(100, 3)
     widths = []

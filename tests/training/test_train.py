@@ -155,18 +155,13 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
 def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) -> None:
     with pytest.raises(UsageError, match="no states"):
         read_states([write_run(tmp_path / "empty", [])])
-    with pytest.raises(UsageError, match="too few"):
-        train_on(read_states([write_run(tmp_path / "few", questions(10))]))
+    facts = {"command": ["arbitrage", "collect", "--dataset", "a b.jsonl", "-o", "run"]}
+    with pytest.raises(UsageError, match="too few") as raised:
+        train_on(read_states([write_run(tmp_path / "few", questions(10), changes=facts)]))
+    assert str(raised.value.hint).endswith("arbitrage collect --dataset 'a b.jsonl' -o run")
     even = replace(collected.outcomes, draft_reward=collected.outcomes.target_reward)
     with pytest.raises(UsageError, match="0 with an advantage"):
         train_on(replace(collected, outcomes=even))
-
-
-def test_too_few_states_name_the_command_that_collects_more(tmp_path: Path) -> None:
-    facts = {"command": ["arbitrage", "collect", "--dataset", "a b.jsonl", "-o", "run"]}
-    with pytest.raises(UsageError) as raised:
-        train_on(read_states([write_run(tmp_path / "few", questions(10), changes=facts)]))
-    assert str(raised.value.hint).endswith("arbitrage collect --dataset 'a b.jsonl' -o run")
 
 
 def test_what_nothing_can_be_learned_from_is_refused() -> None:
@@ -204,32 +199,6 @@ def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected, tmp_pa
     assert named.keys() == {"careful", "balanced", "fast"}
     with pytest.raises(UsageError, match="no finished solution"):
         with_taus(found, replace(collected, is_whole=np.zeros_like(is_whole)))
-
-
-@pytest.mark.slow
-def test_a_small_pair_counts_as_much_as_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pairs need opposite routers, so a router that follows only the larger pair fails."""
-    monkeypatch.setattr("arbitrage_cli.training.train.RECIPES", RECIPES)
-    lowest = World(bias=0.0, weights=(("logprob_min", -2.0), ("entropy_first", 1.0)), harm=0.0)
-    highest = replace(lowest, weights=(("logprob_min", 2.0), ("entropy_first", 1.0)))
-    other = {
-        "models": {
-            "draft": {"name": "Other", "sha256": "a" * 64, "source": "o.gguf"},
-            "target": {**TARGET, "source": "t.gguf"},
-        }
-    }
-    runs = [
-        write_run(tmp_path / "large", questions(400), lowest),
-        write_run(tmp_path / "small", questions(80, 400), highest, changes=other),
-    ]
-    collected = read_states(runs)
-    assert np.bincount(collected.pair).tolist() == [2000, 400]
-    probability = train_on(collected).probabilities(collected.features)
-    is_better = collected.outcomes.advantage > 0
-    for pair in (0, 1):
-        mine = collected.pair == pair
-        truth = Truth(is_better[mine], collected.outcomes.problem[mine])
-        assert (measure(probability[mine], truth)["auc"].value or 0) > 0.6
 
 
 def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> FittedRecipe:
