@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,7 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
-from arbitrage_cli.app.open_models import OpenModels
 from arbitrage_cli.costs.store import keep_tuned, machine_here, tuned_file
-from arbitrage_cli.inference.scheduler import Scheduler
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
 
@@ -157,14 +154,12 @@ def test_many_problems_come_in_their_order_and_an_error_is_one_of_them() -> None
     assert all(json.dumps(one.to_dict()) for one in solutions)
 
 
-@pytest.mark.parametrize(("count", "repetitions"), [(60, 6), pytest.param(300, 20, marks=pytest.mark.slow)])
-def test_each_of_many_solutions_comes_once_and_in_order(count: int, repetitions: int) -> None:
+def test_each_of_many_solutions_comes_once_and_in_order() -> None:
     """The address of a freed trace is reused while the first and slowest problem is still in flight."""
-    questions = ["1" + "+1" * 30, *(f"{number} + 1" for number in range(count - 1))]
+    questions = ["1" + "+1" * 30, *(f"{number} + 1" for number in range(59))]
     with scripted(policy="draft", concurrency=3) as pair:
-        for _ in range(repetitions):  # solutions kept by the traces' addresses fail in 60% of the repetitions
-            ids = [one.problem.id for one in pair.solve_many(questions)]
-            assert ids == [str(number) for number in range(1, count + 1)]
+        for _ in range(6):  # solutions kept by the traces' addresses fail in 60% of the repetitions
+            assert [one.problem.id for one in pair.solve_many(questions)] == [str(number) for number in range(1, 61)]
 
 
 def test_messages_are_a_question() -> None:
@@ -264,23 +259,6 @@ def test_a_pair_is_not_closed_while_another_thread_solves() -> None:
         assert pair.solve(QUESTION).answer == ANSWER
 
 
-def test_a_call_of_another_thread_is_refused_before_the_first_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_scheduler = OpenModels.scheduler
-
-    def scheduler(models: OpenModels, *given: Any, **options: Any) -> Scheduler:
-        monkeypatch.undo()
-        with ThreadPoolExecutor(1) as other:
-            for call in (lambda: pair.solve(QUESTION), pair.close):
-                with pytest.raises(UsageError):
-                    other.submit(call).result(TIMEOUT)
-        return make_scheduler(models, *given, **options)
-
-    with scripted() as pair:
-        monkeypatch.setattr(OpenModels, "scheduler", scheduler)
-        assert pair.solve(QUESTION).answer == ANSWER
-        assert pair.solve(QUESTION).answer == ANSWER
-
-
 @pytest.mark.parametrize(
     ("options", "option"),
     [
@@ -341,19 +319,6 @@ def test_what_is_no_question_or_not_many_is_refused(method: str, asked: Any) -> 
     with scripted() as pair, pytest.raises(UsageError) as raised:
         getattr(pair, method)(asked)
     assert raised.value.option == ("question" if method == "solve" else "questions")
-
-
-def test_what_is_no_text_or_no_number_is_refused() -> None:
-    with scripted() as pair:
-        wrong: list[Callable[[], object]] = [
-            lambda: pair.conversation().ask(5),  # type: ignore[arg-type]
-            lambda: pair.advise([1]),  # type: ignore[list-item]
-            lambda: pair.advise([QUESTION], minutes="x"),  # type: ignore[arg-type]
-        ]
-        for call in wrong:
-            with pytest.raises(UsageError):
-                call()
-        assert pair.solve(QUESTION, temperature=Decimal(0)).answer == ANSWER  # type: ignore[arg-type]
 
 
 def test_a_policy_that_needs_what_is_not_loaded_is_refused() -> None:

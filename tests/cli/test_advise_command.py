@@ -15,8 +15,9 @@ import pytest
 from cli import Result, flat
 from faults import rows_of
 from made_up_runs import parsed
+from made_up_tuning import FAST_READER, NO_GAIN
 from pairs_file import add_pair
-from test_costs import FAST_READER, NO_GAIN, Home
+from test_costs import Home
 
 from arbitrage_cli import open_pair
 from arbitrage_cli.app.advise import ask_for_advice
@@ -76,12 +77,8 @@ def test_there_is_an_answer_within_the_time(home: Home) -> None:
     found = json.loads(again.stdout)
     assert found["n"] > 0
     assert 0.5 <= (found["verdict"]["confidence"] or 1) <= 1
-    assert {policy["policy"] for policy in found["policies"]} <= {"target", "speculative", "arbitrage", "draft", "agree"}
     assert sum(policy["errors"] for policy in found["policies"]) == 0
-    assert "\nadvise builtin, a sample of 40 of 500: 200 attempts" in f"\n{again.err}"
-    left = [int(seconds) for seconds in re.findall(r"about (\d+) s left", again.err)]
-    assert left
-    assert max(left) <= 6
+    assert max(int(seconds) for seconds in re.findall(r"about (\d+) s left", again.err)) <= 6
 
 
 def test_the_report_shows_the_figures_of_the_advice(home: Home) -> None:

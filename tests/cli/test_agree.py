@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from cli import QUESTION, RIGHT, WRONG, Terminal, flat, pair_named_mine, run
+from cli import QUESTION, RIGHT, WRONG, Terminal, flat, run
 from fake_chat import Api, ChatServer
 from fake_server import Answer, Body, on_loopback
 from faults import write_problems
@@ -115,18 +115,3 @@ def test_a_problem_that_the_checker_refuses_fails_alone_and_is_tried_again(tmp_p
         assert servers["check"].asked() == Counter({"1 + 2": 1, "3 + 4": 2, "5 + 5": 1})
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [(record["answer"], record["status"]) for record in records] == [("3", "done"), ("7", "done"), ("10", "done")]
-
-
-def test_the_pairs_prices_include_the_checker(tmp_path: Path) -> None:
-    with three_apis(checker_shift=1) as (_, models):
-        draft, check, target = (models[models.index(f"--{role}") + 1] for role in ("draft", "check", "target"))
-        env = pair_named_mine(tmp_path, draft=draft, target=target, target_price="1/2")
-        with (tmp_path / "arbitrage" / "pairs.toml").open("a") as file:
-            file.write(f'[mine.check]\nsource = "{check}"\nprice = "10/20"\n')
-        write_problems(tmp_path / "sums.jsonl", ["1 + 1", "2 + 2"])
-        command = ("bench", "--pair", "mine", "--policy", "target,agree", "--dataset", "sums.jsonl", "--json", "-q")
-        made = run(*command, "-o", "run", cwd=tmp_path, env=env)
-    found = {one["policy"]: one["price"] for one in made.record["policies"]}
-    assert found["target"] == pytest.approx((7 * 1 + 9 * 2) / 1e6)
-    check_price = (7 * 10 + 9 * 20) / 1e6
-    assert found["agree"] == pytest.approx(check_price + found["target"] / 2)  # one of the two problems needs the target

@@ -189,10 +189,10 @@ def test_attempt_without_time_is_an_error_row(here: Path) -> None:
 @pytest.mark.parametrize(
     ("streams", "code"),
     [
-        ({"stdin": CLOSED}, 0), ({"stderr": CLOSED}, 0), ({"stderr": "/dev/full"}, 0), ({"stderr": BROKEN}, 0),
+        ({"stdin": CLOSED, "stderr": CLOSED}, 0), ({"stderr": "/dev/full"}, 0), ({"stderr": BROKEN}, 0),
         ({"stdout": BROKEN}, 141), ({"stdout": CLOSED}, 0),
     ],
-    ids=["no stdin", "no stderr", "no room for stderr", "no reader of stderr", "no reader", "no stdout"],
+    ids=["no stdin and stderr", "no room for stderr", "no reader of stderr", "no reader", "no stdout"],
 )  # fmt: skip
 def test_run_is_complete_if_a_stream_is_missing(here: Path, streams: dict[str, str], code: int) -> None:
     result = run(*BENCH[:-1], cwd=here, **streams)

@@ -1,6 +1,5 @@
 """`arbitrage collect`: what an interrupted run keeps, and how it is resumed."""
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -64,18 +63,15 @@ def test_too_many_problems_at_once_are_refused(tmp_path: Path) -> None:
 
 def test_questions_alone_are_enough(tmp_path: Path) -> None:
     """Without a known answer the target's own is the one to reach: the scripted target is right, so the states are the same."""
-    write_problems(tmp_path / "answered.jsonl", 3)
-    rows = [json.loads(line) for line in (tmp_path / "answered.jsonl").read_text().splitlines()]
-    questions = [json.dumps({name: row[name] for name in ("id", "question")}) for row in rows]
-    (tmp_path / "questions.jsonl").write_text("\n".join(questions))
-    for name in ("questions", "answered"):
-        command = ("collect", "--pair", "scripted", "--reward", "rollout", "-q", "--dataset", f"{name}.jsonl", "-o", name)
-        assert run(*command, cwd=tmp_path).code == 0
-    states = {
-        name: [[(one["draft_reward"], one["target_reward"]) for one in row["states"]] for row in rows_of(tmp_path / name)]
-        for name in ("questions", "answered")
-    }
-    assert states["questions"] == states["answered"] != []
-    rewards = {name: run_json(tmp_path / name)["reward"] for name in states}
-    assert (rewards["questions"].get("answers"), rewards["answered"].get("answers")) == ("target", None)
-    assert run("bench", "--pair", "scripted", "--dataset", "questions.jsonl", cwd=tmp_path).code == 2
+    write_problems(tmp_path / "answered", 3)
+    text = (tmp_path / "answered").read_text()
+    rewards, found = list[str | None](), list[Any]()
+    for name in ("answered", "questions"):
+        (tmp_path / "problems.jsonl").write_text(text if name == "answered" else text.replace('"answer"', '"unknown"'))
+        assert run(*COLLECT, "--fresh", cwd=tmp_path).code == 0
+        rewards.append(run_json(tmp_path / "run")["reward"].get("answers"))
+        states = (state for row in rows_of(tmp_path / "run") for state in row["states"])
+        found.append([(one["draft_reward"], one["target_reward"]) for one in states])
+    assert (rewards, found[0]) == ([None, "target"], found[1])
+    assert found[0]
+    assert run("bench", "--pair", "scripted", "--dataset", "problems.jsonl", cwd=tmp_path).code == 2

@@ -1,36 +1,19 @@
 """`advise --costs`, and how the other commands use the measured costs and threads."""
 
-import functools
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli import MODELS, Result, assert_refused, flat, run
 from faults import run_json
-from made_up_tuning import make_tuned, unit_costs
-from small_routers import write_router
+from made_up_tuning import FAST_READER, make_tuned
 
-from arbitrage_cli.app.decide import decide
-from arbitrage_cli.app.gather import gather
-from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import WRITING, ask
-from arbitrage_cli.costs.store import Tuned, keep_tuned, machine_here, read_cache, threads_without_costs
-from arbitrage_cli.inference.backend import LoadOptions
+from arbitrage_cli.costs.store import keep_tuned, machine_here, read_cache
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
-from arbitrage_cli.problems.tasks import MATH
-from arbitrage_cli.runs.run import Setup
-from arbitrage_cli.system.machine import CACHED_BYTES
-
-FAST_READER = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, prefill=0.01)}
-SLOW_VERIFIER = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, 8.0, 32.0, prefill=0.01)}
-NO_GAIN = {"draft": unit_costs(1.5, prefill=0.01), "target": unit_costs(1.0, 2.0, 8.0, prefill=0.5)}  # a slow draft
-ALONE = {"draft": 1, "target": 1}  # threads that wait for each other take long on a busy machine
-THREADS = {"draft": 1, "target": 2}
 
 
 class Home:
@@ -43,14 +26,11 @@ class Home:
         own = {"XDG_CONFIG_HOME": str(self.folder), "OMP_WAIT_POLICY": "passive", "ARBITRAGE_MAX_TOKENS": "4"}
         return run(*arguments, cwd=self.folder, env={**own, **(env or {})}, **order)
 
-    def pretend(self, costs: Mapping[str, UnitCosts], threads: Mapping[str, int] = ALONE) -> None:
-        """Store costs of the draft and the target; the checker has those of the draft."""
+    def pretend(self, costs: Mapping[str, UnitCosts]) -> None:
+        """Store costs of the draft and the target; the checker has those of the draft. More threads would wait for each other."""
         roles = {"draft": "draft", "target": "target", "thinking-draft": "draft"}
-        keep_tuned(self.file, [made_up(name, costs[role], threads[role]) for name, role in roles.items()])
-
-
-def made_up(name: str, costs: UnitCosts, threads: int) -> Tuned:
-    return make_tuned(machine_here(), sha256_of(find_files(f"builtin:{name}")), threads, costs)
+        shas = {name: sha256_of(find_files(f"builtin:{name}")) for name in roles}
+        keep_tuned(self.file, [make_tuned(machine_here(), shas[name], 1, costs[role]) for name, role in roles.items()])
 
 
 @pytest.fixture
@@ -66,24 +46,13 @@ def nowhere(tmp_path: Path) -> dict[str, str]:
     return {"XDG_CONFIG_HOME": str(tmp_path / "file")}
 
 
-def decided(home: Home, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Setup:
-    """What is decided for one problem with these options and the stored costs."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(home.folder))
-    request = ask(Options(explicit=frozenset(options), **options), MATH)
-    return decide(request, gather(request))
-
-
-def threads_of(setup: Setup) -> list[int | None]:
-    return [setup.models[role].threads for role in WRITING]
-
-
 def test_costs_are_shown_and_kept_by_sha256_and_machine(home: Home) -> None:
     *_, ratio, saved = home.run("advise", "--costs").out.splitlines()
     assert saved == f"kept in {home.file}"
     kept = [*read_cache(home.file).tuned]
     low, high = (float(end) for end in ratio.split()[-1].strip("[]").split("-"))
     assert 0.99 * low <= kept[1].costs.decode / kept[0].costs.decode <= 1.01 * high
-    assert [one.sha256 for one in kept] == [sha256_of(find_files(f"builtin:{role}")) for role in ALONE]
+    assert [one.sha256 for one in kept] == [sha256_of(find_files(f"builtin:{role}")) for role in FAST_READER]
     assert {one.machine for one in kept} == {machine_here()}
     assert all(0 < one.costs.prefill_token < one.costs.decode for one in kept)
 
@@ -154,57 +123,3 @@ def test_unwritable_place_is_refused_before_measuring(home: Home, nowhere: dict[
 
 
 BENCH = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")
-
-
-def test_each_model_runs_with_its_measured_threads_unless_an_option_says_otherwise(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Measurements hold for one type of the KV cache and one GPU."""
-    routed = functools.partial(decided, home, monkeypatch, policy="arbitrage")
-    default = threads_of(routed())
-    home.pretend(FAST_READER, THREADS)
-    found = [threads_of(routed(**options)) for options in ({}, {"threads": 2}, {"kv_type": "q8_0"})]
-    assert found == [[1, 2], [2, 2], default]
-    kept = [*read_cache(home.file).tuned]
-    home.file.unlink()
-    keep_tuned(home.file, [replace(one, machine=replace(one.machine, gpu="NVIDIA H100")) for one in kept])
-    assert threads_of(routed()) == default
-
-
-def test_named_taus_are_resolved_at_the_costs_of_this_machine(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the costs on the router's card, `careful` is 0.3."""
-    router = str(write_router(home.folder / "small.safetensors"))
-    for costs, tau in ((FAST_READER, 0.3), (SLOW_VERIFIER, 0.6)):
-        home.pretend(costs)
-        for options in ({}, {"tau": "careful"}):
-            made = decided(home, monkeypatch, router=router, **options)
-            assert (made.route.tau, made.tau_costs) == (tau, "this machine")
-
-
-@pytest.mark.parametrize("asked", [{}, {"policy": "arbitrage"}, {"tau": "fast"}, {"early_stop": True}], ids=str)
-def test_target_writes_alone_if_routing_gains_nothing_and_no_option_asks_for_it(
-    home: Home, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
-) -> None:
-    home.pretend(FAST_READER)
-    assert decided(home, monkeypatch).route.policy.name == "arbitrage"
-    home.pretend(NO_GAIN)
-    made = decided(home, monkeypatch, **asked)
-    assert made.route.policy.name == ("arbitrage" if asked else "target")
-    assert any("uses the target alone" in note for note in made.notes) == (not asked)
-
-
-def test_drafts_are_stopped_early_if_that_takes_less_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    for costs, asked, stops in ((FAST_READER, None, False), (NO_GAIN, None, True), (NO_GAIN, False, False)):
-        home.pretend(costs)
-        made = decided(home, monkeypatch, policy="arbitrage", tau="0.02", early_stop=asked)
-        assert made.route.stops_early is stops
-
-
-def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr("arbitrage_cli.costs.store.default_threads", lambda: 8)
-    large = tmp_path / "large.gguf"
-    with large.open("wb") as file:
-        file.truncate(CACHED_BYTES + 1)
-    assert [threads_without_costs(one, LoadOptions()) for one in ("builtin:draft", str(large))] == [1, 8]
-    assert threads_without_costs("builtin:draft", LoadOptions(threads=2)) == 2

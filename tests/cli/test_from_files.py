@@ -61,8 +61,6 @@ def test_a_template_that_only_strips_thoughts_proves_none(
     result = solve(path, tiny["target"], "--json", *think)
     assert result.record["settings"]["think_tokens"] == 0
     assert (f"{path}: cannot tell from the chat template" in flat(result.err)) is is_noted
-    record = run("models", "info", path, "--json").record
-    assert (record["models"][0]["think_format"], record["models"][0]["thinks_by_itself"]) == ("think", None)
 
 
 def test_a_model_that_thinks_by_itself_thinks_in_each_command(advised: Path, thinker: Path) -> None:

@@ -1,6 +1,5 @@
 """`arbitrage models`, and models of the Hub in `arbitrage solve`, with a Hub on loopback."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -76,17 +75,13 @@ def test_list_shows_pairs_and_what_is_here_without_the_hub(pair: HubFixture) -> 
 
 
 def test_pull_fetches_a_pair_once_and_finds_it_offline(pair: HubFixture) -> None:
-    before = pair.run("models", "pull", "mine", "--offline", "-q")
-    assert (before.code, before.out) == (MODEL, "")
     pulled = pair.run("models", "pull", "mine")
-    assert pulled.code == 0, pulled.err
-    paths = pulled.out.splitlines()
-    assert [Path(path).name for path in paths] == ["Draft-Q4_K_M.gguf", "target.q8_0.gguf"]
+    assert [Path(path).name for path in pulled.out.splitlines()] == ["Draft-Q4_K_M.gguf", "target.q8_0.gguf"]
     assert "downloading Draft-Q4_K_M.gguf" in pulled.err
     assert ESCAPE not in pulled.stderr
-    again, found = pair.run("models", "pull", "mine", "--quiet"), pair.run("models", "pull", "mine", "--offline", "-q")
-    assert again.out == found.out == pulled.out
-    assert (again.code, again.err, found.code, found.err) == (0, "", 0, "")
+    for flags in (("-q",), ("-q", "--offline")):
+        again = pair.run("models", "pull", "mine", *flags)
+        assert (again.code, again.out, again.err) == (0, pulled.out, "")
     assert len(pair.hub.downloads()) == 2
 
 
@@ -168,15 +163,6 @@ def test_files_that_ship_are_known_by_their_sha256() -> None:
     }
     card = run("models", "info", "builtin:universal", "--json").record
     assert card["origin"] == "shipped"
-
-
-def test_file_that_changes_is_damaged_if_the_hub_publishes_another(tiny: Mapping[str, Path], tmp_path: Path) -> None:
-    content = tiny["draft"].read_bytes()
-    (tmp_path / "link.gguf").symlink_to(blob := tmp_path / hashlib.sha256(content).hexdigest())
-    for written, is_damaged in ((content, False), (content.replace(b"tiny draft", b"tiny craft"), True)):
-        blob.write_bytes(written)
-        code, (found,) = files(tmp_path / "link.gguf")
-        assert (code, found["origin"], found["is_damaged"]) == (MODEL if is_damaged else 0, "published", is_damaged)
 
 
 def test_bit_that_flips_after_the_first_use_is_damage(tiny: Mapping[str, Path], tmp_path: Path) -> None:

@@ -110,12 +110,10 @@ def test_error_in_a_settings_file_names_the_file_and_the_setting(
     assert_refused(result, 2, f"{tmp_path / 'arbitrage' / 'config.toml'}: {place}", word)
 
 
-@pytest.mark.parametrize(
-    ("setting", "place"), [('policy = "target,best"', "policy"), ("limit = 0", "limit"), ('limit = 1\nids = "q"', "ids")]
-)
-def test_error_about_an_option_names_the_file_that_set_it(quick_path: Path, setting: str, place: str) -> None:
+@pytest.mark.parametrize("place", ["policy", "limit"])
+def test_error_about_an_option_names_the_file_that_set_it(quick_path: Path, place: str) -> None:
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    env = write_settings(quick_path, setting)
+    env = write_settings(quick_path, f'{place} = "0"')
     result = run(*BENCH, *MODELS, cwd=quick_path, env=env)
     assert_refused(result, 2, f"{quick_path / 'arbitrage' / 'config.toml'}: {place}: ")
 

@@ -199,14 +199,6 @@ def test_links_are_refused_and_left_alone(here: Path) -> None:
         assert (sorted(here.iterdir()), link.is_symlink()) == (before, True)
 
 
-def test_damaged_run_json_is_refused_without_advice_to_use_an_option_that_solve_lacks(here: Path) -> None:
-    assert solve_file(here, "-o", "out.jsonl", "--limit", "1").code == 0
-    (here / "out.jsonl.run" / "run.json").write_text("{")
-    result = solve_file(here, "-o", "out.jsonl")
-    assert_refused(result, 5, "out.jsonl.run/run.json: ", "--output")
-    assert "--fresh" not in result.err
-
-
 @pytest.mark.parametrize("text", ["my notes", '{"id": "a", "steps": []}\n'])
 def test_file_of_somebody_else_is_not_changed(here: Path, text: str) -> None:
     (here / "mine").write_text(text)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cli import QUESTION, RIGHT, assert_refused, run
+from cli import QUESTION, assert_refused, run
 from faults import rows_of, run_json, write_rows
 from small_routers import write_router
 
@@ -11,11 +11,9 @@ from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import gather
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request, ask, ask_to_compare
-from arbitrage_cli.errors import RouterError, UsageError
-from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.errors import RouterError
 from arbitrage_cli.problems.code import CODE_INSTRUCTIONS
 from arbitrage_cli.problems.tasks import CODE, find_task
-from arbitrage_cli.training.states import read_states
 
 REFUSED = 2
 BENCH = ("bench", "--pair", "scripted", "--policy", "draft", "--dataset", "rows.jsonl", "-o", "run", "-q")
@@ -24,7 +22,9 @@ MBPP = {"task_id": 7, "text": QUESTION, "code": "def f():\n    return 1", "test_
 
 def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [MBPP])
-    assert_refused(run(*BENCH, cwd=tmp_path), REFUSED, "", "--run-code")
+    collect = ("collect", "--pair", "scripted", "--reward", "rollout", "--dataset", "rows.jsonl", "-o", "run")
+    for command in (BENCH, collect):
+        assert_refused(run(*command, cwd=tmp_path), REFUSED, "", "--run-code")
     assert not (tmp_path / "run").exists()
     assert run(*BENCH, "--run-code=unprotected", cwd=tmp_path, env={"PATH": str(tmp_path)}).code == 0
     made = run_json(tmp_path / "run")
@@ -38,20 +38,6 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
     assert row["grade"]["value"] == "incorrect"  # arithmetic is no function f
     assert_refused(run("report", "run", "--regrade", cwd=tmp_path), REFUSED, "", "--run-code")
     assert run("report", "run", "--regrade", "--run-code=unprotected", "-q", cwd=tmp_path).code == 0
-
-
-def test_states_of_code_are_not_joined_with_others(tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.jsonl", [MBPP, {**MBPP, "task_id": 8, "text": "What is 12 * 34 - 5?"}])
-    collect = ("collect", "--pair", "scripted", "--reward", "rollout", "--dataset", "rows.jsonl", "--limit", "1", "-q")
-    assert_refused(run(*collect, "-o", "code", cwd=tmp_path), REFUSED, "", "--run-code")
-    assert run(*collect, "-o", "code", "--run-code=unprotected", cwd=tmp_path).code == 0
-    write_rows(tmp_path / "rows.jsonl", [{"question": QUESTION, "answer": RIGHT}])
-    assert run(*collect, "-o", "math", cwd=tmp_path).code == 0
-    code, mathematics = read_states([tmp_path / "code"]), read_states([tmp_path / "math"])
-    assert code.runs[0].facts.step_end == CODE.step_end
-    assert mathematics.runs[0].facts.step_end == BLANK_LINE
-    with pytest.raises(UsageError, match="its steps end at a blank line"):
-        read_states([tmp_path / "code", tmp_path / "math"])
 
 
 def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

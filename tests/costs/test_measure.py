@@ -3,7 +3,6 @@
 import fcntl
 import itertools
 import json
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up_tuning import HERE, make_tuned
-from scripted_models import CONTROLS, ByteTokenizer, Continuation, ScriptedBackend
+from scripted_models import Continuation, ScriptedBackend
 
 from arbitrage_cli.costs import measure, store
 from arbitrage_cli.costs.measure import DECODED, ROUNDS, Probes, probe, thread_counts, try_threads
 from arbitrage_cli.costs.store import Tuned, TunedFile, find_measurements, keep_tuned, machine_here, read_cache, tuned_file
-from arbitrage_cli.errors import ModelUnsupportedError, OutputError
+from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.unit_costs import COST_ERROR, UnitCosts
@@ -135,17 +134,6 @@ def test_a_disturbed_probe_changes_no_cost() -> None:
     assert probes.costs.decode == 1.0
 
 
-def test_a_model_whose_tokenizer_returns_nothing_is_refused() -> None:
-    class Empty(ByteTokenizer):
-        def tokenize(self, text: str, *, continues: bool) -> list[int]:
-            return []
-
-    backend = Slow(lambda threads: 1.0, lambda threads: 1.0)
-    backend.tokenizer = Empty((), CONTROLS)
-    with pytest.raises(ModelUnsupportedError):
-        probe({"target": backend})
-
-
 def test_models_with_a_short_context_or_without_rollback_are_measured(tiny: Mapping[str, Path]) -> None:
     for name, size in (("draft", 64), ("hybrid", 256)):
         with LlamaBackend(tiny[name], LoadOptions(size, threads=1)) as backend:
@@ -256,14 +244,6 @@ def test_a_disturbed_measurement_is_used_for_an_hour_and_replaces_no_good_one(
     assert [one.threads for one in found_after(timedelta(minutes=50))] == [1]
     assert found_after(timedelta(minutes=70)) == []
     assert found_after(timedelta(), good) == [good]
-
-
-def test_a_pipe_in_place_of_the_file_blocks_nothing(tmp_path: Path) -> None:
-    path, notes = tmp_path / "tuned.json", list[str]()
-    os.mkfifo(path)
-    assert (read_cache(path, notes.append), len(notes)) == (TunedFile(), 1)
-    with pytest.raises(OutputError):
-        keep_tuned(path, [])
 
 
 def is_disturbed(decode: Seconds, batch: float = 1.0, *, is_on_gpu: bool = False) -> bool:

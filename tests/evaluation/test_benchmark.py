@@ -1,8 +1,6 @@
 """A benchmark: the order of attempts, the content of a row, timing, and the standings of policies."""
 
-import contextlib
 import itertools
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +11,7 @@ import made_up_runs
 import pytest
 from faults import results
 from hash_language import SHORT, HashBackend, Recording
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_up_tuning import unit_costs
 from scripted_models import open_scripted
@@ -55,11 +53,11 @@ def writers(backends: Mapping[ModelRole, Backend], sampler: Sampler | None = Non
     return Writers(models, WriterOptions(sampler or Sampler(), PromptStyle(), **options))
 
 
-def hash_engines(sampler: Sampler, concurrency: int = 1) -> Writers:
+def hash_engines(sampler: Sampler) -> Writers:
     """Engines of two toy models; each solution depends on every token that is in a cache."""
     backends: dict[ModelRole, Backend] = {
-        "draft": HashBackend("draft", num_sequences=concurrency),
-        "target": HashBackend("target", merges=("ab",), num_sequences=concurrency),
+        "draft": HashBackend("draft"),
+        "target": HashBackend("target", merges=("ab",)),
     }
     return writers(backends, sampler)
 
@@ -70,7 +68,6 @@ class Bench:
 
     engines: Writers
     sampler: Sampler = Sampler()  # noqa: RUF009 - frozen
-    concurrency: int = 1
     grade: Callable[[str, Mapping[str, Any]], Grade] = grade
     raters: Mapping[str, Rater] = field(default_factory=dict)
     clock: Callable[[], float] = time.perf_counter
@@ -92,7 +89,7 @@ class Bench:
 
     def scheduler(self, attempt: Attempt) -> Scheduler:
         writers, rater = self.engines(attempt.route), self.raters.get(attempt.route.policy.name)
-        return Scheduler(writers, concurrency=self.concurrency, rater=rater, speculator=as_speculator(writers.get("draft")))
+        return Scheduler(writers, rater=rater, speculator=as_speculator(writers.get("draft")))
 
     def flow(self, attempt: Attempt, trace: Trace) -> Flow:
         return attempt.route.flow(trace, self.sampler.seed + attempt.sample)
@@ -103,9 +100,9 @@ class Bench:
         return row_of(attempt, finished, timing, self.grade, boxed_answer)
 
 
-def hash_bench(sampler: Sampler | None = None, concurrency: int = 1) -> Bench:
+def hash_bench(sampler: Sampler | None = None) -> Bench:
     chosen = sampler or Sampler()
-    return Bench(hash_engines(chosen, concurrency), chosen, concurrency)
+    return Bench(hash_engines(chosen), chosen)
 
 
 def scripted_bench(**options: Any) -> Bench:
@@ -119,15 +116,12 @@ def scripted_bench(**options: Any) -> Bench:
 class Kept(LogDisplay):
     """Keeps every row of a loop, and the events that it shows."""
 
-    def __init__(self, stop: float = math.inf) -> None:
+    def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.events: list[object] = []
-        self._stop = stop
 
     def handle(self, event: object) -> None:
         self.events.append(event)
-        if len(self.events) > self._stop:
-            raise KeyboardInterrupt
 
     def kept(self, row: AttemptRow) -> None:
         self.rows.append(row.to_dict())
@@ -236,30 +230,6 @@ def test_what_ends_a_run(monkeypatch: pytest.MonkeyPatch, error: Exception, row:
         made(scripted_bench(), plan([item(0), item(1)], (TARGET,), 1), kept)
     assert [(one["id"], one["status"], one["error"]) for one in kept.rows] == ([row] if row else [])
     assert sum(isinstance(one, AttemptStarted) for one in kept.events) == 1
-
-
-WARM = Sampler(temperature=0.8, seed=3)
-ATTEMPTS = plan([item(number) for number in range(3)], (TARGET, ENTROPY, RANDOM), 2)
-
-
-@pytest.fixture(scope="module")
-def golden() -> Mapping[tuple[Any, ...], Any]:
-    return results(rows(hash_bench(WARM), ATTEMPTS))
-
-
-@settings(max_examples=5)
-@given(st.permutations(ATTEMPTS), st.integers(0, 20 * len(ATTEMPTS)))
-def test_result_depends_on_no_order_and_no_interruption(
-    golden: Mapping[tuple[Any, ...], Any], order: list[Attempt], stop: int
-) -> None:
-    begun = Kept(stop)
-    with contextlib.suppress(KeyboardInterrupt):
-        made(hash_bench(WARM), order, begun)
-    first = begun.rows
-    second = rows(hash_bench(WARM), left_of(order, first))
-    assert results([*first, *second]) == golden
-    (alone,) = rows(hash_bench(WARM), order[:1])
-    assert results([alone]).items() <= golden.items()
 
 
 def test_samples_have_seeds_of_their_own() -> None:

@@ -9,6 +9,7 @@ from made_up_runs import as_run, figures, make_run, results
 from arbitrage_cli.costs.pair import Price, parse_prices
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.runs.results import results_by_policy
+from arbitrage_cli.runs.rows import WrittenStep
 from arbitrage_cli.types import Cost
 
 
@@ -96,9 +97,15 @@ def test_nothing_is_saved_against_a_free_target(text: str) -> None:
     assert {(one["saving"], one["saving_interval"]) for one in policies} == {(None, None)}
 
 
-def test_scoring_of_steps_has_its_price() -> None:
+@pytest.mark.parametrize("role", ["prm", "check"])
+def test_scoring_and_checking_have_their_prices(role: str) -> None:
     made = make_run(4, columns=[("target", None)])
+    cost = asdict(Cost(prefill_tokens=500, prefill_seconds=1.0))
     for row in made.rows:
-        row["timing"]["reward"] = asdict(Cost(prefill_tokens=500, prefill_seconds=1.0))
-    (shown,) = figures(made.run, made.rows, prices=parse_prices("prm=2/2"))["policies"]
+        if role == "prm":
+            row["timing"]["reward"] = cost
+        else:
+            solution = {name: row["steps"][0][name] for name in WrittenStep.model_fields} | {"model": "check", "cost": cost}
+            row["check"] = {"answers": {"draft": None, "check": "4"}, "agrees": False, "discarded": [solution]}
+    (shown,) = figures(made.run, made.rows, prices=parse_prices(f"{role}=2/2"))["policies"]
     assert shown["price"] == pytest.approx(500 * 2 / 1e6)

@@ -65,15 +65,6 @@ def test_log_probabilities_are_summed_up_as_log_odds() -> None:
     assert found["least_likely_position"] == approx(4 / 5)
 
 
-def test_digits_and_operators_are_seen_apart() -> None:
-    found = named(make(shown=token_stats()))
-    assert (found["digit_share"], found["operator_share"]) == (approx(3 / 6), approx(2 / 6))
-    assert found["digit_logprob_min"] == approx(log_odds(-3.0))
-    assert found["digit_logprob_2nd_min"] == approx(log_odds(-0.3))
-    assert found["operator_logprob_min"] == approx(log_odds(-0.4))
-    assert found["operator_logprob_sum"] == approx(-0.6)
-
-
 @pytest.mark.parametrize("pieces", [(), ("a", "b", "c", "d", "e", "f")])
 def test_no_digit_is_as_good_as_a_certain_one(pieces: Sequence[str]) -> None:
     found = named(make(shown=token_stats(pieces)))
@@ -134,18 +125,6 @@ def test_a_beginning_is_not_blamed_for_what_it_has_not_written() -> None:
     begun = make(text="12 * 30 = 36", shown=token_stats(), stop="early")
     assert named(begun)["wrong_equations"] == 0
     assert named(make(text=begun.text, shown=token_stats()))["wrong_equations"] == 1
-
-
-def test_drafted_steps_are_remembered() -> None:
-    good = TokenStats((-0.1, -0.1), (0.2, 0.1), (1.0, 1.0))
-    found = named(make(shown=token_stats()), accepted(make(shown=token_stats())), accepted(make(shown=good, tokens=2)))
-    assert (found["position"], found["tokens_before"]) == (2, approx(math.log1p(8)))
-    assert found["previous_tokens"] == approx(math.log1p(2))
-    assert found["previous_draft_logprob_mean"] == approx(-0.1)
-    assert found["previous_draft_logprob_min"] == approx(log_odds(-0.1))
-    assert found["previous_draft_entropy_max"] == approx(math.log(0.2 + 1e-4))
-    assert found["drafts_logprob_min"] == approx(log_odds(-3.0))
-    assert found["drafts_logprob_sum"] == approx(sum(LOG_PROBABILITIES) - 0.2)
 
 
 @pytest.mark.parametrize("shown", [None, token_stats()])

@@ -28,6 +28,9 @@ def pair_costs(
 
 
 COSTS = unit_costs(0.1, few=1.6, many=3.2, prefill=0.01)
+FAST_READER = {"draft": unit_costs(0.1, prefill=0.01), "target": unit_costs(1.0, prefill=0.01)}
+SLOW_VERIFIER = {**FAST_READER, "target": unit_costs(1.0, 8.0, 32.0, prefill=0.01)}
+NO_GAIN = {"draft": unit_costs(1.5, prefill=0.01), "target": unit_costs(1.0, 2.0, 8.0, prefill=0.5)}  # a slow draft
 
 
 def make_tuned(

@@ -14,6 +14,7 @@ import pytest
 from collected import DRAFT, TARGET, World, questions, write_run
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
+from arbitrage_cli.problems.tasks import CODE
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
@@ -150,6 +151,17 @@ def test_no_solution_counts_twice(tmp_path: Path) -> None:
         read_states([run, write_run(tmp_path / "longer", questions(21), changes=longer)])
     more = write_run(tmp_path / "more", questions(30, start=20), changes=made)
     assert len(np.unique(read_states([run, more]).outcomes.problem)) == 50
+
+
+def test_states_whose_steps_end_elsewhere_are_not_joined(tmp_path: Path) -> None:
+    code = {"step_separator": CODE.step_end.separator, "step_min_chars": CODE.step_end.min_chars}
+    runs = [
+        write_run(tmp_path / "code", questions(5), changes={"settings": code}),
+        write_run(tmp_path / "math", questions(5, start=5)),
+    ]
+    assert read_states(runs[:1]).runs[0].facts.step_end == CODE.step_end
+    with pytest.raises(UsageError, match="its steps end at a blank line"):
+        read_states(runs)
 
 
 def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_tuning import make_tuned, unit_costs
+from made_up_tuning import FAST_READER, NO_GAIN, SLOW_VERIFIER, make_tuned, unit_costs
 from pairs_file import add_pair
 from small_routers import write_router
 
@@ -16,21 +16,30 @@ from arbitrage_cli.app.decide import available_router, decide
 from arbitrage_cli.app.gather import advised_pair, gather, warn_of_load
 from arbitrage_cli.app.options import CollectOptions, Options
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import Loads, Request, ask, ask_to_collect, ask_to_compare
-from arbitrage_cli.costs.store import StoredAdvice, Tuned, keep_advice, tuned_file
+from arbitrage_cli.app.request import WRITING, Loads, Request, ask, ask_to_collect, ask_to_compare
+from arbitrage_cli.costs.store import (
+    StoredAdvice,
+    Tuned,
+    keep_advice,
+    keep_tuned,
+    machine_here,
+    threads_without_costs,
+    tuned_file,
+)
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.model_files.pairs import read_pairs
+from arbitrage_cli.inference.backend import LoadOptions
+from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.model_files.checksums import sha256_of
+from arbitrage_cli.model_files.pairs import ModelEntry, find_files, read_pairs
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.run import Setup
+from arbitrage_cli.system.machine import CACHED_BYTES
 from arbitrage_cli.types import ModelRole
 
 SCRIPTED = Options(draft="scripted:draft", target="scripted:target")
 MATH = find_task(None)
-CHEAP_BATCHES: Mapping[ModelRole, Tuned] = {
-    "draft": make_tuned(costs=unit_costs(0.2, 4.0, 16.0, prefill=0.01)),
-    "target": make_tuned(costs=unit_costs(1.0, 1.0, 1.1, prefill=0.01)),
-}
+CHEAP_BATCHES = {"draft": unit_costs(0.2, 4.0, 16.0, prefill=0.01), "target": unit_costs(1.0, 1.0, 1.1, prefill=0.01)}
 """Costs at which batches make only the target cheaper."""
 
 
@@ -43,12 +52,16 @@ def options(*explicit: str, models: Options = SCRIPTED, **values: Any) -> Option
     return replace(models, explicit=frozenset(explicit), **values)
 
 
-def decided(request: Request, measured: Mapping[ModelRole, Tuned] | None = None) -> Setup:
-    return decide(request, gather(request, measured))
+def measured(costs: Mapping[str, UnitCosts]) -> Mapping[ModelRole, Tuned]:
+    return {"draft": make_tuned(costs=costs["draft"]), "target": make_tuned(costs=costs["target"])}
 
 
-def single(*explicit: str, models: Options = SCRIPTED, **values: Any) -> Setup:
-    return decided(ask(options(*explicit, models=models, **values), MATH))
+def decided(request: Request, costs: Mapping[str, UnitCosts] | None = None) -> Setup:
+    return decide(request, gather(request, measured(costs) if costs else None))
+
+
+def single(*explicit: str, models: Options = SCRIPTED, costs: Mapping[str, UnitCosts] | None = None, **values: Any) -> Setup:
+    return decided(ask(options(*explicit, models=models, **values), MATH), costs)
 
 
 def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
@@ -56,14 +69,14 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     pairs = tmp_path / "arbitrage" / "pairs.toml"
     pair = replace(read_pairs()["builtin"], name="mine", policy=None)
     draft, target = replace(pair.draft, price="0.02/0.01/0.10"), replace(pair.target, price="0.60/0.06/2.40")
-    add_pair(pairs, replace(pair, draft=draft, target=target))
+    add_pair(pairs, replace(pair, draft=draft, target=target, check=ModelEntry("scripted:target", price="1/2")))
     request = ask(options("pair", models=Options(pair="mine"), tau="careful"), MATH)
     made = decided(request)
     router = available_router(request, made.unit_costs, made.price)
     assert (costs := router.costs) is not None
     assert (costs.target.decode, costs.write(), costs.target_reread) == (2.4, 2.4, 0.06)
     assert (costs.draft.decode, costs.draft_reread) == (0.1, 0.01)
-    assert (made.price, made.tau_costs) == ("draft=0.02/0.01/0.10,target=0.60/0.06/2.40", "the pair's prices")
+    assert (made.price, made.tau_costs) == ("draft=0.02/0.01/0.10,target=0.60/0.06/2.40,check=1/2", "the pair's prices")
     safe = [row for row in router.table.rows if row.keeps(0.5)]
     assert made.route.tau == min(safe, key=lambda row: router.table.time(router.table.faster_row(row.tau)) or 0).tau
 
@@ -174,12 +187,9 @@ def test_an_added_policy_is_decided_with_the_costs_of_the_run(tmp_path: Path) ->
     router = str(write_router(tmp_path / "small.safetensors"))
     asked = ask_to_compare(Options(router=router, policy="arbitrage"), MATH)
     more = ask_to_compare(Options(router=router, policy="arbitrage@30%,arbitrage@fast"), MATH)
-    draft, fast = make_tuned(costs=unit_costs(0.1, prefill=0.01)), make_tuned(costs=unit_costs(1.0, prefill=0.01))
-    before: dict[ModelRole, Tuned] = {"draft": draft, "target": fast}
-    now = {**before, "target": make_tuned(costs=unit_costs(1.0, 8.0, 32.0, prefill=0.01))}
-    began = decided(asked, before)
-    added = decide(more, gather(more, now), began)
-    assert added.routes == [*began.routes, *(one for one in decided(more, before).routes if one.route != began.route)]
+    began = decided(asked, FAST_READER)
+    added = decide(more, gather(more, measured(SLOW_VERIFIER)), began)
+    assert added.routes == [*began.routes, *(one for one in decided(more, FAST_READER).routes if one.route != began.route)]
     assert (added.models, added.settings) == (began.models, began.settings)
 
 
@@ -194,3 +204,57 @@ def test_a_busy_machine_is_noted_before_a_run_with_several_threads(
     warn_of_load({"target": threads}, display)
     assert [words for words in noted if words in " ".join(notes)] == noted
     assert len(notes) == len(noted)
+
+
+# --- by the costs of this machine
+
+
+def test_each_model_runs_with_its_measured_threads_unless_an_option_says_otherwise(tmp_path: Path) -> None:
+    """Measurements hold for one type of the KV cache and one GPU."""
+
+    def threads(**values: Any) -> list[int | None]:
+        made = single("policy", *values, models=Options(policy="arbitrage"), **values)
+        return [made.models[role].threads for role in WRITING]
+
+    default = threads()
+    kept = [
+        make_tuned(machine_here(), sha256_of(find_files(f"builtin:{role}")), count)
+        for role, count in (("draft", 1), ("target", 2))
+    ]
+    keep_tuned(tuned_file(), kept)
+    assert [threads(), threads(threads=2), threads(kv_type="q8_0")] == [[1, 2], [2, 2], default]
+    tuned_file().unlink()
+    keep_tuned(tuned_file(), [replace(one, machine=replace(one.machine, gpu="NVIDIA H100")) for one in kept])
+    assert threads() == default
+
+
+def test_named_taus_are_resolved_at_the_costs_of_this_machine(tmp_path: Path) -> None:
+    """By the costs on the router's card, `careful` is 0.3."""
+    router = str(write_router(tmp_path / "small.safetensors"))
+    for costs, tau in ((FAST_READER, 0.3), (SLOW_VERIFIER, 0.6)):
+        for values in ({}, {"tau": "careful"}):
+            made = single("router", *values, models=Options(router=router), costs=costs, **values)
+            assert (made.route.tau, made.tau_costs) == (tau, "this machine")
+
+
+@pytest.mark.parametrize("asked", [{}, {"policy": "arbitrage"}, {"tau": "fast"}, {"early_stop": True}], ids=str)
+def test_target_writes_alone_if_routing_gains_nothing_and_no_option_asks_for_it(asked: dict[str, Any]) -> None:
+    assert single(models=Options(), costs=FAST_READER).route.policy.name == "arbitrage"
+    made = single(*asked, models=Options(), costs=NO_GAIN, **asked)
+    assert made.route.policy.name == ("arbitrage" if asked else "target")
+    assert any("uses the target alone" in note for note in made.notes) == (not asked)
+
+
+def test_drafts_are_stopped_early_if_that_takes_less_time() -> None:
+    for costs, asked, stops in ((FAST_READER, None, False), (NO_GAIN, None, True), (NO_GAIN, False, False)):
+        routed = Options(policy="arbitrage", tau="0.02", early_stop=asked)
+        assert single("policy", "tau", "early_stop", models=routed, costs=costs).route.stops_early is stops
+
+
+def test_unmeasured_model_has_one_thread_if_it_fits_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.costs.store.default_threads", lambda: 8)
+    large = tmp_path / "large.gguf"
+    with large.open("wb") as file:
+        file.truncate(CACHED_BYTES + 1)
+    assert [threads_without_costs(one, LoadOptions()) for one in ("builtin:draft", str(large))] == [1, 8]
+    assert threads_without_costs("builtin:draft", LoadOptions(threads=2)) == 2
