@@ -14,7 +14,7 @@ several requests, their models write at once, and it receives the first finished
 
 import math
 import random
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -46,7 +46,7 @@ class WriteStep:
 
     `model` verifies the tokens of `proposal` in batches. With a proposal, or if `speculates` is true, the draft may also
     propose tokens while the target writes. Proposed tokens do not change the text. If `until_end` is true, `model` also writes
-    all later steps, so a server may write them in one response.
+    all later steps, so a server may write them in one response. If `sample` is not 0, `model` is not greedy.
     """
 
     model: ModelRole
@@ -55,6 +55,7 @@ class WriteStep:
     early_stop: EarlyStop | None = None
     speculates: bool = False
     until_end: bool = False
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,35 +132,34 @@ def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
 
 def agree(
     trace: Trace,
-    solutions: Mapping[ModelRole, Trace],
+    solutions: Sequence[WriteStep],
     find_answer: Callable[[Trace], str | None],
     is_same: Callable[[Trace, str], bool],
     *,
     at_once: bool,
 ) -> Flow:
-    """Let the draft and the checker solve the problem in empty `solutions`, and the target if their answers differ.
+    """Keep the draft's solution if all `solutions`, the checker's or further ones of the draft, have the same answer.
 
-    Unless both write `at_once`, the first solves the problem first. If one has no answer or is in a loop, the other stops.
+    Otherwise, the target solves the problem. Unless two models write `at_once`, a solution follows when the last one agrees.
     """
-    answers: dict[ModelRole, str | None] = {}
-    while None not in answers.values() and (unsolved := [model for model in solutions if model not in answers]):
-        requests = [WriteStep(model, solutions[model], until_end=True) for model in unsolved]
-        step: Step = yield tuple(requests if at_once else requests[:1])
-        own = solutions[step.model]
-        own.add(Decision(kept=step, draft=step if step.model == "draft" else None))
-        if own.finished or step.stop == "loop":
-            answers[step.model] = find_answer(own) if own.stop == "end" else None
-    agrees = None not in answers.values() and is_same(solutions["draft"], answers["check"] or "")
-    others = [own for model, own in solutions.items() if not (agrees and model == "draft")]
+    draft = next(one.trace for one in solutions if one.model == "draft")
+    answers, unsolved, agrees = dict[ModelRole, str | None](), list(solutions), True
+    while agrees and unsolved:
+        requests = tuple(unsolved if at_once else unsolved[:1])
+        step: Step = yield requests
+        own = next(one for one in requests if one.model == step.model)
+        own.trace.add(Decision(kept=step, draft=step if step.model == "draft" else None))
+        if own.trace.finished or step.stop == "loop":
+            unsolved.remove(own)
+            answers["draft" if own.trace is draft else "check"] = find_answer(own.trace) if own.trace.stop == "end" else None
+            agrees = None not in answers.values() and (len(answers) < 2 or is_same(draft, answers["check"] or ""))
+    others = [one.trace for one in solutions if not (agrees and one.trace is draft)]
     trace.check = Check(answers, agrees, [decision.kept for own in others for decision in own.decisions])
-    if agrees:
-        trace.decisions.extend(solutions["draft"].decisions)
-    else:
-        yield from single(trace, "target")
+    trace.decisions.extend(draft.decisions if agrees else ())
+    yield from single(trace, "target", speculates=True)  # nothing, if the trace is finished
 
 
 def by_token_stats(score_of: ScoreOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Scorer:
-
     def score(trace: Trace, draft: Step) -> Generator[RateSteps, Any, float]:
         yield from ()
         return score_of(trace, draft)

@@ -248,7 +248,7 @@ def check(
 ) -> tuple[Trace, list[str]]:
     """Drive the flow of `agree`, whose answers are the last characters of the texts. Return the trace and the models."""
     trace = new_trace()
-    solutions = {model: new_trace() for model in order}
+    solutions = [WriteStep(model, new_trace(), until_end=True) for model in order]
 
     def find(solution: Trace) -> str | None:
         return solution.text.strip()[-1:] or None

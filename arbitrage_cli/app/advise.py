@@ -241,7 +241,7 @@ def _policies(named: NamedModels, options: Options, task: Task) -> str:
     speculative = [] if named.served else ["speculative"]
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
     others = [*speculative, *([f"arbitrage@{preset}"] if named.router else [])]
-    others += ["agree"] if "check" in named.sources and task.has_answers else []
+    others += ["agree"] if task.has_answers else []
     draft = ["draft"] if task.name != "free" or not others else []
     return ",".join(["target", *draft, *others])
 

@@ -298,7 +298,7 @@ def _warnings(
         yield UNIVERSAL
     checker, draft, target = (models.get(role) for role in ("check", *WRITING))
     if checker and draft and checker.source == draft.source:
-        yield "the checker is the draft, so they make the same mistakes; use another --check"
+        yield "the checker is the draft, so they make the same mistakes; use another --check, or none"
     if request.task.name == "choice" and checker:
         yield CHOICE_LOSES
     if draft and target and 0 < target.size < draft.size:

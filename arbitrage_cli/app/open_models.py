@@ -141,8 +141,8 @@ class Writers:
 
     def __call__(self, route: Route | None) -> dict[ModelRole, Writer]:
         """Return the writers of a route. If `route` is None, return writers that all routes share."""
-        roles = route.policy.models if route else [role for role in _WRITING if role in self._models]
-        return {role: self._writer(role, route) for role in roles}
+        roles = route.policy.models if route else _WRITING
+        return {role: self._writer(role, route) for role in roles if role in self._models}
 
     def _writer(self, role: ModelRole, route: Route | None) -> Writer:
         if (role, route) not in self._made:

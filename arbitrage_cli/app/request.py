@@ -156,9 +156,10 @@ def needed_models(policies: Iterable[Policy], models: Models, reward: str | None
     needed: dict[ModelRole, str] = {}
     for policy in policies:
         for role in (*policy.models, *(("prm",) if needs_prm(policy, reward) else ())):
-            if role not in models:
+            if role in models:
+                needed[role] = models[role]
+            elif role != "check":  # without a checker, the draft checks itself
                 raise _missing_model(policy, role)
-            needed[role] = models[role]
     return {role: needed[role] for role in models if role in needed}
 
 
@@ -201,9 +202,6 @@ def _missing_model(policy: Policy, role: ModelRole) -> UsageError:
         rollouts = "; bench and collect also support --reward rollout" if policy.reward == "any" else ""
         hint = f"use --prm MODEL, or a --pair with a process reward model (builtin, llama3){rollouts}"
         return UsageError(f"policy {policy.name} needs a process reward model", hint)
-    if role == "check":
-        hint = "use --check MODEL; pair builtin has a checker"
-        return UsageError(f"policy {policy.name} needs a checker", hint)
     hint = f"use --{role} MODEL.gguf or --pair NAME (see arbitrage models list)"
     return UsageError(f"policy {policy.name} needs a {role} model", hint)
 
@@ -318,7 +316,7 @@ class Request:
         """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""
         models = self.named.sources
         others = [choose_policy(None, self.named.router)] if self.loads in ("both", "served") else []
-        others += [POLICIES["agree"]] if self.loads == "served" and "check" in models and self.task.has_answers else []
+        others += [POLICIES["agree"]] if self.loads == "served" and self.task.has_answers else []
         needed = needed_models([*policies, *others], models, self.reward)
         refuse_on_servers(policies, needed)
         if self.loads != "named":

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from arbitrage_cli.types import Limits, ModelRole, Trace
 
 if TYPE_CHECKING:
     from arbitrage_cli.runs.run import Run, Setup
+
+SELF_CHECKS = 2  # further solutions of a draft without a checker; `tests/benchmarks/README.md` compares 1 to 4
 
 log = logging.getLogger("arbitrage.session")
 
@@ -56,7 +58,7 @@ class Session:
     def menu(self) -> Menu:
         """Return the routes that users of a chat or a server can select."""
         request = self.request
-        checks = request.loads == "served" and "check" in self.decided.models
+        checks = request.loads == "served" and self.task.has_answers
         return Menu(self.route, self.router, speculates=not request.named.served, checks=checks)
 
     def scorer(self, policy: Policy) -> Scorer | Checker | None:
@@ -70,13 +72,14 @@ class Session:
 
     @cached_property
     def _checker(self) -> Checker:
-        """The checker, which solves a problem before the draft if its files are smaller."""
-        models, roles = self.decided.models, tuple[ModelRole, ...](("draft", "check"))
+        """The checker, which solves a problem before the draft if its files are smaller. Without one, the draft checks itself."""
+        models = self.decided.models
+        roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * (1 + SELF_CHECKS)
         return Checker(
             self._stack.enter_context(self.task.open_grader()),
             self.decided.settings.check_thinking or "off",
             sorted(roles, key=lambda role: models[role].size or 0),
-            at_once=any(models[role].served for role in roles),
+            at_once="check" in models and any(models[role].served for role in roles),
         )
 
     def flow(self, route: Route, sample: int = 0, sampler: Sampler | None = None) -> Callable[[Trace], Flow]:
@@ -98,7 +101,9 @@ class Session:
             thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
             settings=self._settings_of(chosen, limits, sampler),
             models=sources,
-            descriptions={role: self.models.by_role[role].describe() for role in chosen.policy.models},
+            descriptions={
+                role: model.describe() for role, model in self.models.by_role.items() if role in chosen.policy.models
+            },
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,

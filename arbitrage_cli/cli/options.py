@@ -30,7 +30,7 @@ SHARED: Mapping[str, Mapping[str, Option]] = MappingProxyType(
             "pair": Option("Pair of draft and target models; see arbitrage models list.", "NAME"),
             "router": Option("Trained router. Default: the pair's router, or the universal router.", "FILE"),
             "prm": Option("Process reward model for policies rsd and oracle, and for --reward prm.", "MODEL"),
-            "check": Option("Checker for policy agree: a second small model.", "MODEL"),
+            "check": Option("Checker for policy agree: a second small model. Default: the draft itself.", "MODEL"),
             "offline": Option("Use local files only; never contact the Hub."),
         },
         "Routing": {

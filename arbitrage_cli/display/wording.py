@@ -140,7 +140,7 @@ def bar(decision: Decision, run: RunInfo) -> str:
 def discarded(check: Check) -> Iterator[tuple[str, str]]:
     """Yield the model and the text of each solution that the `agree` policy did not keep."""
     for model, steps in groupby(check.discarded, key=attrgetter("model")):
-        yield role_name(model), "".join(step.text for step in steps)
+        yield role_name(model), "".join(step.text + "\n\n" * (step.stop == "end") for step in steps).rstrip()
 
 
 def checked(check: Check) -> str:

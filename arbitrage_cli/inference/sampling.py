@@ -7,7 +7,7 @@ Each random number depends only on the seed, the question and the token's positi
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.types import TokenStats
 
 TAIL = 20.0  # tokens less likely than e^-TAIL times the top token are never drawn (less than 0.05% in total)
+SAMPLE_TEMPERATURE = 0.7
+SEEDS = 1 << 20  # between the seeds of a problem's samples; attempts have consecutive seeds
 LOWEST = np.finfo(np.float32).min
 
 
@@ -38,6 +40,12 @@ class Sampler:
     @property
     def is_greedy(self) -> bool:
         return self.temperature <= 0
+
+    def of_sample(self, sample: int) -> "Sampler":
+        """Return the sampler of a problem's first solution (0) or of a further one, which is not greedy."""
+        if not sample:
+            return self
+        return replace(self, temperature=self.temperature or SAMPLE_TEMPERATURE, seed=self.seed + SEEDS * sample)
 
     def choose(self, logits: Floats, question: str, position: int) -> int:
         """Choose the token at `position` from its logits (n_vocab,). Raises ComputeError if the logits are not finite."""

@@ -63,7 +63,12 @@ class Writer(Solver, Protocol):
     """Writes steps with one model, locally or on a server. The methods are documented in `Engine`."""
 
     def open(
-        self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None
+        self,
+        slot: int,
+        problem: Problem,
+        deadline: Deadline | None = None,
+        sampler: Sampler | None = None,
+        sample: int = 0,
     ) -> None: ...
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int: ...
@@ -107,6 +112,7 @@ class _InFlight:
     job: Job
     num_reported: int = 0
     opened: dict[ModelRole, Writer] = field(default_factory=dict)
+    sample: int = 0  # of the steps that the models write
     awaited: Collection[ModelRole] = ()  # the models that write a step
     reward_cost: Cost = field(default_factory=Cost)
     waits_for_rewards: bool = False
@@ -291,6 +297,9 @@ class Scheduler:
         for request in requests:
             if request.model in writing:
                 continue
+            if request.sample != flight.sample and (earlier := flight.opened.pop(request.model, None)):
+                earlier.close(flight.slot)
+            flight.sample = request.sample
             writer = self._opened(flight, request.model, request.trace.problem)
             speculator = self._speculator if request.proposal or request.speculates else None
             if speculator:
@@ -299,7 +308,7 @@ class Scheduler:
 
     def _opened(self, flight: _InFlight, role: ModelRole, problem: Problem) -> Writer:
         if role not in flight.opened:
-            self._writers[role].open(flight.slot, problem, flight.job.deadline, flight.job.sampler)
+            self._writers[role].open(flight.slot, problem, flight.job.deadline, flight.job.sampler, flight.sample)
             flight.opened[role] = self._writers[role]
         return flight.opened[role]
 

@@ -18,6 +18,7 @@ from arbitrage_cli.arbitrage import (
     Flow,
     ScoreOf,
     Scorer,
+    WriteStep,
     agree,
     by_first_token,
     by_least_likely_token,
@@ -178,7 +179,10 @@ Thinking = Literal["on", "off"]
 
 @dataclass(frozen=True, slots=True)
 class Checker:
-    """The settings of the checker. The two models solve a problem in this `order`, unless they write at once."""
+    """The settings of the checks. Each model of `order` solves the problem, in this order unless two models write at once.
+
+    A model's further solutions are drawn at random.
+    """
 
     grader: "Grader"
     thinking: Thinking = "off"
@@ -186,8 +190,10 @@ class Checker:
     at_once: bool = False
 
     def flow(self, trace: Trace) -> Flow:
-        traces = {"draft": Trace(trace.problem, trace.limits), "check": self._own_trace(trace)}
-        solutions = {model: traces[model] for model in self.order}
+        solutions = [
+            WriteStep(model, self._own_trace(trace, model), until_end=True, sample=self.order[:index].count(model))
+            for index, model in enumerate(self.order)
+        ]
         return agree(trace, solutions, self._answer, self._is_same, at_once=self.at_once)
 
     def _answer(self, solution: Trace) -> str | None:
@@ -196,8 +202,8 @@ class Checker:
     def _is_same(self, solution: Trace, answer: str) -> bool:
         return self.grader.grade(solution.text, {"answer": answer}).value == "correct"
 
-    def _own_trace(self, trace: Trace) -> Trace:
-        limits = self._own_limits(trace.limits)
+    def _own_trace(self, trace: Trace, model: ModelRole) -> Trace:
+        limits = self._own_limits(trace.limits) if model == "check" else trace.limits
         return Trace(replace(trace.problem, thinks=limits.thinks), limits)
 
     def _own_limits(self, limits: Limits) -> Limits:

@@ -268,7 +268,7 @@ class Menu:
         speculates: bool = True,
         checks: bool = False,
     ) -> None:
-        """`speculates` is false for models on servers. `checks` is true if there is a checker.
+        """`speculates` is false for models on servers. `checks` is true if answers can be compared.
 
         Raises UsageError if the default policy needs rewards, or a checker in a conversation.
         """

@@ -13,6 +13,8 @@ from fake_server import Answer, Body, on_loopback
 from faults import write_problems
 
 from arbitrage_cli import Check, open_pair
+from arbitrage_cli.app.session import SELF_CHECKS
+from arbitrage_cli.system.files import models_folder
 
 DRAFT, RELIABLE = "scripted:draft", "scripted:target"
 MODELS = ("--draft", DRAFT, "--target", RELIABLE, "--check", RELIABLE, "--policy", "agree")
@@ -53,6 +55,27 @@ def test_the_live_view_shows_every_solution_once(question: str, said: int) -> No
         assert terminal.wait() == 0
     assert flat(terminal.text).count("\\boxed{") == said
     assert terminal.text.splitlines()[-1] == ("10" if question == EASY else RIGHT)
+
+
+def test_without_a_checker_further_solutions_of_the_draft_are_the_check() -> None:
+    files = models_folder() / "draft.gguf", models_folder() / "target.gguf"
+    made: list[list[tuple[str, Check]]] = []
+    for concurrency in (1, 3):
+        with open_pair(*files, policy="agree", concurrency=concurrency, ctx=512) as pair:
+            solutions = pair.solve_many(f"What is {one}?" for one in EXPRESSIONS)
+            made.append([(solution.text, solution.check) for solution in solutions if solution.check])
+    alone, together = ([(text, check.answers, _texts(check)) for text, check in one] for one in made)
+    assert alone == together
+    assert {check.agrees for _, check in made[0]} == {True, False}  # greedy solutions would always agree
+    for _, check in made[0]:
+        assert {step.model for step in check.discarded} == {"draft"}
+        assert not check.agrees or len(_texts(check)) == SELF_CHECKS
+
+
+def _texts(check: Check) -> list[str]:
+    """Return the discarded solutions."""
+    texts = "".join(step.text + "\f" * (step.stop == "end") for step in check.discarded)
+    return texts.removesuffix("\f").split("\f")
 
 
 # --- three chat APIs

@@ -73,7 +73,6 @@ AGREE = (*SOLVE, "--policy", "agree", "--check", "scripted:target")
         ([*BENCH, "--policy", "target", "--policy=draft"], "--policy: ", "--policy FIRST,SECOND"),
         ([*BENCH, "--ids", "p1,p7,p8"], "--ids: ", "p7, p8"),
         ([*AGREE, "--task", "code"], "--policy: ", "code"),
-        ([*AGREE[:-2], QUESTION], "", "--check MODEL"),
         ([*SOLVE, "--policy", "draft", *AGREE[-2:]], "--check: ", ""),
         (["chat", "--policy", "agree"], "--policy: ", "conversation"),
         (["advise", "--concurrency", "4"], "", "--concurrency"),

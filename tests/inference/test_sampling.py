@@ -55,6 +55,9 @@ def test_a_draw_depends_on_seed_problem_and_position_alone() -> None:
     assert [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)] == usual
     assert [Sampler(1.0, seed=2).choose(logits, "p", position) for position in range(10)] != usual
     assert [Sampler(1.0, seed=1).choose(logits, "q", position) for position in range(10)] != usual
+    assert [Sampler(1.0, seed=1).of_sample(0).choose(logits, "p", position) for position in range(10)] == usual
+    further = [[Sampler().of_sample(sample).choose(logits, "p", position) for position in range(10)] for sample in (1, 2)]
+    assert further[0] != further[1]
     assert len(set(usual)) > 1
 
 
