@@ -26,12 +26,13 @@ from arbitrage_cli.costs.store import (
     threads_without_costs,
     tuned_file,
 )
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import ModelEntry, find_files, read_pairs
-from arbitrage_cli.problems.tasks import find_task
+from arbitrage_cli.problems.code import CODE_INSTRUCTIONS
+from arbitrage_cli.problems.tasks import CODE, find_task
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.system.machine import CACHED_BYTES
@@ -173,6 +174,24 @@ LIST = "target, entropy@0.3,entropy@inf,random@0.5,logprob,target,random@0.5"
 def test_policies_of_a_benchmark(models: Options, names: list[str]) -> None:
     made = decided(ask_to_compare(models, MATH))
     assert [one.route.name for one in made.routes][-len(names) :] == names
+
+
+def test_task_decides_prompt_and_steps(tmp_path: Path) -> None:
+    """The routers that ship are for paragraphs."""
+
+    def policies(request: Request) -> list[str]:
+        return [one.policy for one in decided(request).routes]
+
+    models = Options(draft="a.gguf", target="b.gguf")
+    served = replace(models, target="http://127.0.0.1:1/v1")
+    settings = decided(ask(models, CODE)).settings
+    assert (settings.task, settings.system) == (CODE.name, CODE_INSTRUCTIONS)
+    assert [ask(models, task).named.router is None for task in (CODE, MATH)] == [True, False]
+    assert [policies(ask(one, CODE)) for one in (models, served)] == [["speculative"], ["target"]]
+    assert policies(ask_to_compare(models, CODE)) == ["target", "draft", "speculative"]
+    assert policies(ask_to_compare(served, CODE)) == ["target", "draft"]
+    with pytest.raises(RouterError, match="a blank line"):
+        ask(replace(models, router=str(write_router(tmp_path / "router.safetensors"))), CODE)
 
 
 @pytest.mark.parametrize(

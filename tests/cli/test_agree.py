@@ -10,7 +10,8 @@ import pytest
 from cli import QUESTION, RIGHT, WRONG, Terminal, flat, run
 from fake_chat import Api, ChatServer
 from fake_server import Answer, Body, on_loopback
-from faults import write_problems
+from faults import essence, rows_of, write_problems
+from test_report_command import traces
 
 from arbitrage_cli import Check, open_pair
 from arbitrage_cli.app.session import SELF_CHECKS
@@ -41,12 +42,17 @@ def test_the_target_answers_if_the_answers_differ(question: str, answers: dict[s
         assert record["timing"][model]["decode_tokens"] == own
 
 
-def test_the_figures_count_the_problems_for_which_the_target_was_called(tmp_path: Path) -> None:
+def test_figures_count_calls_of_the_target_and_the_page_has_the_solutions_that_were_not_kept(tmp_path: Path) -> None:
     write_problems(tmp_path / "sums.jsonl", EXPRESSIONS)
     command = ("bench", *MODELS[:-1], "target,draft,agree", "--dataset", "sums.jsonl", "-q", "-o", "run")
     found = {one["policy"]: one for one in run(*command, "--json", cwd=tmp_path).record["policies"]}
     assert [found[name]["accuracy"] for name in ("target", "agree", "draft")] == [1.0, 1.0, 0.5]
     assert found["agree"]["ratios"]["called_rate"] == {"numerator": 3, "denominator": 6}
+    assert run("report", "run", "-o", "page.html", cwd=tmp_path).code == 0
+    checks = [
+        [essence(one.get("check")) for one in rows] for rows in (traces(tmp_path / "page.html"), rows_of(tmp_path / "run"))
+    ]
+    assert [one for one in checks[0] if one] == [one for one in checks[1] if one]
 
 
 @pytest.mark.parametrize(("question", "said"), [(EASY, 2), (QUESTION, 3)])

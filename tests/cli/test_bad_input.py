@@ -19,7 +19,6 @@ from cli import (
     run,
     solve,
 )
-from collected import questions, write_run
 from faults import write_problems
 from made_up_runs import make_run, write_run_folder
 
@@ -146,10 +145,9 @@ each_command = pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of a benchmark, `made`, and one of collected states, `states`."""
+    """A folder with a run of a benchmark, `made`."""
     folder = tmp_path_factory.mktemp("output")
     write_run_folder(folder / "made", make_run(6))
-    write_run(folder / "states", questions(20))
     return folder
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import ESCAPE, MODELS, assert_refused, run
-from faults import essence, rows_of, write_problems
+from cli import ESCAPE, assert_refused, run
 from made_up_runs import figures, make_run, unpacked, write_run_folder
 
 from arbitrage_cli.costs.pair import parse_prices
@@ -142,13 +141,3 @@ def test_damaged_rows_are_named_and_left_out(folder: Path) -> None:
     assert (shown.code, shown.err.count("line ")) == (0, 2)
     assert all(part in shown.err for part in (f"{path}: line 1: ", "line 4: "))
     assert sum(policy["missing"] for policy in json.loads(shown.out)["policies"]) == 2
-
-
-def test_the_page_has_the_solutions_that_agree_did_not_keep(tmp_path: Path) -> None:
-    write_problems(tmp_path / "sums.jsonl", ("2 * 3 + 4", "37 * 12 - 95"))
-    models = (*MODELS, "--check", "scripted:target", "--policy", "agree")
-    assert run("bench", *models, "--dataset", "sums.jsonl", "-q", "-o", "run", cwd=tmp_path).code == 0
-    assert run("report", "run", "-o", "page.html", cwd=tmp_path).code == 0
-    shown, rows = traces(tmp_path / "page.html"), rows_of(tmp_path / "run")
-    assert [essence(one["check"]) for one in shown] == [essence(row["check"]) for row in rows]
-    assert [one["check"]["agrees"] for one in shown] == [True, False]

@@ -1,6 +1,5 @@
 """Models on servers, from the command line: how they are named, what is refused, what is recorded, and that no key leaks."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 from cli import assert_refused, pair_named_mine, run
 from fake_chat import Api, ChatServer
 from fake_server import HashServer, Kind, on_loopback
-from faults import write_problems
+from faults import run_json, write_problems
 from hash_language import TEMPLATE, HashBackend
 
 KEY = "sk-secret-0123"
@@ -34,30 +33,18 @@ def test_a_pair_thinks_if_a_served_model_does_by_itself() -> None:
     assert (off["settings"]["think_tokens"], {step["phase"] for step in off["steps"]}) == (0, {"answer"})
 
 
-def test_results_are_resumed_with_the_thinking_that_was_decided(tmp_path: Path) -> None:
-    (tmp_path / "problems.txt").write_text("1 + 1\n2 + 2\n3 + 3\n")
-    with serving() as (server, address):
-        server.backend.chat_template = TEMPLATE + "<think>\n"
-        models = ("--draft", "scripted:draft", "--target", address, "--policy", "target", "--max-tokens", "40")
-        command = ("solve", *models, "-i", "problems.txt", "-o", "out.jsonl")
-        assert run(*command, "--limit", "1", cwd=tmp_path).code == 0
-        assert run(*command, "--limit", "2", cwd=tmp_path).code == 0
-        assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
-        server.backend.chat_template = TEMPLATE
-        assert run(*command, cwd=tmp_path).code == 0
-    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [row["settings"]["think_tokens"] for row in rows] == [None] * 3
-    assert run(*command, cwd=tmp_path).code == 0  # the server is away
-
-
-def test_a_finished_benchmark_shows_its_figures_without_its_servers(quick_path: Path) -> None:
+def test_a_run_keeps_the_thinking_that_was_decided_and_is_shown_without_its_servers(quick_path: Path) -> None:
     write_problems(quick_path / "arithmetic.jsonl", ("1 + 1", "2 + 2"))
-    with serving() as (_, target), serving() as (_, check):
+    with serving() as (server, target), serving() as (_, check):
+        server.backend.chat_template = TEMPLATE + "<think>\n"
         models = ("--draft", "scripted:draft", "--target", target, "--check", check, "--policy", "agree,target")
-        command = ("bench", *models, "--dataset", "arithmetic.jsonl", "-o", "run", "--json")
-        first = run(*command, cwd=quick_path)
-    again, other = (run(*command, *think, cwd=quick_path) for think in ((), ("--think", "on")))
-    assert (again.code, again.record["policies"]) == (0, first.record["policies"])
+        command = ("bench", *models, "--dataset", "arithmetic.jsonl", "-o", "run", "--json", "--max-tokens", "40")
+        assert run(*command, "--limit", "1-1", cwd=quick_path).code == 0
+        server.backend.chat_template = TEMPLATE
+        whole = run(*command, cwd=quick_path)
+    again, other = (run(*command, *think, cwd=quick_path) for think in ((), ("--think", "off")))
+    assert (again.record["n"], again.record["policies"]) == (2, whole.record["policies"])
+    assert run_json(quick_path / "run")["decided"]["settings"]["think_tokens"] is None
     assert_refused(other, 2, "--think: ")
 
 

@@ -5,15 +5,8 @@ from pathlib import Path
 import pytest
 from cli import QUESTION, assert_refused, run
 from faults import rows_of, run_json, write_rows
-from small_routers import write_router
 
-from arbitrage_cli.app.decide import decide
-from arbitrage_cli.app.gather import gather
-from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import Request, ask, ask_to_compare
-from arbitrage_cli.errors import RouterError
-from arbitrage_cli.problems.code import CODE_INSTRUCTIONS
-from arbitrage_cli.problems.tasks import CODE, find_task
+from arbitrage_cli.problems.tasks import CODE
 
 REFUSED = 2
 BENCH = ("bench", "--pair", "scripted", "--policy", "draft", "--dataset", "rows.jsonl", "-o", "run", "-q")
@@ -38,31 +31,6 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
     assert row["grade"]["value"] == "incorrect"  # arithmetic is no function f
     assert_refused(run("report", "run", "--regrade", cwd=tmp_path), REFUSED, "", "--run-code")
     assert run("report", "run", "--regrade", "--run-code=unprotected", "-q", cwd=tmp_path).code == 0
-
-
-def test_task_decides_prompt_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    models = Options(draft="a.gguf", target="b.gguf")
-    request = ask(models, CODE)
-    decided = decide(request, gather(request))
-    assert (decided.settings.task, decided.settings.system) == (CODE.name, CODE_INSTRUCTIONS)
-    assert (request.named.router, policies(request)) == (None, ["speculative"])  # routers for paragraphs are of no use
-    assert policies(ask_to_compare(models, CODE)) == ["target", "draft", "speculative"]
-    assert ask(models, find_task(None)).named.router is not None
-    served = Options(draft="a.gguf", target="http://127.0.0.1:1/v1")
-    assert policies(ask(served, CODE)) == ["target"]
-    assert policies(ask_to_compare(served, CODE)) == ["target", "draft"]
-
-
-def policies(request: Request) -> list[str]:
-    return [one.policy for one in decide(request, gather(request)).routes]
-
-
-def test_a_router_for_other_steps_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    router = str(write_router(tmp_path / "router.safetensors"))
-    with pytest.raises(RouterError, match="a blank line"):
-        ask(Options(draft="a.gguf", target="b.gguf", router=router), CODE)
 
 
 @pytest.mark.usefixtures("sandbox")

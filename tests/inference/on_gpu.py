@@ -20,7 +20,7 @@ from writing import make_engine
 
 from arbitrage_cli.errors import ModelMemoryError
 from arbitrage_cli.inference.backend import Floats, LoadOptions
-from arbitrage_cli.inference.llama.backend import LlamaBackend, gpus, own_gpu_memory
+from arbitrage_cli.inference.llama.backend import LlamaBackend, gpus
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import find_files
 from arbitrage_cli.system.files import models_folder
@@ -70,13 +70,6 @@ def test_doctor_shows_the_device_and_its_memory() -> None:
     assert len(lines) == len(gpus())
     assert gpu.name in lines[0]
     assert "free" in lines[0]
-
-
-def test_info_shows_whether_all_layers_fit() -> None:
-    memory = own_gpu_memory()
-    record = run("models", "info", "builtin", "--json").record
-    assert record["gpu_bytes"] == (memory[0] if memory else None)
-    assert ("GPU memory" in run("models", "info", "builtin").out) == bool(memory)
 
 
 # --- layers

@@ -9,13 +9,12 @@ import pytest
 from cli import accept, escalate, finish, make_step, make_trace
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import decisions
 
 from arbitrage_cli.errors import ContextFullError, ConversationError
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import encode
-from arbitrage_cli.runs.records import BENCH, RunInfo, tally, to_json
+from arbitrage_cli.runs.records import BENCH, RunInfo, to_json
 from arbitrage_cli.runs.rows import AttemptRow, SolutionRow, read_row
 from arbitrage_cli.types import Cost, Decision, Finished, Grade
 
@@ -135,20 +134,3 @@ def test_any_text_is_one_line_of_ascii_and_comes_back(question: str, identifier:
     assert len(line.splitlines()) == 1
     read = json.loads(line)
     assert (read["problem"], read["id"], read["text"]) == (question, identifier, text)
-
-
-@given(st.lists(decisions(), min_size=1))
-def test_figures_add_up(made: list[Decision]) -> None:
-    figures = tally(made)
-    drafts = [decision.draft for decision in made if decision.draft]
-    targets = [decision.target for decision in made if decision.target]
-    assert (figures.drafted_steps, figures.target_steps) == (len(drafts), len(targets))
-    assert figures.accepted_steps == sum(decision.kept is decision.draft for decision in made)
-    assert figures.wasted_tokens == sum(d.draft.num_tokens for d in made if d.draft and d.kept is not d.draft)
-    for rate in (figures.acceptance_rate, figures.token_acceptance_rate):
-        assert (rate is None) == (not drafts)
-        assert rate is None or 0 <= rate <= 1
-    assert figures.seconds == pytest.approx(sum(step.seconds for step in drafts + targets))
-    assert figures.stopped_steps == sum(step.stop == "early" for step in drafts)
-    speculated = sum(step.speculation_cost.decode_tokens for step in targets)
-    assert figures.draft_cost.decode_tokens == sum(step.cost.decode_tokens for step in drafts) + speculated
