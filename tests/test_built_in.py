@@ -161,18 +161,6 @@ def test_large_models_solve_many_at_once_too(
     assert_nearly_same(texts(backends, problems, "entropy", 1.0), together)
 
 
-def test_their_narrow_heads_have_an_attention_of_their_own(backends: dict[ModelRole, LlamaBackend]) -> None:
-    problems = some_problems()
-    assert {backend.card.kv_cache for backend in backends.values()} == {"q8_0/f16"}
-    options = LoadOptions(threads=1, kv_type="f16", num_sequences=SLOTS)
-    with ExitStack() as stack:
-        plain = {role: stack.enter_context(LlamaBackend(find_files(f"builtin:{role}")[0], options)) for role in ROLES}
-        flash = stack.enter_context(LlamaBackend(find_files("builtin:draft")[0], LoadOptions(flash_attention=True)))
-        assert {backend.card.kv_cache for backend in (*plain.values(), flash)} == {"f16"}
-        found = texts(plain, problems, "entropy", 1.0)
-    assert_nearly_same(found, texts(backends, problems, "entropy", 1.0))
-
-
 def test_the_data_sets_come_from_the_recipe(generate: ModuleType) -> None:
     for name, shipped in (("test", "builtin"), ("dev", "builtin-dev")):
         made = [(problem.question, problem.answer, problem.solution) for problem in generate.held_out(name)]

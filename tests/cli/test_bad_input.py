@@ -10,7 +10,6 @@ import pytest
 from cli import (
     BROKEN,
     CLOSED,
-    ESCAPE,
     MODELS,
     PROGRAM,
     QUESTION,
@@ -128,13 +127,6 @@ def test_debug_shows_the_traceback_before_the_message() -> None:
     assert result.code == USAGE
     assert result.err.startswith("Traceback")
     assert "\narbitrage: --policy: " in result.err
-
-
-def test_file_name_cannot_drive_the_terminal() -> None:
-    result = run("solve", QUESTION, "--debug", "--policy", "draft", "--draft", "x\x1b]0;pwned\x07.gguf")
-    assert result.code == MODEL
-    assert ESCAPE not in result.stderr
-    assert b"\x07" not in result.stderr
 
 
 COMMANDS = (

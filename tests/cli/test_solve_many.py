@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 from cli import (
-    MODELS,
     TIMEOUT,
     Result,
     assert_refused,
-    read_line,
     solve,
     start,
 )
@@ -210,15 +208,3 @@ def test_file_of_somebody_else_is_not_changed(here: Path, text: str) -> None:
     assert (result.code, result.err.count("out.jsonl: line 1: ")) == (0, 1)
     assert ((here / "mine").read_text(), (here / "out.jsonl.torn-1").read_text()) == (text, f"{text}\n\n")
     assert [one["answer"] for one in records_of(here / "out.jsonl")] == ["2"]
-
-
-def test_a_file_moved_while_it_is_written_gets_all_results(tmp_path: Path) -> None:
-    with start("solve", *MODELS, "-o", "out.jsonl", "--format", "json", cwd=tmp_path) as process:
-        process.stdin.write(b"1 + 1\n")
-        process.stdin.flush()
-        assert json.loads(read_line(process))["answer"] == "2"
-        (tmp_path / "out.jsonl").rename(tmp_path / "moved.jsonl")
-        process.stdin.write(b"2 + 2\n")
-        process.stdin.close()
-        assert process.wait(TIMEOUT) == 0
-    assert [one["answer"] for one in records_of(tmp_path / "moved.jsonl")] == ["2", "4"]

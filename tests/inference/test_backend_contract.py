@@ -33,7 +33,7 @@ from arbitrage_cli.errors import (
     ModelUnsupportedError,
     TimedOutError,
 )
-from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, LoadOptions, SavedState
+from arbitrage_cli.inference.backend import MAX_SEQUENCES, Backend, Deadline, Floats, LoadOptions, SavedState
 from arbitrage_cli.inference.kv_cache import CachedSequence, KvCache
 from arbitrage_cli.inference.llama import BINDING, binding
 from arbitrage_cli.inference.llama.backend import LlamaBackend, LlamaStates
@@ -438,13 +438,6 @@ def test_every_return_code_is_its_own_error(
     monkeypatch.setattr(DECODE, lambda *_: code)
     with pytest.raises(kind):
         draft.read(0, 0, [65, 66]) if call == "read" else draft.decode([0], [0], [65])
-
-
-def test_more_tokens_than_a_batch_holds(draft: LlamaBackend) -> None:
-    assert draft.decode([0] * MAX_DECODE, range(MAX_DECODE), [65] * MAX_DECODE).shape[0] == MAX_DECODE
-    draft.drop(0, 0)
-    with pytest.raises(ValueError, match="513"):
-        draft.decode([0] * (MAX_DECODE + 1), range(MAX_DECODE + 1), [65] * (MAX_DECODE + 1))
 
 
 def test_long_texts_are_read_in_chunks(draft: LlamaBackend) -> None:

@@ -272,7 +272,7 @@ def test_markers_within_thoughts_and_answers_are_no_part_of_the_text(think_token
 
 @pytest.mark.parametrize(
     ("kind", "think_tokens"),
-    [("vllm", 0), ("llamacpp", None), ("plain", 0), *rarely(("vllm", None), ("llamacpp", 0), ("plain", None))],
+    [("vllm", 0), ("llamacpp", None), *rarely(("plain", 0), ("vllm", None), ("llamacpp", 0), ("plain", None))],
 )
 def test_markers_from_a_server_are_no_part_of_the_text(kind: Kind, think_tokens: int | None) -> None:
     """A target that writes alone continues within one response, in which the server still sees its markers."""

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from processes import is_running, process_of
+from processes import process_of
 
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.problems.math_grader import MathGrader, grader_version
@@ -42,13 +42,6 @@ def grader() -> Iterator[MathGrader]:
 def hasty() -> Iterator[MathGrader]:
     with MathGrader(seconds=0.5) as shared:
         yield shared
-
-
-@pytest.fixture
-def fresh() -> Iterator[MathGrader]:
-    """A grader with less time, whose child the test may kill."""
-    with MathGrader(seconds=0.3) as own:
-        yield own
 
 
 @pytest.mark.parametrize(
@@ -224,27 +217,6 @@ def test_fork_may_only_compute(tmp_path: Path, code: str) -> None:
     assert done.returncode == 1
     assert b"PermissionError" in done.stderr
     assert not canary.exists()
-
-
-def child_of(grader: MathGrader) -> int:
-    child = process_of(grader._child)
-    assert child is not None
-    return child
-
-
-def test_child_is_started_when_it_is_needed(fresh: MathGrader) -> None:
-    """Our own rules need no child. A comparison that computes for ever costs none: a child is reused, and gone at the end."""
-    fresh.grade("\\boxed{3}", {"answer": "3.0"})
-    assert process_of(fresh._child) is None
-    fresh.grade(ASKED, ROOT)
-    child = child_of(fresh)
-    score = fresh.grade(FOR_EVER, ROOT)
-    assert (score.value, score.explanation) == ("unscored", "grader: math-verify timed out")
-    assert fresh.grade(ASKED, ROOT).value == "correct"
-    assert child_of(fresh) == child
-    with fresh:
-        pass
-    assert not is_running(child)
 
 
 @pytest.mark.parametrize("num_kills", [1, 2])
