@@ -26,7 +26,7 @@ from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states, state_to_json
+from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states
 from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, Announce, train, with_taus
 from arbitrage_cli.types import Finished, Trace
 
@@ -104,7 +104,7 @@ class Collection(StoredRun):
             level=attempt.item.level,
             question=attempt.item.problem.question,
             text=finished.trace.text,
-            states=[state_to_json(state) for state in states],
+            states=[state.to_dict() for state in states],
             is_unsolved=not error and not finished.trace.finished,
             seconds=tally_of(finished).seconds,
             **({"conditions": conditions} if conditions else {}),

@@ -9,17 +9,16 @@ import base64
 import hashlib
 import json
 import lzma
-import math
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import AllowInfNan, BeforeValidator, PlainSerializer, ValidationError, model_validator
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
 from arbitrage_cli.costs.pair import PairCosts
@@ -33,7 +32,7 @@ from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import is_due
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
-from arbitrage_cli.runs.rows import Count, Record
+from arbitrage_cli.runs.rows import CollectedRow, Count, Record
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.training.measurement import ADVANTAGE_DIGITS, Outcomes
@@ -52,34 +51,81 @@ MAX_UNSOLVED = 2  # states
 COLUMNS = ("draft_reward", "target_reward", "draft_tokens", "target_tokens", "target_prefill_tokens", "shared_tokens")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class State:
+def _from_base64(value: object) -> object:
+    return np.frombuffer(base64.b64decode(value, validate=True), STATS_TYPE).tolist() if isinstance(value, str) else value
+
+
+def _to_base64(numbers: Sequence[float]) -> str:
+    return base64.b64encode(np.array(numbers, STATS_TYPE).tobytes()).decode("ascii")
+
+
+Statistic = Annotated[Sequence[Annotated[float, AllowInfNan()]], BeforeValidator(_from_base64), PlainSerializer(_to_base64)]
+"""A number for each token of the drafted step. Stored as a base64 string of little-endian float16 numbers."""
+
+
+class State(Record):
     """The drafted step and the target's step at the same `position` of a solution, with both rewards.
 
-    The target prefilled `target_prefill_tokens` tokens and then wrote `target_tokens` tokens.
+    The target prefilled `target_prefill_tokens` tokens and then wrote `target_tokens` tokens. Raises ValidationError, a
+    ValueError, if a number is invalid.
     """
 
-    position: int
-    draft: Step
+    position: Count
+    draft_text: str
+    draft_stop: StepStop
+    pieces: Sequence[str]
+    log_probabilities: Statistic
+    entropies: Statistic
+    margins: Statistic
     target_text: str
     draft_reward: float
     target_reward: float
+    advantage: float
     kept: ModelRole
-    target_tokens: int
-    target_prefill_tokens: int = 0
+    target_tokens: Count
+    target_prefill_tokens: Count
+    phase: Phase = "answer"
+
+    @classmethod
+    def of(cls, position: int, draft: Step, target: Step, draft_reward: float, target_reward: float) -> Self:
+        """Return the state of a draft's step with token statistics. The better step is kept or, of equal steps, the draft's."""
+        advantage = round(target_reward - draft_reward, ADVANTAGE_DIGITS)  # so that equal differences compare equal
+        return cls(
+            position=position,
+            draft_text=draft.text,
+            draft_stop=draft.stop,
+            **asdict(draft.known_token_stats),
+            target_text=target.text,
+            draft_reward=draft_reward,
+            target_reward=target_reward,
+            advantage=advantage,
+            kept="target" if advantage > 0 else "draft",
+            target_tokens=target.num_tokens,
+            target_prefill_tokens=target.cost.prefill_tokens,
+            phase=draft.phase,
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        columns = [getattr(self, name) for name in STATS]
+        if {len(column) for column in columns} != {self.draft_tokens} or not self.draft_tokens:
+            raise ValueError("a state does not have one value per token of the drafted step")
+        if np.isnan(columns).any():
+            raise ValueError("the token statistics of a state contain NaN")
+        return self
 
     @property
     def draft_tokens(self) -> int:
-        return self.draft.num_tokens
+        return len(self.pieces)
 
-    @property
-    def advantage(self) -> float:
-        """The target's reward minus the draft's, rounded so that equal differences compare equal."""
-        return round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS)
+    @cached_property
+    def draft(self) -> Step:
+        token_stats = TokenStats(self.log_probabilities, self.entropies, self.margins, self.pieces)
+        return Step("draft", self.draft_text, self.draft_tokens, Cost(), self.draft_stop, token_stats, phase=self.phase)
 
     @property
     def decision(self) -> Decision:
-        target = Step("target", self.target_text, self.target_tokens, Cost(), "separator", phase=self.draft.phase)
+        target = Step("target", self.target_text, self.target_tokens, Cost(), "separator", phase=self.phase)
         return Decision(target if self.kept == "target" else self.draft, self.draft, target, advantage=self.advantage)
 
     @property
@@ -91,7 +137,7 @@ class State:
         numbers: dict[str, int] = {}
         drafted, written = (
             [numbers.setdefault(piece, len(numbers)) for piece in _PIECE.findall(text)]
-            for text in (self.draft.text, self.target_text)
+            for text in (self.draft_text, self.target_text)
         )
         lengths, proposal = {number: len(piece) for piece, number in numbers.items()}, Proposal(drafted)
         shared = sum(lengths[number] for number in written if proposal.follow(number))
@@ -134,20 +180,10 @@ def collect(trace: Trace, judge: Judge, observe: Callable[[State], None]) -> Flo
     while not trace.finished and (best or len(trace.decisions) < MAX_UNSOLVED):
         draft: Step = yield WriteStep("draft", trace)
         target, draft_reward, target_reward = yield from judge(trace, draft)
-        state = State(
-            position=len(trace.decisions),
-            draft=draft,
-            target_text=target.text,
-            draft_reward=draft_reward,
-            target_reward=target_reward,
-            kept="draft",
-            target_tokens=target.num_tokens,
-            target_prefill_tokens=target.cost.prefill_tokens,
-        )
+        state = State.of(len(trace.decisions), draft, target, draft_reward, target_reward)
         best = max(best, draft_reward, target_reward)
-        kept = target if state.advantage > 0 else draft
-        observe(replace(state, kept=kept.model))
-        trace.add(Decision(kept, draft, target, advantage=state.advantage))
+        observe(state)
+        trace.add(Decision(target if state.kept == "target" else draft, draft, target, advantage=state.advantage))
 
 
 def features_of(question: str, states: Sequence[State]) -> Floats:
@@ -176,87 +212,22 @@ def prefix_of(draft: Step, num_tokens: int) -> Step:
     return replace(draft, text="".join(first.pieces), num_tokens=num_tokens, stop="early", token_stats=first)
 
 
-class StateRow(Record):
-    """A state in a row of `collect`. The token statistics are base64 strings of little-endian float16 numbers."""
-
-    position: Count
-    draft_text: str
-    draft_stop: StepStop
-    pieces: list[str]
-    log_probabilities: str
-    entropies: str
-    margins: str
-    target_text: str
-    draft_reward: float
-    target_reward: float
-    advantage: float
-    kept: ModelRole
-    target_tokens: Count
-    target_prefill_tokens: Count
-    phase: Phase = "answer"
-
-
-def state_to_json(state: State) -> dict[str, Any]:
-    """Convert a state to JSON. Raises ValueError if a number in the state is invalid."""
-    _check(state)
-    draft, token_stats = state.draft, state.draft.known_token_stats
-    same = (
-        *("position", "target_text", "target_tokens", "target_prefill_tokens"),
-        *("draft_reward", "target_reward", "advantage", "kept"),
-    )
-    found: dict[str, Any] = {name: getattr(state, name) for name in same}
-    found |= {"draft_text": draft.text, "draft_stop": draft.stop, "pieces": list(token_stats.pieces)}
-    found |= {
-        name: base64.b64encode(np.array(getattr(token_stats, name), STATS_TYPE).tobytes()).decode("ascii") for name in STATS
-    }
-    found |= {"phase": draft.phase} if draft.phase == "think" else {}
-    return StateRow(**found).to_dict()
-
-
-def state_from_json(entry: Mapping[str, Any]) -> State:
-    """Convert JSON to a state. Raises ValueError if the state is invalid."""
-    try:
-        row = StateRow.model_validate(entry)
-    except ValidationError as error:
-        raise ValueError(reason_of(error)) from None
-    stats = {name: np.frombuffer(base64.b64decode(getattr(row, name), validate=True), STATS_TYPE).tolist() for name in STATS}
-    token_stats = TokenStats(**stats, pieces=row.pieces)
-    num_tokens = len(token_stats.log_probabilities)
-    state = State(
-        row.position,
-        Step("draft", row.draft_text, num_tokens, Cost(), row.draft_stop, token_stats, phase=row.phase),
-        row.target_text,
-        row.draft_reward,
-        row.target_reward,
-        row.kept,
-        row.target_tokens,
-        row.target_prefill_tokens,
-    )
-    _check(state)
-    return state
-
-
-def _check(state: State) -> None:
-    token_stats = state.draft.known_token_stats
-    columns = [getattr(token_stats, name) for name in STATS]
-    lengths = {len(column) for column in (*columns, token_stats.pieces)}
-    if lengths != {state.draft_tokens} or not state.draft_tokens:
-        raise ValueError("a state does not have one value per token of the drafted step")
-    if any(math.isnan(number) for column in columns for number in column):
-        raise ValueError("the token statistics of a state contain NaN")
-
-
 # --- reading runs
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CollectedSolution:
+class CollectedSolution(Record):
     """The states of one problem in a run. `is_whole` is false if the solution is unfinished."""
 
     id: str
     question: str
-    states: tuple[State, ...]
     is_whole: bool
+    states: Sequence[State]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if [state.position for state in self.states] != list(range(len(self.states))):
+            raise ValueError("the positions of its states are not consecutive")
+        return self
 
 
 class Conditions(Record):
@@ -300,15 +271,6 @@ class Conditions(Record):
     @property
     def step_end(self) -> StepEnd:
         return StepEnd(self.step_separator, self.step_min_chars)
-
-
-class PackedSolution(Record):
-    """The states of one problem in a file of packed states."""
-
-    id: str
-    question: str
-    is_whole: bool
-    states: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -383,11 +345,9 @@ class Collected:
         found: list[tuple[Floats, int, int]] = []
         start = 0
         for solution in (solution for run in self.runs for solution in run.solutions):
-            end = start + len(solution.states)
-            if chosen[start:end].any():
-                prefixes = prefixes_of(solution.question, solution.states)
-                found += [(row, rank[start + index], count) for index, count, row in prefixes if chosen[start + index]]
-            start = end
+            prefixes = prefixes_of(solution.question, solution.states)
+            found += [(row, rank[start + index], count) for index, count, row in prefixes if chosen[start + index]]
+            start += len(solution.states)
         features, states, lengths = zip(*found, strict=True) if found else ((), (), ())
         rows = np.array(features, np.float32).reshape(-1, len(FEATURES))
         return rows, np.array(states, np.int64), np.array(lengths, np.float64)
@@ -413,8 +373,17 @@ def read_states(paths: Sequence[Path]) -> Collected:
 def read_run(folder: Path) -> CollectedRun:
     contents = read_run_folder(folder, COLLECT)
     rows = {row.id: row for row in contents.rows}  # of several rows, the last one counts
-    solutions = (_solution(folder, row.id, row.question, row.states, row.status == "done") for row in rows.values())
-    return CollectedRun(folder, Conditions.of(contents.run), tuple(solution for solution in solutions if solution.states))
+    solutions = tuple(_solution(folder, row) for row in rows.values() if row.states)
+    return CollectedRun(folder, Conditions.of(contents.run), solutions)
+
+
+def _solution(folder: Path, row: CollectedRow) -> CollectedSolution:
+    states: Any = row.states  # in JSON
+    try:
+        return CollectedSolution(id=row.id, question=row.question, is_whole=row.status == "done", states=states)
+    except ValidationError as error:
+        message = f"{folder}: problem {row.id}: {reason_of(error)}"
+        raise UsageError(message, "collect its states again: arbitrage collect") from error
 
 
 def read_packed(path: Path) -> CollectedRun:
@@ -422,22 +391,10 @@ def read_packed(path: Path) -> CollectedRun:
     with os_errors(UsageError, f"{path}: cannot be read", "use a file of packed states"):
         try:
             first, *lines = lzma.decompress(path.read_bytes()).splitlines()
-            facts, rows = Conditions.model_validate_json(first), [PackedSolution.model_validate_json(line) for line in lines]
+            solutions = tuple(map(CollectedSolution.model_validate_json, lines))
+            return CollectedRun(path, Conditions.model_validate_json(first), solutions)
         except (lzma.LZMAError, ValueError) as error:
             raise DamagedRunError(f"{path}: not a file of packed states", "download the file again") from error
-    return CollectedRun(path, facts, tuple(_solution(path, row.id, row.question, row.states, row.is_whole) for row in rows))
-
-
-def _solution(
-    path: Path, name: str, question: str, entries: Sequence[Mapping[str, Any]], is_whole: bool
-) -> CollectedSolution:
-    try:
-        states = sorted((state_from_json(entry) for entry in entries), key=lambda state: state.position)
-        if [state.position for state in states] != list(range(len(states))):
-            raise ValueError("the positions of its states are not consecutive")
-    except ValueError as error:
-        raise UsageError(f"{path}: problem {name}: {error}", "collect its states again: arbitrage collect") from error
-    return CollectedSolution(name, question, tuple(states), is_whole)
 
 
 def _refuse_duplicates(runs: Sequence[CollectedRun]) -> None:

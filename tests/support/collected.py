@@ -17,7 +17,7 @@ from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import SCHEMA
 from arbitrage_cli.runs.rows import CollectedRow
-from arbitrage_cli.training.states import State, state_to_json
+from arbitrage_cli.training.states import State
 from arbitrage_cli.types import Cost, Problem, Step, TokenStats
 
 DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
@@ -58,18 +58,10 @@ def make_states(world: World, seed: int) -> list[State]:
         found = EarlierSteps(Problem("", "")).features([], drafted)
         is_better = rng.random() < world.probability(found)
         draft, target = (0.0, 1.0) if is_better else (1.0, 0.0) if rng.random() < world.harm else (1.0, 1.0)
-        states.append(
-            State(
-                position=position,
-                draft=drafted,
-                target_text=f"target's step {position}\n\n",
-                draft_reward=draft,
-                target_reward=target,
-                kept="target" if is_better else "draft",
-                target_tokens=drafted.num_tokens + 2,
-                target_prefill_tokens=12,
-            )
+        written = Step(
+            "target", f"target's step {position}\n\n", drafted.num_tokens + 2, Cost(prefill_tokens=12), "separator"
         )
+        states.append(State.of(position, drafted, written, draft, target))
     return states
 
 
@@ -128,7 +120,7 @@ def write_run(
                     text="",
                     seconds=0.0,
                     question=question,
-                    states=[state_to_json(state) for state in states],
+                    states=[state.to_dict() for state in states],
                 )
             )
         opened.rewrite(rows)

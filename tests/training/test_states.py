@@ -19,8 +19,6 @@ from arbitrage_cli.training.states import (
     by_rating,
     collect,
     features_of,
-    state_from_json,
-    state_to_json,
 )
 from arbitrage_cli.types import (
     Cost,
@@ -37,36 +35,37 @@ from arbitrage_cli.types import (
 KEPT: tuple[ModelRole, ...] = ("draft", "target", "draft")
 
 TOKEN_STATS = TokenStats((-0.5, -math.inf), (0.25, 3.5), (2.0, 1.5), pieces=("1 + 1", " = 3\n\n"))
-STATE = State(
-    position=2,
-    draft=Step("draft", "1 + 1 = 3\n\n", 2, Cost(), "separator", TOKEN_STATS),
-    target_text="1 + 1 = \ud800",
-    draft_reward=0.25,
-    target_reward=0.75,
-    kept="target",
-    target_tokens=12,
-    target_prefill_tokens=7,
-)
+DRAFT = Step("draft", "1 + 1 = 3\n\n", 2, Cost(), "separator", TOKEN_STATS)
+TARGET = Step("target", "1 + 1 = \ud800", 12, Cost(prefill_tokens=7), "separator")
+
+
+def make_state(
+    position: int = 2, draft: Step = DRAFT, target: Step = TARGET, rewards: tuple[float, float] = (0.25, 0.75)
+) -> State:
+    return State.of(position, draft, target, *rewards)
+
+
+def stored(state: State) -> State:
+    return State.model_validate(json.loads(json.dumps(state.to_dict(), allow_nan=False)))
 
 
 def test_round_trip_keeps_every_bit() -> None:
-    found = state_from_json(json.loads(json.dumps(state_to_json(STATE), allow_nan=False)))
+    state = make_state()
+    found = stored(state)
     assert [list(getattr(found.draft.known_token_stats, name)) for name in STATS] == [
         [-0.5, -math.inf],
         [0.25, 3.5],
         [2, 1.5],
     ]
     assert found.draft.known_token_stats.pieces == ["1 + 1", " = 3\n\n"]
-    assert state_to_json(found) == state_to_json(STATE)
+    assert json.dumps(found.to_dict()) == json.dumps(state.to_dict())
 
 
 def test_a_thought_stays_one() -> None:
     """Features of later steps use thoughts as they use steps of the answer."""
-    thought = replace(STATE, position=0, draft=replace(STATE.draft, phase="think"), kept="draft")
-    read = state_from_json(json.loads(json.dumps(state_to_json(thought))))
+    read = stored(make_state(0, replace(DRAFT, phase="think"), rewards=(0.5, 0.5)))
     assert {read.draft.phase, read.decision.kept.phase, read.decision.target and read.decision.target.phase} == {"think"}
-    assert "phase" not in state_to_json(STATE)
-    found = features_of("?", [read, STATE])
+    found = features_of("?", [read, make_state()])
     assert found[:, FEATURES.index("is_thought")].tolist() == [1, 0]
     assert found[:, FEATURES.index("unseen_numbers")].tolist() == [3, 0]
 
@@ -84,7 +83,7 @@ def test_a_thought_stays_one() -> None:
     ids=["the same", "parted", "back", "nothing alike", "nothing drafted", "nothing written"],
 )
 def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share: float) -> None:
-    state = replace(STATE, draft=replace(STATE.draft, text=drafted), target_text=written, target_tokens=1000)
+    state = make_state(draft=replace(DRAFT, text=drafted), target=replace(TARGET, text=written, num_tokens=1000))
     assert state.shared_tokens == int(1000 * share)
 
 
@@ -104,26 +103,25 @@ def test_what_a_proposal_would_tell_the_target(drafted: str, written: str, share
 )
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - from many places
-        state_from_json(state_to_json(STATE) | changes)
+        State.model_validate(make_state().to_dict() | changes)
 
 
-def test_numbers_that_are_not_finite_are_not_written() -> None:
+def test_numbers_that_are_not_finite_are_refused() -> None:
     """A row with NaN would otherwise be noticed only in training, hours later."""
     with pytest.raises(ValueError, match="finite"):
-        state_to_json(replace(STATE, draft_reward=float("nan")))
+        make_state(rewards=(math.nan, 0.5))
     with pytest.raises(ValueError, match="NaN"):
-        state_to_json(replace(STATE, draft=replace(STATE.draft, token_stats=replace(TOKEN_STATS, margins=(1.0, math.nan)))))
+        make_state(draft=replace(DRAFT, token_stats=replace(TOKEN_STATS, margins=(1.0, math.nan))))
 
 
 def test_features_are_those_of_the_solution_as_it_went_on() -> None:
-    token_stats = replace(TOKEN_STATS, log_probabilities=(-0.5, -1.0))
-    draft = replace(STATE.draft, token_stats=token_stats)
-    states = [replace(STATE, position=position, draft=draft, kept=kept) for position, kept in enumerate(KEPT)]
+    draft = replace(DRAFT, token_stats=replace(TOKEN_STATS, log_probabilities=(-0.5, -1.0)))
+    rewards = {"draft": (0.5, 0.5), "target": (0.25, 0.75)}
+    states = [make_state(position, draft, rewards=rewards[kept]) for position, kept in enumerate(KEPT)]
     trace, rows = Trace(Problem("p", "1 + 1?"), Limits()), []
     for state in states:
         rows.append(EarlierSteps(trace.problem).features(trace.decisions, draft).tolist())
-        target = Step("target", STATE.target_text, STATE.target_tokens, Cost(), "separator")
-        trace.add(Decision(draft if state.kept == "draft" else target, draft, target))
+        trace.add(Decision(draft if state.kept == "draft" else TARGET, draft, TARGET))
     assert features_of("1 + 1?", states).tolist() == rows
     assert features_of("1 + 1?", []).shape == (0, len(FEATURES))
 
