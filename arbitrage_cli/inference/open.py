@@ -5,8 +5,11 @@ recorded with their sha256 and the llama-cpp-python version. Failures are not re
 machine.
 """
 
+import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,16 +23,16 @@ from arbitrage_cli.inference.llama import BINDING, how_to_install
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import backend_of, find_files, local_files
-from arbitrage_cli.system.child import Child, ChildError
+from arbitrage_cli.system.child import describe_exit
 from arbitrage_cli.system.files import models_folder
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.inference.backend import Backend, LoadOptions
 
-MAX_SECONDS = 20  # of CPU time, plus the file's size / BYTES_PER_SECOND
-BYTES_PER_SECOND = 50 << 20  # on a slow machine
+MAX_SECONDS = 100  # plus the file's size / BYTES_PER_SECOND
+BYTES_PER_SECOND = 10 << 20  # on a slow, busy machine
 TRIAL_BYTES = 1 << 30  # of memory, plus twice the file's size, because weights are copied into another layout
-MAKE = "arbitrage_cli.inference.llama.try_file:load"
+TRIAL = "import sys; sys.path.append(sys.argv.pop()); from arbitrage_cli.inference.llama import try_file; try_file.main()"
 
 log = logging.getLogger("arbitrage.models")
 
@@ -90,17 +93,28 @@ def load_llama() -> ModuleType:
 def _try_files(files: Sequence[Path], gpu_layers: int | None) -> bool:
     """Return whether the model can drop rejected draft tokens from its recurrent state. Raises ModelError if the trial fails."""
     size = sum(path.stat().st_size for path in files)
-    seconds = MAX_SECONDS + size // BYTES_PER_SECOND
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    request = json.dumps([str(files[0].absolute()), 2 * size + TRIAL_BYTES, gpu_layers])
     with tempfile.TemporaryFile() as output:
-        child = Child(MAKE, seconds=seconds, memory=None, is_kept=False, stderr=output, environment=environment)
         try:
-            kind, message, hint, can_drop = child(str(files[0].absolute()), 2 * size + TRIAL_BYTES, gpu_layers)
-        except ChildError as error:
+            done = subprocess.run(  # noqa: S603 - this program
+                [sys.executable, "-P", "-c", TRIAL, request, str(Path(__file__).parents[2])],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                timeout=MAX_SECONDS + size / BYTES_PER_SECOND,
+                check=False,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C must not reach it
+            )
+            failure = f"the process ended itself ({describe_exit(done.returncode)})" if done.returncode else ""
+        except subprocess.TimeoutExpired as error:
+            failure = f"not finished after {error.timeout:g} s"
+        if failure:
             raise ModelFileError(
-                f"{files[0]} failed to load in a separate process: {error} ({_last_line(output)})",
+                f"{files[0]} failed to load in a separate process: {failure} ({_last_line(output)})",
                 "use another file; an intact file may also fail if the machine is slow or short of memory",
-            ) from error
+            )
+    kind, message, hint, can_drop = json.loads(done.stdout.splitlines()[-1])
     if kind:
         raise getattr(arbitrage_cli.errors, kind)(message, hint)
     return bool(can_drop)

@@ -22,11 +22,13 @@ from typing import IO, Any, Literal, NoReturn, cast
 
 WALL_FACTOR = 5  # wall-clock seconds per second of processor time, for busy machines
 _START_SECONDS = 60.0
-_GRACE_SECONDS = 1.0  # for the transfer of an answer
+_END_SECONDS = 1.0  # for the end of a process that has closed its output
 _NO_MEMORY = 3  # exit status
 _CHUNK = 1 << 16  # bytes
 _MAX_ANSWER = 4 << 20  # bytes
-_START = "import sys; sys.path.append(sys.argv.pop()); from arbitrage_cli.system import child; child.answer_requests(*sys.argv[1:])"
+_START = (
+    "import sys; sys.path.append(sys.argv.pop()); from arbitrage_cli.system import child; child.answer_requests(sys.argv[1])"
+)
 Cause = Literal["time", "memory", "crash", "machine"]
 _PASSED_ON = ("PYTHON", "PATH", "HOME", "LANG", "LC_", "LD_", "DYLD_")  # environment variables without secrets
 
@@ -49,8 +51,7 @@ class Process(contextlib.AbstractContextManager["Process"]):
         self,
         command: Sequence[str],
         *,
-        stderr: int | IO[bytes] = subprocess.DEVNULL,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str],
         folder: str | None = None,
     ) -> None:
         try:
@@ -59,7 +60,7 @@ class Process(contextlib.AbstractContextManager["Process"]):
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=stderr,
+                stderr=subprocess.DEVNULL,
                 env=environment,
                 cwd=folder,
                 start_new_session=True,  # Ctrl-C must not reach it
@@ -114,25 +115,15 @@ def _await(stream: IO[bytes], event: int, deadline: float) -> None:
 class Child(contextlib.AbstractContextManager["Child"]):
     """A function that runs in a child process. Threads may share it.
 
-    `make` is the "module:name" of a factory that returns the function. If `is_kept` is true, the process calls the factory
-    once and forks for each call. Otherwise, each call starts a new process, because graphics drivers do not survive a fork.
+    `make` is the "module:name" of a factory that returns the function. The process calls the factory once and forks for each
+    call.
 
     A call may use `seconds` of processor time, WALL_FACTOR times as much wall-clock time, and `memory` more bytes of address
-    space than before the call (Linux only; None for no limit).
+    space than before the call (Linux only).
     """
 
-    def __init__(
-        self,
-        make: str,
-        *,
-        seconds: float,
-        memory: int | None,
-        is_kept: bool = True,
-        stderr: int | IO[bytes] = subprocess.DEVNULL,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self._make, self._seconds, self._memory, self._is_kept, self._stderr = make, seconds, memory, is_kept, stderr
-        self._environment, self._wall_seconds = environment, WALL_FACTOR * seconds
+    def __init__(self, make: str, *, seconds: float, memory: int) -> None:
+        self._make, self._seconds, self._memory = make, seconds, memory
         self._lock = threading.RLock()
         self._process: Process | None = None
         self._is_ready = False
@@ -150,14 +141,14 @@ class Child(contextlib.AbstractContextManager["Child"]):
     def __call__(self, *arguments: Any) -> Any:
         """Call the function.
 
-        If a kept process fails with the cause "machine", retry once. Raises ChildError if there is no answer.
+        If the cause of a failure is "machine", retry once. Raises ChildError if there is no answer.
         """
-        request = json.dumps([self._seconds, self._wall_seconds, self._memory, arguments]).encode() + b"\n"
+        request = json.dumps([self._seconds, self._memory, arguments]).encode() + b"\n"
         with self._lock:
             try:
                 return self._call(request)
             except ChildError as error:
-                if error.cause != "machine" or not self._is_kept:
+                if error.cause != "machine":
                     raise
             return self._call(request)
 
@@ -165,11 +156,12 @@ class Child(contextlib.AbstractContextManager["Child"]):
         is_reusable = False
         try:
             process = self._started()
-            deadline = time.perf_counter() + self._wall_seconds + _GRACE_SECONDS
-            with _in_time(f"not finished after {self._wall_seconds:g} s of wall-clock time"):
+            limit = WALL_FACTOR * self._seconds
+            deadline = time.perf_counter() + limit
+            with _in_time(f"not finished after {limit:g} s of wall-clock time"):
                 process.write(request, deadline)
                 code, answers = self._outcome(process, deadline)
-            is_reusable = self._is_kept
+            is_reusable = True
             return self._checked(code, answers)
         finally:
             if not is_reusable:  # a late answer must not reach the next call
@@ -180,9 +172,9 @@ class Child(contextlib.AbstractContextManager["Child"]):
         with self._lock:
             if self._process is None:
                 root = str(Path(__file__).parents[2])
-                command = [sys.executable, "-P", "-c", _START, self._make, "fork" if self._is_kept else "once", root]
-                kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-                self._process = Process(command, stderr=self._stderr, environment=self._environment or kept)
+                command = [sys.executable, "-P", "-c", _START, self._make, root]
+                environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+                self._process = Process(command, environment=environment)
                 self._is_ready = False
             return self._process
 
@@ -203,9 +195,7 @@ class Child(contextlib.AbstractContextManager["Child"]):
                     answers.append(answer)
                 case ["ended", int(code)]:
                     return code, answers
-        if self._is_kept:
-            raise self._died(process)
-        return process.wait(deadline), answers
+        raise self._died(process)
 
     def _line(self, process: Process, deadline: float) -> Any:
         """Return the next JSON line of the process, or None at the end."""
@@ -222,21 +212,16 @@ class Child(contextlib.AbstractContextManager["Child"]):
 
     @staticmethod
     def _died(process: Process) -> ChildError:
-        return ChildError(
-            "machine", f"the process ended ({describe_exit(process.wait(time.perf_counter() + _GRACE_SECONDS))})"
-        )
+        code = process.wait(time.perf_counter() + _END_SECONDS)
+        return ChildError("machine", f"the process ended ({describe_exit(code)})")
 
     def _checked(self, code: int, answers: Sequence[Any]) -> Any:
         if code == 0 and len(answers) == 1:
             return answers[0]
         reasons: dict[int, tuple[Cause, str]] = {
             -signal.SIGPROF: ("time", f"not finished after {self._seconds:g} s"),
-            -signal.SIGALRM: ("machine", f"not finished after {self._wall_seconds:g} s of wall-clock time"),
             -signal.SIGKILL: ("machine", "the process was killed"),
-            _NO_MEMORY: (
-                "memory",
-                f"needed more than {self._memory >> 20} MB of memory" if self._memory else "out of memory",
-            ),
+            _NO_MEMORY: ("memory", f"needed more than {self._memory >> 20} MB of memory"),
         }
         raise ChildError(*reasons.get(code, ("crash", f"the process ended itself ({describe_exit(code)})")))
 
@@ -263,11 +248,11 @@ def limit_memory(more: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def answer_requests(make: str, mode: str) -> None:
+def answer_requests(make: str) -> None:
     """Answer requests in the child until the input ends.
 
-    A request is the line [seconds, wall seconds, bytes, arguments]. The answer is the line ["answer", value]. In "fork"
-    mode, the line ["ended", status] follows.
+    A request is the line [seconds, bytes, arguments]. The answer is the lines ["answer", value] and ["ended",
+    status].
     """
     answers = os.dup(1)
     os.dup2(2, 1)  # the function's prints must not mix with answers
@@ -275,25 +260,20 @@ def answer_requests(make: str, mode: str) -> None:
     function = getattr(importlib.import_module(module), name)()
     os.write(answers, b'["ready"]\n')
     for line in sys.stdin.buffer:
-        child = os.fork() if mode == "fork" else 0
-        if not child:
+        if not (child := os.fork()):
             _answer_and_exit(function, json.loads(line), answers)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.write(answers, b"\n" + json.dumps(["ended", code]).encode() + b"\n")
 
 
-def _answer_and_exit(
-    function: Callable[..., Any], request: tuple[float, float, int | None, list[Any]], answers: int
-) -> NoReturn:
+def _answer_and_exit(function: Callable[..., Any], request: tuple[float, int, list[Any]], answers: int) -> NoReturn:
     status = 1
     try:
-        seconds, wall_seconds, memory, arguments = request
+        seconds, memory, arguments = request
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.setitimer(signal.ITIMER_REAL, wall_seconds)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if memory is not None:
-            limit_memory(memory)
+        limit_memory(memory)
         os.write(answers, json.dumps(["answer", function(*arguments)]).encode() + b"\n")
         status = 0
     except MemoryError:

@@ -41,12 +41,12 @@ def work(kind, *details):
 """
 
 
-@pytest.fixture(params=[True, False], ids=["kept", "once"])
-def child(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
     (tmp_path / "work.py").write_text(WORK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr("arbitrage_cli.system.child.WALL_FACTOR", 100)  # for busy machines
-    with Child("work:load", seconds=0.2, memory=MEMORY, is_kept=request.param) as made:
+    with Child("work:load", seconds=0.2, memory=MEMORY) as made:
         yield made
 
 
@@ -83,7 +83,7 @@ def test_child_that_gives_no_answer_says_why(child: Child, harm: str, cause: str
 @pytest.mark.usefixtures("child")
 def test_child_that_waits_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arbitrage_cli.system.child.WALL_FACTOR", 1 / 128)
-    with Child("work:load", seconds=64, memory=None) as waiting, pytest.raises(ChildError) as error:
+    with Child("work:load", seconds=64, memory=MEMORY) as waiting, pytest.raises(ChildError) as error:
         waiting("sleep")
     assert (error.value.cause, str(error.value)) == ("machine", "not finished after 0.5 s of wall-clock time")
 
@@ -92,8 +92,7 @@ def test_child_that_waits_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -
 def test_process_that_is_killed_or_stopped_between_calls_is_replaced(child: Child, number: signal.Signals) -> None:
     child("count")
     before = process_of(child)
-    if before is None:  # nothing is kept
-        return
+    assert before is not None
     os.kill(before, number)
     assert child("count") == 1
     assert process_of(child) not in (None, before)
@@ -121,7 +120,7 @@ def test_process_that_says_something_else_gives_no_answer(
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
-    with Child("work:load", seconds=0.1, memory=None) as child, pytest.raises(ChildError) as error:
+    with Child("work:load", seconds=0.1, memory=MEMORY) as child, pytest.raises(ChildError) as error:
         child("count")
     assert error.value.cause == "machine"
 
@@ -130,7 +129,7 @@ def test_child_ends_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(WORK)
     code = (
         "from arbitrage_cli.system.child import Child\n"
-        "with Child('work:load', seconds=1, memory=None) as child:\n"
+        "with Child('work:load', seconds=1, memory=1 << 30) as child:\n"
         "    print(child('parent'), flush=True)\n"
         "    child('time')\n"
         "    input()\n"

@@ -3,10 +3,10 @@
 `inference.open` starts the process.
 """
 
+import json
 import logging
 import resource
-import signal
-from collections.abc import Callable
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,26 +29,23 @@ _ALL_BYTES = [chr(code) for codes in _SOME for code in codes]
 ODD = "".join(_ALL_BYTES) + " ".join(_ALL_BYTES)
 
 
-def load() -> Callable[[str, int, int | None], tuple[str, str, str, bool]]:
-    return try_file
+def main() -> None:
+    """Try the file of the request [path, bytes of memory, GPU layers], which is the process's argument.
 
-
-def try_file(path: str, memory: int, gpu_layers: int | None) -> tuple[str, str, str, bool]:
-    """Load the file, tokenize and decode. `memory` is in bytes.
-
-    Returns the class, message and hint of the error, or empty strings if the file can be used. Also returns whether
-    rejected tokens can be dropped from a recurrent state.
+    Prints the class, message and hint of the error, or empty strings if the file can be used, and whether rejected tokens can
+    be dropped from a recurrent state.
     """
+    path, memory, gpu_layers = json.loads(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if gpu_names():  # a GPU driver may reserve a large address range, write large files and compile for a minute
-        signal.setitimer(signal.ITIMER_PROF, 0)
-    else:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not gpu_names():  # a GPU driver may reserve a large address range, and write large files
         resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_NOISE, MAX_NOISE))
         limit_memory(memory)
     try:
-        return "", "", "", use(Path(path), LoadOptions(CONTEXT, 1, gpu_layers, rollback=1))
+        outcome = "", "", "", use(Path(path), LoadOptions(CONTEXT, 1, gpu_layers, rollback=1))
     except ArbitrageError as error:
-        return type(error).__name__, error.message, error.hint, False
+        outcome = type(error).__name__, error.message, error.hint, False
+    sys.stdout.write(json.dumps(outcome))
 
 
 def use(path: Path, options: LoadOptions) -> bool:
