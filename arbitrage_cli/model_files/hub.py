@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from arbitrage_cli.errors import HubError, ModelFileError, UsageError
 from arbitrage_cli.model_files.checksums import FileProgress, OnProgress, known_sha256, no_progress, published_sha256
@@ -180,14 +179,13 @@ def _cache(name: HubName) -> Path:
 
 
 def _constants() -> Any:
-    """Return huggingface_hub's settings. Raises HubError if HF_ENDPOINT is malformed, with which no other module loads."""
-    with contextlib.suppress(ValueError):  # a port out of range, a broken IPv6 address
+    """Return huggingface_hub's settings. Raises HubError if HF_ENDPOINT is so malformed that the library cannot be imported."""
+    try:
         from huggingface_hub import constants
-
-        endpoint = urlsplit(constants.ENDPOINT)
-        if endpoint.scheme in ("http", "https") and endpoint.hostname and endpoint.port != 0:
-            return constants
-    raise HubError("HF_ENDPOINT is not a web address", "use an address such as https://huggingface.co, or unset HF_ENDPOINT")
+    except ValueError as error:
+        hint = "use an address such as https://huggingface.co, or unset HF_ENDPOINT"
+        raise HubError(f"HF_ENDPOINT is not a web address ({error})", hint) from error
+    return constants
 
 
 def _is_offline(name: HubName, requested: bool) -> bool:
@@ -203,8 +201,7 @@ def _published(name: HubName) -> tuple[str, ...]:
     from huggingface_hub import HfApi
 
     timeout = _constants().HF_HUB_DOWNLOAD_TIMEOUT
-    api: Any = HfApi(_constants().ENDPOINT, token=_token())
-    info = api.repo_info(name.repo, repo_type=name.kind, revision=name.revision, timeout=timeout)
+    info: Any = HfApi().repo_info(name.repo, repo_type=name.kind, revision=name.revision, timeout=timeout)
     return choose(name, [file.rfilename for file in info.siblings])
 
 
@@ -227,23 +224,8 @@ def _download(name: HubName, file: str, on_progress: OnProgress) -> Path:
 
         set_postfix_str = set_transfer_postfix_str = update_transfer
 
-    options: Any = {"repo_type": name.kind, "revision": name.revision, "cache_dir": cache_folder(), "token": _token()}
+    options: Any = {"repo_type": name.kind, "revision": name.revision, "cache_dir": cache_folder()}
     return Path(hf_hub_download(name.repo, file, **options, tqdm_class=Bar))
-
-
-def _token() -> str | bool:
-    """Return the user's token, or False if no token is stored. Raises HubError if the token would be sent unencrypted."""
-    from huggingface_hub import get_token
-
-    token, endpoint = get_token(), urlsplit(_constants().ENDPOINT)
-    if token and endpoint.scheme != "https" and endpoint.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise HubError(f"cannot send the Hub token to {_host()} over http", "use https in HF_ENDPOINT, or unset HF_TOKEN")
-    return token or False
-
-
-def _host() -> str:
-    """Return the Hub's host name for messages, because the full address may contain a password."""
-    return str(urlsplit(_constants().ENDPOINT).hostname)
 
 
 @contextlib.contextmanager
@@ -267,7 +249,7 @@ def _hub_errors(name: HubName) -> Iterator[None]:
             reason = "the response is not from a Hub server"
         elif isinstance(cause, UserWarning) or (isinstance(cause, OSError) and cause.errno):
             hint = "free disk space or change the permissions of the cache, or set HF_HOME to another folder"
-        raise HubError(f"{name} cannot be downloaded from {_host()} ({reason})", hint) from cause
+        raise HubError(f"{name} cannot be downloaded from the Hub ({reason})", hint) from cause
 
 
 def _http_error(name: HubName, response: Any) -> HubError:
@@ -278,4 +260,4 @@ def _http_error(name: HubName, response: Any) -> HubError:
     hint = {401: log_in, 403: log_in, 404: log_in, 429: f"{wait}; for a higher request limit, run `hf auth login`"}.get(
         response.status_code, wait
     )
-    return HubError(f"{name} cannot be downloaded from {_host()} (HTTP {response.status_code})", hint)
+    return HubError(f"{name} cannot be downloaded from the Hub (HTTP {response.status_code})", hint)

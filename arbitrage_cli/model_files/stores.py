@@ -1,10 +1,9 @@
-"""Finds the models that Ollama, LM Studio and llama.cpp have downloaded, and names them.
+"""Finds the models that Ollama and LM Studio have downloaded, and names them.
 
 | name | file |
 |---|---|
 | `ollama:qwen2.5:7b` | the blob that the manifest of `qwen2.5:7b` names |
 | `lmstudio:publisher/repo[/file.gguf]` | a file in the models folder |
-| `llamacpp:file.gguf` | a file in llama.cpp's cache |
 
 The folders belong to the other programs. Their content is only read, and is not trusted.
 """
@@ -18,17 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from arbitrage_cli.errors import ModelFileError, os_errors
 from arbitrage_cli.model_files.hub import first_files
 from arbitrage_cli.system.files import read_regular, read_text
 
-OLLAMA, LM_STUDIO, LLAMA_CPP = "ollama:", "lmstudio:", "llamacpp:"
-PROGRAMS = {OLLAMA: "Ollama", LM_STUDIO: "LM Studio", LLAMA_CPP: "llama.cpp's cache"}
+OLLAMA, LM_STUDIO = "ollama:", "lmstudio:"
+PROGRAMS = {OLLAMA: "Ollama", LM_STUDIO: "LM Studio"}
 """The prefix of a name, and the program whose models it names."""
 
-PATTERNS = {LM_STUDIO: ("*/*/*",), LLAMA_CPP: ("*", "models--*/snapshots/*/*")}
 MANIFESTS = {"manifests-v2": "ollama.com", "manifests": "registry.ollama.ai"}
 """Ollama's folders of manifests, and the name of its own registry in each of them."""
 
@@ -56,7 +52,7 @@ def find_model_file(source: str) -> Path:
     prefix = program_of(source) or ""
     name, hint = source.removeprefix(prefix), "to list the models, use arbitrage models list"
     with os_errors(ModelFileError, f"{source}: cannot be read", hint):
-        folder = _ollama_folder() if prefix == OLLAMA else _folder(prefix)
+        folder = _ollama_folder() if prefix == OLLAMA else _lm_studio_folder()
         path = _ollama_file(folder, name) if prefix == OLLAMA else _file_in(folder, name)
         if path and path.is_file():
             return path
@@ -76,11 +72,11 @@ def _names(prefix: str) -> Iterable[str]:
     if prefix == OLLAMA:
         root = _ollama_folder()
         return {name for folder, host in MANIFESTS.items() for name in _manifests(root / folder, host)}
-    root = _folder(prefix)
-    return first_files(path.relative_to(root).as_posix() for pattern in PATTERNS[prefix] for path in root.glob(pattern))
+    root = _lm_studio_folder()
+    return first_files(path.relative_to(root).as_posix() for path in root.glob("*/*/*"))
 
 
-# --- folders of files
+# --- LM Studio
 
 
 def _file_in(folder: Path, name: str) -> Path:
@@ -93,9 +89,7 @@ def _file_in(folder: Path, name: str) -> Path:
     return path / files[0]
 
 
-def _folder(prefix: str) -> Path:
-    if prefix == LLAMA_CPP:
-        return Path(os.environ.get("LLAMA_CACHE") or platformdirs.user_cache_dir("llama.cpp", appauthor=False))
+def _lm_studio_folder() -> Path:
     home = _home()
     places = [home / ".lmstudio", home / ".cache" / "lm-studio"]
     with suppress(OSError, ValueError):

@@ -159,13 +159,6 @@ def test_token_stays_secret(
     assert {request.authorization for request in served.requests} == {f"Bearer {TOKEN}"}
 
 
-@pytest.mark.parametrize(("token", "reason"), [(TOKEN, "over http"), ("", r"cannot be downloaded from hub\.invalid")])
-def test_token_over_http(served: FakeHub, monkeypatch: pytest.MonkeyPatch, token: str, reason: str) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
-    monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(HubError, match=reason):
-        hub.fetch(NAME)
-    assert not served.requests
 
 
 # --- names

@@ -128,28 +128,23 @@ def test_lm_studio(home: Path, place: str) -> None:
     assert [*found_names()] == [f"lmstudio:maker/Small-GGUF/Small-{quant}.gguf" for quant in ("Q4_K_M", "Q8_0")]
 
 
-def test_llama_cpp_and_the_hub(home: Path) -> None:
+def test_models_in_the_cache_of_the_hub_which_llama_cpp_uses_too(home: Path) -> None:
     commit = "c" * 40
-    flat = put(home / "llama.cpp/maker_Small-GGUF_small-q4.gguf", b"GGUF")
-    put(home / "llama.cpp/manifest=maker=Small-GGUF=latest.json", b"{}")
     put(home / "hub/models--maker--Small-GGUF/refs/main", commit.encode())
     for number in (1, 2):
         put(home / f"hub/models--maker--Small-GGUF/snapshots/{commit}/q8-0000{number}-of-00002.gguf", b"GGUF")
     found = [record["model"] for record in arbitrage(home, "models", "list", "--json").records if "model" in record]
-    assert found == ["llamacpp:maker_Small-GGUF_small-q4.gguf", "maker/Small-GGUF:q8-00001-of-00002.gguf"]
-    assert find_files(found[0]) == (flat,)
+    assert found == ["maker/Small-GGUF:q8-00001-of-00002.gguf"]
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "ollama:", "ollama:nothing", "ollama:../../etc/passwd", "ollama:a/b/c/d:e", f"ollama:{'a' * 300}", "ollama:a:b:c",
-        "ollama:\0", "lmstudio:", "lmstudio:maker/nothing",
-        "llamacpp:nothing.gguf", f"llamacpp:{'a' * 300}",
+        "ollama:\0", "lmstudio:", "lmstudio:maker/nothing", f"lmstudio:{'a' * 300}",
     ],
 )  # fmt: skip
 def test_names_of_nothing(home: Path, name: str) -> None:
-    (home / "llama.cpp").mkdir()
     assert local_files(name) == ()
     with pytest.raises(ModelFileError):
         find_files(name)
