@@ -21,9 +21,7 @@ Scalar = int | float | bool | str
 MAX_ENTRIES = 10_000  # metadata entries or tensors: llama.cpp needs quadratic time, and real files have hundreds
 MAX_LAYERS = 512  # llama.cpp aborts on more
 MAX_DIMENSIONS = 4  # of a tensor
-MAX_STRING = 1 << 24  # bytes; the longest real strings are chat templates
 MAX_LIST = 1 << 10  # elements of a stored array; models have fewer layers
-MAX_ARRAY = 1 << 24  # elements; the longest real arrays are vocabularies
 MAX_HEADER_TEXT = 1 << 25  # bytes of all strings outside arrays
 MAX_STRINGS = 1 << 21  # in all arrays; a vocabulary and its merges have less than a million
 
@@ -135,18 +133,15 @@ class _Reader:
         """Read an array. Only short integer arrays are stored. Nested arrays are rejected, as in llama.cpp."""
         kind, length = self._integer("<I"), self._integer("<Q")
         self._array_lengths[key] = length
-        if length > MAX_ARRAY:
-            raise _DamageError(f"an array has {length} elements; the limit is {MAX_ARRAY}")
         if kind == _STRING:
             self._strings_left -= length
             if self._strings_left < 0:
                 raise _DamageError(f"the arrays contain more than {MAX_STRINGS} strings")
             self._skip_strings(length)
         elif kind in _SCALARS:
-            form = f"<{length}{_SCALARS[kind][1]}"
-            start = self._take(struct.calcsize(form))
+            start = self._take(length * struct.calcsize(_SCALARS[kind]))
             if kind in _INTEGERS and length <= MAX_LIST:
-                self._lists[key] = struct.unpack_from(form, self._data, start)
+                self._lists[key] = struct.unpack_from(f"<{length}{_SCALARS[kind][1]}", self._data, start)
         else:
             raise _DamageError(f"unknown value type {kind} in an array")
 
@@ -193,8 +188,6 @@ class _Reader:
 
     def _string(self) -> str:
         length = self._integer("<Q")
-        if length > MAX_STRING:
-            raise _DamageError(f"a string has {length} bytes; the limit is {MAX_STRING}")
         self._text_left -= length
         if self._text_left < 0:
             raise _DamageError(f"the header has more than {MAX_HEADER_TEXT} bytes of text")

@@ -58,30 +58,18 @@ def find_program(text: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class CodeGrader:
-    """Grades programs by their tests. Without tests, the gold answer is the target's own program."""
+    """Grades programs by their tests."""
 
     runner: "ProgramRunner"
 
     def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
         program = find_program(text)
-        if not gold:
+        if "script" not in gold:
             return Grade("unscored", program, "no tests in the data set")
         if program is None:
             return Grade("incorrect", None, "no program found")
-        if "answer" in gold:
-            if _is_same(program, gold["answer"]):
-                return Grade("correct", program, "same program as in the gold answer")
-            return Grade("incorrect", program, "differs from the program in the gold answer")
         outcome = self.runner.run(program, **gold)
         return Grade("correct" if outcome.passed else "incorrect", program, outcome.reason)
-
-
-def _is_same(first: str, second: str) -> bool:
-    """Return whether two programs differ only in layout and comments."""
-    try:
-        return ast.dump(ast.parse(first)) == ast.dump(ast.parse(second))
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return first.split() == second.split()
 
 
 def open_grader(*, is_sandboxed: bool = True) -> nullcontext[CodeGrader]:
@@ -155,7 +143,7 @@ class ProgramRunner:
     def run(self, program: str, script: str, preamble: str = "") -> TestOutcome:
         """Test a program. The preamble contains the imports and helper functions in the prompt.
 
-        Raises ProblemError if the program's process cannot start, or is killed or stopped by another process.
+        Raises ProblemError if the program's process cannot start, or is killed by another process.
         """
         job = {"preamble": preamble, "program": program, "tests": script, "limits": self._limits()}
         try:
@@ -184,8 +172,6 @@ class ProgramRunner:
                         return TestOutcome(False, f"exceeded {self.seconds} s of processor time")
                 code = process.wait(deadline)
             except TimeoutError:
-                if _is_stopped(process.id):
-                    raise ChildError("machine", "the process was stopped") from None
                 return TestOutcome(False, f"timed out after {WALL_FACTOR * self.seconds} s")
         if code in _KILLED:
             raise ChildError("machine", "the process was killed")
@@ -214,20 +200,6 @@ def _read_outcome(output: bytes, secret: str) -> TestOutcome | None:
         case ["failed", str(reason)]:
             return TestOutcome(False, shown(reason, _MAX_REASON))
     return None
-
-
-def _is_stopped(process_id: int) -> bool:
-    """Return whether the program or its bubblewrap process is stopped. A sandboxed program cannot stop itself."""
-    try:
-        while True:
-            name, _, rest = Path(f"/proc/{process_id}/stat").read_text().partition("(")[2].rpartition(")")
-            if rest.split()[0] in "Tt":
-                return True
-            if name != "bwrap":
-                return False
-            process_id = int(Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()[0])
-    except (OSError, IndexError):
-        return False
 
 
 def find_sandbox() -> list[str]:

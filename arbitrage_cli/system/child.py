@@ -36,7 +36,7 @@ _PASSED_ON = ("PYTHON", "PATH", "HOME", "LANG", "LC_", "LD_", "DYLD_")  # enviro
 class ChildError(Exception):
     """Raised if a child does not answer.
 
-    If `cause` is "machine", the process was killed, stopped or slowed down from outside, so a retry may succeed.
+    If `cause` is "machine", the process was killed or slowed down from outside, so a retry may succeed.
     """
 
     def __init__(self, cause: Cause, message: str) -> None:
