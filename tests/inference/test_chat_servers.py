@@ -69,7 +69,8 @@ def test_a_target_behind_a_chat_api_writes_what_an_engine_writes(host: str, conc
     with opened(host) as model:
         found = solve({**here(concurrency), "target": writer(model)}, problems, "entropy", 1.0, concurrency=concurrency)
     assert texts(found) == texts(expected)
-    assert model.dialect.continues == f"chat messages ({APIS[host].continues})"
+    assert isinstance(model.dialect, Chat)
+    assert model.dialect.continuation == APIS[host].continues
 
 
 @pytest.mark.parametrize("api", APIS.values(), ids=APIS)

@@ -109,11 +109,6 @@ class Completions:
         """Whether the server can stop at a separator. If not, the stream is closed there."""
         return not self.is_plain
 
-    @property
-    def continues(self) -> str:
-        """The format in which the server accepts text to be continued."""
-        return "text" if self.is_plain else "token ids"
-
     def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> Json:
         return {"model": model, "prompt": text, "add_special_tokens": False}
 
@@ -228,10 +223,6 @@ class Chat(Completions):
         )
         switches = {"chat_template_kwargs": dict(variables)} if variables else {}
         return cls(continuation or usual, {**switches, **no_thinking})
-
-    @property
-    def continues(self) -> str:
-        return f"chat messages ({self.continuation})"
 
     @property
     def can_stop(self) -> bool:

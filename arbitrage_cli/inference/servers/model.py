@@ -149,8 +149,8 @@ class ServedModel:
     @property
     def description(self) -> str:
         return (
-            f"{self.name} ({self.card.description} at {self.server.name}; context {self.card.context_size}, prompt format "
-            f"{self.dialect.continues}, {self.num_alternatives or 'no'} log-probabilities per token)"
+            f"{self.name} ({self.card.description} at {self.server.name}; context {self.card.context_size}, "
+            f"{self.num_alternatives or 'no'} log-probabilities per token)"
         )
 
     @property

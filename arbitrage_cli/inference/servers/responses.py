@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from arbitrage_cli.types import TokenStats
+from arbitrage_cli.types import Cost, TokenStats
 
 log = logging.getLogger("arbitrage.servers")
 
@@ -68,6 +68,11 @@ class ReportedUsage(BaseModel):
         if (self.cached or 0) > self.prompt:
             raise ValueError("more cached tokens than prompt tokens")
         return self
+
+    @property
+    def cost(self) -> Cost:
+        cached = self.cached or 0
+        return Cost(self.prompt - cached, decode_tokens=self.written or 0, cached_tokens=cached)
 
 
 def _known_usage(reported: object, read: ValidatorFunctionWrapHandler) -> Any:

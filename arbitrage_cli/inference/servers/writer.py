@@ -46,14 +46,13 @@ class _Writing:
     num_earlier: int = 0  # tokens of earlier steps in the same response
     ids: list[int] = field(default_factory=list)
     tokens: list[ServedToken] = field(default_factory=list)
-    usages: list[ReportedUsage] = field(default_factory=list)
+    counted: Cost = field(default_factory=Cost)  # by the server
     pieces: list[str] = field(default_factory=list)
     first_at: float | None = None
 
     @property
     def num_tokens(self) -> int:
-        counted = sum(usage.written or 0 for usage in self.usages)
-        return max(counted, len(self.ids), len(self.tokens)) or len(self.pieces)
+        return max(self.counted.decode_tokens, len(self.ids), len(self.tokens)) or len(self.pieces)
 
     @property
     def num_received(self) -> int:
@@ -75,14 +74,12 @@ class _Writing:
     def cost(self) -> Cost:
         """Return the server's token counts and local times. The time before the first output token counts as prefill."""
         now = time.perf_counter()
-        num_cached = sum(usage.cached or 0 for usage in self.usages)
         first = self.first_at if self.first_at is not None and len(self.pieces) > 1 else self.began
-        return Cost(
-            prefill_tokens=sum(usage.prompt for usage in self.usages) - num_cached,
+        return replace(
+            self.counted,
             prefill_seconds=first - self.began,
             decode_tokens=self.num_tokens,
             decode_seconds=now - first,
-            cached_tokens=num_cached,
         )
 
 
@@ -297,11 +294,10 @@ class ServedWriter:
         if ending is None and request.prompt.ids:
             usage = ReportedUsage(prompt=len(request.prompt))
         slot.num_unpaid = 0
-        if is_first and usage:
-            slot.num_prompt = usage.prompt
         if usage:
-            num_left = max(0, (usage.written or 0) - writing.num_earlier)
-            writing.usages.append(usage.model_copy(update={"written": num_left}))
+            slot.num_prompt = usage.prompt if is_first else slot.num_prompt
+            cost = usage.cost
+            writing.counted += replace(cost, decode_tokens=max(0, cost.decode_tokens - writing.num_earlier))
         if ending is None:
             return writing.stop
         if not writing.num_received and (ending == "length" or not slot.trace.decisions):
@@ -435,9 +431,7 @@ class ChatWriter(ServedWriter):
         is_over = True
         async for piece in self.model.pieces(check, slot.topic):
             is_over = is_over and not piece.text
-            if usage := piece.usage:
-                cached = usage.cached or 0
-                slot.spent += Cost(usage.prompt - cached, decode_tokens=usage.written or 0, cached_tokens=cached)
+            slot.spent += piece.usage.cost if piece.usage else Cost()
         return is_over
 
 
