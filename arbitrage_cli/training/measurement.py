@@ -1,8 +1,8 @@
 """Measures routers on recorded states: how well a score identifies the steps that the target would improve, and the effect of
 each tau on the reward and the tokens. Confidence intervals are those across problems.
 
-A higher score is a stronger reason to escalate. Ties are treated as if broken at random. All functions process many
-resamples at once. `weights`, of shape (r, n), counts how often each resample contains each state.
+A higher score is a stronger reason to escalate. All functions process many resamples at once. `weights`, of shape (r, n),
+counts how often each resample contains each state.
 
 The table of taus shows the effect of each tau. If a reward is the share of the target's continuations that reach the right
 answer, the losses of a solution add up to the difference in accuracy (the performance difference lemma, Kakade and Langford
@@ -17,7 +17,6 @@ prediction is corrected by the difference between the observed and the predicted
 0. Resamples use both the resampled prediction and the resampled observation, so that the interval has the width of the error.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
@@ -29,8 +28,6 @@ from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.presets import ALWAYS, NEVER, TauRow, TauTable
 from arbitrage_cli.routing.router import LOOK_EVERY, clearly_above
-
-RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # escalation rates over which the selection score averages recall
 
 ADVANTAGE_DIGITS = 9
 """The decimal places to which advantages are rounded, because means of equal rewards may differ by rounding errors."""
@@ -63,35 +60,38 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """Whether the target improves each state, and the index of the state's problem. Only selection scores use `weight`."""
+    """Whether the target improves each state, the index of the state's problem, and the state's weight (default: 1)."""
 
     is_better: NDArray[np.bool_]
     problem: NDArray[np.int64]
-    weight: Numbers | None = None
+    weight: Numbers | float = 1.0
+
+    @property
+    def resamples(self) -> Iterator[Numbers]:
+        """Weights for all problems, then for RESAMPLES resamples."""
+        return (weights * self.weight for weights in resampled_weights(self.problem, RESAMPLES))
 
 
 def measure(score: Numbers, truth: Truth, *, is_probability: bool = False) -> dict[str, Figure]:
     """Return the AUC for predicting an advantage and, for a probability, the expected calibration error (`ece`)."""
-    values: dict[str, list[Numbers]] = defaultdict(list)
-    for weights in resampled_weights(truth.problem, RESAMPLES):
-        values["auc"].append(_auc(*_running_sums(score, truth, weights)))
-        if is_probability:
-            values["ece"].append(_calibration_error(score, truth.is_better, weights))
-    return {name: figure(np.concatenate(parts), truth) for name, parts in values.items()}
+    measures = {"auc": _auc, **({"ece": _calibration_error} if is_probability else {})}
+    return {
+        name: figure(np.concatenate([of(score, truth.is_better, weights) for weights in truth.resamples]), truth)
+        for name, of in measures.items()
+    }
 
 
-def selection_score(score: Numbers, truth: Truth) -> float:
-    """Return the mean of two measures: the AUC and the mean recall at RATES. Return NaN unless both classes occur."""
-    return float(_selection_scores(score, truth, np.ones((1, len(score))))[0])
+def auc(score: Numbers, truth: Truth) -> float:
+    """Return the AUC for predicting an advantage, or NaN unless both classes occur."""
+    return float(_auc(score, truth.is_better, next(truth.resamples))[0])
 
 
-def selection_gaps(better: Numbers, worse: Numbers, truth: Truth) -> Numbers:
-    """Return the first selection score minus the second: for all problems, then for each of RESAMPLES resamples."""
-    gaps = [
-        _selection_scores(better, truth, weights) - _selection_scores(worse, truth, weights)
-        for weights in resampled_weights(truth.problem, RESAMPLES)
-    ]
-    return np.concatenate(gaps)
+def auc_gaps(better: Numbers, worse: Numbers, truth: Truth) -> Numbers:
+    """Return the first score's AUC minus the second's: for all problems, then for each of RESAMPLES resamples."""
+    is_better = truth.is_better
+    return np.concatenate(
+        [_auc(better, is_better, weights) - _auc(worse, is_better, weights) for weights in truth.resamples]
+    )
 
 
 def resampled_weights(problem: NDArray[np.int64], resamples: int) -> Iterator[Numbers]:
@@ -117,43 +117,18 @@ def figure(values: Numbers, truth: Truth) -> Figure:
     return Figure(float(values[0]), float(low), float(high))
 
 
-def _running_sums(score: Numbers, truth: Truth, weights: Numbers) -> tuple[Numbers, Numbers]:
-    """Return the weights of the states that the target improves, and of the others, with a score of at least each score.
-
-    The sums run from the highest score to the lowest, and begin with 0. Ties form one group. Both have shape (r, groups + 1).
-    """
+def _auc(score: Numbers, is_better: NDArray[np.bool_], weights: Numbers) -> Numbers:
+    """Return the area under the ROC curve for each row of weights. Each tie counts as half."""
     order = np.argsort(-score, kind="stable")
     falling, weights = score[order], weights[:, order]
-    starts = np.flatnonzero(np.append(True, falling[1:] != falling[:-1]))
-    sums = [
-        np.add.reduceat(weights * members[order], starts, axis=1).cumsum(axis=1)
-        for members in (truth.is_better, ~truth.is_better)
-    ]
-    better, others = (np.pad(one, ((0, 0), (1, 0))) for one in sums)
-    return better, others
-
-
-def _selection_scores(score: Numbers, truth: Truth, weights: Numbers) -> Numbers:
-    better, others = _running_sums(score, truth, weights if truth.weight is None else weights * truth.weight)
-    scores: Numbers = (_recalls(better, others) + _auc(better, others)) / 2
-    return scores
-
-
-def _auc(better: Numbers, others: Numbers) -> Numbers:
-    """Return the area under the ROC curve. Each tie counts as half."""
-    area = (np.diff(others, axis=1) * (better[:, 1:] + better[:, :-1]) / 2).sum(axis=1)
+    starts = np.flatnonzero(np.append(True, falling[1:] != falling[:-1]))  # ties form one group
+    better, others = (
+        np.add.reduceat(weights * members[order], starts, axis=1) for members in (is_better, ~is_better)
+    )  # the weights of each group, from the highest score to the lowest
+    area = (others * (better.cumsum(axis=1) - better / 2)).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        auc: Numbers = area / (better[:, -1] * others[:, -1])
-    return auc
-
-
-def _recalls(better: Numbers, others: Numbers) -> Numbers:
-    """Return the mean recall at RATES."""
-    pairs = zip(better + others, better, strict=True)
-    found = np.array([np.interp(np.multiply(RATES, total[-1]), total, running) for total, running in pairs])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        recalls: Numbers = (found / better[:, -1:]).mean(axis=1)
-    return recalls
+        found: Numbers = area / (better.sum(axis=1) * others.sum(axis=1))
+    return found
 
 
 def _calibration_error(probability: Numbers, is_better: NDArray[np.bool_], weights: Numbers) -> Numbers:

@@ -31,11 +31,11 @@ from arbitrage_cli.routing.router import MAX_LOG_ODDS, Network, Router, RouterCa
 from arbitrage_cli.training.measurement import (
     Prefixes,
     Truth,
+    auc,
+    auc_gaps,
     figure,
     make_table,
     measure,
-    selection_gaps,
-    selection_score,
     spread_taus,
 )
 from arbitrage_cli.training.states import FOLDS, Collected
@@ -126,12 +126,12 @@ def average(networks: Sequence[Network]) -> Network:
     return replace(first, output=np.concatenate(outputs), output_bias=bias, layer=(weights, biases))
 
 
-def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | None = None) -> tuple[float, float]:
+def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | float = 1.0) -> tuple[float, float]:
     """Return the slope and shift of Platt scaling (J. Platt, Probabilistic outputs for support vector machines, 1999).
 
     Raises UsageError if the slope is not positive.
     """
-    examples = Examples(log_odds[:, None].astype(np.float32), labels, np.ones(len(labels)) if weights is None else weights)
+    examples = Examples(log_odds[:, None].astype(np.float32), labels, np.ones(len(labels)) * weights)
     (slope,), bias = _fit_line(examples, NO_PENALTY)
     if slope < LEAST_SLOPE:
         raise UsageError(
@@ -216,7 +216,7 @@ class FittedRecipe:
     networks: Sequence[Network]
     validated: Numbers
     measured: Numbers
-    selection_score: float
+    auc: float
 
 
 def train(
@@ -230,8 +230,8 @@ def train(
 ) -> Router:
     """Train a router. Raises UsageError if there are too few states, or if the router learned nothing."""
     _check(collected)
-    candidates, truth = _candidates(collected, seed, on_progress), _truth_of(collected)
-    chosen = choose(candidates, truth)
+    truth = _truth_of(collected)
+    chosen = choose(_candidates(collected, seed, on_progress), truth)
     on_progress("calibrating and measuring")
     slope, shift = calibrate(chosen.validated, truth.is_better, truth.weight)
     network = average(chosen.networks).moved(slope, shift)
@@ -239,12 +239,7 @@ def train(
     card = _card(collected, seed, name=name, command=tuple(command), created=created)
     metrics = {
         **_metrics(probability, collected),
-        "calibration": "platt",
         "architecture": {"recipe": asdict(chosen.recipe), "members": FOLDS},
-        "candidates": [
-            {"candidate": found.recipe.label, **asdict(found.recipe), "selection_score": found.selection_score}
-            for found in candidates
-        ],
     }
     router = Router(network, card)
     taus = _table(router, collected, collected.is_whole, probability).to_json()
@@ -283,9 +278,9 @@ def choose(candidates: Sequence[FittedRecipe], truth: Truth) -> FittedRecipe:
 
     This is the one-standard-error rule of Breiman et al., Classification and Regression Trees (1984), section 3.4.3.
     """
-    best = max(candidates, key=lambda candidate: candidate.selection_score)
+    best = max(candidates, key=lambda candidate: candidate.auc)
     for candidate in candidates:
-        gap, *resampled = selection_gaps(best.validated, candidate.validated, truth)
+        gap, *resampled = auc_gaps(best.validated, candidate.validated, truth)
         if gap <= float(np.nanstd(resampled)):
             return candidate
     return best
@@ -297,7 +292,7 @@ def _candidates(collected: Collected, seed: int, on_progress: Announce) -> list[
         if recipe.label not in found:
             on_progress(f"learning: {recipe.label}")
         candidate = cross_validate(collected, recipe, seed)
-        if recipe.label not in found or candidate.selection_score > found[recipe.label].selection_score:
+        if recipe.label not in found or candidate.auc > found[recipe.label].auc:
             found[recipe.label] = candidate
     return list(found.values())
 
@@ -312,7 +307,7 @@ def cross_validate(collected: Collected, recipe: Recipe, seed: int) -> FittedRec
         networks.append(fit(recipe, blank, training, validation, seed + number))
         log_odds = networks[-1].log_odds(features)
         validated[validating], measured[testing] = log_odds[validating], log_odds[testing]
-    return FittedRecipe(recipe, networks, validated, measured, selection_score(validated, truth))
+    return FittedRecipe(recipe, networks, validated, measured, auc(validated, truth))
 
 
 def _examples(collected: Collected, chosen: NDArray[np.bool_]) -> Examples:
@@ -378,7 +373,7 @@ def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
     for name, values in scores(probability, collected).items():
         measured[name] = measure(values, truth, is_probability=name == "arbitrage")
         if name in COMPARED:
-            leads[name] = figure(selection_gaps(probability, values, truth), truth)
+            leads[name] = figure(auc_gaps(probability, values, truth), truth)
     thoughts = collected.features[:, FEATURES.index("is_thought")] == 1
     if thoughts.any():
         of_thoughts = Truth(truth.is_better[thoughts], truth.problem[thoughts])

@@ -6,10 +6,9 @@ from numpy.typing import NDArray
 
 from arbitrage_cli.training.measurement import (
     BINS,
-    RATES,
     Truth,
+    auc,
     measure,
-    selection_score,
 )
 
 Numbers = NDArray[np.float64]
@@ -70,17 +69,10 @@ def test_one_class_only() -> None:
     assert measure(np.arange(10.0), Truth(np.zeros(10, bool), np.arange(10)))["auc"].value is None
 
 
-def test_merit_is_recall_among_the_highest_and_auc_in_equal_parts() -> None:
-    number, truth = make(rounded=False)
-    better = truth.is_better[np.argsort(-number)]
-    recalls = [better[: round(rate * len(better))].sum() / better.sum() for rate in RATES]
-    assert selection_score(number, truth) == pytest.approx((np.mean(recalls) + value("auc", number, truth)) / 2)
-
-
-def test_merit_counts_by_weight() -> None:
+def test_states_count_by_weight() -> None:
     number, truth = make(300)
     times = np.arange(300) % 3 + 1
     weighted = Truth(truth.is_better, truth.problem, times.astype(np.float64))
     repeated = Truth(truth.is_better.repeat(times), truth.problem.repeat(times))
-    assert selection_score(number, weighted) == pytest.approx(selection_score(number.repeat(times), repeated))
-    assert selection_score(number, weighted) != pytest.approx(selection_score(number, truth))
+    assert auc(number, weighted) == pytest.approx(auc(number.repeat(times), repeated))
+    assert auc(number, weighted) != pytest.approx(auc(number, truth))

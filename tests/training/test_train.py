@@ -18,7 +18,7 @@ from arbitrage_cli.problems.tasks import CODE
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Network, Router
-from arbitrage_cli.training.measurement import Truth, measure, selection_score
+from arbitrage_cli.training.measurement import Truth, auc, measure
 from arbitrage_cli.training.states import FOLDS, Collected, read_states
 from arbitrage_cli.training.train import (
     RECIPES,
@@ -218,7 +218,7 @@ def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> 
     layer = (np.zeros((size, units), np.float32), np.zeros(units, np.float32)) if units else None
     zeros = np.zeros(size, np.float32)
     network = Network(zeros, zeros + 1, np.zeros(units or size, np.float32), 0.0, layer)
-    return FittedRecipe(Recipe(units, 1.0), [network], log_odds, log_odds, selection_score(log_odds, truth))
+    return FittedRecipe(Recipe(units, 1.0), [network], log_odds, log_odds, auc(log_odds, truth))
 
 
 def test_smaller_router_wins_unless_the_larger_is_clearly_better() -> None:
