@@ -159,8 +159,6 @@ def test_token_stays_secret(
     assert {request.authorization for request in served.requests} == {f"Bearer {TOKEN}"}
 
 
-
-
 # --- names
 
 
