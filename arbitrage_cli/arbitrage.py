@@ -15,16 +15,15 @@ several requests, their models write at once, and it receives the first finished
 import math
 import random
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from arbitrage_cli.types import Check, Decision, ModelRole, Phase, Step, Trace
+from arbitrage_cli.types import Check, Decision, ModelRole, Phase, Step, Trace, frozen
 
 ScoreOf = Callable[[Trace, Step], float]  # of a drafted step with token statistics
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EarlyStop:
     """A rule that stops a drafted step as soon as the score of a prefix exceeds `tau`.
 
@@ -40,7 +39,7 @@ class EarlyStop:
         return self.score_of(trace, prefix) > self.tau
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WriteStep:
     """A request to write the next step of `trace`.
 
@@ -58,7 +57,7 @@ class WriteStep:
     sample: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RateSteps:
     """A request to rate each of `steps` as the next step of `trace`. The response is a tuple of rewards from 0 to 1."""
 
@@ -70,7 +69,7 @@ FlowRequest = WriteStep | tuple[WriteStep, ...] | RateSteps
 Flow = Generator[FlowRequest, Any, None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scorer:
     """Scores drafted steps within a flow. A scorer may request rewards.
 

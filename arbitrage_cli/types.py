@@ -3,16 +3,37 @@
 All records are frozen except `Trace`, to which flows append decisions.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from math import inf
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args
 
 from arbitrage_cli.errors import ArbitrageError
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def frozen(kind: type[T]) -> type[T]:
+    """Make a class a dataclass whose fields cannot be set again."""
+    return dataclass(frozen=True, slots=True)(kind)
+
+
+Json = dict[str, Any]
+"""A JSON object."""
+Fields = Mapping[str, Any]
+"""Values by name, which are only read."""
+
+Note = Callable[[str], None]
+"""Shows a line to the user."""
+Bill = tuple[float, float | None] | None
+"""Dollars: spent, and estimated for the target alone, if known. None if the price is unknown."""
 
 ModelRole = Literal["draft", "target", "prm", "check"]
 """The role of a model. `check` is the checker, which solves a problem beside the draft in policy `agree`."""
 ROLES: tuple[ModelRole, ...] = get_args(ModelRole)
+
+ByRole = Mapping[ModelRole, T]
 
 Phase = Literal["think", "answer"]
 
@@ -39,7 +60,7 @@ THINK_TOKENS = 16384
 MessageRole = Literal["user", "assistant"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Message:
     """A message in a conversation."""
 
@@ -47,7 +68,7 @@ class Message:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Problem:
     """A question with its own settings.
 
@@ -62,7 +83,7 @@ class Problem:
     thinks: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """Limits on the kept steps and tokens of one solution.
 
@@ -83,7 +104,7 @@ class Limits:
         return True if self.think_tokens != 0 else False if self.is_thinking_chosen else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TokenStats:
     """Statistics of a step's n tokens, in nats.
 
@@ -100,7 +121,7 @@ class TokenStats:
     pieces: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cost:
     """The tokens and seconds of a model's work on a step: prefill, decoding (one token at a time) and verification.
 
@@ -119,7 +140,7 @@ class Cost:
     verify_batches: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(getattr(self, name) + getattr(other, name) for name in Cost.__slots__))
+        return Cost(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
     @property
     def seconds(self) -> float:
@@ -199,12 +220,12 @@ class Check:
     all solutions that were not kept.
     """
 
-    answers: Mapping[ModelRole, str | None]
+    answers: ByRole[str | None]
     agrees: bool
     discarded: Sequence[Step]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attribution:
     """An explanation of a router's log-odds, as the sum of an average step's log-odds and the contributions of `features`.
 
@@ -290,7 +311,7 @@ class Trace:
         return self.stop is not None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grade:
     """The grade of a solution, and the answer found in the text.
 
@@ -302,14 +323,14 @@ class Grade:
     explanation: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Started:
     """Event: work on a problem begins."""
 
     trace: Trace
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Writing:
     """Event: a model prefills `num_unread` tokens before it writes the next step. During a long prefill, the event is repeated."""
 
@@ -318,14 +339,14 @@ class Writing:
     num_unread: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rating:
     """Event: steps of a trace are being rated. The event is repeated until all rewards are known."""
 
     trace: Trace
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wrote:
     """Event: a model generated one token. `text` is empty if the token ends the sequence or only begins a character."""
 
@@ -334,7 +355,7 @@ class Wrote:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decided:
     """Event: a step was kept. `prompt_tokens` is counted as in `Finished`."""
 
@@ -347,7 +368,7 @@ class Decided:
         return self.trace.decisions.index(self.decision)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checked:
     """Event: the answers of the draft and the checker were compared. The steps of the kept solution follow."""
 
@@ -355,7 +376,7 @@ class Checked:
     check: Check
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finished:
     """Event: a problem was solved, or failed with `error` after the steps in its trace.
 
@@ -375,18 +396,18 @@ class Finished:
 Event = Started | Writing | Rating | Wrote | Checked | Decided | Finished
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RequestEnded:
     """Event: a request ended `seconds` after its arrival.
 
-    `end` is "stop" if the answer contains a stop string, and "cancelled" if the client disconnected. `bill` contains the price of the request and, if known, the price for the target alone.
+    `end` is "stop" if the answer contains a stop string, and "cancelled" if the client disconnected.
     """
 
     model: str
     finished: Finished
     seconds: float
     end: str = ""
-    bill: tuple[float, float | None] | None = None
+    bill: Bill = None
 
 
 ServingEvent = Event | RequestEnded

@@ -6,10 +6,8 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.gather import advised_pair
@@ -20,7 +18,6 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
 from arbitrage_cli.app.resume import begun_options
 from arbitrage_cli.app.session import open_session
-from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
 from arbitrage_cli.evaluation.metrics import judged
@@ -35,6 +32,7 @@ from arbitrage_cli.model_files.pairs import (
     router_file,
     toml_lines,
 )
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.rows import Item, make_dataset
 from arbitrage_cli.problems.tasks import FORMS, Task
 from arbitrage_cli.routing.policies import POLICIES
@@ -43,6 +41,7 @@ from arbitrage_cli.routing.route import DEFAULT_TAU
 from arbitrage_cli.runs.folder import ADVISE, RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.system.files import user_folder
+from arbitrage_cli.types import Fields, Json
 
 MOST_PROBLEMS = 40
 USABLE = 0.95  # share of the time until the last attempt ends; the rest is for starting and for the answer
@@ -61,8 +60,6 @@ def ask_for_advice(options: Options, task: Task, advice: AdviceOptions) -> Reque
     if advice.save and not request.named.pair:
         hint = "add these two models to pairs.toml, then use --pair NAME"
         raise UsageError("can only be used with a named pair", hint, option="save")
-    if advice.price:
-        parse_prices(advice.price)
     return request
 
 
@@ -71,7 +68,7 @@ class Advice:
     """The verdict on a pair, and the figures behind it. `command` is a command line that applies the verdict."""
 
     verdict: Verdict
-    figures: Mapping[str, Any]
+    figures: Json
     command: str
 
     def __repr__(self) -> str:
@@ -109,12 +106,7 @@ class Advice:
         return self._best.get("speedup_interval")
 
     @property
-    def saving(self) -> float | None:
-        """The share of the target's price that this policy saves, or None if there are no prices."""
-        return self._best.get("saving")
-
-    @property
-    def _best(self) -> Mapping[str, Any]:
+    def _best(self) -> Fields:
         return next((one for one in self.figures["policies"] if one["route"] == self.verdict.best.route), {})
 
     @property
@@ -137,13 +129,13 @@ def advise(
             # In a pseudo-random order, the first problems are a representative sample.
             drawn = sorted(selected.items, key=lambda item: hashlib.sha256(item.problem.id.encode()).digest())
             run = BenchRun(session, replace(selected, items=drawn), folder, name="advise", ends=ends)
-            advisor = _Advisor(run, ends, advice.price)
+            advisor = _Advisor(run, ends)
             with offering_to_resume(session, folder if is_repeatable else None):
                 if not advisor.is_done:
                     run.measure(advisor.attempts(), advisor.is_kept)
             found, decided = advisor.judged()
     if decided.is_decided:
-        _store(request, advice.price, decided.route, display)
+        _store(request, decided.route, display)
     return Advice(decided, found, _command(request, selected, decided.route))
 
 
@@ -154,11 +146,11 @@ def _folder(request: Request, selected: Selection) -> Path:
     return path.with_name(f"{path.name}--{hashlib.sha256(content.encode()).hexdigest()[:8]}")
 
 
-def _store(request: Request, price: str | None, route: str, display: Display) -> None:
+def _store(request: Request, route: str, display: Display) -> None:
     """Store the advice, so that the default policy of other commands follows it."""
     try:
-        pair = advised_pair(request, price)
-        keep_advice(tuned_file(), StoredAdvice(pair, route, datetime.now(UTC).isoformat(timespec="seconds")))
+        pair = advised_pair(request)
+        keep_advice(tuned_file(), StoredAdvice(pair, route, formatting.timestamp()))
     except ArbitrageError as error:
         display.note(f"other commands will not follow this advice, because it cannot be stored: {error.message}")
 
@@ -169,8 +161,8 @@ class _Advisor:
     The target solves each problem first. Policies that cannot be worthwhile are skipped.
     """
 
-    def __init__(self, run: BenchRun, ends: float, price: str | None) -> None:
-        self._run, self._prices = run, parse_prices(price) if price else None
+    def __init__(self, run: BenchRun, ends: float) -> None:
+        self._run = run
         self._ends = self._attempt_ends = ends
         self._todo = sorted(run.todo, key=lambda attempt: (attempt.block, attempt.route.policy.name != "target"))
         self._seconds = _seconds_until(ends)
@@ -192,9 +184,9 @@ class _Advisor:
         """Return whether a row is stored. The row of an attempt that ended at its time limit is not stored."""
         return row.status == "done" or time.monotonic() < self._attempt_ends
 
-    def judged(self) -> tuple[dict[str, Any], Verdict]:
+    def judged(self) -> tuple[Json, Verdict]:
         """Return the figures and the verdict on the attempts so far."""
-        found, decided = judged(self._run.run, self._run.results, self._prices)
+        found, decided = judged(self._run.run, self._run.results)
         if decided is None:
             raise DefectError("advise has no policy to compare")
         return found, decided
@@ -212,7 +204,7 @@ def _seconds_until(ends: float) -> float:
 
 
 def advise_on(
-    questions: Iterable[str | Mapping[str, Any]], options: Options, task: Task, *, minutes: float, display: Display
+    questions: Iterable[str | Fields], options: Options, task: Task, *, minutes: float, display: Display
 ) -> Advice:
     """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
     rows = (one if isinstance(one, Mapping) else {"question": one} for one in questions)

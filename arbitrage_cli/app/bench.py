@@ -7,11 +7,9 @@ or, if several problems are solved at once, a few problems for each slot.
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from arbitrage_cli.app.loop import Attempt, Stopwatch, StoredRun, missing, offering_to_resume
 from arbitrage_cli.app.options import BenchOptions
@@ -22,6 +20,7 @@ from arbitrage_cli.app.resume import check_data_set, routes_of
 from arbitrage_cli.app.session import Session, decide_without_models, open_session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, ProblemError
+from arbitrage_cli.model_files.pairs import hub_name, local_files
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.tasks import Grader, Task, is_correct
 from arbitrage_cli.rewards import Continuations, with_rollouts
@@ -30,8 +29,8 @@ from arbitrage_cli.runs.folder import RunFolder, begun_run, read_run_folder
 from arbitrage_cli.runs.records import BENCH, attempt_error
 from arbitrage_cli.runs.results import Result, SampleKey
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.runs.run import Run, Setup
-from arbitrage_cli.types import Finished, Grade, Trace
+from arbitrage_cli.runs.run import Setup
+from arbitrage_cli.types import Fields, Finished, Grade, Trace, frozen
 
 ROUNDS = 4  # the number of problems in a block per slot
 
@@ -80,13 +79,6 @@ class BenchRun(StoredRun):
         details = {"samples": samples, "warnings": warnings, "skips_attempts": name != BENCH}
         super().__init__(session, selected, folder, attempts, name, ends, **details)
 
-    @property
-    def selected(self) -> tuple[Run, list[Result]]:
-        """The run and its results, of this command's problems only."""
-        ids = {attempt.id for attempt in self.attempts}
-        levels = {name: level for name, level in self.run.levels.items() if name in ids}
-        return self.run.changed(levels=levels), [result for result in self.results if result.key[0] in ids]
-
     def measure(self, attempts: Iterable[Attempt], is_kept: Callable[[AttemptRow], bool] = lambda row: True) -> None:
         """Make attempts of `todo`. The rows that are not kept count as not made."""
         session, task = self.session, self.session.task
@@ -112,7 +104,6 @@ class BenchRun(StoredRun):
                     grader.grade,
                     task.find_answer,
                     lambda text: None if gold is None else task.same_answer(grader, text, gold),
-                    session.conditions_of(is_alone=attempt.is_alone),
                 )
                 return made if is_kept(made) else None
 
@@ -131,10 +122,9 @@ def row_of(
     attempt: Attempt,
     finished: Finished,
     timing: Stopwatch,
-    grade_of: Callable[[str, Mapping[str, Any]], Grade],
+    grade_of: Callable[[str, Fields], Grade],
     find_answer: Callable[[str], str | None],
     same_answer: Callable[[str], bool | None] = lambda text: None,
-    conditions: Mapping[str, Any] = MappingProxyType({}),
 ) -> AttemptRow:
     """Return the row of an attempt, with its grade. An answer that cannot be graded is an error."""
     item, grade, same = attempt.item, None, None
@@ -148,7 +138,6 @@ def row_of(
         finished,
         attempt.route,
         {"router": timing.router_seconds, "program": timing.program_seconds},
-        **({"conditions": dict(conditions)} if conditions else {}),
         sample=attempt.sample,
         level=item.level,
         gold=dict(item.gold),
@@ -171,11 +160,12 @@ def run_bench(request: Request, selected: Selection, path: Path, options: BenchO
     return run
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Preview:
-    """What a benchmark would decide, and how many attempts are left."""
+    """What a benchmark would decide, the models that it would download, and how many attempts are left."""
 
     decided: Setup
+    missing: Collection[str]
     num_attempts: int
     num_todo: int
     is_resumed: bool
@@ -192,7 +182,8 @@ def preview(request: Request, selected: Selection, path: Path, options: BenchOpt
         check_data_set(began.dataset, selected.dataset)
         statuses = {row.key: row.status for row in read_run_folder(path).rows}
     attempts = plan(selected.items, routes_of(request, decided), options.samples)
-    return Preview(decided, len(attempts), len(missing(attempts, statuses)), began is not None)
+    fetched = {source for source in decided.sources.values() if hub_name(source) and not local_files(source)}
+    return Preview(decided, fetched, len(attempts), len(missing(attempts, statuses)), began is not None)
 
 
 def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]]:

@@ -25,19 +25,22 @@ from arbitrage_cli.types import (
     Check,
     Cost,
     Decision,
+    Fields,
     Finished,
+    Json,
     Limits,
     ModelRole,
     Phase,
     Problem,
     Trace,
     TraceStop,
+    frozen,
 )
 
 Question = str | Problem | Sequence[Mapping[str, str]]
 """A question: a string, a `Problem` with an id, or a list of chat messages such as `{"role": "user", "content": "..."}`."""
 
-NO_ROUTING: Mapping[str, Any] = {"policy": None, "tau": None, "early_stop": None}
+NO_ROUTING: Fields = {"policy": None, "tau": None, "early_stop": None}
 
 T = TypeVar("T")
 
@@ -69,7 +72,7 @@ def options_of(defaults: Options, options: CallOptions, **more: Any) -> Options:
     """Return the options of a call. Raises TypeError if an option is unknown; UsageError if a value is invalid."""
     for name in options.keys() - CallOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument '{name}'")
-    given: dict[str, Any] = {**options, **more}
+    given: Json = {**options, **more}
     values = {name: value.item() if hasattr(value, "item") else value for name, value in given.items()}  # numbers of NumPy
     if type(values.get("tau")) in (int, float):
         values["tau"] = str(values["tau"])
@@ -93,7 +96,7 @@ def python_errors() -> Iterator[None]:
         raise
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Usage:
     """The cost of one solution, in tokens and seconds, including discarded steps.
 
@@ -162,12 +165,12 @@ class Solution:
             f"{self.seconds:.2f} s, stop={self.stop!r}{failed}>"
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return the JSON record that `arbitrage solve --json` writes."""
         return self._row.to_dict()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Token:
     """Text that a model has just written. A drafted step's text is discarded if the next `Decision` escalates the step."""
 
@@ -203,7 +206,7 @@ class InOrder(Generic[T]):
         yield from (self._held[key] for key in self._expected if key in self._held)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PairCall:
     """The resolved options of a call. `run` contains the settings for solution records."""
 

@@ -4,10 +4,8 @@
 continues calls it only if it gets further policies.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import WRITING, NamedModels, Request
@@ -24,7 +22,7 @@ from arbitrage_cli.routing.policies import Policy, Thinking
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, parse_route, route_or_target_alone
 from arbitrage_cli.runs.run import ModelSetup, RouterSetup, RouteSetup, Settings, Setup
-from arbitrage_cli.types import THINK_TOKENS, Limits, ModelRole
+from arbitrage_cli.types import THINK_TOKENS, ByRole, Fields, Limits, ModelRole, Note, frozen
 
 THINK_CONTEXT_SIZE = 16384
 """The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
@@ -43,36 +41,30 @@ UNIVERSAL = (
 )
 UNKNOWN_THINKING = "cannot tell from the chat template whether the model thinks; if it does, use --think on"
 
-Note = Callable[[str], None]
 
-
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelFacts:
     """What files, servers and measurements say about a model. `prompt` is None if the model does not think.
 
-    `served` contains the facts about a model on a server, and is None without one, or if the server was not asked.
+    The context size of `setup` is not decided yet.
     """
 
-    source: str
-    files: tuple[Path, ...] = ()
-    size: int = 0
-    sha256: str | None = None
-    trained_context_size: int | None = None
-    threads: int | None = None
-    costs: UnitCosts | None = None
+    setup: ModelSetup
     prompt: ChatPrompt | None = None
-    served: Mapping[str, Any] | None = None
+    trained_context_size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+ModelsFacts = ByRole[ModelFacts]
+
+
+@frozen
 class RequestFacts:
     """What is known about the models of a request and about this machine. `advice` is the last one on these models."""
 
-    models: Mapping[ModelRole, ModelFacts]
-    machine: Mapping[str, Any]
-    processors: int = 1
+    models: ModelsFacts
+    machine: Fields
     advice: StoredAdvice | None = None
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
 
 
 def decide(request: Request, facts: RequestFacts, began: Setup | None = None) -> Setup:
@@ -84,7 +76,9 @@ def decide(request: Request, facts: RequestFacts, began: Setup | None = None) ->
     Raises UsageError if a setting cannot be used with these models.
     """
     notes, price = list[str](facts.notes), began.price if began else request.named.price
-    units = {role: one.costs for role, one in facts.models.items() if one.costs} | (began.unit_costs if began else {})
+    units = {role: one.setup.costs for role, one in facts.models.items() if one.setup.costs} | (
+        began.unit_costs if began else {}
+    )
     available = available_router(request, units, price)
     new = _routes(request.policies, available, notes.append)
     if not request.compares:
@@ -93,7 +87,7 @@ def decide(request: Request, facts: RequestFacts, began: Setup | None = None) ->
     needed = request.models_for([route.policy for route in routes])
     models = {role: one for role, one in facts.models.items() if role in needed}
     policies = [route.policy for route in new]
-    notes[:0] = _warnings(request, policies, models, facts.processors)
+    notes[:0] = _warnings(request, policies, models)
     settings = began.settings if began else _settings(request, policies, models, notes.append)
     if began and settings.reward is None:  # no policy needed one
         settings = settings.model_copy(update={"reward": _reward(request, policies, models)})
@@ -113,7 +107,7 @@ def decide(request: Request, facts: RequestFacts, began: Setup | None = None) ->
     )
 
 
-def available_router(request: Request, units: Mapping[ModelRole, UnitCosts], price: str | None) -> AvailableRouter:
+def available_router(request: Request, units: ByRole[UnitCosts], price: str | None) -> AvailableRouter:
     """Return the request's router with the costs of its pair: the price, or the costs of tokens.
 
     The costs of a token depend on how many problems share a batch. `bench` measures policies as one person would use them,
@@ -191,13 +185,13 @@ def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRout
         note(f"the advice of {advice.created[:10]} is not used: {NO_CHECKS}")
         return None
     request.models_for([policy])
-    return make_route(policy, tau, replace(router, early_stop=request.named.early_stop(None, [policy])))
+    return make_route(policy, tau, router)
 
 
 # --- settings
 
 
-def _settings(request: Request, policies: Sequence[Policy], models: Mapping[ModelRole, ModelFacts], note: Note) -> Settings:
+def _settings(request: Request, policies: Sequence[Policy], models: ModelsFacts, note: Note) -> Settings:
     load, step_end = request.named.load, request.task.step_end
     tokens = _think_tokens(request.options, models, note)
     return Settings(
@@ -217,20 +211,20 @@ def _settings(request: Request, policies: Sequence[Policy], models: Mapping[Mode
     )
 
 
-def _reward(request: Request, policies: Sequence[Policy], models: Mapping[ModelRole, ModelFacts]) -> str | None:
+def _reward(request: Request, policies: Sequence[Policy], models: ModelsFacts) -> str | None:
     if any(policy.reward == "any" for policy in policies):
         return request.reward or "prm"
     return "prm" if request.loads == "named" and "prm" in models else None  # calls may use other policies
 
 
-def _think_tokens(options: Options, models: Mapping[ModelRole, ModelFacts], note: Note) -> int | None:
+def _think_tokens(options: Options, models: ModelsFacts, note: Note) -> int | None:
     """Return the limit on thinking tokens, and note each model that may think.
 
     Raises UsageError if thinking is turned off, but a model always thinks.
     """
     if options.think_tokens != 0:
         return options.think_tokens
-    prompts = {one.source: one.prompt for role, one in models.items() if role in WRITING and one.prompt}
+    prompts = {one.setup.source: one.prompt for role, one in models.items() if role in WRITING and one.prompt}
     if options.think is not None:
         refuse_without_thinking(prompts)
         return 0
@@ -251,29 +245,21 @@ def _check_thinking(request: Request, checker: ModelFacts) -> Thinking:
 # --- the parts of a decision
 
 
-def _decided_model(
-    role: ModelRole, models: Mapping[ModelRole, ModelFacts], settings: Settings, context_size: int | None
-) -> ModelSetup:
+def _decided_model(role: ModelRole, models: ModelsFacts, settings: Settings, context_size: int | None) -> ModelSetup:
     facts = models[role]
     together: Sequence[ModelRole] = ["check"] if role == "check" else WRITING
     thinks = settings.check_thinking == "on" if role == "check" else settings.think_tokens != 0
-    return ModelSetup(
-        source=facts.source,
-        file=str(facts.files[0].absolute()) if facts.files else None,
-        size=facts.size or None,
-        sha256=facts.sha256,
-        threads=facts.threads,
-        context_size=context_size or _context_size(facts, [models[one] for one in together if one in models], thinks=thinks),
-        costs=facts.costs,
-        served=None if facts.served is None else dict(facts.served),
-    )
+    size = context_size or _context_size(facts, [models[one] for one in together if one in models], thinks=thinks)
+    return facts.setup.model_copy(update={"context_size": size})
 
 
 def _context_size(facts: ModelFacts, together: Iterable[ModelFacts], *, thinks: bool) -> int | None:
     """Return the default context size of a model with files. All models that think together have the same."""
-    if not facts.files:
+    if not facts.setup.file:
         return None
-    most, users = (THINK_CONTEXT_SIZE, [one for one in together if one.files]) if thinks else (DEFAULT_CONTEXT_SIZE, [facts])
+    most, users = (
+        (THINK_CONTEXT_SIZE, [one for one in together if one.setup.file]) if thinks else (DEFAULT_CONTEXT_SIZE, [facts])
+    )
     return min(most, *(one.trained_context_size or most for one in users))
 
 
@@ -284,11 +270,9 @@ def _decided_router(named: NamedModels, policies: Iterable[Policy]) -> RouterSet
     return RouterSetup(name=router.card.name, sha256=router.sha256, card=router.card.to_json())
 
 
-def _warnings(
-    request: Request, policies: Sequence[Policy], models: Mapping[ModelRole, ModelFacts], processors: int
-) -> Iterator[str]:
-    """Yield warnings about the choice of models, policies and threads."""
-    named, threads = request.named, request.options.threads
+def _warnings(request: Request, policies: Sequence[Policy], models: ModelsFacts) -> Iterator[str]:
+    """Yield warnings about the choice of models and policies."""
+    named = request.named
     if request.is_default and named.pair and named.pair.policy:
         yield f"policy {named.pair.policy} of pair {named.pair.name} is not used: {NO_CHECKS}"
     addresses = [named.served[role].address for role in models if role in named.served]
@@ -296,14 +280,12 @@ def _warnings(
         yield f"{host}: problems are sent unencrypted (http); use https"
     if named.router_source == UNIVERSAL_ROUTER and any(policy.needs_router for policy in policies):
         yield UNIVERSAL
-    checker, draft, target = (models.get(role) for role in ("check", *WRITING))
+    checker, draft, target = (models[role].setup if role in models else None for role in ("check", *WRITING))
     if checker and draft and checker.source == draft.source:
         yield "the checker is the draft, so they make the same mistakes; use another --check, or none"
     if request.task.name == "choice" and checker:
         yield CHOICE_LOSES
-    if draft and target and 0 < target.size < draft.size:
+    if draft and target and 0 < (target.size or 0) < (draft.size or 0):
         yield "the draft's file is larger than the target's; --draft should be the fast model"
-    if threads and threads > processors and any(model.files for model in models.values()):
-        yield f"{threads} threads are slow on {processors} logical processors; use --threads {processors} or fewer"
     if request.concurrency > 1 and any(policy.speculates for policy in policies):
         yield NO_SPECULATION

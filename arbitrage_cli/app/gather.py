@@ -4,9 +4,8 @@ Missing files are downloaded, and missing token costs are measured.
 """
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.decide import ModelFacts, RequestFacts
 from arbitrage_cli.app.open_models import RemoteModel
@@ -35,11 +34,9 @@ from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.gguf import read_facts, read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, is_served, local_files, no_such_file
 from arbitrage_cli.routing.route import parse_route
-from arbitrage_cli.system.machine import free_cores, logical_processors, processor_name
-from arbitrage_cli.types import ModelRole
-
-if TYPE_CHECKING:
-    from arbitrage_cli.runs.run import Run
+from arbitrage_cli.runs.run import ModelSetup, Run
+from arbitrage_cli.system.machine import free_cores, processor_name
+from arbitrage_cli.types import ByRole, Fields, Json, ModelRole
 
 OpenServed = Callable[[ModelRole], RemoteModel | None]
 
@@ -48,7 +45,7 @@ def fetch_and_gather(
     request: Request,
     display: Display,
     open_served: OpenServed,
-    began: "Run | None" = None,
+    began: Run | None = None,
     limit: float = PROBE_SECONDS,
 ) -> RequestFacts:
     """Return the facts about the request's models, after missing files are downloaded and missing costs are measured.
@@ -64,7 +61,7 @@ def fetch_and_gather(
 
 def gather(
     request: Request,
-    measured: Mapping[ModelRole, Tuned] | None = None,
+    measured: ByRole[Tuned] | None = None,
     open_served: OpenServed = lambda role: None,
 ) -> RequestFacts:
     """Return the facts about the request's models. By default, `measured` contains the stored costs, and no server is asked.
@@ -72,25 +69,21 @@ def gather(
     Raises ModelFileError if a file cannot be read, and the same errors as
     `open_served`.
     """
-    policies, advice, notes = request.asked, None, list[str]()
+    sources, advice, notes = request.models_for(request.asked), None, list[str]()
     if request.is_default:
         try:
             if advice := _find_advice(request):
-                policies = [*policies, parse_route(advice.route)[0]]
+                sources = request.models_for([*request.asked, parse_route(advice.route)[0]])
         except ArbitrageError as error:
             advice, notes = None, [f"the stored advice is ignored: {error.message}"]
-    try:
-        sources = request.models_for(policies)
-    except ArbitrageError:  # of the advice, which `decide` ignores
-        sources = request.models_for(request.asked)
     load = request.named.load
     measured = find_measurements(sources, load) if measured is None else measured
     models = {role: _model_facts(request, role, sources[role], measured.get(role), open_served) for role in sources}
     machine = machine_facts(computes=any(map(is_gguf, sources.values())))
-    return RequestFacts(models, machine, logical_processors(), advice, notes)
+    return RequestFacts(models, machine, advice, notes)
 
 
-def machine_facts(*, computes: bool) -> dict[str, Any]:
+def machine_facts(*, computes: bool) -> Json:
     """Describe the machine. `computes` is false if all models are on servers."""
     return {
         "cpu": processor_name(),
@@ -101,8 +94,8 @@ def machine_facts(*, computes: bool) -> dict[str, Any]:
     }
 
 
-def advised_pair(request: Request, price: str | None = None) -> AdvisedPair:
-    """Return the conditions for an advice on these models, at this price or the pair's.
+def advised_pair(request: Request) -> AdvisedPair:
+    """Return the conditions for an advice on these models.
 
     Raises ModelUnsupportedError if a model runs in llama.cpp, and llama.cpp cannot be imported.
     """
@@ -115,7 +108,7 @@ def advised_pair(request: Request, price: str | None = None) -> AdvisedPair:
     machine = None if named.served.keys() >= models.keys() else machine_here()
     settings = {
         **settings_of(request.options),
-        "price": price or named.price,
+        "price": named.price,
         "system": request.system,
         "chat_template_kwargs": dict(named.load.template_variables),
     }
@@ -137,21 +130,24 @@ def _model_facts(
     if is_served(source):
         remote = open_served(role)
         prompt = remote.prompt(request.style) if remote and has_thoughts else None
-        return ModelFacts(source, prompt=prompt, served=remote.served_facts if remote else None)
+        return ModelFacts(ModelSetup(source=source, served=dict(remote.served_facts) if remote else None), prompt)
     facts = read_facts(files) if files else None
+    setup = ModelSetup(
+        source=source,
+        file=str(files[0].absolute()) if files else None,
+        size=sum(file.stat().st_size for file in files) or None,
+        sha256=sha256_seen(files) if files and is_gguf(source) else None,
+        threads=measured.threads if measured else threads_without_costs(source, load),
+        costs=measured.costs if measured else None,
+    )
     return ModelFacts(
-        source,
-        files,
-        sum(file.stat().st_size for file in files),
-        sha256_seen(files) if files and is_gguf(source) else None,
-        facts.trained_context_size if facts else None,
-        measured.threads if measured else threads_without_costs(source, load),
-        measured.costs if measured else None,
+        setup,
         prompt_of(files[0], load.template_variables, request.system) if files and has_thoughts else None,
+        facts.trained_context_size if facts else None,
     )
 
 
-def prompt_of(path: Path, variables: Mapping[str, Any], instructions: str = INSTRUCTIONS) -> ChatPrompt | None:
+def prompt_of(path: Path, variables: Fields, instructions: str = INSTRUCTIONS) -> ChatPrompt | None:
     """Return the prompt of a file whose chat template has a thinking format, otherwise None."""
     template = read_header(path).metadata.get("tokenizer.chat_template")
     if not isinstance(template, str) or not any(form.end in template for form in FORMATS.values()):
@@ -180,10 +176,10 @@ def measure_costs(named: NamedModels, display: Display, *, offline: bool) -> dic
 
 def measure_missing(
     request: Request,
-    found: Mapping[ModelRole, str],
+    found: ByRole[str],
     display: Display,
     limit: float = PROBE_SECONDS,
-) -> Mapping[ModelRole, Tuned]:
+) -> ByRole[Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
     Costs are measured only if a policy of the request works with both models or is compared with others. `limit` is the
@@ -203,7 +199,7 @@ def measure_missing(
     return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
 
 
-def warn_of_load(threads_of: Mapping[ModelRole, int], display: Display) -> None:
+def warn_of_load(threads_of: ByRole[int], display: Display) -> None:
     """Note that other programs use the cores of models with several threads."""
     threads = max(threads_of.values(), default=1)
     if threads > 1 and (free := free_cores()) < threads:
@@ -213,7 +209,7 @@ def warn_of_load(threads_of: Mapping[ModelRole, int], display: Display) -> None:
         )
 
 
-def fetch(sources: Mapping[ModelRole, str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
+def fetch(sources: ByRole[str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
     """Download missing files. Return each model's first file, or its name if it has no file.
 
     Raises ModelFileError if a file does not exist or is not a GGUF model; HubError if a download fails.

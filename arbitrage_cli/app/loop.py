@@ -14,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from arbitrage_cli import __version__
@@ -24,7 +23,7 @@ from arbitrage_cli.app.resume import asked_options, check_data_set, differs
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, ProblemError, UsageError
-from arbitrage_cli.inference.backend import Deadline
+from arbitrage_cli.inference.backend import Clock, Deadline
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
@@ -38,59 +37,33 @@ from arbitrage_cli.runs.results import SampleKey
 from arbitrage_cli.runs.run import Asked, DataSet, Run
 from arbitrage_cli.runs.started import MAX_CRASHES
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.types import Finished, Limits, Started, Trace
+from arbitrage_cli.types import Fields, Finished, Json, Limits, Started, Trace, frozen
 
 
 class RunCounts:
-    """The counts of a run, of which each route has `planned` attempts; `left` are missing. The run stops at `ends`."""
+    """The counts of a run, of which each route has `planned` attempts. The run stops at `ends`."""
 
-    def __init__(
-        self,
-        title: str,
-        routes: Sequence[Route],
-        planned: int,
-        left: int,
-        *,
-        concurrency: int = 1,
-        ends: float = math.inf,
-    ) -> None:
-        self._title, self._planned, self._left, self._concurrency, self._ends = title, planned, left, concurrency, ends
-        self._began, self._finished = time.monotonic(), 0
+    def __init__(self, title: str, routes: Sequence[Route], planned: int, ends: float = math.inf) -> None:
+        self._title, self._planned, self._ends = title, planned, ends
         self._ended: dict[Route, dict[SampleKey, tuple[float | None, bool]]] = {route: {} for route in routes}
         """The seconds of each attempt, or None if it failed, and whether its answer is correct."""
 
-    def begin(self) -> RunProgress:
-        """Measure the time from now on."""
-        self._began = time.monotonic()
-        return self.now()
-
-    def add(self, route: Route, row: Any, *, is_new: bool = True) -> None:
-        """Count the row of an attempt. `is_new` is false for an attempt of an earlier command."""
+    def add(self, route: Route, row: Any) -> None:
         seconds = row.took if row.status == "done" else None
         self._ended[route][row.id, row.sample] = seconds, row.verdict[0] == "correct"
-        self._left -= is_new
-        self._finished += is_new
 
     def now(self) -> RunProgress:
-        total = self._planned * len(self._ended)
         standings = list(map(self._standing, self._ended))
-        return RunProgress(self._title, total - self._left, total, standings, self._seconds_left)
+        finished = sum(standing.tried for standing in standings)
+        return RunProgress(self._title, finished, self._planned * len(standings), standings, self._ends)
 
     def _standing(self, route: Route) -> Standing:
         ended = self._ended[route].values()
         done = [seconds for seconds, _ in ended if seconds is not None]
         return Standing(route.label, self._planned, len(ended), len(done), sum(right for _, right in ended), sum(done))
 
-    @property
-    def _seconds_left(self) -> float | None:
-        """The estimated time left, from the mean time of the attempts so far. Attempts in progress count as half done."""
-        begun = min(self._concurrency - 1, self._left) / 2
-        now = time.monotonic()
-        each = (now - self._began) / (self._finished + begun) if self._finished else None
-        return each and min(each * (self._left - begun), max(0.0, self._ends - now))
 
-
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attempt:
     """One attempt to solve a problem, in at most `seconds`. Problems of one `block` may be solved at once.
 
@@ -123,7 +96,7 @@ def missing(attempts: Sequence[Attempt], statuses: Mapping[Key, str]) -> list[At
 class Stopwatch:
     """The time of an attempt, in seconds. `router_seconds` is the time in which the policy scored steps and decided."""
 
-    timer: Callable[[], float] = time.perf_counter
+    timer: Clock = time.perf_counter
     seconds: float = 0.0
     router_seconds: float = 0.0
     program_seconds: float | None = None  # outside the models and the policy
@@ -157,7 +130,7 @@ class Loop:
     """Makes attempts, and stores each row as soon as its attempt ends.
 
     `row` makes the row of an attempt, or None if the attempt counts as not made. `kept` counts a row; `counts`, if given, are
-    shown. Without a `store`, no row is stored. Sample k uses the seed of `sampler` + k. `clock` measures attempts, and `timer` what the program itself needs.
+    shown. `conditions` are those of all rows. Without a `store`, no row is stored. Sample k uses the seed of `sampler` + k. `clock` measures attempts, and `timer` what the program itself needs.
     """
 
     scheduler: Callable[[Attempt], Scheduler]
@@ -166,12 +139,13 @@ class Loop:
     row: Callable[[Attempt, Finished, Stopwatch], Any]
     display: Display
     store: RunFolder | None = None
+    conditions: Fields = field(default_factory=dict)
     sampler: Sampler = Sampler()  # noqa: RUF009 - frozen
     kept: Callable[[Any], object] = lambda row: None
     counts: RunCounts | None = None
     is_ready: Callable[[], bool] = lambda: True
-    clock: Callable[[], float] = time.perf_counter
-    timer: Callable[[], float] = time.perf_counter
+    clock: Clock = time.perf_counter
+    timer: Clock = time.perf_counter
     in_flight: dict[str, Attempt] = field(default_factory=dict)
     _timings: dict[str, Stopwatch] = field(default_factory=dict)
     _refusals: Refusals = field(default_factory=Refusals)
@@ -179,7 +153,7 @@ class Loop:
     def run(self, attempts: Iterable[Attempt]) -> Iterator[Attempt]:
         """Make attempts, and yield each when it is kept. Consecutive ones with the same block, sample and route run together."""
         if self.counts:
-            self.display.begin(self.counts.begin())
+            self.display.begin(self.counts.now())
         crashes = dict(self.store.started.crashes) if self.store else {}
         alone = list[Attempt]()
         for _, batch in itertools.groupby(attempts, key=lambda one: (one.block, one.sample, one.route)):
@@ -194,6 +168,8 @@ class Loop:
         timing = self._timings.pop(attempt.id) if attempt.id in self._timings else Stopwatch()
         row = self.row(attempt, finished, timing)
         if row is not None:
+            if conditions := {**self.conditions, **({"alone": True} if attempt.is_alone else {})}:
+                row = row.model_copy(update={"conditions": conditions})
             with noted_signals():  # a row is both stored and counted, or neither
                 if self.store:
                     self.store.append(row)
@@ -279,14 +255,13 @@ class StoredRun(ABC):
         self.session, self.folder, self.attempts = session, folder, attempts
         self.todo = missing(attempts, folder.statuses)
         self.run = run_of(session, folder, selected, **details)
-        title, routes, at_once = f"{name} {selected.title}", session.routes, session.concurrency
-        planned = len(attempts) // len(routes)
-        self._counts = RunCounts(title, routes, planned, len(self.todo), concurrency=at_once, ends=ends)
+        routes = session.routes
+        self._counts = RunCounts(f"{name} {selected.title}", routes, len(attempts) // len(routes), ends)
         route_of = {attempt.key: attempt.route for attempt in attempts}
         for row in folder.rows:
             self.count(row)
             if row.status == "done" and row.key in route_of:
-                self._counts.add(route_of[row.key], row, is_new=False)
+                self._counts.add(route_of[row.key], row)
 
     @property
     def num_errors(self) -> int:
@@ -313,6 +288,7 @@ class StoredRun(ABC):
             row,
             session.display,
             self.folder,
+            session.conditions,
             settings.sampler,
             self.count,
             self._counts,
@@ -332,7 +308,7 @@ def run_of(session: Session, folder: RunFolder, selected: Selection | None = Non
         schema=RUN_SCHEMA,
         kind=folder.kind,
         tool=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=formatting.timestamp(),
         asked=Asked(command=list(options.command), options=asked_options(options)),
         decided=session.decided,
         **details,
@@ -364,7 +340,7 @@ def offering_to_resume(session: Session, folder: RunFolder | None) -> Iterator[N
 
 
 def _continued(session: Session, folder: RunFolder, began: Run, selected: Selection | None, **details: Any) -> Run:
-    decided, changed = session.decided, dict[str, Any](details)
+    decided, changed = session.decided, Json(details)
     warnings = [*began.warnings, *changed.pop("warnings", ())]
     if began.kind == BENCH and (concurrency := session.conditions.get("concurrency")):
         raise differs("concurrency", decided.concurrency, concurrency)
@@ -393,7 +369,7 @@ def _check_grader(folder: RunFolder, began: Run, version: str) -> None:
     raise UsageError(f"{folder.shown}: grader changed from {began.grader} to {version}", hint)
 
 
-def _problems(selected: Selection) -> dict[str, Any]:
+def _problems(selected: Selection) -> Json:
     dataset: Dataset = selected.dataset
     known = DataSet(name=dataset.name, revision=dataset.revision, sha256=dataset.sha256, count=len(dataset.items))
     return {"dataset": known, "levels": {item.problem.id: item.level for item in selected.items}}

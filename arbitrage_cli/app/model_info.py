@@ -1,16 +1,14 @@
 """Describes pairs, model files and routers as JSON, and proposes pairs of the models on this machine."""
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 from arbitrage_cli.errors import ModelError, ModelFileError, UsageError
-from arbitrage_cli.inference.open import load_llama, rolls_back
-from arbitrage_cli.model_files.checksums import Identity, OnProgress, identify
+from arbitrage_cli.inference.open import rolls_back
+from arbitrage_cli.model_files.checksums import identify
 from arbitrage_cli.model_files.gguf import num_snapshots, read_facts
 from arbitrage_cli.model_files.hub import HubName
 from arbitrage_cli.model_files.pairs import (
@@ -27,9 +25,7 @@ from arbitrage_cli.model_files.pairs import (
     user_pairs,
 )
 from arbitrage_cli.system.machine import total_memory
-from arbitrage_cli.types import THINK_TOKENS
-
-Json = dict[str, Any]
+from arbitrage_cli.types import THINK_TOKENS, Json
 
 
 def pair_models(pair: PairEntry) -> list[Json]:
@@ -89,24 +85,7 @@ def describe_models(names: Sequence[str]) -> Json:
         "models": models,
         "memory_bytes": None if None in sizes else sum(filter(None, sizes)),
         "machine_bytes": total_memory(),
-        "gpu_bytes": _gpu_bytes(),
-        "router": pair.router if pair else None,
     }
-
-
-def _gpu_bytes() -> int | None:
-    """Return the bytes of memory of all GPUs with their own memory, or None if there is no such GPU."""
-    with contextlib.suppress(ModelError):  # without llama.cpp, files can still be described
-        if memory := load_llama().own_gpu_memory():
-            return int(memory[0])
-    return None
-
-
-def identities(models: Sequence[Json], on_progress: OnProgress) -> Iterator[Identity]:
-    """Yield the identity of each model file. Computing the identities takes about as long as loading the models."""
-    for model in models:
-        for file in model["files"]:
-            yield identify(Path(file), on_progress)
 
 
 def describe_model(source: str, pair: PairEntry | None = None) -> Json:
@@ -127,17 +106,14 @@ def describe_model(source: str, pair: PairEntry | None = None) -> Json:
     form, by_itself = (prompt.own_format, prompt.thinks_by_itself) if prompt else (None, False)
     if by_itself and not (pair and pair.ctx):
         facts = read_facts(facts.files, min(THINK_CONTEXT_SIZE, facts.trained_context_size or THINK_CONTEXT_SIZE))
-    rollback = {True: "snapshots", False: "checkpoints", None: "untested"}[rolls_back(facts.files)]
-    verifies = rollback != "checkpoints" and not (pair and source == pair.draft.source)
+    verifies = rolls_back(facts.files) is not False and not (pair and source == pair.draft.source)
     snapshots = facts.state_bytes * (num_snapshots(facts.state_bytes, MAX_SPECULATED) if verifies else 0)
     return {
         "model": source,
         **asdict(facts),
         "files": [str(file) for file in facts.files],
         "memory_bytes": None if facts.memory_bytes is None else facts.memory_bytes + snapshots,
-        "checkpoint_bytes": facts.checkpoint_bytes,
-        "rollback": rollback if facts.state_bytes else "tail",
-        "snapshot_bytes": snapshots,
+        "states_bytes": facts.state_bytes + facts.checkpoint_bytes + snapshots,
         "think_format": form.name if form else None,
         "thinks_by_itself": by_itself,
         "think_max_tokens": THINK_TOKENS if form else None,

@@ -7,10 +7,10 @@ import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import WRITING, Request
@@ -36,13 +36,13 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, Setup
 from arbitrage_cli.system.files import state_of
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ByRole, Fields, ModelRole, frozen
 
 if TYPE_CHECKING:
     from arbitrage_cli.inference.servers.connection import Connection
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WriterOptions:
     """The options of writers.
 
@@ -54,7 +54,7 @@ class WriterOptions:
     style: PromptStyle
     keep: RetainedIds = "prefix"
     shares_prompts: bool = True
-    unit_costs: Mapping[ModelRole, UnitCosts] = field(default_factory=dict)
+    unit_costs: ByRole[UnitCosts] = field(default_factory=dict)
     may_be_complete: Callable[[str], bool] = lambda text: True  # of the text of a solution
     clock: Clock = time.perf_counter  # for the models in this process
 
@@ -134,7 +134,7 @@ class Writers:
     Writers that share a model may run one after another but must not alternate within a problem.
     """
 
-    def __init__(self, models: Mapping[ModelRole, Model], writing: WriterOptions) -> None:
+    def __init__(self, models: ByRole[Model], writing: WriterOptions) -> None:
         self._models = models
         self._writing = writing
         self._made: dict[tuple[ModelRole, Route | None], Writer] = {}
@@ -287,7 +287,7 @@ class OpenModels:
         return LocalModel(self._stack.enter_context(contextlib.closing(open_model(path, options, progress))))
 
     def _check_server(self, role: ModelRole, remote: RemoteModel) -> None:
-        before: Mapping[str, Any] = self._decided.models[role].served or {}
+        before: Fields = self._decided.models[role].served or {}
         now = remote.served_facts
         for name in before:
             if before[name] != now.get(name):

@@ -1,6 +1,6 @@
 """The options of commands and calls, as plain records. The command line describes them in `cli.options`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -9,7 +9,7 @@ from annotated_types import Ge, Interval
 
 from arbitrage_cli.errors import UsageError, in_plain_words
 from arbitrage_cli.system.machine import MAX_THREADS
-from arbitrage_cli.types import Limits
+from arbitrage_cli.types import Fields, Limits, frozen
 
 SOME_FAILED = 1
 MAX_CONTEXT = 1 << 24  # tokens; above any model, and within llama.cpp's integers
@@ -25,7 +25,7 @@ Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Options:
     """The options that determine how problems are solved. They are shared by all commands that use models.
 
@@ -84,7 +84,7 @@ class Options:
             parts += [f"--{flag}"] if value is True else [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
         return parts
 
-    def with_values(self, values: Mapping[str, Any]) -> "Options":
+    def with_values(self, values: Fields) -> "Options":
         """Return the options with these values of a Python caller, which are now explicit. None keeps the present value.
 
         Raises UsageError if a value has the wrong type or is out of bounds.
@@ -110,11 +110,10 @@ class ProblemOptions:
     dataset: str
     mapping: str | None = None
     limit: str | None = None
-    ids: str | None = None
     run_code: RunCode | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InputOptions:
     """The input file and the selection of its problems."""
 
@@ -123,18 +122,19 @@ class InputOptions:
     limit: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BenchOptions:
-    """The attempts and the run folder of a benchmark."""
+    """The attempts, the rewards and the run folder of a benchmark."""
 
     dry_run: bool = False
     samples: Positive = 1
     timeout: Annotated[float, Interval(ge=0.001, le=1e6)] | None = None
+    reward: RewardSource | None = None
     output_folder: Path | None = None
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AdviceOptions:
     """The problems and time limit for advice, and where to save the result."""
 
@@ -143,13 +143,12 @@ class AdviceOptions:
     minutes: Annotated[float, Interval(ge=0.001, le=10_000)] = 10.0
     save: bool = False
     run_code: RunCode | None = None
-    price: str | None = None
     costs: bool = False
     output_folder: Path | None = None
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CollectOptions:
     """The options for step rewards, and the run folder."""
 
@@ -158,7 +157,7 @@ class CollectOptions:
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServerOptions:
     """The address, API key and limits of the server."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from inspect import GEN_RUNNING, getgeneratorstate
 from math import inf
-from typing import TYPE_CHECKING, Any, NoReturn, Unpack
+from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from arbitrage_cli.app.call import (
     NO_ROUTING,
@@ -40,12 +40,25 @@ from arbitrage_cli.problems.rows import make_problem
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Decided, Event, Finished, Message, ModelRole, Problem, Started, Trace, Wrote
+from arbitrage_cli.types import (
+    ByRole,
+    Decided,
+    Event,
+    Fields,
+    Finished,
+    Message,
+    Note,
+    Problem,
+    Started,
+    Trace,
+    Wrote,
+)
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.advise import Advice
     from arbitrage_cli.runs.run import Setup
 
+ModelName = str | os.PathLike[str]
 log = logging.getLogger("arbitrage")
 FORGETS = "the built-in models do not support conversations, so each question is answered separately"
 
@@ -116,7 +129,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
         return Conversation(self._solve, self._call(options), self._decided.sources)
 
     @python_errors()
-    def advise(self, questions: Iterable[str | Mapping[str, Any]], *, minutes: float = 10.0) -> "Advice":
+    def advise(self, questions: Iterable[str | Fields], *, minutes: float = 10.0) -> "Advice":
         """Compare policies on sample questions until a policy is clearly best or the time limit is reached.
 
         A question may be a mapping with a reference answer: `{"question": "...", "answer": "36"}`. The models are freed
@@ -218,13 +231,13 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
 
 @python_errors()
 def open_pair(
-    draft: str | os.PathLike[str] | None = None,
-    target: str | os.PathLike[str] | None = None,
+    draft: ModelName | None = None,
+    target: ModelName | None = None,
     *,
     pair: str | None = None,
-    router: str | os.PathLike[str] | None = None,
-    prm: str | os.PathLike[str] | None = None,
-    check: str | os.PathLike[str] | None = None,
+    router: ModelName | None = None,
+    prm: ModelName | None = None,
+    check: ModelName | None = None,
     task: str | None = None,
     ctx: int | None = None,
     threads: int | None = None,
@@ -289,7 +302,7 @@ class Turns:
     The built-in models were not trained on conversations, so they receive each question alone, and `note` reports this once.
     """
 
-    def __init__(self, sources: Mapping[ModelRole, str], note: Callable[[str], None], system: str | None = None) -> None:
+    def __init__(self, sources: ByRole[str], note: Note, system: str | None = None) -> None:
         self._remembers = not any(map(is_built_in, sources.values()))
         self._note, self._system = note, system
         self._num_questions = 0
@@ -316,9 +329,7 @@ class Turns:
 class Conversation:
     """A conversation, created by `Pair.conversation`. Failed questions are not remembered."""
 
-    def __init__(
-        self, solve: Callable[[PairCall, Problem], Solution], call: PairCall, sources: Mapping[ModelRole, str]
-    ) -> None:
+    def __init__(self, solve: Callable[[PairCall, Problem], Solution], call: PairCall, sources: ByRole[str]) -> None:
         self._solve, self._call = solve, call
         self._turns = Turns(sources, log.warning, call.system)
 
@@ -356,7 +367,7 @@ class RoutedConversation:
         finished = self._solve(self._turns.problem(question), route)
         if finished.error is None:
             self._turns.add(finished.trace.problem.question, finished.trace.text)
-            explain = router.explain if router and route.policy.needs_router else lambda trace, index: None
+            explain = router.explain if router and route.policy.needs_router else None
             self._last = finished, replace(self._session.run_info(num_problems=1, route=route), explain=explain)
         return finished
 

@@ -10,18 +10,19 @@ import stat
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
-from arbitrage_cli.app.options import InputOptions, ProblemOptions
+from arbitrage_cli.app.options import InputOptions, ProblemOptions, RunCode
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.numbers import formatting
+from arbitrage_cli.problems.code import find_sandbox
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.problems.rows import BadLine, Dataset, Form, Item, Oddity, make_problem, parse_mapping, read_problems
-from arbitrage_cli.problems.tasks import FORMS
-from arbitrage_cli.types import Problem
+from arbitrage_cli.problems.tasks import FORMS, Task, without_sandbox
+from arbitrage_cli.types import Problem, frozen
 
 MAX_BAD_LINES = 20
 """The input is rejected if this many lines at its start are all invalid."""
@@ -248,7 +249,7 @@ def _is_pipe_or_file(stream: BinaryIO) -> bool:
 # --- problems of a data set
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Selection:
     """A data set and the problems to solve."""
 
@@ -266,20 +267,35 @@ class Selection:
 def select_problems(options: ProblemOptions, *, seed: int, offline: bool, needs_answers: bool = True) -> Selection:
     mapping = parse_mapping(options.mapping) if options.mapping else {}
     dataset = load_dataset(options.dataset, offline=offline, mapping=mapping, needs_answers=needs_answers, forms=FORMS)
-    return Selection(dataset, _select(dataset.items, options, seed), _is_sample(options.limit))
+    return Selection(dataset, _select(dataset.items, options.limit, seed), _is_sample(options.limit))
 
 
-def _select(items: Sequence[Item], options: ProblemOptions, seed: int) -> list[Item]:
-    """Return the problems to solve, in data set order. Raises UsageError if an id is unknown or the selection is empty."""
-    chosen = _with_ids(items, options.ids)
-    if options.limit is None:
-        return chosen
-    places = range_of(options.limit)
-    selected = draw_sample(chosen, places.stop, seed) if _is_sample(options.limit) else chosen[places]
-    if chosen and not selected:
-        reason = f"'{options.limit}' selects nothing: there are only {formatting.count(len(chosen), 'problem')}"
-        raise UsageError(reason, f"use a range within 1-{len(chosen)}", option="limit")
+def _select(items: Sequence[Item], limit: str | None, seed: int) -> Sequence[Item]:
+    """Return the problems to solve, in data set order. Raises UsageError if the selection is empty."""
+    if limit is None:
+        return items
+    places = range_of(limit)
+    selected = draw_sample(items, places.stop, seed) if _is_sample(limit) else items[places]
+    if items and not selected:
+        reason = f"'{limit}' selects nothing: there are only {formatting.count(len(items), 'problem')}"
+        raise UsageError(reason, f"use a range within 1-{len(items)}", option="limit")
     return selected
+
+
+def permitted(task: Task, run_code: RunCode | None) -> Task:
+    """Return the task with the sandbox that `--run-code` selects.
+
+    Raises UsageError if the task runs programs without permission or without bubblewrap.
+    """
+    if not task.runs_code:
+        return task
+    if run_code == "unprotected":
+        return without_sandbox(task)
+    find_sandbox()
+    if run_code is None:
+        hint = 'use --run-code, or set run-code = "sandboxed" in a settings file; for details, run arbitrage guide code'
+        raise UsageError(f"task {task.name} runs model-written programs on this machine", hint)
+    return task
 
 
 def default_folder(dataset: str, models: Sequence[str], *, prefix: str = "", concurrency: int = 1) -> Path:
@@ -303,18 +319,6 @@ def draw_sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:
         taken[item.level] += 1
     chosen = {item.problem.id for item in sorted(drawn, key=lambda item: places[item.problem.id])[:count]}
     return [item for item in items if item.problem.id in chosen]
-
-
-def _with_ids(items: Sequence[Item], ids: str | None) -> list[Item]:
-    if ids is None:
-        return list(items)
-    wanted, known = [part.strip() for part in ids.split(",")], {item.problem.id for item in items}
-    if missing := [name for name in wanted if name not in known]:
-        some = ", ".join(item.problem.id for item in items[:5])
-        raise UsageError(
-            f"unknown problem id: {', '.join(missing)}", f"use ids in this data set, such as {some}", option="ids"
-        )
-    return [item for item in items if item.problem.id in wanted]
 
 
 def _file_name(*names: str) -> str:

@@ -5,16 +5,16 @@ models or files.
 """
 
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import ServingEvent
+from arbitrage_cli.types import ServingEvent, frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Standing:
     """A policy's progress: attempt counts, and the total seconds of the finished attempts."""
 
@@ -26,18 +26,18 @@ class Standing:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunProgress:
-    """The progress of a run. `finished` and `planned` count attempts."""
+    """The progress of a run, which stops at `ends`. `finished` and `planned` count attempts."""
 
     title: str
     finished: int
     planned: int
     standings: Sequence[Standing]
-    seconds_left: float | None = None
+    ends: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AttemptStarted:
     """The start of an attempt."""
 
@@ -45,7 +45,7 @@ class AttemptStarted:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AttemptEnded:
     """The end of an attempt. `verdict` is the grade or "error", and `detail` is the answer or the error message."""
 
@@ -57,7 +57,7 @@ class AttemptEnded:
     progress: RunProgress
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServerInfo:
     """A running server and the model names that it accepts."""
 

@@ -6,12 +6,12 @@ only when they need it.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from arbitrage_cli.app.options import CollectOptions, Options, RewardSource
+from arbitrage_cli.app.options import Options, RewardSource
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.errors import ArbitrageError, UsageError, unknown
 from arbitrage_cli.inference.backend import LoadOptions
@@ -42,12 +42,12 @@ from arbitrage_cli.routing.route import (
 )
 from arbitrage_cli.routing.router import Router, included_router, load
 from arbitrage_cli.system.files import read_text
-from arbitrage_cli.types import ROLES, ModelRole
+from arbitrage_cli.types import ROLES, ByRole, ModelRole, frozen
 
 MAX_TEMPLATE_BYTES = 1 << 20
 _NUMBER, _ARITHMETIC = re.compile(r"\d"), re.compile(r"\d\D+\d|\bhow (many|much)\b|\bconvert\b", re.IGNORECASE)
 
-Models = Mapping[ModelRole, str]
+Models = ByRole[str]
 WRITING = ROLES[:2]
 
 
@@ -56,7 +56,7 @@ def is_arithmetic(question: str) -> bool:
     return bool(_NUMBER.search(question) and _ARITHMETIC.search(question))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NamedModels:
     """The models and the router for a command.
 
@@ -69,7 +69,7 @@ class NamedModels:
     router: Router | None
     router_source: str | None
     load: LoadOptions
-    served: Mapping[ModelRole, ServedSource]
+    served: ByRole[ServedSource]
     price: str | None
 
     @property
@@ -230,7 +230,7 @@ def _served_models(pair: PairEntry | None, models: Models, load: LoadOptions) ->
     }
 
 
-def refuse_on_servers(policies: Iterable[Policy], sources: Mapping[ModelRole, str]) -> None:
+def refuse_on_servers(policies: Iterable[Policy], sources: ByRole[str]) -> None:
     served = [role for role, source in sources.items() if is_served(source)]
     for policy in policies:
         if policy.speculates and served:
@@ -268,7 +268,7 @@ Loads = Literal["needed", "both", "served", "named"]
 """The models to load: those that the policies need, also draft and target (chat), also a checker (serve), or all named models."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """What a command asks for: its options, the models that they name, and each policy with its tau as text.
 
@@ -361,12 +361,12 @@ def ask_to_compare(
     return _request(options, task, named, parsed, compares=True, reward=reward)
 
 
-def ask_to_collect(options: Options, task: Task, collect: CollectOptions) -> Request:
+def ask_to_collect(options: Options, task: Task, reward: RewardSource | None) -> Request:
     """Return a request for the steps of both models and their rewards. Raises the same errors as `ask`."""
-    if collect.reward == "rollout":
+    if reward == "rollout":
         _refuse(options.explicit, "prm", "rollouts rate the steps", "omit it, or use --reward prm")
     oracle = (POLICIES["oracle"], None)
-    return _request(options, task, _models_of(options, task), [oracle], 8, reward=collect.reward)
+    return _request(options, task, _models_of(options, task), [oracle], 8, reward=reward)
 
 
 def choose_route(task: Task, named: NamedModels, routing: Options) -> ParsedRoute:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
 
 from arbitrage_cli.app.decide import available_router, decide
 from arbitrage_cli.app.gather import fetch, fetch_and_gather, gather, machine_facts, warn_of_load
@@ -22,10 +21,8 @@ from arbitrage_cli.routing.policies import Checker, Policy
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Menu, Route, need_router
 from arbitrage_cli.runs.records import RunInfo
-from arbitrage_cli.types import Limits, ModelRole, Trace
-
-if TYPE_CHECKING:
-    from arbitrage_cli.runs.run import Run, Setup
+from arbitrage_cli.runs.run import Run, Setup
+from arbitrage_cli.types import Json, Limits, ModelRole, Trace
 
 SELF_CHECKS = 2  # further solutions of a draft without a checker; `tests/benchmarks/README.md` compares 1 to 4
 
@@ -35,7 +32,7 @@ log = logging.getLogger("arbitrage.session")
 class Session:
     """A command's request, what was decided from it, and its models, which `load` opens. Create it with `open_session`."""
 
-    def __init__(self, request: Request, decided: "Setup", models: OpenModels, display: Display) -> None:
+    def __init__(self, request: Request, decided: Setup, models: OpenModels, display: Display) -> None:
         self.request, self.decided, self.models, self.display = request, decided, models, display
         self.routes = routes_of(request, decided)
         self.limits, self.task, self.concurrency = decided.settings.limits, request.task, models.concurrency
@@ -111,7 +108,7 @@ class Session:
             bill=partial(bill, parse_prices(price)) if price else lambda finished: None,
         )
 
-    def _settings_of(self, route: Route, limits: Limits | None, sampler: Sampler | None) -> dict[str, Any]:
+    def _settings_of(self, route: Route, limits: Limits | None, sampler: Sampler | None) -> Json:
         """Return the settings that affect a solution, for its record."""
         router = self.router.router if route.policy.needs_router else None
         return self.decided.settings.of_call(limits, sampler) | {
@@ -123,21 +120,17 @@ class Session:
         }
 
     @cached_property
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> Json:
         """What differs now from the run's beginning without changing its answers: the machine, threads and concurrency."""
         decided = self.decided
-        found: dict[str, Any] = {}
-        if local := [source for source in decided.sources.values() if is_gguf(source)]:
-            now = machine_facts(computes=bool(local))
+        found: Json = {}
+        if any(map(is_gguf, decided.sources.values())):
+            now = machine_facts(computes=True)
             found = {name: now[name] for name in ("cpu", "gpu", "llama_cpp_python") if now[name] != decided.machine[name]}
         if threads := {role: n for role, n in self.models.threads.items() if n != decided.models[role].threads}:
             found["threads"] = threads
         asked = self.request.options.concurrency
         return found | ({"concurrency": asked} if asked and asked != decided.concurrency else {})
-
-    def conditions_of(self, *, is_alone: bool) -> dict[str, Any]:
-        """Return the conditions of an attempt, which `is_alone` if llama.cpp crashed during its problem."""
-        return self.conditions | ({"alone": True} if is_alone else {})
 
     def _warn_of_another_pair(self) -> None:
         router = self.router.router
@@ -160,9 +153,9 @@ class Session:
 def open_session(
     request: Request,
     display: Display,
-    began: "Run | None" = None,
+    began: Run | None = None,
     *,
-    decided: "Setup | None" = None,
+    decided: Setup | None = None,
     most: int = MAX_CONCURRENCY,
     limit: float = PROBE_SECONDS,
 ) -> Iterator[Session]:
@@ -189,6 +182,6 @@ def open_session(
             models.check_files()
 
 
-def decide_without_models(request: Request, began: "Run | None") -> "Setup":
+def decide_without_models(request: Request, began: Run | None) -> Setup:
     """Return what a session would decide. Nothing is downloaded or measured, and no server is asked."""
     return continued(request, began, gather) if began else decide(request, gather(request))

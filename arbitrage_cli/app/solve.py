@@ -5,11 +5,10 @@ tries it again after all other problems. Until that command ends, the file conta
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from arbitrage_cli.app.call import InOrder
 from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch, offering_to_resume, run_of, with_loaded
@@ -25,10 +24,10 @@ from arbitrage_cli.runs.records import SOLVE
 from arbitrage_cli.runs.rows import SolutionLine, SolutionRow
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.signals import noted_signals
-from arbitrage_cli.types import Finished, Problem
+from arbitrage_cli.types import Fields, Finished, Problem
 
 SolveRecord = SolutionRow | SolutionLine
-LineOf = Callable[[Mapping[str, Any]], str | None]
+LineOf = Callable[[Fields], str | None]
 """Formats a record for standard output, or returns None to omit it."""
 InputPlace = tuple[str, str | None]  # an input line: its id and problem
 ANOTHER = "use another file: --output FILE.jsonl"
@@ -43,7 +42,7 @@ def solve_problems(
     path: Path | None,
     display: Display,
     line_of: LineOf,
-    shown: Mapping[str, Any],
+    shown: Fields,
 ) -> "Solutions":
     """Solve problems from arguments, a file or standard input, and write the results to `path` if it is set.
 
@@ -98,7 +97,7 @@ class Solutions(AbstractContextManager["Solutions"]):
         with contextlib.suppress(OutputError):  # an output error is already being raised
             self._write(self._in_order.rest())
 
-    def solve_missing(self, request: Request, shown: Mapping[str, Any]) -> None:
+    def solve_missing(self, request: Request, shown: Fields) -> None:
         """Solve the problems that have no result. If every problem has a result, no models are loaded.
 
         Raises UsageError if the file contains results of other problems or settings, and the same errors as `Session` and
@@ -124,7 +123,7 @@ class Solutions(AbstractContextManager["Solutions"]):
                     list(self._unsolved())
         self._remove_replaced()
 
-    def _solve_with(self, session: Session, shown: Mapping[str, Any]) -> None:
+    def _solve_with(self, session: Session, shown: Fields) -> None:
         num_done = sum(status == "done" for status, _ in self._stored.values())
         info = replace(session.run_info(num_problems=self._problems.total), num_done=num_done, **shown)
         self._display.begin(info)
@@ -134,7 +133,7 @@ class Solutions(AbstractContextManager["Solutions"]):
             """Return the row of a result that counts. Interrupted problems have none, so that a resumed run solves them."""
             if self._folder and finished.error and not isinstance(finished.error, ProblemError):
                 return None
-            return SolutionRow.of(finished, info, session.conditions_of(is_alone=attempt.is_alone))
+            return SolutionRow.of(finished, info)
 
         loop = Loop(
             lambda one: session.models.scheduler(one.route),
@@ -143,6 +142,7 @@ class Solutions(AbstractContextManager["Solutions"]):
             row,
             self._display,
             self._folder,
+            session.conditions,
             kept=self._count,
             is_ready=self._problems.is_ready,
         )

@@ -7,10 +7,8 @@ recomputed.
 import contextlib
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch, StoredRun
 from arbitrage_cli.app.problem_source import Selection
@@ -28,7 +26,7 @@ from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states
 from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, Announce, train, with_taus
-from arbitrage_cli.types import Finished, Trace
+from arbitrage_cli.types import Finished, Json, Trace
 
 SUFFIX = ".safetensors"
 
@@ -43,7 +41,7 @@ class Collection(StoredRun):
     def __init__(self, session: Session, selected: Selection, folder: RunFolder) -> None:
         self.held: dict[str, int] = {}
         self.improvable: dict[str, int] = {}
-        self._golds: dict[str, Any] = {item.problem.id: item.gold for item in selected.items}
+        self._golds: Json = {item.problem.id: item.gold for item in selected.items}
         self._by_rollouts = session.decided.settings.reward == "rollout"
         self._unfinished: dict[str, tuple[Trace, list[State]]] = {}
         attempts = [Attempt(item, 0, session.route) for item in selected.items]
@@ -92,7 +90,6 @@ class Collection(StoredRun):
         _, states = self._unfinished.get(attempt.id, (None, ()))
         if error and len(states) < self.held.get(attempt.id, 0):
             return None
-        conditions = self.session.conditions_of(is_alone=attempt.is_alone)
         return CollectedRow(
             schema=SCHEMA,
             id=attempt.id,
@@ -107,7 +104,6 @@ class Collection(StoredRun):
             states=[state.to_dict() for state in states],
             is_unsolved=not error and not finished.trace.finished,
             seconds=tally_of(finished).seconds,
-            **({"conditions": conditions} if conditions else {}),
         )  # the states are valid even if the problem failed
 
     def _flow(self, attempt: Attempt, trace: Trace) -> Flow:
@@ -146,7 +142,7 @@ def check_destination(output: Path, *, force: bool) -> None:
 
 def train_router(runs: Sequence[Path], *, name: str, command: Sequence[str], seed: int, on_progress: Announce) -> Router:
     """Raises the same errors as `read_states` and `train`."""
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    created = formatting.timestamp()
     return train(read_states(runs), name=name, command=tuple(command), created=created, seed=seed, on_progress=on_progress)
 
 

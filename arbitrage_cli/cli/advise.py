@@ -2,12 +2,13 @@
 
 import shlex
 import sys
+from dataclasses import asdict
 
 from arbitrage_cli.app.model_info import found_models, propose_pairs
 from arbitrage_cli.app.options import SOME_FAILED, AdviceOptions, Options
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import SHARED, Option
-from arbitrage_cli.cli.output import OutputOptions, command_display, only_figures_on_stdout, permitted, say, write_json
+from arbitrage_cli.cli.output import OutputOptions, command_display, only_figures_on_stdout, say, write_json
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.machine import total_memory
@@ -48,6 +49,7 @@ def advise(
     if not (options.pair or options.draft or options.target) and _propose(options, as_json=json_line):
         return 0
     from arbitrage_cli.app import advise as app  # slow to import
+    from arbitrage_cli.app.problem_source import permitted
     from arbitrage_cli.display.table import write_advice
     from arbitrage_cli.problems.tasks import find_task
 
@@ -87,7 +89,7 @@ def _costs(options: Options, output: OutputOptions, *, as_json: bool) -> int:
     """Measure and show token costs. Raises UsageError if a flag has no effect on them."""
     from arbitrage_cli.app.gather import measure_costs  # slow to import
     from arbitrage_cli.app.request import choose_models
-    from arbitrage_cli.display.table import costs_record, write_costs
+    from arbitrage_cli.display.table import write_costs
     from arbitrage_cli.problems.tasks import find_task
 
     used = {*SHARED["Models"], *SHARED["Machine"], "quiet", "debug", "json_line", "costs"}
@@ -97,7 +99,7 @@ def _costs(options: Options, output: OutputOptions, *, as_json: bool) -> int:
     with command_display(output) as display, only_figures_on_stdout():
         measured = measure_costs(named, display, offline=options.offline)
     if as_json:
-        write_json(costs_record(measured))
+        write_json({role: asdict(model) for role, model in measured.items()})
     else:
         write_costs(measured, sys.stdout)
     return 0

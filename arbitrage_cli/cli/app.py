@@ -18,7 +18,7 @@ from arbitrage_cli.cli.setup import doctor, guide
 from arbitrage_cli.cli.solve import solve
 from arbitrage_cli.cli.training import collect, train
 from arbitrage_cli.display.text import is_drawable
-from arbitrage_cli.errors import UsageError, in_plain_words, unknown
+from arbitrage_cli.errors import UsageError, in_plain_words
 
 HELP = ["-h", "--help"]
 RUN_CODE = "--run-code=sandboxed"
@@ -76,11 +76,6 @@ def run(arguments: Sequence[str]) -> int:
 def _refuse(error: Any) -> NoReturn:
     context = getattr(error, "ctx", None)
     hint = f"see {context.command_path} --help" if context else "see arbitrage --help"
-    if context and hasattr(error, "option_name") and hasattr(error, "possibilities"):
-        shown = [parameter for parameter in context.command.params if not getattr(parameter, "hidden", False)]
-        known = [name for parameter in shown for name in parameter.opts if name.startswith("--")]
-        found = unknown("option", error.option_name, known)
-        raise UsageError(found.message, f"{found.hint.partition('choose from: ')[0]}{hint}") from error
     parameter = getattr(error, "param", None)
     origin = origin_of(context, str(parameter.name)) if context and parameter and error.message else None
     message = in_plain_words(str(error.message))

@@ -2,11 +2,12 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
-from arbitrage_cli.app.options import SOME_FAILED, BenchOptions, Options, ProblemOptions, RewardSource
+from arbitrage_cli.app.options import SOME_FAILED, BenchOptions, Options, ProblemOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import (
@@ -15,7 +16,6 @@ from arbitrage_cli.cli.output import (
     OutputOptions,
     command_display,
     only_figures_on_stdout,
-    permitted,
     say,
     show_figures,
 )
@@ -45,7 +45,6 @@ def bench(
     *,
     problems: ProblemOptions,
     bench: BenchOptions,
-    reward: RewardSource | None = None,
     json_line: bool = False,
     options: Options,
     output: OutputOptions,
@@ -63,41 +62,26 @@ def bench(
       arbitrage bench --dataset problems.jsonl --map question=prompt,answer=gold --pair mine
     """
     from arbitrage_cli.app.bench import preview, run_bench
-    from arbitrage_cli.app.problem_source import default_folder, select_problems
     from arbitrage_cli.app.request import ask_to_compare
-    from arbitrage_cli.app.resume import begun_options, begun_reward
+    from arbitrage_cli.app.resume import ask_for_run
     from arbitrage_cli.display.facts import plan_facts
-    from arbitrage_cli.model_files.pairs import hub_name, local_files
-    from arbitrage_cli.problems.tasks import find_task
-    from arbitrage_cli.runs.folder import begun_run
     from arbitrage_cli.runs.records import BENCH
 
-    if bench.dry_run and "json_line" in options.explicit:
-        raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
+    if bench.dry_run:
+        if "json_line" in options.explicit:
+            raise UsageError("cannot be used with --dry-run", "leave it out", option="json_line")
+        problems = replace(problems, run_code="unprotected")  # no program runs
     with command_display(output) as display:
-        selected = select_problems(problems, seed=options.seed, offline=options.offline)
-        task, path = find_task(options.task or selected.dataset.task), bench.output_folder
-        if path is None:
-            request = ask_to_compare(options, task, reward)
-            names, concurrency = request.named.names, request.concurrency
-            path = default_folder(selected.dataset.name, names, concurrency=concurrency)
-        began = None if bench.fresh else begun_run(path, BENCH)
-        options = begun_options(options, began)
-        task = find_task(options.task or selected.dataset.task)
-        task = task if bench.dry_run else permitted(task, problems.run_code)
-        request = ask_to_compare(options, task, begun_reward(reward, began))
+        request, selected, path = ask_for_run(ask_to_compare, options, problems, bench, BENCH)
         if bench.dry_run:
-            planned = preview(request, selected, path, bench)
-            sources = planned.decided.sources.values()
-            missing = {source for source in sources if hub_name(source) and not local_files(source)}
-            for name, value in plan_facts(planned, missing, selected.title, path):
+            for name, value in plan_facts(preview(request, selected, path, bench), selected.title, path):
                 typer.echo(f"{name:<10}{one_line(value)}")
             return 0
         with only_figures_on_stdout():
             run = run_bench(request, selected, path, bench, display)
         display.close()
         if not isinstance(sys.stdout, ClosedOutput):
-            show_figures(*run.selected, FigureOptions(json_line=json_line))
+            show_figures(run.run, run.results, FigureOptions(json_line=json_line))
         say(_conclusion(run), output)
     return SOME_FAILED if run.num_errors else 0
 

@@ -12,7 +12,7 @@ from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
 from arbitrage_cli.cli.output import OutputOptions, command_display, show_cursor
 from arbitrage_cli.display import wording
-from arbitrage_cli.display.text import safe, width_of, wrapped, write
+from arbitrage_cli.display.text import safe, width_of, wrapped, write_lines
 from arbitrage_cli.display.views import decision_lines
 from arbitrage_cli.errors import ProblemError, UsageError, unknown
 from arbitrage_cli.system.signals import Interruption, interruptible
@@ -27,7 +27,7 @@ COMMANDS = """\
 /policy NAME   use another policy, such as entropy, target or arbitrage@fast; without NAME, list them
 /tau TAU       use another tau: a number, a share of the steps (30%), careful, balanced or fast
 /target        answer the last question with the target alone, and compare
-/explain       explain the decisions of the last answer, and the time of each step
+/explain       explain the decisions of the last answer
 /new           start a new conversation
 /quit          leave (or Ctrl-D)"""
 
@@ -130,7 +130,7 @@ class _Prompt:
 
 def _say(text: str, indent: int = 2) -> None:
     lines = (part for line in text.split("\n") for part in wrapped(line, width_of(sys.stdout), indent) or [""])
-    write(sys.stdout, "".join(f"{line}\n" for line in lines))
+    write_lines(sys.stdout, lines)
 
 
 def _read_line(prompt: str) -> str | None:

@@ -6,7 +6,7 @@ An option group is a frozen dataclass. Each field that is described as an option
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -16,6 +16,7 @@ import typer
 from arbitrage_cli.cli.options import HIDDEN, OPTIONS, Option
 from arbitrage_cli.cli.settings import VARIABLE, origin_of, use_settings
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.types import Fields, Json
 
 HELP_COLUMNS = 76  # of the names of options, which must not be divided
 INVOCATION = ("explicit", "command")
@@ -73,7 +74,7 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
     return decorate
 
 
-def _inputs(function: Command, hints: Mapping[str, Any]) -> Iterator[inspect.Parameter]:
+def _inputs(function: Command, hints: Fields) -> Iterator[inspect.Parameter]:
     """Yield the function's parameters, in which the fields of option groups replace the groups."""
     for parameter in inspect.signature(function).parameters.values():
         hint = hints[parameter.name]
@@ -122,14 +123,14 @@ def _refuse_repeated(context: typer.Context) -> None:
             raise UsageError("the option occurs more than once", hint, option=one.name)
 
 
-def _arguments(hints: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(hints: Fields, values: Fields) -> Json:
     """Return the arguments of the function, with an option group for each dataclass."""
     return {
         name: values[name] if name in values else _group(hint, values) for name, hint in hints.items() if name != "return"
     }
 
 
-def _group(kind: Any, values: Mapping[str, Any]) -> Any:
+def _group(kind: Any, values: Fields) -> Any:
     return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
 
 
@@ -143,7 +144,7 @@ def _help(text: str, hidden: Sequence[str]) -> str:
     )
 
 
-def _invocation(context: typer.Context) -> dict[str, Any]:
+def _invocation(context: typer.Context) -> Json:
     """Return the names of the parameters that were set on the command line, and the command line."""
     sources = {str(one.name): context.get_parameter_source(str(one.name)) for one in context.command.params}
     explicit = frozenset(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")

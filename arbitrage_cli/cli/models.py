@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from arbitrage_cli.display import facts
 from arbitrage_cli.display.text import one_line, width_of, wrapped
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.model_files import hub
+from arbitrage_cli.model_files.checksums import identify
 from arbitrage_cli.model_files.pairs import user_pairs
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Pair, or user/repo[:quant] on the Hub.")]
@@ -41,8 +43,8 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
             by_role = {model["role"]: {"model": model["model"], "here": model["here"]} for model in models}
             write_json({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **by_role})
         else:
-            title = wrapped(facts.pair_title(pair), width_of(sys.stdout))
-            typer.echo("\n".join([*title, *map(facts.pair_line, models)]))
+            title = one_line(f"{pair.name}: {pair.notes}" if pair.notes else pair.name)
+            typer.echo("\n".join([*wrapped(title, width_of(sys.stdout)), *map(facts.pair_line, models)]))
     found = list(model_info.found_models())
     if json_line:
         for model in found:
@@ -117,9 +119,9 @@ def _show_models(names: list[str], *, as_json: bool) -> None:
         for model in models:
             typer.echo(facts.block(model["model"], facts.file_facts(model)))
         title = "together" if len(models) > 1 else "this machine"
-        typer.echo(facts.block(title, facts.together(record)))
+        typer.echo(facts.block(title, [facts.together(record)]))
     with command_display(OutputOptions(quiet=as_json)) as display:
-        identities = list(model_info.identities(models, display.fetching))
+        identities = [identify(Path(file), display.fetching) for model in models for file in model["files"]]
     if as_json:
         files = [{**asdict(identity), "path": str(identity.path)} for identity in identities]
         write_json({**record, "files": files})

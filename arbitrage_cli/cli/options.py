@@ -1,11 +1,12 @@
 """The options on the command line: the help, the names and the placeholder of each field of `app.options`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
+from arbitrage_cli.types import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Option:
     """The command-line form of an option. `names` defaults to the parameter's name.
 
@@ -107,7 +108,6 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
         "limit": Option(
             "Sample N problems with --seed, balanced across levels, or select a range such as 10-20.", "N|FIRST-LAST"
         ),
-        "ids": Option("Use only the problems with these ids.", "ID,..."),
         "run_code": Option(
             "Allow programs written by models to run, which is required to grade code. --run-code runs them in bubblewrap; "
             "--run-code=unprotected is for use in containers. See arbitrage guide code."
@@ -122,7 +122,6 @@ OPTIONS: Mapping[str, Option] = MappingProxyType(
             "ROLE=IN/OUT,...",
         ),
         "json_line": Option("Print the figures as a single line of JSON.", names=("--json",)),
-        "explain": Option("Explain each figure below the table."),
         "quiet": Option("Show only results, warnings and errors.", names=("--quiet", "-q")),
         "debug": Option("Show every step, llama.cpp messages and tracebacks."),
     }

@@ -1,4 +1,4 @@
-"""What commands show and ask: the standard streams, displays, log messages, JSON, tables, and permission to run programs.
+"""What commands show and ask: the standard streams, displays, log messages, JSON and tables.
 
 Write errors of standard output become OutputError. Standard error never blocks a run.
 """
@@ -13,23 +13,22 @@ import select
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.display.display import CommandDisplay, PlainScreen, Screen
 from arbitrage_cli.display.text import is_drawable, one_line, show, write, writing
 from arbitrage_cli.errors import OutputError, UsageError
+from arbitrage_cli.types import Json, frozen
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-    from arbitrage_cli.problems.tasks import Task
     from arbitrage_cli.runs.results import Result
     from arbitrage_cli.runs.run import Run
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OutputOptions:
     """The options for the output on standard error."""
 
@@ -37,12 +36,11 @@ class OutputOptions:
     debug: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FigureOptions:
     """The options for tables of figures."""
 
     json_line: bool = False
-    explain: bool = False
     price: str | None = None
 
 
@@ -95,7 +93,7 @@ def say(text: str, options: OutputOptions) -> None:
         show(sys.stderr, one_line(text) + "\n")
 
 
-def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> dict[str, Any]:
+def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> Json:
     from arbitrage_cli.costs.pair import parse_prices
     from arbitrage_cli.evaluation.metrics import figures  # NumPy is slow to import
 
@@ -111,31 +109,11 @@ def show_figures(run: "Run", results: "Iterable[Result]", options: FigureOptions
         write_json(figures)
     else:
         facts = [*model_facts(run), ("machine", run.decided.machine["cpu"])]
-        table.write_table(figures, facts, sys.stdout, explain=options.explain)
+        table.write_table(figures, facts, sys.stdout)
 
 
 def write_json(content: Any) -> None:
     write(sys.stdout, json.dumps(content, ensure_ascii=True, allow_nan=False) + "\n")
-
-
-def permitted(task: "Task", run_code: str | None) -> "Task":
-    """Return the task with the sandbox that `--run-code` selects.
-
-    Raises UsageError if the task runs programs without permission or without bubblewrap.
-    """
-    if not task.runs_code:
-        return task
-    if run_code == "unprotected":
-        from arbitrage_cli.problems.tasks import without_sandbox
-
-        return without_sandbox(task)
-    from arbitrage_cli.problems.code import find_sandbox
-
-    find_sandbox()
-    if run_code is None:
-        hint = 'use --run-code, or set run-code = "sandboxed" in a settings file; for details, run arbitrage guide code'
-        raise UsageError(f"task {task.name} runs model-written programs on this machine", hint)
-    return task
 
 
 # --- the standard streams

@@ -16,12 +16,11 @@ from arbitrage_cli.cli.output import (
     OutputOptions,
     command_display,
     figures_of,
-    permitted,
     say,
     show_figures,
     write_json,
 )
-from arbitrage_cli.display.text import width_of, wrapped, write
+from arbitrage_cli.display.text import width_of, wrapped, write_lines
 from arbitrage_cli.errors import OutputError, UsageError, os_errors
 from arbitrage_cli.system.files import write_atomically
 
@@ -87,7 +86,7 @@ def report(
 
 
 @command()
-def compare(first: RunPath, second: RunPath, *, json_line: bool = False, explain: bool = False, debug: bool = False) -> None:
+def compare(first: RunPath, second: RunPath, *, json_line: bool = False, debug: bool = False) -> None:
     """Compare two runs: differences in accuracy, with intervals, and ratios of time over the same problems.
 
     Policies are paired by name and tau. If each run has only one policy, these two policies are compared.
@@ -107,7 +106,7 @@ def compare(first: RunPath, second: RunPath, *, json_line: bool = False, explain
     if json_line:
         write_json(compared)
     else:
-        table.write_comparison(compared, sys.stdout, explain=explain)
+        table.write_comparison(compared, sys.stdout)
 
 
 def _check_name(page: Path) -> None:
@@ -141,13 +140,14 @@ def _list(folder: Path | None, *, as_json: bool) -> None:
         write_json(records)
         return
     for title, about in map(run_lines, records):
-        write(sys.stdout, "".join(f"{line}\n" for line in (title, *wrapped(f"  {about}", width_of(sys.stdout)))))
+        write_lines(sys.stdout, [title, *wrapped(f"  {about}", width_of(sys.stdout))])
     if not records:
         typer.echo(f"no runs in {RUNS}; to start a run, use arbitrage bench", err=True)
 
 
-def _regrade(run: Path, run_code: str | None, output: OutputOptions) -> None:
+def _regrade(run: Path, run_code: RunCode | None, output: OutputOptions) -> None:
     from arbitrage_cli.app.bench import regrade
+    from arbitrage_cli.app.problem_source import permitted
     from arbitrage_cli.display.facts import grade_change
     from arbitrage_cli.problems.tasks import find_task
     from arbitrage_cli.runs.folder import RunFolder

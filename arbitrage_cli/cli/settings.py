@@ -8,8 +8,7 @@ of this command only.
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ import typer
 
 from arbitrage_cli.errors import UsageError, os_errors, unknown
 from arbitrage_cli.system.files import read_text, user_folder
+from arbitrage_cli.types import Fields, Json
 
-PREFIX = "ARBITRAGE_"
-VARIABLE = f"{PREFIX}CONFIG"
+VARIABLE = "ARBITRAGE_CONFIG"
 FLAGS_ONLY = ("--debug", "--config")
 """Options that have an environment variable but cannot be set in a file."""
 
@@ -35,8 +34,6 @@ def use_settings(context: typer.Context, config: Path | None) -> Path:
     Raises UsageError if the file cannot be read or if it has an unknown setting.
     """
     root: Any = context.find_root().command
-    for warning in _unknown_variables(root):
-        typer.echo(f"arbitrage: {warning}", err=True)
     path = config or settings_file()
     if config or path.is_file():
         values, names = _read(path, root, context.command_path.split()[1]), _settings(context.command)
@@ -56,7 +53,7 @@ def origin_of(context: typer.Context, name: str) -> str | None:
     return option if source.name != "DEFAULT_MAP" else f"{context.params['config']}: {option.removeprefix('--')}"
 
 
-def _read(path: Path, root: Any, command: str) -> dict[str, Any]:
+def _read(path: Path, root: Any, command: str) -> Json:
     """Return the general settings, and those of a command. The settings of other commands are only checked."""
     try:
         with os_errors(UsageError, f"{path}: cannot be read", "correct the path or the permissions"):
@@ -70,7 +67,7 @@ def _read(path: Path, root: Any, command: str) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML ({error})", hint) from error
 
 
-def _checked(path: Path, place: str, table: Mapping[str, Any], command: Any) -> dict[str, Any]:
+def _checked(path: Path, place: str, table: Fields, command: Any) -> Json:
     """Return the settings with dashes in their names, and with tables as JSON. Raises UsageError for an unknown setting."""
     known = sorted(_settings(command))
     settings = {
@@ -81,16 +78,6 @@ def _checked(path: Path, place: str, table: Mapping[str, Any], command: Any) -> 
             error = unknown("setting", option, known)
             raise UsageError(f"{path}: {place}{error.message}", error.hint)
     return settings
-
-
-def _unknown_variables(root: Any) -> Iterator[str]:
-    """Yield a warning for each ARBITRAGE_ variable that is not a setting. Variables that hold API keys may have any name."""
-    known = {str(parameter.envvar) for parameter in _parameters(root)}
-    for name in sorted(os.environ):
-        if name.startswith(PREFIX) and not name.endswith("_API_KEY") and name not in known:
-            similar = get_close_matches(name, known, n=1)
-            guess = f": did you mean {similar[0]}?" if similar else ""
-            yield f"the environment variable {name} does not match any setting{guess}"
 
 
 def _settings(command: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ from arbitrage_cli import __version__
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import options_page
 from arbitrage_cli.cli.settings import settings_file
-from arbitrage_cli.display.text import is_drawable, write
+from arbitrage_cli.display.text import is_drawable, write, write_lines
 from arbitrage_cli.errors import ModelError, UsageError, unknown
 from arbitrage_cli.inference.llama import binding_version, prebuilt_library
 from arbitrage_cli.inference.open import load_llama
@@ -103,7 +103,7 @@ def guide(
     pages = _pages()
     if topic is None:
         titles = {name: page.partition("\n")[0].partition(": ")[2] for name, page in pages.items()}
-        write(sys.stdout, "".join(f"{name:<12}{title}\n" for name, title in titles.items()))
+        write_lines(sys.stdout, (f"{name:<12}{title}" for name, title in titles.items()))
     elif topic in pages:
         _show(pages[topic])
     else:

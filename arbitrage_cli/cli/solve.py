@@ -1,10 +1,9 @@
 """`arbitrage solve`: solves problems with a draft and a target."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,12 +14,13 @@ from arbitrage_cli.cli.output import OutputOptions, command_display, say
 from arbitrage_cli.display import wording
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.numbers import formatting
+from arbitrage_cli.types import Fields, frozen
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.request import Request
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ResultOptions:
     """The destination and the format of results."""
 
@@ -51,7 +51,7 @@ class ResultOptions:
         names=("--format",),
     ),
     json_lines=Option("Same as --format json.", names=("--json",)),
-    explain=Option("Explain each router decision with its main features and the step's cost per model.", is_setting=False),
+    explain=Option("Explain each router decision with its main features.", is_setting=False),
 )
 def solve(
     problem: Annotated[
@@ -95,7 +95,7 @@ def solve(
     num_unanswered = 0
     with command_display(output) as display:
 
-        def line_of(record: "Mapping[str, Any]") -> str | None:
+        def line_of(record: "Fields") -> str | None:
             nonlocal num_unanswered
             line = wording.result(record, form, is_single=is_single) if form else None
             num_unanswered += line == ""
@@ -110,10 +110,10 @@ def solve(
     return SOME_FAILED if solved.num_failed or num_unanswered else 0
 
 
-def _shown(request: "Request", results: ResultOptions, form: ResultFormat | None) -> Mapping[str, Any]:
+def _shown(request: "Request", results: ResultOptions, form: ResultFormat | None) -> Fields:
     """Return the fields of `RunInfo` that decide what the display shows."""
     router = request.named.router if request.asked[0].needs_router else None
-    explain = router.explain if router else lambda trace, index: None  # without a router, only the costs
+    explain = router.explain if router else lambda trace, index: None
     return {
         "answers_follow": form == "text" and sys.stdout.isatty(),
         "explain": explain if results.explain else None,

@@ -4,7 +4,6 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,9 @@ import typer
 from arbitrage_cli.app.options import SOME_FAILED, CollectOptions, Options, ProblemOptions
 from arbitrage_cli.cli.command import command
 from arbitrage_cli.cli.options import Option
-from arbitrage_cli.cli.output import OutputOptions, command_display, permitted, say, write_json
+from arbitrage_cli.cli.output import OutputOptions, command_display, say, write_json
 from arbitrage_cli.errors import UsageError
+from arbitrage_cli.types import frozen
 
 
 @command(
@@ -42,26 +42,16 @@ def collect(
       arbitrage collect --pair mine --dataset train.jsonl --reward rollout -o runs/states
     """
     from arbitrage_cli.app.loop import offering_to_resume
-    from arbitrage_cli.app.problem_source import default_folder, select_problems
     from arbitrage_cli.app.request import ask_to_collect
-    from arbitrage_cli.app.resume import begun_options, begun_reward
+    from arbitrage_cli.app.resume import ask_for_run
     from arbitrage_cli.app.session import open_session
     from arbitrage_cli.app.training import Collection
-    from arbitrage_cli.problems.tasks import find_task
-    from arbitrage_cli.runs.folder import RunFolder, begun_run
+    from arbitrage_cli.runs.folder import RunFolder
     from arbitrage_cli.runs.records import COLLECT
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(command_display(output))
-        selected = select_problems(problems, seed=options.seed, offline=options.offline, needs_answers=False)
-        task, path = find_task(options.task or selected.dataset.task), collect.output_folder
-        if path is None:
-            names = ask_to_collect(options, task, collect).named.names
-            path = default_folder(selected.dataset.name, names, prefix="collect-")
-        began = None if collect.fresh else begun_run(path, COLLECT)
-        options = begun_options(options, began)
-        task = permitted(find_task(options.task or selected.dataset.task), problems.run_code)
-        request = ask_to_collect(options, task, replace(collect, reward=begun_reward(collect.reward, began)))
+        request, selected, path = ask_for_run(ask_to_collect, options, problems, collect, COLLECT)
         folder = stack.enter_context(RunFolder(path, kind=COLLECT, fresh=collect.fresh))
         session = stack.enter_context(open_session(request, display, folder.earlier, most=len(selected.items)))
         collection = Collection(session, selected, folder)
@@ -74,7 +64,7 @@ def collect(
     return SOME_FAILED if collection.num_errors else 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TrainOptions:
     """The options for training a router."""
 
@@ -121,7 +111,7 @@ def train(
       arbitrage train --from router.safetensors runs/others -o mine.safetensors
     """
     from arbitrage_cli.app.training import check_destination, train_router, with_new_presets
-    from arbitrage_cli.display.card import write_summary
+    from arbitrage_cli.display.card import write_card
     from arbitrage_cli.routing.router import save
 
     output_file = training.output_file
@@ -142,6 +132,6 @@ def train(
     if json_line:
         write_json(router.card.to_json())
     else:
-        write_summary(router.card.to_json(), sys.stdout)
+        write_card(router.card.to_json(), sys.stdout, sha256=router.sha256)
     report(f"wrote {output_file}: router {name}; to show its card: arbitrage models info {output_file}")
     report(f"to measure it: arbitrage bench --pair NAME --dataset OTHERS.jsonl --router {output_file}")

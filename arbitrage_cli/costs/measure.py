@@ -11,8 +11,7 @@ import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, cast
 
@@ -28,9 +27,10 @@ from arbitrage_cli.inference.open import open_model
 from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.system.machine import free_cores
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ByRole, ModelRole, Note, frozen
 
 TEXT = "Tom has 12 apples and buys 7 more. Then he gives 5 of them away: 12 + 7 - 5 = 14.\n\n"
 LONG, SHORT = 32, 4  # tokens of the two probes of prefill
@@ -51,7 +51,7 @@ class Threaded(Backend, Protocol):
     def use_threads(self, count: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Probes:
     """The seconds of a model's probes, in the order of the rounds."""
 
@@ -87,10 +87,10 @@ class Probes:
 
 
 def measure_and_keep(
-    paths: Mapping[ModelRole, str],
+    paths: ByRole[str],
     load: LoadOptions,
     on_loading: Callable[[str, float], None],
-    note: Callable[[str], None],
+    note: Note,
     limit: float = PROBE_SECONDS,
 ) -> dict[ModelRole, Tuned]:
     """Measure models together, store their costs and return them.
@@ -119,7 +119,7 @@ def measure_and_keep(
             probes = probe(backends, limit=limit / 8)
         cards = {role: backend.card for role, backend in backends.items()}
     disturbed = _disturbed(probes, on_gpu) | {role for role, threads in most.items() if free < threads}
-    created, machine, loading = datetime.now(UTC).isoformat(timespec="seconds"), machine_here(), loading_of(load)
+    created, machine, loading = formatting.timestamp(), machine_here(), loading_of(load)
     models = {
         role: Tuned(
             machine,
@@ -143,7 +143,7 @@ def measure_and_keep(
     return models
 
 
-def _disturbed(probes: Mapping[ModelRole, Probes], on_gpu: Container[ModelRole]) -> set[ModelRole]:
+def _disturbed(probes: ByRole[Probes], on_gpu: Container[ModelRole]) -> set[ModelRole]:
     return {role for role, found in probes.items() if found.is_disturbed(is_on_gpu=role in on_gpu)}
 
 
@@ -184,7 +184,7 @@ def try_threads(
 
 
 def probe(
-    backends: Mapping[ModelRole, Backend],
+    backends: ByRole[Backend],
     *,
     clock: Clock | None = None,
     rounds: int = MAX_ROUNDS,

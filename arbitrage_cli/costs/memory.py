@@ -6,8 +6,6 @@ estimate does not include compute buffers of a few hundred megabytes.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,7 +17,7 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import KV_BYTES, FileFacts, num_snapshots, read_facts
 from arbitrage_cli.model_files.pairs import is_gguf, is_served, local_files
 from arbitrage_cli.system.machine import available_memory, gpu_shares_memory, total_memory
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ByRole, frozen
 
 MOST = 1024  # if a model is on a server
 MOST_HERE = 64  # more gain nothing, and each needs sequences of every model
@@ -30,7 +28,7 @@ FEWER_LAYERS = f"use fewer --gpu-layers, or {SMALLER}"
 log = logging.getLogger("arbitrage.memory")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """The bytes that one memory must hold: for the weights of all models, and for each concurrent problem (`each`)."""
 
@@ -40,18 +38,12 @@ class Part:
     def __add__(self, other: "Part") -> "Part":
         return Part(self.weights + other.weights, self.each + other.each)
 
-    def bytes_for(self, concurrency: int) -> int:
-        return self.weights + concurrency * self.each
-
-    def largest_within(self, room: float, most: int) -> int:
-        """Return how many problems, at most `most`, fit in `room` bytes."""
-        left = room - self.weights
-        if not self.each:
-            return most if left >= 0 else 0
-        return max(0, min(most, int(left / self.each)))
+    def largest_within(self, room: float) -> int:
+        """Return how many problems fit in `room` bytes, or 1 if not even one does."""
+        return max(1, int((room - self.weights) / max(1, self.each)))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Room:
     """A memory in bytes (None if unknown), and a hint on using less."""
 
@@ -61,17 +53,15 @@ class Room:
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Need:
     """The need for the machine's memory (`host`) and for a GPU's own memory.
 
-    `is_known` is false if a file does not contain the size of its KV cache. `most` is the largest useful number of concurrent
-    problems, limited by the sequences of the models.
+    `most` is the largest useful number of concurrent problems, limited by the sequences of the models.
     """
 
     host: Part
     gpu: Part = Part()
-    is_known: bool = True
     most: int = MOST_HERE
 
     def rooms(self) -> list[tuple[Part, Room]]:
@@ -81,11 +71,6 @@ class Need:
             total, free = load_llama().own_gpu_memory()
             rooms.append((self.gpu, Room("GPU memory", total, free, FEWER_LAYERS)))
         return rooms
-
-    def largest(self, rooms: Iterable[tuple[Part, float]]) -> int:
-        """Return how many problems fit in the memories, or at most 1 if the size of the KV cache is unknown."""
-        most = self.most if self.is_known else 1
-        return min(part.largest_within(room, most) for part, room in rooms)
 
 
 def rollback_of(source: str, costs: UnitCosts | None) -> int:
@@ -101,16 +86,16 @@ def rollback_of(source: str, costs: UnitCosts | None) -> int:
 
 
 def memory_needed(
-    found: Mapping[ModelRole, str],
+    found: ByRole[str],
     load: LoadOptions,
-    rollback: Mapping[ModelRole, int] = MappingProxyType({}),
-    contexts: Mapping[ModelRole, int | None] = MappingProxyType({}),
+    rollback: ByRole[int] = MappingProxyType({}),
+    contexts: ByRole[int | None] = MappingProxyType({}),
 ) -> Need:
     """Return the required memory. Raises ModelFileError if a file is invalid.
 
     `contexts` contains the context sizes that differ from that of `load`.
     """
-    host, gpu, is_known = Part(), Part(), True
+    host, gpu = Part(), Part()
     most = MOST if any(map(is_served, found.values())) else MOST_HERE
     for role, source in found.items():
         if not is_gguf(source):
@@ -124,8 +109,8 @@ def memory_needed(
         whole = Part(facts.file_bytes, int(load.num_sequences * (kv_cache + facts.checkpoint_bytes)))
         host += Part(whole.weights - offloaded.weights, whole.each - offloaded.each)
         gpu += offloaded
-        most, is_known = min(most, MAX_SEQUENCES // load.num_sequences), is_known and facts.kv_bytes is not None
-    return Need(host, gpu, is_known, most)
+        most = min(most, MAX_SEQUENCES // load.num_sequences)
+    return Need(host, gpu, most)
 
 
 def check_memory(need: Need, count: int = 1) -> None:
@@ -142,17 +127,16 @@ def check_memory(need: Need, count: int = 1) -> None:
             f"use --concurrency {need.most} or less",
             option="concurrency",
         )
-    rooms = need.rooms()
-    for part, room in rooms:
-        needed = part.bytes_for(count)
+    for part, room in need.rooms():
+        needed = part.weights + count * part.each
         message = (
             f"{f'{count} problems at once' if count > 1 else 'the models'} need {needed / GIB:.1f} GiB of {room.name} "
             f"({part.weights / GIB:.1f} for the weights, {part.each / GIB:.2f} for each problem's KV caches)"
         )
         is_tight = room.free is not None and needed > room.free
         if is_tight and count > 1:
-            fits = need.largest((part, room.free) for part, room in rooms if room.free is not None)
-            raise ModelMemoryError(f"{message}, more than is free", f"use --concurrency {max(1, fits)}, or {room.hint}")
+            fits = part.largest_within(room.free or 0)
+            raise ModelMemoryError(f"{message}, more than is free", f"use --concurrency {fits}, or {room.hint}")
         if room.total is not None and needed > room.total:
             raise ModelMemoryError(f"{message}, but this machine has {room.total / GIB:.1f}", room.hint)
         if is_tight:

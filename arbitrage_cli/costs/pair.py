@@ -2,14 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.speculation import speculative_pace
 from arbitrage_cli.inference.unit_costs import ROWS, TOKEN_SECONDS, UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Z
-from arbitrage_cli.types import ROLES, Cost, Finished, ModelRole
+from arbitrage_cli.types import ROLES, Bill, ByRole, Cost, Finished, ModelRole, frozen
 
 MATCH_RATE = 0.8  # assumed share of draft tokens that the target keeps
 
@@ -17,7 +17,7 @@ EXAMPLE = "dollars per million prompt tokens, cached prompt tokens (optional) an
 NUMBER = r"\d{1,9}(\.\d{1,9})?"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PairCosts:
     """The unit costs of a draft and a target, for `concurrency` problems at once.
 
@@ -32,7 +32,7 @@ class PairCosts:
     concurrency: int = 1
 
     @classmethod
-    def of(cls, units: Mapping[ModelRole, UnitCosts], concurrency: int = 1) -> "PairCosts | None":
+    def of(cls, units: ByRole[UnitCosts], concurrency: int = 1) -> "PairCosts | None":
         """Return the costs of a pair, or None if a model was not measured."""
         if not {"draft", "target"} <= units.keys():
             return None
@@ -87,7 +87,7 @@ class PairCosts:
 # --- prices
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Price:
     """Prices per million prompt tokens, cached prompt tokens, and completion tokens."""
 
@@ -104,10 +104,10 @@ class Price:
         return (prompt + (cost.decode_tokens + cost.verify_kept) * self.completion) / 1e6
 
 
-Prices = Mapping[ModelRole, Price]
+Prices = ByRole[Price]
 
 
-def bill(prices: Prices, finished: Finished) -> tuple[float, float | None] | None:
+def bill(prices: Prices, finished: Finished) -> Bill:
     """Return the price of the work on a problem, and the estimated price for the target alone in one request.
 
     Returns None if a server did not report the tokens of a prompt. The estimate is None if the target works alone.

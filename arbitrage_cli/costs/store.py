@@ -8,8 +8,8 @@ shared. A disturbed measurement is approximate. It is used for ABOUT_AGE, and ne
 import errno
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.system.files import checked, file_lock, make_folder, read_regular, user_folder, write_atomically
 from arbitrage_cli.system.machine import CACHED_BYTES, MAX_THREADS, default_threads, logical_processors, processor_name
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ByRole, Fields, ModelRole, Note, frozen
 
 SCHEMA = 1
 ABOUT_AGE = timedelta(hours=1)
@@ -40,7 +40,7 @@ def tuned_file() -> Path:
     return user_folder() / "tuned.json"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Machine:
     """The properties of a machine that affect speeds.
 
@@ -53,7 +53,7 @@ class Machine:
     gpu: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loading:
     """The options for loading a model. None selects llama.cpp's default.
 
@@ -66,7 +66,7 @@ class Loading:
     threads: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tuned:
     """A model's number of threads and its unit costs. `sha256` is the hash of the model's concatenated files.
 
@@ -101,7 +101,7 @@ class Tuned:
         return datetime.now(UTC) - (created if created.tzinfo else created.replace(tzinfo=UTC))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AdvisedPair:
     """The conditions under which an advice is valid.
 
@@ -111,13 +111,13 @@ class AdvisedPair:
 
     machine: Machine | None
     loading: Loading
-    models: Mapping[ModelRole, str]
+    models: ByRole[str]
     router: str | None
     task: str
-    settings: Mapping[str, Any]
+    settings: Fields
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredAdvice:
     """The last advice on a pair. `route` has the syntax of `--policy`, such as `arbitrage@careful`."""
 
@@ -126,7 +126,7 @@ class StoredAdvice:
     created: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TunedFile:
     """The content of the file. A file with another schema was written by another version."""
 
@@ -135,7 +135,7 @@ class TunedFile:
     advice: tuple[StoredAdvice, ...] = ()
 
 
-def read_cache(path: Path, note: Callable[[str], object] = log.debug) -> TunedFile:
+def read_cache(path: Path, note: Note = log.debug) -> TunedFile:
     """Return the content of the file. A part that cannot be read is noted and left out."""
     try:
         content = json.loads(read_regular(path))
@@ -157,7 +157,7 @@ def read_cache(path: Path, note: Callable[[str], object] = log.debug) -> TunedFi
     return TunedFile(SCHEMA, tuned, tuple(_valid(StoredAdvice, content.get("advice"), ignore)))
 
 
-def _valid(kind: type[T], entries: Any, note: Callable[[str], object]) -> Iterator[T]:
+def _valid(kind: type[T], entries: Any, note: Note) -> Iterator[T]:
     for entry in entries if isinstance(entries, list) else ():
         try:
             yield checked(kind, entry)
@@ -219,9 +219,7 @@ def threads_without_costs(source: str, load: LoadOptions) -> int:
     )
 
 
-def find_measurements(
-    sources: Mapping[ModelRole, str], load: LoadOptions, note: Callable[[str], object] = log.debug
-) -> dict[ModelRole, Tuned]:
+def find_measurements(sources: ByRole[str], load: LoadOptions, note: Note = log.debug) -> dict[ModelRole, Tuned]:
     """Return the stored measurements of the models that have files on this machine."""
     files = {role: parts for role, source in sources.items() if (parts := local_files(source))}
     cache = read_cache(tuned_file(), note) if files else TunedFile()

@@ -7,11 +7,10 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from arbitrage_cli.display.table import pairs, paragraph, print_to, table_of
-from arbitrage_cli.display.text import Json
 from arbitrage_cli.errors import RouterError
-from arbitrage_cli.evaluation.verdict import best_preset
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.presets import TauRow, TauTable
+from arbitrage_cli.types import Json
 
 DIGEST = 12  # characters of a checksum
 SHOWN_TAUS = 10  # taus in the table, in addition to presets
@@ -23,22 +22,6 @@ LEGEND = (
     ("wasted", "calls that gain nothing / calls"),
     ("caught", "steps worth escalating that are escalated / steps worth escalating"),
 )
-
-
-def write_summary(card: Json, stream: TextIO) -> None:
-    """Write the verdict, the effect of each preset, and the recommended preset. Raises any error that `write` raises."""
-    advice = preset_sentence(TauTable.from_json(card["taus"]))
-    print_to(stream, *map(paragraph, _verdict(card)), "", *_taus(card), "", paragraph(advice))
-
-
-def preset_sentence(table: TauTable) -> str:
-    if not table.alone_seconds:
-        return "No preset is recommended, because token costs are unknown. To measure them, run arbitrage advise --costs"
-    if (name := best_preset(table)) is None:
-        return "According to the router's threshold table, no preset saves time without lowering the reward."
-    row = table.faster_row(table.named[name])
-    gain = f"it takes {table.time(row):.0%} of the target's time and changes the reward by {row.change:+.1f} points"
-    return f"According to the router's threshold table, use --tau {name}: {gain}."
 
 
 def write_card(card: Json, stream: TextIO, *, sha256: str) -> None:

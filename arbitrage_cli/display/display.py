@@ -61,8 +61,6 @@ class CommandDisplay:
         self._has_details = verbosity > 1
         self._clock = clock
         self._updated = -math.inf if screen.is_live else clock()  # a live screen shows the first line at once
-        self._first: FileProgress | None = None  # the first report about the file that is fetched
-        self._first_at = 0.0
         self._view: SolveView | RunView | None = None
 
     def loading(self, activity: str, fraction: float) -> None:
@@ -70,13 +68,7 @@ class CommandDisplay:
             self._show_work(f"{activity}: {fraction:.0%}")
 
     def fetching(self, progress: FileProgress) -> None:
-        with self._lock:
-            first = self._first
-            if first is None or (first.activity, first.file) != (progress.activity, progress.file):
-                self._first = first = progress
-                self._first_at = self._clock()
-            words = wording.fetching(progress, progress.done - first.done, self._clock() - self._first_at)
-            self._show_work(words, at_once=progress is first or progress.done == progress.total)
+        self._show_work(wording.fetching(progress), at_once=progress.done in (0, progress.total))
 
     def note(self, text: str) -> None:
         self._show([Line.of((text, "yellow"))])
@@ -92,10 +84,8 @@ class CommandDisplay:
                 self._view = RunView(run, self._clock(), shows_attempts=self._verbosity > 0 and not self._screen.is_live)
             elif isinstance(run, RunInfo):
                 self._view = SolveView(run, self._verbosity)
-            self._show([Line.of((text, "dim")) for text in self._opening(run)])
-
-    def _opening(self, run: RunInfo | RunProgress | ServerInfo) -> list[str]:
-        return wording.opening(run, has_details=self._has_details) if self._verbosity else []
+            texts = wording.opening(run, has_details=self._has_details) if self._verbosity else []
+            self._show([Line.of((text, "dim")) for text in texts])
 
     def handle(self, event: Shown) -> None:
         with self._lock:

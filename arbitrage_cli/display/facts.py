@@ -1,15 +1,15 @@
 """Facts about runs, models and routers, for tables, the HTML report and `models info`."""
 
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arbitrage_cli.display.text import Json, aligned, one_line, role_name
+from arbitrage_cli.display.text import aligned, one_line, role_name
 from arbitrage_cli.model_files.checksums import Identity
-from arbitrage_cli.model_files.pairs import PairEntry
 from arbitrage_cli.numbers import formatting
+from arbitrage_cli.types import Json
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench import Preview
@@ -56,13 +56,13 @@ def run_lines(record: Json) -> tuple[str, str]:
     return one_line(shlex.quote(record["folder"])), one_line(f"{done}{age} ago; {about}")
 
 
-def plan_facts(planned: "Preview", missing: Collection[str], title: str, path: Path) -> Iterable[Fact]:
-    """Yield facts about a planned benchmark, and the models that it will download."""
+def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
+    """Yield facts about a planned benchmark."""
     decided, num_todo = planned.decided, planned.num_todo
     yield "data set", title
     yield "policies", ", ".join(one.route.label for one in decided.routes)
     for role, source in decided.sources.items():
-        yield role_name(role), f"{source} (to download)" if source in missing else source
+        yield role_name(role), f"{source} (to download)" if source in planned.missing else source
     done = f": {formatting.count(planned.num_attempts - num_todo, 'attempt')} done" if planned.is_resumed else ""
     yield "folder", f"{path}{done}"
     yield "attempts", f"{num_todo} of {planned.num_attempts} to run"
@@ -92,20 +92,8 @@ ORIGINS = {
 }
 
 
-ROLLBACKS = {
-    "tail": "removes any number of tokens",
-    "snapshots": "removes rejected draft tokens, and restores a checkpoint before other rejected steps",
-    "checkpoints": "restores a checkpoint; the model cannot verify draft tokens",
-    "untested": "restores a checkpoint; the first load tests whether the model can verify draft tokens",
-}
-
-
 def block(title: str, facts: Iterable[Fact]) -> str:
     return "\n".join([one_line(title), *(f"  {name:<14} {one_line(value)}" for name, value in facts)])
-
-
-def pair_title(pair: PairEntry) -> str:
-    return one_line(f"{pair.name}: {pair.notes}" if pair.notes else pair.name)
 
 
 def pair_line(model: Json) -> str:
@@ -144,28 +132,18 @@ def file_facts(model: Json) -> Iterator[Fact]:
     yield "context", f"{model['context_size']} tokens; {trained}"
     yield "chat template", "yes" if model["has_template"] else "none; system prompt and problem are joined as plain text"
     yield "vocabulary", f"{model['vocabulary_size'] or 'no'} tokens"
-    yield "memory", f"{total}: weights {weights}, KV cache {kv}{_recurrent(model)}"
-    yield "rollback", ROLLBACKS[model["rollback"]]
+    states = f", recurrent states {formatting.size_words(model['states_bytes'])}" if model["states_bytes"] else ""
+    yield "memory", f"{total}: weights {weights}, KV cache {kv}{states}"
     limit = f"; up to {model['think_max_tokens']:,} tokens per solution" if model["think_max_tokens"] else ""
     yield "thinking", f"{_thinking(model)}{limit}"
     yield "sampling", sampling or "no recommendation"
 
 
-def together(record: Json) -> Iterator[Fact]:
-    """Yield the memory that all models need, the GPU's memory if all layers are offloaded, and the pair's router."""
-    yield "memory", _fit(record["memory_bytes"], record["machine_bytes"], "IT DOES NOT FIT")
-    if record["gpu_bytes"]:
-        yield (
-            "GPU memory",
-            _fit(record["memory_bytes"], record["gpu_bytes"], "NOT ALL LAYERS FIT: lower the setting gpu-layers"),
-        )
-    if record["router"]:
-        yield "router", f"{record['router']}; to show its card: arbitrage models info {record['router']}"
-
-
-def _fit(needed: int | None, present: int | None, otherwise: str) -> str:
-    fits = "" if needed is None or present is None else "; it fits" if needed < present else f"; {otherwise}"
-    return f"{formatting.size_words(needed)} of {formatting.size_words(present)}{fits}"
+def together(record: Json) -> Fact:
+    """Return a fact with the memory that all models need."""
+    needed, present = record["memory_bytes"], record["machine_bytes"]
+    fits = "" if needed is None or present is None or needed < present else "; IT DOES NOT FIT"
+    return "memory", f"{formatting.size_words(needed)} of {formatting.size_words(present)}{fits}"
 
 
 def identity_fact(identity: Identity) -> Fact:
@@ -179,11 +157,3 @@ def _thinking(model: Json) -> str:
         return "no"
     when = {True: "by default", False: "with --think on", None: "with --think on; the default is unknown"}
     return f"format {model['think_format']}, {when[model['thinks_by_itself']]}"
-
-
-def _recurrent(model: Json) -> str:
-    if not model["state_bytes"]:
-        return ""
-    size, state = formatting.size_words(model["state_bytes"]), model["state_bytes"]
-    kept = f"{model['snapshot_bytes'] // state} earlier states and {model['checkpoint_bytes'] // state} checkpoints"
-    return f", recurrent state {size}, and up to {kept} of the same size"

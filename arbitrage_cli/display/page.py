@@ -20,12 +20,13 @@ from pydantic_core import to_json
 
 from arbitrage_cli.display import facts
 from arbitrage_cli.display.table import DEFINITIONS, PAGE, Column, known, size_of
-from arbitrage_cli.display.text import Json, safe
+from arbitrage_cli.display.text import safe
 from arbitrage_cli.display.verdict import sentence
 from arbitrage_cli.problems.answers import boxed_answer, gold_answer
 from arbitrage_cli.routing.route import stored_route
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.runs.run import Run
+from arbitrage_cli.types import Json
 
 TEMPLATES = Path(__file__).parent / "templates"
 BLOCK = 1 << 18  # minimum bytes of JSON in a block
@@ -69,10 +70,10 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _view(run: Run, figures: Json) -> dict[str, Any]:
+def _view(run: Run, figures: Json) -> Json:
     policies = figures["policies"]
     tables = [table for table in (_table(*entry, policies) for entry in PAGE.items()) if table["rows"]]
-    shown = {column.key: column.heading for table in tables for column, _ in table["columns"]} | {"accuracy": "accuracy"}
+    shown = {column.key: column.heading for table in tables for column, _ in table["columns"]}
     return {
         "title": figures["dataset"],
         "count": size_of(figures),
@@ -86,7 +87,7 @@ def _view(run: Run, figures: Json) -> dict[str, Any]:
     }
 
 
-def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> dict[str, Any]:
+def _table(caption: str, shown: Sequence[Column], policies: Sequence[Json]) -> Json:
     """Return a table of the policies that have a figure: its columns, and whether a column has intervals."""
     made = [policy for policy in policies if known(shown, [policy])]
     kept = [(column, any(column.cell(policy)[1] for policy in made)) for column in known(shown, made)]
@@ -124,7 +125,7 @@ class TracePacker:
         if sum(map(len, self._parts)) >= BLOCK:
             self._close_block()
 
-    def packed(self, policies: Sequence[Json]) -> dict[str, Any]:
+    def packed(self, policies: Sequence[Json]) -> Json:
         """Return the data for the page's script. A block has the index of its first attempt, and the packed attempts."""
         if self._parts:
             self._close_block()

@@ -5,7 +5,6 @@ Rich wraps paragraphs and cells at the width of the terminal.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Literal, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -15,11 +14,11 @@ from rich.text import Text
 from arbitrage_cli.app.advise import Advice
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.costs.store import Tuned, tuned_file
-from arbitrage_cli.display.text import Json, is_drawable, one_line, safe, width_of, write
+from arbitrage_cli.display.text import is_drawable, one_line, safe, width_of, write, write_lines
 from arbitrage_cli.display.verdict import alone, sentence, token_ratio_words
 from arbitrage_cli.inference.unit_costs import ROWS
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ByRole, Json, frozen
 
 MAX_NAMES = 12  # problem IDs in a line
 UNUSUAL = ("unscored", "errors", "missing")  # outcomes that are noted; other notes name the limits that cut solutions
@@ -32,22 +31,19 @@ Show = Callable[[Any], str]
 OUTCOMES: Mapping[str, str] = {"unscored": "unscored", "errors": "failed", "missing": "not attempted", "cut": "cut"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Column:
-    """A column with a figure and, beside it, the figure's interval.
-
-    If `name` is empty, the whole record is shown. `definition` is a key of DEFINITIONS.
-    """
+    """A column with a figure and, beside it, the figure's interval. If `name` is empty, the whole record is shown."""
 
     heading: str
     name: str
     show: Show = formatting.number
     show_interval: Show | None = None
-    definition: str = ""
 
     @property
     def key(self) -> str:
-        return self.definition or self.name
+        """The key of the column's definition."""
+        return self.name or self.heading
 
     def cell(self, figures: Json) -> tuple[str, str]:
         beside = self.show_interval(figures[f"{self.name}_interval"]) if self.show_interval else ""
@@ -92,21 +88,19 @@ SPARE: Sequence[Column | None] = (SECONDS, ACCEPTED, THINKING, CALLED, PRICE[0],
 PAGE: Mapping[str, Sequence[Column]] = {
     "Accuracy and time": (
         ACCURACY,
-        Column("correct", "", lambda figures: f"{figures['correct']}/{figures['n']}", definition="accuracy"),
-        Column("remarks", "", outcomes, definition="outcomes"),
-        Column("vs target, points", "accuracy_difference", *POINTS),
+        Column("remarks", "", outcomes),
+        DIFFERENCE,
         SPEEDUP,
         SECONDS,
         Column("clock s", "measured_seconds_mean"),
         Column("clock speed-up", "measured_speedup", *TIMES),
     ),
     "Steps and tokens": (
-        Column("accepted steps", "acceptance_rate", formatting.percent),
-        Column("stopped early", "stopped_early_rate", formatting.percent),
-        Column("target calls per step", "target_call_rate"),
-        Column("target called", "called_rate", formatting.percent),
+        ACCEPTED,
+        Column("stopped early", "stopped_early_rate", formatting.whole_percent),
+        CALLED,
         Column("wasted draft tokens", "wasted_draft_tokens"),
-        Column("thinking tokens", "thinking_tokens_mean"),
+        THINKING,
     ),
     "Speed and price": (
         Column("draft tokens/s", "draft_tokens_per_second"),
@@ -116,9 +110,9 @@ PAGE: Mapping[str, Sequence[Column]] = {
 }
 
 COMPARISON: Sequence[Column] = (
-    Column("n", "n", str, definition="compared_accuracy"),
-    Column("correct", "correct", lambda counts: "{} -> {}".format(*counts), definition="compared_accuracy"),
-    Column("difference", "accuracy_difference", *POINTS, definition="compared_accuracy"),
+    Column("n", "n", str),
+    Column("correct", "correct", lambda counts: "{} -> {}".format(*counts)),
+    Column("difference", "accuracy_difference", *POINTS),
     Column("speed-up", "seconds_ratio", *TIMES),
 )
 
@@ -131,7 +125,7 @@ DEFINITIONS: Mapping[str, str] = {
     f"the accuracy is unknown. Interval: 95%, Wilson, {_EFFECTIVE}.",
     "accuracy_difference": "(Correct answers of this policy - correct answers of the target alone) / attempts made by both. "
     f"Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
-    "outcomes": "Attempts that were unscored, that failed, that were not attempted, or that were cut: they reached a limit "
+    "remarks": "Attempts that were unscored, that failed, that were not attempted, or that were cut: they reached a limit "
     "(max-tokens, max-steps, ctx) before the solution was complete. Cut solutions are graded, too.",
     "seconds_mean": "Computed seconds / finished attempts. The computed time of an attempt is its counted work (tokens and "
     "scores) times the unit costs measured in the run. A step that took less than half or more than twice the usual time of "
@@ -144,7 +138,6 @@ DEFINITIONS: Mapping[str, str] = {
     f"both policies finished; above 1 is faster. {_WITH_COST_ERROR}",
     "acceptance_rate": "Accepted steps / drafted steps.",
     "stopped_early_rate": "Drafted steps that were stopped early and escalated / drafted steps.",
-    "target_call_rate": "Target steps, including discarded steps / kept steps.",
     "called_rate": "Share of finished attempts in which the target solved the problem, because the answers of draft and "
     "checker differ.",
     "wasted_draft_tokens": "Tokens in drafted steps that were discarded, excluding tokens drafted for speculation.",
@@ -154,18 +147,14 @@ DEFINITIONS: Mapping[str, str] = {
     "price": "Price of all prompt and completion tokens / finished attempts. Tables show the price per 1,000 attempts.",
     "saving": "1 - price of this policy / price of the target alone, over the attempts that both policies finished. "
     f"{_OVER_PROBLEMS}",
-    "compared_accuracy": "(Correct answers in the second run - correct answers in the first run) / attempts made in both, "
-    f"in percentage points. Interval: 95%, paired (Newcombe), {_EFFECTIVE}.",
-    "seconds_ratio": "Computed seconds of the first run / computed seconds of the second run, over the attempts "
-    f"that both runs finished; above 1, the second run is faster. {_OVER_PROBLEMS} It includes the errors of both runs' unit costs.",
 }
 
 
 # --- tables
 
 
-def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO, *, explain: bool = False) -> None:
-    """Write the facts, the table and the notes; with `explain`, also the definitions. Raises the same errors as `write`."""
+def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO) -> None:
+    """Write the facts, the table and the notes. Raises the same errors as `write`."""
     policies, verdict = figures["policies"], figures["verdict"]
     shown = known(TERMINAL, policies)
     labels, width = [policy["label"] for policy in policies], width_of(stream)
@@ -183,11 +172,10 @@ def write_table(figures: Json, facts: Iterable[tuple[str, str]], stream: TextIO,
         table,
         *(("", paragraph(sentence(figures), "bold")) if verdict else ()),
         *(("", bullets(notes)) if notes else ()),
-        *(("", _definitions(shown)) if explain else ()),
     )
 
 
-def write_comparison(comparison: Json, stream: TextIO, *, explain: bool = False) -> None:
+def write_comparison(comparison: Json, stream: TextIO) -> None:
     """Write the comparison of two runs. Raises the same errors as `write`."""
     entries, (first, second) = comparison["policies"], comparison["runs"]
     names, count = " against ".join(dict.fromkeys(comparison["dataset"])), max(entry["n"] for entry in entries)
@@ -196,7 +184,6 @@ def write_comparison(comparison: Json, stream: TextIO, *, explain: bool = False)
         *(paragraph(f"{names}: first {first}, second {second}", "bold"), ""),
         *(_table(COMPARISON, entries, [*map(_pair_label, entries)], count), ""),
         bullets([*(change for entry in entries for change in _changes(entry)), *comparison["notes"]]),
-        *(("", _definitions(COMPARISON)) if explain else ()),
     )
 
 
@@ -217,13 +204,6 @@ def _table(shown: Sequence[Column], records: Sequence[Json], labels: Sequence[st
     ranged = [any(interval for _, interval in column) for column in zip(*cells, strict=True)]
     rows = [[label, *("\n".join(filter(None, cell)) for cell in row)] for label, row in zip(labels, cells, strict=True)]
     return table_of(["policy", *(column.heading for column in shown)], rows, [True, *ranged])
-
-
-def _definitions(shown: Sequence[Column]) -> Table:
-    meanings: dict[str, str] = {}
-    for column in shown:
-        meanings.setdefault(column.key, column.heading)
-    return pairs(((heading, DEFINITIONS[name]) for name, heading in meanings.items()), "dim")
 
 
 def _pair_label(entry: Json) -> str:
@@ -302,30 +282,17 @@ def write_advice(advice: Advice, stream: TextIO) -> None:
 
 def write_proposals(commands: Sequence[str], stream: TextIO) -> None:
     """Write commands that test pairs of the models on this machine. Raises the same errors as `write`."""
-    lines = [PROPOSALS, "", *(f"  {one_line(command)}" for command in commands), "", BUILT_IN_PAIR]
-    write(stream, "".join(f"{line}\n" for line in lines))
+    write_lines(stream, [PROPOSALS, "", *(f"  {one_line(command)}" for command in commands), "", BUILT_IN_PAIR])
 
 
-def write_costs(found: Mapping[ModelRole, Tuned], stream: TextIO) -> None:
+def write_costs(found: ByRole[Tuned], stream: TextIO) -> None:
     """Write the unit costs of each model as speeds, and the token ratio. Raises the same errors as `write`."""
     rows = []
     for role, model in found.items():
         sizes = zip((1, *ROWS), (model.costs.prefill, *model.costs.batches), strict=True)
-        rows.append([role, *(formatting.number(size / seconds) for size, seconds in sizes)])
-    headings = ["tokens/s", "prefill", "decode", *(f"batch of {size}" for size in ROWS[1:])]
-    ratio, interval = _token_ratio(found)
-    models = [(role, f"{model.name}, {formatting.count(model.threads, 'thread')}") for role, model in found.items()]
-    words = [paragraph(token_ratio_words(ratio, interval))] if ratio else []
-    print_to(stream, pairs(models), "", table_of(headings, rows), "", *words)
-    write(stream, f"kept in {tuned_file()}\n")
-
-
-def costs_record(found: Mapping[ModelRole, Tuned]) -> dict[str, Any]:
-    ratio, interval = _token_ratio(found)
-    models: dict[str, Any] = {role: asdict(model) for role, model in found.items()}
-    return {**models, "token_ratio": ratio, "token_ratio_interval": interval}
-
-
-def _token_ratio(found: Mapping[ModelRole, Tuned]) -> tuple[float | None, formatting.Bounds]:
+        rows.append([role, str(model.threads), *(formatting.number(size / seconds) for size, seconds in sizes)])
+    headings = ["tokens/s", "threads", "prefill", "decode", *(f"batch of {size}" for size in ROWS[1:])]
     pair = PairCosts.of({role: model.costs for role, model in found.items()})
-    return (pair.token_ratio, pair.token_ratio_interval) if pair else (None, None)
+    words = [token_ratio_words(pair.token_ratio, pair.token_ratio_interval)] if pair else []
+    print_to(stream, table_of(headings, rows), "", *map(paragraph, words))
+    write(stream, f"kept in {tuned_file()}\n")

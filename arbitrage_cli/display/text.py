@@ -6,15 +6,12 @@ Text from models, problems and files is untrusted, so `safe` removes control cha
 import os
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
 from arbitrage_cli.errors import OutputError, ReaderGoneError
-
-Json = Mapping[str, Any]
-"""Figures or another record from JSON."""
+from arbitrage_cli.types import frozen
 
 WIDTH, NARROWEST = 79, 20  # maximum and minimum width of paragraphs and tables, in columns
 ASCII = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})  # for streams that cannot encode these characters
@@ -42,7 +39,7 @@ def one_line(text: str) -> str:
     return " ".join(safe(text).split())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """A sanitized line, or a block of lines. Its parts may have a style of Rich, such as "bold".
 
@@ -106,6 +103,10 @@ def write(stream: TextIO, text: str) -> None:
     with writing():
         stream.write(text)
         stream.flush()
+
+
+def write_lines(stream: TextIO, lines: Iterable[str]) -> None:
+    write(stream, "".join(f"{line}\n" for line in lines))
 
 
 def show(stream: TextIO, text: str) -> None:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from arbitrage_cli.display.text import Json
 from arbitrage_cli.evaluation.verdict import LIKELY, MIN_PROBLEMS
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.types import Json
 
 CERTAIN = 0.985  # the confidence from which a verdict is almost certain
 FEW = 4  # a target that solves at most one problem in FEW is weak

@@ -17,9 +17,7 @@ from arbitrage_cli.runs.records import RunInfo, tally_of
 from arbitrage_cli.types import (
     Attribution,
     Checked,
-    Cost,
     Decided,
-    Decision,
     Finished,
     ModelRole,
     Problem,
@@ -40,7 +38,6 @@ DIFF_HEADER = 3  # lines before the changes
 CHANGES = {" ": "", "-": "red strike", "+": "bold green"}  # the marks distinguish them without styles, too
 COLORS: dict[ModelRole, str] = {"draft": "cyan", "target": "magenta", "check": "blue"}
 MAX_FEATURES = 5  # features named in an explanation
-FEATURE_WORDS = {"logprob": "log-probability", "min": "lowest", "max": "highest"}  # of the parts of names
 CHOICES = {"accept": "green", "escalate": "yellow", None: ""}
 
 
@@ -219,21 +216,13 @@ def decision_lines(trace: Trace, index: int, run: RunInfo, of: str = "") -> Iter
         yield Line.block(kept.text, margin=MARGIN)
     else:
         yield from _changes(discarded.text, kept.text)
-    yield from (Line.of((text, "dim"), margin=MARGIN) for text in _explanation(trace, index, run))
-
-
-def _explanation(trace: Trace, position: int, run: RunInfo) -> Iterator[str]:
-    """Yield the log-odds of the router's score, and the cost of each model, if the run explains decisions."""
-    if run.explain is None:
-        return
-    if attribution := run.explain(trace, position):
-        yield log_odds(attribution)
-    yield _costs(trace.decisions[position])
+    if run.explain and (attribution := run.explain(trace, index)):
+        yield Line.of((log_odds(attribution), "dim"), margin=MARGIN)
 
 
 def log_odds(attribution: Attribution) -> str:
     shown = [("an average step", attribution.average_step)]
-    shown += [(_feature_words(name), value) for name, value in attribution.features[:MAX_FEATURES]]
+    shown += [(name.replace("_", " "), value) for name, value in attribution.features[:MAX_FEATURES]]
     # The rest is computed from rounded terms, so that the shown terms add up.
     rest = round(attribution.log_odds, 2) - sum(round(value, 2) for _, value in shown)
     if len(attribution.features) > MAX_FEATURES:
@@ -241,35 +230,13 @@ def log_odds(attribution: Attribution) -> str:
     return f"log-odds {attribution.log_odds:+.2f}: " + "; ".join(f"{value:+.2f} {words}" for words, value in shown)
 
 
-def _costs(decision: Decision) -> str:
-    draft, target = decision.draft, decision.target
-    spent = {
-        "draft": draft.cost if draft else Cost(),
-        "target": target.cost if target else Cost(),
-        "draft for speculation": target.speculation_cost if target else Cost(),
-    }
-    return "; ".join(f"{who}: {words}" for who, cost in spent.items() if (words := _spent(cost)))
-
-
-def _spent(cost: Cost) -> str:
-    return ", ".join(
-        f"{kind} {formatting.count(tokens, 'token')} {formatting.number(1000 * getattr(cost, f'{kind}_seconds'))} ms"
-        for kind in ("prefill", "verify", "decode")
-        if (tokens := getattr(cost, f"{kind}_tokens"))
-    )
-
-
-def _feature_words(name: str) -> str:
-    return " ".join(FEATURE_WORDS.get(part, part) for part in name.split("_"))
-
-
 class RunView:
     """A view of a benchmark or collection: a table of the policies and the current attempt. Failures stay."""
 
     def __init__(self, progress: RunProgress, now: float, *, shows_attempts: bool) -> None:
-        self._progress = progress
+        self._progress, self._num_before = progress, progress.finished
         self._shows_attempts = shows_attempts
-        self._began = self._updated = now
+        self._began = now
         self._in_flight: dict[str, str] = {}  # policies by problem
         self._step = _StepInProgress()
         self._last = ""
@@ -280,7 +247,7 @@ class RunView:
             self._step = _StepInProgress()
         elif isinstance(event, AttemptEnded):
             self._in_flight.pop(event.problem, None)
-            self._progress, self._updated, self._last = event.progress, now, wording.attempt(event)
+            self._progress, self._last = event.progress, wording.attempt(event)
             if self._shows_attempts:
                 return [Line.of(wording.joined(f"{self._counts} {self._last}", self._time_left(now)))]
             return [Line.of((self._last, "bold red"))] if event.verdict == "error" else []
@@ -309,10 +276,10 @@ class RunView:
         return f"{self._progress.finished}/{self._progress.planned}"
 
     def _time_left(self, now: float) -> str:
-        left = self._progress.seconds_left
-        if left is None or self._progress.finished >= self._progress.planned:
-            return ""
-        return wording.time_left(left - (now - self._updated))
+        """Return the estimated time left, from the mean time of the attempts so far."""
+        finished, left = self._progress.finished - self._num_before, self._progress.planned - self._progress.finished
+        estimate = left * (now - self._began) / finished if finished and left else None
+        return wording.time_left(estimate and min(estimate, self._progress.ends - now))
 
     @property
     def _attempt_line(self) -> Line:

@@ -1,26 +1,26 @@
 """Phrases about problems, steps, runs and requests, which all displays share."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 
 from arbitrage_cli.app.options import ResultFormat
 from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
 from arbitrage_cli.display.text import one_line, role_name, safe, shortened
 from arbitrage_cli.model_files.checksums import FileProgress
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.policies import PROBED
 from arbitrage_cli.runs.records import LIMITS, RunInfo, Tally, attempt_error, problem_error, tally, tally_of, to_json
 from arbitrage_cli.types import (
+    Bill,
     Check,
     Checked,
     Cost,
     Decided,
     Decision,
     Event,
+    Fields,
     Finished,
     ModelRole,
     RequestEnded,
@@ -30,14 +30,12 @@ from arbitrage_cli.types import (
 
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
-FEW = 16  # tokens; the speed of fewer tokens is shown as approximate
 
 
-def fetching(progress: FileProgress, gained: int, seconds: float) -> str:
-    """Return a line such as `downloading model.gguf, 1.2 GB of 4.9 GB; about 4 min left`, at the speed of the bytes gained."""
+def fetching(progress: FileProgress) -> str:
+    """Return a line such as `downloading model.gguf, 1.2 GB of 4.9 GB`."""
     sizes = f"{formatting.size_words(progress.done)} of {formatting.size_words(progress.total)}"
-    left = (progress.total - progress.done) * seconds / gained if seconds >= 1 and gained > 0 else None
-    return joined(f"{progress.activity} {progress.file}, {sizes}", time_left(left))
+    return f"{progress.activity} {progress.file}, {sizes}"
 
 
 @dataclass(slots=True)
@@ -91,12 +89,7 @@ def _rule(run: RunInfo) -> list[str]:
         return []
     router = f", router {run.settings['router']}" if run.settings.get("router") else ""
     tau = formatting.tau(route.tau) + (f" ({route.tau_name})" if route.tau_name else "")
-    rule = [f"policy {policy.name}{router}: the target rewrites steps with a score above {tau}", f"score  {policy.score_is}"]
-    of_thoughts = route.tau if run.thoughts_tau is None else run.thoughts_tau
-    if run.settings.get("think_min_chars") is not None and of_thoughts != route.tau and math.isfinite(of_thoughts):
-        share = f"the first thoughts, and at most {(1 - of_thoughts) / PROBED:.0%} of the others"
-        rule.append(f"the router was not trained on thinking: the target writes {share}")
-    return rule
+    return [f"policy {policy.name}{router}: the target rewrites steps with a score above {tau}", f"score  {policy.score_is}"]
 
 
 def request(ended: RequestEnded) -> str:
@@ -198,10 +191,10 @@ def summary(figures: Tally) -> str:
 def _speed(role: ModelRole, cost: Cost) -> str:
     if cost.tokens_per_second is None:
         return ""
-    return f"{role} {'about ' * (cost.decode_tokens < FEW)}{cost.tokens_per_second:.1f} tokens/s"
+    return f"{role} {cost.tokens_per_second:.1f} tokens/s"
 
 
-def price(bill: tuple[float, float | None] | None) -> str:
+def price(bill: Bill) -> str:
     spent, alone = bill or (None, None)
     words = "" if spent is None else f"${spent:.5f}"
     return words if alone is None else f"{words} (the target alone: about ${alone:.5f})"
@@ -218,7 +211,7 @@ def ending(finished: Finished) -> str:
     return f"stopped at the limit {option}" if option else ""
 
 
-def result(record: Mapping[str, Any], form: ResultFormat, *, is_single: bool) -> str | None:
+def result(record: Fields, form: ResultFormat, *, is_single: bool) -> str | None:
     """Format a record for standard output. Returns None for a single problem without steps.
 
     Of several problems, an unfinished one without an answer has an empty line.
@@ -239,5 +232,5 @@ def in_one_line(answer: str) -> str:
 def attempt(ended: AttemptEnded) -> str:
     """Return a line about an attempt, such as `gsm8k/12, entropy@0.5: incorrect (18), 12.3 s`."""
     detail = f" ({in_one_line(ended.detail)})" if ended.detail else ""
-    took = "" if ended.seconds is None else f", {formatting.seconds(ended.seconds)}"
+    took = "" if ended.seconds is None else f", {ended.seconds:.2f} s"
     return one_line(f"{ended.problem}, {ended.label}: {ended.verdict}{detail}{took}")

@@ -6,20 +6,19 @@ Attempts are paired by problem ID, question and sample.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.evaluation.metrics import difference_interval
 from arbitrage_cli.evaluation.speed import change_of_speed, share_of, speedup, with_computed_seconds
 from arbitrage_cli.numbers.intervals import Ratio
-from arbitrage_cli.runs.results import PolicyResults, Result, paired, results_by_policy
+from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired, results_by_policy
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import Json, ModelRole
 
 BETWEEN_RUNS = 2.5  # a machine's change of speed between runs, as a multiple of the change within a run: tests/benchmarks
 
 
-def compare_runs(first_run: Run, first: Iterable[Result], second_run: Run, second: Iterable[Result]) -> dict[str, Any]:
+def compare_runs(first_run: Run, first: Iterable[Result], second_run: Run, second: Iterable[Result]) -> Json:
     """Return the comparison as JSON.
 
     A policy is compared at the same preset or tau. If each run has a single policy, these two policies are always compared.
@@ -65,7 +64,7 @@ def _left_out(policies: Sequence[PolicyResults], pairs: Sequence[tuple[PolicyRes
         yield f"Not compared, because only one run has results: {', '.join(names)}."
 
 
-def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run], drift: float) -> dict[str, Any]:
+def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run], drift: float) -> Json:
     pairs = [(before, after) for before, after in paired(first, second) if before.question == after.question]
     is_graded = any(result.is_graded for pair in pairs for result in pair)
     return {
@@ -79,7 +78,7 @@ def _compare(first: PolicyResults, second: PolicyResults, timed: Sequence[Run], 
     }
 
 
-def _accuracy(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
+def _accuracy(pairs: Pairs) -> Json:
     first_only = sum(before.is_correct and not after.is_correct for before, after in pairs)
     second_only = sum(after.is_correct and not before.is_correct for before, after in pairs)
     return {
@@ -91,12 +90,12 @@ def _accuracy(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     }
 
 
-def _ids(pairs: Sequence[tuple[Result, Result]], verdicts: tuple[bool, bool]) -> list[str]:
+def _ids(pairs: Pairs, verdicts: tuple[bool, bool]) -> list[str]:
     return list(dict.fromkeys(before.key[0] for before, after in pairs if (before.is_correct, after.is_correct) == verdicts))
 
 
-def _seconds(pairs: Sequence[tuple[Result, Result]], runs: Sequence[Run], drift: float) -> dict[str, Any]:
-    """Return the total seconds, their ratio and its interval.
+def _seconds(pairs: Pairs, runs: Sequence[Run], drift: float) -> Json:
+    """Return the ratio of the total seconds, and its interval.
 
     The interval includes the errors of both runs' unit costs, and the `drift` of the machine's speed between the runs.
     """
@@ -107,13 +106,7 @@ def _seconds(pairs: Sequence[tuple[Result, Result]], runs: Sequence[Run], drift:
     ]
     reversed_pairs = [(after, before) for before, after in pairs]
     ratio, _, interval = speedup(reversed_pairs, attrgetter("computed_seconds"), math.hypot(drift, *errors))
-    ratio = ratio or Ratio(0.0, 0.0)
-    return {
-        "seconds": [ratio.numerator, ratio.denominator],
-        "seconds_n": len(pairs),
-        "seconds_ratio": ratio.value,
-        "seconds_ratio_interval": interval,
-    }
+    return {"seconds_ratio": ratio and ratio.value, "seconds_ratio_interval": interval}
 
 
 def _notes(first: Run, second: Run) -> Iterator[str]:
@@ -130,7 +123,7 @@ def _notes(first: Run, second: Run) -> Iterator[str]:
     yield "The runs were not interleaved. The interval of the ratio of their times allows for a machine that changes its speed."
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run) -> Json:
     """Return the settings that affect solutions, and the identity of each model."""
     models = run.decided.models.items()
     identities = {f"{role} model": f"sha256 {one.sha256[:16]}" if one.sha256 else one.source for role, one in models}

@@ -4,9 +4,8 @@ Tables, reports and `--json` output show only these figures. Unknown figures are
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from arbitrage_cli.costs.pair import Prices, parse_prices
 from arbitrage_cli.evaluation import speed
@@ -15,30 +14,25 @@ from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_FOR_RATIO, Interval, Ratio, paired_difference, wilson
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.records import LIMITS, tau_in_json
-from arbitrage_cli.runs.results import (
-    PolicyResults,
-    Result,
-    paired,
-    results_by_policy,
-    sums_by_problem,
-)
+from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired, results_by_policy, sums_by_problem
 from arbitrage_cli.runs.run import Run
+from arbitrage_cli.types import Fields, Json
 
 SCHEMA = 1
 MAX_RATIO = 1.1  # largest ratio of a clock speed-up to the computed speed-up that is not noted
 
 COMPARED = (
     *("accuracy_difference", "accuracy_difference_interval"),
-    *("answers_gained", "answers_lost", "answers_same", "target_right", "texts_differ", "both_finished"),
+    *("answers_gained", "answers_lost", "answers_same", "target_right", "both_finished"),
 )
 
 
-def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None) -> dict[str, Any]:
+def figures(run: Run, results: Iterable[Result], *, prices: Prices | None = None) -> Json:
     """Return all figures of a run as JSON. Raises the same errors as `results_by_policy`."""
     return judged(run, results, prices)[0]
 
 
-def judged(run: Run, results: Iterable[Result], prices: Prices | None) -> tuple[dict[str, Any], Verdict | None]:
+def judged(run: Run, results: Iterable[Result], prices: Prices | None = None) -> tuple[Json, Verdict | None]:
     """Return all figures of a run, and the verdict. Without routing or speculation, a benchmark has no verdict."""
     policies, whole = results_by_policy(run, results), run
     if run.skips_attempts:
@@ -77,7 +71,7 @@ def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[P
     return run.changed(levels={name: level for name, level in run.levels.items() if name in ids}), made
 
 
-def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> dict[str, Any]:
+def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> Json:
     found = _with_ratios(
         accuracy(policy.results.values(), len(run.levels) * run.samples)
         | compared_with_target(policy, target)
@@ -99,14 +93,14 @@ def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Ru
     }
 
 
-def _with_ratios(figures: Mapping[str, Any]) -> dict[str, Any]:
+def _with_ratios(figures: Fields) -> Json:
     """Replace each `Ratio` with its value, and store its numerator and denominator under the key `ratios`."""
     ratios = {name: asdict(figure) for name, figure in figures.items() if isinstance(figure, Ratio)}
     values = {name: figure.value if isinstance(figure, Ratio) else figure for name, figure in figures.items()}
     return values | {"ratios": ratios}
 
 
-def accuracy(results: Collection[Result], planned: int) -> dict[str, Any]:
+def accuracy(results: Collection[Result], planned: int) -> Json:
     """Return the outcome counts of all `planned` attempts, and the accuracy of the attempts made so far.
 
     The accuracy is unknown if no answer was graded. If all attempts failed, it is 0.
@@ -128,7 +122,7 @@ def cut_by_limit(results: Iterable[Result]) -> Counter[str]:
     return Counter(flag for result in results if (flag := LIMITS.get(result.stop or "")))
 
 
-def compared_with_target(policy: PolicyResults, target: PolicyResults | None) -> dict[str, Any]:
+def compared_with_target(policy: PolicyResults, target: PolicyResults | None) -> Json:
     """Compare the accuracy, answers and texts of a policy with those of the target alone.
 
     All figures are None for the target itself, or if the run has no target. Answers are gained or lost where the target's
@@ -149,12 +143,11 @@ def compared_with_target(policy: PolicyResults, target: PolicyResults | None) ->
         "answers_lost": Ratio(lost, len(graded)),
         "answers_same": Ratio(sum(same), len(same)),
         "target_right": Ratio(sum(other.is_correct for _, other in graded), len(graded)),
-        "texts_differ": sum(own.text != other.text for own, other in done),
         "both_finished": len(done),
     }
 
 
-def difference_interval(pairs: Sequence[tuple[Result, Result]]) -> Interval | None:
+def difference_interval(pairs: Pairs) -> Interval | None:
     """Return the interval of the accuracy difference (first minus second), or None if there are no attempts."""
     if not pairs:
         return None
@@ -185,13 +178,12 @@ def _effective_count(values: Sequence[tuple[str, int]]) -> float:
     return float(min(count, count**2 * spread / between)) if between else float(count)
 
 
-def _routing(policy: PolicyResults) -> dict[str, Any]:
+def _routing(policy: PolicyResults) -> Json:
     total = policy.tally
     draft, target = total.draft_cost, total.target_cost
     return {
         "acceptance_rate": Ratio(total.accepted_steps, total.drafted_steps),
         "stopped_early_rate": Ratio(total.stopped_steps, total.drafted_steps),
-        "target_call_rate": Ratio(total.target_steps, sum(result.kept_steps for result in policy.done)),
         "called_rate": Ratio(sum(result.tally.target_steps > 0 for result in policy.done), len(policy.done))
         if policy.policy.kind == "checked"
         else None,
@@ -206,13 +198,13 @@ def _rate(tokens: int, per: float) -> Ratio | None:
     return Ratio(tokens, per) if tokens else None
 
 
-def _differs_by_clock(policy: Mapping[str, Any]) -> bool:
+def _differs_by_clock(policy: Fields) -> bool:
     computed, clock = policy["speedup"], policy["measured_speedup"]
     return bool(computed and clock) and not 1 / MAX_RATIO <= clock / computed <= MAX_RATIO
 
 
 def _notes(
-    run: Run, policies: Sequence[PolicyResults], made: Sequence[Mapping[str, Any]], *, has_target: bool, has_prices: bool
+    run: Run, policies: Sequence[PolicyResults], made: Sequence[Fields], *, has_target: bool, has_prices: bool
 ) -> Iterator[str]:
     done = [result for policy in policies for result in policy.done]
     for flag, count in sorted(cut_by_limit(done).items()):
@@ -220,10 +212,6 @@ def _notes(
         yield f"The limit {flag} was reached in {cut}. The unfinished solutions were graded. To finish them, raise {flag}."
     if run.decided.concurrency > 1:
         yield f"{run.decided.concurrency} problems were solved at once. Times are computed for one problem at a time."
-    for policy in made:
-        if POLICIES[policy["policy"]].speculates and policy["texts_differ"]:
-            texts = formatting.count(policy["texts_differ"], "text")
-            yield f"The speculative policy differs from the target in {texts}, because of near-ties."
     if (samples := run.samples) > 1:
         yield f"Each problem has {samples} attempts. Accuracy is averaged over all attempts; intervals are over problems."
     if clock := [f"{one['label']} {formatting.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:

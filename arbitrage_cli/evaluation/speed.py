@@ -21,9 +21,9 @@ import numpy as np
 from arbitrage_cli.costs.pair import PairCosts, Prices, has_prompts
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Interval, Ratio, log_ratio
-from arbitrage_cli.runs.results import PolicyResults, Result, paired_done, sums_by_problem
+from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired_done, sums_by_problem
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ByRole, Json, ModelRole
 
 PHASES = ("prefill", "decode", "verify")
 DISTURBED = 2.0  # the factor by which a disturbed step is slower or faster than the usual step
@@ -44,13 +44,12 @@ PRICED = (
     "saving_interval",
 )  # figures that need prices
 
-Units = Mapping[ModelRole, UnitCosts]
+Units = ByRole[UnitCosts]
 WorkKind = tuple[ModelRole, str, bool] | Literal["score", "program"]
 """A kind of work: scoring, the program's own work per token, or a model's prefill, decoding or verification.
 
 The last part of the tuple is true if another model wrote the previous step. Such a step may be slower.
 """
-Paired = Sequence[tuple[Result, Result]]  # the policy's and the target's results of the attempts that both finished
 
 
 class Portion(NamedTuple):
@@ -174,12 +173,12 @@ def token_ratio(run: Run, policies: Iterable[PolicyResults]) -> tuple[float | No
     return factor * costs.token_ratio, (factor * low, factor * high)
 
 
-def latency(policy: PolicyResults, target: PolicyResults | None, units: Units, *, has_clock: bool) -> dict[str, Any]:
+def latency(policy: PolicyResults, target: PolicyResults | None, units: Units, *, has_clock: bool) -> Json:
     """Return the figures named LATENCY, computed from the counted work and, if `has_clock` is true, measured by the clock.
 
     Problems that are solved at once share the clock's time.
     """
-    pairs, found = paired_done(policy, target) if target else [], dict[str, Any]()
+    pairs, found = paired_done(policy, target) if target else [], Json()
     own, others = ([pair[side] for pair in pairs] for side in (0, 1))
     # The errors of different models are independent. The error of a model affects a speed-up as far as the model's shares of
     # the two times differ, so a policy that does the target's work has no such error.
@@ -193,7 +192,7 @@ def latency(policy: PolicyResults, target: PolicyResults | None, units: Units, *
 
 
 def speedup(
-    pairs: Paired, cost: Callable[[Result], float], common: float = 0.0
+    pairs: Pairs, cost: Callable[[Result], float], common: float = 0.0
 ) -> tuple[Ratio | None, float | None, Interval | None]:
     """Return the target's cost divided by the policy's cost, the standard error of its logarithm, and its interval.
 
@@ -213,7 +212,7 @@ def share_of(role: ModelRole, results: Sequence[Result]) -> float:
     return math.fsum(result.computed.get(role, 0.0) for result in results) / whole
 
 
-def price_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> dict[str, Any]:
+def price_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> Json:
     """Return the mean price of an attempt, and the saving. Speculation that drafted no tokens has the target's price."""
     if policy.policy.speculates and policy.done and not policy.tally.target_cost.verify_tokens:
         policy = target or policy

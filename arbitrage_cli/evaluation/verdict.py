@@ -12,7 +12,7 @@ compared problems. `display.verdict` describes the verdict in words.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from statistics import NormalDist
 from types import MappingProxyType
@@ -27,7 +27,7 @@ from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import DEFAULT_TAU, Route, stored_route
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import ByRole, Fields, ModelRole, frozen
 
 BOTH: tuple[ModelRole, ...] = ("draft", "target")
 
@@ -45,7 +45,7 @@ CHANGED = 0.5  # the answers that any expectation counts as gained, and as lost:
 DRAFT_CHANGE = -0.15  # the expected net change of the draft alone, as a share of the answers
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expected:
     """The expected effect of a policy: a log-normal ratio, and the outcomes of answers.
 
@@ -89,8 +89,8 @@ def expected_effects(run: Run, prices: Prices | None = None) -> dict[str, Expect
 def effects_of(
     routes: Iterable[Route],
     costs: PairCosts | None,
-    card: Mapping[str, Any] | None = None,
-    models: Mapping[ModelRole, str | None] = MappingProxyType({}),
+    card: Fields | None = None,
+    models: ByRole[str | None] = MappingProxyType({}),
 ) -> dict[str, Expected]:
     """Return the expected effect of each route. `models` contains checksums, and `card` is that of the router."""
     costs = costs if costs and costs.target.decode else None  # nothing is saved against a free target
@@ -141,11 +141,9 @@ def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float:
     return costs.target.decode / max(costs.draft.decode, LEAST_PRICE * costs.target.decode) if costs else 1.0
 
 
-def _is_pair(models: Mapping[ModelRole, str | None], pair: Mapping[str, Any]) -> bool:
+def _is_pair(models: ByRole[str | None], pair: Fields) -> bool:
     return all(models.get(role) and models[role] == pair.get(role, {}).get("sha256") for role in BOTH)
 
-
-Figures = Mapping[str, Any]
 
 MIN_SPEEDUP, MIN_SAVING = 1.1, 0.1  # minimum speed-up, or share of the price that is saved, of a policy worth using
 MAX_LOSS, MAX_LOST = 0.02, 0.05  # maximum net loss, as shares of all answers and of the target's right answers
@@ -158,13 +156,12 @@ SPREAD, SPREAD_PROBLEMS = 0.7, 3.0
 """The prior standard deviation of a problem's log speed-up, and the number of problems that the prior counts as."""
 DRAWS = 10_000  # random net changes from which probabilities and intervals are computed
 SIMILAR = 1.2  # maximum ratio of two speed-ups that count as similar
-MAX_POINTS = 1.0  # maximum loss of a preset, in percentage points of the target's reward
 
 
 ALONE = Expected(spread=0.0)  # the effect of the target alone
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Candidate:
     """A policy that may replace the target alone.
 
@@ -196,7 +193,7 @@ class Candidate:
         return not self.num_problems and self.saves < HOPELESS
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """The verdict on a pair: the policy to use, and the probability that this choice is right.
 
@@ -230,7 +227,7 @@ class Verdict:
         return chance >= SURE and not any(one.ratio > SIMILAR * self.best.ratio for one in possible)
 
 
-def verdict(figures: Figures, expected: Mapping[str, Expected]) -> Verdict | None:
+def verdict(figures: Fields, expected: Mapping[str, Expected]) -> Verdict | None:
     """Return the verdict on a run. `expected` maps all routes, including those that were not run, to their expected effects.
 
     Return None if the target alone is the only policy.
@@ -303,13 +300,13 @@ def _policy_of(route: str) -> Policy:
     return POLICIES[route.partition("@")[0]]
 
 
-def _measured_ratio(made: Figures, figures: Figures) -> list[Any]:
+def _measured_ratio(made: Fields, figures: Fields) -> list[Any]:
     """Return the ratio by which a policy is judged, the standard error of its logarithm, and its interval."""
     name = "price_ratio" if figures["is_priced"] else "speedup"
     return [made[f"{name}{suffix}"] for suffix in ("", "_log_error", "_interval")]
 
 
-def _answers(made: Figures) -> list[float]:
+def _answers(made: Fields) -> list[float]:
     """Return the numbers of gained, lost, same and right answers, and those of graded and ungraded answers."""
     ratios = made["ratios"]
     names = "answers_gained", "answers_lost", "answers_same", "target_right"
@@ -317,7 +314,7 @@ def _answers(made: Figures) -> list[float]:
     return [*counted, ratios["target_right"]["denominator"], ratios["answers_same"]["denominator"]]
 
 
-def _updated(expected: Expected, made: Figures, figures: Figures) -> Expected:
+def _updated(expected: Expected, made: Fields, figures: Fields) -> Expected:
     """Return the expected effect of a policy, updated by its figures."""
     samples = figures["samples"]
     gained, lost, same, right, graded, ungraded = (count / samples for count in _answers(made))
@@ -329,7 +326,7 @@ def _updated(expected: Expected, made: Figures, figures: Figures) -> Expected:
 
 
 def _candidate(
-    route: str, effect: Expected, lossless: Sequence[Expected], made: Figures | None, figures: Figures
+    route: str, effect: Expected, lossless: Sequence[Expected], made: Fields | None, figures: Fields
 ) -> Candidate:
     """Return a candidate, given its updated effect, the effects of policies that lose nothing, and its figures, if any."""
     policy, least = _policy_of(route), 1 / (1 - MIN_SAVING) if figures["is_priced"] else MIN_SPEEDUP
@@ -362,14 +359,3 @@ def _considered(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Omit a policy's lossy presets beside its lossless preset, because the advice would alternate between them."""
     lossless = {one.policy for one in candidates if one.route.endswith(f"@{DEFAULT_TAU}")}
     return [one for one in candidates if one.policy not in lossless or one.route.endswith(f"@{DEFAULT_TAU}")]
-
-
-def best_preset(table: TauTable) -> str | None:
-    """Return the strictest preset that loses at most MAX_POINTS and reaches MIN_SPEEDUP over every lossless policy, or None."""
-    longest = table.time_lossless() / MIN_SPEEDUP
-    for name, tau in table.named.items():
-        row = table.faster_row(tau)
-        time = table.time(row)
-        if time is not None and time < longest and row.change >= -MAX_POINTS:
-            return name
-    return None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 
 NO_FIGURE = "-"
@@ -75,17 +76,17 @@ def count(value: int, noun: str) -> str:
     return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
 
-def seconds(value: float) -> str:
-    """Format a measured time: `0.42 s`, `12.3 s`, `1230 s`."""
-    return f"{value:.{2 if value < 10 else 1 if value < 1000 else 0}f} s"
-
-
 def duration(value: float) -> str:
     """Format an approximate time: `40 s`, `12 min`, `3 h 20 min`."""
     if value < 60:
         return f"{value:.0f} s"
     hours, minutes = divmod(round(value / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def timestamp() -> str:
+    """Return the present time in UTC: `2026-11-30T12:00:00+00:00`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def size_words(size: float | None) -> str:

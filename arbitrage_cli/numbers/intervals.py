@@ -1,10 +1,11 @@
 """Computes 95% confidence intervals for proportions, differences of proportions, and ratios of sums."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from arbitrage_cli.types import frozen
 
 Interval = tuple[float, float]
 Numbers = NDArray[np.float64]
@@ -14,7 +15,7 @@ SEED = 0  # of random draws, so that identical data produce identical figures
 Z = 1.959963984540054  # the 97.5% quantile of the normal distribution
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ratio:
     """A quotient. `value` is None if the denominator is 0."""
 

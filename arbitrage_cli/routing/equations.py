@@ -10,11 +10,12 @@ import operator
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
+
+from arbitrage_cli.types import frozen
 
 Value = Fraction | int
 
@@ -57,7 +58,7 @@ _COMPUTES = frozenset(_COMPUTING.split())
 _CONTINUES = _COMPUTES | {"and", "per", "by", "over", "to", "from", "between"}  # no new expression begins after these words
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Equation:
     """Two values that a text claims to be equal.
 

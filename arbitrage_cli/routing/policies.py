@@ -9,7 +9,7 @@ Below the table are the rule that chooses the target's thoughts and the checker 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -31,7 +31,7 @@ from arbitrage_cli.arbitrage import (
 )
 from arbitrage_cli.errors import unknown
 from arbitrage_cli.routing.equations import check_equations
-from arbitrage_cli.types import THINK_TOKENS, Decision, Limits, ModelRole, Step, Trace
+from arbitrage_cli.types import THINK_TOKENS, Decision, Limits, ModelRole, Step, Trace, frozen
 
 if TYPE_CHECKING:
     from arbitrage_cli.problems.tasks import Grader
@@ -44,7 +44,7 @@ RewardKind = Literal["prm", "any"]
 """The source of a policy's rewards: a process reward model, or any source that the user chooses."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """An entry in the table of policies.
 
@@ -177,7 +177,7 @@ Thinking = Literal["on", "off"]
 """Whether the checker thinks."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checker:
     """The settings of the checks. Each model of `order` solves the problem, in this order unless two models write at once.
 

@@ -8,10 +8,9 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from arbitrage_cli.errors import RouterError, UsageError
 from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS
 from arbitrage_cli.numbers.intervals import Interval
 from arbitrage_cli.system.files import checked
+from arbitrage_cli.types import Fields, Json, frozen
 
 ALWAYS, NEVER = 0.0, 1.0  # the taus that escalate every step and no step
 
@@ -34,7 +34,7 @@ SAVED = 0.5  # share of verification's possible saving that is reached: batches 
 DECISION_SECONDS, SCORE_SECONDS = 3.5e-4, 1.2e-4  # a router's time at the end of a step, and for an unfinished step
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TauRow:
     """The expected effect of one tau. Token counts and `looks` (scores of unfinished steps) are means per solution.
 
@@ -62,7 +62,7 @@ class TauRow:
         return self.change >= -limit and self.change_interval[0] >= -RISK * limit
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TauTable:
     """A table of taus in ascending order, from `ALWAYS` to `NEVER`.
 
@@ -178,11 +178,11 @@ class TauTable:
         highest = {self.faster_row(row.tau).escalation_rate: row.tau for row in self.rows}
         return float(np.interp(share, sorted(highest), [highest[rate] for rate in sorted(highest)]))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return asdict(self)
 
     @staticmethod
-    def from_json(found: Mapping[str, Any]) -> "TauTable":
+    def from_json(found: Fields) -> "TauTable":
         """Validate a table from a router's card. Raises RouterError if the table is invalid."""
         try:
             table = checked(TauTable, found)

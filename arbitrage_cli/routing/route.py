@@ -4,11 +4,9 @@
 `Route.flow` creates the flow (`arbitrage.py`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
-from typing import Any
 
 from arbitrage_cli.arbitrage import Flow, Scorer, arbitrage, by_token_stats, oracle, single, uniform_draw
 from arbitrage_cli.costs.pair import PairCosts
@@ -16,14 +14,14 @@ from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.routing.policies import BUDGET, POLICIES, Checker, Policy, find_policy, lead_probe_stay, probe_tau
-from arbitrage_cli.routing.presets import ALWAYS, PRESETS, TauRow, TauTable, parse_number
+from arbitrage_cli.routing.presets import ALWAYS, PRESETS, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
-from arbitrage_cli.types import Trace
+from arbitrage_cli.types import Fields, Trace, frozen
 
 DEFAULT_TAU = "careful"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Route:
     """A policy with its tau.
 
@@ -84,7 +82,7 @@ class Route:
         return float(name[:-1]) / 100 if name.endswith("%") else BUDGET
 
 
-def stored_route(entry: Mapping[str, Any]) -> Route:
+def stored_route(entry: Fields) -> Route:
     """Return the route of a policy in run.json or in the figures, or of a row."""
     tau = entry["tau"]
     return Route(POLICIES[entry["policy"]], None if tau is None else float(tau), entry["tau_name"])
@@ -168,11 +166,6 @@ class AvailableRouter:
     def costs_of(self) -> str:
         return "the pair's prices" if self.is_priced else "this machine" if self.costs else "the router's card"
 
-    def row_of(self, route: Route) -> TauRow | None:
-        if not route.policy.needs_router or route.tau is None:
-            return None
-        return self.table.row_at(route.tau, stops_early=route.stops_early)
-
     def stops_early(self, route: Route) -> bool:
         """Return whether a route stops drafted steps early. Without a router's scores, the default preset's steps decide."""
         if not route.policy.can_stop_early or self.router is None or self.early_stop is not None:
@@ -229,25 +222,22 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
     If the user set no routing options (`is_default`), this policy replaces the route: the target alone or, if this saves
     time, the speculative target.
     """
-    row, costs = available.row_of(route), available.costs
-    if row is None or route.tau is None:
+    if not route.policy.needs_router or route.tau is None:
         return route, None
-    table, escalates_all = available.table, route.tau <= ALWAYS
-    time, fastest = table.time(row), table.time_lossless() if costs else 1.0
-    if not escalates_all and (time is None or time < fastest):
+    table = available.table
+    time, fastest = (
+        table.time(table.row_at(route.tau, stops_early=route.stops_early)),
+        table.time_lossless() if available.costs else 1.0,
+    )
+    if route.tau > ALWAYS and (time is None or time < fastest):
         return route, None
+    lossless = POLICIES["speculative" if fastest < 1 else "target"]
     likely = table.time(table.faster_row(table.likely_careful.tau))
     if route.tau_name == DEFAULT_TAU and table.shortage and (likely is None or likely < fastest):
         warning = table.shortage  # otherwise, routing would be slower with more solutions, too
-    elif time is None or (escalates_all and not route.tau_name):
-        warning = f"tau {formatting.tau(route.tau)} escalates every step"
-    elif time < 1:
-        warning = "speculation is probably faster than routing on this machine"
     else:
-        basis = "" if costs else " (not measured on this machine)"
         worse = "more expensive" if available.is_priced else "slower"
-        warning = f"routing is probably {time - 1:.0%} {worse} than the target alone{basis}"
-    lossless = POLICIES["speculative" if fastest < 1 else "target"]
+        warning = f"routing is probably {worse} than policy {lossless.name}"
     if not is_default:
         return route, f"{warning}; better: --policy {lossless.name}"
     how = " with speculation (same output, except where two tokens are almost equally likely)" if lossless.speculates else ""

@@ -24,7 +24,7 @@ from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, router_file, shipped_routers
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.system.files import checked, read_regular, write_atomically
-from arbitrage_cli.types import Attribution, ModelRole, Step, Trace
+from arbitrage_cli.types import Attribution, ByRole, Fields, Json, Step, Trace, frozen
 
 MAX_INPUT = 8.0  # standard deviations from the mean
 MAX_LOG_ODDS = 30.0  # so that every probability is between the taus 0 and 1
@@ -36,7 +36,7 @@ LOOK_EVERY = 2  # tokens between two scores of an unfinished step
 ODDS = 1.5  # factor on the odds of tau for unfinished steps, which the router was not trained on
 LEAST_THOUGHTS = 100  # thinking steps in the training states of a router that routes thinking
 
-TrainedModel = Mapping[str, Any]  # the `name` and `sha256` of a model; the sha256 is None if the model has no file
+TrainedModel = Fields  # the `name` and `sha256` of a model; the sha256 is None if the model has no file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +93,7 @@ class Network:
         return parts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RouterCard:
     """The description of a router, including its quality on test problems (`metrics`) and its table of taus.
 
@@ -104,10 +104,10 @@ class RouterCard:
     name: str
     features: tuple[str, ...]
     pairs: tuple[Mapping[str, TrainedModel], ...]
-    reward: Mapping[str, Any]
-    data: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    taus: Mapping[str, Any]
+    reward: Fields
+    data: Fields
+    metrics: Fields
+    taus: Fields
     command: tuple[str, ...]
     version: str
     created: str
@@ -137,7 +137,7 @@ class RouterCard:
         """The rule that ended steps in the training states."""
         return checked(StepEnd, self.data.get("step_end"))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return asdict(self)
 
 
@@ -241,7 +241,7 @@ def clearly_above(tau: float) -> float:
 # --- router files
 
 
-def included_router(files: Mapping[ModelRole, Sequence[Path]]) -> str | None:
+def included_router(files: ByRole[Sequence[Path]]) -> str | None:
     """Return the included router that was trained on the models in these GGUF files, or on other quantizations of them."""
     try:
         names = {role: read_facts(files[role]).name for role in ("draft", "target") if files.get(role)}
@@ -303,7 +303,7 @@ def _decode(data: bytes) -> Router:
     return Router(_network(arrays, len(card.features)), card)
 
 
-def _object(text: str | bytes) -> dict[str, Any]:
+def _object(text: str | bytes) -> Json:
     try:
         found = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

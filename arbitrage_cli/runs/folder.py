@@ -18,9 +18,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +39,7 @@ from arbitrage_cli.system.files import (
     write_all,
     write_atomically,
 )
+from arbitrage_cli.types import Fields, Json, frozen
 
 if TYPE_CHECKING:  # slow to import
     from filelock import FileLock
@@ -72,7 +72,7 @@ class BadRow(NamedTuple):
         return f"line {self.number}: {self.reason or 'unfinished'}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Contents:
     """The contents of run.json, and the file of rows. Each access to `rows` reads and validates them again."""
 
@@ -128,7 +128,7 @@ def read_run_folder(folder: Path, kind: str | None = BENCH) -> Contents:
         return Contents(_read_run(folder, kind), folder / RESULTS)
 
 
-def list_runs(folder: Path) -> list[dict[str, Any]]:
+def list_runs(folder: Path) -> list[Json]:
     """Return a record for each run of `bench` directly below `folder`, newest first.
 
     Raises UsageError if the folder is unreadable.
@@ -139,10 +139,10 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
     return sorted(filter(None, map(_listing_record, found)), key=lambda record: record["age_seconds"])
 
 
-def _listing_record(folder: Path) -> dict[str, Any] | None:
+def _listing_record(folder: Path) -> Json | None:
     """Return the record of a run of `bench`, or None for a run of another command."""
     newest = max((folder / name).stat().st_mtime for name in (RUN, RESULTS) if (folder / name).exists())
-    record: dict[str, Any] = {"folder": str(folder), "age_seconds": max(0, round(time.time() - newest))}
+    record: Json = {"folder": str(folder), "age_seconds": max(0, round(time.time() - newest))}
     try:
         contents = read_run_folder(folder, None)
         run = contents.run
@@ -160,7 +160,7 @@ def _listing_record(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def encode(content: Mapping[str, Any]) -> bytes:
+def encode(content: Fields) -> bytes:
     return to_json(content, separators=(",", ":")).encode() + b"\n"
 
 

@@ -3,14 +3,27 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from arbitrage_cli.errors import ContextFullError
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.answers import boxed_answer
-from arbitrage_cli.types import Attribution, Check, Cost, Decision, Finished, ModelRole, Step, Trace
+from arbitrage_cli.types import (
+    Attribution,
+    Bill,
+    ByRole,
+    Check,
+    Cost,
+    Decision,
+    Fields,
+    Finished,
+    ModelRole,
+    Step,
+    Trace,
+    frozen,
+)
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.routing.route import Route
@@ -37,14 +50,14 @@ LIMITS: Mapping[str, str] = {"max_tokens": "--max-tokens", "max_steps": "--max-s
 """Maps the `TraceStop` of a solution that reached a limit to the option that sets the limit."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunInfo:
     """The settings of a run that solves problems."""
 
     route: "Route"
-    models: Mapping[ModelRole, str] = field(default_factory=dict)  # names given by the user
-    descriptions: Mapping[ModelRole, str] = field(default_factory=dict)  # from the model files
-    settings: Mapping[str, Any] = field(default_factory=dict)  # all other settings that affect the text
+    models: ByRole[str] = field(default_factory=dict)  # names given by the user
+    descriptions: ByRole[str] = field(default_factory=dict)  # from the model files
+    settings: Fields = field(default_factory=dict)  # all other settings that affect the text
     num_problems: int | None = None  # None if unknown in advance
     num_done: int = 0  # by an earlier command
     answers_follow: bool = False  # the answers are written to the terminal that shows the view
@@ -53,7 +66,7 @@ class RunInfo:
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
     explain: Explain | None = None
     may_answer: Callable[[str], bool] = lambda question: True  # whether the models were trained on such questions
-    bill: Callable[[Finished], tuple[float, float | None] | None] = lambda finished: None  # dollars: spent, target alone
+    bill: Callable[[Finished], Bill] = lambda finished: None
 
 
 def tau_in_json(tau: float | None) -> Tau:
@@ -63,7 +76,7 @@ def tau_in_json(tau: float | None) -> Tau:
     return "inf" if tau > 0 else "-inf"
 
 
-def to_json(content: Mapping[str, Any], **options: Any) -> str:
+def to_json(content: Fields, **options: Any) -> str:
     """Serialize a record as ASCII JSON without NaN. Lone surrogates are replaced with question marks."""
     text = json.dumps(content, allow_nan=False, **options)
     if "\\ud" in text:  # JSON parsers reject lone surrogates, which Python would escape
@@ -89,7 +102,7 @@ def problem_error(finished: Finished) -> tuple[str, str] | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tally:
     """Totals over several steps. Costs and drafted tokens include discarded steps.
 

@@ -12,8 +12,8 @@ import numpy as np
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.records import NO_COST, Key, Tally, tally, tau_in_json, total
-from arbitrage_cli.types import Check, Cost, Decision, ModelRole
+from arbitrage_cli.runs.records import NO_COST, Tally, tally, total
+from arbitrage_cli.types import Check, Cost, Decision, ModelRole, frozen
 
 if TYPE_CHECKING:  # pydantic is slow to import
     from arbitrage_cli.runs.rows import AttemptRow
@@ -23,14 +23,14 @@ Outcome = Literal["correct", "incorrect", "unscored", "error"]
 SampleKey = tuple[str, int]  # problem ID and sample index, which all policies share
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Result:
     """The fields of a row that are used for statistics.
 
     `seconds` is the wall-clock time, or None if the attempt failed. `steps` contains the cost of each step by model, in
     order, including discarded steps and speculation. `program_seconds` is the time spent outside the models and the router.
     `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.speed`. `question`
-    and `text` are checksums.
+    is a checksum.
     """
 
     route: Route
@@ -39,9 +39,7 @@ class Result:
     stop: str | None
     seconds: float | None
     tally: Tally
-    kept_steps: int
     question: int
-    text: int
     same_as_target: bool | None = None
     steps: Sequence[tuple[ModelRole, Cost]] = ()
     num_scores: int = 0
@@ -59,9 +57,7 @@ class Result:
             stop=row.stop,
             seconds=float(row.wall_seconds) if row.status == "done" else None,
             tally=tally(decisions, timing.reward or NO_COST, check),
-            kept_steps=len(decisions),
-            question=_checksum(row.problem),
-            text=_checksum(row.text),
+            question=zlib.crc32(row.problem.encode("utf-8", "surrogatepass")),
             same_as_target=row.same_as_target,
             steps=_steps(decisions, check),
             num_scores=sum(decision.score is not None for decision in decisions) + (check is not None),
@@ -72,10 +68,6 @@ class Result:
     @property
     def computed_seconds(self) -> float:
         return math.fsum(self.computed.values())
-
-    @property
-    def attempt(self) -> Key:
-        return *self.key, self.route.policy.name, tau_in_json(self.route.tau)
 
     @property
     def is_correct(self) -> bool:
@@ -121,12 +113,16 @@ def results_by_policy(run: "Run", results: Iterable[Result]) -> list[PolicyResul
     return [PolicyResults(route, dict(sorted(own.items()))) for route, own in found.items()]
 
 
-def paired(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:
+Pairs = Sequence[tuple[Result, Result]]
+"""The results of two policies or runs for the same attempts."""
+
+
+def paired(first: PolicyResults, second: PolicyResults) -> Pairs:
     others = second.results
     return [(result, others[key]) for key, result in first.results.items() if key in others]
 
 
-def paired_done(first: PolicyResults, second: PolicyResults) -> list[tuple[Result, Result]]:
+def paired_done(first: PolicyResults, second: PolicyResults) -> Pairs:
     return [(result, other) for result, other in paired(first, second) if result.is_done and other.is_done]
 
 
@@ -144,7 +140,3 @@ def _steps(decisions: Iterable[Decision], check: Check | None) -> list[tuple[Mod
     for step in (step for decision in decisions for step in (decision.draft, decision.target) if step):
         work += [("draft", step.speculation_cost), (step.model, step.cost)]
     return [(role, cost) for role, cost in work if cost != NO_COST]
-
-
-def _checksum(text: str) -> int:
-    return zlib.crc32(text.encode("utf-8", "surrogatepass"))

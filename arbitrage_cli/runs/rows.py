@@ -38,6 +38,7 @@ from arbitrage_cli.types import (
     Decision,
     Finished,
     Grade,
+    Json,
     ModelRole,
     Phase,
     Step,
@@ -46,7 +47,6 @@ from arbitrage_cli.types import (
     TraceStop,
 )
 
-Json = dict[str, Any]
 Status = Literal["done", "error"]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
@@ -60,7 +60,7 @@ def _check_policy(policy: str) -> str:
 
 
 def _check_cost(cost: Cost) -> Cost:
-    if bad := [name for name in Cost.__slots__ if not 0 <= getattr(cost, name) <= 2**53]:
+    if bad := [name for name, value in asdict(cost).items() if not 0 <= value <= 2**53]:
         raise ValueError(f"{bad[0]} is out of range")
     return cost
 
@@ -163,7 +163,7 @@ class Timing(Record):
     @classmethod
     def of(cls, figures: Tally, **seconds: float | None) -> Self:
         """Return the timing of a solution. `seconds` contains other times, which are omitted if they are None."""
-        others: dict[str, Any] = {name: {"seconds": spent} for name, spent in seconds.items() if spent is not None}
+        others: Json = {name: {"seconds": spent} for name, spent in seconds.items() if spent is not None}
         others |= {
             name: cost for name, cost in (("check", figures.check_cost), ("reward", figures.reward_cost)) if cost != NO_COST
         }
@@ -252,14 +252,13 @@ class SolutionRow(Solved):
     models: dict[ModelRole, str]
 
     @classmethod
-    def of(cls, finished: Finished, run: RunInfo, conditions: Json | None = None) -> Self:
+    def of(cls, finished: Finished, run: RunInfo) -> Self:
         error = problem_error(finished)
         return cls._of(
             finished,
             run.route,
             {},
             run.explain,
-            **({"conditions": conditions} if conditions else {}),
             answer=run.find_answer(finished.trace.text),
             error=error[0] if error else None,
             score_is=run.route.policy.score_is or None,

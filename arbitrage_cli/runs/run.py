@@ -15,9 +15,9 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES, Thinking
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import BENCH, COLLECT, Kind, Level, Tau, tau_in_json
-from arbitrage_cli.runs.rows import Count, Json, PolicyName, Record
+from arbitrage_cli.runs.rows import Count, PolicyName, Record
 from arbitrage_cli.system.files import reason_of
-from arbitrage_cli.types import Limits, ModelRole
+from arbitrage_cli.types import Json, Limits, ModelRole
 
 
 class Asked(Record):

@@ -14,7 +14,7 @@ from small_routers import write_router
 
 from arbitrage_cli.app.decide import available_router, decide
 from arbitrage_cli.app.gather import advised_pair, gather, warn_of_load
-from arbitrage_cli.app.options import CollectOptions, Options
+from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import WRITING, Loads, Request, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.costs.store import (
@@ -155,7 +155,7 @@ def test_flag_that_no_policy_of_a_benchmark_uses_is_refused(policy: str, given: 
 
 def test_process_reward_model_that_collect_does_not_use_is_refused() -> None:
     with pytest.raises(UsageError) as raised:
-        ask_to_collect(options("prm", models=Options()), MATH, CollectOptions("rollout"))
+        ask_to_collect(options("prm", models=Options()), MATH, "rollout")
     assert raised.value.option == "prm"
 
 

@@ -162,7 +162,7 @@ def result_of(contest: Contest, answers: Answers, index: int, factors: Mapping[M
     computed: dict[str, float] = {role: factors[role] * seconds for role, seconds in answer.seconds.items()}
     return Result(
         route=Route(POLICIES["target"]), key=(str(index), 0), outcome=outcome, stop="end",
-        seconds=sum(computed.values()), tally=Tally(), kept_steps=1, question=index, text=index, same_as_target=same, computed=computed,
+        seconds=sum(computed.values()), tally=Tally(), question=index, same_as_target=same, computed=computed,
     )  # fmt: skip
 
 

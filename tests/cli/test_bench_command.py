@@ -162,7 +162,7 @@ def test_finished_run_is_shown_and_not_changed(copy: Path) -> None:
     assert (result.code, "nothing to do" in result.err) == (0, True)
     assert policies(result.out)["draft"]["correct"] == 2
     first = bench(copy, "--json", "--limit", "1")
-    assert (first.code, json.loads(first.out)["n"], policies(first.out)["target"]["n"]) == (0, 1, 1)
+    assert (first.code, first.out) == (0, result.out)
     assert files_of(copy / "run") == files
 
 
@@ -189,7 +189,7 @@ def test_errors_are_retried_and_wrong_answers_are_not(here: Path) -> None:
     ids = [row["id"] for row in rows_of(here / "run")][6:]
     assert ids == ["p1"] * 3 + ["odd"] * 3
     assert {row["id"] for row in rows_of(here / "run") if row["grade"] and row["grade"]["value"] == "incorrect"} == {"p0"}
-    assert bench(here, "--ids", "p0").code == 0
+    assert bench(here, "--limit", "2-2").code == 0
 
 
 # --- what is refused

@@ -100,9 +100,8 @@ def test_one_model_is_measured_alone_as_json(home: Home) -> None:
     result = home.run(*ONE, "--json", "-q", env=Q8)
     assert (result.code, result.err) == (0, "")
     record = result.record
-    assert [*record] == ["target", "token_ratio", "token_ratio_interval"]
+    assert [*record] == ["target"]
     assert record["target"]["costs"]["batches"][0] > 0
-    assert record["token_ratio"] is None
     assert [one.loading.kv_type for one in read_cache(home.file).tuned] == ["q8_0"]
 
 

@@ -12,7 +12,7 @@ from gguf import GGUFValueType as Kind
 
 from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import gather
-from arbitrage_cli.app.options import CollectOptions, Options
+from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import ask, ask_to_collect
 from arbitrage_cli.problems.tasks import MATH
 
@@ -68,7 +68,7 @@ def test_a_model_that_thinks_by_itself_thinks_in_each_command(advised: Path, thi
     models = Options(draft=str(thinker), target=str(advised), policy="entropy")
     for think, tokens in ((None, None), ("off", 0)):
         asked = replace(models, think=think)
-        for request in (ask(asked, MATH), ask_to_collect(asked, MATH, CollectOptions("rollout"))):
+        for request in (ask(asked, MATH), ask_to_collect(asked, MATH, "rollout")):
             settings = decide(request, gather(request, {})).settings
             assert (settings.think_tokens, settings.temperature) == (tokens, 0.0)
 

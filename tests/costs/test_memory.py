@@ -83,7 +83,7 @@ def test_layers_with_other_numbers_of_heads(tmp_path: Path) -> None:
     assert need([4, 4, 4], [2, 1, 0]).host.each == 100 * (2 + 1 + 0) * (16 + 16) * 2
     assert need([4, 8, 0], [2, 1, 0]).host.each == 100 * (2 * (16 + 16) + 1 * (8 + 8)) * 2
     for unknown in (need(None, None), need([4, 4], None)):
-        assert (unknown.host.each, unknown.is_known) == (0, False)
+        assert unknown.host.each == 0
 
 
 @pytest.mark.parametrize(("layers", "share"), [(None, 1.0), (-1, 1.0), (99, 1.0), (3, 1.0), (1, 1 / 3), (0, 0.0)])
@@ -139,7 +139,7 @@ def test_one_is_refused_only_if_it_never_fits(
     [
         (10, Need(Part(100, 100)), "--concurrency 9"),
         (2, Need(Part(800, 300)), "--concurrency 1"),
-        (2, Need(Part(1500, 0), is_known=False), "--concurrency 1"),
+        (2, Need(Part(1500, 0)), "--concurrency 1"),
         (9, Need(Part(10, 10), Part(100, 50)), "--concurrency 8"),
         (2, Need(Part(), Part(1501)), "gpu-layers"),
     ],

@@ -3,6 +3,7 @@
 import io
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from cli import make_trace
@@ -15,8 +16,8 @@ from arbitrage_cli.types import Writing, Wrote
 
 TARGET = Standing("target", planned=3, tried=2, done=2, correct=1, seconds=9.0)
 ENTROPY = Standing("entropy@0.5", planned=3, tried=2, done=1, correct=1, seconds=3.0)
-BEGUN = RunProgress("bench set", 4, 6, (TARGET, ENTROPY), seconds_left=90.0)
-AT_ONCE = RunProgress("bench set", 2, 3, (Standing("target", 3, 2, 2, correct=1, seconds=0.5),), seconds_left=90.0)
+BEGUN = RunProgress("bench set", 4, 6, (TARGET, ENTROPY))
+AT_ONCE = RunProgress("bench set", 2, 3, (Standing("target", 3, 2, 2, correct=1, seconds=0.5),))
 
 PATIENCE = 0.05  # seconds for a thread that should wait
 
@@ -30,25 +31,26 @@ def make_view(monkeypatch: pytest.MonkeyPatch) -> MakeView:
 
 def test_region_shows_how_the_run_stands(make_view: MakeView) -> None:
     view = make_view(BEGUN)
-    view.display.handle(AttemptEnded("p\x1b[2J1", "entropy@0.5", "incorrect", "1\n2", 12.34, BEGUN))
+    ended = replace(BEGUN, finished=5)
+    view.display.handle(AttemptEnded("p\x1b[2J1", "entropy@0.5", "incorrect", "1\n2", 12.34, ended))
     trace = make_trace()
     view.display.handle(AttemptStarted("p7", "entropy@0.5"))
     view.display.handle(Writing(trace, "draft", 9))
     view.clock.now += 30.0
     view.display.handle(Wrote(trace, "draft", "x"))
     before, head, names, _, entropy, attempt, last = view.screen.lines
-    assert head == "bench set  00:30  4/6; about 1 min left  " + "█" * 16 + "░" * 8
+    assert head == "bench set  00:30  5/6; about 30 s left  " + "█" * 20 + "░" * 4
     assert entropy == "  entropy@0.5   2/3    50%    3.00       1"
     assert names.split() == ["done", "right", "s", "each", "failed"]
     assert attempt[1:].split() == ["p7,", "entropy@0.5", "1", "draft", "1", "token"]
-    assert last == "  last: p[2J1, entropy@0.5: incorrect (1 2), 12.3 s"
+    assert last == "  last: p[2J1, entropy@0.5: incorrect (1 2), 12.34 s"
     view.display.close()
     assert view.screen.lines == [before]
 
 
 def test_narrow_terminal_loses_the_bar_before_the_figures(make_view: MakeView) -> None:
     _, head, *_, row = make_view(BEGUN, 50).screen.lines
-    assert head.startswith("bench set  00:00  4/6; about 2 min left  ██")
+    assert head.startswith("bench set  00:00  4/6  ██")
     assert row == "  entropy@0.5   2/3    50%    3.00       1"
 
 
@@ -63,7 +65,7 @@ def test_several_at_once_are_counted(make_view: MakeView) -> None:
     ]
 
 
-PROGRESS = RunProgress("bench odd\nset", 4, 6, (), seconds_left=90.0)
+PROGRESS = RunProgress("bench odd\nset", 4, 6, ())
 ENDED = AttemptEnded("p\u2028\x1b[2J1", "entropy@0.5", "incorrect", "1\n2 \u202e", 12.34, PROGRESS)
 
 
@@ -72,10 +74,10 @@ def test_attempt_is_one_line_of_visible_text() -> None:
     display = CommandDisplay(PlainScreen(stream), io.StringIO())
     display.begin(PROGRESS)
     display.handle(ENDED)
-    display.handle(AttemptEnded("p2", "draft", "correct", "", None, RunProgress("", 6, 6, (), seconds_left=0.0)))
+    display.handle(AttemptEnded("p2", "draft", "correct", "", None, RunProgress("", 6, 6, ())))
     assert stream.getvalue().splitlines() == [
         "bench odd set: 6 attempts, 4 of them done",
-        "4/6 p [2J1, entropy@0.5: incorrect (1 2), 12.3 s; about 2 min left",
+        "4/6 p [2J1, entropy@0.5: incorrect (1 2), 12.34 s",
         "6/6 p2, draft: correct",
     ]
 

@@ -1,4 +1,4 @@
-"""The table of figures in a terminal: 80 columns, definitions below, and sanitized text."""
+"""The table of figures in a terminal: 80 columns, and sanitized text."""
 
 import io
 from typing import Any
@@ -10,8 +10,6 @@ from test_hostile_text import HOSTILE, MARKUP, OBEYED
 
 from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.display.table import (
-    COMPARISON,
-    DEFINITIONS,
     DIFFERENCE,
     PAGE,
     PRICE,
@@ -27,16 +25,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def table(made: MadeUp, *, stream: io.StringIO | None = None, explain: bool = True, **options: Any) -> str:
+def table(made: MadeUp, *, stream: io.StringIO | None = None, **options: Any) -> str:
     stream = stream or io.StringIO()
-    write_table(figures(made.run, made.rows, **options), [], stream, explain=explain)
+    write_table(figures(made.run, made.rows, **options), [], stream)
     return stream.getvalue()
 
 
 def comparison(first: MadeUp, second: MadeUp) -> str:
     stream = io.StringIO()
     compared = compare_runs(as_run(first.run), results(first.rows), as_run(second.run), results(second.rows))
-    write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream, explain=True)
+    write_comparison({"runs": ["runs/one", "runs/another-" + "x" * 60]} | compared, stream)
     return stream.getvalue()
 
 
@@ -74,7 +72,7 @@ def test_ungraded_answers_have_no_columns_or_charts() -> None:
     made = make_run(6, columns=[("target", None), ("entropy", 0.5)])
     ungraded = MadeUp(made.run, [unscored(row) for row in made.rows])
     shown = figures(ungraded.run, ungraded.rows)
-    headings = table(ungraded, explain=False).splitlines()[2].split()
+    headings = table(ungraded).splitlines()[2].split()
     assert headings[:3] == ["policy", "mean", "s"]
     assert not {column.heading for column in known(PAGE["Accuracy and time"], shown["policies"])} & {
         "accuracy",
@@ -110,7 +108,7 @@ def test_names_are_data(monkeypatch: pytest.MonkeyPatch, text: str, kind: type[i
 def test_narrow_terminal_has_intervals_below_their_figures(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setattr("arbitrage_cli.display.table.width_of", lambda stream: width)
     made = make_run(60, columns=[*COLUMNS[:2], ("entropy", 0.5)])
-    lines = table(made, explain=False).splitlines()
+    lines = table(made).splitlines()
     index = next(index for index, line in enumerate(lines) if line.startswith("draft "))
     assert "[" not in lines[index]
     assert lines[index + 1].count("[") == 3
@@ -121,19 +119,19 @@ def test_narrow_terminal_keeps_the_names_of_policies_whole(monkeypatch: pytest.M
     made = make_run(60, columns=[*COLUMNS[:2], ("speculative", None), ("arbitrage", 0.347)])
     for width in (24, 43, 59):
         monkeypatch.setattr("arbitrage_cli.display.table.width_of", lambda stream, width=width: width)
-        lines = table(made, explain=False).splitlines()
+        lines = table(made).splitlines()
         assert {"policy", "speculative", "arbitrage@0.347"} <= {line.split(" ")[0] for line in lines}
         (heading,) = [line for line in lines if line.startswith("policy ")]
         assert "speed-up" in heading
 
 
 def test_few_problems_have_no_intervals() -> None:
-    assert "[" not in table(make_run(4), explain=False).partition("- ")[0]
+    assert "[" not in table(make_run(4)).partition("- ")[0]
 
 
 def test_differences_and_savings_have_their_intervals() -> None:
     made, prices = make_run(60), parse_prices("draft=0.02/0.10,target=0.60/2.40")
-    text = table(made, explain=False, prices=prices)
+    text = table(made, prices=prices)
     for policy in figures(made.run, made.rows, prices=prices)["policies"][1:]:
         (_, difference), (_, saving) = (column.cell(policy) for column in (DIFFERENCE, PRICE[1]))
         assert difference.startswith("[")
@@ -143,12 +141,10 @@ def test_differences_and_savings_have_their_intervals() -> None:
         assert DIFFERENCE.cell(nearly_none)[1] == "[+0 to +5]"
 
 
-def test_comparison_fits_and_is_defined() -> None:
+def test_comparison_fits() -> None:
     first, second = make_run(12), make_run(9, drift=0.3)
     text = comparison(first, second)
     assert max(map(len, text.splitlines())) < 80
     (line,) = [line for line in text.splitlines() if line.startswith("entropy@0.5 ")]
     assert line.split()[1] == "9"
     assert "3 only in the first run, 0 only in the second" in flat(text)
-    for column in COMPARISON:
-        assert flat(DEFINITIONS[column.key]) in flat(text)

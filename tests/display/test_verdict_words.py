@@ -7,11 +7,7 @@ from typing import Any
 
 import pytest
 from made_up_runs import figures, make_run, unscored
-from made_up_tuning import pair_costs
-from small_routers import make_table
 
-from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.display.card import preset_sentence
 from arbitrage_cli.display.verdict import alone, confidence, sentence
 from arbitrage_cli.evaluation.verdict import Candidate, Verdict
 
@@ -110,16 +106,3 @@ def test_a_confidence_is_never_rounded_up() -> None:
     assert [confidence(one)[1] for one in (0.5, 0.59, 0.899, 0.9, 0.98, 1.0)] == [
         *("5 in 10", "5 in 10", "8 in 10", "9 in 10", "9 in 10", "99 in 100"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("costs", "figures"),
-    [
-        (pair_costs(0.1, 1.0, prefill=0.01), ["--tau careful", "46%"]),
-        (pair_costs(0.9, 1.0, prefill=0.5), ["no preset"]),
-        (None, ["--costs"]),
-    ],
-)
-def test_a_threshold_table_in_words(costs: PairCosts | None, figures: list[str]) -> None:
-    words = preset_sentence(replace(make_table(), costs=costs))
-    assert [figure for figure in figures if figure not in words] == []

@@ -80,9 +80,8 @@ class Bench:
             SHORT,
             self.row,
             kept,
-            None,
-            self.sampler,
-            kept.kept,
+            sampler=self.sampler,
+            kept=kept.kept,
             clock=self.clock,
             timer=self.timer,
         )
@@ -309,7 +308,7 @@ def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def progress_of(*attempts: tuple[int, Route, float, str]) -> RunCounts:
-    progress = RunCounts("run", (TARGET, ENTROPY), 3, 6, ends=0.0)
+    progress = RunCounts("run", (TARGET, ENTROPY), 3)
     for number, route, seconds, verdict in attempts:
         row = made_up_runs.make_row(number, 0, (route.policy.name, route.tau)) | {"wall_seconds": seconds}
         ended = {"status": "error", "grade": None} if verdict == "error" else {"grade": {**row["grade"], "value": verdict}}
@@ -324,5 +323,4 @@ def test_progress_counts() -> None:
     target, entropy = now.standings
     assert (target.tried, target.done, target.correct, target.seconds) == (2, 2, 1, 14.0)
     assert (entropy.tried, entropy.done, entropy.correct, entropy.seconds) == (2, 1, 1, 4.0)
-    assert (entropy.planned, now.planned, now.finished, now.seconds_left) == (3, 6, 5, 0.0)
-    assert progress_of().now().seconds_left is None
+    assert (entropy.planned, now.planned, now.finished) == (3, 6, 4)

@@ -81,7 +81,6 @@ def test_rates_are_those_of_the_tally() -> None:
     assert policy["ratios"]["acceptance_rate"] == {"numerator": 1, "denominator": 3}
     assert policy["wasted_draft_tokens"] == 10
     assert (policy["thinking_tokens_mean"], thinking["thinking_tokens_mean"]) == (None, 30)
-    assert policy["target_call_rate"] == pytest.approx(2 / 3)
     assert (policy["draft_tokens_per_second"], policy["target_tokens_per_second"]) == (
         pytest.approx(10.0),
         pytest.approx(3.5),
@@ -131,14 +130,6 @@ def test_attempts_cut_at_a_limit_are_counted() -> None:
     for flag, count in (("--ctx", 1), ("--max-steps", 1), ("--max-tokens", 2)):
         (note,) = [note for note in made["notes"] if f"raise {flag}" in note]
         assert f"{count} of 5 attempts" in note
-
-
-def test_texts_that_differ_from_the_target_are_counted() -> None:
-    made = make_run(12, columns=[("target", None), ("speculative", None)])
-    rows = [{**row, "text": "another"} if row["policy"] == "speculative" else row for row in made.rows]
-    found = figures(made.run, rows)
-    assert [one["texts_differ"] for one in found["policies"]] == [None, 12]
-    assert [note for note in found["notes"] if "differs from the target in 12 texts" in note]
 
 
 def graded(row: dict[str, Any], value: str, **changes: Any) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_up_tuning import unit_costs
 from marks import rarely
-from small_routers import ROW, make_table
+from small_routers import make_table
 
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.evaluation.speed import PRICED
@@ -25,7 +23,6 @@ from arbitrage_cli.evaluation.verdict import (
     UNKNOWN,
     Expected,
     Verdict,
-    best_preset,
     chance_of_saving,
     chance_of_small_loss,
     effects_of,
@@ -33,7 +30,6 @@ from arbitrage_cli.evaluation.verdict import (
 )
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.types import ModelRole
 
@@ -338,31 +334,6 @@ def test_a_run_ends_when_the_answer_is_sure() -> None:
     assert verdict_on(known).is_final
     open_one = verdict_on(known, policy("arbitrage", 2.0, (1.5, 3.0), lost=1, problems=6), expected=EXPECTED)
     assert (open_one.route, open_one.best.confidence >= SURE, open_one.is_final) == ("speculative", True, False)
-
-
-@pytest.mark.parametrize(
-    ("times", "changes", "batch", "preset"),
-    [
-        ((0.6, 0.4, 0.2), (0.0, -0.9, -30.0), 16.0, "careful"),
-        ((0.95, 0.4, 0.2), (0.0, -0.9, -30.0), 16.0, "balanced"),
-        ((1.2, 1.1, 0.2), (0.0, -2.0, -30.0), 16.0, None),
-        ((0.6, 0.4, 0.2), (0.0, -0.9, -30.0), 1.0, None),
-    ],
-    ids=["the strictest", "that is fast enough", "nothing saves time for little", "speculation is faster"],
-)
-def test_a_threshold_table_advises_by_its_own_rows(
-    times: tuple[float, ...], changes: tuple[float, ...], batch: float, preset: str | None
-) -> None:
-    costs = PairCosts(unit_costs(0.001), unit_costs(1.0, 1 + (batch - 1) / 5, batch))
-    named = {"careful": 0.1, "balanced": 0.2, "fast": 0.4}
-    nothing: dict[str, Any] = dict.fromkeys(("draft_prefill_tokens", "target_tokens", "target_prefill_tokens"), 0.0)
-    rows = tuple(
-        replace(ROW, tau=tau, change=change, draft_tokens=1000 * time, **nothing)
-        for tau, change, time in zip(named.values(), changes, times, strict=True)
-    )
-    table = TauTable(rows, steps=0.0, prompt_tokens=0.0, alone_tokens=1.0, named=named, costs=costs)
-    assert best_preset(table) == preset
-    assert best_preset(replace(table, costs=None)) is None
 
 
 DRAFT = UnitCosts((0.1, 0.1, 0.1, 0.1, 0.1), 0.001)

@@ -52,7 +52,8 @@ def write_router(path: Path, *, pair: Mapping[str, Any] = PAIR, data: Mapping[st
     weights[FEATURES.index("entropy_first")] = 1.0
     network = Network(np.zeros(size, np.float32), np.ones(size, np.float32), weights, -1.0)
     taus = make_table().to_json()
-    data = {"step_end": asdict(BLANK_LINE), **(data or {})}
-    card = RouterCard("small", FEATURES, (pair,), {"kind": "prm"}, data, {}, taus, (), "0", "never")
+    data = {"step_end": asdict(BLANK_LINE), "runs": [], "parts": {}, **(data or {})}
+    metrics = {"test": {"router": {}}, "architecture": {"recipe": {"units": 0}, "members": 1}}
+    card = RouterCard("small", FEATURES, (pair,), {"kind": "prm"}, data, metrics, taus, (), "0", "never")
     save(Router(network, card), path)
     return path
