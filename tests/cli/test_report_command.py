@@ -12,7 +12,6 @@ from cli import ESCAPE, assert_refused, run
 from made_up_runs import figures, make_run, unpacked, write_run_folder
 
 from arbitrage_cli.costs.pair import parse_prices
-from arbitrage_cli.runs.folder import encode
 
 MADE = make_run(6, columns=[("target", None), ("draft", None), ("entropy", 0.5)])
 
@@ -124,13 +123,6 @@ def test_runs_are_listed(here: Path) -> None:
     assert (records["runs/one"]["done"], records["runs/one"]["planned"]) == (6, 6)
     assert run("report", cwd=here / "runs").code == 0
     assert_refused(run("report", "elsewhere", cwd=here), 2, "elsewhere: does not exist")
-
-
-@pytest.mark.parametrize("run_json", [{"schema": 1}, {"schema": 2, "levels": [], "decided": "x"}])
-def test_a_run_of_another_program_spoils_no_list(run_json: dict[str, object], here: Path) -> None:
-    (here / "runs" / "bad" / "run.json").write_bytes(encode(run_json))
-    shown = run("report", cwd=here)
-    assert (shown.code, "runs/one\n  6/6 done" in shown.out, "runs/bad\n" in shown.out) == (0, True, True)
 
 
 def test_damaged_rows_are_named_and_left_out(folder: Path) -> None:
