@@ -99,7 +99,7 @@ def test_models_are_identified_by_their_sha256(here: Path, tiny: Mapping[str, Pa
     assert (made["sha256"], made["context_size"]) == (sha256_of([tiny["draft"]]), 256)
 
 
-# --- what is compared
+# --- what would be run, and other settings
 
 
 def test_dry_run_shows_what_would_be_run_and_runs_nothing(copy: Path) -> None:

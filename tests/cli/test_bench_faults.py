@@ -1,4 +1,4 @@
-"""Faults that a benchmark survives: kill -9 anywhere, broken disks, signals, hanging steps, two runs at once.
+"""Faults that a benchmark survives: kill -9 anywhere, folders and streams that cannot be used, signals, two runs at once.
 
 The golden run is one that nothing happened to. After any fault the same command must end with the same rows, each once.
 """
@@ -99,7 +99,7 @@ def test_rows_without_run_json_are_refused_until_a_fresh_start(here: Path) -> No
     assert set_aside(here / "run") == ["results.jsonl.old-1"]
 
 
-# --- disks
+# --- folders
 
 
 def test_unusable_folder_is_refused_before_any_model_is_opened(here: Path) -> None:
@@ -177,7 +177,7 @@ def test_finished_run_reads_no_model_that_is_unchanged(here: Path, tiny: Mapping
     assert_refused(run(*command, cwd=here), 2, "--draft: model.gguf: ", "changed")
 
 
-# --- steps and streams that hang
+# --- no time, and streams that are missing
 
 
 def test_attempt_without_time_is_an_error_row(here: Path) -> None:
