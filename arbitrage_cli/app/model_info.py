@@ -1,5 +1,6 @@
 """Describes pairs, model files and routers as JSON, and proposes pairs of the models on this machine."""
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -7,7 +8,7 @@ from itertools import permutations
 from pathlib import Path
 
 from arbitrage_cli.errors import ModelError, ModelFileError, UsageError
-from arbitrage_cli.inference.open import rolls_back
+from arbitrage_cli.inference.open import load_llama, rolls_back
 from arbitrage_cli.model_files.checksums import identify
 from arbitrage_cli.model_files.gguf import num_snapshots, read_facts
 from arbitrage_cli.model_files.hub import HubName
@@ -88,6 +89,12 @@ def describe_models(names: Sequence[str]) -> Json:
     }
 
 
+def _quantization(file_type: int | None) -> str | None:
+    with contextlib.suppress(ModelError):  # without llama.cpp, files can still be described
+        return None if file_type is None else str(load_llama().quantization_name(file_type))
+    return None
+
+
 def describe_model(source: str, pair: PairEntry | None = None) -> Json:
     """Describe a model by its files. Raises ModelFileError if a file is missing or invalid."""
     from arbitrage_cli.app.decide import THINK_CONTEXT_SIZE  # with NumPy
@@ -111,6 +118,7 @@ def describe_model(source: str, pair: PairEntry | None = None) -> Json:
     return {
         "model": source,
         **asdict(facts),
+        "quantization": _quantization(facts.file_type),
         "files": [str(file) for file in facts.files],
         "memory_bytes": None if facts.memory_bytes is None else facts.memory_bytes + snapshots,
         "states_bytes": facts.state_bytes + facts.checkpoint_bytes + snapshots,

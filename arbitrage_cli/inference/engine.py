@@ -166,8 +166,7 @@ class Engine:
     def _advance(self, slots: list[int]) -> list[SlotUpdate]:
         """Prefill for one slot, or decode for all slots.
 
-        If this fails, advance each slot separately, so that only the failing problem is aborted. A failing step is first
-        retried without its proposal, because the model might never write the proposed text.
+        If this fails, advance each slot separately, so that only the failing problem is aborted.
         """
         slot, step = slots[0], self._steps[slots[0]]
         if ahead := step.opened.ahead:
@@ -180,9 +179,6 @@ class Engine:
         except ProblemError as error:
             if len(slots) > 1:
                 return [update for slot in slots for update in self._advance([slot])]
-            if step.opened.proposal:
-                step.opened.proposal, step.speculator = Proposal(), None
-                return self._advance(slots)
             del self._steps[slot]
             return [SlotUpdate(slot, error=error)]
 

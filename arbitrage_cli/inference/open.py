@@ -121,6 +121,6 @@ def _try_files(files: Sequence[Path], gpu_layers: int | None) -> bool:
 
 
 def _last_line(output: IO[bytes]) -> str:
-    output.seek(max(0, output.seek(0, os.SEEK_END) - 4096))
+    output.seek(0)
     lines = output.read().decode(errors="replace").split("\n")
     return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "no output")

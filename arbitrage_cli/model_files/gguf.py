@@ -211,20 +211,12 @@ _F32_BYTES = 4  # per number in the state of a recurrent layer
 _RECURRENT_ALONE = frozenset(("mamba", "mamba2"))
 _ATTENTION_INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # defaults, if the header has none
 
-# LlamaFileType in https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py
-_FILE_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
-    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
-    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
-}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
     """FileFacts about a model. A fact is None if the files do not contain it.
 
-    `context_size` is the number of tokens for which a context would be allocated. `kv_bytes` is the size of this context's
+    `file_type` is llama.cpp's number of a quantization. `context_size` is the number of tokens for which a context would be allocated. `kv_bytes` is the size of this context's
     KV cache in f16. `state_bytes` is the size of the recurrent layers' state per sequence.
     """
 
@@ -233,7 +225,7 @@ class FileFacts:
     name: str
     architecture: str | None
     num_parameters: int
-    quantization: str | None
+    file_type: int | None
     trained_context_size: int | None
     context_size: int
     kv_bytes: int | None
@@ -280,7 +272,7 @@ def read_facts(files: Sequence[Path], context_size: int | None = None) -> FileFa
         name=str(first.metadata.get("general.name") or files[0].stem),
         architecture=first.architecture if "general.architecture" in first.metadata else None,
         num_parameters=sum(header.num_parameters for header in headers),
-        quantization=_FILE_TYPES.get(file_type, f"type {file_type}") if isinstance(file_type, int) else None,
+        file_type=file_type if isinstance(file_type, int) else None,
         trained_context_size=trained,
         context_size=context,
         kv_bytes=None if kv_per_token is None else kv_per_token * context * _F16_BYTES,

@@ -45,7 +45,7 @@ Labels = NDArray[np.bool_]
 Parameters = tuple[Floats, Floats, Floats, float]  # the weights (d, h) and biases (h,) of the units, and those of the output
 
 INVERSE_PENALTIES = (0.001, 0.03, 1.0)  # C in scikit-learn's logistic regression
-PENALTIES = (2.0, 8.0, 30.0)  # alpha in scikit-learn's networks
+PENALTIES = (30.0, 8.0, 2.0)  # alpha in scikit-learn's networks
 UNITS = 32
 MAX_EPOCHS, PATIENCE, BATCH_SIZE, LEARNING_RATE = 100, 6, 256, 1e-3
 MAX_ITERATIONS = 2000
@@ -62,10 +62,6 @@ class Recipe:
     units: int
     penalty: float
 
-    @property
-    def label(self) -> str:
-        return f"network of {self.units}" if self.units else "logistic"
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
@@ -76,7 +72,7 @@ class Examples:
     weights: Numbers
 
 
-RECIPES: tuple[Recipe, ...] = (
+RECIPES: tuple[Recipe, ...] = (  # the simplest first
     *(Recipe(0, penalty) for penalty in INVERSE_PENALTIES),
     *(Recipe(UNITS, penalty) for penalty in PENALTIES),
 )
@@ -196,7 +192,6 @@ BASELINES: Mapping[str, Mapping[str, float]] = {  # scores as weighted sums of f
     "equations": {"logprob_mean": -1, "wrong_equations": WRONG_EQUATION},
     "entropy": {"entropy_first": 1},
 }
-THINKING = "arbitrage, thinking steps"  # the router's figures for these steps alone
 COMPARED = (*BASELINES, "random")  # a useful router outperforms all of them
 
 MIN_CLASS = 30  # states per class
@@ -231,7 +226,11 @@ def train(
     """Train a router. Raises UsageError if there are too few states, or if the router learned nothing."""
     _check(collected)
     truth = _truth_of(collected)
-    chosen = choose(_candidates(collected, seed, on_progress), truth)
+    candidates: list[FittedRecipe] = []
+    for recipe in RECIPES:
+        on_progress(f"learning: {recipe.units or 'no'} hidden units, penalty {recipe.penalty:g}")
+        candidates.append(cross_validate(collected, recipe, seed))
+    chosen = choose(candidates, truth)
     on_progress("calibrating and measuring")
     slope, shift = calibrate(chosen.validated, truth.is_better, truth.weight)
     network = average(chosen.networks).moved(slope, shift)
@@ -284,17 +283,6 @@ def choose(candidates: Sequence[FittedRecipe], truth: Truth) -> FittedRecipe:
         if gap <= float(np.nanstd(resampled)):
             return candidate
     return best
-
-
-def _candidates(collected: Collected, seed: int, on_progress: Announce) -> list[FittedRecipe]:
-    found: dict[str, FittedRecipe] = {}
-    for recipe in RECIPES:
-        if recipe.label not in found:
-            on_progress(f"learning: {recipe.label}")
-        candidate = cross_validate(collected, recipe, seed)
-        if recipe.label not in found or candidate.auc > found[recipe.label].auc:
-            found[recipe.label] = candidate
-    return list(found.values())
 
 
 def cross_validate(collected: Collected, recipe: Recipe, seed: int) -> FittedRecipe:
@@ -374,10 +362,6 @@ def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
         measured[name] = measure(values, truth, is_probability=name == "arbitrage")
         if name in COMPARED:
             leads[name] = figure(auc_gaps(probability, values, truth), truth)
-    thoughts = collected.features[:, FEATURES.index("is_thought")] == 1
-    if thoughts.any():
-        of_thoughts = Truth(truth.is_better[thoughts], truth.problem[thoughts])
-        measured[THINKING] = measure(probability[thoughts], of_thoughts, is_probability=True)
     return {"test": measured, "leads": leads}
 
 

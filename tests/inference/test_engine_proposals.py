@@ -8,7 +8,7 @@ from hash_language import CHEAP_BATCHES, HashBackend, Recording, Rollback, rando
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_tuning import unit_costs
-from scripted_models import Continuation, ScriptEndedError
+from scripted_models import Continuation
 from writing import (
     OTHER,
     PROBLEM,
@@ -167,18 +167,6 @@ def test_no_more_is_read_than_a_step_can_hold() -> None:
     del backend.calls[:]
     assert write_proposed(engine, trace, "abc.\n\nabc.\n\n").text == "abc.\n\n"
     assert backend.count("decode") == 4
-
-
-def test_a_proposal_that_fails_is_forgotten() -> None:
-    def script(question: str, solution: str) -> Continuation:
-        if "x" in solution:
-            raise ScriptEndedError("nothing to say")
-        return Continuation("a step without.\n\n"[len(solution) :], 0.9)
-
-    engine, trace = proposing_engine(scripted(script)), new_trace()
-    step = write_proposed(engine, trace, "x step")
-    assert (step.text, step.cost.verify_tokens) == ("a step without.\n\n", 0)
-    assert write_proposed(engine, trace, "a step without").cost.verify_kept > 0
 
 
 def test_a_step_that_has_left_its_proposal_is_speculated_on() -> None:

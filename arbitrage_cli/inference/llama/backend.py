@@ -344,6 +344,13 @@ class _Batch:
         c.llama_batch_free(self.struct)
 
 
+def quantization_name(file_type: int) -> str:
+    """Return llama.cpp's name of a quantization, such as Q4_K_M."""
+    names = {number: name for name, number in vars(c).items() if name.startswith("LLAMA_FTYPE_")}
+    name: str = names.get(file_type, f"type {file_type}")
+    return name.removeprefix("LLAMA_FTYPE_").removeprefix("ALL_").removeprefix("MOSTLY_")
+
+
 def system_info() -> str:
     """Describe the GPU support and CPU instruction sets of the llama.cpp build."""
     gpu = gpu_names()

@@ -61,32 +61,22 @@ KV_TYPES = {"f32": c.GGML_TYPE_F32, "f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_
 log = logging.getLogger("arbitrage.llama")
 _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)  # each thread has its own value
 
-# Default field values of each structure. In a library of another version, a missing or extra field would shift later values.
+# Default values of some fields of each structure. In a library of another version, a missing or extra field would shift later values.
 CONTEXT_DEFAULTS = {
     "n_ctx": 512,
     "n_batch": 2048,
     "n_ubatch": 512,
     "n_seq_max": 1,
-    "n_rs_seq": 0,
-    "n_threads": 4,
     "n_threads_batch": 4,
-    "pooling_type": -1,
-    "attention_type": -1,
     "flash_attn_type": -1,
-    "type_k": 1,
     "type_v": 1,
     "embeddings": False,
-    "offload_kqv": True,
-    "no_perf": True,
-    "op_offload": True,
     "swa_full": True,
     "kv_unified": False,
 }
 MODEL_DEFAULTS = {
     "n_gpu_layers": -1,
     "split_mode": 1,
-    "vocab_only": False,
-    "check_tensors": False,
     "use_extra_bufts": True,
     "no_host": False,
 }
