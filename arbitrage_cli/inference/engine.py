@@ -30,8 +30,8 @@ from arbitrage_cli.inference.speculation import (
     Speculator,
     align,
 )
-from arbitrage_cli.inference.unit_costs import TokenCosts, UnitCosts
-from arbitrage_cli.types import WHOLE, Cost, ModelRole, Problem, Step, TokenStats, Trace
+from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS, UnitCosts
+from arbitrage_cli.types import WHOLE, ModelRole, Problem, Step, TokenStats, Trace
 
 MIN_LOOKUP_SECONDS = 2e-3  # seconds per token; prompt lookup takes up to 1% of it
 
@@ -78,7 +78,7 @@ class Engine:
         self._max_verified = states.max_dropped if states else MAX_ROWS
         self._planner = planner if planner and self._max_verified else Planner()
         self._calibration = Calibration()
-        self._token_costs = TokenCosts(planner.costs if planner else None)
+        self._costs = planner.costs if planner else None
         self.cache = cache
         self._decoder = Decoder(cache, clock)
         self._slots: dict[int, OpenProblem] = {}
@@ -218,7 +218,6 @@ class Engine:
         written = Step(self._role, text, num_tokens, cost, step.stop, token_stats, step.speculation_cost, step.phase)
         if not step.text.lacks_tokens:  # otherwise the text is tokenized again, as by other models
             step.opened.cached.remember(written, step.tokens)
-        self._token_costs.add(cost)
         del self._steps[slot]
         return written
 
@@ -296,11 +295,13 @@ class Engine:
         return len(self._slots[slot].cached.prompt)
 
     def seconds_alone(self, slot: int, trace: Trace) -> float | None:
-        written = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
-        own = sum((step.cost for step in written if step.model == self._role), Cost())
-        num_tokens = sum(len(self.cache.step_ids(decision.kept.text)) for decision in trace.decisions) + 1
+        """Return the computed time in which the model alone would write the trace, or None if its token costs are unknown."""
+        if self._costs is None:
+            return None
         cached = self._slots[slot].cached
-        return self._token_costs.seconds_alone(own, len(cached.prompt) - cached.num_reused, num_tokens)
+        num_read = len(cached.prompt) - cached.num_reused
+        num_decoded = sum(len(self.cache.step_ids(decision.kept.text)) for decision in trace.decisions) + 1
+        return num_read * self._costs.prefill + num_decoded * (self._costs.decode + TOKEN_SECONDS)
 
 
 def as_speculator(draft: object) -> Speculator | None:

@@ -9,7 +9,6 @@ from arbitrage_cli.types import Cost
 ROWS = (1, 2, 4, 8, 16)
 TOKEN_SECONDS = 3e-5  # Python's time per token, which matters for tiny models only: EPYC, built-in pair
 STEP_TOKENS = 32  # about the length of a step
-ENOUGH_TOKENS = 16  # minimum number of decoded tokens for a speed
 MAX_COST = 1e12  # so that no sum is infinite
 COST_ERROR = 0.035  # the usual value of `UnitCosts.error`; 5% for the ratio of two models
 MAX_ERROR = 100.0  # so that no factor is infinite
@@ -77,28 +76,3 @@ class UnitCosts:
         batches = cost.verify_batches
         verify = batches * self.batch(cost.verify_tokens / batches) if batches else 0.0
         return prefill, cost.decode_tokens * self.decode, verify
-
-
-class TokenCosts:
-    """A model's prefill and decode time in this run, for estimates of the time without the other model."""
-
-    def __init__(self, known: UnitCosts | None = None) -> None:
-        self._known = known
-        self._spent = Cost()
-
-    def add(self, cost: Cost) -> None:
-        self._spent += cost
-
-    def seconds_alone(self, own: Cost, num_read: int, num_decoded: int) -> float | None:
-        """Estimate the time to prefill and decode these numbers of tokens, or return None if no speed is known.
-
-        The speed is computed from `own` (the cost of one trace) or, if `own` has too few decoded tokens, from the whole run. A
-        higher known speed is preferred, because decoding is slower during a run in which two models share the CPU cache.
-        """
-        cost = own if own.decode_tokens >= ENOUGH_TOKENS else self._spent
-        decoding = [cost.decode_seconds / cost.decode_tokens] if cost.decode_tokens else []
-        reading = [cost.prefill_seconds / cost.prefill_tokens] if cost.prefill_tokens else []
-        if self._known:
-            decoding.append(self._known.decode)
-            reading.append(self._known.prefill)
-        return num_read * min(reading, default=0.0) + num_decoded * (min(decoding) + TOKEN_SECONDS) if decoding else None

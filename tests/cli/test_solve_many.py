@@ -81,8 +81,6 @@ def test_a_blank_line_within_text_is_pointed_out_once(text: str, is_hinted: bool
 def test_every_line_has_a_result_in_its_place(here: Path, concurrency: str) -> None:
     result = solve_file(here, "-q", "--concurrency", concurrency)
     assert result.code == 1
-    has_estimate = [record.get("target_alone_seconds_estimate") is not None for record in result.records]
-    assert any(has_estimate) == (concurrency == "1")
     assert [(one["id"], one["answer"], bool(one["error"])) for one in result.records] == [
         ("a", "2", False),
         ("2", None, True),

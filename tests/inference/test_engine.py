@@ -37,7 +37,7 @@ from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds
 from arbitrage_cli.inference.llama.backend import LlamaBackend
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
-from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS
+from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS, UnitCosts
 from arbitrage_cli.types import Cost, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
 
 # --- what is read
@@ -291,26 +291,13 @@ def test_a_batch_shares_its_time() -> None:
     assert [step.cost.prefill_seconds for step in steps] == [1.0, 1.0]
 
 
-def test_time_of_the_target_alone() -> None:
-    backend = scripted(recite("abc.\n\n"))
-    engine = make_engine("target", backend, Sampler(), instructions="", costs=None, clock=ticking_clock())
+@pytest.mark.parametrize("costs", [None, unit_costs(0.5, prefill=0.25)])
+def test_time_of_the_target_alone_is_computed_from_its_unit_costs(costs: UnitCosts | None) -> None:
+    engine, trace = make_engine("target", HashBackend(), Sampler(), instructions="", costs=costs), new_trace()
     engine.open(0, PROBLEM)
-    trace = new_trace()
-    assert engine.seconds_alone(0, trace) is None
-    num_prompt = engine.start(0, WriteStep("draft", trace))
-    step, _ = finish(engine)
-    keep(trace, step)
     keep(trace, foreign("xy.\n\n", "draft"))
-    a_prompt_token, a_text_token = 1.0 / (num_prompt - 1), 5.0 / 4 + TOKEN_SECONDS
-    assert engine.seconds_alone(0, trace) == pytest.approx(num_prompt * a_prompt_token + (4 + 3 + 1) * a_text_token)
-
-
-def test_time_of_the_target_alone_is_known_from_its_unit_costs_before_it_writes() -> None:
-    costs = unit_costs(0.5, prefill=0.25)
-    engine = make_engine("target", HashBackend(), Sampler(), instructions="", proposals="drafted", costs=costs)
-    engine.open(0, PROBLEM)
-    seconds = 0.25 * (engine.num_prompt_tokens(0) or 0) + 0.5 + TOKEN_SECONDS
-    assert engine.seconds_alone(0, new_trace()) == pytest.approx(seconds)
+    seconds = 0.25 * (engine.num_prompt_tokens(0) or 0) + (3 + 1) * (0.5 + TOKEN_SECONDS)
+    assert engine.seconds_alone(0, trace) == (pytest.approx(seconds) if costs else None)
 
 
 # --- failures
