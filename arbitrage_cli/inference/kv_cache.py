@@ -216,9 +216,10 @@ class CachedProblem:
         size = self.cache.context_size
         required = self._ids_of(trace) + self.cache.step_ids(prefix)
         if len(required) >= size:
+            name = self.cache.backend.card.name
             raise ContextFullError(
-                f"the solution so far ({len(required)} tokens) fills the context of {self.cache.backend.card.name} ({size} tokens)",
-                "use a larger --ctx or a smaller --max-tokens",
+                f"the problem and the solution so far ({len(required)} tokens) fill the context of {name} ({size} tokens)",
+                "use a larger --ctx, a shorter problem or a smaller --max-tokens",
             )
         self.required, self.last_index = required, len(required) - 1
         self.sequence.keep_common(required)
@@ -294,16 +295,8 @@ class KvCache:
         self._closed: dict[int, CachedProblem] = {}  # by free slot
 
     def open(self, slot: int, problem: Problem, deadline: Deadline | None = None) -> CachedProblem:
-        """Start a problem.
-
-        Raises ContextFullError if the prompt is too long; ConversationError if the template rejects the prompt.
-        """
+        """Start a problem. Raises ConversationError if the template rejects the prompt."""
         prompt = self.prompt_ids(problem)
-        if len(prompt) >= self.context_size:
-            raise ContextFullError(
-                f"the prompt ({len(prompt)} tokens) fills the context of {self.backend.card.name} ({self.context_size} tokens)",
-                "use a larger --ctx or a shorter problem",
-            )
         shared, num_last = self._shared(replace(problem, id="", question="", turns=()))
         num_shared = len(shared) if prompt[: len(shared)] == shared else 0
         num_aligned = self._reuse(slot, prompt, num_shared, is_conversation=bool(problem.turns))

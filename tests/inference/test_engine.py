@@ -250,7 +250,7 @@ def test_a_prompt_that_leaves_room_for_one_token() -> None:
     step = write(new_engine(scripted(repeat("a"), context=num_prompt + 1)), new_trace())
     assert (step.num_tokens, step.stop) == (1, "context")
     with pytest.raises(ContextFullError, match=f"{num_prompt} tokens"):
-        new_engine(scripted(repeat("a"), context=num_prompt))
+        write(new_engine(scripted(repeat("a"), context=num_prompt)), new_trace())
 
 
 def test_a_solution_that_no_longer_fits() -> None:
