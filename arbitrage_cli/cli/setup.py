@@ -5,7 +5,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +17,12 @@ from arbitrage_cli.cli.options import options_page
 from arbitrage_cli.cli.settings import settings_file
 from arbitrage_cli.display.text import is_drawable, write, write_lines
 from arbitrage_cli.errors import ModelError, UsageError, unknown
-from arbitrage_cli.inference.llama import binding_version, prebuilt_library
+from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.system.files import user_folder
-from arbitrage_cli.system.machine import default_threads, processor_features, processor_name, total_memory
+from arbitrage_cli.system.machine import default_threads, processor_name, total_memory
 
 GUIDES = Path(__file__).parents[1] / "guides"
 MAX_COLUMNS = 100
@@ -67,21 +67,12 @@ def _llama() -> Iterator[tuple[str, str]]:
     try:
         llama = load_llama()
         yield "llama.cpp", str(llama.system_info())
-        yield "built for", _build(llama.unused_instructions())
         for gpu in llama.gpus():
             yield "GPU", f"{gpu.name}, {formatting.size_words(gpu.total)} of memory, {formatting.size_words(gpu.free)} free"
         if not llama.gpus():
             yield "GPU", "none"
     except ModelError as error:
         yield "llama.cpp", error.message
-
-
-def _build(unused: Sequence[str]) -> str:
-    if not processor_features():
-        return "unknown: this system does not report CPU features"
-    if prebuilt_library():
-        return f"any processor with AVX2 (prebuilt){'; it does not use ' * bool(unused)}{', '.join(unused)}"
-    return f"any processor; it does not use {', '.join(unused)}" if unused else "this processor"
 
 
 # --- the guides

@@ -147,15 +147,11 @@ def find_pair(name: str, pairs: Pairs) -> PairEntry:
     return pair
 
 
+@functools.cache
 def backend_of(source: str) -> EntryPoint | None:
     """Return the registered backend that opens the model, or None if no backend does."""
     name, colon, _ = source.partition(":")
-    return _registered_backend(name) if colon and name.isidentifier() else None
-
-
-@functools.cache
-def _registered_backend(name: str) -> EntryPoint | None:
-    return next(iter(entry_points(group=BACKENDS, name=name)), None)
+    return next(iter(entry_points(group=BACKENDS, name=name)), None) if colon and name.isidentifier() else None
 
 
 def is_served(source: str) -> bool:

@@ -153,19 +153,16 @@ class Child(contextlib.AbstractContextManager["Child"]):
             return self._call(request)
 
     def _call(self, request: bytes) -> Any:
-        is_reusable = False
         try:
             process = self._started()
             limit = WALL_FACTOR * self._seconds
             deadline = time.perf_counter() + limit
             with _in_time(f"not finished after {limit:g} s of wall-clock time"):
                 process.write(request, deadline)
-                code, answers = self._outcome(process, deadline)
-            is_reusable = True
-            return self._checked(code, answers)
-        finally:
-            if not is_reusable:  # a late answer must not reach the next call
-                self.close()
+                return self._answer(process, deadline)
+        except BaseException:  # a late answer must not reach the next call
+            self.close()
+            raise
 
     def start(self) -> Process:
         """Return the process, even if it is still starting. Raises ChildError if the process cannot start."""
@@ -187,14 +184,16 @@ class Child(contextlib.AbstractContextManager["Child"]):
             self._is_ready = True
         return process
 
-    def _outcome(self, process: Process, deadline: float) -> tuple[int, list[Any]]:
+    def _answer(self, process: Process, deadline: float) -> Any:
         answers: list[Any] = []
         while line := self._line(process, deadline):
             match line:
                 case ["answer", answer]:
                     answers.append(answer)
+                case ["ended", 0] if len(answers) == 1:
+                    return answers[0]
                 case ["ended", int(code)]:
-                    return code, answers
+                    raise self._failure(code)
         raise self._died(process)
 
     def _line(self, process: Process, deadline: float) -> Any:
@@ -215,15 +214,13 @@ class Child(contextlib.AbstractContextManager["Child"]):
         code = process.wait(time.perf_counter() + _END_SECONDS)
         return ChildError("machine", f"the process ended ({describe_exit(code)})")
 
-    def _checked(self, code: int, answers: Sequence[Any]) -> Any:
-        if code == 0 and len(answers) == 1:
-            return answers[0]
+    def _failure(self, code: int) -> ChildError:
         reasons: dict[int, tuple[Cause, str]] = {
             -signal.SIGPROF: ("time", f"not finished after {self._seconds:g} s"),
             -signal.SIGKILL: ("machine", "the process was killed"),
             _NO_MEMORY: ("memory", f"needed more than {self._memory >> 20} MB of memory"),
         }
-        raise ChildError(*reasons.get(code, ("crash", f"the process ended itself ({describe_exit(code)})")))
+        return ChildError(*reasons.get(code, ("crash", f"the process ended itself ({describe_exit(code)})")))
 
 
 @contextlib.contextmanager

@@ -53,12 +53,6 @@ def test_another_library_comes_first(tmp_path: Path) -> None:
     assert selected(tmp_path) == ["None", "True False"]
 
 
-def test_what_the_build_leaves_unused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "processor_features", lambda: frozenset({"avx2", "avx512f", "sse3"}))
-    monkeypatch.setattr(backend, "system_info", lambda: "CPU : SSE3 = 1 | AVX2 = 1 | ")
-    assert backend.unused_instructions() == ["AVX512"]
-
-
 def test_a_library_that_computes_over_rpc_has_no_gpu_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prebuilt library has the RPC backend, for which `llama_supports_gpu_offload` is always true."""
     cpu, gpu, accelerator = 0, 1, 3  # ggml_backend_dev_type
