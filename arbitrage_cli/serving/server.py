@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import h11
@@ -28,6 +29,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.serving import answers
@@ -37,6 +39,7 @@ from arbitrage_cli.serving.worker import Observe, Report, Ticket, Worker
 from arbitrage_cli.system.signals import ENDING, Interruption, interruptible
 from arbitrage_cli.types import Finished, Writing
 
+MAX_CONNECTIONS = 512
 BACKLOG = 128  # pending connections
 HEADER_BYTES, BODY_BYTES = 1 << 16, 1 << 20
 KEEP_ALIVE_SECONDS = 120  # longer than clients reuse a connection: a request on a closing connection would be lost
@@ -269,6 +272,25 @@ async def _show_error(request: Request, error: Exception) -> Response:
 # --- connections and signals
 
 
+class Protocol(H11Protocol):
+    """uvicorn's HTTP protocol, limited to `MAX_CONNECTIONS` clients.
+
+    At the limit, a new connection closes the oldest connection that has not sent a complete request.
+    """
+
+    _began = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self._began = time.monotonic()
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            states = h11.IDLE, h11.SEND_BODY
+            unfinished = [one for one in self.connections if isinstance(one, Protocol) and one.conn.their_state in states]
+            oldest = min(unfinished, key=lambda connection: connection._began)  # noqa: SLF001 - same class
+            self.connections.discard(oldest)
+            oldest.transport.close()
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket, so that requests wait while models are loaded. Port 0 selects a free port."""
     with os_errors(UsageError, f"{host} port {port}: cannot listen", "use another --port or --host"):
@@ -295,7 +317,7 @@ class Service:
         handlers = dict.fromkeys((RefusedError, HTTPException, ClientDisconnect, Exception), _show_error)
         config = uvicorn.Config(
             Starlette(routes=routes, middleware=[Middleware(Guard, access)], exception_handlers=handlers),
-            http="h11",
+            http=Protocol,
             ws="none",
             lifespan="off",
             loop="asyncio",

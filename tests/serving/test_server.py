@@ -418,6 +418,29 @@ def test_bodies_that_never_end() -> None:
         assert client.load() == (0, 0)
 
 
+@pytest.mark.parametrize("body", [b"Content-Length: 1000\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n"])
+def test_unfinished_bodies_shut_nobody_out(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    monkeypatch.setattr("arbitrage_cli.serving.server.MAX_CONNECTIONS", 20)
+    with serving() as client, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(client.address, timeout=TIMEOUT)) for _ in range(20)]
+        for connection in slow:
+            connection.sendall(HEAD + body)
+        assert text_of(client.ask())
+        with contextlib.suppress(ConnectionResetError):
+            assert slow[0].recv(1) == b""
+
+
+def test_idle_connections_shut_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arbitrage_cli.serving.server.MAX_CONNECTIONS", 20)
+    with serving() as client, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(client.address, timeout=TIMEOUT)) for _ in range(60)]
+        idle[-1].sendall(b"GET /health HTTP/1.1\r\n")
+        assert text_of(client.ask())
+        assert idle[0].recv(1) == b""
+        idle[-1].sendall(b"Host: localhost\r\n\r\n")
+        assert idle[-1].recv(1000).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.slow
 def test_an_idle_connection_outlives_the_pools_of_clients(client: Served) -> None:
     """Many clients reuse a connection for five seconds. A server with the same limit closes it under their requests."""
