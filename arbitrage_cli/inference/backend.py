@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from arbitrage_cli.errors import TimedOutError
+from arbitrage_cli.types import Fields, frozen
 
 Floats = npt.NDArray[np.float32]
 SavedState = npt.NDArray[np.uint8]  # of a model's recurrent layers, for one sequence
@@ -18,7 +19,7 @@ MAX_DECODE = 512  # tokens per batch, for every backend
 MAX_SEQUENCES = 256  # per model; llama.cpp's maximum
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelCard:
     """Describes a loaded model. `context_size` is in tokens per sequence.
 
@@ -43,7 +44,7 @@ def clock_for(cards: Iterable[ModelCard]) -> Clock:
     return time.thread_time if is_own_time else time.perf_counter
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadOptions:
     """Options for loading a model. The backend chooses a value for each option that is None.
 
@@ -59,10 +60,10 @@ class LoadOptions:
     kv_type: str = "auto"
     num_sequences: int = 1
     rollback: int = 0
-    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    template_variables: Fields = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deadline:
     """A time limit of `seconds` for one problem. The limit is reached when `clock` returns `at`."""
 
@@ -138,7 +139,7 @@ class Backend(Protocol):
     def chat_template(self) -> str | None: ...
 
     @property
-    def template_variables(self) -> Mapping[str, Any]:
+    def template_variables(self) -> Fields:
         """The variables in `LoadOptions`, and `bos_token` and `eos_token`."""
 
     @property

@@ -9,18 +9,16 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from string import ascii_lowercase
 from types import MappingProxyType
-from typing import Any
 
 from arbitrage_cli.errors import ConversationError, TemplateError
 from arbitrage_cli.inference.step_text import BLANK_LINE, THOUGHT_END, StepEnd, StepText
 from arbitrage_cli.inference.thinking import CLOSING, THINK, THINKING_VARIABLES, PhaseState, ThinkFormat, find_format
 from arbitrage_cli.system.child import Child, ChildError
-from arbitrage_cli.types import MessageRole, Problem, Step, Trace
+from arbitrage_cli.types import Fields, MessageRole, Problem, Step, Trace, frozen
 
 INSTRUCTIONS = "Please reason step by step, and put your final answer within \\boxed{}."  # from the paper
 
@@ -29,13 +27,13 @@ MAX_RENDER_BYTES = 256 << 20
 MAX_LAYOUTS = 32  # cached per model; also the number of cached renderings
 
 Messages = list[dict[str, str]]
-Render = Callable[[Messages, Mapping[str, Any]], str]  # takes template variables; raises the same errors as `render`
+Render = Callable[[Messages, Fields], str]  # takes template variables; raises the same errors as `render`
 
 QUESTION: tuple[MessageRole, ...] = ("user",)
 CONVERSATION: tuple[MessageRole, ...] = ("user", "assistant", "user")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PromptStyle:
     """The system prompt, and the rule by which a step of an answer ends."""
 
@@ -46,14 +44,14 @@ class PromptStyle:
 DEFAULT_STYLE = PromptStyle()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Control:
     """A control token in the template. If the control tokens are unknown, all template text is of this type."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plain:
     """Text in which no control tokens are recognized."""
 
@@ -86,7 +84,7 @@ class ChatPrompt:
         control_tokens: Collection[str] | None,
         marker_tokens: Collection[str] = (),
         style: PromptStyle = DEFAULT_STYLE,
-        variables: Mapping[str, Any] = MappingProxyType({}),
+        variables: Fields = MappingProxyType({}),
     ) -> None:
         self._instructions, self._step_end = style.instructions.strip(), style.step_end
         self._layouts = Layouts(template, variables, has_instructions=self._instructions != "")
@@ -223,7 +221,7 @@ def _append_plain(segments: list[Segment], text: str) -> None:
 # --- layouts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Layout:
     """A rendered template. `slots` are the placeholders for messages, and `system` is the placeholder for instructions."""
 
@@ -239,7 +237,7 @@ class Layout:
 class Layouts:
     """The layouts of one model's template, or plain question-and-answer layouts if there is no template."""
 
-    def __init__(self, template: str | Render | None, variables: Mapping[str, Any], *, has_instructions: bool) -> None:
+    def __init__(self, template: str | Render | None, variables: Fields, *, has_instructions: bool) -> None:
         self._template, self._variables, self._has_instructions = template, variables, has_instructions
         self.layout = lru_cache(MAX_LAYOUTS)(self._make)
 
@@ -316,7 +314,7 @@ def _placeholder(name: str) -> str:
     return "slot" + "".join(secrets.choice(ascii_lowercase) for _ in range(24))
 
 
-def render(template: str, messages: Messages, variables: Mapping[str, Any]) -> str:
+def render(template: str, messages: Messages, variables: Fields) -> str:
     """Render a template. Raises TemplateError if rendering fails; RoleRefusedError if the template rejects messages."""
     try:
         kind, text = _rendered(template, json.dumps([messages, dict(variables)]))

@@ -7,7 +7,7 @@ Each random number depends only on the seed, the question and the token's positi
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Floats
-from arbitrage_cli.types import TokenStats
+from arbitrage_cli.types import TokenStats, frozen
 
 TAIL = 20.0  # tokens less likely than e^-TAIL times the top token are never drawn (less than 0.05% in total)
 SAMPLE_TEMPERATURE = 0.7
@@ -23,7 +23,7 @@ SEEDS = 1 << 20  # between the seeds of a problem's samples; attempts have conse
 LOWEST = np.finfo(np.float32).min
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sampler:
     """Sampling settings. Temperature 0 chooses the first token with the highest logit.
 

@@ -30,12 +30,13 @@ from arbitrage_cli.types import (
     Trace,
     Writing,
     Wrote,
+    frozen,
 )
 
 MAX_REFUSED = 20  # problems in a row
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RewardUpdate:
     """The response to one slot's request: the rewards (0 to 1) of the steps and their cost, or an error."""
 
@@ -93,7 +94,7 @@ class Rater(Solver, Protocol):
     def tick(self) -> Sequence[RewardUpdate]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """A problem and the flow, limits and sampler to solve it. If `sampler` is None, each writer uses its own sampler."""
 

@@ -8,13 +8,12 @@ equally likely.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from typing import Literal, NamedTuple, Protocol
 
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.types import Cost, Trace
+from arbitrage_cli.types import Cost, Trace, frozen
 
 REJOIN = 2  # matching tokens in a row after which a text has rejoined its proposal
 
@@ -284,7 +283,7 @@ def _bucket(num_matched: int) -> int:
     return min(num_matched.bit_length(), BUCKETS - 1)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Planner:
     """Plans the next batch of a model from its costs, which stay fixed during a run.
 

@@ -6,15 +6,14 @@ Tokens cannot mark the end, because many vocabularies merge separators with prec
 import codecs
 import copy
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
-from arbitrage_cli.types import Phase, StepStop
+from arbitrage_cli.types import Phase, StepStop, frozen
 
 MAX_CHARACTER_BYTES = 4  # in UTF-8
 LOOP_TOKENS, LOOP_ROUNDS = 60, 3  # a step ends if its last LOOP_TOKENS or more are at least LOOP_ROUNDS repetitions
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepEnd:
     """The rule that a step ends at the first `separator` after at least `min_chars` characters.
 

@@ -5,8 +5,9 @@ Each model marks phases in its own format, and markers are never passed between 
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from arbitrage_cli.types import frozen
 
 CLOSING = "I have thought long enough. I answer now."  # inserted when the thinking budget is used up
 
@@ -14,7 +15,7 @@ THINKING_VARIABLES = ("enable_thinking", "thinking")  # of chat templates
 PhaseState = Literal["thoughts", "answer", "open"]  # what the model writes next after a prompt
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ThinkFormat:
     """A chat template's markers for a thinking phase.
 

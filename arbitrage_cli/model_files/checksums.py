@@ -6,13 +6,13 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from arbitrage_cli.errors import ModelFileError, os_errors
 from arbitrage_cli.system.files import models_folder, read_chunks, state_of
+from arbitrage_cli.types import frozen
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SEEN = "seen"  # the kind of the notes with computed sha256s
@@ -20,7 +20,7 @@ _SEEN = "seen"  # the kind of the notes with computed sha256s
 Origin = Literal["shipped", "published", "recorded", "unknown"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FileProgress:
     """The progress of downloading or checking a file, in bytes."""
 
@@ -37,7 +37,7 @@ def no_progress(progress: FileProgress) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Identity:
     """The sha256 of a file, the origin of the expected sha256, and whether the two checksums differ."""
 

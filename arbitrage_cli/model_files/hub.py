@@ -10,12 +10,12 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from arbitrage_cli.errors import HubError, ModelFileError, UsageError
 from arbitrage_cli.model_files.checksums import FileProgress, OnProgress, known_sha256, no_progress, published_sha256
+from arbitrage_cli.types import frozen
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -26,7 +26,7 @@ _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>\d{5})\.gguf", re.ASCII)
 _MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, ValueError)  # errors that malformed responses cause
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HubName:
     """The name of a model or of a data set file on the Hub. `selector` is a quantization or a file name."""
 

@@ -7,7 +7,7 @@ import functools
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -21,7 +21,7 @@ from arbitrage_cli.model_files.checksums import OnProgress, no_progress
 from arbitrage_cli.model_files.hub import HubName, parse_name, parts
 from arbitrage_cli.model_files.stores import find_model_file, model_names, program_of
 from arbitrage_cli.system.files import checked, models_folder, read_text, user_folder
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import Fields, ModelRole, frozen
 
 BUILT_IN = "builtin:"  # builtin:draft is draft.gguf in the models folder
 
@@ -39,7 +39,7 @@ ADVICE = ("policy", "tau", "router")
 """The fields of a pair that an advice sets."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelEntry:
     """A model of a pair. `api_key_env` and `template` are for a model on a server.
 
@@ -56,14 +56,14 @@ class ModelEntry:
     price: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TargetEntry(ModelEntry):
     """The target of a pair. `continuation` names a convention in `inference.servers.dialects`."""
 
     continuation: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PairEntry:
     """A draft and a target, with default options that a command can override.
 
@@ -83,7 +83,7 @@ class PairEntry:
     prm: str | None = None
     router: str | None = None
     system: str | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
+    chat_template_kwargs: Fields | None = None
     check: ModelEntry | None = None
 
     @property

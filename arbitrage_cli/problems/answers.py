@@ -5,10 +5,9 @@ numbers, upright fonts, units in brackets, and variable names.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+
+from arbitrage_cli.types import Fields, frozen
 
 _MARKS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
@@ -34,7 +33,7 @@ def boxed_answer(text: str) -> str | None:
     return next(filter(None, contents), None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Extracted:
     """The final answer of a solution, and a description of the place where it was found or expected."""
 
@@ -82,7 +81,7 @@ def _sentence_at(text: str, start: int) -> str:
     return line[: end.start() if end else None].strip(" *_`")
 
 
-def gold_answer(gold: Mapping[str, Any]) -> str | None:
+def gold_answer(gold: Fields) -> str | None:
     """Parse `Item.gold`. The answer may be text, a number, a list, or a worked solution of GSM8K that ends in `#### 18`.
 
     If several answers are required, they are separated by commas.
@@ -113,7 +112,7 @@ def shown(text: str, width: int = 60) -> str:
 MAX_LENGTH = 1000  # characters; longer answers are compared as plain text
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Comparison:
     """Whether two answers are equal, and the rule that decided it.
 

@@ -15,17 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from arbitrage_cli.errors import ProblemError, UsageError
 from arbitrage_cli.problems.answers import shown
 from arbitrage_cli.problems.rows import Form, InputRow, UnusableError, check_texts
 from arbitrage_cli.system.child import WALL_FACTOR, ChildError, Process, describe_exit
-from arbitrage_cli.types import Grade
+from arbitrage_cli.types import Fields, Grade, Json, frozen
 
 CODE_INSTRUCTIONS = "Write the Python function that is asked for, in one ```python block, and nothing else."
 
@@ -56,13 +54,13 @@ def find_program(text: str) -> str | None:
     return next(reversed([block for block in blocks if _DEFINITION.search(block)] or blocks), None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CodeGrader:
     """Grades programs by their tests."""
 
     runner: "ProgramRunner"
 
-    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
+    def grade(self, text: str, gold: Fields) -> Grade:
         program = find_program(text)
         if "script" not in gold:
             return Grade("unscored", program, "no tests in the data set")
@@ -80,7 +78,7 @@ def grader_version() -> str:
     return f"programs 3, Python {platform.python_version()}"
 
 
-def _humaneval(row: InputRow) -> tuple[str, dict[str, Any]]:
+def _humaneval(row: InputRow) -> tuple[str, Json]:
     check_texts(row, "prompt", "entry_point", "test")
     name, prompt = row["entry_point"], _parsed(row["prompt"], "prompt")
     definitions = ast.FunctionDef | ast.ClassDef
@@ -89,7 +87,7 @@ def _humaneval(row: InputRow) -> tuple[str, dict[str, Any]]:
     return f"Complete this function:\n\n```python\n{row['prompt'].strip()}\n```", gold
 
 
-def _mbpp(row: InputRow) -> tuple[str, dict[str, Any]]:
+def _mbpp(row: InputRow) -> tuple[str, Json]:
     """Build a prompt from the description and the first test. The test shows the name and signature of the function."""
     field = "text" if "text" in row else "prompt"
     check_texts(row, field)
@@ -120,7 +118,7 @@ CODE_FORMS = (
 # --- running programs
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TestOutcome:
     """Whether the program passed its tests, and the reason in one short line."""
 
@@ -128,7 +126,7 @@ class TestOutcome:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProgramRunner:
     """Runs programs in a sandbox. If the command prefix `sandbox` is empty, only resource limits apply.
 

@@ -16,7 +16,7 @@ from typing import Any
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.problems.answers import IN_BOX, compare, final_answer, gold_answer, shown
 from arbitrage_cli.system.child import Child, ChildError
-from arbitrage_cli.types import Grade
+from arbitrage_cli.types import Fields, Grade
 
 RULES_VERSION = 3  # incremented whenever a change may affect grades
 
@@ -45,7 +45,7 @@ class MathGrader(AbstractContextManager["MathGrader"]):
     def __exit__(self, *error: object) -> None:
         self._child.close()
 
-    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
+    def grade(self, text: str, gold: Fields) -> Grade:
         """Grade a solution's final answer. Raises ProblemError if the child process is killed twice."""
         found, expected = final_answer(text), gold_answer(gold)
         if expected is None:

@@ -9,15 +9,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.thinking import without_thoughts
-from arbitrage_cli.types import Message, Problem
+from arbitrage_cli.types import Fields, Json, Message, Problem, frozen
 
 T = TypeVar("T")
-InputRow = Mapping[str, Any]
+InputRow = Fields
 
 FIELDS: Mapping[str, Sequence[str]] = {
     "question": ("problem", "question"),
@@ -36,7 +35,7 @@ MAX_QUOTED = 60  # characters of a file's text in a message
 _BEGINS_OBJECT = re.compile(r'\{\s*["}]')  # not a set such as {1, 2, 3}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BadLine:
     """A line that is not a valid problem. Lines are counted from 1."""
 
@@ -58,7 +57,7 @@ class UnusableError(ValueError):
     """Raised if a line or row is not a valid problem."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Form:
     """A row format used by a task's data sets. The format matches rows that contain all `fields`.
 
@@ -67,11 +66,11 @@ class Form:
 
     task: str
     fields: frozenset[str]
-    read: Callable[[InputRow], tuple[str, dict[str, Any]]]
+    read: Callable[[InputRow], tuple[str, Json]]
     id: str = "id"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Item:
     """A problem and its gold answer. The gold answer is empty if the correct answer is unknown.
 
@@ -83,7 +82,7 @@ class Item:
     level: str | int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dataset:
     """Problems in order. `task` comes from the `Form` of the rows. `revision` is the commit on the Hub."""
 
@@ -209,7 +208,7 @@ def _decode(line: bytes, number: int) -> str:
         raise UnusableError(f"not UTF-8 text (byte {error.start + 1} of the line)") from error
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json_object(text: str) -> Json:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:

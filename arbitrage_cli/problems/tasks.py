@@ -4,7 +4,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.problems import code, math_grader
 from arbitrage_cli.problems.answers import boxed_answer, final_answer
 from arbitrage_cli.problems.rows import Form, InputRow, UnusableError, check_texts
-from arbitrage_cli.types import Grade
+from arbitrage_cli.types import Fields, Grade, Json, frozen
 
 MAX_COMPARED = 200  # characters of a text in task `free`; the wording of longer texts says nothing about their quality
 
@@ -22,18 +22,18 @@ MAX_COMPARED = 200  # characters of a text in task `free`; the wording of longer
 class Grader(Protocol):
     """Grades solutions."""
 
-    def grade(self, text: str, gold: Mapping[str, Any]) -> Grade:
+    def grade(self, text: str, gold: Fields) -> Grade:
         """Grade a solution against `Item.gold`. Raises ProblemError if the grader fails."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnswerGrader:
     """A grader that neither runs programs nor needs a process."""
 
-    grade: Callable[[str, Mapping[str, Any]], Grade]
+    grade: Callable[[str, Fields], Grade]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Task:
     """A kind of problem.
 
@@ -79,7 +79,7 @@ class Task:
         return None if value == "unscored" else value == "correct"
 
 
-def is_correct(grader: Grader, text: str, gold: Mapping[str, Any]) -> bool:
+def is_correct(grader: Grader, text: str, gold: Fields) -> bool:
     """Return whether a solution is correct. Raises ProblemError if it cannot be graded."""
     grade = grader.grade(text, gold)
     if grade.value == "unscored":
@@ -104,7 +104,7 @@ def find_letter(text: str) -> str | None:
     return found[found.lastindex or 0] if found else None
 
 
-def _grade_choice(text: str, gold: Mapping[str, Any]) -> Grade:
+def _grade_choice(text: str, gold: Fields) -> Grade:
     letter, expected = find_letter(text), gold.get("answer")
     if expected is None:
         return Grade("unscored", letter, "no gold answer in the data set")
@@ -115,7 +115,7 @@ def _grade_choice(text: str, gold: Mapping[str, Any]) -> Grade:
     return Grade("correct", letter, f"{letter} = {expected}")
 
 
-def _read_choices(row: InputRow) -> tuple[str, dict[str, Any]]:
+def _read_choices(row: InputRow) -> tuple[str, Json]:
     """Read a row in which `choices` is a list, or an object with the lists `text` and `label` (as in ARC)."""
     check_texts(row, "question")
     choices = row["choices"]

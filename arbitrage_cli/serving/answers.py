@@ -4,18 +4,16 @@ A stream contains only final text: kept steps, and tokens of steps that are cert
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from arbitrage_cli.errors import ContextFullError, ConversationError, ServerError, ServerRequestError, TimedOutError
 from arbitrage_cli.inference.step_text import num_begun
 from arbitrage_cli.runs.records import attempt_error, tally
 from arbitrage_cli.runs.rows import KeptStep
 from arbitrage_cli.serving.requests import ChatRequest, RefusedError
-from arbitrage_cli.types import Decided, Decision, Finished, Phase, Trace, Writing, Wrote
+from arbitrage_cli.types import Decided, Decision, Fields, Finished, Json, Phase, Trace, Writing, Wrote
 
-Json = dict[str, Any]
 SolutionEvent = Writing | Wrote | Decided | Finished
 """The start of a step, a token, a kept step, or the end of a solution."""
 
@@ -188,9 +186,9 @@ def error_body(error: RefusedError) -> Json:
     return {"error": {"message": message, "type": error.kind, "param": error.parameter, "code": error.code}}
 
 
-def event(data: Mapping[str, Any]) -> bytes:
+def event(data: Fields) -> bytes:
     return b"data: " + to_json(data) + b"\n\n"
 
 
-def to_json(data: Mapping[str, Any]) -> bytes:
+def to_json(data: Fields) -> bytes:
     return json.dumps(data, ensure_ascii=True, allow_nan=False).encode()

@@ -4,8 +4,7 @@ A request for another kind of answer, such as tool calls, is rejected. Other unk
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,12 +14,12 @@ from arbitrage_cli.errors import ArbitrageError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.problems.rows import make_conversation
 from arbitrage_cli.routing.route import Menu, Route
-from arbitrage_cli.types import Limits, Problem
+from arbitrage_cli.types import Fields, Json, Limits, Problem, frozen
 
 OWN_NAME = "arbitrage"
 MAX_MODEL_NAME = 100  # characters in a model name
 
-NEUTRAL: Mapping[str, Any] = {
+NEUTRAL: Fields = {
     "n": 1,
     "tools": [],
     "functions": [],
@@ -55,7 +54,7 @@ class RefusedError(ArbitrageError):
         return "server_error" if self.status >= 500 else KINDS.get(self.status, "invalid_request_error")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Defaults:
     """The server's settings. A request may override them within the limits.
 
@@ -141,7 +140,7 @@ class Body(BaseModel):
         return None if self.reasoning_effort is None else self.reasoning_effort != "none"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChatRequest:
     """A checked request. `problem.id` is the id of the request."""
 
@@ -194,7 +193,7 @@ def find_route(name: str, menu: Menu) -> Route:
         raise RefusedError(error.message, error.hint, status=404, code="model_not_found", parameter="model") from error
 
 
-def _read_object(body: bytes) -> dict[str, Any]:
+def _read_object(body: bytes) -> Json:
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:

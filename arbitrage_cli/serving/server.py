@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,11 +32,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.serving import answers
-from arbitrage_cli.serving.answers import Answer, Json, SolutionEvent
+from arbitrage_cli.serving.answers import Answer, SolutionEvent
 from arbitrage_cli.serving.requests import ChatRequest, Defaults, RefusedError, find_route, read_request
 from arbitrage_cli.serving.worker import Observe, Report, Ticket, Worker
 from arbitrage_cli.system.signals import ENDING, Interruption, interruptible
-from arbitrage_cli.types import Finished, Writing
+from arbitrage_cli.types import Finished, Json, Writing, frozen
 
 MAX_CONNECTIONS = 512
 BACKLOG = 128  # pending connections
@@ -49,7 +48,7 @@ RETRY = {"retry-after": "1"}
 log = logging.getLogger("arbitrage.serving")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServerBounds:
     """Limits on requests: the maximum numbers of running and waiting requests, their timeout, and their size.
 
@@ -63,7 +62,7 @@ class ServerBounds:
     keep_alive_seconds: float = 5.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Access:
     """The required API key, if any, and the host names that a request may address."""
 
@@ -71,7 +70,7 @@ class Access:
     accepts_host: Callable[[str], bool] = lambda host: True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Guard:
     """Rejects requests from web pages of other origins, without the API key, or with an ambiguous length."""
 
@@ -106,7 +105,7 @@ def _host_name(header: str) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Endpoints:
     """The route handlers."""
 

@@ -36,7 +36,7 @@ from arbitrage_cli.runs.rows import CollectedRow, Count, Record
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.training.measurement import ADVANTAGE_DIGITS, Outcomes
-from arbitrage_cli.types import Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
+from arbitrage_cli.types import Cost, Decision, Fields, Json, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
 STATS = ("log_probabilities", "entropies", "margins")
@@ -236,12 +236,12 @@ class Conditions(Record):
     `pair` contains the name and the sha256 of each model; the sha256 is None if the model has no file.
     """
 
-    pair: Mapping[str, Mapping[str, Any]]
+    pair: Mapping[str, Fields]
     configuration: str
     step_separator: str
     step_min_chars: Count
     think_min_chars: Count | None = None
-    reward: Mapping[str, Any]
+    reward: Fields
     dataset: str
     dataset_sha256: str | None
     unit_costs: Mapping[ModelRole, UnitCosts]
@@ -251,9 +251,7 @@ class Conditions(Record):
     def of(cls, run: Run) -> Self:
         """Return the conditions of a run of `arbitrage collect`."""
         settings, roles, dataset = run.decided.settings, tuple[ModelRole, ...](("draft", "target")), run.dataset
-        pair: dict[str, Any] = {
-            role: {"name": run.name_of(role), "sha256": run.decided.models[role].sha256} for role in roles
-        }
+        pair: Json = {role: {"name": run.name_of(role), "sha256": run.decided.models[role].sha256} for role in roles}
         fixed = json.dumps([pair, settings.to_dict()], sort_keys=True)
         return cls(
             pair=pair,
@@ -286,7 +284,7 @@ class CollectedRun:
         return sum(len(solution.states) for solution in self.solutions)
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Json:
         """The run as recorded on a router's card."""
         return {
             "name": self.path.name,
@@ -315,11 +313,11 @@ class Collected:
     questions: tuple[str, ...]
 
     @property
-    def pairs(self) -> tuple[Mapping[str, Any], ...]:
+    def pairs(self) -> tuple[Fields, ...]:
         return _distinct(run.facts.pair for run in self.runs)
 
     @property
-    def rewards(self) -> tuple[Mapping[str, Any], ...]:
+    def rewards(self) -> tuple[Fields, ...]:
         return _distinct(run.facts.reward for run in self.runs)
 
     @property
@@ -433,7 +431,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
     )
 
 
-def _distinct(values: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+def _distinct(values: Iterable[Fields]) -> tuple[Fields, ...]:
     all_values = list(values)
     return tuple(value for index, value in enumerate(all_values) if value not in all_values[:index])
 

@@ -3,18 +3,17 @@
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
 from urllib.parse import urlsplit
 
 from arbitrage_cli.errors import UsageError
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import Fields, ModelRole, frozen
 
 ADDRESS_EXAMPLE = "use an address such as http://gpu-box:8000/v1 or http://gpu-box:8000/v1#Qwen/Qwen3-32B"
 SHARED_KEY_VARIABLE = "ARBITRAGE_API_KEY"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Address:
     """The base URL of an API and a model name, which is optional if the server has only one model."""
 
@@ -54,14 +53,14 @@ class Address:
         return self.base.startswith("http:") and not self.is_private
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServedSource:
     """A model on a server. `template` replaces the server's chat template, and `continuation` names a convention in `chat`."""
 
     address: Address
     key: str | None = field(default=None, repr=False)
     template: str | None = None
-    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    template_variables: Fields = field(default_factory=dict)
     context_size: int | None = None
     continuation: str | None = None
 

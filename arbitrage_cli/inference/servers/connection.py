@@ -27,13 +27,13 @@ from pydantic import ValidationError
 from arbitrage_cli.errors import ContextFullError, ServerError, ServerRequestError
 from arbitrage_cli.inference.servers.address import Address
 from arbitrage_cli.system.files import reason_of
+from arbitrage_cli.types import Json
 
 if TYPE_CHECKING:  # slow to import, and not needed without a server
     import ssl
 
     import httpx2
 
-Json = dict[str, Any]
 T = TypeVar("T")
 Read = Callable[[Json], T]
 """A function that parses a JSON object. Raises ValueError if the object has an unknown format."""

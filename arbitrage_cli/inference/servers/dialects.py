@@ -7,13 +7,13 @@ chat APIs omit the stop string and report `stop` both for a stop string and for 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os.path import commonprefix
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from arbitrage_cli.errors import ServerRequestError
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.servers.connection import Json
 from arbitrage_cli.inference.servers.responses import LlamaResponse, Piece, Response
 from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.types import Fields, Json, frozen
 
 OPTIONAL = ("max_tokens", "top_p", "seed", "stream_options", "stop", "temperature", "thinking", "enable_thinking")
 """Fields that some APIs reject, in the order in which they are omitted.
@@ -45,7 +45,7 @@ APIS: Mapping[str, tuple[str, Json]] = {
 MAX_COMMON = 40  # characters that an answer and the steps so far may have in common by chance
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prompt:
     """The text before the next token: as token ids, as text, or as the messages of a chat followed by `text`."""
 
@@ -61,7 +61,7 @@ class Prompt:
         return len(self.ids) or len(self.text) + sum(len(message["content"]) for message in self.messages)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TextRequest:
     """A request to continue a prompt up to `stop` or `marker`, or to the end of the sequence if both are empty.
 
@@ -112,7 +112,7 @@ class Completions:
     def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> Json:
         return {"model": model, "prompt": text, "add_special_tokens": False}
 
-    def rendering(self, model: str, messages: Sequence[Json], variables: Mapping[str, Any]) -> Json:
+    def rendering(self, model: str, messages: Sequence[Json], variables: Fields) -> Json:
         options = {"chat_template_kwargs": dict(variables)} if variables else {}
         return {"model": model, "messages": list(messages), "add_generation_prompt": True, **options}
 
@@ -177,7 +177,7 @@ class LlamaServer(Completions):
     def tokenizing(self, model: str, text: str, *, is_template: bool, begins: bool) -> Json:
         return {"content": text, "add_special": begins, "parse_special": is_template}
 
-    def rendering(self, model: str, messages: Sequence[Json], variables: Mapping[str, Any]) -> Json:
+    def rendering(self, model: str, messages: Sequence[Json], variables: Fields) -> Json:
         return {"messages": list(messages), "chat_template_kwargs": dict(variables)}
 
     def body(self, request: TextRequest) -> Json:
@@ -216,7 +216,7 @@ class Chat(Completions):
     can_continue: bool = True
 
     @classmethod
-    def at(cls, host: str, continuation: str | None, variables: Mapping[str, Any]) -> "Chat":
+    def at(cls, host: str, continuation: str | None, variables: Fields) -> "Chat":
         """Return the chat API of a host. `continuation` replaces the convention; `variables` are for the chat template."""
         usual, no_thinking = next(
             (api for domain, api in APIS.items() if f".{host}".endswith(f".{domain}")), ("trailing", {})

@@ -12,10 +12,10 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from arbitrage_cli.errors import ProblemError, ServerError, ServerRequestError
 from arbitrage_cli.inference.backend import ModelCard
@@ -33,7 +33,7 @@ from arbitrage_cli.inference.chat_template import (
 )
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.servers.address import ServedSource
-from arbitrage_cli.inference.servers.connection import Connection, Json, RetryableError, Server
+from arbitrage_cli.inference.servers.connection import Connection, RetryableError, Server
 from arbitrage_cli.inference.servers.dialects import (
     CONTINUATIONS,
     DIALECTS,
@@ -54,7 +54,7 @@ from arbitrage_cli.inference.servers.responses import (
 )
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
-from arbitrage_cli.types import ModelRole, Problem
+from arbitrage_cli.types import Fields, Json, ModelRole, Problem, frozen
 
 COUNTS_SECONDS = 5.0  # for the token counts after the last piece of text
 SPARE_TOKENS = 64  # of a response, beyond the requested tokens
@@ -125,7 +125,7 @@ class Controls:
         return "".join(segment.text for segment in segments)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServedModel:
     """A model on a server.
 
@@ -154,7 +154,7 @@ class ServedModel:
         )
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Fields:
         """What must not change while a run is resumed, by field of run.json."""
         return {
             "model": self.name,
@@ -247,7 +247,7 @@ class ServedModel:
                         await self._render(PROBE_PROMPT.messages, {})
                     self.rendered[key] = RoleRefusedError(str(error))
 
-    def _find_rendered(self, messages: Messages, variables: Mapping[str, Any]) -> str:
+    def _find_rendered(self, messages: Messages, variables: Fields) -> str:
         key = json.dumps([messages, variables])
         if key not in self.rendered:
             raise UnrenderedError(key)
@@ -255,7 +255,7 @@ class ServedModel:
             return text
         raise RoleRefusedError(*text.args)
 
-    async def _render(self, messages: Sequence[Json], variables: Mapping[str, Any]) -> str:
+    async def _render(self, messages: Sequence[Json], variables: Fields) -> str:
         rendering = self.dialect.rendering(self.name, messages, {**self.source.template_variables, **variables})
         rendered = await self.server.fetch(self.dialect.rendering_path, Converted.model_validate, rendering)
         if rendered.text is None:

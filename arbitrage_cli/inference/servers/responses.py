@@ -6,7 +6,7 @@ Parsing a response in an unknown format raises a ValueError.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import Annotated, Any, Literal, Self
 
@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from arbitrage_cli.types import Cost, TokenStats
+from arbitrage_cli.types import Cost, TokenStats, frozen
 
 log = logging.getLogger("arbitrage.servers")
 
@@ -40,7 +40,7 @@ ENDINGS: Mapping[str, Ending] = {"stop": "stop", "eos": "end", "end_turn": "end"
 """The ways in which a complete response can end, by finish reason. All other finish reasons are failures."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServedToken:
     """A generated token, its log-probability, and the log-probabilities of the top tokens at its position in descending order."""
 
@@ -87,7 +87,7 @@ KnownUsage = Annotated[ReportedUsage | None, WrapValidator(_known_usage)]
 """The token counts of a response, or None if they are missing or contradict themselves."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Piece:
     """A chunk of a response.
 
