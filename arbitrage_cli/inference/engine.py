@@ -10,7 +10,6 @@ speculative decoding (arXiv 2211.17192) with text instead of tokens.
 import functools
 import math
 import time
-from dataclasses import dataclass
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ProblemError, ServerError
@@ -31,12 +30,12 @@ from arbitrage_cli.inference.speculation import (
     align,
 )
 from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS, UnitCosts
-from arbitrage_cli.types import WHOLE, ModelRole, Problem, Step, TokenStats, Trace
+from arbitrage_cli.types import WHOLE, ModelRole, Problem, Step, TokenStats, Trace, frozen
 
 MIN_LOOKUP_SECONDS = 2e-3  # seconds per token; prompt lookup takes up to 1% of it
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SlotUpdate:
     """The effect of a tick on one slot: a token was drawn, `num_unread` tokens remain to be prefilled, or the step failed.
 

@@ -24,7 +24,7 @@ from arbitrage_cli.inference.backend import Backend, Deadline, Floats, SavedStat
 from arbitrage_cli.inference.chat_template import DEFAULT_STYLE, INSTRUCTIONS, ChatPrompt, Control, PromptStyle, Segment
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.model_files.gguf import num_checkpoints
-from arbitrage_cli.types import Phase, Problem, Step, StepStop, Trace
+from arbitrage_cli.types import Phase, Problem, Step, StepStop, Trace, frozen
 
 READ_TOKENS = 128  # prefilled at once; small, so that progress is visible
 BUILT_IN_NAME = "arbitrage built-in"  # the beginning of the names in their files
@@ -34,7 +34,7 @@ MAX_SHARED = 64  # shared prefixes that are remembered; clients of a server may 
 RetainedIds = Literal["nothing", "prefix", "conversation"]  # the ids that stay in a slot's cache after a problem
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Checkpoint:
     position: int
     state: SavedState

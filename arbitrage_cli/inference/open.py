@@ -11,10 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import arbitrage_cli.errors
 from arbitrage_cli.errors import ModelFileError, ModelUnsupportedError
@@ -25,6 +25,7 @@ from arbitrage_cli.model_files.gguf import read_header
 from arbitrage_cli.model_files.pairs import backend_of, find_files, local_files
 from arbitrage_cli.system.child import describe_exit
 from arbitrage_cli.system.files import models_folder
+from arbitrage_cli.types import Fields
 
 if TYPE_CHECKING:  # NumPy is slow to import
     from arbitrage_cli.inference.backend import Backend, LoadOptions
@@ -74,7 +75,7 @@ def rolls_back(files: Sequence[Path]) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
-def _passed_trial(sha256: str) -> Mapping[str, Any]:
+def _passed_trial(sha256: str) -> Fields:
     note = checksums.read_note("tried", [sha256])
     return note if isinstance(note, dict) and note.get("version") == BINDING else {}
 

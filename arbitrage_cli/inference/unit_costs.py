@@ -2,9 +2,9 @@
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from arbitrage_cli.types import Cost
+from arbitrage_cli.types import Cost, frozen
 
 ROWS = (1, 2, 4, 8, 16)
 TOKEN_SECONDS = 3e-5  # Python's time per token, which matters for tiny models only: EPYC, built-in pair
@@ -14,7 +14,7 @@ COST_ERROR = 0.035  # the usual value of `UnitCosts.error`; 5% for the ratio of 
 MAX_ERROR = 100.0  # so that no factor is infinite
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UnitCosts:
     """A model's seconds per unit of work.
 

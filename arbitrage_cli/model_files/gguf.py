@@ -9,12 +9,12 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from arbitrage_cli.errors import ModelFileError
 from arbitrage_cli.system.files import open_regular
+from arbitrage_cli.types import frozen
 
 Scalar = int | float | bool | str
 
@@ -33,7 +33,7 @@ _INTEGERS = frozenset(_SCALARS) - {6, 7, 12}
 _STRING, _ARRAY = 8, 9
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Header:
     """The metadata of a GGUF file: scalars, strings, array lengths, and short integer arrays (`lists`).
 
@@ -212,7 +212,7 @@ _RECURRENT_ALONE = frozenset(("mamba", "mamba2"))
 _ATTENTION_INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # defaults, if the header has none
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FileFacts:
     """FileFacts about a model. A fact is None if the files do not contain it.
 

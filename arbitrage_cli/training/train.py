@@ -39,6 +39,7 @@ from arbitrage_cli.training.measurement import (
     spread_taus,
 )
 from arbitrage_cli.training.states import FOLDS, Collected
+from arbitrage_cli.types import Json, frozen
 
 Labels = NDArray[np.bool_]
 
@@ -55,7 +56,7 @@ NO_PENALTY = 1e6  # as an inverse penalty
 LEAST_SLOPE = 1e-3  # smallest slope of a calibration
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recipe:
     """The settings of a logistic regression (`units` is 0) or of a network with one hidden layer."""
 
@@ -354,10 +355,10 @@ def _card(collected: Collected, seed: int, **names: Any) -> RouterCard:
     )
 
 
-def _metrics(probability: Numbers, collected: Collected) -> dict[str, Any]:
+def _metrics(probability: Numbers, collected: Collected) -> Json:
     truth = _truth_of(collected)
-    measured: dict[str, Any] = {}
-    leads: dict[str, Any] = {}
+    measured: Json = {}
+    leads: Json = {}
     for name, values in scores(probability, collected).items():
         measured[name] = measure(values, truth, is_probability=name == "arbitrage")
         if name in COMPARED:

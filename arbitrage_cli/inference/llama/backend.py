@@ -4,7 +4,7 @@ import ctypes
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from arbitrage_cli.inference.llama.binding import Attention, LlamaTokenizer, c, 
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE, read_header
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads
 from arbitrage_cli.system.signals import noted_signals
+from arbitrage_cli.types import frozen
 
 WARM_UP_TOKENS = 4
 SAME_LOGITS = 1e-4  # maximum difference if the same tokens are computed in the same batches
@@ -349,7 +350,7 @@ def system_info() -> str:
     return f"{words}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gpu:
     """A GPU that llama.cpp can offload layers to, and its bytes of memory. An integrated GPU (not `is_own`) uses main memory."""
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from arbitrage_cli.inference.llama import (
     prebuilt_library,
 )
 from arbitrage_cli.system.signals import noted_signals
+from arbitrage_cli.types import frozen
 
 SPIN_COUNT = "GOMP_SPINCOUNT"  # GNU OpenMP reads these variables while it is loaded
 WAIT_POLICY = "OMP_WAIT_POLICY"
@@ -104,7 +104,7 @@ def _check_defaults(structure: ctypes.Structure, defaults: Mapping[str, int]) ->
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attention:
     """Attention settings: flash attention (None lets llama.cpp decide) and the KV cache's number formats."""
 
