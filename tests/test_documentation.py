@@ -1,5 +1,6 @@
 """Documents name only commands, options, settings, variables and fields that exist."""
 
+import ast
 import re
 import shlex
 import tomllib
@@ -13,7 +14,7 @@ import typer
 from cli import MODELS, QUESTION, run
 
 from arbitrage_cli.cli.app import make_app
-from arbitrage_cli.model_files.pairs import PairEntry, TargetEntry
+from arbitrage_cli.model_files.pairs import PairEntry, TargetEntry, read_pairs
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "arbitrage_cli"
@@ -25,6 +26,8 @@ each_document = pytest.mark.parametrize("page", [*PAGES, *RECORDS], ids=lambda p
 
 OF_SERVERS = {"--interrupt_requests", "--spec-type", "--speculative-config"}
 """Options of servers, where they stand alone."""
+OF_OTHERS = {"assert", "cu125", "j", "k", "kill", "llama-bench", "llm", "metal", "nobody", "openai", "pip", "protections"}
+"""Words of other programs and of the report page."""
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -107,6 +110,27 @@ def test_variables_and_settings_exist(page: Path) -> None:
         tables += [model for table in tables for role in ("draft", "target") if isinstance(model := table.get(role), dict)]
         names = {name for name, value in content.items() if not isinstance(value, dict)}
         assert names.union(*tables) <= known, block
+
+
+def names_in_source() -> Iterator[str]:
+    """Short texts, fields, parameters and the API's methods in the package's source: what a user can type, read or call."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield from re.split(r"[,|:{}\s]+", node.value) if len(node.value) < 200 else ()
+            elif isinstance(node, ast.FunctionDef) and path.name == "pair.py":
+                yield node.name
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                yield node.target.id
+            elif isinstance(node, ast.arg):
+                yield node.arg
+
+
+@each_page
+def test_words_in_backticks_are_known_to_the_program(page: Path) -> None:
+    known = {*names_in_source(), *OF_OTHERS, *COMMANDS, *SETTINGS, *read_pairs()}
+    words = {span for span in spans(page.read_text(encoding="utf-8")) if re.fullmatch(r"[a-z][a-z0-9_-]*", span)}
+    assert words - known == set()
 
 
 def test_guide_has_all_fields_of_a_record_and_no_others() -> None:

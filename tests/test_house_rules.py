@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from cli import environment
 
+from arbitrage_cli.cli.app import make_app
 from arbitrage_cli.inference.llama import BINDING, PREBUILT
 from arbitrage_cli.routing.policies import POLICIES
 
@@ -100,6 +103,17 @@ def test_every_exit_code_is_documented() -> None:
 def test_every_policy_is_documented() -> None:
     rows = " ".join(line for line in text_of(GUIDES / "routing.md").splitlines() if line.startswith("| `"))
     assert {name for name in POLICIES if f"`{name}`" not in rows} == set()
+
+
+def test_no_help_has_more_than_22_options() -> None:
+    """The others are shared, and described by `arbitrage guide options`."""
+    root: Any = typer.main.get_command(make_app())
+    commands = {name: command for name, command in root.commands.items() if not hasattr(command, "commands")}
+    counts = {
+        name: sum(one.param_type_name == "option" and not one.hidden for one in command.params)
+        for name, command in commands.items()
+    }
+    assert max(counts.values()) <= 22, counts
 
 
 def test_the_fork_server_never_runs_llama_cpp() -> None:

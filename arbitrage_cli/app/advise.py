@@ -109,11 +109,6 @@ class Advice:
     def _best(self) -> Fields:
         return next((one for one in self.figures["policies"] if one["route"] == self.verdict.best.route), {})
 
-    @property
-    def num_unused(self) -> int:
-        """The number of questions that were not used."""
-        return int(self.figures["dataset_size"] - self.figures["n"])
-
 
 def advise(
     request: Request, selected: Selection, advice: AdviceOptions, display: Display, *, is_repeatable: bool = True

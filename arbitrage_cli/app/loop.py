@@ -19,7 +19,7 @@ from typing import Any
 from arbitrage_cli import __version__
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, Display, RunProgress, Standing
-from arbitrage_cli.app.resume import asked_options, check_data_set, differs
+from arbitrage_cli.app.resume import asked_options, check_data_set
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import ArbitrageError, ProblemError, UsageError
@@ -342,8 +342,6 @@ def offering_to_resume(session: Session, folder: RunFolder | None) -> Iterator[N
 def _continued(session: Session, folder: RunFolder, began: Run, selected: Selection | None, **details: Any) -> Run:
     decided, changed = session.decided, Json(details)
     warnings = [*began.warnings, *changed.pop("warnings", ())]
-    if began.kind == BENCH and (concurrency := session.conditions.get("concurrency")):
-        raise differs("concurrency", decided.concurrency, concurrency)
     if selected:
         check_data_set(began.dataset, selected.dataset)
         _check_grader(folder, began, session.task.grader_version())

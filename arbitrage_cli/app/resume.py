@@ -84,6 +84,8 @@ def begun_options(options: Options, began: Run | None) -> Options:
         now, before = getattr(options, name), asked.get(name, getattr(default, name))
         if now != before:
             raise differs(name, before, now)
+    if began.kind == BENCH and options.concurrency not in (None, began.decided.concurrency):  # times would be mixed
+        raise differs("concurrency", began.decided.concurrency, options.concurrency)
     return replace(options, **kept)
 
 

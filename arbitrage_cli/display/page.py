@@ -119,7 +119,9 @@ class TracePacker:
         self._attempts[problem, row.sample, (row.policy, row.tau)] = _entry(row, self._num_rows)
         right = gold_answer(row.gold) or ""
         content = row.model_dump_json(by_alias=True, exclude_unset=True, include={*SHOWN})
-        shown = json.loads(content, parse_float=_rounded) | {"right": boxed_answer(right) or right}
+        shown = json.loads(content, parse_float=lambda number: round(float(number), DIGITS)) | {
+            "right": boxed_answer(right) or right
+        }
         self._parts.append(to_json(shown))
         self._num_rows += 1
         if sum(map(len, self._parts)) >= BLOCK:
@@ -161,7 +163,3 @@ def _entry(row: AttemptRow, number: int) -> list[Any]:
     calls = sum(step.model == "target" for step in row.steps)
     seconds = round(row.wall_seconds, DIGITS) if is_done else None
     return [row.grade.value if row.grade and is_done else "error", seconds, round(written, DIGITS), calls, number]
-
-
-def _rounded(number: str) -> float:
-    return round(float(number), DIGITS)

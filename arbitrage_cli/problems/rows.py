@@ -346,14 +346,10 @@ def _has_value(value: Any) -> bool:
 
 def _answer(value: Any) -> Any:
     parts = value if isinstance(value, list) else [value]
-    if not parts or not all(map(_is_answer, parts)):
+    if not parts or not all(_is_id(part) or (isinstance(part, float) and math.isfinite(part)) for part in parts):
         raise UnusableError("the answer is not a string, a number or a list of these")
     plain = [_encodable(part) if isinstance(part, str) else part for part in parts]
     return plain if isinstance(value, list) else plain[0]
-
-
-def _is_answer(value: Any) -> bool:
-    return _is_id(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _encodable(text: str) -> str:

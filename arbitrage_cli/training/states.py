@@ -55,11 +55,11 @@ def _from_base64(value: object) -> object:
     return np.frombuffer(base64.b64decode(value, validate=True), STATS_TYPE).tolist() if isinstance(value, str) else value
 
 
-def _to_base64(numbers: Sequence[float]) -> str:
-    return base64.b64encode(np.array(numbers, STATS_TYPE).tobytes()).decode("ascii")
-
-
-Statistic = Annotated[Sequence[Annotated[float, AllowInfNan()]], BeforeValidator(_from_base64), PlainSerializer(_to_base64)]
+Statistic = Annotated[
+    Sequence[Annotated[float, AllowInfNan()]],
+    BeforeValidator(_from_base64),
+    PlainSerializer(lambda numbers: base64.b64encode(np.array(numbers, STATS_TYPE).tobytes()).decode()),
+]
 """A number for each token of the drafted step. Stored as a base64 string of little-endian float16 numbers."""
 
 

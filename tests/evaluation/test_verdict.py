@@ -1,8 +1,13 @@
 """The verdict on a pair: what is expected of a policy before it has run, the answer, and whether its confidence holds."""
 
+import json
 import math
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -326,6 +331,26 @@ def simulated(dice: random.Random, name: str, speedup: float, shares: tuple[floa
     interval = None if problems < 5 else (math.exp(mean - 2 * error), math.exp(mean + 2 * error))
     gained, lost = ((dice.random() < share for _ in range(problems)) for share in shares)
     return policy(name, math.exp(mean), interval, problems=problems, **lost_of(sum(lost), problems, gained=sum(gained)))
+
+
+def test_published_answers_are_replayed(tmp_path: Path) -> None:
+    dice, path = random.Random(1), tmp_path / "answers.jsonl"
+    models = {"small-1B": 0.5, "middle-3b-it": 0.7, "large-70B": 0.9}
+    answers = [
+        {name: {"answer": "4", "right": dice.random() < share, "chars": 300} for name, share in models.items()}
+        for _ in range(60)
+    ]
+    path.write_text("".join(json.dumps({"id": number, "models": one}) + "\n" for number, one in enumerate(answers)))
+    command: list[str | Path] = [
+        sys.executable,
+        Path(__file__).parents[1] / "benchmarks" / "claims.py",
+        "--sessions",
+        "4",
+        path,
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert len(re.findall(r"^\| (?:99 in 100|[6-9] in 10) \|", ended.stdout, re.MULTILINE)) == 5
 
 
 def test_a_run_ends_when_the_answer_is_sure() -> None:

@@ -9,7 +9,7 @@ import pytest
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems.code import find_program
 from arbitrage_cli.problems.rows import Dataset, make_dataset, read_json_rows
-from arbitrage_cli.problems.tasks import CODE, FORMS, MATH, Task, find_letter, find_task, without_sandbox
+from arbitrage_cli.problems.tasks import CODE, FORMS, MATH, Task, find_letter, find_task
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -123,14 +123,6 @@ def test_programs_are_graded_by_their_tests(row: dict[str, Any]) -> None:
 )
 def test_the_gold_of_code_is_its_tests(row: dict[str, Any], script: str, preamble: str) -> None:
     assert dataset(row).items[0].gold == {"script": script, "preamble": preamble}
-
-
-def test_without_tests_the_program_to_reach_is_another_one() -> None:
-    task = without_sandbox(CODE)  # it runs no program
-    assert grade(task, RIGHT, {}) == "unscored"
-    assert grade(task, RIGHT, {"answer": "def half(n):  # half\n    return (n // 2)"}) == "correct"
-    assert grade(task, RIGHT, {"answer": "def half(n):\n    return n / 2"}) == "incorrect"
-    assert grade(task, "```\nno: python\n```", {"answer": "no:   python"}) == "correct"
 
 
 @pytest.mark.parametrize(
