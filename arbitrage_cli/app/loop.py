@@ -130,7 +130,8 @@ class Loop:
     """Makes attempts, and stores each row as soon as its attempt ends.
 
     `row` makes the row of an attempt, or None if the attempt counts as not made. `kept` counts a row; `counts`, if given, are
-    shown. `conditions` are those of all rows. Without a `store`, no row is stored. Sample k uses the seed of `sampler` + k. `clock` measures attempts, and `timer` what the program itself needs.
+    shown. `conditions` are those of all rows. Without a `store`, no row is stored. Sample k uses the seed of `sampler` + k.
+    `clock` measures attempts, and `timer` what the program itself needs.
     """
 
     scheduler: Callable[[Attempt], Scheduler]

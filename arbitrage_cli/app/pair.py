@@ -249,7 +249,8 @@ def open_pair(
     """Load a draft and a target (default: the built-in pair). Use the returned pair as a context manager to free the models.
 
     A model is a GGUF file, `user/repo:quant` on the Hub, or the URL of a server. `check` is the checker of policy `agree`.
-    `concurrency` is the number of problems that `solve_many` solves at once. `defaults` apply to every call that does not override them.
+    `concurrency` is the number of problems that `solve_many` solves at once. `defaults` apply to every call that does not
+    override them.
 
     Raises UsageError if an argument is invalid; RouterError, ModelError or HubError if a router or model cannot be used.
     """

@@ -159,8 +159,8 @@ class ClosedOutput(io.TextIOBase):
 class NonblockingPipe(io.RawIOBase):
     """Writes standard error to a pipe. Text is dropped if nobody reads the pipe, so that a run never blocks.
 
-    The first write to a full pipe waits up to `PIPE_PATIENCE` milliseconds. If nobody reads the pipe during this time, later text
-    is dropped immediately until the pipe is read again.
+    The first write to a full pipe waits up to `PIPE_PATIENCE` milliseconds. If nobody reads the pipe during this time, later
+    text is dropped immediately until the pipe is read again.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -100,9 +100,9 @@ def train(
 ) -> None:
     """Train a router on collected states, and measure it on held-out problems.
 
-    Requires scikit-learn: pip install "scikit-learn>=1.7". The router is cross-validated: each problem is measured by a network
-    that was not trained on it. With --from, only recalibrates the presets (careful, balanced, fast) and budgets, on problems that the router was not
-    trained on.
+    Requires scikit-learn: pip install "scikit-learn>=1.7". The router is cross-validated: each problem is measured by a
+    network that was not trained on it. With --from, only recalibrates the presets (careful, balanced, fast) and budgets, on
+    problems that the router was not trained on.
 
     \b
     Examples:

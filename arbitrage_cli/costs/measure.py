@@ -95,7 +95,8 @@ def measure_and_keep(
 ) -> dict[ModelRole, Tuned]:
     """Measure models together, store their costs and return them.
 
-    A note is shown if the measurement was disturbed or cannot be stored. The probes end after `limit` seconds, but each runs at least once.
+    A note is shown if the measurement was disturbed or cannot be stored. The probes end after `limit` seconds, but each runs
+    at least once.
 
     Raises any error from loading or running a model.
     """

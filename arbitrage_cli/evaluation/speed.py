@@ -33,8 +33,8 @@ BLOCKS = 4  # consecutive parts of a run whose speeds are compared
 MIN_STEPS = 8  # minimum steps of a policy; with fewer, all policies define the usual step
 
 LATENCY = ("seconds_mean", "speedup", "speedup_log_error", "speedup_interval")
-"""The time figures: computed from the counted work or, with the prefix `measured_`, measured by the clock. `speedup_log_error` is the
-standard error of the logarithm of the speed-up. It includes the error of the unit costs."""
+"""The time figures: computed from the counted work or, with the prefix `measured_`, measured by the clock. `speedup_log_error`
+is the standard error of the logarithm of the speed-up. It includes the error of the unit costs."""
 PRICED = (
     "price",
     "price_ratio",

@@ -5,9 +5,9 @@ prices, it saves at least MIN_SAVING of the price. The comparison is with the be
 alone or speculation. Its net change of accuracy (answers gained minus answers lost) is at least -MAX_LOSS of all answers and
 at least -MAX_LOST of the target's right answers.
 
-Before the first problem, the expected effect of a policy decides only whether to try it. It follows from the costs or prices of
-tokens and from the router's card. Each finished problem adds evidence. A verdict has a probability only if it is based on policies with at least MIN_PROBLEMS finished and
-compared problems. `display.verdict` describes the verdict in words.
+Before the first problem, the expected effect of a policy decides only whether to try it. It follows from the costs or prices
+of tokens and from the router's card. Each finished problem adds evidence. A verdict has a probability only if it is based on
+policies with at least MIN_PROBLEMS finished and compared problems. `display.verdict` describes the verdict in words.
 """
 
 import math

@@ -8,9 +8,9 @@ recurrent layers' state: a few kilobytes to 200 MB, regardless of the number of 
 prompt prefix and before each step. In a conversation, checkpoints are also saved at the end and after the latest question,
 because later prompts omit earlier thinking.
 
-The prefix shared by all prompts with the same settings is prefilled separately, and the rest in batches of READ_TOKENS. A problem
-that does not continue a conversation reuses only whole batches that it would prefill itself, so its logits do not depend on
-earlier problems.
+The prefix shared by all prompts with the same settings is prefilled separately, and the rest in batches of READ_TOKENS. A
+problem that does not continue a conversation reuses only whole batches that it would prefill itself, so its logits do not
+depend on earlier problems.
 """
 
 import functools

@@ -287,7 +287,8 @@ def _bucket(num_matched: int) -> int:
 class Planner:
     """Plans the next batch of a model from its costs, which stay fixed during a run.
 
-    If the costs are unknown, nothing is proposed. If `prompt_lookup` is true, the engine also proposes tokens by prompt lookup.
+    If the costs are unknown, nothing is proposed. If `prompt_lookup` is true, the engine also proposes tokens by prompt
+    lookup.
     """
 
     costs: UnitCosts | None = None

@@ -1,8 +1,8 @@
 """Names, finds, downloads and verifies files of models and data sets on the Hugging Face Hub.
 
-huggingface_hub downloads the files, resumes broken downloads, rejects unsafe file names and manages the cache that all programs
-share. It checks only the size of a file; this module also checks the sha256. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and
-HF_HUB_OFFLINE are honored. huggingface_hub is imported inside functions, because importing it is slow.
+huggingface_hub downloads the files, resumes broken downloads, rejects unsafe file names and manages the cache that all
+programs share. It checks only the size of a file; this module also checks the sha256. HF_ENDPOINT, HF_TOKEN, HF_HOME,
+HF_HUB_CACHE and HF_HUB_OFFLINE are honored. huggingface_hub is imported inside functions, because importing it is slow.
 """
 
 import contextlib

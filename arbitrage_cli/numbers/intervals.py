@@ -99,7 +99,8 @@ def log_ratio(table: Numbers, common: float = 0.0) -> tuple[float | None, Interv
 
 
 def _student(freedom: float) -> float:
-    """Return the 97.5% quantile of Student's t distribution, approximately (D. L. Wallace, Ann. Math. Stat. 30 (1959), 1121-1130).
+    """Return the 97.5% quantile of Student's t distribution, approximately (D. L. Wallace, Ann. Math. Stat. 30 (1959),
+    1121-1130).
 
     The error is below 0.1% from 9 degrees of freedom on, and 4% for 2 degrees of freedom.
     """

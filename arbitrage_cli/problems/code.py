@@ -236,7 +236,8 @@ def _sandbox(program: str) -> Iterator[str]:
 
     The sandbox has no network, hides other processes, keeps /tmp in memory, and makes Python's files read-only.
 
-    If the user is root, programs run as `nobody`, because root is exempt from the limit on processes. An outer bubblewrap process first mounts Python's files, which may be in root's home folder.
+    If the user is root, programs run as `nobody`, because root is exempt from the limit on processes. An outer bubblewrap
+    process first mounts Python's files, which may be in root's home folder.
     """
     above = ["/dev", "/tmp", *(str(path) for path in reversed(Path(sys.base_prefix).parents[:-1]))]  # noqa: S108
     folders = [word for path in above for word in ("--perms", "0755", "--dir", path)]  # accessible to nobody

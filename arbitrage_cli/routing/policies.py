@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from arbitrage_cli.problems.tasks import Grader
 
 PolicyKind = Literal["single", "routed", "oracle", "checked"]
-"""`single`: one model writes every step. `routed`: the score of a drafted step is compared with tau. `oracle`: both models write
-every step, and the advantage is compared with tau. `checked`: the draft's answer is compared with the checker's."""
+"""`single`: one model writes every step. `routed`: the score of a drafted step is compared with tau. `oracle`: both models
+write every step, and the advantage is compared with tau. `checked`: the draft's answer is compared with the checker's."""
 
 RewardKind = Literal["prm", "any"]
 """The source of a policy's rewards: a process reward model, or any source that the user chooses."""

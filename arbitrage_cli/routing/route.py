@@ -133,8 +133,8 @@ def accepts_tau(policy: Policy, tau: str | None) -> bool:
 class AvailableRouter:
     """A router, its source, and the pair's token costs.
 
-    The costs are measured on this machine or, if `is_priced` is true, the pair's prices. If `early_stop` is None, drafted steps
-    are stopped early where this saves time.
+    The costs are measured on this machine or, if `is_priced` is true, the pair's prices. If `early_stop` is None, drafted
+    steps are stopped early where this saves time.
     """
 
     router: Router | None

@@ -121,7 +121,8 @@ class Settings(Record):
 
 
 class Setup(Record):
-    """What was decided: what followed from the request on one machine at one moment. `concurrency` is the number of problems at once.
+    """What was decided: what followed from the request on one machine at one moment. `concurrency` is the number of problems
+    at once.
 
     `tau_costs` names the costs on which presets are based, if any are used.
     """
@@ -171,8 +172,8 @@ class Run(Record):
     """The contents of run.json. `levels` has an entry for each problem of the run, and is empty for runs of `solve`.
 
     `reward` describes the rewards of collected states. A run that `skips_attempts` has rows only for the attempts that
-    `advise` needed. `protections` limit the programs that models write. `loaded` and `flags`, those of llama.cpp, are known once
-    a model is loaded.
+    `advise` needed. `protections` limit the programs that models write. `loaded` and `flags`, those of llama.cpp, are known
+    once a model is loaded.
     """
 
     version: Literal[2] = Field(alias="schema")

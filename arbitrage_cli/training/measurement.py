@@ -8,9 +8,10 @@ The table of taus shows the effect of each tau. If a reward is the share of the 
 answer, the losses of a solution add up to the difference in accuracy (the performance difference lemma, Kakade and Langford
 2002). This assumes that the router visits the recorded states.
 
-At each step, a solution is either right or wrong so far. If the target's step was better, accepting the drafted step can *drop* a correct solution. If the drafted step was better, accepting it can *lift* an incorrect one. Two logistic curves map the router's
-log-odds to the probabilities of a drop and of a lift. Each step depends on the previous steps, so a solution can be
-dropped only once. A reward between 0 and 1 is treated as the share of solutions that are right.
+At each step, a solution is either right or wrong so far. If the target's step was better, accepting the drafted step can
+*drop* a correct solution. If the drafted step was better, accepting it can *lift* an incorrect one. Two logistic curves map
+the router's log-odds to the probabilities of a drop and of a lift. Each step depends on the previous steps, so a solution can
+be dropped only once. A reward between 0 and 1 is treated as the share of solutions that are right.
 
 The curves are fitted to the states. The priors assume that the router's probability is correct and that lifts are rare. The
 prediction is corrected by the difference between the observed and the predicted change. Noisy differences are shrunk towards

@@ -300,8 +300,8 @@ class CollectedRun:
 class Collected:
     """The n states of one or more runs.
 
-    `features` has shape (n, n_features). `fold` (from 0 to FOLDS - 1), `pair` (an index into `pairs`) and `is_whole` have shape
-    (n,). `outcomes.problem` is an index into `questions`.
+    `features` has shape (n, n_features). `fold` (from 0 to FOLDS - 1), `pair` (an index into `pairs`) and `is_whole` have
+    shape (n,). `outcomes.problem` is an index into `questions`.
     """
 
     runs: tuple[CollectedRun, ...]

@@ -1,10 +1,10 @@
 """Sends many HTTP requests concurrently, in a thread with its own event loop.
 
-Requests are retried after dropped connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After` (up to
-`GONE_SECONDS`) plus a random time that grows exponentially. A longer delay, and any other HTTP error except 401, concern only
-one request. API keys are sent only in the `Authorization` header, and never through a proxy to this machine or a private
-network. A key that a server repeats is removed before its response is parsed. Redirects are not followed, and no error shows a
-request.
+Requests are retried after dropped connections and after HTTP 408, 425, 429 and 5xx. The delay is the server's `Retry-After`
+(up to `GONE_SECONDS`) plus a random time that grows exponentially. A longer delay, and any other HTTP error except 401,
+concern only one request. API keys are sent only in the `Authorization` header, and never through a proxy to this machine or a
+private network. A key that a server repeats is removed before its response is parsed. Redirects are not followed, and no error
+shows a request.
 """
 
 import asyncio
@@ -134,8 +134,8 @@ class Connection:
 class Server:
     """The API at an address, and its recent failures.
 
-    Requests for a problem have the same `topic`, so that a load balancer can choose the replica that cached the prompt. Requests
-    without a topic are probes.
+    Requests for a problem have the same `topic`, so that a load balancer can choose the replica that cached the prompt.
+    Requests without a topic are probes.
     """
 
     connection: Connection
