@@ -32,6 +32,7 @@ Bill = tuple[float, float | None] | None
 ModelRole = Literal["draft", "target", "prm", "check"]
 """The role of a model. `check` is the checker, which solves a problem beside the draft in policy `agree`."""
 ROLES: tuple[ModelRole, ...] = get_args(ModelRole)
+WRITING = ROLES[:2]
 
 ByRole = Mapping[ModelRole, T]
 

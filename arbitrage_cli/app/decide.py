@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from arbitrage_cli.app.options import Options
-from arbitrage_cli.app.request import WRITING, NamedModels, Request
+from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.costs.pair import PairCosts, parse_prices, price_costs
 from arbitrage_cli.costs.store import StoredAdvice
 from arbitrage_cli.errors import ArbitrageError, UsageError
@@ -22,7 +22,7 @@ from arbitrage_cli.routing.policies import Policy, Thinking
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, parse_route, route_or_target_alone
 from arbitrage_cli.runs.run import ModelSetup, RouterSetup, RouteSetup, Settings, Setup
-from arbitrage_cli.types import THINK_TOKENS, ByRole, Fields, Limits, ModelRole, Note, frozen
+from arbitrage_cli.types import THINK_TOKENS, WRITING, ByRole, Fields, Limits, ModelRole, Note, frozen
 
 THINK_CONTEXT_SIZE = 16384
 """The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""

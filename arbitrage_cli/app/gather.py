@@ -10,7 +10,7 @@ from pathlib import Path
 from arbitrage_cli.app.decide import ModelFacts, RequestFacts
 from arbitrage_cli.app.open_models import RemoteModel
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import WRITING, NamedModels, Request
+from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.app.resume import settings_of
 from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
 from arbitrage_cli.costs.store import (
@@ -36,7 +36,7 @@ from arbitrage_cli.model_files.pairs import find_files, is_gguf, is_served, loca
 from arbitrage_cli.routing.route import parse_route
 from arbitrage_cli.runs.run import ModelSetup, Run
 from arbitrage_cli.system.machine import free_cores, processor_name
-from arbitrage_cli.types import ByRole, Fields, Json, ModelRole
+from arbitrage_cli.types import WRITING, ByRole, Fields, Json, ModelRole
 
 OpenServed = Callable[[ModelRole], RemoteModel | None]
 

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import WRITING, Request
+from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.memory import Need, check_memory, memory_needed, rollback_of
 from arbitrage_cli.costs.store import threads_without_costs
 from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
@@ -36,7 +36,7 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, Setup
 from arbitrage_cli.system.files import state_of
-from arbitrage_cli.types import ByRole, Fields, ModelRole, frozen
+from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, frozen
 
 if TYPE_CHECKING:
     from arbitrage_cli.inference.servers.connection import Connection

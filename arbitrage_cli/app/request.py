@@ -42,13 +42,12 @@ from arbitrage_cli.routing.route import (
 )
 from arbitrage_cli.routing.router import Router, included_router, load
 from arbitrage_cli.system.files import read_text
-from arbitrage_cli.types import ROLES, ByRole, ModelRole, frozen
+from arbitrage_cli.types import ROLES, WRITING, ByRole, ModelRole, frozen
 
 MAX_TEMPLATE_BYTES = 1 << 20
 _NUMBER, _ARITHMETIC = re.compile(r"\d"), re.compile(r"\d\D+\d|\bhow (many|much)\b|\bconvert\b", re.IGNORECASE)
 
 Models = ByRole[str]
-WRITING = ROLES[:2]
 
 
 def is_arithmetic(question: str) -> bool:

@@ -24,8 +24,6 @@ from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.run import Run, Setup
 from arbitrage_cli.types import Json, Limits, ModelRole, Trace
 
-SELF_CHECKS = 2  # further solutions of a draft without a checker; `tests/benchmarks/README.md` compares 1 to 4
-
 log = logging.getLogger("arbitrage.session")
 
 
@@ -71,7 +69,8 @@ class Session:
     def _checker(self) -> Checker:
         """The checker, which solves a problem before the draft if its files are smaller. Without one, the draft checks itself."""
         models = self.decided.models
-        roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * (1 + SELF_CHECKS)
+        # "A draft that checks itself" in tests/benchmarks compares numbers of solutions.
+        roles: Sequence[ModelRole] = ["draft", "check"] if "check" in models else ["draft"] * 3
         return Checker(
             self._stack.enter_context(self.task.open_grader()),
             self.decided.settings.check_thinking or "off",

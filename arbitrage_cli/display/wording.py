@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
+from itertools import accumulate, groupby
 
 from arbitrage_cli.app.options import ResultFormat
 from arbitrage_cli.app.protocol import AttemptEnded, RunProgress, ServerInfo
@@ -132,8 +131,10 @@ def bar(decision: Decision, run: RunInfo) -> str:
 
 def discarded(check: Check) -> Iterator[tuple[str, str]]:
     """Yield the model and the text of each solution that the `agree` policy did not keep."""
-    for model, steps in groupby(check.discarded, key=attrgetter("model")):
-        yield role_name(model), "".join(step.text + "\n\n" * (step.stop == "end") for step in steps).rstrip()
+    solutions = accumulate((step.stop == "end" for step in check.discarded), initial=0)
+    numbered = zip(check.discarded, solutions, strict=False)
+    for (model, _), steps in groupby(numbered, lambda pair: (pair[0].model, pair[1])):
+        yield role_name(model), "".join(step.text for step, _ in steps)
 
 
 def checked(check: Check) -> str:

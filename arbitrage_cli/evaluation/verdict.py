@@ -27,9 +27,7 @@ from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import DEFAULT_TAU, Route, stored_route
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.types import ByRole, Fields, ModelRole, frozen
-
-BOTH: tuple[ModelRole, ...] = ("draft", "target")
+from arbitrage_cli.types import WRITING, ByRole, Fields, frozen
 
 LOST_IF_DIFFERENT = 0.5, 0.5
 """The net loss per ungraded answer that differs from the target's: mean and standard deviation over pairs of models."""
@@ -142,7 +140,7 @@ def _of_draft(costs: PairCosts | None, table: TauTable | None) -> float:
 
 
 def _is_pair(models: ByRole[str | None], pair: Fields) -> bool:
-    return all(models.get(role) and models[role] == pair.get(role, {}).get("sha256") for role in BOTH)
+    return all(models.get(role) and models[role] == pair.get(role, {}).get("sha256") for role in WRITING)
 
 
 MIN_SPEEDUP, MIN_SAVING = 1.1, 0.1  # minimum speed-up, or share of the price that is saved, of a policy worth using

@@ -31,7 +31,7 @@ from arbitrage_cli.arbitrage import (
 )
 from arbitrage_cli.errors import unknown
 from arbitrage_cli.routing.equations import check_equations
-from arbitrage_cli.types import THINK_TOKENS, Decision, Limits, ModelRole, Step, Trace, frozen
+from arbitrage_cli.types import THINK_TOKENS, WRITING, Decision, Limits, ModelRole, Step, Trace, frozen
 
 if TYPE_CHECKING:
     from arbitrage_cli.problems.tasks import Grader
@@ -87,7 +87,6 @@ def negative_logprob_or_wrong_equation(trace: Trace, draft: Step) -> float:
     return mean_negative_logprob(trace, draft) + WRONG_EQUATION * wrong
 
 
-_BOTH: tuple[ModelRole, ...] = ("draft", "target")
 _MEAN, _WORST = "negative mean log-probability (nats/token)", "negative log-probability of the least likely token (nats)"
 _EQUATIONS = f"{_MEAN} plus {WRONG_EQUATION:g} for a wrong equation"
 _PROBABILITY, _DRAW = "probability that the target's step is better", "number drawn at random from 0 to 1"
@@ -95,18 +94,18 @@ _REWARD = "penalty of the drafted step (1 minus its reward)"
 
 
 def _on_token_stats(name: str, score_is: str, default_tau: float, scorer: Scorer) -> Policy:
-    return Policy(name, "routed", _BOTH, score_is, default_tau, lambda seed: scorer, reads_token_stats=True)
+    return Policy(name, "routed", WRITING, score_is, default_tau, lambda seed: scorer, reads_token_stats=True)
 
 
 _TABLE = (
-    Policy("arbitrage", "routed", _BOTH, _PROBABILITY, reads_token_stats=True, needs_router=True, max_score=1.0),
+    Policy("arbitrage", "routed", WRITING, _PROBABILITY, reads_token_stats=True, needs_router=True, max_score=1.0),
     _on_token_stats("entropy", "entropy of the step's first token (nats)", 1.0, by_first_token(first_token_entropy)),
     _on_token_stats("logprob", _MEAN, 0.3, by_token_stats(mean_negative_logprob)),
     _on_token_stats("logprob-min", _WORST, 1.0, by_least_likely_token(max_negative_logprob)),
     _on_token_stats("equations", _EQUATIONS, 0.3, by_token_stats(negative_logprob_or_wrong_equation)),
-    Policy("random", "routed", _BOTH, _DRAW, 0.7, lambda seed: by_first_token(uniform_draw(seed)), max_score=1.0),
-    Policy("rsd", "routed", _BOTH, _REWARD, 0.3, lambda seed: by_reward(), reward="prm", max_score=1.0),
-    Policy("oracle", "oracle", _BOTH, "advantage of the target's step", 0.0, reward="any"),
+    Policy("random", "routed", WRITING, _DRAW, 0.7, lambda seed: by_first_token(uniform_draw(seed)), max_score=1.0),
+    Policy("rsd", "routed", WRITING, _REWARD, 0.3, lambda seed: by_reward(), reward="prm", max_score=1.0),
+    Policy("oracle", "oracle", WRITING, "advantage of the target's step", 0.0, reward="any"),
     Policy("agree", "checked", ("draft", "check", "target")),
     Policy("draft", "single", ("draft",)),
     Policy("target", "single", ("target",)),

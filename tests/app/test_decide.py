@@ -16,7 +16,7 @@ from arbitrage_cli.app.decide import available_router, decide
 from arbitrage_cli.app.gather import advised_pair, gather, warn_of_load
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.protocol import LogDisplay
-from arbitrage_cli.app.request import WRITING, Loads, Request, ask, ask_to_collect, ask_to_compare
+from arbitrage_cli.app.request import Loads, Request, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.costs.store import (
     StoredAdvice,
     Tuned,
@@ -36,7 +36,7 @@ from arbitrage_cli.problems.tasks import CODE, find_task
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.system.machine import CACHED_BYTES
-from arbitrage_cli.types import ModelRole
+from arbitrage_cli.types import WRITING, ModelRole
 
 SCRIPTED = Options(draft="scripted:draft", target="scripted:target")
 MATH = find_task(None)

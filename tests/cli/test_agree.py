@@ -14,7 +14,6 @@ from faults import essence, rows_of, write_problems
 from test_report_command import traces
 
 from arbitrage_cli import Check, open_pair
-from arbitrage_cli.app.session import SELF_CHECKS
 from arbitrage_cli.system.files import models_folder
 
 DRAFT, RELIABLE = "scripted:draft", "scripted:target"
@@ -75,7 +74,7 @@ def test_without_a_checker_further_solutions_of_the_draft_are_the_check() -> Non
     assert {check.agrees for _, check in made[0]} == {True, False}  # greedy solutions would always agree
     for _, check in made[0]:
         assert {step.model for step in check.discarded} == {"draft"}
-        assert not check.agrees or len(_texts(check)) == SELF_CHECKS
+        assert not check.agrees or len(_texts(check)) == 2
 
 
 def _texts(check: Check) -> list[str]:
