@@ -24,7 +24,7 @@ from arbitrage_cli.inference.backend import Backend, Deadline, Floats, SavedStat
 from arbitrage_cli.inference.chat_template import DEFAULT_STYLE, INSTRUCTIONS, ChatPrompt, Control, PromptStyle, Segment
 from arbitrage_cli.inference.step_text import StepText
 from arbitrage_cli.model_files.gguf import num_checkpoints
-from arbitrage_cli.types import Phase, Problem, Step, StepStop, Trace, frozen
+from arbitrage_cli.types import Message, Phase, Problem, Step, StepStop, Trace, frozen
 
 READ_TOKENS = 128  # prefilled at once; small, so that progress is visible
 BUILT_IN_NAME = "arbitrage built-in"  # the beginning of the names in their files
@@ -252,6 +252,12 @@ class CachedProblem:
         start = self.num_shared if position >= self.num_shared else 0
         return position - (position - start) % READ_TOKENS
 
+    def is_continued_by(self, problem: Problem) -> bool:
+        """Return whether the problem's earlier messages begin with this problem's messages and question."""
+        own = self.problem
+        opening = (*own.turns, Message("user", own.question))
+        return problem.system == own.system and problem.turns[: len(opening)] == opening
+
     def remember(self, step: Step, tokens: list[int]) -> None:
         """Store the token ids of a step written by this model, excluding any end marker."""
         if step.stop == "thought":
@@ -299,7 +305,7 @@ class KvCache:
         prompt = self.prompt_ids(problem)
         shared, num_last = self._shared(replace(problem, id="", question="", turns=()))
         num_shared = len(shared) if prompt[: len(shared)] == shared else 0
-        num_aligned = self._reuse(slot, prompt, num_shared, is_conversation=bool(problem.turns))
+        num_aligned = self._reuse(slot, problem, prompt, num_shared)
         if slot not in self._sequences:
             self._sequences[slot] = CachedSequence(self.backend, slot, self._max_checkpoints)
         sequence = self._sequences[slot]
@@ -315,7 +321,7 @@ class KvCache:
             question_end=len(prompt) - num_last,
         )
 
-    def _reuse(self, slot: int, prompt: list[int], num_shared: int, *, is_conversation: bool) -> int:
+    def _reuse(self, slot: int, problem: Problem, prompt: list[int], num_shared: int) -> int:
         """Drop the cached ids that the problem cannot reuse. Returns the number of aligned ids among the others."""
         last = self._closed.pop(slot, None)
         if last is None:
@@ -323,7 +329,7 @@ class KvCache:
         end = common_prefix(prompt, last.held)
         if last.num_shared != num_shared:
             end = 0
-        elif not is_conversation or end < last.question_end:  # it does not continue the last conversation
+        elif not last.is_continued_by(problem):
             end = last.aligned(min(end, last.num_aligned, len(prompt) - 1))
         if end < len(last.held):
             last.cut(end)
