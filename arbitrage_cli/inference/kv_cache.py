@@ -182,9 +182,9 @@ class CachedProblem:
     """A problem's prompt, and the sequence that holds its ids.
 
     Prompts with the same settings share the first `num_shared` ids. The first `num_aligned` ids were prefilled in the batches
-    of an empty cache. `num_reused` ids were already cached when the problem began. `question_end` is the index of the first
-    id after the question; `last_index` is the index of the last id before the current step. `required` contains all ids that
-    precede the next token.
+    of an empty cache. `num_reused` ids were already cached when the problem began. `first` is the problem that began the
+    conversation. `question_end` is the index of the first id after the question; `last_index` is the index of the last id
+    before the current step. `required` contains all ids that precede the next token.
     """
 
     cache: "KvCache"
@@ -194,6 +194,7 @@ class CachedProblem:
     num_shared: int
     num_aligned: int
     num_reused: int
+    first: Problem
     question_end: int
     last_index: int = 0
     steps: StepIds = field(default_factory=StepIds)
@@ -253,10 +254,9 @@ class CachedProblem:
         return position - (position - start) % READ_TOKENS
 
     def is_continued_by(self, problem: Problem) -> bool:
-        """Return whether the problem's earlier messages begin with this problem's messages and question."""
-        own = self.problem
-        opening = (*own.turns, Message("user", own.question))
-        return problem.system == own.system and problem.turns[: len(opening)] == opening
+        """Return whether the problem's earlier messages begin with the first question of this conversation."""
+        opening = (*self.first.turns, Message("user", self.first.question))
+        return problem.system == self.first.system and problem.turns[: len(opening)] == opening
 
     def remember(self, step: Step, tokens: list[int]) -> None:
         """Store the token ids of a step written by this model, excluding any end marker."""
@@ -305,7 +305,7 @@ class KvCache:
         prompt = self.prompt_ids(problem)
         shared, num_last = self._shared(replace(problem, id="", question="", turns=()))
         num_shared = len(shared) if prompt[: len(shared)] == shared else 0
-        num_aligned = self._reuse(slot, problem, prompt, num_shared)
+        num_aligned, first = self._reuse(slot, problem, prompt, num_shared)
         if slot not in self._sequences:
             self._sequences[slot] = CachedSequence(self.backend, slot, self._max_checkpoints)
         sequence = self._sequences[slot]
@@ -318,22 +318,26 @@ class KvCache:
             num_shared,
             num_aligned=num_aligned,
             num_reused=len(sequence.held),
+            first=first,
             question_end=len(prompt) - num_last,
         )
 
-    def _reuse(self, slot: int, problem: Problem, prompt: list[int], num_shared: int) -> int:
-        """Drop the cached ids that the problem cannot reuse. Returns the number of aligned ids among the others."""
+    def _reuse(self, slot: int, problem: Problem, prompt: list[int], num_shared: int) -> tuple[int, Problem]:
+        """Drop the cached ids that the problem cannot reuse.
+
+        Returns the number of aligned ids among the others, and the first problem of the conversation.
+        """
         last = self._closed.pop(slot, None)
         if last is None:
-            return 0
-        end = common_prefix(prompt, last.held)
+            return 0, problem
+        end, continues = common_prefix(prompt, last.held), last.is_continued_by(problem)
         if last.num_shared != num_shared:
             end = 0
-        elif not last.is_continued_by(problem):
+        elif not continues:
             end = last.aligned(min(end, last.num_aligned, len(prompt) - 1))
         if end < len(last.held):
             last.cut(end)
-        return last.num_aligned
+        return last.num_aligned, last.first if continues else problem
 
     def close(self, slot: int, cached: CachedProblem) -> None:
         kept = {"nothing": 0, "prefix": cached.num_shared, "conversation": len(cached.held)}[self.keeps]

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.backend import Floats
+from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.types import TokenStats, frozen
 
 TAIL = 20.0  # tokens less likely than e^-TAIL times the top token are never drawn (less than 0.05% in total)
@@ -63,7 +63,7 @@ class Sampler:
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest()) / 2**56
 
 
-def _inverse_cdf(scaled: npt.NDArray[np.float64], sampler: Sampler, uniform: float) -> int:
+def _inverse_cdf(scaled: Numbers, sampler: Sampler, uniform: float) -> int:
     """Filter the tokens with the sampler's settings. Return the index of the token at the quantile `uniform` (0 to 1).
 
     `scaled` contains the logits, divided by the temperature and shifted so that the highest is 0.

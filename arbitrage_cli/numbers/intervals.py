@@ -9,6 +9,8 @@ from arbitrage_cli.types import frozen
 
 Interval = tuple[float, float]
 Numbers = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 MIN_FOR_RATIO = 15  # with fewer problems, the intervals of ratios cover less than they claim
 SEED = 0  # of random draws, so that identical data produce identical figures

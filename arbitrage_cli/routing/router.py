@@ -22,6 +22,7 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, router_file, shipped_routers
+from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.system.files import checked, read_regular, write_atomically
 from arbitrage_cli.types import Attribution, ByRole, Fields, Json, Step, Trace, frozen
@@ -75,7 +76,7 @@ class Network:
         output: Floats = self.output * np.float32(slope)
         return replace(self, output=output, output_bias=self.output_bias * slope + shift)
 
-    def parts(self, inputs: Floats) -> NDArray[np.float64]:
+    def parts(self, inputs: Floats) -> Numbers:
         """Return the contribution of each of the d inputs to the log-odds, relative to the mean input.
 
         Contributions are integrated gradients (Sundararajan et al., arXiv 1703.01365, eq. 1), with the mean input as the
@@ -89,7 +90,7 @@ class Network:
             change = values @ weights
             rise = np.maximum(biases + change, 0) - np.maximum(biases, 0)
             slopes = weights @ (self.output * np.divide(rise, change, out=np.zeros_like(rise), where=change != 0))
-        parts: NDArray[np.float64] = values * slopes
+        parts: Numbers = values * slopes
         return parts
 
 
@@ -166,7 +167,7 @@ class Router:
             raise ComputeError("the router's score is not a number; the draft's file may be damaged")
         return probability
 
-    def probabilities(self, rows: Floats) -> NDArray[np.float64]:
+    def probabilities(self, rows: Floats) -> Numbers:
         """Return the probabilities for rows of shape (..., n_features) with the columns `FEATURES`."""
         log_odds = self.network.log_odds(rows[..., self._columns]).astype(np.float64)
         return 1.0 / (1.0 + np.exp(-np.clip(log_odds, -MAX_LOG_ODDS, MAX_LOG_ODDS)))

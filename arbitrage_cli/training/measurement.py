@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.costs.pair import PairCosts
-from arbitrage_cli.numbers.intervals import Numbers
+from arbitrage_cli.numbers.intervals import Indices, Mask, Numbers
 from arbitrage_cli.routing.presets import ALWAYS, NEVER, TauRow, TauTable
 from arbitrage_cli.routing.router import LOOK_EVERY, clearly_above
 
@@ -63,8 +63,8 @@ class Figure(NamedTuple):
 class Truth:
     """Whether the target improves each state, the index of the state's problem, and the state's weight (default: 1)."""
 
-    is_better: NDArray[np.bool_]
-    problem: NDArray[np.int64]
+    is_better: Mask
+    problem: Indices
     weight: Numbers | float = 1.0
 
     @property
@@ -95,7 +95,7 @@ def auc_gaps(better: Numbers, worse: Numbers, truth: Truth) -> Numbers:
     )
 
 
-def resampled_weights(problem: NDArray[np.int64], resamples: int) -> Iterator[Numbers]:
+def resampled_weights(problem: Indices, resamples: int) -> Iterator[Numbers]:
     """Yield weights for a bootstrap over problems, given each row's problem. The first weights are all 1."""
     _, index = np.unique(problem, return_inverse=True)
     count = int(index.max()) + 1
@@ -118,7 +118,7 @@ def figure(values: Numbers, truth: Truth) -> Figure:
     return Figure(float(values[0]), float(low), float(high))
 
 
-def _auc(score: Numbers, is_better: NDArray[np.bool_], weights: Numbers) -> Numbers:
+def _auc(score: Numbers, is_better: Mask, weights: Numbers) -> Numbers:
     """Return the area under the ROC curve for each row of weights. Each tie counts as half."""
     order = np.argsort(-score, kind="stable")
     falling, weights = score[order], weights[:, order]
@@ -132,7 +132,7 @@ def _auc(score: Numbers, is_better: NDArray[np.bool_], weights: Numbers) -> Numb
     return found
 
 
-def _calibration_error(probability: Numbers, is_better: NDArray[np.bool_], weights: Numbers) -> Numbers:
+def _calibration_error(probability: Numbers, is_better: Mask, weights: Numbers) -> Numbers:
     bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     members = bins[:, None] == np.arange(BINS)
     distance = weights @ (members * (probability - is_better)[:, None])
@@ -147,8 +147,8 @@ def _calibration_error(probability: Numbers, is_better: NDArray[np.bool_], weigh
 class Outcomes:
     """The outcomes of n states. Each column has shape (n,) and is grouped by solution and ordered by step."""
 
-    solution: NDArray[np.int64]
-    problem: NDArray[np.int64]
+    solution: Indices
+    problem: Indices
     draft_reward: Numbers
     target_reward: Numbers
     draft_tokens: Numbers
@@ -164,11 +164,11 @@ class Outcomes:
         return np.round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS)
 
     @property
-    def starts(self) -> NDArray[np.int64]:
+    def starts(self) -> Indices:
         """The index of each solution's first state."""
         return np.flatnonzero(np.diff(self.solution, prepend=-1))
 
-    def take(self, chosen: NDArray[np.bool_]) -> "Outcomes":
+    def take(self, chosen: Mask) -> "Outcomes":
         return Outcomes(*(getattr(self, column.name)[chosen] for column in fields(Outcomes)))
 
     def cut(self, stops: Numbers) -> "Outcomes":
@@ -230,7 +230,7 @@ class ExpectedLoss:
         self._drop = _chances(log_odds, gain, target_reward, by_state, DROP)
         self._lift = _chances(log_odds, loss, 1 - target_reward, by_state, LIFT)
 
-    def changes(self, accepted: NDArray[np.bool_]) -> tuple[float, float, float]:
+    def changes(self, accepted: Mask) -> tuple[float, float, float]:
         """Return the mean change in reward per solution, with its 95% interval, if these drafted steps are accepted."""
         expected, observed = self._chain(accepted), self._observed(accepted)
         drops = self._drop[0, accepted].sum() / len(observed)
@@ -247,12 +247,12 @@ class ExpectedLoss:
         means: Numbers = (changes * self._weight).sum(axis=1) / self._weight.sum(axis=1)
         return means
 
-    def _observed(self, accepted: NDArray[np.bool_]) -> Numbers:
+    def _observed(self, accepted: Mask) -> Numbers:
         """Return the change in each solution's reward, computed from the recorded rewards."""
         lost = np.add.reduceat(np.where(accepted, self._advantage, 0.0), self._starts)
         return np.clip(self._alone - lost, 0.0, 1.0) - self._alone
 
-    def _chain(self, accepted: NDArray[np.bool_]) -> Numbers:
+    def _chain(self, accepted: Mask) -> Numbers:
         """Return the expected change in each solution's reward for each resample, with shape (1 + TABLE_RESAMPLES, solutions)."""
         reward = np.tile(self._alone, (len(self._weight), 1))
         for place in range(int(self._place.max()) + 1):
@@ -281,11 +281,11 @@ def _chances(log_odds: Numbers, change: Numbers, of: Numbers, weight: Numbers, p
 class Prefixes:
     """The prefixes of drafted steps that a router scores. `state` contains the index of each prefix's state."""
 
-    state: NDArray[np.int64]
-    tokens: NDArray[np.float64]
-    probability: NDArray[np.float64]
+    state: Indices
+    tokens: Numbers
+    probability: Numbers
 
-    def stops(self, tau: float, num_states: int) -> NDArray[np.float64]:
+    def stops(self, tau: float, num_states: int) -> Numbers:
         """Return the number of tokens after which each step is stopped, or infinity if it is not stopped."""
         stops = np.full(num_states, np.inf)
         above = self.probability > clearly_above(tau)
@@ -327,7 +327,7 @@ def spread_taus(probability: Numbers) -> list[float]:
     return sorted({float(f"{level:.3g}") for level in levels})
 
 
-def _row(tau: float, escalated: NDArray[np.bool_], outcomes: Outcomes, loss: ExpectedLoss) -> TauRow:
+def _row(tau: float, escalated: Mask, outcomes: Outcomes, loss: ExpectedLoss) -> TauRow:
     count, num_escalated, is_better = len(outcomes.starts), int(escalated.sum()), outcomes.advantage > 0
     change, low, high = loss.changes(~escalated)
     written = outcomes.target_tokens[escalated]
@@ -347,7 +347,7 @@ def _row(tau: float, escalated: NDArray[np.bool_], outcomes: Outcomes, loss: Exp
     )
 
 
-def _tokens_to_read(escalated: NDArray[np.bool_], outcomes: Outcomes) -> Numbers:
+def _tokens_to_read(escalated: Mask, outcomes: Outcomes) -> Numbers:
     """Return the target's prefill tokens per solution: the prompt, and all accepted steps before the last escalated step."""
     starts = outcomes.starts
     ends = np.cumsum(outcomes.draft_tokens)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import AllowInfNan, BeforeValidator, PlainSerializer, ValidationError, model_validator
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
@@ -27,6 +26,7 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.speculation import Proposal
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.numbers.intervals import Indices, Mask, Numbers
 from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.routing.router import is_due
@@ -307,9 +307,9 @@ class Collected:
     runs: tuple[CollectedRun, ...]
     features: Floats
     outcomes: Outcomes
-    fold: NDArray[np.int64]
-    pair: NDArray[np.int64]
-    is_whole: NDArray[np.bool_]
+    fold: Indices
+    pair: Indices
+    is_whole: Mask
     questions: tuple[str, ...]
 
     @property
@@ -327,13 +327,13 @@ class Collected:
         return found[max(found)] if found else None
 
     @property
-    def weight(self) -> NDArray[np.float64]:
+    def weight(self) -> Numbers:
         """The states' weights, an array of shape (n,). Their mean is 1, and all pairs have the same total weight."""
         pairs, index, counts = np.unique(self.pair, return_inverse=True, return_counts=True)
-        weight: NDArray[np.float64] = len(self.pair) / (len(pairs) * counts[index])
+        weight: Numbers = len(self.pair) / (len(pairs) * counts[index])
         return weight
 
-    def prefixes(self, chosen: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.int64], NDArray[np.float64]]:
+    def prefixes(self, chosen: Mask) -> tuple[Floats, Indices, Numbers]:
         """Return the m prefixes that a router scores, taken from the chosen drafted steps.
 
         The first array contains the features and has shape (m, n_features). The other two, of shape (m,), contain each

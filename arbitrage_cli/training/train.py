@@ -18,12 +18,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from arbitrage_cli import __version__
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.backend import Floats
-from arbitrage_cli.numbers.intervals import Numbers
+from arbitrage_cli.numbers.intervals import Indices, Mask, Numbers
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.policies import WRONG_EQUATION
 from arbitrage_cli.routing.presets import TauTable
@@ -40,8 +39,6 @@ from arbitrage_cli.training.measurement import (
 )
 from arbitrage_cli.training.states import FOLDS, Collected
 from arbitrage_cli.types import Json, frozen
-
-Labels = NDArray[np.bool_]
 
 Parameters = tuple[Floats, Floats, Floats, float]  # the weights (d, h) and biases (h,) of the units, and those of the output
 
@@ -69,7 +66,7 @@ class Examples:
     """Training examples: float32 inputs of shape (n, d), and labels and weights of shape (n,). The mean weight is 1."""
 
     inputs: Floats
-    labels: Labels
+    labels: Mask
     weights: Numbers
 
 
@@ -79,7 +76,7 @@ RECIPES: tuple[Recipe, ...] = (  # the simplest first
 )
 
 
-def balanced(labels: Labels, groups: NDArray[np.int64]) -> Numbers:
+def balanced(labels: Mask, groups: Indices) -> Numbers:
     """Return weights with the same sum for each class in each group.
 
     Their mean is 1 if every group contains both classes.
@@ -123,7 +120,7 @@ def average(networks: Sequence[Network]) -> Network:
     return replace(first, output=np.concatenate(outputs), output_bias=bias, layer=(weights, biases))
 
 
-def calibrate(log_odds: Numbers, labels: Labels, weights: Numbers | float = 1.0) -> tuple[float, float]:
+def calibrate(log_odds: Numbers, labels: Mask, weights: Numbers | float = 1.0) -> tuple[float, float]:
     """Return the slope and shift of Platt scaling (J. Platt, Probabilistic outputs for support vector machines, 1999).
 
     Raises UsageError if the slope is not positive.
@@ -263,7 +260,7 @@ def with_taus(router: Router, collected: Collected, *, name: str | None = None) 
     return Router(router.network, replace(router.card, name=name or router.card.name, taus=taus, data=data))
 
 
-def _table(router: Router, collected: Collected, chosen: NDArray[np.bool_], probability: Numbers) -> TauTable:
+def _table(router: Router, collected: Collected, chosen: Mask, probability: Numbers) -> TauTable:
     """Return the table of the chosen states, given the probabilities of all states."""
     rows, state, tokens = collected.prefixes(chosen)
     prefixes, own = Prefixes(state, tokens, router.probabilities(rows)), probability[chosen]
@@ -299,7 +296,7 @@ def cross_validate(collected: Collected, recipe: Recipe, seed: int) -> FittedRec
     return FittedRecipe(recipe, networks, validated, measured, auc(validated, truth))
 
 
-def _examples(collected: Collected, chosen: NDArray[np.bool_]) -> Examples:
+def _examples(collected: Collected, chosen: Mask) -> Examples:
     is_better = collected.outcomes.advantage[chosen] > 0
     return Examples(collected.features[chosen], is_better, balanced(is_better, collected.pair[chosen]))
 
@@ -319,7 +316,7 @@ def _check(collected: Collected) -> None:
         _check_part(collected, collected.pair == index, f"to train on{of}")
 
 
-def _check_part(collected: Collected, chosen: NDArray[np.bool_], what_for: str) -> None:
+def _check_part(collected: Collected, chosen: Mask, what_for: str) -> None:
     labels = collected.outcomes.advantage[chosen] > 0
     for members, what in ((labels, "with"), (~labels, "without")):
         if members.sum() < MIN_CLASS:
