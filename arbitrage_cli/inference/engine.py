@@ -70,7 +70,7 @@ class Engine:
         clock: Clock = time.perf_counter,
     ) -> None:
         self._role = role
-        self._sampler = sampler
+        self.sampler = sampler
         self._keep_token_stats = keep_token_stats
         self._clock = clock
         states = cache.backend.states
@@ -95,16 +95,9 @@ class Engine:
     def unit_costs(self) -> UnitCosts | None:
         return self._planner.costs
 
-    def open(
-        self,
-        slot: int,
-        problem: Problem,
-        deadline: Deadline | None = None,
-        sampler: Sampler | None = None,
-        sample: int = 0,
-    ) -> None:
-        cached, sampler = self.cache.open(slot, problem, deadline), (sampler or self._sampler).of_sample(sample)
-        self._slots[slot] = OpenProblem(cached, sampler, Acceptance(self._calibration))
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
+        cached = self.cache.open(slot, problem, deadline)
+        self._slots[slot] = OpenProblem(cached, sampler or self.sampler, Acceptance(self._calibration))
 
     def close(self, slot: int) -> None:
         self._steps.pop(slot, None)

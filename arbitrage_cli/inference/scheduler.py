@@ -63,13 +63,10 @@ class Solver(Protocol):
 class Writer(Solver, Protocol):
     """Writes steps with one model, locally or on a server. The methods are documented in `Engine`."""
 
+    sampler: Sampler
+
     def open(
-        self,
-        slot: int,
-        problem: Problem,
-        deadline: Deadline | None = None,
-        sampler: Sampler | None = None,
-        sample: int = 0,
+        self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None
     ) -> None: ...
 
     def start(self, slot: int, request: WriteStep, speculator: Speculator | None = None) -> int: ...
@@ -309,8 +306,10 @@ class Scheduler:
 
     def _opened(self, flight: _InFlight, role: ModelRole, problem: Problem) -> Writer:
         if role not in flight.opened:
-            self._writers[role].open(flight.slot, problem, flight.job.deadline, flight.job.sampler, flight.sample)
-            flight.opened[role] = self._writers[role]
+            writer = self._writers[role]
+            sampler = (flight.job.sampler or writer.sampler).of_sample(flight.sample)
+            writer.open(flight.slot, problem, flight.job.deadline, sampler)
+            flight.opened[role] = writer
         return flight.opened[role]
 
     def _finish(self, flight: _InFlight, error: ArbitrageError | None) -> Finished:

@@ -145,18 +145,11 @@ class ServedWriter:
     def busy(self) -> bool:
         return bool(self._pending)
 
-    def open(
-        self,
-        slot: int,
-        problem: Problem,
-        deadline: Deadline | None = None,
-        sampler: Sampler | None = None,
-        sample: int = 0,
-    ) -> None:
+    def open(self, slot: int, problem: Problem, deadline: Deadline | None = None, sampler: Sampler | None = None) -> None:
         """Assign a problem to a slot. Raises ServerRequestError if the server cannot show where its thinking ends."""
         if problem.thinks and self.model.dialect.is_plain and self._prompt.think_format is not THINK:
             raise self._hidden_end()
-        self._slots[slot] = _Slot(slot, problem, (sampler or self.sampler).of_sample(sample))
+        self._slots[slot] = _Slot(slot, problem, sampler or self.sampler)
 
     def close(self, slot: int) -> None:
         if future := self._pending.pop(slot, None):
