@@ -141,7 +141,7 @@ class ProgramRunner:
     def run(self, program: str, script: str, preamble: str = "") -> TestOutcome:
         """Test a program. The preamble contains the imports and helper functions in the prompt.
 
-        Raises ProblemError if the program's process cannot start, or is killed by another process.
+        Raises ProblemError if the program's process cannot start, or is killed or stopped by another process.
         """
         job = {"preamble": preamble, "program": program, "tests": script, "limits": self._limits()}
         try:
@@ -170,6 +170,8 @@ class ProgramRunner:
                         return TestOutcome(False, f"exceeded {self.seconds} s of processor time")
                 code = process.wait(deadline)
             except TimeoutError:
+                if _is_stopped(process.id):
+                    raise ChildError("machine", "the process was stopped") from None
                 return TestOutcome(False, f"timed out after {WALL_FACTOR * self.seconds} s")
         if code in _KILLED:
             raise ChildError("machine", "the process was killed")
@@ -198,6 +200,20 @@ def _read_outcome(output: bytes, secret: str) -> TestOutcome | None:
         case ["failed", str(reason)]:
             return TestOutcome(False, shown(reason, _MAX_REASON))
     return None
+
+
+def _is_stopped(process_id: int) -> bool:
+    """Return whether the program or its bubblewrap process is stopped. A sandboxed program cannot stop itself."""
+    try:
+        while True:
+            name, _, rest = Path(f"/proc/{process_id}/stat").read_text().partition("(")[2].rpartition(")")
+            if rest.split()[0] in "Tt":
+                return True
+            if name != "bwrap":
+                return False
+            process_id = int(Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()[0])
+    except (OSError, IndexError):
+        return False
 
 
 def find_sandbox() -> list[str]:

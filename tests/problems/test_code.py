@@ -188,15 +188,16 @@ def found(mark: str) -> int | None:
 SLEEPS = "import time\ndef f(x): time.sleep(100)\n"
 
 
-def test_program_that_is_killed_from_outside_is_an_error(
-    runner: ProgramRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGKILL, *rarely(signal.SIGSTOP)])
+def test_program_that_is_killed_or_stopped_from_outside_is_an_error(
+    runner: ProgramRunner, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WALL_FACTOR, 100)
+    monkeypatch.setattr(WALL_FACTOR, 20 if number == signal.SIGSTOP else 100)
     mark = str(tmp_path)
     marked = ProgramRunner([*runner.sandbox, "--setenv", "MARK", mark], seconds=1)
-    thread = threading.Thread(target=lambda: os.kill(awaited(lambda: found(mark)), signal.SIGKILL))
+    thread = threading.Thread(target=lambda: os.kill(awaited(lambda: found(mark)), number))
     thread.start()
-    with pytest.raises(ProblemError, match="killed"):
+    with pytest.raises(ProblemError, match="killed" if number == signal.SIGKILL else "stopped"):
         marked.run(SLEEPS, WANTS_2)
     thread.join()
 
