@@ -7,7 +7,7 @@ import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -125,7 +125,6 @@ class RemoteModel:
 
 
 Model = LocalModel | RemoteModel
-_WRITING: Sequence[ModelRole] = ("draft", "target", "check")
 
 
 class Writers:
@@ -141,7 +140,7 @@ class Writers:
 
     def __call__(self, route: Route | None) -> dict[ModelRole, Writer]:
         """Return the writers of a route. If `route` is None, return writers that all routes share."""
-        roles = route.policy.models if route else _WRITING
+        roles = route.policy.models if route else (*WRITING, "check")
         return {role: self._writer(role, route) for role in roles if role in self._models}
 
     def _writer(self, role: ModelRole, route: Route | None) -> Writer:
