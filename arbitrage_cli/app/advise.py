@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,34 +12,19 @@ from arbitrage_cli.app.bench import BenchRun
 from arbitrage_cli.app.gather import advised_pair
 from arbitrage_cli.app.loop import Attempt, offering_to_resume
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
-from arbitrage_cli.app.problem_source import Selection, default_folder, draw_sample, select_problems
+from arbitrage_cli.app.problem_source import Selection, default_folder, sample_of, select_problems
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import NamedModels, Request, ask_to_compare
+from arbitrage_cli.app.request import Request, ask_to_compare, policies_of_advice
 from arbitrage_cli.app.resume import begun_options
 from arbitrage_cli.app.session import open_session
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import ArbitrageError, DefectError, UsageError
 from arbitrage_cli.evaluation.metrics import judged
 from arbitrage_cli.evaluation.verdict import Verdict
-from arbitrage_cli.model_files.pairs import (
-    ADVICE,
-    KEYS,
-    PAIRS_FILE,
-    PairEntry,
-    is_built_in,
-    read_pairs,
-    router_file,
-    toml_lines,
-)
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.problems.rows import Item, make_dataset
-from arbitrage_cli.problems.tasks import FORMS, Task
-from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.presets import PRESETS
-from arbitrage_cli.routing.route import DEFAULT_TAU
+from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.runs.folder import ADVISE, RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.system.files import user_folder
 from arbitrage_cli.types import Fields, Json
 
 MOST_PROBLEMS = 40
@@ -56,7 +40,7 @@ def advice_problems(advice: AdviceOptions, *, seed: int, offline: bool) -> Selec
 
 def ask_for_advice(options: Options, task: Task, advice: AdviceOptions) -> Request:
     """Return a request for the comparison of policies. Raises the same errors as `ask_to_compare`."""
-    request = ask_to_compare(options, task, default=_policies)
+    request = ask_to_compare(options, task, default=policies_of_advice)
     if advice.save and not request.named.pair:
         hint = "add these two models to pairs.toml, then use --pair NAME"
         raise UsageError("can only be used with a named pair", hint, option="save")
@@ -131,7 +115,7 @@ def advise(
             found, decided = advisor.judged()
     if decided.is_decided:
         _store(request, decided.route, display)
-    return Advice(decided, found, _command(request, selected, decided.route))
+    return Advice(decided, found, request.solve_command(decided.route, selected.dataset.task))
 
 
 def _folder(request: Request, selected: Selection) -> Path:
@@ -161,7 +145,7 @@ class _Advisor:
         self._ends = self._attempt_ends = ends
         self._todo = sorted(run.todo, key=lambda attempt: (attempt.block, attempt.route.policy.name != "target"))
         self._seconds = _seconds_until(ends)
-        self._item: Item | None = None
+        self._block: int | None = None
         self._decided = self.judged()[1]
 
     @property
@@ -187,8 +171,8 @@ class _Advisor:
         return found, decided
 
     def _is_needed(self, attempt: Attempt) -> bool:
-        if self._item is not attempt.item and not self._decided.is_final:
-            self._item, self._decided = attempt.item, self.judged()[1]
+        if self._block != attempt.block and not self._decided.is_final:
+            self._block, self._decided = attempt.block, self.judged()[1]
         if self._decided.is_final or not _seconds_until(self._ends):
             return False
         return attempt.route.name not in {one.route for one in self._decided.candidates if one.is_hopeless}
@@ -202,47 +186,7 @@ def advise_on(
     questions: Iterable[str | Fields], options: Options, task: Task, *, minutes: float, display: Display
 ) -> Advice:
     """Return advice based on questions, which may include answers. Raises the same errors as `advise`."""
-    rows = (one if isinstance(one, Mapping) else {"question": one} for one in questions)
-    dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
-    items = draw_sample(dataset.items, MOST_PROBLEMS, options.seed)
-    selected = Selection(dataset, items, is_sample=True)
+    selected = sample_of(questions, MOST_PROBLEMS, options.seed)
     with TemporaryDirectory() as folder:
         advice = AdviceOptions(minutes=minutes, output_folder=Path(folder, "run"))
         return advise(ask_for_advice(options, task, advice), selected, advice, display, is_repeatable=False)
-
-
-def advised_lines(advice: Advice, pair: PairEntry, router: str | None) -> str:
-    """Return the lines of pairs.toml with which other commands use the recommended policy for this pair."""
-    changed = replace(pair, policy=advice.policy, tau=advice.tau)
-    if router and POLICIES[advice.policy].needs_router:
-        changed = replace(changed, router=router if is_built_in(router) else str(router_file(router).absolute()))
-    path, fields = user_folder() / PAIRS_FILE, ADVICE if changed.router != pair.router else ("policy", "tau")
-    is_known = path.exists() and pair.name in read_pairs(path)
-    lines = toml_lines(changed, fields if is_known else KEYS)
-    return "\n".join([f"to use this advice by default, set in {path}:", *lines])
-
-
-def _policies(named: NamedModels, options: Options, task: Task) -> str:
-    """Return the policies to compare, as in `bench --policy`. `draft` is included if its answers can be compared."""
-    pair = named.pair
-    speculative = [] if named.served else ["speculative"]
-    preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
-    others = [*speculative, *([f"arbitrage@{preset}"] if named.router else [])]
-    others += ["agree"] if task.has_answers else []
-    draft = ["draft"] if task.name != "free" or not others else []
-    return ",".join(["target", *draft, *others])
-
-
-def _command(request: Request, selected: Selection, route: str) -> str:
-    """Return the command line that solves a problem with the recommended policy."""
-    options, (policy, _, tau) = request.options, route.partition("@")
-    explicit = options.explicit if POLICIES[policy].needs_router else options.explicit - {"router"}
-    of_data = selected.dataset.task if options.task is None else None
-    return shlex.join(
-        [
-            *("arbitrage", "solve", *([] if explicit & {"draft", "target", "pair"} else request.named.arguments)),
-            *replace(options, explicit=explicit).arguments,
-            *(["--task", of_data] if of_data else []),
-            *("--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"),
-        ]
-    )

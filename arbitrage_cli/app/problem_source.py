@@ -20,9 +20,19 @@ from arbitrage_cli.errors import UsageError, os_errors
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.code import find_sandbox
 from arbitrage_cli.problems.datasets import load_dataset
-from arbitrage_cli.problems.rows import BadLine, Dataset, Form, Item, Oddity, make_problem, parse_mapping, read_problems
+from arbitrage_cli.problems.rows import (
+    BadLine,
+    Dataset,
+    Form,
+    Item,
+    Oddity,
+    make_dataset,
+    make_problem,
+    parse_mapping,
+    read_problems,
+)
 from arbitrage_cli.problems.tasks import FORMS, Task, without_sandbox
-from arbitrage_cli.types import Problem, frozen
+from arbitrage_cli.types import Fields, Problem, frozen
 
 MAX_BAD_LINES = 20
 """The input is rejected if this many lines at its start are all invalid."""
@@ -307,6 +317,13 @@ def default_folder(dataset: str, models: Sequence[str], *, prefix: str = "", con
 
 def _is_sample(limit: str | None) -> bool:
     return limit is not None and "-" not in limit
+
+
+def sample_of(questions: Iterable[str | Fields], count: int, seed: int) -> Selection:
+    """Select `count` of these questions, which may include answers. Raises ProblemError if a question is invalid."""
+    rows = (one if isinstance(one, Mapping) else {"question": one} for one in questions)
+    dataset = make_dataset("questions", enumerate(rows, start=1), needs_answers=False, forms=FORMS)
+    return Selection(dataset, draw_sample(dataset.items, count, seed), is_sample=True)
 
 
 def draw_sample(items: Sequence[Item], count: int, seed: int) -> list[Item]:

@@ -6,6 +6,7 @@ only when they need it.
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,9 @@ from arbitrage_cli.model_files.pairs import (
 )
 from arbitrage_cli.problems.tasks import Task
 from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
+from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import (
+    DEFAULT_TAU,
     AvailableRouter,
     ParsedRoute,
     accepts_tau,
@@ -311,6 +314,19 @@ class Request:
         kinds = {policy.kind for policy in self.asked}
         return self.loads == "needed" and "checked" in kinds and kinds <= {"checked", "single"}
 
+    def solve_command(self, route: str, of_data: str | None) -> str:
+        """Return the command line that solves a problem with a route. `of_data` is the task that the data set names."""
+        options, (policy, _, tau) = self.options, route.partition("@")
+        explicit = options.explicit if POLICIES[policy].needs_router else options.explicit - {"router"}
+        return shlex.join(
+            [
+                *("arbitrage", "solve", *([] if explicit & {"draft", "target", "pair"} else self.named.arguments)),
+                *replace(options, explicit=explicit).arguments,
+                *(["--task", of_data] if of_data and options.task is None else []),
+                *("--policy", policy, *(["--tau", tau] if tau else []), "PROBLEM"),
+            ]
+        )
+
     def models_for(self, policies: Sequence[Policy]) -> dict[ModelRole, str]:
         """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""
         models = self.named.sources
@@ -345,6 +361,17 @@ def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
     policy = _policy_without_router(named, task) or choose_policy(None, named.router).name
     baseline = ["logprob"] if POLICIES[policy].needs_router else []
     return ",".join(dict.fromkeys(["target", "draft", *speculative, policy, *baseline]))
+
+
+def policies_of_advice(named: NamedModels, options: Options, task: Task) -> str:
+    """Return the policies that `advise` compares. `draft` is included if its answers can be compared."""
+    pair = named.pair
+    speculative = [] if named.served else ["speculative"]
+    preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
+    others = [*speculative, *([f"arbitrage@{preset}"] if named.router else [])]
+    others += ["agree"] if task.has_answers else []
+    draft = ["draft"] if task.name != "free" or not others else []
+    return ",".join(["target", *draft, *others])
 
 
 def ask_to_compare(

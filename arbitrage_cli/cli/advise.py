@@ -51,6 +51,7 @@ def advise(
     from arbitrage_cli.app import advise as app  # slow to import
     from arbitrage_cli.app.problem_source import permitted
     from arbitrage_cli.display.table import write_advice
+    from arbitrage_cli.model_files.pairs import advised_lines
     from arbitrage_cli.problems.tasks import find_task
 
     with command_display(output) as display, only_figures_on_stdout():
@@ -67,7 +68,7 @@ def advise(
     if result.num_errors:
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
     if advice.save and request.named.pair:
-        for line in app.advised_lines(result, request.named.pair, options.router).splitlines():
+        for line in advised_lines(request.named.pair, result.policy, result.tau, options.router).splitlines():
             say(line, output)
     return SOME_FAILED if result.num_errors and not result.verdict.num_problems else 0
 

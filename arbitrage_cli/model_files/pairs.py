@@ -7,7 +7,7 @@ import functools
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -35,8 +35,6 @@ UNIVERSAL_ROUTER = "builtin:universal"
 
 _EXAMPLE = 'write a pair in this form: [name] draft.source = "small.gguf" target.source = "user/repo:Q4_K_M"'
 _RESERVED_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
-ADVICE = ("policy", "tau", "router")
-"""The fields of a pair that an advice sets."""
 
 
 @frozen
@@ -121,6 +119,16 @@ def read_pairs(user_file: Path | None = None) -> Pairs:
 
 def user_pairs() -> Pairs:
     return read_pairs(user_folder() / PAIRS_FILE)
+
+
+def advised_lines(pair: PairEntry, policy: str, tau: str | None, router: str | None) -> str:
+    """Return the lines of pairs.toml with which other commands use this policy, and a router that was named, for the pair."""
+    changed, path, keys = replace(pair, policy=policy, tau=tau), user_folder() / PAIRS_FILE, ["policy", "tau"]
+    if router:
+        changed = replace(changed, router=router if is_built_in(router) else str(router_file(router).absolute()))
+        keys.append("router")
+    is_known = path.exists() and pair.name in read_pairs(path)
+    return "\n".join([f"to use this advice by default, set in {path}:", *toml_lines(changed, keys if is_known else KEYS)])
 
 
 def toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:
