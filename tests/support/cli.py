@@ -120,7 +120,7 @@ class Program:
 
         `order` says what goes wrong: `fault`; `kill_after` (seconds); `limits`; `noise`; `interrupt_in` a function (at its
         `call`-th call; by these `signals`); `die_on` a question;
-        modules that cannot be imported (`without`); a file to `alter`, `alter_in` a function.
+        modules that cannot be imported (`without`).
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None

@@ -8,7 +8,6 @@ process from here, by replacing functions; the program does not know.
 """
 
 import contextlib
-import errno
 import functools
 import gc
 import io
@@ -148,8 +147,6 @@ def prepare_faults(order: Mapping[str, Any]) -> None:
     if order.get("interrupt_in"):
         signals = order.get("signals", [signal.SIGINT])
         at_call(order["interrupt_in"], order.get("call", 1), functools.partial(send, signals))
-    if order.get("alter"):
-        at_call(order["alter_in"], order.get("call", 1), functools.partial(alter, Path(order["alter"])))
     if order.get("die_on"):
         at_question(order["die_on"], functools.partial(os.kill, os.getpid(), signal.SIGABRT))
     if order.get("fault"):
@@ -170,13 +167,9 @@ class Fault:
         def call(first: Any, *rest: Any, **options: Any) -> Any:
             if name == "write" and not stat.S_ISREG(os.fstat(first).st_mode):
                 return real(first, *rest, **options)
-            if name == "open" and not rest[0] & (os.O_WRONLY | os.O_RDWR):
-                return real(first, *rest, **options)
             self._count += 1
             if self._count != self._number:
                 return real(first, *rest, **options)
-            if self._action == "read-only":
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             if self._action == "half and killed":
                 real(first, rest[0][: len(rest[0]) // 2])
             elif self._action == "after":
@@ -215,12 +208,6 @@ def at_call(name: str, number: int, happens: Callable[[], None]) -> None:
 def send(signals: Sequence[int]) -> None:
     for number in signals:
         os.kill(os.getpid(), number)
-
-
-def alter(path: Path) -> None:
-    with path.open("r+b") as stream:
-        stream.seek(-1, os.SEEK_END)
-        stream.write(b"!")
 
 
 def at_question(question: str, happens: Callable[[], object]) -> None:

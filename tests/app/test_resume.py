@@ -1,7 +1,6 @@
 """A run that continues: it reads what was decided when it began, whatever has changed since then."""
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import MATH, bench, solve
 from fake_server import HashServer, on_loopback
 from faults import write_problems
 from made_up_tuning import make_tuned, unit_costs
@@ -16,26 +16,21 @@ from pairs_file import add_pair
 from small_routers import write_router
 
 from arbitrage_cli.app import session as sessions
-from arbitrage_cli.app.bench import run_bench
 from arbitrage_cli.app.decide import decide
 from arbitrage_cli.app.gather import advised_pair, gather
-from arbitrage_cli.app.options import BenchOptions, InputOptions, Options, ProblemOptions
-from arbitrage_cli.app.problem_source import select_problems
-from arbitrage_cli.app.protocol import LogDisplay
+from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request, ask, ask_to_compare
 from arbitrage_cli.app.resume import begun_options
-from arbitrage_cli.app.solve import begun_file, solve_problems
+from arbitrage_cli.app.solve import begun_file
 from arbitrage_cli.costs.store import StoredAdvice, keep_advice, keep_tuned, machine_here, tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files, read_pairs
-from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.runs.folder import begun_run
 from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.run import Run, Setup
 
-MATH, DISPLAY = find_task(None), LogDisplay(logging.getLogger("arbitrage.test"))
 POLICIES = ("", "arbitrage@careful", "arbitrage@0.3", "arbitrage@40%", "speculative", "agree", "logprob")
 PAIRS = ("local", "served", "priced")
 CHANGES = ("costs", "advice", "concurrency", "price", "policy", "longer", "settings")
@@ -97,12 +92,7 @@ class Command:
 
     def __call__(self, typed: Options) -> list[dict[str, Any]]:
         """Run the command, and return the rows that are stored afterwards."""
-        problems, request = str(self.home / "problems.jsonl"), self.request(typed)
-        if self.compares:
-            selected = select_problems(ProblemOptions(dataset=problems), seed=0, offline=True)
-            run_bench(request, selected, self.path, BenchOptions(), DISPLAY)
-        else:
-            solve_problems(request, (), InputOptions(problems), self.path, DISPLAY, lambda record: None, {})
+        (bench if self.compares else solve)(self.home, typed)
         return [json.loads(line) for line in self.results.read_text().splitlines()]
 
     def stop_after(self, count: int) -> None:

@@ -1,0 +1,85 @@
+"""`bench`, `collect` and `solve` in this process, without their command line, and a display that keeps what it is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from arbitrage_cli.app.bench import BenchRun, run_bench
+from arbitrage_cli.app.options import BenchOptions, CollectOptions, InputOptions, Options, ProblemOptions
+from arbitrage_cli.app.problem_source import Selection
+from arbitrage_cli.app.protocol import LogDisplay
+from arbitrage_cli.app.request import Request, ask, ask_to_collect, ask_to_compare
+from arbitrage_cli.app.resume import ask_for_run, begun_options
+from arbitrage_cli.app.session import open_session
+from arbitrage_cli.app.solve import Solutions, begun_file, solve_problems
+from arbitrage_cli.app.training import Collection
+from arbitrage_cli.problems.tasks import find_task
+from arbitrage_cli.runs.folder import RunFolder
+from arbitrage_cli.runs.records import BENCH, COLLECT
+
+MATH = find_task(None)
+SCRIPTED = {"draft": "scripted:draft", "target": "scripted:target"}
+
+
+class Shown(LogDisplay):
+    """Keeps notes and results."""
+
+    def __init__(self) -> None:
+        self.notes, self.results = list[str](), list[str]()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    tell = note
+
+    def result(self, text: str) -> None:
+        self.results.append(text)
+
+
+def typed(**values: Any) -> Options:
+    """The options of a command line with these values."""
+    return Options(**values, explicit=frozenset(values))
+
+
+def asked_to_bench(
+    folder: Path, options: Options, limit: str | None = None, **chosen: Any
+) -> tuple[Request, Selection, Path, BenchOptions]:
+    """What `bench` is asked for: to compare policies on problems.jsonl of a folder, with a run in `run`."""
+    problems = ProblemOptions(dataset=str(folder / "problems.jsonl"), limit=limit)
+    given = BenchOptions(**{"output_folder": folder / "run"} | chosen)
+    return *ask_for_run(ask_to_compare, options, problems, given, BENCH), given
+
+
+def bench(folder: Path, options: Options, *, display: Shown | None = None, **chosen: Any) -> BenchRun:
+    return run_bench(*asked_to_bench(folder, options, **chosen), display or Shown())
+
+
+def solve(
+    folder: Path,
+    options: Options,
+    *arguments: str,
+    source: str | None = "problems.jsonl",
+    output: str | None = "out.jsonl",
+    display: Shown | None = None,
+    **chosen: Any,
+) -> tuple[Solutions, list[dict[str, Any]]]:
+    """Solve problems, by default those of a file in a folder. Return the counts, and the records for standard output."""
+    path, display = folder / output if output else None, display or Shown()
+    request = ask(begun_options(options, begun_file(path)) if path else options, MATH)
+    given = InputOptions(str(folder / source) if source and not arguments else None, **chosen)
+    solved = solve_problems(request, arguments, given, path, display, json.dumps, {})
+    return solved, [json.loads(line) for line in display.results]
+
+
+def collect(folder: Path, options: Options, *, display: Shown | None = None, **chosen: Any) -> Collection:
+    """Collect states of the problems of a file, with rewards by rollouts. The run is in its folder `run`."""
+    given = CollectOptions("rollout", folder / "run", **chosen)
+    problems = ProblemOptions(dataset=str(folder / "problems.jsonl"))
+    request, selected, path = ask_for_run(ask_to_collect, options, problems, given, COLLECT)
+    with (
+        RunFolder(path, kind=COLLECT) as opened,
+        open_session(request, display or Shown(), opened.earlier, most=len(selected.items)) as session,
+    ):
+        collection = Collection(session, selected, opened)
+        collection.collect()
+    return collection
