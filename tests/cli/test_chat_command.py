@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 from cli import MODELS, QUESTION, RIGHT, WRONG, Result, Terminal, flat, run
+from fake_chat import Api, ChatServer
+from fake_server import Answer, on_loopback
 
 LONG = "+".join(["1"] * 90)  # a step for each sign
 
@@ -55,6 +57,14 @@ def test_a_line_that_cannot_be_followed_does_not_end_the_chat(lines: list[str]) 
     result = chat("/policy target", *lines, QUESTION)
     assert result.out.split() == [RIGHT]
     assert "Traceback" not in result.err
+
+
+def test_a_refusal_of_a_server_does_not_end_the_chat() -> None:
+    server, refusal = ChatServer(Api(names_stop=True)), Answer([{"error": "input was flagged"}], 401)
+    server.faults = lambda: refusal if "a bad question" in str(server.bodies[-1]) else None
+    with on_loopback(server) as address:
+        result = chat("a bad question", QUESTION, models=(*MODELS[:3], address), flags=("--policy", "target"))
+    assert ("flagged" in result.err, bool(result.out.strip())) == (True, True)
 
 
 def test_help_fits_a_terminal() -> None:

@@ -3,9 +3,11 @@
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cli import MODELS, QUESTION, Terminal, accept, escalate, finish, flat, make_trace
+from commands import SCRIPTED, solve, typed
 from marks import rarely
 from screens import Clock, View, is_struck, make_screen
 
@@ -179,6 +181,14 @@ def test_region_of_many_fits_any_terminal(make_view: MakeView, columns: int, row
     assert len(view.screen.text.splitlines()) == len(before.splitlines())
     view.display.close()
     assert not view.screen.screen.cursor.hidden
+
+
+@pytest.mark.parametrize(("question", "shown"), [("2 * 3 + 4", 2), (QUESTION, 3)])
+def test_every_solution_of_agree_is_shown_once(make_view: MakeView, tmp_path: Path, question: str, shown: int) -> None:
+    view, models = make_view(), {**SCRIPTED, "check": "scripted:target"}
+    solve(tmp_path, typed(**models, policy="agree"), question, output=None, display=view.display)
+    view.display.close()
+    assert view.screen.text.count("\\boxed{") == shown
 
 
 def test_a_terminal_that_knows_only_ascii() -> None:

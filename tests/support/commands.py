@@ -7,7 +7,7 @@ from typing import Any
 from arbitrage_cli.app.bench import BenchRun, run_bench
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, InputOptions, Options, ProblemOptions
 from arbitrage_cli.app.problem_source import Selection
-from arbitrage_cli.app.protocol import LogDisplay
+from arbitrage_cli.app.protocol import Display, LogDisplay
 from arbitrage_cli.app.request import Request, ask, ask_to_collect, ask_to_compare
 from arbitrage_cli.app.resume import ask_for_run, begun_options
 from arbitrage_cli.app.session import open_session
@@ -35,6 +35,10 @@ class Shown(LogDisplay):
     def result(self, text: str) -> None:
         self.results.append(text)
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.results]
+
 
 def typed(**values: Any) -> Options:
     """The options of a command line with these values."""
@@ -50,7 +54,7 @@ def asked_to_bench(
     return *ask_for_run(ask_to_compare, options, problems, given, BENCH), given
 
 
-def bench(folder: Path, options: Options, *, display: Shown | None = None, **chosen: Any) -> BenchRun:
+def bench(folder: Path, options: Options, *, display: Display | None = None, **chosen: Any) -> BenchRun:
     return run_bench(*asked_to_bench(folder, options, **chosen), display or Shown())
 
 
@@ -58,20 +62,18 @@ def solve(
     folder: Path,
     options: Options,
     *arguments: str,
-    source: str | None = "problems.jsonl",
     output: str | None = "out.jsonl",
-    display: Shown | None = None,
-    **chosen: Any,
-) -> tuple[Solutions, list[dict[str, Any]]]:
-    """Solve problems, by default those of a file in a folder. Return the counts, and the records for standard output."""
-    path, display = folder / output if output else None, display or Shown()
+    display: Display | None = None,
+    **given: Any,
+) -> Solutions:
+    """Solve these problems, or those of problems.jsonl of a folder."""
+    path = folder / output if output else None
     request = ask(begun_options(options, begun_file(path)) if path else options, MATH)
-    given = InputOptions(str(folder / source) if source and not arguments else None, **chosen)
-    solved = solve_problems(request, arguments, given, path, display, json.dumps, {})
-    return solved, [json.loads(line) for line in display.results]
+    source = InputOptions(**({} if arguments else {"input_file": str(folder / "problems.jsonl")}) | given)
+    return solve_problems(request, arguments, source, path, display or Shown(), json.dumps, {})
 
 
-def collect(folder: Path, options: Options, *, display: Shown | None = None, **chosen: Any) -> Collection:
+def collect(folder: Path, options: Options, *, display: Display | None = None, **chosen: Any) -> Collection:
     """Collect states of the problems of a file, with rewards by rollouts. The run is in its folder `run`."""
     given = CollectOptions("rollout", folder / "run", **chosen)
     problems = ProblemOptions(dataset=str(folder / "problems.jsonl"))

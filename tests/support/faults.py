@@ -28,8 +28,8 @@ def run_json(folder: Path) -> dict[str, Any]:
     return content
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "results.jsonl").read_bytes().split(b"\n") if line]
+def rows_of(folder: Path, name: str = "results.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_bytes().split(b"\n") if line]
 
 
 def essence(value: Any) -> Any:

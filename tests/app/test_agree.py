@@ -1,23 +1,23 @@
-"""Policy `agree` from the command line and from Python: what it asks, records, resumes and refuses."""
+"""Policy `agree`: what it asks, records, counts, and tries again."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from cli import QUESTION, RIGHT, WRONG, Terminal, flat, run
+from cli import QUESTION, RIGHT, WRONG
+from commands import Shown, bench, solve, typed
 from fake_chat import Api, ChatServer
 from fake_server import Answer, Body, on_loopback
-from faults import essence, rows_of, write_problems
-from test_report_command import traces
+from faults import rows_of, write_problems
+from made_up_runs import figures
 
 from arbitrage_cli import Check, open_pair
 from arbitrage_cli.system.files import models_folder
 
 DRAFT, RELIABLE = "scripted:draft", "scripted:target"
-MODELS = ("--draft", DRAFT, "--target", RELIABLE, "--check", RELIABLE, "--policy", "agree")
+MODELS = {"draft": DRAFT, "target": RELIABLE, "check": RELIABLE}
 EASY = "2 * 3 + 4"  # the scripted draft is right; it is wrong on QUESTION
 EXPRESSIONS = ("2 * 3 + 4", "37 * 12 - 95", "5 + 6", "14 * 13", "9 - 4", "21 * 11 + 1")
 
@@ -41,25 +41,12 @@ def test_the_target_answers_if_the_answers_differ(question: str, answers: dict[s
         assert record["timing"][model]["decode_tokens"] == own
 
 
-def test_figures_count_calls_of_the_target_and_the_page_has_the_solutions_that_were_not_kept(tmp_path: Path) -> None:
-    write_problems(tmp_path / "sums.jsonl", EXPRESSIONS)
-    command = ("bench", *MODELS[:-1], "target,draft,agree", "--dataset", "sums.jsonl", "-q", "-o", "run")
-    found = {one["policy"]: one for one in run(*command, "--json", cwd=tmp_path).record["policies"]}
+def test_figures_count_calls_of_the_target(quick_path: Path) -> None:
+    write_problems(quick_path / "problems.jsonl", EXPRESSIONS)
+    run = bench(quick_path, typed(**MODELS, policy="target,draft,agree"))
+    found = {one["policy"]: one for one in figures(run.run.to_dict(), rows_of(quick_path / "run"))["policies"]}
     assert [found[name]["accuracy"] for name in ("target", "agree", "draft")] == [1.0, 1.0, 0.5]
     assert found["agree"]["ratios"]["called_rate"] == {"numerator": 3, "denominator": 6}
-    assert run("report", "run", "-o", "page.html", cwd=tmp_path).code == 0
-    checks = [
-        [essence(one.get("check")) for one in rows] for rows in (traces(tmp_path / "page.html"), rows_of(tmp_path / "run"))
-    ]
-    assert [one for one in checks[0] if one] == [one for one in checks[1] if one]
-
-
-@pytest.mark.parametrize(("question", "said"), [(EASY, 2), (QUESTION, 3)])
-def test_the_live_view_shows_every_solution_once(question: str, said: int) -> None:
-    with Terminal("solve", *MODELS, question) as terminal:
-        assert terminal.wait() == 0
-    assert flat(terminal.text).count("\\boxed{") == said
-    assert terminal.text.splitlines()[-1] == ("10" if question == EASY else RIGHT)
 
 
 def test_without_a_checker_further_solutions_of_the_draft_are_the_check() -> None:
@@ -110,36 +97,33 @@ class Answering(ChatServer):
 
 
 @contextmanager
-def three_apis(checker_shift: int) -> Iterator[tuple[dict[str, Answering], tuple[str, ...]]]:
-    servers = {"draft": Answering(), "check": Answering(checker_shift), "target": Answering()}
+def three_apis() -> Iterator[tuple[dict[str, Answering], dict[str, str]]]:
+    """A draft and a target, and a checker that is wrong about odd numbers. Yield them and their addresses."""
+    servers = {"draft": Answering(), "check": Answering(1), "target": Answering()}
     with ExitStack() as stack:
-        named = [(f"--{role}", stack.enter_context(on_loopback(server))) for role, server in servers.items()]
-        yield servers, ("--policy", "agree", *(part for one in named for part in one))
+        yield servers, {role: stack.enter_context(on_loopback(server)) for role, server in servers.items()}
 
 
-@pytest.mark.parametrize("concurrency", ["1", "8"])
-def test_a_chat_api_is_called_once_and_the_target_exactly_if_the_answers_differ(concurrency: str) -> None:
-    questions = [f"{number} + {number // 2}" for number in range(10)]
-    with three_apis(checker_shift=1) as (servers, models):
-        made = run("solve", *models, "--concurrency", concurrency, stdin="\n".join(questions).encode())
-        assert made.code == 0, made.err
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_chat_api_is_called_once_and_the_target_exactly_if_the_answers_differ(concurrency: int, tmp_path: Path) -> None:
+    questions, shown = [f"{number} + {number // 2}" for number in range(10)], Shown()
+    with three_apis() as (servers, models):
+        solve(tmp_path, typed(**models, policy="agree", concurrency=concurrency), *questions, output=None, display=shown)
     differ = {question for question in questions if int(question.rpartition(" ")[2]) % 2}
     assert servers["draft"].asked() == servers["check"].asked() == Counter(questions)
     assert servers["target"].asked() == Counter(differ)
-    for record in made.records:
-        assert record["check"]["agrees"] == (record["problem"] not in differ)
-        assert record["timing"]["check"]["prefill_tokens"] == 7
+    assert [record["check"]["agrees"] for record in shown.records] == [question not in differ for question in questions]
+    assert {record["timing"]["check"]["prefill_tokens"] for record in shown.records} == {7}
 
 
-def test_a_problem_that_the_checker_refuses_fails_alone_and_is_tried_again(tmp_path: Path) -> None:
-    (tmp_path / "sums.txt").write_text("1 + 2\n3 + 4\n5 + 5\n")
-    with three_apis(checker_shift=1) as (servers, models):
-        command = ("solve", *models, "-i", "sums.txt", "-o", "out.jsonl")
+def test_a_problem_that_the_checker_refuses_fails_alone_and_is_tried_again(quick_path: Path) -> None:
+    write_problems(quick_path / "problems.jsonl", ("1 + 2", "3 + 4", "5 + 5"))
+    with three_apis() as (servers, models):
         servers["check"].refused = "3 + 4"
-        assert run(*command, cwd=tmp_path).code == 1
+        assert solve(quick_path, typed(**models, policy="agree")).num_failed == 1
         assert servers["target"].asked() == Counter(["5 + 5"])
         servers["check"].refused = ""
-        assert run(*command, cwd=tmp_path).code == 0
+        shown = Shown()
+        assert solve(quick_path, typed(**models, policy="agree"), display=shown).num_failed == 0
         assert servers["check"].asked() == Counter({"1 + 2": 1, "3 + 4": 2, "5 + 5": 1})
-    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [(record["answer"], record["status"]) for record in records] == [("3", "done"), ("7", "done"), ("10", "done")]
+    assert [(record["answer"], record["status"]) for record in shown.records] == [(n, "done") for n in ("3", "7", "10")]
