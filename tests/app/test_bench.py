@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from collected import write_run
-from commands import SCRIPTED, Shown, asked_to_bench, bench, collect, typed
+from commands import SCRIPTED, Shown, asked_to_bench, bench, collect, refused, typed
 from faults import results, rows_of, run_json, set_aside, write_problems
 from made_up_runs import figures
 
 from arbitrage_cli.app.bench import preview, regrade
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.display.facts import grade_change
-from arbitrage_cli.errors import DamagedRunError, ModelFileError, UsageError
+from arbitrage_cli.errors import DamagedRunError, ModelFileError
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.problems.math_grader import MathGrader
 from arbitrage_cli.problems.tasks import MATH
@@ -42,12 +42,6 @@ def change(folder: Path, name: str, value: object, *parents: str) -> None:
         place = place[parent]
     place[name] = value
     (folder / "run" / "run.json").write_bytes(encode(made))
-
-
-def refused(call: Callable[..., object], *arguments: Any, **options: Any) -> UsageError:
-    with pytest.raises(UsageError) as raised:
-        call(*arguments, **options)
-    return raised.value
 
 
 # --- what a run may be continued with

@@ -109,6 +109,16 @@ def test_a_fault_ends_what_needs_the_server_and_nothing_is_lost(endpoint: str, f
     assert not any(KEY.encode() in path.read_bytes() for path in quick_path.rglob("*") if path.is_file())
 
 
+def test_no_key_is_in_any_file_or_output(quick_path: Path) -> None:
+    write_problems(quick_path / "problems.jsonl", QUESTIONS)
+    arguments = ("--dataset", "problems.jsonl", "--policy", "target,draft,entropy", "-o", "run", "--debug", "--debug")
+    with on_loopback(HashServer(key=KEY)) as address:
+        result = run("bench", "--draft", "scripted:draft", "--target", address, *arguments, cwd=quick_path, env=ENV)
+    assert result.code == 0, result.err
+    written = [path.read_bytes() for path in quick_path.rglob("*") if path.is_file()]
+    assert not any(KEY.encode() in text for text in [*written, result.stdout, result.stderr])
+
+
 @pytest.mark.parametrize("kind", ["vllm", "llamacpp", "chat"])
 def test_serve_answers_others_while_a_server_fails(kind: str, tmp_path: Path) -> None:
     """Also a conversation of a shape that the server has never rendered."""

@@ -1,8 +1,11 @@
 """`bench`, `collect` and `solve` in this process, without their command line, and a display that keeps what it is told."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from arbitrage_cli.app.bench import BenchRun, run_bench
 from arbitrage_cli.app.options import BenchOptions, CollectOptions, InputOptions, Options, ProblemOptions
@@ -13,9 +16,11 @@ from arbitrage_cli.app.resume import ask_for_run, begun_options
 from arbitrage_cli.app.session import open_session
 from arbitrage_cli.app.solve import Solutions, begun_file, solve_problems
 from arbitrage_cli.app.training import Collection
+from arbitrage_cli.errors import ArbitrageError
 from arbitrage_cli.problems.tasks import find_task
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import BENCH, COLLECT
+from arbitrage_cli.runs.run import Setup
 
 MATH = find_task(None)
 SCRIPTED = {"draft": "scripted:draft", "target": "scripted:target"}
@@ -43,6 +48,18 @@ class Shown(LogDisplay):
 def typed(**values: Any) -> Options:
     """The options of a command line with these values."""
     return Options(**values, explicit=frozenset(values))
+
+
+def refused(call: Callable[..., object], *arguments: Any, **options: Any) -> Any:
+    """The error that a call raises."""
+    with pytest.raises(ArbitrageError) as raised:
+        call(*arguments, **options)
+    return raised.value
+
+
+def decided(options: Options) -> Setup:
+    with open_session(ask(options, MATH), Shown()) as session:
+        return session.decided
 
 
 def asked_to_bench(

@@ -1,0 +1,169 @@
+"""Models on servers: how they are named, what is decided about them, what is refused, what is noted, and that no key leaks."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli import pair_named_mine
+from commands import MATH, bench, decided, refused, solve, typed
+from fake_chat import Api, ChatServer
+from fake_server import HashServer, Kind, on_loopback
+from faults import write_problems
+from hash_language import TEMPLATE, HashBackend
+
+from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import choose_models
+from arbitrage_cli.display.display import CommandDisplay, PlainScreen
+
+KEY = "sk-secret-0123"
+DRAFT, OTHER = "scripted:draft", "http://127.0.0.1:1/v1"
+MINE = typed(pair="mine", policy="target", max_tokens=8)
+
+
+@pytest.fixture
+def here(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two problems, which is the settings folder too."""
+    write_problems(quick_path / "problems.jsonl", ("1 + 1", "2 + 2"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
+    return quick_path
+
+
+@contextmanager
+def serving(kind: Kind = "vllm", *, key: str | None = None) -> Iterator[tuple[HashServer, str]]:
+    server = HashServer(kind, HashBackend("target"), key=key)
+    with on_loopback(server) as address:
+        yield server, address
+
+
+def routed(target: str, policy: str = "target", **more: Any) -> Options:
+    return typed(draft=DRAFT, target=target, policy=policy, **{"max_tokens": 40, **more})
+
+
+def solved(folder: Path, options: Options, display: Any = None) -> None:
+    assert not solve(folder, options, "1 + 1", output=None, display=display).num_failed
+
+
+def test_a_pair_thinks_if_a_served_model_does_by_itself() -> None:
+    with serving() as (server, address):
+        server.backend.chat_template = TEMPLATE + "{% if enable_thinking | default(true) %}<think>\n{% endif %}"
+        found = [decided(routed(address, **think)).settings for think in ({}, {"think": "off"})]
+        assert [(one.think_tokens, one.max_tokens) for one in found] == [(None, 40), (0, 40)]
+        server.backend.chat_template = TEMPLATE + "<think>\n"
+        error = refused(decided, routed(address, think="off"))
+    assert (error.option, address in error.message) == ("think", True)
+
+
+def test_a_run_keeps_the_thinking_that_was_decided_and_is_shown_without_its_servers(here: Path) -> None:
+    with serving() as (server, target), serving() as (_, check):
+        server.backend.chat_template = TEMPLATE + "<think>\n"
+        options = routed(target, "agree,target", check=check)
+        bench(here, options, limit="1-1")
+        server.backend.chat_template = TEMPLATE
+        whole = bench(here, options)
+    again = bench(here, options)
+    assert (again.todo, len(again.results), again.results) == ([], 4, whole.results)
+    assert again.run.decided.settings.think_tokens is None
+    assert refused(bench, here, routed(target, "agree,target", check=check, think="off")).option == "think"
+
+
+def test_a_run_is_not_resumed_with_another_model_at_the_same_address(here: Path) -> None:
+    with serving() as (server, address):
+        bench(here, routed(address))
+        server.names = ["other"]
+        assert "other" in refused(bench, here, routed(address, "target,draft,entropy")).message
+
+
+# --- addresses and keys
+
+
+@pytest.mark.parametrize(
+    ("target", "keys", "place"),
+    [
+        *((address, {}, "target") for address in ("http://", "http://host:99999/v1")),
+        *((f"http{address}", {}, "target") for address in ("://user:secret@host/v1", "s://host/v1?key=secret")),
+        ("http://127.0.0.1:2/v1", {"ARBITRAGE_API_KEY": KEY}, "ARBITRAGE_DRAFT_API_KEY"),
+        *(
+            (f"http://{host}/v1#toy", {"ARBITRAGE_TARGET_API_KEY": KEY}, "https")
+            for host in ("models.example.com", "134744072", "0x08080808")
+        ),
+    ],
+)
+def test_what_would_not_reach_its_server_alone_is_refused(
+    monkeypatch: pytest.MonkeyPatch, target: str, keys: Mapping[str, str], place: str
+) -> None:
+    """A bad address, a key that two servers would get, and a key that another network could read."""
+    for name, key in keys.items():
+        monkeypatch.setenv(name, key)
+    error = refused(choose_models, Options(draft=OTHER, target=target), MATH)
+    assert place in (error.option, *error.message.split(), *error.hint.split()), (error.message, error.hint)
+    assert not any(secret in f"{error.message} {error.hint}" for secret in ("secret@", "=secret", KEY))
+
+
+def test_a_pair_of_servers_and_its_keys(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(key=KEY) as (_, target), serving("llamacpp", key="sk-other") as (_, draft):
+        pair_named_mine(here, draft=draft, target=f"{target}#toy", target_api_key_env="MY_KEY")
+        monkeypatch.setenv("ARBITRAGE_DRAFT_API_KEY", "sk-other")
+        assert "MY_KEY" in refused(choose_models, MINE, MATH).message
+        monkeypatch.setenv("MY_KEY", KEY)
+        options = typed(pair="mine", policy="logprob", max_tokens=8)
+        solved(here, options)
+        monkeypatch.setenv("ARBITRAGE_DRAFT_API_KEY", "sk-wrong")
+        error = refused(solved, here, options)
+    assert (error.exit_code, "ARBITRAGE_DRAFT_API_KEY" in error.hint) == (3, True)
+
+
+# --- what a server can do
+
+
+def test_what_a_server_lacks_is_refused_before_anything_is_spent(here: Path) -> None:
+    (here / "template.jinja").write_text(TEMPLATE)
+    with serving("plain") as (server, address):
+        models, options = {"draft": address, "target": "scripted:target"}, typed(pair="mine", policy="logprob")
+        pair_named_mine(here, **models)
+        assert "template" in refused(solved, here, options).hint
+        pair_named_mine(here, **models, draft_template=here / "template.jinja")
+        solved(here, options)
+        server.max_alternatives = 0
+        assert "log-probabilities" in refused(solved, here, options).message
+        asked = sum(server.counts.values())
+        for option, more in (
+            ("policy", {"policy": "speculative"}),
+            ("early_stop", {"policy": "logprob", "early_stop": True}),
+        ):
+            assert refused(solved, here, typed(pair="mine", **more)).option == option
+        assert sum(server.counts.values()) == asked
+
+
+def test_ignored_sampling_options_are_noted_if_they_matter(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with on_loopback(ChatServer(Api(rejects=("seed", "top_p")))) as address:
+        for temperature, noted in ((0.0, []), (0.5, ["seed", "top_p"])):
+            solved(here, routed(address, temperature=temperature))
+            assert [name for name in ("seed", "top_p") if name in caplog.text] == noted
+
+
+def test_a_pair_fixes_how_its_target_is_continued(here: Path) -> None:
+    with on_loopback(ChatServer(Api("partial"))) as address:
+        for continuation, word in (("prefix", "prefix"), ("none", "trailing")):
+            pair_named_mine(here, draft=DRAFT, target=address, target_continuation=continuation)
+            error = refused(solved, here, MINE)
+            assert word in f"{error.message} {error.hint}"
+        pair_named_mine(here, draft=DRAFT, target=address, target_continuation="partial")
+        solved(here, MINE)
+
+
+def test_a_pair_with_prices_shows_what_a_problem_cost(here: Path) -> None:
+    with on_loopback(ChatServer(Api(names_stop=True))) as address:
+        pair_named_mine(here, draft=DRAFT, target=address, target_price="1000/1000/1000")
+        for policy, is_estimate in (("random", True), ("target", False)):
+            shown, records = io.StringIO(), io.StringIO()
+            solved(here, typed(pair="mine", policy=policy), CommandDisplay(PlainScreen(shown), records))
+            cost = json.loads(records.getvalue())["timing"]["target"]
+            assert f"${(cost['prefill_tokens'] + cost['decode_tokens']) / 1000:.5f}" in shown.getvalue()
+            assert ("about $" in shown.getvalue()) == is_estimate
+    for price in ("1/x", "0/0/0"):
+        pair_named_mine(here, draft=DRAFT, target=OTHER, target_price=price)
+        assert refused(choose_models, MINE, MATH).message.startswith("pair 'mine': price")
