@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import MATH, SCRIPTED, refused, typed
 from made_up_tuning import FAST_READER, NO_GAIN, SLOW_VERIFIER, make_tuned, unit_costs
 from pairs_file import add_pair
 from small_routers import write_router
@@ -38,8 +39,7 @@ from arbitrage_cli.runs.run import Setup
 from arbitrage_cli.system.machine import CACHED_BYTES
 from arbitrage_cli.types import WRITING, ModelRole
 
-SCRIPTED = Options(draft="scripted:draft", target="scripted:target")
-MATH = find_task(None)
+PLAIN = Options(**SCRIPTED)
 CHEAP_BATCHES = {"draft": unit_costs(0.2, 4.0, 16.0, prefill=0.01), "target": unit_costs(1.0, 1.0, 1.1, prefill=0.01)}
 """Costs at which batches make only the target cheaper."""
 
@@ -49,7 +49,7 @@ def _no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
 
-def options(*explicit: str, models: Options = SCRIPTED, **values: Any) -> Options:
+def options(*explicit: str, models: Options = PLAIN, **values: Any) -> Options:
     return replace(models, explicit=frozenset(explicit), **values)
 
 
@@ -61,7 +61,7 @@ def decided(request: Request, costs: Mapping[str, UnitCosts] | None = None) -> S
     return decide(request, gather(request, measured(costs) if costs else None))
 
 
-def single(*explicit: str, models: Options = SCRIPTED, costs: Mapping[str, UnitCosts] | None = None, **values: Any) -> Setup:
+def single(*explicit: str, models: Options = PLAIN, costs: Mapping[str, UnitCosts] | None = None, **values: Any) -> Setup:
     return decided(ask(options(*explicit, models=models, **values), MATH), costs)
 
 
@@ -153,10 +153,34 @@ def test_flag_that_no_policy_of_a_benchmark_uses_is_refused(policy: str, given: 
         ask_to_compare(replace(asked, policy=f"{policy},oracle,entropy"), MATH, "rollout")
 
 
-def test_process_reward_model_that_collect_does_not_use_is_refused() -> None:
-    with pytest.raises(UsageError) as raised:
-        ask_to_collect(options("prm", models=Options()), MATH, "rollout")
-    assert raised.value.option == "prm"
+CHECKED = {"policy": "agree", "check": "scripted:target"}
+
+
+@pytest.mark.parametrize(
+    ("values", "option", "words"),
+    [
+        ({"target": None}, None, "needs a target model"),
+        ({"draft": ""}, "draft", "empty"),
+        ({"tau": "high"}, "tau", "'high'"),
+        ({"prm": "none.gguf"}, "prm", "policy entropy"),
+        ({"policy": "rsd"}, None, "process reward model"),
+        ({"policy": "arbitrage"}, None, "--router"),
+        (CHECKED | {"task": "code"}, "policy", "code"),
+        (CHECKED | {"policy": "draft"}, "check", "policy draft"),
+        ({"policy": "target,magic"}, "policy", "magic"),
+        ({"policy": "entropy,target@0.5"}, "policy", "no tau"),
+    ],
+    ids=str,
+)
+def test_a_request_that_cannot_be_answered_is_refused(values: dict[str, Any], option: str | None, words: str) -> None:
+    asked, task = typed(**SCRIPTED | values), find_task(values.get("task"))
+    error = refused(ask_to_compare if "," in (asked.policy or "") else ask, asked, task)
+    assert (error.option, words in f"{error.message} {error.hint}") == (option, True), error
+
+
+def test_a_process_reward_model_is_used_by_collect_or_refused() -> None:
+    assert refused(ask_to_collect, typed(prm="none.gguf"), MATH, "rollout").option == "prm"
+    assert "process reward model" in refused(ask_to_collect, typed(**SCRIPTED), MATH, None).message
 
 
 LIST = "target, entropy@0.3,entropy@inf,random@0.5,logprob,target,random@0.5"
@@ -165,9 +189,9 @@ LIST = "target, entropy@0.3,entropy@inf,random@0.5,logprob,target,random@0.5"
 @pytest.mark.parametrize(
     ("models", "names"),
     [
-        (SCRIPTED, ["target", "draft", "speculative", "entropy@1"]),
+        (PLAIN, ["target", "draft", "speculative", "entropy@1"]),
         (Options(), ["arbitrage@careful", "logprob@0.3"]),
-        (replace(SCRIPTED, policy=LIST), ["target", "entropy@0.3", "entropy@inf", "random@0.5", "logprob@0.3"]),
+        (replace(PLAIN, policy=LIST), ["target", "entropy@0.3", "entropy@inf", "random@0.5", "logprob@0.3"]),
     ],
     ids=["scripted", "built-in", "a list"],
 )
@@ -198,7 +222,7 @@ def test_task_decides_prompt_and_steps(tmp_path: Path) -> None:
     ("check", "task", "words"), [("scripted:target", "choice", "2.4 points"), ("scripted:draft", None, "--check")]
 )
 def test_doubtful_uses_of_policy_agree_are_noted(check: str, task: str | None, words: str) -> None:
-    (note,) = decided(ask(replace(SCRIPTED, policy="agree", check=check), find_task(task))).notes
+    (note,) = decided(ask(replace(PLAIN, policy="agree", check=check), find_task(task))).notes
     assert words in note
 
 
