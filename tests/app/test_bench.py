@@ -179,6 +179,12 @@ def test_a_folder_that_cannot_be_used_is_refused_before_any_model_is_opened(
     assert "Read-only" in refused(bench, here, missing).message
 
 
+def test_a_model_that_does_not_exist_is_no_defect(here: Path) -> None:
+    for call in (bench, collect):
+        assert refused(call, here, typed(draft="no.gguf", target="no.gguf")).exit_code == 3
+    assert not (here / "run").exists()
+
+
 def test_rows_without_run_json_are_refused_until_a_fresh_start(here: Path) -> None:
     bench(here, typed(**THREE))
     (here / "run" / "run.json").unlink()

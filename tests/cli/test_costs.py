@@ -1,13 +1,11 @@
 """`advise --costs`, and how the other commands use the measured costs and threads."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import MODELS, Result, assert_refused, flat, run
-from faults import run_json
+from cli import MODELS, Result, run
 from made_up_tuning import FAST_READER, make_tuned
 
 from arbitrage_cli.costs.store import keep_tuned, machine_here, read_cache
@@ -35,15 +33,7 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    (tmp_path / "arithmetic.jsonl").write_text(json.dumps({"question": "5 + 6", "answer": "11"}) + "\n")
     return Home(tmp_path)
-
-
-@pytest.fixture
-def nowhere(tmp_path: Path) -> dict[str, str]:
-    """An environment in which settings cannot be stored."""
-    (tmp_path / "file").touch()
-    return {"XDG_CONFIG_HOME": str(tmp_path / "file")}
 
 
 def test_costs_are_shown_and_kept_by_sha256_and_machine(home: Home) -> None:
@@ -57,68 +47,11 @@ def test_costs_are_shown_and_kept_by_sha256_and_machine(home: Home) -> None:
     assert all(0 < one.costs.prefill_token < one.costs.decode for one in kept)
 
 
-def test_costs_are_measured_for_any_number_of_threads_and_before_the_first_problem(home: Home) -> None:
-    first = home.run("solve", "5 + 6", "--json", "--threads", "1")
-    assert "measuring the token costs" in flat(first.err)
-    again = home.run("solve", "5 + 6", "--json", "--threads", "1")
-    assert "measuring the token costs" not in flat(again.err)
-    assert home.run("solve", "5 + 6", "--json", "-q").code == 0
-    assert {(one.threads, one.loading.threads) for one in read_cache(home.file).tuned} == {(1, 1), (1, None)}
-
-
-def test_a_finished_run_measures_nothing(home: Home) -> None:
-    home.pretend(FAST_READER)
-    bench = ("bench", "--dataset", "arithmetic.jsonl", "--policy", "target,draft", "-o", "run")
-    collect = ("collect", "--dataset", "arithmetic.jsonl", "-o", "states")
-    assert [home.run(*command).code for command in (bench, collect)] == [0, 0]
-    home.file.unlink()
-    assert [home.run(*command).code for command in (bench, collect)] == [0, 0]
-    assert [*read_cache(home.file).tuned] == []
-
-
-def test_costs_of_a_model_that_joins_a_run_are_measured(home: Home) -> None:
-    assert home.run("bench", "--dataset", "arithmetic.jsonl", "--policy", "draft", "-o", "run").code == 0
-    assert run_json(home.folder / "run")["decided"]["models"]["draft"]["costs"] is None
-    assert home.run("bench", "--dataset", "arithmetic.jsonl", "--policy", "draft,target", "-o", "run").code == 0
-    assert run_json(home.folder / "run")["decided"]["models"]["target"]["costs"]["batches"][0] > 0
-
-
-def test_costs_that_cannot_be_stored_are_used_by_the_command(home: Home, nowhere: dict[str, str]) -> None:
-    result = home.run(*BENCH[:-1], "--policy", "target,speculative", env=nowhere)
-    assert (result.code, "cannot be stored" in flat(result.err)) == (0, True)
-    assert all(one["costs"] for one in run_json(home.folder / "run")["decided"]["models"].values())
-
-
-def test_costs_are_measured_only_for_a_policy_that_needs_them(home: Home) -> None:
-    for policy in ("target", "draft"):
-        assert "measuring" not in home.run("solve", "5 + 6", "--policy", policy).err
-    assert home.run("bench", "--dataset", "arithmetic.jsonl", "--policy", "target", "-o", "run").code == 0
-    assert not home.file.exists()
-
-
 def test_one_model_is_measured_alone_as_json(home: Home) -> None:
-    result = home.run(*ONE, "--json", "-q", env=Q8)
-    assert (result.code, result.err) == (0, "")
-    record = result.record
-    assert [*record] == ["target"]
-    assert record["target"]["costs"]["batches"][0] > 0
-    assert [one.loading.kv_type for one in read_cache(home.file).tuned] == ["q8_0"]
+    result = home.run("advise", "--costs", "--target", "builtin:target", "--ctx", "128", "--json", "-q")
+    assert (result.err, [*result.record], result.record["target"]["costs"]["batches"][0] > 0) == ("", ["target"], True)
 
 
-def test_demo_models_are_refused(home: Home) -> None:
-    assert_refused(home.run("advise", "--costs", *MODELS), 2, "", "scripted:draft")
+def test_models_without_files_need_no_llama_cpp(home: Home) -> None:
     assert home.run("solve", "5 + 6", *MODELS, without=["llama_cpp"]).code == 0
     assert not home.file.exists()
-
-
-ONE = ("advise", "--costs", "--target", "builtin:target", "--ctx", "128")
-Q8: Mapping[str, str] = {"ARBITRAGE_KV_TYPE": "q8_0"}
-
-
-def test_unwritable_place_is_refused_before_measuring(home: Home, nowhere: dict[str, str]) -> None:
-    result = home.run(*ONE, env=nowhere)
-    assert_refused(result, 1, "", "tuned.json")
-    assert "checking" not in result.err
-
-
-BENCH = ("bench", "--dataset", "arithmetic.jsonl", "-o", "run", "-q")

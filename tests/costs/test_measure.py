@@ -270,6 +270,10 @@ def test_a_disturbed_measurement_is_noted_and_kept_as_approximate(
     notes = list[str]()
     assert measured(tiny, 1, notes.append).costs.decode == 1.0
     assert ([one.is_disturbed for one in read_cache(tuned_file()).tuned], len(notes)) == ([True], 1)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    assert measured(tiny, 1, notes.append).costs.decode == 1.0
+    assert "cannot be stored" in notes[-1]
 
 
 def test_no_more_threads_than_processors_are_used(tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

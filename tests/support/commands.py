@@ -23,7 +23,7 @@ from arbitrage_cli.runs.records import BENCH, COLLECT
 from arbitrage_cli.runs.run import Setup
 
 MATH = find_task(None)
-SCRIPTED = {"draft": "scripted:draft", "target": "scripted:target"}
+SCRIPTED: dict[str, Any] = {"draft": "scripted:draft", "target": "scripted:target"}
 
 
 class Shown(LogDisplay):

@@ -1,6 +1,5 @@
 """`solve`: where its problems come from, what is noted and refused about them, and files of results that are continued."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def test_a_table_has_a_header(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_input_without_problems_is_refused_before_models_are_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, given: Mapping[str, str], words: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, given: dict[str, str], words: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("in.csv").write_text("prompt,gold\n1 + 1,2\n")

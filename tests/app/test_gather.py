@@ -1,0 +1,84 @@
+"""When token costs are measured: for policies that need them, before the first problem, and once."""
+
+from pathlib import Path
+
+import pytest
+from commands import MATH, SCRIPTED, Shown, bench, refused, typed
+from faults import write_problems
+from made_up_tuning import make_tuned
+
+from arbitrage_cli.app.gather import fetch_and_gather, measure_costs
+from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import ask, ask_to_compare, choose_models
+from arbitrage_cli.costs.store import Tuned, keep_tuned, loading_of, machine_here, tuned_file
+from arbitrage_cli.errors import OutputError
+from arbitrage_cli.inference.backend import LoadOptions
+from arbitrage_cli.model_files.checksums import sha256_of
+from arbitrage_cli.types import ByRole
+
+BOTH = ["draft", "target"]
+
+
+@pytest.fixture
+def measured(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The models of each measurement, whose costs are made up. At first, no costs are stored."""
+    calls = list[list[str]]()
+
+    def measure(paths: ByRole[str], load: LoadOptions, *rest: object) -> ByRole[Tuned]:
+        calls.append([*paths])
+        made = {
+            role: make_tuned(machine_here(), sha256_of([Path(paths[role])]), 1, loading=loading_of(load)) for role in paths
+        }
+        keep_tuned(tuned_file(), [*made.values()])
+        return made
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(quick_path))
+    monkeypatch.setattr("arbitrage_cli.app.gather.measure_and_keep", measure)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("values", "roles"),
+    [
+        ({}, [BOTH]), ({"policy": "speculative"}, [BOTH]), ({"policy": "target,draft"}, [BOTH]),
+        *(({"policy": policy}, []) for policy in ("target", "draft", "agree")),
+        *((SCRIPTED | {"policy": policy}, []) for policy in ("entropy", "target,draft")),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_costs_are_measured_once_for_policies_that_need_them(
+    measured: list[list[str]], values: dict[str, str], roles: list[list[str]]
+) -> None:
+    """For each number of threads."""
+    for threads, times in ((1, 1), (1, 1), (None, 2)):
+        options, shown = typed(**values, threads=threads), Shown()
+        before = len(measured)
+        asked = (ask_to_compare if "," in values.get("policy", "") else ask)(options, MATH)
+        fetch_and_gather(asked, shown, lambda role: None)
+        assert (measured, "measuring" in " ".join(shown.notes)) == (roles * times, len(measured) > before)
+
+
+def test_a_finished_run_measures_nothing_and_a_model_that_joins_is_measured(
+    measured: list[list[str]], quick_path: Path
+) -> None:
+    write_problems(quick_path / "problems.jsonl", ("5 + 6",))
+    for policy, times in (("draft", 0), ("draft,target", 1), ("draft,target", 1)):
+        run = bench(quick_path, Options(policy=policy, max_tokens=4, explicit=frozenset({"policy"}))).run
+        assert len(measured) == times
+        tuned_file().unlink(missing_ok=True)
+    assert run.decided.models["target"].costs
+
+
+def test_costs_that_are_asked_for_need_model_files_and_a_place(
+    measured: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measure(**values: str) -> ByRole[Tuned]:
+        return measure_costs(choose_models(typed(**values), MATH), Shown(), offline=True)
+
+    alone = measure(target="builtin:target", kv_type="q8_0")
+    assert [(role, one.loading.kv_type) for role, one in alone.items()] == [("target", "q8_0")]
+    assert "scripted:draft" in refused(measure, **SCRIPTED).message
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    assert isinstance(refused(measure, target="builtin:target"), OutputError)
+    assert measured == [["target"]]
