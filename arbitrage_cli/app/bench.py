@@ -192,7 +192,10 @@ def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]
     All rows are replaced at once.
     """
     with task.open_grader() as grader:
-        graded = [(row, _graded(row, grader)) for row in folder.rows]
+        graded = [
+            (row, row.model_copy(update={"grade": grader.grade(row.text, row.gold)}) if row.status == "done" else row)
+            for row in folder.rows
+        ]
         answers = ungraded_answers(row for _, row in graded)
         pairs = [(before, _compared(row, task, grader, answers.get((row.id, row.sample)))) for before, row in graded]
     folder.rewrite(row for _, row in pairs)
@@ -210,7 +213,3 @@ def ungraded_answers(rows: Iterable[AttemptRow]) -> dict[SampleKey, str]:
 def _compared(row: AttemptRow, task: Task, grader: Grader, answer: str | None) -> AttemptRow:
     same = task.same_answer(grader, row.text, answer) if answer is not None and row.status == "done" else None
     return row.model_copy(update={"same_as_target": same})
-
-
-def _graded(row: AttemptRow, grader: Grader) -> AttemptRow:
-    return row.model_copy(update={"grade": grader.grade(row.text, row.gold)}) if row.status == "done" else row

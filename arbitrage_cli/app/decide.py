@@ -181,7 +181,7 @@ def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRout
     if router.costs is not None and router.costs.concurrency != 1:
         return None
     policy, tau = parse_route(advice.route)
-    if request.is_conversation and policy.kind == "checked":
+    if request.loads == "both" and policy.kind == "checked":
         note(f"the advice of {advice.created[:10]} is not used: {NO_CHECKS}")
         return None
     request.models_for([policy])

@@ -301,10 +301,6 @@ class Request:
         return PromptStyle(self.system, self.task.step_end)
 
     @property
-    def is_conversation(self) -> bool:
-        return self.loads == "both"
-
-    @property
     def asked(self) -> list[Policy]:
         return [policy for policy, _ in self.policies]
 

@@ -15,11 +15,10 @@ from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.servers.address import is_private
-from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.serving.requests import Defaults
 from arbitrage_cli.serving.server import Access, ServerBounds, Service, bind
 from arbitrage_cli.serving.worker import Worker
-from arbitrage_cli.types import RequestEnded, ServingEvent
+from arbitrage_cli.types import RequestEnded
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CHARS_PER_TOKEN = 16  # above the average of any text
@@ -44,12 +43,13 @@ def serve_pair(request: Request, options: ServerOptions, display: Display) -> No
         run = session.run_info(num_problems=None)
         display.begin(ServerInfo(url, defaults.names, run))
         display.result(url)
-        service.run(bound, lambda event: display.handle(_with_bill(event, run)))
+        service.run(
+            bound,
+            lambda event: display.handle(
+                replace(event, bill=run.bill(event.finished)) if isinstance(event, RequestEnded) else event
+            ),
+        )
         display.end()
-
-
-def _with_bill(event: ServingEvent, run: RunInfo) -> ServingEvent:
-    return replace(event, bill=run.bill(event.finished)) if isinstance(event, RequestEnded) else event
 
 
 def _defaults(session: Session) -> Defaults:

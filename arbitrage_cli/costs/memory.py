@@ -6,6 +6,7 @@ estimate does not include compute buffers of a few hundred megabytes.
 """
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
 
@@ -38,20 +39,6 @@ class Part:
     def __add__(self, other: "Part") -> "Part":
         return Part(self.weights + other.weights, self.each + other.each)
 
-    def largest_within(self, room: float) -> int:
-        """Return how many problems fit in `room` bytes, or 1 if not even one does."""
-        return max(1, int((room - self.weights) / max(1, self.each)))
-
-
-@frozen
-class Room:
-    """A memory in bytes (None if unknown), and a hint on using less."""
-
-    name: str
-    total: int | None
-    free: int | None
-    hint: str
-
 
 @frozen
 class Need:
@@ -64,13 +51,11 @@ class Need:
     gpu: Part = Part()
     most: int = MOST_HERE
 
-    def rooms(self) -> list[tuple[Part, Room]]:
-        """Return each part with the memory that must hold it."""
-        rooms = [(self.host, Room("memory", total_memory(), available_memory(), SMALLER))]
+    def rooms(self) -> Iterator[tuple[Part, str, int | None, int | None, str]]:
+        """Yield each part, and the memory that must hold it: name, total and free bytes if known, and a hint on using less."""
+        yield self.host, "memory", total_memory(), available_memory(), SMALLER
         if self.gpu != Part():
-            total, free = load_llama().own_gpu_memory()
-            rooms.append((self.gpu, Room("GPU memory", total, free, FEWER_LAYERS)))
-        return rooms
+            yield self.gpu, "GPU memory", *load_llama().own_gpu_memory(), FEWER_LAYERS
 
 
 def rollback_of(source: str, costs: UnitCosts | None) -> int:
@@ -127,20 +112,20 @@ def check_memory(need: Need, count: int = 1) -> None:
             f"use --concurrency {need.most} or less",
             option="concurrency",
         )
-    for part, room in need.rooms():
+    for part, name, total, free, hint in need.rooms():
         needed = part.weights + count * part.each
         message = (
-            f"{f'{count} problems at once' if count > 1 else 'the models'} need {needed / GIB:.1f} GiB of {room.name} "
+            f"{f'{count} problems at once' if count > 1 else 'the models'} need {needed / GIB:.1f} GiB of {name} "
             f"({part.weights / GIB:.1f} for the weights, {part.each / GIB:.2f} for each problem's KV caches)"
         )
-        is_tight = room.free is not None and needed > room.free
+        is_tight = free is not None and needed > free
         if is_tight and count > 1:
-            fits = part.largest_within(room.free or 0)
-            raise ModelMemoryError(f"{message}, more than is free", f"use --concurrency {fits}, or {room.hint}")
-        if room.total is not None and needed > room.total:
-            raise ModelMemoryError(f"{message}, but this machine has {room.total / GIB:.1f}", room.hint)
+            fits = max(1, int(((free or 0) - part.weights) / max(1, part.each)))
+            raise ModelMemoryError(f"{message}, more than is free", f"use --concurrency {fits}, or {hint}")
+        if total is not None and needed > total:
+            raise ModelMemoryError(f"{message}, but this machine has {total / GIB:.1f}", hint)
         if is_tight:
-            log.warning("%s, more than is free, so the run may be slow or fail; %s", message, room.hint)
+            log.warning("%s, more than is free, so the run may be slow or fail; %s", message, hint)
 
 
 def _share_on_gpu(facts: FileFacts, load: LoadOptions) -> float:

@@ -228,13 +228,22 @@ def _download(name: HubName, file: str, on_progress: OnProgress) -> Path:
     return Path(hf_hub_download(name.repo, file, **options, tqdm_class=Bar))
 
 
+def _refuse_paths(response: Any) -> None:
+    """Raise ValueError if the name of a file or of a folder in the cache, which the Hub chooses, is a path."""
+    names = (response.headers.get(name, "") for name in ("ETag", "X-Linked-ETag", "X-Repo-Commit"))
+    if response.request.method == "HEAD" and any("/" in name.removeprefix("W/") for name in names):
+        raise ValueError("a path as a name")
+
+
 @contextlib.contextmanager
 def _hub_errors(name: HubName) -> Iterator[None]:
     import httpx2
+    from huggingface_hub import get_session
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils.logging import ERROR, set_verbosity
 
     _constants().HF_HUB_DISABLE_TELEMETRY = True
+    get_session().event_hooks["response"] = [_refuse_paths]
     set_verbosity(ERROR)  # warnings would break into a live display
     try:
         with warnings.catch_warnings():

@@ -88,6 +88,15 @@ def test_refused_file_is_tried_again(tiny: Mapping[str, Path], cache: str, caplo
         assert caplog.records
 
 
+def test_what_a_driver_prints_is_no_verdict(
+    tiny: Mapping[str, Path], cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import ctypes; ctypes.CDLL(None).printf(b'noise')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # as for users: C writes when the process ends
+    assert is_tried(caplog, tiny["draft"])
+
+
 @pytest.mark.parametrize("model", ["builtin:draft", "scripted:draft"])
 def test_what_ships_with_the_program_is_not_tried(model: str, caplog: pytest.LogCaptureFixture, cache: str) -> None:
     assert not is_tried(caplog, Path(model))

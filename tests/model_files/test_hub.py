@@ -72,6 +72,17 @@ def test_cache_is_shared_with_all_programs(served: FakeHub, name: HubName) -> No
     assert hub.fetch(name)[0].read_bytes() == DATA
 
 
+def test_interrupted_download_leaves_no_file(served: FakeHub) -> None:
+    def interrupt(progress: FileProgress) -> None:
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.fetch(NAME, on_progress=interrupt)
+    assert hub.locate(NAME) == ()
+    assert hub.fetch(NAME)[0].read_bytes() == DATA
+
+
 def test_split_model(served: FakeHub) -> None:
     served.repos[REPO] = {f"M-Q4_K_M-0000{number}-of-00003.gguf": DATA[number:] for number in (2, 1, 3)}
     paths = hub.fetch(NAME)
@@ -118,6 +129,14 @@ def test_file_name_that_leads_out_of_the_repository(served: FakeHub, file: str) 
     with pytest.raises(HubError):
         hub.fetch(NAME)
     assert (served.downloads(), cached_files()) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
+def test_header_of_a_mirror_that_leads_out_of_the_cache(served: FakeHub, tmp_path: Path, name: str) -> None:
+    served.headers = {name: f'"{tmp_path}/evil"'}
+    with pytest.raises(HubError):
+        hub.fetch(NAME)
+    assert not [*tmp_path.glob("evil*")]
 
 
 REFUSALS = {

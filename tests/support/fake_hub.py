@@ -49,6 +49,7 @@ class FakeHub:
         self.sha = COMMIT
         self.failure: Failure | None = None
         self.corrupt = False  # right size, wrong bytes
+        self.headers: dict[str, str] = {}  # in place of the correct ones
 
     def downloads(self) -> list[Request]:
         return [request for request in self.requests if request.method == "GET" and "/resolve/" in request.path]
@@ -106,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         etag = (hashlib.sha1 if name in hub.in_git else hashlib.sha256)(data).hexdigest()
         sent = bytes(byte ^ 1 for byte in data) if hub.corrupt else data
-        return self._send(200, sent, {"X-Repo-Commit": hub.sha, "ETag": f'"{etag}"'})
+        return self._send(200, sent, {"X-Repo-Commit": hub.sha, "ETag": f'"{etag}"'} | hub.headers)
 
     def do_HEAD(self) -> None:
         self.do_GET()

@@ -5,6 +5,7 @@
 
 import json
 import logging
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -36,6 +37,8 @@ def main() -> None:
     be dropped from a recurrent state.
     """
     path, memory, gpu_layers = json.loads(sys.argv[1])
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what C libraries print, perhaps when the process ends, must not mix with the answer
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not gpu_names():  # a GPU driver may reserve a large address range, and write large files
@@ -45,7 +48,7 @@ def main() -> None:
         outcome = "", "", "", use(Path(path), LoadOptions(CONTEXT, 1, gpu_layers, rollback=1))
     except ArbitrageError as error:
         outcome = type(error).__name__, error.message, error.hint, False
-    sys.stdout.write(json.dumps(outcome))
+    os.write(answers, b"\n" + json.dumps(outcome).encode())
 
 
 def use(path: Path, options: LoadOptions) -> bool:
