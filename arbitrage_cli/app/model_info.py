@@ -135,7 +135,7 @@ MAX_PROPOSALS = 3
 
 
 def found_models() -> Iterator[Json]:
-    """Describe the models of Ollama, LM Studio, llama.cpp and the Hub's cache.
+    """Describe the models of Ollama, LM Studio and the Hub's cache.
 
     A file that has several names is described once. Of a model that cannot be used, only the `error` is known.
     """

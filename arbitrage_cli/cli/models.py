@@ -31,7 +31,7 @@ def make_group() -> typer.Typer:
 
 @command(json_line=AS_JSON)
 def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
-    """List the pairs, whether their models are on this machine, and the models of Ollama, LM Studio and llama.cpp.
+    """List the pairs, whether their models are on this machine, and the models of Ollama, LM Studio and the Hub's cache.
 
     Such a model can be used by its name, for example with --draft.
     """

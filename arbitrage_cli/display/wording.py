@@ -231,7 +231,7 @@ def in_one_line(answer: str) -> str:
 
 
 def attempt(ended: AttemptEnded) -> str:
-    """Return a line about an attempt, such as `gsm8k/12, entropy@0.5: incorrect (18), 12.3 s`."""
+    """Return a line about an attempt, such as `gsm8k/12, entropy@0.5: incorrect (18), 12.30 s`."""
     detail = f" ({in_one_line(ended.detail)})" if ended.detail else ""
     took = "" if ended.seconds is None else f", {ended.seconds:.2f} s"
     return one_line(f"{ended.problem}, {ended.label}: {ended.verdict}{detail}{took}")
