@@ -65,6 +65,20 @@ def test_log_probabilities_are_summed_up_as_log_odds() -> None:
     assert found["least_likely_position"] == approx(4 / 5)
 
 
+def test_kinds_of_tokens_and_earlier_drafts_are_seen_apart() -> None:
+    earlier = TokenStats((-0.1, -0.4), (0.2, 0.1), (1.0, 1.0))
+    found = named(make(shown=token_stats()), accepted(make(shown=token_stats())), accepted(make(shown=earlier, tokens=2)))
+    expected = {
+        "digit_logprob_min": log_odds(-3.0), "digit_logprob_2nd_min": log_odds(-0.3),
+        "operator_share": 2 / 6, "operator_logprob_min": log_odds(-0.4), "operator_logprob_sum": -0.6,
+        "previous_tokens": math.log1p(2),
+        "previous_draft_logprob_min": log_odds(-0.4),
+        "previous_draft_entropy_max": math.log(0.2 + 1e-4),
+        "drafts_logprob_min": log_odds(-3.0), "drafts_logprob_sum": sum(LOG_PROBABILITIES) - 0.5,
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("pieces", [(), ("a", "b", "c", "d", "e", "f")])
 def test_no_digit_is_as_good_as_a_certain_one(pieces: Sequence[str]) -> None:
     found = named(make(shown=token_stats(pieces)))

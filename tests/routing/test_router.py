@@ -193,6 +193,15 @@ def test_saved_router_gives_the_same_numbers(make: Callable[[], Router], tmp_pat
         assert found.probability(new_trace(), draft) == router.probability(new_trace(), draft)
 
 
+def test_router_that_cannot_be_replaced_is_still_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, router = tmp_path / "router.safetensors", make_router()
+    save(router, path)
+    monkeypatch.setattr(os, "replace", lambda *paths: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(router, path)
+    assert load(path).sha256 == router.sha256
+
+
 def rewritten(router: Router, path: Path, arrays: Mapping[str, NDArray[Any]] | None = None, **changes: Any) -> Path:
     """Write the router's file with other arrays or card fields and a matching sha256, as an attacker would."""
     card = router.card.to_json() | changes

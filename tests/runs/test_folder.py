@@ -66,6 +66,15 @@ def test_what_was_appended_is_there_again(quick_path: Path) -> None:
     assert set_aside(quick_path / "run") == []
 
 
+def test_a_file_moved_while_it_is_written_gets_all_rows(tmp_path: Path) -> None:
+    results = tmp_path / "out.jsonl"
+    with RunFolder(tmp_path / "out.jsonl.run", kind=SOLVE, results=results) as folder:
+        folder.append(parsed(make_row(1)))
+        results.rename(tmp_path / "moved.jsonl")
+        folder.append(parsed(make_row(2)))
+    assert len((tmp_path / "moved.jsonl").read_bytes().splitlines()) == 2
+
+
 def test_rows_of_a_large_run_are_not_held_in_memory(quick_path: Path) -> None:
     text = "2 + 2 = 4. " * 100_000
     tracemalloc.start()

@@ -14,7 +14,7 @@ from arbitrage_cli.errors import ContextFullError, ConversationError
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import encode
-from arbitrage_cli.runs.records import BENCH, RunInfo, to_json
+from arbitrage_cli.runs.records import BENCH, RunInfo, tally, to_json
 from arbitrage_cli.runs.rows import AttemptRow, SolutionRow, read_row
 from arbitrage_cli.types import Cost, Decision, Finished, Grade
 
@@ -134,3 +134,11 @@ def test_any_text_is_one_line_of_ascii_and_comes_back(question: str, identifier:
     assert len(line.splitlines()) == 1
     read = json.loads(line)
     assert (read["problem"], read["id"], read["text"]) == (question, identifier, text)
+
+
+def test_figures_add_up() -> None:
+    early = replace(make_step("draft"), stop="early")
+    target = replace(make_step("target"), speculation_cost=Cost(decode_tokens=3, decode_seconds=0.25))
+    found = tally([accept(), escalate(), Decision(target, draft=early, target=target)])
+    assert (found.drafted_steps, found.accepted_steps, found.stopped_steps, found.target_steps) == (3, 1, 1, 2)
+    assert (found.wasted_tokens, found.draft_cost.decode_tokens, found.seconds) == (10, 18, 5.75)

@@ -96,6 +96,11 @@ def test_intervals_are_over_problems() -> None:
     assert widths[2] < 0.65 * widths[1]
 
 
+def test_interval_of_few_problems_is_as_wide_as_the_error() -> None:
+    changes, lows, highs = np.array([expected(world(54, seed), 0.1) for seed in range(30)]).T
+    assert 0.7 < np.mean(highs - lows) / (2 * 1.96) / np.std(changes) < 1.4
+
+
 def test_careful_rarely_loses_more_than_a_point() -> None:
     """The tau of few solutions is not chosen for its luck: by the expected loss alone, this share is over 30%."""
     losses = []
