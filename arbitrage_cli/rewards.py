@@ -202,7 +202,9 @@ class Continuations:
                 prefixes.append(_prefix(whole))
                 cost += step.cost
             is_right = self._is_right(whole.text)
-            self._known.update((prefix, (steps[index:], is_right)) for index, prefix in enumerate(prefixes))
+            # Backwards, because a step may have no text: of equal prefixes, the first is the one to continue.
+            for index in reversed(range(len(prefixes))):
+                self._known[prefixes[index]] = steps[index:], is_right
         return *self._known[key], cost
 
 

@@ -216,6 +216,13 @@ def test_the_continuation_of_a_kept_step_is_the_next_step_of_the_target() -> Non
     assert [request.model for request in requests if isinstance(request, WriteStep)].count("target") == 3
 
 
+def test_a_target_that_ends_a_solution_without_text_is_continued_like_any_other() -> None:
+    answers = [draft_step("a"), target_step("a"), target_step("", "end"), draft_step("b", "end")]
+    _, states, requests = run(answers, judge_of("a"))
+    assert [(state.target_text, state.draft_reward, state.target_reward) for state in states] == [("a", 1, 1), ("", 0, 1)]
+    assert len(requests) == len(answers)
+
+
 def test_a_problem_that_the_target_never_solves_ends_early() -> None:
     def steps(number: int) -> list[Step]:
         return [target_step("a"), target_step("b"), target_step("c", "end")][-number:]
