@@ -196,7 +196,7 @@ class Continuations:
                 [_prefix(trace)],
             )
             while not whole.finished:
-                step: Step = yield WriteStep("target", whole, until_end=True)
+                step: Step = yield WriteStep("target", whole)
                 whole.add(Decision(kept=step))
                 steps.append(step)
                 prefixes.append(_prefix(whole))

@@ -22,12 +22,14 @@ from arbitrage_cli.errors import ContextFullError, ConversationError, ServerErro
 from arbitrage_cli.inference.chat_template import Control, Plain, PromptStyle
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.scheduler import MAX_REFUSED, Job, Refusals, Scheduler
+from arbitrage_cli.inference.scheduler import MAX_REFUSED, Job, Refusals, Scheduler, Writer
 from arbitrage_cli.inference.servers.address import Address, ServedSource
 from arbitrage_cli.inference.servers.connection import Connection
 from arbitrage_cli.inference.servers.model import PROBE_TOKENS, Controls, ServedModel, open_served
 from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import StepEnd
+from arbitrage_cli.rewards import Continuations
+from arbitrage_cli.training.states import State, by_continuing, collect
 from arbitrage_cli.types import Check, Event, Finished, Limits, Message, ModelRole, Problem, Step, Trace
 
 DEFAULT_STYLE = PromptStyle()
@@ -129,6 +131,21 @@ def test_served_models_write_what_engines_write_and_the_laws_hold(kind: Kind, to
         assert texts(solve(both, PROBLEMS, "logprob", 1.0, concurrency=4)) == expected
         assert texts(solve(both, PROBLEMS, "logprob", float("inf"))) == texts(solve(own(), PROBLEMS, "draft"))
         assert texts(solve(both, PROBLEMS, "logprob", -1.0)) == texts(solve(own(), PROBLEMS, "target"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_served_target_continues_both_steps_of_a_state(kind: Kind) -> None:
+    def rewards(target: Mapping[ModelRole, Writer]) -> list[tuple[str, str, float, float]]:
+        found = list[State]()
+
+        def flow(trace: Trace) -> Flow:
+            return collect(trace, by_continuing(Continuations(lambda text: len(text) % 2 == 0)), found.append)
+
+        solve({**here(), **target}, PROBLEMS, "oracle", make_flow=flow)
+        return [(one.draft_text, one.target_text, one.draft_reward, one.target_reward) for one in found]
+
+    with opened_model(HashServer(kind)) as model:
+        assert rewards({"target": served("target", model)}) == rewards({})
 
 
 @pytest.mark.parametrize("kind", KINDS)
