@@ -23,6 +23,7 @@ _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _NAME = re.compile(rf"(?P<repo>{_REPO})(?::(?P<selector>[^:@]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _QUANT = re.compile(r"(?:UD-)?[A-Z]{1,5}\d\w*", re.ASCII | re.IGNORECASE)
 _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>\d{5})\.gguf", re.ASCII)
+_LEADS_OUT = re.compile(r'(^|")/|\.\.')  # an absolute path, or one with a parent folder
 _MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, ValueError)  # errors that malformed responses cause
 
 
@@ -229,10 +230,11 @@ def _download(name: HubName, file: str, on_progress: OnProgress) -> Path:
 
 
 def _refuse_paths(response: Any) -> None:
-    """Raise ValueError if the name of a file or of a folder in the cache, which the Hub chooses, is a path."""
-    names = (response.headers.get(name, "") for name in ("ETag", "X-Linked-ETag", "X-Repo-Commit"))
-    if response.request.method == "HEAD" and any("/" in name.removeprefix("W/") for name in names):
-        raise ValueError("a path as a name")
+    """Raise ValueError if the name of a file or of a folder in the cache, which the Hub chooses, leads out of its folder."""
+    found = response.headers
+    names = found.get("X-Linked-ETag") or found.get("ETag", ""), found.get("X-Repo-Commit", "")
+    if response.request.method == "HEAD" and any(map(_LEADS_OUT.search, names)):
+        raise ValueError("a name in the response leads out of the cache")
 
 
 @contextlib.contextmanager
