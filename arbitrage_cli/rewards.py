@@ -3,6 +3,7 @@
 In a rollout, the target completes the solution after a rated step, and the answer is graded.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -165,13 +166,14 @@ def _single_token(backend: Backend, text: str) -> int:
 
 # --- rollouts
 
-Prefix = tuple[str, str, Phase, bool]
-"""Everything that a continuation depends on: the text so far, the next phase, and whether thinking reached its budget."""
+Prefix = tuple[bytes, Phase, bool]
+"""All that a continuation depends on: a digest of the text so far, the next phase, and whether thinking reached its budget."""
 
 
 def _prefix(trace: Trace) -> Prefix:
     is_forced = any(decision.kept.stop == "think_budget" for decision in trace.decisions)
-    return trace.thoughts, trace.text, trace.phase, is_forced
+    text = f"{trace.thoughts}\0{trace.text}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).digest(), trace.phase, is_forced
 
 
 class Continuations:
@@ -182,30 +184,26 @@ class Continuations:
 
     def __init__(self, is_right: Callable[[str], bool]) -> None:
         self._is_right = is_right
-        self._known: dict[Prefix, tuple[Sequence[Step], bool]] = {}
+        self._known: dict[Prefix, tuple[Sequence[Step], int, bool]] = {}
 
-    def after(self, trace: Trace) -> Generator[WriteStep, Any, tuple[Sequence[Step], bool, Cost]]:
-        """Return the target's steps until the solution ends, whether the solution is right, and the cost of writing them."""
-        cost = Cost()
+    def after(self, trace: Trace) -> Generator[WriteStep, Any, tuple[Sequence[Step], bool]]:
+        """Return the target's steps until the solution ends, and whether the solution is right."""
         key = _prefix(trace)
         # Of two equal texts, one may be a finished solution and the other a solution that was cut.
-        if key not in self._known or bool(self._known[key][0]) is trace.finished:
-            whole, steps, prefixes = (
-                Trace(trace.problem, trace.limits, list(trace.decisions)),
-                list[Step](),
-                [_prefix(trace)],
-            )
+        steps, index, is_right = self._known.get(key, ((), 0, False))
+        if key not in self._known or (index < len(steps)) is trace.finished:
+            whole, steps, prefixes = Trace(trace.problem, trace.limits, list(trace.decisions)), [], [key]
             while not whole.finished:
                 step: Step = yield WriteStep("target", whole)
                 whole.add(Decision(kept=step))
                 steps.append(step)
                 prefixes.append(_prefix(whole))
-                cost += step.cost
             is_right = self._is_right(whole.text)
             # Backwards, because a step may have no text: of equal prefixes, the first is the one to continue.
-            for index in reversed(range(len(prefixes))):
-                self._known[prefixes[index]] = steps[index:], is_right
-        return *self._known[key], cost
+            for place in reversed(range(len(prefixes))):
+                self._known[prefixes[place]] = steps, place, is_right
+            index = 0
+        return steps[index:], is_right
 
 
 def with_rollouts(flow: Flow, continuations: Continuations) -> Flow:
@@ -222,5 +220,5 @@ def with_rollouts(flow: Flow, continuations: Continuations) -> Flow:
                 continue
             answer = []
             for step in request.steps:
-                _, is_right, _ = yield from continuations.after(request.trace.followed_by(step))
+                _, is_right = yield from continuations.after(request.trace.followed_by(step))
                 answer.append(float(is_right))

@@ -34,6 +34,7 @@ from arbitrage_cli import (
     UsageError,
     open_pair,
 )
+from arbitrage_cli.app.call import python_errors
 from arbitrage_cli.costs.store import keep_tuned, machine_here, tuned_file
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
@@ -304,6 +305,16 @@ def test_a_wrong_argument_of_what_is_loaded_is_named(
         open_pair(**options)
     assert getattr(raised.value, "option", None) == option
     assert "--" not in raised.value.hint
+
+
+def test_hints_name_arguments_and_keep_commands() -> None:
+    with open_pair(ctx=64) as pair:
+        (failed,) = pair.solve_many([f"{QUESTION} {'1 + ' * 60}"])
+    assert failed.error
+    assert ("ctx" in failed.error.hint, "--" in failed.error.hint) == (True, False)
+    with pytest.raises(ArbitrageError) as raised, python_errors():
+        raise ArbitrageError("no", "pip install --no-cache-dir llama-cpp-python, or use --gpu-layers 0")
+    assert raised.value.hint == "pip install --no-cache-dir llama-cpp-python, or use gpu_layers 0"
 
 
 @pytest.mark.parametrize(

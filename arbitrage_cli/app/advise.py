@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from arbitrage_cli.app.bench import BenchRun
-from arbitrage_cli.app.gather import advised_pair
+from arbitrage_cli.app.gather import advised_pair, fetch
 from arbitrage_cli.app.loop import Attempt, offering_to_resume
 from arbitrage_cli.app.options import AdviceOptions, Options, ProblemOptions
 from arbitrage_cli.app.problem_source import Selection, default_folder, sample_of, select_problems
@@ -102,6 +102,7 @@ def advise(
     Raises UsageError if an option is invalid; RouterError, ModelError, HubError or ServerError if a router or model fails.
     """
     ends = time.monotonic() + USABLE * 60 * advice.minutes
+    fetch(request.models_for(request.asked), display, offline=request.options.offline)  # the folder is named after the files
     with RunFolder(advice.output_folder or _folder(request, selected), fresh=advice.fresh) as folder:
         begun_options(request.options, folder.earlier)
         with open_session(request, display, folder.earlier, limit=COSTS_TIME * 60 * advice.minutes) as session:

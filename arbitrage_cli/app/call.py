@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from reprlib import repr as short
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -40,6 +40,7 @@ from arbitrage_cli.types import (
 Question = str | Problem | Sequence[Mapping[str, str]]
 """A question: a string, a `Problem` with an id, or a list of chat messages such as `{"role": "user", "content": "..."}`."""
 
+NAMES = frozenset(field.name for field in fields(Options))
 NO_ROUTING: Fields = {"policy": None, "tau": None, "early_stop": None}
 
 T = TypeVar("T")
@@ -92,8 +93,15 @@ def python_errors() -> Iterator[None]:
     try:
         yield
     except ArbitrageError as error:
-        error.hint = re.sub("--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), error.hint)
+        in_python(error)
         raise
+
+
+def in_python(error: ArbitrageError) -> None:
+    """In an error's hint, replace command-line options with the names of Python arguments."""
+    error.hint = re.sub(
+        "--([a-z-]+)", lambda flag: name if (name := flag[1].replace("-", "_")) in NAMES else flag[0], error.hint
+    )
 
 
 @frozen
@@ -228,6 +236,8 @@ class PairCall:
 
     def solution(self, finished: Finished) -> Solution:
         """Return the solution of a finished problem. Its record contains the problem's system prompt."""
+        if finished.error:
+            in_python(finished.error)
         system = finished.trace.problem.system
         run = self.run if system is None else replace(self.run, settings={**self.run.settings, "system": system})
         return Solution.of(finished, run)

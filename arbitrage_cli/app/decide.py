@@ -5,7 +5,6 @@ continues calls it only if it gets further policies.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import NamedModels, Request
@@ -19,7 +18,6 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.routing.policies import Policy, Thinking
-from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, parse_route, route_or_target_alone
 from arbitrage_cli.runs.run import ModelSetup, RouterSetup, RouteSetup, Settings, Setup
 from arbitrage_cli.types import THINK_TOKENS, WRITING, ByRole, Fields, Limits, ModelRole, Note, frozen
@@ -98,7 +96,7 @@ def decide(request: Request, facts: RequestFacts, began: Setup | None = None) ->
         models=decided | (began.models if began else {}),
         routes=list(map(RouteSetup.of, routes)),
         router=began.router if began and began.router else _decided_router(request.named, policies),
-        tau_costs=available.costs_of if any(one.tau_name in PRESETS for one in routes) else None,
+        tau_costs=available.costs_for(routes),
         price=price,
         concurrency=began.concurrency if began else request.concurrency,
         settings=settings,
@@ -201,8 +199,8 @@ def _settings(request: Request, policies: Sequence[Policy], models: ModelsFacts,
         think_min_chars=THOUGHT_END.min_chars if tokens != 0 else None,
         system=request.system,
         chat_template_kwargs=dict(load.template_variables),
-        **asdict(sampler_of(request.options)),
-        **asdict(limits_of(request.options, tokens)),
+        sampler=sampler_of(request.options),
+        limits=limits_of(request.options, tokens),
         check_thinking=None,
         reward=_reward(request, policies, models),
         kv_type=load.kv_type,
@@ -248,7 +246,7 @@ def _check_thinking(request: Request, checker: ModelFacts) -> Thinking:
 def _decided_model(role: ModelRole, models: ModelsFacts, settings: Settings, context_size: int | None) -> ModelSetup:
     facts = models[role]
     together: Sequence[ModelRole] = ["check"] if role == "check" else WRITING
-    thinks = settings.check_thinking == "on" if role == "check" else settings.think_tokens != 0
+    thinks = settings.check_thinking == "on" if role == "check" else settings.limits.think_tokens != 0
     size = context_size or _context_size(facts, [models[one] for one in together if one in models], thinks=thinks)
     return facts.setup.model_copy(update={"context_size": size})
 

@@ -12,7 +12,7 @@ from arbitrage_cli.app.open_models import RemoteModel
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.app.resume import settings_of
-from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
+from arbitrage_cli.costs.measure import measure_and_keep
 from arbitrage_cli.costs.store import (
     AdvisedPair,
     StoredAdvice,
@@ -46,7 +46,7 @@ def fetch_and_gather(
     display: Display,
     open_served: OpenServed,
     began: Run | None = None,
-    limit: float = PROBE_SECONDS,
+    limit: float | None = None,
 ) -> RequestFacts:
     """Return the facts about the request's models, after missing files are downloaded and missing costs are measured.
 
@@ -178,7 +178,7 @@ def measure_missing(
     request: Request,
     found: ByRole[str],
     display: Display,
-    limit: float = PROBE_SECONDS,
+    limit: float | None,
 ) -> ByRole[Tuned]:
     """Return the costs of the request's models, which `fetch` has found. Missing costs are measured and stored.
 
@@ -190,9 +190,7 @@ def measure_missing(
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
     known = find_measurements(paths, load, display.note)
     is_needed = request.compares or any(policy.kind == "routed" or policy.speculates for policy in request.asked)
-    if not is_needed or not {"draft", "target"} <= paths.keys():
-        return known
-    if known.keys() == paths.keys():
+    if not is_needed or not {"draft", "target"} <= paths.keys() or known.keys() == paths.keys():
         return known
     display.tell("measuring the token costs of these models on this machine")
     measured = measure_and_keep(paths, load, display.loading, display.note, limit)

@@ -160,7 +160,9 @@ class OpenModels:
     writing: WriterOptions
     writers: Writers
 
-    def __init__(self, request: Request, decided: Setup, open_served: Callable[[ModelRole], RemoteModel], most: int) -> None:
+    def __init__(
+        self, request: Request, decided: Setup, open_served: Callable[[ModelRole], RemoteModel], most: int | None
+    ) -> None:
         """Choose the concurrency, at most `most`."""
         self._request, self._decided, self._open_served = request, decided, open_served
         self._stack = contextlib.ExitStack()
@@ -174,7 +176,7 @@ class OpenModels:
         paths = [path for source in decided.sources.values() for path in local_files(source)]
         self._file_states = {path: state_of(path) for path in paths}
         asked = request.options.concurrency or decided.concurrency
-        self.concurrency = max(1, min(asked, most))
+        self.concurrency = min(asked, most or asked)
 
     def close(self) -> None:
         self._stack.close()
@@ -202,6 +204,7 @@ class OpenModels:
             if not is_served(source):
                 progress = partial(display.loading, f"loading {role} {source}")
                 self.by_role[role] = self._load_file(role, progress)
+        self.by_role = {role: self.by_role[role] for role in sources}
         request, costs = self._request, self._decided.unit_costs
         self.writing = WriterOptions(
             self._decided.settings.sampler,
@@ -316,7 +319,7 @@ def served_models(request: Request, display: Display, stack: contextlib.ExitStac
     def connection() -> "Connection":
         from arbitrage_cli.inference.servers.connection import Connection  # slow to import
 
-        return stack.enter_context(contextlib.closing(Connection()))
+        return stack.enter_context(contextlib.closing(Connection(is_serving=request.loads == "served")))
 
     @functools.cache
     def open_model_of(role: ModelRole) -> RemoteModel:

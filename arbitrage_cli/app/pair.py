@@ -96,7 +96,7 @@ class Pair(contextlib.AbstractContextManager["Pair"]):
     def close(self) -> None:
         """Stop a running call and free the models. Closing a closed pair has no effect.
 
-        Raises UsageError if another thread is solving a problem with this pair.
+        Raises UsageError while another thread computes with this pair.
         """
         if self._busy.locked():
             if self._events is None or getgeneratorstate(self._events) == GEN_RUNNING:

@@ -75,7 +75,7 @@ class Problems:
         self._noted = set[Oddity]()
         self._display, self._name = display, input_file or "standard input"
         self._ahead: deque[InputLine] = deque()
-        self._ids: set[str] = set()
+        self._ids = Counter[str]()
         self._lines: LineSource | None = None
         self._first = 1 + (places.start or 0)
         self.total: int | None
@@ -146,11 +146,10 @@ class Problems:
 
     def _with_unique_id(self, problem: Problem) -> Problem:
         unique = problem.id
-        for number in itertools.count(2):
-            if unique not in self._ids:
-                break
-            unique = f"{problem.id}-{number}"
-        self._ids.add(unique)
+        while self._ids[unique]:
+            self._ids[problem.id] += 1
+            unique = f"{problem.id}-{self._ids[problem.id]}"
+        self._ids[unique] += 1
         return replace(problem, id=unique)
 
 

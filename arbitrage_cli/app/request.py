@@ -5,7 +5,6 @@ only when they need it.
 """
 
 import os
-import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from arbitrage_cli.model_files.pairs import (
     PairEntry,
     backend_of,
     find_pair,
+    hub_name,
     is_served,
     local_files,
     router_file,
@@ -48,14 +48,8 @@ from arbitrage_cli.system.files import read_text
 from arbitrage_cli.types import ROLES, WRITING, ByRole, ModelRole, frozen
 
 MAX_TEMPLATE_BYTES = 1 << 20
-_NUMBER, _ARITHMETIC = re.compile(r"\d"), re.compile(r"\d\D+\d|\bhow (many|much)\b|\bconvert\b", re.IGNORECASE)
 
 Models = ByRole[str]
-
-
-def is_arithmetic(question: str) -> bool:
-    """Return whether the built-in models may be able to answer a question."""
-    return bool(_NUMBER.search(question) and _ARITHMETIC.search(question))
 
 
 @frozen
@@ -121,7 +115,14 @@ def choose_models(options: Options, task: Task) -> NamedModels:
     router = load(router_file(router_source)) if router_source else None
     if router:
         router.check_steps(task.step_end)
-    load_options = _load_options(pair, options)
+    load_options = LoadOptions(
+        pair.ctx if pair and options.ctx is None else options.ctx,
+        options.threads,
+        options.gpu_layers,
+        options.flash_attention,
+        options.kv_type,
+        template_variables=dict(pair.chat_template_kwargs or {}) if pair else {},
+    )
     served = _served_models(pair, models, load_options)
     return NamedModels(pair, models, router, router_source, load_options, served, price)
 
@@ -142,7 +143,8 @@ def _choose_pair(options: Options) -> PairEntry | None:
 def _default_router(pair: PairEntry | None, models: Models, task: Task) -> str | None:
     """Return the router of the pair or of these models' files, or the universal router.
 
-    Code and models of registered backends have no default router.
+    Code and models of registered backends have no default router. Files on the Hub may not have been downloaded yet, so they
+    have the universal router, before and after the download.
     """
     if task.name == "code":
         return None
@@ -150,7 +152,8 @@ def _default_router(pair: PairEntry | None, models: Models, task: Task) -> str |
         return pair.router
     if any(map(backend_of, models.values())):
         return None
-    return included_router({role: local_files(source) for role, source in models.items()}) or UNIVERSAL_ROUTER
+    files = {role: local_files(source) for role, source in models.items() if not hub_name(source)}
+    return included_router(files) or UNIVERSAL_ROUTER
 
 
 def needed_models(policies: Iterable[Policy], models: Models, reward: str | None) -> dict[ModelRole, str]:
@@ -167,17 +170,6 @@ def needed_models(policies: Iterable[Policy], models: Models, reward: str | None
 
 def needs_prm(policy: Policy, reward: str | None) -> bool:
     return policy.reward == "prm" or (policy.reward == "any" and reward != "rollout")
-
-
-def _load_options(pair: PairEntry | None, options: Options) -> LoadOptions:
-    return LoadOptions(
-        pair.ctx if pair and options.ctx is None else options.ctx,
-        options.threads,
-        options.gpu_layers,
-        options.flash_attention,
-        options.kv_type,
-        template_variables=dict(pair.chat_template_kwargs or {}) if pair else {},
-    )
 
 
 def _is_pair(pair: PairEntry, models: Models) -> bool:

@@ -8,17 +8,13 @@ from functools import cached_property, partial
 from arbitrage_cli.app.decide import available_router, decide
 from arbitrage_cli.app.gather import fetch, fetch_and_gather, gather, machine_facts, warn_of_load
 from arbitrage_cli.app.open_models import OpenModels, served_models
-from arbitrage_cli.app.options import MAX_CONCURRENCY
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.app.request import Request, is_arithmetic
+from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.resume import continued, routes_of
 from arbitrage_cli.arbitrage import Flow, Scorer
-from arbitrage_cli.costs.measure import PROBE_SECONDS
-from arbitrage_cli.costs.pair import bill, parse_prices
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.model_files.pairs import is_built_in, is_gguf
+from arbitrage_cli.model_files.pairs import is_gguf
 from arbitrage_cli.routing.policies import Checker, Policy
-from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Menu, Route, need_router
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.run import Run, Setup
@@ -91,20 +87,19 @@ class Session:
         limits: Limits | None = None,
         sampler: Sampler | None = None,
     ) -> RunInfo:
-        chosen, sources, price = route or self.route, self.decided.sources, self.decided.price
+        chosen = route or self.route
         return RunInfo(
             chosen,
             thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
             settings=self._settings_of(chosen, limits, sampler),
-            models=sources,
+            models=self.decided.sources,
             descriptions={
                 role: model.describe() for role, model in self.models.by_role.items() if role in chosen.policy.models
             },
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,
-            may_answer=is_arithmetic if any(map(is_built_in, sources.values())) else lambda question: True,
-            bill=partial(bill, parse_prices(price)) if price else lambda finished: None,
+            bill=self.decided.bill,
         )
 
     def _settings_of(self, route: Route, limits: Limits | None, sampler: Sampler | None) -> Json:
@@ -114,7 +109,7 @@ class Session:
             "early_stop": route.stops_early if route.policy.can_stop_early else None,
             "router_sha256": router and router.sha256,
             "router": router and router.card.name,
-            "tau_costs": self.router.costs_of if route.tau_name in PRESETS else None,
+            "tau_costs": self.router.costs_for([route]),
             "concurrency": self.concurrency,
         }
 
@@ -155,8 +150,8 @@ def open_session(
     began: Run | None = None,
     *,
     decided: Setup | None = None,
-    most: int = MAX_CONCURRENCY,
-    limit: float = PROBE_SECONDS,
+    most: int | None = None,
+    limit: float | None = None,
 ) -> Iterator[Session]:
     """Download the models, decide how the problems are solved, and open a session for them.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from arbitrage_cli.app.call import InOrder
 from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch, offering_to_resume, run_of, with_loaded
-from arbitrage_cli.app.options import MAX_CONCURRENCY, InputOptions
+from arbitrage_cli.app.options import InputOptions
 from arbitrage_cli.app.problem_source import InputLine, Problems
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
@@ -109,7 +109,7 @@ class Solutions(AbstractContextManager["Solutions"]):
             list(self._unsolved())
             return
         earlier = self._folder.earlier if self._folder else None
-        most = max(1, num_known) if problems.ended else MAX_CONCURRENCY
+        most = num_known if problems.ended else None
         with open_session(request, self._display, earlier, most=most) as session:
             run = run_of(session, self._folder) if self._folder else None
             if num_known:

@@ -82,7 +82,7 @@ class Collection(StoredRun):
 
     def count(self, row: CollectedRow) -> None:
         self.held[row.id] = len(row.states)  # of several rows, the last one counts
-        self.improvable[row.id] = sum(state["advantage"] > 0 for state in row.states)
+        self.improvable[row.id] = sum(state.get("advantage", 0) > 0 for state in row.states)
 
     def _row(self, attempt: Attempt, finished: Finished, timing: Stopwatch) -> CollectedRow | None:
         """Return the row of a problem, or None if it failed with fewer states than are stored."""

@@ -4,6 +4,8 @@ import shlex
 import sys
 from dataclasses import asdict
 
+import typer
+
 from arbitrage_cli.app.model_info import found_models, propose_pairs
 from arbitrage_cli.app.options import SOME_FAILED, AdviceOptions, Options
 from arbitrage_cli.cli.command import command
@@ -68,8 +70,7 @@ def advise(
     if result.num_errors:
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
     if advice.save and request.named.pair:
-        for line in advised_lines(request.named.pair, result.policy, result.tau, options.router).splitlines():
-            say(line, output)
+        typer.echo(advised_lines(request.named.pair, result.policy, result.tau, options.router), err=True)
     return SOME_FAILED if result.num_errors and not result.verdict.num_problems else 0
 
 

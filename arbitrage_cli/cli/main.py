@@ -42,12 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _show(ModelMemoryError("out of memory", hint), debug=debug)
         except Exception as error:  # noqa: BLE001 - a defect of this program also gets one line and a hint
             hint = "this is a bug: please set ARBITRAGE_DEBUG=1, run the command again, and report the output"
-            is_defect = not _is_out_of_files(error)
-            wrapped = (
-                DefectError(f"unexpected {type(error).__name__}: {error}", hint)
-                if is_defect
-                else ArbitrageError("too many open files")
-            )
+            wrapped: ArbitrageError = DefectError(f"unexpected {type(error).__name__}: {error}", hint)
+            if _is_out_of_files(error):
+                wrapped = ArbitrageError("too many open files")
+            elif isinstance(error, OSError) and error.filename:
+                wrapped = ArbitrageError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
             wrapped.__cause__ = error
             return _show(wrapped, debug=debug)
 

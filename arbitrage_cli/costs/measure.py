@@ -91,7 +91,7 @@ def measure_and_keep(
     load: LoadOptions,
     on_loading: Callable[[str, float], None],
     note: Note,
-    limit: float = PROBE_SECONDS,
+    limit: float | None = None,
 ) -> dict[ModelRole, Tuned]:
     """Measure models together, store their costs and return them.
 
@@ -100,6 +100,7 @@ def measure_and_keep(
 
     Raises any error from loading or running a model.
     """
+    limit = limit or PROBE_SECONDS
     check_memory(memory_needed(paths, load))
     most = {role: threads_without_costs(path, load) for role, path in paths.items()}
     free = free_cores() if max(most.values()) > 1 and not load.threads else max(most.values())

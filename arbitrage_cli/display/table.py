@@ -266,7 +266,7 @@ def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]], is_left: It
 
 PROPOSALS = "Compatible models on this machine, best pair first. To find out whether a pair is worth using:"
 BUILT_IN_PAIR = "For the built-in pair, use arbitrage advise --pair builtin."
-MORE = "To get one, use a larger --minutes, --max-tokens 300 for short answers, or --threads 1 on a busy machine."
+MORE = "To get one, use more problems, a larger --minutes, --max-tokens 300 for short answers, or --threads 1 on a busy machine."
 
 
 def write_advice(advice: Advice, stream: TextIO) -> None:
@@ -295,4 +295,4 @@ def write_costs(found: ByRole[Tuned], stream: TextIO) -> None:
     pair = PairCosts.of({role: model.costs for role, model in found.items()})
     words = [token_ratio_words(pair.token_ratio, pair.token_ratio_interval)] if pair else []
     print_to(stream, table_of(headings, rows), "", *map(paragraph, words))
-    write(stream, f"kept in {tuned_file()}\n")
+    write(stream, f"measurements are kept in {tuned_file()}\n")

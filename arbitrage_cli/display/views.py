@@ -3,6 +3,7 @@
 A view turns events into permanent lines. `region` returns the lines that a live display redraws below them.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,7 @@ from itertools import islice
 from arbitrage_cli.app.protocol import AttemptEnded, AttemptStarted, RunProgress, Shown, Standing
 from arbitrage_cli.display import wording
 from arbitrage_cli.display.text import Line, aligned, one_line, role_name, shortened
+from arbitrage_cli.model_files.pairs import is_built_in
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.runs.records import RunInfo, tally_of
 from arbitrage_cli.types import (
@@ -30,6 +32,7 @@ from arbitrage_cli.types import (
 )
 
 DRAFT_ROWS, TEXT_ROWS, FOOTER_ROWS = 3, 6, 2
+ARITHMETIC = re.compile(r"(?=.*\d).*(\d\D+\d|\bhow (many|much)\b|\bconvert\b)", re.IGNORECASE | re.DOTALL)
 NO_ARITHMETIC = "this question is not arithmetic, so the answer of the built-in models is probably wrong"
 MAX_QUESTION, MAX_THOUGHT = 200, 160  # characters
 BAR = 24  # characters
@@ -181,7 +184,7 @@ class SolveView:
             progress = "" if self._run.num_problems in (None, 1) else self._progress(now)
             about = wording.joined(*facts, progress)
             lines.append(Line.of((self._of(trace.problem), "bold"), *self._answer(finished), (about, "dim")))
-            if not self._run.may_answer(trace.problem.question):
+            if any(map(is_built_in, self._run.models.values())) and not ARITHMETIC.match(trace.problem.question):
                 lines.append(Line.of((NO_ARITHMETIC, "yellow")))
         return lines
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
-from arbitrage_cli.costs.pair import Prices, parse_prices
+from arbitrage_cli.costs.pair import Prices
 from arbitrage_cli.evaluation import speed
 from arbitrage_cli.evaluation.verdict import Verdict, expected_effects, verdict
 from arbitrage_cli.numbers import formatting
@@ -39,7 +39,7 @@ def judged(run: Run, results: Iterable[Result], prices: Prices | None = None) ->
         run, policies = _attempted(run, policies)
     policies = speed.with_computed_seconds(run, policies)
     target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
-    prices = prices or (parse_prices(run.decided.price) if run.decided.price else None)
+    prices = prices or run.decided.prices
     made = [_policy_figures(policy, target, run, prices) for policy in policies]
     ratio, ratio_interval = speed.token_ratio(run, policies)
     found = {
@@ -126,12 +126,13 @@ def compared_with_target(policy: PolicyResults, target: PolicyResults | None) ->
     """Compare the accuracy, answers and texts of a policy with those of the target alone.
 
     All figures are None for the target itself, or if the run has no target. Answers are gained or lost where the target's
-    answer has a grade. Elsewhere, they are the same as the target's or differ from it. Failed attempts are not compared.
+    answer has a grade. Elsewhere, they are the same as the target's or differ from it. Failed attempts are not compared, and
+    neither are answers with those that the target could not finish within a limit.
     """
     if target is None or target is policy:
         return dict.fromkeys(COMPARED)
     pairs = paired(policy, target)
-    done = [(own, other) for own, other in pairs if own.is_done and other.is_done]
+    done = [(own, other) for own, other in pairs if own.is_done and other.is_done and other.stop not in LIMITS]
     graded = [(own, other) for own, other in done if other.is_graded]
     same = [own.same_as_target for own, other in done if not other.is_graded and own.same_as_target is not None]
     lost = sum(other.is_correct and not own.is_correct for own, other in graded)

@@ -295,8 +295,10 @@ class Scheduler:
         for request in requests:
             if request.model in writing:
                 continue
-            if request.sample != flight.sample and (earlier := flight.opened.pop(request.model, None)):
-                earlier.close(flight.slot)
+            if request.sample != flight.sample:  # the models are opened again, with this sample's sampler
+                for earlier in flight.opened.values():
+                    earlier.close(flight.slot)
+                flight.opened.clear()
             flight.sample = request.sample
             writer = self._opened(flight, request.model, request.trace.problem)
             speculator = self._speculator if request.proposal or request.speculates else None

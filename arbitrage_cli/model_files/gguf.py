@@ -4,16 +4,16 @@ Every length is limited, because the file may be damaged. Weights are neither re
 new file is tried in a separate process (`inference.open`). Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import functools
 import math
 import mmap
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from arbitrage_cli.errors import ModelFileError
-from arbitrage_cli.system.files import open_regular
+from arbitrage_cli.system.files import open_regular, state_of
 from arbitrage_cli.types import frozen
 
 Scalar = int | float | bool | str
@@ -61,17 +61,21 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read and check the header. Raises ModelFileError if the file is missing, incomplete or not a GGUF file."""
     try:
-        with open_regular(path, None) as file:
-            size = os.fstat(file.fileno()).st_size
-            _check_magic(path, file.read(64))
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _refuse_other_kinds(path, _Reader(data, size).header())
+        return _header(path, *state_of(path).values())
     except _DamageError as damage:
         raise ModelFileError(f"{path}: damaged GGUF file ({damage})", "download the file again") from damage
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         hint = "check the path and the permissions of the file"
         raise ModelFileError(f"{path}: cannot be read ({reason})", hint) from error
+
+
+@functools.lru_cache(maxsize=16)  # a command reads each header many times, and a vocabulary takes a tenth of a second
+def _header(path: Path, size: int, *state: int) -> Header:
+    with open_regular(path, None) as file:
+        _check_magic(path, file.read(64))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _refuse_other_kinds(path, _Reader(data, size).header())
 
 
 def _check_magic(path: Path, start: bytes) -> None:

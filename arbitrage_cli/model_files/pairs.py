@@ -123,12 +123,14 @@ def user_pairs() -> Pairs:
 
 def advised_lines(pair: PairEntry, policy: str, tau: str | None, router: str | None) -> str:
     """Return the lines of pairs.toml with which other commands use this policy, and a router that was named, for the pair."""
-    changed, path, keys = replace(pair, policy=policy, tau=tau), user_folder() / PAIRS_FILE, ["policy", "tau"]
+    changed, keys, own = replace(pair, policy=policy, tau=tau), ["policy", "tau"], Pairs()
     if router:
         changed = replace(changed, router=router if is_built_in(router) else str(router_file(router).absolute()))
         keys.append("router")
-    is_known = path.exists() and pair.name in read_pairs(path)
-    return "\n".join([f"to use this advice by default, set in {path}:", *toml_lines(changed, keys if is_known else KEYS)])
+    if (path := user_folder() / PAIRS_FILE).is_file():
+        _read(path, own)
+    lines = toml_lines(changed, keys if pair.name in own else KEYS)
+    return "\n".join([f"to use this advice by default, set in {path}:", *lines])
 
 
 def toml_lines(pair: PairEntry, keys: Sequence[str]) -> list[str]:

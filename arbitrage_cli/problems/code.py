@@ -188,7 +188,7 @@ def _environment() -> dict[str, str]:
 def _read_outcome(output: bytes, secret: str) -> TestOutcome | None:
     """Parse the last line of output.
 
-    Only a line with the secret proves that the tests passed, because the program could print any other line itself.
+    A line with the secret counts as a pass. The program could print any other line itself, without searching for the secret.
     """
     try:
         line = json.loads(output.rpartition(b"\n")[2])

@@ -4,6 +4,7 @@
 `Route.flow` creates the flow (`arbitrage.py`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -165,6 +166,10 @@ class AvailableRouter:
     @property
     def costs_of(self) -> str:
         return "the pair's prices" if self.is_priced else "this machine" if self.costs else "the router's card"
+
+    def costs_for(self, routes: Iterable[Route]) -> str | None:
+        """Return the costs on which presets among the routes are based, or None if there are none."""
+        return self.costs_of if any(route.tau_name in PRESETS for route in routes) else None
 
     def stops_early(self, route: Route) -> bool:
         """Return whether a route stops drafted steps early. Without a router's scores, the default preset's steps decide."""

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields
-from operator import add, attrgetter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from arbitrage_cli.errors import ContextFullError
@@ -65,7 +65,6 @@ class RunInfo:
     concurrency: int = 1
     find_answer: Callable[[str], str | None] = boxed_answer  # finds the answer in a solution
     explain: Explain | None = None
-    may_answer: Callable[[str], bool] = lambda question: True  # whether the models were trained on such questions
     bill: Callable[[Finished], Bill] = lambda finished: None
 
 
@@ -125,7 +124,7 @@ class Tally:
     check_cost: Cost = field(default_factory=Cost)
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(*map(add, _values(self), _values(other)))
+        return total([self, other])
 
     @property
     def wasted_tokens(self) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
+from arbitrage_cli.costs.pair import Prices, bill, parse_prices
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
@@ -17,7 +18,7 @@ from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import BENCH, COLLECT, Kind, Level, Tau, tau_in_json
 from arbitrage_cli.runs.rows import Count, PolicyName, Record
 from arbitrage_cli.system.files import reason_of
-from arbitrage_cli.types import Json, Limits, ModelRole
+from arbitrage_cli.types import Bill, Finished, Json, Limits, ModelRole
 
 
 class Asked(Record):
@@ -79,35 +80,20 @@ class Settings(Record):
     think_min_chars: int | None
     system: str
     chat_template_kwargs: Json
-    temperature: float
-    top_p: float
-    seed: int
-    top_k: int
-    min_p: float
-    max_steps: int | None
-    max_tokens: int
-    max_step_tokens: int
-    think_tokens: int | None
-    is_thinking_chosen: bool
+    sampler: Sampler
+    limits: Limits
     check_thinking: Thinking | None
     reward: str | None
     kv_type: str
     gpu_layers: int | Literal["auto"]
     flash_attention: bool | Literal["auto"]
 
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.max_steps, self.max_tokens, self.max_step_tokens, self.think_tokens, self.is_thinking_chosen)
-
-    @property
-    def sampler(self) -> Sampler:
-        return Sampler(self.temperature, self.top_p, self.seed, self.top_k, self.min_p)
-
     def of_call(self, limits: Limits | None = None, sampler: Sampler | None = None) -> Json:
         """Return the settings for the record of a solution, with the limits and the sampler of a call."""
-        chosen, values = limits or self.limits, asdict(limits or self.limits) | asdict(sampler or self.sampler)
+        chosen = limits or self.limits
+        values = self.to_dict() | asdict(sampler or self.sampler) | asdict(chosen)
         values["think_min_chars"] = THOUGHT_END.min_chars if chosen.think_tokens != 0 else None
-        return {name: value for name, value in (self.to_dict() | values).items() if name != "is_thinking_chosen"}
+        return {name: values[name] for name in values if name not in ("sampler", "limits", "is_thinking_chosen")}
 
     @property
     def load(self) -> LoadOptions:
@@ -140,6 +126,13 @@ class Setup(Record):
     @property
     def route(self) -> Route:
         return self.routes[0].route
+
+    @property
+    def prices(self) -> Prices | None:
+        return parse_prices(self.price) if self.price else None
+
+    def bill(self, finished: Finished) -> Bill:
+        return bill(self.prices, finished) if self.prices else None
 
     @property
     def sources(self) -> dict[ModelRole, str]:

@@ -233,7 +233,9 @@ def _in_time(late: str) -> Iterator[None]:
 
 def describe_exit(code: int) -> str:
     """Describe an exit status. A negative status means that a signal ended the process."""
-    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+    if code >= 0:
+        return f"exit status {code}"
+    return next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
 
 
 def limit_memory(more: int) -> None:

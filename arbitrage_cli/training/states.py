@@ -163,8 +163,8 @@ def by_continuing(continuations: Continuations) -> Judge:
     """
 
     def judge(trace: Trace, draft: Step) -> Generator[WriteStep, Any, Judged]:
-        (target, *_), is_right, _ = yield from continuations.after(trace)
-        _, stays_right, _ = yield from continuations.after(trace.followed_by(draft))
+        (target, *_), is_right = yield from continuations.after(trace)
+        _, stays_right = yield from continuations.after(trace.followed_by(draft))
         return target, float(stays_right), float(is_right)
 
     return judge

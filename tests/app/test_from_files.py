@@ -65,7 +65,7 @@ def test_a_model_that_thinks_by_itself_thinks_in_each_command(advised: str, thin
         asked = replace(models, think=think)
         for request in (ask(asked, MATH), ask_to_collect(asked, MATH, "rollout")):
             settings = without_models(request).settings
-            assert (settings.think_tokens, settings.temperature) == (tokens, 0.0)
+            assert (settings.limits.think_tokens, settings.sampler.temperature) == (tokens, 0.0)
 
 
 def test_a_template_that_only_strips_thoughts_proves_none(tiny: Mapping[str, Path], tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_template_that_only_strips_thoughts_proves_none(tiny: Mapping[str, Pat
     for think, noted in ((None, [path]), ("off", [])):
         made = without_models(ask(typed(draft=path, target=str(tiny["target"]), policy="entropy", think=think), MATH))
         found = [note.partition(": cannot tell")[0] for note in made.notes if "chat template" in note]
-        assert (made.settings.think_tokens, found) == (0, noted)
+        assert (made.settings.limits.think_tokens, found) == (0, noted)
 
 
 def test_settings_of_a_pair_are_not_used_for_other_models(

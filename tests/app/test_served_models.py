@@ -51,7 +51,7 @@ def test_a_pair_thinks_if_a_served_model_does_by_itself() -> None:
     with serving() as (server, address):
         server.backend.chat_template = TEMPLATE + "{% if enable_thinking | default(true) %}<think>\n{% endif %}"
         found = [decided(routed(address, **think)).settings for think in ({}, {"think": "off"})]
-        assert [(one.think_tokens, one.max_tokens) for one in found] == [(None, 40), (0, 40)]
+        assert [(one.limits.think_tokens, one.limits.max_tokens) for one in found] == [(None, 40), (0, 40)]
         server.backend.chat_template = TEMPLATE + "<think>\n"
         error = refused(decided, routed(address, think="off"))
     assert (error.option, address in error.message) == ("think", True)
@@ -66,7 +66,7 @@ def test_a_run_keeps_the_thinking_that_was_decided_and_is_shown_without_its_serv
         whole = bench(here, options)
     again = bench(here, options)
     assert (again.todo, len(again.results), again.results) == ([], 4, whole.results)
-    assert again.run.decided.settings.think_tokens is None
+    assert again.run.decided.settings.limits.think_tokens is None
     assert refused(bench, here, routed(target, "agree,target", check=check, think="off")).option == "think"
 
 

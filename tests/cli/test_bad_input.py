@@ -60,6 +60,12 @@ def test_what_is_wrong_is_named(quick_path: Path, arguments: list[str], message:
     assert not (quick_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", [("report",), ("models", "info"), ("solve", QUESTION, "-o")], ids=" ".join)
+def test_a_name_that_no_file_can_have_is_no_bug(quick_path: Path, command: tuple[str, ...]) -> None:
+    result = run(*command, "x" * 300 + ".jsonl", cwd=quick_path)
+    assert (result.code in (RUN_FAILED, USAGE, MODEL), "bug" in result.err) == (True, False), result.err
+
+
 def test_problem_that_is_too_long_does_not_stop_the_others() -> None:
     result = solve("-q", "--ctx", "128", stdin=b"1 + 1 " * 100 + b"\n1 + 1\n")
     assert (result.code, [record["answer"] for record in result.records]) == (RUN_FAILED, [None, "2"])

@@ -81,7 +81,7 @@ def test_another_question_under_the_same_id_is_left_out() -> None:
 
 def test_what_makes_runs_less_comparable_is_noted() -> None:
     first, second = make_run(2, columns=COLUMNS), make_run(2, columns=COLUMNS)
-    second.run["decided"]["settings"]["seed"] = 1
+    second.run["decided"]["settings"]["sampler"]["seed"] = 1
     second.run["decided"]["machine"] = {"cpu": "another"}
     second.run["grader"] = "2"
     notes = compared(first, second)["notes"]

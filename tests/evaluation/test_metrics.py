@@ -137,7 +137,7 @@ def graded(row: dict[str, Any], value: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_lost_and_gained_answers_are_counted() -> None:
-    """Right and wrong answers of the target, then answers without grades, then failed attempts, which do not count."""
+    """Right and wrong answers of the target, then answers without grades, then failed and cut attempts, which do not count."""
     known = [("correct", "incorrect"), ("correct", "correct"), ("incorrect", "correct"), ("incorrect", "incorrect")]
     same = [True, False, None]
     rows = [
@@ -152,14 +152,16 @@ def test_lost_and_gained_answers_are_counted() -> None:
     ]
     rows += [failed(make_row(8, 0, ALONE[0])), make_row(8, 0, ALONE[1])]
     rows += [graded(make_row(9, 0, ALONE[0]), "correct"), failed(make_row(9, 0, ALONE[1]))]
+    cut = {"target": "max_tokens", "draft": "end"}
+    rows += [graded(make_row(10, 0, one), "incorrect", stop=cut[one[0]]) for one in ALONE]
     target, draft = (by_label(figures_of(rows))[policy] for policy in ("target", "draft"))
     assert draft["ratios"]["answers_lost"] == {"numerator": 1, "denominator": 4}
     assert draft["ratios"]["answers_gained"] == {"numerator": 1, "denominator": 4}
     assert draft["ratios"]["target_right"] == {"numerator": 2, "denominator": 4}
     assert draft["ratios"]["answers_same"] == {"numerator": 1, "denominator": 2}
     assert draft["both_finished"] == 7
-    assert draft["ratios"]["accuracy_difference"] == {"numerator": 0, "denominator": 9}
-    assert draft["accuracy_difference_interval"] == paired_difference(1, 2, 2, 4)
+    assert draft["ratios"]["accuracy_difference"] == {"numerator": 0, "denominator": 10}
+    assert draft["accuracy_difference_interval"] == paired_difference(1, 2, 2, 5)
     assert target["accuracy_difference"] is None
 
 

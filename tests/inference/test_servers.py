@@ -63,10 +63,11 @@ def finished_by(
     *,
     faults: Callable[[], Answer | None] = lambda: None,
     key: str | None = None,
+    is_serving: bool = False,
     **options: Any,
 ) -> list[Finished]:
     """Solve problems with a target on a server, whose faults begin after the probe."""
-    with opened_model(server, key=key) as model:
+    with opened_model(server, key=key, is_serving=is_serving) as model:
         server.bodies.clear()
         server.counts.clear()
         server.faults = faults
@@ -672,6 +673,12 @@ def test_a_server_that_stays_away_ends_the_run(fault: Answer, monkeypatch: pytes
     server.seconds = 0.05 if fault.status == SILENT else 0.0
     with pytest.raises(ServerError):
         finished_by(server, PROBLEMS, faults=lambda: fault, concurrency=2)
+
+
+def test_a_request_to_serve_fails_soon_if_its_server_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_limits(monkeypatch, MAX_DELAY=0.01, GONE_SERVING=0.1)
+    with pytest.raises(ServerError):
+        finished_by(HashServer(), faults=lambda: Answer([], REFUSED), is_serving=True)
 
 
 def test_requests_of_a_problem_name_it_to_routers() -> None:

@@ -138,6 +138,15 @@ def test_damaged_files_say_what_is_wrong(data: bytes, says: str, tmp_path: Path)
     assert says in refusal_of(data, tmp_path)
 
 
+def test_a_file_that_changed_is_read_again(small: Path, tmp_path: Path) -> None:
+    path = tmp_path / "changed.gguf"
+    path.write_bytes(small.read_bytes())
+    read_header(path)
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ModelFileError):
+        read_header(path)
+
+
 def test_as_many_layers_as_llama_cpp_takes(tmp_path: Path) -> None:
     (tmp_path / "many.gguf").write_bytes(layers(512))
     assert read_facts([tmp_path / "many.gguf"]).num_layers == 512

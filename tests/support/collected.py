@@ -12,6 +12,7 @@ from made_up_runs import as_run, describe, settings
 from made_up_tuning import unit_costs
 from numpy.typing import NDArray
 
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.runs.folder import RunFolder
@@ -95,7 +96,7 @@ def write_run(
             role: {"source": f"{role}.gguf", "sha256": one["sha256"], "costs": changes.get("costs", COSTS).get(role)}
             for role, one in names.items()
         },
-        "settings": settings(seed=zlib.crc32(folder.name.encode()), step_min_chars=BLANK_LINE.min_chars)
+        "settings": settings(Sampler(seed=zlib.crc32(folder.name.encode())), step_min_chars=BLANK_LINE.min_chars)
         | changes.get("settings", {}),
     }
     run["loaded"] = {role: {**run["loaded"][role], "name": one["name"]} for role, one in names.items()}

@@ -26,6 +26,7 @@ from arbitrage_cli.types import Cost, Decision, Limits, Step
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
 DRAFT_READ, TARGET_READ = 0.002, 0.012  # seconds of one prefilled token
+GREEDY = Sampler()
 
 MODELS: Sequence[tuple[str, str, float, float]] = (
     ("draft", "made-up 0.5B", DRAFT_TOKEN, DRAFT_READ),
@@ -99,7 +100,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
             "tau_costs": None,
             "price": None,
             "concurrency": 1,
-            "settings": settings(temperature=0.0 if samples == 1 else 0.7),
+            "settings": settings(GREEDY if samples == 1 else Sampler(0.7)),
             "machine": {"cpu": "made-up processor", "gpu": None, "llama_cpp_python": "0.3.36"},
             "notes": [],
         },
@@ -114,7 +115,7 @@ def describe(levels: Mapping[str, Any], columns: Iterable[Column] = COLUMNS, sam
     }
 
 
-def settings(**changed: Any) -> dict[str, Any]:
+def settings(sampler: Sampler = GREEDY, **changed: Any) -> dict[str, Any]:
     """The settings of a run, as in run.json."""
     return {
         "task": "math",
@@ -123,8 +124,8 @@ def settings(**changed: Any) -> dict[str, Any]:
         "think_min_chars": None,
         "system": "",
         "chat_template_kwargs": {},
-        **asdict(Sampler()),
-        **asdict(Limits()),
+        "sampler": asdict(sampler),
+        "limits": asdict(Limits()),
         "check_thinking": None,
         "reward": None,
         "kv_type": "auto",

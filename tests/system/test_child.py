@@ -11,7 +11,7 @@ import pytest
 from marks import rarely
 from processes import awaited, is_running, process_of
 
-from arbitrage_cli.system.child import Child, ChildError
+from arbitrage_cli.system.child import Child, ChildError, describe_exit
 
 MEMORY = 64 << 20
 WORK = """
@@ -78,6 +78,10 @@ def test_child_that_gives_no_answer_says_why(child: Child, harm: str, cause: str
         child(harm)
     assert error.value.cause == cause
     assert child("count") == 1
+
+
+def test_every_exit_status_can_be_described() -> None:
+    assert [describe_exit(code) for code in (3, -9, -40)] == ["exit status 3", "SIGKILL", "signal 40"]
 
 
 @pytest.mark.usefixtures("child")

@@ -5,7 +5,7 @@ import lzma
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from collected import DRAFT, TARGET, World, questions, write_run
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
+from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.problems.tasks import CODE
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
@@ -133,7 +134,7 @@ def test_split_is_by_the_problems_text(tmp_path: Path) -> None:
 
 def test_no_solution_counts_twice(tmp_path: Path) -> None:
     """A folder that is passed twice, under any name, counts once. So do two runs of the same command."""
-    made = {"settings": {"seed": 0}}
+    made = {"settings": {"sampler": asdict(Sampler())}}
     run = write_run(tmp_path / "run", questions(20), changes=made)
     (tmp_path / "link").symlink_to(run)
     again = write_run(tmp_path / "again", questions(30, start=19), changes=made)

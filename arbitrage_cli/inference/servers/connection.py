@@ -49,7 +49,7 @@ ERROR_SECONDS, MAX_ERROR_BYTES = 5.0, 1 << 20  # for the explanation of an error
 MIN_SECRET = 20  # characters of a key that is no ordinary word, so that it is removed even from a model's text
 MAX_TRIES, MAX_PROBES = 8, 3  # while the server can be reached
 FIRST_DELAY, MAX_DELAY = 0.5, 30.0  # seconds
-GONE_SECONDS = 300.0  # of uninterrupted failures, after which the run stops
+GONE_SECONDS, GONE_SERVING = 300.0, 10.0  # of uninterrupted failures, after which a run stops, or a request to `serve` fails
 TIMEOUT = 408  # HTTP status, also of responses that do not arrive in time
 RETRIED = frozenset({TIMEOUT, 425, 429})  # and all server errors
 WAIT_SECONDS = 0.05
@@ -70,9 +70,13 @@ class RetryableError(Exception):
 
 
 class Connection:
-    """A thread with an event loop and HTTP clients. `transport` replaces the network in tests."""
+    """A thread with an event loop and HTTP clients. `transport` replaces the network in tests.
 
-    def __init__(self, transport: "httpx2.AsyncBaseTransport | None" = None) -> None:
+    After `patience` seconds in which it cannot be reached, a server counts as failed.
+    """
+
+    def __init__(self, transport: "httpx2.AsyncBaseTransport | None" = None, *, is_serving: bool = False) -> None:
+        self.patience = GONE_SERVING if is_serving else GONE_SECONDS
         self._arrived = threading.Event()
         self._transport = transport
         self._clients: dict[tuple[bool, int], httpx2.AsyncClient] = {}
@@ -299,12 +303,13 @@ class Server:
             self.failing_since = now
         self.failed_at = now
         failing = now - self.failing_since
-        if failing > GONE_SECONDS:
+        patience = self.connection.patience if failure.is_down else GONE_SECONDS
+        if failing > patience:
             hint = "restart the server, then rerun the command to resume"
             raise ServerError(f"{self.name} has been failing for {failing:.0f} s (it {failure})", hint)
         if failure.is_down and not self.is_gone and (num_tries > 1 or now - began > NOTE_SECONDS):
             self.is_gone = True
-            log.warning("%s %s; retrying for %.0f s (press Ctrl-C to stop)", self.name, failure, GONE_SECONDS)
+            log.warning("%s %s; retrying for %.0f s (press Ctrl-C to stop)", self.name, failure, patience)
         if failure.retry_after > NOTE_SECONDS and now >= self.paused_until:
             self.paused_until = now + failure.retry_after
             log.warning("%s asks to wait %.0f s before retrying (it %s)", self.name, failure.retry_after, failure)
