@@ -193,13 +193,13 @@ class Checker:
             WriteStep(model, self._own_trace(trace, model), until_end=True, sample=self.order[:index].count(model))
             for index, model in enumerate(self.order)
         ]
-        return agree(trace, solutions, self._answer, self._is_same, at_once=self.at_once)
-
-    def _answer(self, solution: Trace) -> str | None:
-        return self.grader.grade(solution.text, {}).answer
-
-    def _is_same(self, solution: Trace, answer: str) -> bool:
-        return self.grader.grade(solution.text, {"answer": answer}).value == "correct"
+        return agree(
+            trace,
+            solutions,
+            lambda solution: self.grader.grade(solution.text, {}).answer,
+            lambda solution, answer: self.grader.grade(solution.text, {"answer": answer}).value == "correct",
+            at_once=self.at_once,
+        )
 
     def _own_trace(self, trace: Trace, model: ModelRole) -> Trace:
         limits = self._own_limits(trace.limits) if model == "check" else trace.limits
