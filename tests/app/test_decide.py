@@ -1,15 +1,16 @@
 """What is decided from a command line and from facts about models and costs, without loading a model."""
 
+import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MATH, SCRIPTED, refused, typed
-from made_up_tuning import FAST_READER, NO_GAIN, SLOW_VERIFIER, make_tuned, unit_costs
+from commands import MATH, SCRIPTED, Shown, refused, typed
+from made_up_tuning import FAST_READER, NO_GAIN, SLOW_VERIFIER, make_tuned, pretend, unit_costs
 from pairs_file import add_pair
 from small_routers import write_router
 
@@ -18,6 +19,7 @@ from arbitrage_cli.app.gather import advised_pair, gather, warn_of_load
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import Loads, Request, ask, ask_to_collect, ask_to_compare
+from arbitrage_cli.app.session import open_session
 from arbitrage_cli.costs.store import (
     StoredAdvice,
     Tuned,
@@ -113,6 +115,61 @@ def test_advice_on_a_model_on_a_server_is_found_by_its_address(route: str, polic
     other = single(models=replace(served, target="http://127.0.0.1:2/v1"))
     assert (before.route.policy.name, other.route.policy.name) == ("arbitrage", "arbitrage")
     assert (after.route.policy.name, len(after.notes)) == (policy, num_notes), after.notes
+
+
+@pytest.fixture
+def advice() -> Callable[..., None]:
+    """Stores an advice on the built-in pair, by default `target`, in which some fields are changed."""
+    pretend(tuned_file(), FAST_READER)
+
+    def store(**changes: Any) -> None:
+        keep_advice(tuned_file(), StoredAdvice(advised_pair(ask(Options(), MATH)), "target", "2026-11-29T12:00:00+00:00"))
+        content = json.loads(tuned_file().read_text())
+        tuned_file().write_text(json.dumps(content | {"advice": [content["advice"][0] | changes]}))
+
+    return store
+
+
+def default(task: str | None = None, loads: Loads = "needed", **values: Any) -> tuple[str, str]:
+    """The policy for the built-in pair, or these values, and the notes."""
+    made = decided(ask(typed(**values), find_task(task), loads=loads), FAST_READER)
+    return made.route.policy.name, " ".join(made.notes)
+
+
+def test_the_default_follows_the_last_advice_and_says_when_it_was_given(advice: Callable[..., None], tmp_path: Path) -> None:
+    advice()
+    for loads in ("needed", "both"):
+        policy, notes = default(loads=loads)
+        assert (policy, "2026-11-29" in notes) == ("target", True)
+    for chosen in ({"policy": "arbitrage"}, {"tau": "careful"}, {"early_stop": True}, {"router": "builtin:universal"}):
+        assert default(**chosen)[0] == "arbitrage"
+    other_models = {"draft": "builtin:target", "target": "builtin:draft"}
+    for other in ({"task": "choice"}, {"threads": 1}, {"system": "Add."}, {"temperature": 0.5}, other_models):
+        assert "2026-11-29" not in default(**other)[1]
+    add_pair(tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], policy="draft"))
+    assert default()[0] == "draft"
+
+
+def test_a_conversation_does_not_follow_policy_agree(advice: Callable[..., None], tmp_path: Path) -> None:
+    """Neither that of an advice, nor that of the pair's entry. One line says so."""
+    for route in ("agree", "target"):
+        advice(route=route)
+        policy, notes = default(loads="both")
+        assert (policy != "agree", notes.count("is not used")) == (True, 1)
+        assert default()[0] == "agree"
+        add_pair(tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], policy="agree"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"route": "nonsense"}, {"route": "target@0.5"}, {"route": "arbitrage@high"}, {"route": 5}, {"pair": None}],
+    ids=str,
+)
+def test_invalid_advice_is_ignored_with_one_note(advice: Callable[..., None], changes: Mapping[str, Any]) -> None:
+    advice(**changes)
+    with open_session(ask(Options(), MATH), shown := Shown()) as session:
+        assert session.route.policy.name == "arbitrage"
+    assert sum(" is ignored: " in note for note in shown.notes) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from commands import MATH, bench, solve
 from fake_server import HashServer, on_loopback
 from faults import write_problems
-from made_up_tuning import make_tuned, unit_costs
+from made_up_tuning import pretend, unit_costs
 from pairs_file import add_pair
 from small_routers import write_router
 
@@ -22,11 +22,10 @@ from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import Request, ask, ask_to_compare
 from arbitrage_cli.app.resume import begun_options
 from arbitrage_cli.app.solve import begun_file
-from arbitrage_cli.costs.store import StoredAdvice, keep_advice, keep_tuned, machine_here, tuned_file
+from arbitrage_cli.costs.store import StoredAdvice, keep_advice, tuned_file
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.model_files.checksums import sha256_of
-from arbitrage_cli.model_files.pairs import find_files, read_pairs
+from arbitrage_cli.model_files.pairs import read_pairs
 from arbitrage_cli.runs.folder import begun_run
 from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.run import Run, Setup
@@ -57,8 +56,7 @@ def write_pair(home: Path, kind: str = "local", source: str = "", price: str = "
 
 def keep_costs(target: UnitCosts) -> None:
     """Store made-up costs of the built-in models, of which the draft's are fixed."""
-    costs = {"draft": unit_costs(0.1, prefill=0.01), "target": target}
-    keep_tuned(tuned_file(), [make_tuned(machine_here(), sha256_of(find_files(f"builtin:{r}")), 1, costs[r]) for r in costs])
+    pretend(tuned_file(), {"draft": unit_costs(0.1, prefill=0.01), "target": target})
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 from cli import MODELS, Result, run
-from made_up_tuning import FAST_READER, make_tuned
+from made_up_tuning import FAST_READER
 
-from arbitrage_cli.costs.store import keep_tuned, machine_here, read_cache
-from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.costs.store import machine_here, read_cache
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.model_files.pairs import find_files
 
@@ -23,12 +22,6 @@ class Home:
         # Threads that wait give up their cores: other tests need them. What is written does not matter here.
         own = {"XDG_CONFIG_HOME": str(self.folder), "OMP_WAIT_POLICY": "passive", "ARBITRAGE_MAX_TOKENS": "4"}
         return run(*arguments, cwd=self.folder, env={**own, **(env or {})}, **order)
-
-    def pretend(self, costs: Mapping[str, UnitCosts]) -> None:
-        """Store costs of the draft and the target; the checker has those of the draft. More threads would wait for each other."""
-        roles = {"draft": "draft", "target": "target", "thinking-draft": "draft"}
-        shas = {name: sha256_of(find_files(f"builtin:{name}")) for name in roles}
-        keep_tuned(self.file, [make_tuned(machine_here(), shas[name], 1, costs[role]) for name, role in roles.items()])
 
 
 @pytest.fixture

@@ -1,0 +1,156 @@
+"""Advice: what it stores and says if attempts took these seconds, and which attempts it makes. Most attempts are made up."""
+
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import MATH, SCRIPTED, Shown, typed
+from faults import rows_of
+from made_up_runs import make_row, parsed
+from made_up_tuning import FAST_READER, pretend
+
+from arbitrage_cli.app.advise import Advice, advice_problems, advise, ask_for_advice
+from arbitrage_cli.app.bench import BenchRun
+from arbitrage_cli.app.gather import advised_pair
+from arbitrage_cli.app.loop import Attempt
+from arbitrage_cli.app.options import AdviceOptions, Options
+from arbitrage_cli.costs.store import StoredAdvice, keep_advice, read_cache, tuned_file
+from arbitrage_cli.errors import OutputError
+from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.model_files.pairs import advised_lines, read_pairs, router_file
+from arbitrage_cli.runs.folder import read_run_folder
+from arbitrage_cli.runs.rows import AttemptRow
+
+ROUTER = "my router.safetensors"
+GIVEN: dict[str, Any] = {
+    "pair": "builtin",
+    "offline": True,
+    "router": ROUTER,
+    "max_tokens": 8,
+    "temperature": 0.5,
+    "ctx": 2048,
+}
+CAREFUL_PAYS = {"target": 1.0, "speculative": 0.8, "agree": 0.8, "arbitrage@careful": 0.4, "draft": 0.1}
+NOTHING_PAYS = {**dict.fromkeys(CAREFUL_PAYS, 1.01), "target": 1.0}
+NUM_WRONG = 5  # of the draft
+Pretend = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    pretend(tuned_file(), FAST_READER)
+    shutil.copy(router_file("builtin:builtin"), ROUTER)
+    return tmp_path
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> Pretend:
+    """Have the attempts at `count` problems take these seconds, up to three times as many; other policies are skipped."""
+
+    def take(count: int, seconds: Mapping[str, float]) -> None:
+        def measure(run: BenchRun, *rest: object) -> None:
+            run.folder.save_run(run.run)
+            for attempt in run.attempts[: count * len(run.session.routes)]:
+                if attempt.route.name in seconds:
+                    row = made_up(attempt, seconds[attempt.route.name] * (1 + attempt.block % 3))
+                    run.folder.append(row)
+                    run.count(row)
+
+        monkeypatch.setattr(BenchRun, "measure", measure)
+
+    return take
+
+
+def made_up(attempt: Attempt, seconds: float) -> AttemptRow:
+    """A row in which the target decodes a token in each millisecond."""
+    policy, tau = attempt.route.policy.name, attempt.route.tau
+    row = make_row(attempt.block, 0, (policy, tau)) | {"id": attempt.id, "tau_name": attempt.route.tau_name}
+    cost = {"decode_tokens": round(1000 * seconds), "decode_seconds": seconds}
+    step = {**row["steps"][0], "model": "target", "cost": cost, "speculation_cost": None, "discarded": None}
+    value = "incorrect" if policy == "draft" and attempt.block < NUM_WRONG else "correct"
+    timing = {**row["timing"], "router": {"seconds": 0.0}, "program": {"seconds": 0.0}}
+    return parsed(
+        row | {"wall_seconds": seconds, "steps": [step], "timing": timing, "grade": {**row["grade"], "value": value}}
+    )
+
+
+def advised(options: Options, output: str | None = "run", display: Shown | None = None) -> Advice:
+    given = AdviceOptions(output_folder=Path(output) if output else None, minutes=1.0)
+    selected = advice_problems(given, seed=0, offline=True)
+    return advise(ask_for_advice(options, MATH, given), selected, given, display or Shown())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "policy"),
+    [(CAREFUL_PAYS, ["--policy", "arbitrage", "--tau", "careful"]), (NOTHING_PAYS, ["--policy", "target"])],
+    ids=["worth it", "not worth it"],
+)
+def test_the_command_solves_as_was_measured_and_is_saved(
+    home: Path, attempts: Pretend, seconds: Mapping[str, float], policy: list[str]
+) -> None:
+    """With the router that was given, if it is needed, and all that was given of how steps are written. No file is changed."""
+    attempts(20, seconds)
+    made = advised(typed(**GIVEN))
+    routed = "--tau" in policy
+    assert (made.policy, made.tau, made.confidence is not None) == (policy[1], "careful" if routed else None, True)
+    given = typed(**{name: value for name, value in GIVEN.items() if routed or name != "router"}).arguments
+    command = shlex.split(made.command)
+    assert (command[:2], sorted(command[2:])) == (["arbitrage", "solve"], sorted([*given, *policy, "PROBLEM"]))
+    path = home / "arbitrage" / "pairs.toml"
+    assert not path.exists()
+    lines = advised_lines(read_pairs()["builtin"], made.policy, made.tau, ROUTER).splitlines()
+    path.write_text("\n".join([*lines[lines.index("[builtin]") :], ""]))
+    saved = read_pairs(path)["builtin"]
+    assert (saved.policy, saved.tau, saved.router) == (made.policy, made.tau, str(home / ROUTER))
+
+
+@pytest.mark.parametrize(("count", "is_stored"), [(4, False), (20, True)])
+def test_only_advice_that_was_measured_takes_the_place_of_the_last(attempts: Pretend, count: int, is_stored: bool) -> None:
+    options = typed(max_tokens=4)
+    pair = advised_pair(ask_for_advice(options, MATH, AdviceOptions()))
+    keep_advice(tuned_file(), StoredAdvice(pair, "target", "2026-11-29T12:00:00+00:00"))
+    attempts(count, NOTHING_PAYS)
+    advised(options)
+    (advice,) = read_cache(tuned_file()).advice
+    assert (advice.pair, advice.created > "2026-11-30") == (pair, is_stored)
+
+
+def test_advice_that_cannot_be_stored_is_given(attempts: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OutputError("no space")
+
+    monkeypatch.setattr("arbitrage_cli.app.advise.keep_advice", fail)
+    attempts(20, CAREFUL_PAYS)
+    assert advised(Options(), display=(shown := Shown())).policy == "arbitrage"
+    assert "cannot be stored" in shown.notes[-1]
+
+
+def test_the_report_shows_the_figures_of_the_advice(attempts: Pretend) -> None:
+    """Attempts that were skipped are not missing."""
+    attempts(6, {"target": 1.0, "draft": 1.2})
+    made = advised(Options())
+    contents = read_run_folder(Path("run"))
+    assert made.figures == figures(contents.run, contents.results)
+    assert (made.figures["n"], any("missing" in note for note in made.figures["notes"])) == (6, False)
+
+
+def test_other_settings_begin_another_run(attempts: Pretend) -> None:
+    attempts(1, CAREFUL_PAYS)
+    for options in (Options(), Options(), typed(max_tokens=8)):
+        advised(options, output=None)
+    assert len([*Path("runs").iterdir()]) == 2
+
+
+def test_the_target_solves_each_problem_first() -> None:
+    """Then the other policies solve the same problem, so that their answers can be compared."""
+    advised(typed(**SCRIPTED))
+    by_problem = dict[str, list[str]]()
+    for row in rows_of(Path("run")):
+        by_problem.setdefault(row["id"], []).append(row["policy"])
+    assert {policies[0] for policies in by_problem.values()} == {"target"}
+    assert max(map(len, by_problem.values())) > 2
