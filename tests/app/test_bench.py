@@ -202,6 +202,23 @@ def test_a_run_of_another_command_is_refused(here: Path) -> None:
         assert "a run of arbitrage " in refused(call, here, typed(**SCRIPTED), **options).message
 
 
+def test_questions_alone_are_enough_for_states_but_not_for_a_benchmark(here: Path) -> None:
+    """Without a known answer the target's own is the one to reach: the scripted target is right, so the states are the same."""
+    path, found = here / "problems.jsonl", list[Any]()
+    for answers in (None, "target"):
+        assert collect(here, typed(**SCRIPTED)).run.reward == {
+            "kind": "rollout",
+            **({"answers": answers} if answers else {}),
+        }
+        rows = sorted(rows_of(here / "run"), key=lambda row: str(row["id"]))
+        found.append([[(one["draft_reward"], one["target_reward"]) for one in row["states"]] for row in rows])
+        shutil.rmtree(here / "run")
+        path.write_text(path.read_text().replace('"answer"', '"unknown"'))
+    assert found[0] == found[1]
+    assert all(found[0])
+    assert "answer" in refused(bench, here, typed(**THREE)).message
+
+
 # --- grading again
 
 

@@ -210,6 +210,11 @@ def test_flag_that_no_policy_of_a_benchmark_uses_is_refused(policy: str, given: 
         ask_to_compare(replace(asked, policy=f"{policy},oracle,entropy"), MATH, "rollout")
 
 
+@pytest.mark.parametrize(("tau", "used"), [("fast", 1.0), ("0.4", 0.4)])
+def test_a_tau_that_was_not_typed_is_used_if_it_applies(tau: str, used: float) -> None:
+    assert single(policy="entropy", tau=tau).route.tau == used
+
+
 CHECKED = {"policy": "agree", "check": "scripted:target"}
 
 
@@ -276,10 +281,16 @@ def test_task_decides_prompt_and_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "task", "words"), [("scripted:target", "choice", "2.4 points"), ("scripted:draft", None, "--check")]
+    ("values", "task", "words"),
+    [
+        ({"policy": "agree", "check": "scripted:target"}, "choice", "2.4 points"),
+        ({"policy": "agree", "check": "scripted:draft"}, None, "--check"),
+        ({"policy": "speculative", "concurrency": 2}, None, "one problem at a time"),
+    ],
+    ids=str,
 )
-def test_doubtful_uses_of_policy_agree_are_noted(check: str, task: str | None, words: str) -> None:
-    (note,) = decided(ask(replace(PLAIN, policy="agree", check=check), find_task(task))).notes
+def test_doubtful_uses_of_policies_are_noted(values: dict[str, Any], task: str | None, words: str) -> None:
+    (note,) = decided(ask(replace(PLAIN, **values), find_task(task))).notes
     assert words in note
 
 

@@ -1,10 +1,11 @@
 """When token costs are measured: for policies that need them, before the first problem, and once."""
 
+import re
 from pathlib import Path
 
 import fake_hub
 import pytest
-from commands import MATH, SCRIPTED, Shown, bench, refused, typed
+from commands import MATH, SCRIPTED, Shown, bench, refused, solve, typed
 from faults import write_problems
 from made_up_tuning import make_tuned
 
@@ -105,3 +106,15 @@ def test_models_of_the_hub_are_treated_the_same_before_and_after_their_download(
             advise(request, advice_problems(advice, seed=0, offline=False), advice, Shown())
     assert routers == [UNIVERSAL_ROUTER] * 2
     assert len([*Path("runs").iterdir()]) == 1
+
+
+def test_models_that_are_too_large_are_refused_before_they_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arbitrage_cli.costs.memory.total_memory", lambda: 1)
+    for module in ("app.open_models", "costs.measure"):
+        monkeypatch.setattr(f"arbitrage_cli.{module}.open_model", lambda *given: pytest.fail("the model was loaded"))
+    options = typed(target="builtin:target", policy="target")
+    measuring = refused(measure_costs, choose_models(options, MATH), Shown(), offline=True)
+    for error in (refused(solve, tmp_path, options, "1 + 1"), measuring):
+        assert re.search("need .* has ", error.message)

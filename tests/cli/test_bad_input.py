@@ -1,6 +1,5 @@
 """Input and streams that cannot be used: one clear message on stderr, the right exit code, never a traceback."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -34,7 +33,6 @@ BENCH = ("bench", "--pair", "scripted", "--dataset", "two.jsonl", "-o", "run", "
         ([*SOLVE[:-1], "two.jsonl"], "", "--input"),
         (["solve", "1 + 1", *MODELS[2:]], "policy entropy needs a draft model", "--draft MODEL"),
         ([*DRAFT_ALONE, "x.gguf"], "x.gguf: no such file", ""),
-        ([*DRAFT_ALONE, "fifo.gguf"], "fifo.gguf", "regular file"),
         (["solv"], "No such command 'solv'. Did you mean 'solve'?", ""),
         (["models", "pul"], "", "'pull'"),
         ([*SOLVE, "--polcy", "target"], "No such option: --polcy", ""),
@@ -46,7 +44,6 @@ BENCH = ("bench", "--pair", "scripted", "--dataset", "two.jsonl", "-o", "run", "
         ([*BENCH, "--limit", "4-9"], "--limit: '4-9' ", ""),
         ([*BENCH, "--policy", "target", "--policy=draft"], "--policy: ", "--policy FIRST,SECOND"),
         (["advise", "--costs", "--draft", "no.gguf", "--target", "no.gguf"], "no.gguf", ""),
-        (["report", "nowhere"], "nowhere: ", ""),
         (["chat", "--policy", "agree"], "--policy: ", "conversation"),
         (["advise", "--concurrency", "4"], "", "--concurrency"),
     ],
@@ -55,7 +52,6 @@ BENCH = ("bench", "--pair", "scripted", "--dataset", "two.jsonl", "-o", "run", "
 def test_what_is_wrong_is_named(quick_path: Path, arguments: list[str], message: str, word: str) -> None:
     """The wording of typical errors, whole: the only test of prose."""
     write_problems(quick_path / "two.jsonl", ["1 + 1", "2 + 2"])
-    os.mkfifo(quick_path / "fifo.gguf")
     assert_refused(run(*arguments, cwd=quick_path), MODEL if ".gguf" in message else USAGE, message, word)
     assert not (quick_path / "run").exists()
 

@@ -4,8 +4,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from cli import assert_refused, run
-from faults import run_json, write_rows
+from cli import run
+from faults import write_rows
 
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.training.states import read_run, read_states
@@ -52,26 +52,3 @@ def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) ->
         kept, whole = ([state["draft_text"] for state in one["states"]] for one in (row, done[row["id"]]))
         assert kept == whole[: len(kept)]
         assert len(kept) < len(whole)
-
-
-def test_too_many_problems_at_once_are_refused(tmp_path: Path) -> None:
-    write_problems(tmp_path / "problems.jsonl", 65)
-    command = ("collect", "--pair", "builtin", "--dataset", "problems.jsonl", "--reward", "rollout", "-o", "run")
-    result = run(*command, "--concurrency", "65", cwd=tmp_path)
-    assert_refused(result, 2, "", "--concurrency 64")
-
-
-def test_questions_alone_are_enough(tmp_path: Path) -> None:
-    """Without a known answer the target's own is the one to reach: the scripted target is right, so the states are the same."""
-    write_problems(tmp_path / "answered", 3)
-    text = (tmp_path / "answered").read_text()
-    rewards, found = list[str | None](), list[Any]()
-    for name in ("answered", "questions"):
-        (tmp_path / "problems.jsonl").write_text(text if name == "answered" else text.replace('"answer"', '"unknown"'))
-        assert run(*COLLECT, "--fresh", cwd=tmp_path).code == 0
-        rewards.append(run_json(tmp_path / "run")["reward"].get("answers"))
-        states = (state for row in rows_of(tmp_path / "run") for state in row["states"])
-        found.append([(one["draft_reward"], one["target_reward"]) for one in states])
-    assert (rewards, found[0]) == ([None, "target"], found[1])
-    assert found[0]
-    assert run("bench", "--pair", "scripted", "--dataset", "problems.jsonl", cwd=tmp_path).code == 2

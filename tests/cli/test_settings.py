@@ -74,11 +74,6 @@ def test_help_works_with_a_broken_settings_file(tmp_path: Path, arguments: list[
         assert run(*arguments, env=write_settings(tmp_path, settings)).code == 0
 
 
-@pytest.mark.parametrize(("settings", "tau"), [('tau = "fast"\n', 1.0), ("tau = 0.4\n", 0.4)])
-def test_setting_that_does_not_apply_is_ignored(tmp_path: Path, settings: str, tau: float) -> None:
-    assert solve(tmp_path, "--policy", "entropy", settings=settings)["tau"] == tau
-
-
 @pytest.mark.parametrize(
     ("settings", "place", "word"),
     [
@@ -101,20 +96,22 @@ def test_error_in_a_settings_file_names_the_file_and_the_setting(
     assert_refused(result, 2, f"{tmp_path / 'arbitrage' / 'config.toml'}: {place}", word)
 
 
-@pytest.mark.parametrize("place", ["policy", "limit"])
-def test_error_about_an_option_names_the_file_that_set_it(quick_path: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "flags", "env"),
+    [
+        ("{folder}/arbitrage/config.toml: limit: ", (), {}),
+        ("ARBITRAGE_LIMIT: ", (), {"ARBITRAGE_LIMIT": "0"}),
+        ("ARBITRAGE_MAX_STEPS: ", (), {"ARBITRAGE_MAX_STEPS": "high"}),
+        ("--limit: ", ("--limit", "0"), {"ARBITRAGE_LIMIT": "1"}),
+    ],
+)
+def test_error_about_an_option_names_the_place_that_set_it(
+    quick_path: Path, place: str, flags: tuple[str, ...], env: dict[str, str]
+) -> None:
     write_problems(quick_path / "one.jsonl", ["5 + 6"])
-    env = write_settings(quick_path, f'{place} = "0"')
-    result = run(*BENCH, *MODELS, cwd=quick_path, env=env)
-    assert_refused(result, 2, f"{quick_path / 'arbitrage' / 'config.toml'}: {place}: ")
-
-
-def test_error_names_a_variable_or_a_flag_if_it_comes_from_there(tmp_path: Path) -> None:
-    solving = ("solve", *MODELS, "5 + 6")
-    assert_refused(run(*solving, env={"ARBITRAGE_POLICY": "best"}), 2, "ARBITRAGE_POLICY: ")
-    assert_refused(run(*solving, env={"ARBITRAGE_MAX_STEPS": "high"}), 2, "ARBITRAGE_MAX_STEPS: ")
-    env = write_settings(tmp_path, 'policy = "best"\nsystem = "Add."\n')
-    assert_refused(run(*solving, "--policy", "better", env=env), 2, "--policy: ")
+    settings = write_settings(quick_path, 'limit = "0"')
+    result = run(*BENCH, *MODELS, *flags, cwd=quick_path, env=settings | env)
+    assert_refused(result, 2, place.format(folder=quick_path))
 
 
 def test_table_of_a_command_wins_over_the_top_level_for_it_alone(quick_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from cli import ESCAPE, MODELS, QUESTION, RIGHT, TIMEOUT, Terminal, flat, read_line, run, solve, start
-from gguf import GGUFWriter
 
 
 def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
@@ -18,13 +17,6 @@ def test_answer_goes_to_stdout_and_the_view_to_stderr() -> None:
     quiet = solve(QUESTION, "-q")
     assert (quiet.code, quiet.out, quiet.err) == (0, f"{RIGHT}\n", "")
     assert solve(QUESTION, env={"ARBITRAGE_MAX_STEPS": "1"}).out == "37 * 12 = 444.\n"  # no boxed answer: the text
-
-
-def test_speculation_on_several_problems_is_noted() -> None:
-    """Its tokens are drafted for one problem at a time."""
-    for concurrency, is_noted in (("1", False), ("2", True)):
-        shown = solve("--policy", "speculative", "--concurrency", concurrency, stdin=b"1 + 2\n3 + 4\n").err
-        assert ("one problem at a time" in flat(shown)) == is_noted
 
 
 @pytest.mark.parametrize("arguments", [["-"], ["--input", "-"], ["-i", "-"], ["--input", "problems.txt"]])
@@ -61,27 +53,6 @@ def test_each_record_is_written_while_the_pipe_is_open() -> None:
             assert answer in read_line(process)
         process.stdin.close()
         assert process.wait(TIMEOUT) == 0
-
-
-LARGE = ("--ctx", "16777216")
-
-
-@pytest.mark.parametrize("command", [("solve", "1 + 1"), ("advise", "--costs")], ids=["solve", "advise"])
-def test_models_that_are_too_large_are_refused_before_they_are_loaded(command: tuple[str, ...], tmp_path: Path) -> None:
-    """Their files have a header only: the lengths of keys and values are enough."""
-    path = tmp_path / "large.gguf"
-    writer = GGUFWriter(path, "llama")
-    writer.add_embedding_length(64)
-    writer.add_head_count(64)
-    writer.add_block_count(2)
-    writer.add_key_length(512)
-    writer.add_value_length(4096)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    result = run(*command, "--draft", str(path), "--target", str(path), *LARGE, env={"XDG_CONFIG_HOME": str(tmp_path)})
-    assert (result.code, result.out) == (3, "")
-    assert re.search("need .* has ", flat(result.err))
 
 
 def test_many_problems_end_with_their_total() -> None:

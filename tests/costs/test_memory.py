@@ -16,7 +16,7 @@ from arbitrage_cli.costs.memory import (
     memory_needed,
     rollback_of,
 )
-from arbitrage_cli.errors import ModelFileError, ModelMemoryError
+from arbitrage_cli.errors import ModelFileError, ModelMemoryError, UsageError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.model_files.gguf import num_snapshots, read_facts
@@ -38,6 +38,9 @@ def test_models_on_servers_take_no_memory_and_many_problems(tiny: Mapping[ModelR
     check_memory(need, MAX_CONCURRENCY)
     mixed = memory_needed(served | {"draft": str(tiny["draft"])}, LoadOptions(256))
     assert mixed.most == 256
+    with pytest.raises(UsageError) as raised:
+        check_memory(memory_needed({"draft": str(tiny["draft"])}, LoadOptions(256)), 65)
+    assert (raised.value.option, "--concurrency 64" in raised.value.hint) == ("concurrency", True)
 
 
 def test_need_is_read_from_the_files(tiny: Mapping[ModelRole, Path]) -> None:
@@ -65,16 +68,18 @@ def test_a_target_keeps_earlier_states_to_remove_rejected_tokens(tiny: Mapping[s
 
 
 def test_layers_with_other_numbers_of_heads(tmp_path: Path) -> None:
-    """A layer without attention has no cache. Without head counts, the need is unknown."""
+    """A layer without attention has no cache. Without head counts, the need is unknown. The header is enough."""
     path = tmp_path / "layers.gguf"
 
-    def need(heads: Sequence[int] | None, kv_heads: Sequence[int] | None) -> Need:
+    def need(heads: Sequence[int] | None, kv_heads: Sequence[int] | None, *lengths: int) -> Need:
         writer = GGUFWriter(path, "llama")
         writer.add_block_count(3)
         writer.add_embedding_length(64)
         for numbers, add in ((heads, writer.add_head_count), (kv_heads, writer.add_head_count_kv)):
             if numbers:
                 add(numbers)
+        for length, add in zip(lengths, (writer.add_key_length, writer.add_value_length), strict=False):
+            add(length)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
@@ -82,6 +87,7 @@ def test_layers_with_other_numbers_of_heads(tmp_path: Path) -> None:
 
     assert need([4, 4, 4], [2, 1, 0]).host.each == 100 * (2 + 1 + 0) * (16 + 16) * 2
     assert need([4, 8, 0], [2, 1, 0]).host.each == 100 * (2 * (16 + 16) + 1 * (8 + 8)) * 2
+    assert need([4, 4, 4], [2, 1, 0], 512, 4096).host.each == 100 * (2 + 1 + 0) * (512 + 4096) * 2
     for unknown in (need(None, None), need([4, 4], None)):
         assert unknown.host.each == 0
 

@@ -1,0 +1,79 @@
+"""What is said about models, without loading them: their names, their files and checksums, and the memory that they need."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from cli import pair_named_mine
+from commands import MATH, refused
+
+from arbitrage_cli import open_pair
+from arbitrage_cli.app.model_info import describe_model, describe_models, describe_router, names_to_fetch
+from arbitrage_cli.app.options import Options
+from arbitrage_cli.app.request import choose_models
+from arbitrage_cli.model_files.checksums import identify, known_sha256
+from arbitrage_cli.model_files.hub import HubName
+
+HUB, SERVED = "user/Draft-GGUF", "http://127.0.0.1:9/v1"
+
+
+def test_only_names_of_models_and_pairs_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A served target does not keep the draft from being fetched and described."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    pair_named_mine(tmp_path, draft=HUB, target=SERVED)
+    assert names_to_fetch("mine") == names_to_fetch(HUB) == [HubName(HUB)]
+    for name in ("scripted:draft", "lama3", "missing.gguf"):
+        assert refused(names_to_fetch, name).exit_code == 2
+    assert "arbitrage models pull" in refused(describe_models, ["mine"]).hint
+
+
+def test_no_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "damaged").write_bytes(b"GGUF" + b"\xff" * 60)
+    for name in (SERVED, *(f"{tmp_path}{end}" for end in ("", "/fifo", "/missing.gguf", "/damaged"))):
+        error = refused(describe_model, name)
+        assert (error.exit_code, error.message.startswith(name)) == (3, True)
+
+
+def test_memory_depends_on_the_rollback_that_the_first_load_found(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    path = str(shutil.copy(tiny["hybrid"], tmp_path / "hybrid.gguf"))  # new on this machine
+    untested = describe_model(path)["states_bytes"]
+    with open_pair(target=path, policy="target", max_tokens=4) as pair:
+        assert pair.solve("1 + 1").text
+    assert 0 < describe_model(path)["states_bytes"] < untested  # no states for rejected tokens
+    assert describe_model(str(tiny["draft"]))["states_bytes"] == 0
+
+
+def test_files_that_ship_are_known_by_their_sha256() -> None:
+    files = [Path(path) for model in describe_models(["builtin"])["models"] for path in model["files"]]
+    assert [path.stem for path in files] == ["draft", "target", "thinking-draft"]  # the last one is the checker
+    assert {(one.origin, one.is_damaged) for one in map(identify, files)} == {("shipped", False)}
+    assert describe_router("builtin:universal")["origin"] == "shipped"
+
+
+def test_a_bit_that_flips_after_the_first_use_is_damage(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    model = Path(shutil.copy(tiny["draft"], tmp_path / "model.gguf"))
+    assert identify(model).origin == "unknown"
+    known_sha256([model])
+    assert identify(model).origin == "recorded"
+    state = model.stat()
+    model.write_bytes(tiny["draft"].read_bytes().replace(b"tiny draft", b"tiny craft"))
+    assert identify(model).origin == "unknown"  # the change may have been meant
+    os.utime(model, ns=(state.st_atime_ns, state.st_mtime_ns))
+    found = identify(model)
+    assert (found.origin, found.is_damaged, refused(found.check).exit_code) == ("recorded", True, 3)
+
+
+@pytest.mark.parametrize(
+    ("explicit", "drafted"),
+    [("pair draft", "scripted:draft"), ("pair", "scripted:target"), ("draft", "scripted:draft"), ("", "scripted:draft")],
+)
+def test_a_named_model_wins_over_a_pair_unless_only_the_pair_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, explicit: str, drafted: str
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    pair_named_mine(tmp_path, draft="scripted:target", target="scripted:draft")
+    options = Options(pair="mine", draft="scripted:draft", explicit=frozenset(explicit.split()))
+    assert choose_models(options, MATH).sources == {"draft": drafted, "target": "scripted:draft"}
