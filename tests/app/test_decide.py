@@ -29,7 +29,7 @@ from arbitrage_cli.costs.store import (
     threads_without_costs,
     tuned_file,
 )
-from arbitrage_cli.errors import RouterError, UsageError
+from arbitrage_cli.errors import RouterError
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_of
@@ -88,12 +88,9 @@ def test_a_tau_keeps_the_policy_of_the_pair(tmp_path: Path) -> None:
     add_pair(
         tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], name="mine", policy="logprob", tau="0.3")
     )
-    assert ask(options("pair", "tau", models=Options(pair="mine"), tau="0.5"), MATH).policies == [
-        (POLICIES["logprob"], "0.5")
-    ]
-    with pytest.raises(UsageError) as raised:
-        ask(options("pair", "tau", models=Options(pair="mine"), tau="careful"), MATH)
-    assert [name for name in ("logprob", "careful") if name not in f"{raised.value.message} {raised.value.hint}"] == []
+    assert ask(typed(pair="mine", tau="0.5"), MATH).policies == [(POLICIES["logprob"], "0.5")]
+    error = refused(ask, typed(pair="mine", tau="careful"), MATH)
+    assert [name for name in ("logprob", "careful") if name not in f"{error.message} {error.hint}"] == []
 
 
 def test_advice_on_models_on_servers_needs_no_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,9 +181,7 @@ def test_the_default_follows_the_costs_of_its_concurrency(loads: Loads, concurre
 
 @pytest.mark.parametrize("policy", ["arbitrage", "random"])
 def test_tau_above_every_score_is_refused(policy: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        single("policy", "tau", models=Options(policy=policy), tau="130")
-    assert raised.value.option == "tau"
+    assert refused(ask, typed(policy=policy, tau="130"), MATH).option == "tau"
     assert single("policy", "tau", models=Options(policy=policy), tau="1").route.tau == 1.0
     assert single("policy", "tau", models=Options(policy=policy), tau="inf").route.tau == math.inf
 
@@ -203,9 +198,7 @@ def test_tau_above_every_score_is_refused(policy: str) -> None:
 )
 def test_flag_that_no_policy_of_a_benchmark_uses_is_refused(policy: str, given: str) -> None:
     asked = options("policy", given, models=Options(policy=policy))
-    with pytest.raises(UsageError) as raised:
-        ask_to_compare(asked, MATH)
-    assert raised.value.option == given
+    assert refused(ask_to_compare, asked, MATH).option == given
     if given in ("reward", "early_stop"):
         ask_to_compare(replace(asked, policy=f"{policy},oracle,entropy"), MATH, "rollout")
 
