@@ -17,12 +17,12 @@ from arbitrage_cli.inference.speculation import most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import KV_BYTES, FileFacts, num_snapshots, read_facts
 from arbitrage_cli.model_files.pairs import is_gguf, is_served, local_files
+from arbitrage_cli.numbers.formatting import size_words
 from arbitrage_cli.system.machine import available_memory, gpu_shares_memory, total_memory
 from arbitrage_cli.types import ByRole, frozen
 
 MOST = 1024  # if a model is on a server
 MOST_HERE = 64  # more gain nothing, and each needs sequences of every model
-GIB = 2**30
 SMALLER = "use a smaller --ctx, a smaller --kv-type, or smaller models"
 FEWER_LAYERS = f"use fewer --gpu-layers, or {SMALLER}"
 
@@ -115,15 +115,15 @@ def check_memory(need: Need, count: int = 1) -> None:
     for part, name, total, free, hint in need.rooms():
         needed = part.weights + count * part.each
         message = (
-            f"{f'{count} problems at once' if count > 1 else 'the models'} need {needed / GIB:.1f} GiB of {name} "
-            f"({part.weights / GIB:.1f} for the weights, {part.each / GIB:.2f} for each problem's KV caches)"
+            f"{f'{count} problems at once' if count > 1 else 'the models'} need {size_words(needed)} of {name} "
+            f"({size_words(part.weights)} for the weights, {size_words(part.each)} for each problem's KV caches)"
         )
         is_tight = free is not None and needed > free
         if is_tight and count > 1:
             fits = max(1, int(((free or 0) - part.weights) / max(1, part.each)))
             raise ModelMemoryError(f"{message}, more than is free", f"use --concurrency {fits}, or {hint}")
         if total is not None and needed > total:
-            raise ModelMemoryError(f"{message}, but this machine has {total / GIB:.1f}", hint)
+            raise ModelMemoryError(f"{message}, but this machine has {size_words(total)}", hint)
         if is_tight:
             log.warning("%s, more than is free, so the run may be slow or fail; %s", message, hint)
 
