@@ -116,7 +116,7 @@ class Body(BaseModel):
     top_k: Annotated[int, Field(ge=-1), AfterValidator(lambda count: max(0, count))] | None = None  # -1: unlimited
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    max_tokens: Literal[-1] | Annotated[int, Field(ge=1)] = -1  # -1: unlimited, as sent by clients of llama.cpp
+    max_tokens: Annotated[int, Field(ge=1)] | Literal[-1] = -1  # -1: unlimited, as sent by clients of llama.cpp
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[
         list[_Stop], Field(max_length=4), BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)
