@@ -81,7 +81,7 @@ class Advice:
     def speedup(self) -> float | None:
         """The speed-up of the recommended policy or, if this is the target alone, of the most promising other policy.
 
-        None if this policy finished no problem.
+        None if there is no problem that this policy and the target finished.
         """
         return self._best.get("speedup")
 
@@ -91,7 +91,9 @@ class Advice:
 
     @property
     def _best(self) -> Fields:
-        return next((one for one in self.figures["policies"] if one["route"] == self.verdict.best.route), {})
+        return next(
+            (one for one in self.figures["policies"] if one["route"] == self.verdict.best.route and one["both_finished"]), {}
+        )
 
 
 def advise(
