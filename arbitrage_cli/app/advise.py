@@ -81,7 +81,7 @@ class Advice:
     def speedup(self) -> float | None:
         """The speed-up of the recommended policy or, if this is the target alone, of the most promising other policy.
 
-        None if there is no problem that this policy and the target finished.
+        None if this policy and the target finished none of the problems.
         """
         return self._best.get("speedup")
 

@@ -37,7 +37,7 @@ def advise(
     Measures token costs first. Then solves up to 40 problems with the target alone, the draft alone, speculation, routing and
     policy agree, until the result is conclusive or the time limit is reached. The answer includes a confidence. Other commands
     use the token costs, and follow the last advice by default. To add problems, repeat the command. Without a pair or models,
-    the command proposes pairs of the models in arbitrage models list. If there are none, it measures the built-in pair.
+    the command proposes pairs of the models in arbitrage models list. Without such models, it measures the built-in pair.
 
     \b
     Examples:

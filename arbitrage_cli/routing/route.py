@@ -168,7 +168,7 @@ class AvailableRouter:
         return "the pair's prices" if self.is_priced else "this machine" if self.costs else "the router's card"
 
     def costs_for(self, routes: Iterable[Route]) -> str | None:
-        """Return the costs on which presets among the routes are based, or None if there are none."""
+        """Return the costs on which presets are based, or None if no route is a preset."""
         return self.costs_of if any(route.tau_name in PRESETS for route in routes) else None
 
     def stops_early(self, route: Route) -> bool:
