@@ -354,9 +354,9 @@ def policies_of_bench(named: NamedModels, options: Options, task: Task) -> str:
 def policies_of_advice(named: NamedModels, options: Options, task: Task) -> str:
     """Return the policies that `advise` compares. `draft` is included if its answers can be compared."""
     pair = named.pair
-    speculative = [] if named.served else ["speculative"]
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
-    others = [*speculative, *([f"arbitrage@{preset}"] if named.router else [])]
+    others = [] if named.served else ["speculative"]
+    others += [f"arbitrage@{preset}"] if named.router else []
     others += ["agree"] if task.has_answers else []
     draft = ["draft"] if task.name != "free" or not others else []
     return ",".join(["target", *draft, *others])

@@ -71,7 +71,8 @@ def advise(
         say(f"{formatting.count(result.num_errors, 'error')} (the same command retries)", output)
     if advice.save and request.named.pair:
         typer.echo(advised_lines(request.named.pair, result.policy, result.tau, options.router), err=True)
-    return SOME_FAILED if result.num_errors and not result.verdict.num_problems else 0
+    target = result.figures["policies"][0]
+    return SOME_FAILED if target["errors"] == target["n"] - target["missing"] > 0 else 0
 
 
 def _propose(options: Options, *, as_json: bool) -> bool:
