@@ -14,11 +14,11 @@ several requests, their models write at once, and it receives the first finished
 
 import math
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from statistics import fmean
 from typing import Any
 
-from arbitrage_cli.types import Check, Decision, ModelRole, Phase, Step, Trace, frozen
+from arbitrage_cli.types import Decision, ModelRole, Phase, Step, Trace, frozen
 
 ScoreOf = Callable[[Trace, Step], float]  # of a drafted step with token statistics
 
@@ -127,35 +127,6 @@ def single(trace: Trace, model: ModelRole, *, speculates: bool = False) -> Flow:
         step: Step = yield WriteStep(model, trace, speculates=speculates, until_end=True)
         draft, target = (step, None) if model == "draft" else (None, step)
         trace.add(Decision(kept=step, draft=draft, target=target))
-
-
-def agree(
-    trace: Trace,
-    solutions: Sequence[WriteStep],
-    find_answer: Callable[[Trace], str | None],
-    is_same: Callable[[Trace, str], bool],
-    *,
-    at_once: bool,
-) -> Flow:
-    """Keep the draft's solution if all `solutions`, the checker's or further ones of the draft, have the same answer.
-
-    Otherwise, the target solves the problem. Unless two models write `at_once`, a solution follows when the last one agrees.
-    """
-    draft = next(one.trace for one in solutions if one.model == "draft")
-    answers, unsolved, agrees = dict[ModelRole, str | None](), list(solutions), True
-    while agrees and unsolved:
-        requests = tuple(unsolved if at_once else unsolved[:1])
-        step: Step = yield requests
-        own = next(one for one in requests if one.model == step.model)
-        own.trace.add(Decision(kept=step, draft=step if step.model == "draft" else None))
-        if own.trace.finished or step.stop == "loop":
-            unsolved.remove(own)
-            answers["draft" if own.trace is draft else "check"] = find_answer(own.trace) if own.trace.stop == "end" else None
-            agrees = None not in answers.values() and (len(answers) < 2 or is_same(draft, answers["check"] or ""))
-    others = [one.trace for one in solutions if not (agrees and one.trace is draft)]
-    trace.check = Check(answers, agrees, [decision.kept for own in others for decision in own.decisions])
-    trace.decisions.extend(draft.decisions if agrees else ())
-    yield from single(trace, "target", speculates=True)  # nothing, if the trace is finished
 
 
 def by_token_stats(score_of: ScoreOf, early_stop: Callable[[float], EarlyStop] | None = None) -> Scorer:

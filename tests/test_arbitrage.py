@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from arbitrage_cli.agreement import agree
 from arbitrage_cli.arbitrage import (
     Flow,
     FlowRequest,
     RateSteps,
     WriteStep,
-    agree,
     arbitrage,
     by_reward,
     by_token_stats,

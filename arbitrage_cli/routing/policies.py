@@ -14,12 +14,12 @@ from itertools import accumulate, takewhile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from arbitrage_cli.agreement import agree
 from arbitrage_cli.arbitrage import (
     Flow,
     ScoreOf,
     Scorer,
     WriteStep,
-    agree,
     by_first_token,
     by_least_likely_token,
     by_reward,

@@ -1,0 +1,63 @@
+"""Policy `agree`: small models solve the whole problem, and the target solves it only if their answers differ.
+
+    the draft solves the problem, and so does the checker (or the draft itself, at random)
+    if all found the same answer:  keep the draft's solution
+    otherwise:                     the target solves the problem
+
+The caller says what an answer is, and when two answers are the same.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+
+from arbitrage_cli.arbitrage import Flow, FlowRequest, WriteStep, single
+from arbitrage_cli.types import Check, Decision, ModelRole, Step, Trace
+
+FindAnswer = Callable[[Trace], str | None]
+"""Returns the final answer of a solution, or None if it has none."""
+IsSame = Callable[[Trace, str], bool]
+"""Returns whether a solution has this answer."""
+
+
+def agree(trace: Trace, solutions: Sequence[WriteStep], find_answer: FindAnswer, is_same: IsSame, *, at_once: bool) -> Flow:
+    """Keep the draft's solution if all `solutions` have the same answer. Otherwise, let the target solve the problem.
+
+    Each of `solutions` asks for a solution in a trace of its own. The draft's first solution may be kept; the others, of the
+    checker or of the draft, check it. If `at_once` is true, all are written at the same time. Otherwise, a solution is begun
+    when the one before it agrees.
+    """
+    drafted = next(solution for solution in solutions if solution.model == "draft")
+    unsolved = list(solutions)
+    answers: dict[ModelRole, str | None] = {}
+    agrees = True
+    while agrees and unsolved:
+        solved = yield from _write_until_one_is_solved(unsolved if at_once else unsolved[:1])
+        unsolved.remove(solved)
+        answer = find_answer(solved.trace) if solved.trace.stop == "end" else None
+        answers["draft" if solved is drafted else "check"] = answer
+        check = answers.get("check")
+        if answer is None:
+            agrees = False
+        elif check is not None and "draft" in answers:
+            agrees = is_same(drafted.trace, check)
+    if agrees:
+        others = [solution for solution in solutions if solution is not drafted]
+        trace.check = Check(answers, agrees, _steps(others))
+        trace.decisions.extend(drafted.trace.decisions)
+    else:
+        trace.check = Check(answers, agrees, _steps(solutions))
+        yield from single(trace, "target", speculates=True)
+
+
+def _write_until_one_is_solved(solutions: Sequence[WriteStep]) -> Generator[FlowRequest, Step, WriteStep]:
+    """Write all of `solutions` at once, and return the first that ends. A model that repeats itself does not go on."""
+    requests = tuple(solutions)
+    while True:
+        step = yield requests
+        solution = next(one for one in requests if one.model == step.model)
+        solution.trace.add(Decision(kept=step, draft=step if step.model == "draft" else None))
+        if solution.trace.finished or step.stop == "loop":
+            return solution
+
+
+def _steps(solutions: Sequence[WriteStep]) -> list[Step]:
+    return [decision.kept for solution in solutions for decision in solution.trace.decisions]
