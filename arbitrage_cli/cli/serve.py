@@ -1,0 +1,34 @@
+"""`arbitrage serve`: an OpenAI-compatible server for a pair."""
+
+from arbitrage_cli.app.options import KEY_VARIABLE, Options, ServerOptions
+from arbitrage_cli.cli.command import command
+from arbitrage_cli.cli.options import Option
+from arbitrage_cli.cli.output import OutputOptions, command_display
+
+
+@command(
+    without=["prm"],
+    host=Option("Address to listen on."),
+    port=Option("Port to listen on; 0 selects a free port."),
+    no_api_key=Option(f"Allow other machines to connect without an API key, which is otherwise read from {KEY_VARIABLE}."),
+    queue=Option("Maximum number of waiting requests."),
+    timeout=Option("Time limit per request, in seconds."),
+)
+def serve(*, server: ServerOptions, options: Options, output: OutputOptions) -> None:
+    """Serve a pair over OpenAI's chat API.
+
+    Concurrent requests are computed in one batch. The model name of a request selects the policy: arbitrage, arbitrage@fast,
+    arbitrage@0.2, target, draft, entropy@1, ... The address is printed to standard output. After Ctrl-C or SIGTERM, the
+    server finishes open requests; a second signal aborts them.
+
+    \b
+    Examples:
+      arbitrage serve --pair llama3
+      arbitrage serve --port 9000 --concurrency 16 --tau balanced
+    """
+    from arbitrage_cli.app.request import ask
+    from arbitrage_cli.app.serve import serve_pair
+    from arbitrage_cli.problems.tasks import find_task
+
+    with command_display(output) as display:
+        serve_pair(ask(options, find_task(options.task), loads="served", concurrency=8), server, display)
