@@ -30,12 +30,19 @@ from arbitrage_cli.types import THINK_TOKENS, Json
 
 
 def pair_models(pair: PairEntry) -> list[Json]:
-    """Describe a pair's models and router, and whether each is stored on this machine."""
-    sources = {str(role): source for role, source in pair.sources.items()}
-    here = {role: bool(local_files(source)) for role, source in sources.items()}
+    """Describe a pair's models and router: whether each is stored on this machine, and its size in bytes."""
+    files = {str(role): (source, local_files(source)) for role, source in pair.sources.items()}
     if pair.router:
-        sources["router"], here["router"] = pair.router, router_file(pair.router).is_file()
-    return [{"role": role, "model": sources[role], "here": is_here} for role, is_here in here.items()]
+        path = router_file(pair.router)
+        files["router"] = pair.router, (path,) if path.is_file() else ()
+    return [
+        {"role": role, "model": source, "here": bool(paths), "bytes": _total_size(paths) if paths else None}
+        for role, (source, paths) in files.items()
+    ]
+
+
+def _total_size(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
 
 
 def sources_of(name: str) -> list[str]:

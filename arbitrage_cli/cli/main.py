@@ -20,10 +20,14 @@ from arbitrage_cli.errors import (
 )
 from arbitrage_cli.system.signals import Interruption, interruptible
 
+HUB_SETTINGS = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
+"""The command line's defaults for huggingface_hub, whose warnings would break into a live display."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. `argv` defaults to the arguments of the process. Never raises."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.update(HUB_SETTINGS | os.environ)
     debug = "--debug" in arguments or os.environ.get("ARBITRAGE_DEBUG", "").lower() in ("1", "true", "yes", "on")
     with _streams():
         try:

@@ -31,7 +31,7 @@ def make_group() -> typer.Typer:
 
 @command(json_line=AS_JSON)
 def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
-    """List the pairs, whether their models are on this machine, and the models of Ollama, LM Studio and the Hub's cache.
+    """List the pairs, the sizes of their models on this machine, and the models of Ollama, LM Studio and the Hub's cache.
 
     Such a model can be used by its name, for example with --draft.
     """
@@ -40,7 +40,7 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
     for pair in user_pairs().values():
         models = model_info.pair_models(pair)
         if json_line:
-            by_role = {model["role"]: {"model": model["model"], "here": model["here"]} for model in models}
+            by_role = {model["role"]: {key: model[key] for key in ("model", "here", "bytes")} for model in models}
             write_json({"pair": pair.name, "notes": pair.notes, "ctx": pair.ctx, **by_role})
         else:
             title = one_line(f"{pair.name}: {pair.notes}" if pair.notes else pair.name)
@@ -53,18 +53,25 @@ def list_pairs(*, json_line: bool = False, debug: bool = False) -> None:
         typer.echo("\n".join(["", *facts.found_lines(found)]))
 
 
-@command(offline=Option("Never contact the Hub."))
-def pull(name: Name, *, offline: bool = False, output: OutputOptions) -> None:
+@command(
+    dry_run=Option("Show the files and their sizes, but download nothing.", is_setting=False),
+    offline=Option("Never contact the Hub."),
+)
+def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: OutputOptions) -> None:
     """Download the current files of a pair or a model from the Hugging Face Hub.
 
-    An interrupted download starts from the beginning.
+    Broken connections are resumed. A file whose download was interrupted is downloaded again from the beginning.
 
     \b
     Examples:
-      arbitrage models pull llama3
+      arbitrage models pull llama3 --dry-run
       arbitrage models pull user/repo:Q4_K_M
     """
     names = model_info.names_to_fetch(name)
+    if dry_run:
+        files = dict.fromkeys(file for model in names for file in hub.preview(model, offline=offline))
+        typer.echo("\n".join(facts.download_lines(list(files))))
+        return
     with command_display(output) as display:
         paths = [path for model in names for path in hub.fetch(model, offline=offline, on_progress=display.fetching)]
     for path in paths:

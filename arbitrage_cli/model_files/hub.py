@@ -1,11 +1,14 @@
 """Names, finds, downloads and verifies files of models and data sets on the Hugging Face Hub.
 
-huggingface_hub downloads the files, resumes broken downloads, rejects unsafe file names and manages the cache that all
-programs share. It checks only the size of a file; this module also checks the sha256. HF_ENDPOINT, HF_TOKEN, HF_HOME,
-HF_HUB_CACHE and HF_HUB_OFFLINE are honored. huggingface_hub is imported inside functions, because importing it is slow.
+huggingface_hub downloads the files, rejects unsafe file names and manages the cache that all programs share. If a connection
+breaks, it continues the file. If the command ends, the next command downloads the file from the beginning. It checks only the
+size of a file; this module also checks the sha256. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE are
+honored. huggingface_hub is imported inside functions, because importing it is slow.
 """
 
 import contextlib
+import ipaddress
+import logging
 import os
 import re
 import warnings
@@ -16,6 +19,8 @@ from typing import Any, Literal
 from arbitrage_cli.errors import HubError, ModelFileError, UsageError
 from arbitrage_cli.model_files.checksums import FileProgress, OnProgress, known_sha256, no_progress, published_sha256
 from arbitrage_cli.types import frozen
+
+log = logging.getLogger("arbitrage.models")
 
 DEFAULT_QUANT = "Q4_K_M"
 
@@ -114,6 +119,15 @@ def _has_quant(file: str, name: HubName) -> bool:
 # --- files on the Hub and in its cache
 
 
+@frozen
+class PublishedFile:
+    """A file on the Hub, its size in bytes if the Hub publishes it, and whether the file is in the cache."""
+
+    name: str
+    size: int | None
+    is_here: bool
+
+
 def locate(name: HubName) -> tuple[Path, ...]:
     """Return the unverified files in the cache, in order, or () if a part is missing. Makes no request."""
     snapshot, files = _cached_files(name)
@@ -151,9 +165,23 @@ def fetch(name: HubName, *, offline: bool = False, on_progress: OnProgress = no_
     else:
         with _hub_errors(name):
             paths = tuple(_download(name, file, on_progress) for file in _published(name))
+        for path in paths:
+            if published_sha256(path) is None:
+                log.warning("the Hub publishes no sha256 of %s, so only its size was checked", path.name)
     for path in paths:
         _check(path, on_progress)
     return paths
+
+
+def preview(name: HubName, *, offline: bool = False) -> list[PublishedFile]:
+    """Return the files that `fetch` would return, without downloading them. Raises HubError as `fetch` does."""
+    from huggingface_hub import hf_hub_download
+
+    if _is_offline(name, offline):
+        return [PublishedFile(path.name, path.stat().st_size, is_here=True) for path in locate(name)]
+    with _hub_errors(name):
+        found = [hf_hub_download(name.repo, file, **_place(name), dry_run=True) for file in _published(name)]
+    return [PublishedFile(file.filename, file.file_size, file.is_cached) for file in found]
 
 
 def _check(path: Path, on_progress: OnProgress) -> None:
@@ -225,8 +253,29 @@ def _download(name: HubName, file: str, on_progress: OnProgress) -> Path:
 
         set_postfix_str = set_transfer_postfix_str = update_transfer
 
-    options: Any = {"repo_type": name.kind, "revision": name.revision, "cache_dir": cache_folder()}
-    return Path(hf_hub_download(name.repo, file, **options, tqdm_class=Bar))
+    return Path(hf_hub_download(name.repo, file, **_place(name), tqdm_class=Bar))
+
+
+def _place(name: HubName) -> Any:
+    return {"repo_type": name.kind, "revision": name.revision, "cache_dir": cache_folder()}
+
+
+def _refuse_exposed_token() -> None:
+    """Raise HubError if huggingface_hub would send the user's token unencrypted to another machine."""
+    from httpx2 import URL
+    from huggingface_hub.utils import build_hf_headers
+
+    address = URL(_constants().ENDPOINT)
+    host = address.raw_host.decode("ascii")  # the name that the client connects to
+    if address.scheme == "http" and not _is_loopback(host) and "authorization" in build_hf_headers():
+        message = f"HF_ENDPOINT is http://{host}, so the Hub token would be sent there unencrypted"
+        raise HubError(message, "use https in HF_ENDPOINT; or unset HF_TOKEN, and log out with `hf auth logout`")
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):  # a name
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def _refuse_paths(response: Any) -> None:
@@ -238,17 +287,26 @@ def _refuse_paths(response: Any) -> None:
 
 
 @contextlib.contextmanager
+def _guarded_session() -> Iterator[None]:
+    """Check the responses to huggingface_hub's client. The client may belong to a host program, so its own hooks stay."""
+    from huggingface_hub import get_session
+
+    hooks = get_session().event_hooks["response"]
+    hooks.append(_refuse_paths)
+    try:
+        yield
+    finally:
+        hooks.remove(_refuse_paths)
+
+
+@contextlib.contextmanager
 def _hub_errors(name: HubName) -> Iterator[None]:
     import httpx2
-    from huggingface_hub import get_session
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils.logging import ERROR, set_verbosity
 
-    _constants().HF_HUB_DISABLE_TELEMETRY = True
-    get_session().event_hooks["response"] = [_refuse_paths]
-    set_verbosity(ERROR)  # warnings would break into a live display
     try:
-        with warnings.catch_warnings():
+        _refuse_exposed_token()
+        with _guarded_session(), warnings.catch_warnings():
             warnings.filterwarnings("error", "Not enough free disk space")
             yield
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, UserWarning, *_MALFORMED) as error:

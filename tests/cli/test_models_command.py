@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from cli import ESCAPE, Result, assert_refused, run
 from fake_hub import FakeHub
 
 from arbitrage_cli.model_files.checksums import known_sha256
+from arbitrage_cli.numbers.formatting import size_words
+from arbitrage_cli.system.files import models_folder
 
 DRAFT, TARGET = "user/Draft-GGUF", "user/Target-GGUF"
 USAGE, MODEL = 2, 3
@@ -72,7 +75,33 @@ def test_list_shows_pairs_and_what_is_here_without_the_hub(pair: HubFixture) -> 
     assert (shown.code, shown.err) == (0, "")
     assert "mine: two tiny ones" in shown.out
     assert f"  draft    not here  {DRAFT}\n" in shown.out
+    listed = next(record for record in pair.run("models", "list", "--json").records if record.get("pair") == "builtin")
+    assert listed["draft"]["bytes"] == (models_folder() / "draft.gguf").stat().st_size
     assert not pair.hub.requests
+
+
+def test_dry_run_shows_what_pull_would_download(pair: HubFixture, tiny: Mapping[str, Path]) -> None:
+    assert pair.run("models", "pull", DRAFT, "-q").code == 0
+    shown = pair.run("models", "pull", "mine", "--dry-run")
+    assert (shown.code, shown.err) == (0, "")
+    draft, target, total = (line.split() for line in shown.out.splitlines())
+    assert (draft[0], draft[-1]) == ("here", "Draft-Q4_K_M.gguf")
+    assert (target[:2], target[-1]) == (["not", "here"], "target.q8_0.gguf")
+    assert total == ["to", "download:", "1", "file,", *size_words(tiny["target"].stat().st_size).split()]
+    assert len(pair.hub.downloads()) == 1
+    assert_refused(pair.run("models", "pull", "mine", "--dry-run", "--offline"), MODEL, "", "not on this machine")
+
+
+def test_killed_pull_downloads_the_file_again(pair: HubFixture, tiny: Mapping[str, Path]) -> None:
+    """The file that a killed command leaves has the published size, but is not used."""
+    at_the_end = "huggingface_hub.file_download._chmod_and_move"
+    killed = run("models", "pull", DRAFT, env=pair.env(), interrupt_in=at_the_end, signals=[signal.SIGKILL])
+    assert (killed.code, killed.out) == (-signal.SIGKILL, "")
+    assert [path.stat().st_size for path in pair.folder.rglob("*.incomplete")] == [tiny["draft"].stat().st_size]
+    assert pair.run("models", "pull", DRAFT, "--dry-run").out.startswith("not here")
+    again = pair.run("models", "pull", DRAFT, "-q")
+    assert Path(again.out.strip()).read_bytes() == tiny["draft"].read_bytes()
+    assert len(pair.hub.downloads()) == 2
 
 
 def test_pull_fetches_a_pair_once_and_finds_it_offline(pair: HubFixture) -> None:

@@ -1,21 +1,24 @@
 """Files from the Hub: names, checksums, refusals, hostile responses and secrets."""
 
+import contextlib
 import json
 import os
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import fake_hub
 import pytest
 from fake_hub import COMMIT, Failure, FakeHub
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import constants, get_session, hf_hub_download
+from huggingface_hub.utils.logging import get_verbosity
 
 from arbitrage_cli.errors import ArbitrageError, HubError, ModelFileError, UsageError
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.checksums import FileProgress, sha256_seen
-from arbitrage_cli.model_files.hub import HubName, choose, parse_name
+from arbitrage_cli.model_files.hub import HubName, PublishedFile, choose, parse_name
 
 REPO, FILE = "user/Model-GGUF", "Model-Q4_K_M.gguf"
 DATA = bytes(range(256)) * 4000 + b"the end"  # about 1 MB
@@ -177,6 +180,69 @@ def test_token_stays_secret(
     assert TOKEN not in shown + "".join(capfd.readouterr())
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert {request.authorization for request in served.requests} == {f"Bearer {TOKEN}"}
+
+
+@pytest.mark.parametrize("place", ["HF_TOKEN", "the file of `hf auth login`"])
+def test_token_is_not_sent_unencrypted(served: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str) -> None:
+    """The Hub on loopback is the proxy, so it would see the requests."""
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, served.url)
+    if place == "HF_TOKEN":
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    else:
+        (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    for ask in (hub.fetch, hub.preview):
+        with pytest.raises(HubError, match="HF_ENDPOINT"):
+            ask(NAME)
+    assert not served.requests
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)  # then the library sends no token
+    with contextlib.suppress(HubError):
+        hub.fetch(NAME)
+    assert {request.authorization for request in served.requests} == {None}
+
+
+def test_token_is_sent_over_https_through_a_proxy(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("https_proxy", served.url)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    with pytest.raises(HubError) as caught:  # the proxy of this test makes no tunnels
+        hub.fetch(NAME)
+    assert "unencrypted" not in caught.value.message
+    assert served.tunnels == ["hub.invalid:443"]
+
+
+def test_library_is_left_as_the_host_program_set_it(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(response: object) -> None:
+        pass
+
+    session, verbosity = get_session(), get_verbosity()
+    monkeypatch.setitem(session.event_hooks, "response", [own])
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    hub.fetch(NAME)
+    served.failure = Failure(503)
+    with pytest.raises(HubError):
+        hub.fetch(NAME)
+    assert session.event_hooks["response"] == [own]
+    assert (constants.HF_HUB_DISABLE_TELEMETRY, get_verbosity()) == (False, verbosity)
+
+
+def test_file_without_a_published_checksum_is_noted(served: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+    hub.fetch(LARGE)
+    assert not caplog.messages
+    hub.fetch(SMALL)
+    (note,) = caplog.messages
+    assert SMALL.selector in note
+
+
+def test_preview_downloads_nothing(served: FakeHub) -> None:
+    served.repos[REPO] = {f"M-Q4_K_M-0000{number}-of-00002.gguf": DATA[number:] for number in (1, 2)}
+    first, second = (PublishedFile(name, len(data), is_here=False) for name, data in served.repos[REPO].items())
+    assert hub.preview(NAME) == [first, second]
+    assert not served.downloads()
+    hub.fetch(NAME)
+    here = [replace(file, is_here=True) for file in (first, second)]
+    assert hub.preview(NAME) == hub.preview(NAME, offline=True) == here
 
 
 # --- names

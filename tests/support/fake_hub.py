@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from processes import serve_threads
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -45,6 +45,7 @@ class FakeHub:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.in_git: set[str] = set()  # names of the small files that git keeps itself: no sha256 is published
         self.requests: list[Request] = []
+        self.tunnels: list[str] = []  # hosts for which it was asked as a proxy
         self.url = ""
         self.sha = COMMIT
         self.failure: Failure | None = None
@@ -60,7 +61,8 @@ class FakeHub:
 
 def use(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Make this process ask that Hub, without token and proxy, and keep what it fetches in the folder."""
-    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    close_session()  # the next one is made with this environment
+    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -111,6 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_CONNECT(self) -> None:
+        self.served_hub.tunnels.append(self.path)
+        self._send(501, b"")
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         self.send_response(status)
