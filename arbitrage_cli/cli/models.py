@@ -70,7 +70,7 @@ def pull(name: Name, *, dry_run: bool = False, offline: bool = False, output: Ou
     names = model_info.names_to_fetch(name)
     if dry_run:
         files = dict.fromkeys(file for model in names for file in hub.preview(model, offline=offline))
-        typer.echo("\n".join(facts.download_lines(list(files))))
+        typer.echo("\n".join(facts.download_lines([asdict(file) for file in files])))
         return
     with command_display(output) as display:
         paths = [path for model in names for path in hub.fetch(model, offline=offline, on_progress=display.fetching)]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from arbitrage_cli.display.text import aligned, one_line, role_name
 from arbitrage_cli.model_files.checksums import Identity
-from arbitrage_cli.model_files.hub import PublishedFile
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.types import Json
 
@@ -102,12 +101,12 @@ def pair_line(model: Json) -> str:
     return f"  {role_name(model['role']):<7}  {place:>8}  {one_line(model['model'])}"
 
 
-def download_lines(files: Sequence[PublishedFile]) -> Iterator[str]:
+def download_lines(files: Sequence[Json]) -> Iterator[str]:
     """Yield a line for each file with its size, and the sum of the sizes of the files that are not on this machine."""
     for file in files:
-        place = "here" if file.is_here else "not here"
-        yield f"{place:<8}  {formatting.size_words(file.size):>8}  {one_line(file.name)}"
-    missing = [file.size for file in files if not file.is_here]
+        place = "here" if file["is_here"] else "not here"
+        yield f"{place:<8}  {formatting.size_words(file['size']):>8}  {one_line(file['name'])}"
+    missing = [file["size"] for file in files if not file["is_here"]]
     known = formatting.size_words(sum(size for size in missing if size is not None))
     unknown = f", and {formatting.count(missing.count(None), 'file')} of unknown size" if None in missing else ""
     yield f"to download: {formatting.count(len(missing), 'file')}, {known}{unknown}"
