@@ -8,17 +8,26 @@ of this command only.
 import json
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from arbitrage_cli.app.options import KEY_VARIABLE
+from arbitrage_cli.display.text import one_line
 from arbitrage_cli.errors import UsageError, os_errors, unknown
+from arbitrage_cli.inference.servers.address import SHARED_KEY_VARIABLE, key_variable
+from arbitrage_cli.model_files.pairs import user_pairs
 from arbitrage_cli.system.files import read_text, user_folder
-from arbitrage_cli.types import Fields, Json
+from arbitrage_cli.types import ROLES, Fields, Json
 
+PREFIX = "ARBITRAGE_"
 VARIABLE = "ARBITRAGE_CONFIG"
+KEY_VARIABLES = (KEY_VARIABLE, SHARED_KEY_VARIABLE, *map(key_variable, ROLES))
+FOR_TESTS = ("ARBITRAGE_TEST_", "ARBITRAGE_FUZZ")
 FLAGS_ONLY = ("--debug", "--config")
 """Options that have an environment variable but cannot be set in a file."""
 
@@ -31,9 +40,13 @@ def settings_file() -> Path:
 def use_settings(context: typer.Context, config: Path | None) -> Path:
     """Use the settings as defaults of a command, and return the file. This is the callback of --config.
 
-    Raises UsageError if the file cannot be read or if it has an unknown setting.
+    Environment variables that set nothing are reported on standard error. Raises UsageError if the file cannot be read or if
+    it has an unknown setting.
     """
     root: Any = context.find_root().command
+    if not context.resilient_parsing:  # the shell asks for completions
+        for line in _unknown_variables(root):
+            typer.echo(line, err=True)
     path = config or settings_file()
     if config or path.is_file():
         values, names = _read(path, root, context.command_path.split()[1]), _settings(context.command)
@@ -51,6 +64,21 @@ def origin_of(context: typer.Context, name: str) -> str | None:
         return str(parameter.envvar)
     option = parameter.opts[0]
     return option if source.name != "DEFAULT_MAP" else f"{context.params['config']}: {option.removeprefix('--')}"
+
+
+def _unknown_variables(root: Any) -> Iterator[str]:
+    """Yield a line for each variable that looks like a setting but is none, with the most similar known variable."""
+    known = {str(parameter.envvar) for parameter in _parameters(root) if parameter.envvar} | {*KEY_VARIABLES}
+    names = [name for name in sorted(os.environ) if name.startswith(PREFIX) and name not in known]
+    if names:
+        with suppress(UsageError):  # the command reports a damaged file
+            entries = [entry for pair in user_pairs().values() for entry in pair.entries.values()]
+            known |= {entry.api_key_env for entry in entries if entry.api_key_env}
+    for name in names:
+        if name not in known and not name.startswith(FOR_TESTS):
+            similar = get_close_matches(name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known], n=1)
+            guess = f"; did you mean {PREFIX}{similar[0]}?" if similar else ""
+            yield one_line(f"the environment variable {name} sets nothing{guess}")
 
 
 def _read(path: Path, root: Any, command: str) -> Json:

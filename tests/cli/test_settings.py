@@ -40,6 +40,32 @@ def test_another_file_replaces_the_users_own(tmp_path: Path) -> None:
     assert_refused(run(*SOLVE, "--config", "none.toml", cwd=tmp_path), 2, "none.toml: ")
 
 
+def test_unknown_variable_is_reported_with_the_most_similar_one(tmp_path: Path) -> None:
+    misspelt = {"ARBITRAGE_TARGT": "a.gguf", "ARBITRAGE_TARGT_API_KEY": "secret", "ARBITRAGE_": "1", "ARBITRAGE_ZZZ": "1"}
+    result = run(*SOLVE, cwd=tmp_path, env=misspelt)
+    assert result.code == 0
+    lines = [[word.strip(";?") for word in line.split() if "ARBITRAGE" in word] for line in result.err.splitlines()]
+    assert lines == [
+        ["ARBITRAGE_"],
+        ["ARBITRAGE_TARGT", "ARBITRAGE_TARGET"],
+        ["ARBITRAGE_TARGT_API_KEY", "ARBITRAGE_TARGET_API_KEY"],
+        ["ARBITRAGE_ZZZ"],
+    ]
+    assert "secret" not in result.err
+
+
+def test_known_variables_are_not_reported(tmp_path: Path) -> None:
+    """Those of options, keys, a pair's key, and the project's own tests."""
+    keys = ("API_KEY", "DRAFT_API_KEY", "TARGET_API_KEY", "CHECK_API_KEY", "PRM_API_KEY", "SERVE_API_KEY", "MY_KEY")
+    others = {"ARBITRAGE_SEED": "3", "ARBITRAGE_DEBUG": "0", "ARBITRAGE_TEST_DRAFT": "a", "ARBITRAGE_FUZZ": "1"}
+    (tmp_path / "arbitrage").mkdir()
+    entry = f"[mine]\ndraft.source = {MODELS[1]!r}\ntarget.source = {MODELS[3]!r}\n"
+    (tmp_path / "arbitrage" / "pairs.toml").write_text(f'{entry}target.api_key_env = "ARBITRAGE_MY_KEY"\n')
+    env = {**write_settings(tmp_path, ""), **others, **{f"ARBITRAGE_{name}": "k" for name in keys}}
+    result = run(*SOLVE, cwd=tmp_path, env=env)
+    assert (result.code, result.err) == (0, "")
+
+
 def test_folder_of_the_command_sets_nothing(quick_path: Path) -> None:
     """A cloned repository must not choose models, run programs, open ports or select folders to write to."""
     write_problems(quick_path / "one.jsonl", ["5 + 6"])

@@ -65,6 +65,11 @@ class ServedSource:
     continuation: str | None = None
 
 
+def key_variable(role: str) -> str:
+    """Return the environment variable of a role's API key, for example ARBITRAGE_TARGET_API_KEY."""
+    return f"ARBITRAGE_{role.upper()}_API_KEY"
+
+
 def find_keys(
     addresses: Mapping[ModelRole, Address], variables: Mapping[ModelRole, str | None], environment: Mapping[str, str]
 ) -> dict[ModelRole, str]:
@@ -79,7 +84,7 @@ def find_keys(
     shared = environment.get(SHARED_KEY_VARIABLE)
     are_several = len({address.host for address in addresses.values()}) > 1
     for role, address in addresses.items():
-        named, own = variables.get(role), f"ARBITRAGE_{role.upper()}_API_KEY"
+        named, own = variables.get(role), key_variable(role)
         if named and not environment.get(named):
             raise UsageError(f"environment variable {named} for the API key of the {role} is not set", f"export {named}=...")
         key = environment.get(named or "") or environment.get(own)
