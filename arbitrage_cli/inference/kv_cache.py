@@ -156,6 +156,11 @@ class StepIds:
         self._steps: list[tuple[Step, list[int]]] = []
         self._written: dict[Step, list[int]] = {}
 
+    @property
+    def has_none_of_its_own(self) -> bool:
+        """Whether this model has not written a step yet."""
+        return not self._written
+
     def remember(self, step: Step, ids: list[int]) -> None:
         self._written[step] = ids
 

@@ -127,10 +127,15 @@ def _is_loop(tokens: Sequence[object]) -> bool:
     return False
 
 
+def end_of(phase: Phase) -> StepStop:
+    """Return the reason why a phase's last step ends, if no limit ends it."""
+    return "thought" if phase == "think" else "end"
+
+
 def text_end(text: StepText, tokens: Sequence[object], phase: Phase) -> StepStop | None:
     """Return the reason in the text why the step ends, or None if the step continues. `tokens` may be ids or texts."""
     if text.has_marker:
-        return "thought" if phase == "think" else "end"
+        return end_of(phase)
     if text.ended:
         return "separator"
     return "loop" if _is_loop(tokens) and not text.is_inside_character else None

@@ -28,9 +28,9 @@ from arbitrage_cli.inference.servers.dialects import Prompt, TextRequest
 from arbitrage_cli.inference.servers.model import Controls, ServedModel
 from arbitrage_cli.inference.servers.responses import Ending, Piece, ReportedUsage, ServedToken, token_stats
 from arbitrage_cli.inference.speculation import Speculator
-from arbitrage_cli.inference.step_text import StepText, step_end, text_end
+from arbitrage_cli.inference.step_text import StepText, end_of, step_end, text_end
 from arbitrage_cli.inference.thinking import THINK
-from arbitrage_cli.types import WHOLE, Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, Trace
+from arbitrage_cli.types import WHOLE, Cost, Decision, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace, frozen
 
 MAX_BLANK_ANSWERS = 4  # in a row
 CHECK_TOKENS = 4  # written to find out whether a solution is complete
@@ -83,11 +83,42 @@ class _Writing:
         )
 
 
+# --- the state of a response
+
+
+@frozen
+class _Awaited:
+    """Nothing was received yet, so the response may still be refused and costs nothing."""
+
+
+@frozen
+class _Begun:
+    """The prompt was read, and pieces arrive. The server has not reported yet how many tokens it used."""
+
+    num_prompt: int
+
+
+@frozen
+class _Closed:
+    """The writer closed the stream at the end of a step. Most servers have not reported the tokens that they used."""
+
+    usage: ReportedUsage | None
+
+
+@frozen
+class _Complete:
+    """The server ended the response, and may have reported the tokens that it used."""
+
+    ending: Ending
+    usage: ReportedUsage | None
+
+
 @dataclass(slots=True)
 class _Slot:
     """A problem.
 
     One response may contain all later steps (`until_end`). `trace` then has steps that the flow has not yet received.
+    `response` is the response to the latest request.
     """
 
     number: int
@@ -101,18 +132,23 @@ class _Slot:
     until_end: bool = False
     prompt: Prompt | None = None
     num_prompt: int | None = None  # tokens
-    num_unpaid: int = 0  # prompt tokens of the response in flight, once it has begun
+    response: _Awaited | _Begun | _Closed | _Complete = field(default_factory=_Awaited)
     spent: Cost = field(default_factory=Cost)  # on responses that are not part of a step
     steps: StepIds = field(default_factory=StepIds)
     updates: deque[SlotUpdate] = field(default_factory=deque)  # not yet returned by `tick`
-    is_new: bool = True
     topic: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the model has not written a step of this problem yet."""
+        return self.steps.has_none_of_its_own
 
     @property
     def unkept(self) -> Cost:
         """What was spent, if the current response is not kept. Its time belongs to the step that replaces it, if any."""
-        cost = replace(self.writing.cost(), prefill_seconds=0.0, decode_seconds=0.0)
-        return self.spent + cost + Cost(prefill_tokens=self.num_unpaid)
+        written = replace(self.writing.cost(), prefill_seconds=0.0, decode_seconds=0.0)
+        num_unreported = self.response.num_prompt if isinstance(self.response, _Begun) else 0
+        return self.spent + written + Cost(prefill_tokens=num_unreported)
 
 
 @dataclass(eq=False)
@@ -192,14 +228,16 @@ class ServedWriter:
         num_steps = 0
 
         def restart() -> None:
-            slot.spent, slot.num_unpaid = slot.unkept, 0
+            slot.spent = slot.unkept
+            slot.response = _Awaited()
             self._report(slot, num_unread=1)
             if len(slot.trace.decisions) > num_steps:
                 raise ServerRequestError(f"{self.model.server.name} interrupted a response", status=TIMEOUT)
 
         try:
             while True:
-                num_steps, slot.began = len(slot.trace.decisions), time.perf_counter()
+                num_steps = len(slot.trace.decisions)
+                slot.began = time.perf_counter()
                 try:
                     await self.model.server.retry(partial(self._write, slot), restart=restart)
                 except ServerRequestError as error:
@@ -223,21 +261,27 @@ class ServedWriter:
 
     async def _write(self, slot: _Slot) -> None:
         """Write the next step or, with `until_end`, the rest of the phase."""
-        trace, size = slot.trace, self.model.card.context_size
+        limits, context_size = slot.trace.limits, self.model.card.context_size
         self._begin(slot)
         prompt = await self._prompt_of(slot)
-        if len(prompt.ids) >= size:
-            message = f"the solution so far ({len(prompt)} tokens) fills the context of {self.model.name} ({size} tokens)"
+        if len(prompt.ids) >= context_size:
+            message = (
+                f"the solution so far ({len(prompt)} tokens) fills the context of {self.model.name} ({context_size} tokens)"
+            )
             raise ContextFullError(message, "use a shorter problem or a smaller --max-tokens")
-        room, fitting = size - len(prompt.ids), size - len(prompt)  # servers may reject a higher limit than fits
-        budget, is_last_thought = trace.next_budget(max(fitting, trace.limits.max_step_tokens) if slot.until_end else None)
+        room = context_size - len(prompt.ids)
+        longest = None  # the limit of a step
+        if slot.until_end:
+            longest = max(context_size - len(prompt), limits.max_step_tokens)  # servers may reject more than fits
+        budget, is_last_thought = slot.trace.next_budget(longest)
         stop = await self._write_until_end(slot, prompt, min(budget, room))
-        num_tokens, at_limit = slot.writing.num_received, stop == "budget"
+        num_tokens = slot.writing.num_received
+        is_at_limit = stop == "budget"
         ended = step_end(
-            None if at_limit else stop,
-            is_spent=budget <= room and (at_limit or num_tokens >= budget),
+            None if is_at_limit else stop,
+            is_spent=budget <= room and (is_at_limit or num_tokens >= budget),
             is_last_thought=is_last_thought,
-            is_full=at_limit and num_tokens >= room,
+            is_full=is_at_limit and num_tokens >= room,
         )
         self._keep(slot, ended or stop)
 
@@ -245,27 +289,32 @@ class ServedWriter:
         slot.writing = _Writing(self._prompt.step_text(slot.trace), slot.trace.phase, slot.began, num_earlier)
 
     def _keep(self, slot: _Slot, stop: StepStop) -> None:
-        """Finish the step, add it to the trace, and report it."""
-        writing, stats = slot.writing, None
-        if self.keep_token_stats and not slot.until_end:
-            try:
-                stats = token_stats(writing.tokens, self.model.num_alternatives, self.model.card.vocabulary_size)
-            except ValueError as error:
-                raise ServerRequestError(f"{self.model.server.name}: {error}") from error
+        """Finish the step, add it to the trace, and report it. Then begin the next step."""
+        writing = slot.writing
+        stats = self._token_stats(writing) if self.keep_token_stats and not slot.until_end else None
         text = writing.text.finish(is_cut=stop not in WHOLE)
         step = Step(self.role, text, writing.num_tokens, slot.spent + writing.cost(), stop, stats, phase=writing.phase)
         slot.steps.remember(step, self._own_ids(step, writing))
         slot.trace.add(Decision(kept=step))
-        slot.spent, slot.is_new, slot.began = Cost(), False, time.perf_counter()
+        slot.spent = Cost()
+        slot.began = time.perf_counter()
         self._begin(slot, writing.num_received)
         self._report(slot, step=step)
 
+    def _token_stats(self, writing: _Writing) -> TokenStats:
+        try:
+            return token_stats(writing.tokens, self.model.num_alternatives, self.model.card.vocabulary_size)
+        except ValueError as error:
+            raise ServerRequestError(f"{self.model.server.name}: {error}") from error
+
     async def _write_until_end(self, slot: _Slot, prompt: Prompt, max_tokens: int) -> StepStop:
+        """Send requests until the step ends. Return the reason why it ends."""
         num_blank = 0
         while num_blank < MAX_BLANK_ANSWERS:
-            num_left, before = max_tokens - slot.writing.num_received, slot.writing.text.so_far.strip()
+            num_left = max_tokens - slot.writing.num_received
             if num_left <= 0:
                 return "budget"
+            before = slot.writing.text.so_far.strip()
             if stop := await self._continue(slot, self._request(slot, prompt, num_left)):
                 return stop
             num_blank = num_blank + 1 if slot.writing.text.so_far.strip() == before else 0
@@ -273,57 +322,87 @@ class ServedWriter:
 
     async def _continue(self, slot: _Slot, request: TextRequest) -> StepStop | None:
         """Add a response to the step. Return the reason why the step ends, or None if it does not end yet."""
-        ending, usage, is_first = None, None, slot.is_new and not slot.writing.pieces
+        is_first = slot.is_new and not slot.writing.pieces
+        response = await self._receive(slot, request)
+        if response.usage:
+            self._count(slot, response.usage, is_first=is_first)
+        slot.response = response
+        if isinstance(response, _Closed):
+            return slot.writing.stop
+        if not slot.writing.num_received and (response.ending == "length" or not slot.trace.decisions):
+            raise ServerRequestError(f"{self.model.server.name} sent a response without text")
+        return await self._stop(slot, response.ending, request)
+
+    async def _receive(self, slot: _Slot, request: TextRequest) -> _Closed | _Complete:
+        """Add the pieces of a response to the step, until the server ends it or the rest is not needed."""
+        ending, usage = None, None
         async with aclosing(self.model.pieces(request, slot.topic)) as pieces:
             async for piece in pieces:
-                slot.num_unpaid = len(request.prompt.ids)
+                slot.response = _Begun(len(request.prompt.ids))
                 self._add(slot, _without_end_token(piece, request.marker), request.max_tokens)
-                ending, usage = piece.ending or ending, piece.usage or usage
-                ends = slot.writing.text.ended and self.model.dialect.is_plain
-                if ends or (not slot.until_end and slot.writing.stop == "loop"):  # the rest is not needed
-                    ending = None
-                    break
-        writing = slot.writing
-        if ending is None and request.prompt.ids:
-            usage = ReportedUsage(prompt=len(request.prompt))
-        slot.num_unpaid = 0
-        if usage:
-            slot.num_prompt = usage.prompt if is_first else slot.num_prompt
-            cost = usage.cost
-            writing.counted += replace(cost, decode_tokens=max(0, cost.decode_tokens - writing.num_earlier))
+                ending = piece.ending or ending
+                usage = piece.usage or usage
+                if self._needs_no_more(slot):  # at least the number of ids that were sent is known
+                    return _Closed(ReportedUsage(prompt=len(request.prompt)) if request.prompt.ids else usage)
         if ending is None:
-            return writing.stop
-        if not writing.num_received and (ending == "length" or not slot.trace.decisions):
-            raise ServerRequestError(f"{self.model.server.name} sent a response without text")
-        return await self._stop(slot, ending, request)
+            raise ValueError("`ServedModel.pieces` ended without an ending")
+        return _Complete(ending, usage)
+
+    def _needs_no_more(self, slot: _Slot) -> bool:
+        if slot.writing.text.ended and self.model.dialect.is_plain:  # other servers stop by themselves, and report
+            return True
+        return slot.writing.stop == "loop" and not slot.until_end
+
+    def _count(self, slot: _Slot, usage: ReportedUsage, *, is_first: bool) -> None:
+        """Add the tokens that a response used, without those of its earlier steps, to the step's cost."""
+        if is_first:
+            slot.num_prompt = usage.prompt
+        num_own = max(0, usage.cost.decode_tokens - slot.writing.num_earlier)
+        slot.writing.counted += replace(usage.cost, decode_tokens=num_own)
 
     def _add(self, slot: _Slot, piece: Piece, max_tokens: int) -> None:
         """Add a piece to the step. If the response has more steps, keep each complete step and begin the next one."""
         rest: Piece | None = piece
         while rest:
-            piece, rest, writing = rest, None, slot.writing
-            if self.model.dialect.is_plain or (slot.until_end and len(piece.ids) > 1):  # may contain several tokens
-                num_own = 1 + writing.text.num_before_end(one.encode("utf-8", "replace") for one in piece.text)
-                if num_own < len(piece.text):
-                    piece, rest = piece.split(num_own)
-            if text := writing.add(piece):
+            own, rest = self._divided(slot, rest)
+            writing = slot.writing
+            if text := writing.add(own):
                 self._report(slot, text=text)
             if not slot.until_end or writing.text.has_marker:
-                return
-            stop = writing.stop or ("budget" if writing.num_tokens >= slot.trace.limits.max_step_tokens else None)
+                return  # what follows the end is not needed
+            is_at_limit = writing.num_tokens >= slot.trace.limits.max_step_tokens
+            stop = writing.stop or ("budget" if is_at_limit else None)
             if stop and writing.num_received < max_tokens:
                 self._keep(slot, stop)
-                slot.writing.first_at = slot.began
+                slot.writing.first_at = slot.began  # it had no prompt of its own
+
+    def _divided(self, slot: _Slot, piece: Piece) -> tuple[Piece, Piece | None]:
+        """Divide a piece that may have several tokens where the step ends."""
+        may_go_beyond = self.model.dialect.is_plain or (slot.until_end and len(piece.ids) > 1)
+        if may_go_beyond:
+            num_own = 1 + slot.writing.text.num_before_end(one.encode("utf-8", "replace") for one in piece.text)
+            if num_own < len(piece.text):
+                return piece.split(num_own)
+        return piece, None
 
     async def _stop(self, slot: _Slot, ending: Ending, request: TextRequest) -> StepStop | None:
-        writing, text = slot.writing, slot.writing.text
-        if not text.has_marker and (slot.until_end or ending != "separator"):
-            return (writing.stop or "budget") if ending == "length" else "thought" if writing.phase == "think" else "end"
+        """Return the reason why a step ends whose response the server has ended, or None if it does not end yet."""
+        writing = slot.writing
+        if writing.text.has_marker:
+            return writing.stop
+        if ending == "separator" and not slot.until_end:
+            self._check_separator(writing.text, request)
+            return writing.stop
+        if ending == "length":
+            return writing.stop or "budget"
+        return end_of(writing.phase)
+
+    def _check_separator(self, text: StepText, request: TextRequest) -> None:
+        """Raise ServerRequestError if the server stopped at the separator, but did not send it."""
         if text.so_far.strip() and not text.so_far.endswith(request.stop) and not text.ended:
             raise ServerRequestError(
                 f"{self.model.server.name} omitted the stop string ({self.style.step_end}) from its response"
             )
-        return writing.stop
 
     def _own_ids(self, step: Step, writing: _Writing) -> list[int]:
         """Return a step's ids without the ids of its marker, or [] if the text must be tokenized again."""
@@ -402,18 +481,22 @@ class ChatWriter(ServedWriter):
     async def _stop(self, slot: _Slot, ending: Ending, request: TextRequest) -> StepStop | None:
         if slot.until_end or ending == "length":
             return await super()._stop(slot, ending, request)
-        written, separator, text = request.prompt.text, self.style.step_end.separator, slot.writing.text.so_far
-        if ending == "stop":
-            is_empty, follows = not text.strip(), not written or written.endswith(separator)
-            is_over = not request.stop or (follows if is_empty else await self._is_over(slot, request))
-            ending = "end" if is_over else "separator"
-        if ending == "end":
-            return "thought" if slot.writing.phase == "think" else "end"
-        self._report(slot, text=slot.writing.add(Piece(separator)))
+        if ending == "end" or (ending == "stop" and await self._is_over(slot, request)):
+            return end_of(slot.writing.phase)
+        self._report(slot, text=slot.writing.add(Piece(self.style.step_end.separator)))
         return slot.writing.stop
 
     async def _is_over(self, slot: _Slot, request: TextRequest) -> bool:
-        """Return whether the solution is complete.
+        """Return whether the solution is complete, or the server stopped at the separator."""
+        if not request.stop:
+            return True
+        if not slot.writing.text.so_far.strip():
+            written = request.prompt.text
+            return not written or written.endswith(self.style.step_end.separator)
+        return await self._writes_no_more(slot, request)
+
+    async def _writes_no_more(self, slot: _Slot, request: TextRequest) -> bool:
+        """Return whether the model has nothing to add.
 
         Unless the solution is certainly unfinished, the model is asked to continue the solution without a stop string.
         """
