@@ -85,6 +85,10 @@ def test_a_run_is_not_resumed_with_another_model_at_the_same_address(here: Path)
     [
         *((address, {}, "target") for address in ("http://", "http://host:99999/v1")),
         *((f"http{address}", {}, "target") for address in ("://user:secret@host/v1", "s://host/v1?key=secret")),
+        *(
+            (f"http://{host}/v1#toy", {"ARBITRAGE_TARGET_API_KEY": KEY}, "target")
+            for host in ("models\u3002example.com", "8\uff0e8.8.8", "models%2eexample.com", "localhost\\.example.com")
+        ),
         ("http://127.0.0.1:2/v1", {"ARBITRAGE_API_KEY": KEY}, "ARBITRAGE_DRAFT_API_KEY"),
         *(
             (f"http://{host}/v1#toy", {"ARBITRAGE_TARGET_API_KEY": KEY}, "https")

@@ -11,6 +11,7 @@ from arbitrage_cli.types import Fields, ModelRole, frozen
 
 ADDRESS_EXAMPLE = "use an address such as http://gpu-box:8000/v1 or http://gpu-box:8000/v1#Qwen/Qwen3-32B"
 SHARED_KEY_VARIABLE = "ARBITRAGE_API_KEY"
+PLAIN_HOST = re.compile(r"[a-z0-9._-]+")  # `urlsplit` returns lower case
 
 
 @frozen
@@ -22,7 +23,11 @@ class Address:
 
     @classmethod
     def parse(cls, source: str) -> "Address":
-        """Parse `URL#model`. Raises UsageError if the URL is invalid, or contains a user, password or query."""
+        """Parse `URL#model`.
+
+        Raises UsageError if the URL is invalid, contains a user, password or query, or has a host that the HTTP client would
+        rewrite, because such a host could name another server than it seems to.
+        """
         base, _, model = source.partition("#")
         try:
             parts = urlsplit(base)
@@ -34,6 +39,9 @@ class Address:
         if parts.username is not None or parts.password is not None or parts.query:
             message = f"{parts.hostname}: an address must not contain a user, password or query"
             raise UsageError(message, f"set the environment variable {SHARED_KEY_VARIABLE}")
+        if not (_is_ip_address(str(parts.hostname)) or PLAIN_HOST.fullmatch(str(parts.hostname))):
+            message = f"{parts.hostname}: a host may contain only ASCII letters, digits, '.', '-' and '_'"
+            raise UsageError(message, "write the ASCII form of an international name, such as xn--bcher-kva.example")
         return cls(base.rstrip("/"), model or None)
 
     def url(self, path: str) -> str:
@@ -102,9 +110,15 @@ def find_keys(
 
 def is_private(host: str) -> bool:
     """Return whether a host is this machine or part of a private network."""
+    if _is_ip_address(host):
+        return ipaddress.ip_address(host).is_private
+    is_number = re.fullmatch(r"\d+|0x[0-9a-f]+", host)  # an IP address, such as 134744072 for 8.8.8.8
+    return (not is_number and "." not in host) or host.endswith((".local", ".internal", ".lan", ".localhost"))
+
+
+def _is_ip_address(host: str) -> bool:
     try:
-        address = ipaddress.ip_address(host)
+        ipaddress.ip_address(host)
     except ValueError:
-        is_number = re.fullmatch(r"\d+|0x[0-9a-f]+", host)  # an IP address, such as 134744072 for 8.8.8.8
-        return (not is_number and "." not in host) or host.endswith((".local", ".internal", ".lan", ".localhost"))
-    return address.is_private
+        return False
+    return True
