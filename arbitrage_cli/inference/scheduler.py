@@ -117,7 +117,10 @@ class _InFlight:
 
 
 class Refusals:
-    """The latest problems in a row that each model's server refused with the same status. After `max_refused`, the run ends."""
+    """The latest problems in a row that each model's server refused with the same status, or all without a status.
+
+    After `max_refused`, the run ends.
+    """
 
     def __init__(self, max_refused: float = MAX_REFUSED) -> None:
         self._max_refused = max_refused
@@ -129,7 +132,7 @@ class Refusals:
         if isinstance(error, ServerError):
             self._failure = error
         latest = self._latest.pop(model, [])
-        if isinstance(error, ServerRequestError) and error.status:
+        if isinstance(error, ServerRequestError):
             self._latest[model] = [*(one for one in latest if one.status == error.status), error]
 
     def check(self) -> None:

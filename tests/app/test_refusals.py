@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from commands import Shown, bench, collect, solve, typed
-from fake_chat import Api, ChatServer
+from fake_chat import Api, ChatServer, chunk
 from fake_server import Answer, on_loopback
 from faults import rows_of, write_problems
 
@@ -89,6 +89,16 @@ def test_bench_ends_if_a_server_refuses_everything(api: Refusing, quick_path: Pa
         bench(quick_path, replace(api.options, policy="target,draft"))
     rows = rows_of(quick_path / "run")
     assert [row["policy"] for row in rows if row["status"] == "error"] == ["target"] * 20
+
+
+@pytest.mark.parametrize("answer", [Answer([{}]), Answer([chunk({}, "stop")], is_streamed=True)], ids=["unknown", "empty"])
+def test_bench_ends_if_a_server_answers_nothing_of_use(api: Refusing, quick_path: Path, answer: Answer) -> None:
+    """Each of these answers has HTTP status 200, and may cost something."""
+    write_problems(quick_path / "problems.jsonl", [f"{number} + 1" for number in range(30)])
+    api.refuses, api.answer = lambda question: True, answer
+    with pytest.raises(ServerError, match="20 problems"):
+        bench(quick_path, api.options)
+    assert len(api.asked) == 20
 
 
 def test_collect_records_a_refusal(api: Refusing, quick_path: Path) -> None:
