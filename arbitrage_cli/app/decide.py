@@ -4,7 +4,7 @@
 continues calls it only if it gets further policies.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from arbitrage_cli.app.options import Options
 from arbitrage_cli.app.request import NamedModels, Request
@@ -244,21 +244,24 @@ def _check_thinking(request: Request, checker: ModelFacts) -> Thinking:
 
 
 def _decided_model(role: ModelRole, models: ModelsFacts, settings: Settings, context_size: int | None) -> ModelSetup:
-    facts = models[role]
-    together: Sequence[ModelRole] = ["check"] if role == "check" else WRITING
-    thinks = settings.check_thinking == "on" if role == "check" else settings.limits.think_tokens != 0
-    size = context_size or _context_size(facts, [models[one] for one in together if one in models], thinks=thinks)
-    return facts.setup.model_copy(update={"context_size": size})
+    size = context_size or _default_context_size(role, models, settings)
+    return models[role].setup.model_copy(update={"context_size": size})
 
 
-def _context_size(facts: ModelFacts, together: Iterable[ModelFacts], *, thinks: bool) -> int | None:
-    """Return the default context size of a model with files. All models that think together have the same."""
-    if not facts.setup.file:
+def _default_context_size(role: ModelRole, models: ModelsFacts, settings: Settings) -> int | None:
+    """Return the default context size of a model, or None if it has no file.
+
+    The models that read thoughts have the same: the smallest with which a writer of thoughts was trained, if it has a file.
+    The checker reads only its own.
+    """
+    own = models[role]
+    if not own.setup.file:
         return None
-    most, users = (
-        (THINK_CONTEXT_SIZE, [one for one in together if one.setup.file]) if thinks else (DEFAULT_CONTEXT_SIZE, [facts])
-    )
-    return min(most, *(one.trained_context_size or most for one in users))
+    thinks = settings.check_thinking == "on" if role == "check" else settings.limits.think_tokens != 0
+    most = THINK_CONTEXT_SIZE if thinks else DEFAULT_CONTEXT_SIZE
+    writers: Collection[ModelRole] = WRITING if thinks and role != "check" else ()
+    files = [models[writer] for writer in writers if writer in models and models[writer].setup.file]
+    return min(most, *(one.trained_context_size or most for one in files or [own]))
 
 
 def _decided_router(named: NamedModels, policies: Iterable[Policy]) -> RouterSetup | None:

@@ -41,7 +41,9 @@ from arbitrage_cli.routing.route import (
     accepts_tau,
     choose_policy,
     parse_routes,
+    refuse_in_conversation,
     resolve_tau,
+    selectable,
 )
 from arbitrage_cli.routing.router import Router, included_router, load
 from arbitrage_cli.system.files import read_text
@@ -339,6 +341,9 @@ def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: i
         routing = options
     for_calls = {"named": {"router", "prm", "check"}, "served": {"check"}}.get(loads, set())
     route = choose_route(task, named, replace(routing, explicit=options.explicit - for_calls))
+    if loads in ("both", "served"):
+        checks = loads == "served" and task.has_answers
+        refuse_in_conversation(route[0], selectable(named.router, speculates=not named.served, checks=checks))
     is_default = (routing.policy, routing.tau, routing.early_stop, options.router) == (None,) * 4
     return _request(options, task, named, [route], concurrency, loads=loads, is_default=is_default)
 

@@ -4,7 +4,7 @@
 `Route.flow` creates the flow (`arbitrage.py`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -252,6 +252,32 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
 # --- routes for requests and chats
 
 
+def selectable(router: Router | None, *, speculates: bool, checks: bool) -> list[str]:
+    """Return the policies that users of a chat or a server can select.
+
+    `speculates` is false for models on servers. `checks` is true if answers can be compared.
+    """
+    return [
+        policy.name
+        for policy in POLICIES.values()
+        if policy.reward is None
+        and not (policy.needs_router and router is None)
+        and (speculates or not policy.speculates)
+        and (checks or policy.kind != "checked")
+    ]
+
+
+def refuse_in_conversation(policy: Policy, selectable: Sequence[str]) -> None:
+    """Raise UsageError if a policy needs rewards, or if it compares answers and these policies do not include it."""
+    if policy.reward or (policy.kind == "checked" and policy.name not in selectable):
+        needs = "rewards, which are" if policy.reward else "whole solutions with a final answer, which are"
+        raise UsageError(
+            f"policy {policy.name} needs {needs} not available in a conversation",
+            f"use one of: {', '.join(selectable)}",
+            option="policy",
+        )
+
+
 class Menu:
     """The routes that a request or a chat turn can select by name. `default` is the route from the command line."""
 
@@ -263,27 +289,11 @@ class Menu:
         speculates: bool = True,
         checks: bool = False,
     ) -> None:
-        """`speculates` is false for models on servers. `checks` is true if answers can be compared.
-
-        Raises UsageError if the default policy needs rewards, or a checker in a conversation.
-        """
+        """`speculates` and `checks` are those of `selectable`. Raises UsageError if the default policy cannot be used in a conversation."""
         self.default = default
         self._available = available
-        self._policies = [
-            policy.name
-            for policy in POLICIES.values()
-            if policy.reward is None
-            and not (policy.needs_router and available.router is None)
-            and (speculates or not policy.speculates)
-            and (checks or policy.kind != "checked")
-        ]
-        if default.policy.name not in self._policies:
-            needs = "rewards, which are" if default.policy.reward else "whole solutions with a final answer, which are"
-            raise UsageError(
-                f"policy {default.policy.name} needs {needs} not available in a conversation",
-                f"use one of: {', '.join(self._policies)}",
-                option="policy",
-            )
+        self._policies = selectable(available.router, speculates=speculates, checks=checks)
+        refuse_in_conversation(default.policy, self._policies)
 
     @property
     def names(self) -> list[str]:

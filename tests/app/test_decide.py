@@ -233,6 +233,21 @@ def test_a_request_that_cannot_be_answered_is_refused(values: dict[str, Any], op
     assert (error.option, words in f"{error.message} {error.hint}") == (option, True), error
 
 
+@pytest.mark.parametrize(("policy", "loads"), [("rsd", "served"), ("oracle", "served"), ("rsd", "both"), ("agree", "both")])
+def test_what_a_conversation_does_not_have_is_refused_before_models_are_chosen(policy: str, loads: Loads) -> None:
+    error = refused(ask, typed(**SCRIPTED, policy=policy), MATH, loads=loads)
+    assert (error.option, policy in error.message, policy in error.hint) == ("policy", True, False)
+
+
+def test_a_process_reward_model_reads_thoughts_of_models_on_servers() -> None:
+    """Its context is its own, because a server has the contexts of the others."""
+    served = Options(draft="http://127.0.0.1:1/v1", target="http://127.0.0.1:2/v1", prm="builtin:prm", policy="rsd")
+    sizes = {role: model.context_size for role, model in single("think", models=served, think="on").models.items()}
+    assert sizes == {"draft": None, "target": None, "prm": 512}
+    local = replace(served, draft="builtin:thinking-draft", target="builtin:thinking-target")
+    assert {model.context_size for model in single("think", models=local, think="on").models.values()} == {1024}
+
+
 def test_a_process_reward_model_is_used_by_collect_or_refused() -> None:
     assert refused(ask_to_collect, typed(prm="none.gguf"), MATH, "rollout").option == "prm"
     assert "process reward model" in refused(ask_to_collect, typed(**SCRIPTED), MATH, None).message

@@ -115,7 +115,7 @@ def test_what_it_refuses_to_start_with() -> None:
         for flags, place in (
             (("--host", "0.0.0.0"), "--host"),  # noqa: S104 - refused
             (("--port", str(taken.getsockname()[1])), "127.0.0.1"),
-            (("--policy", "rsd"), "policy"),
+            (("--policy", "rsd"), "--policy"),
         ):
             assert_refused(run("serve", *MODELS, "--port", "0", *flags), 2, place)
     assert_refused(run("serve", *MODELS, env={"ARBITRAGE_SERVE_API_KEY": "ké"}), 2, "ARBITRAGE_SERVE_API_KEY: ")
