@@ -1,4 +1,4 @@
-"""The laws of the design (1 to 5 and 7), on the toy language and on tiny models through llama.cpp.
+"""The laws of the design, on the toy language and on tiny models through llama.cpp.
 
 On the toy language texts are compared exactly. llama.cpp computes a batch, a single token and a prompt with different kernels, so
 logits differ in their last bits: there two texts may part, but only at a near tie of the two likeliest tokens, which `assert_same`
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli import finish, make_trace
 from hash_language import (
     CHEAP_BATCHES,
     CHEAP_DRAFT,
@@ -48,6 +49,7 @@ from hash_language import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_up_runs import checks, costs, decisions, row_of
 from made_up_tuning import unit_costs
 from marks import rarely
 from scripted_models import open_scripted
@@ -66,8 +68,23 @@ from arbitrage_cli.inference.speculation import Planner
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.records import Tally, tally
-from arbitrage_cli.types import Cost, Decided, Event, Limits, Message, ModelRole, Problem, Step, Trace, Wrote
+from arbitrage_cli.runs.records import Tally, tally, tally_of
+from arbitrage_cli.runs.results import Result
+from arbitrage_cli.types import (
+    Check,
+    Cost,
+    Decided,
+    Decision,
+    Event,
+    Finished,
+    Limits,
+    Message,
+    ModelRole,
+    Problem,
+    Step,
+    Trace,
+    Wrote,
+)
 
 ROUTED = ("entropy", "logprob", "logprob-min", "random")
 PROBLEMS = [Problem(str(number), f"question {number}" * (1 + number % 3)) for number in range(6)]
@@ -471,6 +488,38 @@ def test_early_stop_keeps_the_other_laws(some: list[Problem], sampler: Sampler) 
     assert texts(solve(forgetting, some, "arbitrage", 0.5, **how)) == texts(alone)
 
 
+# --- rows
+
+
+@given(st.lists(decisions()), costs, checks)
+def test_row_has_the_tally_of_its_events(made: list[Decision], reward_cost: Cost, check: Check | None) -> None:
+    """Law 6: the tally from a row, after JSON, equals the tally of the events exactly."""
+    finished = replace(finish(make_trace(*made)), reward_cost=reward_cost)
+    finished.trace.check = check
+    assert Result.of(row_of(finished)).tally == tally_of(finished)
+
+
+@pytest.mark.parametrize(("policy", "tau"), [("entropy", 2.2), ("random", 0.5), ("draft", None), ("target", None)])
+def test_rows_of_a_run_have_the_tally_of_its_events(policy: str, tau: float | None) -> None:
+    """Law 6: folding the rows of many problems gives the same tally as folding their events."""
+    problems = [Problem(str(number), f"question {number}") for number in range(5)]
+    live, rows = Tally(), []
+    how: dict[str, Any] = {"stops_early": True, "speculates": True}
+    for event in events_of(hash_engines(clock=ticking_clock()), problems, policy, tau, **how):
+        if isinstance(event, Decided):
+            live += tally([event.decision])
+        elif isinstance(event, Finished):
+            live += Tally(reward_cost=event.reward_cost)
+            rows.append(row_of(event))
+    folded = sum((tally(row.decisions) for row in rows), Tally())
+    assert live.drafted_steps + live.target_steps > 0
+    no_costs: dict[str, Any] = {"draft_cost": Cost(), "target_cost": Cost()}  # sums of floats in another order
+    assert replace(folded, **no_costs) == replace(live, **no_costs)
+    assert folded.draft_cost.decode_tokens == live.draft_cost.decode_tokens
+    assert folded.target_cost.prefill_tokens == live.target_cost.prefill_tokens
+    assert folded.seconds == pytest.approx(live.seconds)
+
+
 # --- tiny models through llama.cpp
 
 
@@ -504,27 +553,28 @@ def llama_engines(
 Solve = Callable[..., list[Event]]
 
 
+def solve_in_llama(
+    tiny: Mapping[str, Path],
+    pair: tuple[str, str],
+    policy: str,
+    tau: float | None = None,
+    *,
+    stops_early: bool = False,
+    speculates: bool = False,
+    **engines: Any,
+) -> list[Event]:
+    how: dict[str, Any] = {
+        "stops_early": stops_early,
+        "speculates": speculates,
+        "concurrency": engines.get("num_sequences", 1),
+    }
+    with llama_engines(*(tiny.get(name) or Path(name) for name in pair), **engines) as made:
+        return events_of(made, PROBLEMS, policy, tau, **how)
+
+
 @pytest.fixture(scope="module")
 def in_llama(tiny: Mapping[str, Path]) -> Solve:
-    @functools.cache
-    def events(
-        pair: tuple[str, str],
-        policy: str,
-        tau: float | None = None,
-        *,
-        stops_early: bool = False,
-        speculates: bool = False,
-        **engines: Any,
-    ) -> list[Event]:
-        how: dict[str, Any] = {
-            "stops_early": stops_early,
-            "speculates": speculates,
-            "concurrency": engines.get("num_sequences", 1),
-        }
-        with llama_engines(*(tiny.get(name) or Path(name) for name in pair), **engines) as made:
-            return events_of(made, PROBLEMS, policy, tau, **how)
-
-    return events
+    return functools.cache(partial(solve_in_llama, tiny))
 
 
 def kept_tokens(events: Iterable[Event]) -> dict[str, list[tuple[str, float]]]:
@@ -572,7 +622,7 @@ def target_steps(events: Iterable[Event]) -> list[Step]:
     return [event.decision.target for event in events if isinstance(event, Decided) and event.decision.target]
 
 
-def tally_of(events: Iterable[Event]) -> Tally:
+def total_of(events: Iterable[Event]) -> Tally:
     return tally(event.decision for event in events if isinstance(event, Decided))
 
 
@@ -628,7 +678,7 @@ def test_checkpoints_are_invisible_in_llama(in_llama: Solve, model: str, sampler
         in_llama((model, "draft"), "entropy", 0.5, sampler=sampler, max_checkpoints=most) for most in (None, 0)
     )
     assert_same(usual, without)
-    assert tally_of(without).draft_cost.prefill_tokens > 1.3 * tally_of(usual).draft_cost.prefill_tokens
+    assert total_of(without).draft_cost.prefill_tokens > 1.3 * total_of(usual).draft_cost.prefill_tokens
 
 
 LAST = Problem("last", "What is 5 + 6? " * 5)
@@ -694,7 +744,7 @@ def test_early_stop_is_invisible_in_llama(in_llama: Solve, pair: tuple[str, str]
     """Law 7."""
     whole, stopped = (in_llama(pair, policy, 1.0, stops_early=early, sampler=sampler) for early in (False, True))
     assert_same(whole, stopped)
-    assert tally_of(stopped).wasted_tokens < tally_of(whole).wasted_tokens * (0.5 if pair[0] == "draft" else 0.8)
+    assert total_of(stopped).wasted_tokens < total_of(whole).wasted_tokens * (0.5 if pair[0] == "draft" else 0.8)
 
 
 @each_sampler

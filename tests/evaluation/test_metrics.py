@@ -8,19 +8,13 @@ from typing import Any
 
 import pytest
 from cli import accept, escalate, finish, make_trace
-from hash_language import events_of, hash_engines, ticking_clock
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_up_runs import COLUMNS, MadeUp, decisions, describe, failed, figures, make_row, make_run, parsed, run_of, unscored
+from made_up_runs import COLUMNS, MadeUp, describe, failed, figures, make_row, make_run, row_of, run_of, unscored
 
 from arbitrage_cli.numbers.intervals import paired_difference, wilson
-from arbitrage_cli.routing.policies import POLICIES
-from arbitrage_cli.routing.route import Route
-from arbitrage_cli.runs.records import Tally, tally
-from arbitrage_cli.runs.rows import AttemptRow
-from arbitrage_cli.types import Cost, Decided, Decision, Finished, Grade, Problem
+from arbitrage_cli.types import Decision
 
-SCORE = Grade("correct", "4", "the same number")
 ALONE = (("target", None), ("draft", None))
 TARGET_ONLY = (("target", None),)
 
@@ -35,38 +29,6 @@ def figures_of(rows: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
 
 def by_label(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {policy["label"]: policy for policy in made["policies"]}
-
-
-def row_of(finished: Finished) -> AttemptRow:
-    facts = {"sample": 0, "level": None, "gold": {"answer": "4"}, "grade": SCORE, "answer": "4", "wall_seconds": 1.0}
-    return parsed(AttemptRow.of(finished, Route(POLICIES["entropy"], 1.0), {}, **facts).to_dict())
-
-
-@given(st.lists(decisions()))
-def test_row_has_the_tally_of_its_decisions(made: list[Decision]) -> None:
-    """Law 6: the tally from a row, after JSON, equals the tally of the decisions exactly."""
-    assert tally(row_of(finish(make_trace(*made))).decisions) == tally(made)
-
-
-@pytest.mark.parametrize(("policy", "tau"), [("entropy", 2.2), ("random", 0.5), ("draft", None), ("target", None)])
-def test_rows_of_a_run_have_the_tally_of_its_events(policy: str, tau: float | None) -> None:
-    """Law 6: folding the rows of many problems gives the same tally as folding their events."""
-    problems = [Problem(str(number), f"question {number}") for number in range(5)]
-    live, rows = Tally(), []
-    how: dict[str, Any] = {"stops_early": True, "speculates": True}
-    for event in events_of(hash_engines(clock=ticking_clock()), problems, policy, tau, **how):
-        if isinstance(event, Decided):
-            live += tally([event.decision])
-        elif isinstance(event, Finished):
-            live += Tally(reward_cost=event.reward_cost)
-            rows.append(row_of(event))
-    folded = sum((tally(row.decisions) for row in rows), Tally())
-    assert live.drafted_steps + live.target_steps > 0
-    no_costs: dict[str, Any] = {"draft_cost": Cost(), "target_cost": Cost()}  # sums of floats in another order
-    assert replace(folded, **no_costs) == replace(live, **no_costs)
-    assert folded.draft_cost.decode_tokens == live.draft_cost.decode_tokens
-    assert folded.target_cost.prefill_tokens == live.target_cost.prefill_tokens
-    assert folded.seconds == pytest.approx(live.seconds)
 
 
 def test_rates_are_those_of_the_tally() -> None:

@@ -10,19 +10,21 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
 from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder, encode
 from arbitrage_cli.runs.records import BENCH
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow, read_row
 from arbitrage_cli.runs.run import Run, read_run
-from arbitrage_cli.types import Cost, Decision, Limits, Step
+from arbitrage_cli.types import Check, Cost, Decision, Finished, Grade, Limits, Phase, Step
 
 DRAFT_TOKEN, TARGET_TOKEN = 0.02, 0.07  # seconds of one decoded token
 DRAFT_READ, TARGET_READ = 0.002, 0.012  # seconds of one prefilled token
@@ -212,6 +214,19 @@ def parsed(row: Mapping[str, Any]) -> AttemptRow:
     return made
 
 
+def row_of(finished: Finished) -> AttemptRow:
+    """The row of a solution, read as from a file."""
+    facts = {
+        "sample": 0,
+        "level": None,
+        "gold": {"answer": "4"},
+        "grade": Grade("correct", "4", "the same number"),
+        "answer": "4",
+        "wall_seconds": 1.0,
+    }
+    return parsed(AttemptRow.of(finished, Route(POLICIES["entropy"], 1.0), {}, **facts).to_dict())
+
+
 def results(rows: Iterable[Mapping[str, Any]]) -> Iterator[Result]:
     return map(Result.of, map(parsed, rows))
 
@@ -237,11 +252,20 @@ durations = st.just(0.0) | st.floats(1e-9, 50)  # a clock counts nanoseconds
 costs = st.builds(Cost, *(kind for _ in range(3) for kind in (st.integers(0, 500), durations)), st.integers(0, 100))
 
 
+phases = st.sampled_from(get_args(Phase))
+compared = st.builds(Step, st.sampled_from(["draft", "check"]), st.just("c"), st.integers(1, 100), costs, st.just("end"))
+checks = st.none() | st.builds(Check, st.just({"draft": "4", "check": "5"}), st.booleans(), st.lists(compared))
+"""What the policy `agree` compared, with the steps of the solutions that were not kept."""
+
+
 @st.composite
 def decisions(draw: st.DrawFn) -> Decision:
     """Any decision that a flow can make: one model alone, accepted, escalated, stopped early, or both written."""
-    draft = Step("draft", "d", draw(st.integers(1, 100)), draw(costs), "separator")
-    target = Step("target", "t", draw(st.integers(1, 100)), draw(costs), "separator", speculation_cost=draw(costs))
+    phase = draw(phases)
+    draft = Step("draft", "d", draw(st.integers(1, 100)), draw(costs), "separator", phase=phase)
+    target = Step(
+        "target", "t", draw(st.integers(1, 100)), draw(costs), "separator", speculation_cost=draw(costs), phase=phase
+    )
     kinds = [
         Decision(draft, draft=draft),
         Decision(target, target=target),
