@@ -1,12 +1,11 @@
-"""The calls of a pair: their options, problems and solutions, and `InOrder`, which puts results in problem order."""
+"""The calls of a pair: their options, problems and solutions."""
 
 import contextlib
 import re
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from reprlib import repr as short
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 from arbitrage_cli.app.decide import limits_of, refuse_without_thinking, sampler_of
 from arbitrage_cli.app.options import Options
@@ -42,8 +41,6 @@ Question = str | Problem | Sequence[Mapping[str, str]]
 
 NAMES = frozenset(field.name for field in fields(Options))
 NO_ROUTING: Fields = {"policy": None, "tau": None, "early_stop": None}
-
-T = TypeVar("T")
 
 
 class CallOptions(TypedDict, total=False):
@@ -189,29 +186,6 @@ class Token:
 
 StreamEvent = Token | Decision | Solution
 """An event of `Pair.stream`: a token, the decision about a step, or the solution at the end."""
-
-
-class InOrder(Generic[T]):
-    """Holds results until all earlier results are ready. Their order is that of `expect`."""
-
-    def __init__(self) -> None:
-        self._expected: deque[Hashable] = deque()
-        self._held: dict[Hashable, T] = {}
-
-    def expect(self, key: Hashable) -> None:
-        self._expected.append(key)
-
-    def put(self, key: Hashable, result: T) -> None:
-        self._held[key] = result
-
-    def ready(self) -> Iterator[T]:
-        """Yield and remove the results that precede the first unfinished problem."""
-        while self._expected and self._expected[0] in self._held:
-            yield self._held.pop(self._expected.popleft())
-
-    def rest(self) -> Iterator[T]:
-        """Yield all remaining results in order."""
-        yield from (self._held[key] for key in self._expected if key in self._held)
 
 
 @frozen

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, NoReturn, Unpack
 from arbitrage_cli.app.call import (
     NO_ROUTING,
     CallOptions,
-    InOrder,
     PairCall,
     Question,
     Solution,
@@ -29,6 +28,7 @@ from arbitrage_cli.app.call import (
     python_errors,
     resolve_call,
 )
+from arbitrage_cli.app.in_order import InOrder
 from arbitrage_cli.app.options import AdviceOptions, Options, check
 from arbitrage_cli.app.protocol import LogDisplay
 from arbitrage_cli.app.request import Request, ask

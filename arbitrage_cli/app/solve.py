@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from arbitrage_cli.app.call import InOrder
+from arbitrage_cli.app.in_order import InOrder
 from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch, offering_to_resume, run_of, with_loaded
 from arbitrage_cli.app.options import InputOptions
 from arbitrage_cli.app.problem_source import InputLine, Problems

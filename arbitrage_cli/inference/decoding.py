@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from arbitrage_cli.arbitrage import EarlyStop
+from arbitrage_cli.inference.acceptance import Acceptance
 from arbitrage_cli.inference.backend import Clock, Floats
 from arbitrage_cli.inference.kv_cache import CachedProblem, KvCache
-from arbitrage_cli.inference.sampling import Recorder, Sampler
-from arbitrage_cli.inference.speculation import Acceptance, History, Place, Proposal, Speculator
+from arbitrage_cli.inference.proposals import History, Place, Proposal
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.speculation import Speculator
 from arbitrage_cli.inference.step_text import MAX_CHARACTER_BYTES, StepText, step_end, text_end
+from arbitrage_cli.inference.token_stats import Recorder
 from arbitrage_cli.types import Cost, Phase, StepStop, Trace
 
 

@@ -13,22 +13,14 @@ import time
 
 from arbitrage_cli.arbitrage import WriteStep
 from arbitrage_cli.errors import ProblemError, ServerError
+from arbitrage_cli.inference.acceptance import Acceptance, Calibration
 from arbitrage_cli.inference.backend import Clock, Deadline, Floats, ModelCard
 from arbitrage_cli.inference.decoding import Decoder, OpenProblem, StepInProgress
 from arbitrage_cli.inference.kv_cache import KvCache
-from arbitrage_cli.inference.sampling import Recorder, RowMeter, Sampler
-from arbitrage_cli.inference.speculation import (
-    MAX_ROWS,
-    Acceptance,
-    Calibration,
-    Drafting,
-    History,
-    Planner,
-    Proposal,
-    Speculation,
-    Speculator,
-    align,
-)
+from arbitrage_cli.inference.proposals import History, Proposal, align
+from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.inference.speculation import MAX_ROWS, Drafting, Planner, Speculation, Speculator
+from arbitrage_cli.inference.token_stats import Recorder, RowMeter
 from arbitrage_cli.inference.unit_costs import TOKEN_SECONDS, UnitCosts
 from arbitrage_cli.types import WHOLE, ModelRole, Problem, Step, TokenStats, Trace, frozen
 

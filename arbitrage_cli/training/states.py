@@ -23,7 +23,7 @@ from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import DamagedRunError, UsageError, os_errors
 from arbitrage_cli.inference.backend import Floats
-from arbitrage_cli.inference.speculation import Proposal
+from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.numbers.intervals import Indices, Mask, Numbers

@@ -28,10 +28,11 @@ from writing import (
 
 from arbitrage_cli.arbitrage import EarlyStop, WriteStep
 from arbitrage_cli.errors import ContextFullError
+from arbitrage_cli.inference.acceptance import Calibration
 from arbitrage_cli.inference.backend import Backend
 from arbitrage_cli.inference.engine import Engine
 from arbitrage_cli.inference.sampling import Sampler
-from arbitrage_cli.inference.speculation import MAX_SPECULATED, Calibration, Drafting, Speculation, Speculator
+from arbitrage_cli.inference.speculation import MAX_SPECULATED, Drafting, Speculation, Speculator
 from arbitrage_cli.types import Cost, Limits, Step, Trace
 
 

@@ -8,19 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_tuning import unit_costs
 
-from arbitrage_cli.inference.speculation import (
-    MAX_ROWS,
-    MAX_SPECULATED,
-    Acceptance,
-    Calibration,
-    History,
-    Place,
-    Planner,
-    Proposal,
-    Source,
-    align,
-    most_verified,
-)
+from arbitrage_cli.inference.acceptance import Acceptance, Calibration
+from arbitrage_cli.inference.proposals import History, Place, Proposal, Source, align
+from arbitrage_cli.inference.speculation import MAX_ROWS, MAX_SPECULATED, Planner, most_verified
 from arbitrage_cli.inference.unit_costs import UnitCosts
 
 QUANTIZED = (90 / 31, 253 / 31)  # batches of 4 and 16 rows, in decodes: 1.5B, Q4_K_M, two Zen 4 cores

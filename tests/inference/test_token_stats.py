@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from arbitrage_cli.inference.backend import Floats
-from arbitrage_cli.inference.sampling import Recorder, RowMeter
+from arbitrage_cli.inference.token_stats import Recorder, RowMeter
 from arbitrage_cli.types import TokenStats
 
 

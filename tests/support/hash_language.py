@@ -19,13 +19,15 @@ from made_up_tuning import unit_costs
 from scripted_models import ByteTokenizer, Continuation, ScriptedBackend
 
 from arbitrage_cli.arbitrage import Flow, Scorer, WriteStep
+from arbitrage_cli.inference.acceptance import Acceptance
 from arbitrage_cli.inference.backend import Backend, Deadline, Floats, LoadOptions, SavedState
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS, PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds
+from arbitrage_cli.inference.proposals import Place
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler, Writer
-from arbitrage_cli.inference.speculation import Acceptance, Drafting, Place, Planner, Speculator
+from arbitrage_cli.inference.speculation import Drafting, Planner, Speculator
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route

@@ -12,7 +12,8 @@ import numpy as np
 
 from arbitrage_cli.errors import ComputeError, ContextFullError, InterruptedRunError, ModelUnsupportedError
 from arbitrage_cli.inference.backend import MAX_DECODE, Deadline, Floats, LoadOptions, ModelCard, SavedState
-from arbitrage_cli.inference.llama.binding import Attention, LlamaTokenizer, c, ggml, load_model, new_context, start_llama
+from arbitrage_cli.inference.llama.binding import Attention, c, ggml, load_model, new_context, start_llama
+from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE, read_header
 from arbitrage_cli.system.machine import CACHED_BYTES, default_threads
 from arbitrage_cli.system.signals import noted_signals
