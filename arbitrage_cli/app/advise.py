@@ -115,6 +115,7 @@ def advise(
             with offering_to_resume(session, folder if is_repeatable else None):
                 if not advisor.is_done:
                     run.measure(advisor.attempts(), advisor.is_kept)
+                run.compare_earlier()
             found, decided = advisor.judged()
     if decided.is_decided:
         _store(request, decided.route, display)

@@ -5,6 +5,7 @@ slowdown of the machine affects all policies, and no policy always follows the s
 or, if several problems are solved at once, a few problems for each slot.
 """
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -68,6 +69,7 @@ class BenchRun(StoredRun):
     ) -> None:
         self.results = list[Result]()
         self._ungraded: dict[SampleKey, str] = {}
+        self._before_target = set[SampleKey]()  # attempts with an answer that was stored before the target's
         items, warnings = selected.items, list[str]()
         attempts = plan(items, session.routes, samples, session.concurrency)
         if session.task.name == "free" or not all(item.gold for item in items):  # answers are compared with the target's
@@ -113,9 +115,23 @@ class BenchRun(StoredRun):
             for _ in self.loop(lambda one: session.models.scheduler(one.route), flow, row).run(attempts):
                 pass
 
+    def compare_earlier(self) -> None:
+        """Compare the answers that were stored before the target's answers to the same problems. All rows are replaced at once."""
+        if not self._before_target & self._ungraded.keys():
+            return
+        task, folder = self.session.task, self.folder
+        with task.open_grader() as grader:
+            rows = [_compared(row, task, grader, self._ungraded.get((row.id, row.sample))) for row in folder.rows]
+        folder.rewrite(rows)
+        self.results = [Result.of(row) for row in rows]
+        self._before_target.clear()
+
     def count(self, row: AttemptRow) -> None:
         self.results.append(Result.of(row))
         self._ungraded |= ungraded_answers([row])
+        key = row.id, row.sample
+        if row.status == "done" and row.same_as_target is None and key not in self._ungraded:
+            self._before_target.add(key)
 
 
 def row_of(
@@ -157,6 +173,7 @@ def run_bench(request: Request, selected: Selection, path: Path, options: BenchO
         with offering_to_resume(session, folder):
             if run.todo:
                 run.measure(replace(attempt, seconds=options.timeout) for attempt in run.todo)
+            run.compare_earlier()
     return run
 
 
@@ -211,5 +228,9 @@ def ungraded_answers(rows: Iterable[AttemptRow]) -> dict[SampleKey, str]:
 
 
 def _compared(row: AttemptRow, task: Task, grader: Grader, answer: str | None) -> AttemptRow:
-    same = task.same_answer(grader, row.text, answer) if answer is not None and row.status == "done" else None
+    """Return the row with its answer compared with the target's, if the target's `answer` has no grade."""
+    same = None
+    if answer is not None and row.status == "done" and row.policy != "target":
+        with contextlib.suppress(ProblemError):  # a comparison that fails is no error of the attempt
+            same = task.same_answer(grader, row.text, answer)
     return row.model_copy(update={"same_as_target": same})

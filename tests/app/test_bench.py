@@ -241,6 +241,21 @@ def test_another_grader_is_refused_until_the_run_is_graded_again(here: Path) -> 
     bench(here, typed(**THREE))
 
 
+@pytest.mark.parametrize("first", ["draft,entropy", "target"])
+def test_answers_are_compared_whenever_the_targets_arrive(here: Path, first: str) -> None:
+    """Answers without a grade. The rows and the results are as if all policies had been run at once."""
+    free = {**SCRIPTED, "task": "free"}
+    bench(here, typed(**free, policy="target,draft,entropy"), output_folder=here / "once")
+    at_once = {key: row.get("same_as_target") for key, row in results(rows_of(here / "once")).items()}
+    assert {False, True} <= {*at_once.values()}
+    bench(here, typed(**free, policy=first))
+    later = bench(here, typed(**free, policy="target,draft,entropy"))
+    assert {key: row.get("same_as_target") for key, row in results(rows_of(here / "run")).items()} == at_once
+    assert {(one.key[0], 0, one.route.policy.name): one.same_as_target for one in later.results} == {
+        key[:3]: same for key, same in at_once.items()
+    }
+
+
 # --- a model that changes
 
 
