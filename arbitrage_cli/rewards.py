@@ -207,7 +207,10 @@ class Continuations:
 
 
 def with_rollouts(flow: Flow, continuations: Continuations) -> Flow:
-    """Yield a flow's requests, and answer those for rewards: 1 if the target's continuation of a step is right, as in Math-Shepherd."""
+    """Yield a flow's requests, and answer those for rewards: 1 if the target's continuation of a step is right, as in Math-Shepherd.
+
+    The steps of the continuations are added to the trace's rollouts.
+    """
     answer: Any = None
     with closing(flow):
         while True:
@@ -220,5 +223,21 @@ def with_rollouts(flow: Flow, continuations: Continuations) -> Flow:
                 continue
             answer = []
             for step in request.steps:
-                _, is_right = yield from continuations.after(request.trace.followed_by(step))
+                rollout = continuations.after(request.trace.followed_by(step))
+                _, is_right = yield from _noted(rollout, request.trace.rollouts)
                 answer.append(float(is_right))
+
+
+def _noted(
+    rollout: Generator[WriteStep, Step, tuple[Sequence[Step], bool]], written: list[Step]
+) -> Generator[WriteStep, Step, tuple[Sequence[Step], bool]]:
+    """Yield a rollout's requests, and add each step that is written to `written`."""
+    step: Any = None
+    while True:
+        try:
+            request = rollout.send(step)
+        except StopIteration as ended:
+            continued: tuple[Sequence[Step], bool] = ended.value
+            return continued
+        step = yield request
+        written.append(step)

@@ -240,12 +240,16 @@ class Attribution:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Trace:
-    """The solution of one problem, to which flows append decisions. Only policy `agree` sets `check`."""
+    """The solution of one problem, to which flows append decisions. Only policy `agree` sets `check`.
+
+    `rollouts` contains the steps that the target wrote only to rate other steps.
+    """
 
     problem: Problem
     limits: Limits
     decisions: list[Decision] = field(default_factory=list)
     check: Check | None = None
+    rollouts: list[Step] = field(default_factory=list)
 
     def add(self, decision: Decision) -> None:
         self.decisions.append(decision)

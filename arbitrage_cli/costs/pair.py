@@ -115,7 +115,7 @@ def bill(prices: Prices, finished: Finished) -> Bill:
     trace, check = finished.trace, finished.trace.check
     is_routed = any(decision.draft for decision in trace.decisions)
     steps = [step for decision in trace.decisions for step in (decision.draft, decision.target) if step]
-    steps += check.discarded if check else []
+    steps += [*(check.discarded if check else []), *trace.rollouts]
     costs = {role: [step.cost for step in (*steps, *finished.abandoned) if step.model == role] for role in prices}
     kept = [[cost for cost in own if cost.seconds] for own in costs.values()]  # abandoned steps have no time
     if not all(has_prompts(own, is_single=bool(check) or not is_routed) for own in kept):

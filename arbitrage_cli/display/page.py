@@ -160,6 +160,7 @@ def _entry(row: AttemptRow, number: int) -> list[Any]:
     is_done = row.status == "done"
     written = sum(version.seconds for step in row.steps for version in (step, step.discarded) if version)
     written += sum(step.seconds for step in row.check.discarded) if row.check else 0.0
+    written += sum(cost.seconds for cost in row.rollouts)
     calls = sum(step.model == "target" for step in row.steps)
     seconds = round(row.wall_seconds, DIGITS) if is_done else None
     return [row.grade.value if row.grade and is_done else "error", seconds, round(written, DIGITS), calls, number]

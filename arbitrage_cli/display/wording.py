@@ -51,7 +51,7 @@ class Totals:
         elif isinstance(event, Checked):
             self.figures += tally([], check=event.check)
         elif isinstance(event, Finished):
-            self.figures += Tally(reward_cost=event.reward_cost)
+            self.figures += tally([], event.reward_cost, rollouts=[step.cost for step in event.trace.rollouts])
             self.finished += 1
             self.failed += attempt_error(event) is not None
 

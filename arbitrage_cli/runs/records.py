@@ -106,7 +106,8 @@ class Tally:
     """Totals over several steps. Costs and drafted tokens include discarded steps.
 
     `stopped_steps` counts the drafted steps that were stopped early. `thinking_tokens` counts kept steps. `reward_cost` is
-    the cost of rating steps. `check_tokens` and `check_cost` belong to the checker.
+    the cost of rating steps with a process reward model; that of rollouts is part of the models' costs. `check_tokens` and
+    `check_cost` belong to the checker.
     """
 
     drafted_steps: int = 0
@@ -147,7 +148,13 @@ class Tally:
         return {"draft": self.draft_cost, "target": self.target_cost, "prm": self.reward_cost, "check": self.check_cost}
 
 
-def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST, check: Check | None = None) -> Tally:
+def tally(
+    decisions: Iterable[Decision],
+    reward_cost: Cost = NO_COST,
+    check: Check | None = None,
+    rollouts: Iterable[Cost] = (),
+) -> Tally:
+    """Return the totals over these decisions, and over the other work on a problem. `rollouts` contains the target's costs."""
     made, others = list(decisions), check.discarded if check else ()
     drafts = [decision.draft for decision in made if decision.draft] + [step for step in others if step.model == "draft"]
     checks = [step for step in others if step.model == "check"]
@@ -165,7 +172,7 @@ def tally(decisions: Iterable[Decision], reward_cost: Cost = NO_COST, check: Che
         check_tokens=_num_tokens(checks),
         thinking_tokens=_num_tokens(thoughts),
         draft_cost=_sum_costs([*_costs(drafts), *(step.speculation_cost for step in targets)]),
-        target_cost=_sum_costs(_costs(targets)),
+        target_cost=_sum_costs([*_costs(targets), *rollouts]),
         reward_cost=reward_cost,
         check_cost=_sum_costs(_costs(checks)),
     )
@@ -180,7 +187,8 @@ def _costs(steps: Iterable[Step]) -> list[Cost]:
 
 
 def tally_of(finished: Finished) -> Tally:
-    return tally(finished.trace.decisions, finished.reward_cost, finished.trace.check)
+    trace = finished.trace
+    return tally(trace.decisions, finished.reward_cost, trace.check, _costs(trace.rollouts))
 
 
 def total(tallies: Iterable[Tally]) -> Tally:

@@ -28,9 +28,9 @@ class Result:
     """The fields of a row that are used for statistics.
 
     `seconds` is the wall-clock time, or None if the attempt failed. `steps` contains the cost of each step by model, in
-    order, including discarded steps and speculation. `program_seconds` is the time spent outside the models and the router.
-    `computed` contains the computed seconds by model role, and of other work; it is set by `evaluation.speed`. `question`
-    is a checksum.
+    order, including discarded steps and speculation; rollouts follow at the end. `program_seconds` is the time spent
+    outside the models and the router. `computed` contains the computed seconds by model role, and of other work; it is set
+    by `evaluation.speed`. `question` is a checksum.
     """
 
     route: Route
@@ -56,10 +56,10 @@ class Result:
             outcome=row.grade.value if row.grade and row.status == "done" else "error",
             stop=row.stop,
             seconds=float(row.wall_seconds) if row.status == "done" else None,
-            tally=tally(decisions, timing.reward or NO_COST, check),
+            tally=tally(decisions, timing.reward or NO_COST, check, row.rollouts),
             question=zlib.crc32(row.problem.encode("utf-8", "surrogatepass")),
             same_as_target=row.same_as_target,
-            steps=_steps(decisions, check),
+            steps=_steps(decisions, check, row.rollouts),
             num_scores=sum(decision.score is not None for decision in decisions) + (check is not None),
             router_seconds=timing.router["seconds"] if timing.router else 0.0,
             program_seconds=timing.program["seconds"] if timing.program else 0.0,
@@ -135,8 +135,11 @@ def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -
     return np.array([sums[problem] for problem in sorted(sums)], dtype=np.float64).reshape(len(sums), width)
 
 
-def _steps(decisions: Iterable[Decision], check: Check | None) -> list[tuple[ModelRole, Cost]]:
-    work = [(step.model, step.cost) for step in check.discarded] if check else []
+def _steps(
+    decisions: Iterable[Decision], check: Check | None, rollouts: Iterable[Cost]
+) -> list[tuple[ModelRole, Cost]]:
+    work: list[tuple[ModelRole, Cost]] = [(step.model, step.cost) for step in check.discarded] if check else []
     for step in (step for decision in decisions for step in (decision.draft, decision.target) if step):
         work += [("draft", step.speculation_cost), (step.model, step.cost)]
+    work += [("target", cost) for cost in rollouts]
     return [(role, cost) for role, cost in work if cost != NO_COST]

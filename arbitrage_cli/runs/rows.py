@@ -189,7 +189,10 @@ class Row(Record):
 
 
 class Solved(Row):
-    """The fields shared by the rows of `bench` and `solve`."""
+    """The fields shared by the rows of `bench` and `solve`.
+
+    `rollouts` contains the costs of the steps that the target wrote only to rate other steps.
+    """
 
     policy: PolicyName
     problem: str
@@ -198,6 +201,7 @@ class Solved(Row):
     stop: TraceStop | None
     steps: list[KeptStep]
     check: ComparedAnswers | None = None
+    rollouts: list[StepCost] = Field(default_factory=list)
     acceptance_rate: float | None
     token_acceptance_rate: float | None
     seconds: Seconds
@@ -239,6 +243,8 @@ class Solved(Row):
         }
         if trace.check:
             shared["check"] = ComparedAnswers.of(trace.check)
+        if trace.rollouts:
+            shared["rollouts"] = [step.cost for step in trace.rollouts]
         return cls(**shared | more)
 
 

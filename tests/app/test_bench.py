@@ -14,12 +14,15 @@ from made_up_runs import figures
 
 from arbitrage_cli.app.bench import preview, regrade
 from arbitrage_cli.app.options import Options
+from arbitrage_cli.costs.pair import parse_prices
 from arbitrage_cli.display.facts import grade_change
 from arbitrage_cli.errors import DamagedRunError, ModelFileError
+from arbitrage_cli.evaluation import metrics
 from arbitrage_cli.model_files.checksums import sha256_of
 from arbitrage_cli.problems.math_grader import MathGrader
 from arbitrage_cli.problems.tasks import MATH
-from arbitrage_cli.runs.folder import RunFolder, encode
+from arbitrage_cli.runs.folder import RunFolder, encode, read_run_folder
+from arbitrage_cli.types import Cost
 
 QUESTIONS = ("37 * 12 - 95", "1 + 1", "9 * 9")  # the draft gets the first one wrong
 THREE = {**SCRIPTED, "policy": "target,draft,entropy"}
@@ -254,6 +257,24 @@ def test_answers_are_compared_whenever_the_targets_arrive(here: Path, first: str
     assert {(one.key[0], 0, one.route.policy.name): one.same_as_target for one in later.results} == {
         key[:3]: same for key, same in at_once.items()
     }
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_rollouts_are_billed_and_timed(here: Path, concurrency: int) -> None:
+    """The price and the time of the oracle include the target's steps that only rate other steps."""
+    bench(here, typed(**SCRIPTED, policy="oracle", concurrency=concurrency), reward="rollout")
+    contents = read_run_folder(here / "run")
+    (oracle,) = metrics.figures(contents.run, contents.results, prices=parse_prices("target=0/1"))["policies"]
+    prices, seconds = list[int](), list[float]()
+    for row in contents.rows:
+        written = [one for step in row.steps for one in (step, step.discarded) if one and one.model == "target"]
+        costs = [*(one.cost for one in written), *row.rollouts]
+        assert len(row.rollouts) > 0
+        assert row.timing.target == sum(costs, Cost())
+        prices.append(row.timing.target.decode_tokens + row.timing.target.verify_kept)
+        seconds.append(row.seconds)
+    assert oracle["price"] == pytest.approx(sum(prices) / 3e6)
+    assert oracle["seconds_mean"] >= sum(cost.seconds for row in contents.rows for cost in row.rollouts) / 3
 
 
 # --- a model that changes
