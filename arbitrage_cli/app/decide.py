@@ -286,6 +286,9 @@ def _warnings(request: Request, policies: Sequence[Policy], models: ModelsFacts)
         yield "the checker is the draft, so they make the same mistakes; use another --check, or none"
     if request.task.name == "choice" and checker:
         yield CHOICE_LOSES
+    if named.priced and not named.price:
+        priced = " and of the ".join("checker" if role == "check" else role for role in named.priced)
+        yield f"the price of the {priced} is not used, because the pair's target has no price"
     if draft and target and 0 < (target.size or 0) < (draft.size or 0):
         yield "the draft's file is larger than the target's; --draft should be the fast model"
     if request.concurrency > 1 and any(policy.speculates for policy in policies):

@@ -84,6 +84,11 @@ class NamedModels:
     def writing(self) -> dict[ModelRole, str]:
         return {role: source for role, source in self.sources.items() if role in WRITING}
 
+    @property
+    def priced(self) -> list[ModelRole]:
+        """The models to which the pair's entry gives a price."""
+        return list(_prices(self.pair, self.sources))
+
     def early_stop(self, option: bool | None, policies: Iterable[Policy]) -> bool | None:
         """Return the option --early-stop for these policies. Raises UsageError if the draft's server cannot stop early."""
         if "draft" not in self.served:
@@ -178,10 +183,17 @@ def _is_pair(pair: PairEntry, models: Models) -> bool:
     return (models.get("draft"), models.get("target")) == (pair.draft.source, pair.target.source)
 
 
-def _price_of(pair: PairEntry | None, models: Models) -> str | None:
-    """Return the prices of the pair's models, in the syntax of --price. Raises UsageError if a price is invalid."""
+def _prices(pair: PairEntry | None, models: Models) -> dict[ModelRole, str]:
     entries = pair.entries if pair else {}
-    prices = {role: one.price for role, one in entries.items() if one.price and one.source == models.get(role)}
+    return {role: one.price for role, one in entries.items() if one.price and one.source == models.get(role)}
+
+
+def _price_of(pair: PairEntry | None, models: Models) -> str | None:
+    """Return the prices of the pair's models, in the syntax of --price, or None if the target has no price.
+
+    Raises UsageError if a price is invalid.
+    """
+    prices = _prices(pair, models)
     if "target" not in prices:
         return None
     price = ",".join(f"{role}={price}" for role, price in prices.items())

@@ -84,6 +84,16 @@ def test_a_pair_with_a_price_has_presets_by_price(tmp_path: Path) -> None:
     assert made.route.tau == min(safe, key=lambda row: router.table.time(router.table.faster_row(row.tau)) or 0).tau
 
 
+@pytest.mark.parametrize(("role", "name"), [("draft", "draft"), ("check", "checker")])
+def test_a_price_without_one_of_the_target_is_not_used_and_noted(tmp_path: Path, role: str, name: str) -> None:
+    pair = replace(read_pairs()["builtin"], name="mine", check=ModelEntry("scripted:target"))
+    priced = replace(getattr(pair, role), price="0.02/0.10")
+    add_pair(tmp_path / "arbitrage" / "pairs.toml", replace(pair, **{role: priced}))
+    made = single("pair", models=Options(pair="mine"), policy="agree")
+    (note,) = [note for note in made.notes if "price" in note]
+    assert (made.price, f"the price of the {name} " in note) == (None, True)
+
+
 def test_a_tau_keeps_the_policy_of_the_pair(tmp_path: Path) -> None:
     add_pair(
         tmp_path / "arbitrage" / "pairs.toml", replace(read_pairs()["builtin"], name="mine", policy="logprob", tau="0.3")
