@@ -135,9 +135,7 @@ def sums_by_problem(values: Iterable[tuple[str, Sequence[float]]], width: int) -
     return np.array([sums[problem] for problem in sorted(sums)], dtype=np.float64).reshape(len(sums), width)
 
 
-def _steps(
-    decisions: Iterable[Decision], check: Check | None, rollouts: Iterable[Cost]
-) -> list[tuple[ModelRole, Cost]]:
+def _steps(decisions: Iterable[Decision], check: Check | None, rollouts: Iterable[Cost]) -> list[tuple[ModelRole, Cost]]:
     work: list[tuple[ModelRole, Cost]] = [(step.model, step.cost) for step in check.discarded] if check else []
     for step in (step for decision in decisions for step in (decision.draft, decision.target) if step):
         work += [("draft", step.speculation_cost), (step.model, step.cost)]
