@@ -22,15 +22,17 @@ from arbitrage_cli.app.open_models import LocalModel, Model, WriterOptions, Writ
 from arbitrage_cli.app.protocol import AttemptStarted, LogDisplay
 from arbitrage_cli.arbitrage import Flow, by_token_stats
 from arbitrage_cli.errors import ComputeError, InterruptedRunError, ProblemError
-from arbitrage_cli.inference.backend import Backend, LoadOptions
+from arbitrage_cli.inference.backend import Backend, Deadline, LoadOptions
 from arbitrage_cli.inference.chat_template import PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler
+from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.routing.policies import POLICIES, Policy
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.types import Finished, Grade, ModelRole, Problem, Step, Trace
 
@@ -291,6 +293,35 @@ def test_router_time_is_that_of_the_decision() -> None:
     assert row["timing"]["router"] == {"seconds": 3.0 * len(row["steps"])}
     assert row["wall_seconds"] == 3.0 * len(row["steps"])
     assert row["timing"]["program"] == {"seconds": 0.0}
+
+
+def test_time_is_accounted_for_to_the_last_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of an attempt is that of its models, of the router and of the program, and no second counts twice."""
+    clock = Clock()
+
+    class Slow(HashBackend):
+        def read(self, sequence: int, position: int, tokens: Sequence[int], *, deadline: Deadline | None = None) -> None:
+            clock.now += 10.0 * len(tokens)
+            super().read(sequence, position, tokens, deadline=deadline)
+
+    def slow_router(trace: Trace, draft: Step) -> float:
+        clock.now += 1000.0
+        return draft.num_tokens % 2
+
+    backends: dict[ModelRole, Backend] = {"draft": Slow("draft"), "target": Slow("target", merges=("ab",))}
+    costs: dict[ModelRole, UnitCosts] = {"draft": unit_costs(0.1), "target": unit_costs(1.0)}
+    bench = Bench(writers(backends, unit_costs=costs, clock=clock), clock=clock, timer=clock)
+    policy = Policy("random", "routed", ("draft", "target"), "nothing", 0.5, lambda seed: by_token_stats(slow_router))
+    routes = [TARGET, DRAFT, Route(POLICIES["speculative"]), Route(policy, 0.5)]
+    slow_down(monkeypatch, clock, Engine)
+    found = [Result.of(made_up_runs.parsed(row)) for row in rows(bench, plan([item(0), item(1)], routes, 1))]
+    assert len(found) == 8
+    for result in found:
+        parts = result.tally.seconds, result.router_seconds, result.program_seconds
+        assert result.seconds == sum(parts)
+        assert min(parts[0], parts[2]) > 0
+    assert {result.route.name for result in found if result.router_seconds} == {"random@0.5"}
+    assert all(result.tally.draft_cost.seconds > 0 for result in found if result.route != TARGET)
 
 
 def test_attempt_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

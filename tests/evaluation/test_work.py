@@ -113,6 +113,13 @@ def test_a_step_that_was_disturbed_counts_as_its_neighbours(factor: float) -> No
         assert after["seconds_mean"] == pytest.approx(before["seconds_mean"], rel=1e-3)
 
 
+def test_a_uniform_slowdown_changes_no_speedup() -> None:
+    made = make_run(20, columns=COLUMNS)
+    for before, after in zip(policies(made), policies(made, lambda row: slow_down(row, 3.0)), strict=True):
+        assert after["seconds_mean"] == pytest.approx(3 * before["seconds_mean"])
+        assert after["speedup"] == pytest.approx(before["speedup"])
+
+
 def test_the_cost_of_a_target_token_has_an_interval() -> None:
     """All tokens cost the same, so the interval contains only the error of the unit costs."""
     ratio = TARGET_TOKEN / DRAFT_TOKEN

@@ -17,13 +17,14 @@ from typing import Any
 import fake_hub
 import pytest
 from cli import run
-from damage import DAMAGES
+from damage import DAMAGES, TEMPLATES
 from faults import write_problems
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arbitrage_cli.errors import DamagedRunError, DefectError, HubError, ModelError, UsageError
+from arbitrage_cli.errors import DamagedRunError, DefectError, HubError, ModelError, RouterError, TemplateError, UsageError
 from arbitrage_cli.evaluation.metrics import figures
+from arbitrage_cli.inference.chat_template import ChatPrompt
 from arbitrage_cli.inference.servers.dialects import Completions, LlamaServer, Sglang, Vllm
 from arbitrage_cli.inference.servers.responses import ServerFacts
 from arbitrage_cli.model_files import hub
@@ -33,10 +34,14 @@ from arbitrage_cli.model_files.pairs import read_pairs
 from arbitrage_cli.problems.answers import compare, final_answer, gold_answer
 from arbitrage_cli.problems.math_grader import MathGrader
 from arbitrage_cli.problems.rows import make_dataset, read_json_rows, read_problems
+from arbitrage_cli.routing.equations import check_equations
+from arbitrage_cli.routing.router import load
 from arbitrage_cli.runs.folder import read_run_folder
+from arbitrage_cli.system.files import models_folder
+from arbitrage_cli.types import Problem
 
 SECONDS = float(os.environ.get("ARBITRAGE_FUZZ", "0"))
-NUM_TARGETS = 7
+NUM_TARGETS = 10
 SLOW = 30.0  # seconds that no example may take
 Check = Callable[[Any], None]
 
@@ -114,6 +119,28 @@ def test_model_files(tiny: Mapping[str, Path], quick_path: Path) -> None:
 
     cases = st.tuples(st.sampled_from(["draft", "target", "spm"]), st.sampled_from(sorted(DAMAGES)), st.integers(0, 2**32))
     fuzz(cases, check, examples=3)
+
+
+def test_templates() -> None:
+    def check(template: str) -> None:
+        with suppress(TemplateError):
+            ChatPrompt(template, ["<|im_start|>"]).for_problem(Problem("", "q"))
+
+    parts = ("{{", "}}", "{%", "%}", "m.content", "messages", "|", " sum(start=[]) ", "*", "[[1]]")
+    hostile = TEMPLATES if SECONDS else TEMPLATES[:1]
+    blocks = (" for m in messages ", " endfor ", " raise_exception('x') ", "('A' * 99999999)", " set x = ", "range(99999)")
+    fuzz(words(*parts, *blocks), check, corpus=hostile)
+
+
+def test_routers(tmp_path: Path) -> None:
+    path = tmp_path / "router.safetensors"
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        with suppress(RouterError):
+            load(path)
+
+    fuzz(changed((models_folder() / "universal.safetensors").read_bytes()), check)
 
 
 @pytest.fixture
@@ -234,3 +261,10 @@ def test_answers_to_grade(grader: MathGrader) -> None:
         ("1", "1" * 9999),
     ]
     fuzz(st.tuples(maths, maths), check, corpus=corpus if SECONDS else corpus[2:], examples=8)
+
+
+def test_equations() -> None:
+    def check(text: str) -> None:
+        check_equations(text)
+
+    fuzz(words(*MATHS.split("|"), "%", "$", "\u00d7", "1e999", "3 1/2", "10^99"), check)
