@@ -31,7 +31,7 @@ from arbitrage_cli.runs.records import BENCH, attempt_error
 from arbitrage_cli.runs.results import Result, SampleKey
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.runs.run import Setup
-from arbitrage_cli.types import Fields, Finished, Grade, Trace, frozen
+from arbitrage_cli.types import Fields, Finished, Grade, Problem, Trace, frozen
 
 ROUNDS = 4  # the number of problems in a block per slot
 
@@ -112,6 +112,7 @@ class BenchRun(StoredRun):
             session.load()
             for attempt in self.todo:  # the writers and the rater are not made while time is measured
                 session.models.scheduler(attempt.route)
+            session.models.read_shared(Problem("", "", thinks=session.limits.thinks))
             for _ in self.loop(lambda one: session.models.scheduler(one.route), flow, row).run(attempts):
                 pass
 

@@ -36,7 +36,7 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.run import LoadedModel, Setup
 from arbitrage_cli.system.files import state_of
-from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, frozen
+from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, Problem, frozen
 
 if TYPE_CHECKING:
     from arbitrage_cli.inference.servers.connection import Connection
@@ -77,6 +77,12 @@ class LocalModel:
         return Engine(
             role, self._cache, writing.sampler, keep_token_stats=keep_token_stats, planner=planner, clock=writing.clock
         )
+
+    def read_shared(self, problem: Problem, concurrency: int) -> None:
+        """Prefill the prefix of all prompts with this problem's settings, in each slot. A model without a writer has no prompts."""
+        if self._cache is not None:
+            for slot in range(concurrency):
+                self._cache.read_shared(slot, problem)
 
     def rater(self, style: PrmStyle, clock: Clock) -> Rater:
         """Return a rater that uses this process reward model. Raises ModelUnsupportedError if the model cannot rate steps."""
@@ -262,6 +268,15 @@ class OpenModels:
             greedy = replace(self.writing, sampler=Sampler(), unit_costs={})
             writers["target"] = self.by_role["target"].writer("target", greedy)
         return Scheduler(writers, concurrency=self.concurrency, rater=rater)
+
+    def read_shared(self, problem: Problem) -> None:
+        """Prefill the prefix of all prompts in the models on this machine, once their writers exist.
+
+        Otherwise, the first policy would pay for it.
+        """
+        for model in self.by_role.values():
+            if isinstance(model, LocalModel):
+                model.read_shared(problem, self.concurrency)
 
     def _rater(self, policy: Policy | None) -> Rater | None:
         """Return the rater, if this policy needs a process reward model."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,17 @@ def test_an_attempt_without_time_is_an_error(here: Path) -> None:
     run = bench(here, typed(policy="target", threads=1), timeout=0.001)
     assert run.num_errors == 3
     assert {"not finished after" in row["error"] for row in rows_of(here / "run")} == {True}
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_no_policy_pays_for_the_prompt_that_all_share(here: Path, concurrency: int) -> None:
+    """Each sample reads as many prompt tokens as any other one, the first included."""
+    options = {**SCRIPTED, "policy": "target,draft", "temperature": 0.1, "concurrency": concurrency}
+    bench(here, typed(**options), samples=3)
+    read = defaultdict[tuple[str, str], set[int]](set)
+    for row in rows_of(here / "run"):
+        read[row["policy"], row["id"]].add(row["timing"][row["policy"]]["prefill_tokens"])
+    assert {len(counts) for counts in read.values()} == {1}
 
 
 # --- what is refused
