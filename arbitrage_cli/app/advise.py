@@ -23,6 +23,7 @@ from arbitrage_cli.evaluation.metrics import judged
 from arbitrage_cli.evaluation.verdict import Verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import Task
+from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.runs.folder import ADVISE, RunFolder
 from arbitrage_cli.runs.rows import AttemptRow
 from arbitrage_cli.types import Fields, Json
@@ -147,7 +148,7 @@ class _Advisor:
     def __init__(self, run: BenchRun, ends: float) -> None:
         self._run = run
         self._ends = self._attempt_ends = ends
-        self._todo = sorted(run.todo, key=lambda attempt: (attempt.block, attempt.route.policy.name != "target"))
+        self._todo = sorted(run.todo, key=lambda attempt: (attempt.block, attempt.route.policy is not TARGET_ALONE))
         self._seconds = _seconds_until(ends)
         self._block: int | None = None
         self._decided = self.judged()[1]

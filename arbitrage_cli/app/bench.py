@@ -25,6 +25,7 @@ from arbitrage_cli.model_files.pairs import hub_name, local_files
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.tasks import Grader, Task, is_correct
 from arbitrage_cli.rewards import Continuations, with_rollouts
+from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.folder import RunFolder, begun_run, read_run_folder
 from arbitrage_cli.runs.records import BENCH, attempt_error
@@ -73,7 +74,7 @@ class BenchRun(StoredRun):
         items, warnings = selected.items, list[str]()
         attempts = plan(items, session.routes, samples, session.concurrency)
         if session.task.name == "free" or not all(item.gold for item in items):  # answers are compared with the target's
-            attempts.sort(key=lambda one: (one.block, one.sample, one.route.policy.name != "target"))
+            attempts.sort(key=lambda one: (one.block, one.sample, one.route.policy is not TARGET_ALONE))
         card = session.router.router.card if session.decided.router and session.router.router else None
         if card and (known := sum(card.known(item.problem.question for item in items))):
             which = f"{known} of these {len(items)} problems"
@@ -224,7 +225,7 @@ def regrade(folder: RunFolder, task: Task) -> list[tuple[AttemptRow, AttemptRow]
 
 def ungraded_answers(rows: Iterable[AttemptRow]) -> dict[SampleKey, str]:
     """Return the target's solutions that have no grade."""
-    targets = [row for row in rows if row.policy == "target" and row.grade and row.grade.value == "unscored"]
+    targets = [row for row in rows if row.policy == TARGET_ALONE.name and row.grade and row.grade.value == "unscored"]
     return {(row.id, row.sample): row.text for row in targets}
 
 

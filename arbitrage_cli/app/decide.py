@@ -17,7 +17,8 @@ from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
-from arbitrage_cli.routing.policies import Policy, Thinking
+from arbitrage_cli.routing.checker import Thinking
+from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import AvailableRouter, ParsedRoute, Route, make_route, parse_route, route_or_target_alone
 from arbitrage_cli.runs.run import ModelSetup, RouterSetup, RouteSetup, Settings, Setup
 from arbitrage_cli.types import THINK_TOKENS, WRITING, ByRole, Fields, Limits, ModelRole, Note, frozen
@@ -26,7 +27,7 @@ THINK_CONTEXT_SIZE = 16384
 """The default context size, in tokens, for models that think, or the size with which they were trained if that is smaller."""
 
 NO_SPECULATION = (
-    "policy speculative saves time only with one problem at a time (--concurrency 1); with several problems, it is hardly faster "
+    "speculation saves time only with one problem at a time (--concurrency 1); with several problems, it is hardly faster "
     "than the target alone"
 )
 CHOICE_LOSES = (
@@ -179,7 +180,7 @@ def _advised_route(request: Request, advice: StoredAdvice, router: AvailableRout
     if router.costs is not None and router.costs.concurrency != 1:
         return None
     policy, tau = parse_route(advice.route)
-    if request.loads == "both" and policy.kind == "checked":
+    if request.loads == "both" and policy.compares_answers:
         note(f"the advice of {advice.created[:10]} is not used: {NO_CHECKS}")
         return None
     request.models_for([policy])

@@ -189,7 +189,8 @@ def measure_missing(
     others = {"prm"} if request.compares else {"prm", "check"}
     paths: dict[ModelRole, str] = {role: path for role, path in found.items() if role not in others and is_gguf(path)}
     known = find_measurements(paths, load, display.note)
-    is_needed = request.compares or any(policy.kind == "routed" or policy.speculates for policy in request.asked)
+    depends_on_costs = (policy.speculates or (policy.routes_steps and policy.is_candidate) for policy in request.asked)
+    is_needed = request.compares or any(depends_on_costs)
     if not is_needed or not {"draft", "target"} <= paths.keys() or known.keys() == paths.keys():
         return known
     display.tell("measuring the token costs of these models on this machine")

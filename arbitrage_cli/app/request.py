@@ -32,7 +32,7 @@ from arbitrage_cli.model_files.pairs import (
     user_pairs,
 )
 from arbitrage_cli.problems.tasks import Task
-from arbitrage_cli.routing.policies import POLICIES, Policy, find_policy
+from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE, Policy, find_policy
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import (
     DEFAULT_TAU,
@@ -241,7 +241,7 @@ def _served_models(pair: PairEntry | None, models: Models, load: LoadOptions) ->
 def refuse_on_servers(policies: Iterable[Policy], sources: ByRole[str]) -> None:
     served = [role for role, source in sources.items() if is_served(source)]
     for policy in policies:
-        if policy.speculates and served:
+        if policy.needs_local_models and served:
             raise UsageError(
                 f"policy {policy.name} needs both models on this machine, but the {served[0]} is on a server",
                 "use --policy target, and enable speculation on the server (vLLM: --speculative-config; llama-server: "
@@ -312,9 +312,10 @@ class Request:
 
     @property
     def writes_whole(self) -> bool:
-        """Whether policy `agree` runs and all models write only whole solutions, so that no answer has to be continued."""
-        kinds = {policy.kind for policy in self.asked}
-        return self.loads == "needed" and "checked" in kinds and kinds <= {"checked", "single"}
+        """Whether answers are compared and all models write only whole solutions, so that no answer has to be continued."""
+        if self.loads != "needed" or any(policy.routes_steps for policy in self.asked):
+            return False
+        return any(policy.compares_answers for policy in self.asked)
 
     def solve_command(self, route: str, of_data: str | None) -> str:
         """Return the command line that solves a problem with a route. `of_data` is the task that the data set names."""
@@ -333,7 +334,8 @@ class Request:
         """Return the models to load for these policies. Raises UsageError if a model is missing or cannot be on a server."""
         models = self.named.sources
         others = [choose_policy(None, self.named.router)] if self.loads in ("both", "served") else []
-        others += [POLICIES["agree"]] if self.loads == "served" and self.task.has_answers else []
+        if self.loads == "served" and self.task.has_answers:
+            others += [policy for policy in POLICIES.values() if policy.compares_answers]
         needed = needed_models([*policies, *others], models, self.reward)
         refuse_on_servers(policies, needed)
         if self.loads != "named":
@@ -349,13 +351,14 @@ def ask(options: Options, task: Task, *, loads: Loads = "needed", concurrency: i
     """
     named = _models_of(options, task)
     routing = with_pairs_routing(options, named)
-    if loads == "both" and options.policy is None and routing.policy and find_policy(routing.policy).kind == "checked":
+    if loads == "both" and options.policy is None and routing.policy and find_policy(routing.policy).compares_answers:
         routing = options
     for_calls = {"named": {"router", "prm", "check"}, "served": {"check"}}.get(loads, set())
     route = choose_route(task, named, replace(routing, explicit=options.explicit - for_calls))
     if loads in ("both", "served"):
-        checks = loads == "served" and task.has_answers
-        refuse_in_conversation(route[0], selectable(named.router, speculates=not named.served, checks=checks))
+        compares_answers = loads == "served" and task.has_answers
+        offered = selectable(named.router, is_local=not named.served, compares_answers=compares_answers)
+        refuse_in_conversation(route[0], offered)
     is_default = (routing.policy, routing.tau, routing.early_stop, options.router) == (None,) * 4
     return _request(options, task, named, [route], concurrency, loads=loads, is_default=is_default)
 
@@ -372,11 +375,20 @@ def policies_of_advice(named: NamedModels, options: Options, task: Task) -> str:
     """Return the policies that `advise` compares. `draft` is included if its answers can be compared."""
     pair = named.pair
     preset = pair.tau if pair and pair.tau in PRESETS else DEFAULT_TAU
-    others = [] if named.served else ["speculative"]
-    others += [f"arbitrage@{preset}"] if named.router else []
-    others += ["agree"] if task.has_answers else []
-    draft = ["draft"] if task.name != "free" or not others else []
-    return ",".join(["target", *draft, *others])
+    tried = [policy for policy in POLICIES.values() if policy.is_advised and _is_possible(policy, named, task)]
+    if task.name == "free" and tried != [DRAFT_ALONE]:
+        tried.remove(DRAFT_ALONE)
+    tried.sort(key=lambda policy: not policy.keeps_every_token)
+    names = [f"{policy.name}@{preset}" if policy.needs_router else policy.name for policy in tried]
+    return ",".join([TARGET_ALONE.name, *names])
+
+
+def _is_possible(policy: Policy, named: NamedModels, task: Task) -> bool:
+    if policy.needs_local_models and named.served:
+        return False
+    if policy.needs_router and not named.router:
+        return False
+    return task.has_answers or not policy.compares_answers
 
 
 def ask_to_compare(
@@ -442,14 +454,15 @@ def _policy_without_router(named: NamedModels, task: Task) -> str | None:
     """Return the task's default policy if there is no router, or `target` if a model on a server cannot speculate."""
     if named.router:
         return None
-    return "target" if POLICIES[task.policy].speculates and named.served else task.policy
+    return TARGET_ALONE.name if POLICIES[task.policy].needs_local_models and named.served else task.policy
 
 
 def _refuse_useless(policies: Sequence[Policy], explicit: frozenset[str], task: Task, reward: str | None = None) -> None:
-    """Raise UsageError if the task has no answers that policy `agree` could compare, or if an explicit option has no effect."""
-    if any(policy.kind == "checked" for policy in policies) and not task.has_answers:
-        message = f"policy agree compares final answers, and solutions of task {task.name} have none"
-        raise UsageError(message, "use another --policy, or another --task", option="policy")
+    """Raise UsageError if the task has no answers that a policy could compare, or if an explicit option has no effect."""
+    for policy in policies:
+        if policy.compares_answers and not task.has_answers:
+            message = f"policy {policy.name} compares final answers, and solutions of task {task.name} have none"
+            raise UsageError(message, "use another --policy, or another --task", option="policy")
     uses = {
         "tau": any(policy.has_tau for policy in policies),
         "router": any(policy.needs_router for policy in policies),

@@ -14,7 +14,8 @@ from arbitrage_cli.app.resume import continued, routes_of
 from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.model_files.pairs import is_gguf
-from arbitrage_cli.routing.policies import Checker, Policy
+from arbitrage_cli.routing.checker import Checker
+from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Menu, Route, need_router
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.run import Run, Setup
@@ -49,11 +50,11 @@ class Session:
     def menu(self) -> Menu:
         """Return the routes that users of a chat or a server can select."""
         request = self.request
-        checks = request.loads == "served" and self.task.has_answers
-        return Menu(self.route, self.router, speculates=not request.named.served, checks=checks)
+        compares_answers = request.loads == "served" and self.task.has_answers
+        return Menu(self.route, self.router, is_local=not request.named.served, compares_answers=compares_answers)
 
     def scorer(self, policy: Policy) -> Scorer | Checker | None:
-        if policy.kind == "checked":
+        if policy.compares_answers:
             return self._checker
         return self._router_scorer if policy.needs_router else None
 

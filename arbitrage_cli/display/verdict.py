@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from arbitrage_cli.evaluation.verdict import LIKELY, MIN_PROBLEMS
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE
 from arbitrage_cli.types import Json
 
 CERTAIN = 0.985  # the confidence from which a verdict is almost certain
@@ -15,7 +15,7 @@ NAMED = 3  # the number of candidates in a sentence
 def sentence(figures: Json) -> str:
     """Return sentences with the verdict, its confidence and the figures behind it."""
     verdict = figures["verdict"]
-    if verdict["route"] != "target":
+    if verdict["route"] != TARGET_ALONE.name:
         adverb, chance = confidence(verdict["confidence"])
         best = next(one for one in verdict["candidates"] if one["route"] == verdict["route"])
         return f"{adverb} worth it ({chance}): {_effect(best, figures, 'reaches')}."
@@ -24,7 +24,7 @@ def sentence(figures: Json) -> str:
 
 def alone(figures: Json) -> str:
     """Return a sentence on the problems that the draft and the target solve alone, or "" if none were compared."""
-    draft = next((policy for policy in figures["policies"] if policy["policy"] == "draft"), None)
+    draft = next((policy for policy in figures["policies"] if policy["policy"] == DRAFT_ALONE.name), None)
     if not draft or draft["answers_same"] is draft["target_right"] is None:
         return ""
     if draft["target_right"] is None:
@@ -58,7 +58,7 @@ def _opening(verdict: Json) -> str:
 def _known(figures: Json) -> Iterator[str]:
     """Yield sentences on what was measured and what is expected, the draft last."""
     verdict = figures["verdict"]
-    ordered = sorted(verdict["candidates"][:NAMED], key=lambda one: one["policy"] == "draft")
+    ordered = sorted(verdict["candidates"][:NAMED], key=lambda one: one["policy"] == DRAFT_ALONE.name)
     measured, expected = ([one for one in ordered if bool(one["num_problems"]) == is_run] for is_run in (True, False))
     if measured:
         effects = "; ".join(_effect(one, figures, "has") for one in measured)
@@ -79,9 +79,9 @@ def _ending(verdict: Json) -> str:
 
 def _name(candidate: Json) -> str:
     policy = POLICIES[candidate["policy"]]
-    if policy.kind == "single":
-        return "speculation" if policy.speculates else "the draft alone"
-    return f"{'policy' if policy.kind == 'checked' else 'routing with'} {candidate['route']}"
+    if policy.phrase:
+        return policy.phrase
+    return f"{'routing with' if policy.routes_steps else 'policy'} {candidate['route']}"
 
 
 def _effect(candidate: Json, figures: Json, verb: str) -> str:
@@ -108,7 +108,7 @@ def _expected(candidate: Json, figures: Json) -> str:
 
 
 def _answers(made: Json) -> str:
-    if POLICIES[made["policy"]].speculates:
+    if POLICIES[made["policy"]].is_lossless:
         return "with the same output, except where two tokens are almost equally likely"
     gained, lost, same = (made["ratios"][f"answers_{name}"] for name in ("gained", "lost", "same"))
     parts = []

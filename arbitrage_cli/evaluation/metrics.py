@@ -12,7 +12,7 @@ from arbitrage_cli.evaluation import speed
 from arbitrage_cli.evaluation.verdict import Verdict, expected_effects, verdict
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.numbers.intervals import MIN_FOR_RATIO, Interval, Ratio, paired_difference, wilson
-from arbitrage_cli.routing.policies import POLICIES
+from arbitrage_cli.routing.policies import TARGET_ALONE
 from arbitrage_cli.runs.records import LIMITS, tau_in_json
 from arbitrage_cli.runs.results import Pairs, PolicyResults, Result, paired, results_by_policy, sums_by_problem
 from arbitrage_cli.runs.run import Run
@@ -38,7 +38,7 @@ def judged(run: Run, results: Iterable[Result], prices: Prices | None = None) ->
     if run.skips_attempts:
         run, policies = _attempted(run, policies)
     policies = speed.with_computed_seconds(run, policies)
-    target = next((policy for policy in policies if policy.policy is POLICIES["target"] and policy.results), None)
+    target = next((policy for policy in policies if policy.policy is TARGET_ALONE and policy.results), None)
     prices = prices or run.decided.prices
     made = [_policy_figures(policy, target, run, prices) for policy in policies]
     ratio, ratio_interval = speed.token_ratio(run, policies)
@@ -59,14 +59,14 @@ def judged(run: Run, results: Iterable[Result], prices: Prices | None = None) ->
             *run.warnings,
         ],
     }
-    is_judged = target and any(one.policy.kind in ("routed", "checked") or one.policy.speculates for one in policies)
+    is_judged = target and any(one.policy.is_candidate and one.policy.uses_both for one in policies)
     decided = verdict(found, expected_effects(whole, prices)) if is_judged or run.skips_attempts else None
     return found | {"verdict": decided and asdict(decided)}, decided
 
 
 def _attempted(run: Run, policies: Sequence[PolicyResults]) -> tuple[Run, list[PolicyResults]]:
     """Leave out the policies that `advise` skipped, and the problems that no policy has attempted."""
-    made = [policy for policy in policies if policy.results or policy.policy is POLICIES["target"]]
+    made = [policy for policy in policies if policy.results or policy.policy is TARGET_ALONE]
     ids = {key[0] for policy in made for key in policy.results}
     return run.changed(levels={name: level for name, level in run.levels.items() if name in ids}), made
 
@@ -84,7 +84,6 @@ def _policy_figures(policy: PolicyResults, target: PolicyResults | None, run: Ru
     return {
         "policy": policy.policy.name,
         "route": policy.route.name,
-        "kind": policy.policy.kind,
         "tau": tau_in_json(policy.route.tau),
         "tau_name": policy.route.tau_name,
         "label": policy.route.label,
@@ -186,7 +185,7 @@ def _routing(policy: PolicyResults) -> Json:
         "acceptance_rate": Ratio(total.accepted_steps, total.drafted_steps),
         "stopped_early_rate": Ratio(total.stopped_steps, total.drafted_steps),
         "called_rate": Ratio(sum(result.tally.target_steps > 0 for result in policy.done), len(policy.done))
-        if policy.policy.kind == "checked"
+        if policy.policy.compares_answers
         else None,
         "wasted_draft_tokens": total.wasted_tokens,
         "thinking_tokens_mean": _rate(total.thinking_tokens, len(policy.done)),
@@ -218,7 +217,9 @@ def _notes(
     if clock := [f"{one['label']} {formatting.number(one['measured_speedup'])}" for one in made if _differs_by_clock(one)]:
         reason = "because other programs affect wall-clock times"
         yield f"Speed-ups are computed from the counted work, {reason}. Wall-clock speed-ups: {', '.join(clock)}."
-    if any(policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != "target" for policy in made):
+    if any(
+        policy["speedup"] and not policy["speedup_interval"] and policy["policy"] != TARGET_ALONE.name for policy in made
+    ):
         yield f"Speed-ups on fewer than {MIN_FOR_RATIO} problems are approximate and have no interval; use more problems."
     failed = [f"{policy['errors']} for {policy['label']}" for policy in made if policy["errors"]]
     if failed and any(policy["speedup"] for policy in made):

@@ -214,7 +214,7 @@ def share_of(role: ModelRole, results: Sequence[Result]) -> float:
 
 def price_figures(policy: PolicyResults, target: PolicyResults | None, run: Run, prices: Prices | None) -> Json:
     """Return the mean price of an attempt, and the saving. Speculation that drafted no tokens has the target's price."""
-    if policy.policy.speculates and policy.done and not policy.tally.target_cost.verify_tokens:
+    if policy.policy.is_lossless and policy.done and not policy.tally.target_cost.verify_tokens:
         policy = target or policy
     if prices is None or not counts_tokens(run, policy):
         return dict.fromkeys(PRICED)
@@ -241,4 +241,4 @@ def counts_tokens(run: Run, policy: PolicyResults) -> bool:
     works = (
         [cost for role, cost in result.steps if role == one and cost.seconds] for result in policy.done for one in served
     )
-    return all(has_prompts(costs, is_single=policy.policy.kind in ("single", "checked")) for costs in works)
+    return all(has_prompts(costs, is_single=not policy.policy.routes_steps) for costs in works)

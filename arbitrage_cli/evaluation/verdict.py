@@ -23,7 +23,7 @@ import numpy as np
 from arbitrage_cli.costs.pair import PairCosts, Prices, price_costs
 from arbitrage_cli.evaluation.speed import LEAST_PRICE
 from arbitrage_cli.numbers.intervals import SEED, Interval, Numbers, Z
-from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.policies import DRAFT_ALONE, POLICIES, TARGET_ALONE, Policy
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.route import DEFAULT_TAU, Route, stored_route
 from arbitrage_cli.runs.run import Run
@@ -96,15 +96,15 @@ def effects_of(
     if table and costs:
         table = table.at_costs(costs)
     is_own = card is not None and any(_is_pair(models, pair) for pair in card["pairs"])
-    others = (route for route in routes if route.policy.name != "target")
-    return {route.name: _expected(route, costs, table, is_own=is_own) for route in others}
+    candidates = (route for route in routes if route.policy.is_candidate)
+    return {route.name: _expected(route, costs, table, is_own=is_own) for route in candidates}
 
 
 def _expected(route: Route, costs: PairCosts | None, table: TauTable | None, *, is_own: bool) -> Expected:
     policy = route.policy
     if policy.speculates:
         return _speculation(costs, table)
-    if policy.name == "draft":
+    if policy is DRAFT_ALONE:
         return Expected(_of_draft(costs, table), OTHER_SPREAD, *_outcomes(DRAFT_CHANGE, OTHER_ANSWERS))
     if not policy.needs_router or table is None:
         return UNKNOWN
@@ -216,7 +216,7 @@ class Verdict:
     @property
     def is_final(self) -> bool:
         """Whether the verdict is certain enough, and no other candidate might be clearly better."""
-        if self.route == "target":
+        if self.route == TARGET_ALONE.name:
             settled = all(one.is_measured or one.is_hopeless for one in self.candidates)
             chance = _chance_of_none(self.candidates) if settled else 0.0
         else:
@@ -231,10 +231,10 @@ def verdict(figures: Fields, expected: Mapping[str, Expected]) -> Verdict | None
     Return None if the target alone is the only policy.
     """
     made = {stored_route(policy).name: policy for policy in figures["policies"] if "answers_lost" in policy["ratios"]}
-    routes = [route for route in dict.fromkeys((*expected, *made)) if _policy_of(route).kind != "oracle"]
+    routes = [route for route in dict.fromkeys((*expected, *made)) if _policy_of(route).is_candidate]
     effects = {route: expected.get(route, UNKNOWN) for route in routes}
     effects |= {route: _updated(effects[route], made[route], figures) for route in routes if route in made}
-    lossless = [effects[route] for route in routes if _policy_of(route).speculates]
+    lossless = [effects[route] for route in routes if _policy_of(route).is_lossless]
     found = [_candidate(route, effects[route], lossless, made.get(route), figures) for route in routes]
     candidates = tuple(sorted(_considered(found), key=lambda one: one.confidence, reverse=True))
     if not candidates:
@@ -244,7 +244,7 @@ def verdict(figures: Fields, expected: Mapping[str, Expected]) -> Verdict | None
         best = _preferred(worth)
         return Verdict(best.route, best.confidence, count, candidates)
     unmeasured = [one for one in candidates if not one.is_measured]
-    is_tried = any(one.is_measured and one.policy != "draft" for one in candidates)
+    is_tried = any(one.is_measured and _policy_of(one.route) is not DRAFT_ALONE for one in candidates)
     is_known = not unmeasured or (is_tried and all(one.is_hopeless for one in unmeasured))
     return Verdict("target", max(0.5, _chance_of_none(candidates)) if is_known else None, count, candidates)
 
@@ -329,19 +329,19 @@ def _candidate(
     """Return a candidate, given its updated effect, the effects of policies that lose nothing, and its figures, if any."""
     policy, least = _policy_of(route), 1 / (1 - MIN_SAVING) if figures["is_priced"] else MIN_SPEEDUP
     ratio, _, interval = _measured_ratio(made, figures) if made else (None, None, None)
-    saves = min(chance_of_saving(effect, other, least) for other in (ALONE, *([] if policy.speculates else lossless)))
+    saves = min(chance_of_saving(effect, other, least) for other in (ALONE, *([] if policy.is_lossless else lossless)))
     if (interval or effect.interval)[0] <= 1:
         saves = min(saves, UNSURE)
     if ratio and policy.speculates and made and made["draft_tokens_per_second"] is None:
         saves = 0.0
     found = Candidate(route, policy.name, ratio or effect.ratio, saves)
-    if not policy.speculates:
+    if not policy.is_lossless:
         low, high = map(float, np.quantile(_net_changes(effect), [0.025, 0.975]))
         found = replace(found, is_safe=chance_of_small_loss(effect), change=effect.change, change_interval=(low, high))
     if not made or not ratio:
         return found
     finished, samples = made["both_finished"], figures["samples"]
-    compared = finished if policy.speculates else sum(_answers(made)[-2:])
+    compared = finished if policy.is_lossless else sum(_answers(made)[-2:])
     is_measured = min(finished, compared) >= MIN_PROBLEMS * samples
     return replace(found, num_problems=finished // samples, is_measured=is_measured)
 

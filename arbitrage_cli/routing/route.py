@@ -9,14 +9,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 
-from arbitrage_cli.arbitrage import Flow, Scorer, arbitrage, by_token_stats, oracle, single, uniform_draw
+from arbitrage_cli.arbitrage import Flow, Scorer
 from arbitrage_cli.costs.pair import PairCosts
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.routing.policies import BUDGET, POLICIES, Checker, Policy, find_policy, lead_probe_stay, probe_tau
+from arbitrage_cli.routing.checker import Checker
+from arbitrage_cli.routing.flows import FlowSettings
+from arbitrage_cli.routing.policies import POLICIES, TARGET_ALONE, Policy, find_policy
 from arbitrage_cli.routing.presets import ALWAYS, PRESETS, TauTable, parse_number
 from arbitrage_cli.routing.router import Router
+from arbitrage_cli.routing.thoughts import BUDGET
 from arbitrage_cli.types import Fields, Trace, frozen
 
 DEFAULT_TAU = "careful"
@@ -49,49 +52,25 @@ class Route:
 
     def flow(self, trace: Trace, seed: int, scorer: Scorer | Checker | None = None) -> Flow:
         """Return the flow that solves `trace`. Raises ValueError if a required tau, scorer or checker is missing."""
-        policy, tau = self.policy, self.tau
-        if isinstance(scorer, Checker):
-            return scorer.flow(trace)
-        if policy.kind == "single":
-            return single(trace, policy.models[0], speculates=policy.speculates)
-        if tau is None:
-            raise ValueError(f"policy {policy.name} needs a tau")
-        if policy.kind == "oracle":
-            return oracle(trace, tau)
-        chosen = policy.make_scorer(seed) if policy.make_scorer else scorer
-        if chosen is None:
-            raise ValueError(f"policy {policy.name} needs a router")
-        routed = chosen if self.stops_early else replace(chosen, early_stop=None)
-        if chosen.routes_thoughts or not trace.problem.thinks:
-            return arbitrage(trace, routed, tau)
-        of_thoughts = by_token_stats(lead_probe_stay(self._thoughts_budget, uniform_draw(seed)))
-        thinking = arbitrage(trace, of_thoughts, self._thoughts_tau(tau), "think")
-        return _chain(thinking, arbitrage(trace, routed, tau))
+        make_scorer = self.policy.make_scorer
+        return self.policy.make_flow(trace, self._settings(seed, make_scorer(seed) if make_scorer else scorer))
 
     def thoughts_tau(self, scorer: Scorer | Checker | None) -> float | None:
         """Return the tau for thinking steps. The result differs from `tau` if the router was not trained on thinking."""
         if self.tau is None or not isinstance(scorer, Scorer) or scorer.routes_thoughts:
             return self.tau
-        return self._thoughts_tau(self.tau)
+        return self._settings().thoughts_tau
 
-    def _thoughts_tau(self, tau: float) -> float:
-        return probe_tau(self._thoughts_budget) if 0 < tau < 1 else inf if tau >= 1 else -inf
-
-    @property
-    def _thoughts_budget(self) -> float:
+    def _settings(self, seed: int = 0, helper: Scorer | Checker | None = None) -> FlowSettings:
         name = self.tau_name or ""
-        return float(name[:-1]) / 100 if name.endswith("%") else BUDGET
+        budget = float(name[:-1]) / 100 if name.endswith("%") else BUDGET
+        return FlowSettings(seed, self.tau, helper, self.stops_early, budget)
 
 
 def stored_route(entry: Fields) -> Route:
     """Return the route of a policy in run.json or in the figures, or of a row."""
     tau = entry["tau"]
     return Route(POLICIES[entry["policy"]], None if tau is None else float(tau), entry["tau_name"])
-
-
-def _chain(*flows: Flow) -> Flow:
-    for flow in flows:
-        yield from flow
 
 
 # --- parsing
@@ -236,7 +215,7 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
     )
     if route.tau > ALWAYS and (time is None or time < fastest):
         return route, None
-    lossless = POLICIES["speculative" if fastest < 1 else "target"]
+    lossless = POLICIES["speculative"] if fastest < 1 else TARGET_ALONE
     likely = table.time(table.faster_row(table.likely_careful.tau))
     if route.tau_name == DEFAULT_TAU and table.shortage and (likely is None or likely < fastest):
         warning = table.shortage  # otherwise, routing would be slower with more solutions, too
@@ -252,24 +231,24 @@ def route_or_target_alone(route: Route, available: AvailableRouter, *, is_defaul
 # --- routes for requests and chats
 
 
-def selectable(router: Router | None, *, speculates: bool, checks: bool) -> list[str]:
+def selectable(router: Router | None, *, is_local: bool, compares_answers: bool) -> list[str]:
     """Return the policies that users of a chat or a server can select.
 
-    `speculates` is false for models on servers. `checks` is true if answers can be compared.
+    `is_local` is false if a model is on a server. `compares_answers` is true if answers can be compared.
     """
     return [
         policy.name
         for policy in POLICIES.values()
         if policy.reward is None
         and not (policy.needs_router and router is None)
-        and (speculates or not policy.speculates)
-        and (checks or policy.kind != "checked")
+        and (is_local or not policy.needs_local_models)
+        and (compares_answers or not policy.compares_answers)
     ]
 
 
 def refuse_in_conversation(policy: Policy, selectable: Sequence[str]) -> None:
     """Raise UsageError if a policy needs rewards, or if it compares answers and these policies do not include it."""
-    if policy.reward or (policy.kind == "checked" and policy.name not in selectable):
+    if policy.reward or (policy.compares_answers and policy.name not in selectable):
         needs = "rewards, which are" if policy.reward else "whole solutions with a final answer, which are"
         raise UsageError(
             f"policy {policy.name} needs {needs} not available in a conversation",
@@ -286,19 +265,19 @@ class Menu:
         default: Route,
         available: AvailableRouter,
         *,
-        speculates: bool = True,
-        checks: bool = False,
+        is_local: bool = True,
+        compares_answers: bool = False,
     ) -> None:
-        """`speculates` and `checks` are those of `selectable`. Raises UsageError if the default policy cannot be used in a conversation."""
+        """Take the arguments of `selectable`. Raises UsageError if the default policy cannot be used in a conversation."""
         self.default = default
         self._available = available
-        self._policies = selectable(available.router, speculates=speculates, checks=checks)
+        self._policies = selectable(available.router, is_local=is_local, compares_answers=compares_answers)
         refuse_in_conversation(default.policy, self._policies)
 
     @property
     def names(self) -> list[str]:
-        """The names to offer, without numeric taus and without `random`, a baseline. The first name is the default policy."""
-        offered = [name for name in self._policies if name != "random"]
+        """The names to offer, without numeric taus and without baselines. The first name is the default policy."""
+        offered = [name for name in self._policies if POLICIES[name].is_offered]
         presets = [f"{name}@{tau}" for name in offered if POLICIES[name].needs_router for tau in PRESETS]
         return list(dict.fromkeys([self.default.policy.name, *offered, *presets]))
 

@@ -311,7 +311,7 @@ class AttemptRow(Solved):
         `facts` contains the fields that the solution does not determine: `sample`, `level`, `gold`, `grade`, `answer`,
         `same_as_target` and `wall_seconds`.
         """
-        routed = times if route.policy.kind != "single" else {**times, "router": None}
+        routed = {**times, "router": None} if route.policy.keeps_every_token else times  # nothing is decided
         error = attempt_error(finished)
         cut = {"stop": "context"} if isinstance(finished.error, ContextFullError) and not error else {}
         return cls._of(

@@ -13,7 +13,8 @@ from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import THOUGHT_END
 from arbitrage_cli.inference.unit_costs import UnitCosts
-from arbitrage_cli.routing.policies import POLICIES, Thinking
+from arbitrage_cli.routing.checker import Thinking
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.records import BENCH, COLLECT, Kind, Level, Tau, tau_in_json
 from arbitrage_cli.runs.rows import Count, PolicyName, Record

@@ -14,7 +14,8 @@ from functools import partial
 from arbitrage_cli.arbitrage import Scorer
 from arbitrage_cli.inference.backend import Deadline
 from arbitrage_cli.inference.scheduler import Job, Refusals, Scheduler
-from arbitrage_cli.routing.policies import Checker, Policy
+from arbitrage_cli.routing.checker import Checker
+from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.serving.answers import SolutionEvent
 from arbitrage_cli.serving.requests import ChatRequest
 from arbitrage_cli.types import Decided, Event, Finished, RequestEnded, ServingEvent, Started, Writing, Wrote
@@ -126,10 +127,10 @@ class Worker:
         if isinstance(event, Started):
             return
         observe(event)
-        if isinstance(event, Decided):
+        if isinstance(event, Decided) or (
+            isinstance(event, Writing | Wrote) and request.body.stream and request.route.policy.keeps_every_token
+        ):
             ticket.deliver(event)
-        elif isinstance(event, Writing | Wrote) and request.body.stream and request.route.policy.kind == "single":
-            ticket.deliver(event)  # every token of a single model is kept
         elif isinstance(event, Finished):
             del self._tickets[event.trace.problem.id]
             observe(RequestEnded(request.model, event, time.perf_counter() - ticket.arrived, ticket.end))

@@ -30,7 +30,7 @@ from arbitrage_cli.inference.scheduler import Rater, Scheduler
 from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.problems.answers import boxed_answer
 from arbitrage_cli.problems.rows import Item
-from arbitrage_cli.routing.policies import POLICIES, Policy
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.runs.results import Result
 from arbitrage_cli.runs.rows import AttemptRow
@@ -288,7 +288,7 @@ def test_router_time_is_that_of_the_decision() -> None:
         clock.now += 3.0
         return 0.0
 
-    policy = Policy("random", "routed", ("draft", "target"), "nothing", 0.5, lambda seed: by_token_stats(slow_router))
+    policy = replace(POLICIES["random"], make_scorer=lambda seed: by_token_stats(slow_router))
     row = only_row(scripted_bench(clock=clock, timer=clock), column=Route(policy, 0.5))
     assert row["timing"]["router"] == {"seconds": 3.0 * len(row["steps"])}
     assert row["wall_seconds"] == 3.0 * len(row["steps"])
@@ -311,7 +311,7 @@ def test_time_is_accounted_for_to_the_last_second(monkeypatch: pytest.MonkeyPatc
     backends: dict[ModelRole, Backend] = {"draft": Slow("draft"), "target": Slow("target", merges=("ab",))}
     costs: dict[ModelRole, UnitCosts] = {"draft": unit_costs(0.1), "target": unit_costs(1.0)}
     bench = Bench(writers(backends, unit_costs=costs, clock=clock), clock=clock, timer=clock)
-    policy = Policy("random", "routed", ("draft", "target"), "nothing", 0.5, lambda seed: by_token_stats(slow_router))
+    policy = replace(POLICIES["random"], make_scorer=lambda seed: by_token_stats(slow_router))
     routes = [TARGET, DRAFT, Route(POLICIES["speculative"]), Route(policy, 0.5)]
     slow_down(monkeypatch, clock, Engine)
     found = [Result.of(made_up_runs.parsed(row)) for row in rows(bench, plan([item(0), item(1)], routes, 1))]

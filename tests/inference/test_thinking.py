@@ -37,8 +37,9 @@ from arbitrage_cli.inference.servers.writer import ServedWriter
 from arbitrage_cli.inference.step_text import THOUGHT_END, StepText
 from arbitrage_cli.inference.thinking import CLOSING, FORMATS, find_format
 from arbitrage_cli.rewards import Continuations
-from arbitrage_cli.routing.policies import BUDGET, POLICIES, probe_tau
+from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.thoughts import BUDGET, probe_tau
 from arbitrage_cli.training.states import State, by_continuing, collect
 from arbitrage_cli.types import (
     Limits,

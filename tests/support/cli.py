@@ -120,7 +120,7 @@ class Program:
 
         `order` says what goes wrong: `fault`; `kill_after` (seconds); `limits`; `noise`; `interrupt_in` a function (at its
         `call`-th call; by these `signals`); `die_on` a question;
-        modules that cannot be imported (`without`).
+        modules that cannot be imported (`without`). With `has_made_up_policy`, the table of policies has one more row.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import made_up_policy
 from hurry import hurry
 from scripted_models import Arithmetic, Continuation
 
@@ -106,6 +107,8 @@ def run(order: Mapping[str, Any]) -> int:
     open_streams(order["streams"])
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, also by children
     prepare_faults(order)
+    if order.get("has_made_up_policy"):
+        made_up_policy.add()
     for name in order.get("without", ()):
         hide(name)
     for name, limit in (order.get("limits") or {}).items():

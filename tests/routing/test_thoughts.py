@@ -1,12 +1,11 @@
-"""The rule that chooses the target's thoughts, and the checker of policy `agree`."""
+"""The rule that chooses the target's thoughts."""
 
 import numpy as np
 import pytest
 
 from arbitrage_cli.arbitrage import uniform_draw
-from arbitrage_cli.problems.tasks import MATH
-from arbitrage_cli.routing.policies import BUDGET, LEAD, Checker, Thinking, departs, lead_probe_stay, probe_tau
-from arbitrage_cli.types import THINK_TOKENS, Cost, Decision, Limits, ModelRole, Problem, Step, Trace
+from arbitrage_cli.routing.thoughts import BUDGET, LEAD, departs, lead_probe_stay, probe_tau
+from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 SAME, OTHER = "So 2 + 3 = 5, which is right.", "No: 2 + 3 = 6 is wrong."
 
@@ -59,27 +58,3 @@ def test_the_budget_bounds_the_share_of_later_thoughts() -> None:
 def test_a_thought_departs_at_the_first_other_word(written: str, *, has_departed: bool) -> None:
     assert departs(rewritten(written)) is has_departed
     assert not departs(accepted())
-
-
-PLAIN = Limits()
-THINKING, BRIEF = Limits(think_tokens=None, max_tokens=9000), Limits(think_tokens=50, is_thinking_chosen=True)
-
-
-@pytest.mark.parametrize(
-    ("thinking", "limits", "expected"),
-    [
-        ("off", PLAIN, PLAIN),
-        ("off", THINKING, Limits(max_tokens=9000)),
-        ("on", PLAIN, Limits(think_tokens=None, max_tokens=THINK_TOKENS)),
-        ("on", Limits(max_tokens=300), Limits(think_tokens=None, max_tokens=300)),
-        ("on", BRIEF, BRIEF),
-    ],
-)
-def test_the_checker_has_its_own_limits(thinking: Thinking, limits: Limits, expected: Limits) -> None:
-    trace = Trace(Problem("p", "1 + 1", thinks=limits.thinks), limits)
-    with MATH.open_grader() as grader:
-        requests = next(Checker(grader, thinking, at_once=True).flow(trace))
-    assert isinstance(requests, tuple)
-    draft, check = requests
-    assert (draft.trace.limits, draft.trace.problem) == (limits, trace.problem)
-    assert (check.trace.limits, check.trace.problem.thinks) == (expected, expected.thinks)

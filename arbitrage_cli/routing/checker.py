@@ -1,0 +1,55 @@
+"""The checker of policy `agree`: the solutions whose answers are compared, and how they are written."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from arbitrage_cli.agreement import agree
+from arbitrage_cli.arbitrage import Flow, WriteStep
+from arbitrage_cli.types import THINK_TOKENS, Limits, ModelRole, Trace, frozen
+
+if TYPE_CHECKING:
+    from arbitrage_cli.problems.tasks import Grader
+
+Thinking = Literal["on", "off"]
+"""Whether the checker thinks."""
+
+
+@frozen
+class Checker:
+    """The settings of the checks. Each model of `order` solves the problem, in this order unless two models write at once.
+
+    A model's further solutions are drawn at random.
+    """
+
+    grader: "Grader"
+    thinking: Thinking = "off"
+    order: Sequence[ModelRole] = ("draft", "check")
+    at_once: bool = False
+
+    def flow(self, trace: Trace) -> Flow:
+        solutions = [
+            WriteStep(model, self._own_trace(trace, model), until_end=True, sample=self.order[:index].count(model))
+            for index, model in enumerate(self.order)
+        ]
+        return agree(
+            trace,
+            solutions,
+            lambda solution: self.grader.grade(solution.text, {}).answer,
+            lambda solution, answer: self.grader.grade(solution.text, {"answer": answer}).value == "correct",
+            at_once=self.at_once,
+        )
+
+    def _own_trace(self, trace: Trace, model: ModelRole) -> Trace:
+        limits = self._own_limits(trace.limits) if model == "check" else trace.limits
+        return Trace(replace(trace.problem, thinks=limits.thinks), limits)
+
+    def _own_limits(self, limits: Limits) -> Limits:
+        """Return the checker's limits. If only the checker thinks, the default limit is that of solutions with thinking."""
+        thinks = self.thinking == "on"
+        if thinks == bool(limits.thinks):
+            return limits
+        if not thinks:
+            return replace(limits, think_tokens=0, is_thinking_chosen=False)
+        is_default = limits.max_tokens == Limits().max_tokens
+        return replace(limits, think_tokens=None, max_tokens=THINK_TOKENS if is_default else limits.max_tokens)
