@@ -48,11 +48,11 @@ markup = pytest.mark.parametrize("text", MARKUP)
 
 
 def make_run(text: str = "") -> RunInfo:
-    return RunInfo(Route(POLICIES["entropy"], 1.0), {"draft": text}, {"draft": f"name {text}"})
+    return RunInfo(Route(POLICIES["entropy"], 1.0), {"draft": text}, names={"draft": f"name {text}"})
 
 
 def show_everywhere(display: Display, text: str) -> None:
-    display.loading(f"loading file {text}", 1.0)
+    display.loading("loading draft", f"file {text}", 1.0)
     display.begin(make_run(text))
     trace = make_trace(question=f"question {text}", identifier=f"id {text}")
     display.handle(Started(trace))

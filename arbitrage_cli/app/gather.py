@@ -5,6 +5,7 @@ Missing files are downloaded, and missing token costs are measured.
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from arbitrage_cli.app.decide import ModelFacts, RequestFacts
@@ -12,7 +13,7 @@ from arbitrage_cli.app.open_models import RemoteModel
 from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import NamedModels, Request
 from arbitrage_cli.app.resume import settings_of
-from arbitrage_cli.costs.measure import measure_and_keep
+from arbitrage_cli.costs.measure import PROBE_SECONDS, measure_and_keep
 from arbitrage_cli.costs.store import (
     AdvisedPair,
     StoredAdvice,
@@ -30,7 +31,7 @@ from arbitrage_cli.inference.chat_template import INSTRUCTIONS, ChatPrompt, Prom
 from arbitrage_cli.inference.llama import binding_version
 from arbitrage_cli.inference.open import load_llama
 from arbitrage_cli.inference.thinking import FORMATS
-from arbitrage_cli.model_files.checksums import sha256_seen
+from arbitrage_cli.model_files.checksums import known_sha256, sha256_seen
 from arbitrage_cli.model_files.gguf import read_facts, read_header
 from arbitrage_cli.model_files.pairs import find_files, is_gguf, is_served, local_files, no_such_file
 from arbitrage_cli.routing.route import parse_route
@@ -193,7 +194,9 @@ def measure_missing(
     is_needed = request.compares or any(depends_on_costs)
     if not is_needed or not {"draft", "target"} <= paths.keys() or known.keys() == paths.keys():
         return known
-    display.tell("measuring the token costs of these models on this machine")
+    display.tell(
+        f"measuring the token costs of these models on this machine, which takes up to {limit or PROBE_SECONDS:.0f} s"
+    )
     measured = measure_and_keep(paths, load, display.loading, display.note, limit)
     return {role: known.get(role, one) if one.is_disturbed else one for role, one in measured.items()}
 
@@ -220,5 +223,6 @@ def fetch(sources: ByRole[str], display: Display, *, offline: bool) -> dict[Mode
             raise no_such_file(source)
         if files:
             read_header(files[0])
+            known_sha256(files, lambda progress: display.fetching(replace(progress, activity="hashing")))
         found[role] = str(files[0]) if files else source
     return found

@@ -21,7 +21,7 @@ from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_f
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
 from arbitrage_cli.inference.kv_cache import KvCache, RetainedIds, chat_prompt
-from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.open import display_name, open_model
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Rater, Scheduler, Writer
 from arbitrage_cli.inference.servers.dialects import Chat
@@ -64,8 +64,8 @@ class LocalModel:
 
     sends_token_stats = True
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, display_name: str) -> None:
+        self._backend, self.display_name = backend, display_name
         self._cache: KvCache | None = None
         self.card, self.chat_template = backend.card, backend.chat_template
 
@@ -106,7 +106,7 @@ class RemoteModel:
     """A model on a server, with the same methods as `LocalModel`."""
 
     def __init__(self, model: ServedModel) -> None:
-        self._model = model
+        self._model, self.display_name = model, model.card.name
         self.card, self.chat_template, self.served_facts = model.card, model.source.template, model.facts
         self.sends_token_stats = bool(model.num_alternatives)
 
@@ -208,8 +208,9 @@ class OpenModels:
         self.check_token_stats(policies)
         for role, source in sources.items():
             if not is_served(source):
-                progress = partial(display.loading, f"loading {role} {source}")
-                self.by_role[role] = self._load_file(role, progress)
+                name = display_name(source)
+                progress = partial(display.loading, f"loading {role}", name)
+                self.by_role[role] = self._load_file(role, name, progress)
         self.by_role = {role: self.by_role[role] for role in sources}
         request, costs = self._request, self._decided.unit_costs
         self.writing = WriterOptions(
@@ -290,7 +291,7 @@ class OpenModels:
 
     # --- loading
 
-    def _load_file(self, role: ModelRole, progress: Callable[[float], None]) -> LocalModel:
+    def _load_file(self, role: ModelRole, name: str, progress: Callable[[float], None]) -> LocalModel:
         model, load = self._decided.models[role], self._decided.settings.load
         options = replace(
             load,
@@ -301,7 +302,8 @@ class OpenModels:
             template_variables={} if role == "prm" else load.template_variables,
         )
         path = str(next(iter(local_files(model.source)), model.source))
-        return LocalModel(self._stack.enter_context(contextlib.closing(open_model(path, options, progress))))
+        backend = self._stack.enter_context(contextlib.closing(open_model(path, options, progress)))
+        return LocalModel(backend, name)
 
     def _check_server(self, role: ModelRole, remote: RemoteModel) -> None:
         before: Fields = self._decided.models[role].served or {}
@@ -341,7 +343,7 @@ def served_models(request: Request, display: Display, stack: contextlib.ExitStac
         from arbitrage_cli.inference.servers.model import open_served
 
         source = request.named.served[role]
-        display.loading(f"asking {source.address.host}", 0.0)
+        display.loading("asking server", source.address.host)
         is_greedy, continues = not request.options.temperature, not request.writes_whole
         return RemoteModel(open_served(connection(), source, role, is_greedy=is_greedy, continues=continues))
 

@@ -358,8 +358,8 @@ class RoutedConversation:
         self._last: tuple[Finished, RunInfo] | None = None
 
     def choose(self, name: str) -> None:
-        """Select a route such as `arbitrage@fast`. Raises UsageError if it is not in the menu."""
-        self.route = self.menu.find(name)
+        """Select a route such as `arbitrage@fast`. Raises UsageError if the menu does not contain the route."""
+        self.route = self.menu.find(name, "policy")
         self.show_route()
 
     def ask(self, question: str) -> Finished:
@@ -416,5 +416,5 @@ class RoutedConversation:
     def _show(self, route: Route) -> None:
         if (route, route.tau_name) != self._shown:
             run = self._session.run_info(num_problems=1, route=route)
-            self._display.begin(replace(run, descriptions={}) if self._are_models_shown else run)
+            self._display.begin(replace(run, descriptions={}, names={}) if self._are_models_shown else run)
             self._shown, self._are_models_shown = (route, route.tau_name), True

@@ -72,8 +72,11 @@ Shown = ServingEvent | AttemptStarted | AttemptEnded
 class Display(Protocol):
     """The display of one command. `close` restores the terminal and may be called more than once."""
 
-    def loading(self, activity: str, fraction: float) -> None:
-        """Show the progress of an activity such as `loading draft small.gguf`. `fraction` ranges from 0 to 1."""
+    def loading(self, activity: str, name: str, fraction: float | None = None) -> None:
+        """Show an activity, such as `loading draft`, and the name of its model or server until the next activity begins.
+
+        `fraction` is the completed part, from 0 to 1, or None if it is unknown.
+        """
 
     def fetching(self, progress: FileProgress) -> None:
         """Show that a model file is being downloaded or checked."""

@@ -89,14 +89,14 @@ class Session:
         sampler: Sampler | None = None,
     ) -> RunInfo:
         chosen = route or self.route
+        writing = {role: model for role, model in self.models.by_role.items() if role in chosen.policy.models}
         return RunInfo(
             chosen,
             thoughts_tau=chosen.thoughts_tau(self.scorer(chosen.policy)),
             settings=self._settings_of(chosen, limits, sampler),
             models=self.decided.sources,
-            descriptions={
-                role: model.describe() for role, model in self.models.by_role.items() if role in chosen.policy.models
-            },
+            descriptions={role: model.describe() for role, model in writing.items()},
+            names={role: model.display_name for role, model in writing.items()},
             num_problems=num_problems,
             concurrency=self.concurrency,
             find_answer=self.task.find_answer,

@@ -5,6 +5,7 @@ tries it again after all other problems. Until that command ends, the file conta
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.app.session import Session, open_session
 from arbitrage_cli.errors import OutputError, ProblemError, UsageError
+from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.runs.folder import RUN, RunFolder, begun_run
 from arbitrage_cli.runs.records import SOLVE
@@ -33,6 +35,7 @@ InputPlace = tuple[str, str | None]  # an input line: its id and problem
 ANOTHER = "use another file: --output FILE.jsonl"
 OTHER_FORMATS = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
 MAX_SHOWN = 60  # characters of a value in a message
+LONG_LOADING = 3.0  # seconds of loading that are worth a hint
 
 
 def solve_problems(
@@ -54,6 +57,14 @@ def solve_problems(
         solutions = stack.enter_context(Solutions(problems, display, line_of, folder))
         solutions.solve_missing(request, shown)
     return solutions
+
+
+def loading_hint(loading: float, solving: float) -> str | None:
+    """Return a hint if loading the models took long, and longer than solving the problems. Both are in seconds."""
+    if loading < max(LONG_LOADING, solving):
+        return None
+    times = f"loading the models took {formatting.duration(loading)}, the answers {formatting.duration(solving)}"
+    return f"{times}; to keep the models loaded between questions, use arbitrage chat or arbitrage serve"
 
 
 def begun_file(path: Path) -> Run | None:
@@ -112,13 +123,17 @@ class Solutions(AbstractContextManager["Solutions"]):
         most = num_known if problems.ended else None
         with open_session(request, self._display, earlier, most=most) as session:
             run = run_of(session, self._folder) if self._folder else None
+            began = time.monotonic()
             if num_known:
                 session.load()
+            loaded = time.monotonic()
             if self._folder and run:
                 self._folder.save_run(with_loaded(run, session))
             with offering_to_resume(session, self._folder):
                 if num_known:
                     self._solve_with(session, shown)
+                    if hint := loading_hint(loaded - began, time.monotonic() - loaded):
+                        self._display.tell(hint)
                 else:
                     list(self._unsolved())
         self._remove_replaced()

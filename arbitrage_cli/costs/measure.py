@@ -23,7 +23,7 @@ from arbitrage_cli.errors import OutputError
 from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
 from arbitrage_cli.inference.chat_template import Plain
 from arbitrage_cli.inference.kv_cache import prompt_ids
-from arbitrage_cli.inference.open import open_model
+from arbitrage_cli.inference.open import display_name, open_model
 from arbitrage_cli.inference.unit_costs import COST_ERROR, ROWS, UnitCosts
 from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
@@ -43,6 +43,12 @@ AS_FAST = 1.05  # a smaller number of threads within this factor of the fastest 
 TOO_SLOW = 1.5  # beyond this factor of the fastest, fewer threads are not tried
 MAX_CHANGE = 1.3  # of the time of a token during a measurement that is kept
 BLOCKS, PRIOR_BLOCKS = 4, 4  # parts of a measurement whose costs are compared
+
+
+class ShowActivity(Protocol):
+    """Shows an activity, the name of its model, and the completed part (0 to 1) if it is known."""
+
+    def __call__(self, activity: str, name: str, fraction: float | None = None) -> None: ...
 
 
 class Threaded(Backend, Protocol):
@@ -89,33 +95,36 @@ class Probes:
 def measure_and_keep(
     paths: ByRole[str],
     load: LoadOptions,
-    on_loading: Callable[[str, float], None],
+    show: ShowActivity,
     note: Note,
     limit: float | None = None,
 ) -> dict[ModelRole, Tuned]:
     """Measure models together, store their costs and return them.
 
-    A note is shown if the measurement was disturbed or cannot be stored. The probes end after `limit` seconds, but each runs
-    at least once.
+    Each activity is shown while it lasts. A note is shown if the measurement was disturbed or cannot be stored. The probes end
+    after `limit` seconds, but each runs at least once.
 
     Raises any error from loading or running a model.
     """
     limit = limit or PROBE_SECONDS
     check_memory(memory_needed(paths, load))
     most = {role: threads_without_costs(path, load) for role, path in paths.items()}
+    names = {role: display_name(path) for role, path in paths.items()}
     free = free_cores() if max(most.values()) > 1 and not load.threads else max(most.values())
     with ExitStack() as stack:
         backends: dict[ModelRole, Threaded] = {}
         for role, path in paths.items():
             options = replace(load, threads=most[role])
-            backend = open_model(path, options, partial(on_loading, f"loading {role} {path}"))
+            backend = open_model(path, options, partial(show, f"loading {role}", names[role]))
             backends[role] = cast("Threaded", stack.enter_context(closing(backend)))
         on_gpu = {role: backend for role, backend in backends.items() if backend.card.gpu_layers}
         probe(on_gpu, rounds=1)  # GPU drivers compile when a number of tokens is first computed
         share = limit / 2 / len(backends)
         counts = {role: [count] if load.threads else thread_counts(min(count, free)) for role, count in most.items()}
         for role, backend in backends.items():
+            show(f"measuring {role}, up to {math.ceil(share)} s", names[role])
             try_threads(backend, counts[role], limit=share)
+        show(f"measuring {' and '.join(backends)}, up to {math.ceil(limit / 2)} s", " and ".join(names.values()))
         probes = probe(backends, limit=limit * 3 / 8)
         if _disturbed(probes, on_gpu):  # once more, because a disturbance may be short
             probes = probe(backends, limit=limit / 8)

@@ -63,12 +63,14 @@ class CommandDisplay:
         self._updated = -math.inf if screen.is_live else clock()  # a live screen shows the first line at once
         self._view: SolveView | RunView | None = None
 
-    def loading(self, activity: str, fraction: float) -> None:
+    def loading(self, activity: str, name: str, fraction: float | None = None) -> None:
         if self._screen.is_live:
-            self._show_work(f"{activity}: {fraction:.0%}")
+            is_partial = fraction is not None and fraction < 1.0  # after the file is read, the model is not yet ready
+            self._show_work(wording.loading(activity, name, fraction if is_partial else None), at_once=not is_partial)
 
     def fetching(self, progress: FileProgress) -> None:
-        self._show_work(wording.fetching(progress), at_once=progress.done in (0, progress.total))
+        is_end = progress.done in (0, progress.total) and progress.activity != "hashing"  # of most files, in no time
+        self._show_work(wording.fetching(progress), at_once=is_end)
 
     def note(self, text: str) -> None:
         self._show([Line.of((text, "yellow"))])
@@ -97,7 +99,7 @@ class CommandDisplay:
 
     def end(self) -> None:
         with self._lock:
-            self._screen.draw(self._view.end() if self._view else [], [])
+            self._screen.draw(self._view.end(self._clock()) if self._view else [], [])
 
     def result(self, text: str) -> None:
         with self._lock:

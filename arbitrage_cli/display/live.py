@@ -2,18 +2,20 @@
 
 import io
 import os
+import termios
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from arbitrage_cli.display.text import Line, show
+from arbitrage_cli.display.text import Line, show, with_units, without_units
 from arbitrage_cli.system.signals import noted_signals
 
 REDRAW_SECONDS = 0.08
 FALLBACK_SIZE = 80, 24
+LOCAL_FLAGS = 3  # index in the attributes of a terminal
 
 
 class LiveScreen:
@@ -25,6 +27,7 @@ class LiveScreen:
         self._stream = stream
         self._console = Console(file=_Terminal(stream), highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
+        self._echo = _Echo(stream)
 
     @noted_signals()  # if a signal interrupts Rich, its console may show nothing more
     def draw(self, lines: Sequence[Line], region: Sequence[Line]) -> None:
@@ -33,9 +36,11 @@ class LiveScreen:
         if self._live and not rows:
             self._live.stop()
             self._live = None
+            self._echo.restore()
         if lines:
             self._console.print(*(row for line in lines for row in self._wrapped(line)), sep="\n")
         if rows:
+            self._echo.turn_off()
             self._live = self._live or self._started()
             self._live.update(Group(*rows), refresh=True)
 
@@ -63,8 +68,14 @@ class LiveScreen:
         return rows[: height - 1]
 
     def _wrapped(self, line: Line) -> list[Text]:
+        """Wrap a line at the width of the terminal, but not between a number and its unit."""
         width = max(self._console.width - 1 - len(line.margin), 4)
-        return [Text.assemble(line.margin, row) for row in Text.assemble(*line.parts).wrap(self._console, width)]
+        text = Text.assemble(*line.parts)
+        text.plain = with_units(text.plain)
+        rows = text.wrap(self._console, width)
+        for row in rows:
+            row.plain = without_units(row.plain)
+        return [Text.assemble(line.margin, row) for row in rows]
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -73,6 +84,38 @@ class LiveScreen:
         except (OSError, ValueError):
             columns, rows = FALLBACK_SIZE
         return max(columns, 8), max(rows, 2)
+
+
+class _Echo:
+    """The echo of a terminal, which is turned off while there is a region.
+
+    Typed characters would move the region's lines, so that they could not be erased. The characters are read later.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._attributes: list[Any] | None = None  # those of the terminal with its echo
+
+    def turn_off(self) -> None:
+        if self._attributes is None and (descriptor := self._foreground) is not None:
+            attributes = termios.tcgetattr(descriptor)
+            self._attributes = [*attributes]
+            attributes[LOCAL_FLAGS] &= ~termios.ECHO
+            termios.tcsetattr(descriptor, termios.TCSANOW, attributes)
+
+    def restore(self) -> None:
+        if self._attributes is not None and (descriptor := self._foreground) is not None:
+            termios.tcsetattr(descriptor, termios.TCSANOW, self._attributes)
+        self._attributes = None
+
+    @property
+    def _foreground(self) -> int | None:
+        """The terminal's descriptor, or None for a process in the background, which would be stopped if it set attributes."""
+        try:
+            descriptor = self._stream.fileno()
+            return descriptor if os.tcgetpgrp(descriptor) == os.getpgrp() else None
+        except (OSError, ValueError):
+            return None
 
 
 class _Terminal(io.StringIO):

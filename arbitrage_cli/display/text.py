@@ -4,6 +4,7 @@ Text from models, problems and files is untrusted, so `safe` removes control cha
 """
 
 import os
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,10 @@ ASCII = str.maketrans({"█": "#", "░": ".", "…": "~", "≤": "<="})  # for 
 
 _CONTROL = ("Cc", "Cs")  # Unicode categories of control characters and lone surrogates
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+UNIT_SPACE = "\ue000"  # a private-use character, one column wide
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:s|min|h|tokens?|steps?)\b)")
 
 
 def safe(text: str) -> str:
@@ -82,7 +87,19 @@ def shortened(text: str, width: int) -> str:
 
 
 def wrapped(text: str, width: int = WIDTH, indent: int = 2) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    """Wrap the text, but not between a number and its unit."""
+    rows = textwrap.wrap(with_units(text), width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return list(map(without_units, rows))
+
+
+def with_units(text: str) -> str:
+    """Replace each space between a number and its unit, such as `0.03 s`, so that the text is not wrapped there."""
+    return _BEFORE_UNIT.sub(UNIT_SPACE, text)
+
+
+def without_units(text: str) -> str:
+    """Undo `with_units`."""
+    return text.replace(UNIT_SPACE, " ")
 
 
 def is_drawable(stream: TextIO | None) -> bool:

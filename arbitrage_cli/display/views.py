@@ -31,7 +31,7 @@ from arbitrage_cli.types import (
     Wrote,
 )
 
-DRAFT_ROWS, TEXT_ROWS, FOOTER_ROWS = 3, 6, 2
+DRAFT_ROWS, TEXT_ROWS = 3, 6
 ARITHMETIC = re.compile(r"(?=.*\d).*(\d\D+\d|\bhow (many|much)\b|\bconvert\b)", re.IGNORECASE | re.DOTALL)
 NO_ARITHMETIC = "this question is not arithmetic, so the answer of the built-in models is probably wrong"
 MAX_QUESTION, MAX_THOUGHT = 200, 160  # characters
@@ -91,6 +91,8 @@ class SolveView:
     def handle(self, event: Shown, now: float) -> list[Line]:
         if isinstance(event, AttemptStarted | AttemptEnded | RequestEnded):
             return []
+        if isinstance(event, Started) and self._run.num_problems == 1:  # in a chat, the figures are those of one question
+            self._totals, self._began = wording.Totals(), None
         self._totals.add(event)
         self._began = now if self._began is None else self._began
         if isinstance(event, Started):
@@ -114,22 +116,23 @@ class SolveView:
         progress, summary = self._progress(now), wording.summary(self._totals.figures)
         if self._run.concurrency > 1:
             counts = wording.joined(f"{formatting.count(len(self._steps), 'problem')} at once", progress)
-            return [Line.of((counts, "bold"), rows=1), Line.of((summary, "dim"), rows=1)]
+            return [Line.of((text, style), rows=1) for text, style in ((counts, "bold"), (summary, "dim")) if text]
         (step,) = self._steps.values()
-        if step.writer is None:
-            return []
+        figures = Line.of((wording.joined(progress, summary), "dim"), margin=MARGIN, rows=1)
+        if step.writer is None:  # the region stays between two steps
+            return [figures]
         blocks = [
             (step.draft_text, "dim strike", DRAFT_ROWS),
             (step.text, "dim" if step.is_thought else "", TEXT_ROWS),
-            (wording.joined(progress, summary), "dim", FOOTER_ROWS),
         ]
         head = Line.of(*step.head, (f"  {now - step.began:.1f} s", "dim"), rows=1)
-        return [head, *(Line.block(*block[:2], margin=MARGIN, rows=block[2]) for block in blocks if block[0].strip())]
+        texts = [Line.block(*block[:2], margin=MARGIN, rows=block[2]) for block in blocks if block[0].strip()]
+        return [head, *texts, figures]
 
-    def end(self) -> list[Line]:
+    def end(self, now: float) -> list[Line]:
         if self._is_quiet or self._run.num_problems == 1:
             return []
-        return [Line.of(), Line.of((self._totals.text, "bold"))]
+        return [Line.of(), Line.of((self._totals.text(self._elapsed(now)), "bold"))]
 
     def close(self) -> list[Line]:
         """Return the unfinished steps."""
@@ -142,7 +145,7 @@ class SolveView:
 
     def _progress(self, now: float) -> str:
         """Return the seconds so far of the only problem, or how many problems are done."""
-        seconds, planned = now - (now if self._began is None else self._began), self._run.num_problems
+        seconds, planned = self._elapsed(now), self._run.num_problems
         if planned == 1:
             return f"{seconds:.0f} s"
         finished, done = self._totals.finished, self._run.num_done + self._totals.finished
@@ -150,6 +153,9 @@ class SolveView:
             return f"{done} finished"
         left = (planned - done) * seconds / finished if finished and done < planned else None
         return wording.joined(f"{done}/{planned}", wording.time_left(left))
+
+    def _elapsed(self, now: float) -> float:
+        return 0.0 if self._began is None else now - self._began
 
     def _of(self, problem: Problem) -> str:
         return "" if self._run.num_problems == 1 else f"problem {one_line(problem.id)}: "
@@ -268,7 +274,7 @@ class RunView:
         last = [Line.of((f"  last: {self._last}", "dim"), rows=1)] if self._last else []
         return [head, *_standing_lines(self._progress.standings), self._attempt_line, *last]
 
-    def end(self) -> list[Line]:
+    def end(self, now: float) -> list[Line]:
         return []
 
     def close(self) -> list[Line]:

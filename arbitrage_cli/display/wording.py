@@ -21,7 +21,6 @@ from arbitrage_cli.types import (
     Event,
     Fields,
     Finished,
-    ModelRole,
     RequestEnded,
     Step,
     Trace,
@@ -29,12 +28,19 @@ from arbitrage_cli.types import (
 
 BAR = 4  # characters
 MAX_ANSWER = 80  # characters
+FAST = 100.0  # tokens per second that are shown without decimals
 
 
 def fetching(progress: FileProgress) -> str:
     """Return a line such as `downloading model.gguf, 1.2 GB of 4.9 GB`."""
     sizes = f"{formatting.size_words(progress.done)} of {formatting.size_words(progress.total)}"
     return f"{progress.activity} {progress.file}, {sizes}"
+
+
+def loading(activity: str, name: str, fraction: float | None) -> str:
+    """Return a line such as `loading target: 69% of large.gguf`. A narrow terminal cuts the end, so the name is last."""
+    share = "" if fraction is None else f"{fraction:.0%} of "
+    return f"{activity}: {share}{name}"
 
 
 @dataclass(slots=True)
@@ -55,10 +61,11 @@ class Totals:
             self.finished += 1
             self.failed += attempt_error(event) is not None
 
-    @property
-    def text(self) -> str:
+    def text(self, elapsed: float) -> str:
+        """Return the totals, with the seconds of the models and the `elapsed` seconds, which include all other work."""
         counts = formatting.count(self.finished, "problem") + (f", {self.failed} failed" if self.failed else "")
-        return joined(counts, summary(self.figures), f"{self.figures.seconds:.2f} s")
+        times = f"models {self.figures.seconds:.2f} s, elapsed {elapsed:.2f} s"
+        return joined(counts, summary(self.figures), times)
 
 
 def joined(*facts: str) -> str:
@@ -76,7 +83,7 @@ def opening(run: RunInfo | RunProgress | ServerInfo, *, has_details: bool = Fals
     if isinstance(run, RunProgress):
         done = f", {run.finished} of them done" if run.finished else ""
         return [f"{run.title}: {formatting.count(run.planned, 'attempt')}{done}"]
-    models = " → ".join(one_line(text).partition(" (")[0] for text in run.descriptions.values())
+    models = " → ".join(map(one_line, run.names.values()))
     details = (f"{role_name(role):<7} {one_line(text)}" for role, text in run.descriptions.items())
     return [joined(models, run.route.label), *([*details, *_rule(run)] if has_details else [])]
 
@@ -95,7 +102,7 @@ def request(ended: RequestEnded) -> str:
     """Return a line about a request, such as `chatcmpl-1f..., arbitrage@fast: accepted 4/5 steps (80%); ...; 3.21 s`."""
     trace, error = ended.finished.trace, ended.finished.error
     end = ended.end or (" ".join(filter(None, (str(error), error.hint and f"({error.hint})"))) if error else "")
-    work = f"{trace.problem.id}, {ended.model}: {summary(tally_of(ended.finished))}"
+    work = f"{trace.problem.id}, {ended.model}: {summary(tally_of(ended.finished)) or 'no tokens'}"
     return one_line(joined(work, end, f"{ended.seconds:.2f} s", price(ended.bill)))
 
 
@@ -173,26 +180,26 @@ def times(figures: Tally, alone: float | None) -> str:
 
 
 def summary(figures: Tally) -> str:
-    """Return the steps, the tokens and the speeds of both models."""
+    """Return the steps, and the tokens and the speed of each model, or an empty string if there are no tokens."""
     steps, tokens = formatting.count(figures.target_steps, "step"), []
     if figures.drafted_steps:
         steps = f"accepted {figures.accepted_steps}/{figures.drafted_steps} steps ({figures.acceptance_rate or 0:.0%})"
         discarded = f" ({figures.wasted_tokens} discarded)" if figures.wasted_tokens else ""
-        tokens.append(f"{formatting.count(figures.drafted_tokens, 'draft token')}{discarded}")
+        tokens.append(f"{formatting.count(figures.drafted_tokens, 'draft token')}{discarded}{_speed(figures.draft_cost)}")
+    elif num_speculated := figures.draft_cost.decode_tokens:
+        tokens.append(f"{formatting.count(num_speculated, 'draft token')}{_speed(figures.draft_cost)}")
     if figures.target_steps:
-        tokens.append(formatting.count(figures.target_tokens, "target token"))
+        tokens.append(f"{formatting.count(figures.target_tokens, 'target token')}{_speed(figures.target_cost)}")
     if figures.check_tokens:
-        tokens.append(formatting.count(figures.check_tokens, "checker token"))
-    if not tokens:
-        return "no tokens yet"
-    speeds = filter(None, (_speed("draft", figures.draft_cost), _speed("target", figures.target_cost)))
-    return joined(steps, ", ".join(tokens), ", ".join(speeds))
+        tokens.append(f"{formatting.count(figures.check_tokens, 'checker token')}{_speed(figures.check_cost)}")
+    return joined(steps, ", ".join(tokens)) if tokens else ""
 
 
-def _speed(role: ModelRole, cost: Cost) -> str:
-    if cost.tokens_per_second is None:
+def _speed(cost: Cost) -> str:
+    speed = cost.tokens_per_second
+    if speed is None:
         return ""
-    return f"{role} {cost.tokens_per_second:.1f} tokens/s"
+    return f" at {speed:.0f}/s" if speed >= FAST else f" at {speed:.1f}/s"
 
 
 def price(bill: Bill) -> str:

@@ -21,8 +21,9 @@ from arbitrage_cli.errors import ModelFileError, ModelUnsupportedError
 from arbitrage_cli.inference.chat_template import renderer
 from arbitrage_cli.inference.llama import BINDING, how_to_install
 from arbitrage_cli.model_files import checksums
-from arbitrage_cli.model_files.gguf import read_header
-from arbitrage_cli.model_files.pairs import backend_of, find_files, local_files
+from arbitrage_cli.model_files.gguf import read_facts, read_header
+from arbitrage_cli.model_files.pairs import backend_of, find_files, hub_name, is_built_in, is_gguf, local_files
+from arbitrage_cli.model_files.stores import program_of
 from arbitrage_cli.system.child import describe_exit
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import Fields
@@ -54,16 +55,32 @@ def open_model(source: str, options: "LoadOptions", progress: Callable[[float], 
     return backend
 
 
+def display_name(source: str) -> str:
+    """Return the name under which users know a model.
+
+    For a path, this is the name of the file, with the quantization if the name lacks it. A built-in model has the name in its
+    file, and any other model the name by which the user selected it.
+    """
+    if not is_gguf(source) or hub_name(source) or program_of(source) or not (files := local_files(source)):
+        return source
+    if is_built_in(source):
+        return str(read_header(files[0]).metadata.get("general.name") or source)
+    file_type = read_facts(files).file_type
+    quantization = "" if file_type is None else str(load_llama().quantization_name(file_type))
+    name = files[0].name
+    return name if quantization.lower() in name.lower().replace("-", "_") else f"{name} {quantization}"
+
+
 def try_model(source: str, options: "LoadOptions") -> None:
     """Try a model in a separate process if the model is new on this machine. Raises ModelError if the trial fails."""
     files = local_files(source)
     if not files or files[0].resolve().is_relative_to(models_folder().resolve()):
         return
-    first, *_ = [read_header(path) for path in files]
+    for path in files:
+        read_header(path)
     sha256 = checksums.sha256_seen(files)
     if not _passed_trial(sha256):
-        name = first.metadata.get("general.name") or files[0].name
-        log.warning("%s is new on this machine; trying it in a separate process first", name)
+        log.warning("%s is new on this machine; trying it in a separate process first", files[0].name)
         can_drop = _try_files(files, options.gpu_layers)
         checksums.write_note("tried", [sha256], {"version": BINDING, "rolls_back": can_drop})
 

@@ -22,9 +22,9 @@ Origin = Literal["shipped", "published", "recorded", "unknown"]
 
 @frozen
 class FileProgress:
-    """The progress of downloading or checking a file, in bytes."""
+    """The progress of downloading, checking or hashing a file, in bytes."""
 
-    activity: Literal["downloading", "checking"]
+    activity: Literal["downloading", "checking", "hashing"]
     file: str
     done: int
     total: int

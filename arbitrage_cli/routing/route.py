@@ -281,11 +281,24 @@ class Menu:
         presets = [f"{name}@{tau}" for name in offered if POLICIES[name].needs_router for tau in PRESETS]
         return list(dict.fromkeys([self.default.policy.name, *offered, *presets]))
 
-    def find(self, name: str) -> Route:
-        """Return the route with this name. Raises UsageError if the policy is unknown or the tau is invalid."""
-        if name.partition("@")[0] not in self._policies:
-            raise unknown("model", name, self.names)
+    def find(self, name: str, kind: str = "model") -> Route:
+        """Return the route with this name. Error messages call an unknown name a `kind`.
+
+        Raises UsageError if the policy is unknown or not available here, or if the tau is invalid.
+        """
+        policy_name = name.partition("@")[0].strip()
+        if policy_name not in POLICIES:
+            raise unknown(kind, name, self.names)
         policy, tau = parse_route(name)
+        if policy_name not in self._policies:
+            refuse_in_conversation(policy, self._policies)
+            if policy.needs_router:
+                need_router(self._available.router)
+            raise UsageError(
+                f"policy {policy_name} needs both models on this machine, but one of them is on a server",
+                f"use one of: {', '.join(self._policies)}",
+                option="policy",
+            )
         if tau is None and policy is self.default.policy:
             return self.default
         return make_route(policy, tau, self._available)

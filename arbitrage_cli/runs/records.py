@@ -57,6 +57,7 @@ class RunInfo:
     route: "Route"
     models: ByRole[str] = field(default_factory=dict)  # names given by the user
     descriptions: ByRole[str] = field(default_factory=dict)  # from the model files
+    names: ByRole[str] = field(default_factory=dict)  # for displays: file names and quantizations, or the user's names
     settings: Fields = field(default_factory=dict)  # all other settings that affect the text
     num_problems: int | None = None  # None if unknown in advance
     num_done: int = 0  # by an earlier command

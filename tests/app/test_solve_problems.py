@@ -7,6 +7,8 @@ import pytest
 from commands import SCRIPTED, Shown, refused, solve, typed
 from faults import rows_of, write_rows
 
+from arbitrage_cli.app.solve import loading_hint
+
 PLAIN, MISSING = typed(**SCRIPTED), typed(draft="no.gguf", target="no.gguf", policy="draft")
 LINES = '{"problem": "1 + 1", "id": "a"}\n{bad\n\n{"problem": "37 * 12 - 95", "id": "a"}\n{"problem": "who?"}\n'
 FOUND = [("a", "2"), ("2", None), ("a-2", "349"), ("5", None)]
@@ -159,3 +161,12 @@ def test_a_line_of_somebody_else_is_set_aside(here: Path, text: str, caplog: pyt
     assert caplog.text.count("out.jsonl: line 1: ") == 1
     assert (here / "out.jsonl.torn-1").read_text() == f"{text}\n\n"
     assert [one["answer"] for one in rows_of(here, "out.jsonl")] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("loading", "solving", "is_hinted"), [(20.0, 5.0, True), (5.0, 20.0, False), (0.4, 0.1, False), (4.0, 4.0, True)]
+)
+def test_chat_and_serve_are_named_if_loading_takes_longer_than_the_answers(
+    loading: float, solving: float, is_hinted: bool
+) -> None:
+    assert (loading_hint(loading, solving) is not None) is is_hinted

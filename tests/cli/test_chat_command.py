@@ -59,6 +59,12 @@ def test_a_line_that_cannot_be_followed_does_not_end_the_chat(lines: list[str]) 
     assert "Traceback" not in result.err
 
 
+def test_a_policy_that_a_conversation_cannot_use_is_refused_alike_in_the_chat_and_before_it() -> None:
+    _, _, before = run("chat", *MODELS, "--policy", "agree").err.partition("--policy: ")
+    assert before.splitlines()[0] in chat("/policy agree", models=MODELS).err
+    assert "policy 'nobody'" in chat("/policy nobody").err
+
+
 def test_a_refusal_of_a_server_does_not_end_the_chat() -> None:
     server, refusal = ChatServer(Api(names_stop=True)), Answer([{"error": "input was flagged"}], 401)
     server.faults = lambda: refusal if "a bad question" in str(server.bodies[-1]) else None
@@ -80,6 +86,22 @@ def test_what_is_remembered() -> None:
     assert 2 <= len(remembered) < len(turns)
     renewed = [line for turn in turns for line in (turn, "/new")]
     assert chat(*renewed, flags=flags).out.split() == [str(number * 12 - 95) for number in numbers]
+
+
+def test_what_is_typed_while_an_answer_is_written_waits_for_the_prompt() -> None:
+    with Terminal("chat", *MODELS) as terminal:
+        terminal.wait_until(lambda: terminal.text.endswith("entropy@1>"))
+        terminal.process.sendline(LONG)
+        for number in range(2, 9):
+            terminal.wait_until(lambda number=number: f"{number} + 1 = {number + 1}" in terminal.text)  # type: ignore[misc]
+            terminal.process.send("\r" if number < 6 else str(number))  # line breaks would move the region
+        terminal.wait_until(lambda: terminal.text.endswith("entropy@1> 678"))
+        assert terminal.text.count("678") == 1
+        steps = terminal.text.partition("2 + 1 = 3")[2].partition("89 + 1 = 90")[0]
+        assert [line for line in steps.splitlines()[1:-1] if not re.search(r"\d \+ 1 = \d|accept|escalate", line)] == []
+        terminal.process.send("\x15")  # Ctrl-U erases the line
+        terminal.process.sendeof()
+        assert terminal.wait() == 0
 
 
 def test_ctrl_c_stops_a_turn_and_keeps_the_chat() -> None:

@@ -69,15 +69,16 @@ def test_a_problem_is_shown_in_one_line(make_view: MakeView, question: str, show
     display = CommandDisplay(PlainScreen(plain), io.StringIO())
     display.begin(RUN)
     display.handle(Started(view.start(question)))
-    assert view.screen.lines[-1] == plain.getvalue().splitlines()[-1] == f"problem: {shown}"
+    assert view.screen.lines[-2:] == [plain.getvalue().splitlines()[-1], "     0 s"]
+    assert view.screen.lines[-2] == f"problem: {shown}"
 
 
 @pytest.mark.parametrize("then", ["begin", "note", "result", "close"])
 def test_a_line_about_loading_does_not_stay(monkeypatch: pytest.MonkeyPatch, then: str) -> None:
     screen, clock = make_screen(monkeypatch, 80, 24), Clock()
     display, clock.now = CommandDisplay(LiveScreen(screen), io.StringIO(), clock=clock), clock.now + REDRAW_SECONDS
-    display.loading("loading target large.gguf", 0.69)
-    assert screen.text == "loading target large.gguf: 69%"
+    display.loading("loading target", "large.gguf", 0.69)
+    assert screen.text == "loading target: 69% of large.gguf"
     {
         "begin": lambda: display.begin(RUN),
         "note": lambda: display.note("a note"),
@@ -93,7 +94,7 @@ def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:
     view.write(trace, "draft", num_unread=321)
     assert "draft   prefill 321 tokens" in view.screen.text
     view.write(trace, "draft", "First ", "add ", "two.")
-    assert view.screen.text.endswith("First add two.\n     0 s; no tokens yet")
+    assert view.screen.text.endswith("First add two.\n     0 s")
     assert "  1  draft   3 tokens" in view.screen.text
     assert view.screen.screen.cursor.hidden
     view.clock.now += REDRAW_SECONDS * 1.01
@@ -101,6 +102,52 @@ def test_step_is_shown_while_it_is_written(make_view: MakeView) -> None:
     assert "draft   scoring" in view.screen.text
     view.write(trace, "target", "2 + 2 = 4.")
     assert "scoring" not in view.screen.text
+
+
+def test_a_narrow_line_of_figures_is_cut_at_its_end(make_view: MakeView) -> None:
+    view = make_view(44, 20)
+    trace = view.start()
+    view.decide(trace, escalate())
+    view.write(trace, "draft", "a long step ", "that goes on ", "and on, over several rows of the screen")
+    figures = view.screen.lines[-1]
+    assert figures.startswith("     0 s; accepted 0/1 steps (0%)")
+    assert (len(figures), figures[-1]) == (43, "\u2026")
+
+
+@pytest.mark.parametrize("columns", range(20, 60))
+def test_a_number_stays_beside_its_unit(make_view: MakeView, columns: int) -> None:
+    view = make_view(columns, 50)
+    trace = view.start()
+    view.decide(trace, escalate())
+    view.decide(trace, accept(stop="end"))
+    view.display.handle(finish(trace, alone=4.0))
+    view.display.close()
+    rows = [line.split() for line in view.screen.lines]
+    assert sum(row.count("s") + row.count("s,") + row.count("s;") for row in rows) >= 4
+    assert [row for row in rows if row and row[0] in ("s", "s,", "s;")] == []
+
+
+def test_each_question_of_a_chat_has_its_own_figures(make_view: MakeView) -> None:
+    view = make_view()
+    for _ in range(2):
+        trace = view.start()
+        view.decide(trace, accept("The first step. "))
+        view.write(trace, "draft", "The second step")
+        assert view.screen.lines[-1].startswith("     0 s; accepted 1/1 steps (100%); 5 draft tokens at")
+        view.decide(trace, accept(stop="end"))
+        view.display.handle(finish(trace))
+        view.clock.now += 100.0
+
+
+def test_the_totals_name_the_time_of_the_models_and_of_the_clock(make_view: MakeView) -> None:
+    view = make_view(200, run=RunInfo(Route(POLICIES["entropy"], 1.0), num_problems=2))
+    for _ in range(2):
+        trace = view.start()
+        view.clock.now += 10.0
+        view.decide(trace, escalate(stop="end"))
+        view.display.handle(finish(trace))
+    view.display.end()
+    assert {"models 5.00 s, elapsed 20.00 s", "2 problems"} <= {*view.screen.lines[-1].split("; ")}
 
 
 def test_view_is_not_redrawn_for_every_token(make_view: MakeView) -> None:
@@ -137,7 +184,7 @@ def test_region_never_outgrows_the_terminal(make_view: MakeView, columns: int, r
     view = make_view(columns, rows)
     trace = view.start("2 + 2")
     view.decide(trace, escalate())
-    finished = view.screen.text
+    finished = view.screen.text.rpartition("\n")[0]  # without the line of figures
     view.write(trace, "draft", *(text[start : start + 97] for start in range(0, len(text), 97)), "$")
     assert "$" in view.screen.text or rows < 4  # the last rows of a long text are shown
     view.write(trace, "target", text)
@@ -159,7 +206,7 @@ def test_several_at_once_are_counted(make_view: MakeView) -> None:
     for trace in traces:
         view.display.handle(Started(trace))
         view.write(trace, "draft", f"text of {trace.problem.id}")
-    assert view.screen.text.splitlines()[-2] == "3 problems at once; 0/7"
+    assert view.screen.text.splitlines()[-1] == "3 problems at once; 0/7"
     view.decide(traces[1], accept(stop="end"))
     view.display.handle(finish(traces[1]))
     view.write(traces[2], "target", "x")

@@ -51,7 +51,7 @@ def grade(text: str, gold: Mapping[str, Any]) -> Grade:
 
 
 def writers(backends: Mapping[ModelRole, Backend], sampler: Sampler | None = None, **options: Any) -> Writers:
-    models: dict[ModelRole, Model] = {role: LocalModel(backend) for role, backend in backends.items()}
+    models: dict[ModelRole, Model] = {role: LocalModel(backend, role) for role, backend in backends.items()}
     return Writers(models, WriterOptions(sampler or Sampler(), PromptStyle(), **options))
 
 

@@ -15,11 +15,21 @@ from gguf import GGUFValueType as Kind
 from arbitrage_cli.errors import ModelError, ModelFileError
 from arbitrage_cli.inference import open as opening
 from arbitrage_cli.inference.backend import LoadOptions
-from arbitrage_cli.inference.open import try_model
+from arbitrage_cli.inference.open import display_name, try_model
 from arbitrage_cli.system.files import models_folder
 
 DRAFT = ("solve", "--policy", "draft", "--threads", "1", "--max-tokens", "4", "--draft")
 TOKENS, MODEL, SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.model", "tokenizer.ggml.scores"
+
+
+def test_a_file_is_shown_by_its_name_and_quantization(tiny: Mapping[str, Path], tmp_path: Path) -> None:
+    q4_k_m = {"general.file_type": (Kind.UINT32, 15), "general.name": (Kind.STRING, "A Model AWQ")}
+    shown = {"small.gguf": "small.gguf Q4_K_M", "small-q4_k_m.gguf": "small-q4_k_m.gguf"}
+    for name, expected in shown.items():
+        alter(tiny["draft"], tmp_path / name, q4_k_m)
+        assert display_name(str(tmp_path / name)) == expected
+    assert display_name("user/repo:Q4_K_M") == "user/repo:Q4_K_M"
+    assert display_name("builtin:draft") == "arbitrage built-in draft"
 
 
 def sentencepiece(tokens: list[str]) -> Mapping[str, Entry]:
