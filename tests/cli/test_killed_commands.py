@@ -1,5 +1,6 @@
 """Commands that replace files, killed at each change of a file: no file is lost or half-written, and the same command completes."""
 
+import json
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -8,8 +9,12 @@ from typing import Any
 
 import pytest
 from cli import run
+from collected import World, questions, write_run
 from made_up_runs import MadeUp, make_run, write_run_folder
 from marks import rarely
+from small_routers import write_router
+
+from arbitrage_cli.routing.router import load
 
 KILLED = -signal.SIGKILL
 Prepare = Callable[[Path], tuple[str, ...]]
@@ -30,10 +35,31 @@ def regrading(folder: Path) -> tuple[str, ...]:
     return "report", "run", "--regrade"
 
 
+def training(folder: Path) -> tuple[str, ...]:
+    write_run(folder / "run", questions(60), World(steps=2))
+    write_router(folder / "new.safetensors")
+    return "train", "run", "-o", "new.safetensors", "--force"
+
+
+def presets(folder: Path) -> tuple[str, ...]:
+    write_run(folder / "run", questions(60), World(steps=2))
+    write_router(folder / "small.safetensors")
+    shutil.copy(folder / "small.safetensors", folder / "new.safetensors")
+    return "train", "--from", "small.safetensors", "-o", "new.safetensors", "--force", "run"
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """Return all files without unfinished temporary files, whose names are hidden."""
     found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file() and path.suffix != ".new"}
-    return {str(name): path.read_bytes() for name, path in found.items() if path.name not in ("lock", "started.jsonl")}
+    return {str(name): content(path) for name, path in found.items() if path.name not in ("lock", "started.jsonl")}
+
+
+def content(path: Path) -> bytes:
+    """Return a file's bytes. A router is loaded, and compared without the time when it was made."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    router = load(path)
+    return json.dumps(router.card.to_json() | {"created": None}).encode() + router.network.output.tobytes()
 
 
 def survives(folder: Path, prepare: Prepare, done: Mapping[str, bytes], fault: Mapping[str, Any]) -> bool:
@@ -60,7 +86,11 @@ FAULTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("prepare", "fault"), [(regrading, FAULTS[0]), *rarely(*((one, fault) for one in (page, regrading) for fault in FAULTS))]
+    ("prepare", "fault"),
+    [
+        (regrading, FAULTS[0]),
+        *rarely(*((one, fault) for one in (page, regrading, presets) for fault in FAULTS), (training, FAULTS[0])),
+    ],
 )
 def test_a_killed_command_is_completed_by_the_same_command(
     quick_path: Path, prepare: Prepare, fault: Mapping[str, Any]

@@ -1,6 +1,7 @@
 """`arbitrage models`, and models of the Hub in `arbitrage solve`, with a Hub on loopback."""
 
 import os
+import random
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from arbitrage_cli.system.files import models_folder
 
 DRAFT, TARGET = "user/Draft-GGUF", "user/Target-GGUF"
 USAGE, MODEL = 2, 3
+BIG = bytes(range(256)) * 20_000  # about 5 MB, no GGUF
 SHORT = ("--max-tokens", "16", "--threads", "1")
 
 
@@ -102,6 +104,22 @@ def test_killed_pull_downloads_the_file_again(pair: HubFixture, tiny: Mapping[st
     again = pair.run("models", "pull", DRAFT, "-q")
     assert Path(again.out.strip()).read_bytes() == tiny["draft"].read_bytes()
     assert len(pair.hub.downloads()) == 2
+
+
+@pytest.mark.slow
+def test_pull_killed_again_and_again_leaves_no_wrong_file(place: HubFixture) -> None:
+    """At each change of a file by the program, and at any time while a file is downloaded."""
+    place.offers(DRAFT, **{"big-Q4_K_M": BIG})
+    draw, codes = random.Random(7), list[int]()
+    faults = [{"fault": {"number": number, "action": "kill"}} for number in range(1, 9)]
+    for order in (*faults, *({"kill_after": draw.uniform(0.1, 1.0)} for _ in range(9))):
+        shutil.rmtree(place.folder / ("hf" if len(codes) % 3 else "cache"), ignore_errors=True)
+        codes.append(run("models", "pull", DRAFT, env=place.env(), **order).code)
+        found = place.run("models", "pull", DRAFT, "--offline", "-q")
+        assert found.code == MODEL or Path(found.out.strip()).read_bytes() == BIG
+        pulled = place.run("models", "pull", DRAFT, "-q")
+        assert (pulled.code, Path(pulled.out.strip()).read_bytes() == BIG) == (0, True), pulled.err
+    assert -signal.SIGKILL in codes
 
 
 def test_pull_fetches_a_pair_once_and_finds_it_offline(pair: HubFixture) -> None:
