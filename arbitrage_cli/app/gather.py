@@ -214,15 +214,15 @@ def warn_of_load(threads_of: ByRole[int], display: Display) -> None:
 def fetch(sources: ByRole[str], display: Display, *, offline: bool) -> dict[ModelRole, str]:
     """Download missing files. Return each model's first file, or its name if it has no file.
 
-    Raises ModelFileError if a file does not exist or is not a GGUF model; HubError if a download fails.
+    Raises ModelFileError if a file does not exist, is damaged or is not a GGUF model; HubError if a download fails.
     """
-    found: dict[ModelRole, str] = {}
+    files_of: dict[ModelRole, tuple[Path, ...]] = {}
     for role, source in sources.items():
-        files = find_files(source, offline=offline, on_progress=display.fetching)
-        if files and not local_files(source):
+        files_of[role] = find_files(source, offline=offline, on_progress=display.fetching)
+        if files_of[role] and not local_files(source):
             raise no_such_file(source)
-        if files:
-            read_header(files[0])
-            known_sha256(files, lambda progress: display.fetching(replace(progress, activity="hashing")))
-        found[role] = str(files[0]) if files else source
-    return found
+        for part in local_files(source):
+            read_header(part)
+    for files in filter(None, files_of.values()):  # large files are read last
+        known_sha256(files, lambda progress: display.fetching(replace(progress, activity="hashing")))
+    return {role: str(files[0]) if files else sources[role] for role, files in files_of.items()}

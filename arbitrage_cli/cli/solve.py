@@ -98,7 +98,10 @@ def solve(
         def line_of(record: "Fields") -> str | None:
             nonlocal num_unanswered
             line = wording.result(record, form, is_single=is_single) if form else None
-            num_unanswered += line == ""
+            if line == "":
+                num_unanswered += 1
+                if output.quiet and not record["error"]:  # otherwise the view or the error says it
+                    display.note(f"problem {record['id']}: the solution has no answer")
             return line
 
         shown = _shown(request, results, form)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from arbitrage_cli.arbitrage import EarlyStop
+from arbitrage_cli.errors import ComputeError
 from arbitrage_cli.inference.acceptance import Acceptance
 from arbitrage_cli.inference.backend import Clock, Floats
 from arbitrage_cli.inference.kv_cache import CachedProblem, KvCache
@@ -156,7 +157,7 @@ class Decoder:
             logits = self._cache.decode([(cached, tokens)])[-1]
             cached.held.extend(tokens)
             num_decoded += 1
-            token = opened.sampler.choose(logits, cached.problem.question, len(cached.held))
+            token = self._choose(opened, logits)
             if not should_continue(logits, token):
                 break
             tokens = [token]
@@ -180,7 +181,7 @@ class Decoder:
 
     def _draw(self, step: StepInProgress, logits: Floats) -> str:
         """Draw the next token from `logits` (n_vocab,) and return its text. Sets `step.stop` if the step ends."""
-        token = step.opened.sampler.choose(logits, step.opened.cached.problem.question, len(step.opened.cached.held))
+        token = self._choose(step.opened, logits)
         if step.opened.proposal:
             step.opened.acceptance.follow(step.opened.proposal, token)
         step.tokens.append(token)
@@ -195,6 +196,13 @@ class Decoder:
             step.recorder.add_text(text)
         step.stop = self._reason_to_stop(step)
         return text
+
+    def _choose(self, opened: OpenProblem, logits: Floats) -> int:
+        """Choose the token after those in the cache. Raises ComputeError with the model's name if no token can be chosen."""
+        try:
+            return opened.sampler.choose(logits, opened.cached.problem.question, len(opened.cached.held))
+        except ComputeError as error:
+            raise ComputeError(f"{self._cache.backend.card.name}: {error.message}", error.hint) from error
 
     def _reason_to_stop(self, step: StepInProgress) -> StepStop | None:
         beyond = len(step.tokens) - step.max_tokens  # the step may complete a character

@@ -44,10 +44,15 @@ class Sampler:
         return replace(self, temperature=self.temperature or SAMPLE_TEMPERATURE, seed=self.seed + SEEDS * sample)
 
     def choose(self, logits: Floats, question: str, position: int) -> int:
-        """Choose the token at `position` from its logits (n_vocab,). Raises ComputeError if the logits are not finite."""
-        likeliest = int(logits.argmax())
+        """Choose the token at `position` from its logits (n_vocab,).
+
+        Raises ComputeError if the logits are not finite, or all equal, as of a file whose end is filled with zeros.
+        """
+        likeliest = int(logits.argmax())  # the first of equals
         if not math.isfinite(logits[likeliest]):
             raise ComputeError("the model computed non-finite logits", "the model file may be damaged")
+        if likeliest == 0 and len(logits) > 1 and logits.min() == logits[0]:
+            raise ComputeError("the model computed the same logit for all tokens", "the model file may be damaged")
         if self.is_greedy:
             return likeliest
         candidates = np.flatnonzero(logits >= logits[likeliest] - TAIL * self.temperature)

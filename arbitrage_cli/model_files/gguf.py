@@ -1,7 +1,7 @@
 """Checks the header of a GGUF file, and reads facts about the model, even if it does not fit in memory.
 
-Every length is limited, because the file may be damaged. Weights are neither read nor checked; llama.cpp checks them when a
-new file is tried in a separate process (`inference.open`). Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Every length is limited, because the file may be damaged, and all tensors must end within the file. Weights are neither read nor
+checked; llama.cpp checks them when a new file is tried in a separate process (`inference.open`). Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import functools
@@ -31,6 +31,18 @@ OTHER_KINDS = {"adapter": "an adapter", "mmproj": "a projector for images or aud
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _INTEGERS = frozenset(_SCALARS) - {6, 7, 12}
 _STRING, _ARRAY = 8, 9
+
+_BLOCK_SIZES = {  # block elements: {number of the tensor type: block bytes}
+    1: {0: 4, 1: 2, 24: 1, 25: 2, 26: 4, 27: 8, 28: 8, 30: 2},  # F32, F16, integers, F64, BF16
+    32: {2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 9: 40, 20: 18, 39: 17},  # Q4_0 to Q8_1, IQ4_NL, MXFP4
+    64: {40: 36},  # NVFP4
+    128: {41: 18},  # Q1_0
+    256: {10: 84, 11: 110, 12: 144, 13: 176, 14: 210, 15: 292, 16: 66, 17: 74, 18: 98, 19: 50, 21: 110}  # Q2_K to IQ3_S
+    | {22: 82, 23: 136, 29: 56, 34: 54, 35: 66},  # IQ2_S, IQ4_XS, IQ1_M, TQ1_0, TQ2_0
+}
+_BLOCKS = {kind: (elements, size) for elements, sizes in _BLOCK_SIZES.items() for kind, size in sizes.items()}
+"""The elements and the bytes of a block, by ggml's number of the tensor type."""
+MAX_ALIGNMENT = 1 << 20
 
 
 @frozen
@@ -99,6 +111,14 @@ class _DamageError(Exception):
     """Raised if a header is damaged."""
 
 
+@frozen
+class _Tensor:
+    """A tensor's number of elements, and its end in bytes after the beginning of all tensors."""
+
+    num_elements: int
+    end: int
+
+
 class _Reader:
     """Parses the header. Every length is checked against the rest of the file before it is used."""
 
@@ -119,8 +139,21 @@ class _Reader:
         layers = self._metadata.get(f"{self._metadata.get('general.architecture')}.block_count")
         if isinstance(layers, int) and not 1 <= layers <= MAX_LAYERS:
             raise _DamageError(f"the model has {layers} layers; expected 1 to {MAX_LAYERS}")
-        num_parameters = sum(self._num_elements() for _ in range(num_tensors))
+        tensors = [self._read_tensor() for _ in range(num_tensors)]
+        self._check_end(max((tensor.end for tensor in tensors), default=0))
+        num_parameters = sum(tensor.num_elements for tensor in tensors)
         return Header(num_parameters, self._metadata, self._array_lengths, self._lists, self._size)
+
+    def _check_end(self, length: int) -> None:
+        """Raise an error if the file ends before the last of `length` bytes of tensors, which follow the header and its padding."""
+        alignment = self._metadata.get("general.alignment", 32)
+        is_valid = isinstance(alignment, int) and 0 < alignment <= MAX_ALIGNMENT
+        if not is_valid:
+            raise _DamageError(f"the alignment is {alignment!r}; expected 1 to {MAX_ALIGNMENT}")
+        padding = -self._at % int(alignment)
+        needed = self._at + padding + length
+        if length and needed > self._size:
+            raise _DamageError(f"the file has {self._size:,} bytes, but its tensors end at byte {needed:,}")
 
     def _read_entry(self) -> None:
         key, kind = self._string(), self._integer("<I")
@@ -159,15 +192,15 @@ class _Reader:
             at = self._size + 1
         self._take(at - self._at)
 
-    def _num_elements(self) -> int:
-        """Read the description of a tensor."""
+    def _read_tensor(self) -> "_Tensor":
         self._string()
         dimensions = self._integer("<I")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise _DamageError(f"a tensor has {dimensions} dimensions; expected 1 to {MAX_DIMENSIONS}")
-        shape = [self._integer("<Q") for _ in range(dimensions)]
-        self._take(struct.calcsize("<IQ"))  # type and offset
-        return math.prod(shape)
+        num_elements = math.prod(self._integer("<Q") for _ in range(dimensions))
+        kind, offset = self._integer("<I"), self._integer("<Q")
+        elements_per_block, bytes_per_block = _BLOCKS.get(kind, (num_elements or 1, 1))  # an unknown type has some bytes
+        return _Tensor(num_elements, offset + num_elements // elements_per_block * bytes_per_block)
 
     def _take(self, length: int) -> int:
         """Skip `length` bytes and return the position of the first skipped byte."""

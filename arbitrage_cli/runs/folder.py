@@ -325,7 +325,7 @@ def _validated(path: Path, run: "Run") -> "Iterator[Row | BadRow]":
     policies = {(route.policy, route.tau) for route in run.decided.routes}
     for number, line in enumerate(_lines(path), start=1):
         if not line.endswith(b"\n"):
-            yield BadRow(number, line, "")
+            yield BadRow(number, line, "contains NUL characters" if b"\0" in line else "")
             return
         try:
             row = read_row(line, run.kind)

@@ -50,7 +50,7 @@ def test_the_least_likely_are_left_out(options: dict[str, Any], expected: list[f
 
 
 def test_a_draw_depends_on_seed_problem_and_position_alone() -> None:
-    logits = np.zeros(1000, np.float32)
+    logits = np.arange(1000, dtype=np.float32) * 1e-6
     usual = [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)]
     assert [Sampler(1.0, seed=1).choose(logits, "p", position) for position in range(10)] == usual
     assert [Sampler(1.0, seed=2).choose(logits, "p", position) for position in range(10)] != usual
@@ -68,6 +68,13 @@ def test_logits_that_are_no_numbers_are_an_error(value: float, temperature: floa
     logits[2] = value
     with pytest.raises(ComputeError):
         Sampler(temperature).choose(logits, "p", 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_all_equal_are_an_error(temperature: float) -> None:
+    """A file whose weights are zeros has such logits."""
+    with pytest.raises(ComputeError):
+        Sampler(temperature).choose(np.zeros(3, np.float32), "p", 0)
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-39, 1e-60])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from arbitrage_cli.errors import ModelFileError
 from arbitrage_cli.model_files.gguf import read_facts, read_header
@@ -99,13 +99,24 @@ def test_a_good_file(small: Path) -> None:
 
 
 def test_a_file_cut_anywhere(small: Path, tmp_path: Path) -> None:
-    """Cut at every byte of the header (H1)."""
+    """Cut at every byte up to the end of the last tensor. The padding after it is optional."""
     whole = small.read_bytes()
-    end = whole.rindex(b"second") + len(b"second") + struct.calcsize("<IQIQ")
+    end = len(whole) - 32 + 5 * 4  # five floats, padded to the alignment
     for length in range(end):
         refusal_of(whole[:length], tmp_path)
     (tmp_path / "cut.gguf").write_bytes(whole[:end])
     assert read_header(tmp_path / "cut.gguf").num_parameters == 2 * 3 + 5
+
+
+@pytest.mark.parametrize("kind", GGML_QUANT_SIZES, ids=lambda kind: kind.name)
+def test_sizes_of_tensors_are_those_of_ggml(kind: GGMLQuantizationType, tmp_path: Path) -> None:
+    """A file without the last byte of a tensor is refused, for each type of tensor."""
+    block, size = GGML_QUANT_SIZES[kind]
+    header = gguf(tensor(b"t", (block, 3), 0, kind.value), num_tensors=1)
+    whole = header + b"\0" * (-len(header) % 32 + 3 * size)
+    (tmp_path / "whole.gguf").write_bytes(whole)
+    assert read_header(tmp_path / "whole.gguf").num_parameters == 3 * block
+    assert f"{len(whole):,}" in refusal_of(whole[:-1], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +141,11 @@ def test_a_file_cut_anywhere(small: Path, tmp_path: Path) -> None:
         (gguf(entry(b"k", ARRAY, array(UINT64, 2**61)), num_entries=1), "ends inside the header"),
         (gguf(entry(b"k", ARRAY, array(UINT64, 1 << 20)), num_entries=1), "ends inside the header"),
         (gguf(entry(b"k", ARRAY, array(ARRAY, 1) * 2), num_entries=1), "unknown value type 9 in an array"),
+        (gguf(entry(b"general.alignment", UINT32, uint32(0)), num_entries=1), "alignment is 0"),
+        (gguf(entry(b"general.alignment", STRING, string(b"32")), num_entries=1), "alignment is '32'"),
+        (gguf(tensor(b"t", (4,), 2**60), b"\0" * 64, num_tensors=1), "tensors end at"),
+        (gguf(tensor(b"t", (HUGE, HUGE), 0), b"\0" * 64, num_tensors=1), "tensors end at"),
+        (gguf(tensor(b"t", (4,), 2**60, 999), b"\0" * 64, num_tensors=1), "tensors end at"),
         (gguf(tensor(b"t", (), 0), b"\0" * 64, num_tensors=1), "0 dimensions"),
         (gguf(tensor(b"t", (1,) * 5, 0), b"\0" * 64, num_tensors=1), "5 dimensions"),
     ],
