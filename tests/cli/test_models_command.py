@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fake_hub
 import pytest
@@ -111,7 +112,7 @@ def test_pull_killed_again_and_again_leaves_no_wrong_file(place: HubFixture) -> 
     """At each change of a file by the program, and at any time while a file is downloaded."""
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     draw, codes = random.Random(7), list[int]()
-    faults = [{"fault": {"number": number, "action": "kill"}} for number in range(1, 9)]
+    faults: list[dict[str, Any]] = [{"fault": {"number": number, "action": "kill"}} for number in range(1, 9)]
     for order in (*faults, *({"kill_after": draw.uniform(0.1, 1.0)} for _ in range(9))):
         shutil.rmtree(place.folder / ("hf" if len(codes) % 3 else "cache"), ignore_errors=True)
         codes.append(run("models", "pull", DRAFT, env=place.env(), **order).code)
