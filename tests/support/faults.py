@@ -1,7 +1,7 @@
 """Run folders as tests write, read and compare them, without the program's help."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ def rows_of(folder: Path, name: str = "results.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_bytes().split(b"\n") if line]
 
 
-def essence(value: Any) -> Any:
+def essence(value: Any, unwanted: Collection[str] = ()) -> Any:
+    """A row without times and the `unwanted` fields."""
     if isinstance(value, Mapping):
-        return {name: essence(part) for name, part in value.items() if name not in TIMES}
+        return {name: essence(part, unwanted) for name, part in value.items() if name not in TIMES and name not in unwanted}
     if isinstance(value, list):
-        return [essence(part) for part in value]
+        return [essence(part, unwanted) for part in value]
     return value
 
 

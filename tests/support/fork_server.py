@@ -157,7 +157,7 @@ def prepare_faults(order: Mapping[str, Any]) -> None:
 
 
 class Fault:
-    """The `number`-th of those calls that change files fails or ends the process. Writes to other than files do not count."""
+    """The `number`-th of those calls that change files ends or interrupts the process. Writes to other than files do not count."""
 
     def __init__(self, order: Mapping[str, Any]) -> None:
         self._calls = order.get("calls") or CALLS
@@ -172,6 +172,9 @@ class Fault:
                 return real(first, *rest, **options)
             self._count += 1
             if self._count != self._number:
+                return real(first, *rest, **options)
+            if self._action == "interrupt":
+                os.kill(os.getpid(), signal.SIGINT)
                 return real(first, *rest, **options)
             if self._action == "half and killed":
                 real(first, rest[0][: len(rest[0]) // 2])
