@@ -13,6 +13,7 @@ import fake_hub
 import pytest
 from cli import ESCAPE, Result, assert_refused, run
 from fake_hub import FakeHub
+from marks import within
 
 from arbitrage_cli.model_files.checksums import known_sha256
 from arbitrage_cli.numbers.formatting import size_words
@@ -113,7 +114,7 @@ def test_pull_killed_again_and_again_leaves_no_wrong_file(place: HubFixture) -> 
     place.offers(DRAFT, **{"big-Q4_K_M": BIG})
     draw, codes = random.Random(7), list[int]()
     faults: list[dict[str, Any]] = [{"fault": {"number": number, "action": "kill"}} for number in range(1, 9)]
-    for order in (*faults, *({"kill_after": draw.uniform(0.1, 1.0)} for _ in range(9))):
+    for order in within(30.0, (*faults, *({"kill_after": draw.uniform(0.1, 1.0)} for _ in range(9)))):
         shutil.rmtree(place.folder / ("hf" if len(codes) % 3 else "cache"), ignore_errors=True)
         codes.append(run("models", "pull", DRAFT, env=place.env(), **order).code)
         found = place.run("models", "pull", DRAFT, "--offline", "-q")

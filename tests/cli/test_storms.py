@@ -15,7 +15,7 @@ import pytest
 from cli import MODELS, TIMEOUT, Result, read_line, run, start
 from fake_server import HashServer, on_loopback, storm
 from faults import essence, results, rows_of, write_problems, write_rows
-from marks import rarely
+from marks import rarely, within
 
 from arbitrage_cli.system.files import models_folder
 
@@ -69,7 +69,7 @@ def through_a_storm(
     `free` has the options that may differ, and `failed` the exit codes of attempts that failed and are tried again.
     """
     draw, found = random.Random(seed), set[int]()
-    for _ in range(MAX_REPEATED):
+    for _ in within(60.0, range(MAX_REPEATED)):
         ended = run(*command, *draw.choice(free), "-q", cwd=folder, **weather(draw))
         assert ended.code in (*ENDS, *failed), ended.err
         assert "Traceback" not in ended.err
