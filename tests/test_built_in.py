@@ -266,8 +266,8 @@ def test_shipped_states_produce_the_shipped_routers(quick_path: Path, arguments:
     states = [str(MODELS / "states" / f"qwen2.5-coder-{part}.jsonl.xz") for part in ("gsm8k", "asdiv")]
     assert run("train", *arguments, *states, "-o", str(quick_path / f"{name}.safetensors"), "-q").code == 0
     made, shipped = load(quick_path / f"{name}.safetensors"), load(router_file(f"builtin:{name}"))
-    for array, values in shipped.arrays().items():
-        assert made.arrays()[array] == pytest.approx(values, abs=1e-4)
+    for array, values in shipped.network.arrays().items():
+        assert made.network.arrays()[array] == pytest.approx(values, abs=1e-4)
     assert made.card.taus["named"] == pytest.approx(shipped.card.taus["named"], rel=0.02)
 
 

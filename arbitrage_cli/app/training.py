@@ -15,6 +15,7 @@ from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
 from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
+from arbitrage_cli.learning.learn import Announce
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import is_correct
@@ -25,7 +26,7 @@ from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of,
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states
-from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, Announce, train, with_taus
+from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, train, with_taus
 from arbitrage_cli.types import Finished, Json, Trace
 
 SUFFIX = ".safetensors"

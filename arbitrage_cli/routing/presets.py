@@ -1,6 +1,6 @@
 """Chooses the presets `careful`, `balanced` and `fast` from the table of taus in a router's card.
 
-1. `training.measurement` measures the effect of each tau: escalated steps, change in reward, and tokens (`TauRow`).
+1. `training/taus.py` measures the effect of each tau: escalated steps, change in reward, and tokens (`TauRow`).
 2. The token costs of a machine (`PairCosts`) convert a row's tokens to time (`TauTable.time`).
 3. A preset is the fastest tau whose expected loss stays within a limit, and whose 95% interval stays within twice this limit
    (`choose_presets`).

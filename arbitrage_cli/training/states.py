@@ -1,8 +1,7 @@
 """Collects the training states for routers, stores them as JSON, and reads them from the runs of `arbitrage collect`.
 
 A state is a step that both models wrote from the same text, with both rewards. States store token statistics rather than
-features, so new features do not require collecting states again. Their problems are split into a training, a validation and
-a test part.
+features, so new features do not require collecting states again.
 """
 
 import base64
@@ -26,6 +25,7 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.proposals import Proposal
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.inference.unit_costs import UnitCosts
+from arbitrage_cli.learning.examples import Examples, fold_of
 from arbitrage_cli.numbers.intervals import Indices, Mask, Numbers
 from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
@@ -35,7 +35,7 @@ from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.rows import CollectedRow, Count, Record
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.files import reason_of
-from arbitrage_cli.training.measurement import ADVANTAGE_DIGITS, Outcomes
+from arbitrage_cli.training.taus import ADVANTAGE_DIGITS, Outcomes
 from arbitrage_cli.types import Cost, Decision, Fields, Json, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
@@ -43,8 +43,6 @@ STATS = ("log_probabilities", "entropies", "margins")
 STATS_TYPE = "<f2"
 
 PACKED = ".xz"  # suffix of files of packed states
-
-FOLDS = 5  # parts of the problems
 
 MAX_UNSOLVED = 2  # states
 
@@ -327,11 +325,11 @@ class Collected:
         return found[max(found)] if found else None
 
     @property
-    def weight(self) -> Numbers:
-        """The states' weights, an array of shape (n,). Their mean is 1, and all pairs have the same total weight."""
-        pairs, index, counts = np.unique(self.pair, return_inverse=True, return_counts=True)
-        weight: Numbers = len(self.pair) / (len(pairs) * counts[index])
-        return weight
+    def examples(self) -> Examples:
+        """The features of the states, and whether they have an advantage. All pairs count the same."""
+        return Examples(
+            self.features, self.outcomes.advantage > 0, problem=self.outcomes.problem, group=self.pair, fold=self.fold
+        )
 
     def prefixes(self, chosen: Mask) -> tuple[Floats, Indices, Numbers]:
         """Return the m prefixes that a router scores, taken from the chosen drafted steps.
@@ -434,9 +432,3 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
 def _distinct(values: Iterable[Fields]) -> tuple[Fields, ...]:
     all_values = list(values)
     return tuple(value for index, value in enumerate(all_values) if value not in all_values[:index])
-
-
-def fold_of(question: str) -> int:
-    """Return the fold of a problem, which depends only on its text."""
-    digest = hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") % FOLDS

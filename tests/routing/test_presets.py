@@ -24,7 +24,7 @@ from arbitrage_cli.routing.presets import (
     choose_presets,
 )
 from arbitrage_cli.routing.router import LOOK_EVERY
-from arbitrage_cli.training.measurement import Outcomes, Prefixes, make_table, spread_taus
+from arbitrage_cli.training.taus import Outcomes, Prefixes, make_table, spread_taus
 
 COSTS = pair_costs(1.0, 10.0, prefill=2.0, draft_prefill=0.5)
 

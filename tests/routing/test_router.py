@@ -20,18 +20,10 @@ from safetensors.numpy import save as encode
 from arbitrage_cli.errors import ComputeError, RouterError, UsageError
 from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.learning.file import MAX_FILE_BYTES, SCHEMA, digest_of
+from arbitrage_cli.learning.network import Network
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
-from arbitrage_cli.routing.router import (
-    MAX_FILE_BYTES,
-    ROUTER_SCHEMA,
-    Network,
-    Router,
-    RouterCard,
-    digest_of,
-    included_router,
-    load,
-    save,
-)
+from arbitrage_cli.routing.router import Router, RouterCard, included_router, load, save
 from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, TokenStats, Trace
 
@@ -206,8 +198,8 @@ def rewritten(router: Router, path: Path, arrays: Mapping[str, NDArray[Any]] | N
     """Write the router's file with other arrays or card fields and a matching sha256, as an attacker would."""
     card = router.card.to_json() | changes
     text = json.dumps({name: value for name, value in card.items() if value is not ...})
-    chosen: Mapping[str, NDArray[Any]] = router.arrays() if arrays is None else arrays
-    about = {"schema": ROUTER_SCHEMA, "card": text, "sha256": digest_of(text, chosen)}
+    chosen: Mapping[str, NDArray[Any]] = router.network.arrays() if arrays is None else arrays
+    about = {"schema": SCHEMA, "card": text, "sha256": digest_of(text, chosen)}
     path.write_bytes(encode(dict(chosen), {"arbitrage": json.dumps(about)}))
     return path
 
@@ -294,7 +286,7 @@ def test_only_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_arrays_of_another_shape_or_content_are_refused(tmp_path: Path, changes: Mapping[str, NDArray[Any] | None]) -> None:
     router = make_router(units=5)
-    arrays = {name: array for name, array in {**router.arrays(), **changes}.items() if array is not None}
+    arrays = {name: array for name, array in {**router.network.arrays(), **changes}.items() if array is not None}
     refused(rewritten(router, tmp_path / "router", arrays))
 
 

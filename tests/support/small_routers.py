@@ -9,9 +9,10 @@ import numpy as np
 from made_up_tuning import pair_costs
 
 from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.learning.network import Network
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauRow, TauTable
-from arbitrage_cli.routing.router import Network, Router, RouterCard, save
+from arbitrage_cli.routing.router import Router, RouterCard, save
 
 PAIR: Mapping[str, Any] = {"draft": {"name": "d", "sha256": None}, "target": {"name": "t", "sha256": None}}
 CHEAP_DRAFT = pair_costs(0.1, 1.0, prefill=0.01)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arbitrage_cli.training.measurement import ExpectedLoss, Outcomes, make_table, spread_taus
+from arbitrage_cli.training.taus import ExpectedLoss, Outcomes, make_table, spread_taus
 
 Array = np.ndarray[Any, Any]
 STEPS = 4

@@ -11,15 +11,7 @@ import pytest
 from arbitrage_cli.arbitrage import FlowRequest, RateSteps, WriteStep
 from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
-from arbitrage_cli.training.states import (
-    STATS,
-    Judge,
-    State,
-    by_continuing,
-    by_rating,
-    collect,
-    features_of,
-)
+from arbitrage_cli.training.states import STATS, Judge, State, by_continuing, by_rating, collect, features_of
 from arbitrage_cli.types import (
     Cost,
     Decision,

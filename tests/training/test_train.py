@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,22 +14,16 @@ from collected import DRAFT, TARGET, World, questions, write_run
 
 from arbitrage_cli.errors import DamagedRunError, UsageError
 from arbitrage_cli.inference.sampling import Sampler
+from arbitrage_cli.learning.examples import FOLDS
+from arbitrage_cli.learning.fitting import RECIPES
+from arbitrage_cli.learning.learn import cross_validate
+from arbitrage_cli.learning.quality import Truth, measure
 from arbitrage_cli.problems.tasks import CODE
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
-from arbitrage_cli.routing.router import Network, Router
-from arbitrage_cli.training.measurement import Truth, auc, measure
-from arbitrage_cli.training.states import FOLDS, Collected, read_states
-from arbitrage_cli.training.train import (
-    RECIPES,
-    FittedRecipe,
-    Recipe,
-    calibrate,
-    choose,
-    cross_validate,
-    train,
-    with_taus,
-)
+from arbitrage_cli.routing.router import Router
+from arbitrage_cli.training.states import Collected, read_states
+from arbitrage_cli.training.train import train, with_taus
 
 WORLD = World()
 
@@ -48,7 +41,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
 def linear_only() -> Iterator[None]:
     """Train linear routers only, because networks take time and only slow tests depend on them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arbitrage_cli.training.train.RECIPES", tuple(recipe for recipe in RECIPES if not recipe.units))
+        patch.setattr("arbitrage_cli.learning.learn.RECIPES", tuple(recipe for recipe in RECIPES if not recipe.units))
         yield
 
 
@@ -81,7 +74,7 @@ def test_no_network_knows_the_problems_that_it_measures(collected: Collected) ->
         draft_reward=np.where(testing, outcomes.target_reward, outcomes.draft_reward),
         target_reward=np.where(testing, outcomes.draft_reward, outcomes.target_reward),
     )
-    before, after = (cross_validate(one, recipe, 0) for one in (collected, replace(collected, outcomes=swapped)))
+    before, after = (cross_validate(one.examples, recipe, 0) for one in (collected, replace(collected, outcomes=swapped)))
     assert before.networks[0].output.tolist() == after.networks[0].output.tolist()
     assert before.measured[testing].tolist() == after.measured[testing].tolist()
     assert before.networks[1].output.tolist() != after.networks[1].output.tolist()
@@ -93,7 +86,7 @@ def test_card_says_what_it_was_made_of(collected: Collected, router: Router) -> 
     assert card.pairs == ({"draft": DRAFT, "target": TARGET},)
     assert card.reward["kind"] == "prm"
     (size,) = card.data["parts"].values()
-    assert size == {"problems": 600, "states": 3000, "improvable": int(truth_of(collected).is_better.sum())}
+    assert size == {"problems": 600, "states": 3000, "improvable": int(truth_of(collected).labels.sum())}
     assert card.data["runs"][0]["problems"] == 600
     assert all(card.known(collected.questions))
     assert not any(card.known(questions(100, start=600)))
@@ -173,28 +166,14 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) ->
         train_on(replace(collected, outcomes=even))
 
 
-def test_what_nothing_can_be_learned_from_is_refused() -> None:
-    rng = np.random.default_rng(0)
-    log_odds = rng.normal(size=300)
-    with pytest.raises(UsageError, match="learned nothing"):
-        calibrate(log_odds, rng.random(300) < 1 / (1 + np.exp(log_odds)))
-
-
-def test_calibration_finds_the_line() -> None:
-    rng = np.random.default_rng(1)
-    true = rng.normal(-1.5, 1.5, 40_000)
-    is_better = rng.random(len(true)) < 1 / (1 + np.exp(-true))
-    assert calibrate(2 * true + 1, is_better) == pytest.approx((0.5, -0.5), abs=0.05)
-
-
 def test_each_pair_counts_the_same(tmp_path: Path) -> None:
     other = {"draft": {"name": "Other", "sha256": "0" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
     few = write_run(tmp_path / "few", questions(60), changes={"models": other})
     found = read_states([few, write_run(tmp_path / "many", questions(300, start=60))])
-    one, two = (found.weight[found.pair == pair].sum() for pair in (0, 1))
+    one, two = (found.examples.weight[found.pair == pair].sum() for pair in (0, 1))
     assert one == pytest.approx(two)
-    assert found.weight.mean() == pytest.approx(1)
-    assert (read_states([few]).weight == 1).all()
+    assert found.examples.weight.mean() == pytest.approx(1)
+    assert (read_states([few]).examples.weight == 1).all()
 
 
 @pytest.mark.slow
@@ -210,31 +189,10 @@ def test_what_a_tau_does_is_told_of_whole_solutions(collected: Collected, tmp_pa
         with_taus(found, replace(collected, is_whole=np.zeros_like(is_whole)))
 
 
-def make_candidate(log_odds: np.ndarray[Any, Any], truth: Truth, units: int) -> FittedRecipe:
-    size = 10
-    layer = (np.zeros((size, units), np.float32), np.zeros(units, np.float32)) if units else None
-    zeros = np.zeros(size, np.float32)
-    network = Network(zeros, zeros + 1, np.zeros(units or size, np.float32), 0.0, layer)
-    return FittedRecipe(Recipe(units, 1.0), [network], log_odds, log_odds, auc(log_odds, truth))
-
-
-def test_smaller_router_wins_unless_the_larger_is_clearly_better() -> None:
-    rng = np.random.default_rng(0)
-    signal = rng.normal(size=2000)
-    is_better = rng.random(2000) < 1 / (1 + np.exp(2 - 2 * signal))
-    truth = Truth(is_better, np.arange(2000) // 5)
-    large = make_candidate(signal, truth, 64)
-    near = make_candidate(signal + rng.normal(0, 0.02, 2000), truth, 0)
-    far = make_candidate(signal + rng.normal(0, 1.0, 2000), truth, 0)
-    assert choose([near, large], truth) is near
-    assert choose([far, large], truth) is large
-    assert choose([far, near, large], truth) is near
-
-
 def test_taus_for_other_states(collected: Collected, router: Router, tmp_path: Path) -> None:
     other = read_states([write_run(tmp_path / "run", questions(100, start=1000), World(bias=-4.0))])
     found = with_taus(router, other)
-    assert found.arrays().keys() == router.arrays().keys()
+    assert found.network.arrays().keys() == router.network.arrays().keys()
     table = TauTable.from_json(found.card.taus)
     assert table.costs == other.costs
     assert table.steps == 5

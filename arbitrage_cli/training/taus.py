@@ -1,12 +1,8 @@
-"""Measures routers on recorded states: how well a score identifies the steps that the target would improve, and the effect of
-each tau on the reward and the tokens. Confidence intervals are those across problems.
+"""Measures the effect of each tau on the reward and the tokens, on recorded states.
 
-A higher score is a stronger reason to escalate. All functions process many resamples at once. `weights`, of shape (r, n),
-counts how often each resample contains each state.
-
-The table of taus shows the effect of each tau. If a reward is the share of the target's continuations that reach the right
-answer, the losses of a solution add up to the difference in accuracy (the performance difference lemma, Kakade and Langford
-2002). This assumes that the router visits the recorded states.
+If a reward is the share of the target's continuations that reach the right answer, the losses of a solution add up to the
+difference in accuracy (the performance difference lemma, Kakade and Langford 2002). This assumes that the router visits the
+recorded states.
 
 At each step, a solution is either right or wrong so far. If the target's step was better, accepting the drafted step can
 *drop* a correct solution. If the drafted step was better, accepting it can *lift* an incorrect one. Two logistic curves map
@@ -18,25 +14,20 @@ prediction is corrected by the difference between the observed and the predicted
 0. Resamples use both the resampled prediction and the resampled observation, so that the interval has the width of the error.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arbitrage_cli.costs.pair import PairCosts
+from arbitrage_cli.learning.quality import resampled_weights
 from arbitrage_cli.numbers.intervals import Indices, Mask, Numbers
 from arbitrage_cli.routing.presets import ALWAYS, NEVER, TauRow, TauTable
 from arbitrage_cli.routing.router import LOOK_EVERY, clearly_above
 
 ADVANTAGE_DIGITS = 9
 """The decimal places to which advantages are rounded, because means of equal rewards may differ by rounding errors."""
-
-BINS = 10  # equal-width bins of the calibration error
-RESAMPLES = 1000
-SEED = 0
-MAX_CELLS = 1 << 18  # per batch of resamples; limits memory without changing results
 
 PARTS = 20  # into which the taus divide the states
 TABLE_RESAMPLES = 400
@@ -49,98 +40,6 @@ Prior = tuple[tuple[float, float], tuple[float, float]]
 """The means and the standard deviations of a Gaussian prior for the intercept and the slope of a curve's log-odds."""
 DROP: Prior = (0.0, 1.0), (1.0, 0.3)
 LIFT: Prior = (-3.0, 0.5), (1.0, 0.5)
-
-
-class Figure(NamedTuple):
-    """A value with its 95% confidence interval across problems."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Truth:
-    """Whether the target improves each state, the index of the state's problem, and the state's weight (default: 1)."""
-
-    is_better: Mask
-    problem: Indices
-    weight: Numbers | float = 1.0
-
-    @property
-    def resamples(self) -> Iterator[Numbers]:
-        """Weights for all problems, then for RESAMPLES resamples."""
-        return (weights * self.weight for weights in resampled_weights(self.problem, RESAMPLES))
-
-
-def measure(score: Numbers, truth: Truth, *, is_probability: bool = False) -> dict[str, Figure]:
-    """Return the AUC for predicting an advantage and, for a probability, the expected calibration error (`ece`)."""
-    measures = {"auc": _auc, **({"ece": _calibration_error} if is_probability else {})}
-    return {
-        name: figure(np.concatenate([of(score, truth.is_better, weights) for weights in truth.resamples]), truth)
-        for name, of in measures.items()
-    }
-
-
-def auc(score: Numbers, truth: Truth) -> float:
-    """Return the AUC for predicting an advantage, or NaN unless both classes occur."""
-    return float(_auc(score, truth.is_better, next(truth.resamples))[0])
-
-
-def auc_gaps(better: Numbers, worse: Numbers, truth: Truth) -> Numbers:
-    """Return the first score's AUC minus the second's: for all problems, then for each of RESAMPLES resamples."""
-    is_better = truth.is_better
-    return np.concatenate(
-        [_auc(better, is_better, weights) - _auc(worse, is_better, weights) for weights in truth.resamples]
-    )
-
-
-def resampled_weights(problem: Indices, resamples: int) -> Iterator[Numbers]:
-    """Yield weights for a bootstrap over problems, given each row's problem. The first weights are all 1."""
-    _, index = np.unique(problem, return_inverse=True)
-    count = int(index.max()) + 1
-    generator = np.random.default_rng(SEED)
-    yield np.ones((1, len(problem)))
-    batch = max(1, MAX_CELLS // len(problem))
-    for start in range(0, resamples, batch):
-        size = min(batch, resamples - start)
-        yield generator.multinomial(count, np.full(count, 1 / count), size).astype(np.float64)[:, index]
-
-
-def figure(values: Numbers, truth: Truth) -> Figure:
-    """Return the first value, with an interval from the other values, the resamples, if there are several problems."""
-    if not np.isfinite(values[0]):
-        return Figure(None)
-    others = values[1:][np.isfinite(values[1:])]
-    if len(others) < 0.9 * RESAMPLES or len(np.unique(truth.problem)) == 1:
-        return Figure(float(values[0]))
-    low, high = np.percentile(others, [2.5, 97.5])
-    return Figure(float(values[0]), float(low), float(high))
-
-
-def _auc(score: Numbers, is_better: Mask, weights: Numbers) -> Numbers:
-    """Return the area under the ROC curve for each row of weights. Each tie counts as half."""
-    order = np.argsort(-score, kind="stable")
-    falling, weights = score[order], weights[:, order]
-    starts = np.flatnonzero(np.append(True, falling[1:] != falling[:-1]))  # ties form one group
-    better, others = (
-        np.add.reduceat(weights * members[order], starts, axis=1) for members in (is_better, ~is_better)
-    )  # the weights of each group, from the highest score to the lowest
-    area = (others * (better.cumsum(axis=1) - better / 2)).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Numbers = area / (better.sum(axis=1) * others.sum(axis=1))
-    return found
-
-
-def _calibration_error(probability: Numbers, is_better: Mask, weights: Numbers) -> Numbers:
-    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
-    members = bins[:, None] == np.arange(BINS)
-    distance = weights @ (members * (probability - is_better)[:, None])
-    error: Numbers = np.abs(distance).sum(axis=1) / weights.sum(axis=1)
-    return error
-
-
-# --- the effect of each tau
 
 
 @dataclass(frozen=True, slots=True, eq=False)

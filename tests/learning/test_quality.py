@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from arbitrage_cli.training.measurement import (
-    BINS,
-    Truth,
-    auc,
-    measure,
-)
+from arbitrage_cli.learning.quality import BINS, Truth, auc, measure
 
 Numbers = NDArray[np.float64]
 
@@ -30,7 +25,7 @@ def value(name: str, number: Numbers, truth: Truth) -> float:
 
 def test_auc_is_that_of_the_library() -> None:
     metrics, (number, truth) = pytest.importorskip("sklearn.metrics"), make()
-    assert value("auc", number, truth) == pytest.approx(metrics.roc_auc_score(truth.is_better, number))
+    assert value("auc", number, truth) == pytest.approx(metrics.roc_auc_score(truth.labels, number))
 
 
 def test_calibration_error_is_over_ten_bins() -> None:
@@ -39,15 +34,15 @@ def test_calibration_error_is_over_ten_bins() -> None:
     for low in range(BINS):
         inside = np.minimum((number * BINS).astype(int), BINS - 1) == low
         if inside.any():
-            error += inside.mean() * abs(number[inside].mean() - truth.is_better[inside].mean())
+            error += inside.mean() * abs(number[inside].mean() - truth.labels[inside].mean())
     assert value("ece", number, truth) == pytest.approx(error)
 
 
 def test_intervals_are_over_problems() -> None:
     """States of one problem are not independent, so the same states in fewer problems have wider intervals."""
     number, truth = make(600)
-    fewer = Truth(truth.is_better[::10].repeat(10), np.arange(600) // 10)
-    apart = Truth(fewer.is_better, np.arange(600))
+    fewer = Truth(truth.labels[::10].repeat(10), np.arange(600) // 10)
+    apart = Truth(fewer.labels, np.arange(600))
     wide, narrow = (measure(number[::10].repeat(10), one)["auc"] for one in (fewer, apart))
     assert wide.value == narrow.value
     assert wide.low is not None
@@ -59,7 +54,7 @@ def test_intervals_are_over_problems() -> None:
 
 def test_interval_covers_the_truth() -> None:
     number, truth = make(40_000, 1000, rounded=False)
-    large = pytest.importorskip("sklearn.metrics").roc_auc_score(truth.is_better, number)
+    large = pytest.importorskip("sklearn.metrics").roc_auc_score(truth.labels, number)
     found = [measure(*make(200, seed, rounded=False))["auc"] for seed in range(12)]
     covered = sum(one.low <= large <= one.high for one in found if one.low is not None and one.high is not None)
     assert covered >= 9
@@ -72,7 +67,7 @@ def test_one_class_only() -> None:
 def test_states_count_by_weight() -> None:
     number, truth = make(300)
     times = np.arange(300) % 3 + 1
-    weighted = Truth(truth.is_better, truth.problem, times.astype(np.float64))
-    repeated = Truth(truth.is_better.repeat(times), truth.problem.repeat(times))
+    weighted = Truth(truth.labels, truth.problem, times.astype(np.float64))
+    repeated = Truth(truth.labels.repeat(times), truth.problem.repeat(times))
     assert auc(number, weighted) == pytest.approx(auc(number.repeat(times), repeated))
     assert auc(number, weighted) != pytest.approx(auc(number, truth))

@@ -1,0 +1,1 @@
+"""From labelled examples to a network in a file. This package does not know what the examples are."""
