@@ -30,6 +30,7 @@ from arbitrage_cli.inference.llama.binding import c
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.scheduler import Job, Scheduler
 from arbitrage_cli.inference.step_text import BLANK_LINE
+from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files, read_pairs, router_file
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.rewards import PrmRater
@@ -38,6 +39,7 @@ from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.router import digest_of_problem, load
 from arbitrage_cli.system.files import models_folder
+from arbitrage_cli.training.states import read_states
 from arbitrage_cli.types import Cost, Decision, Limits, ModelRole, Problem, Step, Trace
 
 MODELS = models_folder()
@@ -195,12 +197,23 @@ def test_the_router_is_of_this_pair() -> None:
     assert pair.router
     router = load(router_file(pair.router))
     (models,) = router.card.pairs
-    for role, source in (("draft", pair.draft.source), ("target", pair.target.source)):
-        (path,) = find_files(source)
-        assert models[role]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    for role in ROLES:
+        (path,) = find_files(pair.sources[role])
+        assert models[role].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     record = solve("5 + 6", "--json").record
     assert (record["draft"], record["target"]) == ("builtin:draft", "builtin:target")
     assert (record["policy"], record["settings"]["router"], record["settings"]["system"]) == ("arbitrage", "builtin", "")
+
+
+def test_collected_states_know_the_files_of_their_models(quick_path: Path) -> None:
+    folder = quick_path / "states"
+    assert run("collect", "--dataset", "builtin", "--limit", "1", "--reward", "rollout", "-o", str(folder), "-q").code == 0
+    (pair,) = read_states([folder]).pairs
+    assert load(router_file("builtin:builtin")).card.match(pair) == "files"
+    for role in ROLES:
+        facts = read_facts(find_files(f"builtin:{role}"))
+        known = (pair[role].name, pair[role].architecture, pair[role].num_parameters, pair[role].vocabulary_size)
+        assert known == (facts.name, facts.architecture, facts.num_parameters, facts.vocabulary_size)
 
 
 @pytest.mark.parametrize("options", [("--think", "on"), ("--pair", "builtin-thinking")])

@@ -138,6 +138,9 @@ def _model_facts(
         file=str(files[0].absolute()) if files else None,
         size=sum(file.stat().st_size for file in files) or None,
         sha256=sha256_seen(files) if files and is_gguf(source) else None,
+        architecture=facts.architecture if facts else None,
+        num_parameters=facts.num_parameters if facts else None,
+        vocabulary_size=facts.vocabulary_size if facts else None,
         threads=measured.threads if measured else threads_without_costs(source, load),
         costs=measured.costs if measured else None,
     )

@@ -19,7 +19,7 @@ from arbitrage_cli.routing.policies import Policy
 from arbitrage_cli.routing.route import Menu, Route, need_router
 from arbitrage_cli.runs.records import RunInfo
 from arbitrage_cli.runs.run import Run, Setup
-from arbitrage_cli.types import Json, Limits, ModelRole, Trace
+from arbitrage_cli.types import WRITING, Json, Limits, ModelRole, Trace
 
 log = logging.getLogger("arbitrage.session")
 
@@ -129,16 +129,23 @@ class Session:
 
     def _warn_of_another_pair(self) -> None:
         router = self.router.router
-        if router is None or self.router.is_universal or self.decided.router is None:
+        loaded, decided = self.models.by_role, self.decided.models
+        if router is None or self.router.is_universal or self.decided.router is None or not loaded.keys() >= {*WRITING}:
             return
-        roles, decided = ("draft", "target"), self.decided.models
-        loaded = {
-            role: decided[role].sha256 or model.card.name for role, model in self.models.by_role.items() if role in roles
-        }
-        if not any(all(name in pair[role].values() for role, name in loaded.items()) for pair in router.card.pairs):
-            trained_on = " and ".join(model["name"] for model in router.card.pairs[0].values())
+        match = router.card.match({role: decided[role].known_as(loaded[role].card.name) for role in WRITING})
+        if match == "files":
+            return
+        trained_on = " and ".join(model.name for model in router.card.pairs[0].values())
+        if match == "names":
             log.warning(
-                "router %s was trained on other models, or on other files of these models (%s), so its thresholds may not suit them",
+                "router %s matches these models by name, but was trained on other files of %s; it may not suit a fine-tune, "
+                "for which you can use --router builtin:universal",
+                router.card.name,
+                trained_on,
+            )
+        else:
+            log.warning(
+                "router %s was trained on other models (%s), so its thresholds may not suit these",
                 router.card.name,
                 trained_on,
             )

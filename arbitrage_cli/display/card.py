@@ -51,7 +51,8 @@ def _about(card: Json, sha256: str) -> Iterator[tuple[str, str]]:
     yield "sha256", sha256
     yield "created", f"{card['created']}, with arbitrage {card['version']}"
     for role, model in ((role, pair[role]) for pair in card["pairs"] for role in ("draft", "target")):
-        yield role, f"{model['name']}, sha256 {str(model['sha256'])[:DIGEST]}" if model["sha256"] else str(model["name"])
+        sha256 = model.get("sha256")
+        yield role, f"{model['name']}, sha256 {str(sha256)[:DIGEST]}" if sha256 else str(model["name"])
     answers = " (the target's answers count as correct)" if card["reward"].get("answers") == "target" else ""
     yield "reward", f"{card['reward'].get('kind')}{answers}"
     for run in data["runs"]:

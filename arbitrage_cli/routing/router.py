@@ -7,9 +7,10 @@ use.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,18 +21,48 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import StepEnd
 from arbitrage_cli.learning.file import MAX_FILE_BYTES, decode, digest_of, encode
 from arbitrage_cli.learning.network import Network, network_of, probability_of
+from arbitrage_cli.model_files.checksums import known_sha256
 from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, router_file, shipped_routers
 from arbitrage_cli.numbers.intervals import Numbers
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
 from arbitrage_cli.system.files import checked, read_regular, write_atomically
-from arbitrage_cli.types import Attribution, ByRole, Fields, Json, Step, Trace, frozen
+from arbitrage_cli.types import WRITING, Attribution, ByRole, Fields, Json, Step, Trace, frozen
 
 LOOK_EVERY = 2  # tokens between two scores of an unfinished step
 ODDS = 1.5  # factor on the odds of tau for unfinished steps, which the router was not trained on
 LEAST_THOUGHTS = 100  # thinking steps in the training states of a router that routes thinking
 
-TrainedModel = Fields  # the `name` and `sha256` of a model; the sha256 is None if the model has no file
+Match = Literal["files", "names"]
+"""How a pair is recognized as one that a router was trained on: by the checksums of its files, or by what the files say."""
+
+
+@frozen
+class TrainedModel:
+    """A model on which a router was trained. Without a file, only its name is known.
+
+    `vocabulary_size` is the number of tokens in the vocabulary.
+    """
+
+    name: str
+    sha256: str | None = None
+    architecture: str | None = None
+    num_parameters: int | None = None
+    vocabulary_size: int | None = None
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic alone
+
+    def is_same_as(self, other: "TrainedModel") -> bool:
+        """Return whether the files are equal or, if neither model has a file, the names."""
+        if self.sha256 is None and other.sha256 is None:
+            return self.name == other.name
+        return self.sha256 == other.sha256
+
+    def is_called_like(self, other: "TrainedModel") -> bool:
+        """Return whether the files say the same about the models, as two quantizations do. A fine-tune may say the same, too."""
+        facts = (self.architecture, self.num_parameters, self.vocabulary_size)
+        others = (other.architecture, other.num_parameters, other.vocabulary_size)
+        return self.name == other.name and facts == others and None not in facts
 
 
 @frozen
@@ -44,7 +75,7 @@ class RouterCard:
 
     name: str
     features: tuple[str, ...]
-    pairs: tuple[Mapping[str, TrainedModel], ...]
+    pairs: tuple[ByRole[TrainedModel], ...]
     reward: Fields
     data: Fields
     metrics: Fields
@@ -68,6 +99,14 @@ class RouterCard:
         learned = set(str(self.data.get("learned", "")).split())
         return [digest_of_problem(question) in learned for question in questions]
 
+    def match(self, models: ByRole[TrainedModel]) -> Match | None:
+        """Return how these models match a pair that the router was trained on, or None if they match no pair."""
+        if any(all(pair[role].is_same_as(models[role]) for role in WRITING) for pair in self.pairs):
+            return "files"
+        if any(all(_is_alike(pair[role], models[role]) for role in WRITING) for pair in self.pairs):
+            return "names"
+        return None
+
     @property
     def knows_thoughts(self) -> bool:
         thoughts = self.data.get("thoughts")
@@ -79,7 +118,15 @@ class RouterCard:
         return checked(StepEnd, self.data.get("step_end"))
 
     def to_json(self) -> Json:
-        return asdict(self)
+        return asdict(self, dict_factory=_known)
+
+
+def _is_alike(trained: TrainedModel, model: TrainedModel) -> bool:
+    return trained.is_same_as(model) or trained.is_called_like(model)
+
+
+def _known(fields: Iterable[tuple[str, Any]]) -> Json:
+    return {name: value for name, value in fields if value is not None}
 
 
 class Router:
@@ -164,18 +211,31 @@ def clearly_above(tau: float) -> float:
 
 
 def included_router(files: ByRole[Sequence[Path]]) -> str | None:
-    """Return the included router that was trained on the models in these GGUF files, or on other quantizations of them."""
+    """Return the included router that was trained on the models in these GGUF files, or on other quantizations of them.
+
+    Equal files come before equal names. To know a file, it may have to be hashed.
+    """
+    if not all(files.get(role) for role in WRITING):
+        return None
+    cards = {source: load(router_file(source)).card for source in shipped_routers() if source != UNIVERSAL_ROUTER}
     try:
-        names = {role: read_facts(files[role]).name for role in ("draft", "target") if files.get(role)}
+        names = {role: read_facts(files[role]).name for role in WRITING}
+        # These names are in the files, so only files with these names can have these checksums.
+        cards = {source: card for source, card in cards.items() if _has_names(card, names)}
+        models = {role: _model_in(files[role]) for role in WRITING} if cards else {}
     except ModelFileError:  # reported when the model is loaded
         return None
-    if len(names) < 2:
-        return None
-    for source in shipped_routers():
-        pairs = load(router_file(source)).card.pairs if source != UNIVERSAL_ROUTER else ()
-        if any(all(pair[role]["name"] == name for role, name in names.items()) for pair in pairs):
-            return source
-    return None
+    matches = {source: card.match(models) for source, card in cards.items()}
+    return next((source for how in get_args(Match) for source, match in matches.items() if match == how), None)
+
+
+def _has_names(card: RouterCard, names: ByRole[str]) -> bool:
+    return any(all(pair[role].name == name for role, name in names.items()) for pair in card.pairs)
+
+
+def _model_in(files: Sequence[Path]) -> TrainedModel:
+    facts = read_facts(files)
+    return TrainedModel(facts.name, known_sha256(files), facts.architecture, facts.num_parameters, facts.vocabulary_size)
 
 
 def save(router: Router, path: Path) -> None:

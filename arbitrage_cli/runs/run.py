@@ -16,6 +16,7 @@ from arbitrage_cli.inference.unit_costs import UnitCosts
 from arbitrage_cli.routing.checker import Thinking
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.route import Route
+from arbitrage_cli.routing.router import TrainedModel
 from arbitrage_cli.runs.records import BENCH, COLLECT, Kind, Level, Tau, tau_in_json
 from arbitrage_cli.runs.rows import Count, PolicyName, Record
 from arbitrage_cli.system.files import reason_of
@@ -32,17 +33,25 @@ class Asked(Record):
 class ModelSetup(Record):
     """A model. `sha256` is None without GGUF files, `threads` on a server, and `costs` if the model was not measured.
 
-    `served` describes the model of a server, with the facts that must not change.
+    The architecture, the number of parameters and the size of the vocabulary are what the files say. `served` describes the
+    model of a server, with the facts that must not change.
     """
 
     source: str
     file: str | None = None
     size: int | None = None
     sha256: str | None = None
+    architecture: str | None = None
+    num_parameters: int | None = None
+    vocabulary_size: int | None = None
     threads: int | None = None
     context_size: int | None = None
     costs: UnitCosts | None = None
     served: Json | None = None
+
+    def known_as(self, name: str) -> TrainedModel:
+        """Return what a router's card says about the model, with the name that the loaded model has."""
+        return TrainedModel(name, self.sha256, self.architecture, self.num_parameters, self.vocabulary_size)
 
 
 class RouteSetup(Record):

@@ -29,14 +29,28 @@ from arbitrage_cli.learning.examples import Examples, fold_of
 from arbitrage_cli.numbers.intervals import Indices, Mask, Numbers
 from arbitrage_cli.rewards import Continuations
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
-from arbitrage_cli.routing.router import is_due
+from arbitrage_cli.routing.router import TrainedModel, is_due
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.rows import CollectedRow, Count, Record
 from arbitrage_cli.runs.run import Run
 from arbitrage_cli.system.files import reason_of
 from arbitrage_cli.training.taus import ADVANTAGE_DIGITS, Outcomes
-from arbitrage_cli.types import Cost, Decision, Fields, Json, ModelRole, Phase, Problem, Step, StepStop, TokenStats, Trace
+from arbitrage_cli.types import (
+    WRITING,
+    Cost,
+    Decision,
+    Fields,
+    Json,
+    ModelRole,
+    Phase,
+    Problem,
+    Step,
+    StepStop,
+    T,
+    TokenStats,
+    Trace,
+)
 
 _PIECE = re.compile(r"\d|\s?[^\W\d]+|\s?[^\w\s]|\s+")
 STATS = ("log_probabilities", "entropies", "margins")
@@ -229,12 +243,9 @@ class CollectedSolution(Record):
 
 
 class Conditions(Record):
-    """The conditions of a collection. `configuration` identifies everything that affects states except the data set.
+    """The conditions of a collection. `configuration` identifies everything that affects states except the data set."""
 
-    `pair` contains the name and the sha256 of each model; the sha256 is None if the model has no file.
-    """
-
-    pair: Mapping[str, Fields]
+    pair: Mapping[ModelRole, TrainedModel]
     configuration: str
     step_separator: str
     step_min_chars: Count
@@ -248,9 +259,9 @@ class Conditions(Record):
     @classmethod
     def of(cls, run: Run) -> Self:
         """Return the conditions of a run of `arbitrage collect`."""
-        settings, roles, dataset = run.decided.settings, tuple[ModelRole, ...](("draft", "target")), run.dataset
-        pair: Json = {role: {"name": run.name_of(role), "sha256": run.decided.models[role].sha256} for role in roles}
-        fixed = json.dumps([pair, settings.to_dict()], sort_keys=True)
+        settings, dataset = run.decided.settings, run.dataset
+        pair = {role: run.decided.models[role].known_as(run.name_of(role)) for role in WRITING}
+        fixed = json.dumps([{role: asdict(model) for role, model in pair.items()}, settings.to_dict()], sort_keys=True)
         return cls(
             pair=pair,
             configuration=hashlib.sha256(fixed.encode()).hexdigest()[:16],
@@ -311,7 +322,7 @@ class Collected:
     questions: tuple[str, ...]
 
     @property
-    def pairs(self) -> tuple[Fields, ...]:
+    def pairs(self) -> tuple[Mapping[ModelRole, TrainedModel], ...]:
         return _distinct(run.facts.pair for run in self.runs)
 
     @property
@@ -429,6 +440,6 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
     )
 
 
-def _distinct(values: Iterable[Fields]) -> tuple[Fields, ...]:
+def _distinct(values: Iterable[T]) -> tuple[T, ...]:
     all_values = list(values)
     return tuple(value for index, value in enumerate(all_values) if value not in all_values[:index])

@@ -87,7 +87,7 @@ def _check(collected: Collected) -> None:
     if not collected.is_whole.any():
         raise UsageError("the runs contain no finished solution, so taus cannot be measured", COLLECT_TO_THE_END)
     for index, pair in enumerate(collected.pairs):  # all pairs have the same weight, so each needs enough states
-        of = f" for draft {pair['draft']['name']}" if len(collected.pairs) > 1 else ""
+        of = f" for draft {pair['draft'].name}" if len(collected.pairs) > 1 else ""
         _check_part(collected, collected.pair == index, f"to train on{of}")
 
 

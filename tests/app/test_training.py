@@ -15,9 +15,9 @@ from arbitrage_cli.app.training import check_destination, with_new_presets
 from arbitrage_cli.display.card import write_card
 from arbitrage_cli.errors import OutputError
 from arbitrage_cli.routing.presets import PRESETS, TauTable
-from arbitrage_cli.routing.router import Router, digest_of_problem, load, save
+from arbitrage_cli.routing.router import Router, TrainedModel, digest_of_problem, load, save
 
-OTHER = {"draft": {"name": "Other draft", "sha256": "a" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
+OTHER = {"draft": TrainedModel("Other draft", "a" * 64), "target": TARGET}
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from altered_gguf import alter, entries
 from numpy.typing import NDArray
 from safetensors.numpy import save as encode
 
@@ -22,12 +23,13 @@ from arbitrage_cli.inference.backend import Floats
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.learning.file import MAX_FILE_BYTES, SCHEMA, digest_of
 from arbitrage_cli.learning.network import Network
+from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
-from arbitrage_cli.routing.router import Router, RouterCard, included_router, load, save
+from arbitrage_cli.routing.router import Match, Router, RouterCard, TrainedModel, included_router, load, save
 from arbitrage_cli.system.files import models_folder
-from arbitrage_cli.types import Cost, Decision, Limits, Problem, Step, TokenStats, Trace
+from arbitrage_cli.types import ByRole, Cost, Decision, Limits, ModelRole, Problem, Step, TokenStats, Trace
 
-DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
+DRAFT, TARGET = TrainedModel("Tiny draft", "d" * 64), TrainedModel("Tiny target", "e" * 64)
 
 
 def make_card(**changes: Any) -> RouterCard:
@@ -294,7 +296,8 @@ def test_arrays_of_another_shape_or_content_are_refused(tmp_path: Path, changes:
     "changes",
     [
         {"features": [*FEATURES[:-1], "horoscope"]}, {"features": [*FEATURES[:-1], FEATURES[0]]},
-        {"features": "tokens"}, {"hidden_size": 6}, {"pairs": [{"draft": DRAFT}]}, {"metrics": ...}, {"data": {}},
+        {"features": "tokens"}, {"hidden_size": 6}, {"pairs": [{"draft": asdict(DRAFT)}]},
+        {"pairs": [{"draft": asdict(DRAFT), "target": {"name": "Tiny target", "layers": 2}}]}, {"metrics": ...}, {"data": {}},
         {"data": {"step_end": {"separator": 7}}},
     ],
 )  # fmt: skip
@@ -302,13 +305,49 @@ def test_card_that_makes_no_sense_is_refused(tmp_path: Path, changes: Mapping[st
     refused(rewritten(make_router(), tmp_path / "router", **changes))
 
 
-def test_the_router_of_models_is_found_by_their_names(tmp_path: Path) -> None:
-    """A router serves the models that it was trained on in any file, and in any quantization."""
+def test_the_router_of_models_is_found_by_the_checksums_of_their_files(tmp_path: Path) -> None:
     draft, target = (models_folder() / name for name in ("draft.gguf", "target.gguf"))
     copied = tmp_path / "copy.gguf"
     copied.write_bytes(draft.read_bytes())
     assert included_router({"draft": (copied,), "target": (target,)}) == "builtin:builtin"
     assert included_router({"draft": (target,), "target": (draft,)}) is None
     assert included_router({"draft": (draft,)}) is None
+    renamed = alter(target, tmp_path / "target.gguf", {"general.name": entries(draft)["general.name"]})
+    assert included_router({"draft": (renamed,), "target": (target,)}) is None
     copied.write_bytes(b"GGUF" + b"\xff" * 100)
     assert included_router({"draft": (copied,), "target": (target,)}) is None
+
+
+QWEN = load(router_file("builtin:qwen2.5-coder")).card.pairs[0]
+
+
+@pytest.mark.parametrize(
+    ("role", "changes", "match"),
+    [
+        ("draft", {}, "files"),
+        ("draft", {"name": "another name in the same file"}, "files"),
+        ("target", {"sha256": "0" * 64}, "names"),
+        ("target", {"sha256": "0" * 64, "name": "Llama"}, None),
+        ("draft", {"sha256": "0" * 64, "architecture": "llama"}, None),
+        ("draft", {"sha256": "0" * 64, "num_parameters": 1}, None),
+        ("draft", {"sha256": "0" * 64, "vocabulary_size": 1}, None),
+        ("draft", {"sha256": None, "architecture": None, "num_parameters": None, "vocabulary_size": None}, None),
+    ],
+)
+def test_another_quantization_is_recognized_by_all_that_its_file_says(
+    role: ModelRole, changes: dict[str, Any], match: Match | None
+) -> None:
+    card = make_card(pairs=(QWEN,))
+    assert card.match({**QWEN, role: replace(QWEN[role], **changes)}) == match
+
+
+def test_models_without_files_are_recognized_by_their_names() -> None:
+    served: ByRole[TrainedModel] = {"draft": TrainedModel("small"), "target": TrainedModel("large")}
+    assert make_card(pairs=(served,)).match(served) == "files"
+    assert make_card(pairs=(served,)).match({**served, "target": TrainedModel("large", "0" * 64)}) is None
+
+
+def test_facts_that_a_card_does_not_have_are_not_equal() -> None:
+    others: ByRole[TrainedModel] = {"draft": replace(DRAFT, sha256="0" * 64), "target": TARGET}
+    assert make_card().match({"draft": DRAFT, "target": TARGET}) == "files"
+    assert make_card().match(others) is None

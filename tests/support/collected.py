@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from arbitrage_cli.inference.sampling import Sampler
 from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.routing.features import FEATURES, EarlierSteps
+from arbitrage_cli.routing.router import TrainedModel
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import SCHEMA
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.training.states import State
 from arbitrage_cli.types import Cost, Problem, Step, TokenStats
 
-DRAFT, TARGET = {"name": "Tiny draft", "sha256": "d" * 64}, {"name": "Tiny target", "sha256": "e" * 64}
+DRAFT, TARGET = TrainedModel("Tiny draft", "d" * 64), TrainedModel("Tiny target", "e" * 64)
 TARGET_SECONDS = 0.01  # per token
 COSTS = {
     "draft": asdict(unit_costs(0.001)),
@@ -90,16 +91,16 @@ def write_run(
     """A run folder with one row for each problem, in the way that `arbitrage collect` writes it."""
     changes = changes or {}
     run = describe({}) | {"kind": "collect", "reward": {"kind": "prm", "name": "made up"}}
-    names: dict[str, dict[str, Any]] = changes.get("models", {"draft": DRAFT, "target": TARGET})
+    names: dict[str, TrainedModel] = changes.get("models", {"draft": DRAFT, "target": TARGET})
     run["decided"] |= {
         "models": {
-            role: {"source": f"{role}.gguf", "sha256": one["sha256"], "costs": changes.get("costs", COSTS).get(role)}
+            role: {"source": f"{role}.gguf", "sha256": one.sha256, "costs": changes.get("costs", COSTS).get(role)}
             for role, one in names.items()
         },
         "settings": settings(Sampler(seed=zlib.crc32(folder.name.encode())), step_min_chars=BLANK_LINE.min_chars)
         | changes.get("settings", {}),
     }
-    run["loaded"] = {role: {**run["loaded"][role], "name": one["name"]} for role, one in names.items()}
+    run["loaded"] = {role: {**run["loaded"][role], "name": one.name} for role, one in names.items()}
     run |= {name: value for name, value in changes.items() if name not in ("models", "costs", "settings", "command")}
     run["asked"]["command"] = changes.get("command", run["asked"]["command"])
     with RunFolder(folder, kind="collect") as opened:

@@ -12,9 +12,10 @@ from arbitrage_cli.inference.step_text import BLANK_LINE
 from arbitrage_cli.learning.network import Network
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauRow, TauTable
-from arbitrage_cli.routing.router import Router, RouterCard, save
+from arbitrage_cli.routing.router import Router, RouterCard, TrainedModel, save
+from arbitrage_cli.types import ByRole
 
-PAIR: Mapping[str, Any] = {"draft": {"name": "d", "sha256": None}, "target": {"name": "t", "sha256": None}}
+PAIR: ByRole[TrainedModel] = {"draft": TrainedModel("d"), "target": TrainedModel("t")}
 CHEAP_DRAFT = pair_costs(0.1, 1.0, prefill=0.01)
 
 ROW = TauRow(
@@ -46,7 +47,7 @@ def make_table() -> TauTable:
     return TauTable(rows, steps=4.0, prompt_tokens=50.0, alone_tokens=40.0, named=named, costs=CHEAP_DRAFT)
 
 
-def write_router(path: Path, *, pair: Mapping[str, Any] = PAIR, data: Mapping[str, Any] | None = None) -> Path:
+def write_router(path: Path, *, pair: ByRole[TrainedModel] = PAIR, data: Mapping[str, Any] | None = None) -> Path:
     """A router with that table, which reads only the first entropy."""
     size = len(FEATURES)
     weights = np.zeros(size, np.float32)

@@ -21,7 +21,7 @@ from arbitrage_cli.learning.quality import Truth, measure
 from arbitrage_cli.problems.tasks import CODE
 from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
-from arbitrage_cli.routing.router import Router
+from arbitrage_cli.routing.router import Router, TrainedModel
 from arbitrage_cli.training.states import Collected, read_states
 from arbitrage_cli.training.train import train, with_taus
 
@@ -167,7 +167,7 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) ->
 
 
 def test_each_pair_counts_the_same(tmp_path: Path) -> None:
-    other = {"draft": {"name": "Other", "sha256": "0" * 64, "source": "o.gguf"}, "target": {**TARGET, "source": "t.gguf"}}
+    other = {"draft": TrainedModel("Other", "0" * 64), "target": TARGET}
     few = write_run(tmp_path / "few", questions(60), changes={"models": other})
     found = read_states([few, write_run(tmp_path / "many", questions(300, start=60))])
     one, two = (found.examples.weight[found.pair == pair].sum() for pair in (0, 1))
