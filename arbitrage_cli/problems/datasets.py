@@ -10,6 +10,7 @@ from typing import Any
 from arbitrage_cli.errors import UsageError, unknown
 from arbitrage_cli.model_files import hub
 from arbitrage_cli.model_files.hub import HubName
+from arbitrage_cli.problems.answers import shown
 from arbitrage_cli.problems.rows import (
     MAX_DATASET_ROWS,
     NO_MAPPING,
@@ -24,6 +25,7 @@ from arbitrage_cli.system.files import models_folder
 
 BATCH_ROWS = 256
 MAX_PARQUET_TEXT = 1 << 28  # bytes that a parquet file may declare, and characters that all of its cells may have
+MAX_PARQUET_CHUNK = 1 << 26  # bytes of a column in a row group, for which pyarrow takes six times as much memory
 MAX_PARQUET_CELLS = 1 << 23
 _PARQUET_MAGIC = b"PAR1"
 Rows = Iterator[tuple[int, InputRow]]
@@ -155,6 +157,11 @@ def _check_declared_size(path: Path, metadata: Any) -> None:
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
     if sum(chunk.total_uncompressed_size for chunk in chunks) > MAX_PARQUET_TEXT:
         raise _too_large(path, f"{MAX_PARQUET_TEXT:,} bytes")
+    for chunk in chunks:
+        if chunk.total_uncompressed_size > MAX_PARQUET_CHUNK:
+            column = f"column '{shown(chunk.path_in_schema)}' has {chunk.total_uncompressed_size:,} bytes"
+            message = f"{path}: {column} in one row group; the limit is {MAX_PARQUET_CHUNK:,}"
+            raise UsageError(message, "shorten the cells, or write the file with more row groups")
     if sum(chunk.num_values for chunk in chunks) > MAX_PARQUET_CELLS:
         raise _too_large(path, f"{MAX_PARQUET_CELLS:,} cells")
 

@@ -7,7 +7,6 @@ features, so new features do not require collecting states again.
 import base64
 import hashlib
 import json
-import lzma
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import AllowInfNan, BeforeValidator, PlainSerializer, ValidationError, model_validator
+from pydantic import AllowInfNan, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from arbitrage_cli.arbitrage import Flow, RateSteps, WriteStep
 from arbitrage_cli.costs.pair import PairCosts
@@ -34,7 +33,8 @@ from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.runs.records import COLLECT
 from arbitrage_cli.runs.rows import CollectedRow, Count, Record
 from arbitrage_cli.runs.run import Run
-from arbitrage_cli.system.files import reason_of
+from arbitrage_cli.system import xz
+from arbitrage_cli.system.files import open_regular, reason_of
 from arbitrage_cli.training.taus import ADVANTAGE_DIGITS, Outcomes
 from arbitrage_cli.types import (
     WRITING,
@@ -75,6 +75,9 @@ Statistic = Annotated[
 """A number for each token of the drafted step. Stored as a base64 string of little-endian float16 numbers."""
 
 
+Reward = Annotated[float, Field(ge=0, le=1)]
+
+
 class State(Record):
     """The drafted step and the target's step at the same `position` of a solution, with both rewards.
 
@@ -90,8 +93,8 @@ class State(Record):
     entropies: Statistic
     margins: Statistic
     target_text: str
-    draft_reward: float
-    target_reward: float
+    draft_reward: Reward
+    target_reward: Reward
     advantage: float
     kept: ModelRole
     target_tokens: Count
@@ -124,6 +127,8 @@ class State(Record):
             raise ValueError("a state does not have one value per token of the drafted step")
         if np.isnan(columns).any():
             raise ValueError("the token statistics of a state contain NaN")
+        if self.advantage != round(self.target_reward - self.draft_reward, ADVANTAGE_DIGITS):
+            raise ValueError("the advantage of a state is not the difference of its rewards")
         return self
 
     @property
@@ -395,13 +400,20 @@ def _solution(folder: Path, row: CollectedRow) -> CollectedSolution:
 
 def read_packed(path: Path) -> CollectedRun:
     """Read an xz file. Its first line contains the conditions, and each other line the states of a problem."""
-    with os_errors(UsageError, f"{path}: cannot be read", "use a file of packed states"):
+    solutions: dict[str, CollectedSolution] = {}
+    with os_errors(UsageError, f"{path}: cannot be read", "use a file of packed states"), open_regular(path, None) as stream:
+        lines = xz.read_lines(stream)
         try:
-            first, *lines = lzma.decompress(path.read_bytes()).splitlines()
-            solutions = tuple(map(CollectedSolution.model_validate_json, lines))
-            return CollectedRun(path, Conditions.model_validate_json(first), solutions)
-        except (lzma.LZMAError, ValueError) as error:
-            raise DamagedRunError(f"{path}: not a file of packed states", "download the file again") from error
+            conditions = Conditions.model_validate_json(next(lines, b""))
+            for number, line in enumerate(lines, start=2):
+                solution = CollectedSolution.model_validate_json(line)
+                if solution.id in solutions:
+                    raise ValueError(f"line {number} repeats problem {solution.id}")
+                solutions[solution.id] = solution
+        except ValueError as error:
+            reason = reason_of(error) if isinstance(error, ValidationError) else error
+            raise DamagedRunError(f"{path}: not a file of packed states ({reason})", "download the file again") from error
+    return CollectedRun(path, conditions, tuple(solutions.values()))
 
 
 def _refuse_duplicates(runs: Sequence[CollectedRun]) -> None:

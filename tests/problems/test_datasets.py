@@ -17,7 +17,7 @@ from arbitrage_cli.app.options import ProblemOptions
 from arbitrage_cli.app.problem_source import select_problems
 from arbitrage_cli.errors import UsageError
 from arbitrage_cli.problems import datasets
-from arbitrage_cli.problems.datasets import DATASETS, MAX_PARQUET_TEXT, PUBLISHED, SHIPPED, load_dataset
+from arbitrage_cli.problems.datasets import DATASETS, MAX_PARQUET_CHUNK, MAX_PARQUET_TEXT, PUBLISHED, SHIPPED, load_dataset
 from arbitrage_cli.problems.rows import Item
 from arbitrage_cli.problems.tasks import FORMS
 
@@ -174,6 +174,22 @@ def test_small_parquet_file_with_gigabytes_of_text(tmp_path: Path, field: str) -
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert (done.returncode, f"{MAX_PARQUET_TEXT:,}" in done.stdout) == (0, True), done.stderr
+
+
+def test_large_cell_of_a_small_parquet_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    pa, path = pytest.importorskip("pyarrow"), tmp_path / "rows.parquet"
+    table = pa.table({"question": ["q", "x" * 200_000_000], "answer": ["4", "4"]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, path, compression="zstd")
+    code = (
+        "import pathlib, re, sys; from arbitrage_cli.problems.datasets import load_dataset\n"
+        "from arbitrage_cli.errors import UsageError\n"
+        "try: load_dataset(sys.argv[1], offline=True)\n"
+        "except UsageError as error: print(error.message)\n"
+        "print(*re.findall(r'VmHWM:\\s+(\\d+) kB', pathlib.Path('/proc/self/status').read_text()))"
+    )
+    message, kilobytes = subprocess.check_output([sys.executable, "-c", code, str(path)], text=True).splitlines()
+    assert ("'question'" in message, f"{MAX_PARQUET_CHUNK:,}" in message) == (True, True)
+    assert int(kilobytes) < 400_000
 
 
 @pytest.mark.parametrize("limit", ["MAX_PARQUET_TEXT", "MAX_PARQUET_CELLS", "MAX_DATASET_ROWS"])

@@ -2,11 +2,13 @@
 
 import json
 import lzma
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,12 +215,53 @@ def test_packed_states_are_those_of_their_run(tmp_path: Path) -> None:
     assert (of_file.questions, of_file.pairs, of_file.costs) == (of_run.questions, of_run.pairs, of_run.costs)
     with pytest.raises(UsageError, match="is also in"):
         read_states([run, packed])
-    for damage in (packed.read_bytes()[:-20], lzma.compress(b"{}\n"), b"no states"):
-        packed.write_bytes(damage)
-        with pytest.raises(DamagedRunError):
-            read_states([packed])
     with pytest.raises(UsageError, match="cannot be read"):
         read_states([tmp_path / "none.xz"])
+
+
+@pytest.fixture(scope="module")
+def lines_of_states(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The lines of a file of packed states: the conditions, then two problems."""
+    folder = tmp_path_factory.mktemp("packed")
+    packed = pack(write_run(folder / "run", questions(2)), folder / "states.jsonl.xz")
+    return lzma.decompress(packed.read_bytes()).split(b"\n")
+
+
+def changed(line: bytes, **changes: Any) -> bytes:
+    """The line of a problem, with changes to its first state."""
+    solution = json.loads(line)
+    solution["states"][0] |= changes
+    return json.dumps(solution).encode()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda lines: lzma.compress(b"\n".join(lines))[:-20], "incomplete"),
+        (lambda lines: b"no states", "not a file of packed states"),
+        (lambda lines: lzma.compress(b"{}\n"), "pair"),
+        (lambda lines: lzma.compress(b"\n".join(lines)) + b"junk", "other data"),
+        (lambda lines: 2 * lzma.compress(b"\n".join(lines)), "other data"),
+        (lambda lines: lzma.compress(b"\n".join([*lines, lines[1]])), "line 4 repeats problem"),
+        (lambda lines: lzma.compress(b"\n".join([lines[0], changed(lines[1], draft_reward=1.5)])), "draft_reward"),
+        (lambda lines: lzma.compress(b"\n".join([lines[0], changed(lines[1], target_reward=-0.5)])), "target_reward"),
+        (lambda lines: lzma.compress(b"\n".join([lines[0], changed(lines[1], advantage=0.123)])), "advantage"),
+    ],
+    ids=["cut", "text", "other JSON", "junk", "two files", "repeated", "reward", "negative reward", "advantage"],
+)
+def test_packed_states_that_are_damaged(
+    tmp_path: Path, lines_of_states: list[bytes], damage: Callable[[list[bytes]], bytes], reason: str
+) -> None:
+    path = tmp_path / "states.xz"
+    path.write_bytes(damage(lines_of_states))
+    with pytest.raises(DamagedRunError, match=reason):
+        read_states([path])
+
+
+def test_pipe_is_no_file_of_packed_states(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.xz")
+    with pytest.raises(UsageError, match="not a regular file"):
+        read_states([tmp_path / "pipe.xz"])
 
 
 def test_token_costs_are_those_of_the_largest_measured_run(tmp_path: Path) -> None:
