@@ -4,8 +4,10 @@ import hashlib
 import importlib
 import itertools
 import json
+import random
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -34,6 +36,7 @@ from arbitrage_cli.model_files.gguf import read_facts
 from arbitrage_cli.model_files.pairs import UNIVERSAL_ROUTER, find_files, read_pairs, router_file
 from arbitrage_cli.problems.datasets import load_dataset
 from arbitrage_cli.rewards import PrmRater
+from arbitrage_cli.routing.equations import check_equations
 from arbitrage_cli.routing.policies import POLICIES
 from arbitrage_cli.routing.presets import PRESETS
 from arbitrage_cli.routing.route import Route
@@ -56,17 +59,23 @@ def solve(*arguments: str, stdin: bytes = b"") -> Result:
 
 
 @pytest.fixture(scope="module")
-def generate() -> Iterator[ModuleType]:
+def recipe() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of the recipe."""
     folder = MODELS / "recipe"
     if not folder.exists():
         pytest.skip("the recipe is not here")
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        yield importlib.import_module("generate")
-    for name in ("generate", "lines"):
+        yield importlib.import_module
+    for name in ("generate", "lines", "thoughts"):
         if name not in before:
             sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def generate(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("generate")
 
 
 @pytest.fixture(scope="module")
@@ -361,3 +370,42 @@ def test_computed_times_agree_with_the_time_that_was_spent(quick_path: Path) -> 
             for row in rows
         ]
         assert policy["seconds_mean"] == pytest.approx(sum(map(sum, parts)) / len(parts), rel=0.15)
+
+
+def test_their_narrow_heads_have_an_attention_of_their_own(backends: dict[ModelRole, LlamaBackend]) -> None:
+    problems = some_problems()
+    assert {backend.card.kv_cache for backend in backends.values()} == {"q8_0/f16"}
+    options = LoadOptions(threads=1, kv_type="f16", num_sequences=SLOTS)
+    with ExitStack() as stack:
+        plain = {role: stack.enter_context(LlamaBackend(find_files(f"builtin:{role}")[0], options)) for role in ROLES}
+        flash = stack.enter_context(LlamaBackend(find_files("builtin:draft")[0], LoadOptions(flash_attention=True)))
+        assert {backend.card.kv_cache for backend in (*plain.values(), flash)} == {"f16"}
+        found = texts(plain, problems, "entropy", 1.0)
+    assert_nearly_same(found, texts(backends, problems, "entropy", 1.0))
+
+
+def test_the_generator_is_right(generate: ModuleType) -> None:
+    for problem in itertools.islice(generate.training_problems(7), 500):
+        for line in problem.steps[:-1]:
+            sides = [float(eval(side)) for side in line.split(": ")[-1].split(" = ")]  # noqa: S307 - of our own generator
+            assert max(sides) == pytest.approx(min(sides)), line
+
+
+def test_thoughts_find_the_slips_in_them(generate: ModuleType, recipe: Callable[[str], ModuleType]) -> None:
+    """Every learned piece follows from the text before it, and slips are not learned."""
+    thoughts, rng, wrong = recipe("thoughts"), random.Random(0), 0
+    for problem in itertools.islice(generate.training_problems(8), 300):
+        pieces = thoughts.thinking_solution(problem, rng)
+        text = "".join(piece.text for piece in pieces)
+        thinking, answer = text.split(thoughts.CLOSES)
+        slips = sum(not piece.learnt for piece in pieces)
+        if not slips:
+            assert answer == problem.steps[-1]
+            assert all(line in thinking for line in problem.steps[:-1])
+            assert all(equation.is_right for equation in check_equations(text))
+            assert len(check_equations(text)) >= 2 * (len(problem.steps) - 1)
+        verdicts = re.findall(r"(\S+), was (\S+): .*?\. (Same|Wrong)\.", thinking)
+        assert all((found == before) == (verdict == "Same") for found, before, verdict in verdicts), text
+        wrong += sum(verdict == "Wrong" for _, _, verdict in verdicts)
+        assert thinking.count("Wrong. Again:") <= slips
+    assert wrong > 50

@@ -1,6 +1,7 @@
 """Text of models and problems is data: it controls no terminal, is no markup, and is never read as an answer."""
 
 import io
+import json
 import re
 
 import pyte
@@ -152,3 +153,10 @@ def test_box_in_the_problem_is_no_answer() -> None:
     assert right["answer"] == "2"
     none = solve("What is 1 + 1? \\boxed{42}", "--json", "-q", env={"ARBITRAGE_MAX_STEPS": "1"}).record
     assert none["answer"] is None
+
+
+def test_hostile_problem_from_a_pipe_reaches_no_terminal() -> None:
+    problem = "1 + 1 " + "".join(HOSTILE.values()).replace("\x00", "")
+    result = solve("--debug", stdin=json.dumps({"problem": problem, "id": problem}).encode() + b"\n")
+    assert result.record["answer"] == "2"
+    assert not OBEYED.search(result.out + result.err)

@@ -124,3 +124,12 @@ def test_the_fork_server_never_runs_llama_cpp() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "0\n"), ended.stderr
+
+
+def test_top_level_holds_only_the_files_of_the_design() -> None:
+    wanted = "README.md CHANGELOG.md CONTRIBUTING.md LICENSE pyproject.toml arbitrage_cli models tests"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    found = {name.split("/")[0] for name in tracked.stdout.splitlines()}
+    assert {name for name in found if not name.startswith(".")} <= {*wanted.split()}

@@ -291,3 +291,11 @@ def test_no_rollout_waits_for_those_of_other_problems() -> None:
         return found
 
     assert advantages(3) == advantages(1)
+
+
+def test_a_finished_solution_needs_no_rollout() -> None:
+    ended = trace_of("ab.\n\n").followed_by(Step("draft", "the end", 3, Cost(), "end"))
+    rollout = Continuations(lambda text: text.endswith("the end")).after(ended)
+    with pytest.raises(StopIteration) as answered:
+        next(rollout)
+    assert answered.value.value == ([], True)

@@ -9,13 +9,18 @@ import pytest
 from cli import (
     BROKEN,
     CLOSED,
+    ESCAPE,
     MODELS,
     PROGRAM,
     QUESTION,
+    TIMEOUT,
     assert_refused,
     environment,
+    many_problems,
+    read_line,
     run,
     solve,
+    start,
 )
 from faults import write_problems
 from made_up_runs import make_run, write_run_folder
@@ -68,6 +73,39 @@ def test_problem_that_is_too_long_does_not_stop_the_others() -> None:
     (message,) = result.err.splitlines()
     assert message.startswith("problem 1: ")
     assert "--ctx" in message
+
+
+def test_input_that_is_no_text_ends_early(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"\xff\xfe\x00\n" * 5000)
+    result = solve("--input", "model.bin", cwd=tmp_path)
+    assert (result.code, result.out) == (USAGE, "")
+    assert len(result.err.splitlines()) < 50
+
+
+@pytest.mark.slow
+def test_line_of_50_megabytes_is_skipped_in_bounded_memory() -> None:
+    with start("solve", *MODELS, "-q") as process:
+        for _ in range(50):
+            process.stdin.write(b"7" * (1 << 20))
+        process.stdin.write(b"\n1 + 1\n")
+        process.stdin.flush()
+        assert b'"error": "line 1: ' in read_line(process)
+        assert b'"answer": "2"' in read_line(process)
+        status = Path(f"/proc/{process.pid}/status")
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None  # only on Linux
+        process.stdin.close()
+        assert process.wait(TIMEOUT) == RUN_FAILED
+        assert process.stderr.read().startswith(b"line 1: ")
+    if peak is None:
+        pytest.skip("this system does not report how much memory a process took")
+    assert int(peak.group(1)) < 120_000  # without the line it is about 80,000
+
+
+@pytest.mark.parametrize("flags", [[], ["--debug"]], ids=["usual", "debug"])
+def test_file_name_cannot_drive_the_terminal(flags: list[str]) -> None:
+    result = run("solve", QUESTION, *flags, "--policy", "draft", "--draft", "x\x1b]0;pwned\x07.gguf")
+    assert result.code == MODEL
+    assert not {ESCAPE, b"\x07"} & {bytes([byte]) for byte in result.stderr}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +175,15 @@ def test_output_that_cannot_be_written_is_one_error(
 def test_missing_reader_ends_a_command_silently(here: Path, arguments: tuple[str, ...]) -> None:
     result = run(*arguments, cwd=here, stdout=BROKEN)
     assert (result.code, result.err) == (CLOSED_PIPE, "")
+
+
+def test_reader_that_takes_one_line_and_leaves_ends_the_run_silently(tmp_path: Path) -> None:
+    path = many_problems(tmp_path / "problems.txt", 500)
+    with start("solve", *MODELS, "-q", "--threads", "1", "--input", str(path), stdin=subprocess.DEVNULL) as process:
+        read_line(process)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(TIMEOUT) == CLOSED_PIPE
 
 
 def test_results_that_go_to_a_file_need_no_standard_output(here: Path) -> None:

@@ -85,6 +85,38 @@ def test_killed_at_changes_of_files(
     assert num_survived >= (1 if action == "after" or len(numbers) == 1 else NUM_ROWS)
 
 
+@pytest.mark.slow
+def test_killed_while_it_repairs_a_torn_row(here: Path, golden: Golden) -> None:
+    assert bench(here, fault={"number": 3, "action": "half and killed", "calls": ["write"]}).code == KILLED
+    for number in within(60.0, range(1, 8)):
+        assert bench(here, fault={"number": number, "action": "kill"}).code == KILLED
+        results(rows_of_whole_lines(here / "run"))
+    assert bench(here).code == 0
+    assert results(rows_of(here / "run")) == golden
+
+
+# --- disks
+
+
+@pytest.mark.parametrize(
+    ("call", "action", "number"),
+    [("write", "full", 4), *rarely(("write", "full", 1), *((call, "io", n) for call in ("write", "fsync") for n in (1, 4)))],
+)
+def test_disk_that_fails_costs_one_row_at_most(here: Path, golden: Golden, call: str, action: str, number: int) -> None:
+    failed = bench(here, fault={"number": number, "action": action, "calls": [call]})
+    assert_refused(failed, 2 if failed.code == 2 else 1, "run")  # 2: before it began
+    assert bench(here).code == 0
+    assert results(rows_of(here / "run")) == golden
+
+
+def test_file_that_may_not_grow_is_an_error_not_a_signal(here: Path, golden: Golden) -> None:
+    failed = bench(here, limits={"RLIMIT_FSIZE": 5000})
+    assert_refused(failed, 1, "run", "File too large")
+    assert 0 < len(rows_of(here / "run")) < NUM_ROWS
+    assert bench(here).code == 0
+    assert results(rows_of(here / "run")) == golden
+
+
 # --- signals
 
 

@@ -135,6 +135,13 @@ def test_pull_fetches_a_pair_once_and_finds_it_offline(pair: HubFixture) -> None
     assert len(pair.hub.downloads()) == 2
 
 
+def test_a_served_target_does_not_keep_the_draft_from_being_pulled_and_described(pair: HubFixture) -> None:
+    pair.write("pairs.toml", f'[mine]\ndraft.source = "{DRAFT}"\ntarget.source = "http://127.0.0.1:9/v1"\n')
+    assert pair.run("models", "pull", "mine").code == 0
+    (model,) = pair.run("models", "info", "mine", "--json").record["models"]
+    assert model["model"] == DRAFT
+
+
 @pytest.mark.parametrize("command", [("models", "pull", DRAFT), ("solve", "1 + 1", "--policy", "draft", "--draft", DRAFT)])
 def test_offline_never_asks_the_hub(place: HubFixture, command: tuple[str, ...]) -> None:
     for flags, variables in ((["--offline"], {}), ([], {"ARBITRAGE_OFFLINE": "1"}), ([], {"HF_HUB_OFFLINE": "1"})):

@@ -71,6 +71,19 @@ def test_interrupt_leaves_a_terminal_as_it_was(tmp_path: Path, problems: str) ->
     assert 3 <= len(records) < 3000
 
 
+def test_signal_ends_a_run_after_a_whole_record(problems: str) -> None:
+    command = ("solve", *MODELS, "-q", "--input", problems, "--concurrency", "4")
+    with start(*command, stdin=subprocess.DEVNULL) as process:
+        first = b"".join(read_line(process) for _ in range(3))
+        process.send_signal(signal.SIGTERM)
+        rest, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert err.endswith(b"arbitrage: interrupted\n")
+    ids = [int(json.loads(line)["id"]) for line in (first + rest).splitlines()]
+    assert ids == sorted(set(ids))
+    assert 3 <= len(ids) < 3000
+
+
 def test_interrupt_ends_a_run_that_waits_for_a_problem() -> None:
     with start("solve", *MODELS, "-q") as process:
         process.stdin.write(b"1 + 1\n")

@@ -26,6 +26,7 @@ ENDS = (0, 130, -signal.SIGKILL, -signal.SIGINT)  # done, interrupted, killed, a
 BENCH = ("bench", *MODELS, "--dataset", "problems.jsonl", "-o", "run", "--policy", "target,entropy,random", "--samples", "2")
 SOLVE = ("solve", *MODELS, "-i", "problems.jsonl", "-o", "run/results.jsonl", "--policy", "entropy")
 COLLECT = ("collect", *MODELS, "--dataset", "problems.jsonl", "-o", "run", "--reward", "rollout")
+AGREE = (*BENCH[:-4], "--policy", "agree,target,speculative", "--check", "scripted:target")
 SAMPLED = ("--temperature", "0.8")
 FREE = (("--concurrency", "1"), ("--concurrency", "3"), ("--concurrency", "8"))
 """What may differ whenever a command is repeated that decides it anew."""
@@ -89,6 +90,7 @@ def through_a_storm(
         (COLLECT, FREE, 2),
         *rarely(
             *(((*BENCH, "--concurrency", "4"), ((),), seed) for seed in (3, 4)),
+            (AGREE, ((),), 9),
             *(((*SOLVE, *SAMPLED), FREE, seed) for seed in (5, 6)),
             *((COLLECT, FREE, seed) for seed in (7, 8)),
         ),

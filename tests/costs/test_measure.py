@@ -3,6 +3,7 @@
 import fcntl
 import itertools
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -302,3 +303,11 @@ def test_a_process_that_holds_the_lock_does_not_block_for_ever(tmp_path: Path, m
         with pytest.raises(OutputError, match=r"/lock' could not be acquired"):
             keep_tuned(path, [])
     keep_tuned(path, [])
+
+
+def test_a_pipe_in_place_of_the_file_blocks_nothing(tmp_path: Path) -> None:
+    path, notes = tmp_path / "tuned.json", list[str]()
+    os.mkfifo(path)
+    assert (read_cache(path, notes.append), len(notes)) == (TunedFile(), 1)
+    with pytest.raises(OutputError):
+        keep_tuned(path, [])

@@ -353,3 +353,25 @@ def test_traces_begin_with_problems_that_policies_disagree_about(tmp_path: Path)
     expected = sorted(verdicts, key=lambda name: (len(verdicts[name]) == 1, name))
     shown = [word for word in seen(made, tmp_path).words if word in verdicts]
     assert [*dict.fromkeys(shown)] == expected != sorted(verdicts)
+
+
+@pytest.mark.slow
+@has_browser
+def test_j_and_k_go_from_trace_to_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(TEMPLATES, tmp_path / "templates")
+    press = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))"
+    driver = f"""
+    (async () => {{
+      const soon = () => new Promise((done) => setTimeout(done, 50));
+      while (!document.querySelector(".trace")) await soon();
+      for (const key of ["j", "o", ..."j".repeat(41), "k"]) {{
+        if (key === "o") document.activeElement.click();
+        else {press};
+        await soon();
+      }}
+    }})();
+    """
+    with (tmp_path / "templates" / "report.js").open("a", encoding="utf-8") as script:
+        script.write(driver)
+    monkeypatch.setattr("arbitrage_cli.display.page.TEMPLATES", tmp_path / "templates")
+    assert opened(seen(make_run(25, columns=[("target", None), ("draft", None)]), tmp_path)) == [40]

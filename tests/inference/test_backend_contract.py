@@ -33,7 +33,7 @@ from arbitrage_cli.errors import (
     ModelUnsupportedError,
     TimedOutError,
 )
-from arbitrage_cli.inference.backend import MAX_SEQUENCES, Backend, Deadline, Floats, LoadOptions, SavedState
+from arbitrage_cli.inference.backend import MAX_DECODE, MAX_SEQUENCES, Backend, Deadline, Floats, LoadOptions, SavedState
 from arbitrage_cli.inference.kv_cache import CachedSequence, KvCache
 from arbitrage_cli.inference.llama import BINDING, binding
 from arbitrage_cli.inference.llama.backend import LlamaBackend, LlamaStates
@@ -570,3 +570,23 @@ def test_threads_wait_actively_for_a_short_time_only() -> None:
     assert spin_counts() == ("1000", "")
     assert spin_counts(GOMP_SPINCOUNT="77") == ("77", "77")
     assert spin_counts(OMP_WAIT_POLICY="passive") == ("0", "")
+
+
+def test_a_token_outside_the_vocabulary(draft: LlamaBackend) -> None:
+    with pytest.raises(ComputeError, match="invalid"):
+        draft.decode([0], [0], [10_000])
+
+
+@pytest.mark.parametrize("sequence", [-1, 2])
+def test_a_sequence_that_does_not_exist(draft: LlamaBackend, sequence: int) -> None:
+    with pytest.raises(ValueError, match="sequence"):
+        draft.read(sequence, 0, [65])
+    with pytest.raises(ValueError, match="sequence"):
+        draft.decode([0, sequence], [0, 0], [65, 65])
+
+
+def test_more_tokens_than_a_batch_holds(draft: LlamaBackend) -> None:
+    assert draft.decode([0] * MAX_DECODE, range(MAX_DECODE), [65] * MAX_DECODE).shape[0] == MAX_DECODE
+    draft.drop(0, 0)
+    with pytest.raises(ValueError, match="513"):
+        draft.decode([0] * (MAX_DECODE + 1), range(MAX_DECODE + 1), [65] * (MAX_DECODE + 1))

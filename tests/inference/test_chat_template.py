@@ -273,3 +273,11 @@ def test_the_process_that_renders_templates_ends_with_the_program() -> None:
     command = [sys.executable, "-W", "error::ResourceWarning", "-c", program]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (ended.stdout, ended.stderr) == ("x\n", "")
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=30) | st.lists(st.sampled_from([*CHATML_TOKENS, "<|", "im_", "|>", "slot"])).map("".join))
+def test_any_question_is_kept_whole(question: str) -> None:
+    segments = ChatPrompt(CHATML, CHATML_TOKENS).segments(Problem("", question))
+    assert Plain(f"user\n{question.strip()}") in segments
+    assert controls(segments) == ["<|im_start|>", "<|im_end|>"] * 2 + ["<|im_start|>"]

@@ -713,3 +713,28 @@ def test_policies_of_a_benchmark_do_not_warm_each_others_prompts() -> None:
             assert len({body["cache_salt"] for body in written}) == 2
         else:
             assert [body["cache_prompt"] for body in written].count(False) == 2
+
+
+def test_retries_of_a_request_are_bounded() -> None:
+    server, answer = HashServer(key="sk-secret"), Answer([{"error": {"message": "no quota left for sk-secret"}}], 429)
+    (finished,) = finished_by(server, faults=lambda: answer, key="sk-secret")
+    assert isinstance(finished.error, ServerRequestError)
+    assert (finished.error.status, "no quota left for ***" in finished.error.message) == (429, True)
+    assert server.counts["/v1/completions"] == 8
+
+
+class NegativeContext(HashServer):
+    def _models(self, body: Any) -> Answer:
+        return Answer([{"data": [{"id": "toy", "owned_by": "vllm", "max_model_len": -5}]}])
+
+
+def test_an_impossible_context_size_is_ignored() -> None:
+    with opened_model(NegativeContext()) as model:
+        assert model.card.context_size > 0
+
+
+def test_a_server_that_is_not_there_is_reported_at_once() -> None:
+    server = HashServer()
+    server.handle = lambda *arguments: Answer([], 0)  # type: ignore[method-assign]
+    with pytest.raises(ServerError), opened_model(server):
+        pass

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from processes import process_of
+from processes import is_running, process_of
 
 from arbitrage_cli.errors import ProblemError
 from arbitrage_cli.problems.math_grader import MathGrader, grader_version
@@ -243,3 +243,23 @@ def test_child_that_is_killed_while_it_computes(num_kills: int) -> None:
         thread.join(300)
         assert outcome == ["unscored" if num_kills == 1 else "error"]
         assert own.grade(ASKED, ROOT).value == "correct"
+
+
+def test_child_is_started_when_it_is_needed_and_ends_with_its_grader() -> None:
+    """Our own rules need no child."""
+    with MathGrader(seconds=60) as own:
+        own.grade("\\boxed{3}", {"answer": "3.0"})
+        assert process_of(own._child) is None
+        own.grade(ASKED, ROOT)
+        child = process_of(own._child)
+        assert own.grade(ASKED, ROOT).value == "correct"
+        assert process_of(own._child) == child is not None
+    assert not is_running(child)
+
+
+def test_child_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with MathGrader() as own:
+        with pytest.raises(ProblemError, match="cannot be started"):
+            own.grade(ASKED, ROOT)
+        assert own.grade("\\boxed{3.0}", {"answer": "3"}).value == "correct"

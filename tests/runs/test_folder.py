@@ -356,3 +356,11 @@ def test_failed_sync_is_final(quick_path: Path, failing: Callable[..., None]) ->
         failing("fsync", sync)
     assert len(calls) == 1
     assert reopened(quick_path / "run") == rows
+
+
+def test_rows_are_replaced_at_once(quick_path: Path) -> None:
+    rows = begin(quick_path / "run")
+    with RunFolder(quick_path / "run") as folder:
+        folder.rewrite(list(folder.rows)[1:])
+        folder.append(parsed(make_row(3)))
+    assert read_all(quick_path / "run") == [*rows[1:], make_row(3)]

@@ -552,3 +552,15 @@ def test_a_text_ends_before_the_first_whole_stop_text(parts: list[str], stops: l
     whole = "".join(parts)
     places = [(whole.index(stop) + len(stop), whole.index(stop)) for stop in stops if stop in whole]
     assert (shown, stop_filter.is_stopped) == (whole[: min(places)[1]] if places else whole, bool(places))
+
+
+def test_a_request_with_two_lengths_is_refused(client: Served) -> None:
+    """Proxies and servers that disagree about its end let one client's body become another client's request."""
+    body = json.dumps({"messages": USER}).encode()
+    with socket.create_connection(client.address, timeout=TIMEOUT) as raw:
+        raw.sendall(
+            HEAD + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        )
+        answer = b"".join(iter(lambda: raw.recv(1000), b""))  # to the end of the connection
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1

@@ -8,6 +8,7 @@ process from here, by replacing functions; the program does not know.
 """
 
 import contextlib
+import errno
 import functools
 import gc
 import io
@@ -41,6 +42,7 @@ from arbitrage_cli.system.files import models_folder
 from arbitrage_cli.system.machine import logical_processors
 
 TOO_LONG = 600.0  # seconds: a run that hangs is killed too
+FAILURES = {"full": errno.ENOSPC, "io": errno.EIO}
 CALLS = ("write", "fsync", "replace", "ftruncate")
 
 
@@ -157,7 +159,7 @@ def prepare_faults(order: Mapping[str, Any]) -> None:
 
 
 class Fault:
-    """The `number`-th of those calls that change files ends or interrupts the process. Writes to other than files do not count."""
+    """The `number`-th of those calls that change files fails, or ends or interrupts the process. Only files count."""
 
     def __init__(self, order: Mapping[str, Any]) -> None:
         self._calls = order.get("calls") or CALLS
@@ -173,6 +175,8 @@ class Fault:
             self._count += 1
             if self._count != self._number:
                 return real(first, *rest, **options)
+            if self._action in FAILURES:
+                raise OSError(FAILURES[self._action], os.strerror(FAILURES[self._action]))
             if self._action == "interrupt":
                 os.kill(os.getpid(), signal.SIGINT)
                 return real(first, *rest, **options)
