@@ -1,11 +1,12 @@
 """`arbitrage collect`: what an interrupted run keeps, and how it is resumed."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
 
-from cli import run
-from faults import write_rows
+from cli import assert_refused, run
+from faults import run_json, write_rows
 
 from arbitrage_cli.runs.folder import read_run_folder
 from arbitrage_cli.training.states import read_run, read_states
@@ -27,6 +28,15 @@ def write_problems(path: Path, number: int) -> None:
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [*{row.id: row.to_dict() for row in read_run_folder(folder, "collect").rows}.values()]
+
+
+def test_a_run_of_states_is_not_graded_again(tmp_path: Path) -> None:
+    write_problems(tmp_path / "problems.jsonl", 1)
+    assert run(*COLLECT, cwd=tmp_path).code == 0
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run_json(tmp_path / "run") | {"grader": "older"}))
+    refused = run(*COLLECT, cwd=tmp_path)
+    assert_refused(refused, 2, "run: grader changed from older")
+    assert "--regrade" not in refused.err
 
 
 def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) -> None:

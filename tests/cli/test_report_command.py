@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import ESCAPE, assert_refused, run
+from cli import ESCAPE, MODELS, assert_refused, run
+from faults import essence, rows_of, write_problems
 from made_up_runs import figures, make_run, unpacked, write_run_folder
 
 from arbitrage_cli.costs.pair import parse_prices
@@ -55,6 +56,26 @@ def test_page_replaces_an_older_one_and_has_every_trace(folder: Path, tmp_path: 
     assert text.startswith("<!DOCTYPE html>")
     assert len(traces(page)) == 18
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run"]
+
+
+def test_damaged_rows_are_named_and_left_out(folder: Path) -> None:
+    path = folder / "results.jsonl"
+    data = path.read_bytes().replace(b'"sample":0', b'"sample":"x"', 1)
+    path.write_bytes(data.replace(b'"id":"made-up-0001"', b'"id":"p7"', 1))
+    shown = run("report", folder, "--json")
+    assert (shown.code, shown.err.count("line ")) == (0, 2)
+    assert all(part in shown.err for part in (f"{path}: line 1: ", "line 4: "))
+    assert sum(policy["missing"] for policy in json.loads(shown.out)["policies"]) == 2
+
+
+def test_page_has_the_solutions_that_agree_did_not_keep(tmp_path: Path) -> None:
+    write_problems(tmp_path / "sums.jsonl", ("2 * 3 + 4", "37 * 12 - 95"))
+    models = (*MODELS, "--check", "scripted:target", "--policy", "agree")
+    assert run("bench", *models, "--dataset", "sums.jsonl", "-q", "-o", "run", cwd=tmp_path).code == 0
+    assert run("report", "run", "-o", "page.html", cwd=tmp_path).code == 0
+    shown, rows = traces(tmp_path / "page.html"), rows_of(tmp_path / "run")
+    assert [essence(one["check"]) for one in shown] == [essence(row["check"]) for row in rows]
+    assert [one["check"]["agrees"] for one in shown] == [True, False]
 
 
 def test_page_that_cannot_be_written_is_an_error_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:

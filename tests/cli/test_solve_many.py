@@ -73,6 +73,14 @@ def test_finished_results_are_saved_while_an_earlier_problem_is_unfinished(here:
     assert {one["id"]: one for one in records if one["id"] in saved} == saved  # none is solved again
 
 
+def test_damaged_run_json_is_refused_without_an_option_that_solve_lacks(here: Path) -> None:
+    assert solve_file(here, "-o", "out.jsonl", "--limit", "1").code == 0
+    (here / "out.jsonl.run" / "run.json").write_text("{")
+    result = solve_file(here, "-o", "out.jsonl")
+    assert_refused(result, 5, "out.jsonl.run/run.json: ", "--output")
+    assert "--fresh" not in result.err
+
+
 def test_another_pipe_is_refused_before_it_ends(tmp_path: Path) -> None:
     assert solve("-o", "out.jsonl", stdin=b"1 + 1\n", cwd=tmp_path).code == 0
     with start("solve", "-o", "out.jsonl", cwd=tmp_path) as process:

@@ -7,14 +7,16 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from altered_gguf import alter, entries
 from cli import MODELS, TIMEOUT, Result, read_line, run, start
 from fake_server import HashServer, on_loopback, storm
 from faults import essence, results, rows_of, write_problems, write_rows
+from gguf import GGUFValueType
 from marks import rarely, within
 
 from arbitrage_cli.system.files import models_folder
@@ -177,6 +179,23 @@ def test_real_models_end_alike_in_any_order_and_after_a_kill(quick_path: Path) -
         assert bench("backwards", problems[::-1][:count]) == 0
     for other in ("torn", "backwards"):
         assert results(rows_of(quick_path / other)) == undisturbed
+
+
+def test_a_file_of_results_resumes_with_what_the_models_files_say(quick_path: Path, tiny: Mapping[str, Path]) -> None:
+    """The draft thinks by itself, and its template asks for it."""
+    template = str(entries(tiny["draft"])["tokenizer.chat_template"][1])
+    thinks = template + "{% if enable_thinking | default(true) %}<think>\n{% endif %}{# until </think> #}"
+    thinker = alter(tiny["draft"], quick_path / "thinker.gguf", {"tokenizer.chat_template": (GGUFValueType.STRING, thinks)})
+    write_problems(quick_path / "problems.jsonl", QUESTIONS[:3])
+    models = ("--draft", str(thinker), "--target", str(tiny["target"]), "--policy", "entropy", "--ctx", "1024")
+    command = ("solve", *models, "--threads", "1", "--max-tokens", "40", "-i", "problems.jsonl", "-o", "out.jsonl")
+    assert run(*command, cwd=quick_path).code == 0
+    whole = rows_of(quick_path, "out.jsonl")
+    assert run(*command[:-1], "torn.jsonl", "--limit", "1", cwd=quick_path).code == 0
+    assert run(*command[:-1], "torn.jsonl", cwd=quick_path).code == 0
+    assert latest(rows_of(quick_path, "torn.jsonl")) == latest(whole)
+    assert {row["settings"]["think_tokens"] for row in whole} == {None}
+    assert {step["phase"] for row in whole for step in row["steps"]} >= {"think"}
 
 
 # --- at a bad moment

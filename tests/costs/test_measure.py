@@ -247,6 +247,22 @@ def test_a_disturbed_measurement_is_used_for_an_hour_and_replaces_no_good_one(
     assert found_after(timedelta(), good) == [good]
 
 
+def test_measurements_hold_for_one_machine_and_one_way_to_load(
+    tiny: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    kept = make_tuned(machine_here(), sha256_of([tiny["draft"]]))
+    for stored, load, is_found in (
+        (kept, LoadOptions(), True),
+        (kept, LoadOptions(kv_type="q8_0"), False),
+        (replace(kept, machine=replace(kept.machine, gpu="NVIDIA H100")), LoadOptions(), False),
+        (replace(kept, machine=replace(kept.machine, cpu="another")), LoadOptions(), False),
+    ):
+        tuned_file().unlink(missing_ok=True)
+        keep_tuned(tuned_file(), [stored])
+        assert bool(find_measurements({"draft": str(tiny["draft"])}, load)) == is_found
+
+
 def is_disturbed(decode: Seconds, batch: float = 1.0, *, is_on_gpu: bool = False) -> bool:
     """Whether a measurement is disturbed in which each token of a batch takes this many seconds."""
     backend = Slow(decode, lambda threads: batch)
