@@ -1,5 +1,6 @@
 """What is said about models, without loading them: their names, their files and checksums, and the memory that they need."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -64,6 +65,19 @@ def test_a_bit_that_flips_after_the_first_use_is_damage(tiny: Mapping[str, Path]
     os.utime(model, ns=(state.st_atime_ns, state.st_mtime_ns))
     found = identify(model)
     assert (found.origin, found.is_damaged, refused(found.check).exit_code) == ("recorded", True, 3)
+
+
+def test_a_file_in_the_cache_of_the_hub_is_compared_with_the_published_sha256(
+    tiny: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Its name there is the published sha256."""
+    content = tiny["draft"].read_bytes()
+    link, blob = tmp_path / "link.gguf", tmp_path / hashlib.sha256(content).hexdigest()
+    link.symlink_to(blob)
+    for written, is_damaged in ((content, False), (content.replace(b"tiny draft", b"tiny craft"), True)):
+        blob.write_bytes(written)
+        found = identify(link)
+        assert (found.origin, found.is_damaged) == ("published", is_damaged)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from arbitrage_cli.evaluation.verdict import (
     UNKNOWN,
     Expected,
     Verdict,
+    after_answers,
+    after_problems,
     chance_of_saving,
     chance_of_small_loss,
     effects_of,
@@ -285,6 +287,21 @@ def test_a_policy_that_was_not_worth_trying_does_not_prevent_a_verdict(measured:
     """But measuring the draft alone says nothing about routing."""
     found = verdict_on(case(measured, 0.8, 0, 3, problems=7), expected={"speculative": Expected(0.8, 0.05)})
     assert (found.route, found.is_decided, found.confidence is not None) == ("target", is_known, is_known)
+
+
+def test_more_evidence_is_more_certain() -> None:
+    for speedup in (0.7, 0.9, 1.0, 1.3, 1.6):
+        chances = [chance_of_saving(after_problems(Expected(), speedup, 0.05, count)) for count in (5, 10, 20, 40)]
+        assert chances == sorted(chances, reverse=speedup < MIN_SPEEDUP)
+    chances = [chance_of_saving(after_problems(CARD, speedup, None, 3)) for speedup in (0.5, 0.9, 1.0, 1.2, 2.0)]
+    assert chances == sorted(chances)
+    lost = [chance_of_small_loss(after_answers(CARD, 0, lost, 0, 40)) for lost in range(6)]
+    assert lost == sorted(lost, reverse=True)
+    gained = [chance_of_small_loss(after_answers(CARD, gained, 2, 0, 40)) for gained in range(6)]
+    assert gained == sorted(gained)
+    kept = [chance_of_small_loss(after_answers(CARD, 0, 0, 0, compared)) for compared in (0, 10, 20, 40)]
+    assert kept == sorted(kept)
+    assert lost[0] > 0.85 > 0.2 > lost[4]
 
 
 def test_samples_are_not_problems() -> None:

@@ -134,6 +134,15 @@ def test_rejected_fields_are_omitted() -> None:
     )
 
 
+def test_fields_that_are_rejected_only_while_sampling_are_omitted() -> None:
+    with opened_model(ChatServer(Api(rejects=("seed",))), template=None) as model:
+        sampled = ChatWriter("target", model, Sampler(temperature=1.0), STYLE)
+        (event,) = finished_of(events_of({"target": sampled}, PROBLEMS[:1], "target"))
+        assert event.error is None
+        assert isinstance(model.dialect, Chat)
+        assert model.dialect.omitted == {"seed"}
+
+
 def test_an_answer_that_begins_again_is_an_error() -> None:
     first = "To begin, we add the two numbers that the problem names."
     answers = iter([first, f"{first[:48]} which are 2 and 3."])
