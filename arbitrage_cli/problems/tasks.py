@@ -12,7 +12,7 @@ from arbitrage_cli.errors import ProblemError, unknown
 from arbitrage_cli.inference.chat_template import INSTRUCTIONS
 from arbitrage_cli.inference.step_text import BLANK_LINE, StepEnd
 from arbitrage_cli.problems import code, math_grader
-from arbitrage_cli.problems.answers import boxed_answer, final_answer
+from arbitrage_cli.problems.answers import IN_BOX, boxed_answer, final_answer
 from arbitrage_cli.problems.rows import Form, InputRow, UnusableError, check_texts
 from arbitrage_cli.types import Fields, Grade, Json, frozen
 
@@ -93,14 +93,23 @@ def without_sandbox(task: Task) -> Task:
 
 # --- multiple choice
 
-_LETTER = re.compile(
-    r"(?:\\text\{|\()?\s*(?:([AI])(?=\s*(?:[^\w\s']|$|because\b))|([B-HJ-Z])\b)"
-)  # not "A train", "I think"
+# A and I are also words, as in "A train" and "I think". Where these words cannot stand, they are letters.
+_AFTER_A_LETTER = r"\s*(?:[^\w\s']|$)|\s+(?:is|because|as|since)\b"
+
+
+def _letter_before(after: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:\\text\{{|\()?\s*(?:([AI])(?={after})|([B-HJ-Z])\b)")
+
+
+_LETTER = _letter_before(_AFTER_A_LETTER)
+_LETTER_IN_BOX = _letter_before(rf"{_AFTER_A_LETTER}|\s+\d")
 
 
 def find_letter(text: str) -> str | None:
     """Return the letter at the start of the final answer, as in `B`, `(B)` or `B. seven`."""
-    found = _LETTER.match(final_answer(text).answer or "")
+    final = final_answer(text)
+    letter = _LETTER_IN_BOX if final.how == IN_BOX else _LETTER
+    found = letter.match(final.answer or "")
     return found[found.lastindex or 0] if found else None
 
 
@@ -158,7 +167,7 @@ CHOICE = Task(
     "Please reason step by step, and put the letter of the right answer within \\boxed{}.",
     find_letter,
     lambda: nullcontext(AnswerGrader(_grade_choice)),
-    lambda: "choice 2",
+    lambda: "choice 3",
     forms=(
         Form("choice", frozenset(("question", "choices", "answer")), _read_choices),
         Form("choice", frozenset(("question", "choices", "answerKey")), _read_choices),

@@ -148,6 +148,10 @@ def test_a_program_is_the_last_block_that_defines_something(text: str, program: 
         ("\\boxed{B}", "B"), ("\\boxed{\\text{C}}", "C"), ("The answer is (D).", "D"), ("The answer is A. Paris", "A"),
         ("\\boxed{Because}", None), ("I do not know", None), ("\\boxed{A train}", None), ("\\boxed{I think}", None),
         ("\\boxed{A}", "A"), ("The answer is A because it is.", "A"), ("\\boxed{B train}", "B"), ("\\boxed{\\text{A}}", "A"),
+        ("\\boxed{A is right}", "A"), ("\\boxed{I as it grows}", "I"), ("The correct answer is I since it is.", "I"),
+        ("\\boxed{A 12}", "A"), ("\\boxed{\\text{I} 12}", "I"), ("The answer is A 12 km walk.", None),
+        ("The answer is I am not sure.", None), ("The answer is I was 12.", None), ("\\boxed{A12}", None), ("\\boxed{Is}", None),
+        ("\\boxed{A isosceles}", None), ("\\boxed{I'm sure}", None),
     ],
 )  # fmt: skip
 def test_letters(text: str, letter: str | None) -> None:
