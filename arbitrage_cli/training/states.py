@@ -233,11 +233,15 @@ def prefix_of(draft: Step, num_tokens: int) -> Step:
 
 
 class CollectedSolution(Record):
-    """The states of one problem in a run. `is_whole` is false if the solution is unfinished."""
+    """The states of one problem in a run. `is_whole` is false if the solution is unfinished.
+
+    A solution that `is_unsolved` ended early, because the target never solves the problem.
+    """
 
     id: str
     question: str
     is_whole: bool
+    is_unsolved: bool = False
     states: Sequence[State]
 
     @model_validator(mode="after")
@@ -392,7 +396,13 @@ def read_run(folder: Path) -> CollectedRun:
 def _solution(folder: Path, row: CollectedRow) -> CollectedSolution:
     states: Any = row.states  # in JSON
     try:
-        return CollectedSolution(id=row.id, question=row.question, is_whole=row.status == "done", states=states)
+        return CollectedSolution(
+            id=row.id,
+            question=row.question,
+            is_whole=row.status == "done",
+            is_unsolved=row.is_unsolved,
+            states=states,
+        )
     except ValidationError as error:
         message = f"{folder}: problem {row.id}: {reason_of(error)}"
         raise UsageError(message, "collect its states again: arbitrage collect") from error
@@ -439,6 +449,7 @@ def _join(runs: Sequence[CollectedRun]) -> Collected:
     outcomes = Outcomes(
         solution=np.repeat(np.arange(len(solutions)), lengths),
         problem=np.repeat([index_of[solution.question] for solution in solutions], lengths),
+        is_written=np.repeat([not solution.is_unsolved for solution in solutions], lengths),
         **{name: np.array([getattr(state, name) for state in states], np.float64) for name in COLUMNS},
     )
     return Collected(

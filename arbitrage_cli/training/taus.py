@@ -44,7 +44,11 @@ LIFT: Prior = (-3.0, 0.5), (1.0, 0.5)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
-    """The outcomes of n states. Each column has shape (n,) and is grouped by solution and ordered by step."""
+    """The outcomes of n states. Each column has shape (n,) and is grouped by solution and ordered by step.
+
+    `is_written` is false for the states of a solution that the collection ended early, because the target never solves the
+    problem. The solution has further steps, which nobody wrote, so its rewards count, but not its steps and tokens.
+    """
 
     solution: Indices
     problem: Indices
@@ -54,6 +58,7 @@ class Outcomes:
     target_tokens: Numbers
     target_prefill_tokens: Numbers
     shared_tokens: Numbers
+    is_written: Mask
 
     def __len__(self) -> int:
         return len(self.problem)
@@ -199,7 +204,10 @@ def make_table(
     costs: PairCosts | None,
     prefixes: Prefixes | None = None,
 ) -> TauTable:
-    """Return a table of these taus plus `ALWAYS` and `NEVER`. `prefixes` are required for rows with early stops."""
+    """Return a table of these taus plus `ALWAYS` and `NEVER`. `prefixes` are required for rows with early stops.
+
+    At least one solution was written to its end.
+    """
     taus = sorted({ALWAYS, NEVER, *map(float, taus)})
     loss = ExpectedLoss(probability, outcomes)
     rows = [_row(tau, probability > tau, outcomes, loss) for tau in taus]
@@ -208,12 +216,21 @@ def make_table(
         for tau in taus:
             stops = prefixes.stops(tau, len(outcomes))
             cut = outcomes.cut(stops)
-            looks = float(cut.draft_tokens.sum() / len(outcomes.starts) / LOOK_EVERY)
+            written = cut.take(cut.is_written)
+            looks = float(written.draft_tokens.sum() / len(written.starts) / LOOK_EVERY)
             early.append(replace(_row(tau, (probability > tau) | np.isfinite(stops), cut, loss), looks=looks))
-    starts, count = outcomes.starts, len(outcomes.starts)
-    prompt = float(outcomes.target_prefill_tokens[starts].sum() / count)
-    alone = float(outcomes.target_tokens.sum() / count)
-    table = TauTable(tuple(rows), len(outcomes) / count, prompt, alone, {}, costs, count, early=tuple(early))
+    written = outcomes.take(outcomes.is_written)
+    count = len(written.starts)
+    table = TauTable(
+        rows=tuple(rows),
+        steps=len(written) / count,
+        prompt_tokens=float(written.target_prefill_tokens[written.starts].sum() / count),
+        alone_tokens=float(written.target_tokens.sum() / count),
+        named={},
+        costs=costs,
+        num_solutions=len(outcomes.starts),
+        early=tuple(early),
+    )
     return table.at_costs(costs)
 
 
@@ -227,22 +244,23 @@ def spread_taus(probability: Numbers) -> list[float]:
 
 
 def _row(tau: float, escalated: Mask, outcomes: Outcomes, loss: ExpectedLoss) -> TauRow:
-    count, num_escalated, is_better = len(outcomes.starts), int(escalated.sum()), outcomes.advantage > 0
+    is_better = outcomes.advantage > 0
     change, low, high = loss.changes(~escalated)
-    written = outcomes.target_tokens[escalated]
-    shared = np.minimum(outcomes.shared_tokens[escalated], written)
+    written, called = outcomes.take(outcomes.is_written), escalated[outcomes.is_written]
+    count, target_tokens = len(written.starts), written.target_tokens[called]
+    shared = np.minimum(written.shared_tokens[called], target_tokens)
     return TauRow(
         tau=tau,
-        escalation_rate=num_escalated / len(outcomes),
-        wasted=float((~is_better[escalated]).mean()) if num_escalated else None,
+        escalation_rate=float(called.mean()),
+        wasted=float((~is_better[escalated]).mean()) if escalated.any() else None,
         recall=float(escalated[is_better].mean()) if is_better.any() else None,
         change=100 * change,
         change_interval=(100 * low, 100 * high),
-        draft_tokens=float(outcomes.draft_tokens.sum() / count),
-        draft_prefill_tokens=float(written.sum() / count),
-        target_tokens=float((written - shared).sum() / count),
+        draft_tokens=float(written.draft_tokens.sum() / count),
+        draft_prefill_tokens=float(target_tokens.sum() / count),
+        target_tokens=float((target_tokens - shared).sum() / count),
         target_verify_tokens=float(shared.sum() / count),
-        target_prefill_tokens=float(_tokens_to_read(escalated, outcomes).sum() / count),
+        target_prefill_tokens=float(_tokens_to_read(called, written).sum() / count),
     )
 
 

@@ -63,8 +63,7 @@ def with_taus(router: Router, collected: Collected, *, name: str | None = None) 
     states; UsageError if there are too few states.
     """
     router.check_steps(collected.runs[0].facts.step_end)
-    if not collected.is_whole.any():
-        raise UsageError("these runs contain no finished solution", COLLECT_TO_THE_END)
+    _check_solutions(collected)
     chosen = collected.is_whole & ~np.array(router.card.known(collected.questions))[collected.outcomes.problem]
     _check_part(collected, chosen, "of new problems to make presets")
     about = {"runs": [run.about for run in collected.runs], "rewards": list(collected.rewards)}
@@ -84,11 +83,15 @@ def _table(router: Router, collected: Collected, chosen: Mask, probability: Numb
 
 
 def _check(collected: Collected) -> None:
-    if not collected.is_whole.any():
-        raise UsageError("the runs contain no finished solution, so taus cannot be measured", COLLECT_TO_THE_END)
+    _check_solutions(collected)
     for index, pair in enumerate(collected.pairs):  # all pairs have the same weight, so each needs enough states
         of = f" for draft {pair['draft'].name}" if len(collected.pairs) > 1 else ""
         _check_part(collected, collected.pair == index, f"to train on{of}")
+
+
+def _check_solutions(collected: Collected) -> None:
+    if not (collected.is_whole & collected.outcomes.is_written).any():
+        raise UsageError("the runs contain no finished solution, so taus cannot be measured", COLLECT_TO_THE_END)
 
 
 def _check_part(collected: Collected, chosen: Mask, what_for: str) -> None:

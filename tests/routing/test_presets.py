@@ -47,7 +47,9 @@ def make_outcomes(solutions: int = 60, seed: int = 0, *, repeats: int = 1) -> tu
     written = rng.integers(5, 30, count).astype(float)
     prefill = np.where(np.diff(solution, prepend=-1) > 0, 50.0, 9.0)
     shared = np.minimum(written, rng.integers(0, 10, count))
-    return probability, Outcomes(solution, solution // repeats, draft, target, tokens, written, prefill, shared)
+    return probability, Outcomes(
+        solution, solution // repeats, draft, target, tokens, written, prefill, shared, np.ones(count, bool)
+    )
 
 
 def simulate(escalated: list[bool], outcomes: Outcomes) -> dict[str, float]:
@@ -83,6 +85,26 @@ def test_row_is_what_a_run_would_do(tau: float) -> None:
     assert row.target_tokens == pytest.approx(sums["target"] / 60)
     assert row.target_verify_tokens == pytest.approx(sums["verify"] / 60)
     assert row.target_prefill_tokens == pytest.approx(sums["prefill"] / 60)
+
+
+def test_solutions_that_ended_early_count_in_rewards_only() -> None:
+    """Steps and tokens are those of the other solutions."""
+    probability, outcomes = make_outcomes()
+    is_unsolved = outcomes.solution % 3 == 0
+    nothing = np.where(is_unsolved, 0.0, outcomes.draft_reward), np.where(is_unsolved, 0.0, outcomes.target_reward)
+    some = replace(outcomes, draft_reward=nothing[0], target_reward=nothing[1], is_written=~is_unsolved)
+    others = some.take(some.is_written)
+    found = make_table(probability, some, [0.5], COSTS)
+    expected = make_table(probability[some.is_written], others, [0.5], COSTS)
+    sizes = ("steps", "prompt_tokens", "alone_tokens")
+    assert [getattr(found, name) for name in sizes] == [getattr(expected, name) for name in sizes]
+    assert (found.num_solutions, expected.num_solutions) == (60, 40)
+    row, other = row_at(found, 0.5), row_at(expected, 0.5)
+    assert found.time(row) == expected.time(other)
+    assert row.escalation_rate == other.escalation_rate
+    assert row.change == pytest.approx(other.change * 40 / 60, abs=0.3)
+    assert row.recall == other.recall
+    assert (row.wasted or 0) > (other.wasted or 0)
 
 
 def test_time_is_a_share_of_the_target_alone() -> None:
@@ -221,7 +243,7 @@ def test_early_stop_pays_if_it_takes_less_time(stop: int, draft: float, pays: bo
     """Early stops do not pay if the target loses more draft tokens to verify, or if scoring takes longer than drafting."""
     count = 200
     places, ones = np.arange(count), np.ones(count)
-    outcomes = Outcomes(places, places, 0 * ones, ones, 20 * ones, 20 * ones, 0 * ones, 10 * ones)
+    outcomes = Outcomes(places, places, 0 * ones, ones, 20 * ones, 20 * ones, 0 * ones, 10 * ones, ones > 0)
     begun = Prefixes(places, stop * ones, ones)
     costs = pair_costs(draft, 1.0, prefill=0.02, verify=0.3)
     table = make_table(0.6 * ones, outcomes, [0.5], costs, begun)

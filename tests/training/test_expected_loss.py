@@ -28,7 +28,8 @@ def world(problems: int, seed: int, *, odds: float = 1.0) -> tuple[Array, Array,
 
 
 def outcomes_of(solution: Array, problem: Array, draft: Array, target: Array) -> Outcomes:
-    return Outcomes(solution, problem, draft, target, *[np.zeros(len(solution))] * 4)
+    none = np.zeros(len(solution))
+    return Outcomes(solution, problem, draft, target, none, none, none, none, is_written=none == 0)
 
 
 def expected(world: tuple[Array, Array, Array, Array], tau: float) -> tuple[float, float, float]:
