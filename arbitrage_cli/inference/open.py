@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 import arbitrage_cli.errors
 from arbitrage_cli.errors import ModelFileError, ModelUnsupportedError
 from arbitrage_cli.inference.chat_template import renderer
-from arbitrage_cli.inference.llama import BINDING, how_to_install
+from arbitrage_cli.inference.llama import BINDING, other_library
 from arbitrage_cli.model_files import checksums
 from arbitrage_cli.model_files.gguf import read_facts, read_header
 from arbitrage_cli.model_files.pairs import backend_of, find_files, hub_name, is_built_in, is_gguf, local_files
@@ -103,7 +103,7 @@ def load_llama() -> ModuleType:
         from arbitrage_cli.inference.llama import backend as llama
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise ModelUnsupportedError(
-            f"llama-cpp-python cannot be loaded ({error})", how_to_install(f"llama-cpp-python=={BINDING}")
+            f"llama-cpp-python cannot be loaded ({error})", other_library(f"llama-cpp-python=={BINDING}")
         ) from error
     return llama
 

@@ -1,12 +1,13 @@
 """The library of llama-cpp-py-sync, for a llama-cpp-python without one. Both packages are made up; .ci/run installs the real ones."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cli import environment
+from cli import PROGRAM, TIMEOUT, environment
 
 from arbitrage_cli.inference.backend import LoadOptions
 from arbitrage_cli.inference.llama import LIBRARY_PATH, PREBUILT, backend
@@ -45,12 +46,29 @@ def test_it_is_used_if_llama_cpp_python_has_none(tmp_path: Path, features: str) 
 
 
 def test_another_library_comes_first(tmp_path: Path) -> None:
-    chosen = {LIBRARY_PATH: "/chosen", "CHOSEN": "/chosen"}
-    assert selected(tmp_path, "1.0", **chosen) == ["/chosen", "True False"]
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "libllama.so").touch()
+    assert selected(tmp_path, "1.0", **{LIBRARY_PATH: str(own), "CHOSEN": str(own)}) == [str(own), "True False"]
     (tmp_path / "llama_cpp" / "lib").mkdir()
     (tmp_path / "llama_cpp" / "lib" / "libllama.so").touch()
     (tmp_path / "llama_cpp_py_sync-1.0.dist-info" / "METADATA").unlink()
     assert selected(tmp_path) == ["None", "True False"]
+
+
+@pytest.mark.parametrize("place", ["empty", "missing", "pipe", "text"])
+def test_chosen_library_that_cannot_be_used_is_named(tmp_path: Path, place: str) -> None:
+    library = tmp_path / "libllama.so"
+    if place == "pipe":
+        os.mkfifo(library)
+    elif place == "text":
+        library.write_text("no library")
+    folder = "" if place == "empty" else str(tmp_path)
+    command = [*PROGRAM, "solve", "--policy", "draft", "1 + 1"]
+    env = environment({LIBRARY_PATH: folder})
+    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT)
+    assert (result.returncode, result.stdout) == (3, "")
+    assert f"unset {LIBRARY_PATH}" in result.stderr
 
 
 def test_a_library_that_computes_over_rpc_has_no_gpu_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ PREBUILT = "0.11413"  # the version of llama-cpp-py-sync that the extra pins; bo
 PACKAGE = "llama-cpp-py-sync"
 LIBRARY_PATH = "LLAMA_CPP_LIB_PATH"  # llama-cpp-python reads the folder of its library from this variable
 
+LIBRARIES = ("libllama.so", "libllama.dylib")
+
 
 def prebuilt_library() -> Path | None:
     """Return the folder of the prebuilt library, or None if llama-cpp-python has a library or the user has chosen one."""
@@ -38,8 +40,11 @@ def binding_version() -> str:
 def library_selected() -> Iterator[None]:
     """Let llama-cpp-python load the prebuilt library in the `with` block, if there is no other library.
 
-    Raises ModelUnsupportedError if the prebuilt library has another version, or does not run on this processor.
+    Raises ModelUnsupportedError if the prebuilt library has another version or does not run on this processor, or if the
+    folder that the user has chosen has no library.
     """
+    if LIBRARY_PATH in os.environ:
+        _check_chosen(os.environ[LIBRARY_PATH])
     folder = prebuilt_library()
     if folder is None:
         yield
@@ -57,6 +62,23 @@ def library_selected() -> Iterator[None]:
         yield
     finally:
         del os.environ[LIBRARY_PATH]
+
+
+def _check_chosen(folder: str) -> None:
+    """Raise ModelUnsupportedError if the folder has no library, or a pipe in its place, which would be read for ever."""
+    found = [path for name in LIBRARIES if (path := Path(folder) / name).exists()]
+    if not folder:  # llama-cpp-python would load a library from the current folder
+        raise ModelUnsupportedError(f"{LIBRARY_PATH} is empty", f"unset {LIBRARY_PATH}, or set it to the library's folder")
+    if not found or not all(path.is_file() for path in found):
+        message = f"{LIBRARY_PATH} is {folder}, where no regular file is named {' or '.join(LIBRARIES)}"
+        raise ModelUnsupportedError(message, f"unset {LIBRARY_PATH}, or set it to the library's folder")
+
+
+def other_library(package: str) -> str:
+    """Return a hint for a library that cannot be used: unset the variable that selects it, or install a package."""
+    if folder := os.environ.get(LIBRARY_PATH):
+        return f"unset {LIBRARY_PATH}, which selects the library in {folder}"
+    return how_to_install(package)
 
 
 def how_to_install(package: str) -> str:

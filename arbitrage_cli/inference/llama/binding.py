@@ -18,11 +18,10 @@ from arbitrage_cli.errors import ArbitrageError, ModelFileError, ModelMemoryErro
 from arbitrage_cli.inference.backend import MAX_DECODE, LoadOptions, ModelCard
 from arbitrage_cli.inference.llama import (
     BINDING,
-    LIBRARY_PATH,
     PACKAGE,
     PREBUILT,
-    how_to_install,
     library_selected,
+    other_library,
     prebuilt_library,
 )
 from arbitrage_cli.system.signals import noted_signals
@@ -95,12 +94,9 @@ def check_binding() -> None:
 def _check_defaults(structure: ctypes.Structure, defaults: Mapping[str, int]) -> None:
     wrong = [name for name, value in defaults.items() if getattr(structure, name) != value]
     if wrong:
-        hint = f"unset {LIBRARY_PATH}, which selects this library"
-        if LIBRARY_PATH not in os.environ:
-            hint = how_to_install(f"{PACKAGE}=={PREBUILT}" if prebuilt_library() else f"llama-cpp-python=={BINDING}")
-        raise ModelUnsupportedError(
-            f"the llama.cpp library has unexpected defaults in {type(structure).__name__} ({', '.join(wrong)})", hint
-        )
+        package = f"{PACKAGE}=={PREBUILT}" if prebuilt_library() else f"llama-cpp-python=={BINDING}"
+        message = f"the llama.cpp library has unexpected defaults in {type(structure).__name__} ({', '.join(wrong)})"
+        raise ModelUnsupportedError(message, other_library(package))
 
 
 @frozen
