@@ -41,10 +41,17 @@ from arbitrage_cli.types import Fields, Finished, Json, Limits, Started, Trace, 
 
 
 class RunCounts:
-    """The counts of a run, of which each route has `planned` attempts. The run stops at `ends`."""
+    """The counts of a run, of which each route has `planned` attempts. The run stops at `ends`. `label` names a route."""
 
-    def __init__(self, title: str, routes: Sequence[Route], planned: int, ends: float = math.inf) -> None:
-        self._title, self._planned, self._ends = title, planned, ends
+    def __init__(
+        self,
+        title: str,
+        routes: Sequence[Route],
+        planned: int,
+        ends: float = math.inf,
+        label: Callable[[Route], str] = lambda route: route.label,
+    ) -> None:
+        self._title, self._planned, self._ends, self.label = title, planned, ends, label
         self._ended: dict[Route, dict[SampleKey, tuple[float | None, bool]]] = {route: {} for route in routes}
         """The seconds of each attempt, or None if it failed, and whether its answer is correct."""
 
@@ -60,7 +67,7 @@ class RunCounts:
     def _standing(self, route: Route) -> Standing:
         ended = self._ended[route].values()
         done = [seconds for seconds, _ in ended if seconds is not None]
-        return Standing(route.label, self._planned, len(ended), len(done), sum(right for _, right in ended), sum(done))
+        return Standing(self.label(route), self._planned, len(ended), len(done), sum(right for _, right in ended), sum(done))
 
 
 @frozen
@@ -179,7 +186,7 @@ class Loop:
                     self.counts.add(attempt.route, row)
         if self.counts:
             (verdict, detail), took = row.verdict if row else ("stopped", ""), row.took if row else None
-            shown = AttemptEnded(attempt.id, attempt.route.label, verdict, detail, took, self.counts.now())
+            shown = AttemptEnded(attempt.id, self.counts.label(attempt.route), verdict, detail, took, self.counts.now())
             self.display.handle(shown)
 
     def _unless_crashed(
@@ -213,7 +220,8 @@ class Loop:
                     self._timings[attempt.id].begin(now, timed)
                     if self.store:
                         self.store.started.begin(attempt.id)
-                    self.display.handle(AttemptStarted(attempt.id, attempt.route.label))
+                    label = self.counts.label(attempt.route) if self.counts else attempt.route.label
+                    self.display.handle(AttemptStarted(attempt.id, label))
                 self.display.handle(event)
                 if isinstance(event, Finished):
                     self._timings[attempt.id].end(event, now, timed)
@@ -257,7 +265,7 @@ class StoredRun(ABC):
         self.todo = missing(attempts, folder.statuses)
         self.run = run_of(session, folder, selected, **details)
         routes = session.routes
-        self._counts = RunCounts(f"{name} {selected.title}", routes, len(attempts) // len(routes), ends)
+        self._counts = RunCounts(f"{name} {selected.title}", routes, len(attempts) // len(routes), ends, self.label)
         route_of = {attempt.key: attempt.route for attempt in attempts}
         for row in folder.rows:
             self.count(row)
@@ -267,6 +275,10 @@ class StoredRun(ABC):
     @property
     def num_errors(self) -> int:
         return sum(self.folder.statuses.get(attempt.key) == "error" for attempt in self.attempts)
+
+    def label(self, route: Route) -> str:
+        """Return the name of a route in the progress of the run."""
+        return route.label
 
     @abstractmethod
     def count(self, row: Any) -> None:

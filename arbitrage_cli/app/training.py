@@ -6,6 +6,7 @@ recomputed.
 
 import contextlib
 import os
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,22 +15,28 @@ from arbitrage_cli.app.loop import Attempt, Loop, Stopwatch, StoredRun
 from arbitrage_cli.app.problem_source import Selection
 from arbitrage_cli.app.session import Session
 from arbitrage_cli.arbitrage import Flow
-from arbitrage_cli.errors import InterruptedRunError, OutputError, UsageError
+from arbitrage_cli.errors import InterruptedRunError, OutputError, ProblemError, UsageError
 from arbitrage_cli.learning.learn import Announce
 from arbitrage_cli.model_files.pairs import router_file
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.tasks import is_correct
 from arbitrage_cli.rewards import Continuations
+from arbitrage_cli.routing.route import Route
 from arbitrage_cli.routing.router import Router, load
 from arbitrage_cli.runs.folder import RunFolder
 from arbitrage_cli.runs.records import COLLECT, SCHEMA, attempt_error, tally_of, tau_in_json
 from arbitrage_cli.runs.rows import CollectedRow
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.training.states import State, by_continuing, by_rating, collect, read_states
-from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, train, with_taus
+from arbitrage_cli.training.train import ENOUGH_SOLUTIONS, MIN_CLASS, problems_needed, train, with_taus
 from arbitrage_cli.types import Finished, Json, Trace
 
 SUFFIX = ".safetensors"
+
+REQUIRED = (
+    f"a router needs at least {MIN_CLASS} states with a better step by the target and {MIN_CLASS} without; preset careful needs "
+    f"about {ENOUGH_SOLUTIONS} problems"
+)
 
 
 class Collection(StoredRun):
@@ -56,18 +63,29 @@ class Collection(StoredRun):
 
     @property
     def found(self) -> str:
-        """The number of states and of solutions, and the numbers that a router needs."""
+        """The number of states and of solutions. In a state with an advantage, the target's step is better."""
         states, problems = formatting.count(self.num_states, "state"), formatting.count(len(self.held), "problem")
+        return f"{states} from {problems}, {sum(self.improvable.values())} with a better step by the target"
+
+    @property
+    def next_step(self) -> str:
+        """The command to train a router or, with too few states, the number of problems that a router needs."""
         improvable = sum(self.improvable.values())
-        needed = f"train needs {MIN_CLASS} states with an advantage and {MIN_CLASS} without"
-        return f"{states} from {problems}, {improvable} with an advantage; {needed}, and preset careful about {ENOUGH_SOLUTIONS} problems"
+        more = problems_needed(len(self.held), improvable, self.num_states - improvable)
+        if more is None:
+            return f"to train a router: arbitrage train {shlex.quote(str(self.folder.shown))} -o router.safetensors"
+        number = f", from about {more:,} problems" if self.num_states else ""
+        return f"a router needs at least {MIN_CLASS} with and {MIN_CLASS} without{number}"
+
+    def label(self, route: Route) -> str:
+        return "both models"
 
     def collect(self) -> None:
         """Store each problem as soon as it is solved. If the run is interrupted, store the states of unfinished problems."""
         if not self.todo:
             return
         session = self.session
-        session.display.note(f"so far {self.found}")
+        session.display.note(f"so far {self.found}" if self.held else REQUIRED)
         session.load()
         if count := sum(not self._golds[attempt.id] for attempt in self.todo) if self._by_rollouts else 0:
             which = f"{formatting.count(count, 'problem')} without a known answer"
@@ -116,7 +134,10 @@ class Collection(StoredRun):
     def _is_right(self, problem: str, text: str) -> bool:
         if not self._golds[problem]:  # this is the target's own solution
             answer = self._grader.grade(text, {}).answer
-            self._golds[problem] = {"answer": answer} if answer else {}
+            if answer is None:
+                hint = "raise --max-tokens, use problems with answers, or use --reward prm"
+                raise ProblemError("the target's solution has no answer with which steps could be rated", hint)
+            self._golds[problem] = {"answer": answer}
         return is_correct(self._grader, text, self._golds[problem])
 
     def _store_unfinished(self, loop: Loop) -> None:

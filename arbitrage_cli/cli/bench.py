@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     reward=Option(
         "Reward for policy oracle: prm (a process reward model) or rollout (whether the target reaches the known answer)."
     ),
-    dry_run=Option("Show what would be decided and how many attempts are left, but run nothing.", is_setting=False),
+    dry_run=Option("Show the settings of the run and the number of attempts left, but run nothing.", is_setting=False),
     samples=Option("Attempts per problem; sample k uses seed + k."),
     timeout=Option("Time limit per attempt, in seconds. Default: none."),
 )

@@ -1,7 +1,6 @@
 """`arbitrage collect` and `arbitrage train`: collect states, and train a router on them or recalibrate its presets."""
 
 import contextlib
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,9 +57,8 @@ def collect(
         with offering_to_resume(session, folder):
             collection.collect()
         display.close()
-    name = shlex.quote(str(path))
     status = "" if collection.todo else "nothing to do: "
-    say(f"{status}{name} has {collection.found}; to train a router: arbitrage train {name} -o router.safetensors", output)
+    say(f"{status}{folder.shown} has {collection.found}; {collection.next_step}", output)
     return SOME_FAILED if collection.num_errors else 0
 
 

@@ -1,5 +1,6 @@
 """Trains a router on collected states, measures it, and describes it on its card. `learning` knows how to learn from examples."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -30,6 +31,7 @@ BASELINES: Mapping[str, Mapping[str, float]] = {  # scores as weighted sums of f
 COMPARED = (*BASELINES, "random")  # a useful router outperforms all of them
 
 MIN_CLASS = 30  # states per class
+SPARE = 1.2  # factor on an estimated number of problems
 ENOUGH_SOLUTIONS = 300  # for `careful` to accept a fifth of the steps of a real pair; estimated from 99 solutions as 280
 COLLECT_TO_THE_END = "to resume the run, repeat the command that collected the states"
 
@@ -99,9 +101,44 @@ def _check_part(collected: Collected, chosen: Mask, what_for: str) -> None:
     for members, what in ((labels, "with"), (~labels, "without")):
         if members.sum() < MIN_CLASS:
             found = f"{int(members.sum())} {what} an advantage, at least {MIN_CLASS} are needed"
-            command = shlex.join(collected.runs[0].facts.command)
-            hint = f"collect more problems with a higher --limit, or use another --dataset and another -o: {command}"
-            raise UsageError(f"too few states {what_for}: {found}", hint)
+            raise UsageError(f"too few states {what_for}: {found}", _how_to_collect_more(collected, chosen))
+
+
+def problems_needed(problems: int, with_advantage: int, without: int) -> int | None:
+    """Return about how many problems have enough states of both classes, or None if these problems have enough.
+
+    These problems are assumed to be typical. A class without a state is assumed to have one in the next problem.
+    """
+    rarest = min(with_advantage, without)
+    if rarest >= MIN_CLASS:
+        return None
+    counted = (problems, rarest) if rarest else (problems + 1, 1)
+    return math.ceil(SPARE * MIN_CLASS * counted[0] / counted[1])
+
+
+def _how_to_collect_more(collected: Collected, chosen: Mask) -> str:
+    labels = collected.outcomes.advantage[chosen] > 0
+    num_problems = len(np.unique(collected.outcomes.problem[chosen]))
+    needed = problems_needed(num_problems, int(labels.sum()), int((~labels).sum())) or num_problems
+    others = len(collected.questions) - num_problems  # for example, problems that the router knows
+    hint = f"collect about {needed + others:,} problems"
+    command = with_limit(collected.runs[0].facts.command, needed + others) if len(collected.runs) == 1 else None
+    if command:
+        hint += f": {shlex.join(command)}"
+    return f"{hint}; if the data set has fewer, use another --dataset and another -o"
+
+
+def with_limit(command: Sequence[str], size: int) -> list[str] | None:
+    """Return a command line whose --limit selects `size` problems, or None if it has no --limit."""
+    changed = list(command)
+    for index, word in enumerate(command):
+        name, equals, value = word.partition("=")
+        if name == "--limit" and (equals or index + 1 < len(command)):
+            first, dash, _ = (value if equals else command[index + 1]).partition("-")
+            limit = f"{first}-{int(first) + size - 1}" if dash else str(size)
+            changed[index : index + 2 - len(equals)] = [name, limit]
+            return changed
+    return None
 
 
 # --- the card

@@ -1,11 +1,13 @@
 """`arbitrage collect`: what an interrupted run keeps, and how it is resumed."""
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 from cli import assert_refused, run
+from fake_server import HashServer, on_loopback
 from faults import run_json, write_rows
 
 from arbitrage_cli.runs.folder import read_run_folder
@@ -62,3 +64,24 @@ def test_states_of_problems_in_flight_are_kept_and_trained_on(tmp_path: Path) ->
         kept, whole = ([state["draft_text"] for state in one["states"]] for one in (row, done[row["id"]]))
         assert kept == whole[: len(kept)]
         assert len(kept) < len(whole)
+
+
+def test_a_target_without_answers_is_the_reason(tmp_path: Path) -> None:
+    """If no answer is known, the target's own answer counts as right. These servers write words without numbers."""
+    write_rows(tmp_path / "problems.jsonl", [{"question": "Write a poem."}])
+    with on_loopback(HashServer("vllm")) as draft, on_loopback(HashServer("vllm")) as target:
+        models = ("--draft", draft, "--target", target, "--max-tokens", "40")
+        ended = run(*COLLECT[:1], *models, *COLLECT[3:], cwd=tmp_path)
+    assert ended.code == 1
+    ((status, reason),) = [(row["status"], row["error"]) for row in rows_of(tmp_path / "run")]
+    assert (status, reason) == ("error", "the target's solution has no answer with which steps could be rated")
+
+
+def test_progress_names_both_models_and_the_end_says_what_a_router_needs(tmp_path: Path) -> None:
+    write_problems(tmp_path / "problems.jsonl", 2)
+    ended = run(*COLLECT[:-1], cwd=tmp_path)
+    assert ended.code == 0
+    assert "both models: done" in ended.err
+    assert "oracle" not in ended.err
+    assert "at least 30" in ended.err.splitlines()[0]
+    assert re.search(r"from about \d+ problems$", ended.err.splitlines()[-1])

@@ -25,7 +25,7 @@ from arbitrage_cli.routing.features import FEATURES
 from arbitrage_cli.routing.presets import TauTable
 from arbitrage_cli.routing.router import Router, TrainedModel
 from arbitrage_cli.training.states import Collected, read_states
-from arbitrage_cli.training.train import train, with_taus
+from arbitrage_cli.training.train import problems_needed, train, with_limit, with_taus
 
 WORLD = World()
 
@@ -159,13 +159,44 @@ def test_states_whose_steps_end_elsewhere_are_not_joined(tmp_path: Path) -> None
 def test_nothing_to_train_on_is_refused(tmp_path: Path, collected: Collected) -> None:
     with pytest.raises(UsageError, match="no states"):
         read_states([write_run(tmp_path / "empty", [])])
-    facts = {"command": ["arbitrage", "collect", "--dataset", "a b.jsonl", "-o", "run"]}
+    facts = {"command": ["arbitrage", "collect", "--dataset", "a b.jsonl", "--limit", "10"]}
     with pytest.raises(UsageError, match="too few") as raised:
         train_on(read_states([write_run(tmp_path / "few", questions(10), changes=facts)]))
-    assert str(raised.value.hint).endswith("arbitrage collect --dataset 'a b.jsonl' -o run")
+    assert "arbitrage collect --dataset 'a b.jsonl' --limit 19;" in str(raised.value.hint)
     even = replace(collected.outcomes, draft_reward=collected.outcomes.target_reward)
     with pytest.raises(UsageError, match="0 with an advantage"):
         train_on(replace(collected, outcomes=even))
+
+
+@pytest.mark.parametrize(
+    ("found", "needed"),
+    [((60, 30, 30), None), ((10, 5, 20), 72), ((10, 40, 5), 72), ((9, 0, 40), 360), ((1000, 29, 4000), 1242)],
+)
+def test_the_number_of_problems_that_training_needs(found: tuple[int, int, int], needed: int | None) -> None:
+    """It is in proportion to the rarer class, and a fifth more."""
+    assert problems_needed(*found) == needed
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("collect --limit 3 -o run", "collect --limit 40 -o run"), ("collect --limit=3 -o run", "collect --limit 40 -o run"),
+        ("collect -o run --limit 11-20", "collect -o run --limit 11-50"), ("collect -o run", None), ("collect --limit", None),
+    ],
+)  # fmt: skip
+def test_the_command_that_collects_enough(command: str, expected: str | None) -> None:
+    assert with_limit(command.split(), 40) == (expected.split() if expected else None)
+
+
+def test_too_few_states_are_refused_with_the_command_that_collects_more(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", questions(10), changes={"command": ["arbitrage", "collect", "--limit", "10"]})
+    found = read_states([run])
+    with pytest.raises(UsageError) as refused:
+        train_on(found)
+    labels = found.outcomes.advantage > 0
+    needed = problems_needed(10, int(labels.sum()), int((~labels).sum()))
+    assert refused.value.hint
+    assert f"arbitrage collect --limit {needed};" in refused.value.hint
 
 
 def test_each_pair_counts_the_same(tmp_path: Path) -> None:
