@@ -37,6 +37,10 @@ class UsageError(ArbitrageError):
         return f"{self.option}: {self.message}" if self.option else self.message
 
 
+class ProgramsNotAllowedError(UsageError):
+    """A task runs model-written programs, which the user has not allowed."""
+
+
 class ModelError(ArbitrageError):
     """A model cannot be used."""
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from arbitrage_cli.app.options import InputOptions, ProblemOptions, RunCode
 from arbitrage_cli.app.protocol import Display
-from arbitrage_cli.errors import UsageError, os_errors
+from arbitrage_cli.errors import ProgramsNotAllowedError, UsageError, os_errors
 from arbitrage_cli.numbers import formatting
 from arbitrage_cli.problems.code import find_sandbox
 from arbitrage_cli.problems.datasets import load_dataset
@@ -294,7 +294,7 @@ def _select(items: Sequence[Item], limit: str | None, seed: int) -> Sequence[Ite
 def permitted(task: Task, run_code: RunCode | None) -> Task:
     """Return the task with the sandbox that `--run-code` selects.
 
-    Raises UsageError if the task runs programs without permission or without bubblewrap.
+    Raises ProgramsNotAllowedError if the task runs programs without permission; UsageError without bubblewrap.
     """
     if not task.runs_code:
         return task
@@ -303,7 +303,7 @@ def permitted(task: Task, run_code: RunCode | None) -> Task:
     find_sandbox()
     if run_code is None:
         hint = 'use --run-code, or set run-code = "sandboxed" in a settings file; for details, run arbitrage guide code'
-        raise UsageError(f"task {task.name} runs model-written programs on this machine", hint)
+        raise ProgramsNotAllowedError(f"task {task.name} runs model-written programs on this machine", hint)
     return task
 
 

@@ -14,8 +14,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from arbitrage_cli.cli.options import HIDDEN, OPTIONS, Option
+from arbitrage_cli.cli.output import is_confirmed
 from arbitrage_cli.cli.settings import VARIABLE, origin_of, use_settings
-from arbitrage_cli.errors import UsageError
+from arbitrage_cli.errors import ProgramsNotAllowedError, UsageError
 from arbitrage_cli.types import Fields, Json
 
 HELP_COLUMNS = 76  # of the names of options, which must not be divided
@@ -42,7 +43,8 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
     """Return a decorator that makes a Typer command of a function, with an option for each field of its option groups.
 
     `own` describes options of this command; `without` names shared options that the command does not have. If the function
-    raises a UsageError about an option, the message names the flag, variable or file that set the option.
+    raises a UsageError about an option, the message names the flag, variable or file that set the option. If it may not run
+    programs, the terminal's user is asked, and the function is called again.
     """
 
     def decorate(function: Command) -> Command:
@@ -54,7 +56,13 @@ def command(*, without: Collection[str] = (), **own: Option) -> Callable[[Comman
         def run(context: typer.Context, config: Path | None = None, **values: Any) -> int | None:
             try:
                 _refuse_repeated(context)
-                return function(**_arguments(hints, {**values, **_invocation(context)}))
+                values |= _invocation(context)
+                try:
+                    return function(**_arguments(hints, values))
+                except ProgramsNotAllowedError as error:
+                    if not is_confirmed(f"{error.message}; run them in the sandbox?"):
+                        raise
+                return function(**_arguments(hints, {**values, "run_code": "sandboxed"}))
             except UsageError as error:
                 origin = origin_of(context, error.option) if error.option else None
                 raise (UsageError(f"{origin}: {error.message}", error.hint) if origin else error) from error.__cause__

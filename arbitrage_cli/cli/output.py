@@ -93,6 +93,14 @@ def say(text: str, options: OutputOptions) -> None:
         show(sys.stderr, one_line(text) + "\n")
 
 
+def is_confirmed(question: str) -> bool:
+    """Ask a question in the terminal, and return whether the answer is yes. Outside a terminal, return False without asking."""
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        return False
+    show(sys.stderr, f"{one_line(question)} [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def figures_of(run: "Run", results: "Iterable[Result]", options: FigureOptions) -> Json:
     from arbitrage_cli.costs.pair import parse_prices
     from arbitrage_cli.evaluation.metrics import figures  # NumPy is slow to import

@@ -1,9 +1,10 @@
 """Parses and checks the body of a request. Errors are in OpenAI's format.
 
-A request for another kind of answer, such as tool calls, is rejected. Other unknown fields are ignored.
+A request for another kind of answer, such as tool calls, is rejected. Other unknown fields are listed in a response header.
 """
 
 import json
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,21 @@ NEUTRAL: Fields = {
     "json_schema": {},
 }
 """Unsupported fields. Each is accepted only with this value, which has no effect."""
+HARMLESS = frozenset(
+    ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "cache_prompt", *NEUTRAL)
+)
+"""Fields that cannot change an answer, or that are accepted only with a value that has no effect."""
+WITHOUT_EFFECT: Fields = {
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "repetition_penalty": 1,
+    "repeat_penalty": 1,
+    "logit_bias": {},
+    "parallel_tool_calls": True,
+    "tool_choice": "none",
+}
+"""The values with which unsupported fields ask for nothing."""
+MAX_IGNORED, MAX_IGNORED_NAME = 32, 40  # names in a response header, and characters of a name
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """OpenAI's types of errors, by HTTP status."""
 
@@ -95,7 +111,7 @@ class _Message(BaseModel):
 
 
 class _TemplateVariables(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")
     enable_thinking: bool | None = None
 
 
@@ -108,7 +124,7 @@ class Body(BaseModel):
     Of `reasoning_effort`, only `none` differs from the other values: it turns thinking off.
     """
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")
     messages: Annotated[list[_Message], Field(min_length=1, max_length=512)]
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -138,6 +154,15 @@ class Body(BaseModel):
         if (switch := self.chat_template_kwargs.enable_thinking) is not None:
             return switch
         return None if self.reasoning_effort is None else self.reasoning_effort != "none"
+
+    @property
+    def ignored(self) -> str:
+        """The names of the fields without effect, for a response header. At most `MAX_IGNORED` names are listed."""
+        fields = {name: value for name, value in (self.model_extra or {}).items() if name not in HARMLESS}
+        names = [name for name, value in fields.items() if value != WITHOUT_EFFECT.get(name, ...)]
+        names += [f"chat_template_kwargs.{name}" for name in self.chat_template_kwargs.model_extra or ()]
+        shown = [re.sub("[^!-~]|,", "?", name[:MAX_IGNORED_NAME]) for name in names[:MAX_IGNORED]]
+        return ", ".join(shown)
 
 
 @frozen

@@ -153,6 +153,7 @@ class Exchange:
 
     def __init__(self, chat: ChatRequest, bounds: ServerBounds) -> None:
         self._bounds = bounds
+        self._headers = {"x-arbitrage-ignored": chat.body.ignored} if chat.body.ignored else {}
         self._loop = asyncio.get_running_loop()
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
         self._answer = Answer(chat, int(time.time()))
@@ -164,14 +165,14 @@ class Exchange:
                 self._take(report)
             if await is_disconnected():
                 raise ClientDisconnect
-        return JsonResponse(self._answer.complete())
+        return JsonResponse(self._answer.complete(), headers=self._headers)
 
     async def events(self) -> Response:
         """Wait for the first text, if it arrives in time, because an early error can still set the HTTP status."""
         while isinstance(report := await self._next(), Writing):
             pass
-        events = self._stream(report)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        headers = {"cache-control": "no-store", **self._headers}
+        return StreamingResponse(self._stream(report), media_type="text/event-stream", headers=headers)
 
     async def _stream(self, report: SolutionEvent | None) -> AsyncIterator[bytes]:
         """Yield the events of the answer, with keep-alive comments between them. `report` is the first report."""

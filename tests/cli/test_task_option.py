@@ -1,9 +1,10 @@
 """The task of a command: from its data set or `--task`, in its run, and what goes with it."""
 
+import os
 from pathlib import Path
 
 import pytest
-from cli import QUESTION, assert_refused, run
+from cli import QUESTION, Terminal, assert_refused, run
 from faults import rows_of, run_json, write_rows
 
 from arbitrage_cli.problems.tasks import CODE
@@ -31,6 +32,21 @@ def test_a_data_set_of_code_is_run_only_if_that_is_allowed(tmp_path: Path) -> No
     assert row["grade"]["value"] == "incorrect"  # arithmetic is no function f
     assert_refused(run("report", "run", "--regrade", cwd=tmp_path), REFUSED, "", "--run-code")
     assert run("report", "run", "--regrade", "--run-code=unprotected", "-q", cwd=tmp_path).code == 0
+
+
+@pytest.mark.parametrize(("reply", "runs"), [("y", True), ("", False), ("no", False)])
+def test_question_in_a_terminal(tmp_path: Path, reply: str, runs: bool) -> None:
+    """The sandbox of this test is a stand-in that runs no program."""
+    write_rows(tmp_path / "rows.jsonl", [MBPP])
+    (tmp_path / "bwrap").write_text('#!/bin/sh\n[ "$1" = --version ] && echo bubblewrap 0.11.0\nexit 0\n')
+    (tmp_path / "bwrap").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    with Terminal(*BENCH, cwd=tmp_path, env={"PATH": path}) as terminal:
+        terminal.wait_until(lambda: "[y/N]" in terminal.text)
+        assert not (tmp_path / "run").exists()
+        terminal.process.sendline(reply)
+        assert (terminal.wait() == REFUSED) == (not runs), terminal.text
+    assert (tmp_path / "run").exists() == runs
 
 
 @pytest.mark.usefixtures("sandbox")

@@ -308,7 +308,7 @@ def test_unknown_models(client: Served, model: str) -> None:
     assert len(response.content) < 1000
 
 
-def test_unknown_fields_are_ignored(client: Served) -> None:
+def test_unknown_fields_are_ignored_and_listed(client: Served) -> None:
     nothing = {
         "n": 1,
         "tools": [],
@@ -317,13 +317,22 @@ def test_unknown_fields_are_ignored(client: Served) -> None:
         "stop": None,
         "temperature": None,
     }
-    fields: dict[str, Any] = {"repeat_penalty": 1.1, "cache_prompt": True}
-    answer = client.ask(user="me", max_tokens=-1, **nothing)
+    fields: dict[str, Any] = {
+        "repeat_penalty": 1.1,
+        "frequency_penalty": 0.5,
+        "logit_bias": {"5": -100},
+        "cache_prompt": True,
+    }
+    answer = client.ask(user="me", max_tokens=-1, frequency_penalty=0, logit_bias={}, **nothing)
+    assert "x-arbitrage-ignored" not in answer.headers
     unknown: dict[str, Any] = {"reasoning": {"max_tokens": 500}, "a,\r\nb: \xe9": 1, "x" * 500: 1}
     template = {"chat_template_kwargs": {"enable_thinking": False, "other": 1}}
     for stream in (False, True):
         response = client.ask(stream=stream, **fields, **template, **unknown)
         assert (text_of_stream(response) if stream else text_of(response)) == text_of(answer)
+        assert response.headers["x-arbitrage-ignored"].split(", ") == [
+            "repeat_penalty", "frequency_penalty", "logit_bias", "reasoning", "a???b:??", "x" * 40, "chat_template_kwargs.other"
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
