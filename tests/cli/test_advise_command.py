@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli import Result
+from faults import write_problems
 from made_up_tuning import FAST_READER, pretend
 from test_costs import Home
 
@@ -45,6 +46,14 @@ def test_there_is_an_answer_within_the_time(home: Home) -> None:
     assert 0.5 <= (found["verdict"]["confidence"] or 1) <= 1
     assert sum(policy["errors"] for policy in found["policies"]) == 0
     assert max(int(seconds) for seconds in re.findall(r"about (\d+) s left", again.err)) <= 6
+
+
+def test_an_answer_from_some_problems_is_no_failure(home: Home) -> None:
+    """One of the problems does not fit in the context."""
+    write_problems(home.folder / "some.jsonl", ["1" + " + 1" * 200, "2 + 3", "12 + 5"])
+    ended = until_solved(home, "--dataset", "some.jsonl", "--minutes", "0.1", "--ctx", "128")
+    target = json.loads(ended.stdout)["policies"][0]
+    assert (ended.code, target["policy"], target["errors"] > 0, target["n"] > target["errors"]) == (0, "target", True, True)
 
 
 def test_a_run_of_errors_says_so_and_fails(home: Home) -> None:

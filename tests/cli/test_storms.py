@@ -17,6 +17,7 @@ from cli import MODELS, TIMEOUT, Result, read_line, run, start
 from fake_server import HashServer, on_loopback, storm
 from faults import essence, results, rows_of, write_problems, write_rows
 from gguf import GGUFValueType
+from made_up_tuning import FAST_READER, pretend
 from marks import rarely, within
 
 from arbitrage_cli.system.files import models_folder
@@ -66,6 +67,7 @@ def through_a_storm(
     seed: int,
     free: Sequence[Sequence[str]] = ((),),
     failed: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Result:
     """Repeat a command that is disturbed at random until it succeeds. Return the result of another repetition.
 
@@ -73,7 +75,7 @@ def through_a_storm(
     """
     draw, found = random.Random(seed), set[int]()
     for _ in within(60.0, range(MAX_REPEATED)):
-        ended = run(*command, *draw.choice(free), "-q", cwd=folder, **weather(draw))
+        ended = run(*command, *draw.choice(free), "-q", cwd=folder, env=env, **weather(draw))
         assert ended.code in (*ENDS, *failed), ended.err
         assert "Traceback" not in ended.err
         latest(whole_rows(folder / "run" / "results.jsonl"))
@@ -81,7 +83,7 @@ def through_a_storm(
         if ended.code == 0:
             break
     assert len(found) > 1, "nothing happened"
-    return run(*command, "-q", cwd=folder)
+    return run(*command, "-q", cwd=folder, env=env)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,20 @@ def test_a_storm_changes_no_row(
     assert through_a_storm(command, folders[1], seed, free).code == 0
     golden, found = (latest(rows_of(folder / "run")) for folder in folders)
     assert found == golden
+
+
+@pytest.mark.slow
+def test_advice_survives_a_storm(quick_path: Path) -> None:
+    """Which attempts it makes depends on the time, but not their texts."""
+    env = {"XDG_CONFIG_HOME": str(quick_path)}
+    pretend(quick_path / "arbitrage" / "tuned.json", FAST_READER)
+    write_problems(quick_path / "problems.jsonl", [f"{number} + {number * 7}" for number in range(11, 17)])
+    command = ("advise", "--dataset", "problems.jsonl", "--minutes", "0.05", "--threads", "1", "--offline")
+    assert run(*command, "-o", "golden", cwd=quick_path, env=env).code == 0
+    assert through_a_storm((*command, "-o", "run"), quick_path, 10, env=env).code == 0
+    golden, found = (latest(rows_of(quick_path / name)) for name in ("golden", "run"))
+    assert golden.keys() & found.keys()
+    assert [key for key in golden.keys() & found.keys() if golden[key]["text"] != found[key]["text"]] == []
 
 
 @pytest.mark.slow
