@@ -16,7 +16,7 @@ from arbitrage_cli.app.protocol import Display
 from arbitrage_cli.app.request import Request
 from arbitrage_cli.costs.memory import Need, check_memory, memory_needed, rollback_of
 from arbitrage_cli.costs.store import threads_without_costs
-from arbitrage_cli.errors import ModelFileError, ServerError, UsageError
+from arbitrage_cli.errors import ModelFileError, ProblemError, ServerError, UsageError
 from arbitrage_cli.inference.backend import Backend, Clock, LoadOptions, clock_for
 from arbitrage_cli.inference.chat_template import ChatPrompt, PromptStyle
 from arbitrage_cli.inference.engine import Engine, as_speculator
@@ -79,10 +79,14 @@ class LocalModel:
         )
 
     def read_shared(self, problem: Problem, concurrency: int) -> None:
-        """Prefill the prefix of all prompts with this problem's settings, in each slot. A model without a writer has no prompts."""
+        """Prefill the prefix of all prompts with this problem's settings, in each slot. A model without a writer has no prompts.
+
+        If the prefix does not fit in the context, each problem reports this itself.
+        """
         if self._cache is not None:
-            for slot in range(concurrency):
-                self._cache.read_shared(slot, problem)
+            with contextlib.suppress(ProblemError):
+                for slot in range(concurrency):
+                    self._cache.read_shared(slot, problem)
 
     def rater(self, style: PrmStyle, clock: Clock) -> Rater:
         """Return a rater that uses this process reward model. Raises ModelUnsupportedError if the model cannot rate steps."""

@@ -355,9 +355,11 @@ class KvCache:
         """Prefill the prefix that this problem's prompt shares with others, so that the first problem does not take longer."""
         cached = self.open(slot, problem)
         cached.required = cached.prompt
-        while len(cached.held) < cached.num_shared:
-            cached.read(cached.unread)
-        self.close(slot, cached)
+        try:
+            while len(cached.held) < cached.num_shared:
+                cached.read(cached.unread)
+        finally:
+            self.close(slot, cached)
 
     def decode(self, batch: Sequence[tuple[CachedProblem, list[int]]]) -> Floats:
         """Decode the tokens of all problems in one batch. The caller must add the kept tokens to `held`."""

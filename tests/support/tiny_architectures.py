@@ -148,7 +148,9 @@ def _weights(name: str, shape: list[int], draw: np.random.Generator) -> Array:
     scale = 0.02 if name.endswith("bias") else 0.5 / np.sqrt(shape[0]) if len(shape) > 1 else 0.1
     found = draw.normal(0, scale, rows).astype(np.float32)
     if name in ("token_embd.weight", "output.weight") and len(rows) > 1:
-        found[:32] = found[127:256] = found[258:260] = 0.0  # plain characters, separators and the end
+        # Plain characters, separators and the end are written. Zeros would give a recurrent model no logits after a line break.
+        for others in (slice(32), slice(127, 256), slice(258, 260)):
+            found[others] *= 0.05
     return found
 
 
