@@ -12,10 +12,11 @@ from arbitrage_cli.cli import models
 from arbitrage_cli.cli.advise import advise
 from arbitrage_cli.cli.bench import bench
 from arbitrage_cli.cli.chat import chat
+from arbitrage_cli.cli.doctor import doctor
+from arbitrage_cli.cli.guide import guide
 from arbitrage_cli.cli.report import compare, report
 from arbitrage_cli.cli.serve import serve
 from arbitrage_cli.cli.settings import origin_of
-from arbitrage_cli.cli.setup import doctor, guide
 from arbitrage_cli.cli.solve import solve
 from arbitrage_cli.cli.training import collect, train
 from arbitrage_cli.display.text import is_drawable

@@ -8,7 +8,7 @@ shared. A disturbed measurement is approximate. It is used for ABOUT_AGE, and ne
 import errno
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from arbitrage_cli.model_files.checksums import sha256_seen
 from arbitrage_cli.model_files.pairs import local_files
 from arbitrage_cli.system.files import checked, file_lock, make_folder, read_regular, user_folder, write_atomically
 from arbitrage_cli.system.machine import CACHED_BYTES, MAX_THREADS, default_threads, logical_processors, processor_name
-from arbitrage_cli.types import ByRole, Fields, ModelRole, Note, frozen
+from arbitrage_cli.types import WRITING, ByRole, Fields, ModelRole, Note, frozen
 
 SCHEMA = 1
 ABOUT_AGE = timedelta(hours=1)
@@ -194,6 +194,29 @@ def keep_tuned(path: Path, new: Sequence[Tuned]) -> None:
 def keep_advice(path: Path, new: StoredAdvice) -> None:
     """Add or replace the advice on a pair. Raises OutputError if the file cannot be written."""
     update_cache(path, lambda cache: replace(cache, advice=(*(one for one in cache.advice if one.pair != new.pair), new)))
+
+
+def forget(path: Path, models: Collection[str]) -> TunedFile:
+    """Remove the costs of these models, and the advice on pairs of them. Return what was removed.
+
+    `models` contains sha256s, and the names of models without local files. Raises OutputError if the file cannot be written.
+    """
+    if not path.exists():
+        return TunedFile()
+    removed: list[TunedFile] = []
+
+    def without(cache: TunedFile) -> TunedFile:
+        costs = tuple(one for one in cache.tuned if one.sha256 in models)
+        advice = tuple(one for one in cache.advice if {one.pair.models.get(role) for role in WRITING} <= {*models, None})
+        removed.append(TunedFile(SCHEMA, costs, advice))
+        return replace(
+            cache,
+            tuned=tuple(one for one in cache.tuned if one not in costs),
+            advice=tuple(one for one in cache.advice if one not in advice),
+        )
+
+    update_cache(path, without)
+    return removed[0]
 
 
 # --- the models of a command on this machine

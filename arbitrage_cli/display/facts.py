@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from arbitrage_cli.display.text import aligned, one_line, role_name
 from arbitrage_cli.model_files.checksums import Identity
 from arbitrage_cli.numbers import formatting
-from arbitrage_cli.types import Json
+from arbitrage_cli.system.machine import processor_name
+from arbitrage_cli.types import WRITING, Json
 
 if TYPE_CHECKING:
     from arbitrage_cli.app.bench import Preview
+    from arbitrage_cli.costs.store import TunedFile
     from arbitrage_cli.runs.rows import AttemptRow
     from arbitrage_cli.runs.run import Run
 
@@ -73,6 +75,19 @@ def plan_facts(planned: "Preview", title: str, path: Path) -> Iterable[Fact]:
 def grade_change(before: "AttemptRow", now: "AttemptRow") -> str:
     values = [row.grade.value for row in (before, now) if row.grade]
     return f"{before.id}, {before.route.label}: was {values[0]}, now {values[1]}: {now.grade and now.grade.explanation}"
+
+
+def stored_facts(cache: "TunedFile") -> Iterator[Fact]:
+    """Yield a fact for each model with token costs, and for each advice."""
+    for one in cache.tuned:
+        where = "" if one.machine.cpu == processor_name() else f", on {one.machine.cpu}"
+        about = ", approximate" if one.is_disturbed else ""
+        costs = f"{1000 * one.costs.decode:.3g} ms per token with {formatting.count(one.threads, 'thread')}"
+        yield "token costs", f"{one.name}, sha256 {one.sha256[:12]}: {costs}, {one.created[:10]}{about}{where}"
+    names = {one.sha256: one.name for one in cache.tuned}
+    for advice in cache.advice:
+        models = [names.get(model, model[:64]) for role, model in advice.pair.models.items() if role in WRITING]
+        yield "advice", f"{' and '.join(models)}, task {advice.pair.task}: {advice.route}, {advice.created[:10]}"
 
 
 def _listed(values: Json) -> str:

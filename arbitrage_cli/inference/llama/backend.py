@@ -15,7 +15,7 @@ from arbitrage_cli.inference.backend import MAX_DECODE, Deadline, Floats, LoadOp
 from arbitrage_cli.inference.llama.binding import Attention, c, ggml, load_model, new_context, start_llama
 from arbitrage_cli.inference.llama.tokenizer import LlamaTokenizer
 from arbitrage_cli.model_files.gguf import DEFAULT_CONTEXT_SIZE, read_header
-from arbitrage_cli.system.machine import CACHED_BYTES, default_threads
+from arbitrage_cli.system.machine import CACHED_BYTES, default_threads, processor_features
 from arbitrage_cli.system.signals import noted_signals
 from arbitrage_cli.types import frozen
 
@@ -24,6 +24,15 @@ SAME_LOGITS = 1e-4  # maximum difference if the same tokens are computed in the 
 BATCH_NOISE = 0.1  # maximum difference in batches of other sizes, relative to the logits' standard deviation
 NARROW_HEAD = 32  # width of an attention head's key: one block of q8_0
 FEW_CELLS = 4096  # tokens in all sequences together
+CPU_FEATURES = {
+    "avx2": "AVX2",
+    "fma": "FMA",
+    "f16c": "F16C",
+    "bmi2": "BMI2",
+    "avx512f": "AVX512",
+    "avx512_vnni": "AVX512_VNNI",
+}
+"""Linux's names of instruction sets, mapped to llama.cpp's names."""
 OWN_GPU, INTEGRATED_GPU = 1, 2  # values of ggml_backend_dev_type; an integrated GPU uses main memory
 
 PARTIAL_ONLY = c.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY  # excludes attention layers, which can drop a tail
@@ -349,6 +358,12 @@ def system_info() -> str:
     gpu = gpu_names()
     words = f"with GPU support ({gpu})" if gpu else "without a usable GPU"
     return f"{words}; {(c.llama_print_system_info() or b'').decode(errors='replace').strip()}"
+
+
+def unused_instructions() -> list[str]:
+    """Return the processor's instruction sets that the llama.cpp build does not use, in llama.cpp's names."""
+    info, features = system_info(), processor_features()
+    return [name for feature, name in CPU_FEATURES.items() if feature in features and f"{name} = 1" not in info]
 
 
 @frozen
